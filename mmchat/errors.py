@@ -1,0 +1,103 @@
+"""Everything that can go wrong for a reason the user can act on.
+
+MmchatError                    exit 1
+├── UsageError                 exit 2   arguments that contradict each other
+├── PromptError                exit 2   text or pictures that cannot form a prompt
+│   └── ContextLengthExceeded  exit 2
+├── ParamsError                exit 3   a params JSON or config is wrong
+├── CheckpointError            exit 3   weights or tokenizer files missing or damaged
+├── ImageError                 exit 4   a picture cannot be read
+├── MemoryError_               exit 5   the model does not fit
+├── NetworkError               exit 6   a server did not give what was asked
+│   ├── GatedError             exit 6
+│   └── NotFoundError          exit 6
+├── DiskError                  exit 7   no space, or a file cannot be written
+├── DeviceError                exit 1   the device or dtype cannot be had
+├── MissingExtra               exit 1   an optional dependency is not installed
+├── ExportError                exit 1
+└── NumericalError             exit 1   the model produced NaN or infinity
+
+A message says which value, why not, and what to do next, in one line. Any other exception is a bug.
+"""
+
+
+class MmchatError(Exception):
+    """Base of all errors that a user can cause; `str(error)` is one line without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(MmchatError):
+    """Arguments that contradict each other or miss something."""
+
+    exit_code = 2
+
+
+class PromptError(MmchatError):
+    """Text or pictures from which no prompt can be made."""
+
+    exit_code = 2
+
+
+class ContextLengthExceeded(PromptError):
+    """The prompt, or the prompt and the answer asked for, is longer than the context."""
+
+
+class ParamsError(MmchatError):
+    """A params JSON, config.json or params.json that is wrong, or an unknown model name."""
+
+    exit_code = 3
+
+
+class CheckpointError(MmchatError):
+    """Weights or tokenizer files that are missing, damaged or do not fit the configuration."""
+
+    exit_code = 3
+
+
+class ImageError(MmchatError):
+    """A picture that cannot be opened, decoded or is over the limits."""
+
+    exit_code = 4
+
+
+class MemoryError_(MmchatError):
+    """The model or the conversation does not fit into memory."""
+
+    exit_code = 5
+
+
+class NetworkError(MmchatError):
+    """A server could not be reached or did not give what was asked."""
+
+    exit_code = 6
+
+
+class GatedError(NetworkError):
+    """The repository is gated and access was not granted."""
+
+
+class NotFoundError(NetworkError):
+    """The server says that the repository, revision or file does not exist."""
+
+
+class DiskError(MmchatError):
+    """A file cannot be written, or there is no space for it."""
+
+    exit_code = 7
+
+
+class DeviceError(MmchatError):
+    """The device or dtype asked for cannot be had."""
+
+
+class MissingExtra(MmchatError):
+    """An optional dependency is not installed; the message names the extra."""
+
+
+class ExportError(MmchatError):
+    """An export cannot be made or run."""
+
+
+class NumericalError(MmchatError):
+    """The model produced NaN or infinite logits."""

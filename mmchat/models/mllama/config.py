@@ -1,0 +1,106 @@
+"""Configuration of Mllama (Llama 3.2 Vision). Field names are those of the Hub's config.json.
+
+No field of the architecture has a default: every value comes from a file. Height before width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3 frequency scaling; lengths in positions."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The tiled vision encoder: `num_hidden_layers` local layers, then gated global ones."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_global_layers: int
+    attention_heads: int
+    num_channels: int
+    image_size: int  # side of one tile, pixels
+    patch_size: int
+    max_num_tiles: int
+    intermediate_layers_indices: tuple[int, ...]
+    norm_eps: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.attention_heads
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Patches and the class token (P); without the pad tokens."""
+        return self.patches_per_side**2 + 1
+
+    @property
+    def pad_tokens_per_tile(self) -> int:
+        """Zero tokens that bring a tile to a multiple of 8; never 0, since g*g + 1 is none."""
+        return -self.tokens_per_tile % 8
+
+    @property
+    def output_dim(self) -> int:
+        return self.hidden_size * (1 + len(self.intermediate_layers_indices))
+
+    @cached_property
+    def aspect_ratios(self) -> tuple[tuple[int, int], ...]:
+        """Supported canvases (tiles_h, tiles_w); the aspect ratio id of entry i is i + 1."""
+        n = self.max_num_tiles
+        return tuple((h, w) for h in range(1, n + 1) for w in range(1, n + 1) if h * w <= n)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder: Llama 3 self-attention layers with cross-attention layers among them."""
+
+    vocab_size: int  # rows of the head; the image token has this id
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int  # self- and cross-attention layers together
+    num_attention_heads: int
+    num_key_value_heads: int
+    cross_attention_layers: tuple[int, ...]
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_position_embeddings: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def self_attention_layers(self) -> tuple[int, ...]:
+        cross = set(self.cross_attention_layers)
+        return tuple(i for i in range(self.num_hidden_layers) if i not in cross)
+
+
+# Rows of the embedding beyond the vocabulary; row 0 of them is the image token.
+EXTRA_EMBEDDING_ROWS = 8
+
+
+@dataclass(frozen=True)
+class MllamaConfig:
+    """Vision and text configuration of one Mllama model."""
+
+    vision_config: VisionConfig
+    text_config: TextConfig
+
+    @property
+    def image_token_id(self) -> int:
+        return self.text_config.vocab_size
