@@ -1,0 +1,65 @@
+"""What the engine knows of a model: inputs and a cache that it passes on without looking inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ModelInputs(Protocol):
+    """New positions of a batch. Everything but `input_ids` belongs to the family."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """[B, S], rows padded on the right."""
+        ...
+
+
+class Cache(Protocol):
+    """What a model keeps of the positions it has seen."""
+
+    @property
+    def length(self) -> int:
+        """Positions stored, of the longest row."""
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from position `length` on."""
+        ...
+
+    def reserve(self, length: int) -> None:
+        """Make room for `length` positions."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all positions; encoded pictures may stay."""
+        ...
+
+
+class VisionLanguageModel(Protocol):
+    """Prefill and decode; both return float32 logits [B, V] of the last position of each row."""
+
+    def new_cache(self, batch: int, capacity: int) -> Cache: ...
+
+    def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
+        """Encode the pictures that the cache does not hold; how many there were."""
+        ...
+
+    def prefill(self, inputs: ModelInputs, cache: Cache) -> Tensor: ...
+
+    def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        """token_ids: [B, 1], the next position of each row."""
+        ...
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading token ids two sequences share."""
+    shared = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared

@@ -1,0 +1,235 @@
+"""The vision encoder: a picture's tiles -> one feature vector for every patch.
+
+The reference pads each picture to `max_num_tiles` tiles and each tile to a multiple of 8 tokens,
+and masks only the pairs in which query and key are both padding. Two exact shortcuts follow:
+
+- Padding never reads padding, so all padding tiles stay equal in every layer, and so do the pad
+  tokens of one tile. One of each is computed; its key counts as many times as it stands for, by
+  adding log(count) to its logits.
+- Valid queries see every key and padding queries see the valid keys: two attentions without a
+  pairwise mask, and none at all for the padding queries of the last layer, which nothing reads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmchat.models.mllama.config import VisionConfig
+from mmchat.nn.attention import attend, merge_heads, split_heads
+from mmchat.nn.mlp import MLP
+
+
+class VisionAttention(nn.Module):
+    """Multi-head attention without biases over valid and padding tokens.
+
+    x: [I, N, E] -> [I, N, E], or [I, num_valid, E] if `valid_only`. The first `num_valid` tokens
+    are valid. log_counts: [N] in x's dtype, log of how many equal tokens each token stands for.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: Tensor, num_valid: int, log_counts: Tensor, valid_only: bool) -> Tensor:
+        queries = x[:, :num_valid] if valid_only else x
+        query = split_heads(self.q_proj(queries), self.head_dim)
+        key = split_heads(self.k_proj(x), self.head_dim)
+        value = split_heads(self.v_proj(x), self.head_dim)
+        out = attend(query[:, :, :num_valid], key, value, mask=log_counts[None, None, None])
+        if not valid_only:
+            padding = attend(
+                query[:, :, num_valid:], key[:, :, :num_valid], value[:, :, :num_valid]
+            )
+            out = torch.cat((out, padding), dim=2)
+        return self.o_proj(merge_heads(out))
+
+
+class VisionLayer(nn.Module):
+    """One pre-norm block of the local transformer. Arguments as in VisionAttention."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.self_attn = VisionAttention(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+    def forward(
+        self, x: Tensor, num_valid: int, log_counts: Tensor, valid_only: bool = False
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), num_valid, log_counts, valid_only)
+        x = (x[:, :num_valid] if valid_only else x) + self.attention_scale() * attended
+        return x + self.mlp_scale() * self.mlp(self.post_attention_layernorm(x))
+
+    def attention_scale(self) -> Tensor | float:
+        return 1.0
+
+    def mlp_scale(self) -> Tensor | float:
+        return 1.0
+
+
+class GatedVisionLayer(VisionLayer):
+    """A block of the global transformer: both branches are scaled by tanh of a learned gate [1]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__(config)
+        self.gate_attn = nn.Parameter(torch.full((1,), math.pi / 4))
+        self.gate_ffn = nn.Parameter(torch.full((1,), math.pi / 4))
+
+    def attention_scale(self) -> Tensor:
+        return self.gate_attn.tanh()
+
+    def mlp_scale(self) -> Tensor:
+        return self.gate_ffn.tanh()
+
+
+class VisionTransformer(nn.Module):
+    """A stack of blocks; its parameters sit under `layers`."""
+
+    def __init__(self, layers: list[VisionLayer]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
+class TileEmbedding(nn.Module):
+    """One learned vector per tile of each canvas, scaled by tanh(gate).
+
+    aspect_ratio_ids: [I] -> [I, T, 1, E] for the first `num_tiles` tiles.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        rows = len(config.aspect_ratios) + 1
+        self.embedding = nn.Embedding(rows, config.max_num_tiles * config.hidden_size)
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.size = config.hidden_size
+
+    def forward(self, aspect_ratio_ids: Tensor, num_tiles: int) -> Tensor:
+        table = self.embedding(aspect_ratio_ids).unflatten(-1, (-1, 1, self.size))
+        return self.gate.tanh() * table[:, :num_tiles]
+
+
+class PositionEmbedding(nn.Module):
+    """Positions inside a tile, the same in all tiles, blended with positions on the whole canvas.
+
+    aspect_ratio_ids: [I] -> [I, T, P, E] for the first `num_tiles` tiles.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        tokens, size = config.tokens_per_tile, config.hidden_size
+        rows = len(config.aspect_ratios) + 1
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.embedding = nn.Parameter(torch.randn(tokens, size) * size**-0.5)
+        self.tile_embedding = nn.Embedding(rows, config.max_num_tiles * tokens * size)
+
+    def inside_tile(self) -> Tensor:
+        """[P, E]: all the position that a padding tile gets."""
+        return (1 - self.gate.tanh()) * self.embedding
+
+    def forward(self, aspect_ratio_ids: Tensor, num_tiles: int) -> Tensor:
+        table = self.tile_embedding(aspect_ratio_ids)
+        on_canvas = table.unflatten(-1, (-1, *self.embedding.shape))[:, :num_tiles]
+        return self.inside_tile() + self.gate.tanh() * on_canvas
+
+
+class VisionModel(nn.Module):
+    """Tiles of pictures with equal tile counts -> features of their valid tokens.
+
+    tiles: [I, T, C, S, S] (S pixels), aspect_ratio_ids: [I] -> [I, T·P, output_dim].
+    A token's features are the last hidden state and, channel by channel, the inputs of the layers
+    in `intermediate_layers_indices`.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, size, config.patch_size, config.patch_size, bias=False
+        )
+        self.class_embedding = nn.Parameter(torch.randn(size) * size**-0.5)
+        self.gated_positional_embedding = PositionEmbedding(config)
+        self.pre_tile_positional_embedding = TileEmbedding(config)
+        self.post_tile_positional_embedding = TileEmbedding(config)
+        self.layernorm_pre = nn.LayerNorm(size, eps=config.norm_eps)
+        self.layernorm_post = nn.LayerNorm(size, eps=config.norm_eps)
+        self.transformer = VisionTransformer(
+            [VisionLayer(config) for _ in range(config.num_hidden_layers)]
+        )
+        self.global_transformer = VisionTransformer(
+            [GatedVisionLayer(config) for _ in range(config.num_global_layers)]
+        )
+
+    def forward(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        images, num_tiles = tiles.shape[:2]
+        num_valid = num_tiles * self.config.tokens_per_tile
+        x = torch.cat((self._embed(tiles, aspect_ratio_ids), self._padding(images, num_tiles)), 1)
+        log_counts = self._log_counts(num_tiles, x)
+        saved = []
+        for index, layer in enumerate(self.transformer.layers):
+            if index in self.config.intermediate_layers_indices:
+                saved.append(x[:, :num_valid])
+            x = layer(x, num_valid, log_counts)
+        x = self._add_post_tile(self.layernorm_post(x), aspect_ratio_ids, num_tiles)
+        last = self.config.num_global_layers - 1
+        for index, layer in enumerate(self.global_transformer.layers):
+            x = layer(x, num_valid, log_counts, valid_only=index == last)
+        features = torch.stack(saved, dim=-1).flatten(-2)
+        return torch.cat((x[:, :num_valid], features), dim=-1)
+
+    def _embed(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        """Embedded patches and class tokens of the valid tiles: [I, T·P, E]."""
+        images, num_tiles, channels, side, _ = tiles.shape
+        patch = self.config.patch_size
+        grid = side // patch
+        patches = tiles.reshape(images, num_tiles, channels, grid, patch, grid, patch)
+        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+        weight = self.patch_embedding.weight.flatten(1)
+        x = nn.functional.linear(patches.to(weight.dtype), weight)  # [I, T, grid², E]
+        x = x + self.pre_tile_positional_embedding(aspect_ratio_ids, num_tiles)
+        class_token = self.class_embedding.expand(images, num_tiles, 1, -1)
+        x = torch.cat((class_token, x), dim=2)
+        x = x + self.gated_positional_embedding(aspect_ratio_ids, num_tiles)
+        return self.layernorm_pre(x).flatten(1, 2)
+
+    def _padding(self, images: int, num_tiles: int) -> Tensor:
+        """One pad token for each valid tile, then one padding tile and its pad token: [I, N, E].
+
+        The padding tile is left out of a picture that fills every slot.
+        """
+        position = self.gated_positional_embedding.inside_tile()
+        pad_tokens = position.new_zeros(num_tiles, position.shape[-1])
+        if num_tiles == self.config.max_num_tiles:
+            return pad_tokens.expand(images, -1, -1)
+        patches = torch.cat((self.class_embedding[None] + position[:1], position[1:]))
+        padding_tile = self.layernorm_pre(patches)
+        return torch.cat((pad_tokens, padding_tile, pad_tokens[:1])).expand(images, -1, -1)
+
+    def _log_counts(self, num_tiles: int, x: Tensor) -> Tensor:
+        """[N]: log of how many tokens of the padded picture each computed token stands for."""
+        tokens, pads = self.config.tokens_per_tile, self.config.pad_tokens_per_tile
+        log_counts = x.new_zeros(x.shape[1])
+        first_pad = num_tiles * tokens
+        log_counts[first_pad : first_pad + num_tiles] = math.log(pads)
+        missing = self.config.max_num_tiles - num_tiles
+        if missing:
+            log_counts[first_pad + num_tiles : -1] = math.log(missing)
+            log_counts[-1] = math.log(missing * pads)
+        return log_counts
+
+    def _add_post_tile(self, x: Tensor, aspect_ratio_ids: Tensor, num_tiles: int) -> Tensor:
+        """Add the second tile embedding to the valid tiles' tokens, their pad tokens included."""
+        num_valid = num_tiles * self.config.tokens_per_tile
+        embedding = self.post_tile_positional_embedding(aspect_ratio_ids, num_tiles)
+        valid = x[:, :num_valid].unflatten(1, (num_tiles, -1)) + embedding
+        pads = x[:, num_valid : num_valid + num_tiles] + embedding.squeeze(2)
+        return torch.cat((valid.flatten(1, 2), pads, x[:, num_valid + num_tiles :]), dim=1)

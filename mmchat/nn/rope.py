@@ -1,0 +1,76 @@
+"""Rotary position embedding with Llama 3's frequency scaling."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def inverse_frequencies(head_dim: int, theta: float) -> Tensor:
+    """theta^(-2i/D) for i in 0..D/2, float32 [D/2]. Source: Su et al. 2021, eq. 15."""
+    return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
+
+
+def scale_llama3(
+    inv_freq: Tensor, factor: float, low_freq_factor: float, high_freq_factor: float, original: int
+) -> Tensor:
+    """Stretch the long wavelengths for a longer context.
+
+    inv_freq: [D/2] -> [D/2]. Wavelengths below original/high_freq_factor positions stay, those
+    above original/low_freq_factor are stretched by `factor`, those between are blended.
+    Source: Llama 3.1 model card, rope_type "llama3".
+    """
+    wavelength = 2 * math.pi / inv_freq
+    blend = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor)
+    mixed = (1 - blend) * inv_freq / factor + blend * inv_freq
+    stretched = torch.where(wavelength > original / low_freq_factor, inv_freq / factor, mixed)
+    return torch.where(wavelength < original / high_freq_factor, inv_freq, stretched)
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines of the rotation angles at given positions.
+
+    positions: [B, S] integers -> cos, sin: [B, 1, S, D] float32, both halves of D alike (the Hub's
+    layout, in which dimension i is paired with i + D/2).
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, head_dim: int, theta: float, scaling: dict[str, float] | None) -> None:
+        super().__init__()
+        self.head_dim, self.theta, self.scaling = head_dim, theta, scaling
+        self.register_buffer("inv_freq", self._frequencies(), persistent=False)
+
+    def _frequencies(self) -> Tensor:
+        inv_freq = inverse_frequencies(self.head_dim, self.theta)
+        if self.scaling is None:
+            return inv_freq
+        return scale_llama3(
+            inv_freq,
+            self.scaling["factor"],
+            self.scaling["low_freq_factor"],
+            self.scaling["high_freq_factor"],
+            int(self.scaling["original_max_position_embeddings"]),
+        )
+
+    def materialize(self, device: torch.device) -> None:
+        """Compute the frequencies on `device`, after the module was built on the meta device."""
+        with torch.device("cpu"):
+            self.inv_freq = self._frequencies().to(device)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions[:, None, :, None].float() * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each pair (i, i + D/2) of x by its position's angle, in float32.
+
+    x: [B, H, S, D], cos, sin: [B, 1, S, D] -> [B, H, S, D] in x's dtype.
+    """
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
