@@ -1,0 +1,78 @@
+"""Picture to normalised tiles, bit for bit as the Hub's PIL image processor and Meta's reference.
+
+Resize with Pillow's bilinear filter, paste on a black canvas, scale to 0..1, subtract the mean,
+divide by the standard deviation, cut into tiles row by row. The black of the canvas is normalised
+like any pixel, so padding inside a tile is -mean/std and not 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from mmchat.messages import Image
+from mmchat.models.mllama.config import VisionConfig
+from mmchat.models.mllama.tiling import TileLayout, choose_layout
+
+
+@dataclass(frozen=True)
+class ImageProcessorConfig:
+    """Normalisation per channel (red, green, blue) on the scale 0..1, and the rule for alpha.
+
+    alpha: "white" composites transparent pictures over white, as the Hub's processor does; "drop"
+    ignores the alpha channel, as Meta's does. The rule acts when the picture is opened.
+    """
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    alpha: Literal["white", "drop"]
+
+
+@dataclass(frozen=True, eq=False)
+class TiledImage:
+    """A picture as the vision encoder takes it.
+
+    pixel_values: [T, C, S, S] float32, valid tiles only, row by row; S is the tile size.
+    layout: how the picture lies on its canvas. content_hash: that of the picture.
+    """
+
+    pixel_values: torch.Tensor
+    layout: TileLayout
+    content_hash: str
+
+
+def preprocess(
+    image: Image, vision_config: VisionConfig, processor_config: ImageProcessorConfig
+) -> TiledImage:
+    """Resize, pad, normalise and cut one picture: RGB pixels -> [T, C, S, S] float32."""
+    layout = choose_layout(
+        image.height, image.width, vision_config.image_size, vision_config.max_num_tiles
+    )
+    height, width = layout.resized
+    picture = image.pixels.resize((width, height), PILImage.Resampling.BILINEAR)
+    canvas = np.zeros((*layout.canvas, 3), dtype=np.uint8)
+    canvas[:height, :width] = np.asarray(picture)
+    tiles_h, tiles_w = layout.aspect_ratio
+    side = layout.tile_size
+    tiles = canvas.reshape(tiles_h, side, tiles_w, side, 3).transpose(0, 2, 4, 1, 3)
+    tiles = tiles.reshape(layout.num_tiles, 3, side, side)
+    values = np.empty(tiles.shape, dtype=np.float32)
+    for channel, table in enumerate(_normalisation(processor_config)):
+        np.take(table, tiles[:, channel], out=values[:, channel])
+    return TiledImage(torch.from_numpy(values), layout, image.content_hash)
+
+
+def _normalisation(config: ImageProcessorConfig) -> np.ndarray:
+    """Normalised value of each of the 256 levels of each channel: [C, 256] float32.
+
+    A table costs one lookup per pixel. The roundings must stay as they are: the product with 1/255
+    in float64 rounded to float32, then subtraction and division in float32.
+    """
+    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    mean = np.array(config.image_mean, dtype=np.float32)[:, None]
+    std = np.array(config.image_std, dtype=np.float32)[:, None]
+    return (levels - mean) / std
