@@ -1,0 +1,228 @@
+"""A tiny Mllama with random weights, and how the tests run and compare it.
+
+Sizes are chosen so that no two axes are equal, tiles are not square in number both ways, and the
+tokens of a tile (10) are no multiple of 8. Every parameter is random, so nothing hides behind a
+gate of 0, a norm of 1 or a bias of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
+from mmchat.models.mllama.image_processor import TiledImage
+from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
+from mmchat.models.mllama.tiling import TileLayout
+
+TOLERANCE = 1e-4  # on logits and features with a standard deviation around 1
+CANVASES = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
+CONFIG = MllamaConfig(
+    vision_config=VisionConfig(
+        hidden_size=36,
+        intermediate_size=100,
+        num_hidden_layers=6,
+        num_global_layers=2,
+        attention_heads=3,
+        num_channels=3,
+        image_size=42,
+        patch_size=14,
+        max_num_tiles=4,
+        intermediate_layers_indices=(1, 2, 5),
+        norm_eps=1e-5,
+    ),
+    text_config=TextConfig(
+        vocab_size=250,
+        hidden_size=80,
+        intermediate_size=176,
+        num_hidden_layers=8,
+        num_attention_heads=10,
+        num_key_value_heads=2,
+        cross_attention_layers=(2, 6),
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+        max_position_embeddings=131072,
+    ),
+)
+IMAGE = CONFIG.image_token_id
+
+Row = tuple[list[int], list[TiledImage]]  # token ids, and one picture for each image token
+
+
+def random_weights(config: MllamaConfig = CONFIG, seed: int = 1) -> dict[str, Tensor]:
+    """Random float32 weights under the Hub's names.
+
+    What enters a norm directly is small, so that the norm's epsilon shows in the output. As in
+    every checkpoint, the tile tables are 0 where a canvas has no tile.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = MllamaForConditionalGeneration(config).state_dict()
+    weights = {}
+    for name, like in shapes.items():
+        weights[name] = _random_values(name, like.shape, generator)
+    for name, table in weights.items():
+        if table.shape[0] == len(CANVASES) + 1 and name.startswith("vision_model"):
+            slots = table.view(len(CANVASES) + 1, config.vision_config.max_num_tiles, -1)
+            slots[0] = 0
+            for index, (rows, columns) in enumerate(CANVASES):
+                slots[index + 1, rows * columns :] = 0
+    return weights
+
+
+def _random_values(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(shape, generator=generator)
+    if name.rsplit(".", 1)[-1].startswith("gate") or name.endswith("_gate"):
+        return noise.sign() * (0.4 + 0.3 * noise.abs())
+    if "norm" in name:
+        return 0.1 * noise if name.endswith("bias") else 1 + 0.2 * noise
+    if name.endswith("bias"):
+        return 0.3 * noise
+    if "embed" in name:
+        return 0.06 * noise * (shape[1:].numel() ** -0.5 if "patch" in name else 1)
+    small = "cross_attn.k_proj" in name
+    return noise * (0.06 if small else 1.2) * shape[-1] ** -0.5
+
+
+def build(
+    weights: dict[str, Tensor], config: MllamaConfig = CONFIG, dtype: torch.dtype = torch.float32
+) -> MllamaForConditionalGeneration:
+    """Our model with these weights; every name and shape must match."""
+    model = MllamaForConditionalGeneration(config).to(dtype)
+    model.load_state_dict(weights, strict=True)
+    return model.eval()
+
+
+def picture(canvas: tuple[int, int], seed: int = 0) -> TiledImage:
+    """Random tiles on a canvas (rows, columns), on the scale of normalised pixels."""
+    side = CONFIG.vision_config.image_size
+    rows, columns = canvas
+    generator = torch.Generator().manual_seed(1000 * seed + 10 * rows + columns)
+    pixels = torch.randn(rows * columns, 3, side, side, generator=generator)
+    layout = TileLayout(
+        image_size=(rows * side, columns * side),
+        resized=(rows * side, columns * side),
+        aspect_ratio=canvas,
+        aspect_ratio_id=CANVASES.index(canvas) + 1,
+        tile_size=side,
+    )
+    return TiledImage(pixels, layout, f"{rows}x{columns}-{seed}")
+
+
+# The arrangements of pictures and text that have gone wrong in some implementation.
+CASES: dict[str, list[Row]] = {
+    "A_start_picture_text": [([1, IMAGE, 17, 33, 9, 4, 77], [picture((1, 2))])],
+    "B_text_between_pictures": [
+        ([1, 5, IMAGE, 17, 33, IMAGE, 4, 77, 8], [picture((2, 1)), picture((1, 1))])
+    ],
+    "B_three_pictures": [
+        (
+            [1, IMAGE, 5, IMAGE, 17, 33, IMAGE, 4],
+            [picture((1, 1)), picture((1, 3)), picture((2, 1))],
+        )
+    ],
+    "C_adjacent": [([1, IMAGE, IMAGE, 33, 9, 4], [picture((1, 1)), picture((3, 1))])],
+    "C_adjacent_then_apart": [
+        (
+            [1, 7, IMAGE, IMAGE, 33, 9, IMAGE, 4, 77],
+            [picture((1, 2)), picture((1, 1)), picture((2, 1))],
+        )
+    ],
+    "C_same_picture_twice": [([1, IMAGE, IMAGE, 33, 9], [picture((1, 2)), picture((1, 2))])],
+    "D_text_only": [([1, 5, 17, 33, 9], [])],
+    "E_picture_first": [([IMAGE, 17, 33, 9, 4, 77], [picture((2, 2))])],
+    **{
+        f"F_canvas_{rows}x{columns}": [([1, 40, IMAGE, 60, 9], [picture((rows, columns))])]
+        for rows, columns in CANVASES
+    },
+    "G_one_and_two_pictures": [
+        ([1, 8, IMAGE, 17, 33], [picture((1, 3))]),
+        ([1, IMAGE, 21, 5, IMAGE, 44, 90, 3], [picture((1, 1)), picture((2, 2))]),
+    ],
+}
+NO_PICTURE_IN_ONE_ROW: list[Row] = [
+    ([1, 8, IMAGE, 17, 33], [picture((4, 1))]),
+    ([1, 90, 12, 43, 7, 2, 6], []),
+]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """prefill: for each row the logits [S, V] of all positions.
+
+    steps: [B, n, V], the first from the last prompt position. tokens: [B, n], what was read.
+    """
+
+    prefill: list[Tensor]
+    steps: Tensor
+    tokens: Tensor
+
+
+def inputs_of(rows: Sequence[Row], start: int = 0) -> MllamaInputs:
+    """Rows as a batch padded on the right; the first id stands at position `start`."""
+    width = max(len(ids) for ids, _ in rows)
+    padded = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+    images = tuple(
+        tuple((start + at, image) for at, image in zip(image_positions(ids), pictures, strict=True))
+        for ids, pictures in rows
+    )
+    return MllamaInputs(padded, tuple(len(ids) for ids, _ in rows), images)
+
+
+def image_positions(ids: Sequence[int]) -> list[int]:
+    return [at for at, token in enumerate(ids) if token == IMAGE]
+
+
+def prefill_all(model: MllamaForConditionalGeneration, inputs: MllamaInputs, cache) -> Tensor:
+    """Logits [B, S, V] of every position; `prefill` itself gives those of the last ones."""
+    seen = []
+    hook = model.language_model.model.register_forward_hook(
+        lambda module, arguments, hidden: seen.append(hidden)
+    )
+    try:
+        last = model.prefill(inputs, cache)
+    finally:
+        hook.remove()
+    with torch.inference_mode():
+        logits = model.language_model.lm_head(seen[0]).float()
+    rows = torch.arange(len(inputs.lengths))
+    torch.testing.assert_close(logits[rows, torch.tensor(inputs.lengths) - 1], last)
+    return logits
+
+
+def run(
+    model: MllamaForConditionalGeneration, rows: Sequence[Row], tokens: Tensor | int
+) -> Outputs:
+    """Prefill, then decode greedily for `tokens` steps, or along the given tokens [B, n]."""
+    forced = None if isinstance(tokens, int) else tokens
+    count = tokens if isinstance(tokens, int) else tokens.shape[1]
+    inputs = inputs_of(rows)
+    cache = model.new_cache(len(rows), inputs.input_ids.shape[1] + count)
+    logits = prefill_all(model, inputs, cache)
+    prefill = [row[:length] for row, length in zip(logits, inputs.lengths, strict=True)]
+    steps = [torch.stack([row[-1] for row in prefill])]
+    read = []
+    for index in range(count):
+        chosen = steps[-1].argmax(-1) if forced is None else forced[:, index]
+        read.append(chosen)
+        if index + 1 < count:
+            steps.append(model.decode(chosen[:, None], cache))
+    return Outputs(prefill, torch.stack(steps, dim=1), torch.stack(read, dim=1))
+
+
+def difference(left: Outputs, right: Outputs) -> float:
+    """Largest difference of any logit of two runs over the same tokens; inf if shapes differ."""
+    pairs = [*zip(left.prefill, right.prefill, strict=True), (left.steps, right.steps)]
+    return max(distance(a, b) for a, b in pairs)
+
+
+def distance(left: Tensor, right: Tensor) -> float:
+    """Largest difference of any element; inf if shapes differ or a value is not finite."""
+    if left.shape != right.shape:
+        return float("inf")
+    largest = float((left.double() - right.double()).abs().max())
+    return largest if largest == largest else float("inf")
