@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight, over the last axis.
 
-    x: [..., E] -> [..., E]. The norm is taken in float32 and cast back before the weight is applied.
+    x: [..., E] -> [..., E]. Normalised in float32, cast back, then weighted.
     Source: Zhang and Sennrich 2019, eq. 4.
     """
 

@@ -1,4 +1,4 @@
-"""What Mllama keeps of a conversation: self-attention keys and values, and those of its pictures."""
+"""What Mllama keeps of a conversation: keys and values of text and of pictures."""
 
 from __future__ import annotations
 

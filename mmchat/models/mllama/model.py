@@ -67,7 +67,7 @@ class MllamaForConditionalGeneration(nn.Module):
         return self.multi_modal_projector(self.vision_model(tiles, aspect_ratio_ids))
 
     def cross_key_values(self, states: Tensor) -> list[KeyValue]:
-        """Keys and values of vision states: [I, N, E] -> for each cross layer [I, G, N, D] twice."""
+        """Vision states [I, N, E] -> keys and values [I, G, N, D] for each cross layer."""
         return [
             layer.cross_attn.key_value(states)
             for layer in self.language_model.model.layers

@@ -1,0 +1,116 @@
+"""Which device and dtype to run on, and why."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat.errors import DeviceError
+from mmchat.limits import MIB
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+    "half": "float16",
+    "float32": "float32",
+    "fp32": "float32",
+    "float": "float32",
+}
+SMALL_MODEL_BYTES = 1024 * MIB
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs. reason: one clause for `-v`."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_placement(device: str, dtype: str, parameters: int) -> Placement:
+    """Resolve `auto` for a model with `parameters` parameters. Raises DeviceError."""
+    import torch
+
+    chosen = _device(device)
+    if dtype != "auto":
+        name = DTYPES.get(dtype.lower())
+        if name is None:
+            raise DeviceError(f"unknown dtype {dtype!r}; use auto, bfloat16, float16 or float32")
+        return Placement(chosen, getattr(torch, name), "as asked")
+    if chosen.type == "cuda":
+        if torch.cuda.is_bf16_supported():
+            return Placement(chosen, torch.bfloat16, "the weights' own dtype")
+        return Placement(chosen, torch.float16, "this GPU has no bfloat16")
+    if parameters * 4 <= SMALL_MODEL_BYTES:
+        return Placement(chosen, torch.float32, "a small model, exact")
+    return Placement(chosen, torch.bfloat16, "the weights' own dtype")
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            have = f"{count} CUDA device(s)" if count else "no CUDA device"
+            raise DeviceError(f"device {name!r} is not here: this machine has {have}; try cpu")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' is not here; try --device cpu")
+    elif device.type not in ("cpu", "mps"):
+        raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on `device`, or None where that cannot be known."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_host_memory()
+
+
+def available_host_memory() -> int | None:
+    """Bytes of main memory that can still be had, within the cgroup's limit on Linux."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        pages = "SC_AVPHYS_PAGES"
+        known = pages in os.sysconf_names
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if known else None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):  # no cgroup, or its limit is "max"
+        return free
+    return min(free, limit - used)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Highest memory use so far in bytes: of the device, or of this process on the CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,178 @@
+"""From a model's name to a model that is ready to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.device import Placement, available_memory, choose_placement, peak_memory
+from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
+from mmchat.models.registry import get_family
+from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
+from mmchat.runtime.base import Runtime
+from mmchat.runtime.eager import EagerRuntime
+from mmchat.sampling import SamplingParams
+from mmchat.tokenizers import open_tokenizer
+from mmchat.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from mmchat.models.family import Family
+
+# progress(stage, done, total): stage "weights", in tensors
+ProgressCallback = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that a conversation needs. max_seq_len: positions of prompt and answer."""
+
+    params: ModelParams
+    runtime: Runtime
+    processor: Any
+    tokenizer: Tokenizer
+    placement: Placement
+    max_seq_len: int
+    sampling_defaults: SamplingParams
+    text_only: bool
+    load_seconds: float
+
+    @property
+    def device(self) -> torch.device:
+        return self.placement.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.placement.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model can write."""
+        return self.params.config.text_config.vocab_size
+
+    def peak_memory(self) -> int:
+        """Highest memory use so far, bytes."""
+        return peak_memory(self.device)
+
+
+def load_model(
+    name: str | Path | None = None,
+    *,
+    checkpoint_path: str | Path | None = None,
+    tokenizer_path: str | Path | None = None,
+    params_path: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_seq_len: int | None = None,
+    text_only: bool = False,
+    alpha: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> LoadedModel:
+    """Find, check and load a model.
+
+    name: a known name, a Hub id or a folder. text_only leaves vision and cross-attention unloaded.
+    alpha: "white" or "drop", overrides how transparent pictures are flattened.
+    Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError.
+    """
+    begin = time.perf_counter()
+    source = find_model(
+        name,
+        checkpoint_path=checkpoint_path,
+        tokenizer_path=tokenizer_path,
+        params_path=params_path,
+    )
+    params = source.params
+    limit = _context_limit(params, max_seq_len)
+    placement = choose_placement(device, dtype, params.parameters)
+    family = get_family(params.model_type)
+    tokenizer = _open_tokenizer(source)
+    model = _load_weights(family, source, placement, text_only, progress)
+    return LoadedModel(
+        params=params,
+        runtime=EagerRuntime(model, placement.device),
+        processor=family.load_processor()(params, tokenizer, alpha),
+        tokenizer=tokenizer,
+        placement=placement,
+        max_seq_len=limit,
+        sampling_defaults=SamplingParams(**params.generation),
+        text_only=text_only,
+        load_seconds=time.perf_counter() - begin,
+    )
+
+
+def _context_limit(params: ModelParams, asked: int | None) -> int:
+    most = params.config.text_config.max_position_embeddings
+    if asked is None:
+        return most
+    if not 1 <= asked <= most:
+        raise UsageError(f"max_seq_len must be between 1 and {most} for this model, not {asked}")
+    return asked
+
+
+def _open_tokenizer(source: ModelSource) -> Tokenizer:
+    tokenizer = open_tokenizer(source.tokenizer)
+    rows = source.params.config.text_config.vocab_size
+    if tokenizer.vocab_size > rows + 1:  # the Hub's tokenizers also name the image token
+        raise CheckpointError(
+            f"the tokenizer {str(source.tokenizer)!r} has {tokenizer.vocab_size} tokens, but the "
+            f"model {source.params.name} has {rows}; give the tokenizer that came with the weights"
+        )
+    return tokenizer
+
+
+def _load_weights(
+    family: Family,
+    source: ModelSource,
+    placement: Placement,
+    text_only: bool,
+    progress: ProgressCallback | None,
+) -> Any:
+    """Build on the meta device, then give each parameter its tensor, one at a time."""
+    config = source.params.config
+    with torch.device("meta"):
+        model = family.load_model_class()(config)
+    model.requires_grad_(False).eval()
+    wanted = {n for n in model.state_dict() if not (text_only and family.is_vision(config, n))}
+    sizes = (p.numel() for n, p in model.named_parameters() if n in wanted)
+    _check_memory(sum(sizes) * placement.dtype.itemsize, placement, source.params.name)
+    with open_checkpoint(source.checkpoint) as checkpoint:
+        try:
+            tensors = family.load_iter_weights()(checkpoint, config, wanted)
+            for done, (name, tensor) in enumerate(tensors, start=1):
+                _assign(model, name, tensor.to(placement.device, placement.dtype))
+                if progress:
+                    progress("weights", done, len(wanted))
+        except CheckpointError as error:
+            raise _with_fitting_params(error, source.params) from None
+    model.materialize_buffers(placement.device)
+    return model
+
+
+def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    owner, _, last = name.rpartition(".")
+    parameter = torch.nn.Parameter(tensor, requires_grad=False)
+    setattr(model.get_submodule(owner), last, parameter)
+
+
+def _check_memory(needed: int, placement: Placement, name: str) -> None:
+    """Refuse before anything is allocated. Raises MemoryError_."""
+    available = available_memory(placement.device)
+    if available is not None and needed > available:
+        gib = 1024**3
+        raise MemoryError_(
+            f"{name} needs {needed / gib:.1f} GiB in {str(placement.dtype).removeprefix('torch.')}, "
+            f"and {placement.device} has {available / gib:.1f} GiB free; "
+            "use a smaller model, dtype or another device"
+        )
+
+
+def _with_fitting_params(error: CheckpointError, params: ModelParams) -> MmchatError:
+    """Add which params file fits, when the checkpoint's tile size is not that of the params."""
+    tile_size = getattr(error, "tile_size", None)
+    fitting = params_for_tile_size(tile_size, params) if tile_size else None
+    return CheckpointError(f"{error}; {fitting} fits") if fitting else error

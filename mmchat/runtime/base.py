@@ -1,0 +1,32 @@
+"""What runs a model: the engine calls these and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmchat.models.base import Cache, ModelInputs
+
+
+class Runtime(Protocol):
+    """A loaded model, ready to read and write. Raises MemoryError_ when memory runs out."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def new_cache(self, batch: int, capacity: int) -> Cache: ...
+
+    def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
+        """Encode the pictures that the cache does not hold; how many there were."""
+        ...
+
+    def prefill(self, inputs: ModelInputs, cache: Cache) -> Tensor:
+        """Read new positions; float32 logits [B, V] of each row's last one."""
+        ...
+
+    def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        """Read one token a row, token_ids: [B, 1]; float32 logits [B, V]."""
+        ...

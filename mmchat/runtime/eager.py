@@ -1,0 +1,50 @@
+"""Run a model as plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mmchat.errors import MemoryError_
+from mmchat.models.base import Cache, ModelInputs, VisionLanguageModel
+
+
+class EagerRuntime:
+    """Calls the model's own methods; see mmchat.runtime.base.Runtime."""
+
+    def __init__(self, model: VisionLanguageModel, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        with memory_errors():
+            return self.model.new_cache(batch, capacity)
+
+    def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
+        with memory_errors():
+            return self.model.encode_images(inputs, cache)
+
+    def prefill(self, inputs: ModelInputs, cache: Cache) -> Tensor:
+        with memory_errors():
+            return self.model.prefill(inputs, cache)
+
+    def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        with memory_errors():
+            return self.model.decode(token_ids, cache)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn an allocator's failure into MemoryError_ with the next step."""
+    advice = "use a shorter context (--max-seq-len), a smaller dtype or another device"
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise MemoryError_(f"out of memory while running the model; {advice}") from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # how the CPU allocator says it
+            raise
+        raise MemoryError_(f"out of memory while running the model; {advice}") from None

@@ -1,0 +1,141 @@
+"""From logits to the next token, on the device that holds them."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from mmchat.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+NOT_FINITE = -1  # the token id that stands for logits with NaN or infinity
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop. Raises UsageError for values out of range.
+
+    temperature: 0 takes the most probable token. top_k: keep the k most probable, 0 keeps all.
+    top_p: drop tokens once those before them hold more than this probability (Meta's rule).
+    min_p: drop tokens below this share of the most probable one's probability.
+    repetition_penalty: divides positive logits (multiplies negative ones) of tokens in the prompt
+    or answer. frequency_penalty, presence_penalty: subtracted per occurrence, or once, of tokens
+    in the answer. seed: None draws one. stop: strings that end the answer and are not part of it.
+    logprobs: how many alternatives to report for each token.
+    """
+
+    temperature: float = 0.6
+    top_k: int = 0
+    top_p: float = 0.9
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    max_new_tokens: int = 1024
+    stop: tuple[str, ...] = ()
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{field.name} must be a finite number, not {value}")
+        self._check("temperature", 0, 100)
+        self._check("top_k", 0, math.inf)
+        self._check("top_p", 0, 1)
+        self._check("min_p", 0, 1)
+        self._check("repetition_penalty", 0.01, 100)
+        self._check("frequency_penalty", -100, 100)
+        self._check("presence_penalty", -100, 100)
+        self._check("max_new_tokens", 1, math.inf)
+        self._check("logprobs", 0, 20)
+        if self.seed is not None:
+            self._check("seed", 0, 2**63 - 1)
+        if "" in self.stop:
+            raise UsageError("a stop string must not be empty")
+
+    def _check(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise UsageError(f"{name} must be {bounds}, not {value}")
+
+
+class Sampler:
+    """Chooses one token after another for a single row, without waiting for the device.
+
+    `prompt_ids` count for the repetition penalty. `seed` is the one in use.
+    """
+
+    def __init__(
+        self, params: SamplingParams, prompt_ids: list[int], vocab_size: int, device: torch.device
+    ) -> None:
+        import torch
+
+        self.params = params
+        self.seed = secrets.randbits(32) if params.seed is None else params.seed
+        self._generator = torch.Generator(device).manual_seed(self.seed)
+        self._counts = torch.zeros(vocab_size, device=device)
+        self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        known = [i for i in prompt_ids if i < vocab_size]  # the image token has no logit
+        self._seen[torch.tensor(known, dtype=torch.long, device=device)] = True
+        self._one = torch.ones(1, device=device)
+
+    def sample(self, logits: Tensor) -> Tensor:
+        """logits: float32 [1, V] -> token id [1, 1], or NOT_FINITE in its place."""
+        import torch
+
+        scores = self._penalize(logits[0])
+        if self.params.temperature == 0:
+            token = scores.argmax()
+        else:
+            probabilities = filter_logits(scores / self.params.temperature, self.params).softmax(-1)
+            # argmax of p/Exp(1) draws from p, and needs no host round trip as multinomial does
+            noise = torch.empty_like(probabilities).exponential_(generator=self._generator)
+            token = (probabilities / noise).argmax()
+        self._counts.index_add_(0, token[None], self._one)
+        self._seen[token[None]] = True
+        finite = torch.isfinite(logits).all()
+        return torch.where(finite, token, NOT_FINITE)[None, None]
+
+    def _penalize(self, logits: Tensor) -> Tensor:
+        import torch
+
+        p = self.params
+        if p.repetition_penalty != 1:
+            r = p.repetition_penalty
+            penalized = torch.where(logits > 0, logits / r, logits * r)
+            logits = torch.where(self._seen, penalized, logits)
+        if p.frequency_penalty or p.presence_penalty:
+            present = (self._counts > 0).to(logits.dtype)
+            logits = logits - p.frequency_penalty * self._counts - p.presence_penalty * present
+        return logits
+
+
+def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Set to -inf what top-k, top-p and min-p drop. logits: [V] -> [V]. At least one token stays.
+
+    Each filter looks at the distribution that the one before it left.
+    Sources: nucleus sampling, Holtzman et al. 2020; min-p, Nguyen et al. 2024.
+    """
+    import torch
+
+    if 0 < params.top_k < logits.shape[-1]:
+        threshold = logits.topk(params.top_k).values[-1]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if params.top_p < 1:
+        probabilities, order = logits.softmax(-1).sort(descending=True)
+        before = probabilities.cumsum(-1) - probabilities
+        dropped = torch.zeros_like(before, dtype=torch.bool)
+        dropped[order] = before > params.top_p
+        logits = logits.masked_fill(dropped, -torch.inf)
+    if params.min_p > 0:
+        probabilities = logits.softmax(-1)
+        logits = logits.masked_fill(probabilities < params.min_p * probabilities.max(), -torch.inf)
+    return logits
