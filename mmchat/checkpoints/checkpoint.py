@@ -1,0 +1,271 @@
+"""A checkpoint on disk: a file or a folder, Hugging Face's safetensors or Meta's .pth files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmchat import limits
+from mmchat.checkpoints import pth_file, safetensors_file
+from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
+from mmchat.checkpoints.strict_json import Where, nearest, read_json
+from mmchat.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+# 0 or 1: shards are joined along this axis; None: every shard holds the whole tensor.
+MergeRules = Callable[[str], Literal[0, 1] | None]
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\.safetensors")
+_HF_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
+_META_SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
+_REFUSED_ENDINGS = (".bin", ".pkl", ".pickle", ".ckpt", ".pt")
+
+
+class Checkpoint:
+    """The tensors of one model by name. Headers are read at once, data only when asked for.
+
+    entries: in the order of the files; where Meta's shards are joined, with the joined shape.
+    """
+
+    def __init__(
+        self,
+        format: Literal["hf", "meta"],
+        files: list[MappedFile],
+        parts: Mapping[str, list[tuple[MappedFile, TensorEntry]]],
+        axes: Mapping[str, int],
+    ) -> None:
+        self.format: Literal["hf", "meta"] = format
+        self._files = files
+        self._parts = parts
+        self._axes = axes
+        self.files = tuple(file.path for file in files)
+        self.total_bytes = sum(file.size for file in files)
+        self.entries: Mapping[str, TensorEntry] = {
+            name: _joined([entry for _, entry in shards], axes.get(name))
+            for name, shards in parts.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor `name` on the CPU: a view of the file, or a copy where shards are joined.
+
+        A view can be written to without changing the file; `release` forgets what was written.
+        """
+        tensors = [file.tensor(entry) for file, entry in self._parts[name]]
+        if len(tensors) == 1:
+            return tensors[0]
+        import torch
+
+        return torch.cat(tensors, dim=self._axes[name])
+
+    def release(self, name: str) -> None:
+        """Return the pages of `name` to the system; using the tensor again reads them again."""
+        for file, entry in self._parts[name]:
+            file.release(entry)
+
+    def close(self) -> None:
+        """Close the files. Tensors that were read stay valid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _joined(entries: list[TensorEntry], axis: int | None) -> TensorEntry:
+    first = entries[0]
+    if axis is None:
+        return first
+    shape = list(first.shape)
+    shape[axis] = sum(entry.shape[axis] for entry in entries)
+    return replace(first, shape=tuple(shape))
+
+
+def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) -> Checkpoint:
+    """Open the checkpoint at `path`, a folder or one of its files; loads no tensor.
+
+    merge_rules says how the shards of Meta's larger models are joined. Raises CheckpointError.
+    """
+    path = Path(path).expanduser()
+    try:
+        chosen = _files_in(path) if path.is_dir() else _files_of(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the name is not valid"
+        raise CheckpointError(f"{shown(path)}: cannot be read: {reason}") from None
+    files: list[MappedFile] = []
+    try:
+        if chosen[0].suffix == ".pth":
+            files += map(MappedFile, chosen)
+            return _open_meta(files, merge_rules)
+        if chosen[0].suffix == ".json":
+            return _open_index(chosen[0], files)
+        files.append(MappedFile(chosen[0]))
+        parts = _collect(files)
+        return Checkpoint("hf", files, parts, {})
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+
+
+# Which files
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The index, the single safetensors file, or Meta's files of a folder or its original/."""
+    root = folder.resolve()
+    for name in (INDEX_NAME, SINGLE_NAME):
+        if _exists(folder / name):
+            return [_inside(folder / name, root)]
+    for place in (folder, folder / "original"):
+        if place.is_dir() and (found := sorted(place.glob("consolidated*.pth"))):
+            return [_inside(file, root) for file in _ranks(found)]
+    raise CheckpointError(f"{shown(folder)}: {_explain_nothing(folder)}")
+
+
+def _explain_nothing(folder: Path) -> str:
+    names = sorted(file.name for file in folder.iterdir())
+    wanted = f"{SINGLE_NAME}, {INDEX_NAME} with its shards, or consolidated*.pth"
+    if shards := [name for name in names if _HF_SHARD.fullmatch(name)]:
+        return f"holds {shown(shards[0])} but no {INDEX_NAME}; download that as well"
+    if refused := [name for name in names if name.endswith(_REFUSED_ENDINGS)]:
+        return f"holds {shown(refused[0])}, a pickle that may run code when read; needs {wanted}"
+    found = f"holds {', '.join(map(shown, names[:5]))}" if names else "is empty"
+    return f"{found}; needs {wanted}"
+
+
+def _files_of(path: Path) -> list[Path]:
+    """A file that the user names; one of a set of shards stands for the set."""
+    if not _exists(path):
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(
+            f"{shown(path)}: no such file or folder{nearest(path.name, siblings)}"
+        )
+    if path.name.endswith(_REFUSED_ENDINGS):
+        raise CheckpointError(
+            f"{shown(path)}: files ending in {path.suffix} are pickles that may run code when read;"
+            " use the model's .safetensors or consolidated*.pth"
+        )
+    if path.name.endswith((".safetensors", ".safetensors.index.json")):
+        index = path.parent / INDEX_NAME
+        return [index] if _HF_SHARD.fullmatch(path.name) and _exists(index) else [path]
+    if _META_SHARD.fullmatch(path.name):
+        return _ranks(sorted(path.parent.glob("consolidated.*.pth")))
+    if path.suffix == ".pth":
+        return [path]
+    raise CheckpointError(
+        f"{shown(path)}: mmchat reads .safetensors, their .index.json and consolidated*.pth"
+    )
+
+
+def _exists(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _ranks(found: list[Path]) -> list[Path]:
+    """Meta's shards in the order of their numbers, none missing between; or the single file."""
+    ranks = {int(match[1]): file for file in found if (match := _META_SHARD.fullmatch(file.name))}
+    if not ranks:
+        return found[:1]
+    if missing := [rank for rank in range(max(ranks)) if rank not in ranks]:
+        names = ", ".join(f"consolidated.{rank:02d}.pth" for rank in missing[:8])
+        raise CheckpointError(f"{shown(found[0].parent)}: missing {names}; download it as well")
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """`path` if, with links followed, it lies in `root` or is a blob of a Hub cache."""
+    real = path.resolve()
+    in_hub_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
+    if not real.is_relative_to(root) and not in_hub_cache:
+        raise CheckpointError(
+            f"{shown(path)}: is a link to {shown(real)}, outside the model's folder;"
+            " name the folder where the files are"
+        )
+    return path
+
+
+# Hugging Face
+
+
+def _open_index(index: Path, files: list[MappedFile]) -> Checkpoint:
+    """Open the shards that an index names; `files` takes them, to be closed by the caller."""
+    where = Where(str(index), error=CheckpointError)
+    content: Any = read_json(index, where, limits.INDEX_JSON_BYTES)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise where.fail("no weight_map: it is not the index of a sharded checkpoint")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+            raise where.fail(
+                f"tensor {shown(name)} is said to be in {shown(shard)}, which is no plain name of a"
+                " .safetensors file"
+            )
+    names = sorted(set(weight_map.values()))
+    root = index.parent.resolve()
+    missing = [name for name in names if not _exists(index.parent / name)]
+    if missing:
+        listed = ", ".join(map(shown, missing[:10]))
+        raise where.fail(
+            f"{len(missing)} of {len(names)} shards are missing: {listed}; download them"
+        )
+    for name in names:
+        files.append(MappedFile(_inside(index.parent / name, root)))
+    parts = _collect(files)
+    for name, shard in weight_map.items():
+        if name not in parts or parts[name][0][1].file.name != shard:
+            raise where.fail(f"tensor {shown(name)} is not in {shown(shard)}; download both again")
+    return Checkpoint("hf", files, parts, {})
+
+
+def _collect(files: list[MappedFile]) -> dict[str, list[tuple[MappedFile, TensorEntry]]]:
+    parts: dict[str, list[tuple[MappedFile, TensorEntry]]] = {}
+    for file in files:
+        for entry in safetensors_file.read_entries(file):
+            if entry.name in parts:
+                other = parts[entry.name][0][1].file.name
+                raise file.error(f"tensor {shown(entry.name)} is also in {shown(other)}")
+            parts[entry.name] = [(file, entry)]
+    return parts
+
+
+# Meta
+
+
+def _open_meta(files: list[MappedFile], merge_rules: MergeRules | None) -> Checkpoint:
+    shards = [{entry.name: entry for entry in pth_file.read_entries(file)} for file in files]
+    if len(files) > 1 and merge_rules is None:
+        raise files[0].error(f"one of {len(files)} shards, and no rule says how to join them")
+    first = shards[0]
+    for file, shard in zip(files, shards, strict=True):
+        if odd := sorted(first.keys() ^ shard.keys()):
+            raise file.error(
+                f"tensor {shown(odd[0])} is in only one of it and {shown(files[0].path.name)};"
+                " the files belong to different models or one is damaged"
+            )
+    parts: dict[str, list[tuple[MappedFile, TensorEntry]]] = {}
+    axes: dict[str, int] = {}
+    for name, entry in first.items():
+        pieces = [(file, shard[name]) for file, shard in zip(files, shards, strict=True)]
+        axis = merge_rules(name) if merge_rules and len(files) > 1 else None
+        for file, piece in pieces:
+            if (piece.shape, piece.dtype) != (entry.shape, entry.dtype):
+                raise file.error(
+                    f"tensor {shown(name)} is {list(piece.shape)} {piece.dtype}, but"
+                    f" {list(entry.shape)} {entry.dtype} in {shown(files[0].path.name)}"
+                )
+        if axis is not None and axis >= len(entry.shape):
+            raise files[0].error(f"tensor {shown(name)}: {list(entry.shape)} cannot be joined")
+        parts[name] = pieces if axis is not None else pieces[:1]
+        if axis is not None:
+            axes[name] = axis
+    return Checkpoint("meta", files, parts, axes)

@@ -1,0 +1,188 @@
+"""Open one file of weights and map its tensors. The only place that opens a checkpoint file.
+
+A tensor is described by its place in the file, which pure Python finds in the header. Nothing is
+unpickled, and nothing is allocated because a file says so.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat import limits
+from mmchat.checkpoints.strict_json import foreign_content, quoted
+from mmchat.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+# Bytes of one element, by torch's name of the dtype.
+ITEM_BYTES = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+# Linux must not count a private mapping as memory that may be needed: a file may be larger than the
+# memory. Python 3.11 has no name for the flag.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+_HEAD_BYTES = 512
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor as a header describes it; `offset` is the byte of `file` where its data begins."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int = 0
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.numel * ITEM_BYTES[self.dtype]
+
+
+def shown(name: object) -> str:
+    """A name from outside, safe to print: quoted, control characters escaped, length bounded."""
+    return quoted(str(name), width=300)
+
+
+class MappedFile:
+    """A regular file, open for reading; tensors are views of a private mapping of it.
+
+    Raises CheckpointError when it is missing, unreadable, no regular file, or plainly no weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: opening a FIFO must not wait for a writer.
+            flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+            fd = os.open(path, flags)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "the name is not valid"
+            raise self.error(f"cannot be opened: {reason}") from None
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(fd)
+            kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+            raise self.error(f"is {kind}; name a file of weights")
+        self.size = info.st_size
+        self._file = os.fdopen(fd, "rb", buffering=0)
+        self._map: mmap.mmap | None = None
+        self._refuse_non_weights()
+
+    def error(self, reason: str) -> CheckpointError:
+        return CheckpointError(f"{shown(self.path)}: {reason}")
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`; CheckpointError when the file ends before."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise self.error(
+                f"ends after {self.size:,} bytes, {offset + length:,} needed; download it again"
+            )
+        data = b""
+        try:
+            self._file.seek(offset)
+            while len(data) < length and (chunk := self._file.read(length - len(data))):
+                data += chunk
+        except (OSError, OverflowError) as error:
+            raise self.error(f"cannot be read: {error}") from None
+        if len(data) < length:
+            raise self.error("became shorter while it was read")
+        return data
+
+    def check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse names that are no text or too long, and shapes with empty or too many axes."""
+        if len(name.encode("utf-8", "surrogatepass")) > limits.TENSOR_NAME_BYTES:
+            raise self.error(
+                f"a tensor name is longer than {limits.TENSOR_NAME_BYTES} bytes: {shown(name)}"
+            )
+        if any("\ud800" <= char <= "\udfff" for char in name):
+            raise self.error(f"a tensor name is not text: {shown(name)}")
+        if len(shape) > limits.TENSOR_RANK:
+            raise self.error(
+                f"tensor {shown(name)}: {len(shape)} axes, at most {limits.TENSOR_RANK} are read"
+            )
+        if 0 in shape:
+            raise self.error(f"tensor {shown(name)}: shape {list(shape)} is empty")
+
+    def tensor(self, entry: TensorEntry) -> torch.Tensor:
+        """The tensor of `entry` as a view of the file: nothing is read until it is used.
+
+        Writing to it changes the view only, never the file.
+        """
+        import torch
+
+        dtype: torch.dtype = getattr(torch, entry.dtype)
+        buffer, offset = self._mapping(), entry.offset
+        if offset % ITEM_BYTES[entry.dtype]:  # torch must not read unaligned elements: copy
+            buffer, offset = bytearray(buffer[offset : offset + entry.num_bytes]), 0
+        flat = torch.frombuffer(buffer, dtype=dtype, count=entry.numel, offset=offset)
+        return flat.reshape(entry.shape)
+
+    def release(self, entry: TensorEntry) -> None:
+        """Give the pages of `entry` back; they are read again from the file when used again.
+
+        What was written into the view is lost.
+        """
+        page = mmap.PAGESIZE
+        first = -(-entry.offset // page) * page
+        length = (entry.offset + entry.num_bytes) // page * page - first
+        if self._map is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, length)
+
+    def close(self) -> None:
+        """Close the file. Tensors stay valid: the mapping lives as long as the last of them."""
+        self._file.close()
+        self._map = None
+
+    def _mapping(self) -> mmap.mmap:
+        if self._map is None:
+            try:
+                self._map = mmap.mmap(
+                    self._file.fileno(),
+                    self.size,
+                    flags=mmap.MAP_PRIVATE | _NO_RESERVE,
+                    prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                )
+            except (OSError, ValueError) as error:
+                raise self.error(f"cannot be mapped: {error}") from None
+        return self._map
+
+    def _refuse_non_weights(self) -> None:
+        """Recognise what servers and git leave in the place of weights."""
+        try:
+            reason = explain_non_weights(self.read_at(0, min(self.size, _HEAD_BYTES)))
+            if reason:
+                raise self.error(reason)
+        except CheckpointError:
+            self._file.close()
+            raise
+
+
+def explain_non_weights(head: bytes) -> str | None:
+    """Why a file that begins with `head` holds no weights, and what to do; None when it may."""
+    if not head:
+        return "is empty; download it again"
+    if foreign := foreign_content(head):
+        return f"is {foreign}"
+    if head.startswith(b"\x1f\x8b") or head.startswith((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "is compressed; unpack it first"
+    if head.startswith(b"GGUF"):
+        return "is a GGUF file; mmchat reads .safetensors and consolidated*.pth"
+    sample = head[:64]
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in sample):
+        return f"is text, not weights (a server's error?); it begins {shown(sample.decode())}"
+    return None

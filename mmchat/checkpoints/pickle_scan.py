@@ -1,0 +1,217 @@
+"""Read what the pickle of a checkpoint describes, without unpickling it.
+
+The pickle is walked opcode by opcode. A few opcodes and a few names are known, everything else is
+refused, and nothing in it is ever called.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from dataclasses import dataclass
+from typing import Any
+
+from mmchat import limits
+from mmchat.checkpoints.mapped_file import shown
+
+_STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16", "LongStorage": "int64", "IntStorage": "int32",
+    "ShortStorage": "int16", "CharStorage": "int8", "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+_ORDERED_DICT = ("collections", "OrderedDict")
+_TENSOR = ("torch._utils", "_rebuild_tensor_v2")
+_PARAMETER = ("torch._utils", "_rebuild_parameter")
+_ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(("torch", name) for name in _STORAGES)}
+
+_OPCODES = 100 * limits.TENSORS_PER_FILE
+_MARK = object()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The data of one or more tensors: member `data/<key>` of the zip, `numel` elements."""
+
+    dtype: str
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class StridedTensor:
+    """A view of a storage; offset and strides count elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Global:
+    name: tuple[str, str]
+
+
+class _RefusedError(ValueError):
+    """The pickle holds something that a checkpoint does not need."""
+
+
+def scan(data: bytes) -> dict[str, StridedTensor]:
+    """The tensors by name. Raises ValueError with the reason when there is anything else."""
+    try:
+        value = _walk(data)
+    except _RefusedError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise _RefusedError(f"it is damaged ({shown(error)})") from None
+    if not isinstance(value, dict) or not value:
+        raise _RefusedError("it is not a dictionary of tensors")
+    for name, tensor in value.items():
+        if not isinstance(tensor, StridedTensor):
+            raise _RefusedError(f"entry {shown(name)} is not a tensor")
+    if len(value) > limits.TENSORS_PER_FILE:
+        raise _RefusedError(f"it has more than {limits.TENSORS_PER_FILE:,} tensors")
+    return value
+
+
+def _walk(data: bytes) -> Any:
+    """What the pickle describes: dict, tuple, str, int, bool, None and the classes above."""
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+    for count, (opcode, arg, position) in enumerate(pickletools.genops(data)):
+        if count > _OPCODES:
+            raise _RefusedError("it is too long")
+        match opcode.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                if len(stack) != 1 or position != len(data) - 1:
+                    raise _RefusedError("something follows its end")
+                return stack[0]
+            case "BINPUT" | "LONG_BINPUT":
+                memo[arg] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[arg])
+            case name if name in _PUSHED:
+                stack.append(_PUSHED[name](arg))
+            case name if name in _APPLIED:
+                _APPLIED[name](stack, arg)
+            case name:
+                raise _RefusedError(
+                    f"opcode {name} at byte {position} has no place in a checkpoint"
+                )
+    raise _RefusedError("it has no end")
+
+
+def _since_mark(stack: list[Any]) -> list[Any]:
+    index = len(stack) - 1
+    while stack[index] is not _MARK:
+        index -= 1  # IndexError below the bottom: damaged
+        if index < 0:
+            raise _RefusedError("a MARK is missing")
+    items = stack[index + 1 :]
+    del stack[index:]
+    return items
+
+
+def _global(module: str, name: str) -> _Global:
+    if (module, name) not in _ALLOWED:
+        raise _RefusedError(
+            f"it names {shown(f'{module}.{name}')}, which no checkpoint needs and may run code"
+        )
+    return _Global((module, name))
+
+
+def _stack_global(stack: list[Any], _: Any) -> None:
+    name, module = stack.pop(), stack.pop()
+    stack.append(_global(str(module), str(name)))
+
+
+def _tuple_of(length: int) -> Any:
+    def apply(stack: list[Any], _: Any) -> None:
+        if len(stack) < length:
+            raise _RefusedError("its stack is empty")
+        stack[-length:] = [tuple(stack[-length:])]
+
+    return apply
+
+
+def _set_items(stack: list[Any], items: list[Any]) -> None:
+    target = stack[-1]
+    if not isinstance(target, dict) or len(items) % 2:
+        raise _RefusedError("it sets items of something that is no dictionary")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, str) or key in target:
+            raise _RefusedError(f"key {shown(key)} occurs twice or is not a string")
+        target[key] = value
+
+
+def _set_item(stack: list[Any], _: Any) -> None:
+    items = stack[-2:]
+    del stack[-2:]
+    _set_items(stack, items)
+
+
+def _build(stack: list[Any], _: Any) -> None:
+    """Attributes of an object: only `_metadata` of a state dict, which is not needed."""
+    state = stack.pop()
+    if not isinstance(stack[-1], dict) or not isinstance(state, dict) or set(state) - {"_metadata"}:
+        raise _RefusedError("it sets attributes of an object")
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(type(value) is int and 0 <= value < 2**62 for value in values)
+
+
+def _storage(stack: list[Any], _: Any) -> None:
+    match stack.pop():
+        case ("storage", _Global(name=("torch", str(kind))), str(key), str(), int(numel)) if (
+            kind in _STORAGES and _are_counts(numel)
+        ):
+            stack.append(Storage(_STORAGES[kind], key, numel))
+        case _:
+            raise _RefusedError("a tensor has no plain storage")
+
+
+def _reduce(stack: list[Any], _: Any) -> None:
+    arguments, function = stack.pop(), stack.pop()
+    match function, arguments:
+        case _Global(name=name), () if name == _ORDERED_DICT:
+            stack.append({})
+        case (
+            _Global(name=name),
+            (Storage() as storage, offset, tuple(shape), tuple(stride), bool(), {}),
+        ) if name == _TENSOR and len(shape) == len(stride):
+            if not _are_counts(offset, *shape, *stride):
+                raise _RefusedError("a size, stride or offset is no whole number")
+            stack.append(StridedTensor(storage, offset, shape, stride))
+        case _Global(name=name), (StridedTensor() as tensor, bool(), {}) if name == _PARAMETER:
+            stack.append(tensor)
+        case _:
+            raise _RefusedError("it calls something else than the makers of plain tensors")
+
+
+_PUSHED = {
+    "MARK": lambda _: _MARK,
+    "EMPTY_DICT": lambda _: {},
+    "EMPTY_TUPLE": lambda _: (),
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "GLOBAL": lambda arg: _global(*arg.split(" ", 1)),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1"), int),
+    **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), str),
+}
+_APPLIED = {
+    "STACK_GLOBAL": _stack_global,
+    "TUPLE": lambda stack, _: stack.append(tuple(_since_mark(stack))),
+    "TUPLE1": _tuple_of(1),
+    "TUPLE2": _tuple_of(2),
+    "TUPLE3": _tuple_of(3),
+    "SETITEM": _set_item,
+    "SETITEMS": lambda stack, _: _set_items(stack, _since_mark(stack)),
+    "BUILD": _build,
+    "BINPERSID": _storage,
+    "REDUCE": _reduce,
+}
