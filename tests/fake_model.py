@@ -1,0 +1,128 @@
+"""A model with scripted logits, to test the engine and its readers without any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmchat.messages import Message
+from mmchat.sampling import SamplingParams
+
+EOT = 256
+VOCAB_SIZE = 260
+
+
+class ByteTokenizer:
+    """Ids 0..255 are bytes; 256 ends a turn."""
+
+    vocab_size = VOCAB_SIZE
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        return b"".join(self.token_bytes(i) for i in ids).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < 256 else b"<eot>"
+
+
+@dataclass(frozen=True)
+class FakePrompt:
+    input_ids: tuple[int, ...]
+    layouts: tuple[Any, ...] = ()
+    image_tokens: tuple[int, ...] = ()
+
+    @property
+    def fingerprint(self) -> tuple[int, ...]:
+        return self.input_ids
+
+
+class FakeProcessor:
+    """Each message becomes its bytes and an end-of-turn token."""
+
+    stop_ids = frozenset({EOT})
+    image_config = SimpleNamespace(alpha="white")
+
+    def chat_prompt(self, messages: Sequence[Message]) -> FakePrompt:
+        ids = [i for m in messages for i in (*m.text.encode(), EOT)]
+        return FakePrompt(tuple(ids))
+
+    def raw_prompt(self, message: Message) -> FakePrompt:
+        return FakePrompt(tuple(message.text.encode()))
+
+    def inputs(self, prompt: FakePrompt, start: int) -> Any:
+        return SimpleNamespace(input_ids=torch.tensor([prompt.input_ids[start:]]))
+
+
+class FakeCache:
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.ids)
+
+    def truncate(self, length: int) -> None:
+        del self.ids[length:]
+
+    def reserve(self, length: int) -> None:
+        pass
+
+    def reset(self) -> None:
+        self.ids.clear()
+
+
+class ScriptedRuntime:
+    """Wants to say each of `answers` in turn, then an end of turn; `read` is what it was fed."""
+
+    def __init__(self, answers: Sequence[bytes]) -> None:
+        self.device = torch.device("cpu")
+        self.answers = list(answers)
+        self.prefills: list[list[int]] = []
+        self.fail_at: int | None = None
+        self.logits_hook: Any = lambda logits: logits
+        self._script: list[int] = []
+
+    def new_cache(self, batch: int, capacity: int) -> FakeCache:
+        return FakeCache()
+
+    def encode_images(self, inputs: Any, cache: FakeCache) -> int:
+        return 0
+
+    def prefill(self, inputs: Any, cache: FakeCache) -> Tensor:
+        self.prefills.append(inputs.input_ids[0].tolist())
+        cache.ids += self.prefills[-1]
+        self._script = [*self.answers.pop(0), EOT]
+        return self._next()
+
+    def decode(self, token_ids: Tensor, cache: FakeCache) -> Tensor:
+        cache.ids += token_ids[0].tolist()
+        return self._next()
+
+    def _next(self) -> Tensor:
+        if self.fail_at is not None and len(self._script) == self.fail_at:
+            raise RuntimeError("scripted failure")
+        logits = torch.zeros(1, VOCAB_SIZE)
+        logits[0, self._script.pop(0)] = 20.0
+        return self.logits_hook(logits)
+
+
+def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False) -> Any:
+    """What the session needs of a LoadedModel; greedy unless told otherwise."""
+    return SimpleNamespace(
+        runtime=ScriptedRuntime(answers),
+        processor=FakeProcessor(),
+        tokenizer=ByteTokenizer(),
+        max_seq_len=max_seq_len,
+        vocab_size=VOCAB_SIZE,
+        text_only=text_only,
+        load_seconds=0.5,
+        sampling_defaults=SamplingParams(temperature=0.0),
+        peak_memory=lambda: 1,
+    )
