@@ -1,0 +1,74 @@
+"""mmchat: Llama 3.2 Vision (Mllama) on your own machine. Everything here loads on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmchat.api import Model as Model
+    from mmchat.api import load as load
+    from mmchat.errors import MmchatError as MmchatError
+    from mmchat.events import Finished as Finished
+    from mmchat.events import Progress as Progress
+    from mmchat.events import TextDelta as TextDelta
+    from mmchat.events import Timings as Timings
+    from mmchat.events import Usage as Usage
+    from mmchat.images import load_image as load_image
+    from mmchat.messages import Image as Image
+    from mmchat.messages import Message as Message
+    from mmchat.messages import Text as Text
+    from mmchat.sampling import SamplingParams as SamplingParams
+    from mmchat.session import ChatSession as ChatSession
+
+    __version__: str
+
+_HOMES = {
+    "load": "mmchat.api",
+    "Model": "mmchat.api",
+    "ChatSession": "mmchat.session",
+    "SamplingParams": "mmchat.sampling",
+    "Progress": "mmchat.events",
+    "TextDelta": "mmchat.events",
+    "Finished": "mmchat.events",
+    "Usage": "mmchat.events",
+    "Timings": "mmchat.events",
+    "load_image": "mmchat.images",
+    "Message": "mmchat.messages",
+    "Text": "mmchat.messages",
+    "Image": "mmchat.messages",
+    "MmchatError": "mmchat.errors",
+}
+
+__all__ = [
+    "ChatSession",
+    "Finished",
+    "Image",
+    "Message",
+    "MmchatError",
+    "Model",
+    "Progress",
+    "SamplingParams",
+    "Text",
+    "TextDelta",
+    "Timings",
+    "Usage",
+    "__version__",
+    "load",
+    "load_image",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the home of a public name when it is first asked for."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("mmchat")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mmchat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

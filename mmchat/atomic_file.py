@@ -1,0 +1,78 @@
+"""Write a file so that a reader finds the old content or the new one, never a half."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from mmchat.errors import DiskError
+
+
+def check_writable(path: Path) -> None:
+    """Fail before the long work if `path` cannot be written later.
+
+    Raises DiskError if the folder is missing or not writable, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise DiskError(f"cannot write {str(path)!r}: it is a folder; give a file name")
+    folder = path.parent
+    if not folder.is_dir():
+        raise DiskError(f"cannot write {str(path)!r}: the folder {str(folder)!r} does not exist")
+    target = path if _is_special(path) else folder
+    if not os.access(target, os.W_OK):
+        raise DiskError(f"cannot write {str(path)!r}: no permission to write in {str(folder)!r}")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace the content of `path` by `data`: temporary file beside it, fsync, rename.
+
+    A symbolic link stays and its target is replaced; a device or pipe is written directly; the mode
+    of an existing file is kept. Raises DiskError, and leaves no temporary file behind.
+    """
+    try:
+        if _is_special(path):
+            path.write_bytes(data)
+        else:
+            _replace(path.resolve(), data)
+    except OSError as error:
+        raise DiskError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` in UTF-8; what UTF-8 cannot hold is written as a backslash escape."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".mmchat-{secrets.token_hex(8)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if path.exists():
+                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; some file systems cannot, which is no fault."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

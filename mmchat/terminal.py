@@ -1,0 +1,101 @@
+"""Make text from outside safe for a terminal: model output, file names, server messages.
+
+A terminal obeys escape sequences: they can rewrite what is on the screen, set the clipboard (OSC 52)
+or hide a link (OSC 8), and a picture can make a model write one. Only text bound for a terminal
+passes through here; pipes and files get every character as it came.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+# Shown where an escape sequence was taken out, so that nothing vanishes unseen.
+ESCAPE_MARK = "\N{SYMBOL FOR ESCAPE}"
+
+# Bidirectional embeddings, overrides and isolates: they reorder what the reader sees.
+_BIDI = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+_STRING_STARTS_7BIT = frozenset("]PX^_")  # after ESC: OSC, DCS, SOS, PM, APC
+_STRING_STARTS_C1 = frozenset("\x90\x98\x9d\x9e\x9f")
+_STRING_ENDS = frozenset("\x07\x18\x1a\x9c")  # BEL, CAN, SUB, ST
+
+
+class _State(Enum):
+    GROUND = auto()
+    ESCAPE = auto()  # after ESC
+    INTERMEDIATE = auto()  # ESC and at least one of 0x20-0x2F
+    CSI = auto()
+    STRING = auto()
+
+
+class Sanitizer:
+    """Removes escape sequences and control characters from a stream that is cut anywhere.
+
+    `feed(a) + feed(b)` equals `feed(a + b)` for every cut. What comes out holds no control character
+    but newline and tab, no bidirectional control and no tag character. A sequence that is never
+    finished hides at most the rest of its line.
+    """
+
+    def __init__(self) -> None:
+        self._state = _State.GROUND
+
+    def feed(self, text: str) -> str:
+        """The harmless part of `text`; an open sequence is remembered for the next call."""
+        return "".join(map(self._step, text))
+
+    def _step(self, char: str) -> str:
+        """Consume one character and return what is shown for it."""
+        if char == "\n":  # ends any sequence
+            self._state = _State.GROUND
+            return char
+        if self._state is _State.GROUND:
+            return self._ground(char)
+        if char == "\x1b":
+            self._state = _State.ESCAPE
+            return ""
+        if self._state is _State.STRING:
+            if char in _STRING_ENDS:
+                self._state = _State.GROUND
+            return ""
+        if self._state is _State.ESCAPE and char == "[":
+            self._state = _State.CSI
+            return ""
+        if self._state is _State.ESCAPE and char in _STRING_STARTS_7BIT:
+            self._state = _State.STRING
+            return ""
+        return self._inside(char)
+
+    def _inside(self, char: str) -> str:
+        """A character within ESC, ESC intermediates or CSI that opens nothing new."""
+        if char < " " and char not in "\x18\x1a":  # a control inside a sequence; it goes on
+            return ""
+        if " " <= char <= "/":
+            if self._state is _State.ESCAPE:
+                self._state = _State.INTERMEDIATE
+            return ""
+        is_parameter = self._state is _State.CSI and "0" <= char <= "?"
+        if is_parameter:
+            return ""
+        self._state, was = _State.GROUND, self._state
+        is_final = ("@" if was is _State.CSI else "0") <= char <= "~"
+        return "" if is_final else self._ground(char)
+
+    def _ground(self, char: str) -> str:
+        if " " <= char <= "~" or char == "\t":
+            return char
+        if char == "\x1b":
+            self._state = _State.ESCAPE
+            return ESCAPE_MARK
+        if char == "\x9b":
+            self._state = _State.CSI
+            return ESCAPE_MARK
+        if char in _STRING_STARTS_C1:
+            self._state = _State.STRING
+            return ESCAPE_MARK
+        if char < "\xa0" or char in _BIDI or "\U000e0000" <= char <= "\U000e007f":
+            return ""
+        return char
+
+
+def sanitize(text: str) -> str:
+    """`text` as a terminal may show it; for whole strings such as error messages."""
+    return Sanitizer().feed(text)

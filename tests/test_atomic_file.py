@@ -1,0 +1,62 @@
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from mmchat import atomic_file
+from mmchat.errors import DiskError
+
+
+def test_a_file_is_written_and_nothing_else_stays_in_the_folder(tmp_path):
+    atomic_file.write_text(tmp_path / "a.txt", "häuser\n")
+    assert (tmp_path / "a.txt").read_bytes() == "häuser\n".encode()
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match=r"a\.txt': No space left on device"):
+        atomic_file.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_the_mode_of_an_existing_file_is_kept(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    atomic_file.write_bytes(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert path.read_bytes() == b"new"
+
+
+def test_a_symbolic_link_stays_a_link(tmp_path):
+    (tmp_path / "target.txt").write_text("old")
+    link = tmp_path / "link.txt"
+    link.symlink_to("target.txt")
+    atomic_file.write_bytes(link, b"new")
+    assert link.is_symlink()
+    assert (tmp_path / "target.txt").read_bytes() == b"new"
+
+
+def test_a_device_is_written_directly():
+    atomic_file.check_writable(Path("/dev/null"))
+    atomic_file.write_bytes(Path("/dev/null"), b"gone")
+
+
+@pytest.mark.parametrize("name", ["missing/a.txt", "."])
+def test_an_unwritable_place_is_named_before_the_work(tmp_path, name):
+    with pytest.raises(DiskError, match="cannot write"):
+        atomic_file.check_writable(tmp_path / name)
+
+
+def test_text_that_utf8_cannot_hold_is_escaped(tmp_path):
+    atomic_file.write_text(tmp_path / "a.txt", "\udc80")
+    assert (tmp_path / "a.txt").read_bytes() == b"\\udc80"
