@@ -68,8 +68,8 @@ def nearest(name: str, valid: Sequence[str]) -> str:
 def read_bounded(path: Path, limit: int, where: Where) -> bytes:
     """The bytes of a regular file of at most `limit` bytes.
 
-    Raises where's error if it is missing, unreadable, not a regular file, empty, too big, or an HTML
-    page or Git LFS pointer instead of the file.
+    Raises where's error if it is missing, unreadable, not a regular file, empty, too big, or a web
+    page or Git LFS pointer in place of the file.
     """
     try:
         status = path.stat()
@@ -211,8 +211,8 @@ def check_keys(
 def parse_dataclass(cls: type[T], value: Any, where: Where, bounds: Bounds) -> T:
     """Make a dataclass from a JSON object.
 
-    Fields may be int, float, bool, str, Literal, `X | None`, tuples of these and dataclasses. An int is
-    no float written `4.0` and no bool. Keys without a default must be there, others must not.
+    Fields may be int, float, bool, str, Literal, `X | None`, tuples of these and dataclasses. `4.0`
+    and `true` are no integers. Keys without a default must be there, unknown ones must not.
     bounds: per class, field name -> (least, most), for the number or each number of a tuple.
     """
     found = as_object(value, where)
@@ -226,13 +226,6 @@ def parse_dataclass(cls: type[T], value: Any, where: Where, bounds: Bounds) -> T
         for key, item in found.items()
     }
     return cls(**values)
-
-
-def parse_value(
-    hint: Any, value: Any, where: Where, bounds: tuple[float, float] | None = None
-) -> Any:
-    """One value by its type hint, as `parse_dataclass` does for a field."""
-    return _convert(hint, value, where, bounds, {})
 
 
 def _convert(
@@ -251,7 +244,7 @@ def _convert(
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, where, range_, bounds)
-    if is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and is_dataclass(hint):
         return parse_dataclass(hint, value, where, bounds)
     return _scalar(hint, value, where, range_)
 

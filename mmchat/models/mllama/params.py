@@ -1,0 +1,165 @@
+"""The Mllama sections of a params file: JSON to MllamaConfig, with ranges, and parameter counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from mmchat.checkpoints.strict_json import Where, check_keys, parse_dataclass, quoted
+from mmchat.models.family import FamilyParams
+from mmchat.models.mllama.config import (
+    EXTRA_EMBEDDING_ROWS,
+    MllamaConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+)
+
+SECTIONS = ("vision_config", "text_config", "image_processor")
+
+
+@dataclass(frozen=True)
+class ImageProcessorParams:
+    """Normalisation per channel on the scale 0..1, and the rule for transparent pictures.
+
+    alpha: "white" composites over white, "drop" ignores alpha, "checkpoint" does as the makers of
+    the checkpoint's format do.
+    """
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    alpha: Literal["checkpoint", "white", "drop"]
+
+    def alpha_for(self, checkpoint_format: str) -> Literal["white", "drop"]:
+        """The rule for a checkpoint in the Hub's format ("hf") or Meta's ("meta")."""
+        if self.alpha == "checkpoint":
+            return "drop" if checkpoint_format == "meta" else "white"
+        return self.alpha
+
+
+_EPS = (1e-12, 1e-2)
+_BOUNDS = {
+    VisionConfig: {
+        "hidden_size": (8, 32_768),
+        "intermediate_size": (8, 131_072),
+        "num_hidden_layers": (1, 256),
+        "num_global_layers": (0, 256),
+        "attention_heads": (1, 512),
+        "num_channels": (3, 3),
+        "image_size": (8, 2_240),
+        "patch_size": (2, 256),
+        "max_num_tiles": (1, 16),
+        "intermediate_layers_indices": (0, 255),
+        "norm_eps": _EPS,
+    },
+    TextConfig: {
+        "vocab_size": (257, 300_000),
+        "hidden_size": (8, 32_768),
+        "intermediate_size": (8, 131_072),
+        "num_hidden_layers": (2, 256),
+        "num_attention_heads": (1, 512),
+        "num_key_value_heads": (1, 512),
+        "cross_attention_layers": (0, 255),
+        "rms_norm_eps": _EPS,
+        "rope_theta": (1.0, 1e9),
+        "max_position_embeddings": (16, 2**24),
+    },
+    RopeScaling: {
+        "factor": (1.0, 1e4),
+        "low_freq_factor": (1e-3, 1e3),
+        "high_freq_factor": (1e-3, 1e3),
+        "original_max_position_embeddings": (16, 2**24),
+    },
+    ImageProcessorParams: {"image_mean": (0.0, 1.0), "image_std": (1e-3, 1.0)},
+}
+
+
+def parse(sections: Mapping[str, Any], where: Where) -> FamilyParams:
+    """The family's sections of one of our params files; ParamsError names the key."""
+    check_keys(sections, SECTIONS, (), where)
+    vision = parse_dataclass(
+        VisionConfig, sections["vision_config"], where.child("vision_config"), _BOUNDS
+    )
+    text = parse_dataclass(TextConfig, sections["text_config"], where.child("text_config"), _BOUNDS)
+    processor = parse_dataclass(
+        ImageProcessorParams, sections["image_processor"], where.child("image_processor"), _BOUNDS
+    )
+    config = MllamaConfig(vision, text)
+    _check_vision(vision, where.child("vision_config"))
+    _check_text(text, where.child("text_config"))
+    return FamilyParams(config, processor)
+
+
+def _check_vision(config: VisionConfig, where: Where) -> None:
+    _check_divides(config, "attention_heads", "hidden_size", where)
+    _check_divides(config, "patch_size", "image_size", where)
+    _check_layers(config, "intermediate_layers_indices", where)
+
+
+def _check_text(config: TextConfig, where: Where) -> None:
+    _check_divides(config, "num_attention_heads", "hidden_size", where)
+    _check_divides(config, "num_key_value_heads", "num_attention_heads", where)
+    _check_layers(config, "cross_attention_layers", where)
+    if config.head_dim % 2:
+        raise where.child("num_attention_heads").fail(
+            f"{config.head_dim} dimensions per head; rotary positions need an even number"
+        )
+    if len(config.cross_attention_layers) == config.num_hidden_layers:
+        raise where.child("cross_attention_layers").fail("leaves no self-attention layer")
+    scaling = config.rope_scaling
+    if scaling and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise where.child("rope_scaling").fail("low_freq_factor must be below high_freq_factor")
+
+
+def _check_divides(config: object, divisor: str, dividend: str, where: Where) -> None:
+    small, large = getattr(config, divisor), getattr(config, dividend)
+    if large % small:
+        raise where.child(divisor).fail(f"{small:,} does not divide {dividend} = {large:,}")
+
+
+def _check_layers(config: VisionConfig | TextConfig, key: str, where: Where) -> None:
+    indices, layers = getattr(config, key), config.num_hidden_layers
+    if not indices or list(indices) != sorted(set(indices)) or indices[-1] >= layers:
+        raise where.child(key).fail(
+            f"expected rising layer numbers from 0 to {layers - 1}, found {quoted(list(indices))}"
+        )
+
+
+def tile_size(config: MllamaConfig) -> int:
+    """Side of one tile in pixels."""
+    return config.vision_config.image_size
+
+
+def with_tile_size(config: MllamaConfig, size: int) -> MllamaConfig:
+    """The same sizes but for the tiles."""
+    return replace(config, vision_config=replace(config.vision_config, image_size=size))
+
+
+def parameter_count(config: MllamaConfig) -> int:
+    """Parameters of the model in the Hub's format, where tile tables hold one row per canvas."""
+    vision, text = config.vision_config, config.text_config
+    projector = (vision.output_dim + 1) * text.hidden_size
+    return _vision_parameters(vision) + projector + _text_parameters(text)
+
+
+def _vision_parameters(c: VisionConfig) -> int:
+    width, tiles, tokens = c.hidden_size, c.max_num_tiles, c.tokens_per_tile
+    norm = 2 * width
+    mlp = 2 * width * c.intermediate_size + c.intermediate_size + width
+    layer = 4 * width * width + mlp + 2 * norm
+    rows = len(c.aspect_ratios) + 1  # row 0 stands for "no picture"
+    tile_tables = 2 * (rows * tiles * width + 1)  # before and after the local layers, one gate each
+    positions = tokens * width + rows * tiles * tokens * width + 1
+    stem = c.num_channels * c.patch_size**2 * width + width + 2 * norm
+    layers = c.num_hidden_layers * layer + c.num_global_layers * (layer + 2)
+    return stem + tile_tables + positions + layers
+
+
+def _text_parameters(c: TextConfig) -> int:
+    width = c.hidden_size
+    keys = c.num_key_value_heads * c.head_dim
+    layer = 2 * width * width + 2 * width * keys + 3 * width * c.intermediate_size + 2 * width
+    cross = len(c.cross_attention_layers) * (2 * c.head_dim + 2)  # q_norm, k_norm, two gates
+    embeddings = (2 * c.vocab_size + EXTRA_EMBEDDING_ROWS) * width
+    return embeddings + c.num_hidden_layers * layer + cross + width

@@ -1,0 +1,239 @@
+"""Find a model by alias, Hub repository or path, and say where its files are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
+from mmchat.checkpoints.strict_json import escaped, quoted
+from mmchat.errors import CheckpointError, ParamsError
+from mmchat.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
+
+__all__ = [
+    "ChatFormat",
+    "GenerationDefaults",
+    "KnownModel",
+    "ModelParams",
+    "ModelSource",
+    "data_path",
+    "find_model",
+    "find_params",
+    "known_models",
+    "known_params",
+    "load_params",
+    "params_for_tile_size",
+]
+
+DEFAULT_MODEL = "tiny"
+_TOKENIZER_FILES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model and its files. checkpoint: folder or file; tokenizer: file; None where not found."""
+
+    params: ModelParams
+    checkpoint: Path | None
+    tokenizer: Path | None
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model with a params file. path: where its weights lie, or None; size: their bytes."""
+
+    params: ModelParams
+    path: Path | None
+    size: int
+
+    @property
+    def present(self) -> bool:
+        return self.path is not None
+
+
+def data_path(*parts: str) -> Path:
+    """A file of ours: inside the wheel, or in the checkout that an editable install points to."""
+    package = Path(__file__).parent
+    packaged = package / "_data"
+    return (packaged if packaged.is_dir() else package.parent).joinpath(*parts)
+
+
+@cache
+def known_params() -> tuple[ModelParams, ...]:
+    """The models with a params file, the built-in one first."""
+    found = [load_params(path) for path in sorted(data_path("model_params").glob("*.json"))]
+    return tuple(sorted(found, key=lambda params: (params.packaged is None, params.name)))
+
+
+def known_models() -> list[KnownModel]:
+    """The known models, and which of them are on this machine."""
+    models = []
+    for params in known_params():
+        folder = _folder_on_disk(params)
+        size = sum(file.stat().st_size for file in weight_files(folder)) if folder else 0
+        models.append(KnownModel(params, folder, size))
+    return models
+
+
+def find_params(name: str) -> ModelParams | None:
+    """The known model with this name, alias or Hub repository, in any case, or None."""
+    wanted = name.casefold()
+    for params in known_params():
+        names = (params.name, params.repo or "", *params.aliases)
+        if wanted in map(str.casefold, names):
+            return params
+    return None
+
+
+def params_for_tile_size(size: int, like: ModelParams) -> str | None:
+    """The params file of the known model that is as `like` but has tiles of `size` pixels."""
+    wanted = like.family.with_tile_size(like.config, size)
+    fitting = [params for params in known_params() if params.config == wanted]
+    fitting.sort(key=lambda params: params.chat_format != like.chat_format)
+    return fitting[0].source.name if fitting else None
+
+
+def find_model(
+    name_or_path: str | Path | None = None,
+    *,
+    checkpoint_path: str | Path | None = None,
+    tokenizer_path: str | Path | None = None,
+    params_path: str | Path | None = None,
+    checkpoint_required: bool = True,
+) -> ModelSource:
+    """Find params, weights and tokenizer.
+
+    name_or_path: name, alias, Hub repository, folder or weights file; None takes what the paths
+    say, or the built-in model. The other paths overrule what it leads to. With checkpoint_required
+    False, a model whose weights are not on this machine is returned without them.
+
+    Raises ParamsError for an unknown name or bad params, CheckpointError for missing files.
+    """
+    name = None if name_or_path is None else str(name_or_path)
+    checkpoint = _existing(checkpoint_path, "--checkpoint-path")
+    tokenizer = _existing(tokenizer_path, "--tokenizer-path")
+    known = None if name is None else find_params(name)
+    place = checkpoint if name is None or known else _path_of(name)
+    if params_path is not None:
+        params = load_params(_params_file(params_path))
+    elif place is not None and known is None:
+        params = _params_beside(place)
+    else:
+        params = known or _built_in()
+    checkpoint = checkpoint or place or _folder_on_disk(params)
+    if checkpoint is None and checkpoint_required:
+        raise CheckpointError(_how_to_get(params))
+    if tokenizer is None and checkpoint is not None:
+        tokenizer = _tokenizer_beside(checkpoint)
+    return ModelSource(params, checkpoint, tokenizer)
+
+
+def _built_in() -> ModelParams:
+    params = find_params(DEFAULT_MODEL)
+    if params is None:
+        raise ParamsError(
+            f"{escaped(str(data_path('model_params')))}: {DEFAULT_MODEL}.json is missing"
+        )
+    return params
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
+def _existing(path: str | Path | None, option: str) -> Path | None:
+    if path is None:
+        return None
+    found = _expanded(path)
+    if not _exists(found):
+        raise CheckpointError(f"{option} {quoted(str(path), 200)}: no such file or folder")
+    return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or a NUL
+        return False
+
+
+def _params_file(path: str | Path) -> Path:
+    """The file, a folder's file, or ours of that name if there is no such `model_params/…` here."""
+    found = _expanded(path)
+    if _exists(found):
+        return _params_beside_file(found) if found.is_dir() else found
+    packaged = data_path("model_params", found.name)
+    is_ours = found.parent.name in ("", "model_params") and not found.is_absolute()
+    return packaged if is_ours and _exists(packaged) else found
+
+
+def _path_of(name: str) -> Path:
+    """The folder or file that a MODEL which is no known name means."""
+    path = _expanded(name)
+    if _exists(path):
+        return path
+    if is_repo_id(name) and (snapshot := cached_snapshot(name)):
+        return snapshot
+    if any(char.isspace() for char in name) or name.endswith("?"):
+        raise ParamsError(
+            f"{quoted(name)} is not a model; to ask this, put it after --prompt "
+            f"(mmchat generate --prompt {quoted(name)})"
+        )
+    if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors"):
+        raise CheckpointError(f"{quoted(name, 200)}: no such file or folder")
+    names = {n.casefold(): n for p in known_params() for n in (p.name, *p.aliases)}
+    close = get_close_matches(name[:96].casefold(), names, n=3, cutoff=0.5)
+    hint = "nearest: " + ", ".join(quoted(names[found]) for found in close) + "; " if close else ""
+    raise ParamsError(f"no model {quoted(name)} ({hint}'mmchat list' shows all, or give a path)")
+
+
+def _params_beside(checkpoint: Path) -> ModelParams:
+    for params in known_params():
+        if params.packaged and data_path(params.packaged).resolve() == checkpoint.resolve():
+            return params
+    return load_params(_params_beside_file(checkpoint))
+
+
+def _params_beside_file(checkpoint: Path) -> Path:
+    """config.json or params.json of a checkpoint; beside a .pth file Meta's comes first."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    names = ["config.json", "params.json", "original/params.json"]
+    if checkpoint.suffix == ".pth":
+        names.insert(0, "params.json")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ParamsError(
+        f"{escaped(str(folder))}: neither config.json nor params.json there; "
+        "name the model or give --params-path"
+    )
+
+
+def _folder_on_disk(params: ModelParams) -> Path | None:
+    if params.packaged:
+        folder = data_path(params.packaged)
+    else:
+        folder = cached_snapshot(params.repo) if params.repo else None
+    return folder if folder and weight_files(folder) else None
+
+
+def _how_to_get(params: ModelParams) -> str:
+    if params.packaged:
+        return f"the built-in model's weights are not in {escaped(str(data_path(params.packaged)))}"
+    if not params.repo:
+        return f"no weights given for {params.name}; use --checkpoint-path"
+    return (
+        f"{params.name} is not on this machine; accept its licence at "
+        f"https://huggingface.co/{params.repo}, then 'hf download {params.repo}', "
+        "or give --checkpoint-path"
+    )
+
+
+def _tokenizer_beside(checkpoint: Path) -> Path | None:
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    return next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
