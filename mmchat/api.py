@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mmchat.loader import LoadedModel, ProgressCallback, load_model
 from mmchat.sampling import SamplingParams
@@ -39,7 +40,7 @@ def load(
     dtype: str = "auto",
     max_seq_len: int | None = None,
     text_only: bool = False,
-    alpha: str | None = None,
+    alpha: Literal["white", "drop"] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Model:
     """Load a model by name, Hub id or folder. Arguments and errors as in loader.load_model."""

@@ -6,23 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import torch
 
-from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, available_memory, choose_placement, peak_memory
 from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
-from mmchat.models.registry import get_family
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.eager import EagerRuntime
 from mmchat.sampling import SamplingParams
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
-
-if TYPE_CHECKING:
-    from mmchat.models.family import Family
 
 # progress(stage, done, total): stage "weights", in tensors
 ProgressCallback = Callable[[str, int, int], None]
@@ -70,7 +66,7 @@ def load_model(
     dtype: str = "auto",
     max_seq_len: int | None = None,
     text_only: bool = False,
-    alpha: str | None = None,
+    alpha: Literal["white", "drop"] | None = None,
     progress: ProgressCallback | None = None,
 ) -> LoadedModel:
     """Find, check and load a model.
@@ -89,17 +85,22 @@ def load_model(
     params = source.params
     limit = _context_limit(params, max_seq_len)
     placement = choose_placement(device, dtype, params.parameters)
-    family = get_family(params.model_type)
     tokenizer = _open_tokenizer(source)
-    model = _load_weights(family, source, placement, text_only, progress)
+    family = params.family
+    with open_checkpoint(
+        source.checkpoint, merge_rules=family.resolve("weights").shard_dims
+    ) as files:
+        model = _load_weights(files, params, placement, text_only, progress)
+        alpha = alpha or params.image_processor.alpha_for(files.format)
+    processor = family.resolve("processor")(params.config, params.image_processor, tokenizer, alpha)
     return LoadedModel(
         params=params,
         runtime=EagerRuntime(model, placement.device),
-        processor=family.load_processor()(params, tokenizer, alpha),
+        processor=processor,
         tokenizer=tokenizer,
         placement=placement,
         max_seq_len=limit,
-        sampling_defaults=SamplingParams(**params.generation),
+        sampling_defaults=SamplingParams(**vars(params.generation)),
         text_only=text_only,
         load_seconds=time.perf_counter() - begin,
     )
@@ -115,6 +116,11 @@ def _context_limit(params: ModelParams, asked: int | None) -> int:
 
 
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
+    if source.tokenizer is None:
+        raise CheckpointError(
+            f"no tokenizer beside the weights of {source.params.name}; give --tokenizer-path "
+            "(tokenizer.model or tokenizer.json)"
+        )
     tokenizer = open_tokenizer(source.tokenizer)
     rows = source.params.config.text_config.vocab_size
     if tokenizer.vocab_size > rows + 1:  # the Hub's tokenizers also name the image token
@@ -126,29 +132,28 @@ def _open_tokenizer(source: ModelSource) -> Tokenizer:
 
 
 def _load_weights(
-    family: Family,
-    source: ModelSource,
+    files: Checkpoint,
+    params: ModelParams,
     placement: Placement,
     text_only: bool,
     progress: ProgressCallback | None,
 ) -> Any:
     """Build on the meta device, then give each parameter its tensor, one at a time."""
-    config = source.params.config
+    family = params.family
     with torch.device("meta"):
-        model = family.load_model_class()(config)
+        model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
-    wanted = {n for n in model.state_dict() if not (text_only and family.is_vision(config, n))}
+    wanted = model.weight_names(text_only=text_only)
     sizes = (p.numel() for n, p in model.named_parameters() if n in wanted)
-    _check_memory(sum(sizes) * placement.dtype.itemsize, placement, source.params.name)
-    with open_checkpoint(source.checkpoint) as checkpoint:
-        try:
-            tensors = family.load_iter_weights()(checkpoint, config, wanted)
-            for done, (name, tensor) in enumerate(tensors, start=1):
-                _assign(model, name, tensor.to(placement.device, placement.dtype))
-                if progress:
-                    progress("weights", done, len(wanted))
-        except CheckpointError as error:
-            raise _with_fitting_params(error, source.params) from None
+    _check_memory(sum(sizes) * placement.dtype.itemsize, placement, params.name)
+    try:
+        tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
+        for done, (name, tensor) in enumerate(tensors, start=1):
+            _assign(model, name, tensor.to(placement.device, placement.dtype))
+            if progress:
+                progress("weights", done, len(wanted))
+    except CheckpointError as error:
+        raise _with_fitting_params(error, params) from None
     model.materialize_buffers(placement.device)
     return model
 
@@ -164,8 +169,9 @@ def _check_memory(needed: int, placement: Placement, name: str) -> None:
     available = available_memory(placement.device)
     if available is not None and needed > available:
         gib = 1024**3
+        dtype = str(placement.dtype).removeprefix("torch.")
         raise MemoryError_(
-            f"{name} needs {needed / gib:.1f} GiB in {str(placement.dtype).removeprefix('torch.')}, "
+            f"{name} needs {needed / gib:.1f} GiB in {dtype}, "
             f"and {placement.device} has {available / gib:.1f} GiB free; "
             "use a smaller model, dtype or another device"
         )

@@ -91,7 +91,7 @@ class ChatSession:
 
         if images and self.loaded.text_only:
             raise UsageError("the model was loaded for text only; load it again without text_only")
-        alpha = self.loaded.processor.image_config.alpha
+        alpha = self.loaded.processor.alpha
         loaded = [i if isinstance(i, Image) else load_image(i, alpha=alpha) for i in images]
         return Message("user", (*loaded, Text(text)))
 

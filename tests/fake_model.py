@@ -47,7 +47,7 @@ class FakeProcessor:
     """Each message becomes its bytes and an end-of-turn token."""
 
     stop_ids = frozenset({EOT})
-    image_config = SimpleNamespace(alpha="white")
+    alpha = "white"
 
     def chat_prompt(self, messages: Sequence[Message]) -> FakePrompt:
         ids = [i for m in messages for i in (*m.text.encode(), EOT)]

@@ -164,6 +164,21 @@ class MllamaForConditionalGeneration(nn.Module):
         )
         return self.language_model.lm_head(hidden[:, -1]).float()
 
+    def weight_names(self, *, text_only: bool) -> set[str]:
+        """Names of the weights to load; without pictures no cross-attention layer is used."""
+        cross = {
+            f"language_model.model.layers.{i}"
+            for i in self.config.text_config.cross_attention_layers
+        }
+        names = set(self.state_dict())
+        if not text_only:
+            return names
+        return {
+            name
+            for name in names
+            if name.startswith("language_model.") and ".".join(name.split(".")[:4]) not in cross
+        }
+
     def materialize_buffers(self, device: torch.device) -> None:
         """Compute what no checkpoint stores, after building on the meta device."""
         self.language_model.model.rotary.materialize(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -15,6 +16,7 @@ from mmchat.models.mllama import prompt
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess
 from mmchat.models.mllama.model import MllamaInputs
+from mmchat.models.mllama.params import ImageProcessorParams
 from mmchat.models.mllama.tiling import TileLayout
 from mmchat.tokenizers.base import Tokenizer
 
@@ -51,11 +53,18 @@ class MllamaProcessor:
     """Builds prompts for one model. Recently tiled pictures are kept by content."""
 
     def __init__(
-        self, config: MllamaConfig, image_config: ImageProcessorConfig, tokenizer: Tokenizer
+        self,
+        config: MllamaConfig,
+        image_params: ImageProcessorParams,
+        tokenizer: Tokenizer,
+        alpha: Literal["white", "drop"],
     ) -> None:
         self.config = config
-        self.image_config = image_config
+        self.alpha: Literal["white", "drop"] = alpha
         self.tokenizer = tokenizer
+        self._image_config = ImageProcessorConfig(
+            image_params.image_mean, image_params.image_std, alpha
+        )
         self.stop_ids = prompt.stop_ids(tokenizer)
         self._tiled: OrderedDict[str, TiledImage] = OrderedDict()
 
@@ -86,7 +95,7 @@ class MllamaProcessor:
     def _tile(self, image: Image) -> TiledImage:
         if image.content_hash not in self._tiled:
             self._tiled[image.content_hash] = preprocess(
-                image, self.config.vision_config, self.image_config
+                image, self.config.vision_config, self._image_config
             )
             while len(self._tiled) > TILED_IMAGES_KEPT:
                 self._tiled.popitem(last=False)
