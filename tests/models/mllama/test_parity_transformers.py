@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
-import oracle
-import plain_mllama
 import pytest
 import torch
-import transformers_mllama as theirs
-from oracle import CASES, CONFIG, IMAGE, TOLERANCE, difference, distance, picture
+
+from tests.models.mllama import oracle, plain_mllama
+from tests.models.mllama import transformers_mllama as theirs
+from tests.models.mllama.oracle import (
+    CASES,
+    CONFIG,
+    IMAGE,
+    TOLERANCE,
+    difference,
+    distance,
+    picture,
+)
 
 STEPS = 6
 MENDED = "transformers mended its fault: drop the correction in transformers_mllama.build"

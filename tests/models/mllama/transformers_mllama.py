@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from oracle import CANVASES, CONFIG, IMAGE, Outputs, Row, image_positions
-from plain_mllama import cross_mask
 from torch import Tensor
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
+from tests.models.mllama.oracle import CANVASES, CONFIG, IMAGE, Outputs, Row, image_positions
+from tests.models.mllama.plain_mllama import cross_mask
 
 PAD = 4
 

@@ -1,0 +1,248 @@
+"""The model's shortcuts against the plain form: all slots computed, dense masks, no cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mmchat.models.mllama.cache import MllamaCache, PlacedImage, visible_images
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.mllama.text import CrossSegment
+from tests.models.mllama import oracle, plain_mllama
+from tests.models.mllama.oracle import CANVASES, CASES, CONFIG, IMAGE, TOLERANCE, distance, picture
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return oracle.random_weights()
+
+
+@pytest.fixture(scope="module")
+def model(weights):
+    return oracle.build(weights)
+
+
+@pytest.fixture(scope="module")
+def wide_weights(weights):
+    return {name: value.double() for name, value in weights.items()}
+
+
+def plain_logits(weights, ids, pictures) -> torch.Tensor:
+    with torch.inference_mode():
+        return plain_mllama.logits(weights, CONFIG, ids, pictures)
+
+
+@pytest.mark.parametrize("canvas", CANVASES)
+def test_one_padding_tile_stands_for_all_exactly(canvas, wide_weights):
+    model = oracle.build(wide_weights, dtype=torch.float64)
+    images = [picture(canvas, seed=1), picture(canvas, seed=2)]
+    tiles = torch.stack([image.pixel_values for image in images])
+    ratios = torch.tensor([image.layout.aspect_ratio_id for image in images])
+    with torch.inference_mode():
+        got = model.vision_model(tiles, ratios)
+        for index, image in enumerate(images):
+            pixels = image.pixel_values.double()
+            plain = plain_mllama.vision_features(wide_weights, CONFIG, pixels, canvas)
+            assert distance(got[index], plain.flatten(0, 1)) < 1e-11
+
+
+@pytest.mark.parametrize("case", [*CASES, "NO_PICTURE_IN_ONE_ROW"])
+def test_segments_and_cached_decoding_equal_one_masked_pass(case, model, wide_weights):
+    rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
+    got = oracle.run(model, rows, STEPS)
+    for row, (ids, pictures) in enumerate(rows):
+        whole = [*ids, *got.tokens[row, :-1].tolist()]
+        plain = plain_logits(wide_weights, whole, pictures)
+        assert distance(got.prefill[row], plain[: len(ids)]) < TOLERANCE
+        assert distance(got.steps[row], plain[len(ids) - 1 :]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent_then_apart", "D_text_only"])
+def test_the_pass_without_a_cache_equals_the_masked_pass(case, model, wide_weights):
+    [(ids, pictures)] = CASES[case]
+    placed = [
+        PlacedImage(at, image.content_hash)
+        for at, image in zip(oracle.image_positions(ids), pictures, strict=True)
+    ]
+    segments = [
+        CrossSegment((0,), start, end, (tuple(placed.index(image) for image in seen),))
+        for start, end, seen in visible_images(placed, len(ids))
+    ]
+    with torch.inference_mode():
+        states = [
+            model.vision_states(
+                image.pixel_values[None], torch.tensor([image.layout.aspect_ratio_id])
+            )[0]
+            for image in pictures
+        ]
+        got = model(torch.tensor([ids]), segments, states)[0]
+    assert distance(got, plain_logits(wide_weights, ids, pictures)) < TOLERANCE
+
+
+def in_chunks(model: MllamaForConditionalGeneration, row: oracle.Row, cuts: list[int]):
+    """Prefill one row in pieces that end at `cuts`; logits [S, V] and the cache."""
+    ids, pictures = row
+    cache, logits, left = model.new_cache(1, len(ids) + STEPS), [], list(pictures)
+    for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+        piece = ids[start:end]
+        count = piece.count(IMAGE)
+        inputs = oracle.inputs_of([(piece, left[:count])], start=start)
+        logits.append(oracle.prefill_all(model, inputs, cache)[0])
+        left = left[count:]
+    return torch.cat(logits), cache
+
+
+@pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent_then_apart", "E_picture_first"])
+def test_prefill_in_chunks_equals_prefill_at_once(case, model):
+    [row] = CASES[case]
+    whole = oracle.run(model, [row], 2)
+    for cut in range(1, len(row[0])):
+        logits, cache = in_chunks(model, row, [cut])
+        assert distance(logits, whole.prefill[0]) < TOLERANCE, cut
+        step = model.decode(whole.tokens[:, :1], cache)
+        assert distance(step, whole.steps[:, 1]) < TOLERANCE, cut
+    logits, _ = in_chunks(model, row, list(range(1, len(row[0]))))
+    assert distance(logits, whole.prefill[0]) < TOLERANCE
+
+
+FIRST: oracle.Row = ([1, 8, IMAGE, 17, 33], [picture((1, 3))])
+ANSWER = [61, 7, 120, 44]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        ([44, 90, 3, 12], []),
+        ([44, 90, IMAGE, 3, 12], [picture((2, 1))]),
+        ([IMAGE, IMAGE, 3, 12], [picture((2, 1)), picture((1, 1))]),
+        ([44, IMAGE, 3, 12], [picture((1, 3))]),
+    ],
+    ids=["text", "new picture", "two pictures", "same picture again"],
+)
+def test_a_cached_second_turn_equals_a_fresh_prefill(second, model):
+    cache = model.new_cache(1, 8)
+    model.prefill(oracle.inputs_of([FIRST]), cache)
+    for token in ANSWER:
+        model.decode(torch.tensor([[token]]), cache)
+    got = oracle.prefill_all(model, oracle.inputs_of([second], start=cache.length), cache)
+    whole = ([*FIRST[0], *ANSWER, *second[0]], [*FIRST[1], *second[1]])
+    fresh = oracle.run(model, [whole], 2)
+    assert distance(got[0], fresh.prefill[0][-len(second[0]) :]) < TOLERANCE
+    assert distance(model.decode(fresh.tokens[:, :1], cache), fresh.steps[:, 1]) < TOLERANCE
+
+
+def test_a_turn_that_is_taken_back_leaves_no_trace(model):
+    cache = model.new_cache(1, 8)
+    model.prefill(oracle.inputs_of([FIRST]), cache)
+    end = cache.length
+    unwanted = ([44, IMAGE, 3, 12], [picture((2, 1))])
+    model.prefill(oracle.inputs_of([unwanted], start=end), cache)
+    model.decode(torch.tensor([[61]]), cache)
+    cache.truncate(end)
+    wanted = ([90, 3], [])
+    got = model.prefill(oracle.inputs_of([wanted], start=end), cache)
+    fresh = oracle.run(model, [([*FIRST[0], *wanted[0]], FIRST[1])], 1)
+    assert distance(got, fresh.steps[:, 0]) < TOLERANCE
+
+
+def test_a_picture_is_encoded_once_in_a_conversation(model):
+    cache = model.new_cache(1, 8)
+    assert model.encode_images(oracle.inputs_of([FIRST]), cache) == 1
+    assert model.encode_images(oracle.inputs_of([FIRST]), cache) == 0
+    cache.reset()
+    assert model.encode_images(oracle.inputs_of([FIRST]), cache) == 0
+
+
+def test_growing_the_cache_while_decoding_changes_nothing(model, monkeypatch):
+    expected = oracle.run(model, [FIRST], STEPS)
+    monkeypatch.setattr("mmchat.models.mllama.cache.CAPACITY_STEP", 1)
+    cache = model.new_cache(1, 1)
+    model.prefill(oracle.inputs_of([FIRST]), cache)
+    for step in range(STEPS - 1):
+        got = model.decode(expected.tokens[:, step : step + 1], cache)
+        assert distance(got, expected.steps[:, step + 1]) < TOLERANCE
+    assert cache.capacity == len(FIRST[0]) + STEPS - 1
+
+
+def test_text_only_needs_no_vision_tower(model, weights):
+    blind = MllamaForConditionalGeneration(CONFIG)
+    text = {name: value for name, value in weights.items() if name.startswith("language_model.")}
+    blind.load_state_dict(text, strict=False)
+    del blind.vision_model, blind.multi_modal_projector
+    got = oracle.run(blind.eval(), CASES["D_text_only"], STEPS)
+    assert oracle.difference(got, oracle.run(model, CASES["D_text_only"], got.tokens)) == 0
+
+
+# Compiled in one graph
+
+
+def decode_arguments(
+    model: MllamaForConditionalGeneration, rows: list[oracle.Row]
+) -> tuple[torch.Tensor, MllamaCache, Callable]:
+    cache = model.new_cache(len(rows), 32)
+    logits = model.prefill(oracle.inputs_of(rows), cache)
+
+    def arguments(tokens: torch.Tensor):
+        images = cache.decode_images()
+        seen = (images.key_values, images.mask, images.sees_images) if images else (None,) * 3
+        cached = [(layer.key, layer.value) for layer in cache.layers]
+        return tokens[:, None], cache.positions, cached, *seen
+
+    return logits.argmax(-1), cache, arguments
+
+
+def compare_compiled_decode(model, rows, backend: str) -> None:
+    torch._dynamo.reset()
+    step = torch.compile(model.decode_step, fullgraph=True, dynamic=False, backend=backend)
+    expected = oracle.run(model, rows, STEPS)
+    tokens, cache, arguments = decode_arguments(model, rows)
+    for index in range(STEPS - 1):
+        with (
+            torch.inference_mode(),
+            torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"),
+        ):
+            logits = step(*arguments(tokens))
+        cache.advance_one()
+        assert distance(logits, expected.steps[:, index + 1]) < TOLERANCE
+        tokens = logits.argmax(-1)
+
+
+COMPILED_CASES = {
+    "one row": CASES["C_adjacent"],
+    "text only": CASES["D_text_only"],
+    "one and two pictures": CASES["G_one_and_two_pictures"],
+    "one and no picture": oracle.NO_PICTURE_IN_ONE_ROW,
+}
+
+
+@pytest.mark.parametrize("case", COMPILED_CASES)
+def test_decode_is_one_graph_that_is_never_compiled_again(case, model):
+    compare_compiled_decode(model, COMPILED_CASES[case], "aot_eager")
+
+
+def compare_compiled_vision(model, canvases, backend: str) -> None:
+    torch._dynamo.reset()
+    encode = torch.compile(model.vision_states, fullgraph=True, dynamic=False, backend=backend)
+    for canvas in canvases:
+        image = picture(canvas)
+        ratio = torch.tensor([image.layout.aspect_ratio_id])
+        with torch.inference_mode():
+            got = encode(image.pixel_values[None], ratio)
+            expected = model.vision_states(image.pixel_values[None], ratio)
+        assert distance(got, expected) < TOLERANCE
+
+
+def test_the_vision_encoder_is_one_graph(model):
+    compare_compiled_vision(model, [(1, 1), (1, 3), (3, 1), (2, 2)], "aot_eager")
+
+
+# PyTorch warns about its own use of TorchScript when the inductor is imported.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.slow
+def test_compiled_by_inductor_both_equal_eager(model):
+    compare_compiled_decode(model, CASES["G_one_and_two_pictures"], "inductor")
+    compare_compiled_vision(model, [(1, 3)], "inductor")
