@@ -56,10 +56,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """One more token. Its text may be empty: half a character, or held back for a stop string."""
+    """One more token. Its text may be empty: half a character, or held back for a stop string.
+
+    What was held back to the end comes without a token.
+    """
 
     text: str
-    token_id: int
+    token_id: int | None
     logprob: TokenLogprob | None = None
 
 

@@ -167,7 +167,7 @@ class ChatSession:
         tail = answer.flush()
         if tail:
             pieces.append(tail)
-            yield TextDelta(tail, output_ids[-1])
+            yield TextDelta(tail, None)
         self._cached += output_ids[:-1]  # the last token has not been read
         timings.peak_memory_bytes = loaded.peak_memory()
         text = "".join(pieces)

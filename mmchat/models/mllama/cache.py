@@ -14,7 +14,7 @@ from mmchat.models.mllama.text import CrossSegment, KeyValue, gather_images
 from mmchat.nn.kv_cache import LayerCache
 
 CAPACITY_STEP = 256  # positions
-ENCODED_IMAGES_KEPT = 16
+ENCODED_IMAGES_KEPT = 4  # beyond those in the text; one of 11B takes up to 210 MB
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class MllamaCache:
         """Add counts[row] positions to each row after a prefill."""
         self.lengths = [n + new for n, new in zip(self.lengths, counts, strict=True)]
         self._lengths_changed()
+        self._forget_unused()
 
     def advance_one(self) -> None:
         """Add one position to each row, on the device too, without waiting for it."""
@@ -105,12 +106,13 @@ class MllamaCache:
 
     def add_encoded(self, content_hash: str, key_values: tuple[KeyValue, ...]) -> None:
         self.encoded[content_hash] = key_values
-        placed = {image.content_hash for row in self.images for image in row} | {content_hash}
-        for old in list(self.encoded):
-            if len(self.encoded) <= ENCODED_IMAGES_KEPT:
-                break
-            if old not in placed:
-                del self.encoded[old]
+
+    def _forget_unused(self) -> None:
+        """Drop the least recently used pictures that are nowhere in the text."""
+        placed = {image.content_hash for row in self.images for image in row}
+        unused = [content_hash for content_hash in self.encoded if content_hash not in placed]
+        for content_hash in unused[:-ENCODED_IMAGES_KEPT]:
+            del self.encoded[content_hash]
 
     def place(self, row: int, images: Sequence[PlacedImage]) -> None:
         self.images[row].extend(images)
