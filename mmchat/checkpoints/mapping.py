@@ -1,0 +1,119 @@
+"""Rules that translate between the tensor names and layouts of two checkpoint formats.
+
+A rule pairs names of the source format with one name of the target format. `{}` in a name stands
+for the number of a layer. Rules are used in both directions; every transform has its inverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How the tensors of the source become that of the target (`forward`) and back (`inverse`)."""
+
+    name: str
+    forward: Callable[[Sequence[Tensor]], Tensor]
+    inverse: Callable[[Tensor], Sequence[Tensor]]
+
+
+IDENTITY = Transform("identity", lambda sources: sources[0], lambda target: [target])
+
+# A single number that some files store as a scalar or repeated; the target is [1].
+SCALAR = Transform("scalar", lambda sources: sources[0].reshape(-1)[:1], lambda target: [target])
+
+
+def reshape(source: Shape, target: Shape) -> Transform:
+    """The same numbers in the same order, in another shape."""
+    return Transform(
+        "reshape",
+        lambda sources: sources[0].reshape(target),
+        lambda tensor: [tensor.reshape(source)],
+    )
+
+
+def concatenate(lengths: Sequence[int]) -> Transform:
+    """Sources of these lengths, one after the other along the first axis."""
+
+    def forward(sources: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        return torch.cat(list(sources), dim=0)
+
+    return Transform("concatenate", forward, lambda target: target.split(list(lengths)))
+
+
+def interleaved_to_halves(heads: int) -> Transform:
+    """Rows of a query or key projection for rotary embedding, [H·D, E], head by head.
+
+    The source rotates rows 2i and 2i + 1 of a head as a pair, the target rows i and i + D/2.
+    """
+
+    def forward(sources: Sequence[Tensor]) -> Tensor:
+        rows, width = sources[0].shape
+        split = sources[0].reshape(heads, rows // heads // 2, 2, width)
+        return split.transpose(1, 2).reshape(rows, width)
+
+    def inverse(target: Tensor) -> Sequence[Tensor]:
+        rows, width = target.shape
+        split = target.reshape(heads, 2, rows // heads // 2, width)
+        return [split.transpose(1, 2).reshape(rows, width)]
+
+    return Transform("interleaved to halves", forward, inverse)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Source names and the target name that they become.
+
+    layers: for names with `{}`, (number in the source, number in the target) of each layer.
+    source_shapes: where they differ from the target's shape.
+    """
+
+    sources: tuple[str, ...]
+    target: str
+    transform: Transform = IDENTITY
+    layers: Sequence[tuple[int, int]] | None = None
+    source_shapes: tuple[Shape, ...] | None = None
+
+    def expanded(self) -> Iterator[Rule]:
+        """One rule without `{}` for each layer."""
+        if self.layers is None:
+            yield self
+            return
+        for there, here in self.layers:
+            sources = tuple(name.format(there) for name in self.sources)
+            yield replace(self, sources=sources, target=self.target.format(here), layers=None)
+
+
+def expand(rules: Iterable[Rule]) -> list[Rule]:
+    """Rules for single tensors. Raises ValueError if a name occurs twice on either side."""
+    result = [single for rule in rules for single in rule.expanded()]
+    for names in (
+        [rule.target for rule in result],
+        [name for rule in result for name in rule.sources],
+    ):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"two rules name {twice}")
+    return result
+
+
+def to_target(rules: Iterable[Rule], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(target name, tensor) for each expanded rule; `read` gives a source tensor."""
+    for rule in rules:
+        yield rule.target, rule.transform.forward([read(name) for name in rule.sources])
+
+
+def to_source(rules: Iterable[Rule], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(source name, tensor) for each expanded rule; `read` gives a target tensor."""
+    for rule in rules:
+        yield from zip(rule.sources, rule.transform.inverse(read(rule.target)), strict=True)

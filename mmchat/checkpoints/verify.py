@@ -1,0 +1,97 @@
+"""Compare what a checkpoint holds with what a model needs; every difference in one error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+
+from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.mapped_file import ITEM_BYTES, TensorEntry, shown
+from mmchat.errors import CheckpointError
+
+_LISTED = 10
+_DTYPES = ("bfloat16", "float16", "float32")
+_SIZE_TOLERANCE = 1.05
+
+
+def check_size(checkpoint: Checkpoint, parameters: int) -> None:
+    """Raise CheckpointError when the files are too small for so many parameters."""
+    if reason := _too_small(checkpoint, parameters):
+        raise CheckpointError(f"{_where(checkpoint)}: {reason}")
+
+
+def check_entries(
+    checkpoint: Checkpoint,
+    entries: Mapping[str, TensorEntry],
+    expected: Mapping[str, tuple[int, ...]],
+    needed: Collection[str],
+    scalars: Collection[str] = (),
+) -> None:
+    """Raise CheckpointError unless `entries` are the `expected` tensors and no others.
+
+    entries: those of the checkpoint by the names used in `expected`. needed: the names that must be
+    there; the others may be missing. scalars: names whose tensor may have any length.
+    """
+    missing = [name for name in expected if name in needed and name not in entries]
+    unexpected = [name for name in entries if name not in expected]
+    wrong = [
+        problem
+        for name, shape in expected.items()
+        if name in entries and (problem := _fault(entries[name], shape, name in scalars))
+    ]
+    faults = [
+        _listed(
+            "missing", [_with_hint(name, unexpected) for name in missing[:_LISTED]], len(missing)
+        ),
+        _listed(
+            "unexpected", [_place(entries[name]) for name in unexpected[:_LISTED]], len(unexpected)
+        ),
+        _listed("wrong", wrong[:_LISTED], len(wrong)),
+    ]
+    if not any(faults):
+        return
+    size = _too_small(checkpoint, sum(map(math.prod, expected.values())))
+    parts = "; ".join(filter(None, [size, *faults]))
+    advice = "is it the right params file? else download it again"
+    if len(unexpected) == len(entries):
+        advice = "this is the checkpoint of another kind of model"
+    raise CheckpointError(f"{_where(checkpoint)}: does not fit the model: {parts}; {advice}")
+
+
+def _too_small(checkpoint: Checkpoint, parameters: int) -> str | None:
+    item = min(ITEM_BYTES[entry.dtype] for entry in checkpoint.entries.values())
+    if parameters * item <= checkpoint.total_bytes * _SIZE_TOLERANCE:
+        return None
+    return (
+        f"the params describe {parameters:,} parameters, {parameters * item:,} bytes,"
+        f" and the files hold {checkpoint.total_bytes:,}"
+    )
+
+
+def _where(checkpoint: Checkpoint) -> str:
+    files = checkpoint.files
+    return shown(files[0] if len(files) == 1 else files[0].parent)
+
+
+def _place(entry: TensorEntry) -> str:
+    return f"{shown(entry.name)} in {shown(entry.file.name)}"
+
+
+def _with_hint(name: str, unexpected: list[str]) -> str:
+    close = get_close_matches(name, unexpected[:2000], n=1, cutoff=0.8)
+    return f"{shown(name)} (is it {shown(close[0])}?)" if close else shown(name)
+
+
+def _fault(entry: TensorEntry, shape: tuple[int, ...], is_scalar: bool) -> str | None:
+    fits = len(entry.shape) <= 1 if is_scalar else entry.shape == shape
+    if fits and entry.dtype in _DTYPES:
+        return None
+    wanted = f"{list(shape)}" if not fits else f"one of {', '.join(_DTYPES)}"
+    found = f"{list(entry.shape)} {entry.dtype}"
+    return f"{_place(entry)}: expected {wanted}, found {found}"
+
+
+def _listed(kind: str, items: Iterable[str], count: int) -> str:
+    rest = f" and {count - _LISTED:,} more" if count > _LISTED else ""
+    return f"{count:,} {kind}: {', '.join(items)}{rest}" if count else ""

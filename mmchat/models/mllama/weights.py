@@ -1,0 +1,137 @@
+"""Mllama's tensors from a checkpoint of either format, by the Hub's names, strictly checked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from math import isqrt
+from typing import TYPE_CHECKING
+
+from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.mapped_file import TensorEntry, shown
+from mmchat.checkpoints.mapping import Rule, to_target
+from mmchat.checkpoints.verify import check_entries
+from mmchat.errors import CheckpointError
+from mmchat.models.mllama.config import MllamaConfig, VisionConfig
+from mmchat.models.mllama.meta_format import IGNORED, meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "TileSizeError", "check_weights", "hf_shapes", "iter_weights", "meta_rules", "meta_shapes",
+    "shard_dims",
+]  # fmt: skip
+
+_META_PROBE = "text_model.tok_embeddings.weight"
+_POSITIONS = (
+    "vision_model.gated_positional_embedding.embedding",
+    "vision_model.vision_encoder.positional_embedding",
+)
+
+
+class TileSizeError(CheckpointError):
+    """The checkpoint was made for another tile size; `tile_size` is its own, in pixels."""
+
+    def __init__(self, message: str, tile_size: int) -> None:
+        super().__init__(message)
+        self.tile_size = tile_size
+
+
+def iter_weights(
+    checkpoint: Checkpoint, config: MllamaConfig, wanted: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """(Hub name, tensor) for all or the `wanted` tensors, in the order of the files.
+
+    Checks everything before the first tensor is read. A tensor may be a view of its file: copy it or
+    keep it; what is written to it before the next one is taken is lost. Raises CheckpointError.
+    """
+    entries = check_weights(checkpoint, config, wanted)
+    names = entries.keys() if wanted is None else wanted
+    if checkpoint.format == "meta":
+        return _translated(checkpoint, [r for r in meta_rules(config) if r.target in names])
+    return _direct(checkpoint, {name: entries[name].name for name in entries if name in names})
+
+
+def _direct(checkpoint: Checkpoint, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    for name, stored in names.items():
+        yield name, checkpoint.read(stored)
+        checkpoint.release(stored)
+
+
+def _translated(checkpoint: Checkpoint, rules: list[Rule]) -> Iterator[tuple[str, Tensor]]:
+    order = {name: index for index, name in enumerate(checkpoint.entries)}
+    for rule in sorted(rules, key=lambda rule: order[rule.sources[0]]):
+        yield from to_target([rule], checkpoint.read)
+        for name in rule.sources:
+            checkpoint.release(name)
+
+
+def check_weights(
+    checkpoint: Checkpoint, config: MllamaConfig, wanted: Collection[str] | None = None
+) -> Mapping[str, TensorEntry]:
+    """Compare names, shapes and dtypes with the model's; reads headers only.
+
+    wanted: Hub names that must be there, all when None. Returns the checkpoint's entries, by the
+    Hub's or Meta's names. Raises TileSizeError, or CheckpointError with every difference.
+    """
+    targets = hf_shapes(config).keys() if wanted is None else wanted
+    if checkpoint.format == "meta":
+        rules = meta_rules(config)
+        expected = meta_shapes(config)
+        needed = {name for rule in rules if rule.target in targets for name in rule.sources}
+        scalars = {n for rule in rules if rule.transform.name == "scalar" for n in rule.sources}
+        entries = {n: entry for n, entry in checkpoint.entries.items() if n not in IGNORED}
+        _check_ranks(checkpoint, expected)
+    else:
+        expected, needed, scalars = hf_shapes(config), set(targets), set()
+        entries = _by_hub_name(checkpoint)
+    if any(name in needed for name in _POSITIONS):
+        _check_tile_size(config.vision_config, entries)
+    check_entries(checkpoint, entries, expected, needed, scalars)
+    return entries
+
+
+def _by_hub_name(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
+    for name, entry in checkpoint.entries.items():
+        hub = hub_name(name)
+        if hub in entries:
+            raise CheckpointError(
+                f"{shown(entry.file)}: tensors {shown(entries[hub].name)} and {shown(name)} are two"
+                " spellings of the same"
+            )
+        entries[hub] = entry
+    return entries
+
+
+def _check_tile_size(vision: VisionConfig, entries: Mapping[str, TensorEntry]) -> None:
+    """The table of patch positions tells the tile size: one row per patch and the class token."""
+    for name in _POSITIONS:
+        entry = entries.get(name)
+        if entry is None or len(entry.shape) != 2 or entry.shape[0] == vision.tokens_per_tile:
+            continue
+        side = isqrt(entry.shape[0] - 1)
+        if side and side**2 + 1 == entry.shape[0]:
+            found = side * vision.patch_size
+            raise TileSizeError(
+                f"{shown(entry.file)}: the checkpoint has tiles of {found} px, the params say"
+                f" {vision.image_size}; use the params file of the same model",
+                found,
+            )
+
+
+def _check_ranks(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Name the shards after the last one here that a model split over more of them needs."""
+    here, entry = len(checkpoint.files), checkpoint.entries.get(_META_PROBE)
+    numbered = re.fullmatch(r"consolidated\.\d\d\.pth", checkpoint.files[-1].name)
+    if entry is None or not entry.shape or not numbered:
+        return
+    total, rows = expected[_META_PROBE][0], entry.shape[0] // here
+    if entry.shape[0] < total and total % rows == 0 and total // rows <= 64:
+        names = ", ".join(f"consolidated.{rank:02d}.pth" for rank in range(here, total // rows))
+        raise CheckpointError(
+            f"{shown(checkpoint.files[0].parent)}: the model is split over {total // rows} files;"
+            f" missing {names}"
+        )
