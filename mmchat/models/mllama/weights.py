@@ -44,8 +44,8 @@ def iter_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """(Hub name, tensor) for all or the `wanted` tensors, in the order of the files.
 
-    Checks everything before the first tensor is read. A tensor may be a view of its file: copy it or
-    keep it; what is written to it before the next one is taken is lost. Raises CheckpointError.
+    Checks everything before the first tensor is read. A tensor may be a view of its file: copy
+    it or keep it; what is written to it before the next is taken is lost. Raises CheckpointError.
     """
     entries = check_weights(checkpoint, config, wanted)
     names = entries.keys() if wanted is None else wanted
