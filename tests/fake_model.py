@@ -28,6 +28,9 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return b"".join(self.token_bytes(i) for i in ids).decode(errors="replace")
 
+    def is_special(self, token_id: int) -> bool:
+        return token_id >= 256
+
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b"<eot>"
 

@@ -20,7 +20,9 @@ def test_text_arrives_whole(text):
     assert read(text.encode()) == (text, False)
 
 
-@given(st.text(alphabet="abé", max_size=30), st.lists(st.text(alphabet="abé", min_size=1), max_size=3))
+@given(
+    st.text(alphabet="abé", max_size=30), st.lists(st.text(alphabet="abé", min_size=1), max_size=3)
+)
 def test_text_ends_before_the_first_stop_string(text, stop):
     ends = [at for at in (text.find(s) for s in stop) if at >= 0]
     if not ends:

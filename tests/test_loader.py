@@ -1,0 +1,178 @@
+import json
+import shutil
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import mmchat
+from mmchat import loader
+from mmchat.errors import CheckpointError, DeviceError, MemoryError_, UsageError
+from mmchat.events import Finished
+from mmchat.images import load_image
+from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.text import CrossSegment
+from mmchat.params import data_path
+from mmchat.sampling import SamplingParams
+from tests.models.mllama.oracle import CONFIG, build, random_weights
+
+TOKENIZER = data_path("assets", "tiny", "tokenizer.model")
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
+
+
+def small_config() -> MllamaConfig:
+    vocab_size = len(TOKENIZER.read_text().splitlines()) + 256
+    return replace(CONFIG, text_config=replace(CONFIG.text_config, vocab_size=vocab_size))
+
+
+def write_hf_folder(folder, config, weights):
+    """A folder as on the Hub, from what `transformers` would write."""
+    vision, text = asdict(config.vision_config), asdict(config.text_config)
+    rope = {"rope_type": "llama3", "rope_theta": text.pop("rope_theta"), **text.pop("rope_scaling")}
+    document = {
+        "architectures": ["MllamaForConditionalGeneration"],
+        "model_type": "mllama",
+        "image_token_index": config.image_token_id,
+        "vision_config": vision,
+        "text_config": {**text, "rope_parameters": rope},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(document))
+    (folder / "chat_template.json").write_text("{}")
+    save_file(weights, folder / "model.safetensors")
+    shutil.copy(TOKENIZER, folder / "tokenizer.model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config():
+    return small_config()
+
+
+@pytest.fixture(scope="module")
+def weights(config):
+    return random_weights(config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, config, weights):
+    return write_hf_folder(tmp_path_factory.mktemp("models") / "random", config, weights)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "picture.png"
+    Image.effect_noise((70, 40), 60).convert("RGB").save(path)
+    return path
+
+
+def finish(events):
+    *_, last = events
+    assert isinstance(last, Finished)
+    return last
+
+
+def greedy_by_full_passes(model, ids, tiled):
+    """The oracle: one pass over the whole text for each token, no cache, no engine."""
+    ratio = torch.tensor([tiled.layout.aspect_ratio_id])
+    states = [model.vision_states(tiled.pixel_values[None], ratio)[0]]
+    start, ids = ids.index(model.config.image_token_id), list(ids)
+    new = []
+    for _ in range(GREEDY.max_new_tokens):
+        segments = [CrossSegment((0,), start, len(ids), ((0,),))]
+        new.append(int(model(torch.tensor([ids]), segments, states)[0, -1].argmax()))
+        ids.append(new[-1])
+    return new
+
+
+@torch.inference_mode()
+def test_a_loaded_folder_says_what_the_bare_model_says(folder, config, weights, picture):
+    model = mmchat.load(folder, device="cpu")
+    finished = finish(model.chat().send("What is it?", [picture], GREEDY))
+    tiled = model.processor._tile(load_image(picture))
+    expected = greedy_by_full_passes(build(weights, config), finished.prompt_ids, tiled)
+    assert list(finished.output_ids) == expected[: len(finished.output_ids)]
+    assert finished.usage.image_tokens == tiled.layout.num_tiles * 10
+
+
+def test_text_only_leaves_vision_unloaded_and_says_the_same_about_text(folder, picture):
+    whole = mmchat.load(folder, device="cpu")
+    text_only = mmchat.load(folder, device="cpu", text_only=True)
+    unloaded = {n for n, p in text_only.runtime.model.named_parameters() if p.is_meta}
+    assert {n.split(".")[0] for n in unloaded} == {
+        "vision_model", "multi_modal_projector", "language_model",
+    }  # fmt: skip
+    answers = [finish(m.chat().send("Hello", (), GREEDY)).output_ids for m in (whole, text_only)]
+    assert answers[0] == answers[1]
+    with pytest.raises(UsageError, match="text only"):
+        finish(text_only.chat().send("Hello", [picture]))
+
+
+def test_every_weight_is_loaded_as_it_was_stored(folder, weights):
+    loaded = mmchat.load(folder, device="cpu").runtime.model.state_dict()
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_progress_counts_the_tensors(folder, weights):
+    seen = []
+    mmchat.load(folder, device="cpu", progress=lambda *step: seen.append(step))
+    assert seen[-1] == ("weights", len(weights), len(weights))
+    assert len(seen) == len(weights)
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
+    monkeypatch.setattr(loader, "available_memory", lambda device: 1000)
+    with pytest.raises(MemoryError_, match=r"needs .* GiB in float32.*0\.0 GiB free"):
+        mmchat.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "warp"}, "unknown device 'warp'"),
+        ({"device": "xpu"}, "not supported"),
+        ({"device": "cpu", "dtype": "int3"}, "unknown dtype 'int3'"),
+    ],
+)
+def test_a_device_or_dtype_that_is_not_here_is_named(folder, options, message):
+    with pytest.raises(DeviceError, match=message):
+        mmchat.load(folder, **options)
+
+
+def test_a_context_beyond_the_models_is_refused(folder):
+    with pytest.raises(UsageError, match="between 1 and 131072"):
+        mmchat.load(folder, device="cpu", max_seq_len=10**6)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, config, weights):
+    text = replace(config.text_config, vocab_size=300)
+    smaller = replace(config, text_config=text)
+    broken = write_hf_folder(tmp_path / "broken", smaller, random_weights(smaller))
+    with pytest.raises(CheckpointError, match=r"tokenizer .* tokens, but the model .* has 300"):
+        mmchat.load(broken, device="cpu")
+
+
+def test_missing_tokenizer_is_named_with_the_option_that_gives_one(tmp_path, folder):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "tokenizer.model").unlink()
+    with pytest.raises(CheckpointError, match="--tokenizer-path"):
+        mmchat.load(copy, device="cpu")
+    assert mmchat.load(copy, tokenizer_path=TOKENIZER, device="cpu")
+
+
+def test_a_conversation_with_cached_turns_equals_a_fresh_one(folder, picture):
+    """The second turn continues the cache; a new session reads everything from the start."""
+    model = mmchat.load(folder, device="cpu")
+    session = model.chat()
+    finish(session.send("What is it?", [picture], GREEDY))
+    cached = finish(session.send("And now?", (), GREEDY))
+    fresh = model.chat()
+    fresh.messages = session.messages[:2]
+    whole = finish(fresh.send("And now?", (), GREEDY))
+    assert cached.usage.cached_tokens > 0 == whole.usage.cached_tokens
+    assert cached.prompt_ids == whole.prompt_ids
+    assert cached.output_ids == whole.output_ids
