@@ -101,3 +101,11 @@ class ExportError(MmchatError):
 
 class NumericalError(MmchatError):
     """The model produced NaN or infinite logits."""
+
+
+def quoted(name: object, width: int = 100) -> str:
+    """A name from outside, for a message: in quotes, escaped, the middle of a long one cut."""
+    text = str(name)
+    if len(text) > width:
+        text = f"{text[: width // 2]}…{text[len(text) - width // 2 :]}"
+    return repr(text)

@@ -1,0 +1,176 @@
+"""Where the bytes of a picture come from: a file, an address, a `data:` URL, bytes or a stream.
+
+Decides by the form of what was given, reads at most `limits.IMAGE_BYTES`, decodes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import errno
+import itertools
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from mmchat import limits
+from mmchat.errors import ImageError, quoted
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_ENTRIES_SEARCHED = 2_000  # of a folder, for a name like the one that is missing
+_REASONS = {
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links go round in a circle",
+    errno.EIO: "the disk reports an error",
+}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture file in memory. name: what the user called it, unescaped, for display."""
+
+    data: bytes
+    name: str
+
+
+def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = True) -> Encoded:
+    """Read the bytes of a picture, whatever it was given as.
+
+    Strings that start with `data:`, `http:`, `https:` or `file:` are addresses, all others paths;
+    `~` is expanded. name: overrides the name shown. Raises ImageError, and NetworkError from a
+    fetch; TypeError if `source` is nothing of the kind.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return Encoded(_capped(bytes(source), name or "bytes"), name or "bytes")
+    if isinstance(source, str):
+        return _read_text(source, name, allow_fetch)
+    if isinstance(source, os.PathLike):
+        path = Path(source)
+        return Encoded(_read_file(path), name or str(path))
+    if hasattr(source, "read"):
+        return Encoded(_read_stream(source, name or "stream"), name or "stream")
+    raise TypeError(f"a picture comes from a path, an address, bytes or a stream, not {source!r}")
+
+
+def _read_text(text: str, name: str | None, allow_fetch: bool) -> Encoded:
+    found = _SCHEME.match(text)
+    scheme = found[1].lower() if found else ""
+    if scheme == "data":
+        return Encoded(_read_data_url(text), name or "data: URL")
+    if scheme in ("http", "https"):
+        if not allow_fetch:
+            raise ImageError("pictures from the network are switched off; give a file")
+        from mmchat.fetch import fetch
+
+        return Encoded(fetch(text), name or text)
+    if scheme == "file":
+        path = _file_url_path(text)
+        return Encoded(_read_file(path), name or str(path))
+    if "://" in text[:32] and found:
+        raise ImageError(
+            f"{quoted(text)} cannot be opened: addresses start with http: or https:; "
+            "download the picture and give the file"
+        )
+    if not text:
+        raise ImageError("the name of the picture is empty; give a file or an address")
+    return Encoded(_read_file(Path(text)), name or text)
+
+
+def _file_url_path(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ImageError(f"{quoted(url)} names another computer; file: works for this one only")
+    path = unquote(url[len("file:") :].removeprefix("//" + parts.netloc))
+    if not path.startswith("/"):
+        raise ImageError(f"{quoted(url)} names no file; write file:///folder/picture.png")
+    return Path(path)
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a regular file. Raises ImageError with the reason, one line each."""
+    shown = quoted(path)
+    try:
+        path = path.expanduser()
+        # Opening a pipe would wait for its writer: O_NONBLOCK, then look at what was opened.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ImageError(f"{shown} does not exist{_suggestion(path)}") from None
+    except NotADirectoryError:
+        raise ImageError(f"{shown} does not exist: a part of the path is no folder") from None
+    except PermissionError:
+        raise ImageError(f"{shown} may not be read: permission denied") from None
+    except (OSError, ValueError, RuntimeError) as problem:  # RuntimeError: no such ~user
+        reason = _REASONS.get(getattr(problem, "errno", None) or 0, "it is no usable file name")
+        raise ImageError(f"{shown} cannot be opened: {reason}") from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        with os.fdopen(descriptor, "rb") as file:
+            return _read_stream(file, str(path))
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise ImageError(f"{shown} is a folder; give a picture file")
+    raise ImageError(f"{shown} is not a regular file; pipe the picture in and write - for its name")
+
+
+def _suggestion(path: Path) -> str:
+    """`; is it 'x.png'?` with the name in the same folder that is most like the missing one."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _ENTRIES_SEARCHED)]
+    except FileNotFoundError:
+        return f": there is no folder {quoted(path.parent)}"
+    except (OSError, ValueError):
+        return ""
+    folded = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches(path.name.casefold(), folded, n=1, cutoff=0.6)
+    return f"; is it {quoted(path.parent / folded[close[0]])}?" if close else ""
+
+
+def _read_stream(stream: BinaryIO, name: str) -> bytes:
+    """Read a stream to its end, or to the cap; it need not be seekable."""
+    chunks, size = [], 0
+    try:
+        while chunk := stream.read(limits.MIB):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limits.IMAGE_BYTES:
+                raise _too_large(name)
+    except (OSError, ValueError):
+        raise ImageError(f"{quoted(name)} cannot be read: the device reports an error") from None
+    return b"".join(chunks)
+
+
+def _read_data_url(url: str) -> bytes:
+    """The bytes inside a `data:` URL; its size is checked before it is decoded."""
+    head, comma, body = url.partition(",")
+    kind, *parameters = head[len("data:") :].lower().split(";")
+    if not comma:
+        raise ImageError("the data: URL has no comma; write data:image/png;base64,…")
+    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+        raise ImageError(f"the data: URL holds {quoted(kind)}, not a picture")
+    is_base64 = "base64" in (parameter.strip() for parameter in parameters)
+    if len(body) - 2 * body.count("%") > limits.IMAGE_BYTES * (4 / 3 if is_base64 else 1) + 4:
+        raise _too_large("data: URL")
+    if not is_base64:
+        return _capped(unquote_to_bytes(body), "data: URL")
+    try:
+        return _capped(base64.b64decode(unquote_to_bytes(body), validate=True), "data: URL")
+    except ValueError:
+        raise ImageError("the data: URL is not valid base64; was it cut short?") from None
+
+
+def _capped(data: bytes, name: str) -> bytes:
+    if len(data) > limits.IMAGE_BYTES:
+        raise _too_large(name)
+    return data
+
+
+def _too_large(name: str) -> ImageError:
+    size = limits.IMAGE_BYTES / limits.MIB
+    return ImageError(f"{quoted(name)} is larger than {size:g} MiB; save it smaller")
