@@ -94,7 +94,7 @@ def _parse(url: str) -> _Address:
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
-        if ":" in host:
+        if ":" in host or "[" in parts.netloc:
             host = str(ipaddress.IPv6Address(host))
         elif not host.isascii():
             host = host.encode("idna").decode("ascii")
