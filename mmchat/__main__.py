@@ -1,4 +1,4 @@
-"""The `mmchat` command: signals, warnings and streams are set up here, the rest is in `mmchat.cli`."""
+"""The `mmchat` command: sets up signals, warnings and streams; the rest is in `mmchat.cli`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Make text from outside safe for a terminal: model output, file names, server messages.
 
-A terminal obeys escape sequences: they can rewrite what is on the screen, set the clipboard (OSC 52)
-or hide a link (OSC 8), and a picture can make a model write one. Only text bound for a terminal
-passes through here; pipes and files get every character as it came.
+A terminal obeys escape sequences: they can rewrite what is on the screen, set the clipboard
+(OSC 52) or hide a link (OSC 8), and a picture can make a model write one. Only text bound for a
+terminal passes through here; pipes and files get every character as it came.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class _State(Enum):
 class Sanitizer:
     """Removes escape sequences and control characters from a stream that is cut anywhere.
 
-    `feed(a) + feed(b)` equals `feed(a + b)` for every cut. What comes out holds no control character
-    but newline and tab, no bidirectional control and no tag character. A sequence that is never
-    finished hides at most the rest of its line.
+    `feed(a) + feed(b)` equals `feed(a + b)` for every cut. What comes out holds no control
+    character but newline and tab, no bidirectional control and no tag character. A sequence that
+    is never finished hides at most the rest of its line.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from mmchat.errors import DiskError
 def test_a_file_is_written_and_nothing_else_stays_in_the_folder(tmp_path):
     atomic_file.write_text(tmp_path / "a.txt", "häuser\n")
     assert (tmp_path / "a.txt").read_bytes() == "häuser\n".encode()
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
 
 
 def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
     with pytest.raises(DiskError, match=r"a\.txt': No space left on device"):
         atomic_file.write_text(path, "new")
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.txt"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.txt"]
 
 
 def test_the_mode_of_an_existing_file_is_kept(tmp_path):

@@ -1,0 +1,168 @@
+"""Turn the engine's events into what the user asked to see: text, JSON, JSON lines or a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmchat import atomic_file
+from mmchat.cli import console
+from mmchat.events import Event, Finished, Progress, TextDelta, Timings, TokenLogprob
+
+if TYPE_CHECKING:
+    from mmchat.loader import LoadedModel
+    from mmchat.messages import Image
+    from mmchat.models.mllama.tiling import TileLayout
+    from mmchat.tokenizers.base import Tokenizer
+
+STAGE_NAMES = {
+    "preprocessing": "laying out the pictures",
+    "vision": "encoding the pictures",
+    "prefill": "reading the prompt",
+}
+Form = Literal["stream", "whole", "json", "json-lines"]
+
+
+class Answer:
+    """Receives the events of one answer and writes them in `form` to stdout or to `output`."""
+
+    def __init__(
+        self, model: LoadedModel, images: Sequence[Image], form: Form, output: Path | None
+    ) -> None:
+        self._model = model
+        self._images = images
+        self._form: Form = form
+        self._output = output
+        self._stream = console.AnswerStream()
+        self._lines: list[str] = []
+
+    def read(self, events: Iterable[Event], stages: console.Stages) -> Finished:
+        """Write while the events come; returns the last one."""
+        try:
+            for event in events:
+                if isinstance(event, Progress):
+                    stages.show(STAGE_NAMES.get(event.stage, event.stage))
+                    continue
+                stages.stop()
+                if isinstance(event, TextDelta):
+                    self._delta(event)
+                elif isinstance(event, Finished):
+                    self._finish(event)
+                    return event
+        except BaseException:
+            if console.is_terminal(sys.stdout) and self._stream.started:
+                self._stream.finish()  # so that the error starts on its own line
+            raise
+        raise RuntimeError("the engine ended without a Finished event")
+
+    def _delta(self, delta: TextDelta) -> None:
+        if self._form == "stream" and self._output is None:
+            self._stream.write(delta.text)
+        elif self._form == "json-lines":
+            line: dict[str, Any] = {
+                "type": "text",
+                "text": delta.text,
+                "token_id": delta.token_id,
+            }
+            if delta.logprob is not None:
+                line["logprob"] = logprob_record(delta.logprob, self._model.tokenizer)
+            self._json_line(line)
+
+    def _finish(self, finished: Finished) -> None:
+        if self._form == "json-lines":
+            self._json_line({"type": "finished", **self.record(finished)})
+            if self._output is not None:
+                atomic_file.write_text(self._output, "".join(self._lines))
+        elif self._form == "json":
+            self._write_whole_json(self.record(finished))
+        elif self._output is not None:
+            ending = "" if finished.text.endswith("\n") else "\n"
+            atomic_file.write_text(self._output, finished.text + ending)
+        else:
+            if self._form == "whole":
+                self._stream.write(finished.text)
+            self._stream.finish()
+
+    def _write_whole_json(self, record: dict[str, Any]) -> None:
+        if self._output is None:
+            console.print_json(record)
+        else:
+            atomic_file.write_text(self._output, console.to_json(record) + "\n")
+
+    def _json_line(self, value: dict[str, Any]) -> None:
+        if self._output is None:
+            console.print_json(value)
+        else:
+            self._lines.append(console.to_json(value) + "\n")
+
+    def record(self, finished: Finished) -> dict[str, Any]:
+        """The object of --json; None stands for what was not measured."""
+        timings = dataclasses.asdict(finished.timings)
+        timings.pop("started", None)  # a clock reading without meaning outside
+        record: dict[str, Any] = {
+            "text": finished.text,
+            "finish_reason": finished.reason,
+            "model": self._model.params.name,
+            "device": str(self._model.device),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "seed": finished.seed,
+            "usage": dataclasses.asdict(finished.usage),
+            "timings": timings,
+            "images": self._image_facts(finished),
+            "prompt_ids": list(finished.prompt_ids),
+            "output_ids": list(finished.output_ids),
+        }
+        if finished.logprobs:
+            tokenizer = self._model.tokenizer
+            record["logprobs"] = [logprob_record(entry, tokenizer) for entry in finished.logprobs]
+        return record
+
+    def _image_facts(self, finished: Finished) -> list[dict[str, Any]]:
+        pictures = zip(self._images, finished.layouts, finished.image_tokens, strict=True)
+        return [image_facts(image.source, layout, tokens) for image, layout, tokens in pictures]
+
+
+def image_facts(source: str, layout: TileLayout, tokens: int) -> dict[str, Any]:
+    """Sizes are (height, width) in pixels, the grid (rows, columns) in tiles."""
+    return {
+        "source": source,
+        "size": list(layout.image_size),
+        "resized": list(layout.resized),
+        "canvas": list(layout.canvas),
+        "tile_grid": list(layout.aspect_ratio),
+        "tile_size": layout.tile_size,
+        "tokens": tokens,
+    }
+
+
+def timing_lines(timings: Timings) -> list[str]:
+    """One line per stage that was measured, for --verbose."""
+    stages = [
+        ("load", timings.load_seconds),
+        ("pictures", timings.preprocessing_seconds),
+        ("vision encoder", timings.vision_seconds),
+        ("prefill", timings.prefill_seconds),
+        ("first token", timings.time_to_first_token),
+        ("decode", timings.decode_seconds),
+    ]
+    lines = [f"{name:<15}{seconds:9.3f} s" for name, seconds in stages if seconds is not None]
+    if timings.tokens_per_second:
+        lines.append(f"{'speed':<15}{timings.tokens_per_second:9.1f} tokens/s")
+    if timings.peak_memory_bytes:
+        lines.append(f"{'peak memory':<15}{timings.peak_memory_bytes / 2**20:9.1f} MiB")
+    return lines
+
+
+def logprob_record(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The chosen token, its natural-log probability and those of the likeliest ones."""
+
+    def one(token_id: int, logprob: float) -> dict[str, Any]:
+        text = tokenizer.token_bytes(token_id).decode(errors="replace")
+        known = logprob if math.isfinite(logprob) else None
+        return {"token": text, "token_id": token_id, "logprob": known}
+
+    return {**one(entry.token_id, entry.logprob), "top": [one(*pair) for pair in entry.top]}

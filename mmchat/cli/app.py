@@ -1,0 +1,130 @@
+"""The Typer application: registers the commands and turns errors into one line and an exit code.
+
+Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 memory, 6 network,
+7 disk, 130 Ctrl-C, 141 the reader of stdout went away, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from mmchat.cli import console
+from mmchat.cli.eval import eval_app
+from mmchat.cli.generate import generate
+from mmchat.cli.inspect import inspect
+from mmchat.cli.list_models import list_models
+from mmchat.cli.options import Debug, debug_requested
+from mmchat.cli.tiles import tiles
+from mmchat.errors import MmchatError
+
+USAGE_EXIT_CODE = 2
+MEMORY_EXIT_CODE = 5
+CLOSED_PIPE_EXIT_CODE = 141
+
+
+class ErrorReportingGroup(TyperGroup):
+    """Ends every run with an exit code; only bugs show a traceback, or any error with --debug."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        debug_requested.clear()
+        console.set_color("auto")
+        try:
+            result = self.main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            sys.stdout.flush()
+        except SystemExit as leaving:
+            if isinstance(leaving.__context__, BrokenPipeError):
+                result = _closed_pipe()
+            else:
+                raise
+        except BrokenPipeError:
+            result = _closed_pipe()
+        except Exception as error:
+            result = _report(error)
+        sys.exit(result if isinstance(result, int) else 0)
+
+
+def _closed_pipe() -> int:
+    console.forget_stdout()
+    return CLOSED_PIPE_EXIT_CODE
+
+
+def _report(error: Exception) -> int:
+    """Write the error to stderr and return the exit code."""
+    expected = _expected(error)
+    if expected is None or debug_requested:
+        text = "".join(traceback.format_exception(error))
+        sys.stderr.write(console.for_stream(text, sys.stderr))
+    if expected is None:
+        console.error("mmchat", "this is a bug in mmchat; please report it with the lines above")
+        return 1
+    command, message, code = expected
+    console.error(command, message)
+    return code
+
+
+def _expected(error: Exception) -> tuple[str, str, int] | None:
+    """(command, message, exit code) of an error that the user can act on; None for a bug."""
+    if isinstance(error, MmchatError):
+        return "mmchat", str(error), error.exit_code
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "mmchat"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return command, f"{message} (see '{command} --help')", USAGE_EXIT_CODE
+    if isinstance(error, typer.Abort):
+        return "mmchat", "aborted", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = "out of memory; try a smaller --max-seq-len or --dtype bfloat16"
+        return "mmchat", text, MEMORY_EXIT_CODE
+    return None
+
+
+app = typer.Typer(
+    cls=ErrorReportingGroup,
+    help="Chat about pictures with Llama 3.2 Vision (Mllama) on your own machine.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(generate)
+app.command(name="list")(list_models)
+app.command()(inspect)
+app.command()(tiles)
+app.add_typer(eval_app, name="eval")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import mmchat
+
+        console.write_out(f"mmchat {mmchat.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        context.get_help()  # Typer prints it through rich

@@ -1,0 +1,225 @@
+"""The only place that writes to the terminal: answers to stdout, everything else to stderr.
+
+Text that is not ours (model output, file names, server messages) is sanitized when the stream is a
+terminal and passes untouched when it is a pipe or a file. Rich markup is never interpreted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+from mmchat.errors import DiskError
+from mmchat.terminal import Sanitizer, sanitize
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.status import Status
+
+ColorMode = Literal["auto", "always", "never"]
+_color: ColorMode = "auto"
+
+
+def set_color(mode: ColorMode) -> None:
+    """Choose colours for the rest of the run; `auto` colours terminals unless NO_COLOR is set."""
+    global _color
+    _color = mode
+
+
+def stdout_console() -> Console:
+    return _console(stderr=False)
+
+
+def stderr_console() -> Console:
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(
+        stderr=stderr,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        no_color=True if _color == "never" else None,
+        force_terminal=True if _color == "always" else None,
+    )
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """True if `stream` is shown by a terminal; a closed or missing stream is not."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
+
+
+def for_stream(text: str, stream: TextIO) -> str:
+    """`text` sanitized if `stream` is a terminal, untouched otherwise."""
+    return sanitize(text) if is_terminal(stream) else text
+
+
+def note(text: str) -> None:
+    """One line on stderr for the person at the terminal."""
+    _stderr_line(text, style="dim")
+
+
+def error(command: str, text: str) -> None:
+    """The one line that says why the command ends."""
+    _stderr_line(f"{command}: error: {text}", style="red")
+
+
+def _stderr_line(text: str, style: str) -> None:
+    text = for_stream(text, sys.stderr)
+    colored = _color == "always" or (
+        _color == "auto" and is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
+    )
+    if colored:
+        from rich.text import Text
+
+        stderr_console().print(Text(text, style=style), soft_wrap=True)
+    else:
+        sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def print_json(value: Any, stream: TextIO | None = None) -> None:
+    """One JSON value on one line; pure ASCII on a terminal, so that no control character passes."""
+    out = sys.stdout if stream is None else stream
+    write_out(to_json(value, ascii_only=is_terminal(out)) + "\n", out)
+
+
+def to_json(value: Any, *, ascii_only: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)
+
+
+def write_out(text: str, stream: TextIO | None = None) -> None:
+    """Write and flush; DiskError if the device behind the stream is full."""
+    out = sys.stdout if stream is None else stream
+    try:
+        out.write(text)
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise DiskError(f"cannot write the output: {problem.strerror or problem}") from problem
+
+
+def write_safely(text: str) -> None:
+    """Our own text with names from outside in it, to stdout."""
+    write_out(for_stream(text, sys.stdout))
+
+
+def fact_text(facts: list[tuple[str, str]]) -> str:
+    """One `label  value` line for each fact, values in one column."""
+    width = max(len(label) for label, _ in facts) + 2
+    return "".join(f"{label:<{width}}{value}".rstrip() + "\n" for label, value in facts)
+
+
+def print_facts(facts: list[tuple[str, str]]) -> None:
+    """`fact_text` to stdout."""
+    write_safely(fact_text(facts))
+
+
+class AnswerStream:
+    """The answer on its way to stdout, piece by piece, ending with exactly one newline if none."""
+
+    def __init__(self) -> None:
+        self._sanitizer = Sanitizer() if is_terminal(sys.stdout) else None
+        self._last = ""
+
+    @property
+    def started(self) -> bool:
+        """True while an unfinished line stands on the terminal."""
+        return self._last not in ("", "\n")
+
+    def write(self, text: str) -> None:
+        shown = self._sanitizer.feed(text) if self._sanitizer else text
+        if shown:
+            self._last = shown[-1]
+            write_out(shown)
+
+    def finish(self) -> None:
+        if self._last != "\n":
+            write_out("\n")
+        self._last = "\n"
+
+
+class Stages:
+    """What is being done now, as a spinner on stderr; silent unless stderr is a terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._status: Status | None = None
+
+    def show(self, stage: str) -> None:
+        """Name the step that begins; the last one named stays until `stop`."""
+        if self._quiet or not is_terminal(sys.stderr):
+            return
+        from rich.text import Text
+
+        text = Text(sanitize(stage))
+        if self._status is not None:
+            self._status.update(text)
+            return
+        console = stderr_console()
+        if not console.is_dumb_terminal:
+            self._status = console.status(text)
+            self._status.start()
+
+    def stop(self) -> None:
+        """Erase the spinner; call before anything else is written."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+@contextlib.contextmanager
+def progress_bar(label: str, total: int, *, quiet: bool = False) -> Iterator[ProgressBar]:
+    """A bar on stderr for `total` steps; silent unless stderr is a terminal."""
+    if quiet or not is_terminal(sys.stderr):
+        yield ProgressBar(None, 0)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+        yield ProgressBar(progress, progress.add_task(sanitize(label), total=total))
+
+
+class ProgressBar:
+    """Counts steps; made by `progress_bar`."""
+
+    def __init__(self, progress: Progress | None, task: int) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, done: int = 1) -> None:
+        if self._progress is not None:
+            from rich.progress import TaskID
+
+            self._progress.advance(TaskID(self._task), done)
+
+
+def forget_stdout() -> None:
+    """Point stdout and stderr at nothing after their reader has gone, so that nothing complains."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())

@@ -1,0 +1,193 @@
+"""`mmchat generate`: one question, one answer on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from mmchat import atomic_file
+from mmchat.cli import answer, console, options
+from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
+from mmchat.cli.model_choice import ModelChoice, alpha_rule, check_name, say_choice
+from mmchat.cli.prompt_input import PromptInput, gather, load_images
+from mmchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmchat.api import Model
+    from mmchat.events import Event
+    from mmchat.messages import Image
+    from mmchat.params import ModelParams
+    from mmchat.sampling import SamplingParams
+    from mmchat.session import ChatSession
+
+
+def generate(
+    model: options.Model = None,
+    prompt: options.Prompt = None,
+    images: options.Images = None,
+    system: options.System = None,
+    raw: options.Raw = False,
+    alpha: options.Alpha = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    frequency_penalty: options.FrequencyPenalty = None,
+    presence_penalty: options.PresencePenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_seq_len: options.MaxSeqLen = None,
+    checkpoint_path: options.CheckpointPath = None,
+    tokenizer_path: options.TokenizerPath = None,
+    params_path: options.ParamsPath = None,
+    text_only: options.TextOnly = False,
+    as_json: options.Json = False,
+    logprobs: options.Logprobs = 0,
+    stream_json: options.StreamJson = False,
+    no_stream: options.NoStream = False,
+    output: options.OutputFile = None,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Answer a question about pictures, or about none.
+
+    The answer alone goes to stdout. Try: mmchat generate -p "What's in this image?" -i dog.jpg
+    """
+    sampling = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "frequency_penalty": frequency_penalty,
+        "presence_penalty": presence_penalty,
+        "seed": seed,
+        "stop": tuple(stop) if stop else None,
+        "logprobs": logprobs or None,
+    }
+    _refuse_pair("--json", as_json, "--stream-json", stream_json)
+    _refuse_pair("--no-stream", no_stream, "--stream-json", stream_json)
+    _refuse_pair("--quiet", quiet, "--verbose", verbose)
+    _refuse_pair("--raw", raw, "--system", system is not None)
+    _refuse_pair("--text-only", text_only, "--image-prompt", bool(images))
+    if logprobs and not (as_json or stream_json):
+        raise UsageError("--logprobs needs --json or --stream-json to be shown in")
+    check_name(model)
+    output = None if output == Path("-") else output
+    if output is not None:
+        atomic_file.check_writable(output)
+        _refuse_overwriting_input(output, images or [])
+    given = gather(prompt, images or [], allow_blank=raw)
+    choice = ModelChoice(
+        name=model,
+        checkpoint_path=checkpoint_path,
+        tokenizer_path=tokenizer_path,
+        params_path=params_path,
+        device=device,
+        dtype=dtype,
+        max_seq_len=max_seq_len,
+        text_only=text_only,
+        alpha=alpha,
+    )
+    source = choice.find(checkpoint_required=not dry_run)
+    if not quiet:
+        say_choice(choice, source)
+    pictures = _read_pictures(given, alpha_rule(choice, source), quiet)
+    request = Request(given.text, pictures, system, raw, choice, sampling, quiet, verbose)
+    if dry_run:
+        from mmchat.cli.dry_run import show_dry_run
+
+        show_dry_run(request, source, as_json=as_json, output=output)
+        return
+    form: answer.Form = "stream"
+    if as_json or stream_json:
+        form = "json" if as_json else "json-lines"
+    elif no_stream:
+        form = "whole"
+    run(request, form, output)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One checked question, with its pictures decoded."""
+
+    text: str
+    images: list[Image]
+    system: str | None
+    raw: bool
+    choice: ModelChoice
+    sampling: dict[str, Any]
+    quiet: bool
+    verbose: bool
+
+    def sampling_params(self, params: ModelParams) -> SamplingParams:
+        """What was asked for; the rest as the makers of the model recommend."""
+        from mmchat.sampling import SamplingParams
+
+        chosen = {name: value for name, value in self.sampling.items() if value is not None}
+        return SamplingParams(**{**asdict(params.generation), **chosen})
+
+
+def run(request: Request, form: answer.Form, output: Path | None) -> None:
+    """Load the model, write the answer, leave with 130 if Ctrl-C cut it short."""
+    with console.Stages(quiet=request.quiet) as stages:
+        model = request.choice.load(stages)
+        session = model.chat(system=request.system)
+        events = _events(model, session, request)
+        sink = answer.Answer(model, request.images, form, output)
+        with first_interrupt_calls(session.interrupt):
+            finished = sink.read(events, stages)
+    if request.verbose:
+        for line in answer.timing_lines(finished.timings):
+            console.note(line)
+    if finished.reason == "interrupted":
+        raise typer.Exit(INTERRUPTED_EXIT_CODE)
+
+
+def _events(model: Model, session: ChatSession, request: Request) -> Iterator[Event]:
+    """The chat format for instruct models; the prompt as it is for base models and --raw."""
+    params = model.params
+    sampling = request.sampling_params(params)
+    if request.raw or params.chat_format == "base":
+        if request.system is not None:
+            raise UsageError(f"--system does not fit {params.name}: a base model has no roles")
+        return session.complete(request.text, request.images, sampling)
+    return session.send(request.text, request.images, sampling)
+
+
+def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: bool) -> list[Image]:
+    with console.Stages(quiet=quiet) as stages:
+        if given.sources:
+            stages.show("reading the picture" + "s" * (len(given.sources) > 1))
+        images = load_images(given, alpha)
+    if not quiet:
+        for image in images:
+            for notice in image.notices:
+                console.note(f"{image.source}: {notice}")
+    return images
+
+
+def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> None:
+    if has_first and has_second:
+        raise UsageError(f"{first} and {second} contradict each other; give one of them")
+
+
+def _refuse_overwriting_input(output: Path, sources: list[str]) -> None:
+    for source in sources:
+        picture = Path(source).expanduser() if "://" not in source else None
+        if picture and picture.exists() and output.exists() and picture.samefile(output):
+            raise UsageError(
+                f"--output {str(output)!r} would replace the picture that is asked about"
+            )

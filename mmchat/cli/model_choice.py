@@ -1,0 +1,114 @@
+"""Which model the arguments mean: find it, say what was chosen, load it with progress."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmchat.cli import console
+from mmchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmchat.api import Model
+    from mmchat.params import ModelParams, ModelSource
+
+BUILT_IN = "tiny"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What selects and places the model; the fields are the arguments of `mmchat.load`."""
+
+    name: str | None
+    checkpoint_path: Path | None = None
+    tokenizer_path: Path | None = None
+    params_path: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_seq_len: int | None = None
+    text_only: bool = False
+    alpha: Literal["white", "drop"] | None = None
+
+    def find(self, *, checkpoint_required: bool = True) -> ModelSource:
+        """Params and files; ParamsError or CheckpointError if there are none."""
+        from mmchat.params import find_model
+
+        return find_model(
+            self.name,
+            checkpoint_path=self.checkpoint_path,
+            tokenizer_path=self.tokenizer_path,
+            params_path=self.params_path,
+            checkpoint_required=checkpoint_required,
+        )
+
+    def load(self, stages: console.Stages) -> Model:
+        """`mmchat.load` with its progress shown; torch is imported here."""
+        import mmchat
+
+        label = self.name or BUILT_IN
+        if self.name is None and (self.params_path or self.checkpoint_path):
+            label = str(self.params_path or self.checkpoint_path)
+
+        def show(_stage: str, done: int, total: int) -> None:
+            stages.show(f"loading {label}: {done} of {total} tensors")
+
+        stages.show(f"loading {label}")
+        return mmchat.load(
+            self.name,
+            checkpoint_path=self.checkpoint_path,
+            tokenizer_path=self.tokenizer_path,
+            params_path=self.params_path,
+            device=self.device,
+            dtype=self.dtype,
+            max_seq_len=self.max_seq_len,
+            text_only=self.text_only,
+            alpha=self.alpha,
+            progress=show,
+        )
+
+
+def say_choice(choice: ModelChoice, source: ModelSource) -> None:
+    """Notes on stderr: the built-in model was taken, and how its params were read."""
+    if choice.name is None and not (choice.checkpoint_path or choice.params_path):
+        console.note(f"using the built-in model {source.params.name!r}; see 'mmchat list'")
+    for notice in source.params.notices:
+        console.note(notice)
+
+
+def check_name(name: str | None) -> None:
+    """A question in the place of MODEL gets a hint; raises UsageError."""
+    if name is None or (name.strip() and _is_path(name)):
+        return
+    if not name.strip():
+        raise UsageError("MODEL is empty; leave it out for the built-in model")
+    if re.search(r"\s|\?$", name.strip()):
+        hint = f"mmchat generate --prompt {shlex.quote(name)}"
+        raise UsageError(f"MODEL {name!r} looks like a question; to ask it: {hint}")
+
+
+def _is_path(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def alpha_rule(choice: ModelChoice, source: ModelSource) -> Literal["white", "drop"]:
+    """What becomes of transparent pixels: as asked, or as the checkpoint's makers do."""
+    if choice.alpha is not None:
+        return choice.alpha
+    from mmchat.checkpoints.hub_cache import weight_files
+
+    place = source.checkpoint
+    files = weight_files(place) if place and place.is_dir() else [place] if place else []
+    is_meta = any(file.suffix == ".pth" for file in files)
+    return source.params.image_processor.alpha_for("meta" if is_meta else "hf")
+
+
+def family_module(params: ModelParams, name: str) -> Any:
+    """A module of the model's family that loads no weights, such as its footprint or tiling."""
+    return import_module(f"mmchat.models.{params.model_type}.{name}")

@@ -1,0 +1,302 @@
+"""Arguments and options shared by the commands, each with its name, range and help in one place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mmchat.cli import console
+
+INPUT = "Input"
+SAMPLING = "Sampling"
+MODEL = "Model"
+OUTPUT = "Output"
+
+# Filled by --debug on whichever command it is given.
+debug_requested: set[bool] = set()
+
+
+def _request_debug(asked: bool) -> None:
+    if asked:
+        debug_requested.add(True)
+
+
+def _set_color(mode: console.ColorMode) -> None:
+    console.set_color(mode)
+
+
+def number(
+    low: float, high: float, *, low_excluded: bool = False
+) -> Callable[[float | None], float | None]:
+    """A callback that admits finite numbers from `low` to `high`."""
+    if math.isinf(high):
+        allowed = f"a finite number {'above' if low_excluded else 'from'} {low:g}"
+    else:
+        allowed = f"a number {'above' if low_excluded else 'from'} {low:g} to {high:g}"
+
+    def check(value: float | None) -> float | None:
+        if value is None:
+            return None
+        above = value > low if low_excluded else value >= low
+        if not (math.isfinite(value) and above and value <= high):
+            raise typer.BadParameter(f"{value:g} is not {allowed}")
+        return value
+
+    return check
+
+
+def _seed(value: int | None) -> int | None:
+    if value is not None and not 0 <= value < 2**63:
+        raise typer.BadParameter(f"{value} is not a whole number from 0 to 2**63 - 1")
+    return value
+
+
+def _not_empty(values: list[str] | None) -> list[str]:
+    if values and "" in values:
+        raise typer.BadParameter("an empty string would stop at once")
+    return values or []
+
+
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", callback=_request_debug, help="Show tracebacks.", rich_help_panel=OUTPUT
+    ),
+]
+Color = Annotated[
+    console.ColorMode,
+    typer.Option("--color", callback=_set_color, help="Colours.", rich_help_panel=OUTPUT),
+]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="No notes on stderr.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
+]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help="Write to FILE, not stdout.", rich_help_panel=OUTPUT
+    ),
+]
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="Name, alias or folder of a model; the built-in 'tiny' if left out."
+    ),
+]
+CheckpointPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint-path",
+        metavar="PATH",
+        help="Weights: a folder, a .safetensors or a consolidated.NN.pth.",
+        rich_help_panel=MODEL,
+    ),
+]
+TokenizerPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer-path",
+        metavar="PATH",
+        help="tokenizer.model or tokenizer.json.",
+        rich_help_panel=MODEL,
+    ),
+]
+ParamsPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--params-path", metavar="PATH", help="A params JSON of a model.", rich_help_panel=MODEL
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL),
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Number format of the weights.", rich_help_panel=MODEL),
+]
+MaxSeqLen = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Context to reserve, positions.", rich_help_panel=MODEL),
+]
+TextOnly = Annotated[
+    bool,
+    typer.Option("--text-only", help="Leave the vision tower unloaded.", rich_help_panel=MODEL),
+]
+
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        help="The question. Text on stdin comes before it, or replaces it.",
+        rich_help_panel=INPUT,
+    ),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-i",
+        "--image-prompt",
+        "--image-prompts",
+        "--image",
+        metavar="PATH|URL|-",
+        help="A picture; repeatable. '-' reads its bytes from stdin.",
+        rich_help_panel=INPUT,
+    ),
+]
+System = Annotated[
+    str | None,
+    typer.Option("-s", "--system", metavar="TEXT", help="System message.", rich_help_panel=INPUT),
+]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw", help="No chat format: the prompt as it is (base models).", rich_help_panel=INPUT
+    ),
+]
+Alpha = Annotated[
+    Literal["white", "drop"] | None,
+    typer.Option(help="Transparent pixels: on white, or alpha dropped.", rich_help_panel=INPUT),
+]
+
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-n",
+        "--max-new-tokens",
+        metavar="N",
+        min=1,
+        help="Longest answer, tokens.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "-t",
+        "--temperature",
+        metavar="X",
+        callback=number(0, 100),
+        help="0 is greedy; the model's own default if left out.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        "--top-k",
+        metavar="N",
+        min=0,
+        help="Only the N likeliest; 0 is all.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        metavar="X",
+        callback=number(0, 1, low_excluded=True),
+        help="Only the likeliest that hold this probability.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        "--min-p",
+        metavar="X",
+        callback=number(0, 1),
+        help="Only those with this share of the likeliest one's probability.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--repetition-penalty",
+        metavar="X",
+        callback=number(0, math.inf, low_excluded=True),
+        help="Above 1 discourages tokens seen before.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+FrequencyPenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--frequency-penalty",
+        metavar="X",
+        callback=number(-2, 2),
+        help="Per earlier occurrence in the answer.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(
+        "--presence-penalty",
+        metavar="X",
+        callback=number(-2, 2),
+        help="Once for tokens already in the answer.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        callback=_seed,
+        help="Same seed, same answer; 0 counts.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="TEXT",
+        callback=_not_empty,
+        help="Stop before this text; repeatable.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
+Logprobs = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        max=20,
+        help="With --json: the N likeliest at every token.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+StreamJson = Annotated[
+    bool,
+    typer.Option("--stream-json", help="One JSON line per token.", rich_help_panel=OUTPUT),
+]
+NoStream = Annotated[
+    bool,
+    typer.Option("--no-stream", help="Print the answer when it is whole.", rich_help_panel=OUTPUT),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", help="Timings per stage on stderr.", rich_help_panel=OUTPUT),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Show prompt tokens, tile grids and memory; load no weights.",
+        rich_help_panel=OUTPUT,
+    ),
+]

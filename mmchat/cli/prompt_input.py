@@ -1,0 +1,128 @@
+"""Put the prompt together from --prompt and stdin, and read the pictures."""
+
+from __future__ import annotations
+
+import select
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from mmchat import limits
+from mmchat.cli import console
+from mmchat.errors import ImageError, PromptError, UsageError
+
+if TYPE_CHECKING:
+    from mmchat.messages import Image
+
+STDIN = "-"
+SILENT_STDIN_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class PromptInput:
+    """The question and where its pictures are; `stdin_image` are the bytes of `-i -`."""
+
+    text: str
+    sources: tuple[str, ...]
+    stdin_image: bytes | None
+
+
+def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> PromptInput:
+    """Join stdin and --prompt, stdin first; stdin is the picture instead if a source is `-`.
+
+    Raises UsageError if there is no prompt or stdin is asked for two things, PromptError if the
+    text is too long or not UTF-8.
+    """
+    if sources.count(STDIN) > 1:
+        raise UsageError(
+            "'-i -' is given twice, but stdin holds one picture; give the other a path"
+        )
+    if STDIN in sources:
+        if prompt is None:
+            raise UsageError("'-i -' takes the picture from stdin, so give the text with --prompt")
+        image = read_image_bytes()
+        text = prompt
+    else:
+        image = None
+        text = _join(_stdin_text(have_prompt=prompt is not None), prompt)
+    if len(text.encode(errors="surrogateescape")) > limits.PROMPT_BYTES:
+        raise PromptError(f"the prompt is longer than {limits.PROMPT_BYTES // limits.MIB} MiB")
+    if not text.strip() and not (allow_blank and sources):
+        raise UsageError("the prompt is empty; give a question with --prompt TEXT or on stdin")
+    return PromptInput(text, tuple(sources), image)
+
+
+def read_image_bytes() -> bytes:
+    """The picture on stdin; UsageError if stdin is a terminal, ImageError if it is empty."""
+    if console.is_terminal(sys.stdin):
+        raise UsageError("'-' reads a picture from stdin, which is a terminal; pipe a file into it")
+    data = _read_stdin(limits.IMAGE_BYTES, ImageError, "picture")
+    if not data:
+        raise ImageError("stdin is empty; pipe the bytes of a picture into it")
+    return data
+
+
+def load_images(given: PromptInput, alpha: Literal["white", "drop"]) -> list[Image]:
+    """Decode every picture in order; ImageError and NetworkError pass through."""
+    if len(given.sources) > limits.IMAGES_PER_PROMPT:
+        count, limit = len(given.sources), limits.IMAGES_PER_PROMPT
+        raise PromptError(f"{count} pictures are given; one prompt takes at most {limit}")
+    if not given.sources:
+        return []
+    from mmchat.images import load_image
+
+    images = []
+    for source in given.sources:
+        if source == STDIN and given.stdin_image is not None:
+            images.append(load_image(given.stdin_image, alpha=alpha, name="stdin"))
+        else:
+            images.append(load_image(source, alpha=alpha))
+    return images
+
+
+def _join(piped: str, prompt: str | None) -> str:
+    if prompt is None or not piped.strip():
+        return piped if prompt is None else prompt
+    return f"{piped.rstrip()}\n\n{prompt}"
+
+
+def _stdin_text(*, have_prompt: bool) -> str:
+    """Text piped into stdin, without its last newline; empty if stdin is a terminal."""
+    if console.is_terminal(sys.stdin) or sys.stdin is None or sys.stdin.closed:
+        if not have_prompt:
+            raise UsageError("no prompt is given; use --prompt TEXT or pipe the text into stdin")
+        return ""
+    data = _read_stdin(limits.PROMPT_BYTES, PromptError, "text")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"stdin is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start});"
+            " for a picture on stdin use '-i -'"
+        ) from error
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def _read_stdin(limit: int, error: type[Exception], what: str) -> bytes:
+    """All bytes of stdin; says that it waits when nothing comes for a while."""
+    stream: BinaryIO = sys.stdin.buffer
+    waiting = threading.Timer(SILENT_STDIN_SECONDS, _say_waiting, [stream])
+    waiting.daemon = True
+    waiting.start()
+    try:
+        data = stream.read(limit + 1)
+    finally:
+        waiting.cancel()
+    if len(data) > limit:
+        raise error(f"the {what} on stdin is longer than {limit // limits.MIB} MiB")
+    return data
+
+
+def _say_waiting(stream: BinaryIO) -> None:
+    try:
+        silent = not select.select([stream], [], [], 0)[0]
+    except (OSError, ValueError):
+        return
+    if silent:
+        console.note("reading stdin until it ends (write '< /dev/null' to give none)")
