@@ -1,0 +1,36 @@
+"""Tokenizers behind one protocol: Meta's tokenizer.model and the Hub's tokenizer.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmchat.checkpoints.strict_json import escaped
+from mmchat.errors import CheckpointError
+from mmchat.tokenizers.base import StreamDecoder, Tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer", "open_tokenizer"]
+
+_NAMES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+
+
+def open_tokenizer(path: Path | str) -> Tokenizer:
+    """Open a tokenizer.model, a tokenizer.json, or the first of them in a folder.
+
+    Raises CheckpointError for a missing or damaged file, MissingExtra for a tokenizer.json that
+    only the `tokenizers` library can run.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = next((path / name for name in _NAMES if (path / name).is_file()), None)
+        if found is None:
+            raise CheckpointError(
+                f"{escaped(str(path))}: neither tokenizer.model nor tokenizer.json there"
+            )
+        path = found
+    if path.suffix == ".json":
+        from mmchat.tokenizers.tokenizer_json import open_tokenizer_json
+
+        return open_tokenizer_json(path)
+    from mmchat.tokenizers.tiktoken_file import open_tiktoken_file
+
+    return open_tiktoken_file(path)

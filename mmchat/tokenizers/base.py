@@ -1,0 +1,134 @@
+"""What every tokenizer can do, and decoding that never shows half a character."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from mmchat import limits
+from mmchat.errors import CheckpointError, PromptError
+
+IMAGE_TOKEN = "<|image|>"  # noqa: S105
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. Text never becomes a special token, whatever it says."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ordinary and special tokens, without the model's image token, which has this id."""
+        ...
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Special tokens by name, as the tokenizer's own format names them."""
+        ...
+
+    def special_id(self, name: str) -> int:
+        """Id of one special token. Raises CheckpointError if there is none of that name."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ordinary token ids of `text`. Raises PromptError over the size limit."""
+        ...
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 and unknown ids become U+FFFD."""
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token: the name of a special one, U+FFFD for an unknown id."""
+        ...
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `token_id` is a special token or the image token."""
+        ...
+
+
+class TokenTable:
+    """Ids and bytes of one vocabulary; the parts of a Tokenizer that need no library.
+
+    tokens: bytes of the ordinary tokens by id. special_tokens: names and ids, all of them behind
+    the ordinary ones.
+    """
+
+    def __init__(self, tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> None:
+        self._tokens = tokens
+        self.special_tokens = dict(special_tokens)
+        self._special_bytes = {i: name.encode() for name, i in self.special_tokens.items()}
+        size = max([len(tokens) - 1, *self.special_tokens.values()]) + 1
+        # In the Hub's files the image token comes behind the ids that the model can produce.
+        image_is_last = self.special_tokens.get(IMAGE_TOKEN) == size - 1
+        self.vocab_size = size - 1 if image_is_last else size
+        self._special_bytes[self.vocab_size] = IMAGE_TOKEN.encode()
+
+    def special_id(self, name: str) -> int:
+        """Id of one special token. Raises CheckpointError if there is none of that name."""
+        if name not in self.special_tokens:
+            raise CheckpointError(f"the tokenizer has no special token {name!r}")
+        return self.special_tokens[name]
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether `token_id` is a special token or the image token."""
+        return token_id in self._special_bytes
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token: the name of a special one, U+FFFD for an unknown id."""
+        if 0 <= token_id < len(self._tokens):
+            return self._tokens[token_id]
+        return self._special_bytes.get(token_id, REPLACEMENT)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are no UTF-8 and unknown ids become U+FFFD."""
+        wanted = (i for i in ids if not (skip_special and self.is_special(i)))
+        return b"".join(map(self.token_bytes, wanted)).decode("utf-8", "replace")
+
+    def checked(self, ids: list[int]) -> list[int]:
+        """`ids` of encoded text, after making sure that no special id is among them."""
+        if max(ids, default=0) >= len(self._tokens):
+            raise PromptError("the text encodes to a special token; this must not happen")
+        return ids
+
+
+def clean_text(text: str) -> str:
+    """`text` as it can be encoded: lone surrogates become U+FFFD, pairs of them one character.
+
+    Raises PromptError if it is over the size limit.
+    """
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        size = len(text.encode())
+    if size > limits.PROMPT_BYTES:
+        raise PromptError(
+            f"the text has {size:,} bytes; at most {limits.PROMPT_BYTES:,} are possible"
+        )
+    return text
+
+
+class StreamDecoder:
+    """Text of token ids that come one by one; a character appears when its last byte is there."""
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        """The characters that `token_id` completes; '' for a special token that is left out."""
+        if self._skip_special and self._tokenizer.is_special(token_id):
+            return ""
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def extend(self, ids: Iterable[int]) -> str:
+        """The characters that `ids` complete."""
+        return "".join(map(self.push, ids))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for an unfinished character. Ready for new text then."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest

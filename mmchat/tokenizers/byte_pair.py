@@ -1,0 +1,70 @@
+"""Byte pair encoding as Llama 3 does it, run by tiktoken on data that lies here; no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from mmchat.errors import PromptError
+from mmchat.tokenizers.base import TokenTable, clean_text
+
+if TYPE_CHECKING:
+    import tiktoken
+
+# Llama 3 splits text by this expression before it merges bytes.
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Meta cuts text into pieces of bounded length first (llama_models, Tokenizer.encode).
+_PIECE_CHARS = 400_000
+_RUN_CHARS = 25_000
+
+
+class BytePairTokenizer(TokenTable):
+    """A tokenizer given by the bytes of each token, where the id is the rank of the merge."""
+
+    def __init__(self, tokens: list[bytes], special_tokens: Mapping[str, int]) -> None:
+        super().__init__(tokens, special_tokens)
+
+    @cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        import tiktoken
+
+        ranks = {token: rank for rank, token in enumerate(self._tokens)}
+        # No special token is given to it, so none can come out of it.
+        return tiktoken.Encoding(
+            "mmchat", pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={}
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ordinary token ids of `text`; the names of special tokens in it are ordinary text."""
+        ids: list[int] = []
+        for piece in pieces(clean_text(text)):
+            ids += self._encode_piece(piece)
+        return self.checked(ids)
+
+    def _encode_piece(self, text: str) -> list[int]:
+        try:
+            return self._encoding.encode(text, allowed_special=set(), disallowed_special=())
+        except ValueError as error:
+            raise PromptError(f"the text cannot be encoded: {error}") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise PromptError("the text cannot be encoded: the tokenizer gave up") from None
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cut text every 400,000 characters, and within runs of over 25,000 (non-)space characters."""
+    for start in range(0, len(text), _PIECE_CHARS):
+        piece = text[start : start + _PIECE_CHARS]
+        begin = 0
+        for run in re.finditer(r"\s+|\S+", piece):
+            for cut in range(run.start() + _RUN_CHARS, run.end(), _RUN_CHARS):
+                yield piece[begin:cut]
+                begin = cut
+        yield piece[begin:]

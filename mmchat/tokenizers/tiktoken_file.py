@@ -1,0 +1,91 @@
+"""Meta's tokenizer.model: one token a line, base64 and rank; the special tokens follow by rule."""
+
+from __future__ import annotations
+
+import binascii
+from pathlib import Path
+
+from mmchat import limits
+from mmchat.checkpoints.strict_json import Where, quoted, read_bounded
+from mmchat.errors import CheckpointError
+from mmchat.tokenizers.base import IMAGE_TOKEN
+from mmchat.tokenizers.byte_pair import BytePairTokenizer
+
+SPECIAL_TOKEN_COUNT = 256
+
+
+def open_tiktoken_file(path: Path) -> BytePairTokenizer:
+    """Read a tokenizer.model. Raises CheckpointError that names the line."""
+    where = Where(str(path), error=CheckpointError)
+    tokens = parse_tiktoken(read_bounded(path, limits.TOKENIZER_MODEL_BYTES, where), where)
+    names = llama3_special_tokens()
+    return BytePairTokenizer(tokens, {name: len(tokens) + i for i, name in enumerate(names)})
+
+
+def llama3_special_tokens() -> list[str]:
+    """The 256 special tokens of Llama 3.2 in the order of their ids, by Meta's names."""
+    names = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|reserved_special_token_0|>",
+        "<|reserved_special_token_1|>",
+        "<|finetune_right_pad_id|>",
+        "<|step_id|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|python_tag|>",
+        IMAGE_TOKEN,
+    ]
+    reserved = range(2, 2 + SPECIAL_TOKEN_COUNT - len(names))
+    return names + [f"<|reserved_special_token_{i}|>" for i in reserved]
+
+
+def parse_tiktoken(data: bytes, where: Where) -> list[bytes]:
+    """Tokens by rank. Ranks rise by one from 0, tokens are unique, every single byte is a token.
+
+    Lines end with LF or CRLF; the last may be empty.
+    """
+    if data[:1] == b"\n":
+        raise where.fail("not a tiktoken file (a SentencePiece model?); Llama 3.2's is needed")
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    if len(lines) > limits.VOCABULARY_ENTRIES:
+        raise where.fail(f"{len(lines):,} lines; at most {limits.VOCABULARY_ENTRIES:,} are read")
+    tokens = [_parse_line(line, rank, where) for rank, line in enumerate(lines)]
+    check_vocabulary(tokens, where)
+    return tokens
+
+
+def _parse_line(line: bytes, rank: int, where: Where) -> bytes:
+    encoded, _, number = line.removesuffix(b"\r").partition(b" ")
+    place = f"line {rank + 1}"
+    if number != b"%d" % rank:
+        raise where.fail(f"{place}: expected a token in base64 and rank {rank}, {_found(line)}")
+    try:
+        token = binascii.a2b_base64(encoded, strict_mode=True)
+    except binascii.Error:
+        raise where.fail(f"{place}: not base64, {_found(line)}") from None
+    if not 1 <= len(token) <= limits.BYTES_PER_TOKEN:
+        raise where.fail(
+            f"{place}: a token of {len(token)} bytes; 1 to {limits.BYTES_PER_TOKEN} are possible"
+        )
+    return token
+
+
+def _found(line: bytes) -> str:
+    return f"found {quoted(line[:40].decode('utf-8', 'backslashreplace'))}"
+
+
+def check_vocabulary(tokens: list[bytes], where: Where) -> None:
+    """Tokens are unique and every single byte is one; otherwise some text could not be encoded."""
+    known = set(tokens)
+    if len(known) < len(tokens):
+        seen: set[bytes] = set()
+        twice = next(rank for rank, t in enumerate(tokens) if t in seen or seen.add(t))
+        raise where.fail(f"rank {twice}: token {quoted(tokens[twice])} is there twice")
+    missing = [byte for byte in range(256) if bytes([byte]) not in known]
+    if missing:
+        raise where.fail(f"{len(missing)} single bytes are no tokens, the first is {missing[0]}")
