@@ -1,0 +1,121 @@
+"""Prompts of Llama 3.2 Vision as token ids, built part by part.
+
+Scaffolding is made of ids, text is encoded without special tokens, each picture is one image id
+where it stands. So text that looks like scaffolding stays text, and image ids and pictures always
+match in number (format: llama_models, ChatFormat; no system block without a system message).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mmchat import limits
+from mmchat.errors import PromptError
+from mmchat.messages import Image, Message, Part
+from mmchat.tokenizers.base import Tokenizer
+
+STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt: `image_positions[k]` is where in `input_ids` the picture `images[k]` stands."""
+
+    input_ids: tuple[int, ...]
+    image_positions: tuple[int, ...]
+    images: tuple[Image, ...]
+
+
+def chat_ids(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    image_token_id: int,
+    *,
+    add_generation_prompt: bool = True,
+) -> PromptIds:
+    """A conversation in the instruct format, with the header of the answer at its end.
+
+    Raises PromptError for no messages, pictures that the user did not send, and over the limits.
+    """
+    if not messages:
+        raise PromptError("the conversation is empty; send a message")
+    _check_limits(messages)
+    builder = _Builder(tokenizer, image_token_id)
+    builder.special("<|begin_of_text|>")
+    for message in messages:
+        if message.role != "user" and message.images:
+            raise PromptError(
+                f"a {message.role} message holds a picture; only user messages can, put it there"
+            )
+        builder.header(message.role)
+        builder.parts(message.content)
+        builder.special("<|eot_id|>")
+    if add_generation_prompt:
+        builder.header("assistant")
+    return builder.finish()
+
+
+def raw_ids(message: Message, tokenizer: Tokenizer, image_token_id: int) -> PromptIds:
+    """The prompt of a base model: the begin-of-text id, then the parts in order.
+
+    Raises PromptError over the limits.
+    """
+    _check_limits([message])
+    builder = _Builder(tokenizer, image_token_id)
+    builder.special("<|begin_of_text|>")
+    builder.parts(message.content)
+    return builder.finish()
+
+
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end an answer."""
+    return frozenset(map(tokenizer.special_id, STOP_TOKENS))
+
+
+def _check_limits(messages: Iterable[Message]) -> None:
+    size = images = 0
+    for message in messages:
+        size += len(message.text.encode("utf-8", "replace"))
+        images += len(message.images)
+    if images > limits.IMAGES_PER_PROMPT:
+        raise PromptError(
+            f"the prompt has {images} pictures; at most {limits.IMAGES_PER_PROMPT} are possible"
+        )
+    if size > limits.PROMPT_BYTES:
+        raise PromptError(
+            f"the prompt has {size:,} bytes of text; at most {limits.PROMPT_BYTES:,} are possible"
+        )
+
+
+@dataclass
+class _Builder:
+    tokenizer: Tokenizer
+    image_token_id: int
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+
+    def special(self, name: str) -> None:
+        self.ids.append(self.tokenizer.special_id(name))
+
+    def header(self, role: str) -> None:
+        self.special("<|start_header_id|>")
+        self.ids += self.tokenizer.encode(role)
+        self.special("<|end_header_id|>")
+        self.ids += self.tokenizer.encode("\n\n")
+
+    def parts(self, parts: Sequence[Part]) -> None:
+        """Each part by itself: text does not merge across a picture or a neighbouring part."""
+        for part in parts:
+            if isinstance(part, Image):
+                self.positions.append(len(self.ids))
+                self.images.append(part)
+                self.ids.append(self.image_token_id)
+            else:
+                self.ids += self.tokenizer.encode(part.text)
+
+    def finish(self) -> PromptIds:
+        if self.ids.count(self.image_token_id) != len(self.images):
+            raise PromptError("the text encodes to an image token; this must not happen")
+        return PromptIds(tuple(self.ids), tuple(self.positions), tuple(self.images))
