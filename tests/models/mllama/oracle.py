@@ -79,13 +79,22 @@ def _random_values(name: str, shape: torch.Size, generator: torch.Generator) -> 
     if name.rsplit(".", 1)[-1].startswith("gate") or name.endswith("_gate"):
         return noise.sign() * (0.4 + 0.3 * noise.abs())
     if "norm" in name:
-        return 0.1 * noise if name.endswith("bias") else 1 + 0.2 * noise
+        return _norm_scale(name) * (0.1 * noise if name.endswith("bias") else 1 + 0.2 * noise)
     if name.endswith("bias"):
         return 0.3 * noise
+    if "post_tile" in name:
+        return 0.03 * noise
     if "embed" in name:
-        return 0.06 * noise * (shape[1:].numel() ** -0.5 if "patch" in name else 1)
-    small = "cross_attn.k_proj" in name
-    return noise * (0.06 if small else 1.2) * shape[-1] ** -0.5
+        return 0.015 * noise * (shape[1:].numel() ** -0.5 if "patch" in name else 1)
+    gain = 0.02 if "cross_attn.k_proj" in name else 1.2
+    return gain * noise * shape[-1] ** -0.5
+
+
+def _norm_scale(name: str) -> float:
+    """Around 1, but attention to pictures is peaked, and the global layers start small."""
+    if "layernorm_post." in name:
+        return 0.02
+    return 2.5 if name.endswith(("q_norm.weight", "k_norm.weight")) else 1.0
 
 
 def build(
