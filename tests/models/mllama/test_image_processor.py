@@ -1,0 +1,137 @@
+import math
+import random
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as PILImage
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+from mmchat.images import from_pil
+from mmchat.messages import Image
+from mmchat.models.mllama.image_processor import ImageProcessorConfig, preprocess
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+CONFIG = ImageProcessorConfig(MEAN, STD, "white")
+
+
+@cache
+def hub_processor(side: int, tiles: int = 4) -> MllamaImageProcessorPil:
+    return MllamaImageProcessorPil(
+        size={"height": side, "width": side},
+        image_mean=list(MEAN),
+        image_std=list(STD),
+        max_image_tiles=tiles,
+    )
+
+
+@cache
+def scenery(side: int) -> np.ndarray:
+    """Noise on slopes, so that both fine detail and rounding of smooth areas are compared."""
+    rng = np.random.default_rng(11)
+    slope = np.linspace(0, 255, side, dtype=np.float32)
+    smooth = np.stack(np.broadcast_arrays(slope[:, None], slope[None], slope[::-1, None]), -1)
+    noise = rng.integers(-40, 41, (side, side, 3), dtype=np.int16)
+    return np.clip(smooth.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+
+
+def picture(height: int, width: int, largest: int = 6000) -> PILImage.Image:
+    return PILImage.fromarray(scenery(largest)[:height, :width])
+
+
+def tiled(pixels: PILImage.Image, side: int, tiles: int = 4):
+    vision = SimpleNamespace(image_size=side, max_num_tiles=tiles)
+    return preprocess(Image(pixels, "test", "hash"), vision, CONFIG)
+
+
+def check_equal_to_the_hub(pixels: PILImage.Image, side: int, tiles: int = 4) -> None:
+    theirs = hub_processor(side, tiles)(pixels, return_tensors="np")
+    ours = tiled(pixels, side, tiles)
+    count = ours.layout.num_tiles
+    expected = theirs["pixel_values"][0, 0]
+    assert ours.pixel_values.dtype == torch.float32
+    assert np.array_equal(expected[:count].view(np.int32), ours.pixel_values.numpy().view(np.int32))
+    assert not expected[count:].any()
+    assert theirs["num_tiles"] == [[count]]
+    assert theirs["aspect_ratio_ids"].tolist() == [[ours.layout.aspect_ratio_id]]
+    assert theirs["aspect_ratio_mask"][0, 0].sum() == count
+
+
+def grid(steps: int, largest: int) -> list[tuple[int, int]]:
+    """steps x steps sizes (height, width), each side spaced evenly in its logarithm."""
+    sides = sorted({round(largest ** (i / (steps - 1))) for i in range(steps)})
+    rng, nearby = random.Random(1), []
+    while len(sides) + len(nearby) < steps:  # small sides coincide after rounding
+        nearby.append(rng.randint(1, largest))
+    return [(h, w) for h in [*sides, *nearby] for w in [*sides, *nearby]]
+
+
+@pytest.mark.parametrize(("side", "steps"), [(112, 22), (448, 6), (560, 6)])
+def test_pixels_equal_the_hub_processor_bit_for_bit(side, steps):
+    for height, width in grid(steps, 1500):
+        check_equal_to_the_hub(picture(height, width, 1500), side)
+
+
+@pytest.mark.slow
+def test_2304_sizes_up_to_6000_equal_the_hub_processor_bit_for_bit():
+    sizes = grid(48, 6000)
+    assert len(set(sizes)) >= 2_000
+    for index, (height, width) in enumerate(sizes):
+        check_equal_to_the_hub(picture(height, width), (560, 112, 448, 112)[index % 4])
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 6])
+def test_other_tile_counts_equal_the_hub_processor(tiles):
+    for height, width in [(100, 300), (700, 200), (333, 334), (900, 900)]:
+        check_equal_to_the_hub(picture(height, width, 1500), 112, tiles)
+
+
+@pytest.mark.parametrize("size", [(65535, 1), (1, 65535)])
+@pytest.mark.parametrize("side", [112, 560])
+def test_the_thinnest_pictures_work(size, side):
+    values = tiled(PILImage.new("RGB", size, "white"), side)
+    assert values.layout.num_tiles == 4
+    assert torch.isfinite(values.pixel_values).all()
+
+
+def test_every_level_of_every_channel_is_normalised_as_defined():
+    levels = np.arange(256, dtype=np.uint8)
+    pixels = np.stack([levels, levels[::-1], np.roll(levels, 99)], -1).reshape(16, 16, 3)
+    pixels = pixels.repeat(7, axis=0).repeat(7, axis=1)  # 112 x 112: not resized
+    values = tiled(PILImage.fromarray(pixels), 112).pixel_values[0].double().numpy()
+    for channel in range(3):
+        expected = (pixels[:, :, channel] / 255 - MEAN[channel]) / STD[channel]
+        assert np.abs(values[channel] - expected).max() < 1e-6
+
+
+def test_padding_inside_the_canvas_is_normalised_black():
+    values = tiled(PILImage.new("RGB", (112, 60), "white"), 112).pixel_values
+    for channel in range(3):
+        black = -MEAN[channel] / STD[channel]
+        assert values[0, channel, 60:].unique().numel() == 1
+        assert math.isclose(values[0, channel, 80, 5].item(), black, rel_tol=1e-6)
+        assert values[0, channel, :60].min() > 1.8
+
+
+def test_tiles_run_row_by_row():
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+    canvas = PILImage.new("RGB", (224, 224))
+    for index, colour in enumerate(colours):
+        canvas.paste(PILImage.new("RGB", (112, 112), colour), (index % 2 * 112, index // 2 * 112))
+    values = tiled(canvas, 112).pixel_values
+    assert tuple(values.shape) == (4, 3, 112, 112)
+    for tile, colour in zip(values, colours, strict=True):
+        for channel, level in enumerate(colour):
+            assert (tile[channel] > 0).all() == (level == 200)
+
+
+def test_the_picture_itself_is_not_changed_and_its_hash_is_kept():
+    image = from_pil(picture(50, 70, 1500))
+    before = image.pixels.tobytes()
+    result = preprocess(image, SimpleNamespace(image_size=112, max_num_tiles=4), CONFIG)
+    assert image.pixels.tobytes() == before
+    assert result.content_hash == image.content_hash
+    assert result.pixel_values.is_contiguous()

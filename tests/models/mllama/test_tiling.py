@@ -1,0 +1,123 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.mllama.image_processing_pil_mllama import (
+    get_all_supported_aspect_ratios,
+    get_image_size_fit_to_canvas,
+    get_optimal_tiled_canvas,
+)
+
+from mmchat.models.mllama.tiling import choose_layout, supported_aspect_ratios
+
+# (width, height) -> (tiles_h, tiles_w) on tiles of 560 pixels, from runs of Meta's reference.
+META_CASES = {
+    (560, 560): (1, 1),
+    (100, 100): (1, 1),
+    (1, 1): (1, 1),
+    (1120, 560): (1, 2),
+    (1121, 560): (1, 3),
+    (640, 480): (1, 2),
+    (300, 800): (2, 1),
+    (561, 561): (2, 2),
+    (1119, 1119): (2, 2),
+    (2000, 1500): (2, 2),
+    (1080, 1920): (2, 2),
+    (2240, 560): (1, 4),
+    (2241, 561): (1, 4),
+    (4000, 300): (1, 4),
+    (37, 3000): (4, 1),
+}
+
+
+def hub_layout(height: int, width: int, side: int, tiles: int):
+    canvas = get_optimal_tiled_canvas(height, width, tiles, side)
+    size = get_image_size_fit_to_canvas(height, width, *canvas, side)
+    return tuple(int(v) for v in canvas), tuple(int(v) for v in size)
+
+
+def sizes(count: int, seed: int) -> list[tuple[int, int]]:
+    """Sizes (height, width) from 1 to 6000, many small, many near multiples of a tile side."""
+    rng = random.Random(seed)
+    edges = [n * side + d for side in (112, 448, 560) for n in (1, 2, 3, 4) for d in (-1, 0, 1)]
+
+    def one() -> int:
+        kind = rng.randrange(3)
+        if kind == 0:
+            return rng.choice(edges)
+        return rng.randint(1, 6000) if kind == 1 else int(6000 ** rng.random())
+
+    return [(one(), one()) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("size", "grid"), META_CASES.items())
+def test_the_grid_is_metas(size, grid):
+    width, height = size
+    assert choose_layout(height, width, 560, 4).aspect_ratio == grid
+
+
+def test_an_unenlarged_picture_keeps_its_size():
+    assert choose_layout(480, 640, 560, 4).resized == (480, 640)
+
+
+@pytest.mark.parametrize("side", [112, 448, 560])
+def test_layouts_equal_the_hub_processors(side):
+    for height, width in sizes(4_000, seed=side):
+        layout = choose_layout(height, width, side, 4)
+        assert (layout.canvas, layout.resized) == hub_layout(height, width, side, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [112, 448, 560])
+@pytest.mark.parametrize("tiles", [1, 2, 4, 6])
+def test_many_layouts_equal_the_hub_processors(side, tiles):
+    for height, width in sizes(50_000, seed=side + tiles):
+        layout = choose_layout(height, width, side, tiles)
+        assert (layout.canvas, layout.resized) == hub_layout(height, width, side, tiles)
+
+
+@pytest.mark.parametrize("side", [448, 560])
+def test_the_grid_is_the_same_when_scales_are_float32_as_in_metas_code(side):
+    drawn = torch.tensor(sizes(40_000, seed=side + 1))
+    grids = torch.tensor(supported_aspect_ratios(4))
+    scales = (grids[None] * side / drawn[:, None].float()).amin(-1)  # [sizes, grids]
+    enlarging = torch.where(scales >= 1, scales, torch.inf).amin(1)
+    best = torch.where(enlarging.isinf(), scales.amax(1), enlarging)
+    areas = torch.where(scales == best[:, None], grids.prod(1), 99)
+    expected = areas.argmin(1).tolist()
+    for (height, width), index in zip(drawn.tolist(), expected, strict=True):
+        assert choose_layout(height, width, side, 4).aspect_ratio_id == index + 1
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 4, 6])
+def test_the_ids_are_the_hubs(tiles):
+    assert list(supported_aspect_ratios(tiles)) == get_all_supported_aspect_ratios(tiles)
+    for height, width in sizes(300, seed=tiles):
+        layout = choose_layout(height, width, 112, tiles)
+        assert supported_aspect_ratios(tiles)[layout.aspect_ratio_id - 1] == layout.aspect_ratio
+
+
+@pytest.mark.parametrize("size", [(1, 65535), (65535, 1), (1, 1), (65535, 65535), (1, 2240)])
+@pytest.mark.parametrize("side", [112, 448, 560])
+def test_every_side_keeps_a_pixel_and_fits_the_canvas(size, side):
+    layout = choose_layout(*size, side, 4)
+    assert 1 <= layout.resized[0] <= layout.canvas[0]
+    assert 1 <= layout.resized[1] <= layout.canvas[1]
+    assert layout.image_size == size
+
+
+def test_proportions_are_kept_and_one_side_touches_its_target():
+    for height, width in sizes(500, seed=5):
+        layout = choose_layout(height, width, 560, 4)
+        targets = np.clip(layout.image_size, 560, layout.canvas)
+        assert any(a == b for a, b in zip(layout.resized, targets, strict=True))
+        scale = min(layout.resized[0] / height, layout.resized[1] / width)
+        other = max(height, width) * scale
+        assert abs(max(layout.resized) - other) <= max(1.0, max(height, width) / min(height, width))
+
+
+@pytest.mark.parametrize("bad", [(0, 5, 560, 4), (5, -1, 560, 4), (5, 5, 0, 4), (5, 5, 560, 0)])
+def test_sizes_must_be_positive(bad):
+    with pytest.raises(ValueError, match="positive"):
+        choose_layout(*bad)
