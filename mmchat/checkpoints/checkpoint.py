@@ -184,7 +184,10 @@ def _ranks(found: list[Path]) -> list[Path]:
 
 def _inside(path: Path, root: Path) -> Path:
     """`path` if, with links followed, it lies in `root` or is a blob of a Hub cache."""
-    real = path.resolve()
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):  # RuntimeError: Python before 3.13 on a circle of links
+        raise CheckpointError(f"{shown(path)}: is a link that leads nowhere") from None
     in_hub_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
     if not real.is_relative_to(root) and not in_hub_cache:
         raise CheckpointError(

@@ -184,5 +184,6 @@ def explain_non_weights(head: bytes) -> str | None:
         return "is a GGUF file; mmchat reads .safetensors and consolidated*.pth"
     sample = head[:64]
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in sample):
-        return f"is text, not weights (a server's error?); it begins {shown(sample.decode())}"
+        begin = shown(sample.decode())
+        return f"is text, not weights: {begin}; a server's error? download it again"
     return None

@@ -6,7 +6,9 @@ refused, and nothing in it is ever called.
 
 from __future__ import annotations
 
+import io
 import pickletools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,31 +79,49 @@ def _walk(data: bytes) -> Any:
     """What the pickle describes: dict, tuple, str, int, bool, None and the classes above."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
-    for count, (opcode, arg, position) in enumerate(pickletools.genops(data)):
-        if count > _OPCODES:
-            raise _RefusedError("it is too long")
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                if len(stack) != 1 or position != len(data) - 1:
-                    raise _RefusedError("something follows its end")
-                return stack[0]
-            case "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case name if name in _PUSHED:
-                stack.append(_PUSHED[name](arg))
-            case name if name in _APPLIED:
-                _APPLIED[name](stack, arg)
-            case name:
-                raise _RefusedError(
-                    f"opcode {name} at byte {position} has no place in a checkpoint"
-                )
+    for name, argument in _opcodes(data):
+        if name == "STOP":
+            if len(stack) != 1:
+                raise _RefusedError("something is left on its stack")
+            return stack[0]
+        if name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in _PUSHED:
+            stack.append(_PUSHED[name](argument))
+        elif name in _APPLIED:
+            _APPLIED[name](stack, argument)
     raise _RefusedError("it has no end")
+
+
+def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
+    """(name, argument) of each opcode; an argument is decoded only after its opcode is known."""
+    stream = io.BytesIO(data)
+    for _ in range(_OPCODES):
+        position, code = stream.tell(), stream.read(1).decode("latin-1")
+        opcode = _BY_CODE.get(code)
+        if opcode is None:
+            what = f"byte {code!r}" if code else "its end"
+            raise _RefusedError(f"{what} at {position} is no opcode")
+        if opcode.name not in _KNOWN:
+            raise _RefusedError(f"opcode {opcode.name} at {position} has no place in a checkpoint")
+        if opcode.name == "STOP" and position != len(data) - 1:
+            raise _RefusedError("something follows its end")
+        if opcode.name == "GLOBAL":
+            yield "GLOBAL", [_line(stream), _line(stream)]
+        else:
+            yield opcode.name, opcode.arg.reader(stream) if opcode.arg else None
+    raise _RefusedError("it is too long")
+
+
+def _line(stream: io.BytesIO) -> str:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise _RefusedError("it ends inside a name")
+    return line[:-1].decode("utf-8")
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
@@ -199,7 +219,7 @@ _PUSHED = {
     "NONE": lambda _: None,
     "NEWTRUE": lambda _: True,
     "NEWFALSE": lambda _: False,
-    "GLOBAL": lambda arg: _global(*arg.split(" ", 1)),
+    "GLOBAL": lambda arg: _global(*arg),
     **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1"), int),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE"), str),
 }
@@ -215,3 +235,8 @@ _APPLIED = {
     "BINPERSID": _storage,
     "REDUCE": _reduce,
 }
+_KNOWN = {
+    "PROTO", "FRAME", "STOP", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET",
+    *_PUSHED, *_APPLIED,
+}  # fmt: skip
+_BY_CODE = {opcode.code: opcode for opcode in pickletools.opcodes}
