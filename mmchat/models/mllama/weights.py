@@ -48,7 +48,7 @@ def iter_weights(
     it or keep it; what is written to it before the next is taken is lost. Raises CheckpointError.
     """
     entries = check_weights(checkpoint, config, wanted)
-    names = entries.keys() if wanted is None else wanted
+    names = hf_shapes(config).keys() if wanted is None else wanted
     if checkpoint.format == "meta":
         return _translated(checkpoint, [r for r in meta_rules(config) if r.target in names])
     return _direct(checkpoint, {name: entries[name].name for name in entries if name in names})
