@@ -96,6 +96,7 @@ def _expected(error: Exception) -> tuple[str, str, int] | None:
 
 
 app = typer.Typer(
+    name="mmchat",
     cls=ErrorReportingGroup,
     help="Chat about pictures with Llama 3.2 Vision (Mllama) on your own machine.",
     context_settings={"help_option_names": ["-h", "--help"]},
