@@ -590,7 +590,7 @@ def read_hostile(count: int, seed: int) -> tuple[int, int]:
             image = load_image(data)
         except ImageError as error:
             message = str(error)
-            assert not re.search(r"0x[0-9a-f]{4,}|Traceback|\n|/work|/tmp|site-packages", message)
+            assert not re.search(r"0x[0-9a-f]{4,}|Traceback|\n|site-packages|object at", message)
             refused += 1
         else:
             assert image.pixels.mode == "RGB"
