@@ -68,8 +68,7 @@ def _report(error: Exception) -> int:
     """Write the error to stderr and return the exit code."""
     expected = _expected(error)
     if expected is None or debug_requested:
-        text = "".join(traceback.format_exception(error))
-        sys.stderr.write(console.for_stream(text, sys.stderr))
+        console.write_safely("".join(traceback.format_exception(error)), sys.stderr)
     if expected is None:
         console.error("mmchat", "this is a bug in mmchat; please report it with the lines above")
         return 1

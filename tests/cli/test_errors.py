@@ -1,4 +1,4 @@
-"""Every mistake a user can make: one line on stderr, nothing on stdout, the documented exit code."""
+"""Every mistake a user can make: one line on stderr, nothing on stdout, its exit code."""
 
 import pytest
 
