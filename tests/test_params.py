@@ -405,6 +405,8 @@ def test_paths_overrule_what_the_name_leads_to(tmp_path):
     assert source.params == find_params("llama3.2-11B")
     assert find_model("llama3.2-11B", params_path=INSTRUCT).checkpoint == folder
     assert find_model(mine.parent, params_path=INSTRUCT).checkpoint == mine.parent
+    both = find_model(mine.parent, params_path=INSTRUCT, checkpoint_path=folder)
+    assert both.checkpoint == folder
 
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "tokenizer_path"])
