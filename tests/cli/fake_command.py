@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from mmchat.cli.model_choice import ModelChoice
@@ -48,6 +49,7 @@ def scripted_model(*answers: bytes, params: str = "llama3.2-11B", delay: float =
     model = fake_model(*answers)
     model.params = known_params(params)
     model.device, model.dtype = "cpu", "torch.float32"
+    model.placement = SimpleNamespace(reason="scripted")
     model.processor = PictureProcessor()
     model.chat = lambda system=None: ChatSession(model, system)
 

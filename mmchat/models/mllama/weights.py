@@ -87,8 +87,7 @@ def check_weights(
     else:
         expected, needed, scalars = hf_shapes(config), set(targets), set()
         entries = _by_hub_name(checkpoint)
-    if any(name in needed for name in _POSITIONS):
-        _check_tile_size(config.vision_config, entries)
+    _check_tile_size(config.vision_config, entries)
     check_entries(checkpoint, entries, expected, needed, scalars)
     return entries
 
