@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmchat.cli import console
+from mmchat.cli.chat import chat
 from mmchat.cli.eval import eval_app
 from mmchat.cli.generate import generate
 from mmchat.cli.inspect import inspect
@@ -103,6 +104,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(generate)
+app.command()(chat)
 app.command(name="list")(list_models)
 app.command()(inspect)
 app.command()(tiles)

@@ -7,6 +7,7 @@ terminal and passes untouched when it is a pipe or a file. Rich markup is never 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -50,6 +51,27 @@ def _console(*, stderr: bool) -> Console:
         no_color=True if _color == "never" else None,
         force_terminal=True if _color == "always" else None,
     )
+
+
+def buffer_console(file: io.StringIO, columns: int) -> Console:
+    """A Console that writes for a terminal of `columns`, but into `file`."""
+    from rich.console import Console
+
+    return Console(
+        file=file,
+        width=columns,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        force_terminal=True,
+        no_color=None if uses_color() else True,
+        legacy_windows=False,
+    )
+
+
+def uses_color() -> bool:
+    """True if what goes to a terminal on stdout may be coloured."""
+    return _color == "always" or (_color == "auto" and not os.environ.get("NO_COLOR"))
 
 
 def is_terminal(stream: TextIO | None) -> bool:

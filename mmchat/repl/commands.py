@@ -1,0 +1,400 @@
+r"""The commands of the chat. Help, completion and "did you mean" come from the registry.
+
+A line `\name argument` is a command; so is `/name argument` where the word is a command's name and
+no such file exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from mmchat import atomic_file
+from mmchat.conversation import Conversation
+from mmchat.errors import UsageError, quoted
+from mmchat.repl import export, facts, paths, saving
+from mmchat.repl.chat import Leave
+
+if TYPE_CHECKING:
+    from mmchat.repl.chat import Chat
+    from mmchat.sampling import SamplingParams
+
+Run = Callable[["Chat", str], None]
+Complete = Callable[["Chat", str], Iterable[str]]
+_COMMAND = re.compile(r"[\\/]([A-Za-z?]+)(?:\s+|$)")
+
+
+@dataclass(frozen=True)
+class Command:
+    """usage: the argument as help shows it. complete: candidates for an argument begun; "paths"
+    stands for files."""
+
+    name: str
+    usage: str
+    help: str
+    run: Run
+    complete: Complete | str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(
+    name: str,
+    usage: str = "",
+    *,
+    complete: Complete | str | None = None,
+    aliases: tuple[str, ...] = (),
+) -> Callable[[Run], Run]:
+    """Register a function; the first line of its docstring is the help."""
+
+    def register(run: Run) -> Run:
+        text = (run.__doc__ or "").strip().split("\n")[0].rstrip(".")
+        COMMANDS[name] = Command(name, usage, text, run, complete, aliases)
+        return run
+
+    return register
+
+
+def names() -> dict[str, Command]:
+    """Every word that is a command, with its aliases."""
+    words = {alias: found for found in COMMANDS.values() for alias in found.aliases}
+    return {**COMMANDS, **words}
+
+
+def find(line: str) -> tuple[Command, str] | None:
+    r"""The command of a line and its argument; None if the line is a message.
+
+    Raises UsageError for an unknown `\word`.
+    """
+    text = line.lstrip()
+    match = _COMMAND.match(text)
+    if match is None:
+        return None
+    word = match[1].lower()
+    known = names()
+    if word in known:
+        if text[0] == "/" and paths.existing(text.split()[0]):
+            return None
+        return known[word], text[match.end() :].strip()
+    close = get_close_matches(word, known, n=1, cutoff=0.7 if text[0] == "/" else 0.5)
+    if text[0] == "/" and (not close or paths.existing(text.strip())):
+        return None
+    advice = f"did you mean \\{close[0]}?" if close else "\\help lists the commands"
+    raise UsageError(f"there is no command {text[0]}{word}; {advice}")
+
+
+def _number(argument: str, what: str, default: int | None = None) -> int:
+    if not argument and default is not None:
+        return default
+    if not re.fullmatch(r"\d{1,6}", argument):
+        raise UsageError(f"{what} is a number, not {quoted(argument)}")
+    return int(argument)
+
+
+@command("image", "PATH|URL|clipboard [QUESTION]", complete="paths", aliases=("i",))
+def _image(chat: Chat, argument: str) -> None:
+    """Attach a picture, or several; a question after it is asked at once."""
+    found = paths.read_argument(argument)
+    if not found.sources:
+        if not argument:
+            raise UsageError("\\image needs a file, an address or the word clipboard")
+        raise UsageError(f"no such picture: {', '.join(map(quoted, found.missing))}")
+    before = list(chat.attached)
+    chat.attach(found.sources)
+    if found.text:
+        try:
+            chat.ask(found.text)
+        except BaseException:
+            chat.attached = before
+            raise
+
+
+@command("images")
+def _images(chat: Chat, argument: str) -> None:
+    """List the pictures of the chat and those attached, with their numbers."""
+    asked = len(chat.session.conversation.images)
+    lines = [
+        f"{number}  {facts.picture_line(image, chat.params)}"
+        + ("  (for the next question)" if number > asked else "")
+        for number, image in enumerate(chat.pictures(), start=1)
+    ]
+    chat.screen.say("\n".join(lines) or "no pictures")
+
+
+def _picture_numbers(chat: Chat, argument: str) -> Iterable[str]:
+    return (str(n) for n in range(1, len(chat.pictures()) + 1))
+
+
+@command("drop", "N", complete=_picture_numbers)
+def _drop(chat: Chat, argument: str) -> None:
+    """Take picture N out of the chat."""
+    number = _number(argument, "the picture", default=len(chat.pictures()) or 1)
+    chat.exchange(number, None)
+    chat.screen.note(f"picture {number} is out")
+
+
+@command("replace", "N PATH|URL|clipboard", complete="paths")
+def _replace(chat: Chat, argument: str) -> None:
+    """Put another picture in the place of picture N."""
+    number, _, source = argument.partition(" ")
+    found = paths.read_argument(source)
+    if len(found.sources) != 1 or found.text:
+        raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
+    image = chat.load(found.sources[0])
+    chat.exchange(_number(number, "the picture"), image)
+    chat.show_picture(image)
+
+
+@command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
+def _tiles(chat: Chat, argument: str) -> None:
+    """Show how picture N (the last one) is cut into tiles; FILE.png keeps the drawing."""
+    words = argument.split(None, 1)
+    number = _number(words.pop(0), "the picture") if words and words[0].isdigit() else None
+    pictures = chat.pictures()
+    number = number or len(pictures)
+    if not 1 <= number <= len(pictures):
+        raise UsageError(f"there is no picture {number}" if pictures else "there are no pictures")
+    image = pictures[number - 1]
+    drawing = facts.preview(image, chat.params)
+    if words:
+        file = _file(words[0])
+        atomic_file.write_bytes(file, export.png_bytes(drawing))
+        chat.screen.note(f"wrote {str(file)!r}")
+    chat.screen.picture(drawing)
+    where = facts.layout(image, chat.params)
+    rows = [
+        ("picture", facts.picture_line(image, chat.params)),
+        ("canvas", f"{where.canvas[1]} x {where.canvas[0]} px, {facts.grid(where.aspect_ratio)}"),
+        ("on it", f"{where.resized[1]} x {where.resized[0]} px at the top left, the rest is black"),
+    ]
+    chat.screen.say(facts.table(rows))
+
+
+@command("system", "[TEXT|none]")
+def _system(chat: Chat, argument: str) -> None:
+    """Show or change the system prompt."""
+    if not argument:
+        chat.screen.say(chat.session.conversation.system or "no system prompt")
+        return
+    text = None if argument == "none" else argument
+    chat.change(replace(chat.session.conversation, system=text))
+    chat.screen.note("the system prompt is changed")
+
+
+def _setting_values(chat: Chat, argument: str) -> Iterable[str]:
+    words = argument.split(" ")
+    settings = [field.name for field in fields(chat.sampling) if field.name != "logprobs"]
+    if len(words) < 2:
+        return settings
+    if words[0] not in settings:
+        return []
+    known = {"temperature": ["0", "0.6", "1"], "top_p": ["0.9", "1"], "seed": ["none", "0"]}
+    current = facts.shown(getattr(chat.sampling, words[0]))
+    return dict.fromkeys(f"{words[0]} {v}" for v in [current, *known.get(words[0], [])])
+
+
+@command("set", "NAME VALUE", complete=_setting_values)
+def _set(chat: Chat, argument: str) -> None:
+    """Change how answers are chosen, for example: temperature 0.8."""
+    chat.sampling = _with_setting(chat.sampling, argument)
+    name = argument.split(None, 1)[0]
+    chat.screen.note(f"{name} is {facts.shown(getattr(chat.sampling, name))}")
+
+
+def _with_setting(sampling: SamplingParams, argument: str) -> SamplingParams:
+    """Raises UsageError for an unknown name or a value that does not fit."""
+    name, _, text = argument.partition(" ")
+    text = text.strip()
+    settings = [field.name for field in fields(sampling) if field.name != "logprobs"]
+    if name not in settings:
+        close = get_close_matches(name, settings, n=1, cutoff=0.4)
+        advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(settings)}"
+        raise UsageError(f"there is no setting {quoted(name)}; {advice}")
+    if not text:
+        raise UsageError(
+            f"\\set {name} needs a value; it is {facts.shown(getattr(sampling, name))}"
+        )
+    return replace(sampling, **{name: _value(name, text, type(sampling))})
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    hint = get_type_hints(kind)[name]
+    if name == "stop":
+        return () if text == "none" else (text,)
+    if name == "seed" and text == "none":
+        return None
+    try:
+        return float(text) if hint is float else int(text)
+    except ValueError:
+        wanted = "a number" if hint is float else "a whole number"
+        raise UsageError(f"{name} is {wanted}, not {quoted(text)}") from None
+
+
+@command("show")
+def _show(chat: Chat, argument: str) -> None:
+    """Show the model, the settings and the system prompt."""
+    loaded = chat.session.loaded
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    folder = chat.keeper.folder
+    rows = [
+        ("model", f"{chat.params.name} on {loaded.device}, {dtype}"),
+        ("system", chat.session.conversation.system or "none"),
+        ("saved in", str(folder.path) if folder else "nowhere"),
+    ]
+    chat.screen.say(facts.table(rows) + "\n" + facts.settings(chat.sampling))
+
+
+@command("undo", aliases=("u",))
+def _undo(chat: Chat, argument: str) -> None:
+    """Take back the last question and its answer."""
+    turn = chat.session.undo()
+    chat.keeper.save(chat.session.conversation)
+    chat.screen.note(f"took back {quoted(turn.question.text, 60)}")
+
+
+@command("retry", "[NAME VALUE]", complete=_setting_values, aliases=("r",))
+def _retry(chat: Chat, argument: str) -> None:
+    """Answer the last question again; NAME VALUE counts for this once."""
+    sampling = _with_setting(chat.sampling, argument) if argument else chat.sampling
+    if not argument and sampling.temperature == 0:
+        chat.screen.note("at temperature 0 the answer is the same; try \\retry temperature 0.8")
+    chat.retry(sampling)
+
+
+@command("edit", "[TEXT]", aliases=("e",))
+def _edit(chat: Chat, argument: str) -> None:
+    """Change the last question and ask it again, with the same pictures."""
+    turns = chat.session.conversation.turns
+    if not turns:
+        raise UsageError("nothing has been asked yet")
+    text = argument or chat.screen.edit(turns[-1].question.text)
+    if text is None and not chat.screen.interactive:
+        raise UsageError("write the new question behind \\edit")
+    if not text or not text.strip():
+        chat.screen.note("nothing is changed")
+        return
+    chat.edit(text)
+
+
+@command("say", "TEXT")
+def _say(chat: Chat, argument: str) -> None:
+    """Send TEXT exactly as it is, whatever it looks like."""
+    if argument:
+        chat.ask(argument)
+
+
+@command("forget", "[N]")
+def _forget(chat: Chat, argument: str) -> None:
+    """Drop the N oldest turns (one) to make room in the context."""
+    count = _number(argument, "the count of turns", default=1)
+    turns = len(chat.session.conversation.turns)
+    if not 1 <= count <= turns:
+        raise UsageError(f"there are {turns} turns, so {count} cannot be dropped")
+    chat.change(chat.session.conversation.without_first(count))
+    chat.screen.note(f"dropped {count} of {turns} turns; context {_context(chat)}")
+
+
+@command("save", "[NAME|FILE.json]", complete="paths")
+def _save(chat: Chat, argument: str) -> None:
+    """Save the chat with its pictures, to a folder or to one .json file."""
+    if not chat.session.conversation.turns:
+        raise UsageError("there is nothing to save yet")
+    path = _file(argument) if argument else Path(saving.new_name())
+    saving.write(path, chat.session.conversation, chat.params.name)
+    chat.screen.note(f"saved to {str(path)!r}; \\load {path} brings it back")
+
+
+@command("load", "NAME|FILE.json", complete="paths", aliases=("open",))
+def _load(chat: Chat, argument: str) -> None:
+    """Go on with a chat that was saved."""
+    if not argument:
+        raise UsageError("\\load needs the name of a saved chat")
+    found = saving.read(saving.find_chat(paths.plain(argument), chat.keeper.chats))
+    chat.resume(found)
+
+
+@command("export", "md|json|html [FILE]", complete=lambda chat, argument: export.KINDS)
+def _export(chat: Chat, argument: str) -> None:
+    """Write the chat as a document to read: Markdown, JSON or a web page."""
+    kind, _, name = argument.partition(" ")
+    if kind not in export.KINDS:
+        raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
+    file = _file(name.strip()) if name.strip() else Path(f"{saving.new_name()}.{kind}")
+    text = export.document(kind, chat.session.conversation, chat.params.name)
+    atomic_file.write_text(file, text)
+    chat.screen.note(f"wrote {str(file)!r}")
+
+
+@command("copy")
+def _copy(chat: Chat, argument: str) -> None:
+    """Copy the last answer."""
+    if not chat.session.conversation.turns:
+        raise UsageError("there is no answer to copy yet")
+    answer = chat.session.conversation.turns[-1].answer
+    chat.screen.note(f"copied {len(answer)} characters {chat.screen.copy(answer)}")
+
+
+@command("clear", aliases=("new",))
+def _clear(chat: Chat, argument: str) -> None:
+    """Start again: forget the turns and the attached pictures, keep system prompt and settings."""
+    chat.attached = []
+    chat.keeper.start_new()
+    chat.session.conversation = Conversation(chat.session.conversation.system)
+    chat.screen.note("a new chat")
+
+
+def _context(chat: Chat) -> str:
+    budget = chat.budget()
+    return f"{budget.used:,} of {budget.limit:,} tokens"
+
+
+@command("tokens")
+def _tokens(chat: Chat, argument: str) -> None:
+    """Show how much of the context is used."""
+    chat.screen.say(f"context {_context(chat)}")
+
+
+@command("stats")
+def _stats(chat: Chat, argument: str) -> None:
+    """Show the timings of the last answer."""
+    if chat.last is None:
+        raise UsageError("there is no answer to time yet")
+    chat.screen.say(facts.stats(chat.last))
+
+
+@command("help", "[COMMAND]", complete=lambda chat, argument: COMMANDS, aliases=("h", "?"))
+def _help(chat: Chat, argument: str) -> None:
+    """Show the commands, or one of them."""
+    word = argument.lstrip("\\/")
+    if word and word not in names():
+        raise UsageError(f"there is no command {quoted(argument)}; \\help lists them")
+    shown = [names()[word]] if word else list(COMMANDS.values())
+    rows = [(f"\\{found.name} {found.usage}".rstrip(), found.help) for found in shown]
+    text = facts.table(rows)
+    if not word:
+        text += "\n\n" + KEYS
+    chat.screen.say(text)
+
+
+KEYS = """A dropped, pasted or typed picture path is attached. Alt-Enter is a new line, Ctrl-R searches,
+Ctrl-X Ctrl-E opens an editor, Ctrl-C stops an answer, Ctrl-D leaves."""
+
+
+@command("quit", aliases=("q", "exit", "bye"))
+def _quit(chat: Chat, argument: str) -> None:
+    """Leave."""
+    raise Leave
+
+
+def _file(name: str) -> Path:
+    """A path to write, checked before any work. Raises DiskError."""
+    path = Path(paths.plain(name)).expanduser()
+    if not path.is_dir():
+        atomic_file.check_writable(path)
+    return path

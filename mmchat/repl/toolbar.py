@@ -1,0 +1,41 @@
+"""The line at the bottom while a question is typed: model, context, pictures, speed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mmchat.errors import MmchatError
+from mmchat.repl import facts
+from mmchat.terminal import sanitize
+
+if TYPE_CHECKING:
+    from mmchat.repl.chat import Chat
+
+
+def toolbar_text(chat: Chat, columns: int) -> str:
+    """As much as fits, the most important first."""
+    loaded = chat.session.loaded
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    parts = [f"{chat.params.name}, {loaded.device} {dtype}"]
+    try:
+        budget = chat.budget()
+        parts.append(f"context {budget.used:,}/{budget.limit:,}")
+    except MmchatError:
+        parts.append("context over its limit")
+    if chat.attached:
+        parts.append(" + ".join(_picture(chat, i) for i in range(len(chat.attached))))
+    elif images := chat.session.conversation.images:
+        parts.append(f"{len(images)} picture{'s' * (len(images) > 1)} in the chat")
+    if chat.last and chat.last.timings.tokens_per_second:
+        timings = chat.last.timings
+        parts.append(
+            f"{timings.tokens_per_second:.1f} tokens/s, first {timings.time_to_first_token:.2f} s"
+        )
+    text = sanitize(" | ".join(parts).replace("\n", " "))
+    return text if len(text) < columns else text[: max(columns - 2, 1)] + "…"
+
+
+def _picture(chat: Chat, index: int) -> str:
+    image = chat.attached[index]
+    rows, columns = facts.layout(image, chat.params).aspect_ratio
+    return f"{facts.short_name(image.source)} {rows}x{columns}"
