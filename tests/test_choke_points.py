@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 
 # What is dangerous, and the files that may do it.
 PLACES: dict[str, set[str]] = {
-    "opens a picture": {"images.py"},
+    "opens a picture": {"images/__init__.py"},
     "unpickles or runs code": set(),
     "reads weights with a library": set(),
-    "talks to the network": {"fetch.py", "deadline_socket.py"},
+    "talks to the network": {"fetch/__init__.py", "fetch/deadline_socket.py"},
     "writes a file": {"atomic_file.py"},
     "opens a descriptor for writing": {"atomic_file.py", "cli/console.py"},
     "makes a Console": {"cli/console.py"},
@@ -27,7 +27,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/mapped_file.py",
         "checkpoints/strict_json.py",
         "device.py",
-        "image_sources.py",
+        "images/sources.py",
         "atomic_file.py",
         "cli/console.py",
     },

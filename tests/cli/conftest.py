@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.cli.fake_command import install, scripted_model
+from tests.cli.fake_command import scripted_model
+from tests.cli.fake_loading import install
 
 
 @dataclass

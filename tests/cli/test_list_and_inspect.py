@@ -4,7 +4,7 @@ import struct
 import pytest
 
 from mmchat.cli import console
-from tests.cli.fake_command import known_params
+from tests.cli.fake_loading import known_params
 
 
 def test_list_piped_is_plain_columns(run_real):

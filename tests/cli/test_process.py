@@ -31,7 +31,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
         environment.pop("NO_COLOR", None)
         streams = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1, **streams}
-        command = [sys.executable, "-m", "tests.cli.fake_command", script, *args]
+        command = [sys.executable, "-m", "tests.cli.fake_program", script, *args]
         started.append(subprocess.Popen(command, cwd=ROOT, env=environment, **streams))
         return started[-1]
 
