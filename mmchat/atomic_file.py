@@ -29,8 +29,9 @@ def check_writable(path: Path) -> None:
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replace the content of `path` by `data`: temporary file beside it, fsync, rename.
 
-    mode: of a new file, before the umask. A symbolic link stays and its target is replaced; a device or pipe is written directly; the mode
-    of an existing file is kept. Raises DiskError, and leaves no temporary file behind.
+    mode: of a new file, before the umask; that of an existing file is kept. A symbolic link stays
+    and its target is replaced; a device or pipe is written directly. Raises DiskError, and leaves
+    no temporary file behind.
     """
     try:
         if _is_special(path):

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -121,7 +122,7 @@ def chat(
         say_choice(choice, source)
     saved = _saved_chat(continue_last, resume)
     way = _thumbnail_way(thumbnails) if terminal else "off"
-    with console.Stages(quiet=quiet) as stages:
+    with _typing_ahead(terminal), console.Stages(quiet=quiet) as stages:
         session = choice.load(stages).chat(system=system)
     params = _sampling_params(source.params, sampling)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
@@ -158,6 +159,15 @@ def _thumbnail_way(mode: Literal["auto", "off", "kitty", "sixel", "blocks"]) -> 
     from mmchat.repl import thumbnail
 
     return thumbnail.choose(mode)
+
+
+def _typing_ahead(terminal: bool) -> AbstractContextManager[None]:
+    """What is typed while the model loads waits for the prompt."""
+    if not terminal:
+        return nullcontext()
+    from mmchat.repl.terminal_screen import quiet_keys
+
+    return quiet_keys()
 
 
 def _make_console(file: io.StringIO, columns: int) -> Any:

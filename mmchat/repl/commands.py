@@ -382,8 +382,8 @@ def _help(chat: Chat, argument: str) -> None:
     chat.screen.say(text)
 
 
-KEYS = """A dropped, pasted or typed picture path is attached. Alt-Enter is a new line, Ctrl-R searches,
-Ctrl-X Ctrl-E opens an editor, Ctrl-C stops an answer, Ctrl-D leaves."""
+KEYS = """A dropped, pasted or typed picture path is attached. Alt-Enter starts a new line,
+Ctrl-R searches, Ctrl-X Ctrl-E opens an editor, Ctrl-C stops an answer, Ctrl-D leaves."""
 
 
 @command("quit", aliases=("q", "exit", "bye"))

@@ -19,7 +19,7 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; }}
 section {{ white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem 1rem; margin: .6rem 0;
  border-radius: .6rem; }}
 .user {{ background: #e8eef7; color: #111; }} .system {{ color: #666; font-style: italic; }}

@@ -83,6 +83,9 @@ class Prompt:
     def read(self) -> str:
         """The next message or command. Raises EOFError (Ctrl-D) and KeyboardInterrupt (Ctrl-C)."""
         self._pressed_at = float("-inf")
+        if self._screen.wrote:
+            self._screen.write("\n")
+        self._screen.wrote = False
         return _valid_text(self._session.prompt(PROMPT))
 
     def ask(self, prompt: str, default: str) -> str | None:

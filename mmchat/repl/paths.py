@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 EXTENSIONS = frozenset(
-    "jpg jpeg jpe png webp gif bmp tif tiff avif heic heif svg jxl jp2 ico psd".split()
+    ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "svg", "jxl", "jp2", "ico", "psd"]
 )
 CLIPBOARD = "clipboard"
 _ADDRESS = re.compile(r"(https?|file)://", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Shows Markdown while it is written: finished blocks once, for good; the rest as a short live tail.
+"""Shows Markdown while it is written: finished blocks for good, the rest as a short live tail.
 
 What is above the tail is never touched again, so that the scrollback holds every line once. The
 tail is at most a few rows of plain text, erased and drawn anew. Decisions depend on whole lines
@@ -134,7 +134,7 @@ class BlockReader:
         self._lines: list[str] = []  # complete, not yet in a finished block
         self._line = ""  # incomplete
         self._fence = ""  # the marker that opened the code
-        self._parser: MarkdownIt | None = None
+        self._markdown: MarkdownIt | None = None
 
     @property
     def unfinished(self) -> str:
@@ -198,12 +198,12 @@ class BlockReader:
             self.joins_last = in_list
 
     def _parse(self, source: str) -> list[Token]:
-        if self._parser is None:
+        if self._markdown is None:
             from markdown_it import MarkdownIt
 
             # Only the structure of blocks is needed, so inline text is not parsed.
-            self._parser = MarkdownIt("commonmark").enable("table").disable("inline")
-        return self._parser.parse(source)
+            self._markdown = MarkdownIt("commonmark").enable("table").disable("inline")
+        return self._markdown.parse(source)
 
 
 def _first_line(token: Token) -> int:

@@ -40,11 +40,16 @@ class TerminalScreen:
     interactive = True
 
     def __init__(self, write: Write, make_console: MakeConsole, way: str, *, color: bool) -> None:
-        self.write = write
+        self.wrote = False  # since the last prompt
+        self._write = write
         self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
         self._make_console = make_console
         self._way = way
         self._color = color
+
+    def write(self, text: str) -> None:
+        self.wrote = self.wrote or bool(text)
+        self._write(text)
 
     def size(self) -> tuple[int, int]:
         """Columns and rows."""

@@ -1,4 +1,4 @@
-"""Small pictures in the terminal: kitty and Sixel through textual-image, half blocks by ourselves."""
+"""Small pictures in the terminal: kitty and Sixel by textual-image, half blocks by ourselves."""
 
 from __future__ import annotations
 
