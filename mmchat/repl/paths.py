@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "svg", "jxl", "jp2", "ico", "psd"]
+    ("jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
+    + ("svg", "jxl", "jp2", "ico", "psd")  # not read, but the reason is then given
 )
 CLIPBOARD = "clipboard"
 _ADDRESS = re.compile(r"(https?|file)://", re.IGNORECASE)

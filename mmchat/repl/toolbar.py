@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def toolbar_text(chat: Chat, columns: int) -> str:
-    """As much as fits, the most important first."""
+    """The facts, on as many lines as they need."""
     loaded = chat.session.loaded
     dtype = str(loaded.dtype).removeprefix("torch.")
     parts = [f"{chat.params.name}, {loaded.device} {dtype}"]
@@ -31,8 +31,15 @@ def toolbar_text(chat: Chat, columns: int) -> str:
         parts.append(
             f"{timings.tokens_per_second:.1f} tokens/s, first {timings.time_to_first_token:.2f} s"
         )
-    text = sanitize(" | ".join(parts).replace("\n", " "))
-    return text if len(text) < columns else text[: max(columns - 2, 1)] + "…"
+    lines = [""]
+    for part in parts:
+        safe = sanitize(part.replace("\n", " "))[: max(columns - 1, 1)]
+        joined = f"{lines[-1]} | {safe}" if lines[-1] else safe
+        if len(joined) < columns:
+            lines[-1] = joined
+        else:
+            lines.append(safe)
+    return "\n".join(lines)
 
 
 def _picture(chat: Chat, index: int) -> str:
