@@ -106,6 +106,7 @@ class Prompt:
         return toolbar_text(self._chat, self._screen.size()[0])
 
     def _keys(self) -> KeyBindings:
+        from prompt_toolkit.filters import is_searching
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.keys import Keys
 
@@ -120,7 +121,7 @@ class Prompt:
         def _new_line(event: KeyPressEvent) -> None:
             event.current_buffer.newline(copy_margin=False)
 
-        @keys.add("c-c")
+        @keys.add("c-c", filter=~is_searching)
         @keys.add("<sigint>")
         def _interrupt(event: KeyPressEvent) -> None:
             if event.current_buffer.text:

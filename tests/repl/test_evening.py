@@ -24,7 +24,7 @@ ANSWERS = [
 @pytest.fixture
 def folder(tmp_path):
     Image.new("RGB", (200, 200), (200, 0, 0)).save(tmp_path / "red.png")
-    Image.new("RGB", (300, 150), (0, 0, 200)).save(tmp_path / "My Blue Picture.png")
+    Image.new("RGB", (1100, 500), (0, 0, 200)).save(tmp_path / "My Blue Picture.png")
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def test_a_first_evening(folder):
     assert "tokens/s, first" in chat.bottom()
 
     chat.paste(f"{folder}/My\\ Blue\\ Picture.png ")  # a dropped one
-    chat.wait("attached My Blue Picture.png: 300 x 150 px, 1 x 2 tiles")
+    chat.wait("attached My Blue Picture.png: 1100 x 500 px, 1 x 2 tiles")
     chat.line("And both?")
     assert [line for line in chat.lines() if "•" in line] == [" • one red", " • one blue"]
 
