@@ -224,8 +224,13 @@ class Chat:
         self.keeper.save(unfinished())
         try:
             self.last = self.screen.answer(events, self.session.interrupt, on_text)
-        finally:
-            self.keeper.save(self.session.conversation)
+        except MmchatError:
+            self.keeper.save(before)
+            raise
+        except BaseException:  # the program ends; what was said so far is kept
+            self.keeper.save(unfinished())
+            raise
+        self.keeper.save(self.session.conversation)
         kept = self.session.conversation is not before
         if note := facts.ending(self.last, self.sampling, kept=kept):
             self.screen.note(note)

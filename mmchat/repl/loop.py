@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmchat import atomic_file
 from mmchat.errors import MmchatError
-from mmchat.repl import paths
+from mmchat.repl import paths, saving
 from mmchat.repl.chat import Chat, Leave
 from mmchat.repl.toolbar import toolbar_text
 
@@ -173,9 +173,9 @@ def open_history(file: Path | None) -> History:
     if file is None:
         return InMemoryHistory()
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        saving.make_private_folder(file.parent)
         if not file.exists():
-            atomic_file.write_bytes(file, b"", mode=0o600)
+            atomic_file.write_bytes(file, b"", mode=saving.PRIVATE_FILE)
     except (OSError, MmchatError):
         return InMemoryHistory()
     return FileHistory(str(file))

@@ -107,6 +107,17 @@ def write(path: Path, chat: Conversation, model: str) -> None:
     ChatFolder(path).write(chat, model)
 
 
+def make_private_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for the user alone. Raises DiskError."""
+    try:
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DiskError(f"cannot make the folder {quoted(path)}: {reason}") from None
+
+
 class ChatFolder:
     """A folder that a conversation is saved to again and again, each time as a whole."""
 
@@ -119,11 +130,7 @@ class ChatFolder:
 
     def write(self, chat: Conversation, model: str) -> None:
         """Pictures first, the document last. Raises DiskError."""
-        try:
-            (self.path / PICTURES).mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise DiskError(f"cannot make the folder {quoted(self.path)}: {reason}") from None
+        make_private_folder(self.path / PICTURES)
         for image in _distinct(chat.images):
             target = self.path / PICTURES / f"{image.content_hash}.png"
             if image.content_hash not in self._stored and not target.exists():

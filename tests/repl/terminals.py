@@ -74,6 +74,12 @@ class ChatTerminal(Terminal):
             alive = self.pump()
             assert time.monotonic() < end and (alive or done()), f"no {what!r} in\n{self.text()}"
 
+    def watch(self, seconds: float) -> None:
+        """Show what is written for a while."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.pump()
+
     def settle(self) -> None:
         """Until nothing more is written for a moment."""
         length = -1
@@ -99,6 +105,7 @@ class ChatTerminal(Terminal):
         end = time.monotonic() + SECONDS
         while self.pump():
             assert time.monotonic() < end, self.text()
+        self.child.wait()
         self.child.close()
         return self.child.exitstatus
 

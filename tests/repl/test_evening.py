@@ -112,9 +112,9 @@ def test_ctrl_c_twice_aborts_an_answer_hard(folder):
     chat = ChatTerminal(folder, ["never ends " * 50], delay=1.0)
     chat.send("Hi\r")
     chat.wait("Hi")
-    chat.pump(1.5)
+    chat.watch(1.5)
     chat.send("\x03")
-    chat.pump(0.3)
+    chat.watch(0.3)
     chat.send("\x03")
     assert chat.end() == 130
 
@@ -134,7 +134,7 @@ def test_signals_leave_the_terminal_sane(folder, number, code, busy):
     assert flags & termios.ICANON
     modes = re.findall(r"\x1b\[\?(2004|25)([hl])", chat.written)
     assert dict(modes) == {"2004": "l", "25": "h"}  # the last of each
-    chat.child.close()
+    chat.child.wait()
     assert chat.child.exitstatus == code
     if busy:
         chats = list((folder / "state" / "mmchat" / "chats").glob("*/chat.json"))
@@ -145,7 +145,7 @@ def test_a_killed_chat_loses_at_most_two_seconds(folder):
     chat = ChatTerminal(folder, ["word " * 200], delay=0.02)
     chat.send("Hi\r")
     chat.wait(r"(word ){5}")
-    chat.pump(2.5)
+    chat.watch(2.5)
     shown = chat.text().count("word")
     chat.child.kill(signal.SIGKILL)
     [file] = (folder / "state" / "mmchat" / "chats").glob("*/chat.json")
