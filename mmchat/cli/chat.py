@@ -117,7 +117,7 @@ def chat(
             f"{source.params.name} is a base model, which continues text and cannot chat; "
             "use its Instruct sibling, or mmchat generate"
         )
-    terminal = console.is_terminal(sys.stdin) and console.is_terminal(sys.stdout)
+    terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     if terminal and not quiet:
         say_choice(choice, source)
     saved = _saved_chat(continue_last, resume)

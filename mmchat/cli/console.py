@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -72,6 +73,17 @@ def buffer_console(file: io.StringIO, columns: int) -> Console:
 def uses_color() -> bool:
     """True if what goes to a terminal on stdout may be coloured."""
     return _color == "always" or (_color == "auto" and not os.environ.get("NO_COLOR"))
+
+
+def draws(stream: TextIO | None) -> bool:
+    """True if `stream` is a terminal that can move its cursor."""
+    return is_terminal(stream) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def terminal_size() -> tuple[int, int]:
+    """Columns and rows of the terminal."""
+    size = shutil.get_terminal_size()
+    return size.columns, size.lines
 
 
 def is_terminal(stream: TextIO | None) -> bool:

@@ -1,92 +1,24 @@
-r"""The commands of the chat. Help, completion and "did you mean" come from the registry.
-
-A line `\name argument` is a command; so is `/name argument` where the word is a command's name and
-no such file exists.
-"""
+r"""The commands of the chat, each a registered function; the docstring's first line is its help."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING
 
 from mmchat import atomic_file
 from mmchat.conversation import Conversation
 from mmchat.errors import UsageError, quoted
-from mmchat.repl import export, facts, paths, saving
+from mmchat.repl import export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
+from mmchat.repl.registry import COMMANDS, command, find, names
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
-    from mmchat.sampling import SamplingParams
 
-Run = Callable[["Chat", str], None]
-Complete = Callable[["Chat", str], Iterable[str]]
-_COMMAND = re.compile(r"[\\/]([A-Za-z?]+)(?:\s+|$)")
-
-
-@dataclass(frozen=True)
-class Command:
-    """usage: the argument as help shows it. complete: candidates for an argument begun; "paths"
-    stands for files."""
-
-    name: str
-    usage: str
-    help: str
-    run: Run
-    complete: Complete | str | None = None
-    aliases: tuple[str, ...] = ()
-
-
-COMMANDS: dict[str, Command] = {}
-
-
-def command(
-    name: str,
-    usage: str = "",
-    *,
-    complete: Complete | str | None = None,
-    aliases: tuple[str, ...] = (),
-) -> Callable[[Run], Run]:
-    """Register a function; the first line of its docstring is the help."""
-
-    def register(run: Run) -> Run:
-        text = (run.__doc__ or "").strip().split("\n")[0].rstrip(".")
-        COMMANDS[name] = Command(name, usage, text, run, complete, aliases)
-        return run
-
-    return register
-
-
-def names() -> dict[str, Command]:
-    """Every word that is a command, with its aliases."""
-    words = {alias: found for found in COMMANDS.values() for alias in found.aliases}
-    return {**COMMANDS, **words}
-
-
-def find(line: str) -> tuple[Command, str] | None:
-    r"""The command of a line and its argument; None if the line is a message.
-
-    Raises UsageError for an unknown `\word`.
-    """
-    text = line.lstrip()
-    match = _COMMAND.match(text)
-    if match is None:
-        return None
-    word = match[1].lower()
-    known = names()
-    if word in known:
-        if text[0] == "/" and paths.existing(text.split()[0]):
-            return None
-        return known[word], text[match.end() :].strip()
-    close = get_close_matches(word, known, n=1, cutoff=0.7 if text[0] == "/" else 0.5)
-    if text[0] == "/" and (not close or paths.existing(text.strip())):
-        return None
-    advice = f"did you mean \\{close[0]}?" if close else "\\help lists the commands"
-    raise UsageError(f"there is no command {text[0]}{word}; {advice}")
+__all__ = ["COMMANDS", "find", "names"]  # the registry, with everything in it
 
 
 def _number(argument: str, what: str, default: int | None = None) -> int:
@@ -187,53 +119,12 @@ def _system(chat: Chat, argument: str) -> None:
     chat.screen.note("the system prompt is changed")
 
 
-def _setting_values(chat: Chat, argument: str) -> Iterable[str]:
-    words = argument.split(" ")
-    settings = [field.name for field in fields(chat.sampling) if field.name != "logprobs"]
-    if len(words) < 2:
-        return settings
-    if words[0] not in settings:
-        return []
-    known = {"temperature": ["0", "0.6", "1"], "top_p": ["0.9", "1"], "seed": ["none", "0"]}
-    current = facts.shown(getattr(chat.sampling, words[0]))
-    return dict.fromkeys(f"{words[0]} {v}" for v in [current, *known.get(words[0], [])])
-
-
-@command("set", "NAME VALUE", complete=_setting_values)
+@command("set", "NAME VALUE", complete=settings.candidates)
 def _set(chat: Chat, argument: str) -> None:
     """Change how answers are chosen, for example: temperature 0.8."""
-    chat.sampling = _with_setting(chat.sampling, argument)
+    chat.sampling = settings.changed(chat.sampling, argument)
     name = argument.split(None, 1)[0]
     chat.screen.note(f"{name} is {facts.shown(getattr(chat.sampling, name))}")
-
-
-def _with_setting(sampling: SamplingParams, argument: str) -> SamplingParams:
-    """Raises UsageError for an unknown name or a value that does not fit."""
-    name, _, text = argument.partition(" ")
-    text = text.strip()
-    settings = [field.name for field in fields(sampling) if field.name != "logprobs"]
-    if name not in settings:
-        close = get_close_matches(name, settings, n=1, cutoff=0.4)
-        advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(settings)}"
-        raise UsageError(f"there is no setting {quoted(name)}; {advice}")
-    if not text:
-        raise UsageError(
-            f"\\set {name} needs a value; it is {facts.shown(getattr(sampling, name))}"
-        )
-    return replace(sampling, **{name: _value(name, text, type(sampling))})
-
-
-def _value(name: str, text: str, kind: type) -> Any:
-    hint = get_type_hints(kind)[name]
-    if name == "stop":
-        return () if text == "none" else (text,)
-    if name == "seed" and text == "none":
-        return None
-    try:
-        return float(text) if hint is float else int(text)
-    except ValueError:
-        wanted = "a number" if hint is float else "a whole number"
-        raise UsageError(f"{name} is {wanted}, not {quoted(text)}") from None
 
 
 @command("show")
@@ -258,10 +149,10 @@ def _undo(chat: Chat, argument: str) -> None:
     chat.screen.note(f"took back {quoted(turn.question.text, 60)}")
 
 
-@command("retry", "[NAME VALUE]", complete=_setting_values, aliases=("r",))
+@command("retry", "[NAME VALUE]", complete=settings.candidates, aliases=("r",))
 def _retry(chat: Chat, argument: str) -> None:
     """Answer the last question again; NAME VALUE counts for this once."""
-    sampling = _with_setting(chat.sampling, argument) if argument else chat.sampling
+    sampling = settings.changed(chat.sampling, argument) if argument else chat.sampling
     if not argument and sampling.temperature == 0:
         chat.screen.note("at temperature 0 the answer is the same; try \\retry temperature 0.8")
     chat.retry(sampling)

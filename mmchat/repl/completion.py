@@ -11,6 +11,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from mmchat.repl import commands, paths
+from mmchat.repl.registry import Command
 from mmchat.terminal import sanitize
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class ChatCompleter(Completer):
                 meta = f"{found.usage}  {found.help}".strip()
                 yield Completion(text[0] + name, -len(text), display_meta=meta)
 
-    def _arguments(self, found: commands.Command, argument: str) -> Iterable[Completion]:
+    def _arguments(self, found: Command, argument: str) -> Iterable[Completion]:
         if found.complete == "paths":
             word = re.search(r"(?:\\.|\S)*$", argument)
             begun = word[0] if word else ""

@@ -126,6 +126,7 @@ class Prompt:
         def _interrupt(event: KeyPressEvent) -> None:
             if event.current_buffer.text:
                 event.current_buffer.reset()
+                self._pressed_at = float("-inf")
                 return
             now = time.monotonic()
             if now - self._pressed_at < LEAVE_SECONDS:

@@ -150,7 +150,7 @@ def read(path: Path) -> SavedChat:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise where.fail("not a chat saved by mmchat")
     if found.get("version") != VERSION:
-        raise where.fail(f"version {quoted(found.get('version'))}; this mmchat reads {VERSION}")
+        raise where.fail(f"version {found.get('version')!r:.20}; this mmchat reads {VERSION}")
     document = parse_dataclass(ChatRecord, found, where, {})
     images = {entry.content_hash: _read_image(entry, path, where) for entry in document.images}
     turns = tuple(_turn(entry, images, where) for entry in document.turns)

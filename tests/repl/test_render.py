@@ -57,7 +57,7 @@ def test_what_is_committed_is_never_written_over():
 def test_unfinished_text_is_seen_while_it_is_written():
     terminal = Terminal()
     stream = terminal.markdown()
-    for word in "A sentence that has **not** ended".split(" "):
+    for word in ["A", "sentence", "that", "has", "**not**", "ended"]:
         stream.feed(word + " ")
     assert terminal.lines() == ["A sentence that has **not** ended"]
     stream.finish()
