@@ -10,7 +10,7 @@ import pyte
 from mmchat.cli.console import buffer_console
 from mmchat.repl.render import MarkdownStream
 
-SAMPLE = """Here is **what** I see, in a sentence that is long enough to be wrapped on a narrow screen:
+SAMPLE = """Here is **what** I see, in a sentence that is long enough to be wrapped anywhere:
 
 # Dogs
 

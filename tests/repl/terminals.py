@@ -72,7 +72,8 @@ class ChatTerminal(Terminal):
         end = time.monotonic() + SECONDS
         while not done():
             alive = self.pump()
-            assert time.monotonic() < end and (alive or done()), f"no {what!r} in\n{self.text()}"
+            in_time = time.monotonic() < end and (alive or done())
+            assert in_time, f"no {what!r} in\n{self.text()}"
 
     def watch(self, seconds: float) -> None:
         """Show what is written for a while."""

@@ -28,7 +28,7 @@ def test_blocks_are_shown_as_markdown():
     assert "**" not in shown
     assert "```" not in shown
     assert "    return x" in shown
-    assert [line for line in lines if "•" in line][0].strip() == "• a brown dog"
+    assert next(line for line in lines if "•" in line).strip() == "• a brown dog"
     assert any(line.split() == ["1", "one"] for line in lines)
     assert "------" not in shown
     assert lines[-1] == "The end, without a newline"
@@ -113,13 +113,11 @@ def test_a_terminal_of_another_width_keeps_every_committed_line_once(seed):
 
 
 def test_rows_are_counted_anew_where_the_terminal_wraps_them_anew():
-    columns = 40
     for reflows, up in ((True, 3), (False, 1)):
-        tail = Tail(lambda: (columns, 20), reflows)
+        widths = [40, 20]  # when it is drawn, and when it is erased
+        tail = Tail(lambda widths=widths: (widths.pop(0), 20), reflows)
         tail.draw("x" * 39 + "\n" + "y" * 39, gap=False)
-        columns = 20
         assert tail.erase() == f"\r\x1b[{up}A\x1b[J"
-        columns = 40
 
 
 def test_most_terminals_wrap_rows_anew():
