@@ -248,7 +248,7 @@ def test_pictures_stand_before_the_text_or_at_their_marks(pictures):
         second,
     )
     assert question("<|image|>", [first]).text == "<|image|>"
-    with pytest.raises(PromptError, match="the text has 2 .* marks for 1 pictures"):
+    with pytest.raises(PromptError, match=r"the text has 2 .* marks for 1 pictures"):
         question("<|image|><|image|>", [first], marks=True)
 
 

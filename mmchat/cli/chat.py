@@ -198,6 +198,8 @@ def _run(
         )
         chat = Chat(session, screen, sampling, chats, saves=keeps)
         _begin(chat, images, saved)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
         return run_plain(chat, sys.stdin)
     return _run_terminal(session, sampling, images, saved, chats, way=way, keeps=keeps)
 
@@ -219,7 +221,8 @@ def _run_terminal(
 
     screen = TerminalScreen(console.write_out, _make_console, way, color=console.uses_color())
     chat = Chat(session, screen, sampling, chats, saves=keeps)
-    signal.signal(signal.SIGHUP, _exit_on_hangup)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, _exit_on_hangup)
     code = 1
     try:
         with sane_terminal(_write_if_possible):

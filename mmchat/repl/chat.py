@@ -115,6 +115,8 @@ class Chat:
         except MmchatError as error:
             self.fail(error)
         except KeyboardInterrupt:
+            if not self.screen.interactive:
+                raise
             self.screen.note("stopped")
 
     def fail(self, error: MmchatError) -> None:

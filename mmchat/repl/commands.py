@@ -29,9 +29,9 @@ def _number(argument: str, what: str, default: int | None = None) -> int:
     return int(argument)
 
 
-@command("image", "PATH|URL|clipboard [QUESTION]", complete="paths", aliases=("i",))
+@command("image", "PATH|URL [QUESTION]", complete="paths", aliases=("i",))
 def _image(chat: Chat, argument: str) -> None:
-    """Attach a picture, or several; a question after it is asked at once."""
+    """Attach a picture; a question after it is asked."""
     found = paths.read_argument(argument)
     if not found.sources:
         if not argument:
@@ -49,7 +49,7 @@ def _image(chat: Chat, argument: str) -> None:
 
 @command("images")
 def _images(chat: Chat, argument: str) -> None:
-    """List the pictures of the chat and those attached, with their numbers."""
+    """List the pictures with their numbers."""
     asked = len(chat.session.conversation.images)
     lines = [
         f"{number}  {facts.picture_line(image, chat.params)}"
@@ -71,7 +71,7 @@ def _drop(chat: Chat, argument: str) -> None:
     chat.screen.note(f"picture {number} is out")
 
 
-@command("replace", "N PATH|URL|clipboard", complete="paths")
+@command("replace", "N PATH|URL", complete="paths")
 def _replace(chat: Chat, argument: str) -> None:
     """Put another picture in the place of picture N."""
     number, _, source = argument.partition(" ")
@@ -85,7 +85,7 @@ def _replace(chat: Chat, argument: str) -> None:
 
 @command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
 def _tiles(chat: Chat, argument: str) -> None:
-    """Show how picture N (the last one) is cut into tiles; FILE.png keeps the drawing."""
+    """Show how picture N (the last) is cut into tiles."""
     words = argument.split(None, 1)
     number = _number(words.pop(0), "the picture") if words and words[0].isdigit() else None
     pictures = chat.pictures()
@@ -121,7 +121,7 @@ def _system(chat: Chat, argument: str) -> None:
 
 @command("set", "NAME VALUE", complete=settings.candidates)
 def _set(chat: Chat, argument: str) -> None:
-    """Change how answers are chosen, for example: temperature 0.8."""
+    """Change how answers are chosen: temperature 0.8."""
     chat.sampling = settings.changed(chat.sampling, argument)
     name = argument.split(None, 1)[0]
     chat.screen.note(f"{name} is {facts.shown(getattr(chat.sampling, name))}")
@@ -129,7 +129,7 @@ def _set(chat: Chat, argument: str) -> None:
 
 @command("show")
 def _show(chat: Chat, argument: str) -> None:
-    """Show the model, the settings and the system prompt."""
+    """Show model, settings and system prompt."""
     loaded = chat.session.loaded
     dtype = str(loaded.dtype).removeprefix("torch.")
     folder = chat.keeper.folder
@@ -151,7 +151,7 @@ def _undo(chat: Chat, argument: str) -> None:
 
 @command("retry", "[NAME VALUE]", complete=settings.candidates, aliases=("r",))
 def _retry(chat: Chat, argument: str) -> None:
-    """Answer the last question again; NAME VALUE counts for this once."""
+    """Answer again; NAME VALUE counts for this once."""
     sampling = settings.changed(chat.sampling, argument) if argument else chat.sampling
     if not argument and sampling.temperature == 0:
         chat.screen.note("at temperature 0 the answer is the same; try \\retry temperature 0.8")
@@ -160,7 +160,7 @@ def _retry(chat: Chat, argument: str) -> None:
 
 @command("edit", "[TEXT]", aliases=("e",))
 def _edit(chat: Chat, argument: str) -> None:
-    """Change the last question and ask it again, with the same pictures."""
+    """Change the last question and ask it again."""
     turns = chat.session.conversation.turns
     if not turns:
         raise UsageError("nothing has been asked yet")
@@ -175,14 +175,14 @@ def _edit(chat: Chat, argument: str) -> None:
 
 @command("say", "TEXT")
 def _say(chat: Chat, argument: str) -> None:
-    """Send TEXT exactly as it is, whatever it looks like."""
+    """Send TEXT exactly as it is."""
     if argument:
         chat.ask(argument)
 
 
 @command("forget", "[N]")
 def _forget(chat: Chat, argument: str) -> None:
-    """Drop the N oldest turns (one) to make room in the context."""
+    """Drop the N oldest turns to make room."""
     count = _number(argument, "the count of turns", default=1)
     turns = len(chat.session.conversation.turns)
     if not 1 <= count <= turns:
@@ -193,7 +193,7 @@ def _forget(chat: Chat, argument: str) -> None:
 
 @command("save", "[NAME|FILE.json]", complete="paths")
 def _save(chat: Chat, argument: str) -> None:
-    """Save the chat with its pictures, to a folder or to one .json file."""
+    """Save the chat with its pictures."""
     if not chat.session.conversation.turns:
         raise UsageError("there is nothing to save yet")
     path = _file(argument) if argument else Path(saving.new_name())
@@ -212,7 +212,7 @@ def _load(chat: Chat, argument: str) -> None:
 
 @command("export", "md|json|html [FILE]", complete=lambda chat, argument: export.KINDS)
 def _export(chat: Chat, argument: str) -> None:
-    """Write the chat as a document to read: Markdown, JSON or a web page."""
+    """Write the chat as a document to read."""
     kind, _, name = argument.partition(" ")
     if kind not in export.KINDS:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
@@ -233,7 +233,7 @@ def _copy(chat: Chat, argument: str) -> None:
 
 @command("clear", aliases=("new",))
 def _clear(chat: Chat, argument: str) -> None:
-    """Start again: forget the turns and the attached pictures, keep system prompt and settings."""
+    """Start again; system prompt and settings stay."""
     chat.attached = []
     chat.keeper.start_new()
     chat.session.conversation = Conversation(chat.session.conversation.system)
@@ -273,8 +273,10 @@ def _help(chat: Chat, argument: str) -> None:
     chat.screen.say(text)
 
 
-KEYS = """A dropped, pasted or typed picture path is attached. Alt-Enter starts a new line,
-Ctrl-R searches, Ctrl-X Ctrl-E opens an editor, Ctrl-C stops an answer, Ctrl-D leaves."""
+KEYS = """Drop a picture into the window, paste or type its path, and ask about it;
+\\image clipboard takes a copied one. Alt-Enter starts a new line, Tab completes,
+Ctrl-R searches, Ctrl-X Ctrl-E opens an editor, Ctrl-C stops an answer,
+Ctrl-D leaves."""
 
 
 @command("quit", aliases=("q", "exit", "bye"))

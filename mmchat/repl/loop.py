@@ -89,11 +89,12 @@ class Prompt:
         return _valid_text(self._session.prompt(PROMPT))
 
     def ask(self, prompt: str, default: str) -> str | None:
-        """A line for another purpose, which the history does not get; None after Ctrl-C or -D."""
+        """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
         from prompt_toolkit import PromptSession
 
+        session = self._session if default else PromptSession[str]()
         try:
-            return _valid_text(PromptSession[str]().prompt(prompt, default=default))
+            return _valid_text(session.prompt(prompt, default=default))
         except (EOFError, KeyboardInterrupt):
             return None
 

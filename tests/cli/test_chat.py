@@ -208,6 +208,7 @@ def test_export_is_a_page_that_runs_nothing(mmchat_command):
 
 def test_help_lists_every_command_and_one_by_name(mmchat_command):
     done = piped(mmchat_command, ["\\help", "\\help undo"])
+    assert max(map(len, done.stdout.splitlines())) < 80
     for name, command in commands.COMMANDS.items():
         assert f"\\{name}" in done.stdout
         assert command.help in done.stdout
