@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,11 +24,12 @@ class _End:
         self.error = error
 
 
-def batches(events: Iterable[Event], wait_seconds: float) -> Iterator[list[Event]]:
-    """Events of a generator that runs in a thread, those that are ready at a time.
+def batches(events: Iterable[Event], frame_seconds: float) -> Iterator[list[Event]]:
+    """Events of a generator that runs in a thread, at most one batch in `frame_seconds`.
 
-    An empty list says that nothing came for `wait_seconds`. What the generator raises is raised
-    here. The thread does not keep the process alive.
+    Taking them one by one would wake this thread for each token, which slows a fast model. An empty
+    list says that nothing came for a frame. What the generator raises is raised here. The thread
+    does not keep the process alive.
     """
     ready: queue.SimpleQueue[Event | _End] = queue.SimpleQueue()
 
@@ -41,10 +43,13 @@ def batches(events: Iterable[Event], wait_seconds: float) -> Iterator[list[Event
             ready.put(_End(None))
 
     threading.Thread(target=work, name="model", daemon=True).start()
+    due = time.monotonic()
     while True:
         batch: list[Event] = []
         try:
-            item = ready.get(timeout=wait_seconds)
+            item = ready.get(timeout=frame_seconds)
+            time.sleep(max(0.0, due - time.monotonic()))
+            due = time.monotonic() + frame_seconds
             while not isinstance(item, _End):
                 batch.append(item)
                 item = ready.get_nowait()

@@ -274,9 +274,9 @@ def _help(chat: Chat, argument: str) -> None:
 
 
 KEYS = """Drop a picture into the window, paste or type its path, and ask about it;
-\\image clipboard takes a copied one. Alt-Enter starts a new line, Tab completes,
-Ctrl-R searches, Ctrl-X Ctrl-E opens an editor, Ctrl-C stops an answer,
-Ctrl-D leaves."""
+\\image clipboard takes a copied one. Alt-Enter starts a new line,
+Tab completes, Ctrl-R searches, Ctrl-X Ctrl-E opens an editor,
+Ctrl-C stops an answer, Ctrl-D leaves."""
 
 
 @command("quit", aliases=("q", "exit", "bye"))
