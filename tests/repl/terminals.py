@@ -16,17 +16,27 @@ from tests.repl.screens import Terminal
 
 ROOT = Path(__file__).parents[2]
 READY = "\x1b[?2004h"  # the prompt takes input
-SECONDS = 30
+SECONDS = 120  # a limit for hangs; loaded machines are slow
 PASTE = "\x1b[200~", "\x1b[201~"
 
 
 class ChatTerminal(Terminal):
     """A running chat. `wait(pattern)` reads until the screen or scrollback shows it."""
 
-    def __init__(self, folder: Path, answers: list[str], *options: str, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        answers: list[str] | None = None,
+        *options: str,
+        delay: float = 0.0,
+        model: str | None = None,
+    ) -> None:
+        """Says `answers` in turn, or is the real `model`."""
         super().__init__(columns=90, rows=24)
         script = json.dumps({"answers": answers, "delay": delay})
         arguments = ["-m", "tests.repl.fake_chat", script, "chat", "--thumbnails", "blocks"]
+        if model is not None:
+            arguments = ["-m", "mmchat", "chat", model, "--thumbnails", "blocks"]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
