@@ -168,11 +168,11 @@ def pick_colour(rng: Random, kind: str) -> str:
 
 
 def arrange_objects(rng: Random, canvas: tuple[int, int], level: int) -> View:
-    """One to four different objects (one at level 0, at most two at level 1)."""
+    """One to three different objects; level 0 has one, level 1 at most two."""
     arranger = Arranger(rng, canvas)
     cells = arranger.cells()
-    most = min((1, 2, 4)[level], len(cells))
-    count = rng.choice([n for n in (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4) if n <= most])
+    most = (1, 2, 3)[level]
+    count = rng.choice([n for n in (1, 1, 1, 1, 2, 2, 2, 2, 3, 3) if n <= most])
     if count == 1 and rng.random() < 0.3:
         kind = rng.choice(KINDS)
         scale = rng.uniform(1.0, 2.2) if len(arranger.rows) == len(arranger.columns) else 0.95
