@@ -139,7 +139,11 @@ class Talk:
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(6), pytest.param(range(6, CONVERSATIONS), marks=pytest.mark.slow)]
+    "seeds",
+    [
+        range(4),
+        pytest.param(range(4, CONVERSATIONS), marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+    ],
 )
 def test_cached_turns_have_the_logits_of_a_fresh_prefill(seeds, model, pictures, monkeypatch):
     """Pictures, undo, retry, edit, exchanged pictures, failures and interruptions, at random."""

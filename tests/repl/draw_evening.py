@@ -1,4 +1,4 @@
-"""Draws `assets/chat.svg` for the README: a short chat with the built-in model, as a terminal saw it.
+"""Draws `assets/chat.svg` for the README: a short chat with the built-in model.
 
 python -m tests.repl.draw_evening [MODEL] [FILE.svg]
 """
