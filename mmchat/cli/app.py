@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmchat.cli import console
+from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
 from mmchat.cli.generate import generate
 from mmchat.cli.inspect import inspect
@@ -104,6 +105,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command(name="list")(list_models)
+app.command()(download)
 app.command()(inspect)
 app.command()(tiles)
 app.add_typer(eval_app, name="eval")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +28,11 @@ def _request_debug(asked: bool) -> None:
 
 def _set_color(mode: console.ColorMode) -> None:
     console.set_color(mode)
+
+
+def _go_offline(asked: bool) -> None:
+    if asked:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def number(
@@ -81,6 +87,16 @@ OutputFile = Annotated[
     Path | None,
     typer.Option(
         "-o", "--output", metavar="FILE", help="Write to FILE, not stdout.", rich_help_panel=OUTPUT
+    ),
+]
+
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        callback=_go_offline,
+        help="Ask no network; HF_HUB_OFFLINE=1 does the same.",
+        rich_help_panel=MODEL,
     ),
 ]
 
