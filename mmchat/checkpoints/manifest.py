@@ -70,12 +70,11 @@ def read_manifest(path: Path) -> Manifest | None:
     data = read_bounded(path, limits.INDEX_JSON_BYTES, where)
     try:
         manifest = _decoded(loads(data), where)
-        is_whole = _encoded(manifest) == data
+        if _encoded(manifest) == data:
+            return manifest
     except (ValueError, TypeError, KeyError, AttributeError, CheckpointError):
-        is_whole = False
-    if not is_whole:
-        raise where.fail("this record is damaged; remove it and download or convert again")
-    return manifest
+        pass
+    raise where.fail("this record is damaged; remove it and download or convert again")
 
 
 def _encoded(manifest: Manifest) -> bytes:

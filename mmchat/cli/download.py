@@ -28,9 +28,7 @@ def download(
     ],
     revision: Annotated[
         str,
-        typer.Option(
-            metavar="REV", help="Branch, tag or whole commit.", rich_help_panel=SELECTION
-        ),
+        typer.Option(metavar="REV", help="Branch, tag or whole commit.", rich_help_panel=SELECTION),
     ] = "main",
     weights_format: Annotated[
         Literal["safetensors", "original"],
@@ -70,9 +68,7 @@ def download(
     ] = None,
     max_workers: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=1, max=16, help="Files at a time.", rich_help_panel=TRANSFER
-        ),
+        typer.Option(metavar="N", min=1, max=16, help="Files at a time.", rich_help_panel=TRANSFER),
     ] = 4,
     offline: options.Offline = False,
     dry_run: Annotated[

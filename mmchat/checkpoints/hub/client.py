@@ -6,6 +6,7 @@ Its faults become errors that say what to do.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -61,9 +62,8 @@ def _library() -> Any:
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_XET"):
         os.environ[name] = "1"
     import huggingface_hub
-    from huggingface_hub.utils import logging
 
-    logging.set_verbosity(logging.CRITICAL)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     return huggingface_hub
 
 
@@ -127,9 +127,10 @@ class HubClient:
         headers["Accept-Encoding"] = "identity"
         if offset:
             headers["Range"] = f"bytes={offset}-"
-        with self._explained(commit), self._session().stream(
-            "GET", self._url(commit, file), headers=headers
-        ) as response:
+        with (
+            self._explained(commit),
+            self._session().stream("GET", self._url(commit, file), headers=headers) as response,
+        ):
             if response.status_code == 416:  # nothing of it from there on
                 yield 0, iter(())
                 return
@@ -194,7 +195,8 @@ class HubClient:
             raise self._no_access(error) from None
         except errors.RevisionNotFoundError:
             raise NotFoundError(
-                f"{self.repo} has no revision {quoted(revision)}; see {page_of(self.repo)}/tree/main"
+                f"{self.repo} has no revision {quoted(revision)};"
+                f" see {page_of(self.repo)}/tree/main"
             ) from None
         except errors.RepositoryNotFoundError as error:
             raise self._no_repository(error) from None

@@ -19,7 +19,7 @@ from mmchat.checkpoints.hub.places import (
     repo_folder,
 )
 from mmchat.checkpoints.hub.selection import WeightsFormat, select
-from mmchat.checkpoints.hub.transfer import Cancelled, fetch_part
+from mmchat.checkpoints.hub.transfer import CancelledError, fetch_part
 from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest
 from mmchat.errors import CheckpointError, DiskError, NetworkError, UsageError, quoted
 
@@ -146,9 +146,7 @@ def plan(request: Request) -> Plan:
     if done := complete_folder(request, commit):
         return _finished_plan(request, commit, place, done)
     listed = client.files(commit)
-    files = select(
-        listed, request.repo, request.weights_format, request.include, request.exclude
-    )
+    files = select(listed, request.repo, request.weights_format, request.include, request.exclude)
     by_part = {place.part(file): file for file in files if not place.has(file)}
     missing = tuple(by_part.values())  # of equal files in the cache, only one
     if missing:
@@ -183,7 +181,9 @@ def _finished_plan(request: Request, commit: str, place: Place, manifest: Manife
     return Plan(request, commit, place, files, (), 0, free, manifest.selections)
 
 
-def repair_plan(folder: Path, manifest_path: Path, manifest: Manifest, names: Sequence[str]) -> Plan:
+def repair_plan(
+    folder: Path, manifest_path: Path, manifest: Manifest, names: Sequence[str]
+) -> Plan:
     """Fetch these files of a folder again, from the commit it was downloaded from.
 
     Raises CheckpointError if the folder was not downloaded by mmchat.
@@ -196,16 +196,13 @@ def repair_plan(folder: Path, manifest_path: Path, manifest: Manifest, names: Se
     request = Request(manifest.repo, manifest.commit, local_dir=None if in_cache else folder)
     place = CachePlace(manifest.repo, manifest.commit) if in_cache else FolderPlace(folder)
     files = tuple(
-        HubFile(name, manifest.files[name].size, manifest.files[name].etag or "")
-        for name in names
+        HubFile(name, manifest.files[name].size, manifest.files[name].etag or "") for name in names
     )
     free, selections = free_bytes(folder), manifest.selections
     return Plan(request, manifest.commit, place, files, files, 0, free, selections)
 
 
-def carry_out(
-    plan: Plan, workers: int = 4, report: Report = lambda path, count: None
-) -> Path:
+def carry_out(plan: Plan, workers: int = 4, report: Report | None = None) -> Path:
     """Fetch what is missing and return the folder. May be interrupted anywhere, and run again.
 
     Raises NetworkError, DiskError.
@@ -213,7 +210,7 @@ def carry_out(
     plan.check_space()
     if plan.missing:
         client = HubClient(plan.request.repo, plan.request.token)
-        _fetch_all(client, plan, max(1, workers), report)
+        _fetch_all(client, plan, max(1, workers), report or (lambda *_: None))
     request = plan.request
     manifest = Manifest({}, request.repo, request.revision, plan.commit, plan.selections)
     try:
@@ -258,7 +255,7 @@ def _fetch_all(client: HubClient, plan: Plan, workers: int, report: Report) -> N
     try:
         for _ in plan.missing:
             problem = outcomes.get()
-            if problem is not None and not isinstance(problem, Cancelled):
+            if problem is not None and not isinstance(problem, CancelledError):
                 raise problem
     finally:
         cancelled.set()

@@ -91,9 +91,7 @@ def _records(
     return {name: r for name, r in records.items() if (place.folder / name).is_file()}
 
 
-def _write_record(
-    place: Place, files: Sequence[HubFile], ours: set[str], new: Manifest
-) -> None:
+def _write_record(place: Place, files: Sequence[HubFile], ours: set[str], new: Manifest) -> None:
     old = old_manifest(place.manifest_path)
     if old and old.commit != new.commit:
         old = None
@@ -236,3 +234,11 @@ def free_bytes(folder: Path) -> int:
         return shutil.disk_usage(place).free
     except OSError as error:
         raise DiskError(f"{quoted(place, 300)}: {error.strerror or error}") from None
+
+
+def manifest_path_of(folder: Path) -> Path:
+    """Where the manifest of a folder is: for a commit in the cache beside its snapshots."""
+    root = folder.parent.parent
+    if folder.parent.name == "snapshots" and root.name.startswith("models--"):
+        return root / "mmchat" / f"{folder.name}.json"
+    return folder / MANIFEST_NAME

@@ -45,9 +45,7 @@ def select(
     return chosen
 
 
-def _of_format(
-    files: Sequence[HubFile], repo: str, weights_format: WeightsFormat
-) -> list[HubFile]:
+def _of_format(files: Sequence[HubFile], repo: str, weights_format: WeightsFormat) -> list[HubFile]:
     if weights_format == "original":
         chosen = _original(files)
         weights, other = "*consolidated*.pth", "safetensors"

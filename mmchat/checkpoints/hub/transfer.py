@@ -21,7 +21,7 @@ _BLOCK = 1 << 20
 _WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each try that follows one without a byte
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """The caller asked to stop; what was fetched stays in the part."""
 
 
@@ -60,13 +60,13 @@ def fetch_part(
     """Make `part` the whole content of `file`.
 
     report: told of bytes as they arrive; negative when a start is made again. Raises NetworkError,
-    DiskError, Cancelled; keeps the part unless its content is wrong.
+    DiskError, CancelledError; keeps the part unless its content is wrong.
     """
     try:
         with _open_locked(part) as opened:
             _Transfer(client, commit, file, opened, report, cancelled).run()
             os.fsync(opened.fileno())
-    except _WrongContent as wrong:
+    except _WrongContentError as wrong:
         part.unlink(missing_ok=True)
         raise NetworkError(f"{quoted(file.path)}: {wrong}; nothing of it was kept") from None
     except NetworkError:
@@ -91,7 +91,7 @@ def _open_locked(part: Path) -> BinaryIO:
     return opened
 
 
-class _WrongContent(Exception):
+class _WrongContentError(Exception):
     pass
 
 
@@ -119,7 +119,9 @@ class _Transfer:
             if self._digest.hexdigest() == self._file.etag:
                 return
             if not self._is_pieced:
-                raise _WrongContent("what the server sent does not have the hash of the Hub's list")
+                raise _WrongContentError(
+                    "what the server sent does not have the hash of the Hub's list"
+                )
             self._restart()
             self._is_pieced = False
 
@@ -151,22 +153,22 @@ class _Transfer:
                 raise fault
             wait = fault.wait or (_WAITS[fruitless - 1] if fruitless else 0.0)
             if self._cancelled.wait(min(wait, 60.0)):
-                raise Cancelled
+                raise CancelledError
 
     def _read_once(self) -> None:
         with self._client.reading(self._commit, self._file, self._size) as (start, chunks):
             if start not in (0, self._size):
-                raise _WrongContent("the server sent another part than was asked for")
+                raise _WrongContentError("the server sent another part than was asked for")
             if start < self._size:  # it does not know ranges: from the beginning
                 self._restart()
             for chunk in chunks:
                 if self._cancelled.is_set():
-                    raise Cancelled
+                    raise CancelledError
                 self._write(chunk)
 
     def _write(self, chunk: bytes) -> None:
         if self._size + len(chunk) > self._file.size:
-            raise _WrongContent(f"the server sent more than its {self._file.size:,} bytes")
+            raise _WrongContentError(f"the server sent more than its {self._file.size:,} bytes")
         view = memoryview(chunk)
         while view:
             view = view[self._opened.write(view) :]
