@@ -104,7 +104,7 @@ def download(
     with interrupt_says("stopped; run the same command to go on"):
         plan = hub.plan(request)
         if not quiet:
-            _say(plan, dry_run)
+            say_plan(plan, dry_run)
         if dry_run:
             plan.check_space()
             bars = None
@@ -126,7 +126,8 @@ def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferB
     return bars
 
 
-def _say(plan: Plan, dry_run: bool) -> None:
+def say_plan(plan: Plan, dry_run: bool = False) -> None:
+    """What is there, what will come and how much space there is, on stderr."""
     console.note(f"{plan.request.repo} at commit {plan.commit}")
     if not plan.missing:
         console.note(f"all {len(plan.files)} files are there ({size(plan.total_bytes)})")

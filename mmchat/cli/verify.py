@@ -59,7 +59,8 @@ def verify(
     if faults:
         named = ", ".join(sorted({fault.file for fault in faults})[:5])
         advice = f"'mmchat verify {model} --repair' fetches them again"
-        raise CheckpointError(f"{model}: {len(faults)} faults, in {named}; {advice}")
+        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        raise CheckpointError(f"{model}: {count}, in {named}; {advice}")
 
 
 def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:

@@ -62,8 +62,9 @@ def _library() -> Any:
     for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK", "HF_HUB_DISABLE_XET"):
         os.environ[name] = "1"
     import huggingface_hub
+    from huggingface_hub.utils import logging as library_log
 
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    library_log.set_verbosity(logging.CRITICAL)
     return huggingface_hub
 
 
