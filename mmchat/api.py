@@ -31,7 +31,7 @@ class Model(LoadedModel):
 
 
 def load(
-    name: str | Path | None = "tiny",
+    name: str | Path | None = None,
     *,
     checkpoint_path: str | Path | None = None,
     tokenizer_path: str | Path | None = None,
@@ -43,7 +43,10 @@ def load(
     alpha: Literal["white", "drop"] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Model:
-    """Load a model by name, Hub id or folder. Arguments and errors as in loader.load_model."""
+    """Load a model by name, Hub id or folder; without any, the built-in one.
+
+    Arguments and errors as in loader.load_model.
+    """
     loaded = load_model(
         name,
         checkpoint_path=checkpoint_path,

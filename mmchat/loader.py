@@ -123,7 +123,7 @@ def _open_tokenizer(source: ModelSource) -> Tokenizer:
         )
     tokenizer = open_tokenizer(source.tokenizer)
     rows = source.params.config.text_config.vocab_size
-    if tokenizer.vocab_size > rows + 1:  # the Hub's tokenizers also name the image token
+    if tokenizer.vocab_size != rows:
         raise CheckpointError(
             f"the tokenizer {str(source.tokenizer)!r} has {tokenizer.vocab_size} tokens, but the "
             f"model {source.params.name} has {rows}; give the tokenizer that came with the weights"

@@ -14,7 +14,7 @@ from mmchat import limits
 from mmchat.errors import ImageError, NetworkError, NotFoundError
 from mmchat.fetch import fetch
 from mmchat.images import load_image
-from mmchat.ip_rules import is_metadata, is_public
+from mmchat.fetch.ip_rules import is_metadata, is_public
 
 
 def picture() -> bytes:

@@ -30,7 +30,7 @@ def test_text_ends_before_the_first_stop_string(text, stop):
         return
     # the stop string that is complete first ends the answer
     first = min(text.find(s) + len(s) for s in stop if s in text)
-    expected = min(at for s in stop if 0 <= (at := text[:first].find(s)))
+    expected = min(at for s in stop if (at := text[:first].find(s)) >= 0)
     assert read(text.encode(), tuple(stop)) == (text[:expected], True)
 
 

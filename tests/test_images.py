@@ -361,12 +361,12 @@ def test_a_macos_screenshot_name_is_suggested(tmp_path):
     assert "\\u202f" in message
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+def test_what_is_no_file_is_refused_at_once(tmp_path):
     assert "is a folder" in reject(tmp_path)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    assert "not a regular file" in reject(pipe)
-    assert "not a regular file" in reject("/dev/zero")
+    assert "is empty" in reject(pipe)  # nobody writes to it
+    assert "is a device" in reject("/dev/zero")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert "circle" in reject(loop)
@@ -374,6 +374,14 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     assert "too long" in reject("x" * 5000)
     assert "is empty" in reject("")
     assert "cannot be opened" in reject("~no-such-user-here/x.png")
+
+
+def test_a_pipe_is_read_to_its_end():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(encode(RGB, "PNG"))  # fits the pipe's buffer
+    assert load_image(f"/dev/fd/{reading}").pixels.tobytes() == RGB.tobytes()
+    os.close(reading)
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
@@ -590,7 +598,7 @@ def read_hostile(count: int, seed: int) -> tuple[int, int]:
             image = load_image(data)
         except ImageError as error:
             message = str(error)
-            assert not re.search(r"0x[0-9a-f]{4,}|Traceback|\n|/work|/tmp|site-packages", message)
+            assert not re.search(r"0x[0-9a-f]{4,}|Traceback|\n|site-packages|object at", message)
             refused += 1
         else:
             assert image.pixels.mode == "RGB"

@@ -13,7 +13,7 @@ from mmchat.events import Finished
 from mmchat.images import load_image
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import CrossSegment
-from mmchat.params import data_path
+from mmchat.params import data_path, load_params
 from mmchat.sampling import SamplingParams
 from tests.models.mllama.oracle import CONFIG, build, random_weights
 
@@ -162,6 +162,44 @@ def test_missing_tokenizer_is_named_with_the_option_that_gives_one(tmp_path, fol
     with pytest.raises(CheckpointError, match="--tokenizer-path"):
         mmchat.load(copy, device="cpu")
     assert mmchat.load(copy, tokenizer_path=TOKENIZER, device="cpu")
+
+
+def write_params(path, config):
+    """One of our params files for `config`."""
+    from mmchat.models.mllama.params import parameter_count
+
+    document = {
+        "name": path.stem,
+        "model_type": "mllama",
+        "description": "For a test.",
+        "aliases": [],
+        "repo": None,
+        "chat_format": "instruct",
+        "parameters": parameter_count(config),
+        "generation": {"temperature": 0.6, "top_p": 0.9},
+        "image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "alpha": "checkpoint"},
+        **asdict(config),
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_params_for_other_tiles_are_named_with_the_file_that_fits(
+    tmp_path, config, folder, monkeypatch
+):
+    """The predecessor's users met this as an obscure size mismatch."""
+    large = replace(config, vision_config=replace(config.vision_config, image_size=56))
+    right = write_params(tmp_path / "small-tiles.json", config)
+    wrong = write_params(tmp_path / "large-tiles.json", large)
+    known = tuple(map(load_params, (right, wrong)))
+    monkeypatch.setattr("mmchat.params.known_params", lambda: known)
+    files = {
+        "checkpoint_path": folder / "model.safetensors",
+        "tokenizer_path": folder / "tokenizer.model",
+    }
+    with pytest.raises(CheckpointError, match=r"tiles of 42 px.*say 56.*small-tiles\.json fits"):
+        mmchat.load(params_path=wrong, device="cpu", **files)
+    assert mmchat.load(params_path=right, device="cpu", **files)
 
 
 def test_a_conversation_with_cached_turns_equals_a_fresh_one(folder, picture):

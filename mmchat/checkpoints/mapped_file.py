@@ -103,6 +103,10 @@ class MappedFile:
             raise self.error("became shorter while it was read")
         return data
 
+    def duplicate(self) -> int:
+        """Another descriptor of the same open file; the caller closes it."""
+        return os.dup(self._file.fileno())
+
     def check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuse names that are no text or too long, and shapes with empty or too many axes."""
         if len(name.encode("utf-8", "surrogatepass")) > limits.TENSOR_NAME_BYTES:

@@ -68,7 +68,7 @@ def _zip_members(file: MappedFile) -> dict[str, tuple[int, int, int]]:
     if head[:4] != b"PK\x03\x04":
         raise file.error(_explain_no_zip(head))
     try:
-        with _Capped(file.path) as raw, zipfile.ZipFile(raw) as archive:
+        with _Capped(file.duplicate()) as raw, zipfile.ZipFile(raw) as archive:
             infos = archive.infolist()
     except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError, struct.error,
             EOFError, OverflowError, IndexError, MemoryError) as error:  # fmt: skip

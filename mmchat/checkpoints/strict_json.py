@@ -13,6 +13,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -159,7 +160,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_INTEGER_DIGITS:
+    if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
         raise ValueError(f"integer with {len(digits):,} digits")
     return int(digits)
 
@@ -216,7 +217,7 @@ def parse_dataclass(cls: type[T], value: Any, where: Where, bounds: Bounds) -> T
     bounds: per class, field name -> (least, most), for the number or each number of a tuple.
     """
     found = as_object(value, where)
-    hints = get_type_hints(cls)
+    hints = _type_hints(cls)
     members = fields(cls)  # type: ignore[arg-type]
     required = [f.name for f in members if f.default is MISSING and f.default_factory is MISSING]
     check_keys(found, required, [f.name for f in members if f.name not in required], where)
@@ -226,6 +227,11 @@ def parse_dataclass(cls: type[T], value: Any, where: Where, bounds: Bounds) -> T
         for key, item in found.items()
     }
     return cls(**values)
+
+
+@cache
+def _type_hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _convert(

@@ -139,6 +139,12 @@ def image_facts(source: str, layout: TileLayout, tokens: int) -> dict[str, Any]:
     }
 
 
+def placement_line(model: LoadedModel) -> str:
+    """Where the model runs and why, for --verbose."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{'device':<15}{model.device}, {dtype} ({model.placement.reason})"
+
+
 def timing_lines(timings: Timings) -> list[str]:
     """One line per stage that was measured, for --verbose."""
     stages = [

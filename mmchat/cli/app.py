@@ -71,8 +71,7 @@ def _report(error: Exception) -> int:
     """Write the error to stderr and return the exit code."""
     expected = _expected(error)
     if expected is None or debug_requested:
-        text = "".join(traceback.format_exception(error))
-        sys.stderr.write(console.for_stream(text, sys.stderr))
+        console.write_safely("".join(traceback.format_exception(error)), sys.stderr)
     if expected is None:
         console.error("mmchat", "this is a bug in mmchat; please report it with the lines above")
         return 1
@@ -99,6 +98,7 @@ def _expected(error: Exception) -> tuple[str, str, int] | None:
 
 
 app = typer.Typer(
+    name="mmchat",
     cls=ErrorReportingGroup,
     help="Chat about pictures with Llama 3.2 Vision (Mllama) on your own machine.",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -118,9 +118,10 @@ def write_out(text: str, stream: TextIO | None = None) -> None:
         raise DiskError(f"cannot write the output: {problem.strerror or problem}") from problem
 
 
-def write_safely(text: str) -> None:
-    """Our own text with names from outside in it, to stdout."""
-    write_out(for_stream(text, sys.stdout))
+def write_safely(text: str, stream: TextIO | None = None) -> None:
+    """Text with names from outside in it, to stdout or `stream`."""
+    out = sys.stdout if stream is None else stream
+    write_out(for_stream(text, out), out)
 
 
 def fact_text(facts: list[tuple[str, str]]) -> str:

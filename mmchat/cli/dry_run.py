@@ -98,6 +98,6 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _picture(facts: dict[str, Any]) -> str:
     return (
-        f"{facts['source']}: {pixels(facts['size'])}, {pixels(facts['resized'])} on"
-        f" {grid(facts['tile_grid'])} of {facts['tile_size']} px, {facts['tokens']:,} tokens"
+        f"{facts['source']}: {pixels(facts['size'])}, {pixels(facts['resized'])} on a canvas of"
+        f" {pixels(facts['canvas'])}, {grid(facts['tile_grid'])}, {facts['tokens']:,} tokens"
     )

@@ -152,6 +152,7 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         with first_interrupt_calls(session.interrupt):
             finished = sink.read(events, stages)
     if request.verbose:
+        console.note(answer.placement_line(model))
         for line in answer.timing_lines(finished.timings):
             console.note(line)
     if finished.reason == "interrupted":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +14,11 @@ from mmchat.cli import answer, console, options
 from mmchat.cli.model_choice import BUILT_IN, ModelChoice, alpha_rule, check_name, family_module
 from mmchat.cli.prompt_input import PromptInput, load_images, read_image_bytes
 from mmchat.cli.units import grid, pixels
+from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mmchat.messages import Image
+    from mmchat.models.mllama.tiling import TileLayout
     from mmchat.params import ModelParams
 
 Preview = Annotated[
@@ -38,6 +42,10 @@ def tiles(
     """Show how a picture is cut into tiles: its canvas, grid, size on it and token count."""
     check_name(model)
     if output is not None:
+        if output.suffix.lower() != ".png":
+            raise UsageError(
+                f"--output {str(output)!r}: the preview is a PNG; end the name in .png"
+            )
         atomic_file.check_writable(output)
     choice = ModelChoice(name=model, alpha=alpha)
     source = choice.find(checkpoint_required=False)
@@ -46,8 +54,7 @@ def tiles(
     [picture] = load_images(given, alpha_rule(choice, source))
     facts = {"model": source.params.name, **picture_facts(picture, source.params)}
     if output is not None:
-        preview = family_module(source.params, "tile_preview")
-        atomic_file.write_bytes(output, preview.preview_png(picture, source.params.config))
+        atomic_file.write_bytes(output, _preview_png(picture, source.params))
     if not quiet:
         for notice in picture.notices:
             console.note(f"{picture.source}: {notice}")
@@ -59,22 +66,34 @@ def tiles(
 
 def picture_facts(picture: Image, params: ModelParams) -> dict[str, Any]:
     """Sizes (height, width), grid (rows, columns) and tokens of a picture for one model."""
-    vision = params.config.vision_config
-    layout = family_module(params, "tiling").choose_layout(
-        picture.height, picture.width, vision.image_size, vision.max_num_tiles
-    )
-    tokens = layout.num_tiles * vision.tokens_per_tile
+    layout = _layout(picture, params)
+    tokens = layout.num_tiles * params.config.vision_config.tokens_per_tile
     return answer.image_facts(picture.source, layout, tokens)
 
 
+def _layout(picture: Image, params: ModelParams) -> TileLayout:
+    vision = params.config.vision_config
+    return family_module(params, "tiling").choose_layout(
+        picture.height, picture.width, vision.image_size, vision.max_num_tiles
+    )
+
+
+def _preview_png(picture: Image, params: ModelParams) -> bytes:
+    preview = family_module(params, "tile_preview")
+    layout = _layout(picture, params)
+    facts = preview.tile_facts(layout, params.config.vision_config)
+    buffer = io.BytesIO()
+    preview.draw_tile_preview(picture, layout, facts).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def fact_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """(label, value) lines of `picture_facts`."""
-    lines = [("picture", facts["source"]), ("model", facts["model"])] if "model" in facts else []
-    tile = facts["tile_size"]
+    """(label, value) lines of a picture's facts; sizes are width x height."""
+    padding = 1 - math.prod(facts["resized"]) / math.prod(facts["canvas"])
     return [
-        *lines,
-        ("size", pixels(facts["size"])),
-        ("canvas", f"{pixels(facts['canvas'])}, {grid(facts['tile_grid'])} of {tile} px"),
-        ("on the canvas", f"{pixels(facts['resized'])}, top left, the rest black"),
+        ("picture", f"{facts['source']}, {pixels(facts['size'])}"),
+        ("model", f"{facts['model']}, tiles of {facts['tile_size']} px"),
+        ("canvas", f"{pixels(facts['canvas'])}, {grid(facts['tile_grid'])}"),
+        ("on the canvas", f"{pixels(facts['resized'])} at the top left, {padding:.0%} padding"),
         ("tokens", f"{facts['tokens']:,} to attend to"),
     ]

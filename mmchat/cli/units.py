@@ -21,11 +21,17 @@ def count(number: float) -> str:
 
 
 def pixels(height_width: tuple[int, int]) -> str:
-    """`480 x 640 px`, height first."""
-    return f"{height_width[0]} x {height_width[1]} px"
+    """`640 x 480 px`, width first as people say it."""
+    return f"{height_width[1]} x {height_width[0]} px"
 
 
 def grid(tiles: tuple[int, int]) -> str:
-    """`2 x 1 tiles`, rows first."""
-    total = tiles[0] * tiles[1]
-    return f"{tiles[0]} x {tiles[1]} tile{'s' * (total > 1)}"
+    """`2 tiles (2 rows, 1 column)`; `tiles` is (rows, columns)."""
+    rows, columns = tiles
+    shape = f"{plural(rows, 'row')}, {plural(columns, 'column')}"
+    return f"{plural(rows * columns, 'tile')} ({shape})"
+
+
+def plural(number: int, noun: str) -> str:
+    """`1 tile`, `2 tiles`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from mmchat.checkpoints.strict_json import quoted
 from mmchat.errors import PromptError
 from mmchat.tokenizers.base import TokenTable, clean_text
 
@@ -50,12 +51,15 @@ class BytePairTokenizer(TokenTable):
     def _encode_piece(self, text: str) -> list[int]:
         try:
             return self._encoding.encode(text, allowed_special=set(), disallowed_special=())
-        except ValueError as error:
-            raise PromptError(f"the text cannot be encoded: {error}") from None
         except BaseException as error:
-            if type(error).__name__ != "PanicException":
+            if not is_fault(error):
                 raise
-            raise PromptError("the text cannot be encoded: the tokenizer gave up") from None
+            raise PromptError(f"the text cannot be encoded: {quoted(str(error))}") from None
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether a Rust library refused its input; its panics are no subclass of Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from mmchat import limits
 from mmchat.checkpoints.strict_json import Where, as_object, quoted, read_json
-from mmchat.errors import CheckpointError, MissingExtra
+from mmchat.errors import CheckpointError, MissingExtra, PromptError
 from mmchat.tokenizers.base import Tokenizer, TokenTable, clean_text
-from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer
+from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer, is_fault
 from mmchat.tokenizers.tiktoken_file import check_vocabulary
 
 Pair = tuple[bytes, bytes]
@@ -226,10 +226,18 @@ class LibraryTokenizer(TokenTable):
         plain = {**found, **plain, "added_tokens": [], "model": model}
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:
+            if not is_fault(error):
+                raise
             raise where.fail(f"the tokenizers library refuses it: {quoted(str(error))}") from None
 
     def encode(self, text: str) -> list[int]:
         """Ordinary token ids of `text`; the names of special tokens in it are ordinary text."""
         text = clean_text(text)
-        return self.checked(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            if not is_fault(error):
+                raise
+            raise PromptError(f"the text cannot be encoded: {quoted(str(error))}") from None
+        return self.checked(ids)

@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import pickletools
+import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -263,6 +264,10 @@ def test_compressed_members_are_refused(path):
     members = members_of(write_pth(path))
     write_zip(path, members, compression=zipfile.ZIP_DEFLATED)
     assert "compressed" in refusal(path)
+    content = bytearray(write_pth(path).read_bytes())
+    content[content.index(b"PK\x01\x02") + 10] = zipfile.ZIP_DEFLATED  # of the same size
+    path.write_bytes(content)
+    assert "compressed" in refusal(path)
 
 
 def test_a_file_cut_off_anywhere_is_refused(path):
@@ -324,10 +329,18 @@ def test_an_encrypted_member_is_refused(path):
 
 
 def test_members_that_overlap_are_refused(path):
-    """The second entry of the table points to the first one's place."""
-    write_zip(path, {"a/data.pkl": tensor_pickle(), "a/data/0": bytes(24)})
+    """The second entry of the table points to a header inside the first one's data."""
+    inner = b"PK\x03\x04" + struct.pack("<22xHH", 8, 0) + b"a/data/0" + bytes(24)
+    write_zip(path, {"a/data.pkl": tensor_pickle() + inner, "a/data/0": bytes(24)})
     content = bytearray(path.read_bytes())
     second = content.index(b"PK\x01\x02", content.index(b"PK\x01\x02") + 1)
-    content[second + 42 : second + 46] = bytes(4)
+    content[second + 42 : second + 46] = struct.pack("<I", content.index(b"PK\x03\x04", 4))
     path.write_bytes(content)
-    assert "two names" in refusal(path) or "outside" in refusal(path)
+    assert "outside its place" in refusal(path)
+
+
+def test_a_member_with_another_name_in_its_own_header_is_refused(path):
+    content = bytearray(write_pth(path).read_bytes())
+    content[30] ^= 1
+    path.write_bytes(content)
+    assert "two names" in refusal(path)

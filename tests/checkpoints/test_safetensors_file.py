@@ -52,7 +52,9 @@ def test_unaligned_data_is_read_right(tmp_path):
     assert (8 + len(header)) % 4
     path = header_file(tmp_path / "model.safetensors", header, struct.pack("<2f", 1.5, -3.0))
     with open_checkpoint(path) as checkpoint:
-        assert checkpoint.read("a").tolist() == [1.5, -3.0]
+        found = checkpoint.read("a")
+    assert found.tolist() == [1.5, -3.0]
+    assert found.data_ptr() % 4 == 0
 
 
 def test_a_view_outlives_its_checkpoint_and_never_changes_the_file(tmp_path):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tests.cli.fake_command import install, scripted_model
+from tests.cli.fake_command import scripted_model
+from tests.cli.fake_loading import install
 
 
 @dataclass
@@ -56,3 +57,11 @@ def picture(tmp_path: Path) -> Path:
     path = tmp_path / "dog.png"
     Image.new("RGB", (200, 100), (120, 80, 40)).save(path)
     return path
+
+
+@pytest.fixture
+def run_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
+    """`mmchat` as a function with the real finding and loading, and an empty model cache."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    return Command(lambda: None)

@@ -33,9 +33,10 @@ def test_quiet_drops_the_note(mmchat_command):
 
 def test_verbose_gives_the_stages_on_stderr(mmchat_command):
     done = mmchat_command("generate", "-v", "-p", "x")
-    labels = [line[:15].strip() for line in done.stderr.splitlines()[1:]]
-    assert labels == [
-        "load", "pictures", "vision encoder", "prefill", "first token", "decode", "speed",
+    lines = done.stderr.splitlines()[1:]
+    assert lines[0] == "device         cpu, float32 (scripted)"
+    assert [line[:15].strip() for line in lines] == [
+        "device", "load", "pictures", "vision encoder", "prefill", "first token", "decode", "speed",
         "peak memory",
     ]  # fmt: skip
     assert done.stdout == "A brown dog.\n"

@@ -40,7 +40,7 @@ PARAMS = {
     "n_layers": 7,
     "n_heads": 6,
     "n_kv_heads": 2,
-    "vocab_size": 250,
+    "vocab_size": 256,
     "ffn_dim_multiplier": 1.3,
     "multiple_of": 16,
     "norm_eps": 1e-5,
@@ -50,7 +50,7 @@ PARAMS = {
     "vision_max_num_chunks": 4,
     "vision_num_cross_attention_layers": 2,
 }
-VISION = {"width": 36, "layers": 6, "heads": 3, "n_global_layers": 2, "patch_size": 14}
+VISION = {"width": 40, "layers": 6, "heads": 2, "n_global_layers": 2, "patch_size": 14}
 INTERMEDIATE = [1, 2, 4, 5]
 IMAGE = PARAMS["vocab_size"]  # the image token's id
 STEPS = 7
@@ -131,19 +131,21 @@ def build_model() -> meta.CrossAttentionTransformer:
 def random_values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     """Gates far from 0, norm weights around 1, all else by fan-in.
 
-    What enters a norm directly is small, so that the norm's epsilon can be seen in the output.
+    What enters a norm directly is small, so that the norm's epsilon can be seen in the output, and
+    attention to pictures is peaked.
     """
     noise = torch.randn(shape, generator=generator)
     if name.endswith(("gate", "gate_attn", "gate_ffn", "gate_ffwd")):
         return noise.sign() * (0.4 + 0.3 * noise.abs())
     if "norm" in name or ".ln_" in name:
-        return 0.1 * noise if name.endswith("bias") else 1 + 0.2 * noise
+        size = 2.5 if "q_norm" in name or "k_norm" in name else 0.02 if "ln_post" in name else 1
+        return size * (0.1 * noise if name.endswith("bias") else 1 + 0.2 * noise)
     if name.endswith("bias"):
         return 0.3 * noise
-    small = ("embedding", "conv1", "cross_attention_layers.0.attention.wk", "pos_embed")
-    scale = 0.06 if any(part in name for part in small) else 1.2
-    fan_in = 1 if "embedding" in name or "pos_embed" in name else shape[-1]
-    return noise * scale * fan_in**-0.5
+    if "embed" in name:
+        return noise * (0.03 if "post_tile" in name else 0.015)
+    small = "conv1" in name or ("cross_attention_layers" in name and "wk" in name)
+    return noise * (0.02 if small else 1.2) * shape[-1] ** -0.5
 
 
 def draw(height: int, width: int) -> Image.Image:
@@ -192,7 +194,6 @@ def run_case(model, rows, pictures, *, open_end: bool) -> dict[str, torch.Tensor
     prompt = torch.tensor([ids for ids, _ in rows])
     length, total = prompt.shape[1], prompt.shape[1] + STEPS
     images = [[pictures[name] for name in names] for _, names in rows]
-    text_only = not any(images)
     caches, mask, row_mask = model.compute_vision_tokens_masks(
         images, masks, total, torch.device("cpu")
     )
@@ -200,7 +201,7 @@ def run_case(model, rows, pictures, *, open_end: bool) -> dict[str, torch.Tensor
     positions = torch.arange(length)
     logits, steps = None, []
     for step in range(STEPS):
-        out = model(positions, tokens, mask, row_mask, caches, text_only_inference=text_only)
+        out = model(positions, tokens, mask, row_mask, caches, text_only_inference=not any(images))
         logits = out if logits is None else logits
         steps.append(out[:, -1])
         tokens[:, length + step] = out[:, -1].argmax(-1)
@@ -228,10 +229,6 @@ def run_cases(model, pictures) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
 def preprocessing() -> dict:
     """Tiles of odd picture sizes as hashes, and layouts over a grid of sizes."""
     transform = VariableSizeImageTransform(PARAMS["vision_chunk_size"])
@@ -242,7 +239,8 @@ def preprocessing() -> dict:
     tiles = []
     for height, width in pairs[::2]:
         values, ratio = transform(draw(height, width), 4)
-        tiles.append({"size": [height, width], "canvas": list(ratio), "sha256": sha256(values)})
+        digest = hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()
+        tiles.append({"size": [height, width], "canvas": list(ratio), "sha256": digest})
     rng = np.random.default_rng(7)
     sizes = [(560, 560), (1120, 560), (1121, 560), (448, 897), (300, 800), (1, 1), (37, 3000)]
     sizes += [tuple(map(int, np.exp(rng.uniform(3, 8.7, 2)))) for _ in range(150)]
@@ -288,17 +286,14 @@ def main() -> None:
     save_file(case_tensors, FOLDER / "mllama_cases.safetensors")
     (FOLDER / "mllama.json").write_text(json.dumps(index, indent=1) + "\n")
     (FOLDER / "preprocessing.json").write_text(compact(preprocessing()))
-    print("fusion schedule", model.text_model.fusion_schedule)
     torch.distributed.destroy_process_group()
 
 
 def compact(value: dict) -> str:
     """JSON with one line for each tile entry and each layout."""
-    lines = [f'{{"tile_size": {value["tile_size"]},']
-    for key in ("tiles", "layouts"):
-        rows = ",\n".join(json.dumps(row) for row in value[key])
-        lines.append(f'"{key}": [\n{rows}\n]' + ("," if key == "tiles" else "}"))
-    return "\n".join(lines) + "\n"
+    tiles, layouts = (",\n".join(map(json.dumps, value[key])) for key in ("tiles", "layouts"))
+    first = f'{{"tile_size": {value["tile_size"]},\n"tiles": [\n{tiles}\n],\n'
+    return f'{first}"layouts": [\n{layouts}\n]}}\n'
 
 
 if __name__ == "__main__":

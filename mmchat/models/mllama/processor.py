@@ -9,8 +9,6 @@ from typing import Literal
 
 import torch
 
-from mmchat.errors import PromptError
-from mmchat.limits import IMAGES_PER_PROMPT
 from mmchat.messages import Image, Message
 from mmchat.models.mllama import prompt
 from mmchat.models.mllama.config import MllamaConfig
@@ -84,10 +82,6 @@ class MllamaProcessor:
         return MllamaInputs(new_ids, (new_ids.shape[1],), (images,))
 
     def _with_tiles(self, ids: prompt.PromptIds) -> MllamaPrompt:
-        if len(ids.images) > IMAGES_PER_PROMPT:
-            raise PromptError(
-                f"{len(ids.images)} pictures in one prompt; the limit is {IMAGES_PER_PROMPT}"
-            )
         tiled = [self._tile(image) for image in ids.images]
         images = tuple(zip(ids.image_positions, tiled, strict=True))
         return MllamaPrompt(ids.input_ids, images, self.config.vision_config.tokens_per_tile)

@@ -26,7 +26,7 @@ class VisionAttention(nn.Module):
     """Multi-head attention without biases over valid and padding tokens.
 
     x: [I, N, E] -> [I, N, E], or [I, num_valid, E] if `valid_only`. The first `num_valid` tokens
-    are valid. log_counts: [N] in x's dtype, log of how many equal tokens each token stands for.
+    are valid. log_counts: [N], log of how many equal tokens each token stands for.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -217,7 +217,10 @@ class VisionModel(nn.Module):
     def _log_counts(self, num_tiles: int, x: Tensor) -> Tensor:
         """[N]: log of how many tokens of the padded picture each computed token stands for."""
         tokens, pads = self.config.tokens_per_tile, self.config.pad_tokens_per_tile
-        log_counts = x.new_zeros(x.shape[1])
+        # bfloat16 would be off by 0.3 %; kernels of GPUs want the dtype of the queries
+        on_cpu = x.device.type == "cpu"
+        dtype = torch.promote_types(x.dtype, torch.float32) if on_cpu else x.dtype
+        log_counts = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
         first_pad = num_tiles * tokens
         log_counts[first_pad : first_pad + num_tiles] = math.log(pads)
         missing = self.config.max_num_tiles - num_tiles

@@ -48,7 +48,7 @@ def iter_weights(
     it or keep it; what is written to it before the next is taken is lost. Raises CheckpointError.
     """
     entries = check_weights(checkpoint, config, wanted)
-    names = entries.keys() if wanted is None else wanted
+    names = hf_shapes(config).keys() if wanted is None else wanted
     if checkpoint.format == "meta":
         return _translated(checkpoint, [r for r in meta_rules(config) if r.target in names])
     return _direct(checkpoint, {name: entries[name].name for name in entries if name in names})
@@ -87,8 +87,7 @@ def check_weights(
     else:
         expected, needed, scalars = hf_shapes(config), set(targets), set()
         entries = _by_hub_name(checkpoint)
-    if any(name in needed for name in _POSITIONS):
-        _check_tile_size(config.vision_config, entries)
+    _check_tile_size(config.vision_config, entries)
     check_entries(checkpoint, entries, expected, needed, scalars)
     return entries
 

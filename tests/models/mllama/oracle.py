@@ -35,7 +35,7 @@ CONFIG = MllamaConfig(
         norm_eps=1e-5,
     ),
     text_config=TextConfig(
-        vocab_size=250,
+        vocab_size=256,
         hidden_size=80,
         intermediate_size=176,
         num_hidden_layers=8,

@@ -107,6 +107,15 @@ def test_every_level_of_every_channel_is_normalised_as_defined():
         assert np.abs(values[channel] - expected).max() < 1e-6
 
 
+def test_normalisation_equals_metas_float32_rule_bit_for_bit():
+    levels = torch.arange(256, dtype=torch.uint8).reshape(16, 16).repeat(7, 7)
+    ours = tiled(PILImage.fromarray(levels[..., None].expand(-1, -1, 3).numpy()), 112)
+    for channel in range(3):
+        scaled = levels.to(torch.float32).div(255)
+        expected = scaled.sub(torch.tensor(MEAN[channel])).div(torch.tensor(STD[channel]))
+        assert torch.equal(ours.pixel_values[0, channel], expected)
+
+
 def test_padding_inside_the_canvas_is_normalised_black():
     values = tiled(PILImage.new("RGB", (112, 60), "white"), 112).pixel_values
     for channel in range(3):

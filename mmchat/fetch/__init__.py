@@ -19,9 +19,9 @@ from http import HTTPStatus
 from urllib.parse import quote, urljoin, urlsplit
 
 from mmchat import limits
-from mmchat.deadline_socket import DeadlineSocket
+from mmchat.fetch.deadline_socket import DeadlineSocket
 from mmchat.errors import ImageError, NetworkError, NotFoundError, quoted
-from mmchat.ip_rules import is_metadata, is_public
+from mmchat.fetch.ip_rules import is_metadata, is_public
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\x9f\\]")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

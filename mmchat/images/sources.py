@@ -93,7 +93,7 @@ def _file_url_path(url: str) -> Path:
 
 
 def _read_file(path: Path) -> bytes:
-    """Read a regular file. Raises ImageError with the reason, one line each."""
+    """Read a file, or a pipe such as a shell's `<(…)`. Raises ImageError with the reason."""
     shown = quoted(path)
     try:
         path = path.expanduser()
@@ -109,13 +109,14 @@ def _read_file(path: Path) -> bytes:
         reason = _REASONS.get(getattr(problem, "errno", None) or 0, "it is no usable file name")
         raise ImageError(f"{shown} cannot be opened: {reason}") from None
     mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
+    if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+        os.set_blocking(descriptor, True)  # a pipe that nobody writes to ends at once all the same
         with os.fdopen(descriptor, "rb") as file:
             return _read_stream(file, str(path))
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise ImageError(f"{shown} is a folder; give a picture file")
-    raise ImageError(f"{shown} is not a regular file; pipe the picture in and write - for its name")
+    raise ImageError(f"{shown} is a device, not a file; give a picture file")
 
 
 def _suggestion(path: Path) -> str:

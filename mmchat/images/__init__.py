@@ -21,8 +21,8 @@ from PIL import Image as PILImage
 
 from mmchat import limits
 from mmchat.errors import ImageError, MissingExtra, quoted
-from mmchat.image_formats import HEIF, READ, explain_foreign, picture_format
-from mmchat.image_sources import Source, read_source
+from mmchat.images.formats import HEIF, READ, explain_foreign, picture_format
+from mmchat.images.sources import Source, read_source
 from mmchat.messages import Image
 
 Alpha = Literal["white", "drop"]

@@ -1,0 +1,192 @@
+"""Every mistake a user can make: one line on stderr, nothing on stdout, its exit code."""
+
+import pytest
+
+from mmchat import errors
+from mmchat.cli.model_choice import ModelChoice
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (
+            ("generate", "What's in this image?"),
+            'mmchat: error: MODEL "What\'s in this image?" looks like a question;'
+            " to ask it: mmchat generate --prompt 'What'\"'\"'s in this image?'",
+        ),
+        (("generate", "Why?", "-p", "x"), "mmchat: error: MODEL 'Why?' looks like a question;"),
+        (("generate", "", "-p", "x"), "mmchat: error: MODEL is empty;"),
+        (("generate",), "mmchat: error: the prompt is empty; give a question with --prompt TEXT"),
+        (("generate", "-p", "  "), "mmchat: error: the prompt is empty;"),
+        (("generate", "-i", "-"), "mmchat: error: '-i -' takes the picture from stdin"),
+        (("generate", "-p", "x", "-i", "-", "-i", "-"), "mmchat: error: '-i -' is given twice"),
+        (
+            ("generate", "-p", "x", "-t", "nan"),
+            "mmchat generate: error: Invalid value for '-t' / '--temperature':"
+            " nan is not a number from 0 to 100 (see 'mmchat generate --help')",
+        ),
+        (("generate", "-p", "x", "-t", "-1"), "'-t' / '--temperature': -1 is not a number from 0"),
+        (("generate", "-p", "x", "-t", "inf"), "inf is not a number from 0 to 100"),
+        (("generate", "-p", "x", "--top-p", "0"), "'--top-p': 0 is not a number above 0 to 1"),
+        (("generate", "-p", "x", "--top-p", "1.5"), "1.5 is not a number above 0 to 1"),
+        (("generate", "-p", "x", "--min-p", "2"), "'--min-p': 2 is not a number from 0 to 1"),
+        (("generate", "-p", "x", "--top-k", "-1"), "'--top-k'"),
+        (("generate", "-p", "x", "-n", "0"), "'-n' / '--max-new-tokens'"),
+        (("generate", "-p", "x", "-n", "many"), "'-n' / '--max-new-tokens'"),
+        (("generate", "-p", "x", "--repetition-penalty", "0"), "'--repetition-penalty': 0 is not"),
+        (("generate", "-p", "x", "--presence-penalty", "3"), "'--presence-penalty': 3 is not"),
+        (("generate", "-p", "x", "--seed", "-1"), "-1 is not a whole number from 0 to 2**63 - 1"),
+        (("generate", "-p", "x", "--stop", ""), "'--stop': an empty string would stop at once"),
+        (("generate", "-p", "x", "--dtype", "int3"), "'--dtype'"),
+        (("generate", "-p", "x", "--logprobs", "3"), "--logprobs needs --json or --stream-json"),
+        (("generate", "-p", "x", "--json", "--stream-json"), "--json and --stream-json contradict"),
+        (("generate", "-p", "x", "--no-stream", "--stream-json"), "contradict each other"),
+        (("generate", "-p", "x", "-q", "-v"), "--quiet and --verbose contradict each other"),
+        (("generate", "-p", "x", "--raw", "-s", "y"), "--raw and --system contradict each other"),
+        (("generate", "-p", "x", "--text-only", "-i", "a.png"), "--text-only and --image-prompt"),
+        (("generate", "-p", "x", "--tempertaure", "1"), "No such option: --tempertaure"),
+        (("genrate", "-p", "x"), "No such command 'genrate'"),
+        (("tiles",), "Missing argument 'IMAGE'"),
+        (("eval", "scenes", "--limit", "0"), "'--limit'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(mmchat_command, args, line):
+    done = mmchat_command(*args)
+    assert line in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (done.stdout, done.exit_code) == ("", 2)
+
+
+ERRORS = [
+    (errors.UsageError, 2), (errors.PromptError, 2), (errors.ContextLengthExceeded, 2),
+    (errors.ParamsError, 3), (errors.CheckpointError, 3), (errors.ImageError, 4),
+    (errors.MemoryError_, 5), (errors.NetworkError, 6), (errors.GatedError, 6),
+    (errors.NotFoundError, 6), (errors.DiskError, 7), (errors.DeviceError, 1),
+    (errors.MissingExtra, 1), (errors.ExportError, 1), (errors.NumericalError, 1),
+]  # fmt: skip
+
+
+def failing(monkeypatch, error):
+    """Let loading raise `error`."""
+
+    def load(_choice, _stages):
+        raise error
+
+    monkeypatch.setattr(ModelChoice, "load", load)
+
+
+@pytest.mark.parametrize(("kind", "code"), ERRORS)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_every_error_has_its_line_and_exit_code(mmchat_command, monkeypatch, kind, code, as_json):
+    failing(monkeypatch, kind("what, why; next"))
+    done = mmchat_command("generate", "-q", "-p", "x", *(["--json"] if as_json else []))
+    assert (done.stdout, done.stderr) == ("", "mmchat: error: what, why; next\n")
+    assert done.exit_code == code
+
+
+def test_running_out_of_memory_is_exit_code_5(mmchat_command, monkeypatch):
+    failing(monkeypatch, MemoryError())
+    done = mmchat_command("generate", "-q", "-p", "x")
+    assert done.exit_code == 5
+    assert done.stderr.startswith("mmchat: error: out of memory")
+
+
+def test_debug_adds_the_traceback(mmchat_command, monkeypatch):
+    failing(monkeypatch, errors.CheckpointError("bad file"))
+    done = mmchat_command("generate", "-q", "-p", "x", "--debug")
+    assert done.stderr.startswith("Traceback (most recent call last):\n")
+    assert done.stderr.endswith("mmchat: error: bad file\n")
+    assert done.exit_code == 3
+
+
+def test_debug_of_one_run_does_not_reach_the_next(mmchat_command, monkeypatch):
+    failing(monkeypatch, errors.CheckpointError("bad file"))
+    mmchat_command("generate", "-q", "-p", "x", "--debug")
+    assert "Traceback" not in mmchat_command("generate", "-q", "-p", "x").stderr
+
+
+def test_a_bug_shows_its_traceback(mmchat_command, monkeypatch):
+    failing(monkeypatch, ZeroDivisionError("oops"))
+    done = mmchat_command("generate", "-q", "-p", "x")
+    assert "ZeroDivisionError: oops" in done.stderr
+    assert done.stderr.endswith("this is a bug in mmchat; please report it with the lines above\n")
+    assert done.exit_code == 1
+
+
+def test_a_missing_picture_is_exit_code_4_before_anything_is_loaded(mmchat_command):
+    done = mmchat_command("generate", "-q", "-p", "x", "-i", "no-such.png")
+    assert (done.stdout, done.exit_code) == ("", 4)
+    assert "no-such.png" in done.stderr
+    assert mmchat_command.loaded == []
+
+
+def test_a_damaged_picture_on_stdin_is_exit_code_4(mmchat_command, picture):
+    half = picture.read_bytes()[:60]
+    done = mmchat_command("generate", "-q", "-p", "x", "-i", "-", stdin=half)
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 4, 1)
+
+
+def test_an_empty_picture_on_stdin_is_exit_code_4(mmchat_command):
+    assert mmchat_command("generate", "-q", "-p", "x", "-i", "-").exit_code == 4
+
+
+def test_picture_bytes_as_the_prompt_get_a_hint(mmchat_command, picture):
+    done = mmchat_command("generate", "-q", stdin=b"\x89PNG\xff\xd8")
+    assert done.exit_code == 2
+    assert "stdin is not UTF-8 text (byte 0x89 at 0); for a picture on stdin use '-i -'" in (
+        done.stderr
+    )
+
+
+def test_an_output_that_cannot_be_written_is_exit_code_7_before_anything_is_loaded(
+    mmchat_command, tmp_path
+):
+    done = mmchat_command("generate", "-q", "-p", "x", "-o", str(tmp_path / "no" / "a.txt"))
+    assert (done.stdout, done.exit_code) == ("", 7)
+    assert mmchat_command.loaded == []
+
+
+def test_the_output_may_not_replace_the_picture(mmchat_command, picture):
+    before = picture.read_bytes()
+    done = mmchat_command("generate", "-p", "x", "-i", str(picture), "-o", str(picture))
+    assert done.exit_code == 2
+    assert "would replace the picture" in done.stderr
+    assert picture.read_bytes() == before
+
+
+def test_a_base_model_takes_no_system_message(mmchat_command):
+    mmchat_command.use(b"x", params="llama3.2-11B-base")
+    done = mmchat_command("generate", "-q", "-p", "x", "-s", "y")
+    assert done.exit_code == 2
+    assert "a base model has no roles" in done.stderr
+
+
+def test_an_error_in_the_middle_keeps_what_was_printed(mmchat_command):
+    mmchat_command.use(b"abcdef").runtime.fail_at = 4
+    done = mmchat_command("generate", "-q", "-p", "x")
+    assert done.stdout == "abc"
+    assert done.exit_code == 1
+
+
+def test_too_many_pictures_are_refused(mmchat_command, picture):
+    done = mmchat_command("generate", "-q", "-p", "x", *["-i", str(picture)] * 17)
+    assert done.exit_code == 2
+    assert "17 pictures are given; one prompt takes at most 16" in done.stderr
+
+
+def test_an_unknown_model_is_exit_code_3_with_the_nearest_name(run_real):
+    done = run_real("generate", "llama3.2-11C", "-p", "x")
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 3, 1)
+    assert "llama3.2-11B" in done.stderr
+
+
+def test_a_model_that_is_not_here_is_exit_code_3(run_real):
+    done = run_real("generate", "llama3.2-90B", "-p", "x")
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 3, 1)
+    assert "not on this machine" in done.stderr
+
+
+def test_a_wrong_checkpoint_path_is_exit_code_3(run_real):
+    done = run_real("generate", "llama3.2-11B", "-p", "x", "--checkpoint-path", "nowhere.pth")
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 3, 1)
+    assert "'nowhere.pth': no such file or folder" in done.stderr

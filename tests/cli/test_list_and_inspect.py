@@ -1,0 +1,106 @@
+import json
+import struct
+
+import pytest
+
+from mmchat.cli import console
+from tests.cli.fake_loading import known_params
+
+
+def test_list_piped_is_plain_columns(run_real):
+    done = run_real("list")
+    header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert header == ["NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "ALIASES"]
+    by_name = {row[0]: row for row in rows}
+    assert by_name["Llama-3.2-11B-Vision"][1:5] == ["base", "10.6 B", "448 px", "no"]
+    assert by_name["Llama-3.2-90B-Vision-Instruct"][1:5] == ["instruct", "88.6 B", "560 px", "no"]
+    assert (done.stderr, done.exit_code) == ("", 0)
+
+
+def test_list_on_a_terminal_is_a_table(run_real, monkeypatch):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    first, *rest = run_real("list").stdout.splitlines()
+    assert first.split() == ["NAME", "KIND", "PARAMETERS", "TILE", "ON", "DISK", "ALIASES"]
+    start = first.index("KIND")
+    assert all(line[start:].startswith(("base", "instruct")) for line in rest)
+
+
+def test_list_as_json_has_every_model_once(run_real):
+    found = json.loads(run_real("list", "--json").stdout)
+    names = [model["name"] for model in found]
+    assert len(set(names)) == len(names) >= 5
+    guard = next(model for model in found if model["name"] == "Llama-Guard-3-11B-Vision")
+    assert guard["parameters"] == 10_670_220_835
+    assert guard["repo"] == "meta-llama/Llama-Guard-3-11B-Vision"
+    assert (guard["path"], guard["bytes"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "vision"),
+    [
+        ("llama3.2-11B-base", 10_642_941_475, 836_288_019),
+        ("llama3.2-11B", 10_670_220_835, 863_567_379),
+        ("llama3.2-90B", 88_593_355_323, 863_567_379),
+    ],
+)
+def test_inspect_counts_the_parameters_of_each_part(run_real, name, parameters, vision):
+    found = json.loads(run_real("inspect", name, "--json").stdout)
+    assert found["parameters"] == parameters
+    assert sum(found["parameters_by_part"].values()) == parameters
+    assert found["parameters_by_part"]["vision encoder"] == vision
+    assert found["weight_bytes"]["bfloat16"] == 2 * parameters
+
+
+def test_inspect_estimates_cache_and_quantised_weights(run_real):
+    found = json.loads(run_real("inspect", "llama3.2-11B", "--json").stdout)
+    # 32 self-attention layers, 8 key/value heads of 128, keys and values, 2 bytes
+    assert found["cache_bytes_per_token"] == 32 * 8 * 128 * 2 * 2
+    # 8 cross-attention layers, 1,601 tokens a tile
+    assert found["cache_bytes_per_tile"] == 8 * 8 * 128 * 2 * 2 * 1601
+    weights = found["weight_bytes"]
+    assert weights["int4"] < weights["int8"] < weights["bfloat16"]
+    assert weights["int8"] > found["parameters"]  # embeddings and tables stay 16-bit
+
+
+def test_inspect_prints_aligned_facts(run_real):
+    lines = run_real("inspect", "llama3.2-11B").stdout.splitlines()
+    assert lines[0] == (
+        "model                     Llama-3.2-11B-Vision-Instruct (mllama, instruct)"
+    )
+    assert "parameters                10,670,220,835 (10.7 B)" in lines
+    assert lines[-1] == "checkpoint                not on this machine"
+
+
+def write_safetensors(path, tensors):
+    """A file with zeros in the tensors given as name -> (dtype, shape, bytes)."""
+    header, offset = {}, 0
+    for name, (dtype, shape, length) in tensors.items():
+        offsets = [offset, offset + length]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        offset += length
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
+
+
+def test_inspect_reads_bytes_by_dtype_from_the_headers(run_real, tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a": ("BF16", [3, 4], 24), "b": ("F32", [5], 20)})
+    params = known_params("llama3.2-11B").source
+    done = run_real("inspect", str(path), "--params-path", str(params), "--json")
+    found = json.loads(done.stdout)["checkpoint"]
+    assert found["bytes_by_dtype"] == {"bfloat16": 24, "float32": 20}
+    assert (found["format"], found["files"], found["tensors"]) == ("hf", 1, 2)
+
+
+def test_inspect_of_a_damaged_file_is_exit_code_3(run_real, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"<html>404</html>")
+    params = known_params("llama3.2-11B").source
+    done = run_real("inspect", str(path), "--params-path", str(params))
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 3, 1)
+    assert "model.safetensors" in done.stderr
+
+
+def test_inspect_of_an_unknown_name_is_exit_code_3(run_real):
+    assert run_real("inspect", "llama9").exit_code == 3

@@ -1,0 +1,201 @@
+"""The command as a real process: pipes, terminals, signals, a reader that goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "red \x1b[31mrose \x1b]52;c;aGk=\x07and \u202eback"
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the command with a model that says `answer`, `delay` seconds a token."""
+    started: list[subprocess.Popen] = []
+
+    def start_one(
+        *args: str, answer: str = "A brown dog.", delay: float = 0.0, **streams: Any
+    ) -> subprocess.Popen:
+        script = json.dumps({"answer": answer, "delay": delay})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm-256color"}
+        environment.pop("NO_COLOR", None)
+        streams = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1, **streams}
+        command = [sys.executable, "-m", "tests.cli.fake_program", script, *args]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, **streams))
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        with process:  # closes its pipes and waits
+            pass
+
+
+def read_terminal(terminal: int) -> str:
+    """All that was written to a pseudo terminal until its other end closed."""
+    data = b""
+    while True:
+        try:
+            more = os.read(terminal, 65536)
+        except OSError:  # how Linux says end of file here
+            break
+        if not more:
+            break
+        data += more
+    os.close(terminal)
+    return data.decode()
+
+
+def test_a_pipe_gets_every_byte_as_the_model_said_it(start):
+    out, err = start("generate", "-q", "-p", "x", answer=HOSTILE).communicate(timeout=120)
+    assert out == (HOSTILE + "\n").encode()
+    assert err == b""
+
+
+def test_a_terminal_gets_no_escape_sequence_from_the_model(start):
+    terminal, inner = pty.openpty()
+    process = start("generate", "-q", "-p", "x", answer=HOSTILE, stdout=inner)
+    os.close(inner)
+    written = read_terminal(terminal)
+    assert process.wait(60) == 0
+    assert written == "red \N{SYMBOL FOR ESCAPE}rose \N{SYMBOL FOR ESCAPE}and back\r\n"
+
+
+def test_stderr_on_a_terminal_shows_stages_and_cleans_up(start):
+    terminal, inner = pty.openpty()
+    process = start("generate", "-p", "x", delay=0.02, stderr=inner)
+    os.close(inner)
+    written = read_terminal(terminal)
+    assert process.communicate(timeout=60)[0] == b"A brown dog.\n"
+    assert "reading the prompt" in written
+    screen = pyte.Screen(100, 5)
+    pyte.Stream(screen).feed(written)
+    lines = [line.rstrip() for line in screen.display if line.strip()]
+    assert lines == ["using the built-in model 'Llama-3.2-11B-Vision-Instruct'; see 'mmchat list'"]
+    assert not screen.cursor.hidden
+
+
+def test_json_on_a_terminal_is_pure_ascii(start):
+    terminal, inner = pty.openpty()
+    process = start("generate", "-q", "-p", "x", "--json", answer=HOSTILE, stdout=inner)
+    os.close(inner)
+    written = read_terminal(terminal)
+    assert process.wait(60) == 0
+    assert written.isascii()
+    assert "\x1b" not in written
+    assert json.loads(written)["text"] == HOSTILE
+
+
+def test_tokens_come_through_a_pipe_as_they_are_made(start):
+    process = start("generate", "-q", "-p", "x", answer="abc", delay=0.5)
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    assert (first, process.poll()) == (b"a", None)
+    assert process.communicate(timeout=60)[0] == b"bc\n"
+
+
+def said_so_far(process: subprocess.Popen, count: int = 2) -> bytes:
+    assert process.stdout is not None
+    return process.stdout.read(count)
+
+
+def test_sigint_ends_the_answer_within_a_token_and_exits_130(start):
+    process = start("generate", "-q", "-p", "x", answer="a" * 400, delay=0.05)
+    said = said_so_far(process)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (said + rest).strip(b"a") == b"\n"
+    assert len(rest) < 40
+    assert err == b""
+
+
+def test_sigterm_exits_143_without_a_traceback(start):
+    process = start("generate", "-q", "-p", "x", answer="a" * 400, delay=0.05)
+    said_so_far(process)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (143, b"")
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(start):
+    process = start("generate", "-q", "-p", "x", answer="a" * 400, delay=0.02)
+    said_so_far(process)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (process.wait(60), err) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_behind_stdout_is_exit_code_7(start):
+    with Path("/dev/full").open("wb") as full:
+        process = start("generate", "-q", "-p", "x", stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 7
+    assert err == b"mmchat: error: cannot write the output: No space left on device\n"
+
+
+def test_without_a_prompt_on_a_terminal_nothing_is_awaited(start):
+    terminal, inner = pty.openpty()
+    process = start("generate", stdin=inner)
+    _, err = process.communicate(timeout=60)
+    os.close(inner)
+    os.close(terminal)
+    assert process.returncode == 2
+    assert err == (
+        b"mmchat: error: no prompt is given; use --prompt TEXT or pipe the text into stdin\n"
+    )
+
+
+def test_a_silent_stdin_is_named_after_a_while(start):
+    process = start("generate", "-p", "x", stdin=subprocess.PIPE)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert line == b"reading stdin until it ends (write '< /dev/null' to give none)\n"
+    out, _ = process.communicate(timeout=60)
+    assert out == b"A brown dog.\n"
+
+
+def test_help_and_version_are_quick_and_load_nothing_heavy():
+    program = (
+        "import sys\nfrom mmchat.cli.app import app\n"
+        "try: app(sys.argv[1:], prog_name='mmchat')\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'tiktoken', 'prompt_toolkit', 'huggingface_hub'}\n"
+        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    for args in (["--help"], ["--version"], ["generate", "--help"], ["list"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *args], capture_output=True, text=True, check=True
+        )
+        assert done.stdout
+        assert done.stderr == "\n", args
+
+
+def test_completion_loads_no_torch():
+    environment = {
+        **os.environ,
+        "_MMCHAT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "mmchat gen",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mmchat"],
+        capture_output=True, text=True, env=environment, timeout=60, check=False,
+    )  # fmt: skip
+    assert "generate" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert "torch" not in imported

@@ -1,0 +1,63 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import mmchat
+
+ROOT = Path(__file__).parents[1]
+HEAVY = "{'torch', 'numpy', 'PIL', 'tiktoken', 'tokenizers', 'prompt_toolkit', 'huggingface_hub'}"
+LIGHT_MODULES = (
+    "mmchat",
+    "mmchat.cli.app",
+    "mmchat.errors",
+    "mmchat.events",
+    "mmchat.limits",
+    "mmchat.messages",
+    "mmchat.params",
+    "mmchat.models.mllama.config",
+    "mmchat.models.mllama.footprint",
+    "mmchat.models.mllama.tiling",
+)
+
+
+def test_import_contracts_hold():
+    program = (
+        "import sys; from importlinter.cli import lint_imports;"
+        "sys.exit(lint_imports(config_filename='pyproject.toml', no_cache=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_light_modules_import_nothing_heavy():
+    program = (
+        "import sys, importlib\n"
+        f"for name in {LIGHT_MODULES!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    assert not ({HEAVY} & set(sys.modules)), name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", mmchat.__all__)
+def test_every_public_name_can_be_had(name):
+    assert getattr(mmchat, name) is not None
+    assert name in dir(mmchat)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'chatt'"):
+        _ = mmchat.chatt
+
+
+def test_the_version_is_the_projects():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert mmchat.__version__ == project["version"]
