@@ -35,11 +35,11 @@ def find_or_offer(choice: ModelChoice) -> ModelSource:
 
 def _downloadable(choice: ModelChoice) -> ModelParams | None:
     """The known model that is meant, if it can be fetched now and someone can be asked."""
-    from mmchat.checkpoints.hub.client import is_offline
+    from mmchat.checkpoints.hub.client import is_hub_offline
     from mmchat.params import find_params
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
-    if choice.name is None or choice.checkpoint_path is not None or not is_seen or is_offline():
+    if choice.name is None or choice.checkpoint_path is not None or not is_seen or is_hub_offline():
         return None
     params = find_params(choice.name)
     return params if params and params.repo else None

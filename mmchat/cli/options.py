@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from mmchat.cli import console
+from mmchat.offline import go_offline
 
 INPUT = "Input"
 SAMPLING = "Sampling"
@@ -32,7 +32,7 @@ def _set_color(mode: console.ColorMode) -> None:
 
 def _go_offline(asked: bool) -> None:
     if asked:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+        go_offline()
 
 
 def number(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmchat.errors import GatedError, MmchatError, NetworkError, NotFoundError, quoted
+from mmchat.offline import is_offline
 
 T = TypeVar("T")
 
@@ -45,10 +46,9 @@ class TransientError(NetworkError):
         self.wait = wait
 
 
-def is_offline() -> bool:
-    """Whether the environment forbids the network (HF_HUB_OFFLINE or MMCHAT_OFFLINE)."""
-    values = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "MMCHAT_OFFLINE"))
-    return any(value.upper() in ("1", "ON", "YES", "TRUE") for value in values)
+def is_hub_offline() -> bool:
+    """Whether this run may not ask the Hub (HF_HUB_OFFLINE or MMCHAT_OFFLINE)."""
+    return is_offline() or is_offline("HF_HUB_OFFLINE")
 
 
 def page_of(repo: str) -> str:
@@ -72,7 +72,7 @@ class HubClient:
     """One repository on the Hub. token: None takes HF_TOKEN or the one that was logged in with."""
 
     def __init__(self, repo: str, token: str | None = None) -> None:
-        if is_offline():
+        if is_hub_offline():
             raise NetworkError(f"{repo}: not asked for, because this run is offline")
         self.repo = repo
         self._token = token

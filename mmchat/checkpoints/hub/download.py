@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.checkpoints.hub.client import COMMIT, HubClient, HubFile, is_offline
+from mmchat.checkpoints.hub.client import COMMIT, HubClient, HubFile, is_hub_offline
 from mmchat.checkpoints.hub.places import (
     CachePlace,
     FolderPlace,
@@ -138,7 +138,7 @@ def plan(request: Request) -> Plan:
 
     Raises NetworkError (GatedError, NotFoundError), UsageError, CheckpointError, DiskError.
     """
-    if is_offline():
+    if is_hub_offline():
         return _offline_plan(request)
     client = HubClient(request.repo, request.token)
     commit = client.resolve(request.revision)
