@@ -49,10 +49,11 @@ class Faults:
 
 
 class FakeHub:
-    """Serves `files` as the repository REPO at COMMIT; a context manager."""
+    """Serves `files` as the repository `repo` at COMMIT; a context manager."""
 
-    def __init__(self, files: dict[str, bytes]) -> None:
+    def __init__(self, files: dict[str, bytes], repo: str = REPO) -> None:
         self.files = files
+        self.repo = repo
         self.faults = Faults()
         self.requests: list[Seen] = []
         self.commits = {"main": COMMIT, COMMIT: COMMIT}
@@ -63,6 +64,7 @@ class FakeHub:
             handler = type(name, (_Handler,), {"hub": self, "name": name})
             server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
             server.daemon_threads = True
+            server.handle_error = lambda *_: None  # a client that goes away is no news
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
             self._servers.append(server)
         # Two names of this machine, so that the CDN is another host.
@@ -123,16 +125,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _hub_answer(self, path: str, token: str, is_head: bool) -> None:
-        hub, api = self.hub, f"/api/models/{REPO}/"
+        hub, api = self.hub, f"/api/models/{self.hub.repo}/"
         if token and token not in hub.faults.known_tokens:
             return self._refuse(401, "", "Invalid credentials in Authorization header")
-        if REPO not in path:
+        if hub.repo not in path:
             return self._refuse(404, "RepoNotFound", "Repository not found")
         if path.startswith(api + "revision/"):
             commit = hub.commits.get(path.removeprefix(api + "revision/"))
             if commit is None:
                 return self._refuse(404, "RevisionNotFound", "Invalid rev id")
-            return self._json({"id": REPO, "sha": commit, "siblings": []})
+            return self._json({"id": hub.repo, "sha": commit, "siblings": []})
         if path.startswith(api + "tree/"):
             return self._json([hub.entry(name) for name in sorted(hub.files)])
         name = path.split("/resolve/")[1].split("/", 1)[1]
@@ -168,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         if is_large and not is_head:
             if faults.cut_after is not None:
                 limit = faults.cut_after
-            elif faults.cut_once is not None:
+            elif faults.cut_once is not None and len(data) > faults.cut_once:
                 limit, faults.cut_once = faults.cut_once, None
         self._send(status, data, headers, None if is_head else limit)
 

@@ -21,7 +21,7 @@ def test_list_on_a_terminal_is_a_table(run_real, monkeypatch):
     monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "200")
     first, *rest = run_real("list").stdout.splitlines()
-    assert first.split() == ["NAME", "KIND", "PARAMETERS", "TILE", "ON", "DISK", "FORMAT", "ALIASES"]
+    assert " ".join(first.split()) == "NAME KIND PARAMETERS TILE ON DISK FORMAT ALIASES"
     start = first.index("KIND")
     assert all(line[start:].startswith(("base", "instruct")) for line in rest)
 

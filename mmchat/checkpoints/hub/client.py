@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mmchat.errors import GatedError, MmchatError, NetworkError, NotFoundError, quoted
+from mmchat.errors import DiskError, GatedError, MmchatError, NetworkError, NotFoundError, quoted
 from mmchat.offline import is_offline
 
 T = TypeVar("T")
@@ -181,6 +181,9 @@ class HubClient:
                 if wait is None or not error.busy:
                     raise
                 time.sleep(min(error.wait or wait, _LONGEST_WAIT))
+            except OSError as error:  # such as a token file that cannot be read
+                reason = error.strerror or error
+                raise DiskError(f"{quoted(error.filename, 300)}: {reason}") from None
 
     # What its faults mean
 
@@ -205,6 +208,8 @@ class HubClient:
             raise NotFoundError(f"{self.repo}: a file that its list names is missing") from None
         except errors.HfHubHTTPError as error:
             raise self._bad_status(error) from None
+        except errors.OfflineModeIsEnabled:
+            raise NetworkError(f"{self.repo}: not asked for, because this run is offline") from None
         except httpx2.TimeoutException:
             raise TransientError(
                 f"{endpoint} did not answer within {self._timeout():g} s; try again, or set"
