@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmchat.cli import console
+from mmchat.cli.convert import convert
 from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
 from mmchat.cli.generate import generate
@@ -111,6 +112,7 @@ app.command()(download)
 app.command()(where)
 app.command()(verify)
 app.command()(remove)
+app.command()(convert)
 app.command()(inspect)
 app.command()(tiles)
 app.add_typer(eval_app, name="eval")

@@ -19,8 +19,8 @@ from http import HTTPStatus
 from urllib.parse import quote, urljoin, urlsplit
 
 from mmchat import limits
-from mmchat.fetch.deadline_socket import DeadlineSocket
 from mmchat.errors import ImageError, NetworkError, NotFoundError, quoted
+from mmchat.fetch.deadline_socket import DeadlineSocket
 from mmchat.fetch.ip_rules import is_metadata, is_public
 from mmchat.offline import is_offline
 

@@ -101,6 +101,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background; children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with FakeHub(dict(FILES)) as hub:
         machine = Machine(hub, tmp_path / "hf")
         yield machine
