@@ -49,7 +49,7 @@ def generate_tokens(
     runtime.encode_images(inputs, cache)
     _wait(runtime)
     timings.vision_seconds = clock() - begin
-    begin = clock()
+    begin = first = clock()
     logits = runtime.prefill(inputs, cache)
     for count in range(1, max_new_tokens + 1):
         token = sampler.sample(logits)

@@ -87,9 +87,8 @@ def load_model(
     placement = choose_placement(device, dtype, params.parameters)
     tokenizer = _open_tokenizer(source)
     family = params.family
-    with open_checkpoint(
-        source.checkpoint, merge_rules=family.resolve("weights").shard_dims
-    ) as files:
+    merge_rules = family.resolve("weights").shard_dims
+    with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
         model = _load_weights(files, params, placement, text_only, progress)
         alpha = alpha or params.image_processor.alpha_for(files.format)
     processor = family.resolve("processor")(params.config, params.image_processor, tokenizer, alpha)
@@ -113,6 +112,12 @@ def _context_limit(params: ModelParams, asked: int | None) -> int:
     if not 1 <= asked <= most:
         raise UsageError(f"max_seq_len must be between 1 and {most} for this model, not {asked}")
     return asked
+
+
+def _given(checkpoint: Path | None, params: ModelParams) -> Path:
+    if checkpoint is None:
+        raise CheckpointError(f"no weights of {params.name} are here; give --checkpoint-path")
+    return checkpoint
 
 
 def _open_tokenizer(source: ModelSource) -> Tokenizer:

@@ -13,8 +13,8 @@ from mmchat import fetch as fetch_module
 from mmchat import limits
 from mmchat.errors import ImageError, NetworkError, NotFoundError
 from mmchat.fetch import fetch
-from mmchat.images import load_image
 from mmchat.fetch.ip_rules import is_metadata, is_public
+from mmchat.images import load_image
 
 
 def picture() -> bytes:

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,7 +51,17 @@ def test_the_first_command_is_the_quick_start():
     ]
 
 
-@pytest.mark.parametrize("command", commands("sh"))
+def is_quick(command: str) -> bool:
+    """The quick start, and what loads no model, belong to the default run."""
+    loads = " generate " in f" {command}" and "--dry-run" not in command
+    return not loads or "--prompt " in command
+
+
+def with_marks(lines: list[str]) -> list[Any]:
+    return [pytest.param(line, marks=[] if is_quick(line) else pytest.mark.slow) for line in lines]
+
+
+@pytest.mark.parametrize("command", with_marks(commands("sh")))
 def test_the_command_works(command):
     done = run(command)
     assert done.returncode == 0, done.stderr

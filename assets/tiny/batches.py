@@ -16,10 +16,12 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmchat.evals.scenes import Question, Scene, make_scene
+from mmchat.evals.scenes.questions import NO_PICTURE, TALK
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
 from mmchat.messages import Image
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, preprocess
+from mmchat.models.mllama.text import CrossSegment
 from mmchat.models.mllama.tiling import TileLayout
 
 PATTERN = (
@@ -33,12 +35,21 @@ CLIP = ImageProcessorConfig(
 BEGIN_OF_TEXT, PAD, START_HEADER, END_HEADER, EOT = 0, 4, 6, 7, 9
 NUM_SPECIAL = 256
 MAX_LENGTH = 120
-ROWS_BY_TILES = {0: 16, 1: 32, 2: 28, 3: 24, 4: 20}
+ROWS_BY_TILES = {0: 16, 1: 26, 2: 20, 3: 16, 4: 14}
 # Auxiliary labels of a patch and their number of classes; -1 is no label.
 AUXILIARY = {
     "kind": len(KINDS) + 3, "colour": len(COLOURS), "cell": 9, "count": 4,
     "word": len(WORDS), "tens": 11, "units": 10,
 }  # fmt: skip
+
+
+@dataclass
+class Ids:
+    """Token ids, which of them the model has to predict, where each group of pictures starts."""
+
+    ids: list[int]
+    wanted: list[bool]
+    starts: list[int]
 
 
 class Chat:
@@ -63,24 +74,27 @@ class Chat:
         start, end = self._special(START_HEADER), self._special(END_HEADER)
         return [start, *self.encode(role), end, *self.encode("\n\n")]
 
-    def ids(self, questions: Sequence[Question], images: int) -> tuple[list[int], list[bool]]:
-        """A chat with all pictures at its start, and which ids the model has to predict."""
-        ids, wanted = [self._special(BEGIN_OF_TEXT)], [False]
-        eot = self._special(EOT)
-        for turn, question in enumerate(questions):
-            pictures = [self.vocab_size] * images if turn == 0 else []
-            prompt = [*self._header("user"), *pictures, *self.encode(question.text), eot]
-            prompt += self._header("assistant")
-            answer = [*self.encode(question.answer), eot]
-            if turn and len(ids) + len(prompt) + len(answer) > MAX_LENGTH:
-                break
-            ids += prompt + answer
-            wanted += [False] * len(prompt) + [True] * len(answer)
-        return ids, wanted
+    def ids(self, chats: Sequence[tuple[Sequence[Question], int]]) -> Ids:
+        """Token ids of one conversation.
 
-    @property
-    def image_position(self) -> int:
-        return 1 + len(self._header("user"))
+        chats: questions, and how many pictures stand before the first of them.
+        """
+        row = Ids([self._special(BEGIN_OF_TEXT)], [False], [])
+        eot = self._special(EOT)
+        for questions, images in chats:
+            for turn, question in enumerate(questions):
+                prompt = [*self.encode(question.text), eot, *self._header("assistant")]
+                if turn == 0:
+                    prompt = [self.vocab_size] * images + prompt
+                prompt = self._header("user") + prompt
+                answer = [*self.encode(question.answer), eot]
+                if turn and len(row.ids) + len(prompt) + len(answer) > MAX_LENGTH:
+                    break
+                if turn == 0 and images:
+                    row.starts.append(len(row.ids) + len(self._header("user")))
+                row.ids += prompt + answer
+                row.wanted += [False] * len(prompt) + [True] * len(answer)
+        return row
 
     @property
     def pad_id(self) -> int:
@@ -89,11 +103,14 @@ class Chat:
 
 @dataclass(eq=False)
 class Batch:
-    """input_ids, wanted: [B, S]. tiles: [B·images, T, C, S, S]. labels: name -> [B·images, T·P]."""
+    """input_ids, wanted: [B, S]. tiles: [I, T, C, S, S]. labels: name -> [I, T·P].
+
+    segments: which positions of which rows see which pictures.
+    """
 
     input_ids: Tensor
     wanted: Tensor
-    images: int
+    segments: tuple[CrossSegment, ...]
     tiles: Tensor | None
     aspect_ratio_ids: Tensor | None
     labels: dict[str, Tensor]
@@ -138,8 +155,8 @@ def _span(start: int, size: int, scale: float) -> slice:
 
 # How likely a type is among the next questions of a training chat; captions come separately.
 TYPE_WEIGHTS = {
-    "colour": 1.0, "count": 1.0, "where": 1.2, "presence": 0.7, "text": 1.2, "order": 1.0,
-    "size": 1.0, "absent": 0.25, "unknown": 0.12,
+    "colour": 0.6, "count": 1.2, "where": 0.6, "presence": 1.5, "text": 1.2, "order": 1.0,
+    "size": 1.0, "absent": 1.0, "unknown": 0.1,
 }  # fmt: skip
 
 
@@ -152,27 +169,49 @@ def choose_questions(rng: Random, scene: Scene) -> Scene:
         return scene
     caption = rng.choice(by_type.pop("caption"))
     names = sorted(by_type, key=lambda name: rng.random() ** (1 / TYPE_WEIGHTS[name]))[::-1]
+    if rng.random() < 0.5 and any(q.answer.startswith("Yes") for q in by_type["presence"]):
+        by_type["presence"] = [q for q in by_type["presence"] if q.answer.startswith("Yes")]
     chosen = [rng.choice(by_type[name]) for name in names]
     if rng.random() < 0.8:
         chosen.insert(rng.randrange(4), caption)
-    return replace(scene, questions=tuple(chosen))
+    if rng.random() < 0.06:
+        answer = rng.choice([answer for answer in TALK if answer != NO_PICTURE])
+        chosen.insert(rng.randrange(3), Question("talk", rng.choice(TALK[answer]), answer))
+    return replace(scene, questions=tuple(loosen(rng, question) for question in chosen))
+
+
+def loosen(rng: Random, question: Question) -> Question:
+    """Now and then the question as people type it: in small letters, without a question mark."""
+    text = question.text
+    if rng.random() < 0.08:
+        text = text[0].lower() + text[1:]
+    if rng.random() < 0.08:
+        text = text.rstrip("?.")
+    return replace(question, text=text)
 
 
 def make_batch(
-    scenes: Sequence[Scene], chat: Chat, config: VisionConfig, rng: Random | None = None
+    scenes: Sequence[Scene],
+    chat: Chat,
+    config: VisionConfig,
+    rng: Random | None = None,
+    per_row: int = 1,
 ) -> Batch:
-    """One batch of scenes with equal numbers of pictures and tiles; `rng` turns some into JPEG."""
-    rows = [chat.ids(scene.questions, len(scene.views)) for scene in scenes]
-    length = max(len(ids) for ids, _ in rows)
+    """One batch of scenes with equal numbers of pictures and tiles; `rng` turns some into JPEG.
+
+    per_row: how many scenes follow each other in one conversation.
+    """
+    groups = [scenes[first : first + per_row] for first in range(0, len(scenes), per_row)]
+    rows = [chat.ids([(s.questions, len(s.views)) for s in group]) for group in groups]
+    length = max(len(row.ids) for row in rows)
     input_ids = torch.full((len(rows), length), chat.pad_id)
     wanted = torch.zeros(len(rows), length, dtype=torch.bool)
-    for row, (ids, mask) in enumerate(rows):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        wanted[row, : len(ids)] = torch.tensor(mask)
-    types = tuple(scene.questions[0].type for scene in scenes)
-    images = len(scenes[0].views)
-    if not images:
-        return Batch(input_ids, wanted, 0, None, None, {}, types)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        wanted[index, : len(row.ids)] = torch.tensor(row.wanted)
+    types = tuple(group[0].questions[0].type for group in groups)
+    if not scenes[0].views:
+        return Batch(input_ids, wanted, (), None, None, {}, types)
     tiled, labels = [], []
     for scene in scenes:
         for view, picture in zip(scene.views, scene.pictures, strict=True):
@@ -183,12 +222,26 @@ def make_batch(
     return Batch(
         input_ids,
         wanted,
-        images,
+        cross_segments([row.starts for row in rows], length - 1, len(scenes[0].views)),
         torch.stack([each.pixel_values for each in tiled]),
         torch.tensor([each.layout.aspect_ratio_id for each in tiled]),
         {name: torch.from_numpy(np.stack([each[name] for each in labels])) for name in AUXILIARY},
         types,
     )
+
+
+def cross_segments(starts: list[list[int]], length: int, images: int) -> tuple[CrossSegment, ...]:
+    """Segments of rows whose groups of `images` pictures begin at `starts`."""
+    pictures = iter(range(10**6))
+    seen = [[tuple(next(pictures) for _ in range(images)) for _ in row] for row in starts]
+    if all(len(row) == 1 for row in starts):
+        rows = tuple(range(len(starts)))
+        return (CrossSegment(rows, starts[0][0], length, tuple(row[0] for row in seen)),)
+    segments = []
+    for index, row in enumerate(starts):
+        for start, end, group in zip(row, [*row[1:], length], seen[index], strict=True):
+            segments.append(CrossSegment((index,), start, end, (group,)))
+    return tuple(segments)
 
 
 def as_jpeg(picture: PILImage.Image, quality: int) -> PILImage.Image:
@@ -210,12 +263,17 @@ def training_batch(index: int, stage: float, chat: Chat, config: VisionConfig, s
     first = index * 64 + seed * 10**9
     kind = "single"
     if level == 2:
-        kind = rng.choices(("single", "pair", "talk"), (88, 9, 3))[0]
-    if kind != "single":
+        kind = rng.choices(("single", "pair", "talk", "later"), (86, 8, 3, 3))[0]
+    if kind in ("pair", "talk"):
         count = ROWS_BY_TILES[2 if kind == "pair" else 0]
         scenes = [make_scene(first + n, kind=kind) for n in range(count)]
         return make_batch(scenes, chat, config, rng)
-    weights = ((90, 10, 0, 0), (70, 20, 5, 5), (48, 24, 11, 17))[level]
+    if kind == "later":  # a second picture in a later turn
+        scenes = [make_scene(first + n, kind="objects", canvas=(1, 1)) for n in range(24)]
+        scenes = [choose_questions(rng, scene) for scene in scenes]
+        scenes = [replace(scene, questions=scene.questions[:2]) for scene in scenes]
+        return make_batch(scenes, chat, config, rng, per_row=2)
+    weights = ((90, 10, 0, 0), (70, 20, 5, 5), (58, 22, 8, 12))[level]
     tiles = rng.choices((1, 2, 3, 4), weights)[0]
     kinds = ("objects", "count", "text")
     shares = ((70, 15, 15), (60, 18, 22), (58, 17, 25))[level]

@@ -28,10 +28,12 @@ from torch.utils.data import DataLoader, IterableDataset
 from mmchat.evals.scenes import Scene, heldout_scenes
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.mllama.text import CrossSegment
 from mmchat.models.mllama.tiling import choose_layout
 
 HERE = Path(__file__).parent
+AUXILIARY_WEIGHTS = {
+    "kind": 2.0, "colour": 1.0, "cell": 1.0, "count": 1.0, "word": 0.5, "tens": 0.3, "units": 0.3,
+}  # fmt: skip
 
 
 def tiny_config(vocab_size: int) -> MllamaConfig:
@@ -95,20 +97,14 @@ class Trainee(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(size, n) for name, n in AUXILIARY.items()})
         initialise(self)
 
-    def forward(self, batch: Batch, image_position: int) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits that predict ids 1.., [B, S - 1, V], and the auxiliary loss."""
-        rows, length = batch.input_ids.shape
-        segments, states, auxiliary = (), (), torch.zeros(())
+        states, auxiliary = (), torch.zeros(())
         if batch.tiles is not None:
             features = self.model.vision_model(batch.tiles, batch.aspect_ratio_ids)
             states = tuple(self.model.multi_modal_projector(features))
             auxiliary = self._auxiliary_loss(features, batch.labels)
-            images = tuple(
-                tuple(range(row * batch.images, (row + 1) * batch.images)) for row in range(rows)
-            )
-            segments = (CrossSegment(tuple(range(rows)), image_position, length - 1, images),)
-        logits = self.model(batch.input_ids[:, :-1], segments, states)
-        return logits, auxiliary
+        return self.model(batch.input_ids[:, :-1], batch.segments, states), auxiliary
 
     def _auxiliary_loss(self, features: Tensor, labels: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of each head over the patches that have its label, summed."""
@@ -119,7 +115,8 @@ class Trainee(nn.Module):
             if name == "kind":
                 known &= (label > 0) | (torch.rand(label.shape) < 0.1)
             if known.any():
-                total = total + F.cross_entropy(head(features[known]).float(), label[known])
+                loss = F.cross_entropy(head(features[known]).float(), label[known])
+                total = total + AUXILIARY_WEIGHTS[name] * loss
         return total
 
 
@@ -205,7 +202,7 @@ def accuracy(trainee: Trainee, scenes: list[Scene], chat: Chat, config: VisionCo
         for start in range(0, len(members), 32):
             batch = make_batch(members[start : start + 32], chat, config)
             with torch.autocast("cpu", torch.bfloat16):
-                logits, _ = trainee(batch, chat.image_position)
+                logits, _ = trainee(batch)
             hit = (logits.argmax(-1) == batch.input_ids[:, 1:]) | ~batch.wanted[:, 1:]
             for type_, row in zip(batch.types, hit.all(1).tolist(), strict=True):
                 right[type_].append(row)
@@ -214,15 +211,24 @@ def accuracy(trainee: Trainee, scenes: list[Scene], chat: Chat, config: VisionCo
 
 
 def optimizers(trainee: Trainee, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """AdamW for all, or Muon for the layers' matrices and AdamW for the rest."""
-    muon, matrices, others = [], [], []
+    """Muon for the layers' matrices, AdamW for the rest; or AdamW for all.
+
+    Patch embeddings have small weights and many readers: they get a third of the rate.
+    """
+    muon, patches, matrices, others = [], [], [], []
     for name, parameter in trainee.named_parameters():
-        in_layer = ".layers." in name and parameter.ndim == 2
+        in_layer = (".layers." in name or "projector" in name) and parameter.ndim == 2
         if args.optimizer == "muon" and in_layer:
             muon.append(parameter)
+        elif "patch_embedding" in name:
+            patches.append(parameter)
         else:
             (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
-    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": 0.05},
+        {"params": others, "weight_decay": 0.0},
+        {"params": patches, "weight_decay": 0.0, "lr": 0.3 * args.lr},
+    ]
     adam = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), eps=1e-8, fused=True)
     if not muon:
         return [adam]
@@ -255,12 +261,15 @@ class Run:
             stacks = (vision.transformer, vision.global_transformer, text)
             for layer in (layer for stack in stacks for layer in stack.layers):
                 layer.compile(dynamic=True)
+        self.first_step = self.step if args.restart_schedule else 0
         self.scenes = list(heldout_scenes(args.eval_scenes))
         self.began = time.time()
 
     def _resume(self) -> None:
         state = torch.load(self.args.out / "state.pt", weights_only=True)
-        self.trainee.load_state_dict(state["trainee"])
+        own = self.trainee.state_dict()
+        fitting = {n: w for n, w in state["trainee"].items() if w.shape == own[n].shape}
+        self.trainee.load_state_dict(fitting, strict=False)
         if not self.args.restart_schedule:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=False):
                 optimizer.load_state_dict(saved)
@@ -310,15 +319,15 @@ class Run:
 
     def _one_step(self, batch: Batch) -> dict[str, float]:
         spent = self.spent()
-        warm = min(1.0, (self.step + 1) / 100)
+        warm = min(1.0, (self.step - self.first_step + 1) / 60)
         scale = warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, spent))))
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
         with torch.autocast("cpu", torch.bfloat16, enabled=not self.args.float32):
-            logits, auxiliary = self.trainee(batch, self.chat.image_position)
+            logits, auxiliary = self.trainee(batch)
         loss = language_loss(logits, batch)
-        weight = self.args.auxiliary * max(0.1, 1 - 1.5 * spent)
+        weight = self.args.auxiliary * max(0.1, 1 - spent)
         (loss + weight * auxiliary).backward()
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         for optimizer in self.optimizers:

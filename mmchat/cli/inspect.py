@@ -21,7 +21,12 @@ ESTIMATED_DTYPES = ("bfloat16", "int8", "int4")
 
 def inspect(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL|PATH", help="Name, alias, folder or weights file.")
+        str,
+        typer.Argument(
+            metavar="MODEL|PATH",
+            help="Name, alias, folder or weights file.",
+            autocompletion=options.complete_model,
+        ),
     ],
     params_path: options.ParamsPath = None,
     as_json: options.Json = False,

@@ -67,6 +67,18 @@ def _not_empty(values: list[str] | None) -> list[str]:
     return values or []
 
 
+def complete_model(incomplete: str) -> list[tuple[str, str]]:
+    """Names and aliases that begin so, each with the description of the model."""
+    from mmchat.params import known_params
+
+    return [
+        (name, params.description)
+        for params in known_params()
+        for name in (params.name, *params.aliases)
+        if name.startswith(incomplete)
+    ]
+
+
 Debug = Annotated[
     bool,
     typer.Option(
@@ -103,7 +115,9 @@ Offline = Annotated[
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="MODEL", help="Name, alias or folder of a model; the built-in 'tiny' if left out."
+        metavar="MODEL",
+        help="Name, alias or folder of a model; the built-in 'tiny' if left out.",
+        autocompletion=complete_model,
     ),
 ]
 CheckpointPath = Annotated[

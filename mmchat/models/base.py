@@ -55,8 +55,8 @@ class VisionLanguageModel(Protocol):
         ...
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many leading token ids two sequences share."""
+def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many leading items two sequences share."""
     shared = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

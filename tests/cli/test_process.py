@@ -184,18 +184,22 @@ def test_help_and_version_are_quick_and_load_nothing_heavy():
         assert done.stderr == "\n", args
 
 
-def test_completion_loads_no_torch():
+@pytest.mark.parametrize(
+    ("words", "word", "offered"),
+    [("mmchat gen", 1, "generate"), ("mmchat generate llama3.2-9", 2, "llama3.2-90B")],
+)
+def test_completion_offers_commands_and_models_without_torch(words, word, offered):
     environment = {
         **os.environ,
         "_MMCHAT_COMPLETE": "complete_bash",
-        "COMP_WORDS": "mmchat gen",
-        "COMP_CWORD": "1",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(word),
     }
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "mmchat"],
         capture_output=True, text=True, env=environment, timeout=60, check=False,
     )  # fmt: skip
-    assert "generate" in done.stdout
+    assert offered in done.stdout.split()
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert "torch" not in imported

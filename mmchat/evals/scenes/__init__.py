@@ -81,7 +81,7 @@ def make_scene(
 ) -> Scene:
     """The scene of a seed: the same arguments always give the same pictures and questions.
 
-    level: 0 has one object, 1 at most two, 2 up to four. kind: "objects", "count" (equal objects),
+    level: 0 has one object, 1 at most two, 2 up to three. kind: "objects", "count" (equal objects),
     "text" (printed), "pair" (two pictures) or "talk" (none). canvas: (tiles_h, tiles_w) that the
     picture fills with tiles of 112 px; pairs always have one tile each.
     """

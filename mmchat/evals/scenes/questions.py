@@ -29,6 +29,13 @@ CAPTION = (
     "What is this?",
     "What does this picture show?",
     "What does this image show?",
+    "Describe it.",
+    "What's this?",
+    "What is here?",
+    "What do you see here?",
+    "What is shown here?",
+    "What's in the image?",
+    "What's in the picture?",
 )
 COLOUR = ("What colour is the {}?", "What color is the {}?", "Which colour is the {}?")
 COLOUR_MANY = ("What colour are the {}?", "What color are the {}?", "Which colour are the {}?")
@@ -43,6 +50,8 @@ TEXT = (
     "What does it say?",
     "What is the text?",
     "What text is in the picture?",
+    "What does the sign say?",
+    "What's written here?",
 )
 LEFT = ("Which is further left, the {} or the {}?", "Which is on the left, the {} or the {}?")
 RIGHT = ("Which is further right, the {} or the {}?", "Which is on the right, the {} or the {}?")
@@ -54,12 +63,18 @@ SAME = (
     "Are the two pictures the same?",
     "Are these images the same?",
     "Same or different?",
+    "Are these the same?",
+    "Are they the same?",
+    "Are the pictures the same?",
 )
 CHANGE = (
     "What changed?",
     "What is different?",
     "What has changed?",
     "What changed between the pictures?",
+    "What's different?",
+    "What's changed?",
+    "What is the difference?",
 )
 CHANGE_ANSWERS = {
     "": "Nothing changed.",

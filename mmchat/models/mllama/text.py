@@ -253,7 +253,7 @@ class TextModel(nn.Module):
         mask = (columns <= positions[:, None])[:, None, None]
         crossed = own = 0
         for layer in self.layers:
-            if not isinstance(layer, CrossAttentionLayer):
+            if isinstance(layer, SelfAttentionLayer):
                 x = layer.step(x, cos, sin, cached[own], positions, mask)
                 own += 1
             elif cross is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
+from mmchat.models.mllama.config import MllamaConfig as OurConfig
 from tests.models.mllama.oracle import CANVASES, CONFIG, IMAGE, Outputs, Row, image_positions
 from tests.models.mllama.plain_mllama import cross_mask
 
@@ -27,9 +28,10 @@ def build(
     shift_indices: bool = True,
     mask_rows: bool = True,
     attention: str = "sdpa",
+    ours: OurConfig = CONFIG,
 ) -> MllamaForConditionalGeneration:
     """transformers' model with these weights; the two flags correct faults 1 and 2."""
-    config = _config()
+    config = _config(ours)
     config._attn_implementation = attention
     model = MllamaForConditionalGeneration._from_config(config, attn_implementation=attention)
     model.load_state_dict({_in_memory(name): value for name, value in weights.items()}, strict=True)
@@ -43,12 +45,9 @@ def build(
     return model.float().eval()
 
 
-def _config() -> MllamaConfig:
-    vision, text, scaling = (
-        CONFIG.vision_config,
-        CONFIG.text_config,
-        CONFIG.text_config.rope_scaling,
-    )
+def _config(ours: OurConfig) -> MllamaConfig:
+    vision, text = ours.vision_config, ours.text_config
+    scaling = text.rope_scaling
     return MllamaConfig(
         vision_config=MllamaVisionConfig(
             hidden_size=vision.hidden_size,
@@ -82,10 +81,10 @@ def _config() -> MllamaConfig:
                 "original_max_position_embeddings": scaling.original_max_position_embeddings,
             },
             bos_token_id=1,
-            eos_token_id=249,
+            eos_token_id=text.vocab_size - 1,
             pad_token_id=PAD,
         ),
-        image_token_index=IMAGE,
+        image_token_index=ours.image_token_id,
     )
 
 
