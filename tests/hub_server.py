@@ -56,6 +56,8 @@ class FakeHub:
         self.repo = repo
         self.faults = Faults()
         self.requests: list[Seen] = []
+        self.large_bytes = 0  # of large bodies, as far as they were sent
+        self.lock = threading.Lock()
         self.commits = {"main": COMMIT, COMMIT: COMMIT}
 
     def __enter__(self) -> FakeHub:
@@ -187,6 +189,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         for start in range(0, min(limit, len(data)), 4096):
             self.wfile.write(data[start : min(start + 4096, limit)])
+            if self.name == "cdn":
+                with self.hub.lock:
+                    self.hub.large_bytes += min(4096, limit - start)
             if self.hub.faults.drip:
                 time.sleep(self.hub.faults.drip)
         if limit < len(data):

@@ -18,6 +18,7 @@ from tests.cli.hub_fixtures import (
     interrupt,
     wait_until,
 )
+from tests.hub_server import LARGE
 
 WEIGHTS_PATH = "model.safetensors"
 
@@ -339,7 +340,7 @@ while len(ends) < int(sys.argv[3]):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         app(["download", sys.argv[1]])
-    time.sleep(chance.uniform(0.01, 0.12))
+    time.sleep(chance.uniform(0.02, 0.6))
     os.kill(child, signal.SIGKILL)
     ends.append(os.waitpid(child, 0)[1])
 print(sum(end == signal.SIGKILL for end in ends))
@@ -357,32 +358,30 @@ def kill_many_times(machine, seed: int, times: int) -> int:
 
 @pytest.mark.slow
 def test_200_kills_at_random_moments_tear_nothing(machine):
-    machine.hub.files["model.safetensors"] = WEIGHTS * 4
-    size, hits, rounds = len(WEIGHTS) * 4, 0, 0
-    usual = USUAL | {"model.safetensors": WEIGHTS * 4}
+    """Never a torn file under its name, and at most a chunk of 64 KiB comes twice for each kill."""
+    weights, hits, rounds = WEIGHTS * 16, 0, 0
+    machine.hub.files[WEIGHTS_PATH] = weights
+    usual = USUAL | {WEIGHTS_PATH: weights}
+    large = sum(len(data) for data in usual.values() if len(data) >= LARGE)
     while hits < 200:
         rounds += 1
+        machine.hub.requests.clear()
+        machine.hub.large_bytes = 0
         machine.hub.faults.drip = 0.004
-        hits += kill_many_times(machine, rounds, 20)
+        killed = kill_many_times(machine, rounds, 20)
+        hits += killed
         for name, data in machine.tree().items():
-            assert data == usual[name]  # what has a name is whole
-        sent = sum(_sent_bytes(machine, size))
+            assert data == usual[name]
         machine.hub.faults.drip = 0
-        assert machine.run("download", REPO).exit_code == 0
+        machine.start("download", REPO).communicate()
         assert machine.tree() == usual
         assert machine.parts == []
-        assert sent <= size + 20 * 64 * 1024
+        assert machine.hub.large_bytes <= large + killed * 64 * 1024
+        seen = [s for s in machine.hub.sent("GET", WEIGHTS_PATH) if s.server == "cdn"]
+        starts = [int(s.headers.get("range", "bytes=0-")[6:-1]) for s in seen]
+        assert starts == sorted(starts)  # no run went back behind what another had kept
         assert machine.run("remove", REPO, "--yes").exit_code == 0
-        machine.hub.requests.clear()
-
-
-def _sent_bytes(machine, size: int) -> list[int]:
-    """Bytes of the weights between the offsets that the runs asked for."""
-    spans = [s.headers.get("range") for s in machine.hub.sent("GET") if s.path == f"/{WEIGHTS_PATH}"
-             and s.server == "cdn"]  # fmt: skip
-    starts = [int(span[6:-1]) if span else 0 for span in spans]
-    assert starts == sorted(starts), "a run went back behind what another had kept"
-    return [later - earlier for earlier, later in zip(starts, [*starts[1:], size], strict=True)]
+    print(f"{hits} kills in {rounds} downloads")
 
 
 # Space
