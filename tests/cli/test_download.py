@@ -340,7 +340,7 @@ while len(ends) < int(sys.argv[3]):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         app(["download", sys.argv[1]])
-    time.sleep(chance.uniform(0.02, 0.6))
+    time.sleep(chance.uniform(0.02, 0.35))
     os.kill(child, signal.SIGKILL)
     ends.append(os.waitpid(child, 0)[1])
 print(sum(end == signal.SIGKILL for end in ends))
@@ -357,9 +357,10 @@ def kill_many_times(machine, seed: int, times: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_200_kills_at_random_moments_tear_nothing(machine):
     """Never a torn file under its name, and at most a chunk of 64 KiB comes twice for each kill."""
-    weights, hits, rounds = WEIGHTS * 16, 0, 0
+    weights, hits, rounds = WEIGHTS * 8, 0, 0
     machine.hub.files[WEIGHTS_PATH] = weights
     usual = USUAL | {WEIGHTS_PATH: weights}
     large = sum(len(data) for data in usual.values() if len(data) >= LARGE)
@@ -381,7 +382,7 @@ def test_200_kills_at_random_moments_tear_nothing(machine):
         starts = [int(s.headers.get("range", "bytes=0-")[6:-1]) for s in seen]
         assert starts == sorted(starts)  # no run went back behind what another had kept
         assert machine.run("remove", REPO, "--yes").exit_code == 0
-    print(f"{hits} kills in {rounds} downloads")
+        print(f"{hits} kills in {rounds} downloads; {machine.hub.large_bytes - large:,} twice")
 
 
 # Space
