@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.checkpoints.strict_json import escaped, quoted
-from mmchat.errors import CheckpointError, ParamsError
+from mmchat.errors import CheckpointError, ParamsError, UsageError
 from mmchat.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "known_params",
     "load_params",
     "params_for_tile_size",
+    "repo_of",
 ]
 
 DEFAULT_MODEL = "tiny"
@@ -186,10 +187,31 @@ def _path_of(name: str) -> Path:
         )
     if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors"):
         raise CheckpointError(f"{quoted(name, 200)}: no such file or folder")
+    raise _unknown(name)
+
+
+def repo_of(name: str) -> str:
+    """The Hub repository that a name, alias or repository means.
+
+    Raises UsageError for the built-in model, ParamsError for an unknown name.
+    """
+    known = find_params(name)
+    if known is None:
+        if is_repo_id(name):
+            return name
+        raise _unknown(name)
+    if known.repo is None:
+        raise UsageError(f"{known.name} is built in; there is nothing to download")
+    return known.repo
+
+
+def _unknown(name: str) -> ParamsError:
     names = {n.casefold(): n for p in known_params() for n in (p.name, *p.aliases)}
     close = get_close_matches(name[:96].casefold(), names, n=3, cutoff=0.5)
     hint = "nearest: " + ", ".join(quoted(names[found]) for found in close) + "; " if close else ""
-    raise ParamsError(f"no model {quoted(name)} ({hint}'mmchat list' shows all, or give a path)")
+    if is_repo_id(name):
+        hint = f"to fetch it from the Hub: 'mmchat download {name}'; {hint}"
+    return ParamsError(f"no model {quoted(name)} ({hint}'mmchat list' shows all, or give a path)")
 
 
 def _params_beside(checkpoint: Path) -> ModelParams:
@@ -229,8 +251,8 @@ def _how_to_get(params: ModelParams) -> str:
         return f"no weights given for {params.name}; use --checkpoint-path"
     return (
         f"{params.name} is not on this machine; accept its licence at "
-        f"https://huggingface.co/{params.repo}, then 'hf download {params.repo}', "
-        "or give --checkpoint-path"
+        f"https://huggingface.co/{params.repo}, then 'mmchat download {params.name}' "
+        f"(about {2 * params.parameters / 1024**3:.0f} GiB), or give --checkpoint-path"
     )
 
 

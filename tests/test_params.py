@@ -272,7 +272,7 @@ def test_a_known_model_that_is_not_here_says_how_to_get_it():
     with pytest.raises(CheckpointError) as caught:
         find_model("llama3.2-11B")
     assert "Llama-3.2-11B-Vision-Instruct is not on this machine" in str(caught.value)
-    assert "hf download meta-llama/Llama-3.2-11B-Vision-Instruct" in str(caught.value)
+    assert "mmchat download Llama-3.2-11B-Vision-Instruct" in str(caught.value)
     source = find_model("llama3.2-11B", checkpoint_required=False)
     assert source.checkpoint is source.tokenizer is None
     assert not any(model.present for model in known_models() if model.params.repo)

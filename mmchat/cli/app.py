@@ -16,12 +16,16 @@ from typer.core import TyperGroup
 
 from mmchat.cli import console
 from mmchat.cli.chat import chat
+from mmchat.cli.convert import convert
+from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
 from mmchat.cli.generate import generate
 from mmchat.cli.inspect import inspect
+from mmchat.cli.keeping import remove, where
 from mmchat.cli.list_models import list_models
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.tiles import tiles
+from mmchat.cli.verify import verify
 from mmchat.errors import MmchatError
 
 USAGE_EXIT_CODE = 2
@@ -106,6 +110,11 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(chat)
 app.command(name="list")(list_models)
+app.command()(download)
+app.command()(where)
+app.command()(verify)
+app.command()(remove)
+app.command()(convert)
 app.command()(inspect)
 app.command()(tiles)
 app.add_typer(eval_app, name="eval")

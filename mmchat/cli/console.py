@@ -109,6 +109,13 @@ def error(command: str, text: str) -> None:
     _stderr_line(f"{command}: error: {text}", style="red")
 
 
+def confirm(question: str) -> bool:
+    """Ask on stderr and read the answer from stdin; only "y" or "yes" means yes."""
+    sys.stderr.write(for_stream(f"{question} [y/N] ", sys.stderr))
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def _stderr_line(text: str, style: str) -> None:
     text = for_stream(text, sys.stderr)
     colored = _color == "always" or (

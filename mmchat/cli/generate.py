@@ -13,6 +13,7 @@ from mmchat import atomic_file
 from mmchat.cli import answer, console, options
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
 from mmchat.cli.model_choice import ModelChoice, alpha_rule, check_name, say_choice
+from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import PromptInput, gather, load_images
 from mmchat.errors import UsageError
 
@@ -49,6 +50,7 @@ def generate(
     tokenizer_path: options.TokenizerPath = None,
     params_path: options.ParamsPath = None,
     text_only: options.TextOnly = False,
+    offline: options.Offline = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = 0,
     stream_json: options.StreamJson = False,
@@ -101,7 +103,7 @@ def generate(
         text_only=text_only,
         alpha=alpha,
     )
-    source = choice.find(checkpoint_required=not dry_run)
+    source = choice.find(checkpoint_required=False) if dry_run else find_or_offer(choice)
     if not quiet:
         say_choice(choice, source)
     pictures = _read_pictures(given, alpha_rule(choice, source), quiet)

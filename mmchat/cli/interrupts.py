@@ -1,10 +1,14 @@
-"""Ctrl-C while a model answers: the first one asks it to stop, the second one aborts."""
+"""Ctrl-C: while a model answers the first one asks it to stop, elsewhere it ends the command."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import typer
+
+from mmchat.cli import console
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -29,3 +33,13 @@ def first_interrupt_calls(stop: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous or signal.default_int_handler)
+
+
+@contextmanager
+def interrupt_says(message: str) -> Iterator[None]:
+    """Within the block Ctrl-C ends the command with `message` and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.note(message)
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console, options
 from mmchat.cli.units import count, size
 
 if TYPE_CHECKING:
-    from mmchat.params import KnownModel
+    from mmchat.checkpoints.hub.holdings import Holding
+    from mmchat.params import ModelParams
 
-COLUMNS = ("NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "ALIASES")
+COLUMNS = ("NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "FORMAT", "ALIASES")
 
 
 def list_models(
@@ -20,9 +22,7 @@ def list_models(
     debug: options.Debug = False,
 ) -> None:
     """List the known models and what is present on disk."""
-    from mmchat.params import known_models
-
-    models = known_models()
+    models = _entries()
     if as_json:
         console.print_json([_record(model) for model in models])
         return
@@ -34,31 +34,66 @@ def list_models(
             console.write_out("\t".join(row) + "\n")
 
 
-def _record(model: KnownModel) -> dict[str, Any]:
-    params = model.params
+@dataclass(frozen=True)
+class Entry:
+    """A model with a params file, or else one that mmchat downloaded, and what is there of it."""
+
+    name: str
+    params: ModelParams | None
+    held: Holding
+
+
+def _entries() -> list[Entry]:
+    from mmchat.checkpoints.hub.holdings import Holding, holding, recorded_repos
+    from mmchat.params import known_models
+
+    entries = []
+    for model in known_models():
+        repo = model.params.repo
+        if repo is None:
+            formats = ("safetensors",) if model.present else ()
+            state = "present" if model.present else "absent"
+            held = Holding(state, model.path, formats, model.size)
+        else:
+            held = holding(repo)
+        entries.append(Entry(model.params.name, model.params, held))
+    known = {entry.params.repo for entry in entries if entry.params}
+    found = [repo for repo in recorded_repos() if repo not in known]
+    return [*entries, *(Entry(repo, None, holding(repo)) for repo in found)]
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    params, held = entry.params, entry.held
     return {
-        "name": params.name,
-        "model_type": params.model_type,
-        "description": params.description,
-        "chat_format": params.chat_format,
-        "parameters": params.parameters,
-        "tile_size": params.tile_size,
-        "aliases": list(params.aliases),
-        "repo": params.repo,
-        "path": str(model.path) if model.path else None,
-        "bytes": model.size if model.path else None,
+        "name": entry.name,
+        "model_type": params.model_type if params else None,
+        "description": params.description if params else None,
+        "chat_format": params.chat_format if params else None,
+        "parameters": params.parameters if params else None,
+        "tile_size": params.tile_size if params else None,
+        "aliases": list(params.aliases) if params else [],
+        "repo": params.repo if params else entry.name,
+        "state": held.state,
+        "formats": list(held.formats),
+        "commit": held.commit,
+        "path": str(held.folder) if held.folder else None,
+        "bytes": None if held.state == "absent" else held.bytes,
     }
 
 
-def _row(model: KnownModel) -> tuple[str, ...]:
-    params = model.params
+def _row(entry: Entry) -> tuple[str, ...]:
+    params, held = entry.params, entry.held
+    on_disk = "no" if held.state == "absent" else size(held.bytes)
+    if held.state == "incomplete":
+        on_disk = f"incomplete, {on_disk}"
     return (
-        params.name,
-        params.chat_format,
-        count(params.parameters),
-        f"{params.tile_size} px",
-        size(model.size) if model.present else "no",
-        ", ".join(params.aliases),
+        entry.name,
+        params.chat_format if params else "",
+        count(params.parameters) if params else "",
+        f"{params.tile_size} px" if params else "",
+        on_disk,
+        ", ".join(held.formats),
+        ", ".join(params.aliases) if params else "",
     )
 
 

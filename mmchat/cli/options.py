@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from mmchat.cli import console
+from mmchat.offline import go_offline
 
 INPUT = "Input"
 SAMPLING = "Sampling"
@@ -27,6 +28,11 @@ def _request_debug(asked: bool) -> None:
 
 def _set_color(mode: console.ColorMode) -> None:
     console.set_color(mode)
+
+
+def _go_offline(asked: bool) -> None:
+    if asked:
+        go_offline()
 
 
 def number(
@@ -93,6 +99,16 @@ OutputFile = Annotated[
     Path | None,
     typer.Option(
         "-o", "--output", metavar="FILE", help="Write to FILE, not stdout.", rich_help_panel=OUTPUT
+    ),
+]
+
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        callback=_go_offline,
+        help="Ask no network; HF_HUB_OFFLINE=1 does the same.",
+        rich_help_panel=MODEL,
     ),
 ]
 

@@ -22,6 +22,7 @@ from mmchat import limits
 from mmchat.errors import ImageError, NetworkError, NotFoundError, quoted
 from mmchat.fetch.deadline_socket import DeadlineSocket
 from mmchat.fetch.ip_rules import is_metadata, is_public
+from mmchat.offline import is_offline
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\x9f\\]")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -62,6 +63,8 @@ def fetch(url: str, *, max_bytes: int = limits.IMAGE_BYTES, allow_private: bool 
     """
     deadline = time.monotonic() + limits.FETCH_TOTAL_SECONDS
     address = _parse(url)
+    if is_offline():
+        raise NetworkError(f"{address.shown} is not fetched, because this run is offline")
     for _ in range(limits.FETCH_REDIRECTS + 1):
         sockaddrs = _resolve(address, deadline)
         are_public = all(is_public(ipaddress.ip_address(where[0])) for _, where in sockaddrs)

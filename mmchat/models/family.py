@@ -29,7 +29,8 @@ class Family:
     sections: keys of a params file that `parse` reads. The functions take parsed JSON objects and a
     Where for messages, and raise ParamsError. parameter_count: parameters in the Hub's format.
     tile_size: side of one tile in pixels; with_tile_size: the same config but for it. model,
-    processor, weights and prompt are "module:attribute" or "module", imported only by `resolve`.
+    processor, weights, prompt and documents (the config in other formats) are "module:attribute" or
+    "module", imported only by `resolve`.
     """
 
     model_type: str
@@ -44,9 +45,10 @@ class Family:
     processor: str
     weights: str
     prompt: str
+    documents: str
 
     def resolve(self, part: str) -> Any:
-        """Import `part` ("model", "processor", "weights" or "prompt")."""
+        """Import `part` ("model", "processor", "weights", …)."""
         module, _, attribute = getattr(self, part).partition(":")
         found = import_module(module)
         return getattr(found, attribute) if attribute else found

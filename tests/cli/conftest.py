@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tests.cli.fake_command import scripted_model
 from tests.cli.fake_loading import install
+from tests.cli.hub_fixtures import machine  # noqa: F401
 
 
 @dataclass

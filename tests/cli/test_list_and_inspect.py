@@ -10,7 +10,7 @@ from tests.cli.fake_loading import known_params
 def test_list_piped_is_plain_columns(run_real):
     done = run_real("list")
     header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert header == ["NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "ALIASES"]
+    assert header == ["NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "FORMAT", "ALIASES"]
     by_name = {row[0]: row for row in rows}
     assert by_name["Llama-3.2-11B-Vision"][1:5] == ["base", "10.6 B", "448 px", "no"]
     assert by_name["Llama-3.2-90B-Vision-Instruct"][1:5] == ["instruct", "88.6 B", "560 px", "no"]
@@ -21,7 +21,7 @@ def test_list_on_a_terminal_is_a_table(run_real, monkeypatch):
     monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "200")
     first, *rest = run_real("list").stdout.splitlines()
-    assert first.split() == ["NAME", "KIND", "PARAMETERS", "TILE", "ON", "DISK", "ALIASES"]
+    assert " ".join(first.split()) == "NAME KIND PARAMETERS TILE ON DISK FORMAT ALIASES"
     start = first.index("KIND")
     assert all(line[start:].startswith(("base", "instruct")) for line in rest)
 

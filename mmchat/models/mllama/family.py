@@ -16,4 +16,5 @@ FAMILY = Family(
     processor="mmchat.models.mllama.processor:MllamaProcessor",
     weights="mmchat.models.mllama.weights",
     prompt="mmchat.models.mllama.prompt",
+    documents="mmchat.models.mllama.documents",
 )

@@ -1,0 +1,244 @@
+"""Where fetched files are put: in the Hugging Face cache, or in a folder of one's own.
+
+Both know which files they have, take finished parts, and write the manifest last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from mmchat.checkpoints.hub.client import HubFile
+from mmchat.checkpoints.hub.transfer import has_etag
+from mmchat.checkpoints.hub_cache import cache_folder
+from mmchat.checkpoints.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
+
+PART_ENDING = ".mmchat.part"
+
+
+class Place(Protocol):
+    """A folder that a download fills. folder: where the files lie by their names at the end."""
+
+    folder: Path
+    manifest_path: Path
+
+    def part(self, file: HubFile) -> Path:
+        """Where `file` grows while it is fetched."""
+        ...
+
+    def has(self, file: HubFile) -> bool:
+        """Whether `file` is there, whole."""
+        ...
+
+    def put(self, file: HubFile) -> None:
+        """Move the finished part of `file` to its place."""
+        ...
+
+    def finish(self, files: Sequence[HubFile], manifest: Manifest) -> None:
+        """Make all `files` visible under their names, then write the manifest."""
+        ...
+
+
+class _Journal:
+    """Etags of the files that mmchat put, one per line, each written before its file is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, etag: str) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as opened:
+            opened.write(f"{etag}\n")
+
+    def etags(self) -> set[str]:
+        try:
+            return set(self.path.read_text("ascii", "replace").split())
+        except OSError:
+            return set()
+
+
+def old_manifest(path: Path) -> Manifest | None:
+    """The manifest in `path`; None also if it is damaged, for it will be written anew."""
+    try:
+        return read_manifest(path)
+    except CheckpointError:
+        return None
+
+
+def _records(
+    place: Place, files: Sequence[HubFile], ours: set[str], old: Manifest | None
+) -> dict[str, FileRecord]:
+    """Records of `files`, after those of `old` whose files are still there."""
+    records = dict(old.files) if old else {}
+    for file in files:
+        before = records.get(file.path)
+        path = place.folder / file.path
+        sha256 = file.etag if len(file.etag) == 64 else sha256_of(path)
+        was_put = before is not None and before.put and before.etag == file.etag
+        records[file.path] = FileRecord(file.size, sha256, file.etag, was_put or file.etag in ours)
+    return {name: r for name, r in records.items() if (place.folder / name).is_file()}
+
+
+def _write_record(place: Place, files: Sequence[HubFile], ours: set[str], new: Manifest) -> None:
+    old = old_manifest(place.manifest_path)
+    if old and old.commit != new.commit:
+        old = None
+    selections, revision = new.selections, new.revision
+    if old:
+        selections = tuple(sorted({*old.selections, *selections}))
+        revision = old.revision if revision == new.commit else revision
+    place.manifest_path.parent.mkdir(parents=True, exist_ok=True)
+    records = _records(place, files, ours, old)
+    write_manifest(
+        place.manifest_path,
+        Manifest(records, new.repo, revision, new.commit, selections, new.source),
+    )
+
+
+def _sync(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class CachePlace:
+    """A commit in the Hugging Face cache: content in blobs/, names in snapshots/ as links.
+
+    What is ours lies in mmchat/ beside them: the journal and a manifest for each commit.
+    """
+
+    def __init__(self, repo: str, commit: str) -> None:
+        self.root = repo_folder(repo)
+        self.folder = self.root / "snapshots" / commit
+        self.manifest_path = self.root / "mmchat" / f"{commit}.json"
+        self.journal = _Journal(self.root / "mmchat" / "placed")
+
+    def blob(self, file: HubFile) -> Path:
+        return self.root / "blobs" / file.etag
+
+    def part(self, file: HubFile) -> Path:
+        blob = self.blob(file)
+        return blob.with_name(blob.name + PART_ENDING)
+
+    def has(self, file: HubFile) -> bool:
+        blob = self.blob(file)
+        try:
+            if blob.stat().st_size != file.size:
+                return False
+        except OSError:
+            return False
+        return file.etag in self.journal.etags() or has_etag(blob, file)
+
+    def put(self, file: HubFile) -> None:
+        self.journal.add(file.etag)
+        self.part(file).replace(self.blob(file))
+        _sync(self.blob(file).parent)
+
+    def finish(self, files: Sequence[HubFile], manifest: Manifest) -> None:
+        for file in files:
+            self._link(file)
+        if manifest.revision and manifest.revision != manifest.commit:
+            self._write_ref(manifest.revision, manifest.commit or "")
+        _write_record(self, files, self.journal.etags(), manifest)
+
+    def _link(self, file: HubFile) -> None:
+        """Give the blob its name; a link where the file system knows links, else a copy."""
+        pointer, blob = self.folder / file.path, self.blob(file)
+        if pointer.exists() and pointer.samefile(blob):
+            return
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pointer.with_name(f".{pointer.name}.mmchat.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(os.path.relpath(blob, pointer.parent.resolve()))
+        except OSError:
+            shutil.copyfile(blob, temporary)
+        temporary.replace(pointer)
+
+    def _write_ref(self, revision: str, commit: str) -> None:
+        ref = self.root / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        temporary = ref.with_name(f".{ref.name}.mmchat.tmp")
+        temporary.write_text(commit)
+        temporary.replace(ref)
+
+
+class FolderPlace:
+    """A folder of the user's, with the files under their own names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest_path = folder / MANIFEST_NAME
+        self._work = folder / ".mmchat"
+        self.journal = _Journal(self._work / "placed")
+        known = old_manifest(self.manifest_path)
+        self._known = dict(known.files) if known else {}
+
+    def part(self, file: HubFile) -> Path:
+        return self._work / f"{file.path.replace('/', '+')}.{file.etag}{PART_ENDING}"
+
+    def has(self, file: HubFile) -> bool:
+        """Raises UsageError rather than let a file be replaced that mmchat did not put."""
+        path = self.folder / file.path
+        if not path.exists():
+            return False
+        if has_etag(path, file):
+            return True
+        if file.path in self._known or file.etag in self.journal.etags():
+            return False
+        raise UsageError(
+            f"{quoted(path, 300)} is there already and differs from the Hub's; choose another"
+            " --local-dir or move it away"
+        )
+
+    def put(self, file: HubFile) -> None:
+        self.journal.add(file.etag)
+        path = self.folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.part(file).replace(path)
+        _sync(path.parent)
+
+    def finish(self, files: Sequence[HubFile], manifest: Manifest) -> None:
+        _write_record(self, files, self.journal.etags(), manifest)
+        self.journal.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._work.rmdir()
+
+
+def repo_folder(repo: str) -> Path:
+    """The folder of a repository in the Hugging Face cache."""
+    return cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where `folder` is or will be. Raises DiskError."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        return shutil.disk_usage(place).free
+    except OSError as error:
+        raise DiskError(f"{quoted(place, 300)}: {error.strerror or error}") from None
+
+
+def manifest_path_of(folder: Path) -> Path:
+    """Where the manifest of a folder is: for a commit in the cache beside its snapshots."""
+    root = folder.parent.parent
+    if folder.parent.name == "snapshots" and root.name.startswith("models--"):
+        return root / "mmchat" / f"{folder.name}.json"
+    return folder / MANIFEST_NAME

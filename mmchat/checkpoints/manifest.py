@@ -1,0 +1,101 @@
+"""The record of what a folder should hold, written last: a folder without it is not complete.
+
+A manifest is JSON with one object per file (size and hashes) and a digest of itself, so that a
+changed bit anywhere, here too, is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mmchat import atomic_file, limits
+from mmchat.checkpoints.strict_json import Where, loads, parse_dataclass, read_bounded
+from mmchat.errors import CheckpointError
+
+MANIFEST_NAME = "mmchat-manifest.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """size in bytes. etag: the Hub's hash of it, if it has one. put: whether mmchat wrote it."""
+
+    size: int
+    sha256: str
+    etag: str | None
+    put: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder holds and where it came from.
+
+    files: by path within the folder. repo, revision, commit: of the Hub, else None. selections:
+    the forms of the weights that are there whole. source: what it was made from. written: UTC.
+    """
+
+    files: Mapping[str, FileRecord]
+    repo: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    selections: tuple[str, ...] = ()
+    source: str | None = None
+    written: str = ""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(record.size for record in self.files.values())
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest` to the file `path` with the time of day. Raises DiskError."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    atomic_file.write_bytes(path, _encoded(replace(manifest, written=now)))
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest in the file `path`, None if there is no such file.
+
+    Raises CheckpointError if it is damaged.
+    """
+    if not path.exists():
+        return None
+    where = Where(str(path), error=CheckpointError)
+    data = read_bounded(path, limits.INDEX_JSON_BYTES, where)
+    try:
+        manifest = _decoded(loads(data), where)
+        if _encoded(manifest) == data:
+            return manifest
+    except (ValueError, TypeError, KeyError, AttributeError, CheckpointError):
+        pass
+    raise where.fail("this record is damaged; remove it and download or convert again")
+
+
+def _encoded(manifest: Manifest) -> bytes:
+    content = {"format": _FORMAT, **asdict(manifest)}
+    content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _decoded(content: Any, where: Where) -> Manifest:
+    if content.pop("format") != _FORMAT:
+        raise where.fail("written by another version of mmchat")
+    content.pop("digest")
+    files = {
+        name: parse_dataclass(FileRecord, record, where, {FileRecord: {"size": (0, 2**53)}})
+        for name, record in content.pop("files").items()
+    }
+    selections = tuple(content.pop("selections"))
+    return Manifest(files=files, selections=selections, **content)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file in hexadecimal. Raises OSError."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

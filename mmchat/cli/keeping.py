@@ -1,0 +1,109 @@
+"""`mmchat where`, `mmchat remove`: find a model's folder, and take it off this machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmchat.cli import console, options
+from mmchat.cli.interrupts import interrupt_says
+from mmchat.cli.units import size
+from mmchat.errors import CheckpointError, UsageError, quoted
+
+if TYPE_CHECKING:
+    from mmchat.checkpoints.hub.holdings import Removal
+
+ModelOrFolder = Annotated[
+    str, typer.Argument(metavar="MODEL|PATH", help="Name, alias, owner/name or folder.")
+]
+
+
+def where(
+    model: ModelOrFolder,
+    as_json: options.Json = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Print the folder that a model is in."""
+    folder = model_folder(model)
+    if as_json:
+        console.print_json({"model": model, "path": str(folder)})
+    else:
+        console.write_safely(f"{folder}\n")
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a model by name, repository or path; raises CheckpointError, ParamsError."""
+    from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id
+    from mmchat.params import find_model, find_params
+
+    path = Path(model).expanduser()
+    if find_params(model) is None:
+        if path.is_dir():
+            return path.resolve()
+        if not path.exists() and is_repo_id(model) and (snapshot := cached_snapshot(model)):
+            return snapshot
+    found = find_model(model).checkpoint
+    if found is None or not found.is_dir():
+        raise CheckpointError(f"{quoted(model, 300)}: not the folder of a model but a single file")
+    return found
+
+
+def remove(
+    model: ModelOrFolder,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Remove what mmchat downloaded of a model.
+
+    Files that another tool put there, or that another revision shares, stay.
+    """
+    from mmchat.checkpoints.hub import holdings
+
+    removal = _removal(model)
+    if not yes:
+        _ask(model, removal)
+    with interrupt_says("stopped; run the same command to go on"):
+        holdings.remove(removal)
+    if as_json:
+        console.print_json(
+            {
+                "model": model,
+                "removed_files": len(removal.files),
+                "freed_bytes": removal.freed,
+                "kept": [str(path) for path in removal.kept],
+            }
+        )
+    elif not quiet:
+        console.note(f"removed {model}: {size(removal.freed)} freed")
+        if removal.kept:
+            console.note(f"{len(removal.kept)} other files stay in {removal.root}")
+
+
+def _removal(model: str) -> Removal:
+    from mmchat.checkpoints.hub import holdings
+    from mmchat.params import data_path, repo_of
+
+    folder = Path(model).expanduser()
+    is_path = model.startswith((".", "/", "~")) or (folder.is_dir() and model.count("/") != 1)
+    if not is_path:
+        return holdings.repo_removal(repo_of(model))
+    if not folder.is_dir():
+        raise CheckpointError(f"{quoted(model, 300)}: no such folder")
+    if folder.resolve().is_relative_to(data_path("assets").resolve()):
+        raise UsageError("the built-in model is a part of mmchat and stays")
+    return holdings.folder_removal(folder.resolve())
+
+
+def _ask(model: str, removal: Removal) -> None:
+    if not console.is_terminal(sys.stdin):
+        raise UsageError("remove asks before it deletes; without a terminal give --yes")
+    question = f"remove {model}, {size(removal.freed)}, from {removal.root}?"
+    if not console.confirm(question):
+        raise typer.Abort

@@ -1,0 +1,129 @@
+"""`mmchat verify`: compare a model's files with what was recorded of them; repair them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmchat.cli import console, options
+from mmchat.cli.download import carry_out
+from mmchat.cli.interrupts import interrupt_says
+from mmchat.cli.keeping import ModelOrFolder, model_folder
+from mmchat.cli.model_choice import family_module
+from mmchat.cli.transfer_bars import transfer_bars
+from mmchat.cli.units import size
+from mmchat.errors import CheckpointError, MmchatError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mmchat.checkpoints.integrity import Fault, Verification
+
+
+def verify(
+    model: ModelOrFolder,
+    fast: Annotated[bool, typer.Option("--fast", help="Compare sizes only.")] = False,
+    values: Annotated[
+        bool, typer.Option("--values", help="Look for NaN and infinity in the weights too.")
+    ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Fetch damaged or missing files again.")
+    ] = False,
+    offline: options.Offline = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Check that a model's files are what the Hub, Meta or mmchat recorded, bit for bit.
+
+    Compares with the hashes kept at the download, and with Meta's checklist.chk. Asks no network
+    unless --repair does.
+    """
+    if fast and repair:
+        raise UsageError("--repair must read the files; leave --fast out")
+    folder = model_folder(model)
+    with interrupt_says("stopped"):
+        result = _verify(folder, fast, quiet)
+        repaired: list[str] = []
+        if repair and result.faults:
+            repaired = _repair(folder, [fault.file for fault in result.faults], quiet)
+            result = _verify(folder, fast, quiet)
+        faults = [*result.faults, *(_scan(model, folder) if values else ())]
+    if as_json:
+        console.print_json(_record(result, faults, repaired))
+    else:
+        _print(result, faults, repaired, fast)
+    if faults:
+        named = ", ".join(sorted({fault.file for fault in faults})[:5])
+        advice = f"'mmchat verify {model} --repair' fetches them again"
+        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        raise CheckpointError(f"{model}: {count}, in {named}; {advice}")
+
+
+def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
+    from mmchat.checkpoints.integrity import verify_folder
+
+    files = [path for path in folder.rglob("*") if path.is_file() and not fast]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    with transfer_bars(sizes, sum(sizes.values()), quiet=quiet) as bars:
+        return verify_folder(folder, fast=fast, progress=bars.report)
+
+
+def _repair(folder: Path, names: list[str], quiet: bool) -> list[str]:
+    from mmchat.checkpoints.hub.download import repair_plan
+    from mmchat.checkpoints.hub.places import manifest_path_of
+    from mmchat.checkpoints.manifest import read_manifest
+
+    path = manifest_path_of(folder)
+    manifest = read_manifest(path)  # a damaged one cannot say what to fetch
+    if manifest is None:
+        raise CheckpointError(
+            f"{folder}: mmchat has no record of it; 'mmchat download' makes one and fetches what is"
+            " damaged"
+        )
+    plan = repair_plan(folder, path, manifest, names)
+    if not quiet:
+        console.note(f"fetching {', '.join(names)} again, {size(plan.fetch_bytes)}")
+    carry_out(plan, quiet=quiet)
+    return names
+
+
+def _scan(model: str, folder: Path) -> list[Fault]:
+    from mmchat.checkpoints.checkpoint import open_checkpoint
+    from mmchat.checkpoints.integrity import Fault, non_finite
+    from mmchat.params import find_model
+
+    try:
+        rules = family_module(find_model(model).params, "weights").shard_dims
+        with console.Stages() as stages, open_checkpoint(folder, merge_rules=rules) as opened:
+            stages.show("looking for NaN and infinity")
+            return list(non_finite(opened))
+    except MmchatError as error:
+        return [Fault("weights", str(error))]
+
+
+def _record(result: Verification, faults: list[Fault], repaired: list[str]) -> dict[str, Any]:
+    return {
+        "path": str(result.folder),
+        "records": list(result.records),
+        "files": list(result.files),
+        "bytes": result.bytes,
+        "faults": [asdict(fault) for fault in faults],
+        "repaired": repaired,
+    }
+
+
+def _print(result: Verification, faults: list[Fault], repaired: list[str], fast: bool) -> None:
+    for name in repaired:
+        console.write_safely(f"{name}: fetched again\n")
+    for fault in faults:
+        console.write_safely(f"{fault.file}: {fault.reason}\n")
+    if not faults:
+        how = "sizes" if fast else "every bit"
+        records = " and ".join(result.records)
+        console.write_safely(
+            f"{len(result.files)} files, {size(result.bytes)}: {how} as recorded ({records})\n"
+        )

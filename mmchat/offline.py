@@ -1,0 +1,15 @@
+"""Whether this run may use the network at all."""
+
+from __future__ import annotations
+
+import os
+
+
+def go_offline() -> None:
+    """Forbid the network for the rest of the run, to huggingface_hub as well."""
+    os.environ["MMCHAT_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def is_offline(variable: str = "MMCHAT_OFFLINE") -> bool:
+    """Whether the environment variable forbids the network."""
+    return os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")

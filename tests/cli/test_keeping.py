@@ -1,0 +1,240 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from tests.cli.hub_fixtures import COMMIT, FILES, REPO, USUAL, WEIGHTS
+
+
+def flip(path, bit=12_345):
+    """Change one bit of a file, behind every link."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8 % len(data)] ^= 1 << bit % 8
+    path.resolve().write_bytes(data)
+
+
+def listed(machine, name=REPO):
+    models = json.loads(machine.run("list", "--json").stdout)
+    return next((model for model in models if model["name"] == name), None)
+
+
+# list
+
+
+def test_list_shows_what_was_downloaded(machine):
+    assert listed(machine) is None
+    machine.run("download", REPO)
+    found = listed(machine)
+    assert (found["state"], found["formats"]) == ("present", ["safetensors"])
+    assert (found["path"], found["commit"]) == (str(machine.snapshot), COMMIT)
+    assert found["bytes"] == sum(map(len, USUAL.values()))
+    machine.run("download", REPO, "--format", "original")
+    assert listed(machine)["formats"] == ["original", "safetensors"]
+
+
+def test_a_known_model_is_listed_by_its_name(machine):
+    machine.hub.repo = "meta-llama/Llama-3.2-11B-Vision"
+    machine.run("download", "llama3.2-11b-base")
+    found = listed(machine, "Llama-3.2-11B-Vision")
+    assert (found["state"], found["path"]) == ("present", str(machine.snapshot))
+    assert listed(machine, "meta-llama/Llama-3.2-11B-Vision") is None
+
+
+def test_a_snapshot_that_lacks_a_file_or_its_record_is_not_shown_as_whole(machine):
+    machine.run("download", REPO)
+    (machine.snapshot / "config.json").unlink()
+    assert listed(machine)["state"] == "incomplete"
+    machine.run("download", REPO)
+    assert listed(machine)["state"] == "present"
+    (machine.root / "mmchat" / f"{COMMIT}.json").unlink()
+    assert listed(machine)["state"] == "incomplete"  # its weights here are no safetensors
+
+
+# where
+
+
+def test_where_prints_the_folder(machine):
+    absent = machine.run("where", "llama3.2-11B")
+    assert (absent.stdout, absent.exit_code) == ("", 3)
+    assert "mmchat download" in absent.stderr
+    machine.run("download", REPO)
+    assert machine.run("where", REPO).stdout == f"{machine.snapshot}\n"
+    assert json.loads(machine.run("where", REPO, "--json").stdout)["path"] == str(machine.snapshot)
+
+
+# remove
+
+
+def test_remove_asks_first_and_says_what_is_freed(machine):
+    machine.run("download", REPO)
+    refused = machine.run("remove", REPO)
+    assert (refused.exit_code, "give --yes" in refused.stderr) == (2, True)
+    assert machine.tree() == USUAL
+    done = machine.run("remove", REPO, "--yes")
+    assert (done.stdout, done.exit_code) == ("", 0)
+    assert "297.9 KiB freed" in done.stderr
+    assert not machine.root.exists()
+    assert machine.run("remove", REPO, "--yes").exit_code == 3
+
+
+def test_remove_takes_an_unfinished_download(machine):
+    machine.run("download", REPO, before="ulimit -f 100")
+    assert machine.parts
+    assert machine.run("remove", REPO, "-y").exit_code == 0
+    assert not machine.root.exists()
+
+
+def test_remove_leaves_what_others_put_or_share(machine):
+    """A file that was there before, a file that came later, and a blob in another revision."""
+    blobs = machine.root / "blobs"
+    blobs.mkdir(parents=True)
+    license_blob = blobs / machine.hub.entry("LICENSE.txt")["oid"]
+    license_blob.write_bytes(FILES["LICENSE.txt"])  # by another tool
+    machine.run("download", REPO)
+    (machine.snapshot / "notes.txt").write_text("mine")
+    other = machine.root / "snapshots" / ("ab" * 20)
+    other.mkdir()
+    blob = (machine.snapshot / "config.json").resolve()
+    (other / "config.json").symlink_to(f"../../blobs/{blob.name}")
+    assert machine.run("remove", REPO, "--yes").exit_code == 0
+    assert license_blob.read_bytes() == FILES["LICENSE.txt"]
+    assert machine.tree() == {"notes.txt": b"mine", "LICENSE.txt": FILES["LICENSE.txt"]}
+    assert (other / "config.json").read_bytes() == FILES["config.json"]
+    assert sorted(path.name for path in blobs.iterdir()) == sorted([license_blob.name, blob.name])
+
+
+def test_remove_does_not_touch_the_download_of_another_tool(machine):
+    machine.run("download", REPO)
+    shutil.rmtree(machine.root / "mmchat")
+    done = machine.run("remove", REPO, "--yes")
+    assert (done.exit_code, f"hf cache rm model/{REPO}" in done.stderr) == (3, True)
+    assert machine.tree() == USUAL
+
+
+def test_remove_a_local_dir_leaves_the_users_files(machine, tmp_path):
+    folder = tmp_path / "here"
+    machine.run("download", REPO, "--local-dir", str(folder))
+    (folder / "notes.txt").write_text("mine")
+    assert machine.run("remove", str(folder), "-y").exit_code == 0
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert machine.run("remove", str(folder), "-y").exit_code == 3
+
+
+# verify
+
+
+def test_verify_finds_a_flipped_bit_names_the_file_and_repairs_it(machine):
+    machine.run("download", REPO)
+    whole = machine.run("verify", REPO)
+    assert whole.stdout == "5 files, 297.9 KiB: every bit as recorded (manifest)\n"
+    flip(machine.snapshot / "model.safetensors")
+    found = machine.run("verify", REPO)
+    assert found.exit_code == 3
+    assert found.stdout.startswith("model.safetensors: its content is not what was recorded")
+    assert machine.hub.requests == []
+    assert machine.run("verify", REPO, "--fast").exit_code == 0  # the size is right
+    repaired = machine.run("verify", REPO, "--repair")
+    assert repaired.exit_code == 0, repaired.stderr
+    assert machine.tree() == USUAL
+    assert [s.path for s in machine.hub.requests if s.server == "cdn"] == ["/model.safetensors"]
+
+
+def test_verify_finds_missing_and_short_files_fast(machine):
+    machine.run("download", REPO)
+    (machine.snapshot / "model.safetensors").resolve().write_bytes(WEIGHTS[:-1])
+    (machine.snapshot / "config.json").unlink()
+    done = machine.run("verify", REPO, "--fast", "--json")
+    faults = {fault["file"]: fault["reason"] for fault in json.loads(done.stdout)["faults"]}
+    assert faults == {
+        "model.safetensors": "has 299,999 bytes, 300,000 are recorded",
+        "config.json": "is missing",
+    }
+    assert done.exit_code == 3
+    assert machine.run("verify", REPO, "--repair").exit_code == 0
+    assert machine.tree() == USUAL
+
+
+def test_verify_repairs_a_local_dir(machine, tmp_path):
+    folder = tmp_path / "here"
+    machine.run("download", REPO, "--local-dir", str(folder))
+    flip(folder / "tokenizer.json")
+    assert "tokenizer.json: its content" in machine.run("verify", str(folder)).stdout
+    assert machine.run("verify", str(folder), "--repair").exit_code == 0
+    assert (folder / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
+
+
+def test_verify_knows_the_hashes_of_a_download_by_another_tool(machine):
+    machine.run("download", REPO)
+    shutil.rmtree(machine.root / "mmchat")
+    assert "(names in the cache)" in machine.run("verify", REPO).stdout
+    for name in ("model.safetensors", "config.json"):
+        flip(machine.snapshot / name)
+        assert f"{name}: its content" in machine.run("verify", REPO).stdout
+
+
+def test_verify_reads_metas_checklist(machine, tmp_path):
+    folder = tmp_path / "Llama3.2-11B-Vision"
+    folder.mkdir()
+    files = {"consolidated.00.pth": WEIGHTS, "params.json": b"{}"}
+    lines = [f"{hashlib.md5(data).hexdigest()}  {name}" for name, data in files.items()]
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "checklist.chk").write_text("\n".join(lines) + "\n")
+    whole = machine.run("verify", str(folder))
+    assert whole.stdout == "2 files, 293.0 KiB: every bit as recorded (checklist.chk)\n"
+    flip(folder / "consolidated.00.pth")
+    (folder / "params.json").unlink()
+    done = machine.run("verify", str(folder))
+    assert done.exit_code == 3
+    assert "consolidated.00.pth: its content" in done.stdout
+    assert "params.json: is missing" in done.stdout
+
+
+def test_verify_without_a_record_says_so(machine, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = machine.run("verify", str(tmp_path / "empty"))
+    assert (done.exit_code, "no manifest" in done.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf"])
+def test_verify_values_names_a_tensor_that_is_not_finite(machine, tmp_path, value):
+    import torch
+    from safetensors.torch import save_file
+
+    from tests.test_loader import random_weights, small_config, write_hf_folder
+
+    config = small_config()
+    weights = random_weights(config)
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    weights[name][3, 5] = float(value)
+    folder = write_hf_folder(tmp_path / "model", config, weights)
+    machine.hub.files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    machine.run("download", REPO)
+    done = machine.run("verify", REPO, "--values")
+    assert done.exit_code == 3
+    assert f"model.safetensors: tensor '{name}' holds 1 NaN or infinite values" in done.stdout
+    weights[name][3, 5] = 0
+    assert torch.isfinite(weights[name]).all()
+    save_file(weights, folder / "model.safetensors")
+    shutil.copy(folder / "model.safetensors", (machine.snapshot / "model.safetensors").resolve())
+    assert "NaN" not in machine.run("verify", REPO, "--values").stdout
+
+
+# The whole road
+
+
+def test_from_a_repositorys_name_to_text(machine, tmp_path):
+    """The hub serves a randomly filled model; it is downloaded, and the model answers."""
+    from tests.test_loader import random_weights, small_config, write_hf_folder
+
+    folder = write_hf_folder(tmp_path / "model", small_config(), random_weights(small_config()))
+    machine.hub.files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    machine.hub.files["original/consolidated.pth"] = b"never fetched" * 1000
+    assert machine.run("download", REPO).exit_code == 0
+    options = ("-p", "Hello", "-n", "8", "-t", "0", "--json", "--offline")
+    here = machine.run("generate", REPO, *options)
+    there = machine.run("generate", str(folder), *options)
+    assert (here.exit_code, there.exit_code) == (0, 0), here.stderr
+    assert json.loads(here.stdout)["output_ids"] == json.loads(there.stdout)["output_ids"]
+    assert machine.hub.requests == []
