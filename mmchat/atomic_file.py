@@ -26,17 +26,18 @@ def check_writable(path: Path) -> None:
         raise DiskError(f"cannot write {str(path)!r}: no permission to write in {str(folder)!r}")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Replace the content of `path` by `data`: temporary file beside it, fsync, rename.
 
-    A symbolic link stays and its target is replaced; a device or pipe is written directly; the mode
-    of an existing file is kept. Raises DiskError, and leaves no temporary file behind.
+    mode: of a new file, before the umask; that of an existing file is kept. A symbolic link stays
+    and its target is replaced; a device or pipe is written directly. Raises DiskError, and leaves
+    no temporary file behind.
     """
     try:
         if _is_special(path):
             path.write_bytes(data)
         else:
-            _replace(path.resolve(), data)
+            _replace(path.resolve(), data, mode)
     except OSError as error:
         raise DiskError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
@@ -50,9 +51,9 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes, mode: int) -> None:
     temporary = path.with_name(f".mmchat-{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             if path.exists():

@@ -6,6 +6,7 @@ MmchatError                    exit 1
 │   └── ContextLengthExceeded  exit 2
 ├── ParamsError                exit 3   a params JSON or config is wrong
 ├── CheckpointError            exit 3   weights or tokenizer files missing or damaged
+├── SavedChatError             exit 1   a saved chat is missing or damaged
 ├── ImageError                 exit 4   a picture cannot be read
 ├── MemoryError_               exit 5   the model does not fit
 ├── NetworkError               exit 6   a server did not give what was asked
@@ -53,6 +54,10 @@ class CheckpointError(MmchatError):
     """Weights or tokenizer files that are missing, damaged or do not fit the configuration."""
 
     exit_code = 3
+
+
+class SavedChatError(MmchatError):
+    """A saved chat that is missing, damaged or not one."""
 
 
 class ImageError(MmchatError):

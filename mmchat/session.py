@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmchat.conversation import Conversation, Turn
 from mmchat.errors import ContextLengthExceeded, UsageError
 from mmchat.events import (
     Event,
@@ -30,25 +31,39 @@ if TYPE_CHECKING:
 
 INITIAL_CAPACITY = 256  # positions beyond the prompt; the cache grows when they are used
 
-
 ImageSource = Image | str | Path | bytes
 
 
+@dataclass(frozen=True)
+class Budget:
+    """Positions of the context that a prompt takes, of `limit`."""
+
+    used: int
+    limit: int
+
+
 class ChatSession:
-    """A conversation. A turn that fails leaves it as it was.
+    """A conversation. A turn that fails, or says nothing, leaves it as it was.
 
     Keys and values of what the conversation already holds are kept between turns, and so is every
-    encoded picture.
+    encoded picture. One answer is written at a time; only `interrupt` is safe from other threads.
     """
 
     def __init__(self, loaded: LoadedModel, system: str | None = None) -> None:
         self.loaded = loaded
-        self.messages: list[Message] = []
-        if system:
-            self.messages.append(Message("system", (Text(system),)))
+        self.conversation = Conversation(system or None)
         self._interrupt = threading.Event()
         self._cache = loaded.runtime.new_cache(1, INITIAL_CAPACITY)
         self._cached: list[int | str] = []  # fingerprint of the positions in the cache
+
+    @property
+    def messages(self) -> list[Message]:
+        """What was said so far; assign a list to continue from there."""
+        return self.conversation.messages
+
+    @messages.setter
+    def messages(self, messages: Sequence[Message]) -> None:
+        self.conversation = Conversation.of(messages)
 
     def send(
         self,
@@ -60,13 +75,29 @@ class ChatSession:
 
         Raises ImageError, PromptError, ContextLengthExceeded, MemoryError_, NumericalError.
         """
-        message = self._user_message(text, images)
-        history = [*self.messages, message]
-        finished = yield from self._answer(
-            lambda: self.loaded.processor.chat_prompt(history), sampling
-        )
-        self.messages += [message, Message("assistant", (Text(finished.text),))]
-        yield finished
+        self._interrupt.clear()
+        return self._send(text, images, sampling)
+
+    def ask(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
+        """`send` of a message whose pictures stand where they should."""
+        self._interrupt.clear()
+        return self._turn(self.conversation, message, sampling)
+
+    def retry(self, sampling: SamplingParams | None = None) -> Iterator[Event]:
+        """Answer the last question again; the old answer stays until the new one is complete."""
+        return self.edit(self._last_turn().question, sampling)
+
+    def edit(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
+        """Ask `message` in place of the last question."""
+        self._last_turn()
+        self._interrupt.clear()
+        return self._turn(self.conversation.without_last(), message, sampling)
+
+    def undo(self) -> Turn:
+        """Take back the last question and its answer. Raises UsageError if there is none."""
+        turn = self._last_turn()
+        self.conversation = self.conversation.without_last()
+        return turn
 
     def complete(
         self,
@@ -75,8 +106,8 @@ class ChatSession:
         sampling: SamplingParams | None = None,
     ) -> Iterator[Event]:
         """Continue raw text, without the chat format and without history."""
-        message = self._user_message(text, images)
-        yield (yield from self._answer(lambda: self.loaded.processor.raw_prompt(message), sampling))
+        self._interrupt.clear()
+        return self._complete(text, images, sampling)
 
     def interrupt(self) -> None:
         """End the answer that is being written after its next token; safe from any thread."""
@@ -84,7 +115,59 @@ class ChatSession:
 
     def reset(self) -> None:
         """Forget the conversation but for the system prompt; encoded pictures stay."""
-        self.messages = [m for m in self.messages if m.role == "system"]
+        self.conversation = Conversation(self.conversation.system)
+
+    def budget(self, message: Message | None = None) -> Budget:
+        """What the conversation, and `message` after it, take of the context."""
+        messages = self.messages + ([message] if message else [])
+        used = 0
+        if messages:
+            used = len(self.loaded.processor.chat_prompt(messages).input_ids)
+        return Budget(used, self.loaded.max_seq_len)
+
+    def turns_over_budget(self, message: Message, room: int = 1) -> int | None:
+        """How many of the oldest turns must go so that `message` leaves `room` for its answer.
+
+        None if it does not fit even alone.
+        """
+        chat = self.conversation
+        for count in range(len(chat.turns) + 1):
+            messages = [*chat.without_first(count).messages, message]
+            used = len(self.loaded.processor.chat_prompt(messages).input_ids)
+            if used + room <= self.loaded.max_seq_len:
+                return count
+        return None
+
+    def _last_turn(self) -> Turn:
+        if not self.conversation.turns:
+            raise UsageError("nothing has been asked yet")
+        return self.conversation.turns[-1]
+
+    def _send(
+        self, text: str, images: Sequence[ImageSource], sampling: SamplingParams | None
+    ) -> Iterator[Event]:
+        message = self._user_message(text, images)
+        yield from self._turn(self.conversation, message, sampling)
+
+    def _turn(
+        self, before: Conversation, message: Message, sampling: SamplingParams | None
+    ) -> Iterator[Event]:
+        """Answer `message` after `before`; the conversation changes when the answer is complete."""
+        if message.images and self.loaded.text_only:
+            raise UsageError("the model was loaded for text only; load it again without text_only")
+        history = [*before.messages, message]
+        finished = yield from self._answer(
+            lambda: self.loaded.processor.chat_prompt(history), sampling
+        )
+        if finished.text or finished.reason != "interrupted":
+            self.conversation = before.plus(Turn(message, finished.text, finished.reason))
+        yield finished
+
+    def _complete(
+        self, text: str, images: Sequence[ImageSource], sampling: SamplingParams | None
+    ) -> Iterator[Event]:
+        message = self._user_message(text, images)
+        yield (yield from self._answer(lambda: self.loaded.processor.raw_prompt(message), sampling))
 
     def _user_message(self, text: str, images: Sequence[ImageSource]) -> Message:
         from mmchat.images import load_image
@@ -101,7 +184,6 @@ class ChatSession:
         """Yield the events of one answer; return the last one."""
         params = sampling or self.loaded.sampling_defaults
         timings = Timings(load_seconds=self.loaded.load_seconds)
-        self._interrupt.clear()
         yield Progress("preprocessing")
         prompt = make_prompt()
         timings.preprocessing_seconds = time.perf_counter() - timings.started

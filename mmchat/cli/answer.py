@@ -28,16 +28,26 @@ Form = Literal["stream", "whole", "json", "json-lines"]
 
 
 class Answer:
-    """Receives the events of one answer and writes them in `form` to stdout or to `output`."""
+    """Receives the events of one answer and writes them in `form` to stdout or to `output`.
+
+    markdown: the text is Markdown, shown as such on a terminal.
+    """
 
     def __init__(
-        self, model: LoadedModel, images: Sequence[Image], form: Form, output: Path | None
+        self,
+        model: LoadedModel,
+        images: Sequence[Image],
+        form: Form,
+        output: Path | None,
+        *,
+        markdown: bool = False,
     ) -> None:
         self._model = model
         self._images = images
         self._form: Form = form
         self._output = output
-        self._stream = console.AnswerStream()
+        rendered = markdown and console.draws(sys.stdout)
+        self._stream = MarkdownAnswer() if rendered else console.AnswerStream()
         self._lines: list[str] = []
 
     def read(self, events: Iterable[Event], stages: console.Stages) -> Finished:
@@ -124,6 +134,26 @@ class Answer:
     def _image_facts(self, finished: Finished) -> list[dict[str, Any]]:
         pictures = zip(self._images, finished.layouts, finished.image_tokens, strict=True)
         return [image_facts(image.source, layout, tokens) for image, layout, tokens in pictures]
+
+
+class MarkdownAnswer:
+    """The answer on a terminal as Markdown; used as console.AnswerStream is."""
+
+    def __init__(self) -> None:
+        from mmchat.repl.render import MarkdownStream
+
+        self._markdown = MarkdownStream(
+            console.write_out, console.buffer_console, console.terminal_size
+        )
+        self.started = False
+
+    def write(self, text: str) -> None:
+        self.started = self.started or bool(text)
+        self._markdown.feed(text)
+
+    def finish(self) -> None:
+        self._markdown.finish()
+        self.started = False
 
 
 def image_facts(source: str, layout: TileLayout, tokens: int) -> dict[str, Any]:

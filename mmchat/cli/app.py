@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmchat.cli import console
+from mmchat.cli.chat import chat
 from mmchat.cli.convert import convert
 from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
@@ -107,6 +108,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command()(generate)
+app.command()(chat)
 app.command(name="list")(list_models)
 app.command()(download)
 app.command()(where)

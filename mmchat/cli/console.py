@@ -7,8 +7,10 @@ terminal and passes untouched when it is a pipe or a file. Rich markup is never 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -50,6 +52,38 @@ def _console(*, stderr: bool) -> Console:
         no_color=True if _color == "never" else None,
         force_terminal=True if _color == "always" else None,
     )
+
+
+def buffer_console(file: io.StringIO, columns: int) -> Console:
+    """A Console that writes for a terminal of `columns`, but into `file`."""
+    from rich.console import Console
+
+    return Console(
+        file=file,
+        width=columns,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        force_terminal=True,
+        no_color=None if uses_color() else True,
+        legacy_windows=False,
+    )
+
+
+def uses_color() -> bool:
+    """True if what goes to a terminal on stdout may be coloured."""
+    return _color == "always" or (_color == "auto" and not os.environ.get("NO_COLOR"))
+
+
+def draws(stream: TextIO | None) -> bool:
+    """True if `stream` is a terminal that can move its cursor."""
+    return is_terminal(stream) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def terminal_size() -> tuple[int, int]:
+    """Columns and rows of the terminal."""
+    size = shutil.get_terminal_size()
+    return size.columns, size.lines
 
 
 def is_terminal(stream: TextIO | None) -> bool:

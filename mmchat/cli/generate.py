@@ -148,7 +148,8 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         model = request.choice.load(stages)
         session = model.chat(system=request.system)
         events = _events(model, session, request)
-        sink = answer.Answer(model, request.images, form, output)
+        is_chat = not request.raw and model.params.chat_format == "instruct"
+        sink = answer.Answer(model, request.images, form, output, markdown=is_chat)
         with first_interrupt_calls(session.interrupt):
             finished = sink.read(events, stages)
     if request.verbose:

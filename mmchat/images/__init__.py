@@ -84,6 +84,30 @@ def from_pil(picture: PILImage.Image, *, source: str = "picture", alpha: Alpha =
     return Image(rgb, source, content_hash(rgb))
 
 
+def load_clipboard(*, alpha: Alpha = "white") -> Image:
+    """The picture on the system's clipboard, or the file that was copied there.
+
+    Raises ImageError if there is none.
+    """
+    from PIL import ImageGrab
+
+    try:
+        found = ImageGrab.grabclipboard()
+    except Exception:  # NotImplementedError, OSError or a helper program's failure
+        raise ImageError(
+            "the clipboard cannot be read here; on Linux install wl-clipboard or xclip"
+        ) from None
+    if isinstance(found, list) and found:
+        return load_image(str(found[0]), alpha=alpha)
+    if isinstance(found, PILImage.Image):
+        if found.width * found.height > limits.IMAGE_PIXELS:
+            raise ImageError(
+                f"the picture on the clipboard has {found.width} x {found.height} pixels"
+            )
+        return from_pil(found, source="clipboard", alpha=alpha)
+    raise ImageError("there is no picture on the clipboard; copy one first")
+
+
 def _to_rgb(picture: PILImage.Image, alpha: Alpha) -> PILImage.Image:
     """A new RGB picture without metadata. The results are those of the Hub's processor ("white")
     and of Meta's reference ("drop"), but for deep grey, see the top of this file.

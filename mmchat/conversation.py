@@ -1,0 +1,118 @@
+"""What was said in a conversation: immutable, so that a turn that fails has changed nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from mmchat.errors import PromptError
+from mmchat.events import FinishReason
+from mmchat.messages import Image, Message, Part, Text
+
+IMAGE_MARK = "<|image|>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and what was answered; `reason` "interrupted" marks a partial answer."""
+
+    question: Message
+    answer: str
+    reason: FinishReason = "stop"
+
+    @property
+    def messages(self) -> tuple[Message, Message]:
+        return self.question, Message("assistant", (Text(self.answer),))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A system prompt and turns. Pictures are numbered from 1, in the order of the text."""
+
+    system: str | None = None
+    turns: tuple[Turn, ...] = ()
+
+    @classmethod
+    def of(cls, messages: Sequence[Message]) -> Conversation:
+        """From messages: an optional system message, then questions and answers in turn.
+
+        Raises PromptError if they come in another order.
+        """
+        system = messages[0].text if messages and messages[0].role == "system" else None
+        rest = messages[1:] if system is not None else messages
+        pairs = list(zip(rest[::2], rest[1::2], strict=False))
+        if len(rest) % 2 or any((q.role, a.role) != ("user", "assistant") for q, a in pairs):
+            raise PromptError("a conversation is user and assistant messages in turn")
+        return cls(system, tuple(Turn(q, a.text) for q, a in pairs))
+
+    @property
+    def messages(self) -> list[Message]:
+        """All of it, as the prompt is built from it."""
+        head = [Message("system", (Text(self.system),))] if self.system else []
+        return head + [message for turn in self.turns for message in turn.messages]
+
+    @property
+    def images(self) -> list[Image]:
+        return [image for turn in self.turns for image in turn.question.images]
+
+    def plus(self, turn: Turn) -> Conversation:
+        return replace(self, turns=(*self.turns, turn))
+
+    def without_last(self) -> Conversation:
+        return replace(self, turns=self.turns[:-1])
+
+    def without_first(self, count: int) -> Conversation:
+        return replace(self, turns=self.turns[count:])
+
+    def with_image(self, number: int, image: Image | None) -> Conversation:
+        """The same with picture `number` replaced, or taken out if `image` is None.
+
+        Raises PromptError if there is no such picture.
+        """
+        if not 1 <= number <= len(self.images):
+            raise PromptError(f"there is no picture {number}; there are {len(self.images)}")
+        count = 0
+
+        def exchange(part: Part) -> Iterable[Part]:
+            nonlocal count
+            count += isinstance(part, Image)
+            if isinstance(part, Image) and count == number:
+                return [] if image is None else [image]
+            return [part]
+
+        return self._map_parts(exchange)
+
+    def _map_parts(self, change: Callable[[Part], Iterable[Part]]) -> Conversation:
+        turns = []
+        for turn in self.turns:
+            parts = tuple(new for part in turn.question.content for new in change(part))
+            turns.append(replace(turn, question=Message("user", parts)))
+        return replace(self, turns=tuple(turns))
+
+
+def question(text: str, images: Sequence[Image], *, marks: bool = False) -> Message:
+    """A user message with the pictures before the text, where text can see them.
+
+    marks: each `<|image|>` in the text is the place of one picture instead; pictures beyond the
+    marks go to the front. Raises PromptError for more marks than pictures.
+    """
+    pieces = text.split(IMAGE_MARK) if marks else [text]
+    placed = len(pieces) - 1
+    if placed > len(images):
+        raise PromptError(
+            f"the text has {placed} {IMAGE_MARK} marks for {len(images)} pictures; "
+            "attach a picture for each"
+        )
+    front = len(images) - placed
+    parts: list[Part] = list(images[:front])
+    for index, piece in enumerate(pieces):
+        if piece or not placed:
+            parts.append(Text(piece))
+        if index < placed:
+            parts.append(images[front + index])
+    return Message("user", tuple(parts))
+
+
+def edited(old: Message, text: str) -> Message:
+    """The question `old` with other text; its pictures stay, in front."""
+    return question(text, old.images)

@@ -1,0 +1,1 @@
+"""The terminal chat: reads lines and commands, shows answers, keeps chats."""

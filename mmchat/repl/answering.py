@@ -1,0 +1,82 @@
+"""Runs the model in a thread of its own while the main thread owns the terminal and the signals."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from mmchat.events import Event
+
+
+class HardStop(Exception):  # noqa: N818 - not an error
+    """Ctrl-C was pressed again while an answer was being stopped."""
+
+
+class _End:
+    """The last thing in the queue: how the events ended."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+def batches(events: Iterable[Event], frame_seconds: float) -> Iterator[list[Event]]:
+    """Events of a generator that runs in a thread, at most one batch in `frame_seconds`.
+
+    Taking them one by one would wake this thread for each token, which slows a fast model. An empty
+    list says that nothing came for a frame. What the generator raises is raised here. The thread
+    does not keep the process alive.
+    """
+    ready: queue.SimpleQueue[Event | _End] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            for event in events:
+                ready.put(event)
+        except BaseException as error:
+            ready.put(_End(error))
+        else:
+            ready.put(_End(None))
+
+    threading.Thread(target=work, name="model", daemon=True).start()
+    due = time.monotonic()
+    while True:
+        batch: list[Event] = []
+        try:
+            item = ready.get(timeout=frame_seconds)
+            time.sleep(max(0.0, due - time.monotonic()))
+            due = time.monotonic() + frame_seconds
+            while not isinstance(item, _End):
+                batch.append(item)
+                item = ready.get_nowait()
+        except queue.Empty:
+            yield batch
+            continue
+        if batch:
+            yield batch
+        if item.error is not None:
+            raise item.error
+        return
+
+
+@contextmanager
+def interrupts(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C within the block calls `stop`, the next one raises HardStop."""
+    pressed = False
+
+    def on_interrupt(_signal_number: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise HardStop
+        pressed = True
+        stop()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous or signal.default_int_handler)

@@ -1,0 +1,273 @@
+"""The chat without its terminal: what a line of input does to the session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat.conversation import Conversation, Turn, edited, question
+from mmchat.errors import ContextLengthExceeded, MmchatError, UsageError
+from mmchat.repl import facts, paths, saving
+from mmchat.repl.screen import Screen
+
+if TYPE_CHECKING:
+    from mmchat.events import Event, Finished
+    from mmchat.messages import Image, Message
+    from mmchat.params import ModelParams
+    from mmchat.sampling import SamplingParams
+    from mmchat.session import Budget, ChatSession
+
+SAVE_SECONDS = 1.5  # at most this much of an answer is lost in a crash
+ANSWER_ROOM = 128  # positions to leave for an answer when old turns have to go
+
+
+class Leave(Exception):  # noqa: N818 - not an error
+    """The user wants to go."""
+
+
+class Keeper:
+    """Saves the chat as it goes; gives up with one note if the disk does not take it.
+
+    chats: where named chats are. saves: False reads them only.
+    """
+
+    def __init__(
+        self, chats: Path, model: str, note: Callable[[str], None], *, saves: bool
+    ) -> None:
+        self.chats = chats
+        self.folder = saving.new_chat(chats) if saves else None
+        self._model = model
+        self._note = note
+        self._saved_at = 0.0
+
+    def start_new(self) -> None:
+        """What comes next is another chat."""
+        if self.folder is not None:
+            self.folder = saving.new_chat(self.chats)
+
+    def save(self, chat: Conversation) -> None:
+        if self.folder is None:
+            return
+        self._saved_at = time.monotonic()
+        try:
+            if chat.turns or self.folder.exists():
+                self.folder.write(chat, self._model)
+        except MmchatError as error:
+            self._note(f"this chat is no longer saved: {error}")
+            self.folder = None
+
+    def save_sometimes(self, chat: Callable[[], Conversation]) -> None:
+        """Save if the last time was a while ago."""
+        if self.folder is not None and time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save(chat())
+
+
+class Chat:
+    """A session with pictures attached for the next question, settings, and a screen.
+
+    Every line either takes effect as a whole or leaves things as they were and says so.
+    first_error: exit code of the first line that failed, 0 if none did.
+    """
+
+    def __init__(
+        self,
+        session: ChatSession,
+        screen: Screen,
+        sampling: SamplingParams,
+        chats: Path,
+        *,
+        saves: bool = False,
+    ) -> None:
+        self.session = session
+        self.screen = screen
+        self.sampling = sampling
+        self.attached: list[Image] = []
+        self.last: Finished | None = None
+        self.first_error = 0
+        self.addresses: list[str] = []  # pictures from the network, for completion
+        self.keeper = Keeper(chats, session.loaded.params.name, screen.note, saves=saves)
+        self._budget: tuple[Conversation, Budget] | None = None
+
+    @property
+    def params(self) -> ModelParams:
+        return self.session.loaded.params
+
+    def budget(self) -> Budget:
+        """Context in use; counted once per state of the conversation."""
+        chat = self.session.conversation
+        if self._budget is None or self._budget[0] is not chat:
+            self._budget = chat, self.session.budget()
+        return self._budget[1]
+
+    def line(self, text: str) -> None:
+        """Do what a line says. Raises Leave; errors are shown."""
+        from mmchat.repl import commands
+
+        try:
+            found = commands.find(text)
+            if found is not None:
+                command, argument = found
+                command.run(self, argument)
+            elif text.strip():
+                self._message(text)
+        except MmchatError as error:
+            self.fail(error)
+        except KeyboardInterrupt:
+            if not self.screen.interactive:
+                raise
+            self.screen.note("stopped")
+
+    def fail(self, error: MmchatError) -> None:
+        self.first_error = self.first_error or error.exit_code
+        self.screen.error(str(error))
+
+    def _message(self, text: str) -> None:
+        found = paths.read_line(text)
+        if found.missing:
+            names = ", ".join(repr(name) for name in found.missing)
+            raise UsageError(f"no such picture: {names}; nothing was sent (\\say TEXT sends as is)")
+        if found.sources:
+            self.attach(found.sources)
+        for name in found.mentioned:
+            self.screen.note(f"{name!r} is not attached; \\image {name} does that")
+        if found.text:
+            self.ask(found.text)
+
+    def attach(self, sources: Sequence[str]) -> None:
+        """Load pictures for the next question: all of them or none. Raises ImageError, …"""
+        loaded = [self.load(source) for source in sources]
+        self.attached += loaded
+        for image in loaded:
+            self.show_picture(image)
+
+    def load(self, source: str) -> Image:
+        """A picture by path, address or "clipboard"."""
+        if self.session.loaded.text_only:
+            raise UsageError("the model was loaded with --text-only; start again without it")
+        alpha = self.session.loaded.processor.alpha
+        if source == paths.CLIPBOARD:
+            from mmchat.images import load_clipboard
+
+            return load_clipboard(alpha=alpha)
+        from mmchat.images import load_image
+
+        image = load_image(source, alpha=alpha)
+        if source.startswith(("http:", "https:")) and source not in self.addresses:
+            self.addresses.append(source)
+        return image
+
+    def show_picture(self, image: Image) -> None:
+        self.screen.picture(image.pixels)
+        self.screen.note(f"attached {facts.picture_line(image, self.params)}")
+
+    def ask(self, text: str) -> None:
+        """Send a message with the attached pictures."""
+        message = question(text, self.attached, marks=bool(self.attached))
+        if self._answered(lambda: self.session.ask(message, self.sampling), message, undone=0):
+            self.attached = []
+
+    def retry(self, sampling: SamplingParams | None = None) -> None:
+        if not self.session.conversation.turns:
+            raise UsageError("nothing has been asked yet")
+        last = self.session.conversation.turns[-1].question
+        self._answered(lambda: self.session.retry(sampling or self.sampling), last, undone=1)
+
+    def edit(self, text: str) -> None:
+        """Ask `text` in place of the last question, with the same pictures."""
+        if not self.session.conversation.turns:
+            raise UsageError("nothing has been asked yet")
+        message = edited(self.session.conversation.turns[-1].question, text)
+        self._answered(lambda: self.session.edit(message, self.sampling), message, undone=1)
+
+    def _answered(
+        self, events: Callable[[], Iterator[Event]], message: Message, *, undone: int
+    ) -> bool:
+        """Write an answer; offers to drop old turns if the context is full. True if it was kept."""
+        try:
+            return self._answer(events(), message, undone)
+        except ContextLengthExceeded as error:
+            count = self._turns_to_drop(message, undone)
+            if not count:
+                raise
+            turns = f"the {count} oldest turns" if count > 1 else "the oldest turn"
+            self.screen.error(str(error))
+            if not self.screen.confirm(f"Drop {turns} and ask again?"):
+                raise ContextLengthExceeded(
+                    f"nothing was sent; \\forget {count} drops {turns} to make room"
+                ) from None
+            self.change(self.session.conversation.without_first(count))
+            return self._answer(events(), message, undone)
+
+    def _turns_to_drop(self, message: Message, undone: int) -> int | None:
+        """Turns that must go; the last `undone` are replaced anyway."""
+        chat = self.session.conversation
+        kept = len(chat.turns) - undone
+        room = min(self.sampling.max_new_tokens, ANSWER_ROOM)
+        for wanted in (room, 1):
+            count = self.session.turns_over_budget(message, wanted)
+            if count is not None:
+                return min(count, kept)
+        return None
+
+    def _answer(self, events: Iterator[Event], message: Message, undone: int) -> bool:
+        before = self.session.conversation
+        base = before.without_last() if undone else before
+        text: list[str] = []
+
+        def unfinished() -> Conversation:
+            return base.plus(Turn(message, "".join(text), "interrupted"))
+
+        def on_text(piece: str) -> None:
+            text.append(piece)
+            self.keeper.save_sometimes(unfinished)
+
+        self.keeper.save(unfinished())
+        try:
+            self.last = self.screen.answer(events, self.session.interrupt, on_text)
+        except MmchatError:
+            self.keeper.save(before)
+            raise
+        except BaseException:  # the program ends; what was said so far is kept
+            self.keeper.save(unfinished())
+            raise
+        self.keeper.save(self.session.conversation)
+        kept = self.session.conversation is not before
+        if note := facts.ending(self.last, self.sampling, kept=kept):
+            self.screen.note(note)
+        return kept
+
+    def resume(self, saved: saving.SavedChat, folder: Path | None = None) -> None:
+        """Go on with a saved chat; with `folder`, what follows is saved there."""
+        if self.keeper.folder is not None:
+            self.keeper.start_new()
+            if folder is not None:
+                self.keeper.folder = saving.ChatFolder(folder)
+        self.change(saved.conversation)
+        turns, images = len(saved.conversation.turns), len(saved.conversation.images)
+        self.screen.note(f"going on after {turns} turns with {images} pictures")
+        if saved.model != self.params.name:
+            self.screen.note(f"the answers so far are by {saved.model}")
+        if turns and saved.conversation.turns[-1].reason == "interrupted":
+            self.screen.note("the last answer is not complete; \\retry answers again")
+
+    def change(self, chat: Conversation) -> None:
+        """Another state of the conversation, saved at once."""
+        self.session.conversation = chat
+        self.keeper.save(chat)
+
+    def pictures(self) -> list[Image]:
+        """All pictures by number: those of the conversation, then those attached."""
+        return self.session.conversation.images + self.attached
+
+    def exchange(self, number: int, image: Image | None) -> None:
+        """Replace picture `number` or take it out."""
+        asked = len(self.session.conversation.images)
+        if not 1 <= number <= len(self.pictures()):
+            raise UsageError(f"there is no picture {number}; \\images lists them")
+        if number <= asked:
+            self.change(self.session.conversation.with_image(number, image))
+        else:
+            at = number - asked - 1
+            self.attached[at : at + 1] = [image] if image else []

@@ -1,0 +1,293 @@
+r"""The commands of the chat, each a registered function; the docstring's first line is its help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat import atomic_file
+from mmchat.conversation import Conversation
+from mmchat.errors import UsageError, quoted
+from mmchat.repl import export, facts, paths, saving, settings
+from mmchat.repl.chat import Leave
+from mmchat.repl.registry import COMMANDS, command, find, names
+
+if TYPE_CHECKING:
+    from mmchat.repl.chat import Chat
+
+__all__ = ["COMMANDS", "find", "names"]  # the registry, with everything in it
+
+
+def _number(argument: str, what: str, default: int | None = None) -> int:
+    if not argument and default is not None:
+        return default
+    if not re.fullmatch(r"\d{1,6}", argument):
+        raise UsageError(f"{what} is a number, not {quoted(argument)}")
+    return int(argument)
+
+
+@command("image", "PATH|URL [QUESTION]", complete="paths", aliases=("i",))
+def _image(chat: Chat, argument: str) -> None:
+    """Attach a picture; a question after it is asked."""
+    found = paths.read_argument(argument)
+    if not found.sources:
+        if not argument:
+            raise UsageError("\\image needs a file, an address or the word clipboard")
+        raise UsageError(f"no such picture: {', '.join(map(quoted, found.missing))}")
+    before = list(chat.attached)
+    chat.attach(found.sources)
+    if found.text:
+        try:
+            chat.ask(found.text)
+        except BaseException:
+            chat.attached = before
+            raise
+
+
+@command("images")
+def _images(chat: Chat, argument: str) -> None:
+    """List the pictures with their numbers."""
+    asked = len(chat.session.conversation.images)
+    lines = [
+        f"{number}  {facts.picture_line(image, chat.params)}"
+        + ("  (for the next question)" if number > asked else "")
+        for number, image in enumerate(chat.pictures(), start=1)
+    ]
+    chat.screen.say("\n".join(lines) or "no pictures")
+
+
+def _picture_numbers(chat: Chat, argument: str) -> Iterable[str]:
+    return (str(n) for n in range(1, len(chat.pictures()) + 1))
+
+
+@command("drop", "N", complete=_picture_numbers)
+def _drop(chat: Chat, argument: str) -> None:
+    """Take picture N out of the chat."""
+    number = _number(argument, "the picture", default=len(chat.pictures()) or 1)
+    chat.exchange(number, None)
+    chat.screen.note(f"picture {number} is out")
+
+
+@command("replace", "N PATH|URL", complete="paths")
+def _replace(chat: Chat, argument: str) -> None:
+    """Put another picture in the place of picture N."""
+    number, _, source = argument.partition(" ")
+    found = paths.read_argument(source)
+    if len(found.sources) != 1 or found.text:
+        raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
+    image = chat.load(found.sources[0])
+    chat.exchange(_number(number, "the picture"), image)
+    chat.show_picture(image)
+
+
+@command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
+def _tiles(chat: Chat, argument: str) -> None:
+    """Show how picture N (the last) is cut into tiles."""
+    words = argument.split(None, 1)
+    number = _number(words.pop(0), "the picture") if words and words[0].isdigit() else None
+    pictures = chat.pictures()
+    number = number or len(pictures)
+    if not 1 <= number <= len(pictures):
+        raise UsageError(f"there is no picture {number}" if pictures else "there are no pictures")
+    image = pictures[number - 1]
+    drawing = facts.preview(image, chat.params)
+    if words:
+        file = _file(words[0])
+        atomic_file.write_bytes(file, export.png_bytes(drawing))
+        chat.screen.note(f"wrote {str(file)!r}")
+    chat.screen.picture(drawing)
+    where = facts.layout(image, chat.params)
+    rows = [
+        ("picture", facts.picture_line(image, chat.params)),
+        ("canvas", f"{where.canvas[1]} x {where.canvas[0]} px, {facts.grid(where.aspect_ratio)}"),
+        ("on it", f"{where.resized[1]} x {where.resized[0]} px at the top left, the rest is black"),
+    ]
+    chat.screen.say(facts.table(rows))
+
+
+@command("system", "[TEXT|none]")
+def _system(chat: Chat, argument: str) -> None:
+    """Show or change the system prompt."""
+    if not argument:
+        chat.screen.say(chat.session.conversation.system or "no system prompt")
+        return
+    text = None if argument == "none" else argument
+    chat.change(replace(chat.session.conversation, system=text))
+    chat.screen.note("the system prompt is changed")
+
+
+@command("set", "NAME VALUE", complete=settings.candidates)
+def _set(chat: Chat, argument: str) -> None:
+    """Change how answers are chosen: temperature 0.8."""
+    chat.sampling = settings.changed(chat.sampling, argument)
+    name = argument.split(None, 1)[0]
+    chat.screen.note(f"{name} is {facts.shown(getattr(chat.sampling, name))}")
+
+
+@command("show")
+def _show(chat: Chat, argument: str) -> None:
+    """Show model, settings and system prompt."""
+    loaded = chat.session.loaded
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    folder = chat.keeper.folder
+    rows = [
+        ("model", f"{chat.params.name} on {loaded.device}, {dtype}"),
+        ("system", chat.session.conversation.system or "none"),
+        ("saved in", str(folder.path) if folder else "nowhere"),
+    ]
+    chat.screen.say(facts.table(rows) + "\n" + facts.settings(chat.sampling))
+
+
+@command("undo", aliases=("u",))
+def _undo(chat: Chat, argument: str) -> None:
+    """Take back the last question and its answer."""
+    turn = chat.session.undo()
+    chat.keeper.save(chat.session.conversation)
+    chat.screen.note(f"took back {quoted(turn.question.text, 60)}")
+
+
+@command("retry", "[NAME VALUE]", complete=settings.candidates, aliases=("r",))
+def _retry(chat: Chat, argument: str) -> None:
+    """Answer again; NAME VALUE counts for this once."""
+    sampling = settings.changed(chat.sampling, argument) if argument else chat.sampling
+    if not argument and sampling.temperature == 0:
+        chat.screen.note("at temperature 0 the answer is the same; try \\retry temperature 0.8")
+    chat.retry(sampling)
+
+
+@command("edit", "[TEXT]", aliases=("e",))
+def _edit(chat: Chat, argument: str) -> None:
+    """Change the last question and ask it again."""
+    turns = chat.session.conversation.turns
+    if not turns:
+        raise UsageError("nothing has been asked yet")
+    text = argument or chat.screen.edit(turns[-1].question.text)
+    if text is None and not chat.screen.interactive:
+        raise UsageError("write the new question behind \\edit")
+    if not text or not text.strip():
+        chat.screen.note("nothing is changed")
+        return
+    chat.edit(text)
+
+
+@command("say", "TEXT")
+def _say(chat: Chat, argument: str) -> None:
+    """Send TEXT exactly as it is."""
+    if argument:
+        chat.ask(argument)
+
+
+@command("forget", "[N]")
+def _forget(chat: Chat, argument: str) -> None:
+    """Drop the N oldest turns to make room."""
+    count = _number(argument, "the count of turns", default=1)
+    turns = len(chat.session.conversation.turns)
+    if not 1 <= count <= turns:
+        raise UsageError(f"there are {turns} turns, so {count} cannot be dropped")
+    chat.change(chat.session.conversation.without_first(count))
+    chat.screen.note(f"dropped {count} of {turns} turns; context {_context(chat)}")
+
+
+@command("save", "[NAME|FILE.json]", complete="paths")
+def _save(chat: Chat, argument: str) -> None:
+    """Save the chat with its pictures."""
+    if not chat.session.conversation.turns:
+        raise UsageError("there is nothing to save yet")
+    path = _file(argument) if argument else Path(saving.new_name())
+    saving.write(path, chat.session.conversation, chat.params.name)
+    chat.screen.note(f"saved to {str(path)!r}; \\load {path} brings it back")
+
+
+@command("load", "NAME|FILE.json", complete="paths", aliases=("open",))
+def _load(chat: Chat, argument: str) -> None:
+    """Go on with a chat that was saved."""
+    if not argument:
+        raise UsageError("\\load needs the name of a saved chat")
+    found = saving.read(saving.find_chat(paths.plain(argument), chat.keeper.chats))
+    chat.resume(found)
+
+
+@command("export", "md|json|html [FILE]", complete=lambda chat, argument: export.KINDS)
+def _export(chat: Chat, argument: str) -> None:
+    """Write the chat as a document to read."""
+    kind, _, name = argument.partition(" ")
+    if kind not in export.KINDS:
+        raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
+    file = _file(name.strip()) if name.strip() else Path(f"{saving.new_name()}.{kind}")
+    text = export.document(kind, chat.session.conversation, chat.params.name)
+    atomic_file.write_text(file, text)
+    chat.screen.note(f"wrote {str(file)!r}")
+
+
+@command("copy")
+def _copy(chat: Chat, argument: str) -> None:
+    """Copy the last answer."""
+    if not chat.session.conversation.turns:
+        raise UsageError("there is no answer to copy yet")
+    answer = chat.session.conversation.turns[-1].answer
+    chat.screen.note(f"copied {len(answer)} characters {chat.screen.copy(answer)}")
+
+
+@command("clear", aliases=("new",))
+def _clear(chat: Chat, argument: str) -> None:
+    """Start again; system prompt and settings stay."""
+    chat.attached = []
+    chat.keeper.start_new()
+    chat.session.conversation = Conversation(chat.session.conversation.system)
+    chat.screen.note("a new chat")
+
+
+def _context(chat: Chat) -> str:
+    budget = chat.budget()
+    return f"{budget.used:,} of {budget.limit:,} tokens"
+
+
+@command("tokens")
+def _tokens(chat: Chat, argument: str) -> None:
+    """Show how much of the context is used."""
+    chat.screen.say(f"context {_context(chat)}")
+
+
+@command("stats")
+def _stats(chat: Chat, argument: str) -> None:
+    """Show the timings of the last answer."""
+    if chat.last is None:
+        raise UsageError("there is no answer to time yet")
+    chat.screen.say(facts.stats(chat.last))
+
+
+@command("help", "[COMMAND]", complete=lambda chat, argument: COMMANDS, aliases=("h", "?"))
+def _help(chat: Chat, argument: str) -> None:
+    """Show the commands, or one of them."""
+    word = argument.lstrip("\\/")
+    if word and word not in names():
+        raise UsageError(f"there is no command {quoted(argument)}; \\help lists them")
+    shown = [names()[word]] if word else list(COMMANDS.values())
+    rows = [(f"\\{found.name} {found.usage}".rstrip(), found.help) for found in shown]
+    text = facts.table(rows)
+    if not word:
+        text += "\n\n" + KEYS
+    chat.screen.say(text)
+
+
+KEYS = """Drop a picture into the window, paste or type its path, and ask about it;
+\\image clipboard takes a copied one. Alt-Enter starts a new line,
+Tab completes, Ctrl-R searches, Ctrl-X Ctrl-E opens an editor,
+Ctrl-C stops an answer, Ctrl-D leaves."""
+
+
+@command("quit", aliases=("q", "exit", "bye"))
+def _quit(chat: Chat, argument: str) -> None:
+    """Leave."""
+    raise Leave
+
+
+def _file(name: str) -> Path:
+    """A path to write, checked before any work. Raises DiskError."""
+    path = Path(paths.plain(name)).expanduser()
+    if not path.is_dir():
+        atomic_file.check_writable(path)
+    return path

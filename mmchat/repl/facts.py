@@ -1,0 +1,105 @@
+"""Facts about pictures, answers and settings, as short lines."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from mmchat.events import Finished
+    from mmchat.messages import Image
+    from mmchat.models.mllama.tiling import TileLayout
+    from mmchat.params import ModelParams
+    from mmchat.sampling import SamplingParams
+
+
+def layout(image: Image, params: ModelParams) -> TileLayout:
+    """How a picture lies on its tiles."""
+    tiling = import_module(f"mmchat.models.{params.model_type}.tiling")
+    vision = params.config.vision_config
+    return tiling.choose_layout(image.height, image.width, vision.image_size, vision.max_num_tiles)
+
+
+def preview(image: Image, params: ModelParams) -> Any:
+    """A drawing of the picture on its tiles, as a Pillow picture."""
+    drawing = import_module(f"mmchat.models.{params.model_type}.tile_preview")
+    where = layout(image, params)
+    facts = drawing.tile_facts(where, params.config.vision_config)
+    return drawing.draw_tile_preview(image, where, facts)
+
+
+def grid(shape: tuple[int, int]) -> str:
+    """`2 x 1 tiles`, rows first."""
+    count = shape[0] * shape[1]
+    return f"{shape[0]} x {shape[1]} tile{'s' * (count > 1)}"
+
+
+def short_name(source: str) -> str:
+    """The last part of a path or address."""
+    path = urlsplit(source).path if "://" in source else source
+    return PurePath(path).name or source[:40]
+
+
+def picture_line(image: Image, params: ModelParams) -> str:
+    """Name, size, what was done to it, grid and cost."""
+    where = layout(image, params)
+    tokens = where.num_tiles * params.config.vision_config.tokens_per_tile
+    parts = [f"{image.width} x {image.height} px", *image.notices]
+    parts += [grid(where.aspect_ratio), f"{tokens:,} vision tokens"]
+    return f"{short_name(image.source)}: {', '.join(parts)}"
+
+
+def ending(finished: Finished, sampling: SamplingParams, *, kept: bool) -> str:
+    """What the reader should know about how an answer ended; empty if it just did."""
+    if finished.reason == "interrupted":
+        if not kept:
+            return "interrupted before there was an answer; the conversation is as it was"
+        return "interrupted; the answer so far is kept, \\retry answers again"
+    if finished.reason == "length":
+        if len(finished.output_ids) >= sampling.max_new_tokens:
+            return f"cut at {sampling.max_new_tokens} tokens; \\set max_new_tokens N allows more"
+        return "cut because the context is full; \\forget drops the oldest turn"
+    return ""
+
+
+def stats(finished: Finished) -> str:
+    """Timings of an answer, one line each."""
+    timings, usage = finished.timings, finished.usage
+    new = usage.prompt_tokens - usage.cached_tokens
+    lines = [
+        ("pictures", f"{timings.preprocessing_seconds:.3f} s to lay out"),
+        ("vision", f"{timings.vision_seconds:.3f} s for {usage.image_count} in the chat"),
+        (
+            "prompt",
+            f"{timings.prefill_seconds:.3f} s for {new} new of {usage.prompt_tokens} tokens",
+        ),
+        ("first token", f"{timings.time_to_first_token:.3f} s"),
+        ("answer", f"{timings.decode_seconds:.3f} s for {usage.completion_tokens} tokens"),
+        ("speed", f"{timings.tokens_per_second or 0:.1f} tokens/s"),
+        ("memory", f"{timings.peak_memory_bytes / 2**20:.0f} MiB at most"),
+        ("seed", str(finished.seed)),
+    ]
+    return table(lines)
+
+
+def settings(sampling: SamplingParams) -> str:
+    names = [field.name for field in fields(sampling) if field.name != "logprobs"]
+    return table([(name, shown(getattr(sampling, name))) for name in names])
+
+
+def shown(value: object) -> str:
+    """A setting as `\\set` takes it."""
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, tuple):
+        return " ".join(map(repr, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """`label  value` lines, values in one column."""
+    width = max((len(label) for label, _ in rows), default=0) + 2
+    return "\n".join(f"{label:<{width}}{value}".rstrip() for label, value in rows)

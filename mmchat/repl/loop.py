@@ -1,0 +1,188 @@
+"""Reads lines for the chat: plainly from a pipe, or with an editor from a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat import atomic_file
+from mmchat.errors import MmchatError
+from mmchat.repl import paths, saving
+from mmchat.repl.chat import Chat, Leave
+from mmchat.repl.toolbar import toolbar_text
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import History
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    from mmchat.repl.terminal_screen import TerminalScreen
+
+PROMPT = "> "
+CONTINUED = "  "
+LEAVE_SECONDS = 3.0  # two Ctrl-C within this time leave
+INTERRUPTED_EXIT_CODE = 130
+
+
+def run_plain(chat: Chat, lines: Iterable[str]) -> int:
+    """One message or command a line. The exit code of the first line that failed, else 0."""
+    try:
+        for line in lines:
+            chat.line(line.rstrip("\r\n"))
+    except Leave:
+        pass
+    return chat.first_error
+
+
+def run_terminal(chat: Chat, screen: TerminalScreen, history_file: Path | None) -> int:
+    """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt."""
+    prompt = Prompt(chat, screen, history_file)
+    screen.ask = prompt.ask
+    try:
+        while True:
+            chat.line(prompt.read())
+    except (Leave, EOFError):
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED_EXIT_CODE
+
+
+class Prompt:
+    """The line editor."""
+
+    def __init__(self, chat: Chat, screen: TerminalScreen, history_file: Path | None) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+        from prompt_toolkit.filters import Condition
+        from prompt_toolkit.styles import Style
+
+        from mmchat.repl.completion import ChatCompleter
+
+        self._chat = chat
+        self._screen = screen
+        self._pressed_at = float("-inf")
+        self._hint = ""
+        self._session: PromptSession[str] = PromptSession(
+            history=open_history(history_file),
+            auto_suggest=AutoSuggestFromHistory(),
+            completer=ChatCompleter(chat),
+            complete_while_typing=Condition(self._is_command),
+            complete_in_thread=True,
+            multiline=True,
+            prompt_continuation=CONTINUED,
+            enable_open_in_editor=True,
+            tempfile_suffix=".md",
+            key_bindings=self._keys(),
+            bottom_toolbar=self._toolbar,
+            reserve_space_for_menu=4,
+            style=Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"}),
+        )
+
+    def read(self) -> str:
+        """The next message or command. Raises EOFError (Ctrl-D) and KeyboardInterrupt (Ctrl-C)."""
+        self._pressed_at = float("-inf")
+        if self._screen.wrote:
+            self._screen.write("\n")
+        self._screen.wrote = False
+        return _valid_text(self._session.prompt(PROMPT))
+
+    def ask(self, prompt: str, default: str) -> str | None:
+        """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
+        from prompt_toolkit import PromptSession
+
+        session = self._session if default else PromptSession[str]()
+        try:
+            return _valid_text(session.prompt(prompt, default=default))
+        except (EOFError, KeyboardInterrupt):
+            return None
+
+    def _is_command(self) -> bool:
+        return self._session.default_buffer.text.startswith("\\")
+
+    def _toolbar(self) -> str:
+        if time.monotonic() - self._pressed_at < LEAVE_SECONDS:
+            return "Ctrl-C again leaves, Ctrl-D too"
+        return toolbar_text(self._chat, self._screen.size()[0])
+
+    def _keys(self) -> KeyBindings:
+        from prompt_toolkit.filters import is_searching
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.keys import Keys
+
+        keys = KeyBindings()
+
+        @keys.add("enter")
+        def _send(event: KeyPressEvent) -> None:
+            event.current_buffer.validate_and_handle()
+
+        @keys.add("escape", "enter")
+        @keys.add("c-j")
+        def _new_line(event: KeyPressEvent) -> None:
+            event.current_buffer.newline(copy_margin=False)
+
+        @keys.add("c-c", filter=~is_searching)
+        @keys.add("<sigint>")
+        def _interrupt(event: KeyPressEvent) -> None:
+            if event.current_buffer.text:
+                event.current_buffer.reset()
+                self._pressed_at = float("-inf")
+                return
+            now = time.monotonic()
+            if now - self._pressed_at < LEAVE_SECONDS:
+                event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+            self._pressed_at = now
+
+        @keys.add(Keys.BracketedPaste)
+        def _paste(event: KeyPressEvent) -> None:
+            text = event.data.replace("\r\n", "\n").replace("\r", "\n")
+            sources = dropped_pictures(text)
+            if sources and not event.current_buffer.text.startswith(("\\", "/")):
+                run_above_prompt(lambda: self._attach(sources))
+            else:
+                event.current_buffer.insert_text(text)
+
+        return keys
+
+    def _attach(self, sources: tuple[str, ...]) -> None:
+        try:
+            self._chat.attach(sources)
+        except MmchatError as error:
+            self._chat.fail(error)
+
+
+def dropped_pictures(text: str) -> tuple[str, ...]:
+    """The files that a pasted text names, if it names nothing else; addresses wait for Enter."""
+    found = paths.read_line(text)
+    if found.text or found.missing or not text.strip():
+        return ()
+    local = all("://" not in source and Path(source).is_file() for source in found.sources)
+    return found.sources if local else ()
+
+
+def run_above_prompt(action: Callable[[], None]) -> None:
+    """Take the prompt off the screen, act, and draw it again below."""
+    from prompt_toolkit.application import run_in_terminal
+
+    run_in_terminal(action)
+
+
+def open_history(file: Path | None) -> History:
+    """Lines of earlier chats; in memory only without a file, or if it cannot be used."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    if file is None:
+        return InMemoryHistory()
+    try:
+        saving.make_private_folder(file.parent)
+        if not file.exists():
+            atomic_file.write_bytes(file, b"", mode=saving.PRIVATE_FILE)
+    except (OSError, MmchatError):
+        return InMemoryHistory()
+    return FileHistory(str(file))
+
+
+def _valid_text(text: str) -> str:
+    """Bytes that were no UTF-8 become U+FFFD."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,232 @@
+"""Keeps chats on disk: a folder with `chat.json` and its pictures, or one file that holds both.
+
+Pictures are stored as PNG under the hash of their pixels, so that what is read back is what the
+model saw. A folder or file can be moved to another machine as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmchat import atomic_file, limits
+from mmchat.checkpoints.strict_json import Where, nearest, parse_dataclass, parse_json, read_bounded
+from mmchat.conversation import Conversation, Turn
+from mmchat.errors import DiskError, SavedChatError, quoted
+from mmchat.events import FinishReason
+from mmchat.messages import Image, Message, Part, Text
+
+FORMAT, VERSION = "mmchat-chat", 1
+DOCUMENT, PICTURES = "chat.json", "images"
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """Text, or a picture by the hash of its content and what the user called it."""
+
+    text: str | None = None
+    image: str | None = None
+    source: str = "picture"
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    question: tuple[PartRecord, ...]
+    answer: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """A picture; data: PNG in base64, or None if it lies in the folder of pictures."""
+
+    content_hash: str
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatRecord:
+    """The document. model: the name of the one that answered."""
+
+    format: str
+    version: int
+    model: str
+    system: str | None
+    turns: tuple[TurnRecord, ...]
+    images: tuple[ImageRecord, ...]
+
+
+@dataclass(frozen=True)
+class SavedChat:
+    conversation: Conversation
+    model: str
+
+
+def record(chat: Conversation, model: str, *, pictures_inside: bool) -> ChatRecord:
+    """The document of a conversation."""
+    turns = tuple(
+        TurnRecord(tuple(map(_part_record, turn.question.content)), turn.answer, turn.reason)
+        for turn in chat.turns
+    )
+    images = tuple(
+        ImageRecord(image.content_hash, base64.b64encode(png(image)).decode())
+        if pictures_inside
+        else ImageRecord(image.content_hash)
+        for image in _distinct(chat.images)
+    )
+    return ChatRecord(FORMAT, VERSION, model, chat.system, turns, images)
+
+
+def to_json(document: ChatRecord) -> str:
+    return json.dumps(asdict(document), indent=1) + "\n"
+
+
+def png(image: Image) -> bytes:
+    """The picture without loss."""
+    buffer = io.BytesIO()
+    image.pixels.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def write(path: Path, chat: Conversation, model: str) -> None:
+    """Save to a file if the name ends in .json, else to a folder. Raises DiskError."""
+    if path.suffix.lower() == ".json":
+        text = to_json(record(chat, model, pictures_inside=True))
+        atomic_file.write_bytes(path, text.encode(), mode=PRIVATE_FILE)
+        return
+    if path.is_dir() and any(path.iterdir()) and not (path / DOCUMENT).exists():
+        raise DiskError(f"{quoted(path)} is a folder with other files; give a new name")
+    ChatFolder(path).write(chat, model)
+
+
+def make_private_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for the user alone. Raises DiskError."""
+    try:
+        for folder in (*reversed(path.parents), path):
+            if not folder.is_dir():
+                folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DiskError(f"cannot make the folder {quoted(path)}: {reason}") from None
+
+
+class ChatFolder:
+    """A folder that a conversation is saved to again and again, each time as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stored: set[str] = set()
+
+    def exists(self) -> bool:
+        return (self.path / DOCUMENT).exists()
+
+    def write(self, chat: Conversation, model: str) -> None:
+        """Pictures first, the document last. Raises DiskError."""
+        make_private_folder(self.path / PICTURES)
+        for image in _distinct(chat.images):
+            target = self.path / PICTURES / f"{image.content_hash}.png"
+            if image.content_hash not in self._stored and not target.exists():
+                atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE)
+            self._stored.add(image.content_hash)
+        text = to_json(record(chat, model, pictures_inside=False))
+        atomic_file.write_bytes(self.path / DOCUMENT, text.encode(), mode=PRIVATE_FILE)
+
+
+def read(path: Path) -> SavedChat:
+    """Load a folder or file that `write` made. Raises SavedChatError, ImageError."""
+    inside = not path.is_dir()
+    file = path if inside else path / DOCUMENT
+    where = Where(str(file), error=SavedChatError)
+    limit = limits.CHAT_FILE_BYTES if inside else limits.CHAT_JSON_BYTES
+    found = parse_json(read_bounded(file, limit, where), where)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise where.fail("not a chat saved by mmchat")
+    if found.get("version") != VERSION:
+        raise where.fail(f"version {found.get('version')!r:.20}; this mmchat reads {VERSION}")
+    document = parse_dataclass(ChatRecord, found, where, {})
+    images = {entry.content_hash: _read_image(entry, path, where) for entry in document.images}
+    turns = tuple(_turn(entry, images, where) for entry in document.turns)
+    return SavedChat(Conversation(document.system, turns), document.model)
+
+
+def _read_image(entry: ImageRecord, folder: Path, where: Where) -> Image:
+    """A picture, if its pixels are those that its name promises."""
+    from mmchat.images import load_image
+
+    if not _HASH.fullmatch(entry.content_hash):
+        raise where.fail(f"{quoted(entry.content_hash)} is no hash of a picture")
+    source: Path | bytes = folder / PICTURES / f"{entry.content_hash}.png"
+    if entry.data is not None:
+        try:
+            source = base64.b64decode(entry.data, validate=True)
+        except ValueError:
+            raise where.fail(f"picture {entry.content_hash[:8]} is not valid base64") from None
+    image = load_image(source, name=f"picture {entry.content_hash[:8]}")
+    if image.content_hash != entry.content_hash:
+        raise where.fail(f"picture {entry.content_hash[:8]} was changed after it was saved")
+    return image
+
+
+def _turn(entry: TurnRecord, images: dict[str, Image], where: Where) -> Turn:
+    parts: list[Part] = []
+    for part in entry.question:
+        if (part.text is None) == (part.image is None):
+            raise where.fail("a part of a question is text or a picture")
+        if part.text is not None:
+            parts.append(Text(part.text))
+        elif part.image in images:
+            image = images[part.image]
+            parts.append(Image(image.pixels, part.source, image.content_hash))
+        else:
+            raise where.fail(f"picture {quoted(part.image)} is not in the chat")
+    return Turn(Message("user", tuple(parts)), entry.answer, entry.finish_reason)
+
+
+def _part_record(part: Part) -> PartRecord:
+    if isinstance(part, Image):
+        return PartRecord(image=part.content_hash, source=part.source)
+    return PartRecord(text=part.text)
+
+
+def _distinct(images: list[Image]) -> Iterator[Image]:
+    return iter({image.content_hash: image for image in images}.values())
+
+
+# Chats that are kept without being asked, in the state folder.
+
+
+def new_name() -> str:
+    return time.strftime("%Y-%m-%d_%H%M%S")
+
+
+def new_chat(chats: Path) -> ChatFolder:
+    """A folder, not yet made, named by the time."""
+    name = new_name()
+    names = (name if n == 1 else f"{name}-{n}" for n in range(1, 1000))
+    return ChatFolder(next(chats / n for n in names if not (chats / n).exists()))
+
+
+def latest_chat(chats: Path) -> Path:
+    """The chat that was changed last. Raises SavedChatError if there is none."""
+    found = list(chats.glob(f"*/{DOCUMENT}"))
+    if not found:
+        raise SavedChatError(f"there is no chat to continue in {quoted(chats)}")
+    return max(found, key=lambda file: file.stat().st_mtime_ns).parent
+
+
+def find_chat(name: str, chats: Path) -> Path:
+    """A saved chat by path, or by its name in `chats`. Raises SavedChatError."""
+    path = Path(name).expanduser()
+    for candidate in (path, path.with_name(path.name + ".json"), chats / path.name):
+        if (candidate / DOCUMENT).is_file() or candidate.is_file():
+            return candidate
+    names = [file.parent.name for file in chats.glob(f"*/{DOCUMENT}")]
+    raise SavedChatError(f"no saved chat {quoted(name)}{nearest(name, names)}")

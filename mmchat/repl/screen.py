@@ -1,0 +1,119 @@
+"""What the chat needs of whatever shows it, and the plain form: lines in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from mmchat.events import Event, Finished, TextDelta
+from mmchat.terminal import Sanitizer, sanitize
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+OnText = Callable[[str], None]
+Write = Callable[[str], None]
+
+
+class Screen(Protocol):
+    """Shows things to a person or a script."""
+
+    interactive: bool
+
+    def say(self, text: str) -> None:
+        """What a command was asked for."""
+
+    def note(self, text: str) -> None:
+        """One line on what happened."""
+
+    def error(self, text: str) -> None:
+        """One line on what did not."""
+
+    def answer(
+        self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
+    ) -> Finished:
+        """Show an answer while it is written; on_text gets each piece in the calling thread."""
+        ...
+
+    def confirm(self, question: str) -> bool:
+        """Ask for yes or no; False where nobody can be asked."""
+        ...
+
+    def edit(self, text: str) -> str | None:
+        """Let the person change `text`; None where there is nobody or they gave up."""
+        ...
+
+    def picture(self, image: PIL.Image.Image) -> None:
+        """Show a small picture where that is possible."""
+
+    def copy(self, text: str) -> str:
+        """Put `text` on the clipboard; says how in a few words. Raises UsageError."""
+        ...
+
+
+class PlainScreen:
+    """For pipes: answers and what commands print on stdout, everything else on stderr.
+
+    out, err: write and flush; a stream that is a terminal gets no control characters.
+    """
+
+    interactive = False
+
+    def __init__(self, out: Write, err: Write, *, out_is_terminal: bool = False) -> None:
+        self._out = out
+        self._err = err
+        self._out_is_terminal = out_is_terminal
+
+    def say(self, text: str) -> None:
+        self._out(sanitize(text) + "\n" if self._out_is_terminal else text + "\n")
+
+    def note(self, text: str) -> None:
+        self._err(sanitize(text) + "\n")
+
+    def error(self, text: str) -> None:
+        self._err(f"error: {sanitize(text)}\n")
+
+    def answer(
+        self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
+    ) -> Finished:
+        sanitizer = Sanitizer() if self._out_is_terminal else None
+        last = ""
+        for event in events:
+            if isinstance(event, TextDelta):
+                on_text(event.text)
+                shown = sanitizer.feed(event.text) if sanitizer else event.text
+                last = shown or last
+                if shown:
+                    self._out(shown)
+            elif isinstance(event, Finished):
+                if not last.endswith("\n"):
+                    self._out("\n")
+                return event
+        raise RuntimeError("the engine ended without a Finished event")
+
+    def confirm(self, question: str) -> bool:
+        return False
+
+    def edit(self, text: str) -> str | None:
+        return None
+
+    def picture(self, image: PIL.Image.Image) -> None:
+        pass
+
+    def copy(self, text: str) -> str:
+        return system_clipboard(text)
+
+
+def system_clipboard(text: str) -> str:
+    """Copy by pyperclip. Raises UsageError without it or without a clipboard."""
+    from mmchat.errors import UsageError
+
+    try:
+        import pyperclip
+
+        pyperclip.copy(text)
+    except ImportError:
+        raise UsageError("copying needs pyperclip; run: pip install 'mmchat[clipboard]'") from None
+    except Exception:  # pyperclip has no base class for "there is no clipboard"
+        raise UsageError("no clipboard here; on Linux install wl-clipboard or xclip") from None
+    return "to the clipboard"

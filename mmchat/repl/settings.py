@@ -1,0 +1,56 @@
+r"""What `\set` and `\retry` can change: how answers are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from mmchat.errors import UsageError, quoted
+from mmchat.repl import facts
+
+if TYPE_CHECKING:
+    from mmchat.repl.chat import Chat
+    from mmchat.sampling import SamplingParams
+
+
+def candidates(chat: Chat, argument: str) -> Iterable[str]:
+    words = argument.split(" ")
+    settings = [field.name for field in fields(chat.sampling) if field.name != "logprobs"]
+    if len(words) < 2:
+        return settings
+    if words[0] not in settings:
+        return []
+    known = {"temperature": ["0", "0.6", "1"], "top_p": ["0.9", "1"], "seed": ["none", "0"]}
+    current = facts.shown(getattr(chat.sampling, words[0]))
+    return dict.fromkeys(f"{words[0]} {v}" for v in [current, *known.get(words[0], [])])
+
+
+def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
+    """Raises UsageError for an unknown name or a value that does not fit."""
+    name, _, text = argument.partition(" ")
+    text = text.strip()
+    settings = [field.name for field in fields(sampling) if field.name != "logprobs"]
+    if name not in settings:
+        close = get_close_matches(name, settings, n=1, cutoff=0.4)
+        advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(settings)}"
+        raise UsageError(f"there is no setting {quoted(name)}; {advice}")
+    if not text:
+        raise UsageError(
+            f"\\set {name} needs a value; it is {facts.shown(getattr(sampling, name))}"
+        )
+    return replace(sampling, **{name: _value(name, text, type(sampling))})
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    hint = get_type_hints(kind)[name]
+    if name == "stop":
+        return () if text == "none" else (text,)
+    if name == "seed" and text == "none":
+        return None
+    try:
+        return float(text) if hint is float else int(text)
+    except ValueError:
+        wanted = "a number" if hint is float else "a whole number"
+        raise UsageError(f"{name} is {wanted}, not {quoted(text)}") from None

@@ -1,0 +1,184 @@
+"""The screen of a real terminal: prompt, live answers, pictures."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mmchat.errors import UsageError
+from mmchat.events import Event, Finished, Progress, TextDelta
+from mmchat.repl import thumbnail
+from mmchat.repl.answering import batches, interrupts
+from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
+from mmchat.repl.screen import OnText, Write, system_clipboard
+from mmchat.terminal import sanitize
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+STAGES = {
+    "preprocessing": "laying out the pictures",
+    "vision": "looking at the pictures",
+    "prefill": "reading",
+}
+STAGE_SHOWN_AFTER = 0.3  # seconds; a step that is shorter is not worth a line
+OSC_52_BYTES = 100_000  # terminals drop longer ones
+# Cursor, colours, bracketed paste and mouse as they are outside of programs.
+SANE = "\x1b[?25h\x1b[0m\x1b[?2004l"
+
+
+class TerminalScreen:
+    """Writes to the terminal with `write`; `ask` reads a line with a prompt (set by the loop)."""
+
+    interactive = True
+
+    def __init__(self, write: Write, make_console: MakeConsole, way: str, *, color: bool) -> None:
+        self.wrote = False  # since the last prompt
+        self._write = write
+        self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
+        self._make_console = make_console
+        self._way = way
+        self._color = color
+
+    def write(self, text: str) -> None:
+        self.wrote = self.wrote or bool(text)
+        self._write(text)
+
+    def size(self) -> tuple[int, int]:
+        """Columns and rows."""
+        size = shutil.get_terminal_size()
+        return size.columns, size.lines
+
+    def say(self, text: str) -> None:
+        self.write(sanitize(text) + "\n")
+
+    def note(self, text: str) -> None:
+        self._line(text, "2")
+
+    def error(self, text: str) -> None:
+        self._line(text, "31")
+
+    def _line(self, text: str, style: str) -> None:
+        safe = sanitize(text)
+        self.write(f"\x1b[{style}m{safe}\x1b[0m\n" if self._color else safe + "\n")
+
+    def picture(self, image: PIL.Image.Image) -> None:
+        self.write(thumbnail.draw(image, self._way, self._make_console, self.size()[0]))
+
+    def answer(
+        self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
+    ) -> Finished:
+        """Show an answer as Markdown; Ctrl-C stops it, twice raises HardStop."""
+        stream = MarkdownStream(self.write, self._make_console, self.size)
+        stage = StageLine(self.write, self.size)
+        finished = None
+        with quiet_keys(), interrupts(interrupt):
+            try:
+                for batch in batches(events, FRAME_SECONDS):
+                    text = "".join(e.text for e in batch if isinstance(e, TextDelta))
+                    for event in batch:
+                        if isinstance(event, Progress):
+                            stage.begin(STAGES.get(event.stage, event.stage))
+                        elif isinstance(event, Finished):
+                            finished = event
+                    if text:
+                        stage.end()
+                        on_text(text)
+                    if stage.active:
+                        stage.draw()
+                    else:
+                        stream.feed(text)
+            finally:
+                stage.end()
+                stream.finish()
+        if finished is None:
+            raise RuntimeError("the engine ended without a Finished event")
+        return finished
+
+    def confirm(self, question: str) -> bool:
+        answer = self.ask(f"{sanitize(question)} [y/N] ", "")
+        return bool(answer) and answer.strip().lower() in ("y", "yes")
+
+    def edit(self, text: str) -> str | None:
+        return self.ask("edit> ", text)
+
+    def copy(self, text: str) -> str:
+        """By the system's clipboard, or by the terminal's, which works over ssh too."""
+        try:
+            if not os.environ.get("SSH_CONNECTION"):
+                return system_clipboard(text)
+        except UsageError:
+            pass
+        data = base64.b64encode(text.encode(errors="replace"))
+        if len(data) > OSC_52_BYTES:
+            raise UsageError("the answer is too long for the terminal's clipboard")
+        self.write(f"\x1b]52;c;{data.decode()}\x07")
+        return "through the terminal, if it allows that"
+
+
+class StageLine:
+    """One transient line that says what is being done, and for how long."""
+
+    def __init__(self, write: Write, size: Callable[[], tuple[int, int]]) -> None:
+        self._write = write
+        self._size = size
+        self._name = ""
+        self._since = 0.0
+        self._drawn = ""
+
+    @property
+    def active(self) -> bool:
+        return bool(self._name)
+
+    def begin(self, name: str) -> None:
+        self._name = name
+        self._since = self._since or time.monotonic()
+
+    def draw(self) -> None:
+        seconds = time.monotonic() - self._since
+        if seconds < STAGE_SHOWN_AFTER:
+            return
+        text = f"{self._name} ({seconds:.0f} s, Ctrl-C stops)"[: max(self._size()[0] - 1, 1)]
+        if text != self._drawn:
+            self._drawn = text
+            self._write(f"\r\x1b[2K{text}")
+
+    def end(self) -> None:
+        self._name = ""
+        if self._drawn:
+            self._write("\r\x1b[2K")
+            self._drawn = ""
+
+
+@contextmanager
+def quiet_keys() -> Iterator[None]:
+    """Keys typed meanwhile are not echoed but wait for the next prompt; Ctrl-C still works."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    quiet: list[Any] = termios.tcgetattr(descriptor)
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+@contextmanager
+def sane_terminal(write: Write) -> Iterator[None]:
+    """Whatever happens inside, the terminal is as before afterwards."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        write(SANE)

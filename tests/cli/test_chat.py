@@ -1,0 +1,215 @@
+r"""`mmchat chat` through pipes, as a shell script drives it; and its commands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmchat.repl import commands
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    Image.new("RGB", (200, 100), (120, 80, 40)).save(tmp_path / "dog.png")
+    Image.new("RGB", (100, 300), (0, 80, 40)).save(tmp_path / "My Cat.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path
+
+
+def piped(mmchat_command, lines, *answers, args=(), **options):
+    mmchat_command.use(*answers, **options)
+    return mmchat_command("chat", *args, stdin="\n".join(lines) + "\n")
+
+
+def test_lines_in_and_answers_out(mmchat_command):
+    done = piped(mmchat_command, ["Hi", "", "And you?"], b"Hello.", b"Fine.\n")
+    assert (done.stdout, done.stderr, done.exit_code) == ("Hello.\nFine.\n", "", 0)
+
+
+def test_a_piped_chat_writes_no_escape_codes_and_imports_no_editor(folder):
+    script = json.dumps({"answers": ["One **dog**.", "Two."]})
+    program = (
+        f"import sys, runpy; sys.argv = ['x', {script!r}, 'chat']\n"
+        "try:\n    runpy.run_module('tests.repl.fake_chat', run_name='__main__')\n"
+        "finally:\n    assert not {'prompt_toolkit', 'markdown_it'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=b"\\image 'My Cat.png' What is it?\nAnd now?\n\\tokens\n",
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.stdout == b"One **dog**.\nTwo.\ncontext 39 of 131,072 tokens\n", done.stderr
+    assert b"\x1b" not in done.stderr
+    assert done.stderr.startswith(b"attached My Cat.png: 100 x 300 px, ")
+
+
+def test_help_imports_no_editor():
+    program = (
+        "import sys\nfrom mmchat.cli.app import app\n"
+        "try:\n    app(['chat', '--help'])\n"
+        "finally:\n    assert not {'prompt_toolkit', 'torch', 'PIL'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"--continue" in done.stdout
+
+
+def test_a_picture_is_asked_about_in_the_next_question(mmchat_command):
+    model = mmchat_command.use(b"A dog.", b"And.")
+    done = mmchat_command("chat", stdin="dog.png\nWhat is it?\nAnd?\n\\images\n")
+    assert done.stderr == "attached dog.png: 200 x 100 px, 1 x 1 tile, 1,601 vision tokens\n"
+    assert done.stdout == (
+        "A dog.\nAnd.\n1  dog.png: 200 x 100 px, 1 x 1 tile, 1,601 vision tokens\n"
+    )
+    assert len(model.runtime.prefills) == 2
+
+
+def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
+    done = piped(mmchat_command, ["\\images"], args=["-i", "dog.png"])
+    assert done.stdout.endswith("(for the next question)\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "code"),
+    [
+        ("gone.png", "error: no such picture: 'gone.png'; nothing was sent", 2),
+        ("\\image gone.png What?", "error: 'gone.png' does not exist", 4),
+        ("\\imge dog.png", "error: there is no command \\imge; did you mean \\image?", 2),
+        ("\\foo", "error: there is no command \\foo; \\help lists the commands", 2),
+        ("\\undo", "error: nothing has been asked yet", 2),
+        ("\\retry", "error: nothing has been asked yet", 2),
+        ("\\edit", "error: nothing has been asked yet", 2),
+        ("\\drop 3", "error: there is no picture 3; \\images lists them", 2),
+        ("\\drop x", "error: the picture is a number, not 'x'", 2),
+        ("\\tiles", "error: there are no pictures", 2),
+        ("\\set temperatur 1", "error: there is no setting 'temperatur'; did you mean temp", 2),
+        ("\\set temperature hot", "error: temperature is a number, not 'hot'", 2),
+        ("\\set temperature -1", "error: temperature must be between 0 and 100, not -1", 2),
+        ("\\set top_k 1.5", "error: top_k is a whole number, not '1.5'", 2),
+        ("\\set top_k", "error: \\set top_k needs a value; it is 0", 2),
+        ("\\load nothing", "error: no saved chat 'nothing'", 1),
+        ("\\save", "error: there is nothing to save yet", 2),
+        ("\\export pdf", "error: write \\export md, json or html, not 'pdf'", 2),
+        ("\\forget", "error: there are 0 turns, so 1 cannot be dropped", 2),
+        ("\\stats", "error: there is no answer to time yet", 2),
+        ("\\image", "error: \\image needs a file, an address or the word clipboard", 2),
+        ("\\image dog.png <|image|><|image|>?", "error: the text has 2 <|image|> marks", 2),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_and_the_chat_goes_on(
+    line, message, code, mmchat_command
+):
+    done = piped(mmchat_command, [line, "\\images", "Hi"], b"Hello.")
+    errors = [text for text in done.stderr.splitlines() if text.startswith("error")]
+    assert len(errors) == 1
+    assert errors[0].startswith(message)
+    assert done.stdout == "no pictures\nHello.\n"
+    assert done.exit_code == code
+
+
+def test_undo_retry_and_edit(mmchat_command):
+    lines = ["Hi", "\\retry", "\\edit Ho", "Hu", "\\undo", "\\export json x.json"]
+    done = piped(mmchat_command, lines, b"1", b"2", b"3", b"4")
+    assert done.stdout == "1\n2\n3\n4\n"
+    [turn] = json.loads(Path("x.json").read_text())["turns"]
+    assert (turn["question"][0]["text"], turn["answer"]) == ("Ho", "3")
+
+
+def test_a_slash_is_a_command_only_where_it_names_one(mmchat_command):
+    done = piped(mmchat_command, ["/tokens", "/shrug", "/hepl"], b"Ok.")
+    assert done.stdout == "context 0 of 1,000 tokens\nOk.\n"
+    assert done.stderr == "error: there is no command /hepl; did you mean \\help?\n"
+
+
+def test_say_sends_what_would_be_a_path_or_command(mmchat_command):
+    done = piped(mmchat_command, ["\\say \\help", "\\say gone.png"], b"1", b"2")
+    assert done.stdout == "1\n2\n"
+
+
+def test_a_mark_is_the_place_of_the_picture(mmchat_command):
+    lines = ["\\image dog.png Is <|image|> a dog?", "\\save one.json"]
+    done = piped(mmchat_command, lines, b"Yes.")
+    assert done.exit_code == 0
+    parts = json.loads(Path("one.json").read_text())["turns"][0]["question"]
+    assert [part["text"] for part in parts] == ["Is ", None, " a dog?"]
+
+
+def test_pictures_can_be_dropped_and_replaced_after_they_were_asked_about(mmchat_command):
+    lines = ["\\image dog.png What?", "\\replace 1 My Cat.png", "\\images", "\\drop 1", "\\images"]
+    done = piped(mmchat_command, lines, b"A dog.")
+    assert done.stdout.splitlines()[1:] == [
+        "1  My Cat.png: 100 x 300 px, 1 x 1 tile, 1,601 vision tokens",
+        "no pictures",
+    ]
+
+
+def test_settings_are_shown_as_they_are_set(mmchat_command):
+    lines = [
+        "\\set temperature 0.8",
+        "\\set seed 7",
+        "\\set stop END",
+        "\\system Be brief.",
+        "\\show",
+    ]
+    done = piped(mmchat_command, lines)
+    for row in ("temperature +0.8", "seed +7", "stop +'END'", "system +Be brief.", "model +Llama"):
+        assert re.search(f"(?m)^{row}", done.stdout), row
+
+
+def test_a_full_context_names_what_would_have_to_go(mmchat_command):
+    model = mmchat_command.use(b"x" * 10, b"y" * 10, b"z")
+    model.max_seq_len = 40
+    lines = ["a" * 8, "b" * 8, "c" * 8, "\\forget 1", "c" * 8]
+    done = mmchat_command("chat", "-n", "12", stdin="\n".join(lines) + "\n")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert errors[0].startswith("error: the prompt has 49 tokens and the context 40")
+    assert "\\forget 2 drops the 2 oldest turns to make room" in errors[1]
+    assert done.stdout.splitlines()[0] == "x" * 10
+
+
+def test_a_base_model_cannot_chat(mmchat_command):
+    mmchat_command.use(params="llama3.2-11B-base")
+    done = mmchat_command("chat")
+    assert done.exit_code == 2
+    assert "is a base model, which continues text and cannot chat" in done.stderr
+
+
+def test_piped_chats_are_not_kept_unless_they_continue_one(mmchat_command, folder):
+    piped(mmchat_command, ["Hi", "\\save first"], b"Hello.")
+    assert not (folder / "state").exists()
+    done = piped(mmchat_command, ["Go", "\\tokens"], b"On.", args=["--resume", "first"])
+    assert done.stderr.startswith("going on after 1 turns with 0 pictures\n")
+    saved = json.loads((folder / "first" / "chat.json").read_text())
+    assert [turn["answer"] for turn in saved["turns"]] == ["Hello.", "On."]
+
+
+def test_export_is_a_page_that_runs_nothing(mmchat_command):
+    lines = ["\\image dog.png <b>What?</b>", "\\export html x.html", "\\export md x.md"]
+    done = piped(mmchat_command, lines, b"<script>alert(1)</script>")
+    assert done.exit_code == 0
+    page = Path("x.html").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+    assert 'src="data:image/png;base64,' in page
+    assert "default-src 'none'" in page
+    assert "## You\n\n![dog.png](data:image/png" in Path("x.md").read_text()
+
+
+def test_help_lists_every_command_and_one_by_name(mmchat_command):
+    done = piped(mmchat_command, ["\\help", "\\help undo"])
+    assert max(map(len, done.stdout.splitlines())) < 80
+    for name, command in commands.COMMANDS.items():
+        assert f"\\{name}" in done.stdout
+        assert command.help in done.stdout
+    assert done.stdout.endswith("\\undo  Take back the last question and its answer\n")

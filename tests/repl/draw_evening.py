@@ -1,0 +1,63 @@
+"""Draws `assets/chat.svg` for the README: a short chat with the built-in model.
+
+python -m tests.repl.draw_evening [MODEL] [FILE.svg]
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from tests.repl.terminals import ROOT, ChatTerminal
+
+QUESTIONS = ("What's in this image?", "What animal is this?")
+_NAMES = {"brown": "yellow", "default": None}
+
+
+def color(name: str) -> str | None:
+    """A pyte colour as rich names it."""
+    if name in _NAMES:
+        return _NAMES[name]
+    is_hex = len(name) == 6 and all(c in "0123456789abcdef" for c in name)
+    return f"#{name}" if is_hex else name.replace("bright", "bright_")
+
+
+def picture_of(chat: ChatTerminal) -> Text:
+    """The scrollback and the screen with their colours."""
+    text = Text()
+    rows = [*chat.screen.history.top, *(chat.screen.buffer[y] for y in range(chat.screen.lines))]
+    for row in rows:
+        for column in range(chat.screen.columns):
+            cell = row[column]
+            style = Style(color=color(cell.fg), bgcolor=color(cell.bg), bold=cell.bold)
+            text.append(cell.data, style)
+        text.append("\n")
+    text.rstrip()
+    return text
+
+
+def main() -> None:
+    model = sys.argv[1] if len(sys.argv) > 1 else "tiny"
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "assets" / "chat.svg"
+    picture = ROOT / "assets" / "dog.jpg"
+    with tempfile.TemporaryDirectory() as folder:
+        chat = ChatTerminal(Path(folder), model=model)
+        chat.line(str(picture) if picture.exists() else "Hello")
+        for question in QUESTIONS:
+            chat.line(question)
+        drawn = picture_of(chat)
+        chat.send("\x04")
+        chat.end()
+    console = Console(record=True, width=90, file=io.StringIO(), force_terminal=True)
+    console.print(drawn, soft_wrap=True)
+    console.save_svg(str(target), title="mmchat chat")
+
+
+if __name__ == "__main__":
+    main()

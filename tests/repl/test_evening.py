@@ -1,0 +1,165 @@
+"""A first evening with the chat, in a real pseudo-terminal, read from its screen and scrollback."""
+
+import json
+import re
+import signal
+import stat
+import termios
+
+import pytest
+from PIL import Image
+
+from tests.repl.terminals import ChatTerminal, colors
+
+ANSWERS = [
+    "A **red** square.",
+    "Two pictures:\n\n- one red\n- one blue",
+    "Again: two.",
+    "This answer is long. " * 40,
+    "Three lines came.",
+    "Welcome back.",
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.new("RGB", (200, 200), (200, 0, 0)).save(tmp_path / "red.png")
+    Image.new("RGB", (1100, 500), (0, 0, 200)).save(tmp_path / "My Blue Picture.png")
+    return tmp_path
+
+
+def test_a_first_evening(folder):
+    chat = ChatTerminal(folder, ANSWERS, delay=0.002)
+    assert "context 0/131,072" in chat.bottom()
+
+    chat.line("red.png")  # a picture by its name
+    assert "attached red.png: 200 x 200 px, 1 x 1 tile" in chat.text()
+    assert "c80000" in colors(chat)
+    assert "red.png 1x1" in chat.bottom()
+    chat.line("What is it?")
+    assert chat.lines().count("A red square.") == 1
+    assert "tokens/s, first" in chat.bottom()
+
+    chat.paste(f"{folder}/My\\ Blue\\ Picture.png ")  # a dropped one
+    chat.wait("attached My Blue Picture.png: 1100 x 500 px, 1 x 2 tiles")
+    chat.line("And both?")
+    assert [line for line in chat.lines() if "•" in line] == [" • one red", " • one blue"]
+
+    chat.line("see ./gone.png please")  # a wrong path
+    assert "no such picture: './gone.png'; nothing was sent" in chat.text()
+
+    chat.line("\\undo")
+    assert "took back 'And both?'" in chat.text()
+    chat.line("\\retry temperature 0.5")
+    assert "Again: two." in chat.lines()
+
+    chat.send("Tell me more\r")  # an answer that is stopped
+    chat.wait("This answer is long. This")
+    chat.send("\x03")
+    chat.wait("interrupted;")
+    chat.settle()
+    assert "interrupted; the answer so far is kept" in re.sub(r"\s+", " ", chat.text())
+    assert chat.text().count("This answer is long") < 40
+
+    chat.paste("first line\nsecond line\nthird line")  # stays one message
+    chat.wait("third line")
+    chat.line("")
+    assert "Three lines came." in chat.lines()
+
+    chat.line("\\save evening")
+    assert "saved to 'evening'" in chat.text()
+    chat.send("\\quit\r")
+    assert chat.end() == 0
+
+    saved = json.loads((folder / "evening" / "chat.json").read_text())
+    questions = [part.get("text") for turn in saved["turns"] for part in turn["question"]]
+    assert questions == [None, "What is it?", "Tell me more", "first line\nsecond line\nthird line"]
+    assert [turn["finish_reason"] for turn in saved["turns"]] == ["stop", "interrupted", "stop"]
+
+    again = ChatTerminal(folder, ANSWERS[-1:], "--continue")
+    assert "going on after 3 turns with 1 pictures" in again.text()
+    again.line("Hello again")
+    assert "Welcome back." in again.lines()
+    again.send("\x04")
+    assert again.end() == 0
+    for file in (folder / "state").rglob("*"):
+        assert stat.S_IMODE(file.stat().st_mode) == (0o700 if file.is_dir() else 0o600), file
+
+
+def test_keys_at_the_prompt(folder):
+    chat = ChatTerminal(folder, ["one", "two"])
+    chat.send("some text")
+    chat.wait("> some text")
+    chat.send("\x03")  # clears the line and stays
+    chat.wait_until(lambda: "some text" not in chat.text(), "empty line")
+    chat.send("a\x1b\rb")  # Alt-Enter
+    chat.wait(r"> a\n  b")
+    chat.line("")
+    assert "one" in chat.lines()
+    chat.send("\x12a")  # Ctrl-R finds it
+    chat.wait("I-search backward: a")
+    chat.send("\x03\x03")
+    chat.send("\\im\t")  # completion
+    chat.wait(r"\\image")
+    chat.send("\x03")
+    chat.send("\x03")
+    chat.wait("Ctrl-C again leaves")
+    chat.send("\x03")
+    assert chat.end() == 130
+
+
+def test_ctrl_c_twice_aborts_an_answer_hard(folder):
+    chat = ChatTerminal(folder, ["never ends " * 50], delay=1.0)
+    chat.send("Hi\r")
+    chat.wait("Hi")
+    chat.watch(1.5)
+    chat.send("\x03")
+    chat.watch(0.3)
+    chat.send("\x03")
+    assert chat.end() == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("busy", [False, True])
+def test_signals_leave_the_terminal_sane(folder, number, code, busy):
+    chat = ChatTerminal(folder, ["never ends " * 50], delay=0.2)
+    if busy:
+        chat.send("Hi\r")
+        chat.wait("never")
+    chat.child.kill(number)
+    while chat.pump():
+        pass
+    flags = termios.tcgetattr(chat.child.child_fd)[3]
+    assert flags & termios.ECHO
+    assert flags & termios.ICANON
+    modes = re.findall(r"\x1b\[\?(2004|25)([hl])", chat.written)
+    assert dict(modes) == {"2004": "l", "25": "h"}  # the last of each
+    chat.child.wait()
+    assert chat.child.exitstatus == code
+    if busy:
+        chats = list((folder / "state" / "mmchat" / "chats").glob("*/chat.json"))
+        assert json.loads(chats[0].read_text())["turns"][0]["finish_reason"] == "interrupted"
+
+
+def test_a_killed_chat_loses_at_most_two_seconds(folder):
+    chat = ChatTerminal(folder, ["word " * 200], delay=0.02)
+    chat.send("Hi\r")
+    chat.wait(r"(word ){5}")
+    chat.watch(2.5)
+    shown = chat.text().count("word")
+    chat.child.kill(signal.SIGKILL)
+    [file] = (folder / "state" / "mmchat" / "chats").glob("*/chat.json")
+    [turn] = json.loads(file.read_text())["turns"]
+    assert turn["question"][0]["text"] == "Hi"
+    words = turn["answer"].count("word")
+    assert shown - 2 / (5 * 0.02) <= words <= shown + 5
+    assert words > 0
+    chat.child.close(force=True)
+
+
+def test_a_chat_without_history_leaves_nothing(folder):
+    chat = ChatTerminal(folder, ["one"], "--no-history")
+    chat.line("Hi")
+    chat.send("\x04")
+    assert chat.end() == 0
+    assert not (folder / "state").exists()
