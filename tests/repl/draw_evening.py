@@ -1,6 +1,6 @@
 """Draws `assets/chat.svg` for the README: a short chat with the built-in model.
 
-python -m tests.repl.draw_evening [MODEL] [FILE.svg]
+python -m tests.repl.draw_evening [MODEL] [FILE.svg] [PICTURE]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -33,10 +34,10 @@ def picture_of(chat: ChatTerminal) -> Text:
     text = Text()
     rows = [*chat.screen.history.top, *(chat.screen.buffer[y] for y in range(chat.screen.lines))]
     for row in rows:
-        for column in range(chat.screen.columns):
-            cell = row[column]
-            style = Style(color=color(cell.fg), bgcolor=color(cell.bg), bold=cell.bold)
-            text.append(cell.data, style)
+        cells = [row[column] for column in range(chat.screen.columns)]
+        for (fg, bg, bold), run in groupby(cells, key=lambda c: (c.fg, c.bg, c.bold)):
+            style = Style(color=color(fg), bgcolor=color(bg), bold=bold)
+            text.append("".join(cell.data for cell in run), style)
         text.append("\n")
     text.rstrip()
     return text
@@ -45,7 +46,7 @@ def picture_of(chat: ChatTerminal) -> Text:
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "tiny"
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "assets" / "chat.svg"
-    picture = ROOT / "assets" / "dog.jpg"
+    picture = Path(sys.argv[3]) if len(sys.argv) > 3 else ROOT / "assets" / "dog.jpg"
     with tempfile.TemporaryDirectory() as folder:
         chat = ChatTerminal(Path(folder), model=model)
         chat.line(str(picture) if picture.exists() else "Hello")
