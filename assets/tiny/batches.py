@@ -263,7 +263,7 @@ def training_batch(index: int, stage: float, chat: Chat, config: VisionConfig, s
     first = index * 64 + seed * 10**9
     kind = "single"
     if level == 2:
-        kind = rng.choices(("single", "pair", "talk", "later"), (86, 8, 3, 3))[0]
+        kind = rng.choices(("single", "pair", "talk", "later"), (79, 16, 3, 2))[0]
     if kind in ("pair", "talk"):
         count = ROWS_BY_TILES[2 if kind == "pair" else 0]
         scenes = [make_scene(first + n, kind=kind) for n in range(count)]
@@ -273,14 +273,14 @@ def training_batch(index: int, stage: float, chat: Chat, config: VisionConfig, s
         scenes = [choose_questions(rng, scene) for scene in scenes]
         scenes = [replace(scene, questions=scene.questions[:2]) for scene in scenes]
         return make_batch(scenes, chat, config, rng, per_row=2)
-    weights = ((90, 10, 0, 0), (70, 20, 5, 5), (58, 22, 8, 12))[level]
+    weights = ((90, 10, 0, 0), (70, 20, 5, 5), (54, 20, 9, 17))[level]
     tiles = rng.choices((1, 2, 3, 4), weights)[0]
     kinds = ("objects", "count", "text")
     shares = ((70, 15, 15), (60, 18, 22), (58, 17, 25))[level]
     scenes = [
         make_scene(
             first + n,
-            level=level if rng.random() < 0.7 else max(level - 1, 0),
+            level=max(0, level - rng.choices((0, 1, 2), (55, 20, 25))[0]),
             kind=rng.choices(kinds, shares)[0],
             canvas=rng.choice(CANVASES[tiles]),
         )

@@ -1,6 +1,6 @@
 """Train the built-in model on drawn scenes, with the same model code that answers questions.
 
-    python assets/tiny/train.py --out DIR [--minutes 90] [--threads 2] [--resume] [--export]
+    python assets/tiny/train.py --out DIR [--minutes 120] [--threads 2] [--resume] [--export]
 
 The schedule follows the clock and ends after `--minutes`. DIR gets state.pt (to resume from),
 loss.csv and accuracy.csv; `--export` writes model.safetensors beside this file at the end.
@@ -361,12 +361,12 @@ class Run:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the built-in model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for state and logs")
-    parser.add_argument("--minutes", type=float, default=90, help="length of the schedule")
+    parser.add_argument("--minutes", type=float, default=120, help="length of the schedule")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--muon-lr", type=float, default=2e-3)
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
+    parser.add_argument("--muon-lr", type=float, default=3e-3)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--auxiliary", type=float, default=0.5, help="weight of the patch labels")
     parser.add_argument("--stage", type=float, help="fix the curriculum at 0..1")
     parser.add_argument("--eval-scenes", type=int, default=156)
@@ -382,7 +382,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     run = Run(parse())
     with patch.object(F, "scaled_dot_product_attention", plain_attention):
-        run.learn()
+        if run.spent() < 1:
+            run.learn()
     run.report()
     if run.args.export:
         run.export()
