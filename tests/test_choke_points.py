@@ -13,19 +13,35 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 # What is dangerous, and the files that may do it.
 PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/__init__.py"},
-    "unpickles or runs code": set(),
+    "unpickles or runs code": {"checkpoints/writers.py"},  # pickles the table of a .pth
     "reads weights with a library": set(),
-    "talks to the network": {"fetch/__init__.py", "fetch/deadline_socket.py"},
-    "writes a file": {"atomic_file.py"},
-    "opens a descriptor for writing": {"atomic_file.py", "cli/console.py"},
+    "talks to the network": {"fetch/__init__.py", "fetch/deadline_socket.py", "checkpoints/hub/client.py"},
+    "writes a file": {
+        "atomic_file.py",
+        "checkpoints/hub/places.py",  # links and journal of the Hugging Face cache
+        "checkpoints/hub/transfer.py",  # parts that grow over several runs
+        "checkpoints/writers.py",  # weights, into a folder that is renamed when it is complete
+    },
+    "opens a descriptor for writing": {
+        "atomic_file.py",
+        "checkpoints/hub/transfer.py",
+        "cli/console.py",
+    },
     "makes a Console": {"cli/console.py"},
     "writes to a standard stream": {"cli/console.py"},
     "lets text become special tokens": {"tokenizers/byte_pair.py"},
     "renders a template": set(),
     "opens for reading": {
+        "checkpoints/hub/download.py",
+        "checkpoints/hub/holdings.py",
+        "checkpoints/hub/places.py",
+        "checkpoints/hub/transfer.py",
         "checkpoints/hub_cache.py",
+        "checkpoints/integrity.py",
+        "checkpoints/manifest.py",
         "checkpoints/mapped_file.py",
         "checkpoints/strict_json.py",
+        "checkpoints/writers.py",
         "device.py",
         "images/sources.py",
         "atomic_file.py",

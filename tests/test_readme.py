@@ -84,6 +84,12 @@ def test_the_command_for_real_weights_is_understood(mmchat_command, monkeypatch,
     assert (done.stdout, done.exit_code) == ("A brown dog.\n", 0), done.stderr
 
 
+@pytest.mark.parametrize("command", commands("sh terminal"))
+def test_the_terminal_command_starts_and_leaves(command):
+    done = run(f"echo '\\quit' | {command}")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 @pytest.mark.parametrize("program", blocks("python"))
 def test_the_python_program_answers(program):
     done = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}")

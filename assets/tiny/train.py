@@ -22,6 +22,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from batches import AUXILIARY, Batch, Chat, make_batch, training_batch
+from export import export
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -349,14 +350,6 @@ class Run:
             csv.writer(stream).writerow(row)
         print(*row, flush=True)  # noqa: T201
 
-    def export(self) -> None:
-        """Write the weights in bfloat16 under the Hub's names."""
-        from safetensors.torch import save_file
-
-        weights = self.trainee.model.state_dict()
-        tensors = {name: w.to(torch.bfloat16).contiguous() for name, w in weights.items()}
-        save_file(tensors, self.args.export, metadata={"format": "pt"})
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the built-in model.")
@@ -386,7 +379,7 @@ def main() -> None:
             run.learn()
     run.report()
     if run.args.export:
-        run.export()
+        export(run.trainee.model, run.args.export)
 
 
 if __name__ == "__main__":
