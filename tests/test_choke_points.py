@@ -15,7 +15,11 @@ PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/__init__.py"},
     "unpickles or runs code": {"checkpoints/writers.py"},  # pickles the table of a .pth
     "reads weights with a library": set(),
-    "talks to the network": {"fetch/__init__.py", "fetch/deadline_socket.py", "checkpoints/hub/client.py"},
+    "talks to the network": {
+        "checkpoints/hub/client.py",
+        "fetch/__init__.py",
+        "fetch/deadline_socket.py",
+    },
     "writes a file": {
         "atomic_file.py",
         "checkpoints/hub/places.py",  # links and journal of the Hugging Face cache
