@@ -15,6 +15,7 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
+from mmchat.cli.offer import find_or_offer
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def chat(
         text_only=text_only,
         alpha=alpha,
     )
-    source = choice.find()
+    source = find_or_offer(choice)
     if source.params.chat_format == "base":
         raise UsageError(
             f"{source.params.name} is a base model, which continues text and cannot chat; "
