@@ -1,11 +1,12 @@
 """Draws `assets/chat.svg` for the README: a short chat with the built-in model.
 
-python -m tests.repl.draw_evening [MODEL] [FILE.svg] [PICTURE]
+python -m tests.repl.draw_evening [MODEL] [FILE.svg]
 """
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tempfile
 from itertools import groupby
@@ -17,7 +18,11 @@ from rich.text import Text
 
 from tests.repl.terminals import ROOT, ChatTerminal
 
-QUESTIONS = ("What's in this image?", "What animal is this?")
+LINES = (
+    r"\image assets/dog.jpg What's in this image?",
+    "What colour is the dog?",
+    r"\image assets/street.jpg What's in this image?",
+)
 _NAMES = {"brown": "yellow", "default": None}
 
 
@@ -46,18 +51,18 @@ def picture_of(chat: ChatTerminal) -> Text:
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "tiny"
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "assets" / "chat.svg"
-    picture = Path(sys.argv[3]) if len(sys.argv) > 3 else ROOT / "assets" / "dog.jpg"
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "assets").symlink_to(ROOT / "assets")
         chat = ChatTerminal(Path(folder), model=model)
-        chat.line(str(picture) if picture.exists() else "Hello")
-        for question in QUESTIONS:
-            chat.line(question)
+        for line in LINES:
+            chat.line(line)
         drawn = picture_of(chat)
         chat.send("\x04")
         chat.end()
     console = Console(record=True, width=90, file=io.StringIO(), force_terminal=True)
     console.print(drawn, soft_wrap=True)
-    console.save_svg(str(target), title="mmchat chat")
+    drawing = console.export_svg(title="mmchat chat")
+    target.write_text(re.sub(r"@font-face {.*?}", "", drawing, flags=re.DOTALL))  # no web fonts
 
 
 if __name__ == "__main__":
