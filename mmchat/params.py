@@ -201,7 +201,7 @@ def repo_of(name: str) -> str:
             return name
         raise _unknown(name)
     if known.repo is None:
-        raise UsageError(f"{known.name} is built in; there is nothing to download")
+        raise UsageError(f"{known.name} is built in: there is nothing to download or remove")
     return known.repo
 
 

@@ -5,6 +5,7 @@ import torch
 
 import mmchat
 from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from mmchat.evals.run import Tally, judge_scenes
 from mmchat.evals.scenes import heldout_scenes
 from mmchat.events import Finished
@@ -78,6 +79,14 @@ def test_its_weights_are_bfloat16_and_within_16_mib():
         assert {entry.dtype for entry in checkpoint.entries.values()} == {"bfloat16"}
         assert checkpoint.total_bytes <= 16 * 2**20
         assert all(torch.isfinite(checkpoint.read(name)).all() for name in checkpoint.entries)
+
+
+def test_its_files_are_those_that_were_recorded():
+    manifest = read_manifest(TINY / MANIFEST_NAME)
+    assert manifest is not None
+    assert set(manifest.files) == {"model.safetensors", "tokenizer.model"}
+    for name, record in manifest.files.items():
+        assert sha256_of(TINY / name) == record.sha256
 
 
 @pytest.mark.slow

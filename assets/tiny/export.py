@@ -8,6 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmchat.checkpoints.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    sha256_of,
+    write_manifest,
+)
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 
@@ -18,6 +25,17 @@ def export(model: MllamaForConditionalGeneration, path: Path) -> None:
     clear_unused_slots(weights, model.config.vision_config)
     tensors = {name: w.to(torch.bfloat16).contiguous() for name, w in weights.items()}
     save_file(tensors, path, metadata={"format": "pt"})
+    record(path.parent)
+
+
+def record(folder: Path) -> None:
+    """Write what the folder of the model should hold, for `mmchat verify`."""
+    names = ("model.safetensors", "tokenizer.model")
+    files = {
+        name: FileRecord((folder / name).stat().st_size, sha256_of(folder / name), None, put=False)
+        for name in names
+    }
+    write_manifest(folder / MANIFEST_NAME, Manifest(files, source="assets/tiny/train.py"))
 
 
 def clear_unused_slots(weights: dict[str, Tensor], config: VisionConfig) -> None:

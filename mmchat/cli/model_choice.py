@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmchat.params import ModelParams, ModelSource
 
 BUILT_IN = "tiny"
+_PICTURE = r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif|hei[cf])$"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ def say_choice(choice: ModelChoice, source: ModelSource) -> None:
 
 
 def check_name(name: str | None) -> None:
-    """A question in the place of MODEL gets a hint; raises UsageError."""
-    if name is None or (name.strip() and _is_path(name)):
+    """A question or a picture in the place of MODEL gets a hint; raises UsageError."""
+    if name is None:
+        return
+    if re.search(_PICTURE, name, re.IGNORECASE):
+        raise UsageError(f"MODEL {name!r} is a picture; give it with -i, and the question with -p")
+    if name.strip() and _is_path(name):
         return
     if not name.strip():
         raise UsageError("MODEL is empty; leave it out for the built-in model")

@@ -239,7 +239,9 @@ def _is_local(name: str) -> bool:
 
 
 def _has_folder(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~/"))
+    return name.startswith(("/", "./", "../", "~/")) or (
+        "/" in name and looks_like_picture(name) and not _is_address(name)
+    )
 
 
 def _is_path_like(text: str) -> bool:

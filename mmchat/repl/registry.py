@@ -65,7 +65,7 @@ def names() -> dict[str, Command]:
 def find(line: str) -> tuple[Command, str] | None:
     r"""The command of a line and its argument; None if the line is a message.
 
-    Raises UsageError for an unknown `\word`.
+    Raises UsageError for an unknown `\word`, or an argument that the command does not take.
     """
     text = line.lstrip()
     match = _COMMAND.match(text)
@@ -76,7 +76,10 @@ def find(line: str) -> tuple[Command, str] | None:
     if word in known:
         if text[0] == "/" and paths.existing(text.split()[0]):
             return None
-        return known[word], text[match.end() :].strip()
+        argument = text[match.end() :].strip()
+        if argument and not known[word].usage:
+            raise UsageError(f"\\{known[word].name} takes no argument; nothing was done")
+        return known[word], argument
     close = get_close_matches(word, known, n=1, cutoff=0.7 if text[0] == "/" else 0.5)
     if text[0] == "/" and (not close or paths.existing(text.strip())):
         return None
