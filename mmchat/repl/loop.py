@@ -63,7 +63,6 @@ class Prompt:
         self._chat = chat
         self._screen = screen
         self._pressed_at = float("-inf")
-        self._hint = ""
         self._session: PromptSession[str] = PromptSession(
             history=open_history(history_file),
             auto_suggest=AutoSuggestFromHistory(),

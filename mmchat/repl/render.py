@@ -19,7 +19,7 @@ from mmchat.terminal import Sanitizer
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
 TAIL_ROWS = 6
 FRAME_SECONDS = 0.05
@@ -50,7 +50,6 @@ class MarkdownStream:
         self._sanitizer = Sanitizer()
         self._blocks = BlockReader()
         self._tail = Tail(size, terminal_reflows(os.environ) if reflows is None else reflows)
-        self._ready: list[RenderableType | str] = []
         self._drawn_at = -FRAME_SECONDS
         self._started = False
 
@@ -66,11 +65,6 @@ class MarkdownStream:
         """Everything that came is final; leaves the cursor at the start of a line."""
         self._blocks.finish()
         self._draw("")
-
-    def erase_tail(self) -> None:
-        """Take the live rows away, before something else is written."""
-        if erased := self._tail.erase():
-            self._write(erased)
 
     def _draw(self, unfinished: str) -> None:
         erased = self._tail.erase()
