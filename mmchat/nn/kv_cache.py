@@ -25,6 +25,7 @@ class LayerCache:
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
 
+    @torch.inference_mode(False)  # tensors of one kind, whoever makes them: see torch.compile
     def grow(self, capacity: int) -> None:
         """Move to larger tensors; what is stored stays."""
         if capacity <= self.capacity:

@@ -104,8 +104,11 @@ class MllamaCache:
         self.positions.copy_(torch.tensor(self.lengths))
         self._decode_images_ready = False
 
-    def add_encoded(self, content_hash: str, key_values: tuple[KeyValue, ...]) -> None:
-        self.encoded[content_hash] = key_values
+    def add_encoded(self, content_hash: str, key_values: Sequence[KeyValue]) -> None:
+        """Keep a picture's keys and values [1, G, N, D] of each layer, each head's in one piece."""
+        self.encoded[content_hash] = tuple(
+            (key[0].contiguous(), value[0].contiguous()) for key, value in key_values
+        )
 
     def _forget_unused(self) -> None:
         """Drop the least recently used pictures that are nowhere in the text."""
