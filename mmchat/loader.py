@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mmchat.device import Placement, available_memory, choose_placement, peak_memory
+from mmchat.device import Placement, choose_placement
 from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
+from mmchat.machine.memory import available_memory, peak_memory
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.eager import EagerRuntime
