@@ -90,8 +90,8 @@ def load_model(
     merge_rules = params.family.resolve("weights").shard_dims
     with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
         model = _load_weights(files, params, placement, text_only, progress)
-        alpha = alpha or params.image_processor.alpha_for(files.format)
-    return _ready(params, model, tokenizer, placement, limit, text_only, alpha, begin)
+        rule = alpha or params.image_processor.alpha_for(files.format)
+    return _ready(params, model, tokenizer, placement, limit, text_only, rule, begin)
 
 
 def load_from_tensors(

@@ -74,7 +74,7 @@ class Mmchat:
     def project_pictures(self, states: Tensor) -> Elapsed | None:
         """Time of the cross-attention keys and values of vision states [1, N, E]."""
         model = getattr(self.loaded.runtime, "model", None)
-        if not hasattr(model, "cross_key_values"):
+        if model is None:
             return None
         with torch.inference_mode():
             return self._clock.time(lambda: model.cross_key_values(states))[1]

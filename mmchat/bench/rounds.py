@@ -41,9 +41,7 @@ class Rounds:
 
     def ratios(self, slow: str, fast: str, stage: str, clock: Clock) -> list[float]:
         """How many times as long `slow` takes as `fast`, round by round."""
-        pairs = zip(
-            self.seconds(slow, stage, clock), self.seconds(fast, stage, clock), strict=True
-        )
+        pairs = zip(self.seconds(slow, stage, clock), self.seconds(fast, stage, clock), strict=True)
         return [a / b for a, b in pairs if b > 0]
 
     def stages(self, contestant: str) -> tuple[str, ...]:

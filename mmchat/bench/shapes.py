@@ -61,7 +61,13 @@ class RandomTensors:
     """Tensors by Hub name, made when they are asked for; `keep` remembers those made."""
 
     def __init__(
-        self, params: ModelParams, seed: int, dtype: torch.dtype, device: torch.device, *, keep: bool
+        self,
+        params: ModelParams,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        keep: bool,
     ) -> None:
         self.shapes = params.family.resolve("weights").hf_shapes(params.config)
         self.dtype = dtype

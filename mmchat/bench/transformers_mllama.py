@@ -8,7 +8,7 @@ Calls go to `forward`, which leaves out what `generate` adds for each token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,7 +54,8 @@ class TransformersMllama:
 
     def begin(self, context: Any) -> Any:
         cache = self._cache()
-        text, image = iter(context.text), iter(context.image or ())
+        text: Iterator[Any] = iter(context.text)
+        image: Iterator[Any] = iter(context.image or ())
         seen = None
         for index in range(self.config.text_config.num_hidden_layers):
             if index not in self.config.text_config.cross_attention_layers:
@@ -163,9 +164,14 @@ def _config(params: ModelParams, dtype: torch.dtype) -> Any:
     vision["intermediate_layers_indices"] = [
         index - 1 for index in vision["intermediate_layers_indices"]
     ]
-    vision["supported_aspect_ratios"] = [list(canvas) for canvas in params.config.vision_config.aspect_ratios]
+    vision["supported_aspect_ratios"] = [
+        list(canvas) for canvas in params.config.vision_config.aspect_ratios
+    ]
     text["cross_attention_layers"] = list(text["cross_attention_layers"])
-    text["rope_parameters"] = {**(text.pop("rope_scaling") or {"rope_type": "default"}), "rope_theta": text.pop("rope_theta")}
+    text["rope_parameters"] = {
+        **(text.pop("rope_scaling") or {"rope_type": "default"}),
+        "rope_theta": text.pop("rope_theta"),
+    }
     text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # forward reads none of them
     sections = {"vision_config": vision, "text_config": text}
     return MllamaConfig(**sections, image_token_index=document["image_token_index"])

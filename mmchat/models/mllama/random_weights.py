@@ -76,9 +76,9 @@ def random_tensor(
     """The tensor with this Hub name; it depends on the name and the seed alone, per device type."""
     if "norm" in name and name.endswith("weight"):
         return torch.ones(shape, dtype=dtype, device=device)
-    key = zlib.crc32(f"{seed} {name}".encode())
+    key = f"{seed} {name}"
     if "gate" in name.rsplit(".", 1)[-1]:
-        generator = torch.Generator(device).manual_seed(key)
+        generator = torch.Generator(device).manual_seed(_hash(key))
         uniform = torch.rand(shape, generator=generator, device=device)
         return (0.1 + 0.4 * uniform).to(dtype)
     out = torch.empty(shape, dtype=dtype, device=device)
@@ -88,10 +88,15 @@ def random_tensor(
     return out
 
 
-def _fill_normal(out: Tensor, key: int) -> None:
+def _hash(key: str) -> int:
+    """32 bits: more are not read from a seed on the CPU."""
+    return zlib.crc32(key.encode())
+
+
+def _fill_normal(out: Tensor, key: str) -> None:
     def fill(index: int) -> None:
         chunk = out[index * _CHUNK : (index + 1) * _CHUNK]
-        generator = torch.Generator(out.device).manual_seed(2**32 * index + key)
+        generator = torch.Generator(out.device).manual_seed(_hash(f"{key} {index}"))
         chunk.normal_(0, 0.02, generator=generator)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -108,7 +113,7 @@ def _clear_unused_slots(table: Tensor, config: VisionConfig) -> None:
 
 @dataclass(frozen=True)
 class RandomContext:
-    """Keys and values as if `length` positions had been read, after a picture at position 0 or none.
+    """Keys and values as if `length` positions had been read, a picture at 0 among them or none.
 
     text: for each self-attention layer keys and values [1, G, L, D]. image: for each
     cross-attention layer [G, N, D], or None.
