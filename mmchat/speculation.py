@@ -11,8 +11,7 @@ replaced by one drawn from the rest. Source of the lookup: Saxena 2023, prompt l
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable
-from statistics import median
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 Speculate = int | Literal["auto", "off"]
@@ -96,7 +95,7 @@ class Pace:
         self._accepted[match] = (0.9 * right + accepted, 0.9 * compared + tried)
         self._seconds[drafted + 1].append(seconds)
         if self._seconds[1]:
-            won = accepted + 1 - seconds / median(self._seconds[1])
+            won = accepted + 1 - seconds / _median(self._seconds[1])
             self._credit = min(self._credit + won, _MOST_CREDIT)
 
     def draft_length(self, match: int) -> int:
@@ -120,8 +119,12 @@ class Pace:
         known = max((n for n in self._seconds if 1 < n <= rows), default=None)
         if known is None:
             return 1 + 0.25 * (rows - 1)
-        measured = median(self._seconds[known]) / median(self._seconds[1])
+        measured = _median(self._seconds[known]) / _median(self._seconds[1])
         return max(1 + (measured - 1) * (rows - 1) / (known - 1), 1.0)
+
+
+def _median(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[len(seconds) // 2]
 
 
 class Drafter:

@@ -18,6 +18,7 @@ from mmchat.errors import NumericalError, UsageError
 from mmchat.events import Finished, TextDelta, Timings
 from mmchat.generation import generate_tokens
 from mmchat.params import data_path
+from mmchat.repl import settings
 from mmchat.sampling import Sampler, SamplingParams, filter_logits
 from mmchat.session import ChatSession
 from mmchat.speculation import Drafter, Pace, PromptLookup
@@ -94,6 +95,13 @@ def test_off_drafts_nothing(speculate):
 def test_other_values_are_refused(speculate):
     with pytest.raises(UsageError, match="speculate must be"):
         SamplingParams(speculate=speculate)
+
+
+def test_a_chat_sets_it_by_name():
+    for text, value in (("4", 4), ("off", "off"), ("auto", "auto")):
+        assert settings.changed(SamplingParams(), f"speculate {text}").speculate == value
+    with pytest.raises(UsageError, match="must be auto, off or a number"):
+        settings.changed(SamplingParams(), "speculate on")
 
 
 # What pays
