@@ -41,6 +41,7 @@ def load(
     max_seq_len: int | None = None,
     text_only: bool = False,
     alpha: Literal["white", "drop"] | None = None,
+    compile: Literal["auto", "on", "off"] = "auto",
     progress: ProgressCallback | None = None,
 ) -> Model:
     """Load a model by name, Hub id or folder; without any, the built-in one.
@@ -57,6 +58,7 @@ def load(
         max_seq_len=max_seq_len,
         text_only=text_only,
         alpha=alpha,
+        compile=compile,
         progress=progress,
     )
     return Model(**vars(loaded))

@@ -16,12 +16,12 @@ from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
 from mmchat.machine.memory import available_memory, peak_memory
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.runtime.base import Runtime
-from mmchat.runtime.eager import EagerRuntime
+from mmchat.runtime.compiled import CompileMode, make_runtime
 from mmchat.sampling import SamplingParams
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
 
-# progress(stage, done, total): stage "weights", in tensors
+# progress(stage, done, total): stage "weights" in tensors, "compile" in kinds of layer
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -68,13 +68,15 @@ def load_model(
     max_seq_len: int | None = None,
     text_only: bool = False,
     alpha: Literal["white", "drop"] | None = None,
+    compile: CompileMode = "auto",
     progress: ProgressCallback | None = None,
 ) -> LoadedModel:
     """Find, check and load a model.
 
     name: a known name, a Hub id or a folder. text_only leaves vision and cross-attention unloaded.
-    alpha: "white" or "drop", overrides how transparent pictures are flattened.
-    Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError.
+    alpha: "white" or "drop", overrides how transparent pictures are flattened. compile: compile the
+    layers before the first token; "auto" does so on CUDA.
+    Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError, CompileError.
     """
     begin = time.perf_counter()
     source = find_model(
@@ -91,7 +93,8 @@ def load_model(
     with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
         model = _load_weights(files, params, placement, text_only, progress)
         rule = alpha or params.image_processor.alpha_for(files.format)
-    return _ready(params, model, tokenizer, placement, limit, text_only, rule, begin)
+    runtime = make_runtime(model, placement.device, compile, progress)
+    return _ready(params, runtime, tokenizer, placement, limit, text_only, rule, begin)
 
 
 def load_from_tensors(
@@ -102,6 +105,7 @@ def load_from_tensors(
     device: str = "auto",
     dtype: str = "auto",
     max_seq_len: int | None = None,
+    compile: CompileMode = "auto",
 ) -> LoadedModel:
     """`load_model` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
@@ -109,12 +113,13 @@ def load_from_tensors(
     placement = choose_placement(device, dtype, params.parameters)
     model = _load_weights(tensors, params, placement, False, None)
     alpha = params.image_processor.alpha_for(tensors.format)
-    return _ready(params, model, tokenizer, placement, limit, False, alpha, begin)
+    runtime = make_runtime(model, placement.device, compile)
+    return _ready(params, runtime, tokenizer, placement, limit, False, alpha, begin)
 
 
 def _ready(
     params: ModelParams,
-    model: Any,
+    runtime: Runtime,
     tokenizer: Tokenizer,
     placement: Placement,
     limit: int,
@@ -126,7 +131,7 @@ def _ready(
     make_processor = params.family.resolve("processor")
     return LoadedModel(
         params=params,
-        runtime=EagerRuntime(model, placement.device),
+        runtime=runtime,
         processor=make_processor(params.config, params.image_processor, tokenizer, alpha),
         tokenizer=tokenizer,
         placement=placement,

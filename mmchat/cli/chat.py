@@ -77,6 +77,7 @@ def chat(
     tokenizer_path: options.TokenizerPath = None,
     params_path: options.ParamsPath = None,
     text_only: options.TextOnly = False,
+    compile: options.Compile = "auto",
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -113,6 +114,7 @@ def chat(
         max_seq_len=max_seq_len,
         text_only=text_only,
         alpha=alpha,
+        compile=compile,
     )
     source = find_or_offer(choice)
     if source.params.chat_format == "base":

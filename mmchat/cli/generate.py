@@ -51,6 +51,7 @@ def generate(
     tokenizer_path: options.TokenizerPath = None,
     params_path: options.ParamsPath = None,
     text_only: options.TextOnly = False,
+    compile: options.Compile = "auto",
     offline: options.Offline = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = 0,
@@ -104,6 +105,7 @@ def generate(
         max_seq_len=max_seq_len,
         text_only=text_only,
         alpha=alpha,
+        compile=compile,
     )
     source = choice.find(checkpoint_required=False) if dry_run else find_or_offer(choice)
     if not quiet:

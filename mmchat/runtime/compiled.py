@@ -58,8 +58,8 @@ def make_runtime(
 class CompiledRuntime(EagerRuntime):
     """Compiles when it is made. Raises CompileError, and leaves the model as it was.
 
-    compile_seconds: how long that took. Shapes that come later and do not fit what is compiled are
-    compiled when they come; if that fails, the model goes on eagerly and `notices` says so.
+    uses: what is compiled. Shapes that come later and do not fit what is compiled are compiled when
+    they come; if that fails, the model goes on eagerly and `notices` says so.
     """
 
     def __init__(
@@ -68,9 +68,11 @@ class CompiledRuntime(EagerRuntime):
         device: torch.device,
         progress: ProgressCallback | None = None,
         uses: Collection[Use] | None = None,
+        backend: str = "inductor",
     ) -> None:
         super().__init__(model, device)
         begin = time.perf_counter()
+        self._backend = backend
         self.uses = uses or (ALL_USES if device.type == "cuda" else WORTH_IT_ON_CPU)
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._replaced: list[tuple[Any, str]] = []
@@ -111,8 +113,9 @@ class CompiledRuntime(EagerRuntime):
         return torch.compile(
             function,
             fullgraph=True,
+            backend=self._backend,
             dynamic=True if use == "vision" else None,  # None: the axes that examples mark
-            options={"coordinate_descent_tuning": True} if tunes else {},
+            options={"coordinate_descent_tuning": True} if tunes else None,
         )
 
     def _replace(self, module: Any, method: str, replacement: object) -> None:
@@ -121,6 +124,7 @@ class CompiledRuntime(EagerRuntime):
             self._replaced.append((module, method))
 
     def _go_eager(self) -> None:
+        self.compile_seconds = None
         while self._replaced:
             delattr(*self._replaced.pop())
 

@@ -270,7 +270,7 @@ class TextModel(nn.Module):
             if isinstance(layer, SelfAttentionLayer):
                 x = layer.step(x, cos, sin, cached[own], positions, mask)
                 own += 1
-            elif cross is not None:
+            elif isinstance(layer, CrossAttentionLayer) and cross is not None:
                 x = layer.step(x, *cross[crossed], cross_mask, sees_images)
                 crossed += 1
         return self.norm(x)
