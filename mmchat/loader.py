@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from mmchat import quantization
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mmchat.device import Placement, choose_placement
+from mmchat.device import Placement, check_float8, choose_placement
 from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
 from mmchat.machine.memory import available_memory, peak_memory
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
+from mmchat.quantization import Scheme
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.eager import EagerRuntime
 from mmchat.sampling import SamplingParams
@@ -27,7 +29,10 @@ ProgressCallback = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with all that a conversation needs. max_seq_len: positions of prompt and answer."""
+    """A model with all that a conversation needs.
+
+    max_seq_len: positions of prompt and answer. quantize: the scheme of the weights.
+    """
 
     params: ModelParams
     runtime: Runtime
@@ -37,6 +42,7 @@ class LoadedModel:
     max_seq_len: int
     sampling_defaults: SamplingParams
     text_only: bool
+    quantize: str
     load_seconds: float
 
     @property
@@ -68,12 +74,15 @@ def load_model(
     max_seq_len: int | None = None,
     text_only: bool = False,
     alpha: Literal["white", "drop"] | None = None,
+    quantize: str = "none",
+    quantize_keep: Collection[str] = (),
     progress: ProgressCallback | None = None,
 ) -> LoadedModel:
     """Find, check and load a model.
 
     name: a known name, a Hub id or a folder. text_only leaves vision and cross-attention unloaded.
-    alpha: "white" or "drop", overrides how transparent pictures are flattened.
+    alpha: "white" or "drop", overrides how transparent pictures are flattened. quantize: a scheme
+    of mmchat.quantization; quantize_keep: parts ("text", "head", "vision") that it leaves alone.
     Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError.
     """
     begin = time.perf_counter()
@@ -86,11 +95,15 @@ def load_model(
     params = source.params
     limit = _context_limit(params, max_seq_len)
     placement = choose_placement(device, dtype, params.parameters)
+    scheme = quantization.find_scheme(quantize)
+    quantization.check_parts(quantize_keep)
+    if scheme and scheme.is_float:
+        check_float8(placement.device)
     tokenizer = _open_tokenizer(source)
     family = params.family
     merge_rules = family.resolve("weights").shard_dims
     with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
-        model = _load_weights(files, params, placement, text_only, progress)
+        model = _load_weights(files, params, placement, text_only, scheme, quantize_keep, progress)
         alpha = alpha or params.image_processor.alpha_for(files.format)
     processor = family.resolve("processor")(params.config, params.image_processor, tokenizer, alpha)
     return LoadedModel(
@@ -102,6 +115,7 @@ def load_model(
         max_seq_len=limit,
         sampling_defaults=SamplingParams(**vars(params.generation)),
         text_only=text_only,
+        quantize=quantize,
         load_seconds=time.perf_counter() - begin,
     )
 
@@ -142,32 +156,57 @@ def _load_weights(
     params: ModelParams,
     placement: Placement,
     text_only: bool,
+    scheme: Scheme | None,
+    keep: Collection[str],
     progress: ProgressCallback | None,
 ) -> Any:
-    """Build on the meta device, then give each parameter its tensor, one at a time."""
+    """Build on the meta device, then give each parameter its tensor, one at a time.
+
+    A layer that is quantised takes its weights rounded, so that no more than one of them is in
+    memory as it was.
+    """
     family = params.family
     with torch.device("meta"):
         model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=text_only)
-    sizes = (p.numel() for n, p in model.named_parameters() if n in wanted)
-    _check_memory(sum(sizes) * placement.dtype.itemsize, placement, params.name)
+    if scheme:
+        quantization.replace_linears(model, scheme, keep)
+    _check_memory(_bytes_to_load(model, wanted, placement.dtype), placement, params.name)
     try:
         tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
         for done, (name, tensor) in enumerate(tensors, start=1):
-            _assign(model, name, tensor.to(placement.device, placement.dtype))
+            _assign(model, name, tensor, placement)
             if progress:
                 progress("weights", done, len(wanted))
     except CheckpointError as error:
         raise _with_fitting_params(error, params) from None
+    if scheme or placement.device.type != "cpu":  # on the CPU, plain weights stay in their file
+        model.fuse_projections()
     model.materialize_buffers(placement.device)
     return model
 
 
-def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _bytes_to_load(model: torch.nn.Module, wanted: Collection[str], dtype: torch.dtype) -> int:
+    """Bytes of the weights `wanted`, in the format in which they will be held."""
+    total = 0
+    for owner, module in model.named_modules():
+        names = {f"{owner}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        for name in names & set(wanted):
+            total += model.get_parameter(name).numel() * dtype.itemsize
+        if hasattr(module, "quantize") and f"{owner}.weight" in wanted:
+            total += sum(buffer.nbytes for buffer in module.buffers(recurse=False))
+    return total
+
+
+def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor, placement: Placement) -> None:
     owner, _, last = name.rpartition(".")
-    parameter = torch.nn.Parameter(tensor, requires_grad=False)
-    setattr(model.get_submodule(owner), last, parameter)
+    module = model.get_submodule(owner)
+    if last == "weight" and hasattr(module, "quantize"):
+        module.quantize(tensor.to(placement.device))
+        return
+    tensor = tensor.to(placement.device, placement.dtype)
+    setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
 
 
 def _check_memory(needed: int, placement: Placement, name: str) -> None:

@@ -71,6 +71,8 @@ def chat(
     stop: options.Stop = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = "none",
+    quantize_keep: options.QuantizeKeep = None,
     max_seq_len: options.MaxSeqLen = None,
     checkpoint_path: options.CheckpointPath = None,
     tokenizer_path: options.TokenizerPath = None,
@@ -111,6 +113,8 @@ def chat(
         max_seq_len=max_seq_len,
         text_only=text_only,
         alpha=alpha,
+        quantize=quantize,
+        quantize_keep=tuple(quantize_keep or ()),
     )
     source = find_or_offer(choice)
     if source.params.chat_format == "base":

@@ -45,6 +45,8 @@ def generate(
     stop: options.Stop = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = "none",
+    quantize_keep: options.QuantizeKeep = None,
     max_seq_len: options.MaxSeqLen = None,
     checkpoint_path: options.CheckpointPath = None,
     tokenizer_path: options.TokenizerPath = None,
@@ -102,6 +104,8 @@ def generate(
         max_seq_len=max_seq_len,
         text_only=text_only,
         alpha=alpha,
+        quantize=quantize,
+        quantize_keep=tuple(quantize_keep or ()),
     )
     source = choice.find(checkpoint_required=False) if dry_run else find_or_offer(choice)
     if not quiet:

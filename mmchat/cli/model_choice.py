@@ -33,6 +33,8 @@ class ModelChoice:
     max_seq_len: int | None = None
     text_only: bool = False
     alpha: Literal["white", "drop"] | None = None
+    quantize: str = "none"
+    quantize_keep: tuple[str, ...] = ()
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none."""
@@ -68,6 +70,8 @@ class ModelChoice:
             max_seq_len=self.max_seq_len,
             text_only=self.text_only,
             alpha=self.alpha,
+            quantize=self.quantize,
+            quantize_keep=self.quantize_keep,
             progress=show,
         )
 
