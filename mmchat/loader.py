@@ -16,7 +16,7 @@ from mmchat.device import Placement, check_float8, choose_placement
 from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
 from mmchat.machine.memory import available_memory, peak_memory
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
-from mmchat.quantization import Scheme
+from mmchat.quantization import Plan
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.eager import EagerRuntime
 from mmchat.sampling import SamplingParams
@@ -95,27 +95,66 @@ def load_model(
     params = source.params
     limit = _context_limit(params, max_seq_len)
     placement = choose_placement(device, dtype, params.parameters)
-    scheme = quantization.find_scheme(quantize)
-    quantization.check_parts(quantize_keep)
-    if scheme and scheme.is_float:
-        check_float8(placement.device)
+    plan = _plan(quantize, quantize_keep, placement)
     tokenizer = _open_tokenizer(source)
-    family = params.family
-    merge_rules = family.resolve("weights").shard_dims
+    merge_rules = params.family.resolve("weights").shard_dims
     with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
-        model = _load_weights(files, params, placement, text_only, scheme, quantize_keep, progress)
-        alpha = alpha or params.image_processor.alpha_for(files.format)
-    processor = family.resolve("processor")(params.config, params.image_processor, tokenizer, alpha)
+        model = _load_weights(files, params, placement, plan, text_only, progress)
+        rule = alpha or params.image_processor.alpha_for(files.format)
+    return _ready(params, model, tokenizer, placement, plan, limit, text_only, rule, begin)
+
+
+def load_from_tensors(
+    params: ModelParams,
+    tensors: Checkpoint,
+    tokenizer: Tokenizer,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_seq_len: int | None = None,
+    quantize: str = "none",
+    quantize_keep: Collection[str] = (),
+) -> LoadedModel:
+    """`load_model` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
+    begin = time.perf_counter()
+    limit = _context_limit(params, max_seq_len)
+    placement = choose_placement(device, dtype, params.parameters)
+    plan = _plan(quantize, quantize_keep, placement)
+    model = _load_weights(tensors, params, placement, plan, False, None)
+    alpha = params.image_processor.alpha_for(tensors.format)
+    return _ready(params, model, tokenizer, placement, plan, limit, False, alpha, begin)
+
+
+def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
+    plan = quantization.make_plan(quantize, keep)
+    if plan.scheme and plan.scheme.is_float:
+        check_float8(placement.device)
+    return plan
+
+
+def _ready(
+    params: ModelParams,
+    model: Any,
+    tokenizer: Tokenizer,
+    placement: Placement,
+    plan: Plan,
+    limit: int,
+    text_only: bool,
+    alpha: Literal["white", "drop"],
+    begin: float,
+) -> LoadedModel:
+    """Put the parts together; `begin` is when loading began."""
+    make_processor = params.family.resolve("processor")
     return LoadedModel(
         params=params,
         runtime=EagerRuntime(model, placement.device),
-        processor=processor,
+        processor=make_processor(params.config, params.image_processor, tokenizer, alpha),
         tokenizer=tokenizer,
         placement=placement,
         max_seq_len=limit,
         sampling_defaults=SamplingParams(**vars(params.generation)),
         text_only=text_only,
-        quantize=quantize,
+        quantize=plan.name,
         load_seconds=time.perf_counter() - begin,
     )
 
@@ -155,9 +194,8 @@ def _load_weights(
     files: Checkpoint,
     params: ModelParams,
     placement: Placement,
+    plan: Plan,
     text_only: bool,
-    scheme: Scheme | None,
-    keep: Collection[str],
     progress: ProgressCallback | None,
 ) -> Any:
     """Build on the meta device, then give each parameter its tensor, one at a time.
@@ -170,8 +208,7 @@ def _load_weights(
         model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=text_only)
-    if scheme:
-        quantization.replace_linears(model, scheme, keep)
+    quantization.replace_linears(model, plan)
     _check_memory(_bytes_to_load(model, wanted, placement.dtype), placement, params.name)
     try:
         tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
@@ -181,7 +218,9 @@ def _load_weights(
                 progress("weights", done, len(wanted))
     except CheckpointError as error:
         raise _with_fitting_params(error, params) from None
-    if scheme or placement.device.type != "cpu":  # on the CPU, plain weights stay in their file
+    if (
+        plan.scheme or placement.device.type != "cpu"
+    ):  # on the CPU, plain weights stay in their file
         model.fuse_projections()
     model.materialize_buffers(placement.device)
     return model

@@ -71,6 +71,24 @@ def layer_scheme(
     return scheme
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What to quantise. scheme: None for nothing; keep: parts that stay as they are."""
+
+    scheme: Scheme | None = None
+    keep: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.scheme.name if self.scheme else "none"
+
+
+def make_plan(scheme: str, keep: Collection[str] = ()) -> Plan:
+    """A plan from names. Raises UsageError."""
+    check_parts(keep)
+    return Plan(find_scheme(scheme), tuple(keep))
+
+
 def check_parts(keep: Collection[str]) -> None:
     """Raises UsageError for a part that no model has."""
     for part in keep:
@@ -78,18 +96,20 @@ def check_parts(keep: Collection[str]) -> None:
             raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")
 
 
-def replace_linears(model: torch.nn.Module, scheme: Scheme, keep: Collection[str] = ()) -> None:
+def replace_linears(model: torch.nn.Module, plan: Plan) -> None:
     """Put empty quantised layers in the place of the linear layers of a model on the meta device.
 
     The model's `linear_parts()` says which layers there are. Each waits for `quantize(weight)`.
     """
+    if plan.scheme is None:
+        return
     import torch
 
     from mmchat.nn.linear import Float8Linear, QuantizedLinear
 
     for name, part in model.linear_parts().items():  # type: ignore[operator]
         old = model.get_submodule(name)
-        chosen = layer_scheme(scheme, part, old.in_features, keep)
+        chosen = layer_scheme(plan.scheme, part, old.in_features, plan.keep)
         if chosen is None:
             continue
         sizes, has_bias = (old.in_features, old.out_features), old.bias is not None

@@ -50,6 +50,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
         "images/sources.py",
+        "kernels/native.py",
         "machine/cpu.py",
         "machine/memory.py",
         "atomic_file.py",
