@@ -95,10 +95,10 @@ class MllamaCache:
         self._lengths_changed()
         self._forget_unused()
 
-    def advance_one(self) -> None:
-        """Add one position to each row, on the device too, without waiting for it."""
-        self.lengths = [n + 1 for n in self.lengths]
-        self.positions += 1
+    def advance_all(self, count: int) -> None:
+        """Add `count` positions to each row, on the device too, without waiting for it."""
+        self.lengths = [n + count for n in self.lengths]
+        self.positions += count
 
     def _lengths_changed(self) -> None:
         self.positions.copy_(torch.tensor(self.lengths))

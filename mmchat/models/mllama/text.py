@@ -71,14 +71,14 @@ class SelfAttention(nn.Module):
     def step(
         self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
     ) -> Tensor:
-        """One token a row, x: [B, 1, E]; its key and value are written at positions: [B].
+        """The next tokens of each row, x: [B, S, E]; keys and values go to positions: [B, S].
 
-        cached: [B, G, L, D] twice. mask: [B, 1, 1, L], True up to and including the position.
+        cached: [B, G, L, D] twice. mask: [B, 1, S, L], True up to and including the position.
         """
         query, key, value = self._project(x, cos, sin)
-        rows = torch.arange(x.shape[0], device=x.device)
-        cached[0][rows, :, positions] = key[:, :, 0]
-        cached[1][rows, :, positions] = value[:, :, 0]
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
+        cached[0][rows, :, positions] = key.transpose(1, 2)
+        cached[1][rows, :, positions] = value.transpose(1, 2)
         return self.o_proj(merge_heads(attend(query, *cached, mask=mask)))
 
 
@@ -240,17 +240,19 @@ class TextModel(nn.Module):
         cross_mask: Tensor | None,
         sees_images: Tensor | None,
     ) -> Tensor:
-        """One token a row, input_ids: [B, 1] at positions: [B] -> hidden states [B, 1, E].
+        """The next tokens of each row, input_ids: [B, S] -> normalised hidden states [B, S, E].
 
+        positions: [B], where each row goes on. S is 1 in decoding, a few in verifying a draft.
         cached: self-attention keys and values [B, G, L, D], one pair a layer, written in place.
         cross: keys and values [B, G, N, D] of the last group of pictures, one pair for each
         cross-attention layer; None skips those layers. cross_mask: [B, 1, 1, N], None if all rows
         have N tokens. sees_images: [B, 1, 1], None if all rows do.
         """
         x = self.embed_tokens(input_ids)
-        cos, sin = self.rotary(positions[:, None])
+        positions = positions[:, None] + torch.arange(input_ids.shape[1], device=x.device)
+        cos, sin = self.rotary(positions)
         columns = torch.arange(cached[0][0].shape[2], device=x.device)
-        mask = (columns <= positions[:, None])[:, None, None]
+        mask = (columns <= positions[..., None])[:, None]
         crossed = own = 0
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
