@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli.wrong_values import numbers
+from mmchat.speculation import LONGEST_DRAFT
 
 if TYPE_CHECKING:
     from mmchat.params import ModelParams
@@ -49,6 +50,12 @@ def _not_empty(values: list[str] | None) -> list[str]:
     if values and "" in values:
         raise typer.BadParameter("an empty string would stop at once")
     return values or []
+
+
+def _speculate(value: str) -> str:
+    if value in ("auto", "off") or (value.isdecimal() and int(value) <= LONGEST_DRAFT):
+        return value
+    raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0 to {LONGEST_DRAFT}")
 
 
 def _option(*names: str, metavar: str = "X", **settings: Any) -> Any:
@@ -129,6 +136,15 @@ Stop = Annotated[
         "--stop", metavar="TEXT", callback=_not_empty, help="Stop before this text; repeatable."
     ),
 ]
+Speculate = Annotated[
+    str,
+    _option(
+        "--speculate",
+        metavar="auto|off|N",
+        callback=_speculate,
+        help="Guess the next N tokens from the text so far, to be faster where it repeats.",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -145,12 +161,15 @@ class SamplingOptions:
     presence_penalty: PresencePenalty = None
     seed: Seed = None
     stop: Stop = None
+    speculate: Speculate = "auto"
 
     def chosen(self) -> dict[str, Any]:
         """Those that were given, by the names of SamplingParams."""
         given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
         if "stop" in given:
             given["stop"] = tuple(given["stop"])
+        if self.speculate.isdecimal():
+            given["speculate"] = int(self.speculate)
         return given
 
     def for_model(self, params: ModelParams, **more: Any) -> SamplingParams:
