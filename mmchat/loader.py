@@ -15,6 +15,7 @@ from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, check_float8, choose_placement
 from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
 from mmchat.machine.memory import available_memory, peak_memory
+from mmchat.nn.linear import Float8Linear, QuantizedLinear
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.quantization import Plan
 from mmchat.runtime.base import Runtime
@@ -233,7 +234,7 @@ def _bytes_to_load(model: torch.nn.Module, wanted: Collection[str], dtype: torch
         names = {f"{owner}.{name}" for name, _ in module.named_parameters(recurse=False)}
         for name in names & set(wanted):
             total += model.get_parameter(name).numel() * dtype.itemsize
-        if hasattr(module, "quantize") and f"{owner}.weight" in wanted:
+        if isinstance(module, QuantizedLinear | Float8Linear) and f"{owner}.weight" in wanted:
             total += sum(buffer.nbytes for buffer in module.buffers(recurse=False))
     return total
 
@@ -241,7 +242,7 @@ def _bytes_to_load(model: torch.nn.Module, wanted: Collection[str], dtype: torch
 def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor, placement: Placement) -> None:
     owner, _, last = name.rpartition(".")
     module = model.get_submodule(owner)
-    if last == "weight" and hasattr(module, "quantize"):
+    if last == "weight" and isinstance(module, QuantizedLinear | Float8Linear):
         module.quantize(tensor.to(placement.device))
         return
     tensor = tensor.to(placement.device, placement.dtype)

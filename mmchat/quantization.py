@@ -105,10 +105,12 @@ def replace_linears(model: torch.nn.Module, plan: Plan) -> None:
         return
     import torch
 
-    from mmchat.nn.linear import Float8Linear, QuantizedLinear
+    from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
 
     for name, part in model.linear_parts().items():  # type: ignore[operator]
         old = model.get_submodule(name)
+        if not isinstance(old, Linear):
+            raise TypeError(f"{name} is quantised already")
         chosen = layer_scheme(plan.scheme, part, old.in_features, plan.keep)
         if chosen is None:
             continue

@@ -104,7 +104,7 @@ def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         )
     if tokens <= FEW_TOKENS_WITH_FAST_BF16:
         rows = x.reshape(-1, width).bfloat16()
-        return _shaped(torch._weight_int8pack_mm(rows, weight, scale.bfloat16()), x)
+        return _shaped(torch.ops.aten._weight_int8pack_mm(rows, weight, scale.bfloat16()), x)
     wide = torch.bfloat16 if has_fast_bf16() else torch.float32
     return _in_chunks(
         x, weight.shape[0], lambda a, b: reference.widen_int8(weight[a:b], scale[a:b], wide)

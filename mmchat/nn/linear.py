@@ -17,8 +17,8 @@ FLOAT8_LARGEST = 448.0
 class Linear(nn.Linear):
     """nn.Linear that reads bfloat16 weights on the CPU at the speed of memory."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Linear's name
+        x, weight = input, self.weight
         plain = weight.dtype != torch.bfloat16 or weight.device.type != "cpu"
         if plain or (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)):
             return F.linear(x, weight, self.bias)
@@ -115,7 +115,7 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, scale = _to_float8(x.reshape(-1, self.in_features))
-        y = torch._scaled_mm(
+        y = torch.ops.aten._scaled_mm(
             rows,
             self.weight.t(),
             scale_a=scale,
