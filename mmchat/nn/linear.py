@@ -17,7 +17,7 @@ FLOAT8_LARGEST = 448.0
 class Linear(nn.Linear):
     """nn.Linear that reads bfloat16 weights on the CPU at the speed of memory."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  nn.Linear's name
+    def forward(self, input: Tensor) -> Tensor:
         x, weight = input, self.weight
         plain = weight.dtype != torch.bfloat16 or weight.device.type != "cpu"
         if plain or (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)):
