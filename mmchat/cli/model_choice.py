@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat.cli import console
+from mmchat.cli import console, options
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,18 +23,20 @@ _PICTURE = r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif|hei[cf])$"
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What selects and places the model; the fields are the arguments of `mmchat.load`."""
+    """What selects and places the model: options of the commands, arguments of `mmchat.load`."""
 
-    name: str | None
-    checkpoint_path: Path | None = None
-    tokenizer_path: Path | None = None
-    params_path: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    max_seq_len: int | None = None
-    text_only: bool = False
-    alpha: Literal["white", "drop"] | None = None
-    compile: Literal["auto", "on", "off"] = "auto"
+    name: options.Model = None
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    quantize: options.Quantize = "none"
+    quantize_keep: options.QuantizeKeep = None
+    max_seq_len: options.MaxSeqLen = None
+    checkpoint_path: options.CheckpointPath = None
+    tokenizer_path: options.TokenizerPath = None
+    params_path: options.ParamsPath = None
+    text_only: options.TextOnly = False
+    alpha: options.Alpha = None
+    compile: options.Compile = "auto"
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none."""
@@ -75,6 +77,8 @@ class ModelChoice:
             max_seq_len=self.max_seq_len,
             text_only=self.text_only,
             alpha=self.alpha,
+            quantize=self.quantize,
+            quantize_keep=self.quantize_keep or (),
             compile=self.compile,
             progress=show,
         )
@@ -96,9 +100,7 @@ class _CompileNotes:
             self._stages.note("compiling (once; a later start takes it from a cache)")
         seconds = time.perf_counter() - self._begin
         if done < total:
-            self._stages.show(
-                f"compiling (once, {seconds:.0f} s): {done} of {total} layers"
-            )
+            self._stages.show(f"compiling (once, {seconds:.0f} s): {done} of {total} layers")
         else:
             self._stages.note(f"compiled in {seconds:.1f} s")
 

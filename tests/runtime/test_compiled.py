@@ -12,6 +12,7 @@ from torch._dynamo.exc import InternalTorchDynamoError
 from torch._dynamo.utils import counters
 
 from mmchat.errors import CompileError
+from mmchat.loader import load_model
 from mmchat.models.mllama import cache as cache_module
 from mmchat.runtime.compiled import (
     ALL_USES,
@@ -21,9 +22,12 @@ from mmchat.runtime.compiled import (
     make_runtime,
 )
 from mmchat.runtime.eager import EagerRuntime
+from mmchat.sampling import SamplingParams
+from mmchat.session import ChatSession
 from tests.models.mllama import oracle
-from tests.models.mllama.oracle import CASES, CONFIG, distance, picture
+from tests.models.mllama.oracle import CASES, CONFIG, distance
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 # PyTorch warns about its own use of TorchScript when the inductor is imported.
@@ -139,9 +143,7 @@ def test_a_compiler_that_fails_later_leaves_a_model_that_goes_on_eagerly(weights
     layer.step = fail
     rows = CASES["A_start_picture_text"]
     got = write(runtime, rows, 3)
-    assert runtime.notices == [
-        "no longer compiled: torch.compile failed (no); --debug shows more"
-    ]
+    assert runtime.notices == ["no longer compiled: torch.compile failed (no); --debug shows more"]
     assert runtime.compile_seconds is None
     expected = write(EagerRuntime(oracle.build(weights), CPU), rows, 3)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -210,3 +212,25 @@ def test_code_of_the_inductor_equals_eager(weights, monkeypatch):
     monkeypatch.setattr(cache_module, "CAPACITY_STEP", 8)
     for rows in ROWS.values():
         compare(runtime, weights, rows, steps=14)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantised_layers_are_in_the_graph(scheme, dtype):
+    model = load_model("tiny", quantize=scheme, dtype=dtype, compile="off").runtime.model
+    compile_model(model, uses=["decode"])
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4-g32"])
+def test_the_built_in_model_says_the_same_compiled(scheme):
+    answers = []
+    for mode in ("off", "on"):
+        chat = ChatSession(load_model("tiny", quantize=scheme, compile=mode))
+        sampling = SamplingParams(temperature=0.0, speculate="off")
+        asked = [("What's in this image?", ["assets/dog.jpg"]), ("What colour is the dog?", [])]
+        for text, images in asked:
+            *_, finished = chat.send(text, [ROOT / image for image in images], sampling)
+            answers.append(finished.output_ids)
+    assert answers[:2] == answers[2:]
