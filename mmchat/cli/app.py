@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from mmchat.cli import console
+from mmchat.cli.bench import bench
 from mmchat.cli.chat import chat
 from mmchat.cli.convert import convert
 from mmchat.cli.download import download
@@ -117,6 +118,7 @@ app.command()(remove)
 app.command()(convert)
 app.command()(inspect)
 app.command()(tiles)
+app.command()(bench)
 app.add_typer(eval_app, name="eval")
 
 
