@@ -44,3 +44,17 @@ def test_each_shown_ratio_was_measured_with_its_error():
     for workload in found["workloads"]:
         for contestant in list(workload["contestants"].values())[1:]:
             assert contestant["agreement"]["relative_error"] >= 0
+
+
+def test_the_command_that_makes_the_results_is_understood():
+    from typer.main import get_command
+
+    from mmchat.cli.app import app
+
+    [block] = re.findall(r"^```sh long\n(.*?)^```$", README, re.M | re.S)
+    program, name, *arguments = block.split()
+    assert (program, name) == ("mmchat", "bench")
+    command = get_command(app).commands["bench"]
+    parsed = command.make_context("bench", arguments).params
+    assert (parsed["shapes"], parsed["vs"]) == ("11B", "transformers")
+    assert Path(parsed["output"]) == script().RESULTS.relative_to(ROOT)
