@@ -13,7 +13,7 @@ import torch
 from mmchat.bench import fresh, report
 from mmchat.bench.contestants import PicturePrompt, picture_file, picture_size, tiled
 from mmchat.bench.entrants import from_tensors, named
-from mmchat.bench.plan import Plan, Say
+from mmchat.bench.plan import Plan, Say, Variant
 from mmchat.bench.shapes import RandomTensors, byte_tokenizer, shaped_params
 from mmchat.bench.turns import two_turns
 from mmchat.device import choose_placement
@@ -41,7 +41,7 @@ def startup(plan: Plan, say: Say) -> dict[str, Any]:
 
 def memory(plan: Plan, say: Say) -> list[dict[str, Any]]:
     """Peak memory of loading and of two turns about the largest picture, for each contestant."""
-    who = [*dict.fromkeys(("none", *plan.schemes))]
+    who = [str(variant) for variant in plan.variants]
     if plan.versus_transformers:
         who.insert(0, TRANSFORMERS)
     records = []
@@ -62,7 +62,7 @@ def once(plan: Plan, who: str) -> dict[str, Any]:
     """
     tiles = max(plan.tiles, default=1)
     if plan.shapes is None:
-        contestant = named(plan.load(who), who)
+        contestant = named(plan.load(Variant.parse(who)), Variant.parse(who))
     else:
         device = choose_placement(plan.device, "float32", 0).device
         params = shaped_params(plan.shapes, device)
@@ -70,7 +70,8 @@ def once(plan: Plan, who: str) -> dict[str, Any]:
         tensors = RandomTensors(params, plan.shapes.seed, placement.dtype, device, keep=False)
         if who == TRANSFORMERS:
             return _once_transformers(params, tensors, tiles)
-        contestant = named(from_tensors(params, tensors, who), who)
+        variant = Variant.parse(who)
+        contestant = named(from_tensors(params, tensors, variant), variant)
     two_turns(contestant, tiles, seed=1)
     loaded = contestant.loaded
     return _memory_record(contestant.name, loaded.runtime.model, loaded.device, tiles)  # type: ignore[attr-defined]

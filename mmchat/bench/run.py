@@ -62,8 +62,7 @@ def _run(plan: Plan, say: Say) -> dict[str, Any]:
 def measure_workloads(
     plan: Plan, entrants: Entrants, clock: Clock, say: Say
 ) -> list[dict[str, Any]]:
-    schemes = [scheme for scheme in dict.fromkeys(plan.schemes) if scheme != "none"]
-    limits = allowed_errors(entrants, schemes)
+    limits = allowed_errors(entrants, plan.variants)
     field = Field(entrants.all, limits, entrants.ours[0], plan.rounds, plan.seconds)
     records = []
     for workload in workloads(plan):

@@ -15,7 +15,7 @@ from mmchat.cli.option_groups import with_option_groups
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmchat.bench.plan import Plan
+    from mmchat.bench.plan import Plan, Variant
 
 
 @with_option_groups
@@ -99,9 +99,9 @@ def _plan(choice: ModelChoice, what: What, how: How) -> Plan:
         shapes = Shapes(what.shapes, what.layers, what.vision_layers, how.seed)
     return Plan(
         shapes=shapes,
-        load=lambda scheme: _load(choice, scheme),
+        load=lambda variant: _load(choice, variant),
         versus_transformers=what.vs == "transformers",
-        schemes=tuple(words(what.quantize)),
+        variants=_variants(what),
         device=choice.device,
         dtype=choice.dtype,
         contexts=numbers(what.context),
@@ -115,10 +115,17 @@ def _plan(choice: ModelChoice, what: What, how: How) -> Plan:
     )
 
 
-def _load(choice: ModelChoice, scheme: str) -> Any:
-    chosen: dict[str, Any] = {} if scheme == "none" else {"quantize": scheme}
+def _variants(what: What) -> tuple[Variant, ...]:
+    """Every scheme in every way of running it; the plain one is always there, and first."""
+    from mmchat.bench.plan import Variant
+
+    asked = [Variant(scheme) for scheme in words(what.quantize)]
+    return tuple(dict.fromkeys((Variant(), *asked)))
+
+
+def _load(choice: ModelChoice, variant: Variant) -> Any:
     with console.Stages(quiet=True) as stages:
-        return replace(choice, **chosen).load(stages)
+        return replace(choice, **variant.options()).load(stages)
 
 
 def _selection(choice: ModelChoice, what: What, how: How) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from mmchat.bench import transformers_mllama
 from mmchat.bench.agreement import DisagreementError
 from mmchat.bench.contestants import Mmchat, picture_file, picture_size, tiled
 from mmchat.bench.entrants import from_tensors
+from mmchat.bench.plan import Variant
 from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
 from mmchat.bench.traffic import decode_bytes
 from mmchat.bench.turns import two_turns
@@ -48,7 +49,7 @@ def theirs(params, tensors):
 
 @pytest.fixture(scope="module")
 def ours(params, tensors):
-    return Mmchat("ours", from_tensors(params, tensors, "none"))
+    return Mmchat("ours", from_tensors(params, tensors, Variant()))
 
 
 def field(*contestants, limit=1e-4):
@@ -78,7 +79,7 @@ def test_one_changed_weight_is_caught_before_anything_is_timed(params, theirs, n
     damaged = RandomTensors(params, 0, torch.float32, CPU, keep=False)
     read = damaged.read
     damaged.read = lambda wanted: read(wanted) * (1.5 if wanted == name else 1.0)
-    wrong = Mmchat("wrong", from_tensors(params, damaged, "none"))
+    wrong = Mmchat("wrong", from_tensors(params, damaged, Variant()))
     with pytest.raises(DisagreementError, match="nothing was timed"):
         field(theirs, wrong).measure(workload)
 
