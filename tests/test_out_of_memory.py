@@ -1,4 +1,4 @@
-"""Memory that runs out in the middle ends the turn: the chat goes on as if it had not been asked."""
+"""Memory that runs out in the middle ends the turn; the chat goes on as if it was not asked."""
 
 import weakref
 
@@ -196,7 +196,6 @@ def test_tokens_before_the_failure_were_shown(model, monkeypatch):
     events = session.send("Hi", sampling=SamplingParams(temperature=0.0, speculate="off"))
     shown = []
     with pytest.raises(MemoryError_):
-        for event in events:
-            shown.append(event)
+        shown.extend(events)
     assert sum(isinstance(event, TextDelta) for event in shown) == 3
     assert session.messages == []
