@@ -39,6 +39,10 @@ class Cache(Protocol):
         """Forget all positions; encoded pictures may stay."""
         ...
 
+    def release(self) -> None:
+        """Give back all memory that the stored positions do not need."""
+        ...
+
 
 Use = Literal["decode", "verify", "vision"]
 
