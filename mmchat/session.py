@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmchat.conversation import Conversation, Turn
-from mmchat.errors import ContextLengthExceeded, UsageError
+from mmchat.errors import ContextLengthExceeded, MemoryError_, UsageError
 from mmchat.events import (
     Event,
     Finished,
@@ -195,6 +196,12 @@ class ChatSession:
         params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
         try:
             return (yield from self._run(prompt, start, params, timings))
+        except MemoryError_:
+            self._cache.truncate(start)  # what was there before the turn
+            self._cached = self._cached[:start]
+            with contextlib.suppress(MemoryError, RuntimeError):  # it takes a little to give back
+                self._cache.release()
+            raise
         except BaseException:
             self._cache.reset()
             self._cached = []

@@ -34,6 +34,10 @@ class Cache(Protocol):
         """Make room for `length` positions."""
         ...
 
+    def release(self) -> None:
+        """Give back memory that holds nothing of the positions stored."""
+        ...
+
     def reset(self) -> None:
         """Forget all positions; encoded pictures may stay."""
         ...

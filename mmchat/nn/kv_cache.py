@@ -25,6 +25,13 @@ class LayerCache:
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
 
+    def shrink(self, capacity: int) -> None:
+        """Move to smaller tensors; what is stored beyond `capacity` is lost."""
+        if capacity >= self.capacity:
+            return
+        key, value = (t[:, :, :capacity].clone() for t in (self.key, self.value))
+        self.key, self.value = key, value
+
     def grow(self, capacity: int) -> None:
         """Move to larger tensors; what is stored stays."""
         if capacity <= self.capacity:

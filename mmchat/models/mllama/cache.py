@@ -91,6 +91,13 @@ class MllamaCache:
     def reset(self) -> None:
         self.truncate(0)
 
+    def release(self) -> None:
+        """Give back what holds nothing of the text: later positions, pictures outside of it."""
+        self._forget_unused(keep=0)
+        self._decode_images, self._decode_images_ready = None, False
+        for layer in self.layers:
+            layer.shrink(max(_round_up(self.length), CAPACITY_STEP))
+
     def advance(self, counts: Sequence[int]) -> None:
         """Add counts[row] positions to each row after a prefill."""
         self.lengths = [n + new for n, new in zip(self.lengths, counts, strict=True)]
@@ -108,11 +115,11 @@ class MllamaCache:
     def add_encoded(self, content_hash: str, key_values: tuple[KeyValue, ...]) -> None:
         self.encoded[content_hash] = key_values
 
-    def _forget_unused(self) -> None:
-        """Drop the least recently used pictures that are nowhere in the text."""
+    def _forget_unused(self, keep: int = ENCODED_IMAGES_KEPT) -> None:
+        """Drop the pictures that are nowhere in the text, but for the `keep` last used."""
         placed = {image.content_hash for row in self.images for image in row}
         unused = [content_hash for content_hash in self.encoded if content_hash not in placed]
-        for content_hash in unused[:-ENCODED_IMAGES_KEPT]:
+        for content_hash in unused[: max(len(unused) - keep, 0)]:
             del self.encoded[content_hash]
 
     def place(self, row: int, images: Sequence[PlacedImage]) -> None:
