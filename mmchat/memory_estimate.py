@@ -17,6 +17,7 @@ from mmchat.limits import MIB
 from mmchat.quantization import find_scheme, layer_scheme
 
 if TYPE_CHECKING:
+    from mmchat.checkpoints.checkpoint import Checkpoint
     from mmchat.device import Placement
     from mmchat.params_file import ModelParams
 
@@ -134,6 +135,12 @@ class Setup:
             working=max(encode, prefill) + OVERHEAD[self.device_type],
             in_file=in_file,
         )
+
+
+def used_in_place(checkpoint: Checkpoint, dtype: str) -> bool:
+    """Whether this model's tensors are those of the files, in `dtype`, and need no copy."""
+    dtypes = {entry.dtype for entry in checkpoint.entries.values()}
+    return checkpoint.format == "hf" and dtypes == {dtype}
 
 
 def check_memory(setup: Setup, available: int | None) -> MemoryNeed:
