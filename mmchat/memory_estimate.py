@@ -201,7 +201,10 @@ def _longest_context(setup: Setup, available: int) -> int | None:
 def _parts(setup: Setup) -> str:
     """The parts of the sum, and for what they are: `weights 19.8 GiB in int8, cache …`."""
     need, work = setup.need(), setup.expected
-    parts = [f"weights {_gib(need.weights)}", f"cache {_gib(need.cache)} for {work.positions:,} tokens"]
+    parts = [
+        f"weights {_gib(need.weights)}",
+        f"cache {_gib(need.cache)} for {work.positions:,} tokens",
+    ]
     if need.pictures:
         parts.append(f"pictures {_gib(need.pictures)}")
     return ", ".join([*parts, f"working memory {_gib(need.working)}"])

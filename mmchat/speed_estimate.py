@@ -43,9 +43,7 @@ class ReadingSpeeds:
 def measure_reading(device: torch.device, dtype: torch.dtype) -> ReadingSpeeds:
     """Time one row through linear layers of each format. Raises MemoryError_ without room."""
     bandwidth = measure_bandwidth(device)
-    speeds = {
-        name: _linear_speed(find_scheme(name), device, dtype) for name in ("none", *_FORMATS)
-    }
+    speeds = {name: _linear_speed(find_scheme(name), device, dtype) for name in ("none", *_FORMATS)}
     return ReadingSpeeds(bandwidth, speeds)
 
 

@@ -16,6 +16,7 @@ PLACES: dict[str, set[str]] = {
     "unpickles or runs code": {
         "checkpoints/writers.py",  # pickles the table of a .pth
         "kernels/native.py",  # runs the C compiler on the package's own source
+        "machine/compilers.py",  # asks compilers for their versions
     },
     "reads weights with a library": set(),
     "talks to the network": {

@@ -1,4 +1,4 @@
-"""The estimate of what a model works in against a process that runs it, at the widths of the 11B."""
+"""The estimate of working memory against a process that runs a model with the widths of the 11B."""
 
 import json
 import subprocess

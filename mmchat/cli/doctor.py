@@ -113,9 +113,7 @@ def _device(device: Device) -> str:
     if device.available is not None and device.total is not None:
         free = f"{size(device.available)} of {size(device.total)} free"
     fast = ", ".join(device.fast_dtypes)
-    rates = ", ".join(
-        f"{name} {rate / 1e12:.2g}" for name, rate in device.products.items()
-    )
+    rates = ", ".join(f"{name} {rate / 1e12:.2g}" for name, rate in device.products.items())
     return f"{device.name}: {device.model}; {free}; fast in {fast} (TFLOP/s: {rates})"
 
 
@@ -182,6 +180,6 @@ def _legend(machine: Machine) -> str:
 
     where = "on the processor" if machine.device.name == "cpu" else f"on {machine.device.name}"
     return (
-        f"In {machine.dtype} {where}, with room for {USUAL_POSITIONS:,} tokens and a picture of 4 tiles."
-        " Base and guard models need as much."
+        f"In {machine.dtype} {where}, with room for {USUAL_POSITIONS:,} tokens and a picture of 4"
+        " tiles. Base and guard models need as much."
     )

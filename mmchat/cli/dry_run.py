@@ -62,7 +62,7 @@ def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
 def _memory(
     choice: ModelChoice, source: ModelSource, placement: Placement, workload: Workload
 ) -> dict[str, Any]:
-    """Bytes by part; fits: None if the free memory is unknown; advice: what fits, if this does not.
+    """Bytes by part. fits: None if the free memory is unknown. advice: what fits, if this does not.
 
     A checkpoint that is not here is taken for the released one, of 16 bits.
     """
@@ -70,11 +70,15 @@ def _memory(
     from mmchat.memory_estimate import Setup, advice
 
     setup = Setup.of(
-        source.params, placement,
-        quantize=choice.quantize, keep=choice.quantize_keep, text_only=choice.text_only,
-        max_seq_len=choice.max_seq_len, workload=workload,
+        source.params,
+        placement,
+        quantize=choice.quantize,
+        keep=tuple(choice.quantize_keep or ()),
+        text_only=choice.text_only,
+        max_seq_len=choice.max_seq_len,
+        workload=workload,
         from_file=_used_in_place(source, placement),
-    )  # fmt: skip
+    )
     need, free = setup.need(), available_memory(placement.device)
     fits = None if free is None else need.total <= free
     facts = {**need.as_dict(), "available": free, "fits": fits}

@@ -35,7 +35,7 @@ class Diagnosis:
         }
 
 
-def diagnose(progress: Callable[[str], None] = lambda stage: None) -> Diagnosis:
+def diagnose(progress: Callable[[str], None] = lambda _: None) -> Diagnosis:
     """Look and measure; takes some seconds. progress(stage) is told what is being done."""
     machine = examine(progress)
     progress("comparing the models with the machine")

@@ -55,9 +55,7 @@ def outlooks(machine: Machine) -> Iterator[Outlook]:
 def _outlook(machine: Machine, params: ModelParams, scheme: str) -> Outlook:
     placement = choose_placement(machine.device.name, "auto", params.parameters)
     # the released weights are 16-bit
-    setup = Setup.of(
-        params, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2
-    )
+    setup = Setup.of(params, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2)
     need, free = setup.need(), machine.device.available
     speeds = None
     if machine.reading and params.parameters > _SMALL:

@@ -30,7 +30,7 @@ def find_problems(machine: Machine) -> Iterator[Problem]:
     yield from _few_threads(machine)
     yield from _no_compiler(machine)
     yield from _busy(machine)
-    yield from _limits(machine)
+    yield from _limits()
     yield from _disk(machine)
 
 
@@ -53,9 +53,7 @@ def _few_threads(machine: Machine) -> Iterator[Problem]:
     if machine.device.name == "cpu" and machine.threads < machine.cores // 2:
         chosen = os.environ.get("OMP_NUM_THREADS")
         remedy = f"unset OMP_NUM_THREADS, which is {chosen}" if chosen else "set OMP_NUM_THREADS"
-        yield Problem(
-            f"torch uses {machine.threads} of {machine.cores} processors", f"{remedy}"
-        )
+        yield Problem(f"torch uses {machine.threads} of {machine.cores} processors", f"{remedy}")
 
 
 def _no_compiler(machine: Machine) -> Iterator[Problem]:
@@ -76,7 +74,7 @@ def _busy(machine: Machine) -> Iterator[Problem]:
         )
 
 
-def _limits(machine: Machine) -> Iterator[Problem]:
+def _limits() -> Iterator[Problem]:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         yield Problem(

@@ -20,7 +20,9 @@ def on_path(tmp_path, monkeypatch):
     def add(name, text):
         (tmp_path / f"{name}.txt").write_text(text)
         program = tmp_path / name
-        program.write_text(f"#!/bin/sh\nwhile read -r line; do echo \"$line\"; done < '{program}.txt'\n")
+        program.write_text(
+            f"#!/bin/sh\nwhile read -r line; do echo \"$line\"; done < '{program}.txt'\n"
+        )
         program.chmod(0o755)
         return str(program)
 
@@ -50,4 +52,4 @@ def test_the_environments_own_compiler_comes_first(on_path, monkeypatch):
     on_path("gcc", GCC)
     path = on_path("gcc-13", GCC)
     monkeypatch.setenv("CC", "gcc-13")
-    assert [c.path for c in find_compilers()][0] == path
+    assert next(c.path for c in find_compilers()) == path

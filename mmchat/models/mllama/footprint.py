@@ -72,8 +72,7 @@ class Footprint:
         return tuple(
             part
             for part in self.parts
-            if not text_only
-            or (part.kind != "vision" and part.reading != "token after a picture")
+            if not text_only or (part.kind != "vision" and part.reading != "token after a picture")
         )
 
     def token_linears(self, *, pictures: bool) -> list[tuple[str, int, int]]:
@@ -81,9 +80,7 @@ class Footprint:
 
         pictures: there is one in the conversation.
         """
-        read = [
-            (part.kind, *shape) for part in self._read(pictures) for shape in part.linears
-        ]
+        read = [(part.kind, *shape) for part in self._read(pictures) for shape in part.linears]
         for shape in self.once_a_picture if pictures else ():
             read.remove(("text", *shape))
         return read
