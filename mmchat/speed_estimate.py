@@ -65,6 +65,7 @@ def _linear_speed(scheme: Scheme | None, device: torch.device, dtype: torch.dtyp
 
 def _seconds(layers: Sequence[nn.Module], x: torch.Tensor) -> float:
     begin = time.perf_counter()
+    y = x
     for layer in layers:
         y = layer(x)
     y[0, 0].item()  # waits for the device

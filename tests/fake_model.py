@@ -67,7 +67,6 @@ class FakeProcessor:
 class FakeCache:
     def __init__(self) -> None:
         self.ids: list[int] = []
-        self.released = 0
 
     @property
     def length(self) -> int:
@@ -79,11 +78,11 @@ class FakeCache:
     def reserve(self, length: int) -> None:
         pass
 
-    def release(self) -> None:
-        self.released += 1
-
     def reset(self) -> None:
         self.ids.clear()
+
+    def release(self) -> None:
+        pass
 
 
 class ScriptedRuntime:

@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from mmchat.errors import ContextLengthExceeded, MemoryError_, NumericalError, UsageError
+from mmchat.errors import ContextLengthExceeded, NumericalError, UsageError
 from mmchat.events import Finished, TextDelta
 from mmchat.sampling import SamplingParams
 from mmchat.session import ChatSession
@@ -101,26 +101,6 @@ def test_a_failed_turn_leaves_the_conversation_as_it_was():
     finished = finish(session.send("Go"))
     assert finished.text == "two"
     assert model.runtime.prefills[-1][-3:] == [*b"Go", EOT]
-
-
-def test_running_out_of_memory_ends_the_turn_and_keeps_what_was_read_before_it():
-    model = fake_model(b"one", b"two", b"two")
-    session = ChatSession(model)
-    finish(session.send("Hi"))
-    before, read = list(session.messages), list(session._cache.ids)
-
-    def fail(logits):
-        raise MemoryError_("no memory")
-
-    model.runtime.logits_hook = fail
-    with pytest.raises(MemoryError_):
-        list(session.send("Go"))
-    assert session.messages == before
-    assert session._cache.ids == read
-    assert session._cache.released == 1
-    model.runtime.logits_hook = lambda logits: logits
-    assert finish(session.send("Go")).text == "two"
-    assert model.runtime.prefills[-1] == [EOT, *b"Go", EOT]  # nothing before is read again
 
 
 def test_an_abandoned_answer_leaves_the_conversation_as_it_was():

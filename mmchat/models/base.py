@@ -34,12 +34,12 @@ class Cache(Protocol):
         """Make room for `length` positions."""
         ...
 
-    def release(self) -> None:
-        """Give back memory that holds nothing of the positions stored."""
-        ...
-
     def reset(self) -> None:
         """Forget all positions; encoded pictures may stay."""
+        ...
+
+    def release(self) -> None:
+        """Give back all memory that the stored positions do not need."""
         ...
 
 

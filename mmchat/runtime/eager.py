@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from mmchat.errors import MemoryError_
+from mmchat.machine.allocation import memory_error
 from mmchat.models.base import Cache, ModelInputs, VisionLanguageModel
 
 
@@ -41,27 +40,16 @@ class EagerRuntime:
             return self.model.verify(token_ids, cache)
 
 
-# What allocators and libraries say in a plain RuntimeError: that of the CPU, MPS, oneDNN, cuBLAS.
-_NO_MEMORY = ("can't allocate memory", "out of memory", "out_of_memory", "STATUS_ALLOC_FAILED")
-
-
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn an allocator's failure into MemoryError_ with the next step.
-
-    What the failed work had taken is free again when the error reaches the caller.
-    """
+    """Turn an allocator's failure into MemoryError_ with the next step."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        is_plain = not isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if is_plain and not any(sign in str(error) for sign in _NO_MEMORY):
+    except Exception as error:
+        out_of_memory = memory_error(error)
+        if out_of_memory is None:
             raise
-        # The frames of the error would keep their tensors for as long as somebody keeps the error.
-        traceback.clear_frames(error.__traceback__)
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        raise MemoryError_(
-            "out of memory while running the model; use a shorter context (--max-seq-len), a"
-            " smaller dtype or --quantize int4, or another device"
-        ) from None
+        try:
+            raise out_of_memory from None
+        finally:
+            del out_of_memory  # it would hold this frame, which would hold it

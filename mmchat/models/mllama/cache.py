@@ -92,11 +92,13 @@ class MllamaCache:
         self.truncate(0)
 
     def release(self) -> None:
-        """Give back what holds nothing of the text: later positions, pictures outside of it."""
         self._forget_unused(keep=0)
-        self._decode_images, self._decode_images_ready = None, False
+        if not self._decode_images_ready:
+            self._decode_images = None
         for layer in self.layers:
-            layer.shrink(max(_round_up(self.length), CAPACITY_STEP))
+            layer.shrink(_round_up(max(self.length, 1)))
+        if self.positions.is_cuda:
+            torch.cuda.empty_cache()
 
     def advance(self, counts: Sequence[int]) -> None:
         """Add counts[row] positions to each row after a prefill."""
@@ -116,10 +118,10 @@ class MllamaCache:
         self.encoded[content_hash] = key_values
 
     def _forget_unused(self, keep: int = ENCODED_IMAGES_KEPT) -> None:
-        """Drop the pictures that are nowhere in the text, but for the `keep` last used."""
+        """Drop the pictures that are nowhere in the text, but for the `keep` used last."""
         placed = {image.content_hash for row in self.images for image in row}
         unused = [content_hash for content_hash in self.encoded if content_hash not in placed]
-        for content_hash in unused[: max(len(unused) - keep, 0)]:
+        for content_hash in unused[: len(unused) - keep] if keep < len(unused) else ():
             del self.encoded[content_hash]
 
     def place(self, row: int, images: Sequence[PlacedImage]) -> None:

@@ -168,20 +168,6 @@ def test_growing_the_cache_while_decoding_changes_nothing(model, monkeypatch):
     assert cache.capacity == len(FIRST[0]) + STEPS - 1
 
 
-def test_a_released_cache_keeps_the_text_and_its_pictures_alone(model, monkeypatch):
-    monkeypatch.setattr("mmchat.models.mllama.cache.CAPACITY_STEP", 1)
-    other = picture((1, 1), seed=99)
-    expected = oracle.run(model, [FIRST], STEPS)
-    cache = model.new_cache(1, 400)
-    model.prefill(oracle.inputs_of([FIRST]), cache)
-    model.encode_images(oracle.inputs_of([([IMAGE], [other])]), cache)
-    cache.release()
-    assert cache.capacity == len(FIRST[0])
-    assert other.content_hash not in cache.encoded
-    got = model.decode(expected.tokens[:, :1], cache)
-    assert distance(got, expected.steps[:, 1]) < TOLERANCE
-
-
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("case", [*CASES, "NO_PICTURE_IN_ONE_ROW"])
 def test_verifying_several_tokens_equals_decoding_one_by_one(case, count, model):
