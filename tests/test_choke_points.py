@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/__init__.py"},
     "unpickles or runs code": {
+        "bench/fresh.py",  # runs this program again
         "checkpoints/writers.py",  # pickles the table of a .pth
         "kernels/native.py",  # runs the C compiler on the package's own source
     },
