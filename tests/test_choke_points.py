@@ -47,6 +47,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/hub/transfer.py",
         "checkpoints/hub_cache.py",
         "checkpoints/integrity.py",
+        "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",
         "checkpoints/mapped_file.py",
         "checkpoints/strict_json.py",
