@@ -17,6 +17,7 @@ PLACES: dict[str, set[str]] = {
         "bench/fresh.py",  # runs this program again
         "checkpoints/writers.py",  # pickles the table of a .pth
         "kernels/native.py",  # runs the C compiler on the package's own source
+        "machine/compilers.py",  # asks compilers for their versions
     },
     "reads weights with a library": set(),
     "talks to the network": {
@@ -46,6 +47,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/hub/transfer.py",
         "checkpoints/hub_cache.py",
         "checkpoints/integrity.py",
+        "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",
         "checkpoints/mapped_file.py",
         "checkpoints/strict_json.py",

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mmchat.cli.sampling_options import number
+from mmchat.quantization import find_scheme
 
 WHAT = "What to measure"
 HOW = "How to measure"
@@ -32,6 +33,12 @@ def _known_parts(value: str) -> str:
     for word in words(value):
         if word not in ALL_PARTS.split(","):
             raise typer.BadParameter(f"{word!r} is none of {ALL_PARTS}")
+    return value
+
+
+def _schemes(value: str) -> str:
+    for word in words(value):
+        find_scheme(word)
     return value
 
 
@@ -69,6 +76,7 @@ class What:
         str,
         typer.Option(
             metavar="LIST",
+            callback=_schemes,
             help="Schemes to compare, such as none,int8,int4.",
             rich_help_panel=WHAT,
         ),

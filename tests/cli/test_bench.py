@@ -131,6 +131,18 @@ def test_a_loaded_model_is_measured_without_transformers(monkeypatch):
     assert found["contestants"] == ["mmchat float32"]
 
 
+def test_a_quantised_variant_stands_beside_the_plain_one_with_its_error():
+    done = run("--quantize", "int8,int4-g32", "--measure", "decode", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["contestants"] == ["mmchat float32", "mmchat int8", "mmchat int4-g32"]
+    for workload in found["workloads"]:
+        plain, int8, int4 = workload["contestants"].values()
+        assert "agreement" not in plain
+        errors = [v["agreement"]["relative_error"] for v in (int8, int4)]
+        assert 0 < errors[0] < errors[1] < 0.6
+
+
 def test_once_is_what_a_process_of_its_own_does():
     done = run("--once", "none")
     assert done.exit_code == 0, done.stderr
@@ -148,6 +160,7 @@ def test_once_is_what_a_process_of_its_own_does():
         (["--context", "8,x"], "not a list of numbers from 1"),
         (["--measure", "decod"], "'decod' is none of decode,prefill"),
         (["--shapes", "12B"], "no shapes '12B'"),
+        (["--quantize", "none,int5"], "unknown quantisation scheme 'int5'"),
     ],
 )
 def test_usage_errors_are_one_line_and_end_with_2(arguments, message):
