@@ -13,7 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 # What is dangerous, and the files that may do it.
 PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/__init__.py"},
-    "unpickles or runs code": {"checkpoints/writers.py"},  # pickles the table of a .pth
+    "unpickles or runs code": {
+        "checkpoints/writers.py",  # pickles the table of a .pth
+        "images/clipboard.py",  # runs wl-paste and xclip
+    },
     "reads weights with a library": set(),
     "talks to the network": {
         "checkpoints/hub/client.py",

@@ -11,12 +11,14 @@ from mmchat import atomic_file
 from mmchat.errors import MmchatError
 from mmchat.repl import paths, saving
 from mmchat.repl.chat import Chat, Leave
+from mmchat.repl.terminal_probe import ANSWER, Answers
 from mmchat.repl.toolbar import toolbar_text
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.key_binding.key_processor import KeyPress
 
     from mmchat.repl.terminal_screen import TerminalScreen
 
@@ -36,9 +38,15 @@ def run_plain(chat: Chat, lines: Iterable[str]) -> int:
     return chat.first_error
 
 
-def run_terminal(chat: Chat, screen: TerminalScreen, history_file: Path | None) -> int:
-    """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt."""
+def run_terminal(
+    chat: Chat, screen: TerminalScreen, history_file: Path | None, answers: Answers
+) -> int:
+    """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt.
+
+    answers: of the terminal, with the keys that were typed before there was a prompt.
+    """
     prompt = Prompt(chat, screen, history_file)
+    prompt.type_ahead(answers)
     screen.ask = prompt.ask
     try:
         while True:
@@ -96,6 +104,24 @@ class Prompt:
             return _valid_text(session.prompt(prompt, default=default))
         except (EOFError, KeyboardInterrupt):
             return None
+
+    def type_ahead(self, answers: Answers) -> None:
+        """What was typed before counts as typed at the prompt; late answers of the terminal do not.
+
+        Works with the input of POSIX terminals; any other one is left as it is.
+        """
+        from prompt_toolkit.input.typeahead import store_typeahead
+        from prompt_toolkit.input.vt100 import Vt100Input
+        from prompt_toolkit.input.vt100_parser import Vt100Parser
+
+        if answers.typed:
+            keys: list[KeyPress] = []
+            Vt100Parser(keys.append).feed_and_flush(answers.typed)
+            store_typeahead(self._session.input, keys)
+        if not answers.complete and isinstance(self._session.input, Vt100Input):
+            parser = self._session.input.vt100_parser
+            feed = parser.feed
+            parser.feed = lambda data: feed(ANSWER.sub("", data))
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("\\")
