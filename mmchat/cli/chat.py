@@ -107,7 +107,9 @@ def chat(
     params = sampling.for_model(source.params)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (terminal or saved is not None)
-    code = _run(session, params, Opening(images or [], saved, thumbnails, said, keeps))
+    code = _run(
+        session, params, Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps)
+    )
     if code:
         raise typer.Exit(code)
 
@@ -143,10 +145,15 @@ def _make_console(file: io.StringIO, columns: int) -> Any:
 
 @dataclass(frozen=True)
 class Opening:
-    """How a chat begins. answers: what the terminal said, None without one."""
+    """How a chat begins.
+
+    given: settings of the command line, which overrule saved ones. answers: what the terminal said,
+    None without one.
+    """
 
     images: list[str]
     saved: Path | None
+    given: dict[str, Any]
     thumbnails: ThumbnailMode
     answers: Answers | None
     keeps: bool
@@ -207,7 +214,7 @@ def _begin(chat: Chat, opening: Opening) -> None:
 
     saved = opening.saved
     if saved is not None:
-        chat.resume(saving.read(saved), saved if saved.is_dir() else None)
+        chat.resume(saving.read(saved), saved if saved.is_dir() else None, opening.given)
     if opening.images:
         chat.attach(opening.images)
 

@@ -71,6 +71,7 @@ class Prompt:
         self._chat = chat
         self._screen = screen
         self._pressed_at = float("-inf")
+        self._is_editing = False
         self._session: PromptSession[str] = PromptSession(
             history=open_history(history_file),
             auto_suggest=AutoSuggestFromHistory(),
@@ -99,11 +100,14 @@ class Prompt:
         """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
         from prompt_toolkit import PromptSession
 
+        self._is_editing = bool(default)
         session = self._session if default else PromptSession[str]()
         try:
             return _valid_text(session.prompt(prompt, default=default))
         except (EOFError, KeyboardInterrupt):
             return None
+        finally:
+            self._is_editing = False
 
     def type_ahead(self, answers: Answers) -> None:
         """What was typed before counts as typed at the prompt; late answers of the terminal do not.
@@ -129,10 +133,12 @@ class Prompt:
     def _toolbar(self) -> str:
         if time.monotonic() - self._pressed_at < LEAVE_SECONDS:
             return "Ctrl-C again leaves, Ctrl-D too"
+        if self._is_editing:
+            return "Enter asks this in place of the last question; Esc or Ctrl-C keeps the old one"
         return toolbar_text(self._chat, self._screen.size()[0])
 
     def _keys(self) -> KeyBindings:
-        from prompt_toolkit.filters import is_searching
+        from prompt_toolkit.filters import Condition, is_searching
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.keys import Keys
 
@@ -150,6 +156,9 @@ class Prompt:
         @keys.add("c-c", filter=~is_searching)
         @keys.add("<sigint>")
         def _interrupt(event: KeyPressEvent) -> None:
+            if self._is_editing:
+                event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+                return
             if event.current_buffer.text:
                 event.current_buffer.reset()
                 self._pressed_at = float("-inf")
@@ -158,6 +167,10 @@ class Prompt:
             if now - self._pressed_at < LEAVE_SECONDS:
                 event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
             self._pressed_at = now
+
+        @keys.add("escape", filter=Condition(lambda: self._is_editing) & ~is_searching)
+        def _keep(event: KeyPressEvent) -> None:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
         @keys.add(Keys.BracketedPaste)
         def _paste(event: KeyPressEvent) -> None:

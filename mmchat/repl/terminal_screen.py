@@ -110,7 +110,7 @@ class TerminalScreen:
         return bool(answer) and answer.strip().lower() in ("y", "yes")
 
     def edit(self, text: str) -> str | None:
-        return self.ask("edit> ", text)
+        return self.ask("edit (Esc keeps the old)> ", text)
 
     def copy(self, text: str) -> str:
         """By the system's clipboard, or by the terminal's, which works over ssh too."""
