@@ -16,6 +16,7 @@ PLACES: dict[str, set[str]] = {
     "unpickles or runs code": {
         "checkpoints/writers.py",  # pickles the table of a .pth
         "images/clipboard.py",  # runs wl-paste and xclip
+        "kernels/native.py",  # runs the C compiler on the package's own source
     },
     "reads weights with a library": set(),
     "talks to the network": {
@@ -50,6 +51,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
         "images/sources.py",
+        "kernels/native.py",
         "machine/cpu.py",
         "machine/memory.py",
         "atomic_file.py",
