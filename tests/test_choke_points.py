@@ -18,6 +18,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/writers.py",  # pickles the table of a .pth
         "images/clipboard.py",  # runs wl-paste and xclip
         "kernels/native.py",  # runs the C compiler on the package's own source
+        "machine/compilers.py",  # asks compilers for their versions
     },
     "reads weights with a library": set(),
     "talks to the network": {
