@@ -12,10 +12,11 @@ import torch
 
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, available_memory, choose_placement, peak_memory
-from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
+from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError, quoted
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.eager import EagerRuntime
+from mmchat.runtime.exported import ExportedFolder, exported_folder, open_exported
 from mmchat.sampling import SamplingParams
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
@@ -83,18 +84,26 @@ def load_model(
         params_path=params_path,
     )
     params = source.params
-    limit = _context_limit(params, max_seq_len)
-    placement = choose_placement(device, dtype, params.parameters)
-    tokenizer = _open_tokenizer(source)
     family = params.family
-    merge_rules = family.resolve("weights").shard_dims
-    with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
-        model = _load_weights(files, params, placement, text_only, progress)
-        alpha = alpha or params.image_processor.alpha_for(files.format)
+    limit = _context_limit(params, max_seq_len)
+    exported = exported_folder(source.checkpoint)
+    if exported is not None:
+        limit = _exported_limit(exported, max_seq_len)
+        runtime, placement = open_exported(exported, params, device, dtype)
+        tokenizer = _open_tokenizer(source)
+        alpha = alpha or params.image_processor.alpha_for("hf")
+    else:
+        placement = choose_placement(device, dtype, params.parameters)
+        tokenizer = _open_tokenizer(source)
+        merge_rules = family.resolve("weights").shard_dims
+        with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
+            model = _load_weights(files, params, placement, text_only, progress)
+            alpha = alpha or params.image_processor.alpha_for(files.format)
+        runtime = EagerRuntime(model, placement.device)
     processor = family.resolve("processor")(params.config, params.image_processor, tokenizer, alpha)
     return LoadedModel(
         params=params,
-        runtime=EagerRuntime(model, placement.device),
+        runtime=runtime,
         processor=processor,
         tokenizer=tokenizer,
         placement=placement,
@@ -112,6 +121,16 @@ def _context_limit(params: ModelParams, asked: int | None) -> int:
     if not 1 <= asked <= most:
         raise UsageError(f"max_seq_len must be between 1 and {most} for this model, not {asked}")
     return asked
+
+
+def _exported_limit(folder: ExportedFolder, asked: int | None) -> int:
+    most = folder.record.max_seq_len
+    if asked is not None and asked > most:
+        raise UsageError(
+            f"{quoted(folder.path, 300)} was exported for {most} positions, not {asked}; export"
+            f" again: {folder.again} --max-seq-len {asked}"
+        )
+    return asked or most
 
 
 def _given(checkpoint: Path | None, params: ModelParams) -> Path:

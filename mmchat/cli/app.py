@@ -19,6 +19,7 @@ from mmchat.cli.chat import chat
 from mmchat.cli.convert import convert
 from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
+from mmchat.cli.export import export
 from mmchat.cli.generate import generate
 from mmchat.cli.inspect import inspect
 from mmchat.cli.keeping import remove, where
@@ -115,6 +116,7 @@ app.command()(where)
 app.command()(verify)
 app.command()(remove)
 app.command()(convert)
+app.command()(export)
 app.command()(inspect)
 app.command()(tiles)
 app.add_typer(eval_app, name="eval")

@@ -17,4 +17,5 @@ FAMILY = Family(
     weights="mmchat.models.mllama.weights",
     prompt="mmchat.models.mllama.prompt",
     documents="mmchat.models.mllama.documents",
+    export="mmchat.models.mllama.export",
 )

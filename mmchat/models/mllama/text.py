@@ -81,6 +81,19 @@ class SelfAttention(nn.Module):
         cached[1][rows, :, positions] = value[:, :, 0]
         return self.o_proj(merge_heads(attend(query, *cached, mask=mask)))
 
+    def span(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Successive tokens of one row, x: [1, S, E]; written at positions: [S].
+
+        cached: [1, G, L, D] twice. mask: [1, 1, S, N], which of the first N positions each sees.
+        """
+        query, key, value = self._project(x, cos, sin)
+        cached[0].index_copy_(2, positions, key)
+        cached[1].index_copy_(2, positions, value)
+        key, value = (stored[:, :, : mask.shape[-1]] for stored in cached)
+        return self.o_proj(merge_heads(attend(query, key, value, mask=mask)))
+
 
 class CrossAttention(nn.Module):
     """Attention from text to vision tokens, without positions; query and key heads are normalised.
@@ -131,6 +144,12 @@ class SelfAttentionLayer(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
     ) -> Tensor:
         attended = self.self_attn.step(self.input_layernorm(x), cos, sin, cached, positions, mask)
+        return self._mlp(x + attended)
+
+    def span(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
+    ) -> Tensor:
+        attended = self.self_attn.span(self.input_layernorm(x), cos, sin, cached, positions, mask)
         return self._mlp(x + attended)
 
 
@@ -261,6 +280,50 @@ class TextModel(nn.Module):
                 x = read if sees_images is None else torch.where(sees_images, read, x)
                 crossed += 1
         return self.norm(x)
+
+    def span(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        columns: Tensor,
+        cached: Sequence[KeyValue],
+        cross: Sequence[KeyValue] | None,
+        visible: Tensor | None,
+    ) -> Tensor:
+        """Successive tokens of one row, input_ids: [1, S] at positions: [S] -> [1, S, E].
+
+        `forward` with shapes and masks in the place of Python control flow. columns: [N], the
+        positions 0 .. N that hold the row once these are written. cached: as in `step`. cross: keys
+        and values [1, G, M, D] of all pictures that the tokens see, one after the other; None skips
+        those layers. visible: [S, 2], the first and the end of the vision tokens that each sees.
+        """
+        x = self.embed_tokens(input_ids)
+        cos, sin = self.rotary(positions[None])
+        mask = (columns <= positions[:, None])[None, None]
+        cross_mask, sees = (
+            _cross_mask(visible, cross) if cross and visible is not None else (None,) * 2
+        )
+        crossed = own = 0
+        for layer in self.layers:
+            if isinstance(layer, SelfAttentionLayer):
+                x = layer.span(x, cos, sin, cached[own], positions, mask)
+                own += 1
+            elif cross is not None and sees is not None:
+                x = torch.where(sees, layer(x, *cross[crossed], cross_mask), x)
+                crossed += 1
+        return self.norm(x)
+
+
+def _cross_mask(visible: Tensor, cross: Sequence[KeyValue]) -> tuple[Tensor, Tensor]:
+    """Which vision tokens each token sees [1, 1, S, M], and whether it sees any [1, S, 1].
+
+    Rows that see none are open, so that their softmax is defined; their result is not used.
+    """
+    columns = torch.arange(cross[0][0].shape[2], device=visible.device)
+    first, end = visible[:, :1], visible[:, 1:]
+    sees = first < end
+    mask = (columns >= first) & (columns < end) | ~sees
+    return mask[None, None], sees[None]
 
 
 class LanguageModel(nn.Module):
