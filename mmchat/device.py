@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.errors import DeviceError
@@ -75,42 +73,3 @@ def _device(name: str) -> torch.device:
     elif device.type not in ("cpu", "mps"):
         raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
     return device
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on `device`, or None where that cannot be known."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_host_memory()
-
-
-def available_host_memory() -> int | None:
-    """Bytes of main memory that can still be had, within the cgroup's limit on Linux."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        pages = "SC_AVPHYS_PAGES"
-        known = pages in os.sysconf_names
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if known else None
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup, or its limit is "max"
-        return free
-    return min(free, limit - used)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Highest memory use so far in bytes: of the device, or of this process on the CPU."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mmchat.device import Placement, available_memory, choose_placement, peak_memory
+from mmchat.device import Placement, choose_placement
 from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError, quoted
+from mmchat.machine.memory import available_memory, peak_memory
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.eager import EagerRuntime
@@ -84,27 +85,58 @@ def load_model(
         params_path=params_path,
     )
     params = source.params
-    family = params.family
     limit = _context_limit(params, max_seq_len)
-    exported = exported_folder(source.checkpoint)
-    if exported is not None:
+    if exported := exported_folder(source.checkpoint):
         limit = _exported_limit(exported, max_seq_len)
         runtime, placement = open_exported(exported, params, device, dtype)
+        rule = alpha or params.image_processor.alpha_for("hf")
         tokenizer = _open_tokenizer(source)
-        alpha = alpha or params.image_processor.alpha_for("hf")
-    else:
-        placement = choose_placement(device, dtype, params.parameters)
-        tokenizer = _open_tokenizer(source)
-        merge_rules = family.resolve("weights").shard_dims
-        with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
-            model = _load_weights(files, params, placement, text_only, progress)
-            alpha = alpha or params.image_processor.alpha_for(files.format)
-        runtime = EagerRuntime(model, placement.device)
-    processor = family.resolve("processor")(params.config, params.image_processor, tokenizer, alpha)
+        return _ready(params, runtime, tokenizer, placement, limit, text_only, rule, begin)
+    placement = choose_placement(device, dtype, params.parameters)
+    tokenizer = _open_tokenizer(source)
+    merge_rules = params.family.resolve("weights").shard_dims
+    with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
+        model = _load_weights(files, params, placement, text_only, progress)
+        rule = alpha or params.image_processor.alpha_for(files.format)
+    runtime = EagerRuntime(model, placement.device)
+    return _ready(params, runtime, tokenizer, placement, limit, text_only, rule, begin)
+
+
+def load_from_tensors(
+    params: ModelParams,
+    tensors: Checkpoint,
+    tokenizer: Tokenizer,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_seq_len: int | None = None,
+) -> LoadedModel:
+    """`load_model` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
+    begin = time.perf_counter()
+    limit = _context_limit(params, max_seq_len)
+    placement = choose_placement(device, dtype, params.parameters)
+    model = _load_weights(tensors, params, placement, False, None)
+    alpha = params.image_processor.alpha_for(tensors.format)
+    runtime = EagerRuntime(model, placement.device)
+    return _ready(params, runtime, tokenizer, placement, limit, False, alpha, begin)
+
+
+def _ready(
+    params: ModelParams,
+    runtime: Runtime,
+    tokenizer: Tokenizer,
+    placement: Placement,
+    limit: int,
+    text_only: bool,
+    alpha: Literal["white", "drop"],
+    begin: float,
+) -> LoadedModel:
+    """Put the parts together; `begin` is when loading began."""
+    make_processor = params.family.resolve("processor")
     return LoadedModel(
         params=params,
         runtime=runtime,
-        processor=processor,
+        processor=make_processor(params.config, params.image_processor, tokenizer, alpha),
         tokenizer=tokenizer,
         placement=placement,
         max_seq_len=limit,

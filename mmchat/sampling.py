@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from mmchat.errors import UsageError
+from mmchat.speculation import LONGEST_DRAFT, Speculate
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,8 @@ class SamplingParams:
     repetition_penalty: divides positive logits (multiplies negative ones) of tokens in the prompt
     or answer. frequency_penalty, presence_penalty: subtracted per occurrence, or once, of tokens
     in the answer. seed: None draws one. stop: strings that end the answer and are not part of it.
-    logprobs: how many alternatives to report for each token.
+    logprobs: how many alternatives to report for each token. speculate: how many tokens to guess
+    from the text so far and check at once; "auto": as many as pay. The answer stays the same.
     """
 
     temperature: float = 0.6
@@ -40,6 +42,7 @@ class SamplingParams:
     max_new_tokens: int = 1024
     stop: tuple[str, ...] = ()
     logprobs: int = 0
+    speculate: Speculate = "auto"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -57,6 +60,10 @@ class SamplingParams:
         self._check("logprobs", 0, 20)
         if self.seed is not None:
             self._check("seed", 0, 2**63 - 1)
+        if self.speculate not in ("auto", "off"):
+            if not isinstance(self.speculate, int):
+                raise UsageError(f"speculate must be auto, off or a number, not {self.speculate!r}")
+            self._check("speculate", 0, LONGEST_DRAFT)
         if "" in self.stop:
             raise UsageError("a stop string must not be empty")
 

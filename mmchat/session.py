@@ -25,6 +25,7 @@ from mmchat.generation import AnswerText, generate_tokens
 from mmchat.messages import Image, Message, Text
 from mmchat.models.base import common_prefix
 from mmchat.sampling import Sampler, SamplingParams
+from mmchat.speculation import Drafter, Pace
 
 if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
@@ -55,6 +56,7 @@ class ChatSession:
         self._interrupt = threading.Event()
         self._cache = loaded.runtime.new_cache(1, INITIAL_CAPACITY)
         self._cached: list[int | str] = []  # fingerprint of the positions in the cache
+        self._pace = Pace()
 
     @property
     def messages(self) -> list[Message]:
@@ -215,12 +217,20 @@ class ChatSession:
         self._cached = list(prompt.fingerprint)
         inputs = loaded.processor.inputs(prompt, start)
         sampler = Sampler(params, list(prompt.input_ids), loaded.vocab_size, loaded.runtime.device)
+        drafter = Drafter(
+            prompt.input_ids,
+            params.speculate,
+            self._pace,
+            stop_ids=loaded.processor.stop_ids,
+            vocab_size=loaded.vocab_size,
+        )
         yield Progress("vision" if prompt.image_tokens else "prefill")
         tokens = generate_tokens(
             loaded.runtime,
             inputs,
             self._cache,
             sampler,
+            drafter,
             stop_ids=loaded.processor.stop_ids,
             max_new_tokens=params.max_new_tokens,
             interrupt=self._interrupt,
@@ -250,7 +260,8 @@ class ChatSession:
         if tail:
             pieces.append(tail)
             yield TextDelta(tail, None)
-        self._cached += output_ids[:-1]  # the last token has not been read
+        self._cached += output_ids[:-1]  # the last token need not have been read
+        self._cache.truncate(len(self._cached))
         timings.peak_memory_bytes = loaded.peak_memory()
         text = "".join(pieces)
         return Finished(

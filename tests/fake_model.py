@@ -15,6 +15,7 @@ from mmchat.sampling import SamplingParams
 
 EOT = 256
 VOCAB_SIZE = 260
+CONFUSED = 259
 
 
 class ByteTokenizer:
@@ -82,15 +83,22 @@ class FakeCache:
 
 
 class ScriptedRuntime:
-    """Wants to say each of `answers` in turn, then an end of turn; `read` is what it was fed."""
+    """Wants to say each of `answers` in turn, then an end of turn.
+
+    What it says next depends on all that was read of the answer: after a token that is not in the
+    script it says `CONFUSED`. prefills: what each prompt fed it. reads: how many tokens each later
+    step read. fail_at: fails when so many tokens of the script are left.
+    """
 
     def __init__(self, answers: Sequence[bytes]) -> None:
         self.device = torch.device("cpu")
         self.answers = list(answers)
         self.prefills: list[list[int]] = []
+        self.reads: list[int] = []
         self.fail_at: int | None = None
         self.logits_hook: Any = lambda logits: logits
         self._script: list[int] = []
+        self._begin = 0
 
     def new_cache(self, batch: int, capacity: int) -> FakeCache:
         return FakeCache()
@@ -102,17 +110,26 @@ class ScriptedRuntime:
         self.prefills.append(inputs.input_ids[0].tolist())
         cache.ids += self.prefills[-1]
         self._script = [*self.answers.pop(0), EOT]
-        return self._next()
+        self._begin = len(cache.ids)
+        return self._logits([])
 
     def decode(self, token_ids: Tensor, cache: FakeCache) -> Tensor:
-        cache.ids += token_ids[0].tolist()
-        return self._next()
+        return self.verify(token_ids, cache)[:, -1]
 
-    def _next(self) -> Tensor:
-        if self.fail_at is not None and len(self._script) == self.fail_at:
+    def verify(self, token_ids: Tensor, cache: FakeCache) -> Tensor:
+        self.reads.append(token_ids.shape[1])
+        rows = []
+        for token_id in token_ids[0].tolist():
+            cache.ids.append(token_id)
+            rows.append(self._logits(cache.ids[self._begin :]))
+        return torch.stack(rows, dim=1)
+
+    def _logits(self, said: list[int]) -> Tensor:
+        if self.fail_at is not None and len(self._script) - len(said) == self.fail_at:
             raise RuntimeError("scripted failure")
+        on_script = said == self._script[: len(said)] and len(said) < len(self._script)
         logits = torch.zeros(1, VOCAB_SIZE)
-        logits[0, self._script.pop(0)] = 20.0
+        logits[0, self._script[len(said)] if on_script else CONFUSED] = 20.0
         return self.logits_hook(logits)
 
 

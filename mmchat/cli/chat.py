@@ -69,6 +69,7 @@ def chat(
     presence_penalty: options.PresencePenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    speculate: options.Speculate = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     max_seq_len: options.MaxSeqLen = None,
@@ -95,6 +96,7 @@ def chat(
         "presence_penalty": presence_penalty,
         "seed": seed,
         "stop": tuple(stop) if stop else None,
+        "speculate": int(speculate) if speculate.isdecimal() else speculate,
     }
     if continue_last and resume:
         raise UsageError("--continue and --resume contradict each other; give one of them")

@@ -30,7 +30,8 @@ def show_dry_run(
 
 
 def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
-    from mmchat.device import available_memory, choose_placement
+    from mmchat.device import choose_placement
+    from mmchat.machine.memory import available_memory
 
     params, choice = source.params, request.choice
     placement = choose_placement(choice.device, choice.dtype, params.parameters)

@@ -43,6 +43,7 @@ def generate(
     presence_penalty: options.PresencePenalty = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    speculate: options.Speculate = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     max_seq_len: options.MaxSeqLen = None,
@@ -77,6 +78,7 @@ def generate(
         "presence_penalty": presence_penalty,
         "seed": seed,
         "stop": tuple(stop) if stop else None,
+        "speculate": int(speculate) if speculate.isdecimal() else speculate,
         "logprobs": logprobs or None,
     }
     _refuse_pair("--json", as_json, "--stream-json", stream_json)

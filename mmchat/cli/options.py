@@ -11,6 +11,7 @@ import typer
 
 from mmchat.cli import console
 from mmchat.offline import go_offline
+from mmchat.speculation import LONGEST_DRAFT
 
 INPUT = "Input"
 SAMPLING = "Sampling"
@@ -59,6 +60,12 @@ def _seed(value: int | None) -> int | None:
     if value is not None and not 0 <= value < 2**63:
         raise typer.BadParameter(f"{value} is not a whole number from 0 to 2**63 - 1")
     return value
+
+
+def _speculate(value: str) -> str:
+    if value in ("auto", "off") or (value.isdecimal() and int(value) <= LONGEST_DRAFT):
+        return value
+    raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0 to {LONGEST_DRAFT}")
 
 
 def _not_empty(values: list[str] | None) -> list[str]:
@@ -296,6 +303,15 @@ Stop = Annotated[
         metavar="TEXT",
         callback=_not_empty,
         help="Stop before this text; repeatable.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+Speculate = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off|N",
+        callback=_speculate,
+        help="Guess the next N tokens from the text so far, to be faster where it repeats.",
         rich_help_panel=SAMPLING,
     ),
 ]

@@ -80,6 +80,7 @@ def greedy(defaults: SamplingParams) -> SamplingParams:
         repetition_penalty=1.0,
         frequency_penalty=0.0,
         presence_penalty=0.0,
+        speculate="off",
         max_new_tokens=LONGEST_ANSWER,
     )
 

@@ -83,6 +83,10 @@ class VisionLanguageModel(Protocol):
         """token_ids: [B, 1], the next position of each row."""
         ...
 
+    def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        """token_ids: [B, S], the next positions of each row; float32 logits [B, S, V] of all."""
+        ...
+
 
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
     """How many leading items two sequences share."""

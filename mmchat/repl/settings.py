@@ -22,7 +22,12 @@ def candidates(chat: Chat, argument: str) -> Iterable[str]:
         return settings
     if words[0] not in settings:
         return []
-    known = {"temperature": ["0", "0.6", "1"], "top_p": ["0.9", "1"], "seed": ["none", "0"]}
+    known = {
+        "temperature": ["0", "0.6", "1"],
+        "top_p": ["0.9", "1"],
+        "seed": ["none", "0"],
+        "speculate": ["auto", "off"],
+    }
     current = facts.shown(getattr(chat.sampling, words[0]))
     return dict.fromkeys(f"{words[0]} {v}" for v in [current, *known.get(words[0], [])])
 
@@ -49,6 +54,8 @@ def _value(name: str, text: str, kind: type) -> Any:
         return () if text == "none" else (text,)
     if name == "seed" and text == "none":
         return None
+    if name == "speculate" and not text.isdecimal():
+        return text
     try:
         return float(text) if hint is float else int(text)
     except ValueError:

@@ -30,3 +30,10 @@ class Runtime(Protocol):
     def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
         """Read one token a row, token_ids: [B, 1]; float32 logits [B, V]."""
         ...
+
+    def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        """Read a few more tokens a row, token_ids: [B, S]; float32 logits [B, S, V] of all.
+
+        Cheap for small S: it is how drafted tokens are checked. None is an image token.
+        """
+        ...

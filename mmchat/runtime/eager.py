@@ -35,6 +35,10 @@ class EagerRuntime:
         with memory_errors():
             return self.model.decode(token_ids, cache)
 
+    def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        with memory_errors():
+            return self.model.verify(token_ids, cache)
+
 
 @contextmanager
 def memory_errors() -> Iterator[None]:

@@ -35,6 +35,8 @@ from mmchat.cli.model_choice import ModelChoice
         (("generate", "-p", "x", "-n", "many"), "'-n' / '--max-new-tokens'"),
         (("generate", "-p", "x", "--repetition-penalty", "0"), "'--repetition-penalty': 0 is not"),
         (("generate", "-p", "x", "--presence-penalty", "3"), "'--presence-penalty': 3 is not"),
+        (("generate", "-p", "x", "--speculate", "on"), "'on' is not auto, off or a number"),
+        (("chat", "--speculate", "65"), "'65' is not auto, off or a number from 0 to 64"),
         (("generate", "-p", "x", "--seed", "-1"), "-1 is not a whole number from 0 to 2**63 - 1"),
         (("generate", "-p", "x", "--stop", ""), "'--stop': an empty string would stop at once"),
         (("generate", "-p", "x", "--dtype", "int3"), "'--dtype'"),

@@ -80,17 +80,20 @@ def test_sampling_options_reach_the_engine(mmchat_command):
         mmchat_command,
         "-n", "7", "-t", "0.5", "--top-k", "3", "--top-p", "0.8", "--min-p", "0.1",
         "--repetition-penalty", "1.1", "--frequency-penalty", "-0.5", "--presence-penalty", "0.25",
-        "--seed", "0", "--stop", "END", "--stop", "\n\n",
+        "--seed", "0", "--stop", "END", "--stop", "\n\n", "--speculate", "6",
     )  # fmt: skip
     assert (params.max_new_tokens, params.temperature, params.top_k) == (7, 0.5, 3)
     assert (params.top_p, params.min_p, params.seed) == (0.8, 0.1, 0)
     assert (params.repetition_penalty, params.frequency_penalty) == (1.1, -0.5)
     assert (params.presence_penalty, params.stop) == (0.25, ("END", "\n\n"))
+    assert params.speculate == 6
 
 
 def test_the_models_own_sampling_is_the_default(mmchat_command):
     params = sampled_with(mmchat_command)
     assert (params.temperature, params.top_p, params.seed) == (0.6, 0.9, None)
+    assert params.speculate == "auto"
+    assert sampled_with(mmchat_command, "--speculate", "off").speculate == "off"
 
 
 def test_seed_zero_is_a_seed(mmchat_command):

@@ -83,7 +83,9 @@ class MllamaCache:
 
     def truncate(self, length: int) -> None:
         self.lengths = [min(n, length) for n in self.lengths]
-        self.images = [[i for i in row if i.position < length] for row in self.images]
+        kept = [[i for i in row if i.position < length] for row in self.images]
+        if kept != self.images:
+            self.images, self._decode_images_ready = kept, False
         self._lengths_changed()
 
     def reset(self) -> None:
@@ -95,14 +97,13 @@ class MllamaCache:
         self._lengths_changed()
         self._forget_unused()
 
-    def advance_one(self) -> None:
-        """Add one position to each row, on the device too, without waiting for it."""
-        self.lengths = [n + 1 for n in self.lengths]
-        self.positions += 1
+    def advance_all(self, count: int) -> None:
+        """Add `count` positions to each row, on the device too, without waiting for it."""
+        self.lengths = [n + count for n in self.lengths]
+        self.positions += count
 
     def _lengths_changed(self) -> None:
         self.positions.copy_(torch.tensor(self.lengths))
-        self._decode_images_ready = False
 
     def add_encoded(self, content_hash: str, key_values: tuple[KeyValue, ...]) -> None:
         self.encoded[content_hash] = key_values
@@ -116,6 +117,7 @@ class MllamaCache:
 
     def place(self, row: int, images: Sequence[PlacedImage]) -> None:
         self.images[row].extend(images)
+        self._decode_images_ready = False
 
     def segments(
         self, start: int, counts: Sequence[int]

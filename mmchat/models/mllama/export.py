@@ -5,12 +5,16 @@ Programs (B = 1; for each self-attention layer `cached` holds a key and a value 
 
     vision        tiles [1, T, C, S, S], aspect_ratio_id [1]                    -> cross, M = T·P
     vision_full   the same for pictures that fill every tile
-    prefill       ids [1, S], positions [S], columns [N], visible [S, 2], cached, cross -> logits
+    prefill       ids [1, S], position [1], length [N], wanted [R], visible [S, 2], cached, cross
+                                                                               -> logits [1, R, V]
     prefill_text  the same without visible and cross: no picture is seen
     decode        id [1, 1], position [1], cached, cross                        -> logits [1, V]
     decode_text   the same without cross
 
-S, N, M and T below the full count are dynamic; `cached` is written in place.
+position: where the new positions begin. length: any tensor as long as the text will be. wanted: the
+new positions whose logits are returned. visible: the first and the end of the vision tokens that
+each new position sees, of all pictures joined in `cross`. S, N, R, M and T below the full count are
+dynamic; `cached` is written in place.
 """
 
 from __future__ import annotations
@@ -59,17 +63,28 @@ class _Prefill(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        positions: Tensor,
-        columns: Tensor,
+        position: Tensor,
+        length: Tensor,
+        wanted: Tensor,
         visible: Tensor,
         cached: list[Tensor],
         cross: list[Tensor],
     ) -> Tensor:
+        columns = torch.arange(cross[0].shape[2], device=visible.device)
+        first, end = visible[:, :1], visible[:, 1:]
+        sees = first < end  # rows that see nothing are open: their result is defined, and not used
+        mask = (columns >= first) & (columns < end) | ~sees
         text = self.model.language_model
-        hidden = text.model.span(
-            input_ids, positions, columns, _pairs(cached), _pairs(cross), visible
+        hidden = text.model.step(
+            input_ids,
+            position,
+            _pairs(cached),
+            _pairs(cross),
+            mask[None, None],
+            sees[None],
+            length.shape[0],
         )
-        return text.lm_head(hidden[:, -1]).float()
+        return text.lm_head(hidden[:, wanted]).float()
 
 
 class _PrefillText(nn.Module):
@@ -78,11 +93,18 @@ class _PrefillText(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, columns: Tensor, cached: list[Tensor]
+        self,
+        input_ids: Tensor,
+        position: Tensor,
+        length: Tensor,
+        wanted: Tensor,
+        cached: list[Tensor],
     ) -> Tensor:
         text = self.model.language_model
-        hidden = text.model.span(input_ids, positions, columns, _pairs(cached), None, None)
-        return text.lm_head(hidden[:, -1]).float()
+        hidden = text.model.step(
+            input_ids, position, _pairs(cached), None, None, None, length.shape[0]
+        )
+        return text.lm_head(hidden[:, wanted]).float()
 
 
 class _Decode(nn.Module):
@@ -132,10 +154,11 @@ def export_programs(
     cross = pairs(len(text.cross_attention_layers), 2 * vision.tokens_per_tile)
     new = Dim("new_positions", min=2, max=limits.max_seq_len)
     past = Dim("all_positions", min=2, max=limits.max_seq_len)
+    rows = Dim("wanted", min=1, max=limits.max_seq_len)
     seen = Dim("vision_tokens", min=vision.tokens_per_tile, max=limits.max_images * per_picture)
     some = Dim("tiles", min=1, max=vision.max_num_tiles - 1)
-    read = (ids(1, 2, 3)[None], ids(4, 5, 6), torch.arange(7, device=device))
-    read_dims = ({1: new}, {0: new}, {0: past})
+    read = (ids(1, 2, 3)[None], ids(4), ids(*range(7)), ids(1, 2))
+    read_dims = ({1: new}, None, {0: past}, {0: rows})
     step = (ids(1)[None], ids(4))
     cross_dims = [{2: seen} for _ in cross]
     no_dims = [None for _ in cached]
@@ -208,18 +231,41 @@ class ExportedModel:
         cache.place(0, [PlacedImage(at, image.content_hash) for at, image in inputs.images[0]])
         if count == 1:
             return self.decode(inputs.input_ids.to(self.device), cache)
-        cached = [t for layer in cache.layers for t in (layer.key, layer.value)]
-        positions = torch.arange(start, start + count, device=self.device)
-        columns = torch.arange(start + count, device=self.device)
-        arguments = [inputs.input_ids.to(self.device), positions, columns]
         seen, visible = self._visible(cache, start, count)
-        if seen:
-            arguments += [visible.to(self.device), *cached, *self._joined(cache, seen)]
-        else:
-            arguments += cached
-        logits = self._run("prefill" if seen else "prefill_text", arguments)[0]
+        cross = list(self._joined(cache, seen))
+        last = torch.tensor([count - 1])
+        logits = self._read(inputs.input_ids, cache, last, visible, cross)
         cache.advance(inputs.lengths)
+        return logits[:, 0]
+
+    @torch.inference_mode()
+    def verify(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
+        """Read the next tokens, token_ids: [1, S]; float32 logits [1, S, V] of all."""
+        count = token_ids.shape[1]
+        self._check_room(cache.length + count)
+        if count == 1:
+            return self.decode(token_ids, cache)[:, None]
+        images = cache.decode_images()
+        cross = [t for pair in images.key_values for t in pair] if images else []
+        visible = torch.tensor([[0, cross[0].shape[2] if cross else 0]]).repeat(count, 1)
+        logits = self._read(token_ids, cache, torch.arange(count), visible, cross)
+        cache.advance_all(count)
         return logits
+
+    def _read(
+        self,
+        input_ids: Tensor,
+        cache: MllamaCache,
+        wanted: Tensor,
+        visible: Tensor,
+        cross: list[Tensor],
+    ) -> Tensor:
+        """Logits [1, R, V] of the `wanted` ones of several new positions; the cache is written."""
+        length = torch.empty(cache.length + input_ids.shape[1], dtype=torch.long)
+        arguments = [input_ids, cache.positions, length, wanted, *([visible] if cross else [])]
+        arguments = [tensor.to(self.device) for tensor in arguments]
+        cached = [t for layer in cache.layers for t in (layer.key, layer.value)]
+        return self._run("prefill" if cross else "prefill_text", [*arguments, *cached, *cross])[0]
 
     @torch.inference_mode()
     def decode(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
@@ -231,7 +277,7 @@ class ExportedModel:
         if images:
             arguments += [t for pair in images.key_values for t in pair]
         logits = self._run("decode" if images else "decode_text", arguments)[0]
-        cache.advance_one()
+        cache.advance_all(1)
         return logits
 
     def _check_room(self, length: int) -> None:

@@ -136,9 +136,18 @@ class MllamaForConditionalGeneration(nn.Module):
     @torch.inference_mode()
     def decode(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
         """Read one more token a row, token_ids: [B, 1]; float32 logits [B, V]."""
-        cache.reserve(cache.length + 1)
+        return self.verify(token_ids, cache)[:, -1]
+
+    @torch.inference_mode()
+    def verify(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
+        """Read the next tokens of each row, token_ids: [B, S]; float32 logits [B, S, V] of all.
+
+        None of them is an image token.
+        """
+        count = token_ids.shape[1]
+        cache.reserve(cache.length + count)
         images = cache.decode_images()
-        logits = self.decode_step(
+        logits = self.verify_step(
             token_ids,
             cache.positions,
             [(layer.key, layer.value) for layer in cache.layers],
@@ -146,7 +155,7 @@ class MllamaForConditionalGeneration(nn.Module):
             images.mask if images else None,
             images.sees_images if images else None,
         )
-        cache.advance_one()
+        cache.advance_all(count)
         return logits
 
     def decode_step(
@@ -159,10 +168,22 @@ class MllamaForConditionalGeneration(nn.Module):
         sees_images: Tensor | None = None,
     ) -> Tensor:
         """`decode` as a function of tensors with static shapes; arguments as in TextModel.step."""
+        return self.verify_step(token_ids, positions, cached, cross, cross_mask, sees_images)[:, -1]
+
+    def verify_step(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cached: Sequence[KeyValue],
+        cross: Sequence[KeyValue] | None,
+        cross_mask: Tensor | None = None,
+        sees_images: Tensor | None = None,
+    ) -> Tensor:
+        """`verify` as a function of tensors with static shapes; arguments as in TextModel.step."""
         hidden = self.language_model.model.step(
             token_ids, positions, cached, cross, cross_mask, sees_images
         )
-        return self.language_model.lm_head(hidden[:, -1]).float()
+        return self.language_model.lm_head(hidden).float()
 
     def weight_names(self, *, text_only: bool) -> set[str]:
         """Names of the weights to load; without pictures no cross-attention layer is used."""

@@ -71,26 +71,15 @@ class SelfAttention(nn.Module):
     def step(
         self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
     ) -> Tensor:
-        """One token a row, x: [B, 1, E]; its key and value are written at positions: [B].
+        """The next tokens of each row, x: [B, S, E]; keys and values go to positions: [B, S].
 
-        cached: [B, G, L, D] twice. mask: [B, 1, 1, L], True up to and including the position.
+        cached: [B, G, L, D] twice. mask: [B, 1, S, N], True up to and including the position; the
+        first N positions are read.
         """
         query, key, value = self._project(x, cos, sin)
-        rows = torch.arange(x.shape[0], device=x.device)
-        cached[0][rows, :, positions] = key[:, :, 0]
-        cached[1][rows, :, positions] = value[:, :, 0]
-        return self.o_proj(merge_heads(attend(query, *cached, mask=mask)))
-
-    def span(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
-    ) -> Tensor:
-        """Successive tokens of one row, x: [1, S, E]; written at positions: [S].
-
-        cached: [1, G, L, D] twice. mask: [1, 1, S, N], which of the first N positions each sees.
-        """
-        query, key, value = self._project(x, cos, sin)
-        cached[0].index_copy_(2, positions, key)
-        cached[1].index_copy_(2, positions, value)
+        rows = torch.arange(x.shape[0], device=x.device)[:, None]
+        cached[0][rows, :, positions] = key.transpose(1, 2)
+        cached[1][rows, :, positions] = value.transpose(1, 2)
         key, value = (stored[:, :, : mask.shape[-1]] for stored in cached)
         return self.o_proj(merge_heads(attend(query, key, value, mask=mask)))
 
@@ -144,12 +133,6 @@ class SelfAttentionLayer(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
     ) -> Tensor:
         attended = self.self_attn.step(self.input_layernorm(x), cos, sin, cached, positions, mask)
-        return self._mlp(x + attended)
-
-    def span(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
-    ) -> Tensor:
-        attended = self.self_attn.span(self.input_layernorm(x), cos, sin, cached, positions, mask)
         return self._mlp(x + attended)
 
 
@@ -258,18 +241,22 @@ class TextModel(nn.Module):
         cross: Sequence[KeyValue] | None,
         cross_mask: Tensor | None,
         sees_images: Tensor | None,
+        length: int | None = None,
     ) -> Tensor:
-        """One token a row, input_ids: [B, 1] at positions: [B] -> hidden states [B, 1, E].
+        """The next tokens of each row, input_ids: [B, S] -> normalised hidden states [B, S, E].
 
+        positions: [B], where each row goes on. S is 1 in decoding, a few in verifying a draft.
         cached: self-attention keys and values [B, G, L, D], one pair a layer, written in place.
         cross: keys and values [B, G, N, D] of the last group of pictures, one pair for each
-        cross-attention layer; None skips those layers. cross_mask: [B, 1, 1, N], None if all rows
-        have N tokens. sees_images: [B, 1, 1], None if all rows do.
+        cross-attention layer; None skips those layers. cross_mask: [B, 1, 1 or S, N], None if all
+        rows see N tokens. sees_images: [B, 1 or S, 1], None if all do. length: how many positions
+        of the cache hold a row once these are written, all if None.
         """
         x = self.embed_tokens(input_ids)
-        cos, sin = self.rotary(positions[:, None])
-        columns = torch.arange(cached[0][0].shape[2], device=x.device)
-        mask = (columns <= positions[:, None])[:, None, None]
+        positions = positions[:, None] + torch.arange(input_ids.shape[1], device=x.device)
+        cos, sin = self.rotary(positions)
+        columns = torch.arange(length or cached[0][0].shape[2], device=x.device)
+        mask = (columns <= positions[..., None])[:, None]
         crossed = own = 0
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
@@ -280,50 +267,6 @@ class TextModel(nn.Module):
                 x = read if sees_images is None else torch.where(sees_images, read, x)
                 crossed += 1
         return self.norm(x)
-
-    def span(
-        self,
-        input_ids: Tensor,
-        positions: Tensor,
-        columns: Tensor,
-        cached: Sequence[KeyValue],
-        cross: Sequence[KeyValue] | None,
-        visible: Tensor | None,
-    ) -> Tensor:
-        """Successive tokens of one row, input_ids: [1, S] at positions: [S] -> [1, S, E].
-
-        `forward` with shapes and masks in the place of Python control flow. columns: [N], the
-        positions 0 .. N that hold the row once these are written. cached: as in `step`. cross: keys
-        and values [1, G, M, D] of all pictures that the tokens see, one after the other; None skips
-        those layers. visible: [S, 2], the first and the end of the vision tokens that each sees.
-        """
-        x = self.embed_tokens(input_ids)
-        cos, sin = self.rotary(positions[None])
-        mask = (columns <= positions[:, None])[None, None]
-        cross_mask, sees = (
-            _cross_mask(visible, cross) if cross and visible is not None else (None,) * 2
-        )
-        crossed = own = 0
-        for layer in self.layers:
-            if isinstance(layer, SelfAttentionLayer):
-                x = layer.span(x, cos, sin, cached[own], positions, mask)
-                own += 1
-            elif cross is not None and sees is not None:
-                x = torch.where(sees, layer(x, *cross[crossed], cross_mask), x)
-                crossed += 1
-        return self.norm(x)
-
-
-def _cross_mask(visible: Tensor, cross: Sequence[KeyValue]) -> tuple[Tensor, Tensor]:
-    """Which vision tokens each token sees [1, 1, S, M], and whether it sees any [1, S, 1].
-
-    Rows that see none are open, so that their softmax is defined; their result is not used.
-    """
-    columns = torch.arange(cross[0][0].shape[2], device=visible.device)
-    first, end = visible[:, :1], visible[:, 1:]
-    sees = first < end
-    mask = (columns >= first) & (columns < end) | ~sees
-    return mask[None, None], sees[None]
 
 
 class LanguageModel(nn.Module):

@@ -174,16 +174,17 @@ class VisionModel(nn.Module):
         num_valid = num_tiles * self.config.tokens_per_tile
         x = torch.cat((self._embed(tiles, aspect_ratio_ids), self._padding(images, num_tiles)), 1)
         log_counts = self._log_counts(num_tiles, x)
-        saved = []
+        saved = {}
         for index, layer in enumerate(self.transformer.layers):
             if index in self.config.intermediate_layers_indices:
-                saved.append(x[:, :num_valid])
+                saved[index] = x[:, :num_valid]
             x = layer(x, num_valid, log_counts)
         x = self._add_post_tile(self.layernorm_post(x), aspect_ratio_ids, num_tiles)
         last = self.config.num_global_layers - 1
         for index, layer in enumerate(self.global_transformer.layers):
             x = layer(x, num_valid, log_counts, valid_only=index == last)
-        features = torch.stack(saved, dim=-1).flatten(-2)
+        chosen = [saved[index] for index in self.config.intermediate_layers_indices]
+        features = torch.stack(chosen, dim=-1).flatten(-2)
         return torch.cat((x[:, :num_valid], features), dim=-1)
 
     def _embed(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def programs(model):
-    return {program.name: (program, trace(program)) for program in export_programs(model, LIMITS)}
+    traced = {program.name: (program, trace(program)) for program in export_programs(model, LIMITS)}
+    return {name: (program, graph, graph.module()) for name, (program, graph) in traced.items()}
 
 
 @pytest.fixture
@@ -31,14 +32,14 @@ def exported(programs):
 
     def run(name, tensors):
         called.append(name)
-        program, graph = programs[name]
+        program, _, graph = programs[name]
         rest = list(tensors)
         arguments = [
             [rest.pop(0) for _ in example] if isinstance(example, list) else rest.pop(0)
             for example in program.args
         ]
         assert not rest
-        out = graph.module()(*arguments)
+        out = graph(*arguments)
         return [out] if isinstance(out, torch.Tensor) else out
 
     called = []
@@ -58,6 +59,22 @@ def test_traced_programs_give_the_models_logits(case, model, exported):
     assert distance(torch.stack(got, dim=1), expected.steps) < TOLERANCE
     kind = [] if row[1] else ["_text"]
     assert called[-STEPS:] == ["".join((n, *kind)) for n in ("prefill", "decode", "decode")]
+
+
+@pytest.mark.parametrize("case", ["D_text_only", "C_adjacent_then_apart"])
+def test_a_draft_is_verified_as_the_model_does(case, model, exported):
+    [row] = CASES[case]
+    draft = torch.tensor([[61, 7, 120]])
+    logits = []
+    for runs in (model, exported[0]):
+        cache = runs.new_cache(1, 8)
+        runs.prefill(oracle.inputs_of([row]), cache)
+        logits.append(runs.verify(draft, cache))
+        cache.truncate(len(row[0]) + 2)
+        logits.append(runs.verify(draft[:, :1], cache))
+    assert logits[0].shape == (1, 3, CONFIG.text_config.vocab_size)
+    assert distance(logits[0], logits[2]) < TOLERANCE
+    assert distance(logits[1], logits[3]) < TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent_then_apart", "E_picture_first"])
@@ -109,7 +126,7 @@ def test_static_caches_have_a_position_to_spare(length):
 def test_more_pictures_than_exported_for_are_refused(exported):
     traced, _ = exported
     row = ([1, *[IMAGE, 5] * 4], [picture((1, 1), seed) for seed in range(4)])
-    with pytest.raises(ExportError, match="4 pictures .* exported for 3; .* --max-images"):
+    with pytest.raises(ExportError, match=r"4 pictures .* exported for 3; .* --max-images"):
         traced.prefill(oracle.inputs_of([row]), traced.new_cache(1, 8))
 
 
@@ -132,7 +149,7 @@ def test_a_batch_is_refused(exported):
 def test_every_weight_is_found_by_the_models_own_name(model, programs):
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     used = set()
-    for _, graph in programs.values():
+    for _, graph, _ in programs.values():
         names = {*graph.state_dict, *graph.constants}
         assert {name.removeprefix("model.") for name in names} <= own.keys()
         used |= {name.removeprefix("model.") for name in names}
@@ -141,6 +158,6 @@ def test_every_weight_is_found_by_the_models_own_name(model, programs):
 
 def test_decoding_has_one_shape_but_for_the_length_of_the_pictures(programs):
     for name in ("decode", "decode_text"):
-        _, graph = programs[name]
+        _, graph, _ = programs[name]
         free = [str(symbol) for symbol in graph.range_constraints]
         assert len(free) == (1 if name == "decode" else 0)

@@ -168,6 +168,35 @@ def test_growing_the_cache_while_decoding_changes_nothing(model, monkeypatch):
     assert cache.capacity == len(FIRST[0]) + STEPS - 1
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("case", [*CASES, "NO_PICTURE_IN_ONE_ROW"])
+def test_verifying_several_tokens_equals_decoding_one_by_one(case, count, model):
+    rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
+    expected = oracle.run(model, rows, 8)
+    cache = model.new_cache(len(rows), 1)
+    model.prefill(oracle.inputs_of(rows), cache)
+    model.decode(expected.tokens[:, :1], cache)
+    got = model.verify(expected.tokens[:, 1 : 1 + count], cache)
+    assert distance(got, expected.steps[:, 2 : 2 + count]) < TOLERANCE
+    after = model.decode(expected.tokens[:, 1 + count : 2 + count], cache)
+    assert distance(after, expected.steps[:, 2 + count]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent", "D_text_only"])
+def test_a_rejected_draft_leaves_no_trace(case, model):
+    expected = oracle.run(model, CASES[case], 6)
+    cache = model.new_cache(1, 1)
+    model.prefill(oracle.inputs_of(CASES[case]), cache)
+    end = cache.length
+    right = expected.tokens[:, :2]
+    wrong = (expected.tokens[:, 2:5] + 1) % CONFIG.text_config.vocab_size
+    got = model.verify(torch.cat((right, wrong), dim=1), cache)
+    assert distance(got[:, :2], expected.steps[:, 1:3]) < TOLERANCE
+    cache.truncate(end + 2)
+    got = model.verify(expected.tokens[:, 2:5], cache)
+    assert distance(got, expected.steps[:, 3:6]) < TOLERANCE
+
+
 def test_text_only_needs_no_vision_tower(model, weights):
     blind = MllamaForConditionalGeneration(CONFIG)
     text = {name: value for name, value in weights.items() if name.startswith("language_model.")}
@@ -206,7 +235,7 @@ def compare_compiled_decode(model, rows, backend: str) -> None:
             torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"),
         ):
             logits = step(*arguments(tokens))
-        cache.advance_one()
+        cache.advance_all(1)
         assert distance(logits, expected.steps[:, index + 1]) < TOLERANCE
         tokens = logits.argmax(-1)
 
@@ -222,6 +251,19 @@ COMPILED_CASES = {
 @pytest.mark.parametrize("case", COMPILED_CASES)
 def test_decode_is_one_graph_that_is_never_compiled_again(case, model):
     compare_compiled_decode(model, COMPILED_CASES[case], "aot_eager")
+
+
+@pytest.mark.parametrize("case", COMPILED_CASES)
+def test_verifying_is_one_graph(case, model):
+    torch._dynamo.reset()
+    verify = torch.compile(model.verify_step, fullgraph=True, dynamic=False, backend="aot_eager")
+    rows = COMPILED_CASES[case]
+    expected = oracle.run(model, rows, STEPS)
+    _, _, arguments = decode_arguments(model, rows)
+    _, *rest = arguments(expected.tokens[:, 0])
+    with torch.inference_mode():
+        got = verify(expected.tokens[:, :4], *rest)
+    assert distance(got, expected.steps[:, 1:5]) < TOLERANCE
 
 
 def compare_compiled_vision(model, canvases, backend: str) -> None:

@@ -1,0 +1,52 @@
+"""Whether two contestants say the same: compared before anything is timed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmchat.errors import MmchatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Largest relative error (L2) of logits that two right computations may differ by.
+SAME_DTYPE_LIMITS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+QUANTIZED_LIMITS = {8: 0.15, 4: 0.6}  # by bits per weight; of random weights, which are the worst
+
+
+class DisagreementError(MmchatError):
+    """A contestant computes something else, so that its speed means nothing."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far logits are from those expected.
+
+    relative_error: L2 norm of the difference by that of the expected logits. kl: divergence in
+    nats of the expected distribution from this one. top1: the same most probable token.
+    """
+
+    relative_error: float
+    kl: float
+    top1: bool
+
+
+def compare(logits: Tensor, expected: Tensor) -> Agreement:
+    """logits, expected: [1, V]."""
+    ours, theirs = logits[0].double().cpu(), expected[0].double().cpu()
+    error = float((ours - theirs).norm() / theirs.norm())
+    log_ours, log_theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
+    kl = float((log_theirs.exp() * (log_theirs - log_ours)).sum())
+    return Agreement(error, max(0.0, kl), bool(ours.argmax() == theirs.argmax()))
+
+
+def check(found: Agreement, limit: float, *, name: str, against: str, workload: str) -> None:
+    """Raise DisagreementError if the error is over `limit` or not a number."""
+    if math.isfinite(found.relative_error) and found.relative_error <= limit:
+        return
+    raise DisagreementError(
+        f"{workload}: the logits of {name} are {found.relative_error:.2g} (relative) away from"
+        f" those of {against}, over the limit of {limit:g}; nothing was timed"
+    )

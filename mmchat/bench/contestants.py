@@ -1,0 +1,124 @@
+"""What can be measured: mmchat in several schemes, and the interface that a reference fulfils."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mmchat.bench.clock import Elapsed, Stopwatch
+from mmchat.messages import Image, Message, Text
+
+if TYPE_CHECKING:
+    from mmchat.loader import LoadedModel
+
+DECODE_ROOM = 256  # positions beyond the context that a decode measurement may fill
+
+
+@dataclass(frozen=True)
+class PicturePrompt:
+    """A prompt that begins with a picture. image: the family's tiled picture."""
+
+    input_ids: tuple[int, ...]
+    image: Any
+
+
+class Contestant(Protocol):
+    """Reads prompts and decodes; every method returns float logits [1, V] of the last position."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read_text(self, input_ids: tuple[int, ...]) -> Tensor: ...
+
+    def read_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
+        """Also the time of the stages "vision", "prefill" and "total"."""
+        ...
+
+    def begin(self, context: Any) -> Any:
+        """A cache that holds a RandomContext."""
+        ...
+
+    def decode(self, token_id: int, cache: Any) -> Tensor: ...
+
+
+class Mmchat:
+    """A loaded model, asked through its runtime as a session does."""
+
+    def __init__(self, name: str, loaded: LoadedModel) -> None:
+        self.name = name
+        self.loaded = loaded
+        self._clock = Stopwatch(loaded.device)
+
+    def read_text(self, input_ids: tuple[int, ...]) -> Tensor:
+        runtime = self.loaded.runtime
+        cache = runtime.new_cache(1, len(input_ids) + DECODE_ROOM)
+        return runtime.prefill(self._inputs(input_ids, ()), cache)
+
+    def read_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
+        runtime = self.loaded.runtime
+        cache = runtime.new_cache(1, len(prompt.input_ids) + DECODE_ROOM)
+        inputs = self._inputs(prompt.input_ids, ((0, prompt.image),))
+        begin = self._clock.now()
+        runtime.encode_images(inputs, cache)
+        middle = self._clock.now()
+        logits = runtime.prefill(inputs, cache)
+        end = self._clock.now()
+        return logits, {"vision": middle - begin, "prefill": end - middle, "total": end - begin}
+
+    def project_pictures(self, states: Tensor) -> Elapsed | None:
+        """Time of the cross-attention keys and values of vision states [1, N, E]."""
+        model = getattr(self.loaded.runtime, "model", None)
+        if model is None:
+            return None
+        with torch.inference_mode():
+            return self._clock.time(lambda: model.cross_key_values(states))[1]
+
+    def begin(self, context: Any) -> Any:
+        family = import_module(f"mmchat.models.{self.loaded.params.model_type}.random_weights")
+        cache = self.loaded.runtime.new_cache(1, context.length + DECODE_ROOM)
+        family.fill_cache(cache, context)
+        return cache
+
+    def decode(self, token_id: int, cache: Any) -> Tensor:
+        token = torch.tensor([[token_id]], device=self.loaded.device)
+        return self.loaded.runtime.decode(token, cache)
+
+    def _inputs(self, input_ids: tuple[int, ...], images: tuple[tuple[int, Any], ...]) -> Any:
+        processor = self.loaded.processor
+        prompt = processor.raw_prompt(Message("user", (Text("."),)))
+        return processor.inputs(replace(prompt, input_ids=input_ids, images=images), 0)
+
+
+def tiled(loaded: LoadedModel, image: Image) -> Any:
+    """The picture as the family's model takes it."""
+    return loaded.processor.raw_prompt(Message("user", (image,))).images[0][1]
+
+
+def picture_file(height: int, width: int, seed: int) -> bytes:
+    """A JPEG of coarse and fine noise, another for each seed, so that nothing is found in a cache.
+
+    Its size in bytes is about that of a photograph.
+    """
+    import numpy as np
+    from PIL import Image as PILImage
+
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    picture = PILImage.fromarray(coarse).resize((width, height), PILImage.Resampling.BICUBIC)
+    grain = random.integers(-12, 13, (height, width, 1))
+    pixels = np.clip(np.asarray(picture).astype(np.int16) + grain, 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    PILImage.fromarray(pixels).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def picture_size(tiles: int, tile_size: int) -> tuple[int, int]:
+    """(height, width) of a picture that takes so many tiles, two rows of them from 4 on."""
+    rows = 2 if tiles == 4 else 1
+    return rows * tile_size, tiles // rows * tile_size

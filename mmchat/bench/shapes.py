@@ -1,0 +1,98 @@
+"""A model of a released model's widths with random weights, made in memory from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmchat.checkpoints.in_memory import InMemoryCheckpoint
+from mmchat.errors import UsageError
+from mmchat.params import find_params
+from mmchat.tokenizers.byte_pair import BytePairTokenizer
+from mmchat.tokenizers.tiktoken_file import SPECIAL_TOKEN_COUNT, llama3_special_tokens
+
+if TYPE_CHECKING:
+    from mmchat.params import ModelParams
+
+SHAPES = {"11B": "Llama-3.2-11B-Vision-Instruct", "90B": "Llama-3.2-90B-Vision-Instruct"}
+CPU_DEPTH = (5, 3)  # text and vision layers: as 4 self-attention layers to 1 of cross-attention
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What random model to make. layers, vision_layers: None takes all on a GPU, few on a CPU."""
+
+    name: str
+    layers: int | None = None
+    vision_layers: int | None = None
+    seed: int = 0
+
+
+def shaped_params(shapes: Shapes, device: torch.device) -> ModelParams:
+    """The params of the named model, with fewer layers. Raises UsageError."""
+    params = find_params(SHAPES.get(shapes.name.upper(), shapes.name))
+    if params is None:
+        raise UsageError(f"no shapes {shapes.name!r}; use {', '.join(SHAPES)} or a known model")
+    family = random_weights_of(params)
+    full = family.depth(params.config)
+    fallback = full if device.type == "cuda" else tuple(map(min, CPU_DEPTH, full))
+    try:
+        config = family.with_depth(
+            params.config,
+            fallback[0] if shapes.layers is None else shapes.layers,
+            fallback[1] if shapes.vision_layers is None else shapes.vision_layers,
+        )
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+    return replace(params, config=config, parameters=params.family.parameter_count(config))
+
+
+def random_weights_of(params: ModelParams) -> Any:
+    """The family's module that makes random weights."""
+    return import_module(f"mmchat.models.{params.model_type}.random_weights")
+
+
+class RandomTensors:
+    """Tensors by Hub name, made when they are asked for; `keep` remembers those made."""
+
+    def __init__(
+        self,
+        params: ModelParams,
+        seed: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        keep: bool,
+    ) -> None:
+        self.shapes = params.family.resolve("weights").hf_shapes(params.config)
+        self.dtype = dtype
+        self._make: Callable[..., Tensor] = random_weights_of(params).random_tensor
+        self._arguments = params.config, seed, dtype, device
+        self._kept: dict[str, Tensor] | None = {} if keep else None
+
+    def read(self, name: str) -> Tensor:
+        if self._kept is not None and name in self._kept:
+            return self._kept[name]
+        config, seed, dtype, device = self._arguments
+        tensor = self._make(config, name, self.shapes[name], seed, dtype, device)
+        if self._kept is not None:
+            self._kept[name] = tensor
+        return tensor
+
+    def checkpoint(self) -> InMemoryCheckpoint:
+        """The same tensors as the loader takes them."""
+        return InMemoryCheckpoint(self.shapes, str(self.dtype).removeprefix("torch."), self.read)
+
+
+def byte_tokenizer(vocab_size: int) -> BytePairTokenizer:
+    """A tokenizer of the model's size that knows single bytes and Llama's special tokens."""
+    first = vocab_size - SPECIAL_TOKEN_COUNT
+    names = llama3_special_tokens()
+    return BytePairTokenizer(
+        [bytes([i]) for i in range(256)], {name: first + i for i, name in enumerate(names)}
+    )

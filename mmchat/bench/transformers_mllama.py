@@ -1,0 +1,189 @@
+"""transformers' Mllama on the very same tensors: the reference of `mmchat bench --vs transformers`.
+
+Two of its faults are kept out without a change to its code. Vision states are taken one layer
+later than the checkpoints mean them, so the configuration that it gets names the layers before.
+Text before a picture sees it, so every prompt with a picture begins with the picture.
+Calls go to `forward`, which leaves out what `generate` adds for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmchat.bench.clock import Elapsed, Stopwatch
+from mmchat.bench.contestants import PicturePrompt
+from mmchat.errors import MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from mmchat.params import ModelParams
+
+
+class TransformersMllama:
+    """transformers' model, run eagerly with its default attention and dynamic cache."""
+
+    def __init__(self, name: str, model: Any, config: Any, device: torch.device) -> None:
+        self.name = name
+        self.model = model
+        self.config = config
+        self.device = device
+        self._clock = Stopwatch(device)
+
+    @torch.inference_mode()
+    def read_text(self, input_ids: tuple[int, ...]) -> Tensor:
+        return self._last(input_ids=self._ids(input_ids), past_key_values=self._cache())
+
+    @torch.inference_mode()
+    def read_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
+        inputs = self._picture_inputs(prompt)
+        seen: list[Elapsed] = []
+        hook = self.model.model.multi_modal_projector.register_forward_hook(
+            lambda *_: seen.append(self._clock.now())
+        )
+        try:
+            begin = self._clock.now()
+            logits = self._last(**inputs, past_key_values=self._cache())
+            end = self._clock.now()
+        finally:
+            hook.remove()
+        stages = {"vision": seen[0] - begin, "prefill": end - seen[0], "total": end - begin}
+        return logits, stages
+
+    def begin(self, context: Any) -> Any:
+        cache = self._cache()
+        text: Iterator[Any] = iter(context.text)
+        image: Iterator[Any] = iter(context.image or ())
+        seen = None
+        for index in range(self.config.text_config.num_hidden_layers):
+            if index not in self.config.text_config.cross_attention_layers:
+                cache.update(*next(text), index)
+            elif context.image is not None:
+                key, value = next(image)
+                tokens = self._tokens_per_tile()
+                slots = self.config.vision_config.max_num_tiles
+                seen = torch.zeros(1, 1, 1, slots, dtype=torch.long, device=self.device)
+                seen[..., : key.shape[1] // tokens] = 1
+                cache.update(*(_padded(x[None], slots * tokens) for x in (key, value)), index)
+        return {"past_key_values": cache, "cross_attention_mask": seen}
+
+    @torch.inference_mode()
+    def decode(self, token_id: int, cache: Any) -> Tensor:
+        return self._last(input_ids=self._ids((token_id,)), **cache)
+
+    def _last(self, **inputs: Any) -> Tensor:
+        """Logits of the last position, as `generate` asks for them."""
+        return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
+
+    def _cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.config.text_config)
+
+    def _ids(self, input_ids: tuple[int, ...]) -> Tensor:
+        return torch.tensor([input_ids], device=self.device)
+
+    def _tokens_per_tile(self) -> int:
+        vision = self.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2 + 1
+
+    def _picture_inputs(self, prompt: PicturePrompt) -> dict[str, Tensor]:
+        """The picture padded with empty tiles, as transformers' processor gives it."""
+        tiles, layout = prompt.image.pixel_values, prompt.image.layout
+        slots = self.config.vision_config.max_num_tiles
+        pixels = tiles.new_zeros(1, 1, slots, *tiles.shape[1:])
+        pixels[0, 0, : len(tiles)] = tiles
+        used = torch.zeros(1, 1, slots, dtype=torch.long)
+        used[..., : len(tiles)] = 1
+        seen = used[:, None].expand(1, len(prompt.input_ids), 1, slots)
+        inputs = {
+            "input_ids": torch.tensor([prompt.input_ids]),
+            "pixel_values": pixels,
+            "aspect_ratio_ids": torch.tensor([[layout.aspect_ratio_id]]),
+            "aspect_ratio_mask": used,
+            "cross_attention_mask": seen,
+        }
+        return {name: value.to(self.device) for name, value in inputs.items()}
+
+
+def build(
+    params: ModelParams,
+    read: Callable[[str], Tensor],
+    names: list[str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> TransformersMllama:
+    """transformers' model around the tensors that `read` gives by Hub name; none is copied.
+
+    Raises MissingExtra without transformers, UsageError for another family.
+    """
+    if params.model_type != "mllama":
+        raise UsageError(f"--vs transformers compares Mllama, and {params.name} is none")
+    _check_installed()
+    from transformers import MllamaForConditionalGeneration
+
+    config = _config(params, dtype)
+    with torch.device("meta"):
+        model = MllamaForConditionalGeneration._from_config(config, dtype=dtype)
+    tensors = {_in_memory(name): read(name) for name in names}
+    model.load_state_dict(tensors, strict=True, assign=True)
+    text = model.model.language_model
+    text.rotary_emb = type(text.rotary_emb)(config.text_config).to(device)
+    label = f"transformers {str(dtype).removeprefix('torch.')}"
+    return TransformersMllama(label, model.requires_grad_(False).eval(), config, device)
+
+
+def version() -> str:
+    """The version of transformers. Raises MissingExtra."""
+    _check_installed()
+    import transformers
+
+    return transformers.__version__
+
+
+def _check_installed() -> None:
+    try:
+        import transformers  # noqa: F401
+    except ImportError:
+        raise MissingExtra(
+            "--vs transformers needs the package transformers; "
+            "install it with: pip install 'mmchat[bench]'"
+        ) from None
+
+
+def _config(params: ModelParams, dtype: torch.dtype) -> Any:
+    from transformers import MllamaConfig
+
+    documents = params.family.resolve("documents").hf_documents(
+        params.config, params.image_processor, str(dtype), vars(params.generation), ()
+    )
+    document = documents["config.json"]
+    vision, text = document["vision_config"], document["text_config"]
+    vision["intermediate_layers_indices"] = [
+        index - 1 for index in vision["intermediate_layers_indices"]
+    ]
+    vision["supported_aspect_ratios"] = [
+        list(canvas) for canvas in params.config.vision_config.aspect_ratios
+    ]
+    text["cross_attention_layers"] = list(text["cross_attention_layers"])
+    text["rope_parameters"] = {
+        **(text.pop("rope_scaling") or {"rope_type": "default"}),
+        "rope_theta": text.pop("rope_theta"),
+    }
+    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # forward reads none of them
+    sections = {"vision_config": vision, "text_config": text}
+    return MllamaConfig(**sections, image_token_index=document["image_token_index"])
+
+
+def _in_memory(name: str) -> str:
+    """transformers 4.52 and later rename the Hub's parameters in memory."""
+    if name.startswith("language_model.lm_head."):
+        return name.removeprefix("language_model.")
+    return "model." + name.replace("language_model.model.", "language_model.", 1)
+
+
+def _padded(x: Tensor, length: int) -> Tensor:
+    """Zeros after the positions of [1, G, N, D] up to `length`."""
+    return torch.nn.functional.pad(x, (0, 0, 0, length - x.shape[2]))

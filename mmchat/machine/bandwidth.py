@@ -1,0 +1,87 @@
+"""How fast this machine reads memory: what bounds the decoding of one token after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmchat.errors import MemoryError_
+from mmchat.limits import MIB
+from mmchat.machine.cpu import describe_cpu
+from mmchat.machine.memory import available_memory
+
+if TYPE_CHECKING:
+    import torch
+
+ROUNDS = 12
+_COLUMNS = 4096
+_LEAST_BUFFER = 256 * MIB
+_MOST_BUFFER = 1024 * MIB
+_ACCELERATOR_BUFFER = 2048 * MIB
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Reading speed of one device, the best of several rounds over `buffer_bytes`.
+
+    threads: those of the processor that read; 1 for an accelerator.
+    """
+
+    bytes_per_second: float
+    buffer_bytes: int
+    threads: int
+
+
+def measure_bandwidth(
+    device: torch.device, *, rounds: int = ROUNDS, buffer_bytes: int | None = None
+) -> Bandwidth:
+    """Read a buffer that no cache holds, with all threads of torch: its sum, and a product with it.
+
+    buffer_bytes: at least twice the last-level cache if left out, within a quarter of what is free.
+    Raises MemoryError_ if the buffer cannot be had.
+    """
+    import torch
+
+    rows = max((buffer_bytes or _buffer_size(device)) // (4 * _COLUMNS), 1)
+    try:
+        # Ones, not empty: every page is touched, and none is the kernel's shared zero page.
+        buffer = torch.ones(rows, _COLUMNS, dtype=torch.float32, device=device)
+    except (torch.OutOfMemoryError, RuntimeError):
+        wanted = rows * _COLUMNS * 4 // MIB
+        raise MemoryError_(f"{device} has no {wanted} MiB free to measure its bandwidth") from None
+    vector = torch.ones(_COLUMNS, device=device)
+    # A sum in float64 has half the additions to hide; MPS has no float64.
+    summed = buffer if device.type == "mps" else buffer.view(torch.float64)
+    readers: tuple[Callable[[], object], ...] = (summed.sum, lambda: torch.mv(buffer, vector))
+    best = min(_seconds(read, device) for _ in range(rounds) for read in readers)
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    return Bandwidth(buffer.nbytes / best, buffer.nbytes, threads)
+
+
+def _buffer_size(device: torch.device) -> int:
+    size = _ACCELERATOR_BUFFER
+    if device.type == "cpu":
+        cache = describe_cpu().llc_bytes or 0
+        size = min(max(_LEAST_BUFFER, 2 * cache), _MOST_BUFFER)
+    free = available_memory(device)
+    return size if free is None else min(size, max(free // 4, MIB))
+
+
+def _seconds(read: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of `read`, with what it queues on the device."""
+    import torch
+
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        read()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
+    start = time.perf_counter()
+    read()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - start

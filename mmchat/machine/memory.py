@@ -1,0 +1,186 @@
+"""How much memory there is and how much of it can still be had, within every container's limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+_ROOT = Path("/")
+_NO_LIMIT = 2**60  # version 1 says "no limit" with a number of about 2**63
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Main memory in bytes; swap does not count.
+
+    total: of the machine, or the container's limit if that is lower. available: what can still be
+    had, the page cache included, since it is given up on demand. limited_by: the cgroup folder
+    whose limit decides `available`, None if the machine does.
+    """
+
+    total: int
+    available: int
+    limited_by: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """One control group: its limit and what may still be taken within it, bytes."""
+
+    folder: Path
+    limit: int
+    available: int
+
+
+def host_memory(root: Path = _ROOT) -> HostMemory | None:
+    """Main memory of this machine, as its containers leave it; None where it cannot be known.
+
+    root: where `proc` and `sys` are. Reads the limits of the process's control group and of all
+    groups above it, of either version: memory.max and memory.high, or memory.limit_in_bytes.
+    """
+    machine = _machine(root)
+    if machine is None:
+        return None
+    total, available, decides = *machine, None
+    for group in _limits(root):
+        total = min(total, group.limit)
+        if group.available < available:
+            available, decides = group.available, group.folder
+    return HostMemory(total, max(available, 0), decides)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on `device`, or None where that cannot be known."""
+    import torch
+
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        # What torch holds and does not use is free to it as well.
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        most = torch.mps.recommended_max_memory()
+        return max(most - torch.mps.driver_allocated_memory(), 0)
+    host = host_memory()
+    return None if host is None else host.available
+
+
+def peak_memory(device: torch.device) -> int:
+    """Highest memory use so far in bytes: of the device, or of this process on the CPU."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _machine(root: Path) -> tuple[int, int] | None:
+    """(total, available) without containers: from /proc/meminfo, or else what POSIX knows."""
+    info = _table(root / "proc/meminfo")
+    if {"MemTotal:", "MemAvailable:"} <= info.keys():
+        return info["MemTotal:"] * 1024, info["MemAvailable:"] * 1024
+    if {"SC_PHYS_PAGES", "SC_AVPHYS_PAGES"} <= os.sysconf_names.keys():
+        page = os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
+    return None
+
+
+def _limits(root: Path) -> Iterator[_Limit]:
+    """The process's control group and those above it, as far as they are visible."""
+    paths = dict(_own_groups(root))
+    for mount in _read(root / "proc/self/mountinfo").splitlines():
+        fields, _, rest = mount.partition(" - ")
+        kind, _, options = rest.partition(" ")
+        words = fields.split()
+        if len(words) < 5 or kind not in paths:
+            continue
+        if kind == "cgroup" and "memory" not in options.split()[-1].split(","):
+            continue
+        top = root / words[4].lstrip("/")
+        for folder in _upwards(top, _inside(paths[kind], words[3])):
+            found = _version_2(folder) if kind == "cgroup2" else _version_1(folder)
+            if found is not None:
+                yield found
+
+
+def _own_groups(root: Path) -> Iterator[tuple[str, str]]:
+    """(kind of mount, path of this process's group in it): `0::/a/b`, `4:memory:/a/b`."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            yield "cgroup2", path
+        elif "memory" in controllers.split(","):
+            yield "cgroup", path
+
+
+def _inside(path: str, mounted: str) -> str:
+    """A group's path below the mount point, where the mount shows the group `mounted` as its top.
+
+    A container may see only its own group, while the kernel names the path from the host's top.
+    """
+    if mounted != "/" and (path == mounted or path.startswith(f"{mounted}/")):
+        path = path.removeprefix(mounted)
+    return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
+
+
+def _upwards(top: Path, path: str) -> Iterator[Path]:
+    """The group's folder and those above it up to the mount point; only those that are there."""
+    folder = top / path
+    while folder != top:
+        if folder.is_dir():
+            yield folder
+        folder = folder.parent
+    yield top
+
+
+def _version_2(folder: Path) -> _Limit | None:
+    limits = [_number(folder / name) for name in ("memory.max", "memory.high")]
+    return _limit(folder, limits, _number(folder / "memory.current"), "")
+
+
+def _version_1(folder: Path) -> _Limit | None:
+    limits = [_number(folder / "memory.limit_in_bytes")]
+    return _limit(folder, limits, _number(folder / "memory.usage_in_bytes"), "total_")
+
+
+def _limit(folder: Path, limits: list[int | None], used: int | None, prefix: str) -> _Limit | None:
+    """None without a limit. File pages and slabs that can be given up do not count as used."""
+    given = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
+    if not given or used is None:
+        return None
+    stat = _table(folder / "memory.stat")
+    names = (f"{prefix}inactive_file", f"{prefix}active_file", "slab_reclaimable")
+    reclaimable = sum(stat.get(name, 0) for name in names)
+    dirty = sum(stat.get(f"{prefix}{name}", 0) for name in ("dirty", "writeback"))
+    dirty += sum(stat.get(name, 0) for name in ("file_dirty", "file_writeback"))
+    used -= max(reclaimable - dirty, 0)
+    return _Limit(folder, min(given), min(given) - max(used, 0))
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None if there is none, as for "max"."""
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """First and second word of each line, where the second is a number."""
+    rows = (line.split() for line in _read(path).splitlines())
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
