@@ -21,7 +21,7 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.checkpoints.writers import write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
-from mmchat.params import ModelParams, ModelSource, find_model
+from mmchat.params import ModelParams, ModelSource, find_model, find_params
 from mmchat.params_file import params_document
 from mmchat.staged_folder import staged_folder
 
@@ -177,9 +177,15 @@ def _write_manifest(work: Path, record: ExportRecord, source: ModelSource) -> No
         os.fsync(descriptor)
         os.close(descriptor)
         records[path.name] = FileRecord(path.stat().st_size, sha256_of(path), None, True)
-    origin = source.params.name if source.params.source.is_file() else str(source.checkpoint)
-    manifest = Manifest(records, source=origin, export=record)
+    manifest = Manifest(records, source=_origin(source), export=record)
     write_manifest(work / MANIFEST_NAME, manifest)
+
+
+def _origin(source: ModelSource) -> str:
+    """What to name in order to export the model again."""
+    known = find_params(source.params.name)
+    is_known = known is not None and known.source == source.params.source
+    return source.params.name if is_known else str(source.checkpoint)
 
 
 def _check(work: Path, original: LoadedModel, progress: Progress) -> float:

@@ -7,6 +7,7 @@ folders from people whom you would let run programs here.
 from __future__ import annotations
 
 import platform
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class ExportedFolder:
     @property
     def again(self) -> str:
         """The command that makes it anew."""
-        return f"mmchat export {self.source} --format {self.record.format} -o {self.path}"
+        source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
+        return f"mmchat export {source} --format {self.record.format} -o {folder}"
 
 
 def exported_folder(checkpoint: Path | None) -> ExportedFolder | None:
@@ -51,7 +53,7 @@ def exported_folder(checkpoint: Path | None) -> ExportedFolder | None:
         if (checkpoint / PACKAGE_NAME).exists() and manifest is None:
             raise CheckpointError(
                 f"{quoted(checkpoint, 300)} holds exported programs but no {MANIFEST_NAME}, which"
-                " says what for; export the model again"
+                " says what for; write it with mmchat export"
             )
         return None
     return ExportedFolder(checkpoint, manifest.export, manifest.source or manifest.export.model)
