@@ -10,6 +10,7 @@ from pathlib import Path
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.checkpoints.strict_json import escaped, quoted
 from mmchat.errors import CheckpointError, ParamsError, UsageError
+from mmchat.offline import is_hub_offline
 from mmchat.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
 
 __all__ = [
@@ -249,6 +250,11 @@ def _how_to_get(params: ModelParams) -> str:
         return f"the built-in model's weights are not in {escaped(str(data_path(params.packaged)))}"
     if not params.repo:
         return f"no weights given for {params.name}; use --checkpoint-path"
+    if is_hub_offline():
+        return (
+            f"{params.name} is not on this machine, and this run is offline; "
+            "copy its files here and give --checkpoint-path"
+        )
     return (
         f"{params.name} is not on this machine; accept its licence at "
         f"https://huggingface.co/{params.repo}, then 'mmchat download {params.name}' "

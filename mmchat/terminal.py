@@ -7,6 +7,8 @@ terminal passes through here; pipes and files get every character as it came.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from enum import Enum, auto
 
 # Shown where an escape sequence was taken out, so that nothing vanishes unseen.
@@ -16,6 +18,7 @@ ESCAPE_MARK = "\N{SYMBOL FOR ESCAPE}"
 _BIDI = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
 _STRING_STARTS_7BIT = frozenset("]PX^_")  # after ESC: OSC, DCS, SOS, PM, APC
 _STRING_STARTS_C1 = frozenset("\x90\x98\x9d\x9e\x9f")
+_UNIT = re.compile(r"'[^']*'\S*|\S+")  # a word; a quoted name or command counts as one
 _STRING_ENDS = frozenset("\x07\x18\x1a\x9c")  # BEL, CAN, SUB, ST
 
 
@@ -99,3 +102,33 @@ class Sanitizer:
 def sanitize(text: str) -> str:
     """`text` as a terminal may show it; for whole strings such as error messages."""
     return Sanitizer().feed(text)
+
+
+def filled(text: str, columns: int, indent: str = "") -> str:
+    """`text` on lines of at most `columns` cells, broken at spaces; all but the first indented.
+
+    A path, an address or a quoted command stays whole, so that it can be copied; one that is wider
+    than the terminal is left for the terminal to wrap.
+    """
+    return "\n".join(_filled_line(line, columns, indent) for line in text.split("\n"))
+
+
+def _filled_line(line: str, columns: int, indent: str) -> str:
+    if cells(line) <= columns:
+        return line
+    rows = [line[: len(line) - len(line.lstrip(" "))]]
+    for word in _UNIT.findall(line):
+        longer = f"{rows[-1]} {word}" if rows[-1].strip() else rows[-1] + word
+        if cells(longer) <= columns or not rows[-1].strip():
+            rows[-1] = longer
+        else:
+            rows.append(indent + word)
+    return "\n".join(rows)
+
+
+def cells(text: str) -> int:
+    """Columns that `text` takes: two for a wide glyph, none for a combining mark."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))

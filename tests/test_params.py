@@ -268,7 +268,8 @@ def test_an_unknown_model_gets_a_hint(name, error, message):
     assert len(str(caught.value)) < 400
 
 
-def test_a_known_model_that_is_not_here_says_how_to_get_it():
+def test_a_known_model_that_is_not_here_says_how_to_get_it(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     with pytest.raises(CheckpointError) as caught:
         find_model("llama3.2-11B")
     assert "Llama-3.2-11B-Vision-Instruct is not on this machine" in str(caught.value)
@@ -276,6 +277,18 @@ def test_a_known_model_that_is_not_here_says_how_to_get_it():
     source = find_model("llama3.2-11B", checkpoint_required=False)
     assert source.checkpoint is source.tokenizer is None
     assert not any(model.present for model in known_models() if model.params.repo)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "MMCHAT_OFFLINE"])
+def test_offline_a_model_that_is_not_here_is_not_offered_for_download(monkeypatch, variable):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(CheckpointError) as caught:
+        find_model("llama3.2-11B")
+    assert str(caught.value) == (
+        "Llama-3.2-11B-Vision-Instruct is not on this machine, and this run is offline; "
+        "copy its files here and give --checkpoint-path"
+    )
 
 
 @pytest.mark.parametrize("name", ["llama3.2-11B", "meta-llama/Llama-3.2-11B-Vision-Instruct"])

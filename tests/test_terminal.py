@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mmchat.terminal import ESCAPE_MARK, Sanitizer, sanitize
+from mmchat.terminal import ESCAPE_MARK, Sanitizer, cells, filled, sanitize
 
 PIECES = [
     "\x1b", "[", "]", "P", "\\", "\x07", "\x9b", "\x9d", "\x90", "\x9c", "\x18", "52;c;aGk=", "31m",
@@ -77,3 +77,27 @@ def test_each_kind_of_sequence_is_taken_out_whole(text, shown):
 
 def test_an_unfinished_sequence_hides_at_most_its_line():
     assert sanitize("a\x1b]0;never ended\nb\nc") == f"a{ESCAPE_MARK}\nb\nc"
+
+
+LONG_PATH = "/x/y-z/" + "p" * 30
+LONG = f"the file '/a b/c d/e.png' is not there; run 'mmchat download tiny' or {LONG_PATH}"
+
+
+@given(st.integers(min_value=1, max_value=120))
+def test_lines_are_filled_without_breaking_paths_and_commands(columns):
+    lines = filled(LONG, columns).split("\n")
+    assert " ".join(lines) == LONG
+    for whole in ("'/a b/c d/e.png'", "'mmchat download tiny'", LONG_PATH):
+        assert any(whole in line for line in lines)
+    for line in lines:
+        assert len(line) <= columns or " " not in line or line.startswith("'")
+
+
+def test_wide_glyphs_count_twice_when_lines_are_filled():
+    assert [cells(text) for text in ("dog", "犬", "e\u0301", "")] == [3, 2, 1, 0]
+    assert filled("犬犬 犬犬 dog", 9) == "犬犬 犬犬\ndog"
+
+
+def test_short_lines_and_indents_are_left_alone():
+    assert filled("  a  b\n\nc", 80) == "  a  b\n\nc"
+    assert filled("  one two", 6, indent="  ") == "  one\n  two"

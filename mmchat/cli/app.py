@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from mmchat.cli import console
 from mmchat.cli.chat import chat
@@ -21,12 +20,14 @@ from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
 from mmchat.cli.export import export
 from mmchat.cli.generate import generate
+from mmchat.cli.help_page import App, Group
 from mmchat.cli.inspect import inspect
 from mmchat.cli.keeping import remove, where
 from mmchat.cli.list_models import list_models
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.tiles import tiles
 from mmchat.cli.verify import verify
+from mmchat.cli.wrong_values import explained
 from mmchat.errors import MmchatError
 
 USAGE_EXIT_CODE = 2
@@ -34,7 +35,7 @@ MEMORY_EXIT_CODE = 5
 CLOSED_PIPE_EXIT_CODE = 141
 
 
-class ErrorReportingGroup(TyperGroup):
+class ErrorReportingGroup(Group):
     """Ends every run with an exit code; only bugs show a traceback, or any error with --debug."""
 
     def main(
@@ -90,7 +91,9 @@ def _expected(error: Exception) -> tuple[str, str, int] | None:
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "mmchat"
-        message = " ".join(error.format_message().split()).rstrip(".")
+        is_value = type(error) is typer.BadParameter
+        text = explained(error) if is_value else error.format_message()
+        message = " ".join(text.split()).rstrip(".")
         return command, f"{message} (see '{command} --help')", USAGE_EXIT_CODE
     if isinstance(error, typer.Abort):
         return "mmchat", "aborted", 1
@@ -100,13 +103,12 @@ def _expected(error: Exception) -> tuple[str, str, int] | None:
     return None
 
 
-app = typer.Typer(
+app = App(
     name="mmchat",
     cls=ErrorReportingGroup,
     help="Chat about pictures with Llama 3.2 Vision (Mllama) on your own machine.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
 )
 app.command()(generate)
 app.command()(chat)
@@ -140,4 +142,4 @@ def _root(
     debug: Debug = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        context.get_help()  # Typer prints it through rich
+        console.write_out(context.get_help() + "\n")

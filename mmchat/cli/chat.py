@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,10 +15,11 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
 from mmchat.cli.offer import find_or_offer
+from mmchat.cli.option_groups import with_option_groups
+from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmchat.params import ModelParams
     from mmchat.repl.chat import Chat
     from mmchat.sampling import SamplingParams
     from mmchat.session import ChatSession
@@ -28,6 +28,18 @@ HANGUP_EXIT_CODE = 129
 INTERRUPTED_EXIT_CODE = 130
 CHAT = "Chat"
 
+FirstImages = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-i",
+        "--image-prompt",
+        "--image-prompts",
+        "--image",
+        metavar="PATH|URL",
+        help="A picture for the first question; repeatable.",
+        rich_help_panel=CHAT,
+    ),
+]
 Continue = Annotated[
     bool,
     typer.Option("--continue", "-c", help="Go on with the last chat.", rich_help_panel=CHAT),
@@ -50,33 +62,18 @@ Thumbnails = Annotated[
 ]
 
 
+@with_option_groups
 def chat(
-    model: options.Model = None,
-    images: options.Images = None,
+    images: FirstImages = None,
     system: options.System = None,
     continue_last: Continue = False,
     resume: Resume = None,
     no_history: NoHistory = False,
     thumbnails: Thumbnails = "auto",
-    alpha: options.Alpha = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    presence_penalty: options.PresencePenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    speculate: options.Speculate = "auto",
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    max_seq_len: options.MaxSeqLen = None,
-    checkpoint_path: options.CheckpointPath = None,
-    tokenizer_path: options.TokenizerPath = None,
-    params_path: options.ParamsPath = None,
-    text_only: options.TextOnly = False,
+    *,
+    sampling: SamplingOptions,
+    choice: ModelChoice,
+    offline: options.Offline = False,
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -85,35 +82,11 @@ def chat(
 
     Drop a picture into the window, or type its path, and ask. Chats are kept; see --continue.
     """
-    sampling = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "frequency_penalty": frequency_penalty,
-        "presence_penalty": presence_penalty,
-        "seed": seed,
-        "stop": tuple(stop) if stop else None,
-        "speculate": int(speculate) if speculate.isdecimal() else speculate,
-    }
     if continue_last and resume:
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in (images or []):
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
-    check_name(model)
-    choice = ModelChoice(
-        name=model,
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-        max_seq_len=max_seq_len,
-        text_only=text_only,
-        alpha=alpha,
-    )
+    check_name(choice.name)
     source = find_or_offer(choice)
     if source.params.chat_format == "base":
         raise UsageError(
@@ -127,19 +100,12 @@ def chat(
     way = _thumbnail_way(thumbnails) if terminal else "off"
     with _typing_ahead(terminal), console.Stages(quiet=quiet) as stages:
         session = choice.load(stages).chat(system=system)
-    params = _sampling_params(source.params, sampling)
+    params = sampling.for_model(source.params)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (terminal or saved is not None)
     code = _run(session, params, images or [], saved, terminal=terminal, way=way, keeps=keeps)
     if code:
         raise typer.Exit(code)
-
-
-def _sampling_params(params: ModelParams, chosen: dict[str, Any]) -> SamplingParams:
-    from mmchat.sampling import SamplingParams
-
-    given = {name: value for name, value in chosen.items() if value is not None}
-    return SamplingParams(**{**asdict(params.generation), **given})
 
 
 def _state_folder() -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmchat.errors import DiskError
-from mmchat.terminal import Sanitizer, sanitize
+from mmchat.terminal import Sanitizer, filled, sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,6 +99,11 @@ def for_stream(text: str, stream: TextIO) -> str:
     return sanitize(text) if is_terminal(stream) else text
 
 
+def bold(text: str) -> str:
+    """`text` in bold if stdout is a terminal."""
+    return f"\x1b[1m{text}\x1b[0m" if draws(sys.stdout) else text
+
+
 def note(text: str) -> None:
     """One line on stderr for the person at the terminal."""
     _stderr_line(text, style="dim")
@@ -117,7 +122,8 @@ def confirm(question: str) -> bool:
 
 
 def _stderr_line(text: str, style: str) -> None:
-    text = for_stream(text, sys.stderr)
+    if is_terminal(sys.stderr):
+        text = filled(sanitize(text), terminal_size()[0])
     colored = _color == "always" or (
         _color == "auto" and is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
     )

@@ -39,7 +39,7 @@ def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
     sizes = family_module(params, "footprint").footprint(params.config)
     images = [picture_facts(image, params) for image in request.images]
     prompt_tokens = _prompt_tokens(request, source)
-    new_tokens = request.sampling_params(params).max_new_tokens
+    new_tokens = request.sampling.for_model(params).max_new_tokens
     limit = choice.max_seq_len or params.config.text_config.max_position_embeddings
     positions = min((prompt_tokens or 0) + new_tokens, limit)
     tiles = sum(facts["tile_grid"][0] * facts["tile_grid"][1] for facts in images)

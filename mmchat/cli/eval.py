@@ -10,13 +10,14 @@ import typer
 
 from mmchat import atomic_file
 from mmchat.cli import console, options
+from mmchat.cli.help_page import App, Group
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
 
 if TYPE_CHECKING:
     from mmchat.evals.run import Report
 
-eval_app = typer.Typer(help="Measure a model's accuracy.", no_args_is_help=True)
+eval_app = App(help="Measure a model's accuracy.", cls=Group)
 
 
 @eval_app.callback()

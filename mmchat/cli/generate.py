@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -14,43 +14,27 @@ from mmchat.cli import answer, console, options
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
 from mmchat.cli.model_choice import ModelChoice, alpha_rule, check_name, say_choice
 from mmchat.cli.offer import find_or_offer
+from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import PromptInput, gather, load_images
+from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.events import Event
     from mmchat.messages import Image
-    from mmchat.params import ModelParams
-    from mmchat.sampling import SamplingParams
     from mmchat.session import ChatSession
 
 
+@with_option_groups
 def generate(
-    model: options.Model = None,
     prompt: options.Prompt = None,
     images: options.Images = None,
     system: options.System = None,
     raw: options.Raw = False,
-    alpha: options.Alpha = None,
-    max_new_tokens: options.MaxNewTokens = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    frequency_penalty: options.FrequencyPenalty = None,
-    presence_penalty: options.PresencePenalty = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    speculate: options.Speculate = "auto",
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    max_seq_len: options.MaxSeqLen = None,
-    checkpoint_path: options.CheckpointPath = None,
-    tokenizer_path: options.TokenizerPath = None,
-    params_path: options.ParamsPath = None,
-    text_only: options.TextOnly = False,
+    *,
+    sampling: SamplingOptions,
+    choice: ModelChoice,
     offline: options.Offline = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = 0,
@@ -67,49 +51,24 @@ def generate(
 
     The answer alone goes to stdout. Try: mmchat generate -p "What's in this image?" -i dog.jpg
     """
-    sampling = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "frequency_penalty": frequency_penalty,
-        "presence_penalty": presence_penalty,
-        "seed": seed,
-        "stop": tuple(stop) if stop else None,
-        "speculate": int(speculate) if speculate.isdecimal() else speculate,
-        "logprobs": logprobs or None,
-    }
     _refuse_pair("--json", as_json, "--stream-json", stream_json)
     _refuse_pair("--no-stream", no_stream, "--stream-json", stream_json)
     _refuse_pair("--quiet", quiet, "--verbose", verbose)
     _refuse_pair("--raw", raw, "--system", system is not None)
-    _refuse_pair("--text-only", text_only, "--image-prompt", bool(images))
+    _refuse_pair("--text-only", choice.text_only, "--image-prompt", bool(images))
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
-    check_name(model)
+    check_name(choice.name)
     output = None if output == Path("-") else output
     if output is not None:
         atomic_file.check_writable(output)
         _refuse_overwriting_input(output, images or [])
     given = gather(prompt, images or [], allow_blank=raw)
-    choice = ModelChoice(
-        name=model,
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-        max_seq_len=max_seq_len,
-        text_only=text_only,
-        alpha=alpha,
-    )
     source = choice.find(checkpoint_required=False) if dry_run else find_or_offer(choice)
     if not quiet:
         say_choice(choice, source)
     pictures = _read_pictures(given, alpha_rule(choice, source), quiet)
-    request = Request(given.text, pictures, system, raw, choice, sampling, quiet, verbose)
+    request = Request(given.text, pictures, system, raw, choice, sampling, logprobs, quiet, verbose)
     if dry_run:
         from mmchat.cli.dry_run import show_dry_run
 
@@ -132,16 +91,10 @@ class Request:
     system: str | None
     raw: bool
     choice: ModelChoice
-    sampling: dict[str, Any]
+    sampling: SamplingOptions
+    logprobs: int
     quiet: bool
     verbose: bool
-
-    def sampling_params(self, params: ModelParams) -> SamplingParams:
-        """What was asked for; the rest as the makers of the model recommend."""
-        from mmchat.sampling import SamplingParams
-
-        chosen = {name: value for name, value in self.sampling.items() if value is not None}
-        return SamplingParams(**{**asdict(params.generation), **chosen})
 
 
 def run(request: Request, form: answer.Form, output: Path | None) -> None:
@@ -165,7 +118,7 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
 def _events(model: Model, session: ChatSession, request: Request) -> Iterator[Event]:
     """The chat format for instruct models; the prompt as it is for base models and --raw."""
     params = model.params
-    sampling = request.sampling_params(params)
+    sampling = request.sampling.for_model(params, logprobs=request.logprobs)
     if request.raw or params.chat_format == "base":
         if request.system is not None:
             raise UsageError(f"--system does not fit {params.name}: a base model has no roles")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console, options
 from mmchat.cli.units import count, size
+from mmchat.terminal import filled
 
 if TYPE_CHECKING:
     from mmchat.checkpoints.hub.holdings import Holding
@@ -98,13 +99,17 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
-    from rich.table import Table
-    from rich.text import Text
+    """A row for each model and its aliases below it; what one must type is never cut."""
+    header, *cells = ([*row[:4], " ".join(filter(None, row[4:6]))] for row in (COLUMNS, *rows))
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    columns = console.terminal_size()[0]
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in COLUMNS:
-        right = column in ("PARAMETERS", "TILE", "ON DISK")
-        table.add_column(column, justify="right" if right else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.stdout_console().print(table)
+    def line(row: list[str]) -> str:
+        name, kind, count_, tile, disk = row
+        left = f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {count_:>{widths[2]}}"
+        return f"{left}  {tile:>{widths[3]}}  {disk}".rstrip() + "\n"
+
+    console.write_out(console.bold(line(header).rstrip()) + "\n")
+    for row, cell in zip(rows, cells, strict=True):
+        aliases = filled(f"  or {row[-1]}", columns, indent="  ")
+        console.write_safely(line(cell) + (f"{aliases}\n" if row[-1] else ""))

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat.cli import console
+from mmchat.cli import console, options
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ _PICTURE = r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif|hei[cf])$"
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What selects and places the model; the fields are the arguments of `mmchat.load`."""
+    """What selects and places the model: options of the commands, arguments of `mmchat.load`."""
 
-    name: str | None
-    checkpoint_path: Path | None = None
-    tokenizer_path: Path | None = None
-    params_path: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    max_seq_len: int | None = None
-    text_only: bool = False
-    alpha: Literal["white", "drop"] | None = None
+    name: options.Model = None
+    device: options.Device = "auto"
+    dtype: options.Dtype = "auto"
+    max_seq_len: options.MaxSeqLen = None
+    checkpoint_path: options.CheckpointPath = None
+    tokenizer_path: options.TokenizerPath = None
+    params_path: options.ParamsPath = None
+    text_only: options.TextOnly = False
+    alpha: options.Alpha = None
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none."""

@@ -11,6 +11,7 @@ from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.model_choice import ModelChoice
 from mmchat.cli.units import size
 from mmchat.errors import CheckpointError
+from mmchat.offline import is_hub_offline
 
 if TYPE_CHECKING:
     from mmchat.params import ModelParams, ModelSource
@@ -27,15 +28,18 @@ def find_or_offer(choice: ModelChoice) -> ModelSource:
         return choice.find()
     except CheckpointError:
         params = _downloadable(choice)
-        if params is None or not _is_wanted(params):
+        if params is None:
             raise
+        if not _is_wanted(params):
+            raise CheckpointError(
+                f"{params.name} is not here; 'mmchat download {params.name}' fetches it"
+            ) from None
         _download(params)
         return choice.find()
 
 
 def _downloadable(choice: ModelChoice) -> ModelParams | None:
     """The known model that is meant, if it can be fetched now and someone can be asked."""
-    from mmchat.checkpoints.hub.client import is_hub_offline
     from mmchat.params import find_params
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,10 +9,8 @@ import typer
 
 from mmchat.cli import console
 from mmchat.offline import go_offline
-from mmchat.speculation import LONGEST_DRAFT
 
 INPUT = "Input"
-SAMPLING = "Sampling"
 MODEL = "Model"
 OUTPUT = "Output"
 
@@ -34,44 +30,6 @@ def _set_color(mode: console.ColorMode) -> None:
 def _go_offline(asked: bool) -> None:
     if asked:
         go_offline()
-
-
-def number(
-    low: float, high: float, *, low_excluded: bool = False
-) -> Callable[[float | None], float | None]:
-    """A callback that admits finite numbers from `low` to `high`."""
-    if math.isinf(high):
-        allowed = f"a finite number {'above' if low_excluded else 'from'} {low:g}"
-    else:
-        allowed = f"a number {'above' if low_excluded else 'from'} {low:g} to {high:g}"
-
-    def check(value: float | None) -> float | None:
-        if value is None:
-            return None
-        above = value > low if low_excluded else value >= low
-        if not (math.isfinite(value) and above and value <= high):
-            raise typer.BadParameter(f"{value:g} is not {allowed}")
-        return value
-
-    return check
-
-
-def _seed(value: int | None) -> int | None:
-    if value is not None and not 0 <= value < 2**63:
-        raise typer.BadParameter(f"{value} is not a whole number from 0 to 2**63 - 1")
-    return value
-
-
-def _speculate(value: str) -> str:
-    if value in ("auto", "off") or (value.isdecimal() and int(value) <= LONGEST_DRAFT):
-        return value
-    raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0 to {LONGEST_DRAFT}")
-
-
-def _not_empty(values: list[str] | None) -> list[str]:
-    if values and "" in values:
-        raise typer.BadParameter("an empty string would stop at once")
-    return values or []
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
@@ -203,117 +161,6 @@ Raw = Annotated[
 Alpha = Annotated[
     Literal["white", "drop"] | None,
     typer.Option(help="Transparent pixels: on white, or alpha dropped.", rich_help_panel=INPUT),
-]
-
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(
-        "-n",
-        "--max-new-tokens",
-        metavar="N",
-        min=1,
-        help="Longest answer, tokens.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "-t",
-        "--temperature",
-        metavar="X",
-        callback=number(0, 100),
-        help="0 is greedy; the model's own default if left out.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(
-        "--top-k",
-        metavar="N",
-        min=0,
-        help="Only the N likeliest; 0 is all.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p",
-        metavar="X",
-        callback=number(0, 1, low_excluded=True),
-        help="Only the likeliest that hold this probability.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(
-        "--min-p",
-        metavar="X",
-        callback=number(0, 1),
-        help="Only those with this share of the likeliest one's probability.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--repetition-penalty",
-        metavar="X",
-        callback=number(0, math.inf, low_excluded=True),
-        help="Above 1 discourages tokens seen before.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-FrequencyPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--frequency-penalty",
-        metavar="X",
-        callback=number(-2, 2),
-        help="Per earlier occurrence in the answer.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-PresencePenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--presence-penalty",
-        metavar="X",
-        callback=number(-2, 2),
-        help="Once for tokens already in the answer.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        callback=_seed,
-        help="Same seed, same answer; 0 counts.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--stop",
-        metavar="TEXT",
-        callback=_not_empty,
-        help="Stop before this text; repeatable.",
-        rich_help_panel=SAMPLING,
-    ),
-]
-Speculate = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|off|N",
-        callback=_speculate,
-        help="Guess the next N tokens from the text so far, to be faster where it repeats.",
-        rich_help_panel=SAMPLING,
-    ),
 ]
 
 Logprobs = Annotated[

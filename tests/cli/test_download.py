@@ -74,7 +74,10 @@ def test_a_second_run_asks_one_question_and_a_pinned_one_none(machine):
 def test_offline_finds_what_is_there_and_asks_nobody(machine):
     missing = machine.run("download", REPO, "--offline")
     assert (missing.stdout, missing.exit_code) == ("", 6)
-    assert "this run is offline" in missing.stderr
+    assert missing.stderr == (
+        f"mmchat: error: {REPO} is not complete on this machine, and this run may not fetch it"
+        " (--offline or HF_HUB_OFFLINE); 'mmchat list' shows what is here\n"
+    )
     assert machine.hub.requests == []
     machine.run("download", REPO)
     for extra in ({"HF_HUB_OFFLINE": "1"}, {"MMCHAT_OFFLINE": "1"}):
@@ -453,4 +456,10 @@ def test_on_a_terminal_generate_offers_the_download(machine, answer, is_asked):
     assert b"download it now? [y/N]" in shown
     assert bool(machine.hub.requests) is is_asked
     assert bool(machine.tree()) is is_asked
+    if not is_asked:
+        said = b" ".join(shown.split())
+        assert said.endswith(
+            b"mmchat: error: Llama-3.2-11B-Vision-Instruct is not here;"
+            b" 'mmchat download Llama-3.2-11B-Vision-Instruct' fetches it"
+        )
     assert process.returncode == 3  # after the download: what the fake hub serves is no model

@@ -1,9 +1,11 @@
 import json
+import re
 import struct
 
 import pytest
 
 from mmchat.cli import console
+from mmchat.params import known_models
 from tests.cli.fake_loading import known_params
 
 
@@ -17,13 +19,21 @@ def test_list_piped_is_plain_columns(run_real):
     assert (done.stderr, done.exit_code) == ("", 0)
 
 
-def test_list_on_a_terminal_is_a_table(run_real, monkeypatch):
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_list_on_a_terminal_is_a_table_that_cuts_no_name(run_real, monkeypatch, columns):
     monkeypatch.setattr(console, "is_terminal", lambda stream: True)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "xterm")
     first, *rest = run_real("list").stdout.splitlines()
-    assert " ".join(first.split()) == "NAME KIND PARAMETERS TILE ON DISK FORMAT ALIASES"
-    start = first.index("KIND")
-    assert all(line[start:].startswith(("base", "instruct")) for line in rest)
+    columns_shown = re.sub(r"\x1b\[\d*m", "", first).split()
+    assert columns_shown == ["NAME", "KIND", "PARAMETERS", "TILE", "ON", "DISK", "FORMAT"]
+    start = first.index("KIND") - len("\x1b[1m")
+    rows = [line for line in rest if not line.startswith("  ")]
+    assert all(line[start:].startswith(("base", "instruct")) for line in rows)
+    aliases = [line for line in rest if line.startswith("  ")]
+    assert all(len(line) <= int(columns) for line in aliases)
+    words = {word.rstrip(",") for line in rest for word in line.split()}
+    assert {name for p in known_models() for name in (p.params.name, *p.params.aliases)} <= words
 
 
 def test_list_as_json_has_every_model_once(run_real):

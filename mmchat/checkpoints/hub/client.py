@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmchat.errors import DiskError, GatedError, MmchatError, NetworkError, NotFoundError, quoted
-from mmchat.offline import is_offline
+from mmchat.offline import is_hub_offline
 
 T = TypeVar("T")
 
@@ -44,11 +44,6 @@ class TransientError(NetworkError):
         super().__init__(message)
         self.busy = busy
         self.wait = wait
-
-
-def is_hub_offline() -> bool:
-    """Whether this run may not ask the Hub (HF_HUB_OFFLINE or MMCHAT_OFFLINE)."""
-    return is_offline() or is_offline("HF_HUB_OFFLINE")
 
 
 def page_of(repo: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.checkpoints.hub.client import COMMIT, HubClient, HubFile, is_hub_offline
+from mmchat.checkpoints.hub.client import COMMIT, HubClient, HubFile
 from mmchat.checkpoints.hub.places import (
     CachePlace,
     FolderPlace,
@@ -22,6 +22,7 @@ from mmchat.checkpoints.hub.selection import WeightsFormat, select
 from mmchat.checkpoints.hub.transfer import CancelledError, fetch_part
 from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest
 from mmchat.errors import CheckpointError, DiskError, NetworkError, UsageError, quoted
+from mmchat.offline import is_hub_offline
 
 _REVISION = re.compile(r"[\w][\w.+/-]{0,127}", re.ASCII)
 _SPARE = 0.01  # of the bytes to fetch, kept free beside them
@@ -166,8 +167,8 @@ def _offline_plan(request: Request) -> Plan:
     done = complete_folder(request)
     if done is None or done.commit is None:
         raise NetworkError(
-            f"{request.repo} is not complete on this machine, and this run is offline;"
-            " run it again without --offline and HF_HUB_OFFLINE"
+            f"{request.repo} is not complete on this machine, and this run may not fetch it"
+            " (--offline or HF_HUB_OFFLINE); 'mmchat list' shows what is here"
         )
     return _finished_plan(request, done.commit, _place(request, done.commit), done)
 
