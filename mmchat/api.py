@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,8 @@ def load(
     max_seq_len: int | None = None,
     text_only: bool = False,
     alpha: Literal["white", "drop"] | None = None,
+    quantize: str = "none",
+    quantize_keep: Collection[str] = (),
     progress: ProgressCallback | None = None,
 ) -> Model:
     """Load a model by name, Hub id or folder; without any, the built-in one.
@@ -57,6 +59,8 @@ def load(
         max_seq_len=max_seq_len,
         text_only=text_only,
         alpha=alpha,
+        quantize=quantize,
+        quantize_keep=quantize_keep,
         progress=progress,
     )
     return Model(**vars(loaded))

@@ -73,3 +73,16 @@ def _device(name: str) -> torch.device:
     elif device.type not in ("cpu", "mps"):
         raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def check_float8(device: torch.device) -> None:
+    """Raises DeviceError where float8 matrices are not multiplied: all but newer CUDA devices."""
+    import torch
+
+    if device.type != "cuda":
+        raise DeviceError(f"fp8 needs a CUDA device, not {device}; use int8 or int4")
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (8, 9):
+        raise DeviceError(
+            f"fp8 needs compute capability 8.9, {device} has {major}.{minor}; use int8 or int4"
+        )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from mmchat import quantization
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mmchat.device import Placement, choose_placement
-from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError, quoted
+from mmchat.device import Placement, check_float8, choose_placement
+from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
 from mmchat.machine.memory import available_memory, peak_memory
+from mmchat.nn.linear import Float8Linear, QuantizedLinear
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
+from mmchat.quantization import Plan
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.eager import EagerRuntime
 from mmchat.runtime.exported import ExportedFolder, exported_folder, open_exported
 from mmchat.sampling import SamplingParams
+from mmchat.saved_weights import load_saved
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
 
@@ -28,7 +32,10 @@ ProgressCallback = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with all that a conversation needs. max_seq_len: positions of prompt and answer."""
+    """A model with all that a conversation needs.
+
+    max_seq_len: positions of prompt and answer. quantize: the scheme of the weights.
+    """
 
     params: ModelParams
     runtime: Runtime
@@ -38,6 +45,7 @@ class LoadedModel:
     max_seq_len: int
     sampling_defaults: SamplingParams
     text_only: bool
+    quantize: str
     load_seconds: float
 
     @property
@@ -69,12 +77,15 @@ def load_model(
     max_seq_len: int | None = None,
     text_only: bool = False,
     alpha: Literal["white", "drop"] | None = None,
+    quantize: str = "none",
+    quantize_keep: Collection[str] = (),
     progress: ProgressCallback | None = None,
 ) -> LoadedModel:
     """Find, check and load a model.
 
     name: a known name, a Hub id or a folder. text_only leaves vision and cross-attention unloaded.
-    alpha: "white" or "drop", overrides how transparent pictures are flattened.
+    alpha: "white" or "drop", overrides how transparent pictures are flattened. quantize: a scheme
+    of mmchat.quantization; quantize_keep: parts ("text", "head", "vision") that it leaves alone.
     Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError.
     """
     begin = time.perf_counter()
@@ -86,20 +97,22 @@ def load_model(
     )
     params = source.params
     limit = _context_limit(params, max_seq_len)
-    if exported := exported_folder(source.checkpoint):
-        limit = _exported_limit(exported, max_seq_len)
-        runtime, placement = open_exported(exported, params, device, dtype)
+    exported = exported_folder(source.checkpoint)
+    if exported:
+        loaded = _load_exported(
+            exported, params, device, dtype, max_seq_len, quantize, quantize_keep, text_only
+        )
         rule = alpha or params.image_processor.alpha_for("hf")
-        tokenizer = _open_tokenizer(source)
-        return _ready(params, runtime, tokenizer, placement, limit, text_only, rule, begin)
+        return _ready(params, *loaded, _open_tokenizer(source), text_only, rule, begin)
     placement = choose_placement(device, dtype, params.parameters)
+    plan = _plan(quantize, quantize_keep, placement)
     tokenizer = _open_tokenizer(source)
     merge_rules = params.family.resolve("weights").shard_dims
     with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
-        model = _load_weights(files, params, placement, text_only, progress)
+        model = _load_weights(files, params, placement, plan, text_only, progress)
         rule = alpha or params.image_processor.alpha_for(files.format)
     runtime = EagerRuntime(model, placement.device)
-    return _ready(params, runtime, tokenizer, placement, limit, text_only, rule, begin)
+    return _ready(params, runtime, placement, plan, limit, tokenizer, text_only, rule, begin)
 
 
 def load_from_tensors(
@@ -110,23 +123,61 @@ def load_from_tensors(
     device: str = "auto",
     dtype: str = "auto",
     max_seq_len: int | None = None,
+    quantize: str = "none",
+    quantize_keep: Collection[str] = (),
 ) -> LoadedModel:
     """`load_model` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
     limit = _context_limit(params, max_seq_len)
     placement = choose_placement(device, dtype, params.parameters)
-    model = _load_weights(tensors, params, placement, False, None)
+    plan = _plan(quantize, quantize_keep, placement)
+    model = _load_weights(tensors, params, placement, plan, False, None)
     alpha = params.image_processor.alpha_for(tensors.format)
     runtime = EagerRuntime(model, placement.device)
-    return _ready(params, runtime, tokenizer, placement, limit, False, alpha, begin)
+    return _ready(params, runtime, placement, plan, limit, tokenizer, False, alpha, begin)
+
+
+def _load_exported(
+    folder: ExportedFolder,
+    params: ModelParams,
+    device: str,
+    dtype: str,
+    max_seq_len: int | None,
+    quantize: str,
+    keep: Collection[str],
+    text_only: bool,
+) -> tuple[Runtime, Placement, Plan, int]:
+    """The runtime of a folder that `mmchat export` wrote, and what it was exported for."""
+    record = folder.record
+    folder.check_options(quantize, keep)
+    if record.programs:
+        limit = folder.context_limit(max_seq_len)
+        runtime, placement = open_exported(folder, params, device, dtype)
+        return runtime, placement, quantization.make_plan(record.scheme, record.keep), limit
+    limit = _context_limit(params, max_seq_len)
+    placement = choose_placement(device, record.dtype if dtype == "auto" else dtype, 0)
+    folder.check_dtype(placement)
+    plan = _plan(record.scheme, record.keep, placement)
+    with open_checkpoint(folder.path, merge_rules=None) as files:
+        _check_memory(files.total_bytes, placement, params.name)
+        model = load_saved(files, params, plan, placement.device, text_only=text_only)
+    return EagerRuntime(model, placement.device), placement, plan, limit
+
+
+def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
+    plan = quantization.make_plan(quantize, keep)
+    if plan.scheme and plan.scheme.is_float:
+        check_float8(placement.device)
+    return plan
 
 
 def _ready(
     params: ModelParams,
     runtime: Runtime,
-    tokenizer: Tokenizer,
     placement: Placement,
+    plan: Plan,
     limit: int,
+    tokenizer: Tokenizer,
     text_only: bool,
     alpha: Literal["white", "drop"],
     begin: float,
@@ -142,6 +193,7 @@ def _ready(
         max_seq_len=limit,
         sampling_defaults=SamplingParams(**vars(params.generation)),
         text_only=text_only,
+        quantize=plan.name,
         load_seconds=time.perf_counter() - begin,
     )
 
@@ -153,16 +205,6 @@ def _context_limit(params: ModelParams, asked: int | None) -> int:
     if not 1 <= asked <= most:
         raise UsageError(f"max_seq_len must be between 1 and {most} for this model, not {asked}")
     return asked
-
-
-def _exported_limit(folder: ExportedFolder, asked: int | None) -> int:
-    most = folder.record.max_seq_len
-    if asked is not None and asked > most:
-        raise UsageError(
-            f"{quoted(folder.path, 300)} was exported for {most} positions, not {asked}; export"
-            f" again: {folder.again} --max-seq-len {asked}"
-        )
-    return asked or most
 
 
 def _given(checkpoint: Path | None, params: ModelParams) -> Path:
@@ -191,33 +233,58 @@ def _load_weights(
     files: Checkpoint,
     params: ModelParams,
     placement: Placement,
+    plan: Plan,
     text_only: bool,
     progress: ProgressCallback | None,
 ) -> Any:
-    """Build on the meta device, then give each parameter its tensor, one at a time."""
+    """Build on the meta device, then give each parameter its tensor, one at a time.
+
+    A layer that is quantised takes its weights rounded, so that no more than one of them is in
+    memory as it was.
+    """
     family = params.family
     with torch.device("meta"):
         model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=text_only)
-    sizes = (p.numel() for n, p in model.named_parameters() if n in wanted)
-    _check_memory(sum(sizes) * placement.dtype.itemsize, placement, params.name)
+    quantization.replace_linears(model, plan)
+    _check_memory(_bytes_to_load(model, wanted, placement.dtype), placement, params.name)
     try:
         tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
         for done, (name, tensor) in enumerate(tensors, start=1):
-            _assign(model, name, tensor.to(placement.device, placement.dtype))
+            _assign(model, name, tensor, placement)
             if progress:
                 progress("weights", done, len(wanted))
     except CheckpointError as error:
         raise _with_fitting_params(error, params) from None
+    if (
+        plan.scheme or placement.device.type != "cpu"
+    ):  # on the CPU, plain weights stay in their file
+        model.fuse_projections()
     model.materialize_buffers(placement.device)
     return model
 
 
-def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+def _bytes_to_load(model: torch.nn.Module, wanted: Collection[str], dtype: torch.dtype) -> int:
+    """Bytes of the weights `wanted`, in the format in which they will be held."""
+    total = 0
+    for owner, module in model.named_modules():
+        names = {f"{owner}.{name}" for name, _ in module.named_parameters(recurse=False)}
+        for name in names & set(wanted):
+            total += model.get_parameter(name).numel() * dtype.itemsize
+        if isinstance(module, QuantizedLinear | Float8Linear) and f"{owner}.weight" in wanted:
+            total += sum(buffer.nbytes for buffer in module.buffers(recurse=False))
+    return total
+
+
+def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor, placement: Placement) -> None:
     owner, _, last = name.rpartition(".")
-    parameter = torch.nn.Parameter(tensor, requires_grad=False)
-    setattr(model.get_submodule(owner), last, parameter)
+    module = model.get_submodule(owner)
+    if last == "weight" and isinstance(module, QuantizedLinear | Float8Linear):
+        module.quantize(tensor.to(placement.device))
+        return
+    tensor = tensor.to(placement.device, placement.dtype)
+    setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
 
 
 def _check_memory(needed: int, placement: Placement, name: str) -> None:

@@ -13,7 +13,10 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 # What is dangerous, and the files that may do it.
 PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/__init__.py"},
-    "unpickles or runs code": {"checkpoints/writers.py"},  # pickles the table of a .pth
+    "unpickles or runs code": {
+        "checkpoints/writers.py",  # pickles the table of a .pth
+        "kernels/native.py",  # runs the C compiler on the package's own source
+    },
     "reads weights with a library": set(),
     "talks to the network": {
         "checkpoints/hub/client.py",
@@ -47,6 +50,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
         "images/sources.py",
+        "kernels/native.py",
         "machine/cpu.py",
         "machine/memory.py",
         "atomic_file.py",

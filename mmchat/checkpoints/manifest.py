@@ -37,16 +37,17 @@ class FileRecord:
 class ExportRecord:
     """What an exported folder was made for, and with what.
 
-    format: "aoti", "executorch" or "safetensors". model: its name. scheme: of quantisation. torch:
-    the version that compiled the programs. device: its type. processor: architecture and vector
-    instructions that the programs use, "" if they are portable. max_seq_len: positions of prompt
-    and answer. max_images: pictures that one prefill may see. programs: their names.
+    format: "aoti" or "safetensors". model: its name. scheme: of quantisation, but for the parts in
+    keep. torch: the version that compiled the programs. device: its type. processor: architecture
+    and vector instructions that the programs use, "" if there are none. max_seq_len: positions of
+    prompt and answer. max_images: pictures that one prefill may see. programs: their names.
     """
 
     format: str
     model: str
     dtype: str
     scheme: str
+    keep: tuple[str, ...]
     torch: str
     device: str
     processor: str

@@ -34,6 +34,8 @@ def export(
     ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = "none",
+    quantize_keep: options.QuantizeKeep = None,
     max_seq_len: Annotated[
         int | None,
         typer.Option(
@@ -78,6 +80,8 @@ def export(
         dtype,
         max_seq_len,
         max_images,
+        quantize,
+        tuple(quantize_keep or ()),
         force,
     )
     with interrupt_says("stopped; nothing was written"), console.Stages(quiet=quiet) as stages:

@@ -27,6 +27,8 @@ class ModelChoice:
     name: options.Model = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
+    quantize: options.Quantize = "none"
+    quantize_keep: options.QuantizeKeep = None
     max_seq_len: options.MaxSeqLen = None
     checkpoint_path: options.CheckpointPath = None
     tokenizer_path: options.TokenizerPath = None
@@ -68,6 +70,8 @@ class ModelChoice:
             max_seq_len=self.max_seq_len,
             text_only=self.text_only,
             alpha=self.alpha,
+            quantize=self.quantize,
+            quantize_keep=self.quantize_keep or (),
             progress=show,
         )
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mmchat import quantization
 from mmchat.cli import console
 from mmchat.offline import go_offline
 
@@ -30,6 +31,21 @@ def _set_color(mode: console.ColorMode) -> None:
 def _go_offline(asked: bool) -> None:
     if asked:
         go_offline()
+
+
+def _scheme(value: str) -> str:
+    quantization.find_scheme(value)
+    return value
+
+
+def _parts(values: list[str] | None) -> list[str]:
+    quantization.check_parts(values or [])
+    return values or []
+
+
+def complete_scheme(incomplete: str) -> list[str]:
+    """Quantisation schemes that begin so."""
+    return [name for name in quantization.SCHEMES if name.startswith(incomplete)]
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
@@ -116,6 +132,27 @@ Device = Annotated[
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Number format of the weights.", rich_help_panel=MODEL),
+]
+Quantize = Annotated[
+    str,
+    typer.Option(
+        "--quantize",
+        metavar="SCHEME",
+        callback=_scheme,
+        autocompletion=complete_scheme,
+        help="Weights in int8, int4 (-g32, -g64, -g128) or fp8 (CUDA).",
+        rich_help_panel=MODEL,
+    ),
+]
+QuantizeKeep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantize-keep",
+        metavar="PART",
+        callback=_parts,
+        help="Leave text, head or vision unquantised; repeatable.",
+        rich_help_panel=MODEL,
+    ),
 ]
 MaxSeqLen = Annotated[
     int | None,

@@ -52,6 +52,8 @@ class ExportPlan:
     dtype: str = "auto"
     max_seq_len: int | None = None
     max_images: int = DEFAULT_MAX_IMAGES
+    quantize: str = "none"
+    quantize_keep: tuple[str, ...] = ()
     force: bool = False
 
 
@@ -73,6 +75,8 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
     Raises UsageError, ParamsError, CheckpointError, DeviceError, MemoryError_, ExportError,
     DiskError.
     """
+    from mmchat.runtime.exported import exported_folder
+
     begin = time.perf_counter()
     source = find_model(
         plan.name,
@@ -81,6 +85,13 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         params_path=plan.params_path,
     )
     replaces = _check_target(plan, source)
+    if made_by_us := exported_folder(source.checkpoint):
+        if made_by_us.record.programs:
+            raise UsageError(
+                f"{quoted(made_by_us.path, 300)} holds programs; export"
+                f" {quoted(made_by_us.source, 300)} instead"
+            )
+        plan = replace(plan, quantize_keep=made_by_us.record.keep)
     original = _load(plan, source.params, progress)
     record = _record(plan, original)
     _check_space(plan.folder, original)
@@ -107,6 +118,8 @@ def _load(plan: ExportPlan, params: ModelParams, progress: Progress) -> LoadedMo
         device=plan.device,
         dtype=plan.dtype,
         max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
+        quantize=plan.quantize,
+        quantize_keep=plan.quantize_keep,
         progress=lambda _, done, total: progress("loading", done, total),
     )
 
@@ -120,7 +133,8 @@ def _record(plan: ExportPlan, original: LoadedModel) -> ExportRecord:
         format=plan.format,
         model=original.params.name,
         dtype=str(original.dtype).removeprefix("torch."),
-        scheme="none",
+        scheme=original.quantize,
+        keep=plan.quantize_keep,
         torch=torch.__version__.split("+")[0],
         device=original.device.type,
         processor=processor_name() if plan.format == "aoti" else "",

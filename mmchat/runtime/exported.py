@@ -1,4 +1,4 @@
-"""Open a folder that `mmchat export` wrote: is it whole, and made for this machine?
+"""Open a folder that `mmchat export` wrote: is it whole, and made for what is asked?
 
 The programs of such a folder are native code. Their hashes find damage, not malice: run only
 folders from people whom you would let run programs here.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,45 @@ class ExportedFolder:
         source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
         return f"mmchat export {source} --format {self.record.format} -o {folder}"
 
+    def context_limit(self, asked: int | None) -> int:
+        """Positions to use, of those the programs were made for. Raises UsageError."""
+        most = self.record.max_seq_len
+        if asked is not None and asked > most:
+            raise UsageError(
+                f"{quoted(self.path, 300)} was exported for {most} positions, not {asked}; export"
+                f" again: {self.again} --max-seq-len {asked}"
+            )
+        return asked or most
+
+    def check_options(self, quantize: str, keep: Collection[str]) -> None:
+        """The weights are quantised already, or stay as they are. Raises UsageError."""
+        record = self.record
+        asked = (quantize, tuple(keep))
+        if asked not in ((record.scheme, record.keep), ("none", ()), (record.scheme, ())):
+            raise UsageError(
+                f"{quoted(self.path, 300)} was exported with --quantize {record.scheme}, which"
+                f" cannot be changed; export again: {self.again} --quantize {quantize}"
+            )
+
+    def check_dtype(self, placement: Placement) -> None:
+        """Raises UsageError unless `placement` has the dtype of the export."""
+        name = str(placement.dtype).removeprefix("torch.")
+        if name != self.record.dtype:
+            raise UsageError(
+                f"{quoted(self.path, 300)} was exported in {self.record.dtype}, not {name}; export"
+                f" again: {self.again} --dtype {name}"
+            )
+
 
 def exported_folder(checkpoint: Path | None) -> ExportedFolder | None:
-    """What a folder was exported for; None if it holds no exported programs.
+    """What a folder was exported for; None if `mmchat export` did not write it.
 
     Raises CheckpointError if its record is damaged.
     """
     if checkpoint is None or not checkpoint.is_dir():
         return None
     manifest = read_manifest(checkpoint / MANIFEST_NAME)
-    if manifest is None or manifest.export is None or not manifest.export.programs:
+    if manifest is None or manifest.export is None:
         if (checkpoint / PACKAGE_NAME).exists() and manifest is None:
             raise CheckpointError(
                 f"{quoted(checkpoint, 300)} holds exported programs but no {MANIFEST_NAME}, which"
@@ -94,12 +124,7 @@ def _placement(folder: ExportedFolder, device: str, dtype: str) -> Placement:
             f"{quoted(folder.path, 300)} was exported for {record.device}, not {device}; export"
             f" again: {folder.again} --device {device}"
         )
-    name = str(found.dtype).removeprefix("torch.")
-    if name != record.dtype:
-        raise UsageError(
-            f"{quoted(folder.path, 300)} was exported in {record.dtype}, not {name}; export again:"
-            f" {folder.again} --dtype {name}"
-        )
+    folder.check_dtype(found)
     return Placement(found.device, found.dtype, "as exported")
 
 

@@ -75,6 +75,46 @@ def test_the_folder_runs_alone_in_its_dtype(folder):
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize(("scheme", "keep"), [("int8", ()), ("int4", ()), ("int4-g32", ("head",))])
+def test_quantised_weights_are_stored_as_they_are_used(tmp_path, scheme, keep):
+    out = tmp_path / "out"
+    plan = ExportPlan(None, out, "safetensors", quantize=scheme, quantize_keep=keep)
+    export_model(plan)
+    model = mmchat.load(out, device="cpu")
+    original = mmchat.load(None, device="cpu", quantize=scheme, quantize_keep=keep)
+    stored, expected = (m.runtime.model.state_dict() for m in (model, original))
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
+    assert model.quantize == scheme
+    answers = [finish(m.chat().send("Hello", (), GREEDY)).output_ids for m in (model, original)]
+    assert answers[0] == answers[1]
+    refused(out, UsageError, f"with --quantize {scheme}", quantize="fp8")
+    again = tmp_path / "again"
+    export_model(ExportPlan(out, again, "safetensors"))
+    assert sha256_of(again / "model.safetensors") == sha256_of(out / "model.safetensors")
+
+
+def test_weights_that_do_not_fit_are_all_named(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["language_model.lm_head.weight"]
+    tensors["stranger"] = torch.zeros(2)
+    save_file(tensors, folder / "model.safetensors")
+    claim(folder)
+    refused(folder, CheckpointError, r"lm_head.weight' is missing; 'stranger' is unknown")
+
+
+def test_text_alone_needs_no_vision_weights(folder):
+    model = mmchat.load(folder, text_only=True)
+    assert finish(model.chat().send("Hello", (), GREEDY)).output_ids
+
+
+def test_programs_are_not_exported_again(programs, tmp_path):
+    with pytest.raises(UsageError, match="holds programs; export 'tiny' instead"):
+        export_model(ExportPlan(programs, tmp_path / "again"))
+
+
 def test_the_record_names_everything_and_verifies(folder):
     manifest = read_manifest(folder / MANIFEST_NAME)
     assert {*manifest.files, MANIFEST_NAME} == {path.name for path in folder.iterdir()}
@@ -90,7 +130,7 @@ def test_an_export_replaces_its_own_folder(folder):
 def test_what_export_did_not_write_needs_force(folder):
     (folder / "notes.txt").write_text("mine")
     plan = ExportPlan(None, folder, "safetensors")
-    with pytest.raises(UsageError, match="did not write; .* --force"):
+    with pytest.raises(UsageError, match=r"did not write; .* --force"):
         export_model(plan)
     assert (folder / "notes.txt").read_text() == "mine"
     export_model(replace(plan, force=True))
@@ -203,7 +243,7 @@ def test_a_flipped_bit_in_the_record_is_found(programs):
     position = data.index(b'"sha256": "') + 12
     data[position] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="record is damaged; .* export again"):
+    with pytest.raises(CheckpointError, match=r"record is damaged; .* export again"):
         mmchat.load(programs)
 
 

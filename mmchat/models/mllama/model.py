@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.text import CrossAttentionLayer, CrossSegment, KeyValue, LanguageModel
+from mmchat.models.mllama.text import (
+    CrossAttentionLayer,
+    CrossSegment,
+    KeyValue,
+    LanguageModel,
+    SelfAttention,
+)
 from mmchat.models.mllama.vision import VisionModel
+from mmchat.nn.linear import Linear
+from mmchat.nn.mlp import GatedMLP
 
 if TYPE_CHECKING:
     from mmchat.models.mllama.image_processor import TiledImage
@@ -42,7 +50,7 @@ class MllamaForConditionalGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.vision_model = VisionModel(config.vision_config)
-        self.multi_modal_projector = nn.Linear(
+        self.multi_modal_projector = Linear(
             config.vision_config.output_dim, config.text_config.hidden_size
         )
         self.language_model = LanguageModel(config.text_config)
@@ -199,6 +207,21 @@ class MllamaForConditionalGeneration(nn.Module):
             for name in names
             if name.startswith("language_model.") and ".".join(name.split(".")[:4]) not in cross
         }
+
+    def linear_parts(self) -> dict[str, str]:
+        """Which part each linear layer belongs to: "text", "head" or "vision"."""
+        parts = {"language_model.model": "text", "language_model.lm_head": "head"}
+        return {
+            name: next((p for start, p in parts.items() if name.startswith(start)), "vision")
+            for name, module in self.named_modules()
+            if isinstance(module, Linear)
+        }
+
+    def fuse_projections(self) -> None:
+        """Join the projections that read the same input, once the weights are loaded."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention | GatedMLP):
+                module.fuse_projections()
 
     def materialize_buffers(self, device: torch.device) -> None:
         """Compute what no checkpoint stores, after building on the meta device."""

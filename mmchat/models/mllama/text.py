@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, TextConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.kv_cache import LayerCache
+from mmchat.nn.linear import Linear, fuse
 from mmchat.nn.mlp import GatedMLP
 from mmchat.nn.norm import RMSNorm
 from mmchat.nn.rope import RotaryEmbedding, rotate
@@ -43,15 +44,25 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.sizes = (config.hidden_size, key_size, key_size)
+        self.qkv_proj: nn.Module | None = None
+
+    def fuse_projections(self) -> None:
+        """Read query, key and value in one product; their own layers go."""
+        fuse(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
 
     def _project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query = rotate(split_heads(self.q_proj(x), self.head_dim), cos, sin)
-        key = rotate(split_heads(self.k_proj(x), self.head_dim), cos, sin)
-        return query, key, split_heads(self.v_proj(x), self.head_dim)
+        if self.qkv_proj is None:
+            query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        else:
+            query, key, value = self.qkv_proj(x).split(self.sizes, dim=-1)
+        query = rotate(split_heads(query, self.head_dim), cos, sin)
+        key = rotate(split_heads(key, self.head_dim), cos, sin)
+        return query, key, split_heads(value, self.head_dim)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None, start: int
@@ -94,10 +105,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, key_size, bias=False)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
@@ -275,4 +286,4 @@ class LanguageModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.model = TextModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
+from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP
 
 
@@ -33,10 +34,10 @@ class VisionAttention(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(size, size, bias=False)
-        self.k_proj = nn.Linear(size, size, bias=False)
-        self.v_proj = nn.Linear(size, size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
+        self.q_proj = Linear(size, size, bias=False)
+        self.k_proj = Linear(size, size, bias=False)
+        self.v_proj = Linear(size, size, bias=False)
+        self.o_proj = Linear(size, size, bias=False)
 
     def forward(self, x: Tensor, num_valid: int, log_counts: Tensor, valid_only: bool) -> Tensor:
         queries = x[:, :num_valid] if valid_only else x

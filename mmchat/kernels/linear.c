@@ -1,0 +1,420 @@
+// y = x · Wᵀ for few tokens and large weights, which stream from memory once.
+//
+// Weights are plain row-major matrices, as they are stored in files:
+//   bf16   uint16_t [N, K]
+//   int8   int8_t   [N, K],   w = q · scale[n]
+//   int4   uint8_t  [N, K/2], byte j holds elements 2j (low) and 2j+1 (high), 0..15,
+//          w = (q - 8) · scale[n, g] + zero[n, g], scale and zero bfloat16 [N, K/group]
+// x: float [M, K], y: float [M, N]. K is a multiple of 64, group is 32, 64 or 128.
+//
+// For int8 and int4 weights the activations are rounded to int8 with one scale for each 64 of a
+// token, so that products are whole numbers (as in XNNPACK's and ggml's 8-bit paths).
+// bf16 and int4 weights sit in pairs; activations are split into even and odd elements once, so
+// that no weight is ever moved between lanes.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#define HAVE_AVX2 1
+#endif
+
+#define BLOCK 64          // activations that share a scale
+#define TOKENS 4          // tokens that share one read of a weight
+#define ROWS 4            // rows read side by side for a single token
+#define CACHED 262144     // bytes of activations that stay close to a core
+
+#define INLINE static inline __attribute__((always_inline))
+
+static float bf16_to_float(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+// ---- activations -------------------------------------------------------------------------------
+
+typedef struct {
+    int8_t *q;     // [M, K], each block in the order that the weights need
+    float *scale;  // [M, K / 64]
+    float *sum;    // [M, K / group]: sum of the rounded activations of a weight group
+} Activations;
+
+static void round_token(const float *x, int64_t K, int64_t group, int split, int8_t *q,
+                        float *scale, float *sum) {
+    if (group) memset(sum, 0, sizeof(float) * (K / group));
+    for (int64_t b = 0; b < K / BLOCK; b++) {
+        const float *in = x + b * BLOCK;
+        int8_t *out = q + b * BLOCK;
+        float largest = 0;
+        for (int i = 0; i < BLOCK; i++) {
+            float size = fabsf(in[i]);
+            largest = size > largest || size != size ? size : largest;
+        }
+        float step = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
+        if (!(largest <= 3.4e38f)) step = largest, inverse = 0;  // NaN or infinite: y is NaN
+        int8_t rounded[BLOCK];
+        for (int i = 0; i < BLOCK; i++) rounded[i] = (int8_t)nearbyintf(in[i] * inverse);
+        if (!(largest <= 3.4e38f)) memset(rounded, 1, BLOCK), step = NAN;
+        scale[b] = step;
+        for (int i = 0; i < BLOCK / 2 && split; i++) {
+            out[i] = rounded[2 * i];
+            out[BLOCK / 2 + i] = rounded[2 * i + 1];
+        }
+        if (!split) memcpy(out, rounded, BLOCK);
+        for (int half = 0; half < 2 && group; half++) {
+            int total = 0;
+            for (int i = 0; i < 32; i++) total += rounded[half * 32 + i];
+            sum[(b * BLOCK + half * 32) / group] += step * (float)total;
+        }
+    }
+}
+
+// ---- int8 --------------------------------------------------------------------------------------
+
+#ifdef HAVE_AVX2
+INLINE float sum_lanes(__m256 v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+INLINE __m256 bf16_lanes(const uint16_t *bits) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)bits));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+// a: unsigned, b: signed; sums of four neighbouring products, added to c. With plain AVX2 the
+// products of two pairs must fit int16, which |b| <= 127 and a <= 127 ensure.
+INLINE __m256i dot4(__m256i c, __m256i a, __m256i b) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(c, a, b);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(c, a, b);
+#else
+    __m256i pairs = _mm256_maddubs_epi16(a, b);
+    return _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+#endif
+
+// One stretch of rows against up to TOKENS tokens. rows and tokens are compile-time constants.
+INLINE void int8_tile(const int rows, const int tokens, const int8_t *w, const float *wscale,
+                      const int8_t *q, const float *xscale, float *y, int64_t N, int64_t K) {
+    const int64_t blocks = K / BLOCK;
+#ifdef HAVE_AVX2
+    __m256 acc[ROWS][TOKENS];
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < blocks; b++) {
+        for (int r = 0; r < rows; r++) {
+            const int8_t *at = w + r * K + b * BLOCK;
+            _mm_prefetch((const char *)at + 1024, _MM_HINT_T0);
+            __m256i w0 = _mm256_loadu_si256((const __m256i *)at);
+            __m256i w1 = _mm256_loadu_si256((const __m256i *)(at + 32));
+            __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
+            for (int t = 0; t < tokens; t++) {
+                const __m256i *x = (const __m256i *)(q + t * K + b * BLOCK);
+                __m256i dot = dot4(_mm256_setzero_si256(), a0,
+                                   _mm256_sign_epi8(_mm256_loadu_si256(x), w0));
+                dot = dot4(dot, a1, _mm256_sign_epi8(_mm256_loadu_si256(x + 1), w1));
+                acc[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot),
+                                            _mm256_broadcast_ss(xscale + t * blocks + b),
+                                            acc[r][t]);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) y[t * N + r] = sum_lanes(acc[r][t]) * wscale[r];
+#else
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) {
+            float total = 0;
+            for (int64_t b = 0; b < blocks; b++) {
+                const int8_t *a = w + r * K + b * BLOCK, *x = q + t * K + b * BLOCK;
+                int32_t dot = 0;
+                for (int i = 0; i < BLOCK; i++) dot += (int32_t)a[i] * x[i];
+                total += (float)dot * xscale[t * blocks + b];
+            }
+            y[t * N + r] = total * wscale[r];
+        }
+#endif
+}
+
+// ---- int4 --------------------------------------------------------------------------------------
+
+// For one row and one token: steps[g] = scale of weights and activations together, and the sum over
+// g of (zero - 8 · scale) · sum, which is what the offsets of the groups add. blocks: which
+// activation scale a group has.
+INLINE float int4_steps(const int group, const uint16_t *scale, const uint16_t *zero,
+                        const float *xscale, const float *sum, float *steps, int64_t groups) {
+    int64_t g = 0;
+    float total = 0;
+#ifdef HAVE_AVX2
+    __m256 offsets = _mm256_setzero_ps();
+    for (; g + 8 <= groups; g += 8) {
+        __m256 s = bf16_lanes(scale + g), z = bf16_lanes(zero + g);
+        offsets = _mm256_fmadd_ps(_mm256_fnmadd_ps(_mm256_set1_ps(8), s, z),
+                                  _mm256_loadu_ps(sum + g), offsets);
+        if (group == 32) {
+            __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+            __m256 x = _mm256_castps128_ps256(_mm_loadu_ps(xscale + g / 2));
+            s = _mm256_mul_ps(s, _mm256_permutevar8x32_ps(x, twice));
+        } else if (group == 64) {
+            s = _mm256_mul_ps(s, _mm256_loadu_ps(xscale + g));
+        }
+        _mm256_storeu_ps(steps + g, s);
+    }
+    total = sum_lanes(offsets);
+#endif
+    for (; g < groups; g++) {
+        float s = bf16_to_float(scale[g]);
+        total += (bf16_to_float(zero[g]) - 8.0f * s) * sum[g];
+        steps[g] = group == 128 ? s : s * xscale[g * group / BLOCK];
+    }
+    return total;
+}
+
+INLINE void int4_tile(const int rows, const int tokens, const int group, const uint8_t *w,
+                      const uint16_t *scale, const uint16_t *zero, const int8_t *q,
+                      const float *xscale, const float *sum, float *steps, float *y, int64_t N,
+                      int64_t K) {
+    const int64_t blocks = K / BLOCK, groups = K / group;
+    float offset[ROWS][TOKENS];
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++)
+            offset[r][t] = int4_steps(group, scale + r * groups, zero + r * groups,
+                                      xscale + t * blocks, sum + t * groups,
+                                      steps + (r * tokens + t) * groups, groups);
+#ifdef HAVE_AVX2
+    const __m256i low = _mm256_set1_epi8(0x0f);
+    __m256 acc[ROWS][TOKENS];
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
+    for (int64_t b = 0; b < blocks; b++) {
+        for (int r = 0; r < rows; r++) {
+            const uint8_t *at = w + (r * K + b * BLOCK) / 2;
+            _mm_prefetch((const char *)at + 1024, _MM_HINT_T0);
+            __m256i both = _mm256_loadu_si256((const __m256i *)at);
+            __m256i even = _mm256_and_si256(both, low);
+            __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+            for (int t = 0; t < tokens; t++) {
+                const __m256i *x = (const __m256i *)(q + t * K + b * BLOCK);
+                const float *step = steps + (r * tokens + t) * groups + b * BLOCK / group;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+                __m256i dot = dot4(_mm256_setzero_si256(), even, _mm256_loadu_si256(x));
+                dot = dot4(dot, odd, _mm256_loadu_si256(x + 1));
+#else
+                __m256i pairs = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(even, _mm256_loadu_si256(x)),
+                    _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x + 1)));
+                __m256i dot = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+                __m256 lanes;
+                if (group == 32) {  // the low half of a line is the first group
+                    __m256 two = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)step));
+                    lanes = _mm256_permutevar8x32_ps(
+                        two, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+                } else {
+                    lanes = _mm256_broadcast_ss(step);
+                }
+                if (group == 128)
+                    lanes = _mm256_mul_ps(lanes, _mm256_broadcast_ss(xscale + t * blocks + b));
+                acc[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), lanes, acc[r][t]);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) y[t * N + r] = sum_lanes(acc[r][t]) + offset[r][t];
+#else
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) {
+            float total = offset[r][t];
+            for (int64_t b = 0; b < K / 32; b++) {
+                const uint8_t *a = w + (r * K + b * 32) / 2;
+                const int8_t *x = q + t * K + b / 2 * BLOCK + (b % 2) * 16;
+                int32_t dot = 0;
+                for (int i = 0; i < 16; i++)
+                    dot += (a[i] & 15) * x[i] + (a[i] >> 4) * x[i + BLOCK / 2];
+                float step = steps[(r * tokens + t) * groups + b * 32 / group];
+                total += (float)dot * (group == 128 ? step * xscale[t * blocks + b / 2] : step);
+            }
+            y[t * N + r] = total;
+        }
+#endif
+}
+
+// ---- bfloat16 ----------------------------------------------------------------------------------
+
+// x: float [tokens, K], each block of 16 as 8 even and then 8 odd elements
+INLINE void bf16_tile(const int rows, const int tokens, const uint16_t *w, const float *x,
+                      float *y, int64_t N, int64_t K) {
+#ifdef HAVE_AVX2
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    __m256 acc[ROWS][TOKENS];
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
+    for (int64_t k = 0; k < K; k += 16) {
+        for (int r = 0; r < rows; r++) {
+            const uint16_t *at = w + r * K + k;
+            _mm_prefetch((const char *)at + 1024, _MM_HINT_T0);
+            __m256i both = _mm256_loadu_si256((const __m256i *)at);
+            __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+            __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(both, high));
+            for (int t = 0; t < tokens; t++) {
+                acc[r][t] = _mm256_fmadd_ps(even, _mm256_loadu_ps(x + t * K + k), acc[r][t]);
+                acc[r][t] = _mm256_fmadd_ps(odd, _mm256_loadu_ps(x + t * K + k + 8), acc[r][t]);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) y[t * N + r] = sum_lanes(acc[r][t]);
+#else
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) {
+            float total = 0;
+            for (int64_t k = 0; k < K; k += 16)
+                for (int i = 0; i < 8; i++)
+                    total += bf16_to_float(w[r * K + k + 2 * i]) * x[t * K + k + i]
+                             + bf16_to_float(w[r * K + k + 2 * i + 1]) * x[t * K + k + 8 + i];
+            y[t * N + r] = total;
+        }
+#endif
+}
+
+static void split_token(const float *x, float *out, int64_t K) {
+    for (int64_t k = 0; k < K; k += 16)
+        for (int i = 0; i < 8; i++) {
+            out[k + i] = x[k + 2 * i];
+            out[k + 8 + i] = x[k + 2 * i + 1];
+        }
+}
+
+// ---- walking over rows and tokens --------------------------------------------------------------
+
+// CALL(rows, tokens, n, m) runs one tile; the branches make both counts constants.
+#define WALK(CALL)                                                                                \
+    for (int64_t m0 = 0; m0 < M; m0 += window) {                                                  \
+        int64_t m1 = m0 + window < M ? m0 + window : M;                                           \
+        int64_t strips = (N + ROWS - 1) / ROWS;                                                   \
+        _Pragma("omp for schedule(static) nowait") for (int64_t s = 0; s < strips; s++) {         \
+            int64_t n0 = s * ROWS, n1 = n0 + ROWS < N ? n0 + ROWS : N, m = m0;                    \
+            for (; m + TOKENS <= m1; m += TOKENS) {                                               \
+                int64_t n = n0;                                                                   \
+                for (; n + 2 <= n1; n += 2) { CALL(2, TOKENS, n, m); }                            \
+                if (n < n1) { CALL(1, TOKENS, n, m); }                                            \
+            }                                                                                     \
+            for (; m + 2 <= m1; m += 2)                                                           \
+                for (int64_t n = n0; n < n1; n++) { CALL(1, 2, n, m); }                           \
+            for (; m < m1; m++) {                                                                 \
+                if (n1 - n0 == ROWS) { CALL(ROWS, 1, n0, m); }                                    \
+                else for (int64_t n = n0; n < n1; n++) { CALL(1, 1, n, m); }                      \
+            }                                                                                     \
+        }                                                                                         \
+    }
+
+static int64_t tokens_at_once(int64_t bytes_per_token) {
+    int64_t count = CACHED / bytes_per_token / TOKENS * TOKENS;
+    return count < TOKENS ? TOKENS : count;
+}
+
+// Each returns 0, or 1 when there is no memory for the activations.
+
+int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, float *y, int64_t M,
+                       int64_t N, int64_t K, int threads) {
+    const int64_t blocks = K / BLOCK, window = tokens_at_once(K);
+    int8_t *q = malloc((size_t)(M * K));
+    float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
+    if (q && xs) {
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t m = 0; m < M; m++)
+                round_token(x + m * K, K, 0, 0, q + m * K, xs + m * blocks, NULL);
+#define CALL(rows, tokens, n, m)                                                                  \
+    int8_tile(rows, tokens, w + (n)*K, wscale + (n), q + (m)*K, xs + (m)*blocks,                  \
+              y + (m)*N + (n), N, K)
+            WALK(CALL)
+#undef CALL
+        }
+    }
+    int failed = !q || !xs;
+    free(q), free(xs);
+    return failed;
+}
+
+int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *zero,
+                       const float *x, float *y, int64_t M, int64_t N, int64_t K, int64_t group,
+                       int threads) {
+    const int64_t blocks = K / BLOCK, groups = K / group, window = tokens_at_once(K);
+    int8_t *q = malloc((size_t)(M * K));
+    float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
+    float *sum = malloc(sizeof(float) * (size_t)(M * groups));
+    float *scratch = malloc(sizeof(float) * (size_t)(ROWS * TOKENS * groups * threads));
+    if (q && xs && sum && scratch) {
+#pragma omp parallel num_threads(threads)
+        {
+            float *steps = scratch + ROWS * TOKENS * groups * THREAD;
+#pragma omp for schedule(static)
+            for (int64_t m = 0; m < M; m++)
+                round_token(x + m * K, K, group, 1, q + m * K, xs + m * blocks, sum + m * groups);
+#define CALL(rows, tokens, n, m)                                                                  \
+    int4_tile(rows, tokens, GROUP, w + (n)*K / 2, scale + (n)*groups, zero + (n)*groups,          \
+              q + (m)*K, xs + (m)*blocks, sum + (m)*groups, steps, y + (m)*N + (n), N, K)
+#define GROUP 32
+            if (group == 32) { WALK(CALL) }
+#undef GROUP
+#define GROUP 64
+            if (group == 64) { WALK(CALL) }
+#undef GROUP
+#define GROUP 128
+            if (group == 128) { WALK(CALL) }
+#undef GROUP
+#undef CALL
+        }
+    }
+    int failed = !q || !xs || !sum || !scratch;
+    free(q), free(xs), free(sum), free(scratch);
+    return failed;
+}
+
+int mmchat_linear_bf16(const uint16_t *w, const float *x, float *y, int64_t M, int64_t N,
+                       int64_t K, int threads) {
+    const int64_t window = tokens_at_once(4 * K);
+    float *split = malloc(sizeof(float) * (size_t)(M * K));
+    if (!split) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; m++) split_token(x + m * K, split + m * K, K);
+#define CALL(rows, tokens, n, m)                                                                  \
+    bf16_tile(rows, tokens, w + (n)*K, split + (m)*K, y + (m)*N + (n), N, K)
+        WALK(CALL)
+#undef CALL
+    }
+    free(split);
+    return 0;
+}
+
+const char *mmchat_instructions(void) {
+#if defined(HAVE_AVX2) && defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return "AVX-512 VNNI";
+#elif defined(HAVE_AVX2) && defined(__AVXVNNI__)
+    return "AVX VNNI";
+#elif defined(HAVE_AVX2)
+    return "AVX2";
+#else
+    return "portable C";
+#endif
+}

@@ -1,0 +1,196 @@
+"""y = x · Wᵀ by the best kernel for this machine, the format and the number of tokens.
+
+The choice follows from what the machine has and never from a timing, so that the same machine
+gives the same tokens every time. The kernels are also operators of torch (`torch.ops.mmchat`), so
+that torch.compile keeps them whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmchat.kernels import native, reference
+
+# Tokens up to which a kernel that reads 16-bit weights once beats a matrix product.
+FEW_TOKENS, FEW_TOKENS_WITH_FAST_BF16 = 64, 4
+CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
+
+
+@functools.cache
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones."""
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which kernel serves a format. kernel: its name; reason: one clause."""
+
+    format: str
+    kernel: str
+    reason: str
+
+
+def probe() -> list[Choice]:
+    """What is used on this CPU for each format of weights, and why."""
+    many = "bfloat16 products" if has_fast_bf16() else "float32 products"
+    if native.library() is None:
+        why = native.reason()
+        return [
+            Choice("bfloat16", f"torch; {many} for many tokens", why),
+            Choice("int8", f"torch int8pack; {many} for many tokens", why),
+            Choice("int4", "widened in pieces", why),
+        ]
+    why = native.reason()
+    few = FEW_TOKENS_WITH_FAST_BF16 if has_fast_bf16() else FEW_TOKENS
+    wide = f"C up to {few} tokens, then {many}"
+    return [
+        Choice("bfloat16", wide, why),
+        Choice("int8", wide if has_fast_bf16() else "C, int8 activations", why),
+        Choice("int4", wide if has_fast_bf16() else "C, int8 activations", why),
+    ]
+
+
+# ---- the three formats --------------------------------------------------------------------------
+
+
+def linear_bf16(x: Tensor, weight: Tensor) -> Tensor:
+    """x: [..., K], weight: bfloat16 [N, K] -> [..., N] in x's dtype."""
+    if torch.compiler.is_compiling():
+        return torch.ops.mmchat.linear_bf16(x, weight)
+    return _linear_bf16(x, weight)
+
+
+def linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x: [..., K], weight: int8 [N, K], scale: float32 [N] -> [..., N] in x's dtype."""
+    if torch.compiler.is_compiling():
+        return torch.ops.mmchat.linear_int8(x, weight, scale)
+    return _linear_int8(x, weight, scale)
+
+
+def linear_int4(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """x: [..., K], weight: uint8 [N, K/2], scale, zero: [N, K/group] -> [..., N] in x's dtype."""
+    if torch.compiler.is_compiling():
+        return torch.ops.mmchat.linear_int4(x, weight, scale, zero)
+    return _linear_int4(x, weight, scale, zero)
+
+
+def _linear_bf16(x: Tensor, weight: Tensor) -> Tensor:
+    tokens, width = _tokens(x), x.shape[-1]
+    library = native.library()
+    few = FEW_TOKENS_WITH_FAST_BF16 if has_fast_bf16() else FEW_TOKENS
+    if library and tokens <= few and width % native.BLOCK == 0 and weight.is_contiguous():
+        return _shaped(library.linear_bf16(_rows(x), weight), x)
+    if has_fast_bf16() or tokens == 1:
+        return F.linear(x.to(weight.dtype), weight).to(x.dtype)
+    return _in_chunks(x, weight.shape[0], lambda begin, end: weight[begin:end])
+
+
+def _linear_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    tokens, width = _tokens(x), x.shape[-1]
+    library = native.library()
+    if library and width % native.BLOCK == 0:
+        if tokens <= FEW_TOKENS_WITH_FAST_BF16 or not has_fast_bf16():
+            return _shaped(library.linear_int8(_rows(x), weight, scale), x)
+        return _in_chunks(
+            x, weight.shape[0], lambda a, b: library.widen_int8(weight[a:b], scale[a:b])
+        )
+    if tokens <= FEW_TOKENS_WITH_FAST_BF16:
+        rows = x.reshape(-1, width).bfloat16()
+        return _shaped(torch.ops.aten._weight_int8pack_mm(rows, weight, scale.bfloat16()), x)
+    wide = torch.bfloat16 if has_fast_bf16() else torch.float32
+    return _in_chunks(
+        x, weight.shape[0], lambda a, b: reference.widen_int8(weight[a:b], scale[a:b], wide)
+    )
+
+
+def _linear_int4(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    tokens, width = _tokens(x), x.shape[-1]
+    library = native.library()
+    if library and width % native.BLOCK == 0:
+        if tokens <= FEW_TOKENS_WITH_FAST_BF16 or not has_fast_bf16():
+            return _shaped(library.linear_int4(_rows(x), weight, scale, zero), x)
+        return _in_chunks(
+            x, weight.shape[0], lambda a, b: library.widen_int4(weight[a:b], scale[a:b], zero[a:b])
+        )
+    wide = torch.bfloat16 if has_fast_bf16() else torch.float32
+    return _in_chunks(
+        x,
+        weight.shape[0],
+        lambda a, b: reference.widen_int4(weight[a:b], scale[a:b], zero[a:b], wide),
+    )
+
+
+def _in_chunks(x: Tensor, rows: int, chunk: Callable[[int, int], Tensor]) -> Tensor:
+    """A matrix product with weights that are widened piece by piece; chunk(begin, end) gives rows.
+
+    The product is made in bfloat16 where that is fast, else in float32.
+    """
+    wide = torch.bfloat16 if has_fast_bf16() else torch.float32
+    flat = x.reshape(-1, x.shape[-1]).to(wide)
+    out = torch.empty(flat.shape[0], rows, dtype=wide)
+    for begin, end in _spans(rows, max(1, CHUNK_BYTES // (flat.shape[1] * wide.itemsize))):
+        out[:, begin:end] = flat @ chunk(begin, end).to(wide).T
+    return _shaped(out, x)
+
+
+def _spans(total: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((begin, min(begin + size, total)) for begin in range(0, total, size))
+
+
+def _tokens(x: Tensor) -> int:
+    return x.numel() // x.shape[-1]
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).float().contiguous()
+
+
+def _shaped(out: Tensor, x: Tensor) -> Tensor:
+    return out.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+# ---- rounding weights ---------------------------------------------------------------------------
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [N, K] -> int8 [N, K] and float32 scale [N]."""
+    library = native.library() if weight.device.type == "cpu" else None
+    return _by_rows(library.quantize_int8 if library else reference.quantize_int8, weight)
+
+
+def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights [N, K] -> uint8 [N, K/2], bfloat16 scale and zero [N, K/group]."""
+    library = native.library() if weight.device.type == "cpu" else None
+    quantize = library.quantize_int4 if library else reference.quantize_int4
+    return _by_rows(lambda rows: quantize(rows, group), weight)
+
+
+def _by_rows(quantize: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor) -> tuple:
+    """Quantise some rows at a time, so that no float32 copy of a large matrix is made."""
+    size = max(1, CHUNK_BYTES // (4 * weight.shape[1]))
+    parts = [quantize(weight[a:b].float()) for a, b in _spans(weight.shape[0], size)]
+    return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+
+
+# ---- as operators of torch ----------------------------------------------------------------------
+
+
+def _register(name: str, compute: Callable[..., Tensor]) -> None:
+    torch.library.custom_op(f"mmchat::{name}", compute, mutates_args=(), device_types="cpu")
+
+    @torch.library.register_fake(f"mmchat::{name}")
+    def _(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+_register("linear_bf16", _linear_bf16)
+_register("linear_int8", _linear_int8)
+_register("linear_int4", _linear_int4)

@@ -1,0 +1,81 @@
+"""What the kernels compute, in plain PyTorch: their oracle, and the last resort."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LEVELS = 15  # int4 holds 0..15
+RANGES, NARROWER, REFITS = 8, 0.05, 3  # as in quantize.c
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, K] -> int8 [N, K] and float32 scale [N]; the largest of a row becomes ±127."""
+    wide = weight.float()
+    largest = wide.abs().amax(dim=1)
+    inverse = torch.where(largest > 0, 127 / largest, 0)
+    return (wide * inverse[:, None]).round().to(torch.int8), largest / 127
+
+
+def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, K] -> uint8 [N, K/2], bfloat16 scale and zero [N, K/group].
+
+    Tries narrower and narrower ranges of each group, fits scale and zero to the levels by least
+    squares, and keeps the range with the smallest squared error. Plain rounding is the first try.
+    """
+    rows = weight.shape[0]
+    groups = weight.float().reshape(-1, group)
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    kept = _fit(groups, low, (high - low) / LEVELS)
+    for attempt in range(1, RANGES + REFITS):
+        if attempt < RANGES:
+            cut = attempt * NARROWER * (high - low) / 2
+            tried = _fit(groups, low + cut, (high - low - 2 * cut) / LEVELS)
+        else:
+            step = kept[1].float()
+            tried = _fit(groups, kept[2].float() - 8 * step, step)
+        better = tried[3] < kept[3]
+        kept = tuple(torch.where(better, new, old) for new, old in zip(tried, kept, strict=True))
+    levels, scale, zero, _ = kept
+    pairs = levels.to(torch.uint8).reshape(rows, -1, 2)
+    packed = pairs[..., 0] | pairs[..., 1] << 4
+    return packed, scale.reshape(rows, -1), zero.reshape(rows, -1)
+
+
+def _fit(groups: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Levels [n, group], then scale, zero and squared error [n, 1] of groups: [n, group]."""
+    inverse = torch.where(step > 0, 1 / step, 0)
+    levels = ((groups - low) * inverse).clamp(0, LEVELS).round()
+    centred = levels - 8
+    mean_q, mean_w = centred.mean(1, keepdim=True), groups.mean(1, keepdim=True)
+    spread = (centred - mean_q).square().sum(1, keepdim=True)
+    together = ((centred - mean_q) * groups).sum(1, keepdim=True)
+    scale = torch.where(spread > 0, together / spread, step).bfloat16()
+    zero = (mean_w - scale.float() * mean_q).bfloat16()
+    error = groups - centred * scale.float() - zero.float()
+    return levels, scale, zero, error.square().sum(1, keepdim=True)
+
+
+def round_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`quantize_int4` by plain rounding to the range of each group, to compare with."""
+    groups = weight.float().reshape(-1, group)
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    scale = ((high - low) / LEVELS).bfloat16()
+    zero = (low + 8 * scale.float()).bfloat16()
+    inverse = torch.where(scale > 0, 1 / scale.float(), 0)
+    levels = ((groups - zero.float()) * inverse + 8).clamp(0, LEVELS).round().to(torch.uint8)
+    pairs = levels.reshape(weight.shape[0], -1, 2)
+    shape = (weight.shape[0], -1)
+    return pairs[..., 0] | pairs[..., 1] << 4, scale.reshape(shape), zero.reshape(shape)
+
+
+def widen_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights that int8 values stand for: [N, K] in `dtype`."""
+    return (weight.float() * scale[:, None]).to(dtype)
+
+
+def widen_int4(weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weights that int4 values stand for: [N, K] in `dtype`."""
+    levels = torch.stack((weight & 15, weight >> 4), dim=-1).flatten(1).float() - 8
+    grouped = levels.unflatten(1, (scale.shape[1], -1))
+    return (grouped * scale.float()[..., None] + zero.float()[..., None]).flatten(1).to(dtype)

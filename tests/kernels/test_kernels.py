@@ -1,0 +1,153 @@
+"""Every kernel against the plain product, in each format, shape and way of being called."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmchat.kernels import native, ops, reference
+
+TOKENS = (1, 2, 3, 4, 5, 7, 8, 70, 300)
+GROUPS = (32, 64, 128)
+
+compiled = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(3)
+
+
+@pytest.fixture(params=["native", "fallback", "native, fast bfloat16", "fallback, fast bfloat16"])
+def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way of computing that a machine may lead to."""
+    if "native" not in request.param:
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip(native.reason())
+    monkeypatch.setattr(ops, "has_fast_bf16", lambda: "fast" in request.param)
+    return request.param
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("rows", [1, 6, 131])
+def test_a_bfloat16_product_is_as_exact_as_its_inputs(machine: str, tokens: int, rows: int) -> None:
+    x, weight = torch.randn(tokens, 192), torch.randn(rows, 192).bfloat16()
+    expected = x.double() @ weight.double().T
+    exact = machine == "native"  # the others round x or y to bfloat16 for some token counts
+    assert relative(ops.linear_bf16(x, weight), expected) < (1e-6 if exact else 0.02)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_an_int8_product_is_that_of_the_rounded_weights(machine: str, tokens: int) -> None:
+    x = torch.randn(tokens, 192)
+    weight, scale = ops.quantize_int8(torch.randn(70, 192))
+    expected = x.double() @ reference.widen_int8(weight, scale, torch.float64).T
+    assert relative(ops.linear_int8(x, weight, scale), expected) < 0.012
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_int4_product_is_that_of_the_rounded_weights(
+    machine: str, tokens: int, group: int
+) -> None:
+    x = torch.randn(tokens, 384) + 0.3
+    weight = ops.quantize_int4(torch.randn(70, 384) + 0.1, group)
+    expected = x.double() @ reference.widen_int4(*weight, torch.float64).T
+    assert relative(ops.linear_int4(x, *weight), expected) < 0.012
+
+
+def test_widths_that_no_block_divides_are_computed_too(machine: str) -> None:
+    x, weight = torch.randn(2, 160), torch.randn(9, 160)
+    expected = x.double() @ weight.double().T
+    assert relative(ops.linear_bf16(x, weight.bfloat16()), expected) < 0.02
+    assert relative(ops.linear_int8(x, *ops.quantize_int8(weight)), expected) < 0.02
+    assert relative(ops.linear_int4(x, *ops.quantize_int4(weight, 32)), expected) < 0.12
+
+
+def test_the_axes_and_the_dtype_of_the_input_stay(machine: str) -> None:
+    x, weight = torch.randn(2, 3, 128).bfloat16(), torch.randn(5, 128)
+    for y in (
+        ops.linear_bf16(x, weight.bfloat16()),
+        ops.linear_int8(x, *ops.quantize_int8(weight)),
+        ops.linear_int4(x, *ops.quantize_int4(weight, 64)),
+    ):
+        assert y.shape == (2, 3, 5)
+        assert y.dtype == torch.bfloat16
+
+
+@compiled
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_activation_breaks_its_token_and_no_other(value: float) -> None:
+    x = torch.randn(6, 128)
+    x[1, 70] = value
+    weight = torch.randn(8, 128)
+    for y in (
+        ops.linear_bf16(x, weight.bfloat16()),
+        ops.linear_int8(x, *ops.quantize_int8(weight)),
+        ops.linear_int4(x, *ops.quantize_int4(weight, 64)),
+    ):
+        assert not y[1].isfinite().any()
+        assert y[[0, 2, 3, 4, 5]].isfinite().all()
+
+
+def test_zeros_stay_zeros(machine: str) -> None:
+    nothing = torch.zeros(3, 128)
+    assert not ops.linear_int8(nothing, *ops.quantize_int8(torch.randn(4, 128))).any()
+    assert not ops.linear_int8(torch.randn(3, 128), *ops.quantize_int8(torch.zeros(4, 128))).any()
+    zero = ops.quantize_int4(torch.zeros(4, 128), 64)
+    assert not ops.linear_int4(torch.randn(3, 128), *zero).any()
+
+
+@compiled
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_compiled_rounding_is_that_of_the_reference(group: int) -> None:
+    weight = torch.randn(40, 256) * torch.rand(40, 1)
+    library = native.library()
+    assert library
+    for ours, plain in (
+        (library.quantize_int8(weight), reference.quantize_int8(weight)),
+        (library.quantize_int4(weight, group), reference.quantize_int4(weight, group)),
+    ):
+        for a, b in zip(ours, plain, strict=True):
+            assert float((a != b).float().mean()) < 0.01  # sums differ in their last bit
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("outliers", [0, 20])
+def test_the_search_beats_plain_rounding(group: int, outliers: int) -> None:
+    weight = torch.randn(64, 512)
+    weight.view(-1)[torch.randperm(weight.numel())[:outliers]] *= 8
+    searched = reference.widen_int4(*ops.quantize_int4(weight, group), torch.float64)
+    rounded = reference.widen_int4(*reference.round_int4(weight, group), torch.float64)
+    assert (searched - weight).norm() < 0.95 * (rounded - weight).norm()
+
+
+@compiled
+def test_compiled_graphs_keep_the_kernels_whole() -> None:
+    weight = torch.randn(6, 128)
+    formats = {
+        ops.linear_bf16: (weight.bfloat16(),),
+        ops.linear_int8: ops.quantize_int8(weight),
+        ops.linear_int4: ops.quantize_int4(weight, 32),
+    }
+    x = torch.randn(2, 128)
+    for linear, tensors in formats.items():
+        graph = torch.compile(
+            lambda x, *w, run=linear: run(x, *w) + 1, fullgraph=True, backend="eager"
+        )
+        assert torch.equal(graph(x, *tensors), linear(x, *tensors) + 1)
+        operator = getattr(torch.ops.mmchat, linear.__name__)
+        torch.library.opcheck(
+            operator, (x, *tensors), test_utils=("test_schema", "test_faketensor")
+        )
+
+
+def test_the_probe_names_a_kernel_and_a_reason_for_each_format(machine: str) -> None:
+    choices = ops.probe()
+    assert [choice.format for choice in choices] == ["bfloat16", "int8", "int4"]
+    assert all(choice.kernel and choice.reason for choice in choices)

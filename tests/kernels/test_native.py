@@ -1,0 +1,86 @@
+"""Building the C kernels: kept between runs, checked before use, never fatal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmchat.kernels import native
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache folder; what was loaded before is forgotten for the test."""
+    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "kernels")
+    return tmp_path / "kernels"
+
+
+def load() -> tuple[native.Library | None, str]:
+    return native._load.__wrapped__()
+
+
+@needs_compiler
+def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load()[0]
+    (built,) = fresh.iterdir()
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert load()[0]
+    assert [built] == list(fresh.iterdir())
+
+
+def test_without_a_compiler_there_is_a_reason(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert load() == (None, "no C compiler here; install gcc")
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_FLAGS", ("-march=no-such-machine",))
+    library, reason = load()
+    assert library is None
+    assert "failed: " in reason
+    assert "no-such-machine" in reason
+    assert not list(fresh.iterdir())
+
+
+@needs_compiler
+def test_a_damaged_library_is_not_used(fresh: Path) -> None:
+    native._compiled().write_bytes(b"not a library")
+    library, reason = load()
+    assert library is None
+    assert "do not load" in reason
+
+
+@needs_compiler
+def test_a_kernel_that_computes_something_else_is_not_used(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = Path(native.__file__).parent
+    for name in native.SOURCES:
+        text = (source / name).read_text()
+        (tmp_path / name).write_text(text.replace("* wscale[r]", "* wscale[0]"))
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    library, reason = load()
+    assert library is None
+    assert reason == "the compiled kernel for int8 is wrong here"
+
+
+def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMCHAT_NATIVE_KERNELS", "0")
+    assert load() == (None, "switched off by MMCHAT_NATIVE_KERNELS=0")
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "file" / "kernels")
+    library, reason = load()
+    assert library is None
+    assert "cannot write" in reason

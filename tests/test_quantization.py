@@ -1,0 +1,178 @@
+"""Which layers are rounded to what, how large that is, and that a quantised model runs on them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import mmchat
+from mmchat import quantization
+from mmchat.errors import DeviceError, UsageError
+from mmchat.kernels import reference
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
+from mmchat.params import find_model
+from tests.models.mllama import oracle
+
+GB = 1e9
+
+
+def planned(name: str, scheme: str, keep: tuple[str, ...] = ()) -> MllamaForConditionalGeneration:
+    """A known model on the meta device, its linear layers replaced."""
+    params = find_model(name, checkpoint_required=False).params
+    with torch.device("meta"):
+        model = MllamaForConditionalGeneration(params.config)
+    model.to(torch.bfloat16)
+    quantization.replace_linears(model, quantization.make_plan(scheme, keep))
+    return model
+
+
+def bits_of(model: torch.nn.Module, name: str) -> int:
+    layer = model.get_submodule(name)
+    return layer.bits if isinstance(layer, QuantizedLinear) else 16
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("name", ["Llama-3.2-11B-Vision-Instruct", "Llama-3.2-90B-Vision-Instruct"])
+def test_int4_rounds_text_to_int4_and_the_rest_to_int8(name: str) -> None:
+    model = planned(name, "int4")
+    text = "language_model.model.layers."
+    assert bits_of(model, f"{text}0.self_attn.q_proj") == 4
+    assert bits_of(model, f"{text}3.cross_attn.k_proj") == 4
+    assert bits_of(model, f"{text}3.mlp.down_proj") == 4
+    assert bits_of(model, "language_model.lm_head") == 8
+    assert bits_of(model, "multi_modal_projector") == 8
+    assert bits_of(model, "vision_model.transformer.layers.0.mlp.fc1") == 8
+    assert not [module for module in model.modules() if isinstance(module, Linear)]
+
+
+def test_parts_can_be_kept() -> None:
+    model = planned("Llama-3.2-11B-Vision-Instruct", "int8", keep=("vision", "head"))
+    kept = {name for name, part in model.linear_parts().items() if part != "text"}
+    assert kept
+    left = {n for n, module in model.named_modules() if isinstance(module, Linear)}
+    assert left == kept
+
+
+def test_11b_in_int4_fits_in_8_gb() -> None:
+    """With room for a conversation: caches of 2048 positions and a picture of four tiles."""
+    model = planned("Llama-3.2-11B-Vision-Instruct", "int4")
+    weights = weight_bytes(model)
+    assert 7.4 * GB < weights < 7.55 * GB
+    cache = 2048 * 131_072 + 4 * 1601 * 32_768
+    assert weights + cache < 8.05 * GB  # of 8.59 GB, which is 8 GiB
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "size"),
+    [
+        ("Llama-3.2-11B-Vision-Instruct", "none", 21.34),
+        ("Llama-3.2-11B-Vision-Instruct", "int8", 11.36),
+        ("Llama-3.2-11B-Vision-Instruct", "int4-g128", 7.2),
+        ("Llama-3.2-11B-Vision-Instruct", "int4-g32", 8.0),
+        ("Llama-3.2-90B-Vision-Instruct", "int8", 89.9),
+        ("Llama-3.2-90B-Vision-Instruct", "int4", 52.2),
+    ],
+)
+def test_sizes_of_the_schemes(name: str, scheme: str, size: float) -> None:
+    assert weight_bytes(planned(name, scheme)) / GB == pytest.approx(size, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return oracle.random_weights()
+
+
+def loaded(weights: dict[str, torch.Tensor], scheme: str) -> MllamaForConditionalGeneration:
+    """The oracle's model with its layers quantised."""
+    with torch.device("meta"):
+        model = MllamaForConditionalGeneration(oracle.CONFIG)
+    model.requires_grad_(False).eval()
+    quantization.replace_linears(model, quantization.make_plan(scheme))
+    for name, tensor in weights.items():
+        owner, _, last = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if last == "weight" and hasattr(module, "quantize"):
+            module.quantize(tensor)
+        else:
+            setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
+    model.materialize_buffers(torch.device("cpu"))
+    return model
+
+
+def widened(
+    model: MllamaForConditionalGeneration, weights: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The weights that the quantised layers of `model` stand for."""
+    out = dict(weights)
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            zero = layer.weight_zero
+            parts = (layer.weight, layer.weight_scale)
+            out[f"{name}.weight"] = (
+                reference.widen_int8(*parts, torch.float32)
+                if zero is None
+                else reference.widen_int4(*parts, zero, torch.float32)
+            )
+    return out
+
+
+def logits_of(model: MllamaForConditionalGeneration) -> torch.Tensor:
+    """Of a prompt with a picture and of two tokens after it."""
+    inputs = oracle.inputs_of(oracle.CASES["A_start_picture_text"])
+    cache = model.new_cache(1, 16)
+    logits = [model.prefill(inputs, cache)]
+    logits += [model.decode(torch.tensor([[token]]), cache) for token in (9, 40)]
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
+def test_a_quantised_model_computes_with_its_rounded_weights(
+    weights: dict[str, torch.Tensor], scheme: str
+) -> None:
+    model = loaded(weights, scheme)
+    exact = logits_of(oracle.build(widened(model, weights)))
+    off = (logits_of(model) - exact).norm() / exact.norm()
+    assert 0 < off < 0.03  # activations are rounded as well
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4-g32"])
+def test_joined_projections_change_nothing(weights: dict[str, torch.Tensor], scheme: str) -> None:
+    model = loaded(weights, scheme)
+    apart = logits_of(model)
+    model.fuse_projections()
+    assert model.language_model.model.layers[0].self_attn.qkv_proj is not None
+    torch.testing.assert_close(logits_of(model), apart)
+
+
+def test_float8_layers_multiply_what_they_hold() -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(2, 5, 64)
+    layer = Float8Linear(64, 48, bias=True)
+    layer.quantize(weight)
+    layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+    held = layer.weight.float() * layer.weight_scale[:, None]
+    assert (held - weight).norm() < 0.04 * weight.norm()
+    expected = x @ weight.T + bias
+    assert (layer(x) - expected).norm() < 0.06 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"quantize": "int5"}, UsageError, "unknown quantisation scheme 'int5'; did you mean"),
+        ({"quantize": "gguf"}, UsageError, "use one of none, int8, int4"),
+        ({"quantize": "fp8"}, DeviceError, "fp8 needs a CUDA device, not cpu; use int8 or int4"),
+        (
+            {"quantize": "int8", "quantize_keep": ["eyes"]},
+            UsageError,
+            "unknown part 'eyes' to keep; use text, head, vision",
+        ),
+    ],
+)
+def test_what_cannot_be_quantised_is_refused(options, error, message) -> None:
+    with pytest.raises(error, match=message):
+        mmchat.load("tiny", device="cpu", **options)
