@@ -22,6 +22,7 @@ from mmchat.events import (
     Usage,
 )
 from mmchat.generation import AnswerText, generate_tokens
+from mmchat.machine.allocation import memory_error
 from mmchat.messages import Image, Message, Text
 from mmchat.models.base import common_prefix
 from mmchat.sampling import Sampler, SamplingParams
@@ -183,22 +184,37 @@ class ChatSession:
     def _answer(
         self, make_prompt: Callable[[], Any], sampling: SamplingParams | None
     ) -> Generator[Event, None, Finished]:
-        """Yield the events of one answer; return the last one."""
+        """Yield the events of one answer; return the last one.
+
+        A failure, or a reader that stops, leaves in the cache what it shared with the prompt.
+        """
         params = sampling or self.loaded.sampling_defaults
         timings = Timings(load_seconds=self.loaded.load_seconds)
-        yield Progress("preprocessing")
-        prompt = make_prompt()
-        timings.preprocessing_seconds = time.perf_counter() - timings.started
-        room = self._room(len(prompt.input_ids))
-        # The last position is read again even if it is cached: its logits are needed.
-        start = min(common_prefix(self._cached, prompt.fingerprint), len(prompt.input_ids) - 1)
-        params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
         try:
-            return (yield from self._run(prompt, start, params, timings))
-        except BaseException:
-            self._cache.reset()
-            self._cached = []
-            raise
+            yield Progress("preprocessing")
+            prompt = make_prompt()
+            timings.preprocessing_seconds = time.perf_counter() - timings.started
+            room = self._room(len(prompt.input_ids))
+            params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
+            return (yield from self._run(prompt, params, timings))
+        except BaseException as error:
+            self._cache.truncate(len(self._cached))
+            out_of_memory = memory_error(error)
+            if out_of_memory is None:
+                raise
+        # After the handler nothing holds what the failed call had allocated.
+        self._release_memory()
+        try:
+            raise out_of_memory
+        finally:
+            del out_of_memory  # it would hold this frame, which would hold it
+
+    def _release_memory(self) -> None:
+        try:
+            self._cache.release()
+        except (MemoryError, RuntimeError) as error:
+            if memory_error(error) is None:
+                raise
 
     def _room(self, prompt_tokens: int) -> int:
         room = self.loaded.max_seq_len - prompt_tokens
@@ -210,11 +226,13 @@ class ChatSession:
         return room
 
     def _run(
-        self, prompt: Any, start: int, params: SamplingParams, timings: Timings
+        self, prompt: Any, params: SamplingParams, timings: Timings
     ) -> Generator[Event, None, Finished]:
         loaded = self.loaded
+        # The last position is read again even if it is cached: its logits are needed.
+        start = min(common_prefix(self._cached, prompt.fingerprint), len(prompt.input_ids) - 1)
         self._cache.truncate(start)
-        self._cached = list(prompt.fingerprint)
+        self._cached = self._cached[:start]
         inputs = loaded.processor.inputs(prompt, start)
         sampler = Sampler(params, list(prompt.input_ids), loaded.vocab_size, loaded.runtime.device)
         drafter = Drafter(
@@ -260,7 +278,7 @@ class ChatSession:
         if tail:
             pieces.append(tail)
             yield TextDelta(tail, None)
-        self._cached += output_ids[:-1]  # the last token need not have been read
+        self._cached = [*prompt.fingerprint, *output_ids[:-1]]  # the last one may be unread
         self._cache.truncate(len(self._cached))
         timings.peak_memory_bytes = loaded.peak_memory()
         text = "".join(pieces)

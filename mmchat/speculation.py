@@ -23,6 +23,7 @@ _PLACES = 16  # earlier places of the last two tokens that are compared, newest 
 _STEPS_BEFORE_FIRST_DRAFT = 3
 _SHARE_TO_LOSE = 0.02
 _MOST_CREDIT = 4.0  # steps
+_WARM_UP = 20.0  # steps
 
 
 class PromptLookup:
@@ -78,6 +79,7 @@ class Pace:
     def __init__(self) -> None:
         self._seconds: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=7))
         self._steps = 0
+        self._tried = {0}  # numbers of drafted tokens
         self._credit = 1.0  # in steps
         # by length of the match: tokens accepted of those compared, older ones counting less
         self._accepted: defaultdict[int, tuple[float, float]] = defaultdict(lambda: (1.0, 2.0))
@@ -90,13 +92,19 @@ class Pace:
 
     def verified(self, drafted: int, accepted: int, match: int, seconds: float) -> None:
         """A step with `drafted` tokens took so long, and this many of them were right."""
-        right, compared = self._accepted[match]
-        tried = min(accepted + 1, drafted)
-        self._accepted[match] = (0.9 * right + accepted, 0.9 * compared + tried)
-        self._seconds[drafted + 1].append(seconds)
-        if self._seconds[1]:
-            won = accepted + 1 - seconds / _median(self._seconds[1])
-            self._credit = min(self._credit + won, _MOST_CREDIT)
+        self.compared(match, accepted, min(accepted + 1, drafted))
+        steps = seconds / _median(self._seconds[1]) if self._seconds[1] else 1.0
+        if drafted not in self._tried and steps > _WARM_UP:
+            steps = 1.0  # something was compiled or captured for this number of rows
+        else:
+            self._seconds[drafted + 1].append(seconds)
+        self._tried.add(drafted)
+        self._credit = min(self._credit + accepted + 1 - steps, _MOST_CREDIT)
+
+    def compared(self, match: int, right: int, count: int) -> None:
+        """Of `count` tokens that the text suggested after such a match, so many were right."""
+        before = self._accepted[match]
+        self._accepted[match] = (0.9 * before[0] + right, 0.9 * before[1] + count)
 
     def draft_length(self, match: int) -> int:
         """How many tokens to draft after a match of this length; 0 is none."""
@@ -104,7 +112,7 @@ class Pace:
             return 0
         right, compared = self._accepted[match]
         share = min(right / compared, 0.98)
-        tried = max(self._seconds)
+        tried = max(self._tried) + 1
         best, gain = 0, 0.0
         for length in _DRAFT_LENGTHS:
             cost = self._cost(length + 1)
@@ -149,9 +157,13 @@ class Drafter:
         self._stop_ids = stop_ids
         self._vocab_size = vocab_size
         self._match = 0
+        self._suggested: int | None = None
 
     def append(self, token_id: int) -> None:
         """The answer goes on with this token."""
+        if self._suggested is not None:
+            self._pace.compared(self._match, int(token_id == self._suggested), 1)
+            self._suggested = None
         if self._length:
             self._lookup.append(token_id)
 
@@ -164,6 +176,7 @@ class Drafter:
             return []
         auto = self._length == "auto"
         length = self._pace.draft_length(self._match) if auto else int(self._length)
+        self._suggested = self._lookup.copy(place, 1)[0]
         draft = self._lookup.copy(place, min(length, most))
         for count, token_id in enumerate(draft):
             if token_id >= self._vocab_size:
@@ -178,4 +191,5 @@ class Drafter:
 
     def verified(self, drafted: int, accepted: int, seconds: float) -> None:
         """The last draft was read in one step; so many of its tokens were right."""
+        self._suggested = None
         self._pace.verified(drafted, accepted, self._match, seconds)

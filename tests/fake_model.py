@@ -81,6 +81,9 @@ class FakeCache:
     def reset(self) -> None:
         self.ids.clear()
 
+    def release(self) -> None:
+        pass
+
 
 class ScriptedRuntime:
     """Wants to say each of `answers` in turn, then an end of turn.

@@ -122,6 +122,7 @@ def simulated(cost_of_rows, share_right, steps, seed=0, match=4):
             pace.verified(length, right, match, spent)
         else:
             pace.stepped(spent)
+            pace.compared(match, int(chance.random() < share_right), 1)
     return seconds, tokens * cost_of_rows(1)
 
 
@@ -153,11 +154,37 @@ def test_drafts_come_back_when_they_are_right_again():
     pace = Pace()
     for _ in range(10):
         pace.stepped(1.0)
-    while pace.draft_length(4):
-        pace.verified(pace.draft_length(4), 0, 4, 1.2)
+    while length := pace.draft_length(4):
+        pace.verified(length, 0, 4, 1.5)
     for _ in range(100):
         pace.stepped(1.0)
-    assert pace.draft_length(8) > 0  # a longer match has its own record
+        pace.compared(4, 0, 1)
+        assert pace.draft_length(4) == 0
+    for _ in range(20):
+        pace.stepped(1.0)
+        pace.compared(4, 1, 1)
+    assert pace.draft_length(4) > 0
+
+
+def test_what_is_suggested_is_compared_while_nothing_is_drafted():
+    pace = Pace()
+    guesses = Drafter([1, 2, 3, 4, 1, 2], "auto", pace, stop_ids=(), vocab_size=9)
+    before = pace._accepted[2]
+    assert guesses.draft(3) == []  # no step was timed yet
+    guesses.append(3)
+    right, compared = pace._accepted[2]
+    assert (right, compared) == (0.9 * before[0] + 1, 0.9 * before[1] + 1)
+
+
+def test_compiling_for_a_new_length_does_not_stop_drafts():
+    pace = Pace()
+    for _ in range(5):
+        pace.stepped(1.0)
+    length = pace.draft_length(4)
+    pace.verified(length, length, 4, 500.0)
+    assert pace.draft_length(4) > length
+    pace.verified(length, length, 4, 500.0)
+    assert pace.draft_length(4) == 0
 
 
 # The same answer

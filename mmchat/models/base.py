@@ -67,6 +67,10 @@ class Cache(Protocol):
         """Forget all positions; encoded pictures may stay."""
         ...
 
+    def release(self) -> None:
+        """Give back all memory that the stored positions do not need."""
+        ...
+
 
 class VisionLanguageModel(Protocol):
     """Prefill and decode; both return float32 logits [B, V] of the last position of each row."""

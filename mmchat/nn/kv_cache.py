@@ -26,11 +26,19 @@ class LayerCache:
         self.value[:, :, start:end] = value
 
     def grow(self, capacity: int) -> None:
-        """Move to larger tensors; what is stored stays."""
-        if capacity <= self.capacity:
-            return
-        for name in ("key", "value"):
-            old = getattr(self, name)
-            new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
-            new[:, :, : old.shape[2]] = old
-            setattr(self, name, new)
+        """Make room for `capacity` positions; what is stored stays, also if memory runs out."""
+        if capacity > self.capacity:
+            self._move(capacity)
+
+    def shrink(self, capacity: int) -> None:
+        """Give back the room beyond `capacity` positions."""
+        if capacity < self.capacity:
+            self._move(capacity)
+
+    def _move(self, capacity: int) -> None:
+        kept = min(capacity, self.capacity)
+        shape = (*self.key.shape[:2], capacity, self.key.shape[3])
+        key, value = self.key.new_zeros(shape), self.value.new_zeros(shape)
+        key[:, :, :kept] = self.key[:, :, :kept]
+        value[:, :, :kept] = self.value[:, :, :kept]
+        self.key, self.value = key, value

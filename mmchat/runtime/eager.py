@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mmchat.errors import MemoryError_
+from mmchat.machine.allocation import memory_error
 from mmchat.models.base import Cache, ModelInputs, VisionLanguageModel
 
 
@@ -43,12 +43,13 @@ class EagerRuntime:
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn an allocator's failure into MemoryError_ with the next step."""
-    advice = "use a shorter context (--max-seq-len), a smaller dtype or another device"
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
-        raise MemoryError_(f"out of memory while running the model; {advice}") from None
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # how the CPU allocator says it
+    except Exception as error:
+        out_of_memory = memory_error(error)
+        if out_of_memory is None:
             raise
-        raise MemoryError_(f"out of memory while running the model; {advice}") from None
+        try:
+            raise out_of_memory from None
+        finally:
+            del out_of_memory  # it would hold this frame, which would hold it

@@ -91,6 +91,15 @@ class MllamaCache:
     def reset(self) -> None:
         self.truncate(0)
 
+    def release(self) -> None:
+        self._forget_unused(keep=0)
+        if not self._decode_images_ready:
+            self._decode_images = None
+        for layer in self.layers:
+            layer.shrink(_round_up(max(self.length, 1)))
+        if self.positions.is_cuda:
+            torch.cuda.empty_cache()
+
     def advance(self, counts: Sequence[int]) -> None:
         """Add counts[row] positions to each row after a prefill."""
         self.lengths = [n + new for n, new in zip(self.lengths, counts, strict=True)]
@@ -108,11 +117,11 @@ class MllamaCache:
     def add_encoded(self, content_hash: str, key_values: tuple[KeyValue, ...]) -> None:
         self.encoded[content_hash] = key_values
 
-    def _forget_unused(self) -> None:
-        """Drop the least recently used pictures that are nowhere in the text."""
+    def _forget_unused(self, keep: int = ENCODED_IMAGES_KEPT) -> None:
+        """Drop the pictures that are nowhere in the text, but for the `keep` used last."""
         placed = {image.content_hash for row in self.images for image in row}
         unused = [content_hash for content_hash in self.encoded if content_hash not in placed]
-        for content_hash in unused[:-ENCODED_IMAGES_KEPT]:
+        for content_hash in unused[: len(unused) - keep] if keep < len(unused) else ():
             del self.encoded[content_hash]
 
     def place(self, row: int, images: Sequence[PlacedImage]) -> None:

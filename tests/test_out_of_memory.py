@@ -1,0 +1,201 @@
+"""Memory that runs out in the middle ends the turn; the chat goes on as if it was not asked."""
+
+import weakref
+
+import pytest
+import torch
+from PIL import Image as PILImage
+
+import mmchat
+from mmchat.errors import MemoryError_
+from mmchat.events import Finished, TextDelta
+from mmchat.images import from_pil
+from mmchat.machine.allocation import memory_error
+from mmchat.models.mllama.text import TextModel
+from mmchat.nn.kv_cache import LayerCache
+from mmchat.sampling import Sampler, SamplingParams
+from mmchat.session import ChatSession
+from tests.models.mllama.oracle import random_weights
+from tests.test_loader import small_config, write_hf_folder
+
+CPU_ALLOCATOR = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 1099511627776 bytes. Error code 12 (Cannot allocate memory)"
+)
+FAILURES = {
+    "host": MemoryError(),
+    "device": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cpu allocator": CPU_ALLOCATOR,
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    config = small_config()
+    folder = tmp_path_factory.mktemp("models") / "random"
+    return mmchat.load(write_hf_folder(folder, config, random_weights(config)), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    made = [PILImage.effect_noise(size, 60).convert("RGB") for size in ((70, 40), (30, 90))]
+    return [from_pil(picture) for picture in made]
+
+
+def ask(session, text, images=(), **options):
+    params = SamplingParams(**{"temperature": 0.0, "max_new_tokens": 8, **options})
+    *_, last = session.send(text, images, params)
+    assert isinstance(last, Finished)
+    return last
+
+
+class Fault:
+    """Makes a function fail at its `at`-th call, and watch what it had allocated by then."""
+
+    def __init__(self, monkeypatch, owner, name, error, at=1):
+        self.calls, self.allocated, self.at, self.error = 0, None, at, error
+        original = getattr(owner, name)
+
+        def failing(*args, **options):
+            self.calls += 1
+            if self.calls == self.at:
+                taken = torch.zeros(1000)
+                self.allocated = weakref.ref(taken)
+                raise self.error
+            return original(*args, **options)
+
+        monkeypatch.setattr(owner, name, failing)
+
+
+def bytes_held(session):
+    layers = sum(t.nbytes for layer in session._cache.layers for t in (layer.key, layer.value))
+    encoded = session._cache.encoded.values()
+    return layers + sum(t.nbytes for picture in encoded for pair in picture for t in pair)
+
+
+PLACES = {
+    "preprocessing": lambda model: (model.processor, "chat_prompt", 1),
+    "vision": lambda model: (model.runtime.model.vision_model, "forward", 1),
+    "the projection of a picture": lambda model: (model.runtime.model, "cross_key_values", 1),
+    "prefill": lambda model: (TextModel, "forward", 1),
+    "the first growth": lambda model: (LayerCache, "grow", 1),
+    "a growth in the middle": lambda model: (LayerCache, "grow", 4),
+    "the first sampling": lambda model: (Sampler, "sample", 1),
+    "decoding": lambda model: (TextModel, "step", 1),
+    "later decoding": lambda model: (TextModel, "step", 5),
+    "growth while decoding": lambda model: (LayerCache, "grow", 40),
+    "later sampling": lambda model: (Sampler, "sample", 6),
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "failure"),
+    [
+        *((place, "cpu allocator") for place in PLACES),
+        *(("later decoding", failure) for failure in FAILURES if failure != "cpu allocator"),
+    ],
+)
+def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures, monkeypatch):
+    fresh = ChatSession(model)
+    ask(fresh, "What is it?", pictures[:1])
+    expected = ask(fresh, "And what now?", pictures[1:])
+
+    session = ChatSession(model)
+    ask(session, "What is it?", pictures[:1])
+    before, held = session.conversation, bytes_held(session)
+    cached = list(session._cached)
+    with monkeypatch.context() as patch:
+        fault = Fault(patch, *PLACES[place](model)[:2], FAILURES[failure], PLACES[place](model)[2])
+        with pytest.raises(MemoryError_, match="out of memory while running the model") as caught:
+            ask(session, "x" * 600, pictures[1:])
+    assert fault.calls == fault.at
+    assert caught.value.exit_code == 5
+    assert session.conversation is before
+    assert bytes_held(session) <= held
+    assert session._cached == cached[: len(session._cached)]
+    assert session._cache.length == len(session._cached) > 10  # the first turn is still there
+    assert caught.value.__context__ is None
+
+    following = ask(session, "And what now?", pictures[1:])
+    assert following.output_ids == expected.output_ids
+    assert following.usage.cached_tokens > 10
+
+
+def test_nothing_of_the_failed_call_is_held_by_the_error(model, pictures, monkeypatch):
+    session = ChatSession(model)
+    fault = Fault(monkeypatch, model.runtime.model.vision_model, "forward", MemoryError())
+    with pytest.raises(MemoryError_) as caught:
+        ask(session, "What is it?", pictures[:1])
+    fault.error.__traceback__ = None  # the test's own hold on the frames
+    assert fault.allocated() is None
+    assert caught.value.__context__ is None
+
+
+def test_a_layer_that_cannot_grow_stays_whole(monkeypatch):
+    layer = LayerCache(1, 2, 4, 3)
+    layer.write_span(0, torch.ones(1, 2, 4, 3), torch.full((1, 2, 4, 3), 2.0))
+    original, calls = torch.Tensor.new_zeros, []
+
+    def failing(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError
+        return original(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_zeros", failing)
+        with pytest.raises(MemoryError):
+            layer.grow(9)
+    assert layer.key.shape == layer.value.shape == (1, 2, 4, 3)
+    layer.grow(9)
+    assert layer.key.shape == layer.value.shape == (1, 2, 9, 3)
+    assert layer.key[:, :, :4].eq(1).all()
+    assert layer.value[:, :, :4].eq(2).all()
+    layer.shrink(2)
+    assert layer.value.eq(2).all()
+    assert layer.value.shape == (1, 2, 2, 3)
+
+
+def test_failing_again_while_memory_is_given_back_still_ends_the_turn_only(
+    model, pictures, monkeypatch
+):
+    session = ChatSession(model)
+    first = ask(session, "What is it?", pictures[:1])
+    with monkeypatch.context() as patch:
+        Fault(patch, TextModel, "forward", MemoryError())
+        Fault(patch, LayerCache, "shrink", CPU_ALLOCATOR)
+        with pytest.raises(MemoryError_):
+            ask(session, "x" * 600)
+    assert ask(session, "What is it?", pictures[:1]).text is not None
+    assert session.conversation.turns[0].answer == first.text
+
+
+@pytest.mark.parametrize("error", [ValueError("out of memory"), RuntimeError("shape mismatch")])
+def test_other_errors_are_not_taken_for_it(error):
+    assert memory_error(error) is None
+
+
+def test_a_failure_of_another_kind_keeps_what_was_shared(model, monkeypatch):
+    session = ChatSession(model)
+    ask(session, "What is it?")
+    with monkeypatch.context() as patch:
+        Fault(patch, TextModel, "step", RuntimeError("a bug"), at=2)
+        with pytest.raises(RuntimeError, match="a bug"):
+            ask(session, "And now?")
+    got = ask(session, "And now?")
+    fresh = ChatSession(model)
+    ask(fresh, "What is it?")
+    assert got.output_ids == ask(fresh, "And now?").output_ids
+    assert got.usage.cached_tokens > 10
+
+
+def test_tokens_before_the_failure_were_shown(model, monkeypatch):
+    session = ChatSession(model)
+    Fault(monkeypatch, TextModel, "step", MemoryError(), at=3)
+    events = session.send("Hi", sampling=SamplingParams(temperature=0.0, speculate="off"))
+    shown = []
+    with pytest.raises(MemoryError_):
+        shown.extend(events)
+    assert sum(isinstance(event, TextDelta) for event in shown) == 3
+    assert session.messages == []
