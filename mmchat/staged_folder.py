@@ -36,7 +36,7 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
             work.mkdir()
             yield work
             _put(work, folder, outside, replace=replace)
-            _sync(folder.parent)
+            sync(folder.parent)
             shutil.rmtree(outside, ignore_errors=True)
     except OSError as error:
         raise DiskError(f"cannot write {quoted(folder, 300)}: {error.strerror or error}") from None
@@ -71,7 +71,7 @@ def _recover(outside: Path, folder: Path) -> None:
 
 
 def _put(work: Path, folder: Path, outside: Path, *, replace: bool) -> None:
-    _sync(work)
+    sync(work)
     if not replace:
         with contextlib.suppress(FileNotFoundError):
             folder.rmdir()
@@ -92,10 +92,10 @@ def _exchange(first: Path, second: Path) -> bool:
     return False
 
 
-def _sync(folder: Path) -> None:
-    """Make the names in a folder durable; some file systems cannot, which is no fault."""
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, durable; some systems cannot, which is no fault."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -23,7 +23,7 @@ from mmchat.checkpoints.writers import write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.params import ModelParams, ModelSource, find_model, find_params
 from mmchat.params_file import params_document
-from mmchat.staged_folder import staged_folder
+from mmchat.staged_folder import staged_folder, sync
 
 if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
@@ -85,15 +85,16 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         params_path=plan.params_path,
     )
     replaces = _check_target(plan, source)
-    if made_by_us := exported_folder(source.checkpoint):
-        if made_by_us.record.programs:
-            raise UsageError(
-                f"{quoted(made_by_us.path, 300)} holds programs; export"
-                f" {quoted(made_by_us.source, 300)} instead"
-            )
-        plan = replace(plan, quantize_keep=made_by_us.record.keep)
+    made_by_us = exported_folder(source.checkpoint)
+    if made_by_us and made_by_us.record.programs:
+        source_name = quoted(made_by_us.source, 300)
+        raise UsageError(
+            f"{quoted(made_by_us.path, 300)} holds programs; export {source_name} instead"
+        )
     original = _load(plan, source.params, progress)
     record = _record(plan, original)
+    if made_by_us:
+        record = replace(record, keep=made_by_us.record.keep)
     _check_space(plan.folder, original)
     with staged_folder(plan.folder, replace=replaces) as work:
         programs = _write(work, plan, original, record, progress)
@@ -187,9 +188,7 @@ def _write_manifest(work: Path, record: ExportRecord, source: ModelSource) -> No
     """The commit record, when everything else is on the disk."""
     records = {}
     for path in sorted(work.iterdir()):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        sync(path)
         records[path.name] = FileRecord(path.stat().st_size, sha256_of(path), None, True)
     manifest = Manifest(records, source=_origin(source), export=record)
     write_manifest(work / MANIFEST_NAME, manifest)
