@@ -18,6 +18,7 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.errors import CheckpointError, DiskError, ExportError, UsageError
 from mmchat.export import ExportPlan, export_model
+from mmchat.export.check import check_same
 from mmchat.runtime import exported as opening
 from mmchat.runtime.aoti import PACKAGE_NAME
 from mmchat.sampling import SamplingParams
@@ -114,6 +115,19 @@ def test_text_alone_needs_no_vision_weights(folder):
 def test_programs_are_not_exported_again(programs, tmp_path):
     with pytest.raises(UsageError, match="holds programs; export 'tiny' instead"):
         export_model(ExportPlan(programs, tmp_path / "again"))
+
+
+def test_the_comparison_finds_a_model_that_is_not_the_same():
+    model = mmchat.load(None, device="cpu", dtype="float32")
+    assert check_same(model, model) == 0
+    other = mmchat.load(None, device="cpu", dtype="float32")
+    gate = other.runtime.model.language_model.model.layers[1].cross_attn_attn_gate
+    gate.data.neg_()
+    with pytest.raises(ExportError, match="differ from the model by"):
+        check_same(model, other)
+    gate.data.fill_(float("nan"))
+    with pytest.raises(ExportError, match="differ from the model by nan"):
+        check_same(model, other)
 
 
 def test_the_record_names_everything_and_verifies(folder):
