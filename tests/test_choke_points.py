@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/__init__.py"},
     "unpickles or runs code": {
+        "bench/fresh.py",  # runs this program again
         "checkpoints/writers.py",  # pickles the table of a .pth
         "kernels/native.py",  # runs the C compiler on the package's own source
     },
@@ -45,6 +46,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/hub/transfer.py",
         "checkpoints/hub_cache.py",
         "checkpoints/integrity.py",
+        "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",
         "checkpoints/mapped_file.py",
         "checkpoints/strict_json.py",

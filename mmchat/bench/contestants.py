@@ -34,9 +34,9 @@ class Contestant(Protocol):
     @property
     def name(self) -> str: ...
 
-    def read_text(self, input_ids: tuple[int, ...]) -> Tensor: ...
+    def prefill(self, input_ids: tuple[int, ...]) -> Tensor: ...
 
-    def read_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
+    def prefill_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
         """Also the time of the stages "vision", "prefill" and "total"."""
         ...
 
@@ -55,12 +55,12 @@ class Mmchat:
         self.loaded = loaded
         self._clock = Stopwatch(loaded.device)
 
-    def read_text(self, input_ids: tuple[int, ...]) -> Tensor:
+    def prefill(self, input_ids: tuple[int, ...]) -> Tensor:
         runtime = self.loaded.runtime
         cache = runtime.new_cache(1, len(input_ids) + DECODE_ROOM)
         return runtime.prefill(self._inputs(input_ids, ()), cache)
 
-    def read_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
+    def prefill_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
         runtime = self.loaded.runtime
         cache = runtime.new_cache(1, len(prompt.input_ids) + DECODE_ROOM)
         inputs = self._inputs(prompt.input_ids, ((0, prompt.image),))
@@ -95,9 +95,9 @@ class Mmchat:
         return processor.inputs(replace(prompt, input_ids=input_ids, images=images), 0)
 
 
-def tiled(loaded: LoadedModel, image: Image) -> Any:
+def tiled(processor: Any, image: Image) -> Any:
     """The picture as the family's model takes it."""
-    return loaded.processor.raw_prompt(Message("user", (image,))).images[0][1]
+    return processor.raw_prompt(Message("user", (image,))).images[0][1]
 
 
 def picture_file(height: int, width: int, seed: int) -> bytes:

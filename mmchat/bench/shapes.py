@@ -70,6 +70,7 @@ class RandomTensors:
         keep: bool,
     ) -> None:
         self.shapes = params.family.resolve("weights").hf_shapes(params.config)
+        self.device = device
         self.dtype = dtype
         self._make: Callable[..., Tensor] = random_weights_of(params).random_tensor
         self._arguments = params.config, seed, dtype, device

@@ -33,11 +33,11 @@ class TransformersMllama:
         self._clock = Stopwatch(device)
 
     @torch.inference_mode()
-    def read_text(self, input_ids: tuple[int, ...]) -> Tensor:
+    def prefill(self, input_ids: tuple[int, ...]) -> Tensor:
         return self._last(input_ids=self._ids(input_ids), past_key_values=self._cache())
 
     @torch.inference_mode()
-    def read_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
+    def prefill_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
         inputs = self._picture_inputs(prompt)
         seen: list[Elapsed] = []
         hook = self.model.model.multi_modal_projector.register_forward_hook(

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from mmchat.cli import console
+from mmchat.cli.bench import bench
 from mmchat.cli.chat import chat
 from mmchat.cli.convert import convert
 from mmchat.cli.download import download
@@ -121,6 +122,7 @@ app.command()(convert)
 app.command()(export)
 app.command()(inspect)
 app.command()(tiles)
+app.command()(bench)
 app.add_typer(eval_app, name="eval")
 
 

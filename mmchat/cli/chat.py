@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
+from mmchat.cli.model_choice import ModelChoice, begin_loading, check_name, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.sampling_options import SamplingOptions
@@ -93,6 +93,7 @@ def chat(
             f"{source.params.name} is a base model, which continues text and cannot chat; "
             "use its Instruct sibling, or mmchat generate"
         )
+    begin_loading(source)
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     if terminal and not quiet:
         say_choice(choice, source)

@@ -33,6 +33,8 @@ def scenes(
     ] = 200,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantize: options.Quantize = "none",
+    quantize_keep: options.QuantizeKeep = None,
     checkpoint_path: options.CheckpointPath = None,
     tokenizer_path: options.TokenizerPath = None,
     params_path: options.ParamsPath = None,
@@ -56,6 +58,8 @@ def scenes(
         params_path=params_path,
         device=device,
         dtype=dtype,
+        quantize=quantize,
+        quantize_keep=quantize_keep,
     )
     source = choice.find()
     if not quiet:

@@ -12,7 +12,13 @@ import typer
 from mmchat import atomic_file
 from mmchat.cli import answer, console, options
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
-from mmchat.cli.model_choice import ModelChoice, alpha_rule, check_name, say_choice
+from mmchat.cli.model_choice import (
+    ModelChoice,
+    alpha_rule,
+    begin_loading,
+    check_name,
+    say_choice,
+)
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import PromptInput, gather, load_images
@@ -67,6 +73,8 @@ def generate(
     source = choice.find(checkpoint_required=False) if dry_run else find_or_offer(choice)
     if not quiet:
         say_choice(choice, source)
+    if not dry_run:
+        begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(choice, source), quiet)
     request = Request(given.text, pictures, system, raw, choice, sampling, logprobs, quiet, verbose)
     if dry_run:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -110,12 +112,36 @@ def alpha_rule(choice: ModelChoice, source: ModelSource) -> Literal["white", "dr
     """What becomes of transparent pixels: as asked, or as the checkpoint's makers do."""
     if choice.alpha is not None:
         return choice.alpha
+    is_meta = any(file.suffix == ".pth" for file in _weight_files(source))
+    return source.params.image_processor.alpha_for("meta" if is_meta else "hf")
+
+
+def _weight_files(source: ModelSource) -> list[Path]:
     from mmchat.checkpoints.hub_cache import weight_files
 
     place = source.checkpoint
-    files = weight_files(place) if place and place.is_dir() else [place] if place else []
-    is_meta = any(file.suffix == ".pth" for file in files)
-    return source.params.image_processor.alpha_for("meta" if is_meta else "hf")
+    return weight_files(place) if place and place.is_dir() else [place] if place else []
+
+
+def begin_loading(source: ModelSource) -> None:
+    """Import torch and read the weights from disk while the caller goes on."""
+    threading.Thread(target=_import_torch).start()
+    threading.Thread(target=_read_weights_ahead, args=(source,), daemon=True).start()
+
+
+def _import_torch() -> None:
+    """Not in a daemon thread: torch does not survive an end of the process within its import."""
+    with suppress(Exception):  # if the process is ending; else the next import of it says why
+        import_module("torch")
+
+
+def _read_weights_ahead(source: ModelSource) -> None:
+    from mmchat.checkpoints.read_ahead import read_ahead
+    from mmchat.machine.memory import host_memory
+
+    memory = host_memory()
+    if memory is not None:
+        read_ahead(_weight_files(source), memory.available)
 
 
 def family_module(params: ModelParams, name: str) -> Any:

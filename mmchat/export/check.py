@@ -29,19 +29,21 @@ def check_same(original: LoadedModel, exported: LoadedModel) -> float:
     """
     import torch
 
+    allowed = _TOLERANCE[str(original.dtype).removeprefix("torch.")]
+    if original.quantize != "none":
+        allowed = _QUANTISED_TOLERANCE
     worst = 0.0
     with torch.inference_mode():
         pairs = zip(_logits(original, original), _logits(exported, original), strict=True)
         for own, other in pairs:
-            worst = max(worst, float((own - other).abs().max() / own.abs().max()))
-    allowed = _TOLERANCE[str(original.dtype).removeprefix("torch.")]
-    if original.quantize != "none":
-        allowed = _QUANTISED_TOLERANCE
-    if not worst <= allowed:  # NaN too
-        raise ExportError(
-            f"the exported programs differ from the model by {worst:.2g} of the largest logit"
-            f" (at most {allowed:g} is rounding); nothing was written; please report this"
-        )
+            difference = float((own - other).abs().max() / own.abs().max())
+            if not difference <= allowed:  # NaN too
+                raise ExportError(
+                    f"the exported programs differ from the model by {difference:.2g} of the"
+                    f" largest logit (at most {allowed:g} is rounding); nothing was written; please"
+                    " report this"
+                )
+            worst = max(worst, difference)
     return worst
 
 

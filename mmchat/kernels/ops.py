@@ -174,10 +174,16 @@ def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _by_rows(quantize: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor) -> tuple:
-    """Quantise some rows at a time, so that no float32 copy of a large matrix is made."""
+    """Quantise some rows at a time, so that neither a float32 copy nor two results are held."""
+    rows = weight.shape[0]
     size = max(1, CHUNK_BYTES // (4 * weight.shape[1]))
-    parts = [quantize(weight[a:b].float()) for a, b in _spans(weight.shape[0], size)]
-    return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+    whole: tuple[Tensor, ...] = ()
+    for begin, end in _spans(rows, size):
+        parts = quantize(weight[begin:end].float())
+        whole = whole or tuple(part.new_empty(rows, *part.shape[1:]) for part in parts)
+        for out, part in zip(whole, parts, strict=True):
+            out[begin:end] = part
+    return whole
 
 
 # ---- as operators of torch ----------------------------------------------------------------------

@@ -3,6 +3,11 @@ import signal
 
 import pytest
 
+from mmchat.cli import generate
+from mmchat.cli.model_choice import ModelChoice
+from mmchat.params import data_path
+
+DOG = data_path("assets", "dog.jpg")
 BUILT_IN_NOTE = "using the built-in model 'Llama-3.2-11B-Vision-Instruct'; see 'mmchat list'\n"
 
 
@@ -328,3 +333,21 @@ def test_ctrl_c_means_the_usual_again_afterwards(mmchat_command):
     interrupting(mmchat_command, after=2)
     mmchat_command("generate", "-p", "x")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_pictures_are_read_while_loading_begins(mmchat_command, monkeypatch):
+    mmchat_command.use(b"x")
+    order = []
+    read, load = generate.load_images, ModelChoice.load
+    monkeypatch.setattr(generate, "begin_loading", lambda source: order.append("begin"))
+    monkeypatch.setattr(generate, "load_images", lambda *a: (order.append("pictures"), read(*a))[1])
+    monkeypatch.setattr(ModelChoice, "load", lambda *a: (order.append("load"), load(*a))[1])
+    done = mmchat_command("generate", "-p", "x", "-i", str(DOG))
+    assert done.exit_code == 0, done.stderr
+    assert order == ["begin", "pictures", "load"]
+    order.clear()
+    assert mmchat_command("generate", "-p", "x", "-i", __file__).exit_code == 4
+    assert "load" not in order  # a bad picture is said before anything is loaded
+    order.clear()
+    mmchat_command("generate", "-p", "x", "-i", str(DOG), "--dry-run")
+    assert "begin" not in order

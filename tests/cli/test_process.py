@@ -209,3 +209,13 @@ def test_completion_offers_commands_and_models_without_torch(words, word, offere
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert "torch" not in imported
+
+
+def test_a_bad_picture_is_one_line_even_while_torch_is_imported(tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes((ROOT / "assets" / "dog.jpg").read_bytes()[:4000])
+    command = [sys.executable, "-m", "mmchat", "generate", "-q", "-p", "x", "-i", str(bad)]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True)
+    assert done.returncode == 4
+    assert done.stderr.count(b"\n") == 1
+    assert b"bad.jpg' is cut short" in done.stderr

@@ -1,0 +1,63 @@
+"""Put the committed results into the README, between its two marks; run it after a benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).with_name("cpu.json")
+BEGIN, END = (
+    "<!-- results: assets/bench/update_readme.py writes this -->\n",
+    "<!-- end of results -->",
+)
+
+
+def section(record: dict[str, Any]) -> str:
+    """One row for each workload, one column for each contestant."""
+    names = record["contestants"]
+    lines = [_facts(record), "", f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for workload in record["workloads"]:
+        cells = [_cell(workload["contestants"][name]) for name in names]
+        lines.append(f"| {workload['title']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: dict[str, Any]) -> str:
+    median = found["ms"]["total"]["median"]
+    shown = f"{median / 1000:.1f} s" if median >= 10_000 else f"{median:,.0f} ms"
+    ratio = found.get("speedup", {}).get("total")
+    return f"{shown}, **{ratio['median']:.2f}×**" if ratio else shown
+
+
+def _facts(record: dict[str, Any]) -> str:
+    model, machine = record["model"], record["environment"]
+    versions = machine["versions"]
+    clock = "processor time" if record["clock"] == "cpu" else "wall clock"
+    where = (
+        machine.get("gpu") or f"{machine['cpu']} ({_isa(machine)}), {machine['threads']} thread(s)"
+    )
+    depth = f"{model['layers']} text and {model['vision_layers']} vision layers"
+    return (
+        f"Widths of 11B, {depth}, the whole vocabulary, random weights.\n"
+        f"{where}, {clock}.\n"
+        f"torch {versions['torch']}, transformers {versions['transformers']}; {machine['date']}."
+    )
+
+
+def _isa(machine: dict[str, Any]) -> str:
+    best = [n for n in ("amx_tile", "avx512_vnni", "avx512f", "avx2") if n in machine["isa"]]
+    return best[0] if best else "no vector instructions known"
+
+
+def updated(readme: str, record: dict[str, Any]) -> str:
+    """The README with the results in their place."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + section(record) + END + rest.split(END, 1)[1]
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    path.write_text(updated(path.read_text(encoding="utf-8"), found), encoding="utf-8")

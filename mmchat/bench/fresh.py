@@ -1,0 +1,78 @@
+"""Whole processes, started anew: how long until they answer, and the most memory they take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmchat.errors import MmchatError
+
+_TAIL = 300  # characters of a failed process's last words
+
+
+@dataclass(frozen=True)
+class Process:
+    """One finished process. Seconds; peak_memory: largest resident set, bytes."""
+
+    wall: float
+    cpu: float
+    peak_memory: int
+    stdout: str
+
+
+def run_fresh(arguments: Sequence[str], *, environment: dict[str, str] | None = None) -> Process:
+    """Run this Python with `arguments`, such as `-m mmchat …`. Raises MmchatError if it fails."""
+    command = [sys.executable, *arguments]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begin = time.perf_counter()
+        child = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, **(environment or {})},
+        )
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        wall = time.perf_counter() - begin
+        child.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+    if child.returncode != 0:
+        shown = " ".join(arguments[:4])
+        last = texts[1].strip()[-_TAIL:]
+        raise MmchatError(f"'python {shown} …' ended with {child.returncode}: {last}")
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Process(wall, usage.ru_utime + usage.ru_stime, peak, texts[0])
+
+
+def help_text() -> Process:
+    """`mmchat --help`, as typed."""
+    return run_fresh(["-m", "mmchat", "--help"])
+
+
+def import_transformers() -> Process:
+    """What a program that uses transformers' Mllama pays before its first line."""
+    return run_fresh(["-c", "from transformers import MllamaForConditionalGeneration"])
+
+
+def first_token(selection: Sequence[str], picture: bytes, cache: Path) -> Process:
+    """`mmchat generate` of one token about a picture. cache: where compiled code is kept."""
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(picture)
+        file.flush()
+        asked = ["-q", "-p", "What's in this image?", "-i", file.name, "-n", "1"]
+        arguments = ["-m", "mmchat", "generate", *selection, *asked]
+        return run_fresh(arguments, environment={"XDG_CACHE_HOME": str(cache)})

@@ -1,0 +1,35 @@
+"""How many bytes one decoded token must read: what its time is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mmchat.loader import LoadedModel
+
+
+def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int:
+    """Weights as they lie in memory, keys and values; the one row of the embedding is left out."""
+    model: Any = loaded.runtime.model  # type: ignore[attr-defined]
+    text = loaded.params.config.text_config
+    weights = sum(t.numel() * t.element_size() for t in _read(model, text, bool(tiles)))
+    footprint = import_module(f"mmchat.models.{loaded.params.model_type}.footprint")
+    sizes = footprint.footprint(loaded.params.config)
+    cached = context * sizes.cache_per_token + tiles * sizes.cache_per_tile
+    return weights + cached * loaded.dtype.itemsize
+
+
+def _read(model: Any, text: Any, with_picture: bool) -> Iterator[Tensor]:
+    """The tensors of the decoder; keys and values of pictures are projected once, not per token."""
+    unread = [".cross_attn.k_proj.", ".cross_attn.v_proj.", ".embed_tokens.", ".rotary."]
+    if not with_picture:
+        unread += [f".layers.{index}." for index in text.cross_attention_layers]
+    decoder = model.language_model
+    for name, tensor in chain(decoder.named_parameters(), decoder.named_buffers()):
+        if not any(part in f".{name}" for part in unread):
+            yield tensor

@@ -1,0 +1,55 @@
+"""Two turns of a chat about a picture file, as a person has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mmchat.bench.clock import Elapsed, Stopwatch
+from mmchat.bench.contestants import picture_file, picture_size, tiled
+from mmchat.bench.rounds import Rounds, interleave
+from mmchat.events import Event, TextDelta
+from mmchat.images import load_image
+from mmchat.session import ChatSession
+
+if TYPE_CHECKING:
+    from mmchat.bench.contestants import Mmchat
+
+QUESTIONS = ("What's in this image?", "What colours does it have?")
+
+
+def measure_turns(
+    contestants: Sequence[Mmchat], tiles: int, *, rounds: int, seconds: float
+) -> Rounds:
+    """Time from the bytes of a picture to the first token, and in a second turn about it.
+
+    Stages: "preprocessing" (bytes to tiles), "first turn" (all of it) and "second turn".
+    """
+    runs = {c.name: lambda i, c=c: two_turns(c, tiles, seed=100 + i) for c in contestants}
+    return interleave(runs, rounds=rounds, seconds=seconds)
+
+
+def two_turns(contestant: Mmchat, tiles: int, seed: int) -> Mapping[str, Elapsed]:
+    """One conversation about a picture that was never seen before."""
+    loaded = contestant.loaded
+    clock = Stopwatch(loaded.device)
+    height, width = picture_size(tiles, loaded.params.tile_size)
+    other = picture_file(height, width, seed + 10_000)
+    _, preprocessing = clock.time(lambda: tiled(loaded.processor, load_image(other)))
+    session = ChatSession(loaded)
+    sampling = replace(loaded.sampling_defaults, temperature=0.0, max_new_tokens=2)
+    first = _first_token(
+        clock, session.send(QUESTIONS[0], [picture_file(height, width, seed)], sampling)
+    )
+    second = _first_token(clock, session.send(QUESTIONS[1], (), sampling))
+    return {"preprocessing": preprocessing, "first turn": first, "second turn": second}
+
+
+def _first_token(clock: Stopwatch, events: Iterator[Event]) -> Elapsed:
+    begin = clock.now()
+    elapsed = None
+    for event in events:
+        if elapsed is None and isinstance(event, TextDelta):
+            elapsed = clock.now() - begin
+    return elapsed or clock.now() - begin

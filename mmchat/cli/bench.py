@@ -1,0 +1,158 @@
+"""`mmchat bench`: how fast, how much memory, and how that compares, after checking the answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmchat import atomic_file
+from mmchat.cli import console, options
+from mmchat.cli.bench_options import How, What, words
+from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
+from mmchat.cli.option_groups import with_option_groups
+from mmchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmchat.bench.plan import Plan, Variant
+
+
+@with_option_groups
+def bench(
+    model: options.Model = None,
+    *,
+    what: What,
+    how: How,
+    once: Annotated[str | None, typer.Option(hidden=True)] = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    checkpoint_path: options.CheckpointPath = None,
+    tokenizer_path: options.TokenizerPath = None,
+    params_path: options.ParamsPath = None,
+    as_json: options.Json = False,
+    output: options.OutputFile = None,
+    quiet: options.Quiet = False,
+    color: options.Color = "auto",
+    debug: options.Debug = False,
+) -> None:
+    """Measure speed and memory, side by side, after checking that all say the same.
+
+    Try: mmchat bench --shapes 11B --vs transformers. -o FILE writes JSON as well.
+    """
+    if output is not None:
+        atomic_file.check_writable(output)
+    choice = ModelChoice(
+        name=model,
+        checkpoint_path=checkpoint_path,
+        tokenizer_path=tokenizer_path,
+        params_path=params_path,
+        device=device,
+        dtype=dtype,
+    )
+    _check(choice, what)
+    if not what.shapes:
+        source = choice.find()
+        if not quiet and once is None:
+            say_choice(choice, source)
+    plan = _plan(choice, what, how)
+    if once is not None:
+        from mmchat.bench.processes import once as measure_once
+
+        console.print_json(measure_once(plan, once))
+        return
+    from mmchat.bench.run import run
+
+    with console.Stages(quiet=quiet) as stages:
+        record = run(plan, stages.show)
+    if output is not None:
+        atomic_file.write_text(output, _indented(record))
+    if as_json:
+        console.print_json(record)
+    else:
+        from mmchat.cli.bench_table import show_record
+
+        show_record(record)
+
+
+def _check(choice: ModelChoice, what: What) -> None:
+    given = choice.name or choice.checkpoint_path or choice.params_path
+    if what.shapes and given:
+        raise UsageError("--shapes makes a model of random weights; leave MODEL and its paths out")
+    needing = {"--vs": what.vs, "--layers": what.layers, "--vision-layers": what.vision_layers}
+    for option, value in needing.items():
+        if not what.shapes and value is not None:
+            raise UsageError(f"{option} needs --shapes, such as --shapes 11B")
+    if not what.shapes:
+        check_name(choice.name)
+
+
+def _plan(choice: ModelChoice, what: What, how: How) -> Plan:
+    from mmchat.bench.plan import PARTS, Plan
+    from mmchat.bench.shapes import Shapes
+
+    def numbers(value: str) -> tuple[int, ...]:
+        return tuple(map(int, words(value)))
+
+    shapes = None
+    if what.shapes:
+        shapes = Shapes(what.shapes, what.layers, what.vision_layers, how.seed)
+    return Plan(
+        shapes=shapes,
+        load=lambda variant: _load(choice, variant),
+        versus_transformers=what.vs == "transformers",
+        variants=_variants(what),
+        device=choice.device,
+        dtype=choice.dtype,
+        contexts=numbers(what.context),
+        prompts=numbers(what.prompt_tokens),
+        tiles=numbers(what.vision),
+        parts=tuple(part for part in PARTS if part in words(what.measure)),
+        rounds=how.rounds,
+        seconds=how.seconds,
+        threads=how.threads,
+        selection=_selection(choice, what, how),
+    )
+
+
+def _variants(what: What) -> tuple[Variant, ...]:
+    """Every scheme in every way of running it; the plain one is always there, and first."""
+    from mmchat.bench.plan import Variant
+
+    asked = [Variant(scheme) for scheme in words(what.quantize)]
+    return tuple(dict.fromkeys((Variant(), *asked)))
+
+
+def _load(choice: ModelChoice, variant: Variant) -> Any:
+    with console.Stages(quiet=True) as stages:
+        return replace(choice, **variant.options()).load(stages)
+
+
+def _selection(choice: ModelChoice, what: What, how: How) -> tuple[str, ...]:
+    """The arguments with which a new process takes the same model."""
+    given: dict[str, object] = {"--device": choice.device, "--dtype": choice.dtype}
+    if what.shapes:
+        given |= {
+            "--shapes": what.shapes,
+            "--layers": what.layers,
+            "--vision-layers": what.vision_layers,
+            "--seed": how.seed,
+            "--vision": what.vision,
+            "--threads": how.threads,
+        }
+    else:
+        given |= {
+            "--checkpoint-path": choice.checkpoint_path,
+            "--tokenizer-path": choice.tokenizer_path,
+            "--params-path": choice.params_path,
+        }
+    found = [
+        word for name, value in given.items() if value is not None for word in (name, str(value))
+    ]
+    return (*([choice.name] if choice.name else []), *found)
+
+
+def _indented(record: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(record, indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,60 @@
+"""The README's figures are those of the committed results."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "assets" / "bench" / "update_readme.py"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("update_readme", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def record():
+    return json.loads(script().RESULTS.read_text(encoding="utf-8"))
+
+
+def test_the_readme_shows_the_committed_results():
+    assert script().updated(README, record()) == README
+
+
+def test_a_changed_result_changes_the_readme():
+    found = record()
+    name = found["contestants"][0]
+    found["workloads"][0]["contestants"][name]["ms"]["total"]["median"] *= 2
+    assert script().updated(README, found) != README
+
+
+def test_each_shown_ratio_was_measured_with_its_error():
+    found = record()
+    shown = re.findall(r"\*\*(\d+\.\d\d)×\*\*", script().section(found))
+    measured = [
+        f"{contestant['speedup']['total']['median']:.2f}"
+        for workload in found["workloads"]
+        for contestant in list(workload["contestants"].values())[1:]
+    ]
+    assert shown == measured
+    for workload in found["workloads"]:
+        for contestant in list(workload["contestants"].values())[1:]:
+            assert contestant["agreement"]["relative_error"] >= 0
+
+
+def test_the_command_that_makes_the_results_is_understood():
+    from typer.main import get_command
+
+    from mmchat.cli.app import app
+
+    [block] = re.findall(r"^```sh long\n(.*?)^```$", README, re.M | re.S)
+    program, name, *arguments = block.split()
+    assert (program, name) == ("mmchat", "bench")
+    command = get_command(app).commands["bench"]
+    parsed = command.make_context("bench", arguments).params
+    assert (parsed["shapes"], parsed["vs"]) == ("11B", "transformers")
+    assert Path(parsed["output"]) == script().RESULTS.relative_to(ROOT)
