@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ import torch
 from mmchat import quantization
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, check_float8, choose_placement
-from mmchat.errors import CheckpointError, MemoryError_, MmchatError, UsageError
+from mmchat.errors import CheckpointError, MmchatError, UsageError
 from mmchat.machine.memory import available_memory, peak_memory
+from mmchat.memory_estimate import Setup, check_memory, used_in_place
 from mmchat.nn.linear import Float8Linear, QuantizedLinear
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.quantization import Plan
@@ -109,7 +110,8 @@ def load_model(
     tokenizer = _open_tokenizer(source)
     merge_rules = params.family.resolve("weights").shard_dims
     with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
-        model = _load_weights(files, params, placement, plan, text_only, progress)
+        setup = _setup(params, placement, plan, text_only, max_seq_len)
+        model = _load_weights(files, setup, placement, plan, progress)
         rule = alpha or params.image_processor.alpha_for(files.format)
     runtime = EagerRuntime(model, placement.device)
     return _ready(params, runtime, placement, plan, limit, tokenizer, text_only, rule, begin)
@@ -131,7 +133,8 @@ def load_from_tensors(
     limit = _context_limit(params, max_seq_len)
     placement = choose_placement(device, dtype, params.parameters)
     plan = _plan(quantize, quantize_keep, placement)
-    model = _load_weights(tensors, params, placement, plan, False, None)
+    setup = _setup(params, placement, plan, False, max_seq_len)
+    model = _load_weights(tensors, setup, placement, plan, None)
     alpha = params.image_processor.alpha_for(tensors.format)
     runtime = EagerRuntime(model, placement.device)
     return _ready(params, runtime, placement, plan, limit, tokenizer, False, alpha, begin)
@@ -159,7 +162,8 @@ def _load_exported(
     folder.check_dtype(placement)
     plan = _plan(record.scheme, record.keep, placement)
     with open_checkpoint(folder.path, merge_rules=None) as files:
-        _check_memory(files.total_bytes, placement, params.name)
+        setup = _setup(params, placement, plan, text_only, max_seq_len)
+        check_memory(replace(setup, from_file=True), available_memory(placement.device))
         model = load_saved(files, params, plan, placement.device, text_only=text_only)
     return EagerRuntime(model, placement.device), placement, plan, limit
 
@@ -169,6 +173,20 @@ def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
     if plan.scheme and plan.scheme.is_float:
         check_float8(placement.device)
     return plan
+
+
+def _setup(
+    params: ModelParams, placement: Placement, plan: Plan, text_only: bool, max_seq_len: int | None
+) -> Setup:
+    """What will be loaded, for the estimate of its memory."""
+    return Setup.of(
+        params,
+        placement,
+        quantize=plan.name,
+        keep=plan.keep,
+        text_only=text_only,
+        max_seq_len=max_seq_len,
+    )
 
 
 def _ready(
@@ -231,24 +249,24 @@ def _open_tokenizer(source: ModelSource) -> Tokenizer:
 
 def _load_weights(
     files: Checkpoint,
-    params: ModelParams,
+    setup: Setup,
     placement: Placement,
     plan: Plan,
-    text_only: bool,
     progress: ProgressCallback | None,
 ) -> Any:
     """Build on the meta device, then give each parameter its tensor, one at a time.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
-    memory as it was.
+    memory as it was. Raises MemoryError_ before anything is allocated.
     """
-    family = params.family
+    in_place = used_in_place(files, str(placement.dtype).removeprefix("torch."))
+    check_memory(replace(setup, from_file=in_place), available_memory(placement.device))
+    params, family = setup.params, setup.params.family
     with torch.device("meta"):
         model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
-    wanted = model.weight_names(text_only=text_only)
+    wanted = model.weight_names(text_only=setup.text_only)
     quantization.replace_linears(model, plan)
-    _check_memory(_bytes_to_load(model, wanted, placement.dtype), placement, params.name)
     try:
         tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
         for done, (name, tensor) in enumerate(tensors, start=1):
@@ -265,18 +283,6 @@ def _load_weights(
     return model
 
 
-def _bytes_to_load(model: torch.nn.Module, wanted: Collection[str], dtype: torch.dtype) -> int:
-    """Bytes of the weights `wanted`, in the format in which they will be held."""
-    total = 0
-    for owner, module in model.named_modules():
-        names = {f"{owner}.{name}" for name, _ in module.named_parameters(recurse=False)}
-        for name in names & set(wanted):
-            total += model.get_parameter(name).numel() * dtype.itemsize
-        if isinstance(module, QuantizedLinear | Float8Linear) and f"{owner}.weight" in wanted:
-            total += sum(buffer.nbytes for buffer in module.buffers(recurse=False))
-    return total
-
-
 def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor, placement: Placement) -> None:
     owner, _, last = name.rpartition(".")
     module = model.get_submodule(owner)
@@ -285,19 +291,6 @@ def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor, placement: 
         return
     tensor = tensor.to(placement.device, placement.dtype)
     setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
-
-
-def _check_memory(needed: int, placement: Placement, name: str) -> None:
-    """Refuse before anything is allocated. Raises MemoryError_."""
-    available = available_memory(placement.device)
-    if available is not None and needed > available:
-        gib = 1024**3
-        dtype = str(placement.dtype).removeprefix("torch.")
-        raise MemoryError_(
-            f"{name} needs {needed / gib:.1f} GiB in {dtype}, "
-            f"and {placement.device} has {available / gib:.1f} GiB free; "
-            "use a smaller model, dtype or another device"
-        )
 
 
 def _with_fitting_params(error: CheckpointError, params: ModelParams) -> MmchatError:

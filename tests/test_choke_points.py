@@ -17,6 +17,7 @@ PLACES: dict[str, set[str]] = {
         "bench/fresh.py",  # runs this program again
         "checkpoints/writers.py",  # pickles the table of a .pth
         "kernels/native.py",  # runs the C compiler on the package's own source
+        "machine/compilers.py",  # asks compilers for their versions
     },
     "reads weights with a library": set(),
     "talks to the network": {

@@ -11,6 +11,7 @@ from mmchat import loader
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, UsageError
 from mmchat.events import Finished
 from mmchat.images import load_image
+from mmchat.memory_estimate import Setup
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import CrossSegment
 from mmchat.params import data_path, load_params
@@ -126,8 +127,22 @@ def test_progress_counts_the_tensors(folder, weights):
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
     monkeypatch.setattr(loader, "available_memory", lambda device: 1000)
-    with pytest.raises(MemoryError_, match=r"needs .* GiB in float32.*0\.0 GiB free"):
+    monkeypatch.setattr(loader, "_assign", lambda *_: pytest.fail("something was loaded"))
+    with pytest.raises(MemoryError_, match=r"needs .* GiB on cpu \(weights .*0\.0 GiB are free"):
         mmchat.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8", "int4-g32"])
+@pytest.mark.parametrize("text_only", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_estimate_counts_every_byte_that_is_loaded(folder, dtype, text_only, quantize):
+    model = mmchat.load(folder, device="cpu", dtype=dtype, text_only=text_only, quantize=quantize)
+    module = model.runtime.model
+    tensors = [*module.parameters(), *module.buffers()]
+    loaded = sum(tensor.nbytes for tensor in tensors if not tensor.is_meta)
+    computed = module.language_model.model.rotary.inv_freq.nbytes  # in no checkpoint
+    setup = Setup.of(model.params, model.placement, quantize=quantize, text_only=text_only)
+    assert setup.need().weights == loaded - computed
 
 
 @pytest.mark.parametrize(

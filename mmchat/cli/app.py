@@ -17,6 +17,7 @@ from mmchat.cli import console
 from mmchat.cli.bench import bench
 from mmchat.cli.chat import chat
 from mmchat.cli.convert import convert
+from mmchat.cli.doctor import doctor
 from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
 from mmchat.cli.export import export
@@ -122,6 +123,7 @@ app.command()(convert)
 app.command()(export)
 app.command()(inspect)
 app.command()(tiles)
+app.command()(doctor)
 app.command()(bench)
 app.add_typer(eval_app, name="eval")
 

@@ -14,6 +14,9 @@ from mmchat.messages import Image, Message, Text
 
 if TYPE_CHECKING:
     from mmchat.cli.generate import Request
+    from mmchat.cli.model_choice import ModelChoice
+    from mmchat.device import Placement
+    from mmchat.memory_estimate import Workload
     from mmchat.params import ModelSource
 
 
@@ -31,19 +34,18 @@ def show_dry_run(
 
 def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
     from mmchat.device import choose_placement
-    from mmchat.machine.memory import available_memory
+    from mmchat.memory_estimate import Workload
 
     params, choice = source.params, request.choice
     placement = choose_placement(choice.device, choice.dtype, params.parameters)
     dtype = str(placement.dtype).removeprefix("torch.")
-    sizes = family_module(params, "footprint").footprint(params.config)
     images = [picture_facts(image, params) for image in request.images]
     prompt_tokens = _prompt_tokens(request, source)
     new_tokens = request.sampling.for_model(params).max_new_tokens
     limit = choice.max_seq_len or params.config.text_config.max_position_embeddings
     positions = min((prompt_tokens or 0) + new_tokens, limit)
-    tiles = sum(facts["tile_grid"][0] * facts["tile_grid"][1] for facts in images)
-    cache = sizes.cache_per_token * positions + sizes.cache_per_tile * tiles
+    tiles = tuple(facts["tile_grid"][0] * facts["tile_grid"][1] for facts in images)
+    workload = Workload(positions, prompt_tokens or positions, tiles)
     return {
         "model": params.name,
         "device": str(placement.device),
@@ -52,12 +54,46 @@ def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
         "max_new_tokens": new_tokens,
         "context": limit,
         "images": images,
-        "memory": {
-            "weights": sizes.weight_bytes(dtype, text_only=choice.text_only),
-            "cache": cache * placement.dtype.itemsize,
-            "available": available_memory(placement.device),
-        },
+        "quantize": choice.quantize,
+        "memory": _memory(choice, source, placement, workload),
     }
+
+
+def _memory(
+    choice: ModelChoice, source: ModelSource, placement: Placement, workload: Workload
+) -> dict[str, Any]:
+    """Bytes by part. fits: None if the free memory is unknown. advice: what fits, if this does not.
+
+    A checkpoint that is not here is taken for the released one, of 16 bits.
+    """
+    from mmchat.machine.memory import available_memory
+    from mmchat.memory_estimate import Setup, advice
+
+    setup = Setup.of(
+        source.params,
+        placement,
+        quantize=choice.quantize,
+        keep=tuple(choice.quantize_keep or ()),
+        text_only=choice.text_only,
+        max_seq_len=choice.max_seq_len,
+        workload=workload,
+        from_file=_used_in_place(source, placement),
+    )
+    need, free = setup.need(), available_memory(placement.device)
+    fits = None if free is None else need.total <= free
+    facts = {**need.as_dict(), "available": free, "fits": fits}
+    return facts if fits is not False else {**facts, "advice": advice(setup, free or 0)}
+
+
+def _used_in_place(source: ModelSource, placement: Placement) -> bool:
+    from mmchat.checkpoints.checkpoint import open_checkpoint
+    from mmchat.memory_estimate import used_in_place
+
+    if source.checkpoint is None:
+        return placement.dtype.itemsize == 2
+    rules = family_module(source.params, "weights").shard_dims
+    with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
+        return used_in_place(files, str(placement.dtype).removeprefix("torch."))
 
 
 def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
@@ -83,18 +119,33 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     tokens, memory = facts["prompt_tokens"], facts["memory"]
     known = "unknown, the tokenizer is not here" if tokens is None else f"{tokens:,} tokens"
-    free = "unknown" if memory["available"] is None else size(memory["available"])
     return [
         ("model", facts["model"]),
-        ("device", f"{facts['device']}, {facts['dtype']}"),
+        ("device", f"{facts['device']}, {facts['dtype']}{_scheme(facts['quantize'])}"),
         *(("picture", _picture(image)) for image in facts["images"]),
         ("prompt", known),
         ("answer", f"at most {facts['max_new_tokens']:,} tokens, context {facts['context']:,}"),
-        (
-            "memory, about",
-            f"weights {size(memory['weights'])}, cache {size(memory['cache'])}; {free} are free",
-        ),
+        ("memory, about", f"{size(memory['total'])}{_verdict(memory)}"),
+        ("  weights", f"{size(memory['weights'])}{_in_file(memory['in_file'])}"),
+        ("  cache", f"{size(memory['cache'])}"),
+        *([("  pictures", size(memory["pictures"]))] if memory["pictures"] else []),
+        ("  working", size(memory["working"])),
     ]
+
+
+def _scheme(name: str) -> str:
+    return "" if name == "none" else f", weights in {name}"
+
+
+def _verdict(memory: dict[str, Any]) -> str:
+    if memory["fits"] is None:
+        return ""
+    free = f"{size(memory['available'])} are free"
+    return f"; {free}, it fits" if memory["fits"] else f", but {free}; {memory['advice']}"
+
+
+def _in_file(number: int) -> str:
+    return f", and {size(number)} more that stay in their file" if number else ""
 
 
 def _picture(facts: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mmchat.params import ModelParams
 
-ESTIMATED_DTYPES = ("bfloat16", "int8", "int4")
+ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
 
 def inspect(
@@ -73,7 +73,10 @@ def _facts(params: ModelParams) -> dict[str, Any]:
         },
         "parameters": sizes.parameters,
         "parameters_by_part": {part.name: part.parameters for part in sizes.parts},
-        "weight_bytes": {dtype: sizes.weight_bytes(dtype) for dtype in ESTIMATED_DTYPES},
+        "weight_bytes": {
+            "bfloat16" if scheme == "none" else scheme: _weight_bytes(params, scheme)
+            for scheme in ESTIMATED_SCHEMES
+        },
         "cache_bytes_per_token": 2 * sizes.cache_per_token,
         "cache_bytes_per_tile": 2 * sizes.cache_per_tile,
         "checkpoint": None,
@@ -90,6 +93,13 @@ def _export_facts(path: Path) -> dict[str, Any] | None:
         return None
     sizes = {name: record.size for name, record in manifest.files.items()}
     return {**asdict(manifest.export), "source": manifest.source, "files": sizes}
+
+
+def _weight_bytes(params: ModelParams, scheme: str) -> int:
+    """Bytes of the weights in 16 bits, or what `scheme` makes of them."""
+    from mmchat.memory_estimate import Setup
+
+    return Setup(params, "cuda", 2, scheme).need().weights
 
 
 def _checkpoint_facts(path: Path, params: ModelParams) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from mmchat.machine.memory import available_memory
 if TYPE_CHECKING:
     import torch
 
-ROUNDS = 12
+ROUNDS = 8
 _COLUMNS = 4096
+_SLICES = 8
 _LEAST_BUFFER = 256 * MIB
 _MOST_BUFFER = 1024 * MIB
 _ACCELERATOR_BUFFER = 2048 * MIB
@@ -24,7 +26,7 @@ _ACCELERATOR_BUFFER = 2048 * MIB
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """Reading speed of one device, the best of several rounds over `buffer_bytes`.
+    """Reading speed of one device: the best of many readings within `buffer_bytes`.
 
     threads: those of the processor that read; 1 for an accelerator.
     """
@@ -39,12 +41,13 @@ def measure_bandwidth(
 ) -> Bandwidth:
     """Read a buffer that no cache holds, with all threads of torch: its sum, and a product with it.
 
+    It is read slice by slice and the quickest slice counts, so that other programs disturb little.
     buffer_bytes: at least twice the last-level cache if left out, within a quarter of what is free.
     Raises MemoryError_ if the buffer cannot be had.
     """
     import torch
 
-    rows = max((buffer_bytes or _buffer_size(device)) // (4 * _COLUMNS), 1)
+    rows = max((buffer_bytes or buffer_size(device)) // (4 * _COLUMNS), 1)
     try:
         # Ones, not empty: every page is touched, and none is the kernel's shared zero page.
         buffer = torch.ones(rows, _COLUMNS, dtype=torch.float32, device=device)
@@ -52,15 +55,27 @@ def measure_bandwidth(
         wanted = rows * _COLUMNS * 4 // MIB
         raise MemoryError_(f"{device} has no {wanted} MiB free to measure its bandwidth") from None
     vector = torch.ones(_COLUMNS, device=device)
-    # A sum in float64 has half the additions to hide; MPS has no float64.
-    summed = buffer if device.type == "mps" else buffer.view(torch.float64)
-    readers: tuple[Callable[[], object], ...] = (summed.sum, lambda: torch.mv(buffer, vector))
-    best = min(_seconds(read, device) for _ in range(rounds) for read in readers)
+    slices = buffer.split(-(-rows // _SLICES)) if device.type == "cpu" else (buffer,)
+    best = min(
+        _seconds(read, device) / part.nbytes
+        for _ in range(rounds)
+        for reader in (_sum, torch.mv)
+        for part in slices
+        for read in (functools.partial(reader, part, vector),)
+    )
     threads = torch.get_num_threads() if device.type == "cpu" else 1
-    return Bandwidth(buffer.nbytes / best, buffer.nbytes, threads)
+    return Bandwidth(1 / best, buffer.nbytes, threads)
 
 
-def _buffer_size(device: torch.device) -> int:
+def _sum(buffer: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    """In float64 where there is that: half the additions to hide behind the reading."""
+    import torch
+
+    return (buffer if buffer.device.type == "mps" else buffer.view(torch.float64)).sum()
+
+
+def buffer_size(device: torch.device) -> int:
+    """Bytes that no cache of the device holds, within a quarter of what is free."""
     size = _ACCELERATOR_BUFFER
     if device.type == "cpu":
         cache = describe_cpu().llc_bytes or 0

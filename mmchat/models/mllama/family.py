@@ -18,4 +18,5 @@ FAMILY = Family(
     prompt="mmchat.models.mllama.prompt",
     documents="mmchat.models.mllama.documents",
     export="mmchat.models.mllama.export",
+    footprint="mmchat.models.mllama.footprint:footprint",
 )

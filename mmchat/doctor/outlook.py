@@ -1,0 +1,76 @@
+"""What each known model would need on this machine in each scheme, and how fast it would write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mmchat.device import choose_placement
+from mmchat.doctor.machine import Machine
+from mmchat.memory_estimate import OFFERED_SCHEMES, MemoryNeed, Setup
+from mmchat.params import known_params
+from mmchat.params_file import ModelParams
+from mmchat.speed_estimate import tokens_per_second
+
+# Below this many parameters nobody quantises, and reading the weights is not what takes time.
+_SMALL = 10**9
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """One model in one scheme on the first device.
+
+    fits: None where the free memory is unknown. speeds: expected tokens a second, text only and
+    after a picture of the largest size; None for a small model, or if nothing was measured.
+    """
+
+    model: str
+    short: str
+    parameters: int
+    repo: str | None
+    is_chat: bool
+    scheme: str
+    need: MemoryNeed
+    fits: bool | None
+    speeds: tuple[float, float] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        text, picture = self.speeds or (None, None)
+        return {
+            "memory": self.need.as_dict(),
+            "fits": self.fits,
+            "tokens_per_second": {"text": text, "picture": picture},
+        }
+
+
+def outlooks(machine: Machine) -> Iterator[Outlook]:
+    """Every known model in every scheme that is offered, the smallest model first."""
+    for params in sorted(known_params(), key=lambda params: (params.parameters, params.name)):
+        schemes = OFFERED_SCHEMES if params.parameters > _SMALL else OFFERED_SCHEMES[:1]
+        for scheme in schemes:
+            yield _outlook(machine, params, scheme)
+
+
+def _outlook(machine: Machine, params: ModelParams, scheme: str) -> Outlook:
+    placement = choose_placement(machine.device.name, "auto", params.parameters)
+    # the released weights are 16-bit
+    setup = Setup.of(params, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2)
+    need, free = setup.need(), machine.device.available
+    speeds = None
+    if machine.reading and params.parameters > _SMALL:
+        speeds = (
+            tokens_per_second(setup, machine.reading, pictures=False),
+            tokens_per_second(setup, machine.reading, pictures=True),
+        )
+    return Outlook(
+        model=params.name,
+        short=params.aliases[0] if params.repo and params.aliases else params.name,
+        parameters=params.parameters,
+        repo=params.repo,
+        is_chat=params.chat_format == "instruct",
+        scheme=scheme,
+        need=need,
+        fits=None if free is None else need.total <= free,
+        speeds=speeds,
+    )

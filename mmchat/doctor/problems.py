@@ -1,0 +1,93 @@
+"""What makes this machine slower or smaller than it could be, each with what to do."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from mmchat.doctor.machine import Machine
+
+_GIB = 1024**3
+_SPACE_FOR_THE_11B = 21 * _GIB
+
+
+@dataclass(frozen=True)
+class Problem:
+    """problem: what is found; remedy: the next step."""
+
+    problem: str
+    remedy: str
+
+
+def find_problems(machine: Machine) -> Iterator[Problem]:
+    """The heaviest first."""
+    yield from _gpu_unused(machine)
+    yield from _few_threads(machine)
+    yield from _no_compiler(machine)
+    yield from _busy(machine)
+    yield from _limits()
+    yield from _disk(machine)
+
+
+def _gpu_unused(machine: Machine) -> Iterator[Problem]:
+    if any(device.name != "cpu" for device in machine.devices) or not shutil.which("nvidia-smi"):
+        return
+    if torch.version.cuda is None:
+        yield Problem(
+            "this torch cannot use the NVIDIA GPU: it is the build for processors alone",
+            "install the CUDA build, as pytorch.org says",
+        )
+    else:
+        yield Problem(
+            f"torch is built for CUDA {torch.version.cuda} and finds no GPU",
+            "see whether nvidia-smi shows one, and whether its driver is new enough",
+        )
+
+
+def _few_threads(machine: Machine) -> Iterator[Problem]:
+    if machine.device.name == "cpu" and machine.threads < machine.cores // 2:
+        chosen = os.environ.get("OMP_NUM_THREADS")
+        remedy = f"unset OMP_NUM_THREADS, which is {chosen}" if chosen else "set OMP_NUM_THREADS"
+        yield Problem(f"torch uses {machine.threads} of {machine.cores} processors", f"{remedy}")
+
+
+def _no_compiler(machine: Machine) -> Iterator[Problem]:
+    if machine.device.name != "cpu" or all("torch" not in c.kernel for c in machine.kernels):
+        return
+    yield Problem(
+        f"the kernels for quantised weights are not in use: {machine.kernels[0].reason}",
+        "install gcc, then run mmchat doctor again",
+    )
+
+
+def _busy(machine: Machine) -> Iterator[Problem]:
+    if machine.load is not None and machine.load > machine.cores:
+        yield Problem(
+            f"the machine is busy (load {machine.load:.1f} on {machine.cores} processors), so the"
+            " speeds above are low",
+            "run mmchat doctor again when it is idle",
+        )
+
+
+def _limits() -> Iterator[Problem]:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        yield Problem(
+            f"this shell lets a process map {soft / _GIB:.1f} GiB (ulimit -v), and weights are"
+            " mapped whole",
+            "run ulimit -v unlimited",
+        )
+
+
+def _disk(machine: Machine) -> Iterator[Problem]:
+    hub = machine.caches[0]
+    if hub.free is not None and hub.free < _SPACE_FOR_THE_11B:
+        yield Problem(
+            f"{hub.free / _GIB:.1f} GiB are free at {hub.path}, and the 11B takes 20 GiB",
+            "free some space, or set HF_HOME to a larger disk",
+        )

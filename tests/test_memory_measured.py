@@ -1,0 +1,78 @@
+"""The estimate of working memory against a process that runs a model with the widths of the 11B."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mmchat.limits import MIB
+
+# Growth of the process over its size once the model is loaded: cache, picture and working memory.
+PROGRAM = """
+import dataclasses, json, pathlib, sys, torch
+from mmchat.memory_estimate import OVERHEAD, Setup, Workload
+from mmchat.device import Placement
+from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
+from mmchat.params import find_params
+from mmchat.quantization import make_plan, replace_linears
+
+scheme, tiles, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+def memory(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+params = find_params("llama3.2-11B")
+vision = dataclasses.replace(
+    params.config.vision_config, num_hidden_layers=5, num_global_layers=1,
+    intermediate_layers_indices=(0, 1, 2, 3, 4),
+)
+text = dataclasses.replace(
+    params.config.text_config, num_hidden_layers=2, cross_attention_layers=(1,), vocab_size=1024
+)
+config = dataclasses.replace(params.config, vision_config=vision, text_config=text)
+params = dataclasses.replace(params, config=config)
+with torch.device("meta"):
+    model = MllamaForConditionalGeneration(config)
+model.requires_grad_(False).eval()
+plan = make_plan(scheme)
+replace_linears(model, plan)
+dtype = torch.bfloat16
+for module in model.modules():
+    for name, tensor in [*module.named_parameters(recurse=False)]:
+        new = torch.ones(tensor.shape, dtype=dtype) * 0.01
+        setattr(module, name, torch.nn.Parameter(new, requires_grad=False))
+    for name, tensor in [*module.named_buffers(recurse=False)]:
+        setattr(module, name, torch.ones(tensor.shape, dtype=tensor.dtype))
+if plan.scheme:
+    model.fuse_projections()
+model.materialize_buffers(torch.device("cpu"))
+class Layout: aspect_ratio_id = {1: 1, 4: 4}[tiles]
+class Image:
+    content_hash, layout = "x", Layout
+    pixel_values = torch.zeros(tiles, 3, vision.image_size, vision.image_size)
+inputs = MllamaInputs(torch.ones(1, prompt, dtype=torch.long), (prompt,), (((0, Image),),))
+model.language_model.lm_head(torch.zeros(1, 1, 4096, dtype=dtype))  # libraries start their threads
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+before = memory("VmRSS")
+cache = model.new_cache(1, prompt)
+model.prefill(inputs, cache)
+grown = memory("VmHWM") - before
+setup = Setup(params, "cpu", 2, scheme, workload=Workload(prompt, prompt, (tiles,)))
+need = setup.need()
+print(json.dumps([grown, need.total - need.weights]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own figures")
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
+@pytest.mark.parametrize(("tiles", "prompt"), [(1, 64), (4, 64), (1, 1024)])
+def test_a_picture_and_a_prompt_take_what_was_estimated(scheme, tiles, prompt):
+    command = [sys.executable, "-c", PROGRAM, scheme, str(tiles), str(prompt)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown, estimate = json.loads(done.stdout)
+    assert grown <= estimate <= 1.6 * grown + 160 * MIB
