@@ -62,7 +62,7 @@ def measure_bandwidth(
     vector = torch.ones(_COLUMNS, device=device)
     slices = buffer.split(-(-rows // _SLICES)) if device.type == "cpu" else (buffer,)
     best = min(
-        _seconds(read, device) / part.nbytes
+        _seconds(read, device, clock) / part.nbytes
         for _ in range(rounds)
         for reader in (_sum, torch.mv)
         for part in slices
