@@ -16,6 +16,7 @@ PLACES: dict[str, set[str]] = {
     "unpickles or runs code": {
         "bench/fresh.py",  # runs this program again
         "checkpoints/writers.py",  # pickles the table of a .pth
+        "images/clipboard.py",  # runs wl-paste and xclip
         "kernels/native.py",  # runs the C compiler on the package's own source
         "machine/compilers.py",  # asks compilers for their versions
     },

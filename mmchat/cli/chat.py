@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
+    from mmchat.repl.terminal_probe import Answers
     from mmchat.sampling import SamplingParams
     from mmchat.session import ChatSession
 
@@ -56,8 +58,9 @@ NoHistory = Annotated[
         rich_help_panel=CHAT,
     ),
 ]
+ThumbnailMode = Literal["auto", "off", "kitty", "sixel", "blocks"]
 Thumbnails = Annotated[
-    Literal["auto", "off", "kitty", "sixel", "blocks"],
+    ThumbnailMode,
     typer.Option(help="How attached pictures are shown.", rich_help_panel=CHAT),
 ]
 
@@ -98,13 +101,16 @@ def chat(
     if terminal and not quiet:
         say_choice(choice, source)
     saved = _saved_chat(continue_last, resume)
-    way = _thumbnail_way(thumbnails) if terminal else "off"
-    with _typing_ahead(terminal), console.Stages(quiet=quiet) as stages:
-        session = choice.load(stages).chat(system=system)
+    with _asked(thumbnails, terminal) as answers:
+        with console.Stages(quiet=quiet) as stages:
+            session = choice.load(stages).chat(system=system)
+        said = answers()
     params = sampling.for_model(source.params)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (terminal or saved is not None)
-    code = _run(session, params, images or [], saved, terminal=terminal, way=way, keeps=keeps)
+    code = _run(
+        session, params, Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps)
+    )
     if code:
         raise typer.Exit(code)
 
@@ -125,80 +131,77 @@ def _saved_chat(continue_last: bool, resume: str | None) -> Path | None:
     return saving.find_chat(resume, chats) if resume else None
 
 
-def _thumbnail_way(mode: Literal["auto", "off", "kitty", "sixel", "blocks"]) -> str:
-    from mmchat.repl import thumbnail
-
-    return thumbnail.choose(mode)
-
-
-def _typing_ahead(terminal: bool) -> AbstractContextManager[None]:
-    """What is typed while the model loads waits for the prompt."""
+def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
+    """Ask the terminal what it can show; what is typed while the model loads is not lost."""
     if not terminal:
-        return nullcontext()
-    from mmchat.repl.terminal_screen import quiet_keys
+        return nullcontext(lambda: None)
+    from mmchat.repl.terminal_probe import asked
 
-    return quiet_keys()
+    return asked(console.write_out, ask=mode in ("auto", "sixel", "kitty"))
 
 
 def _make_console(file: io.StringIO, columns: int) -> Any:
     return console.buffer_console(file, columns)
 
 
-def _run(
-    session: ChatSession,
-    sampling: SamplingParams,
-    images: list[str],
-    saved: Path | None,
-    *,
-    terminal: bool,
-    way: str,
-    keeps: bool,
-) -> int:
+@dataclass(frozen=True)
+class Opening:
+    """How a chat begins.
+
+    given: settings of the command line, which overrule saved ones. answers: what the terminal said,
+    None without one.
+    """
+
+    images: list[str]
+    saved: Path | None
+    given: dict[str, Any]
+    thumbnails: ThumbnailMode
+    answers: Answers | None
+    keeps: bool
+
+
+def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> int:
     """Open the chat on the right kind of screen; returns the exit code."""
     from mmchat.repl.chat import Chat
     from mmchat.repl.loop import run_plain
     from mmchat.repl.screen import PlainScreen
 
     chats = _state_folder() / "chats"
-    if not terminal:
-        screen = PlainScreen(
-            console.write_out,
-            lambda text: console.write_out(text, sys.stderr),
-            out_is_terminal=console.is_terminal(sys.stdout),
-        )
-        chat = Chat(session, screen, sampling, chats, saves=keeps)
-        _begin(chat, images, saved)
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="replace")
-        return run_plain(chat, sys.stdin)
-    return _run_terminal(session, sampling, images, saved, chats, way=way, keeps=keeps)
+    if opening.answers is not None:
+        return _run_terminal(session, sampling, chats, opening, opening.answers)
+    screen = PlainScreen(
+        console.write_out,
+        lambda text: console.write_out(text, sys.stderr),
+        out_is_terminal=console.is_terminal(sys.stdout),
+    )
+    chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
+    _begin(chat, opening)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    return run_plain(chat, sys.stdin)
 
 
 def _run_terminal(
-    session: ChatSession,
-    sampling: SamplingParams,
-    images: list[str],
-    saved: Path | None,
-    chats: Path,
-    *,
-    way: str,
-    keeps: bool,
+    session: ChatSession, sampling: SamplingParams, chats: Path, opening: Opening, answers: Answers
 ) -> int:
+    from mmchat.repl import thumbnail
     from mmchat.repl.answering import HardStop
     from mmchat.repl.chat import Chat
     from mmchat.repl.loop import run_terminal
-    from mmchat.repl.terminal_screen import TerminalScreen, sane_terminal
+    from mmchat.repl.terminal_screen import TerminalScreen, quiet_keys, sane_terminal
 
-    screen = TerminalScreen(console.write_out, _make_console, way, color=console.uses_color())
-    chat = Chat(session, screen, sampling, chats, saves=keeps)
+    drawing = thumbnail.choose(opening.thumbnails, answers)
+    screen = TerminalScreen(console.write_out, _make_console, drawing, color=console.uses_color())
+    chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
         signal.signal(signal.SIGHUP, _exit_on_hangup)
+    history = chats.parent / "prompts" if opening.keeps else None
     code = 1
     try:
-        with sane_terminal(_write_if_possible):
+        with sane_terminal(_write_if_possible), quiet_keys():
             screen.note("\\help lists the commands, Ctrl-D leaves")
-            _begin(chat, images, saved)
-            code = run_terminal(chat, screen, chats.parent / "prompts" if keeps else None)
+            _begin(chat, opening)
+            code = run_terminal(chat, screen, history, answers)
     except HardStop:
         _leave_now(INTERRUPTED_EXIT_CODE)
     except SystemExit as leaving:  # SIGTERM or SIGHUP, perhaps while the model works
@@ -206,14 +209,15 @@ def _run_terminal(
     return code
 
 
-def _begin(chat: Chat, images: list[str], saved: Path | None) -> None:
+def _begin(chat: Chat, opening: Opening) -> None:
     """Resume and attach what the arguments ask for; errors end the command."""
     from mmchat.repl import saving
 
+    saved = opening.saved
     if saved is not None:
-        chat.resume(saving.read(saved), saved if saved.is_dir() else None)
-    if images:
-        chat.attach(images)
+        chat.resume(saving.read(saved), saved if saved.is_dir() else None, opening.given)
+    if opening.images:
+        chat.attach(opening.images)
 
 
 def _write_if_possible(text: str) -> None:

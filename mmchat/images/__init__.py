@@ -89,23 +89,15 @@ def load_clipboard(*, alpha: Alpha = "white") -> Image:
 
     Raises ImageError if there is none.
     """
-    from PIL import ImageGrab
+    from mmchat.images.clipboard import clipboard
 
-    try:
-        found = ImageGrab.grabclipboard()
-    except Exception:  # NotImplementedError, OSError or a helper program's failure
-        raise ImageError(
-            "the clipboard cannot be read here; on Linux install wl-clipboard or xclip"
-        ) from None
-    if isinstance(found, list) and found:
-        return load_image(str(found[0]), alpha=alpha)
-    if isinstance(found, PILImage.Image):
-        if found.width * found.height > limits.IMAGE_PIXELS:
-            raise ImageError(
-                f"the picture on the clipboard has {found.width} x {found.height} pixels"
-            )
-        return from_pil(found, source="clipboard", alpha=alpha)
-    raise ImageError("there is no picture on the clipboard; copy one first")
+    found = clipboard()
+    if isinstance(found, str):
+        return load_image(found, alpha=alpha)
+    if isinstance(found, bytes):
+        return load_image(found, alpha=alpha, name="clipboard")
+    _check_size(found.size, "the picture on the clipboard")
+    return from_pil(found, source="clipboard", alpha=alpha)
 
 
 def _to_rgb(picture: PILImage.Image, alpha: Alpha) -> PILImage.Image:

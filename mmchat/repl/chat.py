@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.conversation import Conversation, Turn, edited, question
-from mmchat.errors import ContextLengthExceeded, MmchatError, UsageError
-from mmchat.repl import facts, paths, saving
+from mmchat.errors import ContextLengthExceeded, ImageError, MmchatError, UsageError
+from mmchat.repl import facts, paths, saving, settings
+from mmchat.repl.keeper import Keeper
 from mmchat.repl.screen import Screen
+from mmchat.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from mmchat.events import Event, Finished
     from mmchat.messages import Image, Message
     from mmchat.params import ModelParams
-    from mmchat.sampling import SamplingParams
     from mmchat.session import Budget, ChatSession
 
-SAVE_SECONDS = 1.5  # at most this much of an answer is lost in a crash
 ANSWER_ROOM = 128  # positions to leave for an answer when old turns have to go
 
 
 class Leave(Exception):  # noqa: N818 - not an error
     """The user wants to go."""
-
-
-class Keeper:
-    """Saves the chat as it goes; gives up with one note if the disk does not take it.
-
-    chats: where named chats are. saves: False reads them only.
-    """
-
-    def __init__(
-        self, chats: Path, model: str, note: Callable[[str], None], *, saves: bool
-    ) -> None:
-        self.chats = chats
-        self.folder = saving.new_chat(chats) if saves else None
-        self._model = model
-        self._note = note
-        self._saved_at = 0.0
-
-    def start_new(self) -> None:
-        """What comes next is another chat."""
-        if self.folder is not None:
-            self.folder = saving.new_chat(self.chats)
-
-    def save(self, chat: Conversation) -> None:
-        if self.folder is None:
-            return
-        self._saved_at = time.monotonic()
-        try:
-            if chat.turns or self.folder.exists():
-                self.folder.write(chat, self._model)
-        except MmchatError as error:
-            self._note(f"this chat is no longer saved: {error}")
-            self.folder = None
-
-    def save_sometimes(self, chat: Callable[[], Conversation]) -> None:
-        """Save if the last time was a while ago."""
-        if self.folder is not None and time.monotonic() - self._saved_at >= SAVE_SECONDS:
-            self.save(chat())
 
 
 class Chat:
@@ -87,12 +50,19 @@ class Chat:
         self.last: Finished | None = None
         self.first_error = 0
         self.addresses: list[str] = []  # pictures from the network, for completion
-        self.keeper = Keeper(chats, session.loaded.params.name, screen.note, saves=saves)
+        self.keeper = Keeper(chats, self.as_saved, screen.note, saves=saves)
+        self._answered_with: tuple[Conversation, SamplingParams] | None = None
         self._budget: tuple[Conversation, Budget] | None = None
 
     @property
     def params(self) -> ModelParams:
         return self.session.loaded.params
+
+    def as_saved(self, chat: Conversation) -> saving.SavedChat:
+        """`chat` with what else is saved of it: the model and the settings that were changed."""
+        defaults = SamplingParams(**asdict(self.params.generation))
+        changed = settings.changed_from(defaults, self.sampling)
+        return saving.SavedChat(chat, self.params.name, changed)
 
     def budget(self) -> Budget:
         """Context in use; counted once per state of the conversation."""
@@ -124,12 +94,17 @@ class Chat:
         self.screen.error(str(error))
 
     def _message(self, text: str) -> None:
+        if reason := paths.folder_named(text):
+            raise UsageError(f"{reason}; nothing was sent")
         found = paths.read_line(text)
         if found.missing:
             names = ", ".join(repr(name) for name in found.missing)
             raise UsageError(f"no such picture: {names}; nothing was sent (\\say TEXT sends as is)")
         if found.sources:
-            self.attach(found.sources)
+            try:
+                self.attach(found.sources)
+            except ImageError as error:
+                raise ImageError(f"{error}; nothing was sent (\\say TEXT sends as is)") from None
         for name in found.mentioned:
             self.screen.note(f"{name!r} is not attached; \\image {name} does that")
         if found.text:
@@ -165,28 +140,47 @@ class Chat:
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""
         message = question(text, self.attached, marks=bool(self.attached))
-        if self._answered(lambda: self.session.ask(message, self.sampling), message, undone=0):
+        sampling = self.sampling
+        asked = lambda: self.session.ask(message, sampling)  # noqa: E731
+        if self._answered(asked, message, sampling, undone=0):
             self.attached = []
 
     def retry(self, sampling: SamplingParams | None = None) -> None:
         if not self.session.conversation.turns:
             raise UsageError("nothing has been asked yet")
-        last = self.session.conversation.turns[-1].question
-        self._answered(lambda: self.session.retry(sampling or self.sampling), last, undone=1)
+        last = self.session.conversation.turns[-1]
+        sampling = sampling or self.sampling
+        if self._is_same_again(sampling):
+            self.screen.note(facts.same_again(sampling))
+        self._answered(lambda: self.session.retry(sampling), last.question, sampling, undone=1)
+
+    def _is_same_again(self, sampling: SamplingParams) -> bool:
+        """Whether the last question, asked again, must get the answer that it has."""
+        chat = self.session.conversation
+        before = self._answered_with
+        is_fixed = sampling.temperature == 0 or sampling.seed is not None
+        same = before is not None and before[0] is chat and before[1] == sampling
+        return is_fixed and same and chat.turns[-1].reason != "interrupted"
 
     def edit(self, text: str) -> None:
         """Ask `text` in place of the last question, with the same pictures."""
         if not self.session.conversation.turns:
             raise UsageError("nothing has been asked yet")
         message = edited(self.session.conversation.turns[-1].question, text)
-        self._answered(lambda: self.session.edit(message, self.sampling), message, undone=1)
+        sampling = self.sampling
+        self._answered(lambda: self.session.edit(message, sampling), message, sampling, undone=1)
 
     def _answered(
-        self, events: Callable[[], Iterator[Event]], message: Message, *, undone: int
+        self,
+        events: Callable[[], Iterator[Event]],
+        message: Message,
+        sampling: SamplingParams,
+        *,
+        undone: int,
     ) -> bool:
         """Write an answer; offers to drop old turns if the context is full. True if it was kept."""
         try:
-            return self._answer(events(), message, undone)
+            return self._answer(events(), message, sampling, undone)
         except ContextLengthExceeded as error:
             count = self._turns_to_drop(message, undone)
             if not count:
@@ -198,7 +192,7 @@ class Chat:
                     f"nothing was sent; \\forget {count} drops {turns} to make room"
                 ) from None
             self.change(self.session.conversation.without_first(count))
-            return self._answer(events(), message, undone)
+            return self._answer(events(), message, sampling, undone)
 
     def _turns_to_drop(self, message: Message, undone: int) -> int | None:
         """Turns that must go; the last `undone` are replaced anyway."""
@@ -211,7 +205,9 @@ class Chat:
                 return min(count, kept)
         return None
 
-    def _answer(self, events: Iterator[Event], message: Message, undone: int) -> bool:
+    def _answer(
+        self, events: Iterator[Event], message: Message, sampling: SamplingParams, undone: int
+    ) -> bool:
         before = self.session.conversation
         base = before.without_last() if undone else before
         text: list[str] = []
@@ -234,19 +230,33 @@ class Chat:
             raise
         self.keeper.save(self.session.conversation)
         kept = self.session.conversation is not before
-        if note := facts.ending(self.last, self.sampling, kept=kept):
+        self._answered_with = self.session.conversation, sampling
+        if note := facts.ending(self.last, sampling, kept=kept):
             self.screen.note(note)
         return kept
 
-    def resume(self, saved: saving.SavedChat, folder: Path | None = None) -> None:
-        """Go on with a saved chat; with `folder`, what follows is saved there."""
+    def resume(
+        self,
+        saved: saving.SavedChat,
+        folder: Path | None = None,
+        given: Collection[str] = (),
+    ) -> None:
+        """Go on with a saved chat and its settings; with `folder`, what follows is saved there.
+
+        given: settings that stay as they are.
+        """
         if self.keeper.folder is not None:
             self.keeper.start_new()
             if folder is not None:
                 self.keeper.folder = saving.ChatFolder(folder)
+        taken = {name: value for name, value in saved.settings.items() if name not in given}
+        self.sampling = replace(self.sampling, **taken)
         self.change(saved.conversation)
         turns, images = len(saved.conversation.turns), len(saved.conversation.images)
-        self.screen.note(f"going on after {turns} turns with {images} pictures")
+        counts = f"{turns} turn{'s' * (turns != 1)} with {images} picture{'s' * (images != 1)}"
+        self.screen.note(f"going on after {counts}")
+        if taken:
+            self.screen.note(f"as before: {settings.listed(taken)}")
         if saved.model != self.params.name:
             self.screen.note(f"the answers so far are by {saved.model}")
         if turns and saved.conversation.turns[-1].reason == "interrupted":

@@ -36,7 +36,8 @@ def _image(chat: Chat, argument: str) -> None:
     if not found.sources:
         if not argument:
             raise UsageError("\\image needs a file, an address or the word clipboard")
-        raise UsageError(f"no such picture: {', '.join(map(quoted, found.missing))}")
+        folder = paths.folder_named(argument if "/" in argument else f"./{argument}")
+        raise UsageError(folder or f"no such picture: {', '.join(map(quoted, found.missing))}")
     before = list(chat.attached)
     chat.attach(found.sources)
     if found.text:
@@ -63,12 +64,15 @@ def _picture_numbers(chat: Chat, argument: str) -> Iterable[str]:
     return (str(n) for n in range(1, len(chat.pictures()) + 1))
 
 
-@command("drop", "N", complete=_picture_numbers)
+@command("drop", "[N]", complete=_picture_numbers)
 def _drop(chat: Chat, argument: str) -> None:
-    """Take picture N out of the chat."""
-    number = _number(argument, "the picture", default=len(chat.pictures()) or 1)
+    """Take picture N (the last) out of the chat."""
+    pictures = chat.pictures()
+    if not argument and not pictures:
+        raise UsageError("there are no pictures to drop")
+    number = _number(argument, "the picture", default=len(pictures))
     chat.exchange(number, None)
-    chat.screen.note(f"picture {number} is out")
+    chat.screen.note(f"picture {number}, {facts.short_name(pictures[number - 1].source)}, is out")
 
 
 @command("replace", "N PATH|URL", complete="paths")
@@ -119,10 +123,14 @@ def _system(chat: Chat, argument: str) -> None:
     chat.screen.note("the system prompt is changed")
 
 
-@command("set", "NAME VALUE", complete=settings.candidates)
+@command("set", "[NAME VALUE]", complete=settings.candidates)
 def _set(chat: Chat, argument: str) -> None:
-    """Change how answers are chosen: temperature 0.8."""
+    """Show or change how to answer: temperature 0.8."""
+    if not argument:
+        chat.screen.say(facts.settings(chat.sampling))
+        return
     chat.sampling = settings.changed(chat.sampling, argument)
+    chat.keeper.save(chat.session.conversation)
     name = argument.split(None, 1)[0]
     chat.screen.note(f"{name} is {facts.shown(getattr(chat.sampling, name))}")
 
@@ -146,15 +154,13 @@ def _undo(chat: Chat, argument: str) -> None:
     """Take back the last question and its answer."""
     turn = chat.session.undo()
     chat.keeper.save(chat.session.conversation)
-    chat.screen.note(f"took back {quoted(turn.question.text, 60)}")
+    chat.screen.note(facts.taken_back(turn.question))
 
 
 @command("retry", "[NAME VALUE]", complete=settings.candidates, aliases=("r",))
 def _retry(chat: Chat, argument: str) -> None:
     """Answer again; NAME VALUE counts for this once."""
     sampling = settings.changed(chat.sampling, argument) if argument else chat.sampling
-    if not argument and sampling.temperature == 0:
-        chat.screen.note("at temperature 0 the answer is the same; try \\retry temperature 0.8")
     chat.retry(sampling)
 
 
@@ -197,7 +203,7 @@ def _save(chat: Chat, argument: str) -> None:
     if not chat.session.conversation.turns:
         raise UsageError("there is nothing to save yet")
     path = _file(argument) if argument else Path(saving.new_name())
-    saving.write(path, chat.session.conversation, chat.params.name)
+    saving.write(path, chat.as_saved(chat.session.conversation))
     chat.screen.note(f"saved to {str(path)!r}; \\load {path} brings it back")
 
 

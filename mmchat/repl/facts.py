@@ -8,9 +8,11 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from mmchat.errors import quoted
+
 if TYPE_CHECKING:
     from mmchat.events import Finished
-    from mmchat.messages import Image
+    from mmchat.messages import Image, Message
     from mmchat.models.mllama.tiling import TileLayout
     from mmchat.params import ModelParams
     from mmchat.sampling import SamplingParams
@@ -63,6 +65,20 @@ def ending(finished: Finished, sampling: SamplingParams, *, kept: bool) -> str:
             return f"cut at {sampling.max_new_tokens} tokens; \\set max_new_tokens N allows more"
         return "cut because the context is full; \\forget drops the oldest turn"
     return ""
+
+
+def same_again(sampling: SamplingParams) -> str:
+    """Why asking again is no use, and what is."""
+    if sampling.temperature == 0:
+        return "at temperature 0 the answer is the same; try \\retry temperature 0.8"
+    return f"with seed {sampling.seed} the answer is the same; try \\retry seed none"
+
+
+def taken_back(question: Message) -> str:
+    """`took back 'What is it?' with its picture dog.png`."""
+    names = [short_name(image.source) for image in question.images]
+    pictures = f" with its picture{'s' * (len(names) > 1)} {', '.join(names)}" if names else ""
+    return f"took back {quoted(question.text, 60)}{pictures}"
 
 
 def stats(finished: Finished) -> str:

@@ -11,12 +11,14 @@ from mmchat import atomic_file
 from mmchat.errors import MmchatError
 from mmchat.repl import paths, saving
 from mmchat.repl.chat import Chat, Leave
+from mmchat.repl.terminal_probe import ANSWER, Answers
 from mmchat.repl.toolbar import toolbar_text
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+    from prompt_toolkit.key_binding.key_processor import KeyPress
 
     from mmchat.repl.terminal_screen import TerminalScreen
 
@@ -36,9 +38,15 @@ def run_plain(chat: Chat, lines: Iterable[str]) -> int:
     return chat.first_error
 
 
-def run_terminal(chat: Chat, screen: TerminalScreen, history_file: Path | None) -> int:
-    """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt."""
+def run_terminal(
+    chat: Chat, screen: TerminalScreen, history_file: Path | None, answers: Answers
+) -> int:
+    """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt.
+
+    answers: of the terminal, with the keys that were typed before there was a prompt.
+    """
     prompt = Prompt(chat, screen, history_file)
+    prompt.type_ahead(answers)
     screen.ask = prompt.ask
     try:
         while True:
@@ -63,6 +71,7 @@ class Prompt:
         self._chat = chat
         self._screen = screen
         self._pressed_at = float("-inf")
+        self._is_editing = False
         self._session: PromptSession[str] = PromptSession(
             history=open_history(history_file),
             auto_suggest=AutoSuggestFromHistory(),
@@ -91,11 +100,32 @@ class Prompt:
         """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
         from prompt_toolkit import PromptSession
 
+        self._is_editing = bool(default)
         session = self._session if default else PromptSession[str]()
         try:
             return _valid_text(session.prompt(prompt, default=default))
         except (EOFError, KeyboardInterrupt):
             return None
+        finally:
+            self._is_editing = False
+
+    def type_ahead(self, answers: Answers) -> None:
+        """What was typed before counts as typed at the prompt; late answers of the terminal do not.
+
+        Works with the input of POSIX terminals; any other one is left as it is.
+        """
+        from prompt_toolkit.input.typeahead import store_typeahead
+        from prompt_toolkit.input.vt100 import Vt100Input
+        from prompt_toolkit.input.vt100_parser import Vt100Parser
+
+        if answers.typed:
+            keys: list[KeyPress] = []
+            Vt100Parser(keys.append).feed_and_flush(answers.typed)
+            store_typeahead(self._session.input, keys)
+        if not answers.complete and isinstance(self._session.input, Vt100Input):
+            parser = self._session.input.vt100_parser
+            feed = parser.feed
+            parser.feed = lambda data: feed(ANSWER.sub("", data))
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("\\")
@@ -103,10 +133,12 @@ class Prompt:
     def _toolbar(self) -> str:
         if time.monotonic() - self._pressed_at < LEAVE_SECONDS:
             return "Ctrl-C again leaves, Ctrl-D too"
+        if self._is_editing:
+            return "Enter asks this in place of the last question; Esc or Ctrl-C keeps the old one"
         return toolbar_text(self._chat, self._screen.size()[0])
 
     def _keys(self) -> KeyBindings:
-        from prompt_toolkit.filters import is_searching
+        from prompt_toolkit.filters import Condition, is_searching
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.keys import Keys
 
@@ -124,6 +156,9 @@ class Prompt:
         @keys.add("c-c", filter=~is_searching)
         @keys.add("<sigint>")
         def _interrupt(event: KeyPressEvent) -> None:
+            if self._is_editing:
+                event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+                return
             if event.current_buffer.text:
                 event.current_buffer.reset()
                 self._pressed_at = float("-inf")
@@ -132,6 +167,10 @@ class Prompt:
             if now - self._pressed_at < LEAVE_SECONDS:
                 event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
             self._pressed_at = now
+
+        @keys.add("escape", filter=Condition(lambda: self._is_editing) & ~is_searching)
+        def _keep(event: KeyPressEvent) -> None:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
         @keys.add(Keys.BracketedPaste)
         def _paste(event: KeyPressEvent) -> None:

@@ -6,6 +6,7 @@ space behind, several at once. macOS puts U+202F into the names of screenshots.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import unicodedata
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from mmchat.errors import quoted
 
 # The last ones are not read, but the reason is then given.
 EXTENSIONS = frozenset(
@@ -71,6 +74,31 @@ def read_argument(argument: str) -> Found:
     return Found((), rest_after, (plain(word),))
 
 
+def folder_named(line: str) -> str:
+    """What to say of a line that is the path of a folder; empty if it is none.
+
+    A bare word is no path: a question may be the name of a folder.
+    """
+    name = plain(line.strip())
+    if "\n" in name or (not _has_folder(name) and not name.endswith("/")):
+        return ""
+    try:
+        path = Path(unquote(re.sub(r"(?i)^file://(localhost)?", "", name))).expanduser()
+        return _folder_text(path) if path.is_dir() else ""
+    except (OSError, ValueError, RuntimeError):
+        return ""
+
+
+def _folder_text(path: Path) -> str:
+    names = (entry.name for entry in itertools.islice(path.iterdir(), _ENTRIES_SEARCHED))
+    pictures = sorted(name for name in names if looks_like_picture(name))
+    if not pictures:
+        return f"{quoted(path)} is a folder without pictures"
+    shown = ", ".join(map(quoted, pictures[:5])) + (", …" if len(pictures) > 5 else "")
+    first = shlex.quote(str(path / pictures[0]))
+    return f"{quoted(path)} is a folder; in it: {shown}; \\image {first} attaches the first"
+
+
 def existing(name: str) -> Path | None:
     """The file that `name` means, or None; spaces and accents may be coded otherwise."""
     try:
@@ -114,7 +142,8 @@ def _only_names(text: str) -> Found | None:
     """The line as nothing but pictures, or None."""
     if not text:
         return Found()
-    if "\n" not in text and _is_path_like(text) and (path := existing(text)):
+    name = plain(text)
+    if "\n" not in text and _is_file_like(name) and (path := existing(name)):
         return Found((str(path),))
     words = [plain(word) for word in _words(text)]
     named = [word for word in words if looks_like_picture(word) or _is_address(word)]
@@ -244,5 +273,5 @@ def _has_folder(name: str) -> bool:
     )
 
 
-def _is_path_like(text: str) -> bool:
-    return _has_folder(text) or looks_like_picture(text)
+def _is_file_like(text: str) -> bool:
+    return _has_folder(text) or bool(re.search(r"\w\.\w+$", text))

@@ -11,16 +11,18 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from mmchat import atomic_file, limits
 from mmchat.checkpoints.strict_json import Where, nearest, parse_dataclass, parse_json, read_bounded
 from mmchat.conversation import Conversation, Turn
-from mmchat.errors import DiskError, SavedChatError, quoted
+from mmchat.errors import DiskError, SavedChatError, UsageError, quoted
 from mmchat.events import FinishReason
 from mmchat.messages import Image, Message, Part, Text
+from mmchat.sampling import SamplingParams
 
 FORMAT, VERSION = "mmchat-chat", 1
 DOCUMENT, PICTURES = "chat.json", "images"
@@ -53,6 +55,25 @@ class ImageRecord:
 
 
 @dataclass(frozen=True)
+class SettingsRecord:
+    """How answers are chosen, where it is not as the model's makers recommend; else None."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+
+
+SETTINGS = tuple(field.name for field in fields(SettingsRecord))
+
+
+@dataclass(frozen=True)
 class ChatRecord:
     """The document. model: the name of the one that answered."""
 
@@ -62,31 +83,39 @@ class ChatRecord:
     system: str | None
     turns: tuple[TurnRecord, ...]
     images: tuple[ImageRecord, ...]
+    settings: SettingsRecord = SettingsRecord()
 
 
 @dataclass(frozen=True)
 class SavedChat:
+    """settings: those of SETTINGS that were saved."""
+
     conversation: Conversation
     model: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def record(chat: Conversation, model: str, *, pictures_inside: bool) -> ChatRecord:
+def record(chat: SavedChat, *, pictures_inside: bool) -> ChatRecord:
     """The document of a conversation."""
+    conversation = chat.conversation
     turns = tuple(
         TurnRecord(tuple(map(_part_record, turn.question.content)), turn.answer, turn.reason)
-        for turn in chat.turns
+        for turn in conversation.turns
     )
     images = tuple(
         ImageRecord(image.content_hash, base64.b64encode(png(image)).decode())
         if pictures_inside
         else ImageRecord(image.content_hash)
-        for image in _distinct(chat.images)
+        for image in _distinct(conversation.images)
     )
-    return ChatRecord(FORMAT, VERSION, model, chat.system, turns, images)
+    settings = SettingsRecord(**chat.settings)
+    return ChatRecord(FORMAT, VERSION, chat.model, conversation.system, turns, images, settings)
 
 
 def to_json(document: ChatRecord) -> str:
-    return json.dumps(asdict(document), indent=1) + "\n"
+    found = asdict(document)
+    found["settings"] = {k: v for k, v in found["settings"].items() if v is not None}
+    return json.dumps(found, indent=1) + "\n"
 
 
 def png(image: Image) -> bytes:
@@ -96,15 +125,15 @@ def png(image: Image) -> bytes:
     return buffer.getvalue()
 
 
-def write(path: Path, chat: Conversation, model: str) -> None:
+def write(path: Path, chat: SavedChat) -> None:
     """Save to a file if the name ends in .json, else to a folder. Raises DiskError."""
     if path.suffix.lower() == ".json":
-        text = to_json(record(chat, model, pictures_inside=True))
+        text = to_json(record(chat, pictures_inside=True))
         atomic_file.write_bytes(path, text.encode(), mode=PRIVATE_FILE)
         return
     if path.is_dir() and any(path.iterdir()) and not (path / DOCUMENT).exists():
         raise DiskError(f"{quoted(path)} is a folder with other files; give a new name")
-    ChatFolder(path).write(chat, model)
+    ChatFolder(path).write(chat)
 
 
 def make_private_folder(path: Path) -> None:
@@ -128,15 +157,15 @@ class ChatFolder:
     def exists(self) -> bool:
         return (self.path / DOCUMENT).exists()
 
-    def write(self, chat: Conversation, model: str) -> None:
+    def write(self, chat: SavedChat) -> None:
         """Pictures first, the document last. Raises DiskError."""
         make_private_folder(self.path / PICTURES)
-        for image in _distinct(chat.images):
+        for image in _distinct(chat.conversation.images):
             target = self.path / PICTURES / f"{image.content_hash}.png"
             if image.content_hash not in self._stored and not target.exists():
                 atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE)
             self._stored.add(image.content_hash)
-        text = to_json(record(chat, model, pictures_inside=False))
+        text = to_json(record(chat, pictures_inside=False))
         atomic_file.write_bytes(self.path / DOCUMENT, text.encode(), mode=PRIVATE_FILE)
 
 
@@ -154,7 +183,12 @@ def read(path: Path) -> SavedChat:
     document = parse_dataclass(ChatRecord, found, where, {})
     images = {entry.content_hash: _read_image(entry, path, where) for entry in document.images}
     turns = tuple(_turn(entry, images, where) for entry in document.turns)
-    return SavedChat(Conversation(document.system, turns), document.model)
+    settings = {k: v for k, v in asdict(document.settings).items() if v is not None}
+    try:
+        SamplingParams(**settings)
+    except UsageError as error:
+        raise where.child("settings").fail(str(error)) from None
+    return SavedChat(Conversation(document.system, turns), document.model, settings)
 
 
 def _read_image(entry: ImageRecord, folder: Path, where: Where) -> Image:

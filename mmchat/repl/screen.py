@@ -101,7 +101,7 @@ class PlainScreen:
         pass
 
     def copy(self, text: str) -> str:
-        return system_clipboard(text)
+        return system_clipboard(sanitize(text))
 
 
 def system_clipboard(text: str) -> str:

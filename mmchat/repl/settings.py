@@ -2,13 +2,14 @@ r"""What `\set` and `\retry` can change: how answers are chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from mmchat.errors import UsageError, quoted
 from mmchat.repl import facts
+from mmchat.repl.saving import SETTINGS
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -46,6 +47,17 @@ def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
             f"\\set {name} needs a value; it is {facts.shown(getattr(sampling, name))}"
         )
     return replace(sampling, **{name: _value(name, text, type(sampling))})
+
+
+def changed_from(defaults: SamplingParams, sampling: SamplingParams) -> dict[str, Any]:
+    """The settings to save with a chat: those that are not as the model's makers recommend."""
+    values = {name: getattr(sampling, name) for name in SETTINGS}
+    return {name: v for name, v in values.items() if v is not None and v != getattr(defaults, name)}
+
+
+def listed(values: Mapping[str, Any]) -> str:
+    """`temperature 0.8, seed 7`."""
+    return ", ".join(f"{name} {facts.shown(value)}" for name, value in values.items())
 
 
 def _value(name: str, text: str, kind: type) -> Any:

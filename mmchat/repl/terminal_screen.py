@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.errors import UsageError
 from mmchat.events import Event, Finished, Progress, TextDelta
-from mmchat.repl import thumbnail
 from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
 from mmchat.repl.screen import OnText, Write, system_clipboard
-from mmchat.terminal import sanitize
+from mmchat.terminal import filled, sanitize
 
 if TYPE_CHECKING:
     import PIL.Image
+
+    from mmchat.repl.thumbnail import Thumbnails
 
 STAGES = {
     "preprocessing": "laying out the pictures",
@@ -39,12 +40,14 @@ class TerminalScreen:
 
     interactive = True
 
-    def __init__(self, write: Write, make_console: MakeConsole, way: str, *, color: bool) -> None:
+    def __init__(
+        self, write: Write, make_console: MakeConsole, thumbnails: Thumbnails, *, color: bool
+    ) -> None:
         self.wrote = False  # since the last prompt
         self._write = write
         self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
         self._make_console = make_console
-        self._way = way
+        self._thumbnails = thumbnails
         self._color = color
 
     def write(self, text: str) -> None:
@@ -66,11 +69,11 @@ class TerminalScreen:
         self._line(text, "31")
 
     def _line(self, text: str, style: str) -> None:
-        safe = sanitize(text)
+        safe = filled(sanitize(text), self.size()[0])
         self.write(f"\x1b[{style}m{safe}\x1b[0m\n" if self._color else safe + "\n")
 
     def picture(self, image: PIL.Image.Image) -> None:
-        self.write(thumbnail.draw(image, self._way, self._make_console, self.size()[0]))
+        self.write(self._thumbnails.draw(image, self._make_console, self.size()))
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
@@ -107,10 +110,11 @@ class TerminalScreen:
         return bool(answer) and answer.strip().lower() in ("y", "yes")
 
     def edit(self, text: str) -> str | None:
-        return self.ask("edit> ", text)
+        return self.ask("edit (Esc keeps the old)> ", text)
 
     def copy(self, text: str) -> str:
         """By the system's clipboard, or by the terminal's, which works over ssh too."""
+        text = sanitize(text)  # it may be pasted into a shell
         try:
             if not os.environ.get("SSH_CONNECTION"):
                 return system_clipboard(text)

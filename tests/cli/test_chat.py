@@ -189,7 +189,7 @@ def test_piped_chats_are_not_kept_unless_they_continue_one(mmchat_command, folde
     piped(mmchat_command, ["Hi", "\\save first"], b"Hello.")
     assert not (folder / "state").exists()
     done = piped(mmchat_command, ["Go", "\\tokens"], b"On.", args=["--resume", "first"])
-    assert done.stderr.startswith("going on after 1 turns with 0 pictures\n")
+    assert done.stderr.startswith("going on after 1 turn with 0 pictures\n")
     saved = json.loads((folder / "first" / "chat.json").read_text())
     assert [turn["answer"] for turn in saved["turns"]] == ["Hello.", "On."]
 
@@ -213,3 +213,90 @@ def test_help_lists_every_command_and_one_by_name(mmchat_command):
         assert f"\\{name}" in done.stdout
         assert command.help in done.stdout
     assert done.stdout.endswith("\\undo  Take back the last question and its answer\n")
+
+
+def test_a_folder_is_named_and_the_pictures_in_it_are_offered(mmchat_command, folder):
+    (folder / "empty dir").mkdir()
+    lines = ["\\image .", f"{folder}", "\\image 'empty dir'", "./empty dir/", "empty"]
+    done = piped(mmchat_command, lines, b"Sent.")
+    first, second, third, fourth = done.stderr.splitlines()
+    assert first == (
+        "error: '.' is a folder; in it: 'My Cat.png', 'dog.png';"
+        " \\image 'My Cat.png' attaches the first"
+    )
+    assert second.startswith(f"error: '{folder}' is a folder; in it: 'My Cat.png', 'dog.png';")
+    assert second.endswith("; nothing was sent")
+    assert third == "error: 'empty dir' is a folder without pictures"
+    assert fourth == "error: 'empty dir' is a folder without pictures; nothing was sent"
+    assert done.stdout == "Sent.\n"  # a bare word is a question
+
+
+@pytest.mark.parametrize("line", ["notes.txt", "./notes.txt", "'notes.txt'"])
+def test_a_text_file_alone_on_the_line_is_said_and_not_sent(mmchat_command, folder, line):
+    (folder / "notes.txt").write_text("Buy milk.")
+    done = piped(mmchat_command, [line, "Read notes.txt for me", "gone.txt"], b"One.", b"Two.")
+    [error] = done.stderr.splitlines()
+    assert "notes.txt' is not a picture in a known format" in error
+    assert error.endswith("; nothing was sent (\\say TEXT sends as is)")
+    assert done.stdout == "One.\nTwo.\n"
+
+
+def test_only_an_answer_that_would_be_the_same_is_said_to_be(mmchat_command):
+    lines = [
+        "\\image dog.png What?", "\\retry", "\\replace 1 My Cat.png", "\\retry", "\\retry",
+        "\\retry temperature 0.8", "\\retry", "\\set temperature 1", "\\retry", "\\retry",
+        "\\set seed 7", "\\retry", "\\retry",
+    ]  # fmt: skip
+    done = piped(mmchat_command, lines, *[b"x"] * 20, args=["-t", "0"])
+    notes = [line for line in done.stderr.splitlines() if not line.startswith(("attached", "seed"))]
+    at_zero = "at temperature 0 the answer is the same; try \\retry temperature 0.8"
+    assert notes == [
+        at_zero,  # after the first question
+        at_zero,  # after the retry with the other picture
+        "temperature is 1",
+        "with seed 7 the answer is the same; try \\retry seed none",
+    ]
+
+
+def test_undo_says_which_pictures_went_too(mmchat_command):
+    lines = ["\\image dog.png 'My Cat.png' Both?", "Hi", "\\undo", "\\undo", "\\images"]
+    done = piped(mmchat_command, lines, b"1", b"2")
+    assert done.stderr.splitlines()[-2:] == [
+        "took back 'Hi'",
+        "took back 'Both?' with its pictures dog.png, My Cat.png",
+    ]
+    assert done.stdout.endswith("no pictures\n")
+
+
+def test_set_and_drop_alone_do_something_sensible(mmchat_command):
+    lines = ["\\drop", "\\set", "dog.png", "\\drop", "\\images"]
+    done = piped(mmchat_command, lines)
+    errors = done.stderr.splitlines()
+    assert errors[0] == "error: there are no pictures to drop"
+    assert errors[-1] == "picture 1, dog.png, is out"
+    assert re.search(r"(?m)^temperature +0.6$", done.stdout)
+    assert done.stdout.endswith("no pictures\n")
+
+
+def test_settings_come_back_with_the_chat_unless_others_are_given(mmchat_command, folder):
+    lines = ["\\set temperature 0.8", "\\set stop END", "\\set seed 7", "Hi", "\\save first"]
+    piped(mmchat_command, lines, b"Hello.")
+    shown = piped(mmchat_command, ["\\set"], b"x", args=["--resume", "first", "--seed", "9"])
+    assert "as before: temperature 0.8, stop 'END'\n" in shown.stderr
+    for row in ("temperature +0.8", "seed +9", "stop +'END'", "top_p +0.9"):
+        assert re.search(f"(?m)^{row}$", shown.stdout), row
+    loaded = piped(mmchat_command, ["\\set top_k 5", "\\load first", "\\set"])
+    assert "as before: temperature 0.8, seed 9, stop 'END'\n" in loaded.stderr
+    assert re.search(r"(?m)^top_k +5$", loaded.stdout)
+
+
+@pytest.mark.parametrize("value", ["-1", '"hot"', "1e400"])
+def test_saved_settings_out_of_range_are_refused(mmchat_command, folder, value):
+    piped(mmchat_command, ["\\set temperature 0.8", "Hi", "\\save a.json"], b"Hello.")
+    text = Path("a.json").read_text()
+    Path("a.json").write_text(text.replace('"temperature": 0.8', f'"temperature": {value}'))
+    assert text != Path("a.json").read_text()
+    done = piped(mmchat_command, ["\\load a.json"])
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: a.json: ")
+    assert done.stderr.count("\n") == 1

@@ -30,13 +30,15 @@ class ChatTerminal(Terminal):
         *options: str,
         delay: float = 0.0,
         model: str | None = None,
+        thumbnails: str = "blocks",
+        typed: str = "",
     ) -> None:
-        """Says `answers` in turn, or is the real `model`."""
+        """Says `answers` in turn, or is the real `model`; `typed` is typed before it starts."""
         super().__init__(columns=90, rows=24)
         script = json.dumps({"answers": answers, "delay": delay})
-        arguments = ["-m", "tests.repl.fake_chat", script, "chat", "--thumbnails", "blocks"]
+        arguments = ["-m", "tests.repl.fake_chat", script, "chat", "--thumbnails", thumbnails]
         if model is not None:
-            arguments = ["-m", "mmchat", "chat", model, "--thumbnails", "blocks"]
+            arguments = ["-m", "mmchat", "chat", model, "--thumbnails", thumbnails]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -47,7 +49,8 @@ class ChatTerminal(Terminal):
             "COLORTERM": "truecolor",
             "OMP_NUM_THREADS": "1",
         }
-        environment.pop("NO_COLOR", None)
+        for name in ("NO_COLOR", "TMUX", "TERM_PROGRAM"):
+            environment.pop(name, None)
         self.child = pexpect.spawn(
             sys.executable,
             [*arguments, *options],
@@ -59,6 +62,7 @@ class ChatTerminal(Terminal):
             timeout=SECONDS,
         )
         self.screen.write_process_input = self.child.send  # answers where the cursor is
+        self.child.send(typed)
         self.wait_until(lambda: READY in self.written, "prompt")
         self.settle()
 

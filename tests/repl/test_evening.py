@@ -77,7 +77,7 @@ def test_a_first_evening(folder):
     assert [turn["finish_reason"] for turn in saved["turns"]] == ["stop", "interrupted", "stop"]
 
     again = ChatTerminal(folder, ANSWERS[-1:], "--continue")
-    assert "going on after 3 turns with 1 pictures" in again.text()
+    assert "going on after 3 turns with 1 picture" in again.text()
     again.line("Hello again")
     assert "Welcome back." in again.lines()
     again.send("\x04")

@@ -38,7 +38,7 @@ def plain(chat):
 
 @pytest.mark.parametrize("name", ["folder", "one.json"])
 def test_a_chat_comes_back_as_it_was_also_from_another_place(name, chat, tmp_path):
-    saving.write(tmp_path / name, chat, "tiny")
+    saving.write(tmp_path / name, saving.SavedChat(chat, "tiny"))
     (tmp_path / name).rename(tmp_path / f"moved-{name}")
     found = saving.read(tmp_path / f"moved-{name}")
     assert plain(found.conversation) == plain(chat)
@@ -47,17 +47,17 @@ def test_a_chat_comes_back_as_it_was_also_from_another_place(name, chat, tmp_pat
 
 def test_a_picture_is_stored_once(chat, tmp_path):
     folder = saving.ChatFolder(tmp_path / "chat")
-    folder.write(chat, "tiny")
+    folder.write(saving.SavedChat(chat, "tiny"))
     pictures = list((tmp_path / "chat" / "images").iterdir())
     assert len(pictures) == 2
     times = [p.stat().st_mtime_ns for p in pictures]
-    folder.write(chat.without_last(), "tiny")
+    folder.write(saving.SavedChat(chat.without_last(), "tiny"))
     assert [p.stat().st_mtime_ns for p in pictures] == times
 
 
 def test_only_the_user_can_read_what_is_saved(chat, tmp_path):
-    saving.write(tmp_path / "a" / "chat", chat, "tiny")
-    saving.write(tmp_path / "one.json", chat, "tiny")
+    saving.write(tmp_path / "a" / "chat", saving.SavedChat(chat, "tiny"))
+    saving.write(tmp_path / "one.json", saving.SavedChat(chat, "tiny"))
     for file in tmp_path.rglob("*"):
         assert stat.S_IMODE(file.stat().st_mode) == (0o700 if file.is_dir() else 0o600), file
 
@@ -66,7 +66,7 @@ def test_a_folder_with_other_files_is_not_written_into(chat, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
     with pytest.raises(DiskError, match="a folder with other files"):
-        saving.write(tmp_path / "mine", chat, "tiny")
+        saving.write(tmp_path / "mine", saving.SavedChat(chat, "tiny"))
 
 
 def change(document, **changes):
@@ -94,7 +94,7 @@ BROKEN = [
 @pytest.mark.parametrize(("damage", "message"), BROKEN)
 def test_what_is_no_saved_chat_is_refused_in_one_line(damage, message, chat, tmp_path):
     file = tmp_path / "x.json"
-    saving.write(file, chat, "tiny")
+    saving.write(file, saving.SavedChat(chat, "tiny"))
     file.write_text(json.dumps(damage(json.loads(file.read_text()))))
     with pytest.raises(MmchatError, match=message) as caught:
         saving.read(file)
@@ -103,7 +103,7 @@ def test_what_is_no_saved_chat_is_refused_in_one_line(damage, message, chat, tmp
 
 def test_a_cut_file_is_refused(chat, tmp_path):
     file = tmp_path / "x.json"
-    saving.write(file, chat, "tiny")
+    saving.write(file, saving.SavedChat(chat, "tiny"))
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(SavedChatError, match="not valid JSON"):
         saving.read(file)
@@ -114,12 +114,12 @@ def test_the_latest_chat_and_chats_by_name(chat, tmp_path):
     with pytest.raises(SavedChatError, match="no chat to continue"):
         saving.latest_chat(chats)
     first, second = saving.new_chat(chats), None
-    first.write(chat, "tiny")
+    first.write(saving.SavedChat(chat, "tiny"))
     second = saving.new_chat(chats)
     assert second.path != first.path
-    second.write(chat, "tiny")
+    second.write(saving.SavedChat(chat, "tiny"))
     assert saving.latest_chat(chats) == second.path
-    first.write(chat, "tiny")
+    first.write(saving.SavedChat(chat, "tiny"))
     assert saving.latest_chat(chats) == first.path
     assert saving.find_chat(first.path.name, chats) == first.path
     with pytest.raises(SavedChatError, match=f"nearest: '{second.path.name}'"):
@@ -128,7 +128,7 @@ def test_the_latest_chat_and_chats_by_name(chat, tmp_path):
 
 def test_text_parts_stay_apart(tmp_path):
     turn = Turn(question("", []), "x", "length")
-    saving.write(tmp_path / "c", Conversation(None, (turn,)), "tiny")
+    saving.write(tmp_path / "c", saving.SavedChat(Conversation(None, (turn,)), "tiny"))
     [found] = saving.read(tmp_path / "c").conversation.turns
     assert found.question.content == (Text(""),)
     assert found.reason == "length"

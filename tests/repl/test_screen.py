@@ -1,4 +1,4 @@
-"""Toolbar, thumbnails, completion and exports, without a terminal."""
+"""Toolbar, completion and exports, without a terminal."""
 
 import io
 
@@ -7,9 +7,6 @@ from PIL import Image as PILImage
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
-from mmchat.cli.console import buffer_console
-from mmchat.errors import MissingExtra
-from mmchat.repl import thumbnail
 from mmchat.repl.chat import Chat
 from mmchat.repl.completion import ChatCompleter
 from mmchat.repl.loop import dropped_pictures
@@ -18,7 +15,6 @@ from mmchat.repl.toolbar import toolbar_text
 from mmchat.sampling import SamplingParams
 from mmchat.session import ChatSession
 from tests.cli.fake_command import scripted_model
-from tests.repl.screens import Terminal
 
 
 @pytest.fixture
@@ -88,32 +84,6 @@ def test_only_local_files_are_attached_on_paste(chat, tmp_path):
     assert dropped_pictures(f"What is {path}") == ()
     assert dropped_pictures("./gone.png") == ()
     assert dropped_pictures("  \n") == ()
-
-
-@pytest.mark.parametrize("size", [(300, 10), (10, 300), (1, 1), (640, 480)])
-def test_thumbnails_keep_to_their_room(size, monkeypatch):
-    monkeypatch.setenv("COLORTERM", "truecolor")
-    monkeypatch.setenv("TERM", "xterm-256color")
-    terminal = Terminal(columns=60, rows=20)
-    picture = PILImage.new("RGB", size, (1, 2, 3))
-    terminal.write(thumbnail.draw(picture, "blocks", buffer_console, 60))
-    lines = terminal.lines()
-    assert 1 <= len(lines) <= thumbnail.ROWS
-    assert {len(line) for line in lines} == {len(lines[0])}
-    assert len(lines[0]) <= thumbnail.COLUMNS
-    assert terminal.screen.buffer[0][0].fg == "010203"
-    assert thumbnail.draw(picture, "off", buffer_console, 60) == ""
-
-
-def test_kitty_without_the_extra_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "textual_image", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'mmchat\[thumbnails\]'"):
-        thumbnail.choose("kitty")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert thumbnail.choose("auto") == "blocks"
-    monkeypatch.setenv("TERM", "dumb")
-    assert thumbnail.choose("auto") == "off"
 
 
 def test_the_rows_of_tiles_are_told_and_drawn(chat, tmp_path):
