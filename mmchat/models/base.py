@@ -9,6 +9,34 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# run(name of a program, its arguments in one flat list) -> its results
+RunProgram = Callable[[str, "Sequence[Tensor]"], "Sequence[Tensor]"]
+
+
+@dataclass(frozen=True)
+class ExportLimits:
+    """What exported programs are made for. max_seq_len: positions of prompt and answer.
+
+    max_images: pictures that one prefill may see.
+    """
+
+    max_seq_len: int
+    max_images: int
+
+
+@dataclass(frozen=True)
+class ExportProgram:
+    """A function of tensors to be compiled ahead of time.
+
+    module: holds the model as its attribute `model`, so that every weight is found by the model's
+    own name for it. args: examples. dynamic_shapes: as in torch.export.export.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    dynamic_shapes: tuple[Any, ...] | None
+
 
 class ModelInputs(Protocol):
     """New positions of a batch. Everything but `input_ids` belongs to the family."""

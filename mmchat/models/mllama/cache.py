@@ -115,10 +115,8 @@ class MllamaCache:
         self.positions.copy_(torch.tensor(self.lengths))
 
     def add_encoded(self, content_hash: str, key_values: Sequence[KeyValue]) -> None:
-        """Keep a picture's keys and values [1, G, N, D] of each layer, each head's in one piece."""
-        self.encoded[content_hash] = tuple(
-            (key[0].contiguous(), value[0].contiguous()) for key, value in key_values
-        )
+        """Keep a picture's keys and values [G, N, D] of each layer, each head's in one piece."""
+        self.encoded[content_hash] = tuple((k.contiguous(), v.contiguous()) for k, v in key_values)
 
     def _forget_unused(self, keep: int = ENCODED_IMAGES_KEPT) -> None:
         """Drop the pictures that are nowhere in the text, but for the `keep` used last."""

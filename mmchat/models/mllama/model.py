@@ -118,7 +118,7 @@ class MllamaForConditionalGeneration(nn.Module):
             tiles = image.pixel_values[None].to(self.device, self.dtype)
             ratio = torch.tensor([image.layout.aspect_ratio_id], device=self.device)
             key_values = self.cross_key_values(self.vision_states(tiles, ratio))
-            cache.add_encoded(image.content_hash, key_values)
+            cache.add_encoded(image.content_hash, [(k[0], v[0]) for k, v in key_values])
             encoded += 1
         return encoded
 
