@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,10 +72,30 @@ class Cache(Protocol):
         ...
 
 
+Use = Literal["decode", "verify", "vision"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A kind of layer in one use, for runtimes that compile: `method` of any of `layers`.
+
+    example: makes arguments as they come in that use; called in inference mode.
+    """
+
+    layers: Sequence[nn.Module]
+    method: str
+    use: Use
+    example: Callable[[], tuple[object, ...]]
+
+
 class VisionLanguageModel(Protocol):
     """Prefill and decode; both return float32 logits [B, V] of the last position of each row."""
 
     def new_cache(self, batch: int, capacity: int) -> Cache: ...
+
+    def blocks(self) -> list[Block]:
+        """The kinds of layer that are worth compiling, of those that are loaded."""
+        ...
 
     def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
         """Encode the pictures that the cache does not hold; how many there were."""
@@ -89,6 +109,10 @@ class VisionLanguageModel(Protocol):
 
     def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
         """token_ids: [B, S], the next positions of each row; float32 logits [B, S, V] of all."""
+        ...
+
+    def verify_step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
+        """`verify` on static tensors, of which only those of the cache are written, in place."""
         ...
 
 

@@ -164,6 +164,18 @@ class CrossAttentionLayer(nn.Module):
         x = x + self.cross_attn_attn_gate.tanh() * attended
         return x + self.cross_attn_mlp_gate.tanh() * self.mlp(self.post_attention_layernorm(x))
 
+    def step(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        sees_images: Tensor | None,
+    ) -> Tensor:
+        """The next tokens of each row; rows that see no picture pass. As in TextModel.step."""
+        read = self(x, key, value, mask)
+        return read if sees_images is None else torch.where(sees_images, read, x)
+
     def forward_segments(
         self, x: Tensor, segments: Sequence[CrossSegment], images: Sequence[KeyValue]
     ) -> Tensor:
@@ -273,9 +285,8 @@ class TextModel(nn.Module):
             if isinstance(layer, SelfAttentionLayer):
                 x = layer.step(x, cos, sin, cached[own], positions, mask)
                 own += 1
-            elif cross is not None:
-                read = layer(x, *cross[crossed], cross_mask)
-                x = read if sees_images is None else torch.where(sees_images, read, x)
+            elif isinstance(layer, CrossAttentionLayer) and cross is not None:
+                x = layer.step(x, *cross[crossed], cross_mask, sees_images)
                 crossed += 1
         return self.norm(x)
 
