@@ -119,6 +119,8 @@ def bandwidth_record(
         for contestant in entrants.ours:
             seconds = entry["contestants"][contestant.name]["ms"]["total"]["median"] / 1000
             read = decode_bytes(contestant.loaded, entry["tokens"], entry["tiles"])
+            if read is None:
+                continue
             decoding.append(
                 {
                     "contestant": contestant.name,
