@@ -9,7 +9,7 @@ import termios
 import pytest
 from PIL import Image
 
-from tests.repl.terminals import ChatTerminal, colors
+from tests.repl.terminals import READY, ChatTerminal, colors
 
 ANSWERS = [
     "A **red** square.",
@@ -96,6 +96,15 @@ def test_keys_at_the_prompt(folder):
     chat.wait(r"> a\n  b")
     chat.line("")
     assert "one" in chat.lines()
+    for key in ("\x1b", "\x03"):  # Esc and Ctrl-C leave an edit and keep the question
+        chat.send("\\edit\r")
+        chat.wait(r"edit \(Esc keeps the old\)> a")
+        chat.wait("Esc or Ctrl-C keeps the old one")
+        prompts = chat.written.count(READY)
+        chat.send("more" + key)
+        chat.wait_until(lambda before=prompts: chat.written.count(READY) > before, "prompt")
+        chat.settle()
+    assert chat.lines().count("nothing is changed") == 2
     chat.send("\x12a")  # Ctrl-R finds it
     chat.wait("I-search backward: a")
     chat.send("\x03\x03")
