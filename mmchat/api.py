@@ -43,6 +43,7 @@ def load(
     alpha: Literal["white", "drop"] | None = None,
     quantize: str = "none",
     quantize_keep: Collection[str] = (),
+    compile: Literal["auto", "on", "off"] = "auto",
     progress: ProgressCallback | None = None,
 ) -> Model:
     """Load a model by name, Hub id or folder; without any, the built-in one.
@@ -61,6 +62,7 @@ def load(
         alpha=alpha,
         quantize=quantize,
         quantize_keep=quantize_keep,
+        compile=compile,
         progress=progress,
     )
     return Model(**vars(loaded))

@@ -6,7 +6,6 @@ The new folder appears under its name only when everything in it was read back a
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from mmchat.checkpoints.manifest import (
 from mmchat.checkpoints.writers import Piece, write_json, write_pth, write_safetensors
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.params import ModelParams, ModelSource, find_model, load_params
+from mmchat.params_file import params_document
 from mmchat.tokenizers import open_tokenizer
 
 Format = Literal["hf", "meta"]
@@ -211,18 +211,7 @@ def _describe(
         if (found.config, found.chat_format) == (params.config, params.chat_format):
             return []
     (work / "params.json").unlink()
-    own = {
-        "name": params.name,
-        "model_type": params.model_type,
-        "description": params.description,
-        "aliases": [],
-        "repo": None,
-        "chat_format": params.chat_format,
-        "parameters": params.parameters,
-        "generation": generation,
-        **documents.sections(params.config, params.image_processor),
-    }
-    write_json(work / "params.json", json.loads(json.dumps(own)))
+    write_json(work / "params.json", params_document(params))
     return ["params.json is in mmchat's own form: Meta's cannot say what this model is"]
 
 

@@ -15,6 +15,7 @@ MmchatError                    exit 1
 ├── DiskError                  exit 7   no space, or a file cannot be written
 ├── DeviceError                exit 1   the device or dtype cannot be had
 ├── MissingExtra               exit 1   an optional dependency is not installed
+├── CompileError               exit 1   torch.compile cannot be used here
 ├── ExportError                exit 1
 └── NumericalError             exit 1   the model produced NaN or infinity
 
@@ -98,6 +99,10 @@ class DeviceError(MmchatError):
 
 class MissingExtra(MmchatError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class CompileError(MmchatError):
+    """The model cannot be compiled on this machine."""
 
 
 class ExportError(MmchatError):

@@ -20,12 +20,14 @@ from mmchat.nn.linear import Float8Linear, QuantizedLinear
 from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
 from mmchat.quantization import Plan
 from mmchat.runtime.base import Runtime
-from mmchat.runtime.eager import EagerRuntime
+from mmchat.runtime.compiled import CompileMode, make_runtime
+from mmchat.runtime.exported import ExportedFolder, exported_folder, open_exported
 from mmchat.sampling import SamplingParams
+from mmchat.saved_weights import load_saved
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
 
-# progress(stage, done, total): stage "weights", in tensors
+# progress(stage, done, total): stage "weights" in tensors, "compile" in kinds of layer
 ProgressCallback = Callable[[str, int, int], None]
 
 
@@ -78,6 +80,7 @@ def load_model(
     alpha: Literal["white", "drop"] | None = None,
     quantize: str = "none",
     quantize_keep: Collection[str] = (),
+    compile: CompileMode = "auto",
     progress: ProgressCallback | None = None,
 ) -> LoadedModel:
     """Find, check and load a model.
@@ -85,7 +88,8 @@ def load_model(
     name: a known name, a Hub id or a folder. text_only leaves vision and cross-attention unloaded.
     alpha: "white" or "drop", overrides how transparent pictures are flattened. quantize: a scheme
     of mmchat.quantization; quantize_keep: parts ("text", "head", "vision") that it leaves alone.
-    Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError.
+    compile: compile the layers before the first token; "auto" does so on CUDA.
+    Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError, CompileError.
     """
     begin = time.perf_counter()
     source = find_model(
@@ -96,6 +100,22 @@ def load_model(
     )
     params = source.params
     limit = _context_limit(params, max_seq_len)
+    exported = exported_folder(source.checkpoint)
+    if exported:
+        loaded = _load_exported(
+            exported,
+            params,
+            device,
+            dtype,
+            max_seq_len,
+            quantize,
+            quantize_keep,
+            text_only,
+            compile,
+            progress,
+        )
+        rule = alpha or params.image_processor.alpha_for("hf")
+        return _ready(params, *loaded, _open_tokenizer(source), text_only, rule, begin)
     placement = choose_placement(device, dtype, params.parameters)
     plan = _plan(quantize, quantize_keep, placement)
     tokenizer = _open_tokenizer(source)
@@ -104,7 +124,8 @@ def load_model(
         setup = _setup(params, placement, plan, text_only, max_seq_len)
         model = _load_weights(files, setup, placement, plan, progress)
         rule = alpha or params.image_processor.alpha_for(files.format)
-    return _ready(params, model, tokenizer, placement, plan, limit, text_only, rule, begin)
+    runtime = make_runtime(model, placement.device, compile, progress)
+    return _ready(params, runtime, placement, plan, limit, tokenizer, text_only, rule, begin)
 
 
 def load_from_tensors(
@@ -117,6 +138,7 @@ def load_from_tensors(
     max_seq_len: int | None = None,
     quantize: str = "none",
     quantize_keep: Collection[str] = (),
+    compile: CompileMode = "auto",
 ) -> LoadedModel:
     """`load_model` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
@@ -126,7 +148,40 @@ def load_from_tensors(
     setup = _setup(params, placement, plan, False, max_seq_len)
     model = _load_weights(tensors, setup, placement, plan, None)
     alpha = params.image_processor.alpha_for(tensors.format)
-    return _ready(params, model, tokenizer, placement, plan, limit, False, alpha, begin)
+    runtime = make_runtime(model, placement.device, compile)
+    return _ready(params, runtime, placement, plan, limit, tokenizer, False, alpha, begin)
+
+
+def _load_exported(
+    folder: ExportedFolder,
+    params: ModelParams,
+    device: str,
+    dtype: str,
+    max_seq_len: int | None,
+    quantize: str,
+    keep: Collection[str],
+    text_only: bool,
+    compile: CompileMode,
+    progress: ProgressCallback | None,
+) -> tuple[Runtime, Placement, Plan, int]:
+    """The runtime of a folder that `mmchat export` wrote, and what it was exported for."""
+    record = folder.record
+    folder.check_options(quantize, keep)
+    if record.programs:
+        if compile == "on":
+            raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
+        limit = folder.context_limit(max_seq_len)
+        runtime, placement = open_exported(folder, params, device, dtype)
+        return runtime, placement, quantization.make_plan(record.scheme, record.keep), limit
+    limit = _context_limit(params, max_seq_len)
+    placement = choose_placement(device, record.dtype if dtype == "auto" else dtype, 0)
+    folder.check_dtype(placement)
+    plan = _plan(record.scheme, record.keep, placement)
+    with open_checkpoint(folder.path, merge_rules=None) as files:
+        setup = _setup(params, placement, plan, text_only, max_seq_len)
+        check_memory(replace(setup, from_file=True), available_memory(placement.device))
+        model = load_saved(files, params, plan, placement.device, text_only=text_only)
+    return make_runtime(model, placement.device, compile, progress), placement, plan, limit
 
 
 def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
@@ -152,11 +207,11 @@ def _setup(
 
 def _ready(
     params: ModelParams,
-    model: Any,
-    tokenizer: Tokenizer,
+    runtime: Runtime,
     placement: Placement,
     plan: Plan,
     limit: int,
+    tokenizer: Tokenizer,
     text_only: bool,
     alpha: Literal["white", "drop"],
     begin: float,
@@ -165,7 +220,7 @@ def _ready(
     make_processor = params.family.resolve("processor")
     return LoadedModel(
         params=params,
-        runtime=EagerRuntime(model, placement.device),
+        runtime=runtime,
         processor=make_processor(params.config, params.image_processor, tokenizer, alpha),
         tokenizer=tokenizer,
         placement=placement,

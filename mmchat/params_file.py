@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +106,22 @@ def load_params(path: Path | str) -> ModelParams:
     if {"architectures", "transformers_version"} & found.keys():
         return _from_hf(found, path, where)
     return _from_ours(found, path, where)
+
+
+def params_document(params: ModelParams) -> dict[str, Any]:
+    """The content of a params file of ours that says the same; without names of other places."""
+    documents = params.family.resolve("documents")
+    return {
+        "name": params.name,
+        "model_type": params.model_type,
+        "description": params.description,
+        "aliases": [],
+        "repo": None,
+        "chat_format": params.chat_format,
+        "parameters": params.parameters,
+        "generation": asdict(params.generation),
+        **documents.sections(params.config, params.image_processor),
+    }
 
 
 def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:

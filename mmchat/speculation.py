@@ -113,13 +113,13 @@ class Pace:
         right, compared = self._accepted[match]
         share = min(right / compared, 0.98)
         tried = max(self._tried) + 1
-        best, gain = 0, 0.0
+        best, speed = 0, 1.0  # tokens in the time of a step
         for length in _DRAFT_LENGTHS:
             cost = self._cost(length + 1)
             expected = (1 - share ** (length + 1)) / (1 - share)
             affordable = cost - 1 <= self._credit and length + 1 <= 2 * tried
-            if affordable and expected - cost > gain:
-                best, gain = length, expected - cost
+            if affordable and expected / cost > speed:
+                best, speed = length, expected / cost
         return best
 
     def _cost(self, rows: int) -> float:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from mmchat.memory_estimate import Setup
 
-_COLUMNS, _ROWS = 4096, 8192  # a linear layer of the 11B, or half of one
-_ROUNDS, _SECONDS = 4, 0.5  # at least
+_COLUMNS, _ROWS = 4096, 4096  # of the smaller linear layers of the 11B
+_ROUNDS, _SECONDS = 4, 0.7  # at least
 _FORMATS = ("int8", "int4")
 USUAL_CONTEXT = 1024  # tokens in the cache
 

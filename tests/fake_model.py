@@ -95,6 +95,8 @@ class ScriptedRuntime:
 
     def __init__(self, answers: Sequence[bytes]) -> None:
         self.device = torch.device("cpu")
+        self.notices: list[str] = []
+        self.compile_seconds: float | None = None
         self.answers = list(answers)
         self.prefills: list[list[int]] = []
         self.reads: list[int] = []

@@ -54,6 +54,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
         "images/sources.py",
+        "staged_folder.py",  # opens folders, to lock them and make them durable
         "kernels/native.py",
         "machine/cpu.py",
         "machine/memory.py",

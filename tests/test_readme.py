@@ -35,10 +35,10 @@ def commands(info: str) -> list[str]:
     return [line for line in lines if "mmchat" in line and not line.startswith("pip ")]
 
 
-def run(command: str) -> subprocess.CompletedProcess[str]:
+def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
-        cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+        cwd=ROOT, env={**ENVIRONMENT, **environment}, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -71,8 +71,8 @@ def test_the_command_works(command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", commands("sh slow"))
-def test_the_long_command_works(command):
-    done = run(command)
+def test_the_long_command_works(command, tmp_path):
+    done = run(command, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

@@ -72,9 +72,12 @@ class Mmchat:
         return logits, {"vision": middle - begin, "prefill": end - middle, "total": end - begin}
 
     def project_pictures(self, states: Tensor) -> Elapsed | None:
-        """Time of the cross-attention keys and values of vision states [1, N, E]."""
-        model = getattr(self.loaded.runtime, "model", None)
-        if model is None:
+        """Time of the cross-attention keys and values of vision states [1, N, E].
+
+        None where they cannot be asked for alone, as of an exported program.
+        """
+        model: Any = getattr(self.loaded.runtime, "model", None)
+        if not hasattr(model, "cross_key_values"):
             return None
         with torch.inference_mode():
             return self._clock.time(lambda: model.cross_key_values(states))[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def _run(plan: Plan, say: Say) -> dict[str, Any]:
         record["turns"] = [turns_record(plan, entrants, tiles, clock, say) for tiles in plan.tiles]
     if "bandwidth" in plan.parts:
         say("memory bandwidth")
-        record["bandwidth"] = bandwidth_record(entrants, record["workloads"])
+        record["bandwidth"] = bandwidth_record(entrants, record["workloads"], clock)
     del entrants, base  # the processes to come need the memory
     if "startup" in plan.parts:
         record["startup"] = processes.startup(plan, say)
@@ -106,15 +107,20 @@ def turns_record(
     return {"tiles": tiles, "contestants": contestants}
 
 
-def bandwidth_record(entrants: Entrants, records: list[dict[str, Any]]) -> dict[str, Any]:
+def bandwidth_record(
+    entrants: Entrants, records: list[dict[str, Any]], clock: Clock
+) -> dict[str, Any]:
     """Reading speed of the device, and what share of it each decode measurement reaches."""
     base = entrants.ours[0].loaded
-    probe = measure_bandwidth(base.device)
+    timer = time.process_time if clock == "cpu" else time.perf_counter
+    probe = measure_bandwidth(base.device, clock=timer)
     decoding = []
     for entry in (r for r in records if r["kind"] == "decode"):
         for contestant in entrants.ours:
             seconds = entry["contestants"][contestant.name]["ms"]["total"]["median"] / 1000
             read = decode_bytes(contestant.loaded, entry["tokens"], entry["tiles"])
+            if read is None:
+                continue
             decoding.append(
                 {
                     "contestant": contestant.name,

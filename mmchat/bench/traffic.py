@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
 
 
-def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int:
-    """Weights as they lie in memory, keys and values; the one row of the embedding is left out."""
-    model: Any = loaded.runtime.model  # type: ignore[attr-defined]
+def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int | None:
+    """Weights as they lie in memory, keys and values; the one row of the embedding is left out.
+
+    None for a runtime that does not show its weights.
+    """
+    model: Any = getattr(loaded.runtime, "model", None)
+    if not hasattr(model, "language_model"):
+        return None
     text = loaded.params.config.text_config
     weights = sum(t.numel() * t.element_size() for t in _read(model, text, bool(tiles)))
     footprint = import_module(f"mmchat.models.{loaded.params.model_type}.footprint")

@@ -20,6 +20,7 @@ from mmchat.errors import CheckpointError
 
 MANIFEST_NAME = "mmchat-manifest.json"
 _FORMAT = 1
+_EXPORT_NUMBERS = (0, 2**31)
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,35 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class ExportRecord:
+    """What an exported folder was made for, and with what.
+
+    format: "aoti" or "safetensors". model: its name. scheme: of quantisation, but for the parts in
+    keep. torch: the version that compiled the programs. device: its type. processor: architecture
+    and vector instructions that the programs use, "" if there are none. max_seq_len: positions of
+    prompt and answer. max_images: pictures that one prefill may see. programs: their names.
+    """
+
+    format: str
+    model: str
+    dtype: str
+    scheme: str
+    keep: tuple[str, ...]
+    torch: str
+    device: str
+    processor: str
+    max_seq_len: int
+    max_images: int
+    programs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a folder holds and where it came from.
 
     files: by path within the folder. repo, revision, commit: of the Hub, else None. selections:
     the forms of the weights that are there whole. source: what it was made from. written: UTC.
+    export: of a folder that was exported.
     """
 
     files: Mapping[str, FileRecord]
@@ -47,10 +72,14 @@ class Manifest:
     selections: tuple[str, ...] = ()
     source: str | None = None
     written: str = ""
+    export: ExportRecord | None = None
 
     @property
     def total_bytes(self) -> int:
         return sum(record.size for record in self.files.values())
+
+
+_EXPORT_BOUNDS = {ExportRecord: {"max_seq_len": _EXPORT_NUMBERS, "max_images": _EXPORT_NUMBERS}}
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -74,11 +103,13 @@ def read_manifest(path: Path) -> Manifest | None:
             return manifest
     except (ValueError, TypeError, KeyError, AttributeError, CheckpointError):
         pass
-    raise where.fail("this record is damaged; remove it and download or convert again")
+    raise where.fail("this record is damaged; remove it and download, convert or export again")
 
 
 def _encoded(manifest: Manifest) -> bytes:
     content = {"format": _FORMAT, **asdict(manifest)}
+    if manifest.export is None:
+        del content["export"]
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
@@ -92,6 +123,8 @@ def _decoded(content: Any, where: Where) -> Manifest:
         for name, record in content.pop("files").items()
     }
     selections = tuple(content.pop("selections"))
+    if "export" in content:
+        content["export"] = parse_dataclass(ExportRecord, content["export"], where, _EXPORT_BOUNDS)
     return Manifest(files=files, selections=selections, **content)
 
 

@@ -24,7 +24,11 @@ from mmchat.errors import CheckpointError, DiskError
 if TYPE_CHECKING:
     import torch
 
-_SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_SAFETENSORS_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "int64": "I64", "int32": "I32", "int8": "I8", "uint8": "U8",
+    "bool": "BOOL",
+}  # fmt: skip
 _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage"}
 _ALIGNMENT = 64  # of the data in a .pth, as torch.save has it
 _LOCAL_HEADER = 30 + 20  # of a zip member: fixed part and sizes of 64 bits

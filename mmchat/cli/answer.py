@@ -172,7 +172,9 @@ def image_facts(source: str, layout: TileLayout, tokens: int) -> dict[str, Any]:
 def placement_line(model: LoadedModel) -> str:
     """Where the model runs and why, for --verbose."""
     dtype = str(model.dtype).removeprefix("torch.")
-    return f"{'device':<15}{model.device}, {dtype} ({model.placement.reason})"
+    seconds = model.runtime.compile_seconds
+    compiled = "" if seconds is None else f", compiled in {seconds:.1f} s"
+    return f"{'device':<15}{model.device}, {dtype} ({model.placement.reason}){compiled}"
 
 
 def timing_lines(timings: Timings) -> list[str]:

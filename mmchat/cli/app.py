@@ -20,6 +20,7 @@ from mmchat.cli.convert import convert
 from mmchat.cli.doctor import doctor
 from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
+from mmchat.cli.export import export
 from mmchat.cli.generate import generate
 from mmchat.cli.help_page import App, Group
 from mmchat.cli.inspect import inspect
@@ -119,6 +120,7 @@ app.command()(where)
 app.command()(verify)
 app.command()(remove)
 app.command()(convert)
+app.command()(export)
 app.command()(inspect)
 app.command()(tiles)
 app.command()(doctor)

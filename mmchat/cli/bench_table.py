@@ -117,7 +117,8 @@ def _table(rows: list[Row]) -> Any:
 
 
 def facts(record: dict[str, Any]) -> Iterator[str]:
-    """Bandwidth, memory and start-up, a line each."""
+    """Agreement, bandwidth, memory and start-up, a line each."""
+    yield from _agreements(record)
     bandwidth = record.get("bandwidth")
     if bandwidth:
         speed = bandwidth["probe_gigabytes_per_second"]
@@ -135,6 +136,20 @@ def facts(record: dict[str, Any]) -> Iterator[str]:
         )
     for name, seconds in record.get("startup", {}).get("seconds", {}).items():
         yield f"{name}: {seconds['wall']:.2f} s ({seconds['cpu']:.2f} s of processor time)"
+
+
+def _agreements(record: dict[str, Any]) -> Iterator[str]:
+    """How far each contestant's logits are from those of the first, over all workloads."""
+    reference, *others = record["contestants"]
+    for name in others:
+        found = [workload["contestants"][name]["agreement"] for workload in record["workloads"]]
+        if found:
+            error, kl = (max(each[key] for each in found) for key in ("relative_error", "kl"))
+            same = sum(each["top1"] for each in found)
+            yield (
+                f"{name} against {reference}: relative error of logits up to {error:.1e}, "
+                f"KL up to {kl:.1e} nats, the same likeliest token in {same} of {len(found)}"
+            )
 
 
 def _print_lines(record: dict[str, Any], rows: list[Row]) -> None:

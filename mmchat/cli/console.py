@@ -221,6 +221,12 @@ class Stages:
             self._status = console.status(text)
             self._status.start()
 
+    def note(self, text: str) -> None:
+        """A line on stderr that stays; nothing if quiet."""
+        self.stop()
+        if not self._quiet:
+            note(text)
+
     def stop(self) -> None:
         """Erase the spinner; call before anything else is written."""
         if self._status is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,7 @@ def inspect(
     facts = _facts(source.params)
     if source.checkpoint is not None:
         facts["checkpoint"] = _checkpoint_facts(source.checkpoint, source.params)
+        facts["export"] = _export_facts(source.checkpoint)
     if as_json:
         console.print_json(facts)
         return
@@ -78,7 +80,19 @@ def _facts(params: ModelParams) -> dict[str, Any]:
         "cache_bytes_per_token": 2 * sizes.cache_per_token,
         "cache_bytes_per_tile": 2 * sizes.cache_per_tile,
         "checkpoint": None,
+        "export": None,
     }
+
+
+def _export_facts(path: Path) -> dict[str, Any] | None:
+    """What a folder was exported for; None if `mmchat export` did not write it."""
+    from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
+
+    manifest = read_manifest(path / MANIFEST_NAME) if path.is_dir() else None
+    if manifest is None or manifest.export is None:
+        return None
+    sizes = {name: record.size for name, record in manifest.files.items()}
+    return {**asdict(manifest.export), "source": manifest.source, "files": sizes}
 
 
 def _weight_bytes(params: ModelParams, scheme: str) -> int:
@@ -130,7 +144,23 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("  cache", f"{size(facts['cache_bytes_per_token'])} a token in bfloat16"),
         ("  pictures", f"{size(facts['cache_bytes_per_tile'])} a tile in bfloat16"),
     ]
-    return [*lines, *_checkpoint_lines(facts["checkpoint"])]
+    return [*lines, *_checkpoint_lines(facts["checkpoint"]), *_export_lines(facts["export"])]
+
+
+def _export_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    lines = [
+        ("exported", f"{found['format']}, {found['dtype']}, quantised: {found['scheme']}"),
+        ("  from", found["source"]),
+    ]
+    if found["programs"]:
+        lines += [
+            ("  programs", ", ".join(found["programs"])),
+            ("  for", f"torch {found['torch']}, {found['device']}, {found['processor']}"),
+            ("  at most", f"{found['max_seq_len']:,} positions, {found['max_images']} pictures"),
+        ]
+    return [*lines, *((f"  {name}", size(number)) for name, number in found["files"].items())]
 
 
 def _checkpoint_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:

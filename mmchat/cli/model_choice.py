@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,6 +38,7 @@ class ModelChoice:
     params_path: options.ParamsPath = None
     text_only: options.TextOnly = False
     alpha: options.Alpha = None
+    compile: options.Compile = "auto"
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none."""
@@ -58,11 +60,16 @@ class ModelChoice:
         if self.name is None and (self.params_path or self.checkpoint_path):
             label = str(self.params_path or self.checkpoint_path)
 
-        def show(_stage: str, done: int, total: int) -> None:
-            stages.show(f"loading {label}: {done} of {total} tensors")
+        compiling = _CompileNotes(stages)
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage == "compile":
+                compiling.show(done, total)
+            else:
+                stages.show(f"loading {label}: {done} of {total} tensors")
 
         stages.show(f"loading {label}")
-        return mmchat.load(
+        model = mmchat.load(
             self.name,
             checkpoint_path=self.checkpoint_path,
             tokenizer_path=self.tokenizer_path,
@@ -74,8 +81,30 @@ class ModelChoice:
             alpha=self.alpha,
             quantize=self.quantize,
             quantize_keep=self.quantize_keep or (),
+            compile=self.compile,
             progress=show,
         )
+        for notice in model.runtime.notices:
+            stages.note(notice)
+        return model
+
+
+class _CompileNotes:
+    """Says that the layers are being compiled, and afterwards how long it took."""
+
+    def __init__(self, stages: console.Stages) -> None:
+        self._stages = stages
+        self._begin = 0.0
+
+    def show(self, done: int, total: int) -> None:
+        if done == 0:
+            self._begin = time.perf_counter()
+            self._stages.note("compiling (once; a later start takes it from a cache)")
+        seconds = time.perf_counter() - self._begin
+        if done < total:
+            self._stages.show(f"compiling (once, {seconds:.0f} s): {done} of {total} layers")
+        else:
+            self._stages.note(f"compiled in {seconds:.1f} s")
 
 
 def say_choice(choice: ModelChoice, source: ModelSource) -> None:

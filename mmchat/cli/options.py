@@ -158,6 +158,13 @@ MaxSeqLen = Annotated[
     int | None,
     typer.Option(metavar="N", min=1, help="Context to reserve, positions.", rich_help_panel=MODEL),
 ]
+Compile = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        help="Compile the layers before the first token; auto does so on CUDA.",
+        rich_help_panel=MODEL,
+    ),
+]
 TextOnly = Annotated[
     bool,
     typer.Option("--text-only", help="Leave the vision tower unloaded.", rich_help_panel=MODEL),

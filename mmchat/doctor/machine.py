@@ -33,7 +33,6 @@ PACKAGES = ("torch", "numpy", "safetensors", "huggingface_hub", "tiktoken", "pil
 EXTRAS = {
     "heif": ("pictures in HEIC, as phones write them", "pillow_heif"),
     "tokenizers": ("tokenizer.json files of any kind", "tokenizers"),
-    "thumbnails": ("sharp thumbnails in chats (kitty, Sixel)", "textual_image"),
     "clipboard": ("copying answers with \\copy", "pyperclip"),
     "bench": ("mmchat bench --vs transformers", "transformers"),
 }

@@ -29,8 +29,9 @@ class Family:
     sections: keys of a params file that `parse` reads. The functions take parsed JSON objects and a
     Where for messages, and raise ParamsError. parameter_count: parameters in the Hub's format.
     tile_size: side of one tile in pixels; with_tile_size: the same config but for it. model,
-    processor, weights, prompt, documents (the config in other formats) and footprint (sizes in
-    memory) are "module:attribute" or "module", imported only by `resolve`.
+    processor, weights, prompt, documents (the config in other formats), export (programs to be
+    compiled ahead of time) and footprint (sizes in memory) are "module:attribute" or "module",
+    imported only by `resolve`.
     """
 
     model_type: str
@@ -46,6 +47,7 @@ class Family:
     weights: str
     prompt: str
     documents: str
+    export: str
     footprint: str
 
     def resolve(self, part: str) -> Any:

@@ -25,6 +25,7 @@ class LayerCache:
         self.key[:, :, start:end] = key
         self.value[:, :, start:end] = value
 
+    @torch.inference_mode(False)  # tensors of one kind, whoever makes them: see torch.compile
     def grow(self, capacity: int) -> None:
         """Make room for `capacity` positions; what is stored stays, also if memory runs out."""
         if capacity > self.capacity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -16,6 +17,16 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def notices(self) -> Sequence[str]:
+        """What the user should know of how the model runs, such as why it is not compiled."""
+        ...
+
+    @property
+    def compile_seconds(self) -> float | None:
+        """How long compiling took; None if the model runs as plain PyTorch."""
+        ...
 
     def new_cache(self, batch: int, capacity: int) -> Cache: ...
 

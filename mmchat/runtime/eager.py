@@ -18,6 +18,8 @@ class EagerRuntime:
     def __init__(self, model: VisionLanguageModel, device: torch.device) -> None:
         self.model = model
         self.device = device
+        self.notices: list[str] = []
+        self.compile_seconds: float | None = None
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         with memory_errors():

@@ -80,6 +80,9 @@ def test_the_lines_of_a_pipe_hold_every_contestant(record, capsys):
     first = lines[2].split("\t")
     assert first[:2] == ["a token after 8", "transformers float32"]
     assert len({len(line.split("\t")) for line in lines[1:20]}) == 1
+    [agreement] = [line for line in lines if "against" in line]
+    assert agreement.startswith("mmchat float32 against transformers float32: relative error of")
+    assert agreement.endswith("the same likeliest token in 5 of 5")
 
 
 def test_a_terminal_gets_bars(record, monkeypatch, capsys):

@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 def test_the_figure_is_that_of_the_quickest_slice(monkeypatch):
     slowest_first = iter([0.5] * 9 + [0.125] + [0.25] * 22)
-    monkeypatch.setattr(bandwidth, "_seconds", lambda read, device: next(slowest_first))
+    monkeypatch.setattr(bandwidth, "_seconds", lambda read, device, clock: next(slowest_first))
     measured = measure_bandwidth(CPU, rounds=2, buffer_bytes=8 * MIB)
     assert measured.buffer_bytes == 8 * MIB
     assert measured.bytes_per_second == pytest.approx(MIB / 0.125)
@@ -21,7 +21,7 @@ def test_the_figure_is_that_of_the_quickest_slice(monkeypatch):
 def test_every_round_reads_the_whole_buffer_as_a_sum_and_in_a_product(monkeypatch):
     totals = []
     monkeypatch.setattr(
-        bandwidth, "_seconds", lambda read, device: (totals.append(read().sum()), 1.0)[1]
+        bandwidth, "_seconds", lambda read, device, clock: (totals.append(read().sum()), 1.0)[1]
     )
     measure_bandwidth(CPU, rounds=1, buffer_bytes=MIB)
     in_pairs, product = totals[:8], totals[8:]
@@ -47,3 +47,9 @@ def test_the_buffer_leaves_most_of_a_small_memory_free(monkeypatch):
 def test_a_buffer_that_cannot_be_had_is_a_memory_error():
     with pytest.raises(MemoryError_, match="MiB free to measure"):
         measure_bandwidth(CPU, buffer_bytes=2**60)
+
+
+def test_the_clock_that_is_given_is_read():
+    ticks = iter(range(10_000))
+    measured = measure_bandwidth(CPU, rounds=1, buffer_bytes=8 * MIB, clock=lambda: next(ticks))
+    assert measured.bytes_per_second == MIB  # a slice in one tick

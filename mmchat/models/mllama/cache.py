@@ -114,8 +114,9 @@ class MllamaCache:
     def _lengths_changed(self) -> None:
         self.positions.copy_(torch.tensor(self.lengths))
 
-    def add_encoded(self, content_hash: str, key_values: tuple[KeyValue, ...]) -> None:
-        self.encoded[content_hash] = key_values
+    def add_encoded(self, content_hash: str, key_values: Sequence[KeyValue]) -> None:
+        """Keep a picture's keys and values [G, N, D] of each layer, each head's in one piece."""
+        self.encoded[content_hash] = tuple((k.contiguous(), v.contiguous()) for k, v in key_values)
 
     def _forget_unused(self, keep: int = ENCODED_IMAGES_KEPT) -> None:
         """Drop the pictures that are nowhere in the text, but for the `keep` used last."""

@@ -17,5 +17,6 @@ FAMILY = Family(
     weights="mmchat.models.mllama.weights",
     prompt="mmchat.models.mllama.prompt",
     documents="mmchat.models.mllama.documents",
+    export="mmchat.models.mllama.export",
     footprint="mmchat.models.mllama.footprint:footprint",
 )

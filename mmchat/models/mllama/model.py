@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from mmchat.models.base import Block
+from mmchat.models.mllama.blocks import compilable_blocks
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import (
@@ -116,7 +118,7 @@ class MllamaForConditionalGeneration(nn.Module):
             tiles = image.pixel_values[None].to(self.device, self.dtype)
             ratio = torch.tensor([image.layout.aspect_ratio_id], device=self.device)
             key_values = self.cross_key_values(self.vision_states(tiles, ratio))
-            cache.add_encoded(image.content_hash, tuple((k[0], v[0]) for k, v in key_values))
+            cache.add_encoded(image.content_hash, [(k[0], v[0]) for k, v in key_values])
             encoded += 1
         return encoded
 
@@ -192,6 +194,10 @@ class MllamaForConditionalGeneration(nn.Module):
             token_ids, positions, cached, cross, cross_mask, sees_images
         )
         return self.language_model.lm_head(hidden).float()
+
+    def blocks(self) -> list[Block]:
+        """The kinds of layer that are worth compiling, of those that are loaded."""
+        return compilable_blocks(self)
 
     def weight_names(self, *, text_only: bool) -> set[str]:
         """Names of the weights to load; without pictures no cross-attention layer is used."""

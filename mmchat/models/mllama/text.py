@@ -84,13 +84,15 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """The next tokens of each row, x: [B, S, E]; keys and values go to positions: [B, S].
 
-        cached: [B, G, L, D] twice. mask: [B, 1, S, L], True up to and including the position.
+        cached: [B, G, L, D] twice. mask: [B, 1, S, N], True up to and including the position; the
+        first N positions are read.
         """
         query, key, value = self._project(x, cos, sin)
         rows = torch.arange(x.shape[0], device=x.device)[:, None]
         cached[0][rows, :, positions] = key.transpose(1, 2)
         cached[1][rows, :, positions] = value.transpose(1, 2)
-        return self.o_proj(merge_heads(attend(query, *cached, mask=mask)))
+        key, value = (stored[:, :, : mask.shape[-1]] for stored in cached)
+        return self.o_proj(merge_heads(attend(query, key, value, mask=mask)))
 
 
 class CrossAttention(nn.Module):
@@ -161,6 +163,18 @@ class CrossAttentionLayer(nn.Module):
         attended = self.cross_attn(self.input_layernorm(x), key, value, mask)
         x = x + self.cross_attn_attn_gate.tanh() * attended
         return x + self.cross_attn_mlp_gate.tanh() * self.mlp(self.post_attention_layernorm(x))
+
+    def step(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        sees_images: Tensor | None,
+    ) -> Tensor:
+        """The next tokens of each row; rows that see no picture pass. As in TextModel.step."""
+        read = self(x, key, value, mask)
+        return read if sees_images is None else torch.where(sees_images, read, x)
 
     def forward_segments(
         self, x: Tensor, segments: Sequence[CrossSegment], images: Sequence[KeyValue]
@@ -250,28 +264,29 @@ class TextModel(nn.Module):
         cross: Sequence[KeyValue] | None,
         cross_mask: Tensor | None,
         sees_images: Tensor | None,
+        length: int | None = None,
     ) -> Tensor:
         """The next tokens of each row, input_ids: [B, S] -> normalised hidden states [B, S, E].
 
         positions: [B], where each row goes on. S is 1 in decoding, a few in verifying a draft.
         cached: self-attention keys and values [B, G, L, D], one pair a layer, written in place.
         cross: keys and values [B, G, N, D] of the last group of pictures, one pair for each
-        cross-attention layer; None skips those layers. cross_mask: [B, 1, 1, N], None if all rows
-        have N tokens. sees_images: [B, 1, 1], None if all rows do.
+        cross-attention layer; None skips those layers. cross_mask: [B, 1, 1 or S, N], None if all
+        rows see N tokens. sees_images: [B, 1 or S, 1], None if all do. length: how many positions
+        of the cache hold a row once these are written, all if None.
         """
         x = self.embed_tokens(input_ids)
         positions = positions[:, None] + torch.arange(input_ids.shape[1], device=x.device)
         cos, sin = self.rotary(positions)
-        columns = torch.arange(cached[0][0].shape[2], device=x.device)
+        columns = torch.arange(length or cached[0][0].shape[2], device=x.device)
         mask = (columns <= positions[..., None])[:, None]
         crossed = own = 0
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
                 x = layer.step(x, cos, sin, cached[own], positions, mask)
                 own += 1
-            elif cross is not None:
-                read = layer(x, *cross[crossed], cross_mask)
-                x = read if sees_images is None else torch.where(sees_images, read, x)
+            elif isinstance(layer, CrossAttentionLayer) and cross is not None:
+                x = layer.step(x, *cross[crossed], cross_mask, sees_images)
                 crossed += 1
         return self.norm(x)
 

@@ -222,14 +222,12 @@ class VisionModel(nn.Module):
         # bfloat16 would be off by 0.3 %; kernels of GPUs want the dtype of the queries
         on_cpu = x.device.type == "cpu"
         dtype = torch.promote_types(x.dtype, torch.float32) if on_cpu else x.dtype
-        log_counts = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
-        first_pad = num_tiles * tokens
-        log_counts[first_pad : first_pad + num_tiles] = math.log(pads)
         missing = self.config.max_num_tiles - num_tiles
-        if missing:
-            log_counts[first_pad + num_tiles : -1] = math.log(missing)
-            log_counts[-1] = math.log(missing * pads)
-        return log_counts
+        runs = [(num_tiles * tokens, 1), (num_tiles, pads)]  # (how many tokens, count of each)
+        if num_tiles != self.config.max_num_tiles:
+            runs += [(tokens, missing), (1, missing * pads)]
+        counts = [torch.full((n,), c, dtype=torch.float64, device=x.device) for n, c in runs]
+        return torch.cat(counts).log().to(dtype)
 
     def _add_post_tile(self, x: Tensor, aspect_ratio_ids: Tensor, num_tiles: int) -> Tensor:
         """Add the second tile embedding to the valid tiles' tokens, their pad tokens included."""

@@ -1,0 +1,269 @@
+"""Write a model in a form that starts at once and needs neither its checkpoint nor a compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mmchat.checkpoints.manifest import (
+    MANIFEST_NAME,
+    ExportRecord,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+from mmchat.checkpoints.writers import write_json
+from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
+from mmchat.params import ModelParams, ModelSource, find_model, find_params
+from mmchat.params_file import params_document
+from mmchat.staged_folder import staged_folder, sync
+
+if TYPE_CHECKING:
+    from mmchat.loader import LoadedModel
+
+Format = Literal["aoti", "safetensors"]
+# progress(stage, done, total)
+Progress = Callable[[str, int, int], None]
+
+DEFAULT_MAX_SEQ_LEN = 4096  # positions; the static cache of an 11B model takes 537 MB for them
+DEFAULT_MAX_IMAGES = 16
+_PAPERS = ("LICENSE*", "USE_POLICY*")
+_NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731, ARG005
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export. max_seq_len: None takes the default, or the model's own if that is less."""
+
+    name: str | Path | None
+    folder: Path
+    format: Format = "aoti"
+    checkpoint_path: Path | None = None
+    tokenizer_path: Path | None = None
+    params_path: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_seq_len: int | None = None
+    max_images: int = DEFAULT_MAX_IMAGES
+    quantize: str = "none"
+    quantize_keep: tuple[str, ...] = ()
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written: bytes by file. difference: of logits, as a share of the largest one."""
+
+    folder: Path
+    record: ExportRecord
+    sizes: dict[str, int]
+    difference: float | None
+    seconds: float
+    peak_memory: int
+
+
+def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportReport:
+    """Load the model of `plan`, write it to its folder, and compare the two before it appears.
+
+    Raises UsageError, ParamsError, CheckpointError, DeviceError, MemoryError_, ExportError,
+    DiskError.
+    """
+    from mmchat.runtime.exported import exported_folder
+
+    begin = time.perf_counter()
+    source = find_model(
+        plan.name,
+        checkpoint_path=plan.checkpoint_path,
+        tokenizer_path=plan.tokenizer_path,
+        params_path=plan.params_path,
+    )
+    replaces = _check_target(plan, source)
+    made_by_us = exported_folder(source.checkpoint)
+    if made_by_us and made_by_us.record.programs:
+        source_name = quoted(made_by_us.source, 300)
+        raise UsageError(
+            f"{quoted(made_by_us.path, 300)} holds programs; export {source_name} instead"
+        )
+    original = _load(plan, source.params, progress)
+    record = _record(plan, original)
+    if made_by_us:
+        record = replace(record, keep=made_by_us.record.keep)
+    _check_space(plan.folder, original)
+    with staged_folder(plan.folder, replace=replaces) as work:
+        programs = _write(work, plan, original, record, progress)
+        record = replace(record, programs=programs)
+        _describe(work, source, original)
+        _write_manifest(work, record, source)
+        difference = _check(work, original, progress) if programs else None
+        sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
+    seconds = time.perf_counter() - begin
+    return ExportReport(plan.folder, record, sizes, difference, seconds, original.peak_memory())
+
+
+def _load(plan: ExportPlan, params: ModelParams, progress: Progress) -> LoadedModel:
+    from mmchat.loader import load_model
+
+    most = params.config.text_config.max_position_embeddings
+    return load_model(
+        plan.name,
+        checkpoint_path=plan.checkpoint_path,
+        tokenizer_path=plan.tokenizer_path,
+        params_path=plan.params_path,
+        device=plan.device,
+        dtype=plan.dtype,
+        max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
+        quantize=plan.quantize,
+        quantize_keep=plan.quantize_keep,
+        progress=lambda _, done, total: progress("loading", done, total),
+    )
+
+
+def _record(plan: ExportPlan, original: LoadedModel) -> ExportRecord:
+    import torch
+
+    from mmchat.runtime.exported import processor_name
+
+    return ExportRecord(
+        format=plan.format,
+        model=original.params.name,
+        dtype=str(original.dtype).removeprefix("torch."),
+        scheme=original.quantize,
+        keep=plan.quantize_keep,
+        torch=torch.__version__.split("+")[0],
+        device=original.device.type,
+        processor=processor_name() if plan.format == "aoti" else "",
+        max_seq_len=original.max_seq_len,
+        max_images=plan.max_images,
+        programs=(),
+    )
+
+
+def _write(
+    work: Path, plan: ExportPlan, original: LoadedModel, record: ExportRecord, progress: Progress
+) -> tuple[str, ...]:
+    """Weights and programs; returns the names of the programs."""
+    from mmchat.export.aoti import compile_programs
+    from mmchat.export.weights import model_tensors, write_tensors
+    from mmchat.models.base import ExportLimits
+
+    model: Any = original.runtime.model  # type: ignore[attr-defined]
+    tensors = model_tensors(model)
+    if plan.format == "safetensors":
+        stored = model.state_dict()
+        tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
+    write_tensors(work, tensors, lambda done, total: progress("writing the weights", done, total))
+    if plan.format == "safetensors":
+        return ()
+    return compile_programs(
+        work,
+        original.params.family.resolve("export"),
+        model,
+        ExportLimits(record.max_seq_len, record.max_images),
+        lambda name, number, count: progress(f"compiling {name}", number, count),
+    )
+
+
+def _describe(work: Path, source: ModelSource, original: LoadedModel) -> None:
+    """Params, tokenizer and licence: all that is needed to run the folder alone."""
+    params = source.params
+    pictures = replace(params.image_processor, alpha=original.processor.alpha)
+    write_json(work / "params.json", params_document(replace(params, image_processor=pictures)))
+    if source.tokenizer is None or source.checkpoint is None:
+        raise CheckpointError(f"{params.name}: weights and tokenizer are needed to export it")
+    shutil.copyfile(source.tokenizer, work / source.tokenizer.name)
+    place = source.checkpoint if source.checkpoint.is_dir() else source.checkpoint.parent
+    for pattern in _PAPERS:
+        for path in place.glob(pattern):
+            shutil.copyfile(path, work / path.name)
+
+
+def _write_manifest(work: Path, record: ExportRecord, source: ModelSource) -> None:
+    """The commit record, when everything else is on the disk."""
+    records = {}
+    for path in sorted(work.iterdir()):
+        sync(path)
+        records[path.name] = FileRecord(path.stat().st_size, sha256_of(path), None, True)
+    manifest = Manifest(records, source=_origin(source), export=record)
+    write_manifest(work / MANIFEST_NAME, manifest)
+
+
+def _origin(source: ModelSource) -> str:
+    """What to name in order to export the model again."""
+    known = find_params(source.params.name)
+    is_known = known is not None and known.source == source.params.source
+    return source.params.name if is_known else str(source.checkpoint)
+
+
+def _check(work: Path, original: LoadedModel, progress: Progress) -> float:
+    from mmchat.export.check import check_same
+    from mmchat.loader import load_model
+
+    progress("comparing with the model", 0, 1)
+    return check_same(original, load_model(work, device=str(original.device)))
+
+
+# What must not be overwritten
+
+
+def _check_target(plan: ExportPlan, source: ModelSource) -> bool:
+    """Whether the folder replaces one that is there. Raises UsageError, DiskError."""
+    folder = plan.folder
+    if not folder.parent.is_dir():
+        raise DiskError(f"the folder {quoted(folder.parent, 300)} does not exist")
+    if not os.access(folder.parent, os.W_OK):
+        raise DiskError(f"no permission to write in {quoted(folder.parent, 300)}")
+    if not folder.exists() and not folder.is_symlink():
+        return False
+    if folder.is_symlink() or not folder.is_dir():
+        raise UsageError(f"{quoted(folder, 300)} is no folder; name another with --output")
+    if not any(folder.iterdir()):
+        return False
+    _check_not_precious(folder, source)
+    if not plan.force and not _is_ours(folder):
+        raise UsageError(
+            f"{quoted(folder, 300)} holds what mmchat export did not write; name a new folder with"
+            " --output, or give --force to replace it"
+        )
+    return True
+
+
+def _check_not_precious(folder: Path, source: ModelSource) -> None:
+    """Not even --force replaces a folder that holds home, the model, or where the user stands."""
+    inside = [Path.home(), Path.cwd(), source.checkpoint, source.tokenizer]
+    for path in filter(None, inside):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{quoted(folder, 300)} holds {quoted(path, 300)} and is not replaced; name another"
+                " folder with --output"
+            )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether an export wrote all that is in the folder."""
+    try:
+        manifest = read_manifest(folder / MANIFEST_NAME)
+    except CheckpointError:
+        return False
+    if manifest is None or manifest.export is None:
+        return False
+    return {path.name for path in folder.iterdir()} <= {*manifest.files, MANIFEST_NAME}
+
+
+def _check_space(folder: Path, original: LoadedModel) -> None:
+    from mmchat.export.weights import model_tensors
+
+    model: Any = original.runtime.model  # type: ignore[attr-defined]
+    needed = sum(t.numel() * t.element_size() for t in model_tensors(model).values())
+    free = shutil.disk_usage(folder.parent).free
+    if needed * 1.01 + 64e6 > free:
+        raise DiskError(
+            f"{needed:,} bytes are needed in {quoted(folder.parent, 300)}, and {free:,} are free;"
+            " choose another disk with --output"
+        )

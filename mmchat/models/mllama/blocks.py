@@ -1,0 +1,99 @@
+"""The kinds of layer of Mllama with example arguments, for runtimes that compile layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mmchat.models.base import Block, Use
+from mmchat.models.mllama.cache import CAPACITY_STEP
+from mmchat.models.mllama.text import CrossAttentionLayer, SelfAttentionLayer
+from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer
+from mmchat.nn.kv_cache import LayerCache
+
+if TYPE_CHECKING:
+    from mmchat.models.mllama.model import MllamaForConditionalGeneration
+
+DRAFT = 4  # tokens verified at once in the example
+
+
+def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
+    """Steps of the text layers, and the vision layers; those on the meta device are left out."""
+    examples = _Examples(model)
+    kinds: list[tuple[type[nn.Module], Use, Callable[[], tuple[object, ...]]]] = [
+        (SelfAttentionLayer, "decode", partial(examples.own_step, 1)),
+        (CrossAttentionLayer, "decode", partial(examples.cross_step, 1)),
+        (SelfAttentionLayer, "verify", partial(examples.own_step, DRAFT)),
+        (CrossAttentionLayer, "verify", partial(examples.cross_step, DRAFT)),
+        (VisionLayer, "vision", partial(examples.vision, False)),
+        (GatedVisionLayer, "vision", partial(examples.vision, False)),
+        (GatedVisionLayer, "vision", partial(examples.vision, True)),
+    ]
+    blocks = [
+        Block(
+            [layer for layer in model.modules() if type(layer) is kind and _is_loaded(layer)],
+            "forward" if use == "vision" else "step",
+            use,
+            example,
+        )
+        for kind, use, example in kinds
+    ]
+    return [block for block in blocks if block.layers]
+
+
+def _is_loaded(layer: nn.Module) -> bool:
+    return all(not p.is_meta for p in layer.parameters())
+
+
+class _Examples:
+    """Arguments for one row. Axes that change from call to call are marked as dynamic."""
+
+    def __init__(self, model: MllamaForConditionalGeneration) -> None:
+        self.model = model
+        self.text = model.config.text_config
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(*shape, device=self.model.device, dtype=self.model.dtype)
+
+    def own_step(self, count: int) -> tuple[object, ...]:
+        """Of SelfAttentionLayer.step for `count` tokens."""
+        groups, dim, device = self.text.num_key_value_heads, self.text.head_dim, self.model.device
+        with torch.inference_mode(False):
+            cache = LayerCache(1, groups, CAPACITY_STEP, dim, device=device, dtype=self.model.dtype)
+        positions = torch.arange(count, device=device)[None]
+        columns = torch.arange(cache.capacity, device=device)
+        mask = (columns <= positions[..., None])[:, None]
+        cos, sin = self.model.language_model.model.rotary(positions)
+        hidden = self._zeros(1, count, self.text.hidden_size)
+        _mark((cache.key, 2), (cache.value, 2), (mask, 3))
+        if count > 1:
+            _mark((hidden, 1), (cos, 2), (sin, 2), (positions, 1), (mask, 2))
+        return hidden, cos, sin, (cache.key, cache.value), positions, mask
+
+    def cross_step(self, count: int) -> tuple[object, ...]:
+        """Of CrossAttentionLayer.step for `count` tokens that see a picture of one tile."""
+        tokens = self.model.config.vision_config.tokens_per_tile
+        shape = (1, self.text.num_key_value_heads, tokens, self.text.head_dim)
+        hidden = self._zeros(1, count, self.text.hidden_size)
+        key, value = self._zeros(*shape), self._zeros(*shape)
+        _mark((key, 2), (value, 2))
+        if count > 1:
+            _mark((hidden, 1))
+        return hidden, key, value, None, None
+
+    def vision(self, valid_only: bool) -> tuple[object, ...]:
+        """Of VisionLayer.forward for a picture of one tile."""
+        vision = self.model.vision_model
+        tokens = vision.config.tokens_per_tile
+        hidden = self._zeros(1, 2 * tokens + 2, vision.config.hidden_size)
+        torch._dynamo.mark_static(hidden, [0, 2])
+        return hidden, tokens, vision._log_counts(1, hidden), valid_only
+
+
+def _mark(*axes: tuple[Tensor, int]) -> None:
+    for tensor, axis in axes:
+        torch._dynamo.mark_dynamic(tensor, axis)

@@ -1,0 +1,58 @@
+"""Run programs that AOTInductor compiled, from a .pt2 package, on weights that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmchat.errors import ExportError, quoted
+from mmchat.kernels import ops as _operators  # noqa: F401  the programs call torch.ops.mmchat
+
+if TYPE_CHECKING:
+    from torch._C._aoti import AOTIModelPackageLoader
+
+PACKAGE_NAME = "programs.pt2"
+WEIGHT_PREFIX = "model."  # a program holds the model as its attribute `model`
+
+
+class AotiPrograms:
+    """The programs of a package: call with a name and a flat list of arguments.
+
+    weights: by the model's own names, on the device; they are used where they lie, not copied.
+    A program is loaded when it is first called. torch's C++ loader is called directly: its Python
+    wrapper imports the compiler, which takes seconds.
+    """
+
+    def __init__(self, package: Path, weights: Mapping[str, Tensor], device: torch.device) -> None:
+        self._package = package
+        self._weights = weights
+        self._device = device
+        self._loaded: dict[str, AOTIModelPackageLoader] = {}
+
+    def __call__(self, name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name].boxed_run(list(tensors))
+
+    def _load(self, name: str) -> AOTIModelPackageLoader:
+        from torch._C import _aoti  # type: ignore[attr-defined]
+
+        index = self._device.index if self._device.type == "cuda" else None
+        try:
+            loader = _aoti.AOTIModelPackageLoader(
+                str(self._package), name, False, 1, -1 if index is None else index
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(
+                f"program {quoted(name)} of {quoted(self._package, 300)} cannot be loaded:"
+                f" {reason}; export the model again"
+            ) from None
+        names = loader.get_constant_fqns()
+        constants = {n: self._weights[n.removeprefix(WEIGHT_PREFIX)] for n in names}
+        loader.load_constants(constants, False, True, True)
+        return loader

@@ -1,0 +1,212 @@
+"""Run a model whose layers are compiled by torch.compile, each kind of layer once.
+
+Compiling block by block takes as long for 100 layers as for 10. It happens before the first token,
+not beside eager decoding: while torch.fx traces, it replaces nn.Module.__call__ for all threads.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmchat.errors import CompileError
+from mmchat.models.base import Block, Cache, ModelInputs, Use, VisionLanguageModel
+from mmchat.runtime.cuda_graph import StepGraph
+from mmchat.runtime.eager import EagerRuntime, memory_errors
+
+CompileMode = Literal["auto", "on", "off"]
+# progress(stage, done, total): stage "compile", in kinds of layer
+ProgressCallback = Callable[[str, int, int], None]
+
+ALL_USES: tuple[Use, ...] = ("decode", "verify", "vision")
+WORTH_IT_ON_CPU: tuple[Use, ...] = ("decode",)  # elsewhere matrix products take all the time
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def make_runtime(
+    model: VisionLanguageModel,
+    device: torch.device,
+    mode: CompileMode = "auto",
+    progress: ProgressCallback | None = None,
+) -> EagerRuntime:
+    """The runtime that `mode` asks for.
+
+    "auto" compiles on CUDA only: on a CPU the layers' matrix products dominate, and the start
+    costs more than an answer gains. If compiling fails, "auto" runs eagerly and says why in
+    `notices`; "on" raises CompileError.
+    """
+    if mode == "off" or (mode == "auto" and device.type != "cuda"):
+        return EagerRuntime(model, device)
+    try:
+        return CompiledRuntime(model, device, progress)
+    except CompileError as error:
+        if mode == "on":
+            raise
+        runtime = EagerRuntime(model, device)
+        runtime.notices.append(f"not compiled: {error}")
+        return runtime
+
+
+class CompiledRuntime(EagerRuntime):
+    """Compiles when it is made. Raises CompileError, and leaves the model as it was.
+
+    uses: what is compiled. Shapes that come later and do not fit what is compiled are compiled when
+    they come; if that fails, the model goes on eagerly and `notices` says so.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        device: torch.device,
+        progress: ProgressCallback | None = None,
+        uses: Collection[Use] | None = None,
+        backend: str = "inductor",
+    ) -> None:
+        super().__init__(model, device)
+        begin = time.perf_counter()
+        self._backend = backend
+        self.uses = uses or (ALL_USES if device.type == "cuda" else WORTH_IT_ON_CPU)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
+        self._replaced: list[tuple[Any, str]] = []
+        with compile_errors():
+            try:
+                self._compile(progress)
+            except BaseException:
+                self._go_eager()
+                raise
+        self.compile_seconds = time.perf_counter() - begin
+
+    def _compile(self, progress: ProgressCallback | None) -> None:
+        keep_compiled_code()
+        blocks = [block for block in self.model.blocks() if block.use in self.uses]
+        for done, block in enumerate(blocks):
+            if progress:
+                progress("compile", done, len(blocks))
+            self._compile_block(block)
+        if progress:
+            progress("compile", len(blocks), len(blocks))
+        if self.device.type == "cuda":
+            self._replace(self.model, "verify_step", StepGraph(self.model.verify_step))
+
+    def _compile_block(self, block: Block) -> None:
+        """Compile a method by running it on one layer; give it to all layers of that kind."""
+        method = getattr(type(block.layers[0]), block.method)
+        if method not in self._compiled:
+            self._compiled[method] = self._compile_function(method, block.use)
+        compiled = self._compiled[method]
+        with torch.inference_mode(), memory_errors():
+            compiled(block.layers[0], *block.example())
+        for layer in block.layers:
+            self._replace(layer, block.method, MethodType(compiled, layer))
+
+    def _compile_function(self, function: Callable[..., Any], use: Use) -> Callable[..., Any]:
+        # on CUDA, products with few rows become reductions, into which dequantisation fuses
+        tunes = self.device.type == "cuda" and use != "vision"
+        return torch.compile(
+            function,
+            fullgraph=True,
+            backend=self._backend,
+            dynamic=True if use == "vision" else None,  # None: the axes that examples mark
+            options={"coordinate_descent_tuning": True} if tunes else None,
+        )
+
+    def _replace(self, module: Any, method: str, replacement: object) -> None:
+        setattr(module, method, replacement)  # found before the method of the class
+        if (module, method) not in self._replaced:
+            self._replaced.append((module, method))
+
+    def _go_eager(self) -> None:
+        self.compile_seconds = None
+        while self._replaced:
+            delattr(*self._replaced.pop())
+
+    def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
+        return self._eager_if_it_fails(super().encode_images, inputs, cache)
+
+    def prefill(self, inputs: ModelInputs, cache: Cache) -> Tensor:
+        return self._eager_if_it_fails(super().prefill, inputs, cache)
+
+    def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        return self._eager_if_it_fails(super().decode, token_ids, cache)
+
+    def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
+        if "verify" in self.uses:
+            return self._eager_if_it_fails(super().verify, token_ids, cache)
+        with torch.compiler.set_stance("force_eager"):
+            return super().verify(token_ids, cache)
+
+    def _eager_if_it_fails(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Run again without compiled layers if a new shape cannot be compiled.
+
+        Nothing has run by then but layers that write the same values at the same positions.
+        """
+        try:
+            with compile_errors():
+                return call(*args)
+        except CompileError as error:
+            self._go_eager()
+            self.notices.append(f"no longer compiled: {error}")
+            return call(*args)
+
+
+def keep_compiled_code() -> None:
+    """Let the next start find what is compiled: in the user's cache, unless the variable is set."""
+    import platformdirs
+
+    if not os.environ.get(CACHE_VARIABLE):
+        folder = platformdirs.user_cache_path("mmchat", appauthor=False) / "inductor"
+        os.environ[CACHE_VARIABLE] = str(folder)
+    folder = Path(os.environ[CACHE_VARIABLE])
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds code that is run
+    except OSError as error:
+        raise CompileError(
+            f"no cache for compiled code at {str(folder)!r} ({error.strerror}); "
+            f"set {CACHE_VARIABLE} to a folder that can be written"
+        ) from None
+
+
+@contextmanager
+def compile_errors() -> Iterator[None]:
+    """Turn what torch.compile and the compilers behind it raise into CompileError."""
+    try:
+        yield
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        raise CompileError(reason) from error
+
+
+def _reason(error: Exception) -> str | None:
+    """Why compiling failed, in one line; None if `error` is about something else."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler, TritonMissing
+
+    causes = list(_causes(error))
+    if any(isinstance(cause, InvalidCxxCompiler) for cause in causes):
+        return "no C++ compiler is here; install g++ or clang, or set CXX to one"
+    if any(isinstance(cause, TritonMissing) for cause in causes):
+        return "Triton is not installed, or does not know this GPU"
+    if any(isinstance(cause, CppCompileError) for cause in causes):
+        return "the C++ compiler failed; --debug shows what it said"
+    if not isinstance(error, TorchDynamoException):
+        return None
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return f"torch.compile failed ({first_line or type(error).__name__}); --debug shows more"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """`error`, what it was raised from, and what it wraps."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = getattr(seen, "inner_exception", None) or seen.__cause__

@@ -1,0 +1,77 @@
+"""Load weights that `mmchat export --format safetensors` wrote: mapped as they will be used.
+
+They are in the dtype and the quantisation scheme of the record, with the projections joined as a
+loaded model has them, so nothing is computed and on the CPU nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmchat import quantization
+from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.errors import CheckpointError, quoted
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmchat.checkpoints.checkpoint import Checkpoint
+    from mmchat.params_file import ModelParams
+    from mmchat.quantization import Plan
+
+_SHOWN = 5  # differences that a message names
+
+
+def load_saved(
+    files: Checkpoint, params: ModelParams, plan: Plan, device: torch.device, *, text_only: bool
+) -> Any:
+    """The model of `params` with the stored tensors. Raises CheckpointError with differences."""
+    import torch
+
+    with torch.device("meta"):
+        model = params.family.resolve("model")(params.config)
+        quantization.replace_linears(model, plan)
+        if any(".qkv_proj." in name for name in files.entries):
+            model.fuse_projections()
+    model.requires_grad_(False).eval()
+    wanted = model.weight_names(text_only=text_only)
+    _check(files, model.state_dict(), wanted)
+    for name in files.entries:
+        if name in wanted:
+            _assign(model, name, files.read(name).to(device))
+    model.materialize_buffers(device)
+    return model
+
+
+def _check(files: Checkpoint, expected: Mapping[str, Tensor], wanted: set[str]) -> None:
+    faults = [f"{quoted(n)} is missing" for n in sorted(wanted - files.entries.keys())]
+    faults += [f"{quoted(n)} is unknown" for n in sorted(files.entries.keys() - expected.keys())]
+    for name in sorted(wanted & files.entries.keys()):
+        entry, like = files.entries[name], expected[name]
+        if entry.shape != tuple(like.shape) or not _fits(entry, like):
+            wants = f"{list(like.shape)} {str(like.dtype).removeprefix('torch.')}"
+            faults.append(f"{quoted(name)} is {list(entry.shape)} {entry.dtype}, expected {wants}")
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise CheckpointError(
+            f"{quoted(files.files[0], 300)}: {'; '.join(faults[:_SHOWN])}{more}; export it again"
+        )
+
+
+def _fits(entry: TensorEntry, like: Tensor) -> bool:
+    """Floating weights may be of any width; what is quantised has one format."""
+    wide = ("float32", "bfloat16", "float16")
+    dtype = str(like.dtype).removeprefix("torch.")
+    return entry.dtype == dtype or (entry.dtype in wide and dtype in wide)
+
+
+def _assign(model: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    import torch
+
+    owner, _, last = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if last in module._parameters:
+        tensor = torch.nn.Parameter(tensor, requires_grad=False)
+    setattr(module, last, tensor)

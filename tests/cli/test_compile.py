@@ -1,0 +1,78 @@
+"""--compile as people use it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import mmchat
+from mmchat.cli import console
+from mmchat.cli.model_choice import ModelChoice
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("given", [["--compile", "on"], []])
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_the_option_reaches_the_loader(command, given, mmchat_command):
+    question = ["-p", "What is it?"] if command == "generate" else []
+    assert mmchat_command(command, *question, *given, stdin="").exit_code == 0
+    assert mmchat_command.loaded[-1].compile == (given or [None, "auto"])[1]
+
+
+def load_with_stages(monkeypatch, *, quiet: bool) -> None:
+    def load(*_: object, compile: str, progress, **__: object) -> SimpleNamespace:
+        assert compile == "on"
+        progress("weights", 1, 1)
+        for done in range(3):
+            progress("compile", done, 2)
+        return SimpleNamespace(runtime=SimpleNamespace(notices=["no longer compiled: why"]))
+
+    monkeypatch.setattr(mmchat, "load", load)
+    with console.Stages(quiet=quiet) as stages:
+        ModelChoice(None, compile="on").load(stages)
+
+
+def test_compiling_is_said_before_it_begins_and_when_it_is_done(monkeypatch, capsys):
+    load_with_stages(monkeypatch, quiet=False)
+    out, err = capsys.readouterr()
+    first, second, third = err.splitlines()
+    assert first == "compiling (once; a later start takes it from a cache)"
+    assert second.startswith("compiled in 0.")
+    assert third == "no longer compiled: why"
+    assert out == ""
+
+
+def test_quiet_says_nothing_of_it(monkeypatch, capsys):
+    load_with_stages(monkeypatch, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_compiled_answer_is_the_same_and_the_second_start_compiles_nothing(tmp_path):
+    def generate(mode: str) -> subprocess.CompletedProcess[str]:
+        question = ["-p", "What's in this image?", "-i", "assets/dog.jpg"]
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-m", "mmchat", "generate", *question, "--compile", mode, "-v"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+
+    plain, first = generate("off"), generate("on")
+    libraries = set(tmp_path.rglob("*.so"))
+    second = generate("on")
+    assert libraries
+    assert set(tmp_path.rglob("*.so")) == libraries
+    assert plain.stdout == first.stdout == second.stdout
+    assert ", compiled in " in first.stderr
+    assert "compil" not in plain.stderr

@@ -1,0 +1,280 @@
+"""What `mmchat export` writes, overwrites and refuses; the programs are not compiled here."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import mmchat
+from mmchat import export as exporting
+from mmchat.checkpoints.integrity import verify_folder
+from mmchat.checkpoints.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    read_manifest,
+    sha256_of,
+    write_manifest,
+)
+from mmchat.errors import CheckpointError, DiskError, ExportError, UsageError
+from mmchat.export import ExportPlan, export_model
+from mmchat.export.check import check_same
+from mmchat.runtime import exported as opening
+from mmchat.runtime.aoti import PACKAGE_NAME
+from mmchat.sampling import SamplingParams
+from tests.test_loader import finish
+
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The built-in model's weights in bfloat16."""
+    out = tmp_path / "out"
+    export_model(ExportPlan(None, out, "safetensors", dtype="bfloat16"))
+    return out
+
+
+@pytest.fixture
+def programs(folder):
+    """The same folder, claiming to hold compiled programs; they are never loaded."""
+    (folder / PACKAGE_NAME).write_bytes(b"PK programs")
+    return claim(folder, format="aoti", programs=("decode",), max_seq_len=512)
+
+
+def claim(folder, **changes):
+    """Write the record anew with `changes`."""
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    files = {
+        path.name: FileRecord(path.stat().st_size, sha256_of(path), None, True)
+        for path in folder.iterdir()
+        if path.name != MANIFEST_NAME
+    }
+    write_manifest(
+        folder / MANIFEST_NAME,
+        replace(manifest, files=files, export=replace(manifest.export, **changes)),
+    )
+    return folder
+
+
+def test_weights_are_stored_once_in_the_dtype_and_aligned(folder):
+    header_bytes = int.from_bytes((folder / "model.safetensors").read_bytes()[:8], "little")
+    header = json.loads((folder / "model.safetensors").read_bytes()[8 : 8 + header_bytes])
+    header.pop("__metadata__")
+    assert {entry["dtype"] for entry in header.values()} == {"BF16"}
+    begins = [entry["data_offsets"][0] for entry in header.values()]
+    large = [n for n, entry in header.items() if len(entry["shape"]) > 1]
+    assert all(header[name]["data_offsets"][0] % 64 == 0 for name in large)
+    assert len(set(begins)) == len(begins)
+
+
+def test_the_folder_runs_alone_in_its_dtype(folder):
+    model = mmchat.load(folder, device="cpu")
+    assert model.dtype == torch.bfloat16
+    original = mmchat.load(None, device="cpu", dtype="bfloat16")
+    answers = [finish(m.chat().send("Hello", (), GREEDY)).output_ids for m in (model, original)]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("scheme", "keep"), [("int8", ()), ("int4", ()), ("int4-g32", ("head",))])
+def test_quantised_weights_are_stored_as_they_are_used(tmp_path, scheme, keep):
+    out = tmp_path / "out"
+    plan = ExportPlan(None, out, "safetensors", quantize=scheme, quantize_keep=keep)
+    export_model(plan)
+    model = mmchat.load(out, device="cpu")
+    original = mmchat.load(None, device="cpu", quantize=scheme, quantize_keep=keep)
+    stored, expected = (m.runtime.model.state_dict() for m in (model, original))
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
+    assert model.quantize == scheme
+    answers = [finish(m.chat().send("Hello", (), GREEDY)).output_ids for m in (model, original)]
+    assert answers[0] == answers[1]
+    refused(out, UsageError, f"with --quantize {scheme}", quantize="fp8")
+    again = tmp_path / "again"
+    export_model(ExportPlan(out, again, "safetensors"))
+    assert sha256_of(again / "model.safetensors") == sha256_of(out / "model.safetensors")
+
+
+def test_weights_that_do_not_fit_are_all_named(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["language_model.lm_head.weight"]
+    tensors["stranger"] = torch.zeros(2)
+    save_file(tensors, folder / "model.safetensors")
+    claim(folder)
+    with pytest.raises(CheckpointError, match=r"lm_head.weight' is missing; 'stranger' is unknown"):
+        mmchat.load(folder)
+
+
+def test_text_alone_needs_no_vision_weights(folder):
+    model = mmchat.load(folder, text_only=True)
+    assert finish(model.chat().send("Hello", (), GREEDY)).output_ids
+
+
+def test_programs_are_not_exported_again(programs, tmp_path):
+    with pytest.raises(UsageError, match="holds programs; export 'tiny' instead"):
+        export_model(ExportPlan(programs, tmp_path / "again"))
+
+
+def test_the_comparison_finds_a_model_that_is_not_the_same():
+    model = mmchat.load(None, device="cpu", dtype="float32")
+    assert check_same(model, model) == 0
+    other = mmchat.load(None, device="cpu", dtype="float32")
+    gate = other.runtime.model.language_model.model.layers[1].cross_attn_attn_gate
+    gate.data.neg_()
+    with pytest.raises(ExportError, match="differ from the model by"):
+        check_same(model, other)
+    gate.data.fill_(float("nan"))
+    with pytest.raises(ExportError, match="differ from the model by nan"):
+        check_same(model, other)
+
+
+def test_the_record_names_everything_and_verifies(folder):
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    assert {*manifest.files, MANIFEST_NAME} == {path.name for path in folder.iterdir()}
+    assert manifest.export.dtype == "bfloat16"
+    assert not verify_folder(folder).faults
+
+
+def test_an_export_replaces_its_own_folder(folder):
+    export_model(ExportPlan(None, folder, "safetensors", dtype="float32"))
+    assert read_manifest(folder / MANIFEST_NAME).export.dtype == "float32"
+
+
+def test_what_export_did_not_write_needs_force(folder):
+    (folder / "notes.txt").write_text("mine")
+    plan = ExportPlan(None, folder, "safetensors")
+    with pytest.raises(UsageError, match=r"did not write; .* --force"):
+        export_model(plan)
+    assert (folder / "notes.txt").read_text() == "mine"
+    export_model(replace(plan, force=True))
+    assert not (folder / "notes.txt").exists()
+
+
+def test_not_even_force_replaces_home_or_the_model_itself(folder, monkeypatch, tmp_path):
+    plan = ExportPlan(folder, folder, "safetensors", force=True)
+    with pytest.raises(UsageError, match="is not replaced"):
+        export_model(plan)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "inner").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is not replaced"):
+        export_model(ExportPlan(None, tmp_path / "home", "safetensors", force=True))
+
+
+@pytest.mark.parametrize("step", ["_write", "_describe", "_write_manifest"])
+def test_a_failure_leaves_the_old_folder(folder, monkeypatch, step):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(exporting, step, fail)
+    with pytest.raises(ZeroDivisionError):
+        export_model(ExportPlan(None, folder, "safetensors", dtype="float32"))
+    assert read_manifest(folder / MANIFEST_NAME).export.dtype == "bfloat16"
+    assert not verify_folder(folder).faults
+    assert [path.name for path in folder.parent.iterdir()] == ["out"]
+
+
+def test_a_missing_parent_and_a_file_in_the_way_are_refused(tmp_path):
+    with pytest.raises(DiskError, match="does not exist"):
+        export_model(ExportPlan(None, tmp_path / "no" / "out", "safetensors"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is no folder"):
+        export_model(ExportPlan(None, tmp_path / "file", "safetensors", force=True))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 10_000_000})
+    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DiskError, match="bytes are needed"):
+        export_model(ExportPlan(None, tmp_path / "out", "safetensors"))
+    assert not list(tmp_path.iterdir())
+
+
+# Folders that say they hold programs
+
+
+def refused(folder, error, match, **options):
+    with pytest.raises(error, match=match) as caught:
+        mmchat.load(folder, **options)
+    assert "\n" not in str(caught.value)
+    assert "mmchat export" in str(caught.value), str(caught.value)
+
+
+def test_programs_of_another_torch_are_refused(programs):
+    claim(programs, torch="2.3.0")
+    refused(programs, ExportError, "with torch 2.3.0, and this is torch")
+
+
+def test_programs_for_another_processor_are_refused(programs):
+    claim(programs, processor="riscv64 AVX2")
+    refused(programs, ExportError, "for a processor with riscv64 AVX2")
+
+
+@pytest.mark.parametrize(
+    ("made_for", "here", "runs"),
+    [
+        ("x86_64 AVX2", "x86_64 AVX2", True),
+        ("x86_64 AVX2", "x86_64 AVX512", True),
+        ("x86_64 AVX512", "x86_64 AVX2", False),
+        ("x86_64 DEFAULT", "aarch64 DEFAULT", False),
+        ("aarch64 SVE256", "aarch64 SVE256", True),
+        ("aarch64 SVE256", "aarch64 DEFAULT", False),
+    ],
+)
+def test_code_runs_on_processors_that_have_its_instructions(made_for, here, runs):
+    assert opening._runs(made_for, here) is runs
+
+
+def test_programs_for_another_device_are_refused(programs):
+    claim(programs, device="mps")
+    refused(programs, ExportError, "exported for mps, not cpu", device="cpu")
+
+
+def test_options_that_it_was_not_exported_for_are_refused(programs):
+    refused(programs, UsageError, "for 512 positions, not 1000; .* --max-seq-len", max_seq_len=1000)
+    refused(programs, UsageError, "exported in bfloat16, not float32", dtype="float32")
+
+
+def test_a_missing_file_is_named(programs):
+    (programs / "tokenizer.model").unlink()
+    refused(programs, CheckpointError, "tokenizer.model' is missing")
+
+
+@pytest.mark.parametrize("name", [PACKAGE_NAME, "params.json", "tokenizer.model"])
+def test_a_flipped_bit_is_found_before_anything_is_run(programs, name):
+    data = bytearray((programs / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    if name == "params.json":
+        data = data.replace(b"Built-in", b"Built_in")
+    (programs / name).write_bytes(data)
+    with pytest.raises((CheckpointError, mmchat.MmchatError), match=name):
+        mmchat.load(programs)
+
+
+def test_a_flipped_bit_in_the_record_is_found(programs):
+    path = programs / MANIFEST_NAME
+    data = bytearray(path.read_bytes())
+    position = data.index(b'"sha256": "') + 12
+    data[position] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"record is damaged; .* export again"):
+        mmchat.load(programs)
+
+
+def test_weights_of_another_size_are_refused(programs):
+    with (programs / "model.safetensors").open("ab") as file:
+        file.write(b"\0")
+    refused(programs, CheckpointError, "model.safetensors' has .* bytes, .* are recorded")
+
+
+def test_programs_without_a_record_are_refused(programs):
+    (programs / MANIFEST_NAME).unlink()
+    refused(programs, CheckpointError, "exported programs but no mmchat-manifest.json")
+
+
+def test_a_damaged_package_is_one_line(programs):
+    model = mmchat.load(programs)
+    with pytest.raises(ExportError, match="cannot be loaded") as caught:
+        finish(model.chat().send("Hello", (), GREEDY))
+    assert "\n" not in str(caught.value)

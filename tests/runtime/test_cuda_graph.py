@@ -1,0 +1,180 @@
+"""Decoding by replay, with a recorder that stands in for a GPU's, and what a capture asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmchat.models.mllama import cache as cache_module
+from mmchat.runtime.cuda_graph import StepGraph
+from mmchat.runtime.eager import EagerRuntime
+from tests.models.mllama import oracle
+from tests.models.mllama.oracle import CASES, CONFIG
+
+CPU = torch.device("cpu")
+GROWING = CASES["A_start_picture_text"]
+
+
+class Recorder:
+    """Replays by running again and writing the result where the first run left it."""
+
+    def __init__(self) -> None:
+        self.captures = 0
+
+    def __call__(self, step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        self.captures += 1
+        for _ in range(3):  # as a capture is preceded by runs
+            result = step().clone()
+
+        def replay() -> None:
+            result.copy_(step())
+
+        return replay, result
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return oracle.random_weights()
+
+
+@pytest.fixture
+def recorder():
+    return Recorder()
+
+
+@pytest.fixture
+def replayed(weights, recorder):
+    model = oracle.build(weights)
+    model.verify_step = StepGraph(model.verify_step, recorder)
+    return EagerRuntime(model, CPU)
+
+
+@pytest.fixture
+def plain(weights):
+    return EagerRuntime(oracle.build(weights), CPU)
+
+
+def start(runtime, rows: list[oracle.Row]):
+    cache = runtime.new_cache(len(rows), 1)
+    return cache, [runtime.prefill(oracle.inputs_of(rows), cache)]
+
+
+def go_on(runtime, cache, logits: list[Tensor], steps: int) -> None:
+    for _ in range(steps):
+        logits.append(runtime.decode(logits[-1].argmax(-1, keepdim=True), cache))
+
+
+def test_one_capture_serves_all_tokens_until_the_cache_grows(
+    plain, replayed, recorder, monkeypatch
+):
+    monkeypatch.setattr(cache_module, "CAPACITY_STEP", 16)
+    written = []
+    for runtime in (plain, replayed):
+        cache, logits = start(runtime, GROWING)
+        go_on(runtime, cache, logits, 16 - cache.length)
+        before = recorder.captures
+        go_on(runtime, cache, logits, 16)
+        written.append(logits)
+    assert before == 1
+    assert recorder.captures == 2
+    assert all(torch.equal(a, b) for a, b in zip(*written, strict=True))
+
+
+def test_each_number_of_tokens_has_a_capture_of_its_own(plain, replayed, recorder):
+    written = []
+    for runtime in (plain, replayed):
+        cache, logits = start(runtime, GROWING)
+        for _ in range(2):
+            go_on(runtime, cache, logits, 2)
+            logits.append(runtime.verify(torch.tensor([[4, 5, 6]]), cache)[:, -1])
+        written.append(logits)
+    assert recorder.captures == 2
+    assert all(torch.equal(a, b) for a, b in zip(*written, strict=True))
+
+
+@pytest.mark.parametrize("case", ["B_text_between_pictures", "C_adjacent"])
+def test_another_turn_with_the_same_picture_and_another_conversation(
+    case, plain, replayed, recorder
+):
+    written = []
+    for runtime in (plain, replayed):
+        cache, logits = start(runtime, CASES["D_text_only"])
+        go_on(runtime, cache, logits, 2)
+        length = cache.length
+        turn = oracle.inputs_of([([5, 7, 9], [])], start=length)
+        logits.append(runtime.prefill(turn, cache))
+        go_on(runtime, cache, logits, 2)
+        cache.truncate(length)
+        go_on(runtime, cache, logits, 2)
+        assert recorder.captures in (0, 1)
+        other, more = start(runtime, CASES[case])
+        go_on(runtime, other, more, 2)
+        go_on(runtime, cache, logits, 1)
+        written.append(logits + more)
+    assert recorder.captures == 3
+    assert all(torch.equal(a, b) for a, b in zip(*written, strict=True))
+
+
+def test_what_a_step_returned_survives_the_next_step(replayed):
+    cache, logits = start(replayed, GROWING)
+    go_on(replayed, cache, logits, 1)
+    kept = logits[1].clone()
+    go_on(replayed, cache, logits, 3)
+    assert torch.equal(logits[1], kept)
+
+
+@pytest.mark.parametrize("case", [*CASES, "NO_PICTURE_IN_ONE_ROW"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_step_never_waits_for_the_device_and_mixes_none_in(case, count):
+    """A capture fails on both; meta tensors have no value to tell and meet no others."""
+    rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
+    real = oracle.build(oracle.random_weights())
+    cache = real.new_cache(len(rows), 32)
+    real.prefill(oracle.inputs_of(rows), cache)
+    images = cache.decode_images()
+
+    def on_device(value):
+        if value is None:
+            return None
+        if isinstance(value, Tensor):
+            return value.to("meta")
+        return [on_device(item) for item in value]
+
+    seen = (images.key_values, images.mask, images.sees_images) if images else (None,) * 3
+    cached = [(layer.key, layer.value) for layer in cache.layers]
+    ids = torch.zeros(len(rows), count, dtype=torch.long, device="meta")
+    with torch.inference_mode():
+        logits = real.to("meta").verify_step(ids, *map(on_device, (cache.positions, cached, *seen)))
+    assert logits.device.type == "meta"
+    assert logits.shape == (len(rows), count, CONFIG.text_config.vocab_size)
+
+
+# With a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["D_text_only", "B_text_between_pictures"])
+def test_a_captured_step_equals_the_plain_one_and_never_synchronises(case, weights, monkeypatch):
+    from mmchat.runtime.compiled import CompiledRuntime
+
+    monkeypatch.setattr(cache_module, "CAPACITY_STEP", 16)
+    device = torch.device("cuda")
+    written = []
+    for make in (EagerRuntime, CompiledRuntime):
+        runtime = make(oracle.build(weights).to(device), device)
+        cache, logits = start(runtime, CASES[case])
+        go_on(runtime, cache, logits, 20)
+        cache.reserve(cache.length + 6)
+        go_on(runtime, cache, logits, 1)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            go_on(runtime, cache, logits, 4)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        written.append(logits)
+    for plain, captured in zip(*written, strict=True):
+        assert torch.equal(plain.argmax(-1), captured.argmax(-1))
+        torch.testing.assert_close(captured, plain, atol=1e-4, rtol=0)
