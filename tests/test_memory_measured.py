@@ -68,8 +68,9 @@ print(json.dumps([grown, need.total - need.weights]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own figures")
-@pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
-@pytest.mark.parametrize(("tiles", "prompt"), [(1, 64), (4, 64), (1, 1024)])
+@pytest.mark.parametrize(
+    ("scheme", "tiles", "prompt"), [("none", 4, 64), ("int8", 1, 1024), ("int4", 1, 64)]
+)
 def test_a_picture_and_a_prompt_take_what_was_estimated(scheme, tiles, prompt):
     command = [sys.executable, "-c", PROGRAM, scheme, str(tiles), str(prompt)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -9,7 +9,7 @@ import termios
 import pytest
 from PIL import Image
 
-from tests.repl.terminals import ChatTerminal, colors
+from tests.repl.terminals import READY, ChatTerminal, colors
 
 ANSWERS = [
     "A **red** square.",
@@ -96,6 +96,15 @@ def test_keys_at_the_prompt(folder):
     chat.wait(r"> a\n  b")
     chat.line("")
     assert "one" in chat.lines()
+    for key in ("\x1b", "\x03"):  # Esc and Ctrl-C leave an edit and keep the question
+        chat.send("\\edit\r")
+        chat.wait(r"edit \(Esc keeps the old\)> a")
+        chat.wait("Esc or Ctrl-C keeps the old one")
+        prompts = chat.written.count(READY)
+        chat.send("more" + key)
+        chat.wait_until(lambda before=prompts: chat.written.count(READY) > before, "prompt")
+        chat.settle()
+    assert chat.lines().count("nothing is changed") == 2
     chat.send("\x12a")  # Ctrl-R finds it
     chat.wait("I-search backward: a")
     chat.send("\x03\x03")
@@ -119,8 +128,15 @@ def test_ctrl_c_twice_aborts_an_answer_hard(folder):
     assert chat.end() == 130
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize(
+    ("number", "code", "busy"),
+    [
+        (signal.SIGTERM, 143, True),
+        (signal.SIGHUP, 129, False),
+        pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, True, marks=pytest.mark.slow),
+    ],
+)
 def test_signals_leave_the_terminal_sane(folder, number, code, busy):
     chat = ChatTerminal(folder, ["never ends " * 50], delay=0.2)
     if busy:
@@ -155,11 +171,3 @@ def test_a_killed_chat_loses_at_most_two_seconds(folder):
     assert shown - 2 / (5 * 0.02) <= words <= shown + 5
     assert words > 0
     chat.child.close(force=True)
-
-
-def test_a_chat_without_history_leaves_nothing(folder):
-    chat = ChatTerminal(folder, ["one"], "--no-history")
-    chat.line("Hi")
-    chat.send("\x04")
-    assert chat.end() == 0
-    assert not (folder / "state").exists()

@@ -211,8 +211,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_terminal_with_kitty_graphics_gets_the_picture(folder):
-    chat = PictureTerminal(folder, ["One."], reply=KITTY)
+def test_a_terminal_with_kitty_graphics_gets_the_picture_and_no_history_leaves_nothing(folder):
+    chat = PictureTerminal(folder, ["One."], "--no-history", reply=KITTY)
     chat.line("drawing.png")
     [(keys, picture)] = chat.kitty
     assert (keys["a"], keys["f"], keys["C"]) == ("T", "100", "1")
@@ -224,8 +224,11 @@ def test_a_terminal_with_kitty_graphics_gets_the_picture(folder):
     lines = chat.lines()
     at = lines.index("attached drawing.png: 320 x 200 px, 1 x 1 tile, 1,601 vision tokens")
     assert lines[at - rows - 1 : at] == ["> drawing.png", *[""] * rows]
+    chat.line("What is it?")
+    assert "One." in chat.lines()
     chat.send("\x04")
     assert chat.end() == 0
+    assert not (folder / "state").exists()
 
 
 def test_a_terminal_with_sixel_gets_the_picture_and_typing_ahead_is_kept(folder):
