@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from mmchat.errors import CompileError
 from mmchat.loader import load_model
 from mmchat.models.mllama import cache as cache_module
+from mmchat.models.mllama.random_weights import fill_cache, random_context
 from mmchat.runtime.compiled import (
     ALL_USES,
     CACHE_VARIABLE,
@@ -131,6 +132,15 @@ def test_more_rows_than_the_example_has_are_compiled_when_they_come(weights):
     for mine, plain in zip(write(runtime, rows, 3), expected, strict=True):
         assert distance(mine, plain) < TOLERANCE
     assert runtime.notices == []
+
+
+def test_a_random_context_compiles_nothing_either(traced):
+    context = random_context(CONFIG, 20, 2, torch.float32, CPU)
+    cache = traced.new_cache(1, 21)
+    fill_cache(cache, context)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        traced.decode(torch.tensor([[5]]), cache)
+    assert traced.notices == []
 
 
 def test_a_compiler_that_fails_later_leaves_a_model_that_goes_on_eagerly(weights):

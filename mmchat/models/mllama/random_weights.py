@@ -147,13 +147,14 @@ def random_context(
     return RandomContext(length, layers, image if tiles else None)
 
 
+@torch.inference_mode()
 def fill_cache(cache: MllamaCache, context: RandomContext) -> None:
-    """Put the context into an empty cache of one row."""
+    """Put the context into an empty cache of one row, as encoding and reading would."""
     cache.reserve(context.length)
     for layer, (key, value) in zip(cache.layers, context.text, strict=True):
         layer.key[:, :, : context.length] = key
         layer.value[:, :, : context.length] = value
     if context.image is not None:
-        cache.add_encoded("random picture", context.image)
+        cache.add_encoded("random picture", [(k.clone(), v.clone()) for k, v in context.image])
         cache.place(0, [PlacedImage(0, "random picture")])
     cache.advance((context.length,))
