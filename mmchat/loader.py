@@ -171,7 +171,7 @@ def _load_exported(
         if compile == "on":
             raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
         limit = folder.context_limit(max_seq_len)
-        runtime, placement = open_exported(folder, params, device, dtype)
+        runtime, placement = open_exported(folder, params, device, dtype, progress)
         return runtime, placement, quantization.make_plan(record.scheme, record.keep), limit
     limit = _context_limit(params, max_seq_len)
     placement = choose_placement(device, record.dtype if dtype == "auto" else dtype, 0)
@@ -180,7 +180,9 @@ def _load_exported(
     with open_checkpoint(folder.path, merge_rules=None) as files:
         setup = _setup(params, placement, plan, text_only, max_seq_len)
         check_memory(replace(setup, from_file=True), available_memory(placement.device))
-        model = load_saved(files, params, plan, placement.device, text_only=text_only)
+        model = load_saved(
+            files, params, plan, placement.device, text_only=text_only, progress=progress
+        )
     return make_runtime(model, placement.device, compile, progress), placement, plan, limit
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,13 @@ def processor_name() -> str:
 
 
 def open_exported(
-    folder: ExportedFolder, params: ModelParams, device: str, dtype: str
+    folder: ExportedFolder,
+    params: ModelParams,
+    device: str,
+    dtype: str,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[EagerRuntime, Placement]:
-    """The runtime of an exported folder, and where it runs.
+    """The runtime of an exported folder, and where it runs. progress("weights", done, of tensors).
 
     Raises ExportError, CheckpointError, DeviceError, UsageError.
     """
@@ -106,11 +110,10 @@ def open_exported(
     _check_versions(folder)
     _check_files(folder)
     limits = ExportLimits(record.max_seq_len, record.max_images)
-    programs = AotiPrograms(
-        folder.path / PACKAGE_NAME, _weights(folder.path, placement.device), placement.device
-    )
+    weights = _weights(folder.path, placement.device, progress)
+    programs = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
     model = params.family.resolve("export").ExportedModel(
-        params.config, limits, placement.device, placement.dtype, programs
+        params.config, limits, placement.device, placement.dtype, programs, weights
     )
     return EagerRuntime(model, placement.device), placement
 
@@ -166,7 +169,14 @@ def _check_files(folder: ExportedFolder) -> None:
         raise CheckpointError(f"{quoted(path, 300)} {reason}; export again: {folder.again}")
 
 
-def _weights(folder: Path, device: torch.device) -> dict[str, Any]:
+def _weights(
+    folder: Path, device: torch.device, progress: Callable[[str, int, int], None] | None
+) -> dict[str, Any]:
     """Every stored tensor, mapped from the file on the CPU, copied to another device."""
+    found = {}
     with open_checkpoint(folder, merge_rules=None) as files:
-        return {name: files.read(name).to(device) for name in files.entries}
+        for done, name in enumerate(files.entries, start=1):
+            found[name] = files.read(name).to(device)
+            if progress:
+                progress("weights", done, len(files.entries))
+    return found

@@ -19,6 +19,7 @@ from mmchat.checkpoints.manifest import (
 from mmchat.errors import CheckpointError, DiskError, ExportError, UsageError
 from mmchat.export import ExportPlan, export_model
 from mmchat.export.check import check_same
+from mmchat.loader import load_model
 from mmchat.runtime import exported as opening
 from mmchat.runtime.aoti import PACKAGE_NAME
 from mmchat.sampling import SamplingParams
@@ -110,6 +111,15 @@ def test_weights_that_do_not_fit_are_all_named(folder):
 def test_text_alone_needs_no_vision_weights(folder):
     model = mmchat.load(folder, text_only=True)
     assert finish(model.chat().send("Hello", (), GREEDY)).output_ids
+
+
+@pytest.mark.parametrize("kind", ["folder", "programs"])
+def test_loading_says_how_far_it_is(kind, request):
+    told = []
+    load_model(request.getfixturevalue(kind), progress=lambda *step: told.append(step))
+    count = len(told)
+    assert told == [("weights", done, count) for done in range(1, count + 1)]
+    assert count > 100
 
 
 def test_programs_are_not_exported_again(programs, tmp_path):
