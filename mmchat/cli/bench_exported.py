@@ -53,10 +53,11 @@ def exported_pair(
     for scheme in schemes:
         folder.check_options(scheme, ())
     record = folder.record
+    dtype: Any = record.dtype  # one of those that the option has
     original: ModelChoice | None = ModelChoice(
         name=folder.source,
         device=record.device,
-        dtype=record.dtype,
+        dtype=dtype,
         quantize_keep=list(record.keep),
         max_seq_len=record.max_seq_len,
     )
