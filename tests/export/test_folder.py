@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.errors import CheckpointError, DiskError, ExportError, UsageError
 from mmchat.export import ExportPlan, export_model
+from mmchat.export import check as checking
 from mmchat.export.check import check_same
 from mmchat.loader import load_model
 from mmchat.runtime import exported as opening
@@ -138,6 +140,16 @@ def test_the_comparison_finds_a_model_that_is_not_the_same():
     gate.data.fill_(float("nan"))
     with pytest.raises(ExportError, match="differ from the model by nan"):
         check_same(model, other)
+
+
+def test_the_comparison_asks_about_as_many_pictures_as_the_export_may_see():
+    processor = mmchat.load(None, device="cpu").processor
+    for most in (1, 2, 16):
+        model = SimpleNamespace(
+            processor=processor, params=SimpleNamespace(tile_size=112, chat_format="instruct")
+        )
+        seen = [len(prompt.images) for prompt in checking._prompts(model, most)]
+        assert seen == [0, 1, min(2, most)]
 
 
 def test_the_record_names_everything_and_verifies(folder):
