@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from mmchat.errors import NumericalError
 from mmchat.events import FinishReason, Timings, TokenLogprob
 from mmchat.sampling import NOT_FINITE, Sampler
-from mmchat.tokenizers.base import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -206,43 +205,3 @@ def _logprob(logits: Tensor, token_id: int, count: int) -> TokenLogprob | None:
     top = scores.topk(count)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return TokenLogprob(token_id, float(scores[token_id]), tuple(pairs))
-
-
-class AnswerText:
-    """Token ids in, text out: never half a character, never part of a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._decoder = StreamDecoder(tokenizer)
-        self._stop = stop
-        self._held = ""
-        self.stopped = False
-
-    def push(self, token_id: int) -> str:
-        """Text that is certain after this token; may be empty."""
-        return self._release(self._decoder.push(token_id))
-
-    def flush(self) -> str:
-        """What was held back, once no more tokens follow."""
-        text = self._release(self._decoder.flush())
-        held, self._held = self._held, ""
-        return text + held
-
-    def _release(self, text: str) -> str:
-        if self.stopped:
-            return ""
-        self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

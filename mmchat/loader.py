@@ -291,9 +291,8 @@ def _load_weights(
                 progress("weights", done, len(wanted))
     except CheckpointError as error:
         raise _with_fitting_params(error, params) from None
-    if (
-        plan.scheme or placement.device.type != "cpu"
-    ):  # on the CPU, plain weights stay in their file
+    stays_in_file = plan.scheme is None and placement.device.type == "cpu"
+    if not stays_in_file:
         model.fuse_projections()
     model.materialize_buffers(placement.device)
     return model

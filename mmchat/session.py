@@ -9,19 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmchat.answer_text import AnswerText, stream_text
 from mmchat.conversation import Conversation, Turn
 from mmchat.errors import ContextLengthExceeded, UsageError
 from mmchat.events import (
     Event,
     Finished,
-    FinishReason,
     Progress,
-    TextDelta,
     Timings,
-    TokenLogprob,
     Usage,
 )
-from mmchat.generation import AnswerText, generate_tokens
+from mmchat.generation import generate_tokens
 from mmchat.machine.allocation import memory_error
 from mmchat.messages import Image, Message, Text
 from mmchat.models.base import common_prefix
@@ -254,48 +252,25 @@ class ChatSession:
             interrupt=self._interrupt,
             timings=timings,
         )
-        answer = AnswerText(loaded.tokenizer, params.stop)
-        pieces: list[str] = []
-        output_ids: list[int] = []
-        logprobs: list[TokenLogprob] = []
-        reason: FinishReason = "length"
-        while True:
-            try:
-                token = next(tokens)
-            except StopIteration as end:
-                reason = end.value
-                break
-            output_ids.append(token.token_id)
-            if token.logprob:
-                logprobs.append(token.logprob)
-            piece = "" if token.is_stop else answer.push(token.token_id)
-            pieces.append(piece)
-            yield TextDelta(piece, token.token_id, token.logprob)
-            if answer.stopped:
-                reason = "stop_string"
-                break
-        tail = answer.flush()
-        if tail:
-            pieces.append(tail)
-            yield TextDelta(tail, None)
-        self._cached = [*prompt.fingerprint, *output_ids[:-1]]  # the last one may be unread
+        answer = yield from stream_text(tokens, AnswerText(loaded.tokenizer, params.stop))
+        self._cached = [*prompt.fingerprint, *answer.ids[:-1]]  # the last one may be unread
         self._cache.truncate(len(self._cached))
         timings.peak_memory_bytes = loaded.peak_memory()
-        text = "".join(pieces)
+        usage = Usage(
+            prompt_tokens=len(prompt.input_ids),
+            cached_tokens=start,
+            completion_tokens=len(answer.ids),
+            image_count=len(prompt.image_tokens),
+            image_tokens=sum(prompt.image_tokens),
+        )
         return Finished(
-            reason,
-            text,
-            Usage(
-                len(prompt.input_ids),
-                start,
-                len(output_ids),
-                len(prompt.image_tokens),
-                sum(prompt.image_tokens),
-            ),
+            answer.reason,
+            "".join(answer.pieces),
+            usage,
             timings,
             prompt.input_ids,
-            tuple(output_ids),
-            tuple(logprobs),
+            tuple(answer.ids),
+            tuple(answer.logprobs),
             sampler.seed,
             prompt.layouts,
             prompt.image_tokens,

@@ -115,9 +115,9 @@ def test_what_fits_is_let_through_and_unknown_memory_too():
 
 def test_too_little_is_said_with_the_numbers_and_the_scheme_that_fits():
     assert message(setup(), 8 * GIB) == (
-        "Llama-3.2-11B-Vision-Instruct needs 18.5 GiB on cpu (weights 17.2 GiB, cache 0.5 GiB for"
-        " 4,096 tokens, pictures 0.2 GiB, working memory 0.6 GiB), and 8.0 GiB are free;"
-        " --quantize int4 needs 7.1 GiB and fits"
+        "Llama-3.2-11B-Vision-Instruct needs 18.6 GiB on cpu (weights 17.2 GiB, cache 0.5 GiB for"
+        " 4,096 tokens, pictures 0.2 GiB, working memory 0.7 GiB), and 8.0 GiB are free;"
+        " --quantize int4 needs 7.2 GiB and fits"
     )
 
 

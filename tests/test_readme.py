@@ -53,7 +53,7 @@ def test_the_first_command_is_the_quick_start():
 
 def is_quick(command: str) -> bool:
     """The quick start, and what loads no model, belong to the default run."""
-    loads = " generate " in f" {command}" and "--dry-run" not in command
+    loads = re.search(r" (generate|bench) ", command) and "--dry-run" not in command
     return not loads or "--prompt " in command
 
 

@@ -119,7 +119,7 @@ def _variants(what: What) -> tuple[Variant, ...]:
     """Every scheme in every way of running it; the plain one is always there, and first."""
     from mmchat.bench.plan import Variant
 
-    asked = [Variant(scheme) for scheme in words(what.quantize)]
+    asked = [Variant(s, c) for c in words(what.compile) for s in words(what.quantize)]
     return tuple(dict.fromkeys((Variant(), *asked)))
 
 

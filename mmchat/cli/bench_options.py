@@ -42,6 +42,13 @@ def _schemes(value: str) -> str:
     return value
 
 
+def _on_or_off(value: str) -> str:
+    for word in words(value):
+        if word not in ("off", "on"):
+            raise typer.BadParameter(f"{word!r} is neither off nor on; off,on compares them")
+    return value
+
+
 def words(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
@@ -81,6 +88,15 @@ class What:
             rich_help_panel=WHAT,
         ),
     ] = "none"
+    compile: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            callback=_on_or_off,
+            help="Ways to run each scheme: off, on or off,on.",
+            rich_help_panel=WHAT,
+        ),
+    ] = "off"
     measure: Annotated[
         str,
         typer.Option(

@@ -21,6 +21,7 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.checkpoints.writers import write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
+from mmchat.export.token_table import write_token_table
 from mmchat.params import ModelParams, ModelSource, find_model, find_params
 from mmchat.params_file import params_document
 from mmchat.staged_folder import staged_folder, sync
@@ -100,6 +101,8 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         programs = _write(work, plan, original, record, progress)
         record = replace(record, programs=programs)
         _describe(work, source, original)
+        if programs:
+            write_token_table(work, original.tokenizer)
         _write_manifest(work, record, source)
         difference = _check(work, original, progress) if programs else None
         sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}

@@ -33,6 +33,7 @@
 #define TOKENS 4          // tokens that share one read of a weight
 #define ROWS 4            // rows read side by side for a single token
 #define CACHED 262144     // bytes of activations that stay close to a core
+#define AHEAD 1024        // bytes of each row that are asked for before they are needed
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -57,16 +58,21 @@ static void round_token(const float *x, int64_t K, int64_t group, int split, int
     for (int64_t b = 0; b < K / BLOCK; b++) {
         const float *in = x + b * BLOCK;
         int8_t *out = q + b * BLOCK;
-        float largest = 0;
+        uint32_t most = 0;  // of the bits without sign, which order as the sizes do
         for (int i = 0; i < BLOCK; i++) {
-            float size = fabsf(in[i]);
-            largest = size > largest || size != size ? size : largest;
+            uint32_t bits;
+            memcpy(&bits, in + i, 4);
+            bits &= 0x7fffffff;
+            most = bits > most ? bits : most;
         }
-        float step = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        if (!(largest <= 3.4e38f)) step = largest, inverse = 0;  // NaN or infinite: y is NaN
+        const int finite = most < 0x7f800000;
+        float largest;
+        memcpy(&largest, &most, 4);
+        float step = finite ? largest / 127.0f : NAN;  // NaN or infinite: y is NaN
+        float inverse = finite && largest > 0 ? 127.0f / largest : 0.0f;
         int8_t rounded[BLOCK];
-        for (int i = 0; i < BLOCK; i++) rounded[i] = (int8_t)nearbyintf(in[i] * inverse);
-        if (!(largest <= 3.4e38f)) memset(rounded, 1, BLOCK), step = NAN;
+        for (int i = 0; i < BLOCK; i++)
+            rounded[i] = finite ? (int8_t)(int)nearbyintf(in[i] * inverse) : 1;
         scale[b] = step;
         for (int i = 0; i < BLOCK / 2 && split; i++) {
             out[i] = rounded[2 * i];
@@ -88,6 +94,12 @@ INLINE float sum_lanes(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+// How far to prefetch from byte `at` of a row: further on in it, and near its end in the row that
+// takes its place, `rows` later. Otherwise the first half of a short row would come unasked.
+INLINE int64_t ahead(int64_t at, int64_t row_bytes, int rows) {
+    return AHEAD + (at + AHEAD < row_bytes ? 0 : (rows - 1) * row_bytes);
 }
 
 INLINE __m256 bf16_lanes(const uint16_t *bits) {
@@ -118,9 +130,10 @@ INLINE void int8_tile(const int rows, const int tokens, const int8_t *w, const f
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++) {
+        const int64_t next = ahead(b * BLOCK, K, rows);
         for (int r = 0; r < rows; r++) {
             const int8_t *at = w + r * K + b * BLOCK;
-            _mm_prefetch((const char *)at + 1024, _MM_HINT_T0);
+            _mm_prefetch((const char *)at + next, _MM_HINT_T0);
             __m256i w0 = _mm256_loadu_si256((const __m256i *)at);
             __m256i w1 = _mm256_loadu_si256((const __m256i *)(at + 32));
             __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
@@ -203,9 +216,10 @@ INLINE void int4_tile(const int rows, const int tokens, const int group, const u
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++) {
+        const int64_t next = ahead(b * BLOCK / 2, K / 2, rows);
         for (int r = 0; r < rows; r++) {
             const uint8_t *at = w + (r * K + b * BLOCK) / 2;
-            _mm_prefetch((const char *)at + 1024, _MM_HINT_T0);
+            _mm_prefetch((const char *)at + next, _MM_HINT_T0);
             __m256i both = _mm256_loadu_si256((const __m256i *)at);
             __m256i even = _mm256_and_si256(both, low);
             __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
@@ -266,9 +280,10 @@ INLINE void bf16_tile(const int rows, const int tokens, const uint16_t *w, const
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t k = 0; k < K; k += 16) {
+        const int64_t next = ahead(2 * k, 2 * K, rows);
         for (int r = 0; r < rows; r++) {
             const uint16_t *at = w + r * K + k;
-            _mm_prefetch((const char *)at + 1024, _MM_HINT_T0);
+            _mm_prefetch((const char *)at + next, _MM_HINT_T0);
             __m256i both = _mm256_loadu_si256((const __m256i *)at);
             __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
             __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(both, high));

@@ -137,7 +137,7 @@ def _in_chunks(x: Tensor, rows: int, chunk: Callable[[int, int], Tensor]) -> Ten
     flat = x.reshape(-1, x.shape[-1]).to(wide)
     out = torch.empty(flat.shape[0], rows, dtype=wide)
     for begin, end in _spans(rows, max(1, CHUNK_BYTES // (flat.shape[1] * wide.itemsize))):
-        out[:, begin:end] = flat @ chunk(begin, end).to(wide).T
+        torch.mm(flat, chunk(begin, end).to(wide).T, out=out[:, begin:end])
     return _shaped(out, x)
 
 

@@ -55,7 +55,7 @@ class TokenTable:
     """
 
     def __init__(self, tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         self.special_tokens = dict(special_tokens)
         self._special_bytes = {i: name.encode() for name, i in self.special_tokens.items()}
         size = max([len(tokens) - 1, *self.special_tokens.values()]) + 1
@@ -76,8 +76,8 @@ class TokenTable:
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token: the name of a special one, U+FFFD for an unknown id."""
-        if 0 <= token_id < len(self._tokens):
-            return self._tokens[token_id]
+        if 0 <= token_id < len(self.tokens):
+            return self.tokens[token_id]
         return self._special_bytes.get(token_id, REPLACEMENT)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -87,7 +87,7 @@ class TokenTable:
 
     def checked(self, ids: list[int]) -> list[int]:
         """`ids` of encoded text, after making sure that no special id is among them."""
-        if max(ids, default=0) >= len(self._tokens):
+        if max(ids, default=0) >= len(self.tokens):
             raise PromptError("the text encodes to a special token; this must not happen")
         return ids
 

@@ -35,7 +35,7 @@ class BytePairTokenizer(TokenTable):
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken
 
-        ranks = {token: rank for rank, token in enumerate(self._tokens)}
+        ranks = {token: rank for rank, token in enumerate(self.tokens)}
         # No special token is given to it, so none can come out of it.
         return tiktoken.Encoding(
             "mmchat", pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={}

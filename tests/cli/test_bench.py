@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from mmchat.bench import entrants
 from mmchat.cli import bench_table
 from mmchat.cli.app import app
+from mmchat.errors import UsageError
 
 SMALL = ["bench", "--shapes", "tiny", "--dtype", "float32", "--device", "cpu", "--rounds", "2"]
 QUICK = ["--context", "8", "--prompt-tokens", "8", "--vision", "1,4", "--threads", "1", "-q"]
@@ -37,6 +38,35 @@ def test_the_record_says_what_was_measured_and_where(record):
     machine = record["environment"]
     assert (machine["dtype"], machine["device"], machine["threads"]) == ("float32", "cpu", 1)
     assert {"mmchat", "python", "torch", "transformers"} == set(machine["versions"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ([], ["none"]),
+        (["--quantize", "int8,int4"], ["none", "int8", "int4"]),
+        (["--quantize", "none,int8", "--compile", "off,on"],
+         ["none", "int8", "none+compiled", "int8+compiled"]),
+        (["--compile", "on"], ["none", "none+compiled"]),
+    ],
+)  # fmt: skip
+def test_every_scheme_meets_every_way_of_running_it(asked, expected, monkeypatch):
+    seen = []
+
+    def stop(plan, say):
+        seen.extend(plan.variants)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("mmchat.bench.run.run", stop)
+    assert run(*asked).exit_code == 2
+    assert [str(variant) for variant in seen] == expected
+    assert [type(variant).parse(str(variant)) for variant in seen] == seen
+
+
+def test_a_way_of_running_that_does_not_exist_is_named():
+    done = run("--compile", "off,maybe")
+    assert done.exit_code == 2
+    assert "'maybe' is neither off nor on" in done.stderr
 
 
 def test_every_workload_has_times_errors_and_ratios(record):

@@ -246,8 +246,8 @@ def test_the_verdict_comes_first_and_the_models_in_a_table(doctor):
     header = next(i for i, line in enumerate(lines) if line.startswith("MODEL"))
     rows = [line.split() for line in lines[header + 1 : header + 10]]
     assert rows[0] == ["tiny", "none", rows[0][2], "MiB", "✔", "yes", "-", "-"]
-    assert rows[1][:6] == ["llama3.2-11B", "none", "18.5", "GiB", "✔", "yes"]
-    assert rows[3][:5] == ["int4", "7.1", "GiB", "✔", "yes"]
+    assert rows[1][:6] == ["llama3.2-11B", "none", "18.6", "GiB", "✔", "yes"]
+    assert rows[3][:5] == ["int4", "7.2", "GiB", "✔", "yes"]
     assert rows[5][:6] == ["llama3.2-90B", "none", "164.2", "GiB", "✘", "no"]
 
 

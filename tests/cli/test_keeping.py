@@ -197,7 +197,7 @@ def test_verify_without_a_record_says_so(machine, tmp_path):
     assert (done.exit_code, "no manifest" in done.stderr) == (3, True)
 
 
-@pytest.mark.parametrize("value", ["nan", "-inf"])
+@pytest.mark.parametrize("value", ["nan", pytest.param("-inf", marks=pytest.mark.slow)])
 def test_verify_values_names_a_tensor_that_is_not_finite(machine, tmp_path, value):
     import torch
     from safetensors.torch import save_file

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -16,6 +18,13 @@ compiled = pytest.mark.skipif(native.library() is None, reason=f"kernels: {nativ
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(3)
+
+
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["native", "fallback", "native, fast bfloat16", "fallback, fast bfloat16"])
@@ -59,6 +68,24 @@ def test_an_int4_product_is_that_of_the_rounded_weights(
     weight = ops.quantize_int4(torch.randn(70, 384) + 0.1, group)
     expected = x.double() @ reference.widen_int4(*weight, torch.float64).T
     assert relative(ops.linear_int4(x, *weight), expected) < 0.012
+
+
+@compiled
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_the_number_of_threads_changes_no_bit(tokens: int, restored_threads: None) -> None:
+    x, weight = torch.randn(tokens, 384), torch.randn(131, 384)
+    int8, int4 = ops.quantize_int8(weight), ops.quantize_int4(weight, 64)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        products = (
+            ops.linear_bf16(x, weight.bfloat16()),
+            ops.linear_int8(x, *int8),
+            ops.linear_int4(x, *int4),
+        )
+        found.append(torch.stack(products))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_widths_that_no_block_divides_are_computed_too(machine: str) -> None:

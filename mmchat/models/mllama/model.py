@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -168,17 +168,9 @@ class MllamaForConditionalGeneration(nn.Module):
         cache.advance_all(count)
         return logits
 
-    def decode_step(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        cached: Sequence[KeyValue],
-        cross: Sequence[KeyValue] | None,
-        cross_mask: Tensor | None = None,
-        sees_images: Tensor | None = None,
-    ) -> Tensor:
-        """`decode` as a function of tensors with static shapes; arguments as in TextModel.step."""
-        return self.verify_step(token_ids, positions, cached, cross, cross_mask, sees_images)[:, -1]
+    def decode_step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
+        """`decode` as a function of tensors with static shapes; arguments as of `verify_step`."""
+        return self.verify_step(token_ids, *tensors)[:, -1]
 
     def verify_step(
         self,

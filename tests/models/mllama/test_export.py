@@ -10,6 +10,8 @@ from mmchat.models.mllama.export import ExportedModel, capacity, export_programs
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import CASES, CONFIG, IMAGE, TOLERANCE, distance, picture
 
+pytestmark = pytest.mark.slow  # tracing takes half a minute
+
 LIMITS = ExportLimits(max_seq_len=255, max_images=3)  # 255: the cache has the fewest to spare
 STEPS = 3
 ONE_ROW = [name for name, rows in CASES.items() if len(rows) == 1]

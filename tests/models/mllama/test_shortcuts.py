@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -246,14 +247,20 @@ COMPILED_CASES = {
     "one and two pictures": CASES["G_one_and_two_pictures"],
     "one and no picture": oracle.NO_PICTURE_IN_ONE_ROW,
 }
+USUAL = "one and two pictures"
 
 
-@pytest.mark.parametrize("case", COMPILED_CASES)
+def compiled_cases() -> list[Any]:
+    """One of them is traced by default; tracing all takes most of a minute."""
+    return [pytest.param(c, marks=[] if c == USUAL else pytest.mark.slow) for c in COMPILED_CASES]
+
+
+@pytest.mark.parametrize("case", compiled_cases())
 def test_decode_is_one_graph_that_is_never_compiled_again(case, model):
     compare_compiled_decode(model, COMPILED_CASES[case], "aot_eager")
 
 
-@pytest.mark.parametrize("case", COMPILED_CASES)
+@pytest.mark.parametrize("case", compiled_cases())
 def test_verifying_is_one_graph(case, model):
     torch._dynamo.reset()
     verify = torch.compile(model.verify_step, fullgraph=True, dynamic=False, backend="aot_eager")
@@ -278,8 +285,11 @@ def compare_compiled_vision(model, canvases, backend: str) -> None:
         assert distance(got, expected) < TOLERANCE
 
 
-def test_the_vision_encoder_is_one_graph(model):
-    compare_compiled_vision(model, [(1, 1), (1, 3), (3, 1), (2, 2)], "aot_eager")
+@pytest.mark.parametrize(
+    "canvases", [[(1, 3)], pytest.param([(1, 1), (3, 1), (2, 2)], marks=pytest.mark.slow)]
+)
+def test_the_vision_encoder_is_one_graph(canvases, model):
+    compare_compiled_vision(model, canvases, "aot_eager")
 
 
 # PyTorch warns about its own use of TorchScript when the inductor is imported.

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.generation import AnswerText
+from mmchat.answer_text import AnswerText
 from tests.fake_model import ByteTokenizer
 
 

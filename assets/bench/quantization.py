@@ -1,0 +1,167 @@
+"""How far quantised models are from plain ones: `python assets/bench/quantization.py`.
+
+Of the built-in model, which is trained: divergence and agreement of the next token, over the right
+answers to questions about held-out scenes. Of a model with 11B's widths and random weights: the
+same over random text, and the error of each kind of linear layer on the very inputs that the plain
+model gives it. int4 stands beside itself with plain rounding in place of the search for scales.
+Writes quantization.json beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import mmchat
+from mmchat.bench import agreement
+from mmchat.bench.entrants import from_tensors
+from mmchat.bench.plan import Variant
+from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
+from mmchat.evals.scenes import heldout_scenes
+from mmchat.images import from_pil
+from mmchat.kernels import ops, reference
+from mmchat.loader import LoadedModel, load_model
+from mmchat.messages import Image, Message, Text
+from mmchat.nn.linear import Linear
+from mmchat.quantization import INT8, find_scheme, layer_scheme
+
+RESULTS = Path(__file__).with_name("quantization.json")
+PLAIN_ROUNDING = "int4, plain rounding"
+WAYS = ("int8", "int4", PLAIN_ROUNDING)
+TEXT_TOKENS = 48  # of random text at 11B's widths
+
+
+@contextmanager
+def rounding(way: str) -> Iterator[str]:
+    """The scheme to load for one of WAYS, while int4 weights are rounded in that way."""
+    if way != PLAIN_ROUNDING:
+        yield way
+        return
+    with mock.patch.object(ops, "quantize_int4", reference.round_int4):
+        yield "int4"
+
+
+def compare_logits(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
+    """Each: a list of logits [S, V]. kl in nats of the expected distribution; top1 a share."""
+    pairs = [
+        agreement.compare(f[None], e[None])
+        for ours, theirs in zip(found, expected, strict=True)
+        for f, e in zip(ours, theirs, strict=True)
+    ]
+    return {
+        "positions": len(pairs),
+        "kl": statistics.fmean(p.kl for p in pairs),
+        "relative_error": statistics.fmean(p.relative_error for p in pairs),
+        "top1": statistics.fmean(p.top1 for p in pairs),
+    }
+
+
+def answer_logits(loaded: LoadedModel, scenes: int) -> list[Tensor]:
+    """Logits [S, V] before each token of each right answer, the end of the turn included."""
+    processor, runtime, found = loaded.processor, loaded.runtime, []
+    for scene in heldout_scenes(scenes):
+        pictures = [from_pil(p, source=f"scene {scene.seed}") for p in scene.pictures]
+        for question in scene.questions:
+            content: tuple[Image | Text, ...] = (*pictures, Text(question.text))
+            prompt = processor.chat_prompt([Message("user", content)])
+            answer = processor.tokenizer.encode(question.answer)
+            cache = runtime.new_cache(1, len(prompt.input_ids) + len(answer))
+            first = runtime.prefill(processor.inputs(prompt, 0), cache)
+            rest = runtime.verify(torch.tensor([answer]), cache)
+            found.append(torch.cat((first, rest[0])))
+    return found
+
+
+def built_in(scenes: int) -> dict[str, Any]:
+    expected = answer_logits(load_model("tiny", dtype="float32"), scenes)
+    found = {}
+    for way in WAYS:
+        with rounding(way) as scheme:
+            loaded = load_model("tiny", dtype="float32", quantize=scheme)
+        found[way] = compare_logits(answer_logits(loaded, scenes), expected)
+    return {"model": "tiny", "scenes": scenes, "against": "float32", "ways": found}
+
+
+def text_logits(loaded: LoadedModel) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 100_000, (1, TEXT_TOKENS), generator=draw)
+    cache = loaded.runtime.new_cache(1, TEXT_TOKENS)
+    return [loaded.runtime.verify(tokens, cache)[0]]
+
+
+def wide(name: str) -> dict[str, Any]:
+    params = shaped_params(Shapes(name), torch.device("cpu"))
+    tensors = RandomTensors(params, 0, torch.bfloat16, torch.device("cpu"), keep=True)
+    plain = from_tensors(params, tensors, Variant())
+    with layer_errors(plain.runtime.model) as errors:  # type: ignore[attr-defined]
+        expected = text_logits(plain)
+    found = {}
+    for way in WAYS:
+        with rounding(way) as scheme:
+            loaded = from_tensors(params, tensors, Variant(scheme))
+        found[way] = compare_logits(text_logits(loaded), expected)
+        del loaded
+    kinds = {k: {w: statistics.fmean(e) for w, e in ways.items()} for k, ways in errors.items()}
+    return {"model": f"{name} widths, random weights", "ways": found, "layers": kinds}
+
+
+@contextmanager
+def layer_errors(model: torch.nn.Module) -> Iterator[dict[str, dict[str, list[float]]]]:
+    """[kind of layer][way] -> relative errors of its products, filled as the model is run."""
+    errors: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    hooks = []
+    for name, part in model.linear_parts().items():  # type: ignore[operator]
+        kind = part if part == "head" else f"{part} {name.rpartition('.')[2]}"
+        hook = one_layer(part, errors[kind])
+        hooks.append(model.get_submodule(name).register_forward_hook(hook))
+    try:
+        yield errors
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def one_layer(part: str, errors: dict[str, list[float]]) -> Callable[..., None]:
+    def compare(layer: Linear, inputs: tuple[Tensor], _: Tensor) -> None:
+        x = inputs[0].float()
+        exact = x @ layer.weight.float().T
+        for way in WAYS:
+            with rounding(way) as scheme:
+                chosen = layer_scheme(find_scheme(scheme) or INT8, part, layer.in_features)
+                if chosen is None or chosen.group_size is None:
+                    y = ops.linear_int8(x, *ops.quantize_int8(layer.weight))
+                else:
+                    y = ops.linear_int4(x, *ops.quantize_int4(layer.weight, chosen.group_size))
+            errors[way].append(float((y - exact).norm() / exact.norm()))
+
+    return compare
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--shapes", default="11B")
+    given = parser.parse_args()
+    record = {
+        "versions": {"mmchat": mmchat.__version__, "torch": torch.__version__},
+        "built_in": built_in(given.scenes),
+        "wide": wide(given.shapes),
+    }
+    RESULTS.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
+    print(RESULTS.read_text(encoding="utf-8"))  # noqa: T201
