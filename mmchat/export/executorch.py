@@ -10,19 +10,62 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmchat.errors import ExportError
+from mmchat.checkpoints.writers import write_new
+from mmchat.errors import ExportError, UsageError
 from mmchat.export.aoti import trace
 from mmchat.models.base import ExportLimits, ExportProgram
-from mmchat.runtime.executorch import PROGRAM_NAME, missing_extra
+from mmchat.quantization import Plan, layer_scheme
+from mmchat.runtime.executorch import PROGRAM_NAME, executorch_version, missing_extra
 
 # progress(program, its number from 1, how many)
 Progress = Callable[[str, int, int], None]
+
+
+def check_plan(device: str, dtype: str, plan: Plan) -> None:
+    """Whether ExecuTorch has a form for this. Raises UsageError, MissingExtra."""
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"XNNPACK runs on the cpu, not {device}; leave out --device")
+    if dtype not in ("auto", "float32"):
+        raise UsageError(
+            f"XNNPACK computes in float32, not {dtype}; leave out --dtype, or give --quantize int8"
+            " or int4 for a smaller file"
+        )
+    if plan.scheme and plan.scheme.is_float:
+        raise UsageError(
+            f"ExecuTorch has no form for {plan.name}; use --quantize int8, int4, int4-g32,"
+            " int4-g64 or int4-g128"
+        )
+    executorch_version()
+
+
+def quantize_linears(model: Any, plan: Plan) -> None:
+    """Round the weights as ExecuTorch's users expect, to int4 in groups or int8 by rows.
+
+    Activations are rounded to int8 with a scale for each token as the model runs. Raises
+    MissingExtra.
+    """
+    scheme = plan.scheme
+    if scheme is None:
+        return
+    with _quiet():
+        torchao = _module("torchao.quantization")
+    chosen = {
+        name: layer_scheme(scheme, part, model.get_submodule(name).in_features, plan.keep)
+        for name, part in model.linear_parts().items()
+    }
+    for kind in {found for found in chosen.values() if found}:
+        rows = torchao.PerGroup(kind.group_size) if kind.group_size else torchao.PerAxis(0)
+        config = torchao.Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=getattr(torch, f"int{kind.bits}"), weight_granularity=rows
+        )
+        torchao.quantize_(model, config, lambda _, name, kind=kind: chosen.get(name) == kind)
 
 
 def lower_programs(
@@ -31,24 +74,14 @@ def lower_programs(
     """Write programs.pte; returns the names of its methods. Raises ExportError, MissingExtra."""
     programs: list[ExportProgram] = family_export.export_programs(model, limits)
     with _quiet():
-        file = _lower(programs, progress)
-        with (folder / PROGRAM_NAME).open("wb") as opened:
-            file.write_to_file(opened)
+        write_new(folder / PROGRAM_NAME, _lower(programs, progress).write_to_file)
     return tuple(program.name for program in programs)
 
 
 def _lower(programs: list[ExportProgram], progress: Progress) -> Any:
-    try:
-        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import (
-            EdgeCompileConfig,
-            ExecutorchBackendConfig,
-            to_edge_transform_and_lower,
-        )
-        from executorch.exir.passes import MemoryPlanningPass
-        from executorch.exir.passes.sym_shape_eval_pass import ConstraintBasedSymShapeEvalPass
-    except ImportError as error:
-        raise missing_extra(error) from None
+    exir, passes = _module("executorch.exir"), _module("executorch.exir.passes")
+    shapes = _module("executorch.exir.passes.sym_shape_eval_pass")
+    xnnpack = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     steps = len(programs) + 1
     traced = {}
     for number, program in enumerate(programs, start=1):
@@ -56,17 +89,23 @@ def _lower(programs: list[ExportProgram], progress: Progress) -> Any:
         traced[program.name] = trace(program).run_decompositions(_DECOMPOSITIONS)
     progress("all for XNNPACK", steps, steps)
     # arguments are used where they lie: caches are large; dynamic shapes are planned for the most
-    planning = MemoryPlanningPass(alloc_graph_input=False)
-    lowered = to_edge_transform_and_lower(
+    settings = exir.ExecutorchBackendConfig(
+        memory_planning_pass=passes.MemoryPlanningPass(alloc_graph_input=False),
+        sym_shape_eval_pass=shapes.ConstraintBasedSymShapeEvalPass(),
+    )
+    lowered = exir.to_edge_transform_and_lower(
         traced,
-        partitioner={name: [XnnpackPartitioner()] for name in traced},
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        partitioner={name: [xnnpack.XnnpackPartitioner()] for name in traced},
+        compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
     )
-    return lowered.to_executorch(
-        ExecutorchBackendConfig(
-            memory_planning_pass=planning, sym_shape_eval_pass=ConstraintBasedSymShapeEvalPass()
-        )
-    )
+    return lowered.to_executorch(settings)
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise missing_extra(error) from None
 
 
 def _attention(
@@ -82,17 +121,16 @@ def _attention(
     """Attention as products of three axes, which XNNPACK takes; torch's own has more to guard."""
     if dropout_p or is_causal or enable_gqa:
         raise ExportError("attention of this kind has no form for ExecuTorch")
-    heads = query.shape[:2].numel()
     dim = query.shape[-1]
     folded = (query * (scale or dim**-0.5)).flatten(0, 1)
     scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2))
     if attn_mask is not None:
-        scores = scores + attn_mask.flatten(0, 1).expand(heads if attn_mask.shape[1] > 1 else 1, -1, -1)
+        scores = scores + attn_mask.flatten(0, 1)
     out = torch.bmm(torch.softmax(scores, -1), value.flatten(0, 1))
     return out.unflatten(0, query.shape[:2])
 
 
-_DECOMPOSITIONS = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+_DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
 
 
 @contextlib.contextmanager

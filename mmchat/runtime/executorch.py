@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-import tempfile
+import io
 from collections.abc import Iterator, Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mmchat.errors import ExportError, MissingExtra, quoted
@@ -54,21 +51,28 @@ class ExecutorchPrograms:
 
     def __call__(self, name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         if name not in self._methods:
-            with self._refusing(f"program {quoted(name)}"):
-                self._methods[name] = self._program.load_method(name)
+            self._load(name)
         return self._methods[name]([tensor.contiguous() for tensor in tensors])
+
+    def _load(self, name: str) -> None:
+        """Methods named alike up to the first "_" hold the same weights: the last one stays."""
+        kind = name.split("_")[0]
+        self._methods = {n: m for n, m in self._methods.items() if n.split("_")[0] != kind}
+        with self._refusing(f"program {quoted(name)}"):
+            self._methods[name] = self._program.load_method(name)
 
     @contextlib.contextmanager
     def _refusing(self, what: str) -> Iterator[None]:
-        said: list[str] = []
+        """Keep what the library logs: of the processor it finds, and why it fails."""
+        said = io.StringIO()
         try:
-            with _native_messages(said):
+            with contextlib.redirect_stderr(said):
                 yield
-        except (RuntimeError, IndexError) as error:
-            reason = next((line for line in reversed(said) if line), str(error).strip())
+        except RuntimeError as error:
+            first = (said.getvalue().strip() or str(error)).splitlines()[0]
             raise ExportError(
-                f"{what} of {quoted(self._path, 300)} cannot be loaded:"
-                f" {reason.splitlines()[0]}; export the model again"
+                f"{what} of {quoted(self._path, 300)} cannot be loaded: {first}; make it again"
+                " with mmchat export"
             ) from None
 
 
@@ -77,25 +81,3 @@ def _library() -> Any:
         return import_module("executorch.extension.pybindings._portable_lib")
     except ImportError as error:
         raise missing_extra(error) from None
-
-
-@contextlib.contextmanager
-def _native_messages(lines: list[str]) -> Iterator[None]:
-    """Collect what native code writes to stderr: how it finds out about the processor, and why it
-    fails."""
-    with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(tempfile.TemporaryFile())
-        try:
-            sys.stderr.flush()
-            saved = os.dup(2)
-        except (OSError, ValueError, AttributeError):  # there is no stderr
-            yield
-            return
-        os.dup2(kept.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            kept.seek(0)
-            lines += kept.read().decode(errors="replace").splitlines()

@@ -223,8 +223,8 @@ class ExportedModel:
             ratio = torch.tensor([image.layout.aspect_ratio_id], device=self.device)
             is_full = tiles.shape[1] == self.config.vision_config.max_num_tiles
             out = self._run("vision_full" if is_full else "vision", (tiles, ratio))
-            pairs = tuple((key[0], value[0]) for key, value in pairs(out))
-            cache.add_encoded(image.content_hash, pairs)
+            own = tuple((key[0], value[0]) for key, value in pairs(out))
+            cache.add_encoded(image.content_hash, own)
             encoded += 1
         return encoded
 

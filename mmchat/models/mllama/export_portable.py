@@ -9,8 +9,8 @@ Programs (B = 1; for each self-attention layer `cached` holds a key and a value 
                                      -> logits [1, R, V], new keys and values as `cached` with L = S
 
 `read` is prefill and decode in one, so that its weights are in memory once. All S positions see all
-of `cross`, or nothing if `sees` is 0 and not 1. The caller adds the new keys and values to its cache,
-and reads longer texts, or texts that see several groups of pictures, in pieces.
+of `cross`, or nothing if `sees` is 0 and not 1. The caller adds the new keys and values to its
+cache, and reads longer texts, or texts that see several groups of pictures, in pieces.
 
 L, M, S, R and T below the full count are dynamic; the first `position` of the L positions count.
 """
@@ -26,7 +26,8 @@ from torch.export import Dim
 
 from mmchat.models.base import ExportLimits, ExportProgram
 from mmchat.models.mllama.cache import CAPACITY_STEP, MllamaCache, PlacedImage, visible_images
-from mmchat.models.mllama.export import ExportedModel, Vision, capacity, pairs
+from mmchat.models.mllama.export import ExportedModel as BaseModel
+from mmchat.models.mllama.export import Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
 from mmchat.models.mllama.text import (
     CrossAttentionLayer,
@@ -151,7 +152,14 @@ def export_programs(
             "read",
             _Read(model),
             (ids(1, 2, 3)[None], ids(4), ids(1, 2), sees, cached, cross),
-            ({1: new}, None, {0: rows}, None, [{2: past} for _ in cached], [{2: seen} for _ in cross]),
+            (
+                {1: new},
+                None,
+                {0: rows},
+                None,
+                [{2: past} for _ in cached],
+                [{2: seen} for _ in cross],
+            ),
         ),
     ]
     return [ExportProgram(*program) for program in programs]
@@ -160,7 +168,7 @@ def export_programs(
 # The model that calls them
 
 
-class PortableModel(ExportedModel):
+class ExportedModel(BaseModel):
     """Mllama whose math is in these programs; the cache grows with the text."""
 
     def _capacity(self, wanted: int) -> int:
@@ -177,7 +185,7 @@ class PortableModel(ExportedModel):
         logits = None
         for begin, end, images in self._pieces(cache, start, start + count):
             ids = inputs.input_ids[:, begin - start : end - start]
-            logits = self._read(ids, last + (end - begin - 1), cache, self._seen(cache, images))
+            logits = self._step(ids, last + (end - begin - 1), cache, self._seen(cache, images))
             cache.advance([end - begin])
         if logits is None:
             raise ValueError("there is nothing to read")
@@ -191,7 +199,7 @@ class PortableModel(ExportedModel):
         seen = [t for pair in images.key_values for t in pair] if images else []
         logits = []
         for ids in token_ids.split(MOST_WANTED, dim=1):
-            logits.append(self._read(ids, torch.arange(ids.shape[1]), cache, seen))
+            logits.append(self._step(ids, torch.arange(ids.shape[1]), cache, seen))
             cache.advance_all(ids.shape[1])
         return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
 
@@ -214,7 +222,7 @@ class PortableModel(ExportedModel):
         self._check_images(len(images))
         return list(self._joined(cache, images)) if images else []
 
-    def _read(
+    def _step(
         self, input_ids: Tensor, wanted: Tensor, cache: MllamaCache, cross: list[Tensor]
     ) -> Tensor:
         """Logits [1, R, V] of the `wanted` ones of a few new positions; the cache is written."""
