@@ -221,12 +221,15 @@ class ExportedModel:
                 continue
             tiles = image.pixel_values[None].to(self.device, self.dtype)
             ratio = torch.tensor([image.layout.aspect_ratio_id], device=self.device)
-            is_full = tiles.shape[1] == self.config.vision_config.max_num_tiles
-            out = self._run("vision_full" if is_full else "vision", (tiles, ratio))
+            out = self._run(self._vision_program(tiles.shape[1]), (tiles, ratio))
             own = tuple((key[0], value[0]) for key, value in pairs(out))
             cache.add_encoded(image.content_hash, own)
             encoded += 1
         return encoded
+
+    def _vision_program(self, num_tiles: int) -> str:
+        is_full = num_tiles == self.config.vision_config.max_num_tiles
+        return "vision_full" if is_full else "vision"
 
     @torch.inference_mode()
     def prefill(self, inputs: MllamaInputs, cache: MllamaCache) -> Tensor:

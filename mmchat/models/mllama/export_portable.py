@@ -3,16 +3,16 @@
 Programs (B = 1; for each self-attention layer `cached` holds a key and a value tensor
 [1, G, L, D], for each cross-attention layer `cross` one pair [1, G, M, D]):
 
-    vision        tiles [1, T, C, S, S], aspect_ratio_id [1]                    -> cross, M = T·P
-    vision_full   the same for pictures that fill every tile
-    read          ids [1, S], position [1], wanted [R], sees [1], cached, cross
+    vision_T   tiles [1, T, C, S, S], aspect_ratio_id [1] -> cross, M = T·P; one for each T
+    read       ids [1, S], position [1], wanted [R], sees [1], cached, cross
                                      -> logits [1, R, V], new keys and values as `cached` with L = S
 
 `read` is prefill and decode in one, so that its weights are in memory once. All S positions see all
 of `cross`, or nothing if `sees` is 0 and not 1. The caller adds the new keys and values to its
 cache, and reads longer texts, or texts that see several groups of pictures, in pieces.
 
-L, M, S, R and T below the full count are dynamic; the first `position` of the L positions count.
+L, M, S and R are dynamic; the first `position` of the L positions count. T is not: XNNPACK gives
+wrong results for pictures of several tiles if the first one had a single tile (executorch 1.4.1).
 """
 
 from __future__ import annotations
@@ -94,14 +94,14 @@ def _attend(query: Tensor, parts: Sequence[KeyValue], mask: Tensor | None) -> Te
     _, heads, count, dim = query.shape
     groups = parts[0][0].shape[1]
     folded = (query * dim**-0.5).reshape(groups, heads // groups * count, dim)
-    scores = [torch.bmm(folded, key[0].transpose(1, 2)) for key, _ in parts]
+    scores = [torch.bmm(folded, key.flatten(0, 1).transpose(1, 2)) for key, _ in parts]
     joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     weights = torch.softmax(joined if mask is None else joined + mask, dim=-1)
     out, begin = None, 0
     for _, value in parts:
         end = begin + value.shape[2]
         here = weights if len(parts) == 1 else weights[:, :, begin:end]
-        product = torch.bmm(here, value[0])
+        product = torch.bmm(here, value.flatten(0, 1))
         out, begin = product if out is None else out + product, end
     assert out is not None  # noqa: S101
     return out.reshape(1, heads, count, dim)
@@ -142,12 +142,12 @@ def export_programs(
     rows = Dim("wanted", min=1, max=MOST_WANTED)
     past = Dim("past_positions", min=CAPACITY_STEP, max=capacity(limits.max_seq_len))
     seen = Dim("vision_tokens", min=vision.tokens_per_tile, max=limits.max_images * per_picture)
-    some = Dim("tiles", min=1, max=vision.max_num_tiles - 1)
-    full = ids(vision.aspect_ratios.index((1, vision.max_num_tiles)) + 1)
     sees = torch.ones(1, device=device, dtype=dtype)
     programs = [
-        ("vision", Vision(model), (tiles(2), ids(2)), ({1: some}, None)),
-        ("vision_full", Vision(model), (tiles(vision.max_num_tiles), full), None),
+        *(
+            (f"vision_{count}", Vision(model), (tiles(count), ids(count)), None)
+            for count in range(1, vision.max_num_tiles + 1)
+        ),
         (
             "read",
             _Read(model),
@@ -170,6 +170,9 @@ def export_programs(
 
 class ExportedModel(BaseModel):
     """Mllama whose math is in these programs; the cache grows with the text."""
+
+    def _vision_program(self, num_tiles: int) -> str:
+        return f"vision_{num_tiles}"
 
     def _capacity(self, wanted: int) -> int:
         return min(wanted, capacity(self.limits.max_seq_len))
