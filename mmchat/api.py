@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmchat.loader import LoadedModel, ProgressCallback, load_model
+from mmchat.events import ProgressCallback
+from mmchat.loader import LoadedModel, load_model
 from mmchat.sampling import SamplingParams
 from mmchat.session import ChatSession, Event, ImageSource
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "stop_string", "interrupted"]
+# progress(stage, done, total) while a model is loaded: "weights" in tensors, "compile" in layers
+ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

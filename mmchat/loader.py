@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 
 from mmchat import quantization
+from mmchat.checkpoint_weights import load_weights
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, check_float8, choose_placement
-from mmchat.errors import CheckpointError, MmchatError, UsageError
+from mmchat.errors import CheckpointError, UsageError
+from mmchat.events import ProgressCallback
 from mmchat.machine.memory import available_memory, peak_memory
-from mmchat.memory_estimate import Setup, check_memory, used_in_place
-from mmchat.nn.linear import Float8Linear, QuantizedLinear
-from mmchat.params import ModelParams, ModelSource, find_model, params_for_tile_size
+from mmchat.memory_estimate import Setup, check_memory
+from mmchat.params import ModelParams, ModelSource, find_model
 from mmchat.quantization import Plan
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.compiled import CompileMode, make_runtime
@@ -26,9 +27,6 @@ from mmchat.sampling import SamplingParams
 from mmchat.saved_weights import load_saved
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
-
-# progress(stage, done, total): stage "weights" in tensors, "compile" in kinds of layer
-ProgressCallback = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -98,34 +96,18 @@ def load_model(
         tokenizer_path=tokenizer_path,
         params_path=params_path,
     )
-    params = source.params
-    limit = _context_limit(params, max_seq_len)
+    options = _Options(
+        device, dtype, max_seq_len, text_only, quantize, quantize_keep, compile, progress
+    )
     exported = exported_folder(source.checkpoint)
     if exported:
-        loaded = _load_exported(
-            exported,
-            params,
-            device,
-            dtype,
-            max_seq_len,
-            quantize,
-            quantize_keep,
-            text_only,
-            compile,
-            progress,
-        )
-        rule = alpha or params.image_processor.alpha_for("hf")
-        return _ready(params, *loaded, _open_tokenizer(source), text_only, rule, begin)
-    placement = choose_placement(device, dtype, params.parameters)
-    plan = _plan(quantize, quantize_keep, placement)
-    tokenizer = _open_tokenizer(source)
-    merge_rules = params.family.resolve("weights").shard_dims
-    with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
-        setup = _setup(params, placement, plan, text_only, max_seq_len)
-        model = _load_weights(files, setup, placement, plan, progress)
-        rule = alpha or params.image_processor.alpha_for(files.format)
-    runtime = make_runtime(model, placement.device, compile, progress)
-    return _ready(params, runtime, placement, plan, limit, tokenizer, text_only, rule, begin)
+        run = _run_programs if exported.record.programs else _run_saved
+        running = run(exported, source.params, options)
+        tokenizer = _open_tokenizer(source)
+    else:
+        tokenizer = _open_tokenizer(source)
+        running = _run_checkpoint(source, options)
+    return _ready(source.params, running, tokenizer, alpha, text_only, begin)
 
 
 def load_from_tensors(
@@ -142,46 +124,84 @@ def load_from_tensors(
 ) -> LoadedModel:
     """`load_model` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
-    limit = _context_limit(params, max_seq_len)
+    options = _Options(device, dtype, max_seq_len, False, quantize, quantize_keep, compile)
     placement = choose_placement(device, dtype, params.parameters)
-    plan = _plan(quantize, quantize_keep, placement)
-    setup = _setup(params, placement, plan, False, max_seq_len)
-    model = _load_weights(tensors, setup, placement, plan, None)
-    alpha = params.image_processor.alpha_for(tensors.format)
-    runtime = make_runtime(model, placement.device, compile)
-    return _ready(params, runtime, placement, plan, limit, tokenizer, False, alpha, begin)
+    running = _run_weights(params, tensors, placement, options)
+    return _ready(params, running, tokenizer, None, False, begin)
 
 
-def _load_exported(
-    folder: ExportedFolder,
-    params: ModelParams,
-    device: str,
-    dtype: str,
-    max_seq_len: int | None,
-    quantize: str,
-    keep: Collection[str],
-    text_only: bool,
-    compile: CompileMode,
-    progress: ProgressCallback | None,
-) -> tuple[Runtime, Placement, Plan, int]:
-    """The runtime of a folder that `mmchat export` wrote, and what it was exported for."""
+@dataclass(frozen=True)
+class _Options:
+    """How to run a model: the arguments of `load_model`."""
+
+    device: str
+    dtype: str
+    max_seq_len: int | None
+    text_only: bool
+    quantize: str
+    quantize_keep: Collection[str]
+    compile: CompileMode
+    progress: ProgressCallback | None = None
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A model that is ready, and how it was made so. format: of the weights, "hf" or "meta"."""
+
+    runtime: Runtime
+    placement: Placement
+    plan: Plan
+    max_seq_len: int
+    format: str
+
+
+def _run_checkpoint(source: ModelSource, options: _Options) -> _Running:
+    params = source.params
+    _context_limit(params, options.max_seq_len)  # said before a file is opened
+    placement = choose_placement(options.device, options.dtype, params.parameters)
+    merge_rules = params.family.resolve("weights").shard_dims
+    with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:
+        return _run_weights(params, files, placement, options)
+
+
+def _run_weights(
+    params: ModelParams, files: Checkpoint, placement: Placement, options: _Options
+) -> _Running:
+    limit = _context_limit(params, options.max_seq_len)
+    plan = _plan(options.quantize, options.quantize_keep, placement)
+    setup = _setup(params, placement, plan, options)
+    model = load_weights(files, setup, placement, plan, options.progress)
+    runtime = make_runtime(model, placement.device, options.compile, options.progress)
+    return _Running(runtime, placement, plan, limit, files.format)
+
+
+def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options) -> _Running:
+    """The programs that `mmchat export` wrote, as they were exported."""
     record = folder.record
-    folder.check_options(quantize, keep)
-    if record.programs:
-        if compile == "on":
-            raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
-        limit = folder.context_limit(max_seq_len)
-        runtime, placement = open_exported(folder, params, device, dtype)
-        return runtime, placement, quantization.make_plan(record.scheme, record.keep), limit
-    limit = _context_limit(params, max_seq_len)
-    placement = choose_placement(device, record.dtype if dtype == "auto" else dtype, 0)
+    folder.check_options(options.quantize, options.quantize_keep)
+    if options.compile == "on":
+        raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
+    limit = folder.context_limit(options.max_seq_len)
+    runtime, placement = open_exported(folder, params, options.device, options.dtype)
+    plan = quantization.make_plan(record.scheme, record.keep)
+    return _Running(runtime, placement, plan, limit, "hf")
+
+
+def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -> _Running:
+    """The weights that `mmchat export` wrote, in their dtype unless another is asked."""
+    record = folder.record
+    folder.check_options(options.quantize, options.quantize_keep)
+    limit = _context_limit(params, options.max_seq_len)
+    dtype = record.dtype if options.dtype == "auto" else options.dtype
+    placement = choose_placement(options.device, dtype, 0)
     folder.check_dtype(placement)
     plan = _plan(record.scheme, record.keep, placement)
     with open_checkpoint(folder.path, merge_rules=None) as files:
-        setup = _setup(params, placement, plan, text_only, max_seq_len)
+        setup = _setup(params, placement, plan, options)
         check_memory(replace(setup, from_file=True), available_memory(placement.device))
-        model = load_saved(files, params, plan, placement.device, text_only=text_only)
-    return make_runtime(model, placement.device, compile, progress), placement, plan, limit
+        model = load_saved(files, params, plan, placement.device, text_only=options.text_only)
+    runtime = make_runtime(model, placement.device, options.compile, options.progress)
+    return _Running(runtime, placement, plan, limit, "hf")
 
 
 def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
@@ -191,43 +211,39 @@ def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
     return plan
 
 
-def _setup(
-    params: ModelParams, placement: Placement, plan: Plan, text_only: bool, max_seq_len: int | None
-) -> Setup:
+def _setup(params: ModelParams, placement: Placement, plan: Plan, options: _Options) -> Setup:
     """What will be loaded, for the estimate of its memory."""
     return Setup.of(
         params,
         placement,
         quantize=plan.name,
         keep=plan.keep,
-        text_only=text_only,
-        max_seq_len=max_seq_len,
+        text_only=options.text_only,
+        max_seq_len=options.max_seq_len,
     )
 
 
 def _ready(
     params: ModelParams,
-    runtime: Runtime,
-    placement: Placement,
-    plan: Plan,
-    limit: int,
+    running: _Running,
     tokenizer: Tokenizer,
+    alpha: Literal["white", "drop"] | None,
     text_only: bool,
-    alpha: Literal["white", "drop"],
     begin: float,
 ) -> LoadedModel:
     """Put the parts together; `begin` is when loading began."""
     make_processor = params.family.resolve("processor")
+    rule = alpha or params.image_processor.alpha_for(running.format)
     return LoadedModel(
         params=params,
-        runtime=runtime,
-        processor=make_processor(params.config, params.image_processor, tokenizer, alpha),
+        runtime=running.runtime,
+        processor=make_processor(params.config, params.image_processor, tokenizer, rule),
         tokenizer=tokenizer,
-        placement=placement,
-        max_seq_len=limit,
+        placement=running.placement,
+        max_seq_len=running.max_seq_len,
         sampling_defaults=SamplingParams(**vars(params.generation)),
         text_only=text_only,
-        quantize=plan.name,
+        quantize=running.plan.name,
         load_seconds=time.perf_counter() - begin,
     )
 
@@ -261,55 +277,3 @@ def _open_tokenizer(source: ModelSource) -> Tokenizer:
             f"model {source.params.name} has {rows}; give the tokenizer that came with the weights"
         )
     return tokenizer
-
-
-def _load_weights(
-    files: Checkpoint,
-    setup: Setup,
-    placement: Placement,
-    plan: Plan,
-    progress: ProgressCallback | None,
-) -> Any:
-    """Build on the meta device, then give each parameter its tensor, one at a time.
-
-    A layer that is quantised takes its weights rounded, so that no more than one of them is in
-    memory as it was. Raises MemoryError_ before anything is allocated.
-    """
-    in_place = used_in_place(files, str(placement.dtype).removeprefix("torch."))
-    check_memory(replace(setup, from_file=in_place), available_memory(placement.device))
-    params, family = setup.params, setup.params.family
-    with torch.device("meta"):
-        model = family.resolve("model")(params.config)
-    model.requires_grad_(False).eval()
-    wanted = model.weight_names(text_only=setup.text_only)
-    quantization.replace_linears(model, plan)
-    try:
-        tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
-        for done, (name, tensor) in enumerate(tensors, start=1):
-            _assign(model, name, tensor, placement)
-            if progress:
-                progress("weights", done, len(wanted))
-    except CheckpointError as error:
-        raise _with_fitting_params(error, params) from None
-    stays_in_file = plan.scheme is None and placement.device.type == "cpu"
-    if not stays_in_file:
-        model.fuse_projections()
-    model.materialize_buffers(placement.device)
-    return model
-
-
-def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor, placement: Placement) -> None:
-    owner, _, last = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if last == "weight" and isinstance(module, QuantizedLinear | Float8Linear):
-        module.quantize(tensor.to(placement.device))
-        return
-    tensor = tensor.to(placement.device, placement.dtype)
-    setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
-
-
-def _with_fitting_params(error: CheckpointError, params: ModelParams) -> MmchatError:
-    """Add which params file fits, when the checkpoint's tile size is not that of the params."""
-    tile_size = getattr(error, "tile_size", None)
-    fitting = params_for_tile_size(tile_size, params) if tile_size else None
-    return CheckpointError(f"{error}; {fitting} fits") if fitting else error

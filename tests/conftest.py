@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,13 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: more threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# A shell's background job ignores SIGINT, nohup ignores SIGHUP, and every child would inherit it.
+for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(ignored) == signal.SIG_IGN:
+        usual = signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL
+        signal.signal(ignored, usual)
 
 
 @pytest.fixture(scope="session", autouse=True)

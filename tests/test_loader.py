@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import mmchat
-from mmchat import loader
+from mmchat import checkpoint_weights
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, UsageError
 from mmchat.events import Finished
 from mmchat.images import load_image
@@ -126,8 +126,10 @@ def test_progress_counts_the_tensors(folder, weights):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
-    monkeypatch.setattr(loader, "available_memory", lambda device: 1000)
-    monkeypatch.setattr(loader, "_assign", lambda *_: pytest.fail("something was loaded"))
+    monkeypatch.setattr(checkpoint_weights, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(
+        checkpoint_weights, "_assign", lambda *_: pytest.fail("something was loaded")
+    )
     with pytest.raises(MemoryError_, match=r"needs .* GiB on cpu \(weights .*0\.0 GiB are free"):
         mmchat.load(folder, device="cpu")
 

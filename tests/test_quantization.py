@@ -8,7 +8,7 @@ import torch
 import mmchat
 from mmchat import quantization
 from mmchat.errors import DeviceError, UsageError
-from mmchat.kernels import reference
+from mmchat.kernels import native, ops, reference
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
 from mmchat.params import find_model
@@ -127,6 +127,26 @@ def logits_of(model: MllamaForConditionalGeneration) -> torch.Tensor:
     logits = [model.prefill(inputs, cache)]
     logits += [model.decode(torch.tensor([[token]]), cache) for token in (9, 40)]
     return torch.stack(logits)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 5, 70])
+def test_without_a_compiler_int4_runs_in_torchs_own_kernel(
+    group: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "CHUNK_BYTES", 1)  # so that the rows are packed in several pieces
+    layer = QuantizedLinear(384, 160, 4, group, bias=False)
+    layer.quantize(torch.randn(160, 384))
+    parts = (layer.weight, layer.weight_scale, layer.weight_zero)
+    x = torch.randn(2, tokens, 384)
+    expected = x @ reference.widen_int4(*parts, torch.float32).T
+    size = layer.weight.nbytes
+    monkeypatch.setattr(native, "library", lambda: None)
+    for _ in range(2):
+        assert (layer(x) - expected).norm() < 0.01 * expected.norm()
+    assert weight_bytes(layer) <= size * 1.3  # the scales; the weights are there once
+    with pytest.raises(RuntimeError, match="load them anew to save"):
+        layer.state_dict()
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4-g32"])

@@ -19,6 +19,7 @@ from mmchat.kernels import native, reference
 
 # Tokens up to which a kernel that reads 16-bit weights once beats a matrix product.
 FEW_TOKENS, FEW_TOKENS_WITH_FAST_BF16 = 64, 4
+PACKED_ROWS = 64  # torch packs so many together
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
 
 
@@ -46,7 +47,7 @@ def probe() -> list[Choice]:
         return [
             Choice("bfloat16", f"torch; {many} for many tokens", why),
             Choice("int8", f"torch int8pack; {many} for many tokens", why),
-            Choice("int4", "widened in pieces", why),
+            Choice("int4", "torch int4pack", why),
         ]
     why = native.reason()
     few = FEW_TOKENS_WITH_FAST_BF16 if has_fast_bf16() else FEW_TOKENS
@@ -126,6 +127,30 @@ def _linear_int4(x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tens
         weight.shape[0],
         lambda a, b: reference.widen_int4(weight[a:b], scale[a:b], zero[a:b], wide),
     )
+
+
+def pack_int4(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor] | None:
+    """int4 weights in the order of torch's own kernel, where no compiled one serves them.
+
+    weight: uint8 [N, K/2], scale, zero: [N, K/group] -> uint8 [N, K/2] for this processor alone,
+    and bfloat16 [K/group, N, 2]; None where the weights are used as they are.
+    """
+    if native.library() is not None or weight.device.type != "cpu":
+        return None
+    packed = torch.empty_like(weight)
+    size = max(1, CHUNK_BYTES // (weight.shape[1] * 8 * PACKED_ROWS)) * PACKED_ROWS
+    for begin, end in _spans(weight.shape[0], size):
+        rows = weight[begin:end]
+        levels = torch.stack((rows & 15, rows >> 4), dim=-1).flatten(1).to(torch.int32)
+        packed[begin:end] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+    return packed, torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()
+
+
+def linear_packed_int4(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+    """x: [..., K], weights of `pack_int4` -> [..., N] in x's dtype."""
+    rows = x.reshape(-1, x.shape[-1]).bfloat16()
+    group = x.shape[-1] // scales.shape[0]
+    return _shaped(torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, group, scales), x)
 
 
 def _in_chunks(x: Tensor, rows: int, chunk: Callable[[int, int], Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ class QuantizedLinear(nn.Module):
     weight: Tensor
     weight_scale: Tensor
     weight_zero: Tensor | None
+    packed: Tensor  # None until it is needed, as packed_scales
+    packed_scales: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -44,6 +47,8 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.bits, self.group_size = bits, group_size
+        self.register_buffer("packed", None, persistent=False)
+        self.register_buffer("packed_scales", None, persistent=False)
         self.register_buffer("weight_zero", None)
         self.bias = None
         if bias:
@@ -74,6 +79,8 @@ class QuantizedLinear(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         on_cpu = self.weight.device.type == "cpu"
+        if on_cpu and self._is_packed():
+            return ops.linear_packed_int4(x, self.packed, self.packed_scales)
         if self.weight_zero is not None:
             parts = (self.weight, self.weight_scale, self.weight_zero)
             if on_cpu:
@@ -83,6 +90,23 @@ class QuantizedLinear(nn.Module):
             return ops.linear_int8(x, self.weight, self.weight_scale)
         # scaling the product and not the weights lets a compiler read int8 from memory
         return F.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype)
+
+    def _is_packed(self) -> bool:
+        """Whether torch's int4 kernel serves; its order of the weights is taken at first use."""
+        if self.weight_zero is None or self.packed is not None or torch.compiler.is_compiling():
+            return self.packed is not None
+        found = ops.pack_int4(self.weight, self.weight_scale, self.weight_zero)
+        if found is None:
+            return False
+        self.packed, self.packed_scales = found
+        empty = self.weight.new_empty(0)
+        self.weight, self.weight_scale, self.weight_zero = empty, empty, empty
+        return True
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self.packed is not None:
+            raise RuntimeError("the weights are in this processor's order; load them anew to save")
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def extra_repr(self) -> str:
         group = f", group_size={self.group_size}" if self.group_size else ""

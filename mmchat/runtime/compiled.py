@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from mmchat.errors import CompileError
+from mmchat.events import ProgressCallback
 from mmchat.models.base import Block, Cache, ModelInputs, Use, VisionLanguageModel
 from mmchat.runtime.cuda_graph import StepGraph
 from mmchat.runtime.eager import EagerRuntime, memory_errors
 
 CompileMode = Literal["auto", "on", "off"]
-# progress(stage, done, total): stage "compile", in kinds of layer
-ProgressCallback = Callable[[str, int, int], None]
 
 ALL_USES: tuple[Use, ...] = ("decode", "verify", "vision")
 WORTH_IT_ON_CPU: tuple[Use, ...] = ("decode",)  # elsewhere matrix products take all the time

@@ -191,7 +191,7 @@ def test_few_threads_name_the_variable_that_limits_them(monkeypatch):
 
 
 def test_missing_kernels_name_the_reason_and_the_compiler():
-    choice = Choice("int4", "widened in pieces, by torch", "no C compiler here")
+    choice = Choice("int4", "torch int4pack", "no C compiler here")
     (text,) = problem_texts(written_down(24, kernels=(choice,)))
     assert "no C compiler here; install gcc" in text
 
