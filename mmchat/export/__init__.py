@@ -177,13 +177,8 @@ def _write(
     model: Any = original.runtime.model  # type: ignore[attr-defined]
     limits = ExportLimits(record.max_seq_len, record.max_images)
     if plan.format == "executorch":
-        return lower_programs(
-            work,
-            original.params.family.resolve(FAMILY_EXPORTS[plan.format]),
-            model,
-            limits,
-            lambda name, number, count: progress(f"compiling {name}", number, count),
-        )
+        family_export = original.params.family.resolve(FAMILY_EXPORTS[plan.format])
+        return lower_programs(work, family_export, model, limits, progress)
     tensors = model_tensors(model)
     if plan.format == "safetensors":
         stored = model.state_dict()

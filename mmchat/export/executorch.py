@@ -24,7 +24,7 @@ from mmchat.models.base import ExportLimits, ExportProgram
 from mmchat.quantization import Plan, layer_scheme
 from mmchat.runtime.executorch import PROGRAM_NAME, executorch_version, missing_extra
 
-# progress(program, its number from 1, how many)
+# progress(stage, done, total)
 Progress = Callable[[str, int, int], None]
 
 
@@ -82,12 +82,11 @@ def _lower(programs: list[ExportProgram], progress: Progress) -> Any:
     exir, passes = _module("executorch.exir"), _module("executorch.exir.passes")
     shapes = _module("executorch.exir.passes.sym_shape_eval_pass")
     xnnpack = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    steps = len(programs) + 1
     traced = {}
     for number, program in enumerate(programs, start=1):
-        progress(program.name, number, steps)
+        progress(f"tracing {program.name}", number, len(programs))
         traced[program.name] = trace(program).run_decompositions(_DECOMPOSITIONS)
-    progress("all for XNNPACK", steps, steps)
+    progress("lowering to XNNPACK, which takes minutes", 0, 1)
     # arguments are used where they lie: caches are large; dynamic shapes are planned for the most
     settings = exir.ExecutorchBackendConfig(
         memory_planning_pass=passes.MemoryPlanningPass(alloc_graph_input=False),
