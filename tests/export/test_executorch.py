@@ -117,9 +117,9 @@ def test_loading_is_silent(tiny_executorch, capfd):
 
 def test_the_compiler_is_not_imported_to_run(tiny_executorch):
     program = (
-        "import sys, mmchat; from mmchat.sampling import SamplingParams;"
+        "import sys, mmchat;"
         f"model = mmchat.load({str(tiny_executorch)!r});"
-        "print(model.chat().ask('Hello', (), SamplingParams(temperature=0.0, max_new_tokens=3)));"
+        "print(model.chat().ask('Hello'));"
         "print([n for n in ('executorch.exir', 'torchao', 'torch._dynamo') if n in sys.modules])"
     )
     done = subprocess.run(
