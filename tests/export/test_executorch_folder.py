@@ -3,10 +3,13 @@
 import importlib
 
 import pytest
+import torch
 
 import mmchat
 from mmchat.errors import CheckpointError, ExportError, MissingExtra, UsageError
 from mmchat.export import ExportPlan, export_model
+from mmchat.export.executorch import quantize_linears
+from mmchat.quantization import make_plan
 from mmchat.runtime import executorch as runtime
 from mmchat.runtime import exported as opening
 from tests.export.test_folder import claim, refused
@@ -101,3 +104,26 @@ def test_a_folder_without_its_record_is_refused(folder):
     (folder / "mmchat-manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds exported programs but no mmchat-manifest"):
         mmchat.load(folder)
+
+
+def test_weights_are_rounded_part_by_part_as_the_scheme_says():
+    pytest.importorskip("torchao", reason="needs mmchat[executorch]")
+    model = mmchat.load(None, device="cpu", dtype="float32").runtime.model
+    quantize_linears(model, make_plan("int4-g32", ("vision",)))
+
+    def form(name):
+        weight = model.get_submodule(name).weight
+        return (
+            str(weight.target_dtype),
+            tuple(weight.block_size),
+            str(weight.activation_quantization),
+        )
+
+    text = "language_model.model.layers.1.cross_attn.q_proj"
+    head = "language_model.lm_head"
+    per_token = form(head)[2]
+    assert "int8" in per_token
+    assert form(text) == ("torch.int4", (1, 32), per_token)
+    assert form(head) == ("torch.int8", (1, 192), per_token)
+    kept = model.get_submodule("vision_model.transformer.layers.0.self_attn.q_proj").weight
+    assert type(kept) is torch.nn.Parameter
