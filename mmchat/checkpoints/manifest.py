@@ -37,10 +37,11 @@ class FileRecord:
 class ExportRecord:
     """What an exported folder was made for, and with what.
 
-    format: "aoti" or "safetensors". model: its name. scheme: of quantisation, but for the parts in
-    keep. torch: the version that compiled the programs. device: its type. processor: architecture
-    and vector instructions that the programs use, "" if there are none. max_seq_len: positions of
-    prompt and answer. max_images: pictures that one prefill may see. programs: their names.
+    format: "aoti", "executorch" or "safetensors". model: its name. scheme: of quantisation, but for
+    the parts in keep. torch: the version that compiled the programs. device: its type. processor:
+    architecture and vector instructions that the programs use, "" if there are none. max_seq_len:
+    positions of prompt and answer. max_images: pictures that one prefill may see. programs: their
+    names. executorch: the version that lowered them, "" if another compiler made them.
     """
 
     format: str
@@ -54,6 +55,7 @@ class ExportRecord:
     max_seq_len: int
     max_images: int
     programs: tuple[str, ...]
+    executorch: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def _encoded(manifest: Manifest) -> bytes:
     content = {"format": _FORMAT, **asdict(manifest)}
     if manifest.export is None:
         del content["export"]
+    elif not manifest.export.executorch:
+        del content["export"]["executorch"]
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 

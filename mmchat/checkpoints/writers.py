@@ -207,3 +207,9 @@ def write_json(path: Path, content: Any) -> None:
     """Write a new JSON file. Raises DiskError."""
     with _new_file(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_new(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a new file by `write`, which gets it open. Raises DiskError."""
+    with _new_file(path) as file:
+        write(file)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def export(
     model: options.Model = None,
     format: Annotated[
-        Literal["aoti", "safetensors"],
+        Literal["aoti", "executorch", "safetensors"],
         typer.Option(
             "--format",
-            help="aoti: compiled programs (.pt2); safetensors: the weights, ready to be mapped.",
+            help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
+            " safetensors: the weights, ready to be mapped.",
         ),
     ] = "aoti",
     output: Annotated[
@@ -61,7 +62,8 @@ def export(
     """Write a model so that it runs without its checkpoint; the folder's path goes to stdout.
 
     'mmchat generate DIR' and 'mmchat chat DIR' run it. The folder appears when it is whole, and
-    was compared with the model. aoti needs a C++ compiler here, but not where the folder runs.
+    was compared with the model. aoti needs a C++ compiler here, but not where the folder runs;
+    executorch needs mmchat[executorch], in both places.
     """
     from mmchat.export import ExportPlan, export_model
 

@@ -39,8 +39,9 @@ def inspect(
     source = ModelChoice(name=model, params_path=params_path).find(checkpoint_required=False)
     facts = _facts(source.params)
     if source.checkpoint is not None:
-        facts["checkpoint"] = _checkpoint_facts(source.checkpoint, source.params)
-        facts["export"] = _export_facts(source.checkpoint)
+        facts["export"] = exported = _export_facts(source.checkpoint)
+        if exported is None or exported["format"] != "executorch":  # its weights are in programs
+            facts["checkpoint"] = _checkpoint_facts(source.checkpoint, source.params)
     if as_json:
         console.print_json(facts)
         return
@@ -144,7 +145,9 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("  cache", f"{size(facts['cache_bytes_per_token'])} a token in bfloat16"),
         ("  pictures", f"{size(facts['cache_bytes_per_tile'])} a tile in bfloat16"),
     ]
-    return [*lines, *_checkpoint_lines(facts["checkpoint"]), *_export_lines(facts["export"])]
+    if facts["checkpoint"] or not facts["export"]:
+        lines += _checkpoint_lines(facts["checkpoint"])
+    return [*lines, *_export_lines(facts["export"])]
 
 
 def _export_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -157,10 +160,16 @@ def _export_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found["programs"]:
         lines += [
             ("  programs", ", ".join(found["programs"])),
-            ("  for", f"torch {found['torch']}, {found['device']}, {found['processor']}"),
+            ("  for", _made_for(found)),
             ("  at most", f"{found['max_seq_len']:,} positions, {found['max_images']} pictures"),
         ]
     return [*lines, *((f"  {name}", size(number)) for name, number in found["files"].items())]
+
+
+def _made_for(found: dict[str, Any]) -> str:
+    if found["executorch"]:
+        return f"executorch {found['executorch']}, {found['device']}, XNNPACK"
+    return f"torch {found['torch']}, {found['device']}, {found['processor']}"
 
 
 def _checkpoint_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:

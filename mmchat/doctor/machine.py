@@ -35,6 +35,7 @@ EXTRAS = {
     "tokenizers": ("tokenizer.json files of any kind", "tokenizers"),
     "clipboard": ("copying answers with \\copy", "pyperclip"),
     "bench": ("mmchat bench --vs transformers", "transformers"),
+    "executorch": ("mmchat export --format executorch, and running it", "executorch"),
 }
 
 

@@ -24,12 +24,13 @@ from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.export.token_table import write_token_table
 from mmchat.params import ModelParams, ModelSource, find_model, find_params
 from mmchat.params_file import params_document
+from mmchat.quantization import make_plan
 from mmchat.staged_folder import staged_folder, sync
 
 if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
 
-Format = Literal["aoti", "safetensors"]
+Format = Literal["aoti", "executorch", "safetensors"]
 # progress(stage, done, total)
 Progress = Callable[[str, int, int], None]
 
@@ -92,6 +93,10 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         raise UsageError(
             f"{quoted(made_by_us.path, 300)} holds programs; export {source_name} instead"
         )
+    if plan.format == "executorch":
+        from mmchat.export.executorch import check_plan
+
+        check_plan(plan.device, plan.dtype, make_plan(plan.quantize, plan.quantize_keep))
     original = _load(plan, source.params, progress)
     record = _record(plan, original)
     if made_by_us:
@@ -114,23 +119,33 @@ def _load(plan: ExportPlan, params: ModelParams, progress: Progress) -> LoadedMo
     from mmchat.loader import load_model
 
     most = params.config.text_config.max_position_embeddings
-    return load_model(
+    portable = plan.format == "executorch"
+    loaded = load_model(
         plan.name,
         checkpoint_path=plan.checkpoint_path,
         tokenizer_path=plan.tokenizer_path,
         params_path=plan.params_path,
         device=plan.device,
-        dtype=plan.dtype,
+        dtype="float32" if portable else plan.dtype,
         max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
-        quantize=plan.quantize,
-        quantize_keep=plan.quantize_keep,
+        quantize="none" if portable else plan.quantize,
+        quantize_keep=() if portable else plan.quantize_keep,
         progress=lambda _, done, total: progress("loading", done, total),
     )
+    if portable and plan.quantize != "none":
+        from mmchat.export.executorch import quantize_linears
+
+        progress("quantising", 0, 1)
+        model: Any = loaded.runtime.model  # type: ignore[attr-defined]
+        quantize_linears(model, make_plan(plan.quantize, plan.quantize_keep))
+        return replace(loaded, quantize=plan.quantize)
+    return loaded
 
 
 def _record(plan: ExportPlan, original: LoadedModel) -> ExportRecord:
     import torch
 
+    from mmchat.runtime.executorch import executorch_version
     from mmchat.runtime.exported import processor_name
 
     return ExportRecord(
@@ -141,6 +156,7 @@ def _record(plan: ExportPlan, original: LoadedModel) -> ExportRecord:
         keep=plan.quantize_keep,
         torch=torch.__version__.split("+")[0],
         device=original.device.type,
+        executorch=executorch_version() if plan.format == "executorch" else "",
         processor=processor_name() if plan.format == "aoti" else "",
         max_seq_len=original.max_seq_len,
         max_images=plan.max_images,
@@ -153,10 +169,16 @@ def _write(
 ) -> tuple[str, ...]:
     """Weights and programs; returns the names of the programs."""
     from mmchat.export.aoti import compile_programs
+    from mmchat.export.executorch import lower_programs
     from mmchat.export.weights import model_tensors, write_tensors
     from mmchat.models.base import ExportLimits
+    from mmchat.runtime.exported import FAMILY_EXPORTS
 
     model: Any = original.runtime.model  # type: ignore[attr-defined]
+    limits = ExportLimits(record.max_seq_len, record.max_images)
+    if plan.format == "executorch":
+        family_export = original.params.family.resolve(FAMILY_EXPORTS[plan.format])
+        return lower_programs(work, family_export, model, limits, progress)
     tensors = model_tensors(model)
     if plan.format == "safetensors":
         stored = model.state_dict()
@@ -166,9 +188,9 @@ def _write(
         return ()
     return compile_programs(
         work,
-        original.params.family.resolve("export"),
+        original.params.family.resolve(FAMILY_EXPORTS[plan.format]),
         model,
-        ExportLimits(record.max_seq_len, record.max_images),
+        limits,
         lambda name, number, count: progress(f"compiling {name}", number, count),
     )
 

@@ -30,7 +30,8 @@ class Family:
     Where for messages, and raise ParamsError. parameter_count: parameters in the Hub's format.
     tile_size: side of one tile in pixels; with_tile_size: the same config but for it. model,
     processor, weights, prompt, documents (the config in other formats), export (programs to be
-    compiled ahead of time) and footprint (sizes in memory) are "module:attribute" or "module",
+    compiled ahead of time, which write into their caches), export_portable (programs without side
+    effects) and footprint (sizes in memory) are "module:attribute" or "module",
     imported only by `resolve`.
     """
 
@@ -48,6 +49,7 @@ class Family:
     prompt: str
     documents: str
     export: str
+    export_portable: str
     footprint: str
 
     def resolve(self, part: str) -> Any:

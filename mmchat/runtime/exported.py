@@ -23,7 +23,10 @@ from mmchat.models.base import ExportLimits
 from mmchat.params_file import ModelParams
 from mmchat.runtime.aoti import PACKAGE_NAME, AotiPrograms
 from mmchat.runtime.eager import EagerRuntime
+from mmchat.runtime.executorch import PROGRAM_NAME, ExecutorchPrograms, executorch_version
 
+# the part of a family that has the programs of a format
+FAMILY_EXPORTS = {"aoti": "export", "executorch": "export_portable"}
 _CAPABILITIES = ("DEFAULT", "NO AVX", "AVX2", "AVX512")  # each runs code of those before it
 
 
@@ -80,7 +83,8 @@ def exported_folder(checkpoint: Path | None) -> ExportedFolder | None:
         return None
     manifest = read_manifest(checkpoint / MANIFEST_NAME)
     if manifest is None or manifest.export is None:
-        if (checkpoint / PACKAGE_NAME).exists() and manifest is None:
+        found = any((checkpoint / name).exists() for name in (PACKAGE_NAME, PROGRAM_NAME))
+        if found and manifest is None:
             raise CheckpointError(
                 f"{quoted(checkpoint, 300)} holds exported programs but no {MANIFEST_NAME}, which"
                 " says what for; write it with mmchat export"
@@ -110,9 +114,13 @@ def open_exported(
     _check_versions(folder)
     _check_files(folder)
     limits = ExportLimits(record.max_seq_len, record.max_images)
-    weights = _weights(folder.path, placement.device, progress)
-    programs = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
-    model = params.family.resolve("export").ExportedModel(
+    weights = {}  # an ExecuTorch program holds its own
+    if record.format == "executorch":
+        programs = ExecutorchPrograms(folder.path / PROGRAM_NAME)
+    else:
+        weights = _weights(folder.path, placement.device, progress)
+        programs = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
+    model = params.family.resolve(FAMILY_EXPORTS[record.format]).ExportedModel(
         params.config, limits, placement.device, placement.dtype, programs, weights
     )
     return EagerRuntime(model, placement.device), placement
@@ -133,7 +141,9 @@ def _placement(folder: ExportedFolder, device: str, dtype: str) -> Placement:
 
 def _check_versions(folder: ExportedFolder) -> None:
     record, here = folder.record, torch.__version__.split("+")[0]
-    if record.torch != here:
+    if record.format == "executorch":
+        _check_executorch(folder)
+    elif record.torch != here:
         raise ExportError(
             f"{quoted(folder.path, 300)} was exported with torch {record.torch}, and this is torch"
             f" {here}; export again: {folder.again}"
@@ -142,6 +152,15 @@ def _check_versions(folder: ExportedFolder) -> None:
         raise ExportError(
             f"{quoted(folder.path, 300)} was exported for a processor with {record.processor}, and"
             f" this one has {processor_name()}; export again here: {folder.again}"
+        )
+
+
+def _check_executorch(folder: ExportedFolder) -> None:
+    made_by, here = folder.record.executorch, executorch_version()
+    if made_by != here:
+        raise ExportError(
+            f"{quoted(folder.path, 300)} was exported with executorch {made_by}, and this is"
+            f" executorch {here}; export again: {folder.again}"
         )
 
 

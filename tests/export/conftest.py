@@ -24,3 +24,12 @@ def tiny_aoti(tmp_path_factory):
         if not folder.exists():  # it appears when it is whole
             export_model(ExportPlan(None, folder, dtype="float32", max_seq_len=1024, max_images=3))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_executorch(tmp_path_factory):
+    """The built-in model, lowered to ExecuTorch for 1,024 positions and three pictures."""
+    pytest.importorskip("executorch", reason="needs mmchat[executorch]")
+    folder = tmp_path_factory.mktemp("exports") / "tiny-executorch"
+    export_model(ExportPlan(None, folder, "executorch", max_seq_len=1024, max_images=3))
+    return folder

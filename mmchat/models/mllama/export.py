@@ -45,7 +45,9 @@ def capacity(max_seq_len: int) -> int:
 # The programs
 
 
-class _Vision(nn.Module):
+class Vision(nn.Module):
+    """Pictures with equal tile counts -> `cross`, a key and a value tensor for each layer."""
+
     def __init__(self, model: MllamaForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
@@ -78,8 +80,8 @@ class _Prefill(nn.Module):
         hidden = text.model.step(
             input_ids,
             position,
-            _pairs(cached),
-            _pairs(cross),
+            pairs(cached),
+            pairs(cross),
             mask[None, None],
             sees[None],
             length.shape[0],
@@ -102,7 +104,7 @@ class _PrefillText(nn.Module):
     ) -> Tensor:
         text = self.model.language_model
         hidden = text.model.step(
-            input_ids, position, _pairs(cached), None, None, None, length.shape[0]
+            input_ids, position, pairs(cached), None, None, None, length.shape[0]
         )
         return text.lm_head(hidden[:, wanted]).float()
 
@@ -115,7 +117,7 @@ class _Decode(nn.Module):
     def forward(
         self, token_id: Tensor, position: Tensor, cached: list[Tensor], cross: list[Tensor]
     ) -> Tensor:
-        return self.model.decode_step(token_id, position, _pairs(cached), _pairs(cross))
+        return self.model.decode_step(token_id, position, pairs(cached), pairs(cross))
 
 
 class _DecodeText(nn.Module):
@@ -124,10 +126,11 @@ class _DecodeText(nn.Module):
         self.model = model
 
     def forward(self, token_id: Tensor, position: Tensor, cached: list[Tensor]) -> Tensor:
-        return self.model.decode_step(token_id, position, _pairs(cached), None)
+        return self.model.decode_step(token_id, position, pairs(cached), None)
 
 
-def _pairs(tensors: Sequence[Tensor]) -> list[KeyValue]:
+def pairs(tensors: Sequence[Tensor]) -> list[KeyValue]:
+    """Keys and values from a flat list of them, layer by layer."""
     return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
@@ -145,13 +148,13 @@ def export_programs(
         shape = (1, count, vision.num_channels, vision.image_size, vision.image_size)
         return torch.zeros(shape, device=device, dtype=dtype)
 
-    def pairs(layers: int, length: int) -> list[Tensor]:
+    def room(layers: int, length: int) -> list[Tensor]:
         shape = (1, text.num_key_value_heads, length, text.head_dim)
         return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * layers)]
 
-    cached = pairs(len(text.self_attention_layers), capacity(limits.max_seq_len))
+    cached = room(len(text.self_attention_layers), capacity(limits.max_seq_len))
     per_picture = vision.max_num_tiles * vision.tokens_per_tile
-    cross = pairs(len(text.cross_attention_layers), 2 * vision.tokens_per_tile)
+    cross = room(len(text.cross_attention_layers), 2 * vision.tokens_per_tile)
     new = Dim("new_positions", min=2, max=limits.max_seq_len)
     past = Dim("all_positions", min=2, max=limits.max_seq_len)
     rows = Dim("wanted", min=1, max=limits.max_seq_len)
@@ -165,8 +168,8 @@ def export_programs(
     full = ids(vision.aspect_ratios.index((1, vision.max_num_tiles)) + 1)
     spans = ids(0, 0, 0, 9, 0, 9).view(3, 2)
     programs = [
-        ("vision", _Vision(model), (tiles(2), ids(2)), ({1: some}, None)),
-        ("vision_full", _Vision(model), (tiles(vision.max_num_tiles), full), None),
+        ("vision", Vision(model), (tiles(2), ids(2)), ({1: some}, None)),
+        ("vision_full", Vision(model), (tiles(vision.max_num_tiles), full), None),
         (
             "prefill",
             _Prefill(model),
@@ -203,12 +206,15 @@ class ExportedModel:
         self.device, self.dtype = device, dtype
         self._run = run
 
-    def new_cache(self, batch: int, _capacity: int) -> MllamaCache:
-        """An empty cache of the static size that the programs have."""
+    def new_cache(self, batch: int, wanted: int) -> MllamaCache:
+        """An empty cache of the size that the programs take."""
         if batch != 1:
             raise ExportError(f"an exported model reads one conversation at a time, not {batch}")
-        room = capacity(self.limits.max_seq_len)
+        room = self._capacity(wanted)
         return MllamaCache(self.config.text_config, 1, room, self.device, self.dtype)
+
+    def _capacity(self, _wanted: int) -> int:
+        return capacity(self.limits.max_seq_len)
 
     @torch.inference_mode()
     def encode_images(self, inputs: MllamaInputs, cache: MllamaCache) -> int:
@@ -220,12 +226,15 @@ class ExportedModel:
                 continue
             tiles = image.pixel_values[None].to(self.device, self.dtype)
             ratio = torch.tensor([image.layout.aspect_ratio_id], device=self.device)
-            is_full = tiles.shape[1] == self.config.vision_config.max_num_tiles
-            out = self._run("vision_full" if is_full else "vision", (tiles, ratio))
-            pairs = tuple((key[0], value[0]) for key, value in _pairs(out))
-            cache.add_encoded(image.content_hash, pairs)
+            out = self._run(self._vision_program(tiles.shape[1]), (tiles, ratio))
+            own = tuple((key[0], value[0]) for key, value in pairs(out))
+            cache.add_encoded(image.content_hash, own)
             encoded += 1
         return encoded
+
+    def _vision_program(self, num_tiles: int) -> str:
+        is_full = num_tiles == self.config.vision_config.max_num_tiles
+        return "vision_full" if is_full else "vision"
 
     @torch.inference_mode()
     def prefill(self, inputs: MllamaInputs, cache: MllamaCache) -> Tensor:
@@ -310,12 +319,15 @@ class ExportedModel:
             seen += fresh
             end += sum(cache.encoded[image.content_hash][0][0].shape[1] for image in fresh)
             visible[max(begin - start, 0) : stop - start] = torch.tensor([first, end])
-        if len(seen) > self.limits.max_images:
+        self._check_images(len(seen))
+        return seen, visible
+
+    def _check_images(self, count: int) -> None:
+        if count > self.limits.max_images:
             raise ExportError(
-                f"{len(seen)} pictures are seen at once and the model was exported for"
+                f"{count} pictures are seen at once and the model was exported for"
                 f" {self.limits.max_images}; export it again with a larger --max-images"
             )
-        return seen, visible
 
     def _joined(self, cache: MllamaCache, seen: Sequence[PlacedImage]) -> Iterable[Tensor]:
         """Keys and values of the pictures one after the other, [1, G, M, D], layer by layer."""

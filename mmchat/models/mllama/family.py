@@ -18,5 +18,6 @@ FAMILY = Family(
     prompt="mmchat.models.mllama.prompt",
     documents="mmchat.models.mllama.documents",
     export="mmchat.models.mllama.export",
+    export_portable="mmchat.models.mllama.export_portable",
     footprint="mmchat.models.mllama.footprint:footprint",
 )

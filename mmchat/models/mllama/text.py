@@ -55,7 +55,8 @@ class SelfAttention(nn.Module):
         """Read query, key and value in one product; their own layers go."""
         fuse(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
 
-    def _project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated query and key heads, and value heads: [B, H, S, D], [B, G, S, D] twice."""
         if self.qkv_proj is None:
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         else:
@@ -68,7 +69,7 @@ class SelfAttention(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None, start: int
     ) -> Tensor:
         """Attend from positions start .. start + S to those before them and each other."""
-        query, key, value = self._project(x, cos, sin)
+        query, key, value = self.project(x, cos, sin)
         if cache is not None:
             cache.write_span(start, key, value)
         if start == 0 or cache is None:
@@ -87,7 +88,7 @@ class SelfAttention(nn.Module):
         cached: [B, G, L, D] twice. mask: [B, 1, S, N], True up to and including the position; the
         first N positions are read.
         """
-        query, key, value = self._project(x, cos, sin)
+        query, key, value = self.project(x, cos, sin)
         rows = torch.arange(x.shape[0], device=x.device)[:, None]
         cached[0][rows, :, positions] = key.transpose(1, 2)
         cached[1][rows, :, positions] = value.transpose(1, 2)
@@ -132,19 +133,20 @@ class SelfAttentionLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def _mlp(self, x: Tensor) -> Tensor:
+    def mlp_branch(self, x: Tensor) -> Tensor:
+        """Add the gated MLP. x: [B, S, E] -> [B, S, E]."""
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None, start: int
     ) -> Tensor:
-        return self._mlp(x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start))
+        return self.mlp_branch(x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start))
 
     def step(
         self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
     ) -> Tensor:
         attended = self.self_attn.step(self.input_layernorm(x), cos, sin, cached, positions, mask)
-        return self._mlp(x + attended)
+        return self.mlp_branch(x + attended)
 
 
 class CrossAttentionLayer(nn.Module):

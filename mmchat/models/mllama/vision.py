@@ -193,8 +193,8 @@ class VisionModel(nn.Module):
         images, num_tiles, channels, side, _ = tiles.shape
         patch = self.config.patch_size
         grid = side // patch
-        patches = tiles.reshape(images, num_tiles, channels, grid, patch, grid, patch)
-        patches = patches.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
+        patches = tiles.reshape(images * num_tiles, channels, grid, patch, grid, patch)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images, num_tiles, grid * grid, -1)
         weight = self.patch_embedding.weight.flatten(1)
         x = nn.functional.linear(patches.to(weight.dtype), weight)  # [I, T, grid², E]
         x = x + self.pre_tile_positional_embedding(aspect_ratio_ids, num_tiles)

@@ -1,0 +1,145 @@
+"""Lower a model's programs to ExecuTorch and write them, with their weights, as one .pte file.
+
+XNNPACK takes what it can, ExecuTorch's portable operators the rest. The methods of the file share
+their weights: those of XNNPACK lie in it once, whatever the number of methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmchat.checkpoints.writers import write_new
+from mmchat.errors import ExportError, UsageError
+from mmchat.export.aoti import trace
+from mmchat.models.base import ExportLimits, ExportProgram
+from mmchat.quantization import Plan, layer_scheme
+from mmchat.runtime.executorch import PROGRAM_NAME, executorch_version, missing_extra
+
+# progress(stage, done, total)
+Progress = Callable[[str, int, int], None]
+
+
+def check_plan(device: str, dtype: str, plan: Plan) -> None:
+    """Whether ExecuTorch has a form for this. Raises UsageError, MissingExtra."""
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"XNNPACK runs on the cpu, not {device}; leave out --device")
+    if dtype not in ("auto", "float32"):
+        raise UsageError(
+            f"XNNPACK computes in float32, not {dtype}; leave out --dtype, or give --quantize int8"
+            " or int4 for a smaller file"
+        )
+    if plan.scheme and plan.scheme.is_float:
+        raise UsageError(
+            f"ExecuTorch has no form for {plan.name}; use --quantize int8, int4, int4-g32,"
+            " int4-g64 or int4-g128"
+        )
+    executorch_version()
+
+
+def quantize_linears(model: Any, plan: Plan) -> None:
+    """Round the weights as ExecuTorch's users expect, to int4 in groups or int8 by rows.
+
+    Activations are rounded to int8 with a scale for each token as the model runs. Raises
+    MissingExtra.
+    """
+    scheme = plan.scheme
+    if scheme is None:
+        return
+    with _quiet():
+        torchao = _module("torchao.quantization")
+    chosen = {
+        name: layer_scheme(scheme, part, model.get_submodule(name).in_features, plan.keep)
+        for name, part in model.linear_parts().items()
+    }
+    for kind in {found for found in chosen.values() if found}:
+        rows = torchao.PerGroup(kind.group_size) if kind.group_size else torchao.PerAxis(0)
+        config = torchao.Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=getattr(torch, f"int{kind.bits}"), weight_granularity=rows
+        )
+        torchao.quantize_(model, config, lambda _, name, kind=kind: chosen.get(name) == kind)
+
+
+def lower_programs(
+    folder: Path, family_export: Any, model: Any, limits: ExportLimits, progress: Progress
+) -> tuple[str, ...]:
+    """Write programs.pte; returns the names of its methods. Raises ExportError, MissingExtra."""
+    programs: list[ExportProgram] = family_export.export_programs(model, limits)
+    with _quiet():
+        write_new(folder / PROGRAM_NAME, _lower(programs, progress).write_to_file)
+    return tuple(program.name for program in programs)
+
+
+def _lower(programs: list[ExportProgram], progress: Progress) -> Any:
+    exir, passes = _module("executorch.exir"), _module("executorch.exir.passes")
+    shapes = _module("executorch.exir.passes.sym_shape_eval_pass")
+    xnnpack = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    traced = {}
+    for number, program in enumerate(programs, start=1):
+        progress(f"tracing {program.name}", number, len(programs))
+        traced[program.name] = trace(program).run_decompositions(_DECOMPOSITIONS)
+    progress("lowering to XNNPACK, which takes minutes", 0, 1)
+    # arguments are used where they lie: caches are large; dynamic shapes are planned for the most
+    settings = exir.ExecutorchBackendConfig(
+        memory_planning_pass=passes.MemoryPlanningPass(alloc_graph_input=False),
+        sym_shape_eval_pass=shapes.ConstraintBasedSymShapeEvalPass(),
+    )
+    lowered = exir.to_edge_transform_and_lower(
+        traced,
+        partitioner={name: [xnnpack.XnnpackPartitioner()] for name in traced},
+        compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
+    )
+    return lowered.to_executorch(settings)
+
+
+def _module(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise missing_extra(error) from None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention as products of three axes, which XNNPACK takes; torch's own has more to guard."""
+    if dropout_p or is_causal or enable_gqa:
+        raise ExportError("attention of this kind has no form for ExecuTorch")
+    dim = query.shape[-1]
+    folded = (query * (scale or dim**-0.5)).flatten(0, 1)
+    scores = torch.bmm(folded, key.flatten(0, 1).transpose(1, 2))
+    if attn_mask is not None:
+        scores = scores + attn_mask.flatten(0, 1)
+    out = torch.bmm(torch.softmax(scores, -1), value.flatten(0, 1))
+    return out.unflatten(0, query.shape[:2])
+
+
+_DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the compilers say of their own code is not for the user to mend."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
