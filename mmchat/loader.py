@@ -182,7 +182,9 @@ def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options
     if options.compile == "on":
         raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
     limit = folder.context_limit(options.max_seq_len)
-    runtime, placement = open_exported(folder, params, options.device, options.dtype)
+    runtime, placement = open_exported(
+        folder, params, options.device, options.dtype, options.progress
+    )
     plan = quantization.make_plan(record.scheme, record.keep)
     return _Running(runtime, placement, plan, limit, "hf")
 
@@ -199,7 +201,14 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
     with open_checkpoint(folder.path, merge_rules=None) as files:
         setup = _setup(params, placement, plan, options)
         check_memory(replace(setup, from_file=True), available_memory(placement.device))
-        model = load_saved(files, params, plan, placement.device, text_only=options.text_only)
+        model = load_saved(
+            files,
+            params,
+            plan,
+            placement.device,
+            text_only=options.text_only,
+            progress=options.progress,
+        )
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     return _Running(runtime, placement, plan, limit, "hf")
 

@@ -6,7 +6,7 @@ loaded model has them, so nothing is computed and on the CPU nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmchat import quantization
@@ -25,9 +25,18 @@ _SHOWN = 5  # differences that a message names
 
 
 def load_saved(
-    files: Checkpoint, params: ModelParams, plan: Plan, device: torch.device, *, text_only: bool
+    files: Checkpoint,
+    params: ModelParams,
+    plan: Plan,
+    device: torch.device,
+    *,
+    text_only: bool,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Any:
-    """The model of `params` with the stored tensors. Raises CheckpointError with differences."""
+    """The model of `params` with the stored tensors. progress("weights", done, of tensors).
+
+    Raises CheckpointError with the differences.
+    """
     import torch
 
     with torch.device("meta"):
@@ -38,9 +47,11 @@ def load_saved(
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=text_only)
     _check(files, model.state_dict(), wanted)
-    for name in files.entries:
-        if name in wanted:
-            _assign(model, name, files.read(name).to(device))
+    stored = [name for name in files.entries if name in wanted]
+    for done, name in enumerate(stored, start=1):
+        _assign(model, name, files.read(name).to(device))
+        if progress:
+            progress("weights", done, len(stored))
     model.materialize_buffers(device)
     return model
 

@@ -62,7 +62,7 @@ void check_record(const Json& record) {
     throw Failure(kModel, "the model was exported " + reason);
   };
   if (record["format"].text() != "aoti")
-    refuse("as " + record["format"].text() + ", which holds no programs; export it as aoti");
+    refuse("as " + record["format"].text() + "; export it with --format aoti");
   if (record["scheme"].text() != "none")
     refuse("with --quantize " + record["scheme"].text() +
            ", whose operators are mmchat's own; export it without, with --dtype float32");

@@ -75,8 +75,12 @@ def named(loaded: LoadedModel, variant: Variant) -> Mmchat:
 def allowed_errors(entrants: Entrants, variants: Sequence[Variant]) -> dict[str, float]:
     """For each of ours by name: how far its logits may be from the first contestant's."""
     limits = {}
+    reference = variants[0].quantize
     for contestant, variant in zip(entrants.ours, variants, strict=True):
         dtype = str(contestant.loaded.dtype).removeprefix("torch.")
         plain = SAME_DTYPE_LIMITS[dtype]
-        limits[contestant.name] = QUANTIZED_LIMITS[variant.bits] if variant.bits else plain
+        limits[contestant.name] = plain
+        if variant.bits:  # the same rounded weights, or rounded ones against those that are not
+            bits = 8 if variant.quantize == reference else variant.bits
+            limits[contestant.name] = QUANTIZED_LIMITS[bits]
     return limits

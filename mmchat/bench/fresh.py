@@ -18,11 +18,10 @@ _TAIL = 300  # characters of a failed process's last words
 
 @dataclass(frozen=True)
 class Process:
-    """One finished process. Seconds; peak_memory: largest resident set, bytes."""
+    """One finished process; times in seconds."""
 
     wall: float
     cpu: float
-    peak_memory: int
     stdout: str
 
 
@@ -54,8 +53,7 @@ def run_fresh(arguments: Sequence[str], *, environment: dict[str, str] | None = 
         shown = " ".join(arguments[:4])
         last = texts[1].strip()[-_TAIL:]
         raise MmchatError(f"'python {shown} …' ended with {child.returncode}: {last}")
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Process(wall, usage.ru_utime + usage.ru_stime, peak, texts[0])
+    return Process(wall, usage.ru_utime + usage.ru_stime, texts[0])
 
 
 def help_text() -> Process:

@@ -21,19 +21,28 @@ Say = Callable[[str], None]  # told what is being done
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of running the model: a quantisation scheme, and whether it is compiled."""
+    """One way of running the model: a quantisation scheme, and whether it is compiled.
+
+    exported: from the folder that `mmchat export` wrote, not from the model that it was made of.
+    """
 
     quantize: str = "none"
     compile: str = "off"
+    exported: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Variant:
         """The inverse of `str`."""
-        quantize, _, compiled = text.partition("+")
-        return cls(quantize, "on" if compiled else "off")
+        quantize, _, way = text.partition("+")
+        return cls(quantize, "on" if way == "compiled" else "off", way == "exported")
 
     def __str__(self) -> str:
-        return self.quantize + ("+compiled" if self.compile == "on" else "")
+        return self.quantize + self._way("+")
+
+    def _way(self, before: str) -> str:
+        if self.exported:
+            return f"{before}exported"
+        return f"{before}compiled" if self.compile == "on" else ""
 
     @property
     def bits(self) -> int | None:
@@ -50,7 +59,7 @@ class Variant:
     def label(self, dtype: torch.dtype) -> str:
         plain = str(dtype).removeprefix("torch.")
         weights = plain if self.quantize == "none" else self.quantize
-        return f"mmchat {weights}" + (" compiled" if self.compile == "on" else "")
+        return f"mmchat {weights}" + self._way(" ")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +16,7 @@ from mmchat.bench.contestants import PicturePrompt, picture_file, picture_size, 
 from mmchat.bench.entrants import from_tensors, named
 from mmchat.bench.plan import Plan, Say, Variant
 from mmchat.bench.shapes import RandomTensors, byte_tokenizer, shaped_params
+from mmchat.bench.traffic import weights_of
 from mmchat.bench.turns import two_turns
 from mmchat.device import choose_placement
 from mmchat.images import load_image
@@ -48,10 +50,7 @@ def memory(plan: Plan, say: Say) -> list[dict[str, Any]]:
     for name in who:
         say(f"peak memory of {name}")
         done = fresh.run_fresh(["-m", "mmchat", "bench", *plan.selection, "--once", name])
-        record = json.loads(done.stdout)
-        if record.pop("device") == "cpu":
-            record["peak_memory_bytes"] = done.peak_memory
-        records.append(record)
+        records.append(json.loads(done.stdout))
     return records
 
 
@@ -74,7 +73,8 @@ def once(plan: Plan, who: str) -> dict[str, Any]:
         contestant = named(from_tensors(params, tensors, variant), variant)
     two_turns(contestant, tiles, seed=1)
     loaded = contestant.loaded
-    return _memory_record(contestant.name, loaded.runtime.model, loaded.device, tiles)  # type: ignore[attr-defined]
+    weights = weights_of(loaded).values()
+    return _memory_record(contestant.name, weights, loaded.device, tiles)
 
 
 def _once_transformers(params: Any, tensors: RandomTensors, tiles: int) -> dict[str, Any]:
@@ -89,14 +89,16 @@ def _once_transformers(params: Any, tensors: RandomTensors, tiles: int) -> dict[
     picture = load_image(picture_file(*picture_size(tiles, params.tile_size), seed=1))
     ids = (params.config.image_token_id, *range(32))
     theirs.prefill_picture(PicturePrompt(ids, tiled(processor, picture)))
-    return _memory_record(theirs.name, theirs.model, tensors.device, tiles)
+    weights = (*theirs.model.parameters(), *theirs.model.buffers())
+    return _memory_record(theirs.name, weights, tensors.device, tiles)
 
 
-def _memory_record(name: str, model: Any, device: torch.device, tiles: int) -> dict[str, Any]:
-    held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+def _memory_record(
+    name: str, weights: Iterable[torch.Tensor], device: torch.device, tiles: int
+) -> dict[str, Any]:
+    held = {t.data_ptr(): t.nbytes for t in weights}
     return {
         "contestant": name,
-        "device": device.type,
         "tiles": tiles,
         "weight_bytes": sum(held.values()),
         "peak_memory_bytes": peak_memory(device),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,15 @@ def _run(plan: Plan, say: Say) -> dict[str, Any]:
     entrants = gather(plan, say)
     base = entrants.ours[0].loaded
     clock: Clock = "cpu" if base.device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+    wanted, left_out = fitting(workloads(plan), entrants, plan.rounds)
     record: dict[str, Any] = {
         "schema": report.SCHEMA,
         "environment": report.environment(base.device, base.dtype, entrants.transformers),
         "model": model_record(plan, base),
         "clock": clock,
         "contestants": entrants.names(),
-        "workloads": measure_workloads(plan, entrants, clock, say),
+        "workloads": measure_workloads(plan, wanted, entrants, clock, say),
+        "left_out": [workload.title for workload in left_out],
     }
     if "turns" in plan.parts:
         record["turns"] = [turns_record(plan, entrants, tiles, clock, say) for tiles in plan.tiles]
@@ -61,12 +64,12 @@ def _run(plan: Plan, say: Say) -> dict[str, Any]:
 
 
 def measure_workloads(
-    plan: Plan, entrants: Entrants, clock: Clock, say: Say
+    plan: Plan, wanted: Sequence[Workload], entrants: Entrants, clock: Clock, say: Say
 ) -> list[dict[str, Any]]:
     limits = allowed_errors(entrants, plan.variants)
     field = Field(entrants.all, limits, entrants.ours[0], plan.rounds, plan.seconds)
     records = []
-    for workload in workloads(plan):
+    for workload in wanted:
         say(workload.title)
         measured = field.measure(workload)
         records.append(report.workload_record(measured, entrants.names(), clock))
@@ -84,6 +87,15 @@ def workloads(plan: Plan) -> list[Workload]:
     if "picture" in plan.parts:
         wanted += [Workload("picture", 0, tiles) for tiles in plan.tiles]
     return wanted
+
+
+def fitting(
+    wanted: Sequence[Workload], entrants: Entrants, rounds: int
+) -> tuple[list[Workload], list[Workload]]:
+    """Those that all contestants have the positions for, and the others: an export has few."""
+    most = min(contestant.loaded.max_seq_len for contestant in entrants.ours)
+    fits = [workload for workload in wanted if workload.positions(rounds) <= most]
+    return fits, [workload for workload in wanted if workload not in fits]
 
 
 def turns_record(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
@@ -18,23 +18,30 @@ def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int | None:
 
     None for a runtime that does not show its weights.
     """
-    model: Any = getattr(loaded.runtime, "model", None)
-    if not hasattr(model, "language_model"):
+    tensors = weights_of(loaded)
+    if not tensors:
         return None
     text = loaded.params.config.text_config
-    weights = sum(t.numel() * t.element_size() for t in _read(model, text, bool(tiles)))
+    weights = sum(t.numel() * t.element_size() for t in _read(tensors, text, bool(tiles)))
     footprint = import_module(f"mmchat.models.{loaded.params.model_type}.footprint")
     sizes = footprint.footprint(loaded.params.config)
     cached = context * sizes.cache_per_token + tiles * sizes.cache_per_tile
     return weights + cached * loaded.dtype.itemsize
 
 
-def _read(model: Any, text: Any, with_picture: bool) -> Iterator[Tensor]:
+def weights_of(loaded: LoadedModel) -> Mapping[str, Tensor]:
+    """The tensors that the model reads, by name; none of a runtime that does not show them."""
+    model: Any = getattr(loaded.runtime, "model", None)
+    if isinstance(model, nn.Module):
+        return dict(chain(model.named_parameters(), model.named_buffers()))
+    return getattr(model, "weights", {})
+
+
+def _read(tensors: Mapping[str, Tensor], text: Any, with_picture: bool) -> Iterator[Tensor]:
     """The tensors of the decoder; keys and values of pictures are projected once, not per token."""
     unread = [".cross_attn.k_proj.", ".cross_attn.v_proj.", ".embed_tokens.", ".rotary."]
     if not with_picture:
         unread += [f".layers.{index}." for index in text.cross_attention_layers]
-    decoder = model.language_model
-    for name, tensor in chain(decoder.named_parameters(), decoder.named_buffers()):
-        if not any(part in f".{name}" for part in unread):
+    for name, tensor in tensors.items():
+        if name.startswith("language_model.") and not any(part in name for part in unread):
             yield tensor

@@ -44,6 +44,12 @@ class Workload:
     tokens: int
     tiles: int = 0
 
+    def positions(self, rounds: int) -> int:
+        """Of the text, when all rounds are done."""
+        if self.kind == "decode":
+            return self.tokens + 1 + rounds * DECODE_STEPS
+        return self.tokens if self.kind == "prefill" else 1 + QUESTION_TOKENS
+
     @property
     def title(self) -> str:
         if self.kind == "picture":

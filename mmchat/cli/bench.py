@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmchat import atomic_file
 from mmchat.cli import console, options
+from mmchat.cli.bench_exported import ExportedPair, exported_pair, load_variant
 from mmchat.cli.bench_options import How, What, words
 from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
 from mmchat.cli.option_groups import with_option_groups
@@ -51,11 +51,15 @@ def bench(
         dtype=dtype,
     )
     _check(choice, what)
+    pair = None
     if not what.shapes:
         source = choice.find()
         if not quiet and once is None:
             say_choice(choice, source)
-    plan = _plan(choice, what, how)
+        pair = exported_pair(choice, source, words(what.quantize))
+        if pair and pair.notice and not quiet:
+            console.note(pair.notice)
+    plan = _plan(choice, what, how, pair)
     if once is not None:
         from mmchat.bench.processes import once as measure_once
 
@@ -87,7 +91,7 @@ def _check(choice: ModelChoice, what: What) -> None:
         check_name(choice.name)
 
 
-def _plan(choice: ModelChoice, what: What, how: How) -> Plan:
+def _plan(choice: ModelChoice, what: What, how: How, pair: ExportedPair | None) -> Plan:
     from mmchat.bench.plan import PARTS, Plan
     from mmchat.bench.shapes import Shapes
 
@@ -99,9 +103,9 @@ def _plan(choice: ModelChoice, what: What, how: How) -> Plan:
         shapes = Shapes(what.shapes, what.layers, what.vision_layers, how.seed)
     return Plan(
         shapes=shapes,
-        load=lambda variant: _load(choice, variant),
+        load=pair.load if pair else lambda variant: load_variant(choice, variant),
         versus_transformers=what.vs == "transformers",
-        variants=_variants(what),
+        variants=pair.variants(words(what.compile)) if pair else _variants(what),
         device=choice.device,
         dtype=choice.dtype,
         contexts=numbers(what.context),
@@ -121,11 +125,6 @@ def _variants(what: What) -> tuple[Variant, ...]:
 
     asked = [Variant(s, c) for c in words(what.compile) for s in words(what.quantize)]
     return tuple(dict.fromkeys((Variant(), *asked)))
-
-
-def _load(choice: ModelChoice, variant: Variant) -> Any:
-    with console.Stages(quiet=True) as stages:
-        return replace(choice, **variant.options()).load(stages)
 
 
 def _selection(choice: ModelChoice, what: What, how: How) -> tuple[str, ...]:

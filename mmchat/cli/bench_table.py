@@ -119,6 +119,8 @@ def _table(rows: list[Row]) -> Any:
 def facts(record: dict[str, Any]) -> Iterator[str]:
     """Agreement, bandwidth, memory and start-up, a line each."""
     yield from _agreements(record)
+    if record.get("left_out"):
+        yield f"left out, for want of positions: {'; '.join(record['left_out'])}"
     bandwidth = record.get("bandwidth")
     if bandwidth:
         speed = bandwidth["probe_gigabytes_per_second"]

@@ -109,7 +109,7 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         if programs:
             write_token_table(work, original.tokenizer)
         _write_manifest(work, record, source)
-        difference = _check(work, original, progress) if programs else None
+        difference = _check(work, original, record, progress) if programs else None
         sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
     seconds = time.perf_counter() - begin
     return ExportReport(plan.folder, record, sizes, difference, seconds, original.peak_memory())
@@ -226,12 +226,13 @@ def _origin(source: ModelSource) -> str:
     return source.params.name if is_known else str(source.checkpoint)
 
 
-def _check(work: Path, original: LoadedModel, progress: Progress) -> float:
+def _check(work: Path, original: LoadedModel, record: ExportRecord, progress: Progress) -> float:
     from mmchat.export.check import check_same
     from mmchat.loader import load_model
 
     progress("comparing with the model", 0, 1)
-    return check_same(original, load_model(work, device=str(original.device)))
+    exported = load_model(work, device=str(original.device))
+    return check_same(original, exported, record.max_images)
 
 
 # What must not be overwritten

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,13 @@ def processor_name() -> str:
 
 
 def open_exported(
-    folder: ExportedFolder, params: ModelParams, device: str, dtype: str
+    folder: ExportedFolder,
+    params: ModelParams,
+    device: str,
+    dtype: str,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[EagerRuntime, Placement]:
-    """The runtime of an exported folder, and where it runs.
+    """The runtime of an exported folder, and where it runs. progress("weights", done, of tensors).
 
     Raises ExportError, CheckpointError, DeviceError, UsageError.
     """
@@ -110,18 +114,16 @@ def open_exported(
     _check_versions(folder)
     _check_files(folder)
     limits = ExportLimits(record.max_seq_len, record.max_images)
-    family_export = params.family.resolve(FAMILY_EXPORTS[record.format])
-    model = family_export.ExportedModel(
-        params.config, limits, placement.device, placement.dtype, _programs(folder, placement)
+    weights = {}  # an ExecuTorch program holds its own
+    if record.format == "executorch":
+        programs = ExecutorchPrograms(folder.path / PROGRAM_NAME)
+    else:
+        weights = _weights(folder.path, placement.device, progress)
+        programs = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
+    model = params.family.resolve(FAMILY_EXPORTS[record.format]).ExportedModel(
+        params.config, limits, placement.device, placement.dtype, programs, weights
     )
     return EagerRuntime(model, placement.device), placement
-
-
-def _programs(folder: ExportedFolder, placement: Placement) -> AotiPrograms | ExecutorchPrograms:
-    if folder.record.format == "executorch":
-        return ExecutorchPrograms(folder.path / PROGRAM_NAME)
-    weights = _weights(folder.path, placement.device)
-    return AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
 
 
 def _placement(folder: ExportedFolder, device: str, dtype: str) -> Placement:
@@ -186,7 +188,14 @@ def _check_files(folder: ExportedFolder) -> None:
         raise CheckpointError(f"{quoted(path, 300)} {reason}; export again: {folder.again}")
 
 
-def _weights(folder: Path, device: torch.device) -> dict[str, Any]:
+def _weights(
+    folder: Path, device: torch.device, progress: Callable[[str, int, int], None] | None
+) -> dict[str, Any]:
     """Every stored tensor, mapped from the file on the CPU, copied to another device."""
+    found = {}
     with open_checkpoint(folder, merge_rules=None) as files:
-        return {name: files.read(name).to(device) for name in files.entries}
+        for done, name in enumerate(files.entries, start=1):
+            found[name] = files.read(name).to(device)
+            if progress:
+                progress("weights", done, len(files.entries))
+    return found

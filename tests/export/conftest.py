@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+
 import pytest
 
 from mmchat.export import ExportPlan, export_model
@@ -9,9 +12,17 @@ from mmchat.export import ExportPlan, export_model
 
 @pytest.fixture(scope="session")
 def tiny_aoti(tmp_path_factory):
-    """The built-in model, compiled in float32 for 1,024 positions and three pictures."""
-    folder = tmp_path_factory.mktemp("exports") / "tiny-aoti"
-    export_model(ExportPlan(None, folder, dtype="float32", max_seq_len=1024, max_images=3))
+    """The built-in model, compiled in float32 for 1,024 positions and three pictures.
+
+    The first worker of a parallel run makes it, and the others wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "tiny-aoti"
+    with (shared / "tiny-aoti.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():  # it appears when it is whole
+            export_model(ExportPlan(None, folder, dtype="float32", max_seq_len=1024, max_images=3))
     return folder
 
 

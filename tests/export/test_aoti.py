@@ -1,9 +1,13 @@
 """The built-in model, compiled: it says what the model says. Compiling takes minutes."""
 
+import json
+
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import mmchat
+from mmchat.cli.app import app
 from mmchat.evals.run import greedy
 from mmchat.evals.scenes import heldout_scenes, make_scene
 from mmchat.images import from_pil
@@ -90,3 +94,17 @@ def test_the_weights_are_used_where_they_lie(models):
         assert answers(exported, "Hello", ()) != before
     finally:
         weight.copy_(kept)
+
+
+def test_the_benchmark_measures_it_beside_the_model(tiny_aoti):
+    small = ["--rounds", "1", "--context", "8", "--prompt-tokens", "8", "--vision", "4", "--json"]
+    parts = ["--measure", "decode,prefill,picture,bandwidth"]
+    done = CliRunner().invoke(app, ["bench", str(tiny_aoti), *small, *parts])
+    assert done.exit_code == 0, done.stderr
+    record = json.loads(done.stdout)
+    plain, exported = record["contestants"]
+    assert (plain, exported) == ("mmchat float32", "mmchat float32 exported")
+    for workload in record["workloads"]:
+        assert workload["contestants"][exported]["agreement"]["relative_error"] < 1e-4
+    read = {row["contestant"]: row["bytes_per_token"] for row in record["bandwidth"]["decode"]}
+    assert read[plain] == read[exported] > 4_000_000

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.errors import CheckpointError, DiskError, ExportError, UsageError
 from mmchat.export import ExportPlan, export_model
+from mmchat.export import check as checking
 from mmchat.export.check import check_same
+from mmchat.loader import load_model
 from mmchat.runtime import exported as opening
 from mmchat.runtime.aoti import PACKAGE_NAME
 from mmchat.sampling import SamplingParams
@@ -112,6 +115,15 @@ def test_text_alone_needs_no_vision_weights(folder):
     assert finish(model.chat().send("Hello", (), GREEDY)).output_ids
 
 
+@pytest.mark.parametrize("kind", ["folder", "programs"])
+def test_loading_says_how_far_it_is(kind, request):
+    told = []
+    load_model(request.getfixturevalue(kind), progress=lambda *step: told.append(step))
+    count = len(told)
+    assert told == [("weights", done, count) for done in range(1, count + 1)]
+    assert count > 100
+
+
 def test_programs_are_not_exported_again(programs, tmp_path):
     with pytest.raises(UsageError, match="holds programs; export 'tiny' instead"):
         export_model(ExportPlan(programs, tmp_path / "again"))
@@ -128,6 +140,16 @@ def test_the_comparison_finds_a_model_that_is_not_the_same():
     gate.data.fill_(float("nan"))
     with pytest.raises(ExportError, match="differ from the model by nan"):
         check_same(model, other)
+
+
+def test_the_comparison_asks_about_as_many_pictures_as_the_export_may_see():
+    processor = mmchat.load(None, device="cpu").processor
+    for most in (1, 2, 16):
+        model = SimpleNamespace(
+            processor=processor, params=SimpleNamespace(tile_size=112, chat_format="instruct")
+        )
+        seen = [len(prompt.images) for prompt in checking._prompts(model, most)]
+        assert seen == [0, 1, min(2, most)]
 
 
 def test_the_record_names_everything_and_verifies(folder):

@@ -256,7 +256,7 @@ def refused(programs, code, words, *arguments):
     [
         ({"scheme": "int8"}, "with --quantize int8"),
         ({"dtype": "bfloat16"}, "in bfloat16"),
-        ({"format": "safetensors"}, "holds no programs"),
+        ({"format": "safetensors"}, "exported as safetensors; export it with --format aoti"),
         ({"torch": "2.3.0"}, "with torch 2.3.0"),
         ({"device": "cuda"}, "for cuda"),
         ({"processor": "riscv64 AVX2"}, "for a processor with riscv64 AVX2"),

@@ -1,5 +1,7 @@
 """What the kernel's files say about memory, as written down from machines of each kind."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,17 @@ def test_paths_of_groups_cannot_leave_the_mount(machine):
 def test_this_machine_can_be_read():
     found = host_memory()
     assert found is None or 0 <= found.available <= found.total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone hands the figure on")
+def test_the_peak_is_not_that_of_the_process_that_started_this_one():
+    program = """
+import sys, types
+from mmchat.machine.memory import peak_memory
+print(peak_memory(types.SimpleNamespace(type="cpu")))
+"""
+    large = bytearray(b"x") * 300_000_000  # written to, so that it is in memory
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert 1_000_000 < int(done.stdout) < len(large) / 2

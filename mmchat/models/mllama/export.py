@@ -19,7 +19,7 @@ dynamic; `cached` is written in place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -187,7 +187,10 @@ def export_programs(
 
 
 class ExportedModel:
-    """Mllama whose math is in programs: run(name, tensors) -> tensors. One row at a time."""
+    """Mllama whose math is in programs: run(name, tensors) -> tensors. One row at a time.
+
+    weights: what the programs read, by the model's own names; empty where they hold them.
+    """
 
     def __init__(
         self,
@@ -196,8 +199,10 @@ class ExportedModel:
         device: torch.device,
         dtype: torch.dtype,
         run: RunProgram,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config, self.limits = config, limits
+        self.weights = weights or {}
         self.device, self.dtype = device, dtype
         self._run = run
 
