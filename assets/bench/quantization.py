@@ -2,9 +2,9 @@
 
 Of the built-in model, which is trained: divergence and agreement of the next token, over the right
 answers to questions about held-out scenes. Of a model with 11B's widths and random weights: the
-same over random text, and the error of each kind of linear layer on the very inputs that the plain
-model gives it. int4 stands beside itself with plain rounding in place of the search for scales.
-Writes quantization.json beside this file.
+same over random text after a picture, and the error of each kind of linear layer on the very inputs
+that the plain model gives it. int4 stands beside itself with plain rounding in place of the search
+for scales. Writes quantization.json beside this file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from torch import Tensor
 
 import mmchat
 from mmchat.bench import agreement
+from mmchat.bench.contestants import picture_file, picture_size
 from mmchat.bench.entrants import from_tensors
 from mmchat.bench.plan import Variant
 from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
 from mmchat.evals.scenes import heldout_scenes
-from mmchat.images import from_pil
+from mmchat.images import from_pil, load_image
 from mmchat.kernels import ops, reference
 from mmchat.loader import LoadedModel, load_model
 from mmchat.messages import Image, Message, Text
@@ -92,10 +93,14 @@ def built_in(scenes: int) -> dict[str, Any]:
     return {"model": "tiny", "scenes": scenes, "against": "float32", "ways": found}
 
 
-def text_logits(loaded: LoadedModel) -> list[Tensor]:
+def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
+    """Logits [S, V] of random tokens after a picture of one tile."""
     draw = torch.Generator().manual_seed(1)
-    tokens = torch.randint(0, 100_000, (1, TEXT_TOKENS), generator=draw)
-    cache = loaded.runtime.new_cache(1, TEXT_TOKENS)
+    tokens = torch.randint(0, loaded.vocab_size, (1, TEXT_TOKENS), generator=draw)
+    picture = load_image(picture_file(*picture_size(1, loaded.params.tile_size), seed=1))
+    prompt = loaded.processor.raw_prompt(Message("user", (picture,)))
+    cache = loaded.runtime.new_cache(1, len(prompt.input_ids) + TEXT_TOKENS)
+    loaded.runtime.prefill(loaded.processor.inputs(prompt, 0), cache)
     return [loaded.runtime.verify(tokens, cache)[0]]
 
 
@@ -104,12 +109,12 @@ def wide(name: str) -> dict[str, Any]:
     tensors = RandomTensors(params, 0, torch.bfloat16, torch.device("cpu"), keep=True)
     plain = from_tensors(params, tensors, Variant())
     with layer_errors(plain.runtime.model) as errors:  # type: ignore[attr-defined]
-        expected = text_logits(plain)
+        expected = picture_and_text_logits(plain)
     found = {}
     for way in WAYS:
         with rounding(way) as scheme:
             loaded = from_tensors(params, tensors, Variant(scheme))
-        found[way] = compare_logits(text_logits(loaded), expected)
+        found[way] = compare_logits(picture_and_text_logits(loaded), expected)
         del loaded
     kinds = {k: {w: statistics.fmean(e) for w, e in ways.items()} for k, ways in errors.items()}
     return {"model": f"{name} widths, random weights", "ways": found, "layers": kinds}
@@ -157,11 +162,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--shapes", default="11B")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     record = {
         "versions": {"mmchat": mmchat.__version__, "torch": torch.__version__},
         "built_in": built_in(given.scenes),
         "wide": wide(given.shapes),
     }
-    RESULTS.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
-    print(RESULTS.read_text(encoding="utf-8"))  # noqa: T201
+    text = json.dumps(rounded(record), indent=1) + "\n"
+    given.output.write_text(text, encoding="utf-8")
+    print(text)  # noqa: T201

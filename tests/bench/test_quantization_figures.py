@@ -1,0 +1,37 @@
+"""The figures of quantised models that the README gives are measured, and can be measured again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "assets" / "bench"
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_the_readme_gives_the_committed_figures():
+    found = json.loads((FOLDER / "quantization.json").read_text(encoding="utf-8"))
+    ways = found["built_in"]["ways"]
+    search, plain = (ways[name]["kl"] for name in ("int4", "int4, plain rounding"))
+    assert f"by {search:.5f} nats where plain rounding leaves {plain:.5f}," in README
+    layers = [e for kind, e in found["wide"]["layers"].items() if kind.startswith("text ")]
+    ratios = [errors["int4"] / errors["int4, plain rounding"] for errors in layers]
+    assert f"are {100 * (1 - sum(ratios) / len(ratios)):.0f} % closer" in README
+
+
+@pytest.mark.slow
+def test_the_figures_can_be_measured_again(tmp_path):
+    command = [sys.executable, str(FOLDER / "quantization.py"), "--shapes", "tiny", "--scenes", "2"]
+    output = tmp_path / "found.json"
+    done = subprocess.run(
+        [*command, "-o", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(output.read_text())
+    for part in ("built_in", "wide"):
+        ways = found[part]["ways"]
+        assert ways["int8"]["kl"] < ways["int4"]["kl"] < ways["int4, plain rounding"]["kl"]
+        assert ways["int8"]["top1"] > 0.9
