@@ -58,3 +58,17 @@ def test_the_command_that_makes_the_results_is_understood():
     parsed = command.make_context("bench", arguments).params
     assert (parsed["shapes"], parsed["vs"]) == ("11B", "transformers")
     assert Path(parsed["output"]) == script().RESULTS.relative_to(ROOT)
+
+
+def test_the_readme_gives_the_ratios_to_float32():
+    path = SCRIPT.with_name("cpu-float32.json")
+    workloads = json.loads(path.read_text(encoding="utf-8"))["workloads"]
+
+    def ratios(name):
+        found = (w["contestants"][name]["speedup"]["total"]["median"] for w in workloads)
+        return tuple(f"{ratio:.2f}" for ratio in found)
+
+    text, one, four = ratios("mmchat float32")
+    shown = f"reads 64 tokens {text}, a picture of 1 tile {one} and one of 4 tiles {four} times"
+    assert shown in " ".join(README.split())
+    assert "in int8 {}, {} and {} times".format(*ratios("mmchat int8")) in " ".join(README.split())
