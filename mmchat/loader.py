@@ -157,7 +157,6 @@ class _Running:
 
 def _run_checkpoint(source: ModelSource, options: _Options) -> _Running:
     params = source.params
-    _context_limit(params, options.max_seq_len)  # said before a file is opened
     placement = choose_placement(options.device, options.dtype, params.parameters)
     merge_rules = params.family.resolve("weights").shard_dims
     with open_checkpoint(_given(source.checkpoint, params), merge_rules=merge_rules) as files:

@@ -6,12 +6,13 @@ loaded model has them, so nothing is computed and on the CPU nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmchat import quantization
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.errors import CheckpointError, quoted
+from mmchat.events import ProgressCallback
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ def load_saved(
     device: torch.device,
     *,
     text_only: bool,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Any:
     """The model of `params` with the stored tensors. progress("weights", done, of tensors).
 

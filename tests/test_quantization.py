@@ -129,6 +129,20 @@ def logits_of(model: MllamaForConditionalGeneration) -> torch.Tensor:
     return torch.stack(logits)
 
 
+@pytest.mark.parametrize("rows", [1, 8, 70])
+def test_rows_that_torchs_kernel_does_not_take_are_computed_too(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = QuantizedLinear(128, rows, 4, 64, bias=False)
+    layer.quantize(torch.randn(rows, 128))
+    zero = layer.weight_zero
+    assert zero is not None
+    wide = reference.widen_int4(layer.weight, layer.weight_scale, zero, torch.float32)
+    monkeypatch.setattr(native, "library", lambda: None)
+    x = torch.randn(3, 128)
+    assert (layer(x) - x @ wide.T).norm() < 0.01 * (x @ wide.T).norm()
+
+
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("tokens", [1, 5, 70])
 def test_without_a_compiler_int4_runs_in_torchs_own_kernel(

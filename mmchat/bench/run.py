@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,17 +13,12 @@ from mmchat.bench import processes, report
 from mmchat.bench.entrants import Entrants, allowed_errors, gather
 from mmchat.bench.plan import Plan, Say
 from mmchat.bench.rounds import Clock, summary
-from mmchat.bench.shapes import (
-    random_weights_of,
-)
+from mmchat.bench.shapes import random_weights_of
 from mmchat.bench.traffic import decode_bytes
 from mmchat.bench.turns import measure_turns
 from mmchat.bench.workloads import Field, Workload
 from mmchat.loader import LoadedModel
 from mmchat.machine.bandwidth import measure_bandwidth
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(plan: Plan, say: Say) -> dict[str, Any]:

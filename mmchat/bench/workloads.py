@@ -52,11 +52,12 @@ class Workload:
 
     @property
     def title(self) -> str:
+        tiles = f"{self.tiles} tile{'s' * (self.tiles != 1)}"
         if self.kind == "picture":
-            return f"read a picture of {self.tiles} tile{'s' * (self.tiles != 1)}"
+            return f"read a picture of {tiles}"
         if self.kind == "prefill":
             return f"read {self.tokens:,} tokens"
-        picture = f" and {self.tiles} tiles" if self.tiles else ""
+        picture = f" and {tiles}" if self.tiles else ""
         return f"a token after {self.tokens:,}{picture}"
 
 

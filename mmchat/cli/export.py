@@ -72,19 +72,19 @@ def export(
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
     plan = ExportPlan(
-        model,
-        folder,
-        format,
-        checkpoint_path,
-        tokenizer_path,
-        params_path,
-        device,
-        dtype,
-        max_seq_len,
-        max_images,
-        quantize,
-        tuple(quantize_keep or ()),
-        force,
+        name=model,
+        folder=folder,
+        format=format,
+        checkpoint_path=checkpoint_path,
+        tokenizer_path=tokenizer_path,
+        params_path=params_path,
+        device=device,
+        dtype=dtype,
+        max_seq_len=max_seq_len,
+        max_images=max_images,
+        quantize=quantize,
+        quantize_keep=tuple(quantize_keep or ()),
+        force=force,
     )
     with interrupt_says("stopped; nothing was written"), console.Stages(quiet=quiet) as stages:
         report = export_model(plan, _shown(stages))

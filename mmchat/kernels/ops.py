@@ -19,7 +19,8 @@ from mmchat.kernels import native, reference
 
 # Tokens up to which a kernel that reads 16-bit weights once beats a matrix product.
 FEW_TOKENS, FEW_TOKENS_WITH_FAST_BF16 = 64, 4
-PACKED_ROWS = 64  # torch packs so many together
+PACKED_ROWS = 64  # that are packed together, for torch to take
+PACKED_MULTIPLE = 16  # of rows, that torch asks for
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
 
 
@@ -136,6 +137,8 @@ def pack_int4(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tens
     and bfloat16 [K/group, N, 2]; None where the weights are used as they are.
     """
     if native.library() is not None or weight.device.type != "cpu":
+        return None
+    if weight.shape[0] % PACKED_MULTIPLE:
         return None
     packed = torch.empty_like(weight)
     size = max(1, CHUNK_BYTES // (weight.shape[1] * 8 * PACKED_ROWS)) * PACKED_ROWS

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, ExportRecord, read_manifest, sha256_of
 from mmchat.device import Placement, choose_placement
 from mmchat.errors import CheckpointError, ExportError, UsageError, quoted
+from mmchat.events import ProgressCallback
 from mmchat.models.base import ExportLimits
 from mmchat.params_file import ModelParams
 from mmchat.runtime.aoti import PACKAGE_NAME, AotiPrograms
@@ -103,7 +104,7 @@ def open_exported(
     params: ModelParams,
     device: str,
     dtype: str,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> tuple[EagerRuntime, Placement]:
     """The runtime of an exported folder, and where it runs. progress("weights", done, of tensors).
 
@@ -189,7 +190,7 @@ def _check_files(folder: ExportedFolder) -> None:
 
 
 def _weights(
-    folder: Path, device: torch.device, progress: Callable[[str, int, int], None] | None
+    folder: Path, device: torch.device, progress: ProgressCallback | None
 ) -> dict[str, Any]:
     """Every stored tensor, mapped from the file on the CPU, copied to another device."""
     found = {}

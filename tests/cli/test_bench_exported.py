@@ -33,7 +33,7 @@ def test_an_export_is_measured_beside_its_model(folder):
     assert (plain, exported) == ("mmchat int8", "mmchat int8 exported")
     assert [workload["title"] for workload in record["workloads"]] == [
         "a token after 8",
-        "a token after 8 and 1 tiles",
+        "a token after 8 and 1 tile",
         "read a picture of 1 tile",
     ]
     for workload in record["workloads"]:
@@ -42,7 +42,7 @@ def test_an_export_is_measured_beside_its_model(folder):
         assert found["ms"]["total"]["median"] > 0
         assert found["speedup"]["total"]["median"] > 0
     assert set(record["turns"][0]["contestants"]) == {plain, exported}
-    assert record["left_out"] == ["a token after 60", "a token after 60 and 1 tiles"]
+    assert record["left_out"] == ["a token after 60", "a token after 60 and 1 tile"]
 
 
 def test_an_export_whose_model_is_gone_is_measured_alone(folder):

@@ -1,35 +1,49 @@
-"""Exports that several test files share: making one takes a minute or two."""
+"""Exports that several test files share: making one takes minutes."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mmchat.evals.run import greedy
 from mmchat.export import ExportPlan, export_model
+from mmchat.images import from_pil
+from tests.test_loader import finish
 
 
-@pytest.fixture(scope="session")
-def tiny_aoti(tmp_path_factory):
-    """The built-in model, compiled in float32 for 1,024 positions and three pictures.
+def answers(model: Any, question: str, pictures: Any) -> tuple[int, ...]:
+    """The tokens of a greedy answer about drawn pictures."""
+    images = [from_pil(picture) for picture in pictures]
+    done = finish(model.chat().send(question, images, greedy(model.sampling_defaults)))
+    return done.output_ids
+
+
+def shared_export(tmp_path_factory: pytest.TempPathFactory, format: Any) -> Path:
+    """The built-in model, exported in float32 for 1,024 positions and three pictures.
 
     The first worker of a parallel run makes it, and the others wait for it.
     """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / "tiny-aoti"
-    with (shared / "tiny-aoti.lock").open("w") as lock:
+    folder = shared / f"tiny-{format}"
+    with (shared / f"tiny-{format}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():  # it appears when it is whole
-            export_model(ExportPlan(None, folder, dtype="float32", max_seq_len=1024, max_images=3))
+            plan = ExportPlan(None, folder, format, dtype="float32", max_seq_len=1024, max_images=3)
+            export_model(plan)
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_executorch(tmp_path_factory):
-    """The built-in model, lowered to ExecuTorch for 1,024 positions and three pictures."""
+def tiny_aoti(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shared_export(tmp_path_factory, "aoti")
+
+
+@pytest.fixture(scope="session")
+def tiny_executorch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("executorch", reason="needs mmchat[executorch]")
-    folder = tmp_path_factory.mktemp("exports") / "tiny-executorch"
-    export_model(ExportPlan(None, folder, "executorch", max_seq_len=1024, max_images=3))
-    return folder
+    return shared_export(tmp_path_factory, "executorch")

@@ -28,33 +28,16 @@ from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded, ExportError
 from mmchat.models.base import ExportLimits, ExportProgram, RunProgram
-from mmchat.models.mllama.cache import CAPACITY_STEP, MllamaCache, PlacedImage, visible_images
+from mmchat.models.mllama.cache import MllamaCache, PlacedImage, visible_images
 from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
-from mmchat.models.mllama.text import KeyValue
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def capacity(max_seq_len: int) -> int:
-    """Positions of the static caches (L) of programs for `max_seq_len`; always one to spare."""
-    return (max_seq_len // CAPACITY_STEP + 1) * CAPACITY_STEP
-
-
 # The programs
-
-
-class Vision(nn.Module):
-    """Pictures with equal tile counts -> `cross`, a key and a value tensor for each layer."""
-
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tiles: Tensor, aspect_ratio_id: Tensor) -> list[Tensor]:
-        states = self.model.vision_states(tiles, aspect_ratio_id)
-        return [t.contiguous() for pair in self.model.cross_key_values(states) for t in pair]
 
 
 class _Prefill(nn.Module):
@@ -129,36 +112,18 @@ class _DecodeText(nn.Module):
         return self.model.decode_step(token_id, position, pairs(cached), None)
 
 
-def pairs(tensors: Sequence[Tensor]) -> list[KeyValue]:
-    """Keys and values from a flat list of them, layer by layer."""
-    return list(zip(tensors[::2], tensors[1::2], strict=True))
-
-
 def export_programs(
     model: MllamaForConditionalGeneration, limits: ExportLimits
 ) -> list[ExportProgram]:
     """The programs of `model`, with example arguments on its device and in its dtype."""
-    vision, text = model.config.vision_config, model.config.text_config
-    device, dtype = model.device, model.dtype
-
-    def ids(*values: int) -> Tensor:
-        return torch.tensor(values, device=device)
-
-    def tiles(count: int) -> Tensor:
-        shape = (1, count, vision.num_channels, vision.image_size, vision.image_size)
-        return torch.zeros(shape, device=device, dtype=dtype)
-
-    def room(layers: int, length: int) -> list[Tensor]:
-        shape = (1, text.num_key_value_heads, length, text.head_dim)
-        return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * layers)]
-
-    cached = room(len(text.self_attention_layers), capacity(limits.max_seq_len))
-    per_picture = vision.max_num_tiles * vision.tokens_per_tile
-    cross = room(len(text.cross_attention_layers), 2 * vision.tokens_per_tile)
+    vision = model.config.vision_config
+    examples = Examples(model)
+    ids, tiles = examples.ids, examples.tiles
+    cached, cross = examples.cached(capacity(limits.max_seq_len)), examples.cross()
     new = Dim("new_positions", min=2, max=limits.max_seq_len)
     past = Dim("all_positions", min=2, max=limits.max_seq_len)
     rows = Dim("wanted", min=1, max=limits.max_seq_len)
-    seen = Dim("vision_tokens", min=vision.tokens_per_tile, max=limits.max_images * per_picture)
+    seen = examples.vision_tokens(limits)
     some = Dim("tiles", min=1, max=vision.max_num_tiles - 1)
     read = (ids(1, 2, 3)[None], ids(4), ids(*range(7)), ids(1, 2))
     read_dims = ({1: new}, None, {0: past}, {0: rows})

@@ -27,13 +27,9 @@ from torch.export import Dim
 from mmchat.models.base import ExportLimits, ExportProgram
 from mmchat.models.mllama.cache import CAPACITY_STEP, MllamaCache, PlacedImage, visible_images
 from mmchat.models.mllama.export import ExportedModel as BaseModel
-from mmchat.models.mllama.export import Vision, capacity, pairs
+from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
-from mmchat.models.mllama.text import (
-    CrossAttentionLayer,
-    KeyValue,
-    SelfAttentionLayer,
-)
+from mmchat.models.mllama.text import CrossAttentionLayer, KeyValue, SelfAttentionLayer
 from mmchat.nn.attention import merge_heads, split_heads
 
 LONGEST_PIECE = 128  # positions read at once
@@ -121,32 +117,18 @@ def export_programs(
     model: MllamaForConditionalGeneration, limits: ExportLimits
 ) -> list[ExportProgram]:
     """The programs of `model`, with example arguments on its device and in its dtype."""
-    vision, text = model.config.vision_config, model.config.text_config
-    device, dtype = model.device, model.dtype
-
-    def ids(*values: int) -> Tensor:
-        return torch.tensor(values, device=device)
-
-    def tiles(count: int) -> Tensor:
-        shape = (1, count, vision.num_channels, vision.image_size, vision.image_size)
-        return torch.zeros(shape, device=device, dtype=dtype)
-
-    def room(layers: int, length: int) -> list[Tensor]:
-        shape = (1, text.num_key_value_heads, length, text.head_dim)
-        return [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2 * layers)]
-
-    per_picture = vision.max_num_tiles * vision.tokens_per_tile
-    cached = room(len(text.self_attention_layers), 2 * CAPACITY_STEP)
-    cross = room(len(text.cross_attention_layers), 2 * vision.tokens_per_tile)
+    examples = Examples(model)
+    ids, tiles = examples.ids, examples.tiles
+    cached, cross = examples.cached(2 * CAPACITY_STEP), examples.cross()
     new = Dim("new_positions", min=1, max=LONGEST_PIECE)
     rows = Dim("wanted", min=1, max=MOST_WANTED)
     past = Dim("past_positions", min=CAPACITY_STEP, max=capacity(limits.max_seq_len))
-    seen = Dim("vision_tokens", min=vision.tokens_per_tile, max=limits.max_images * per_picture)
-    sees = torch.ones(1, device=device, dtype=dtype)
+    seen = examples.vision_tokens(limits)
+    sees = torch.ones(1, device=model.device, dtype=model.dtype)
     programs = [
         *(
             (f"vision_{count}", Vision(model), (tiles(count), ids(count)), None)
-            for count in range(1, vision.max_num_tiles + 1)
+            for count in range(1, model.config.vision_config.max_num_tiles + 1)
         ),
         (
             "read",

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from mmchat.errors import ContextLengthExceeded, ExportError
+from mmchat.errors import ContextLengthExceeded
 from mmchat.models.base import ExportLimits
 from mmchat.models.mllama import export_portable
 from mmchat.models.mllama.export_portable import ExportedModel, export_programs
+from tests.models.mllama import exported as checks
 from tests.models.mllama import oracle
-from tests.models.mllama.oracle import CASES, CONFIG, IMAGE, TOLERANCE, distance, picture
+from tests.models.mllama.oracle import CONFIG, IMAGE, TOLERANCE, distance
 
 LIMITS = ExportLimits(max_seq_len=300, max_images=3)
 STEPS = 3
-ONE_ROW = [name for name, rows in CASES.items() if len(rows) == 1]
 
 
 @pytest.fixture(scope="module")
@@ -26,15 +26,9 @@ def exported(model):
     programs = {program.name: program for program in export_programs(model, LIMITS)}
 
     def run(name, tensors):
-        program, rest = programs[name], list(tensors)
-        arguments = [
-            [rest.pop(0) for _ in example] if isinstance(example, list) else rest.pop(0)
-            for example in program.args
-        ]
-        assert not rest
         called.append((name, tensors[0].shape[1]))
         before = [tensor.clone() for tensor in tensors]
-        out = program.module(*arguments)
+        out = programs[name].module(*checks.grouped(programs[name], tensors))
         assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
         return out
 
@@ -42,29 +36,16 @@ def exported(model):
     return ExportedModel(CONFIG, LIMITS, torch.device("cpu"), torch.float32, run), called
 
 
-@pytest.mark.parametrize("case", ONE_ROW)
+@pytest.mark.parametrize("case", checks.ONE_ROW)
 def test_programs_without_side_effects_give_the_models_logits(case, model, exported):
-    [row] = CASES[case]
-    expected = oracle.run(model, [row], STEPS)
     portable, called = exported
-    cache = portable.new_cache(1, 8)
-    got = [portable.prefill(oracle.inputs_of([row]), cache)]
-    for step in range(STEPS - 1):
-        got.append(portable.decode(expected.tokens[:, step : step + 1], cache))
-    assert distance(torch.stack(got, dim=1), expected.steps) < TOLERANCE
+    checks.check_logits(portable, model, case, STEPS)
     assert called[1 - STEPS :] == [("read", 1)] * (STEPS - 1)
 
 
 @pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent_then_apart", "E_picture_first"])
 def test_any_cut_of_a_prefill_gives_the_same_logits(case, model, exported):
-    [(ids, pictures)] = CASES[case]
-    expected = oracle.run(model, [(ids, pictures)], 1).steps[:, 0]
-    portable, _ = exported
-    for cut in range(1, len(ids)):
-        cache, count = portable.new_cache(1, 8), ids[:cut].count(IMAGE)
-        portable.prefill(oracle.inputs_of([(ids[:cut], pictures[:count])]), cache)
-        second = oracle.inputs_of([(ids[cut:], pictures[count:])], start=cut)
-        assert distance(portable.prefill(second, cache), expected) < TOLERANCE, cut
+    checks.check_any_cut_of_a_prefill(exported[0], model, case)
 
 
 def test_a_long_text_is_read_in_pieces_and_the_cache_grows(model, exported):
@@ -83,43 +64,32 @@ def test_a_long_text_is_read_in_pieces_and_the_cache_grows(model, exported):
 @pytest.mark.parametrize("case", ["D_text_only", "C_adjacent_then_apart"])
 def test_a_draft_is_verified_in_pieces_as_the_model_does(case, model, exported, monkeypatch):
     monkeypatch.setattr(export_portable, "MOST_WANTED", 2)
-    [row] = CASES[case]
-    draft = torch.tensor([[61, 7, 120]])
-    logits = []
-    for runs in (model, exported[0]):
-        cache = runs.new_cache(1, 8)
-        runs.prefill(oracle.inputs_of([row]), cache)
-        logits.append(runs.verify(draft, cache))
-        cache.truncate(len(row[0]) + 2)
-        logits.append(runs.verify(draft[:, :1], cache))
-    assert distance(logits[0], logits[2]) < TOLERANCE
-    assert distance(logits[1], logits[3]) < TOLERANCE
+    checks.check_draft(exported[0], model, case)
     assert [length for _, length in exported[1][-3:]] == [2, 1, 1]
 
 
 def test_a_turn_that_is_taken_back_leaves_no_trace(model, exported):
     portable, called = exported
-    cache = portable.new_cache(1, 8)
-    first = ([1, 8, IMAGE, 17, 33], [picture((1, 3))])
-    portable.prefill(oracle.inputs_of([first]), cache)
-    unwanted = ([44, IMAGE, 3, 12], [picture((2, 1))])
-    portable.prefill(oracle.inputs_of([unwanted], start=5), cache)
-    portable.decode(torch.tensor([[61]]), cache)
-    cache.truncate(5)
-    got = portable.prefill(oracle.inputs_of([([90, 3], [])], start=5), cache)
-    fresh = oracle.run(model, [([*first[0], 90, 3], first[1])], 1)
-    assert distance(got, fresh.steps[:, 0]) < TOLERANCE
-    assert sum(name.startswith("vision") for name, _ in called) == 2
+    encoded = lambda: sum(name.startswith("vision") for name, _ in called)  # noqa: E731
+    checks.check_a_turn_taken_back(portable, model, encoded)
 
 
 def test_more_pictures_than_exported_for_are_refused(exported):
-    portable, _ = exported
-    row = ([1, *[IMAGE] * 4, 5], [picture((1, 1), seed) for seed in range(4)])
-    with pytest.raises(ExportError, match=r"4 pictures .* exported for 3; .* --max-images"):
-        portable.prefill(oracle.inputs_of([row]), portable.new_cache(1, 8))
+    checks.check_more_pictures_are_refused(exported[0], [1, *[IMAGE] * 4, 5])
 
 
 def test_every_program_gives_its_examples_shapes(model):
+    text, vision = CONFIG.text_config, CONFIG.vision_config
+    heads = (1, text.num_key_value_heads)
     for program in export_programs(model, LIMITS):
         out = program.module(*program.args)
         assert all(torch.isfinite(tensor).all() for tensor in out)
+        shapes = [tuple(tensor.shape) for tensor in out]
+        if program.name == "read":
+            ids, _, wanted, _, cached, _ = program.args
+            fresh = (*heads, ids.shape[1], text.head_dim)
+            assert shapes == [(1, len(wanted), text.vocab_size), *[fresh] * len(cached)]
+        else:
+            tokens = program.args[0].shape[1] * vision.tokens_per_tile
+            layers = len(text.cross_attention_layers)
+            assert shapes == [(*heads, tokens, text.head_dim)] * (2 * layers)
