@@ -34,6 +34,7 @@
 #define ROWS 4            // rows read side by side for a single token
 #define CACHED 262144     // bytes of activations that stay close to a core
 #define AHEAD 1024        // bytes of each row that are asked for before they are needed
+#define AHEAD_INT4 2048   // likewise of the short rows of int4
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -199,6 +200,45 @@ INLINE float int4_steps(const int group, const uint16_t *scale, const uint16_t *
     return total;
 }
 
+#ifdef HAVE_AVX2
+// A block of one row against some tokens, added to their sums. next: how far to prefetch.
+INLINE void int4_block(const int tokens, const int group, const uint8_t *w, const int8_t *q,
+                       const float *xscale, const float *steps, int64_t K, int64_t b,
+                       int64_t next, __m256 *acc) {
+    const uint8_t *at = w + b * BLOCK / 2;
+    const __m256i low = _mm256_set1_epi8(0x0f);
+    if (b % 2 == 0) _mm_prefetch((const char *)at + next, _MM_HINT_T0);
+    __m256i both = _mm256_loadu_si256((const __m256i *)at);
+    __m256i even = _mm256_and_si256(both, low);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+    for (int t = 0; t < tokens; t++) {
+        const __m256i *x = (const __m256i *)(q + t * K + b * BLOCK);
+        const float *step = steps + t * (K / group) + b * BLOCK / group;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+        __m256i dot = dot4(_mm256_setzero_si256(), even, _mm256_loadu_si256(x));
+        dot = dot4(dot, odd, _mm256_loadu_si256(x + 1));
+#else
+        __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(even, _mm256_loadu_si256(x)),
+                                         _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x + 1)));
+        __m256i dot = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#endif
+        __m256 lanes;
+        if (group == 32) {  // the low half of a line is the first group
+            __m256 two = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)step));
+            lanes = _mm256_permutevar8x32_ps(two, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
+        } else {
+            lanes = _mm256_broadcast_ss(step);
+        }
+        if (group == 128)
+            lanes = _mm256_mul_ps(lanes, _mm256_broadcast_ss(xscale + t * (K / BLOCK) + b));
+        acc[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), lanes, acc[t]);
+    }
+}
+#endif
+
+// A single token meets one row after another, not ROWS side by side: rows of int4 are short (2 KiB for
+// 4,096 elements), and the processor's own prefetcher follows a single stream from one to the next.
+// Tiles of less than four sums have several of each, which hides how long an addition takes.
 INLINE void int4_tile(const int rows, const int tokens, const int group, const uint8_t *w,
                       const uint16_t *scale, const uint16_t *zero, const int8_t *q,
                       const float *xscale, const float *sum, float *steps, float *y, int64_t N,
@@ -211,46 +251,28 @@ INLINE void int4_tile(const int rows, const int tokens, const int group, const u
                                       xscale + t * blocks, sum + t * groups,
                                       steps + (r * tokens + t) * groups, groups);
 #ifdef HAVE_AVX2
-    const __m256i low = _mm256_set1_epi8(0x0f);
-    __m256 acc[ROWS][TOKENS];
+    const int sums = rows * tokens < 4 ? 4 / (rows * tokens) : 1;
+    __m256 acc[ROWS][4][TOKENS];
     for (int r = 0; r < rows; r++)
-        for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
-    for (int64_t b = 0; b < blocks; b++) {
-        const int64_t next = ahead(b * BLOCK / 2, K / 2, rows);
-        for (int r = 0; r < rows; r++) {
-            const uint8_t *at = w + (r * K + b * BLOCK) / 2;
-            _mm_prefetch((const char *)at + next, _MM_HINT_T0);
-            __m256i both = _mm256_loadu_si256((const __m256i *)at);
-            __m256i even = _mm256_and_si256(both, low);
-            __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-            for (int t = 0; t < tokens; t++) {
-                const __m256i *x = (const __m256i *)(q + t * K + b * BLOCK);
-                const float *step = steps + (r * tokens + t) * groups + b * BLOCK / group;
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-                __m256i dot = dot4(_mm256_setzero_si256(), even, _mm256_loadu_si256(x));
-                dot = dot4(dot, odd, _mm256_loadu_si256(x + 1));
-#else
-                __m256i pairs = _mm256_add_epi16(
-                    _mm256_maddubs_epi16(even, _mm256_loadu_si256(x)),
-                    _mm256_maddubs_epi16(odd, _mm256_loadu_si256(x + 1)));
-                __m256i dot = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#endif
-                __m256 lanes;
-                if (group == 32) {  // the low half of a line is the first group
-                    __m256 two = _mm256_castpd_ps(_mm256_broadcast_sd((const double *)step));
-                    lanes = _mm256_permutevar8x32_ps(
-                        two, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1));
-                } else {
-                    lanes = _mm256_broadcast_ss(step);
-                }
-                if (group == 128)
-                    lanes = _mm256_mul_ps(lanes, _mm256_broadcast_ss(xscale + t * blocks + b));
-                acc[r][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), lanes, acc[r][t]);
-            }
+        for (int i = 0; i < sums; i++)
+            for (int t = 0; t < tokens; t++) acc[r][i][t] = _mm256_setzero_ps();
+    const int64_t next = AHEAD_INT4 + (rows - 1) * K / 2;
+    int64_t b = 0;
+    for (; b + sums <= blocks; b += sums)
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < sums; i++)
+                int4_block(tokens, group, w + r * K / 2, q, xscale, steps + r * tokens * groups, K,
+                           b + i, next, acc[r][i]);
+    for (; b < blocks; b++)
+        for (int r = 0; r < rows; r++)
+            int4_block(tokens, group, w + r * K / 2, q, xscale, steps + r * tokens * groups, K, b,
+                       next, acc[r][0]);
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) {
+            __m256 total = acc[r][0][t];
+            for (int i = 1; i < sums; i++) total = _mm256_add_ps(total, acc[r][i][t]);
+            y[t * N + r] = sum_lanes(total) + offset[r][t];
         }
-    }
-    for (int r = 0; r < rows; r++)
-        for (int t = 0; t < tokens; t++) y[t * N + r] = sum_lanes(acc[r][t]) + offset[r][t];
 #else
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
@@ -318,8 +340,9 @@ static void split_token(const float *x, float *out, int64_t K) {
 
 // ---- walking over rows and tokens --------------------------------------------------------------
 
-// CALL(rows, tokens, n, m) runs one tile; the branches make both counts constants.
-#define WALK(CALL)                                                                                \
+// CALL(rows, tokens, n, m) runs one tile; the branches make both counts constants. A single token
+// meets ROWS rows at once if `side_by_side`.
+#define WALK(CALL, side_by_side)                                                                  \
     for (int64_t m0 = 0; m0 < M; m0 += window) {                                                  \
         int64_t m1 = m0 + window < M ? m0 + window : M;                                           \
         int64_t strips = (N + ROWS - 1) / ROWS;                                                   \
@@ -333,7 +356,7 @@ static void split_token(const float *x, float *out, int64_t K) {
             for (; m + 2 <= m1; m += 2)                                                           \
                 for (int64_t n = n0; n < n1; n++) { CALL(1, 2, n, m); }                           \
             for (; m < m1; m++) {                                                                 \
-                if (n1 - n0 == ROWS) { CALL(ROWS, 1, n0, m); }                                    \
+                if (side_by_side && n1 - n0 == ROWS) { CALL(ROWS, 1, n0, m); }                    \
                 else for (int64_t n = n0; n < n1; n++) { CALL(1, 1, n, m); }                      \
             }                                                                                     \
         }                                                                                         \
@@ -360,7 +383,7 @@ int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, flo
 #define CALL(rows, tokens, n, m)                                                                  \
     int8_tile(rows, tokens, w + (n)*K, wscale + (n), q + (m)*K, xs + (m)*blocks,                  \
               y + (m)*N + (n), N, K)
-            WALK(CALL)
+            WALK(CALL, 1)
 #undef CALL
         }
     }
@@ -388,13 +411,13 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
     int4_tile(rows, tokens, GROUP, w + (n)*K / 2, scale + (n)*groups, zero + (n)*groups,          \
               q + (m)*K, xs + (m)*blocks, sum + (m)*groups, steps, y + (m)*N + (n), N, K)
 #define GROUP 32
-            if (group == 32) { WALK(CALL) }
+            if (group == 32) { WALK(CALL, 0) }
 #undef GROUP
 #define GROUP 64
-            if (group == 64) { WALK(CALL) }
+            if (group == 64) { WALK(CALL, 0) }
 #undef GROUP
 #define GROUP 128
-            if (group == 128) { WALK(CALL) }
+            if (group == 128) { WALK(CALL, 0) }
 #undef GROUP
 #undef CALL
         }
@@ -415,7 +438,7 @@ int mmchat_linear_bf16(const uint16_t *w, const float *x, float *y, int64_t M, i
         for (int64_t m = 0; m < M; m++) split_token(x + m * K, split + m * K, K);
 #define CALL(rows, tokens, n, m)                                                                  \
     bf16_tile(rows, tokens, w + (n)*K, split + (m)*K, y + (m)*N + (n), N, K)
-        WALK(CALL)
+        WALK(CALL, 1)
 #undef CALL
     }
     free(split);
