@@ -22,6 +22,7 @@ _LONGEST_MATCH = 8
 _PLACES = 16  # earlier places of the last two tokens that are compared, newest first
 _STEPS_BEFORE_FIRST_DRAFT = 3
 _SHARE_TO_LOSE = 0.02
+_FIRST_CREDIT = 0.3  # steps
 _MOST_CREDIT = 4.0  # steps
 _WARM_UP = 20.0  # steps
 
@@ -72,7 +73,7 @@ class PromptLookup:
 class Pace:
     """Chooses how long drafts are, from what steps cost and how many drafted tokens were right.
 
-    It never bets more than it has won, one step, and two percent of the plain steps: where drafts
+    It never bets more than it has won, 0.3 steps, and two percent of the plain steps: where drafts
     do not pay they stop. Kept for a whole conversation.
     """
 
@@ -80,7 +81,7 @@ class Pace:
         self._seconds: defaultdict[int, deque[float]] = defaultdict(lambda: deque(maxlen=7))
         self._steps = 0
         self._tried = {0}  # numbers of drafted tokens
-        self._credit = 1.0  # in steps
+        self._credit = _FIRST_CREDIT
         # by length of the match: tokens accepted of those compared, older ones counting less
         self._accepted: defaultdict[int, tuple[float, float]] = defaultdict(lambda: (1.0, 2.0))
 

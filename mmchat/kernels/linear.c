@@ -31,7 +31,7 @@
 
 #define BLOCK 64          // activations that share a scale
 #define TOKENS 4          // tokens that share one read of a weight
-#define ROWS 4            // rows read side by side for a single token
+#define ROWS 4            // rows read side by side for one or two tokens
 #define CACHED 262144     // bytes of activations that stay close to a core
 #define AHEAD 1024        // bytes of each row that are asked for before they are needed
 #define AHEAD_INT4 2048   // likewise of the short rows of int4
@@ -236,9 +236,9 @@ INLINE void int4_block(const int tokens, const int group, const uint8_t *w, cons
 }
 #endif
 
-// A single token meets one row after another, not ROWS side by side: rows of int4 are short (2 KiB for
-// 4,096 elements), and the processor's own prefetcher follows a single stream from one to the next.
-// Tiles of less than four sums have several of each, which hides how long an addition takes.
+// One or two tokens meet one row after another, not ROWS side by side: rows of int4 are short (2 KiB
+// for 4,096 elements), and the processor's own prefetcher follows a single stream from one to the
+// next. Tiles of less than four sums have several of each, which hides how long an addition takes.
 INLINE void int4_tile(const int rows, const int tokens, const int group, const uint8_t *w,
                       const uint16_t *scale, const uint16_t *zero, const int8_t *q,
                       const float *xscale, const float *sum, float *steps, float *y, int64_t N,
@@ -340,8 +340,8 @@ static void split_token(const float *x, float *out, int64_t K) {
 
 // ---- walking over rows and tokens --------------------------------------------------------------
 
-// CALL(rows, tokens, n, m) runs one tile; the branches make both counts constants. A single token
-// meets ROWS rows at once if `side_by_side`.
+// CALL(rows, tokens, n, m) runs one tile; the branches make both counts constants. One or two tokens
+// meet ROWS rows at once if `side_by_side`.
 #define WALK(CALL, side_by_side)                                                                  \
     for (int64_t m0 = 0; m0 < M; m0 += window) {                                                  \
         int64_t m1 = m0 + window < M ? m0 + window : M;                                           \
@@ -353,8 +353,10 @@ static void split_token(const float *x, float *out, int64_t K) {
                 for (; n + 2 <= n1; n += 2) { CALL(2, TOKENS, n, m); }                            \
                 if (n < n1) { CALL(1, TOKENS, n, m); }                                            \
             }                                                                                     \
-            for (; m + 2 <= m1; m += 2)                                                           \
-                for (int64_t n = n0; n < n1; n++) { CALL(1, 2, n, m); }                           \
+            for (; m + 2 <= m1; m += 2) {                                                         \
+                if (side_by_side && n1 - n0 == ROWS) { CALL(ROWS, 2, n0, m); }                    \
+                else for (int64_t n = n0; n < n1; n++) { CALL(1, 2, n, m); }                      \
+            }                                                                                     \
             for (; m < m1; m++) {                                                                 \
                 if (side_by_side && n1 - n0 == ROWS) { CALL(ROWS, 1, n0, m); }                    \
                 else for (int64_t n = n0; n < n1; n++) { CALL(1, 1, n, m); }                      \

@@ -1,0 +1,131 @@
+"""What guessing tokens from the text so far gains and costs: `python assets/bench/speculation.py`.
+
+The model has 11B's widths and random weights, which say nothing, so the answer is given: whatever
+the model's logits are, the next token is that of a written text. Drafts are then right or wrong as
+they would be for a model that gives this answer. Three texts: a document given back with a word
+changed now and then; prose that goes on; and pairs of words that keep coming back with another word
+after them, which is made to mislead. Each answer begins a conversation of its own. With and without
+drafts take turns; the times are processor time of one thread. Writes speculation.json beside this
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mmchat
+from mmchat.bench.entrants import from_tensors
+from mmchat.bench.plan import Variant
+from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
+from mmchat.events import Timings
+from mmchat.generation import generate_tokens
+from mmchat.loader import LoadedModel
+from mmchat.messages import Message, Text
+from mmchat.sampling import Sampler, SamplingParams
+from mmchat.speculation import Drafter, Pace
+
+RESULTS = Path(__file__).with_name("speculation.json")
+DOCUMENT = Path(__file__).parents[2] / "README.md"
+FIRST_WORD = 1000  # ids below are bytes and special tokens
+
+
+class Scripted(Sampler):
+    """Does the work of sampling, and says the next token of `answer`."""
+
+    answer: list[int]
+
+    def sample(self, logits: Tensor) -> Tensor:
+        super().sample(logits)
+        return torch.tensor([[self.answer.pop(0)]])
+
+
+def texts(length: int) -> dict[str, tuple[list[int], list[int]]]:
+    """Name -> tokens of the prompt and of the answer; a word or a sign is a token."""
+    words = re.findall(r"\w+|[^\w\s]|\n", DOCUMENT.read_text(encoding="utf-8"))
+    number: dict[str, int] = {}
+    ids = [number.setdefault(word, FIRST_WORD + len(number)) for word in words]
+    draw = random.Random(1)
+    copied = [token if draw.random() > 0.04 else draw.randrange(9000, 20000) for token in ids]
+    pairs = [(draw.randrange(9000, 20000), draw.randrange(9000, 20000)) for _ in range(8)]
+    misleading = [t for _ in range(length) for t in (*draw.choice(pairs), draw.randrange(2000, 9000))]
+    return {
+        "copied": (ids[:length], copied[:length]),
+        "prose": (ids[:length], ids[length : 2 * length]),
+        "misleading": (misleading[:length], misleading[length : 2 * length]),
+    }
+
+
+def decode_seconds(
+    loaded: LoadedModel, prompt: list[int], answer: list[int], speculate: Any
+) -> float:
+    """Processor seconds for all tokens after the first."""
+    params = SamplingParams(temperature=0, max_new_tokens=len(answer))
+    filler = loaded.processor.raw_prompt(Message("user", (Text("x" * (len(prompt) - 1)),)))
+    inputs = loaded.processor.inputs(filler, 0)
+    inputs.input_ids.copy_(torch.tensor([prompt]))
+    cache = loaded.runtime.new_cache(1, len(prompt) + len(answer) + 64)
+    sampler = Scripted(params, prompt, loaded.vocab_size, loaded.runtime.device)
+    sampler.answer = list(answer)
+    drafter = Drafter(prompt, speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
+    tokens = generate_tokens(
+        loaded.runtime, inputs, cache, sampler, drafter,
+        stop_ids=(), max_new_tokens=len(answer), interrupt=threading.Event(),
+        timings=Timings(started=time.perf_counter()),
+    )  # fmt: skip
+    found = [next(tokens).token_id]
+    begin = time.process_time()
+    found += [token.token_id for token in tokens]
+    seconds = time.process_time() - begin
+    if found != answer:
+        raise SystemExit(f"the answer is not the given one: {found[:20]} for {answer[:20]}")
+    return seconds
+
+
+def measure(loaded: LoadedModel, length: int, rounds: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, (prompt, answer) in texts(length).items():
+        decode_seconds(loaded, prompt, answer[:8], "auto")  # warm-up
+        ratios = []
+        for index in range(rounds):
+            ways = ("off", "auto") if index % 2 else ("auto", "off")
+            seconds = {way: decode_seconds(loaded, prompt, answer, way) for way in ways}
+            ratios.append(round(seconds["off"] / seconds["auto"], 3))
+        found[name] = {"times_as_fast": statistics.median(ratios), "rounds": ratios}
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default="11B")
+    parser.add_argument("--tokens", type=int, default=128, help="of prompt and answer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    params = shaped_params(Shapes(given.shapes), device)
+    tensors = RandomTensors(params, 0, torch.bfloat16, device, keep=True)
+    ways = {}
+    for scheme in ("none", "int8", "int4"):
+        ways[Variant(scheme).label(torch.bfloat16)] = measure(
+            from_tensors(params, tensors, Variant(scheme)), given.tokens, given.rounds
+        )
+        print(json.dumps(ways), flush=True)  # noqa: T201
+    record = {
+        "model": f"{given.shapes} widths, random weights",
+        "tokens": given.tokens,
+        "versions": {"mmchat": mmchat.__version__, "torch": torch.__version__},
+        "ways": ways,
+    }
+    given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
