@@ -55,7 +55,7 @@ def texts(length: int) -> dict[str, tuple[list[int], list[int]]]:
     words = re.findall(r"\w+|[^\w\s]|\n", DOCUMENT.read_text(encoding="utf-8"))
     number: dict[str, int] = {}
     ids = [number.setdefault(word, FIRST_WORD + len(number)) for word in words]
-    draw = random.Random(1)
+    draw = random.Random(1)  # noqa: S311
     copied = [token if draw.random() > 0.04 else draw.randrange(9000, 20000) for token in ids]
     pairs = [(draw.randrange(9000, 20000), draw.randrange(9000, 20000)) for _ in range(8)]
     misleading = [t for _ in range(length) for t in (*draw.choice(pairs), draw.randrange(2000, 9000))]

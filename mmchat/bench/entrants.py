@@ -10,6 +10,7 @@ from mmchat.bench.agreement import QUANTIZED_LIMITS, SAME_DTYPE_LIMITS
 from mmchat.bench.contestants import Contestant, Mmchat
 from mmchat.bench.plan import Plan, Say, Variant
 from mmchat.bench.shapes import RandomTensors, byte_tokenizer, shaped_params
+from mmchat.bench.turns import WORDS
 from mmchat.device import choose_placement
 from mmchat.loader import LoadedModel, load_from_tensors
 
@@ -61,7 +62,7 @@ def from_tensors(params: ModelParams, tensors: RandomTensors, variant: Variant) 
     return load_from_tensors(
         params,
         tensors.checkpoint(),
-        byte_tokenizer(params.config.text_config.vocab_size),
+        byte_tokenizer(params.config.text_config.vocab_size, WORDS),
         device=str(tensors.device),
         dtype=str(tensors.dtype).removeprefix("torch."),
         **variant.options(),

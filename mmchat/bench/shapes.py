@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -90,10 +90,9 @@ class RandomTensors:
         return InMemoryCheckpoint(self.shapes, str(self.dtype).removeprefix("torch."), self.read)
 
 
-def byte_tokenizer(vocab_size: int) -> BytePairTokenizer:
-    """A tokenizer of the model's size that knows single bytes and Llama's special tokens."""
+def byte_tokenizer(vocab_size: int, words: Sequence[str] = ()) -> BytePairTokenizer:
+    """A tokenizer of the model's size that knows bytes, `words` and Llama's special tokens."""
     first = vocab_size - SPECIAL_TOKEN_COUNT
     names = llama3_special_tokens()
-    return BytePairTokenizer(
-        [bytes([i]) for i in range(256)], {name: first + i for i, name in enumerate(names)}
-    )
+    tokens = [bytes([i]) for i in range(256)] + [word.encode() for word in words]
+    return BytePairTokenizer(tokens, {name: first + i for i, name in enumerate(names)})

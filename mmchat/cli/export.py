@@ -41,7 +41,7 @@ def export(
         int | None,
         typer.Option(
             metavar="N",
-            min=2,
+            min=64,
             help="Longest prompt and answer, positions; 4096 if left out, or the model's own. The"
             " programs' cache has this size from the start.",
         ),

@@ -12,9 +12,9 @@ from mmchat.bench.agreement import DisagreementError
 from mmchat.bench.contestants import Mmchat, picture_file, picture_size, tiled
 from mmchat.bench.entrants import from_tensors
 from mmchat.bench.plan import Variant
-from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
+from mmchat.bench.shapes import RandomTensors, Shapes, byte_tokenizer, shaped_params
 from mmchat.bench.traffic import decode_bytes
-from mmchat.bench.turns import two_turns
+from mmchat.bench.turns import QUESTIONS, WORDS, two_turns
 from mmchat.bench.workloads import Field, Workload
 from mmchat.errors import MissingExtra, UsageError
 from mmchat.images import load_image
@@ -105,6 +105,12 @@ def test_the_second_turn_reads_no_picture_again(ours, monkeypatch):
     assert list(times) == ["preprocessing", "first turn", "second turn"]
     assert encoded[0] == 1
     assert sum(encoded) == 1
+
+
+def test_a_turn_has_as_many_tokens_as_with_llamas_tokenizer():
+    tokenizer = byte_tokenizer(128_256, WORDS)
+    assert [len(tokenizer.encode(question)) for question in QUESTIONS] == [6, 6]
+    assert [len(tokenizer.encode(text)) for text in ("user", "assistant", "\n\n")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, 4])

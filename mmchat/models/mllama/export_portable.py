@@ -122,7 +122,8 @@ def export_programs(
     cached, cross = examples.cached(2 * CAPACITY_STEP), examples.cross()
     new = Dim("new_positions", min=1, max=LONGEST_PIECE)
     rows = Dim("wanted", min=1, max=MOST_WANTED)
-    past = Dim("past_positions", min=CAPACITY_STEP, max=capacity(limits.max_seq_len))
+    longest = max(capacity(limits.max_seq_len), 2 * CAPACITY_STEP)  # a range is more than one size
+    past = Dim("past_positions", min=CAPACITY_STEP, max=longest)
     seen = examples.vision_tokens(limits)
     sees = torch.ones(1, device=model.device, dtype=model.dtype)
     programs = [

@@ -93,3 +93,8 @@ def test_every_program_gives_its_examples_shapes(model):
             tokens = program.args[0].shape[1] * vision.tokens_per_tile
             layers = len(text.cross_attention_layers)
             assert shapes == [(*heads, tokens, text.head_dim)] * (2 * layers)
+
+
+@pytest.mark.parametrize("length", [64, 255, 256])
+def test_a_short_context_can_be_exported(model, length):
+    assert export_programs(model, ExportLimits(max_seq_len=length, max_images=1))

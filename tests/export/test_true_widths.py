@@ -1,0 +1,72 @@
+"""Exports of a model with 11B's widths and few layers, by the command, in float32."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import mmchat
+from mmchat.images import from_pil
+from mmchat.params import find_params
+from mmchat.sampling import SamplingParams
+from tests.models.mllama.oracle import random_weights
+from tests.test_loader import TOKENIZER, finish, write_hf_folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+GIB = 2**30
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6, speculate="off")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """One layer of self-attention and one of cross-attention; six vision layers, as many as are
+    handed on to the projector; a small vocabulary."""
+    params = find_params("Llama-3.2-11B-Vision-Instruct")
+    assert params is not None
+    full = params.config
+    vision = replace(
+        full.vision_config, num_hidden_layers=5, num_global_layers=1,
+        intermediate_layers_indices=(0, 1, 2, 3, 4),
+    )  # fmt: skip
+    text = replace(
+        full.text_config, num_hidden_layers=2, cross_attention_layers=(1,),
+        vocab_size=len(TOKENIZER.read_text().splitlines()) + 256,
+    )  # fmt: skip
+    config = replace(full, vision_config=vision, text_config=text)
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    return write_hf_folder(folder, config, random_weights(config))
+
+
+def picture(height, width):
+    from PIL import Image
+
+    return from_pil(Image.effect_noise((width, height), 60).convert("RGB"))
+
+
+@pytest.mark.parametrize("format", ["aoti", "executorch"])
+def test_it_says_what_the_model_says_and_its_peak_memory_is_told(wide, tmp_path, format):
+    if format == "executorch":
+        pytest.importorskip("executorch", reason="needs mmchat[executorch]")
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "mmchat", "export", str(wide), "--format", format, "--dtype",
+        "float32", "--max-seq-len", "128", "--max-images", "2", "-o", str(out),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout, done.stderr)
+    [(number, unit)] = re.findall(r"peak memory ([\d.]+) (MiB|GiB)", done.stdout + done.stderr)
+    peak = float(number) * (GIB if unit == "GiB" else GIB / 1024)
+    weights = (wide / "model.safetensors").stat().st_size
+    assert weights < peak < 3 * weights + 2 * GIB
+
+    original = mmchat.load(wide, device="cpu", dtype="float32")
+    exported = mmchat.load(out)
+    for pictures in ([], [picture(300, 500)], [picture(1100, 1100), picture(560, 560)]):
+        heard = [
+            finish(model.chat().send("What is here?", pictures, GREEDY)).output_ids
+            for model in (original, exported)
+        ]
+        assert heard[0] == heard[1]
