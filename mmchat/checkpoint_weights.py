@@ -15,6 +15,7 @@ from mmchat.events import ProgressCallback
 from mmchat.machine.memory import available_memory
 from mmchat.memory_estimate import Setup, check_memory, used_in_place
 from mmchat.nn.linear import Float8Linear, QuantizedLinear
+from mmchat.nn.shapes_only import shapes_only
 from mmchat.params import ModelParams, params_for_tile_size
 from mmchat.quantization import Plan
 
@@ -34,7 +35,7 @@ def load_weights(
     in_place = used_in_place(files, str(placement.dtype).removeprefix("torch."))
     check_memory(replace(setup, from_file=in_place), available_memory(placement.device))
     params, family = setup.params, setup.params.family
-    with torch.device("meta"):
+    with shapes_only():
         model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=setup.text_only)
@@ -50,7 +51,7 @@ def load_weights(
     stays_in_file = plan.scheme is None and placement.device.type == "cpu"
     if not stays_in_file:
         model.fuse_projections()
-    model.materialize_buffers(placement.device)
+    model.move_buffers(placement.device)
     return model
 
 

@@ -103,9 +103,8 @@ def replace_linears(model: torch.nn.Module, plan: Plan) -> None:
     """
     if plan.scheme is None:
         return
-    import torch
-
     from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
+    from mmchat.nn.shapes_only import shapes_only
 
     for name, part in model.linear_parts().items():  # type: ignore[operator]
         old = model.get_submodule(name)
@@ -115,7 +114,7 @@ def replace_linears(model: torch.nn.Module, plan: Plan) -> None:
         if chosen is None:
             continue
         sizes, has_bias = (old.in_features, old.out_features), old.bias is not None
-        with torch.device("meta"):
+        with shapes_only():
             if chosen.is_float:
                 new = Float8Linear(*sizes, has_bias)
             else:

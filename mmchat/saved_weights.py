@@ -38,9 +38,9 @@ def load_saved(
 
     Raises CheckpointError with the differences.
     """
-    import torch
+    from mmchat.nn.shapes_only import shapes_only
 
-    with torch.device("meta"):
+    with shapes_only():
         model = params.family.resolve("model")(params.config)
         quantization.replace_linears(model, plan)
         if any(".qkv_proj." in name for name in files.entries):
@@ -53,7 +53,7 @@ def load_saved(
         _assign(model, name, files.read(name).to(device))
         if progress:
             progress("weights", done, len(stored))
-    model.materialize_buffers(device)
+    model.move_buffers(device)
     return model
 
 

@@ -47,6 +47,21 @@ def test_light_modules_import_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+def test_an_answer_needs_nothing_of_torchs_compiler():
+    """Loading it takes two seconds, and some operations on the meta device do that."""
+    program = (
+        "import sys, mmchat\n"
+        "model = mmchat.load(device='cpu', quantize='int8')\n"
+        "*_, done = model.chat().send('What is here?', ['assets/dog.jpg'])\n"
+        "assert done.text\n"
+        "assert not {'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", mmchat.__all__)
 def test_every_public_name_can_be_had(name):
     assert getattr(mmchat, name) is not None

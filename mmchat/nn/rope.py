@@ -41,7 +41,8 @@ class RotaryEmbedding(nn.Module):
     def __init__(self, head_dim: int, theta: float, scaling: dict[str, float] | None) -> None:
         super().__init__()
         self.head_dim, self.theta, self.scaling = head_dim, theta, scaling
-        self.register_buffer("inv_freq", self._frequencies(), persistent=False)
+        with torch.device("cpu"):  # computed, not loaded: they have values on the meta device too
+            self.register_buffer("inv_freq", self._frequencies(), persistent=False)
 
     def _frequencies(self) -> Tensor:
         inv_freq = inverse_frequencies(self.head_dim, self.theta)
@@ -54,11 +55,6 @@ class RotaryEmbedding(nn.Module):
             self.scaling["high_freq_factor"],
             int(self.scaling["original_max_position_embeddings"]),
         )
-
-    def materialize(self, device: torch.device) -> None:
-        """Compute the frequencies on `device`, after the module was built on the meta device."""
-        with torch.device("cpu"):
-            self.inv_freq = self._frequencies().to(device)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[:, None, :, None].float() * self.inv_freq

@@ -60,7 +60,7 @@ def test_it_says_what_the_model_says_and_its_peak_memory_is_told(wide, tmp_path,
     [(number, unit)] = re.findall(r"peak memory ([\d.]+) (MiB|GiB)", done.stdout + done.stderr)
     peak = float(number) * (GIB if unit == "GiB" else GIB / 1024)
     weights = (wide / "model.safetensors").stat().st_size
-    assert weights < peak < 3 * weights + 2 * GIB
+    assert weights < peak < (3 if format == "aoti" else 6) * weights + 2 * GIB
 
     original = mmchat.load(wide, device="cpu", dtype="float32")
     exported = mmchat.load(out)

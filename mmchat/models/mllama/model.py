@@ -221,6 +221,7 @@ class MllamaForConditionalGeneration(nn.Module):
             if isinstance(module, SelfAttention | GatedMLP):
                 module.fuse_projections()
 
-    def materialize_buffers(self, device: torch.device) -> None:
-        """Compute what no checkpoint stores, after building on the meta device."""
-        self.language_model.model.rotary.materialize(device)
+    def move_buffers(self, device: torch.device) -> None:
+        """Move what no checkpoint stores, and what the meta device has values of."""
+        rotary = self.language_model.model.rotary
+        rotary.inv_freq = rotary.inv_freq.to(device)

@@ -129,7 +129,7 @@ class PositionEmbedding(nn.Module):
         tokens, size = config.tokens_per_tile, config.hidden_size
         rows = len(config.aspect_ratios) + 1
         self.gate = nn.Parameter(torch.zeros(1))
-        self.embedding = nn.Parameter(torch.randn(tokens, size) * size**-0.5)
+        self.embedding = nn.Parameter(torch.empty(tokens, size))
         self.tile_embedding = nn.Embedding(rows, config.max_num_tiles * tokens * size)
 
     def inside_tile(self) -> Tensor:
@@ -157,7 +157,7 @@ class VisionModel(nn.Module):
         self.patch_embedding = nn.Conv2d(
             config.num_channels, size, config.patch_size, config.patch_size, bias=False
         )
-        self.class_embedding = nn.Parameter(torch.randn(size) * size**-0.5)
+        self.class_embedding = nn.Parameter(torch.empty(size))
         self.gated_positional_embedding = PositionEmbedding(config)
         self.pre_tile_positional_embedding = TileEmbedding(config)
         self.post_tile_positional_embedding = TileEmbedding(config)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from mmchat.models.mllama import cache, text, vision
 from mmchat.nn import norm
+from mmchat.nn.rope import inverse_frequencies
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import CONFIG
 
@@ -98,8 +99,7 @@ def rope_on_the_query_of_cross_attention(model, patch):
 @mutation
 def rope_frequencies_not_scaled(model, patch):
     rotary = model.language_model.model.rotary
-    rotary.scaling = None
-    rotary.materialize(torch.device("cpu"))
+    rotary.inv_freq = inverse_frequencies(rotary.head_dim, rotary.theta)
 
 
 @mutation
