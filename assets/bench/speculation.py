@@ -58,7 +58,9 @@ def texts(length: int) -> dict[str, tuple[list[int], list[int]]]:
     draw = random.Random(1)  # noqa: S311
     copied = [token if draw.random() > 0.04 else draw.randrange(9000, 20000) for token in ids]
     pairs = [(draw.randrange(9000, 20000), draw.randrange(9000, 20000)) for _ in range(8)]
-    misleading = [t for _ in range(length) for t in (*draw.choice(pairs), draw.randrange(2000, 9000))]
+    misleading = [
+        t for _ in range(length) for t in (*draw.choice(pairs), draw.randrange(2000, 9000))
+    ]
     return {
         "copied": (ids[:length], copied[:length]),
         "prose": (ids[:length], ids[length : 2 * length]),
@@ -94,7 +96,8 @@ def decode_seconds(
 
 def measure(loaded: LoadedModel, length: int, rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name, (prompt, answer) in texts(length).items():
+    for name, given_ids in texts(length).items():
+        prompt, answer = ([token % loaded.vocab_size for token in ids] for ids in given_ids)
         decode_seconds(loaded, prompt, answer[:8], "auto")  # warm-up
         ratios = []
         for index in range(rounds):
@@ -108,24 +111,25 @@ def measure(loaded: LoadedModel, length: int, rounds: int) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", default="11B")
+    parser.add_argument("--quantize", default="none,int8,int4")
     parser.add_argument("--tokens", type=int, default=128, help="of prompt and answer")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cpu")
     params = shaped_params(Shapes(given.shapes), device)
     tensors = RandomTensors(params, 0, torch.bfloat16, device, keep=True)
-    ways = {}
-    for scheme in ("none", "int8", "int4"):
-        ways[Variant(scheme).label(torch.bfloat16)] = measure(
-            from_tensors(params, tensors, Variant(scheme)), given.tokens, given.rounds
-        )
-        print(json.dumps(ways), flush=True)  # noqa: T201
-    record = {
+    record: dict[str, Any] = {
         "model": f"{given.shapes} widths, random weights",
         "tokens": given.tokens,
         "versions": {"mmchat": mmchat.__version__, "torch": torch.__version__},
-        "ways": ways,
+        "ways": {},
     }
-    given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for scheme in given.quantize.split(","):
+        loaded = from_tensors(params, tensors, Variant(scheme))
+        name = Variant(scheme).label(loaded.dtype)
+        record["ways"][name] = measure(loaded, given.tokens, given.rounds)
+        text = json.dumps(record, indent=1) + "\n"
+        given.output.write_text(text, encoding="utf-8")  # each way takes minutes
+    print(text)  # noqa: T201
