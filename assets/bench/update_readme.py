@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).with_name("cpu.json")
+RESULTS = tuple(Path(__file__).with_name(name) for name in ("cpu.json", "cpu-pictures.json"))
 BEGIN, END = (
     "<!-- results: assets/bench/update_readme.py writes this -->\n",
     "<!-- end of results -->",
 )
+
+
+def results() -> dict[str, Any]:
+    """Those of text with the workloads of pictures, which were measured by themselves."""
+    text, pictures = (json.loads(path.read_text(encoding="utf-8")) for path in RESULTS)
+    return {**text, "workloads": [*text["workloads"], *pictures["workloads"]]}
 
 
 def section(record: dict[str, Any]) -> str:
@@ -59,5 +65,4 @@ def updated(readme: str, record: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
-    path.write_text(updated(path.read_text(encoding="utf-8"), found), encoding="utf-8")
+    path.write_text(updated(path.read_text(encoding="utf-8"), results()), encoding="utf-8")
