@@ -42,8 +42,8 @@ def export(
         typer.Option(
             metavar="N",
             min=64,
-            help="Longest prompt and answer, positions; 4096 if left out, or the model's own. The"
-            " programs' cache has this size from the start.",
+            help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
+            " left out, or the model's own. The cache of aoti has this size from the start.",
         ),
     ] = None,
     max_images: Annotated[
@@ -71,6 +71,10 @@ def export(
     folder = (output or Path(f"{Path(name).name}-{format}")).expanduser().absolute()
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
+    if format == "safetensors" and max_seq_len:
+        raise UsageError(
+            "--max-seq-len is for aoti and executorch; --format safetensors takes any length"
+        )
     plan = ExportPlan(
         name=model,
         folder=folder,

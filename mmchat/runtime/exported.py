@@ -39,11 +39,19 @@ class ExportedFolder:
     record: ExportRecord
     source: str
 
-    @property
-    def again(self) -> str:
-        """The command that makes it anew."""
+    def again(self, **changes: object) -> str:
+        """The command that makes it anew with the options it was made with, but for `changes`."""
+        record = self.record
+        options: dict[str, object] = {"dtype": record.dtype, "quantize": record.scheme}
+        if record.format != "safetensors":
+            options |= {"max_seq_len": record.max_seq_len, "max_images": record.max_images}
         source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
-        return f"mmchat export {source} --format {self.record.format} -o {folder}"
+        words = [f"mmchat export {source} --format {record.format} -o {folder}"]
+        words += [f"--quantize-keep {part}" for part in record.keep]
+        for name, value in (options | changes).items():
+            if value != "none":
+                words.append(f"--{name.replace('_', '-')} {value}")
+        return " ".join(words)
 
     def context_limit(self, asked: int | None) -> int:
         """Positions to use, of those the programs were made for. Raises UsageError."""
@@ -51,7 +59,7 @@ class ExportedFolder:
         if asked is not None and asked > most:
             raise UsageError(
                 f"{quoted(self.path, 300)} was exported for {most} positions, not {asked}; export"
-                f" again: {self.again} --max-seq-len {asked}"
+                f" again: {self.again(max_seq_len=asked)}"
             )
         return asked or most
 
@@ -62,7 +70,7 @@ class ExportedFolder:
         if asked not in ((record.scheme, record.keep), ("none", ()), (record.scheme, ())):
             raise UsageError(
                 f"{quoted(self.path, 300)} was exported with --quantize {record.scheme}, which"
-                f" cannot be changed; export again: {self.again} --quantize {quantize}"
+                f" cannot be changed; export again: {self.again(quantize=quantize)}"
             )
 
     def check_dtype(self, placement: Placement) -> None:
@@ -71,7 +79,7 @@ class ExportedFolder:
         if name != self.record.dtype:
             raise UsageError(
                 f"{quoted(self.path, 300)} was exported in {self.record.dtype}, not {name}; export"
-                f" again: {self.again} --dtype {name}"
+                f" again: {self.again(dtype=name)}"
             )
 
 
@@ -134,7 +142,7 @@ def _placement(folder: ExportedFolder, device: str, dtype: str) -> Placement:
     if found.device.type != record.device:
         raise ExportError(
             f"{quoted(folder.path, 300)} was exported for {record.device}, not {device}; export"
-            f" again: {folder.again} --device {device}"
+            f" again: {folder.again()} --device {device}"
         )
     folder.check_dtype(found)
     return Placement(found.device, found.dtype, "as exported")
@@ -147,12 +155,12 @@ def _check_versions(folder: ExportedFolder) -> None:
     elif record.torch != here:
         raise ExportError(
             f"{quoted(folder.path, 300)} was exported with torch {record.torch}, and this is torch"
-            f" {here}; export again: {folder.again}"
+            f" {here}; export again: {folder.again()}"
         )
     if record.processor and not _runs(record.processor, processor_name()):
         raise ExportError(
             f"{quoted(folder.path, 300)} was exported for a processor with {record.processor}, and"
-            f" this one has {processor_name()}; export again here: {folder.again}"
+            f" this one has {processor_name()}; export again here: {folder.again()}"
         )
 
 
@@ -161,7 +169,7 @@ def _check_executorch(folder: ExportedFolder) -> None:
     if made_by != here:
         raise ExportError(
             f"{quoted(folder.path, 300)} was exported with executorch {made_by}, and this is"
-            f" executorch {here}; export again: {folder.again}"
+            f" executorch {here}; export again: {folder.again()}"
         )
 
 
@@ -186,7 +194,7 @@ def _check_files(folder: ExportedFolder) -> None:
             reason = "is not what was written"
         else:
             continue
-        raise CheckpointError(f"{quoted(path, 300)} {reason}; export again: {folder.again}")
+        raise CheckpointError(f"{quoted(path, 300)} {reason}; export again: {folder.again()}")
 
 
 def _weights(

@@ -46,6 +46,8 @@ from mmchat.cli.model_choice import ModelChoice
         (("generate", "-p", "x", "--seed", "x"), "'x' is not a whole number from 0 to 2**63 - 1"),
         (("generate", "--logprobs", "21"), "'21' is not a whole number from 0 to 20 (see"),
         (("chat", "--max-seq-len", "x"), "'x' is not a whole number of 1 or more (see"),
+        (("export", "--max-seq-len", "63"), "'63' is not a whole number of 64 or more (see"),
+        (("export", "--format", "safetensors", "--max-seq-len", "64"), "takes any length"),
         (("eval",), "mmchat eval: error: Missing command (see 'mmchat eval --help')"),
         (("generate", "-p", "x", "--repetition-penalty", "0"), "'--repetition-penalty': 0 is not"),
         (("generate", "-p", "x", "--presence-penalty", "3"), "'--presence-penalty': 3 is not"),

@@ -258,6 +258,15 @@ def test_options_that_it_was_not_exported_for_are_refused(programs):
     refused(programs, UsageError, "exported in bfloat16, not float32", dtype="float32")
 
 
+def test_the_command_to_export_again_keeps_the_other_options(programs):
+    claim(programs, scheme="int8", keep=("vision",), max_images=2)
+    with pytest.raises(UsageError) as raised:
+        mmchat.load(programs, max_seq_len=1000)
+    command = str(raised.value).partition("export again: ")[2]
+    options = "--quantize-keep vision --dtype bfloat16 --quantize int8 --max-seq-len 1000"
+    assert command.endswith(f" --format aoti -o {programs} {options} --max-images 2")
+
+
 def test_a_missing_file_is_named(programs):
     (programs / "tokenizer.model").unlink()
     refused(programs, CheckpointError, "tokenizer.model' is missing")

@@ -129,7 +129,7 @@ def test_it_stops_where_the_positions_end(programs, tiny_aoti):
 
 
 def test_the_command_of_the_readme_answers(programs, tiny_aoti):
-    line = readme_commands(programs)[-1].replace(" tiny-aoti ", f" {tiny_aoti} ")
+    line = readme_commands(programs)[-1].replace("${TMPDIR:-/tmp}/tiny-aoti", str(tiny_aoti))
     done = run_line(line)
     assert (done.returncode, done.stdout) == (0, "A brown dog.\n"), done.stderr
 
