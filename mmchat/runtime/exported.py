@@ -39,15 +39,16 @@ class ExportedFolder:
     record: ExportRecord
     source: str
 
-    def again(self, **changes: object) -> str:
+    def again(self, **changes: Any) -> str:
         """The command that makes it anew with the options it was made with, but for `changes`."""
         record = self.record
         options: dict[str, object] = {"dtype": record.dtype, "quantize": record.scheme}
+        keep = changes.pop("quantize_keep", record.keep)
         if record.format != "safetensors":
             options |= {"max_seq_len": record.max_seq_len, "max_images": record.max_images}
         source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
         words = [f"mmchat export {source} --format {record.format} -o {folder}"]
-        words += [f"--quantize-keep {part}" for part in record.keep]
+        words += [f"--quantize-keep {part}" for part in keep]
         for name, value in (options | changes).items():
             if value != "none":
                 words.append(f"--{name.replace('_', '-')} {value}")
@@ -68,9 +69,10 @@ class ExportedFolder:
         record = self.record
         asked = (quantize, tuple(keep))
         if asked not in ((record.scheme, record.keep), ("none", ()), (record.scheme, ())):
+            command = self.again(quantize=quantize, quantize_keep=keep)
             raise UsageError(
                 f"{quoted(self.path, 300)} was exported with --quantize {record.scheme}, which"
-                f" cannot be changed; export again: {self.again(quantize=quantize)}"
+                f" cannot be changed; export again: {command}"
             )
 
     def check_dtype(self, placement: Placement) -> None:

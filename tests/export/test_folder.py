@@ -267,6 +267,12 @@ def test_the_command_to_export_again_keeps_the_other_options(programs):
     assert command.endswith(f" --format aoti -o {programs} {options} --max-images 2")
 
 
+def test_the_command_to_export_again_has_the_parts_that_were_asked_for(programs):
+    claim(programs, scheme="int8", keep=("vision",))
+    with pytest.raises(UsageError, match="--quantize-keep head --dtype bfloat16 --quantize int4"):
+        mmchat.load(programs, quantize="int4", quantize_keep=("head",))
+
+
 def test_a_missing_file_is_named(programs):
     (programs / "tokenizer.model").unlink()
     refused(programs, CheckpointError, "tokenizer.model' is missing")

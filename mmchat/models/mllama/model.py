@@ -222,6 +222,6 @@ class MllamaForConditionalGeneration(nn.Module):
                 module.fuse_projections()
 
     def move_buffers(self, device: torch.device) -> None:
-        """Move what no checkpoint stores, and what the meta device has values of."""
+        """Move the rotary frequencies: computed when the model is built, and in no checkpoint."""
         rotary = self.language_model.model.rotary
         rotary.inv_freq = rotary.inv_freq.to(device)
