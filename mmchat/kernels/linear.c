@@ -11,6 +11,11 @@
 // token, so that products are whole numbers (as in XNNPACK's and ggml's 8-bit paths).
 // bf16 and int4 weights sit in pairs; activations are split into even and odd elements once, so
 // that no weight is ever moved between lanes.
+//
+// Rows that are read together lie far apart: of four, row n goes with n + N/4, n + N/2 and n + 3N/4.
+// Each is then one unbroken stream, which the processor's own prefetcher follows: on a Zen 3 products
+// with int8 weights take 0.7 of the time of four neighbouring rows, and bfloat16 0.85. Rows of int4
+// are two at a time: their scales and zeros are streams of their own.
 
 #include <math.h>
 #include <stdint.h>
@@ -31,10 +36,13 @@
 
 #define BLOCK 64          // activations that share a scale
 #define TOKENS 4          // tokens that share one read of a weight
-#define ROWS 4            // rows read side by side for one or two tokens
+#define ROWS 4            // rows of int8 and bf16 read together for one or two tokens
+#define ROWS_INT4 2       // rows of int4 for one token; one row at a time meets two
 #define CACHED 262144     // bytes of activations that stay close to a core
-#define AHEAD 1024        // bytes of each row that are asked for before they are needed
-#define AHEAD_INT4 2048   // likewise of the short rows of int4
+#define AHEAD 1024        // bytes of each stream that are asked for before they are needed
+#define AHEAD_INT4 2048   // likewise of int4
+#define AHEAD_SCALES 2    // rows whose scales of int4 are asked for before they are needed
+#define GAP 1024          // floats between what two threads write, which no prefetcher bridges
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -97,12 +105,6 @@ INLINE float sum_lanes(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
 
-// How far to prefetch from byte `at` of a row: further on in it, and near its end in the row that
-// takes its place, `rows` later. Otherwise the first half of a short row would come unasked.
-INLINE int64_t ahead(int64_t at, int64_t row_bytes, int rows) {
-    return AHEAD + (at + AHEAD < row_bytes ? 0 : (rows - 1) * row_bytes);
-}
-
 INLINE __m256 bf16_lanes(const uint16_t *bits) {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)bits));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -122,19 +124,20 @@ INLINE __m256i dot4(__m256i c, __m256i a, __m256i b) {
 }
 #endif
 
-// One stretch of rows against up to TOKENS tokens. rows and tokens are compile-time constants.
-INLINE void int8_tile(const int rows, const int tokens, const int8_t *w, const float *wscale,
-                      const int8_t *q, const float *xscale, float *y, int64_t N, int64_t K) {
+// Rows that lie `apart` rows from each other against up to TOKENS tokens. rows and tokens are
+// compile-time constants.
+INLINE void int8_tile(const int rows, const int tokens, int64_t apart, const int8_t *w,
+                      const float *wscale, const int8_t *q, const float *xscale, float *y,
+                      int64_t N, int64_t K) {
     const int64_t blocks = K / BLOCK;
 #ifdef HAVE_AVX2
     __m256 acc[ROWS][TOKENS];
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t b = 0; b < blocks; b++) {
-        const int64_t next = ahead(b * BLOCK, K, rows);
         for (int r = 0; r < rows; r++) {
-            const int8_t *at = w + r * K + b * BLOCK;
-            _mm_prefetch((const char *)at + next, _MM_HINT_T0);
+            const int8_t *at = w + r * apart * K + b * BLOCK;
+            _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
             __m256i w0 = _mm256_loadu_si256((const __m256i *)at);
             __m256i w1 = _mm256_loadu_si256((const __m256i *)(at + 32));
             __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
@@ -150,18 +153,19 @@ INLINE void int8_tile(const int rows, const int tokens, const int8_t *w, const f
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int t = 0; t < tokens; t++) y[t * N + r] = sum_lanes(acc[r][t]) * wscale[r];
+        for (int t = 0; t < tokens; t++)
+            y[t * N + r * apart] = sum_lanes(acc[r][t]) * wscale[r * apart];
 #else
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
             float total = 0;
             for (int64_t b = 0; b < blocks; b++) {
-                const int8_t *a = w + r * K + b * BLOCK, *x = q + t * K + b * BLOCK;
+                const int8_t *a = w + r * apart * K + b * BLOCK, *x = q + t * K + b * BLOCK;
                 int32_t dot = 0;
                 for (int i = 0; i < BLOCK; i++) dot += (int32_t)a[i] * x[i];
                 total += (float)dot * xscale[t * blocks + b];
             }
-            y[t * N + r] = total * wscale[r];
+            y[t * N + r * apart] = total * wscale[r * apart];
         }
 #endif
 }
@@ -201,13 +205,13 @@ INLINE float int4_steps(const int group, const uint16_t *scale, const uint16_t *
 }
 
 #ifdef HAVE_AVX2
-// A block of one row against some tokens, added to their sums. next: how far to prefetch.
+// A block of one row against some tokens, added to their sums.
 INLINE void int4_block(const int tokens, const int group, const uint8_t *w, const int8_t *q,
                        const float *xscale, const float *steps, int64_t K, int64_t b,
-                       int64_t next, __m256 *acc) {
+                       __m256 *acc) {
     const uint8_t *at = w + b * BLOCK / 2;
     const __m256i low = _mm256_set1_epi8(0x0f);
-    if (b % 2 == 0) _mm_prefetch((const char *)at + next, _MM_HINT_T0);
+    if (b % 2 == 0) _mm_prefetch((const char *)at + AHEAD_INT4, _MM_HINT_T0);
     __m256i both = _mm256_loadu_si256((const __m256i *)at);
     __m256i even = _mm256_and_si256(both, low);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
@@ -236,49 +240,54 @@ INLINE void int4_block(const int tokens, const int group, const uint8_t *w, cons
 }
 #endif
 
-// One or two tokens meet one row after another, not ROWS side by side: rows of int4 are short (2 KiB
-// for 4,096 elements), and the processor's own prefetcher follows a single stream from one to the
-// next. Tiles of less than four sums have several of each, which hides how long an addition takes.
-INLINE void int4_tile(const int rows, const int tokens, const int group, const uint8_t *w,
-                      const uint16_t *scale, const uint16_t *zero, const int8_t *q,
+// Tiles of less than four sums have several of each, which hides how long an addition takes.
+INLINE void int4_tile(const int rows, const int tokens, int64_t apart, const int group,
+                      const uint8_t *w, const uint16_t *scale, const uint16_t *zero, const int8_t *q,
                       const float *xscale, const float *sum, float *steps, float *y, int64_t N,
                       int64_t K) {
     const int64_t blocks = K / BLOCK, groups = K / group;
-    float offset[ROWS][TOKENS];
+#ifdef HAVE_AVX2
+    for (int r = 0; r < rows; r++)
+        for (int64_t g = 0; g < groups; g += 32) {  // 32 of them fill a line
+            const int64_t next = (r * apart + AHEAD_SCALES) * groups + g;
+            _mm_prefetch((const char *)(scale + next), _MM_HINT_T0);
+            _mm_prefetch((const char *)(zero + next), _MM_HINT_T0);
+        }
+#endif
+    float offset[ROWS_INT4][TOKENS];
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++)
-            offset[r][t] = int4_steps(group, scale + r * groups, zero + r * groups,
+            offset[r][t] = int4_steps(group, scale + r * apart * groups, zero + r * apart * groups,
                                       xscale + t * blocks, sum + t * groups,
                                       steps + (r * tokens + t) * groups, groups);
 #ifdef HAVE_AVX2
     const int sums = rows * tokens < 4 ? 4 / (rows * tokens) : 1;
-    __m256 acc[ROWS][4][TOKENS];
+    __m256 acc[ROWS_INT4][4][TOKENS];
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < sums; i++)
             for (int t = 0; t < tokens; t++) acc[r][i][t] = _mm256_setzero_ps();
-    const int64_t next = AHEAD_INT4 + (rows - 1) * K / 2;
     int64_t b = 0;
     for (; b + sums <= blocks; b += sums)
         for (int r = 0; r < rows; r++)
             for (int i = 0; i < sums; i++)
-                int4_block(tokens, group, w + r * K / 2, q, xscale, steps + r * tokens * groups, K,
-                           b + i, next, acc[r][i]);
+                int4_block(tokens, group, w + r * apart * K / 2, q, xscale,
+                           steps + r * tokens * groups, K, b + i, acc[r][i]);
     for (; b < blocks; b++)
         for (int r = 0; r < rows; r++)
-            int4_block(tokens, group, w + r * K / 2, q, xscale, steps + r * tokens * groups, K, b,
-                       next, acc[r][0]);
+            int4_block(tokens, group, w + r * apart * K / 2, q, xscale,
+                       steps + r * tokens * groups, K, b, acc[r][0]);
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
             __m256 total = acc[r][0][t];
             for (int i = 1; i < sums; i++) total = _mm256_add_ps(total, acc[r][i][t]);
-            y[t * N + r] = sum_lanes(total) + offset[r][t];
+            y[t * N + r * apart] = sum_lanes(total) + offset[r][t];
         }
 #else
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
             float total = offset[r][t];
             for (int64_t b = 0; b < K / 32; b++) {
-                const uint8_t *a = w + (r * K + b * 32) / 2;
+                const uint8_t *a = w + (r * apart * K + b * 32) / 2;
                 const int8_t *x = q + t * K + b / 2 * BLOCK + (b % 2) * 16;
                 int32_t dot = 0;
                 for (int i = 0; i < 16; i++)
@@ -286,7 +295,7 @@ INLINE void int4_tile(const int rows, const int tokens, const int group, const u
                 float step = steps[(r * tokens + t) * groups + b * 32 / group];
                 total += (float)dot * (group == 128 ? step * xscale[t * blocks + b / 2] : step);
             }
-            y[t * N + r] = total;
+            y[t * N + r * apart] = total;
         }
 #endif
 }
@@ -294,18 +303,17 @@ INLINE void int4_tile(const int rows, const int tokens, const int group, const u
 // ---- bfloat16 ----------------------------------------------------------------------------------
 
 // x: float [tokens, K], each block of 16 as 8 even and then 8 odd elements
-INLINE void bf16_tile(const int rows, const int tokens, const uint16_t *w, const float *x,
-                      float *y, int64_t N, int64_t K) {
+INLINE void bf16_tile(const int rows, const int tokens, int64_t apart, const uint16_t *w,
+                      const float *x, float *y, int64_t N, int64_t K) {
 #ifdef HAVE_AVX2
     const __m256i high = _mm256_set1_epi32((int)0xffff0000);
     __m256 acc[ROWS][TOKENS];
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t k = 0; k < K; k += 16) {
-        const int64_t next = ahead(2 * k, 2 * K, rows);
         for (int r = 0; r < rows; r++) {
-            const uint16_t *at = w + r * K + k;
-            _mm_prefetch((const char *)at + next, _MM_HINT_T0);
+            const uint16_t *at = w + r * apart * K + k;
+            _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
             __m256i both = _mm256_loadu_si256((const __m256i *)at);
             __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
             __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(both, high));
@@ -316,16 +324,16 @@ INLINE void bf16_tile(const int rows, const int tokens, const uint16_t *w, const
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int t = 0; t < tokens; t++) y[t * N + r] = sum_lanes(acc[r][t]);
+        for (int t = 0; t < tokens; t++) y[t * N + r * apart] = sum_lanes(acc[r][t]);
 #else
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
             float total = 0;
             for (int64_t k = 0; k < K; k += 16)
                 for (int i = 0; i < 8; i++)
-                    total += bf16_to_float(w[r * K + k + 2 * i]) * x[t * K + k + i]
-                             + bf16_to_float(w[r * K + k + 2 * i + 1]) * x[t * K + k + 8 + i];
-            y[t * N + r] = total;
+                    total += bf16_to_float(w[r * apart * K + k + 2 * i]) * x[t * K + k + i]
+                             + bf16_to_float(w[r * apart * K + k + 2 * i + 1]) * x[t * K + k + 8 + i];
+            y[t * N + r * apart] = total;
         }
 #endif
 }
@@ -340,28 +348,22 @@ static void split_token(const float *x, float *out, int64_t K) {
 
 // ---- walking over rows and tokens --------------------------------------------------------------
 
-// CALL(rows, tokens, n, m) runs one tile; the branches make both counts constants. One or two tokens
-// meet ROWS rows at once if `side_by_side`.
-#define WALK(CALL, side_by_side)                                                                  \
+// CALL(rows, tokens, n, m) runs one tile, of rows n, n + apart, and so on; the branches make both
+// counts constants. one, two: rows that meet one and two tokens together; 2 rows meet TOKENS.
+#define WALK(CALL, one, two)                                                                      \
+    const int64_t apart = N / one;                                                                \
     for (int64_t m0 = 0; m0 < M; m0 += window) {                                                  \
         int64_t m1 = m0 + window < M ? m0 + window : M;                                           \
-        int64_t strips = (N + ROWS - 1) / ROWS;                                                   \
-        _Pragma("omp for schedule(static) nowait") for (int64_t s = 0; s < strips; s++) {         \
-            int64_t n0 = s * ROWS, n1 = n0 + ROWS < N ? n0 + ROWS : N, m = m0;                    \
-            for (; m + TOKENS <= m1; m += TOKENS) {                                               \
-                int64_t n = n0;                                                                   \
-                for (; n + 2 <= n1; n += 2) { CALL(2, TOKENS, n, m); }                            \
-                if (n < n1) { CALL(1, TOKENS, n, m); }                                            \
-            }                                                                                     \
-            for (; m + 2 <= m1; m += 2) {                                                         \
-                if (side_by_side && n1 - n0 == ROWS) { CALL(ROWS, 2, n0, m); }                    \
-                else for (int64_t n = n0; n < n1; n++) { CALL(1, 2, n, m); }                      \
-            }                                                                                     \
-            for (; m < m1; m++) {                                                                 \
-                if (side_by_side && n1 - n0 == ROWS) { CALL(ROWS, 1, n0, m); }                    \
-                else for (int64_t n = n0; n < n1; n++) { CALL(1, 1, n, m); }                      \
-            }                                                                                     \
+        _Pragma("omp for schedule(static) nowait") for (int64_t n = 0; n < apart; n++) {          \
+            int64_t m = m0;                                                                       \
+            for (; m + TOKENS <= m1; m += TOKENS)                                                 \
+                for (int r = 0; r < one; r += 2) { CALL(2, TOKENS, n + r * apart, m); }           \
+            for (; m + 2 <= m1; m += 2)                                                           \
+                for (int r = 0; r < one; r += two) { CALL(two, 2, n + r * apart, m); }            \
+            for (; m < m1; m++) { CALL(one, 1, n, m); }                                           \
         }                                                                                         \
+        _Pragma("omp single nowait") for (int64_t n = one * apart; n < N; n++)                    \
+            for (int64_t m = m0; m < m1; m++) { CALL(1, 1, n, m); }                               \
     }
 
 static int64_t tokens_at_once(int64_t bytes_per_token) {
@@ -383,9 +385,9 @@ int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, flo
             for (int64_t m = 0; m < M; m++)
                 round_token(x + m * K, K, 0, 0, q + m * K, xs + m * blocks, NULL);
 #define CALL(rows, tokens, n, m)                                                                  \
-    int8_tile(rows, tokens, w + (n)*K, wscale + (n), q + (m)*K, xs + (m)*blocks,                  \
+    int8_tile(rows, tokens, apart, w + (n)*K, wscale + (n), q + (m)*K, xs + (m)*blocks,           \
               y + (m)*N + (n), N, K)
-            WALK(CALL, 1)
+            WALK(CALL, ROWS, ROWS)
 #undef CALL
         }
     }
@@ -401,25 +403,26 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
     int8_t *q = malloc((size_t)(M * K));
     float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
     float *sum = malloc(sizeof(float) * (size_t)(M * groups));
-    float *scratch = malloc(sizeof(float) * (size_t)(ROWS * TOKENS * groups * threads));
+    const int64_t own = ROWS_INT4 * TOKENS * groups + GAP;
+    float *scratch = malloc(sizeof(float) * (size_t)(own * threads));
     if (q && xs && sum && scratch) {
 #pragma omp parallel num_threads(threads)
         {
-            float *steps = scratch + ROWS * TOKENS * groups * THREAD;
+            float *steps = scratch + own * THREAD;
 #pragma omp for schedule(static)
             for (int64_t m = 0; m < M; m++)
                 round_token(x + m * K, K, group, 1, q + m * K, xs + m * blocks, sum + m * groups);
 #define CALL(rows, tokens, n, m)                                                                  \
-    int4_tile(rows, tokens, GROUP, w + (n)*K / 2, scale + (n)*groups, zero + (n)*groups,          \
+    int4_tile(rows, tokens, apart, GROUP, w + (n)*K / 2, scale + (n)*groups, zero + (n)*groups,   \
               q + (m)*K, xs + (m)*blocks, sum + (m)*groups, steps, y + (m)*N + (n), N, K)
 #define GROUP 32
-            if (group == 32) { WALK(CALL, 0) }
+            if (group == 32) { WALK(CALL, ROWS_INT4, 1) }
 #undef GROUP
 #define GROUP 64
-            if (group == 64) { WALK(CALL, 0) }
+            if (group == 64) { WALK(CALL, ROWS_INT4, 1) }
 #undef GROUP
 #define GROUP 128
-            if (group == 128) { WALK(CALL, 0) }
+            if (group == 128) { WALK(CALL, ROWS_INT4, 1) }
 #undef GROUP
 #undef CALL
         }
@@ -439,8 +442,8 @@ int mmchat_linear_bf16(const uint16_t *w, const float *x, float *y, int64_t M, i
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < M; m++) split_token(x + m * K, split + m * K, K);
 #define CALL(rows, tokens, n, m)                                                                  \
-    bf16_tile(rows, tokens, w + (n)*K, split + (m)*K, y + (m)*N + (n), N, K)
-        WALK(CALL, 1)
+    bf16_tile(rows, tokens, apart, w + (n)*K, split + (m)*K, y + (m)*N + (n), N, K)
+        WALK(CALL, ROWS, ROWS)
 #undef CALL
     }
     free(split);

@@ -63,7 +63,7 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     source = Path(native.__file__).parent
     for name in native.SOURCES:
         text = (source / name).read_text()
-        (tmp_path / name).write_text(text.replace("* wscale[r]", "* wscale[0]"))
+        (tmp_path / name).write_text(text.replace("* wscale[r * apart]", "* wscale[0]"))
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     library, reason = load()
     assert library is None
