@@ -16,6 +16,7 @@ from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, check_float8, choose_placement
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.events import ProgressCallback
+from mmchat.kernels import native
 from mmchat.machine.memory import available_memory, peak_memory
 from mmchat.memory_estimate import Setup, check_memory
 from mmchat.params import ModelParams, ModelSource, find_model
@@ -169,6 +170,7 @@ def _run_weights(
     limit = _context_limit(params, options.max_seq_len)
     plan = _plan(options.quantize, options.quantize_keep, placement)
     setup = _setup(params, placement, plan, options)
+    _prepare_kernels(placement, plan, options)
     model = load_weights(files, setup, placement, plan, options.progress)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     return _Running(runtime, placement, plan, limit, files.format)
@@ -185,6 +187,8 @@ def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options
         folder, params, options.device, options.dtype, options.progress
     )
     plan = quantization.make_plan(record.scheme, record.keep)
+    if record.format == "aoti":
+        _prepare_kernels(placement, plan, options)
     return _Running(runtime, placement, plan, limit, "hf")
 
 
@@ -200,6 +204,7 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
     with open_checkpoint(folder.path, merge_rules=None) as files:
         setup = _setup(params, placement, plan, options)
         check_memory(replace(setup, from_file=True), available_memory(placement.device))
+        _prepare_kernels(placement, plan, options)
         model = load_saved(
             files,
             params,
@@ -217,6 +222,12 @@ def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
     if plan.scheme and plan.scheme.is_float:
         check_float8(placement.device)
     return plan
+
+
+def _prepare_kernels(placement: Placement, plan: Plan, options: _Options) -> None:
+    """Compile the kernels for the CPU, where the weights take them, before anything is timed."""
+    if placement.device.type == "cpu" and (plan.scheme or placement.dtype == torch.bfloat16):
+        native.prepare(options.progress)
 
 
 def _setup(params: ModelParams, placement: Placement, plan: Plan, options: _Options) -> Setup:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.cli import console, options
+from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.units import plural, size
 from mmchat.terminal import sanitize
 
@@ -35,7 +36,9 @@ def doctor(
     with console.Stages(quiet=quiet) as stages:
         stages.show("importing torch")
         from mmchat.doctor import diagnose
+        from mmchat.kernels import native
 
+        native.prepare(CompileNotes(stages).show)
         diagnosis = diagnose(stages.show)
     if as_json:
         console.print_json(diagnosis.as_dict())

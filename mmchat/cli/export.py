@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mmchat.cli import console, options
+from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.units import size
 from mmchat.errors import UsageError
@@ -91,7 +92,7 @@ def export(
         force=force,
     )
     with interrupt_says("stopped; nothing was written"), console.Stages(quiet=quiet) as stages:
-        report = export_model(plan, _shown(stages))
+        report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
     if not quiet:
         for line in _lines(report):
             console.note(line)

@@ -130,7 +130,9 @@ def _load(plan: ExportPlan, params: ModelParams, progress: Progress) -> LoadedMo
         max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         quantize="none" if portable else plan.quantize,
         quantize_keep=() if portable else plan.quantize_keep,
-        progress=lambda _, done, total: progress("loading", done, total),
+        progress=lambda stage, done, total: progress(
+            "loading" if stage == "weights" else stage, done, total
+        ),
     )
     if portable and plan.quantize != "none":
         from mmchat.export.executorch import quantize_linears
