@@ -25,6 +25,7 @@ __all__ = [
     "known_models",
     "known_params",
     "load_params",
+    "nearest_names",
     "params_for_tile_size",
     "repo_of",
 ]
@@ -206,10 +207,16 @@ def repo_of(name: str) -> str:
     return known.repo
 
 
-def _unknown(name: str) -> ParamsError:
+def nearest_names(name: str) -> list[str]:
+    """Names and aliases of known models that are spelt nearly so, the nearest first."""
     names = {n.casefold(): n for p in known_params() for n in (p.name, *p.aliases)}
     close = get_close_matches(name[:96].casefold(), names, n=3, cutoff=0.5)
-    hint = "nearest: " + ", ".join(quoted(names[found]) for found in close) + "; " if close else ""
+    return [names[found] for found in close]
+
+
+def _unknown(name: str) -> ParamsError:
+    close = nearest_names(name)
+    hint = "nearest: " + ", ".join(map(quoted, close)) + "; " if close else ""
     if is_repo_id(name):
         hint = f"to fetch it from the Hub: 'mmchat download {name}'; {hint}"
     return ParamsError(f"no model {quoted(name)} ({hint}'mmchat list' shows all, or give a path)")

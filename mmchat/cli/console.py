@@ -109,9 +109,9 @@ def note(text: str) -> None:
     _stderr_line(text, style="dim")
 
 
-def error(command: str, text: str) -> None:
+def error(text: str) -> None:
     """The one line that says why the command ends."""
-    _stderr_line(f"{command}: error: {text}", style="red")
+    _stderr_line(f"mmchat: error: {text}", style="red")
 
 
 def confirm(question: str) -> bool:

@@ -71,7 +71,7 @@ class PlainScreen:
         self._err(sanitize(text) + "\n")
 
     def error(self, text: str) -> None:
-        self._err(f"error: {sanitize(text)}\n")
+        self._err(f"mmchat: error: {sanitize(text)}\n")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
