@@ -167,7 +167,7 @@ def _run_checkpoint(source: ModelSource, options: _Options) -> _Running:
 def _run_weights(
     params: ModelParams, files: Checkpoint, placement: Placement, options: _Options
 ) -> _Running:
-    limit = _context_limit(params, options.max_seq_len)
+    limit = params.context_limit(options.max_seq_len)
     plan = _plan(options.quantize, options.quantize_keep, placement)
     setup = _setup(params, placement, plan, options)
     _prepare_kernels(placement, plan, options)
@@ -196,7 +196,7 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
     """The weights that `mmchat export` wrote, in their dtype unless another is asked."""
     record = folder.record
     folder.check_options(options.quantize, options.quantize_keep)
-    limit = _context_limit(params, options.max_seq_len)
+    limit = params.context_limit(options.max_seq_len)
     dtype = record.dtype if options.dtype == "auto" else options.dtype
     placement = choose_placement(options.device, dtype, 0)
     folder.check_dtype(placement)
@@ -265,15 +265,6 @@ def _ready(
         quantize=running.plan.name,
         load_seconds=time.perf_counter() - begin,
     )
-
-
-def _context_limit(params: ModelParams, asked: int | None) -> int:
-    most = params.config.text_config.max_position_embeddings
-    if asked is None:
-        return most
-    if not 1 <= asked <= most:
-        raise UsageError(f"max_seq_len must be between 1 and {most} for this model, not {asked}")
-    return asked
 
 
 def _given(checkpoint: Path | None, params: ModelParams) -> Path:

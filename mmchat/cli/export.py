@@ -42,7 +42,6 @@ def export(
         int | None,
         typer.Option(
             metavar="N",
-            min=64,
             help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
             " left out, or the model's own. The cache of aoti has this size from the start.",
         ),
@@ -72,10 +71,6 @@ def export(
     folder = (output or Path(f"{Path(name).name}-{format}")).expanduser().absolute()
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
-    if format == "safetensors" and max_seq_len:
-        raise UsageError(
-            "--max-seq-len is for aoti and executorch; --format safetensors takes any length"
-        )
     plan = ExportPlan(
         name=model,
         folder=folder,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.errors import UsageError
+from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
     from mmchat.api import Model
@@ -40,17 +41,25 @@ class ModelChoice:
     alpha: options.Alpha = None
     compile: options.Compile = "auto"
 
+    def __post_init__(self) -> None:
+        make_plan(self.quantize, self.quantize_keep or ())  # raises UsageError
+
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
-        """Params and files; ParamsError or CheckpointError if there are none."""
+        """Params and files; ParamsError or CheckpointError if there are none.
+
+        UsageError if the model's context is shorter than what is asked.
+        """
         from mmchat.params import find_model
 
-        return find_model(
+        source = find_model(
             self.name,
             checkpoint_path=self.checkpoint_path,
             tokenizer_path=self.tokenizer_path,
             params_path=self.params_path,
             checkpoint_required=checkpoint_required,
         )
+        source.params.context_limit(self.max_seq_len)
+        return source
 
     def load(self, stages: console.Stages) -> Model:
         """`mmchat.load` with its progress shown; torch is imported here."""
