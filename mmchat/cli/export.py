@@ -17,6 +17,8 @@ from mmchat.errors import UsageError
 if TYPE_CHECKING:
     from mmchat.export import ExportReport
 
+EXPORT = "Export"
+
 
 def export(
     model: options.Model = None,
@@ -26,12 +28,17 @@ def export(
             "--format",
             help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
             " safetensors: the weights, ready to be mapped.",
+            rich_help_panel=EXPORT,
         ),
     ] = "aoti",
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="DIR", help="The new folder; else NAME-FORMAT here."
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="The new folder; else NAME-FORMAT here.",
+            rich_help_panel=EXPORT,
         ),
     ] = None,
     device: options.Device = "auto",
@@ -44,13 +51,26 @@ def export(
             metavar="N",
             help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
             " left out, or the model's own. The cache of aoti has this size from the start.",
+            rich_help_panel=EXPORT,
         ),
     ] = None,
     max_images: Annotated[
-        int, typer.Option(metavar="N", min=1, max=16, help="Pictures that one question may see.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=16,
+            help="Of aoti and executorch: pictures that one question may see.",
+            rich_help_panel=EXPORT,
+        ),
     ] = 16,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a folder that something else wrote.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace a folder that something else wrote.",
+            rich_help_panel=EXPORT,
+        ),
     ] = False,
     checkpoint_path: options.CheckpointPath = None,
     tokenizer_path: options.TokenizerPath = None,

@@ -161,7 +161,7 @@ QuantizeKeep = Annotated[
         "--quantize-keep",
         metavar="PART",
         callback=_parts,
-        help="Leave text, head or vision unquantised; repeatable.",
+        help="With --quantize: leave text, head or vision as it is; repeatable.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -21,15 +21,29 @@ if TYPE_CHECKING:
 
     from mmchat.checkpoints.integrity import Fault, Verification
 
+CHECKS = "Checks"
+
 
 def verify(
     model: ModelOrFolder,
-    fast: Annotated[bool, typer.Option("--fast", help="Compare sizes only.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Compare sizes only.", rich_help_panel=CHECKS)
+    ] = False,
     values: Annotated[
-        bool, typer.Option("--values", help="Look for NaN and infinity in the weights too.")
+        bool,
+        typer.Option(
+            "--values",
+            help="Look for NaN and infinity in the weights too.",
+            rich_help_panel=CHECKS,
+        ),
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Fetch damaged or missing files again.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Fetch damaged or missing files again; of an export, name the command.",
+            rich_help_panel=CHECKS,
+        ),
     ] = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
