@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.status import Status
 
+UNBROKEN = 10_000  # columns of a pipe or a file, whose lines end where they end
 ColorMode = Literal["auto", "always", "never"]
 _color: ColorMode = "auto"
 
@@ -46,6 +47,7 @@ def _console(*, stderr: bool) -> Console:
 
     return Console(
         stderr=stderr,
+        width=None if is_terminal(sys.stderr if stderr else sys.stdout) else UNBROKEN,
         markup=False,
         highlight=False,
         emoji=False,
