@@ -274,16 +274,12 @@ def _given(checkpoint: Path | None, params: ModelParams) -> Path:
 
 
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
-    if source.tokenizer is None:
-        raise CheckpointError(
-            f"no tokenizer beside the weights of {source.params.name}; give --tokenizer-path "
-            "(tokenizer.model or tokenizer.json)"
-        )
-    tokenizer = open_tokenizer(source.tokenizer)
+    path = source.tokenizer_file()
+    tokenizer = open_tokenizer(path)
     rows = source.params.config.text_config.vocab_size
     if tokenizer.vocab_size != rows:
         raise CheckpointError(
-            f"the tokenizer {str(source.tokenizer)!r} has {tokenizer.vocab_size} tokens, but the "
+            f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "
             f"model {source.params.name} has {rows}; give the tokenizer that came with the weights"
         )
     return tokenizer

@@ -42,6 +42,18 @@ class ModelSource:
     checkpoint: Path | None
     tokenizer: Path | None
 
+    def tokenizer_file(self) -> Path:
+        """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.checkpoint is None:
+            raise CheckpointError(f"no tokenizer of {self.params.name} here; give --tokenizer-path")
+        folder = quoted(str(_folder_of(self.checkpoint)), 300)
+        raise CheckpointError(
+            f"no tokenizer.model or tokenizer.json in {folder};"
+            " copy the one that came with the weights there, or give it with --tokenizer-path"
+        )
+
 
 @dataclass(frozen=True)
 class KnownModel:
@@ -270,5 +282,9 @@ def _how_to_get(params: ModelParams) -> str:
 
 
 def _tokenizer_beside(checkpoint: Path) -> Path | None:
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    folder = _folder_of(checkpoint)
     return next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent

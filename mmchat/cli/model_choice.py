@@ -45,7 +45,7 @@ class ModelChoice:
         make_plan(self.quantize, self.quantize_keep or ())  # raises UsageError
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
-        """Params and files; ParamsError or CheckpointError if there are none.
+        """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
 
         UsageError if the model's context is shorter than what is asked.
         """
@@ -59,6 +59,8 @@ class ModelChoice:
             checkpoint_required=checkpoint_required,
         )
         source.params.context_limit(self.max_seq_len)
+        if checkpoint_required:
+            source.tokenizer_file()
         return source
 
     def load(self, stages: console.Stages) -> Model:
