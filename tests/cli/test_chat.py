@@ -122,6 +122,14 @@ def test_what_cannot_be_done_is_said_in_one_line_and_the_chat_goes_on(
     assert done.exit_code == code
 
 
+def test_quiet_leaves_errors_alone_on_stderr(mmchat_command):
+    done = piped(mmchat_command, ["Hi", "\\foo"], b"Hello.", args=["-n", "2"])
+    assert "cut at 2 tokens; \\set max_new_tokens N allows more\n" in done.stderr
+    done = piped(mmchat_command, ["Hi", "\\foo"], b"Hello.", args=["-n", "2", "-q"])
+    assert done.stderr == "mmchat: error: there is no command \\foo; \\help lists the commands\n"
+    assert (done.stdout, done.exit_code) == ("He\n", 2)
+
+
 def test_undo_retry_and_edit(mmchat_command):
     lines = ["Hi", "\\retry", "\\edit Ho", "Hu", "\\undo", "\\export json x.json"]
     done = piped(mmchat_command, lines, b"1", b"2", b"3", b"4")
