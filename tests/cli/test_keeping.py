@@ -168,27 +168,27 @@ def test_verify_repairs_a_local_dir(machine, tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--repair",)])
-def test_verify_names_the_command_that_exports_a_damaged_folder_again(machine, tmp_path, options):
+def test_verify_names_the_command_that_exports_a_damaged_folder_again(run_real, tmp_path, options):
     folder = tmp_path / "an export"
-    made = machine.run("export", "--format", "safetensors", "--quantize", "int8", "-o", str(folder))
+    made = run_real("export", "--format", "safetensors", "--quantize", "int8", "-o", str(folder))
     assert made.exit_code == 0, made.stderr
     (folder / "params.json").write_text("{}")
-    done = machine.run("verify", str(folder), *options)
+    done = run_real("verify", str(folder), *options)
     assert done.stdout.startswith("params.json: has 2 bytes, ")
     again = f"mmchat export tiny --format safetensors -o '{folder}' --dtype float32 --quantize int8"
     assert done.stderr.endswith(f"1 fault, in params.json; export it again: {again}\n")
     assert done.exit_code == 3
-    assert machine.run(*shlex.split(again)[1:]).exit_code == 0
-    assert machine.run("verify", str(folder)).exit_code == 0
+    assert run_real(*shlex.split(again)[1:]).exit_code == 0
+    assert run_real("verify", str(folder)).exit_code == 0
 
 
-def test_verify_says_what_to_convert_again(machine, tmp_path):
+def test_verify_says_what_to_convert_again(run_real, tmp_path):
     source = tmp_path / "source"
-    machine.run("export", "--format", "safetensors", "-o", str(source))
+    run_real("export", "--format", "safetensors", "-o", str(source))
     path = source / "mmchat-manifest.json"
     write_manifest(path, replace(read_manifest(path), export=None, source="/models/meta"))
     (source / "params.json").unlink()
-    done = machine.run("verify", str(source), "--repair")
+    done = run_real("verify", str(source), "--repair")
     assert done.stderr.endswith("1 fault, in params.json; convert '/models/meta' again\n")
 
 
