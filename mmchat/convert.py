@@ -51,8 +51,9 @@ def convert(
     Peak memory is that of one tensor. Raises UsageError, CheckpointError, DiskError.
     """
     params = source.params
-    if source.checkpoint is None or source.tokenizer is None:
-        raise CheckpointError(f"{params.name}: weights and tokenizer are needed to convert it")
+    if source.checkpoint is None:
+        raise CheckpointError(f"{params.name}: its weights are needed to convert it")
+    tokenizer = source.tokenizer_file()
     _check_free(folder)
     rules = params.family.resolve("weights").shard_dims
     with open_checkpoint(source.checkpoint, merge_rules=rules) as opened:
@@ -67,9 +68,9 @@ def convert(
             else:
                 write_pth(work / META_NAME, pieces, count)
             _compare(work, pieces, params, _Counter("comparing", len(pieces), progress))
-            shutil.copyfile(source.tokenizer, work / source.tokenizer.name)
+            shutil.copyfile(tokenizer, work / tokenizer.name)
             _copy_papers(source.checkpoint, work)
-            notes = _describe(work, target, params, pieces[0].dtype, source.tokenizer)
+            notes = _describe(work, target, params, pieces[0].dtype, tokenizer)
             _record(work, source.checkpoint)
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,17 +53,21 @@ def choose_placement(device: str, dtype: str, parameters: int) -> Placement:
     return Placement(chosen, torch.bfloat16, "the weights' own dtype")
 
 
+def check_device_name(name: str) -> None:
+    """Raises DeviceError for what is no device on any machine; imports no torch."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", name):
+        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps")
+
+
 def _device(name: str) -> torch.device:
     import torch
 
+    check_device_name(name)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:N or mps") from None
+    device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -70,8 +75,6 @@ def _device(name: str) -> torch.device:
             raise DeviceError(f"device {name!r} is not here: this machine has {have}; try cpu")
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps' is not here; try --device cpu")
-    elif device.type not in ("cpu", "mps"):
-        raise DeviceError(f"device {name!r} is not supported; use auto, cpu, cuda, cuda:N or mps")
     return device
 
 

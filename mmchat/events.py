@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "stop_string", "interrupted"]
-# progress(stage, done, total) while a model is loaded: "weights" in tensors, "compile" in layers
+# progress(stage, done, total) while a model is loaded: "weights" in tensors, "compile" in layers,
+# "kernels" (0 of 1, 1 of 1) if those of the CPU are compiled, as they are once on a machine
 ProgressCallback = Callable[[str, int, int], None]
 
 

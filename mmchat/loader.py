@@ -16,6 +16,7 @@ from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, check_float8, choose_placement
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.events import ProgressCallback
+from mmchat.kernels import native
 from mmchat.machine.memory import available_memory, peak_memory
 from mmchat.memory_estimate import Setup, check_memory
 from mmchat.params import ModelParams, ModelSource, find_model
@@ -166,9 +167,10 @@ def _run_checkpoint(source: ModelSource, options: _Options) -> _Running:
 def _run_weights(
     params: ModelParams, files: Checkpoint, placement: Placement, options: _Options
 ) -> _Running:
-    limit = _context_limit(params, options.max_seq_len)
+    limit = params.context_limit(options.max_seq_len)
     plan = _plan(options.quantize, options.quantize_keep, placement)
     setup = _setup(params, placement, plan, options)
+    _prepare_kernels(placement, plan, options)
     model = load_weights(files, setup, placement, plan, options.progress)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     return _Running(runtime, placement, plan, limit, files.format)
@@ -185,6 +187,8 @@ def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options
         folder, params, options.device, options.dtype, options.progress
     )
     plan = quantization.make_plan(record.scheme, record.keep)
+    if record.format == "aoti":
+        _prepare_kernels(placement, plan, options)
     return _Running(runtime, placement, plan, limit, "hf")
 
 
@@ -192,7 +196,7 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
     """The weights that `mmchat export` wrote, in their dtype unless another is asked."""
     record = folder.record
     folder.check_options(options.quantize, options.quantize_keep)
-    limit = _context_limit(params, options.max_seq_len)
+    limit = params.context_limit(options.max_seq_len)
     dtype = record.dtype if options.dtype == "auto" else options.dtype
     placement = choose_placement(options.device, dtype, 0)
     folder.check_dtype(placement)
@@ -200,6 +204,7 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
     with open_checkpoint(folder.path, merge_rules=None) as files:
         setup = _setup(params, placement, plan, options)
         check_memory(replace(setup, from_file=True), available_memory(placement.device))
+        _prepare_kernels(placement, plan, options)
         model = load_saved(
             files,
             params,
@@ -217,6 +222,12 @@ def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
     if plan.scheme and plan.scheme.is_float:
         check_float8(placement.device)
     return plan
+
+
+def _prepare_kernels(placement: Placement, plan: Plan, options: _Options) -> None:
+    """Compile the kernels for the CPU, where the weights take them, before anything is timed."""
+    if placement.device.type == "cpu" and (plan.scheme or placement.dtype == torch.bfloat16):
+        native.prepare(options.progress)
 
 
 def _setup(params: ModelParams, placement: Placement, plan: Plan, options: _Options) -> Setup:
@@ -256,15 +267,6 @@ def _ready(
     )
 
 
-def _context_limit(params: ModelParams, asked: int | None) -> int:
-    most = params.config.text_config.max_position_embeddings
-    if asked is None:
-        return most
-    if not 1 <= asked <= most:
-        raise UsageError(f"max_seq_len must be between 1 and {most} for this model, not {asked}")
-    return asked
-
-
 def _given(checkpoint: Path | None, params: ModelParams) -> Path:
     if checkpoint is None:
         raise CheckpointError(f"no weights of {params.name} are here; give --checkpoint-path")
@@ -272,16 +274,12 @@ def _given(checkpoint: Path | None, params: ModelParams) -> Path:
 
 
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
-    if source.tokenizer is None:
-        raise CheckpointError(
-            f"no tokenizer beside the weights of {source.params.name}; give --tokenizer-path "
-            "(tokenizer.model or tokenizer.json)"
-        )
-    tokenizer = open_tokenizer(source.tokenizer)
+    path = source.tokenizer_file()
+    tokenizer = open_tokenizer(path)
     rows = source.params.config.text_config.vocab_size
     if tokenizer.vocab_size != rows:
         raise CheckpointError(
-            f"the tokenizer {str(source.tokenizer)!r} has {tokenizer.vocab_size} tokens, but the "
+            f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "
             f"model {source.params.name} has {rows}; give the tokenizer that came with the weights"
         )
     return tokenizer

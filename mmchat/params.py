@@ -25,6 +25,7 @@ __all__ = [
     "known_models",
     "known_params",
     "load_params",
+    "nearest_names",
     "params_for_tile_size",
     "repo_of",
 ]
@@ -40,6 +41,18 @@ class ModelSource:
     params: ModelParams
     checkpoint: Path | None
     tokenizer: Path | None
+
+    def tokenizer_file(self) -> Path:
+        """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.checkpoint is None:
+            raise CheckpointError(f"no tokenizer of {self.params.name} here; give --tokenizer-path")
+        folder = quoted(str(_folder_of(self.checkpoint)), 300)
+        raise CheckpointError(
+            f"no tokenizer.model or tokenizer.json in {folder};"
+            " copy the one that came with the weights there, or give it with --tokenizer-path"
+        )
 
 
 @dataclass(frozen=True)
@@ -206,10 +219,16 @@ def repo_of(name: str) -> str:
     return known.repo
 
 
-def _unknown(name: str) -> ParamsError:
+def nearest_names(name: str) -> list[str]:
+    """Names and aliases of known models that are spelt nearly so, the nearest first."""
     names = {n.casefold(): n for p in known_params() for n in (p.name, *p.aliases)}
     close = get_close_matches(name[:96].casefold(), names, n=3, cutoff=0.5)
-    hint = "nearest: " + ", ".join(quoted(names[found]) for found in close) + "; " if close else ""
+    return [names[found] for found in close]
+
+
+def _unknown(name: str) -> ParamsError:
+    close = nearest_names(name)
+    hint = "nearest: " + ", ".join(map(quoted, close)) + "; " if close else ""
     if is_repo_id(name):
         hint = f"to fetch it from the Hub: 'mmchat download {name}'; {hint}"
     return ParamsError(f"no model {quoted(name)} ({hint}'mmchat list' shows all, or give a path)")
@@ -263,5 +282,9 @@ def _how_to_get(params: ModelParams) -> str:
 
 
 def _tokenizer_beside(checkpoint: Path) -> Path | None:
-    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    folder = _folder_of(checkpoint)
     return next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent

@@ -17,6 +17,7 @@ from mmchat.checkpoints.strict_json import (
     quoted,
     read_json,
 )
+from mmchat.errors import UsageError
 from mmchat.models.family import Family, FamilyParams
 from mmchat.models.registry import get_family
 
@@ -62,6 +63,17 @@ class ModelParams:
     def tile_size(self) -> int:
         """Side of one tile in pixels."""
         return self.family.tile_size(self.config)
+
+    def context_limit(self, asked: int | None) -> int:
+        """Positions to use, all that the model has unless fewer are asked. Raises UsageError."""
+        most = self.config.text_config.max_position_embeddings
+        if asked is None:
+            return most
+        if not 1 <= asked <= most:
+            raise UsageError(
+                f"max_seq_len must be between 1 and {most} for {self.name}, not {asked}"
+            )
+        return asked
 
 
 @dataclass(frozen=True)

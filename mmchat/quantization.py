@@ -84,9 +84,15 @@ class Plan:
 
 
 def make_plan(scheme: str, keep: Collection[str] = ()) -> Plan:
-    """A plan from names. Raises UsageError."""
+    """A plan from names. Raises UsageError, also for parts kept of nothing."""
     check_parts(keep)
-    return Plan(find_scheme(scheme), tuple(keep))
+    found = find_scheme(scheme)
+    if keep and found is None:
+        raise UsageError(
+            f"--quantize-keep {' '.join(keep)} keeps nothing without --quantize; add"
+            " --quantize int8 or int4, or leave it out"
+        )
+    return Plan(found, tuple(keep))
 
 
 def check_parts(keep: Collection[str]) -> None:

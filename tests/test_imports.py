@@ -47,6 +47,37 @@ def test_light_modules_import_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "tyni", "-p", "x"),
+        ("generate", "-p", "x", "--device", "warp"),
+        ("generate", "-p", "x", "--max-seq-len", "999999"),
+        ("chat", "tyni"),
+        ("bench", "tyni"),
+        ("eval", "scenes", "tyni"),
+        ("export", "tyni"),
+        ("export", "tiny", "-o", "no-such-folder/out"),
+        ("export", "tiny", "--format", "executorch", "--dtype", "bfloat16"),
+    ],
+)
+def test_what_needs_no_torch_is_refused_without_it(arguments):
+    program = (
+        "import sys\n"
+        "from mmchat.cli.app import app\n"
+        "try:\n"
+        f"    app({list(arguments)!r})\n"
+        "except SystemExit as ended:\n"
+        "    assert ended.code in (1, 2, 3, 7)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_answer_needs_nothing_of_torchs_compiler():
     """Loading it takes two seconds, and some operations on the meta device do that."""
     program = (

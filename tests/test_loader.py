@@ -151,7 +151,7 @@ def test_the_estimate_counts_every_byte_that_is_loaded(folder, dtype, text_only,
     ("options", "message"),
     [
         ({"device": "warp"}, "unknown device 'warp'"),
-        ({"device": "xpu"}, "not supported"),
+        ({"device": "xpu"}, "unknown device 'xpu'; use auto, cpu"),
         ({"device": "cpu", "dtype": "int3"}, "unknown dtype 'int3'"),
     ],
 )

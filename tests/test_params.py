@@ -422,6 +422,17 @@ def test_paths_overrule_what_the_name_leads_to(tmp_path):
     assert both.checkpoint == folder
 
 
+@pytest.mark.parametrize("given", ["weights", "weights/model.safetensors"])
+def test_a_missing_tokenizer_names_the_folder_that_it_was_looked_for_in(
+    tmp_path, monkeypatch, given
+):
+    write(tmp_path / "weights", "model.safetensors", "")
+    monkeypatch.chdir(tmp_path)
+    source = find_model(checkpoint_path=given, params_path=data_path("model_params", "tiny.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json in 'weights'; copy .*, or give it"):
+        source.tokenizer_file()
+
+
 @pytest.mark.parametrize("option", ["checkpoint_path", "tokenizer_path"])
 def test_a_path_that_is_not_there_names_its_option(option):
     with pytest.raises(CheckpointError, match=f"--{option.replace('_', '-')} 'none': no such file"):

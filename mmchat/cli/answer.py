@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
     from mmchat.messages import Image
     from mmchat.models.mllama.tiling import TileLayout
+    from mmchat.sampling import SamplingParams
     from mmchat.tokenizers.base import Tokenizer
 
 STAGE_NAMES = {
@@ -167,6 +168,17 @@ def image_facts(source: str, layout: TileLayout, tokens: int) -> dict[str, Any]:
         "tile_size": layout.tile_size,
         "tokens": tokens,
     }
+
+
+def cut_note(finished: Finished, model: LoadedModel, sampling: SamplingParams) -> str:
+    """That an answer was cut, and what makes it longer; empty if it came to its end."""
+    if finished.reason != "length":
+        return ""
+    if len(finished.output_ids) >= sampling.max_new_tokens:
+        return f"cut at {sampling.max_new_tokens} tokens; -n N (--max-new-tokens) allows more"
+    is_less = model.max_seq_len < model.params.config.text_config.max_position_embeddings
+    remedy = "--max-seq-len N allows more" if is_less else "a shorter prompt leaves more room"
+    return f"cut because the context of {model.max_seq_len:,} positions is full; {remedy}"
 
 
 def placement_line(model: LoadedModel) -> str:

@@ -29,6 +29,7 @@ from mmchat.cli.list_models import list_models
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.tiles import tiles
 from mmchat.cli.verify import verify
+from mmchat.cli.wrong_names import no_such_command, no_such_option
 from mmchat.cli.wrong_values import explained
 from mmchat.errors import MmchatError
 
@@ -39,6 +40,12 @@ CLOSED_PIPE_EXIT_CODE = 141
 
 class ErrorReportingGroup(Group):
     """Ends every run with an exit code; only bugs show a traceback, or any error with --debug."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            ctx.fail(no_such_command(name, self.list_commands(ctx)))
+        return super().resolve_command(ctx, args)
 
     def main(
         self,
@@ -79,30 +86,37 @@ def _report(error: Exception) -> int:
     if expected is None or debug_requested:
         console.write_safely("".join(traceback.format_exception(error)), sys.stderr)
     if expected is None:
-        console.error("mmchat", "this is a bug in mmchat; please report it with the lines above")
+        console.error("this is a bug in mmchat; please report it with the lines above")
         return 1
-    command, message, code = expected
-    console.error(command, message)
+    message, code = expected
+    console.error(message)
     return code
 
 
-def _expected(error: Exception) -> tuple[str, str, int] | None:
-    """(command, message, exit code) of an error that the user can act on; None for a bug."""
+def _expected(error: Exception) -> tuple[str, int] | None:
+    """(message, exit code) of an error that the user can act on; None for a bug."""
     if isinstance(error, MmchatError):
-        return "mmchat", str(error), error.exit_code
+        return str(error), error.exit_code
     if isinstance(error, typer.TyperException):
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "mmchat"
-        is_value = type(error) is typer.BadParameter
-        text = explained(error) if is_value else error.format_message()
-        message = " ".join(text.split()).rstrip(".")
-        return command, f"{message} (see '{command} --help')", USAGE_EXIT_CODE
+        return _wrong_usage(error), USAGE_EXIT_CODE
     if isinstance(error, typer.Abort):
-        return "mmchat", "aborted", 1
+        return "aborted", 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        text = "out of memory; try a smaller --max-seq-len or --dtype bfloat16"
-        return "mmchat", text, MEMORY_EXIT_CODE
+        return "out of memory; try a smaller --max-seq-len or --dtype bfloat16", MEMORY_EXIT_CODE
     return None
+
+
+def _wrong_usage(error: typer.TyperException) -> str:
+    context: Any = getattr(error, "ctx", None)
+    option = getattr(error, "option_name", None)
+    if type(error) is typer.BadParameter:
+        text = explained(error)
+    elif option and context:
+        text = no_such_option(option, context)
+    else:
+        text = error.format_message()
+    message = " ".join(text.split()).rstrip(".")
+    return f"{message} (see '{context.command_path if context else 'mmchat'} --help')"
 
 
 app = App(

@@ -58,6 +58,7 @@ def exported_pair(
         name=folder.source,
         device=record.device,
         dtype=dtype,
+        quantize=record.scheme,
         quantize_keep=list(record.keep),
         max_seq_len=record.max_seq_len,
     )

@@ -108,9 +108,8 @@ def chat(
     params = sampling.for_model(source.params)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (terminal or saved is not None)
-    code = _run(
-        session, params, Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps)
-    )
+    opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)
+    code = _run(session, params, opening)
     if code:
         raise typer.Exit(code)
 
@@ -158,6 +157,7 @@ class Opening:
     thumbnails: ThumbnailMode
     answers: Answers | None
     keeps: bool
+    quiet: bool
 
 
 def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> int:
@@ -173,6 +173,7 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
         console.write_out,
         lambda text: console.write_out(text, sys.stderr),
         out_is_terminal=console.is_terminal(sys.stdout),
+        quiet=opening.quiet,
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
     _begin(chat, opening)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.status import Status
 
+UNBROKEN = 10_000  # columns of a pipe or a file, whose lines end where they end
 ColorMode = Literal["auto", "always", "never"]
 _color: ColorMode = "auto"
 
@@ -46,6 +47,7 @@ def _console(*, stderr: bool) -> Console:
 
     return Console(
         stderr=stderr,
+        width=None if is_terminal(sys.stderr if stderr else sys.stdout) else UNBROKEN,
         markup=False,
         highlight=False,
         emoji=False,
@@ -109,9 +111,9 @@ def note(text: str) -> None:
     _stderr_line(text, style="dim")
 
 
-def error(command: str, text: str) -> None:
+def error(text: str) -> None:
     """The one line that says why the command ends."""
-    _stderr_line(f"{command}: error: {text}", style="red")
+    _stderr_line(f"mmchat: error: {text}", style="red")
 
 
 def confirm(question: str) -> bool:

@@ -11,6 +11,8 @@ from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.errors import UsageError
 
+CONVERSION = "Conversion"
+
 
 def convert(
     model: Annotated[
@@ -19,17 +21,29 @@ def convert(
     to: Annotated[
         Literal["hf", "meta"],
         typer.Option(
-            "--to", help="hf: safetensors and config.json; meta: consolidated.00.pth, params.json."
+            "--to",
+            help="hf: safetensors and config.json; meta: consolidated.00.pth, params.json.",
+            rich_help_panel=CONVERSION,
         ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="DIR", help="The new folder; else NAME-hf or NAME-meta here."
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="The new folder; else NAME-hf or NAME-meta here.",
+            rich_help_panel=CONVERSION,
         ),
     ] = None,
     max_shard_size: Annotated[
-        float, typer.Option(metavar="GB", min=0.000001, help="Largest safetensors file.")
+        float,
+        typer.Option(
+            metavar="GB",
+            min=0.000001,
+            help="Largest safetensors file.",
+            rich_help_panel=CONVERSION,
+        ),
     ] = 5.0,
     params_path: options.ParamsPath = None,
     tokenizer_path: options.TokenizerPath = None,

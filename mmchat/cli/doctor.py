@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.cli import console, options
+from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.units import plural, size
 from mmchat.terminal import sanitize
 
@@ -35,7 +37,9 @@ def doctor(
     with console.Stages(quiet=quiet) as stages:
         stages.show("importing torch")
         from mmchat.doctor import diagnose
+        from mmchat.kernels import native
 
+        native.prepare(CompileNotes(stages).show)
         diagnosis = diagnose(stages.show)
     if as_json:
         console.print_json(diagnosis.as_dict())
@@ -48,7 +52,11 @@ def _show(diagnosis: Diagnosis) -> None:
 
     out = console.stdout_console()
     _print_verdict(diagnosis.verdict)
-    out.print(_facts(diagnosis.machine))
+    facts = list(_fact_lines(diagnosis.machine))
+    if console.is_terminal(sys.stdout):
+        out.print(_table(facts))
+    else:
+        console.print_facts(facts)
     out.print()
     out.print(_models(_distinct(diagnosis.outlooks), wide=out.width >= WIDE))
     out.print(Text(_legend(diagnosis.machine), style="dim"))
@@ -68,7 +76,7 @@ def _print_verdict(verdict: Verdict) -> None:
     out.print()
 
 
-def _facts(machine: Machine) -> Table:
+def _table(facts: list[tuple[str, str]]) -> Table:
     """Labels and what is known, wrapped to the width of the terminal."""
     from rich.table import Table
     from rich.text import Text
@@ -76,7 +84,7 @@ def _facts(machine: Machine) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
-    for label, value in _fact_lines(machine):
+    for label, value in facts:
         table.add_row(label, Text(sanitize(value)))
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,33 @@ def show_dry_run(
     request: Request, source: ModelSource, *, as_json: bool, output: Path | None
 ) -> None:
     """Print prompt tokens, tile grids and a memory estimate."""
+    request = replace(request, choice=_as_exported(request.choice, source))
     facts = _facts(request, source)
     text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts))
     if output is None:
         console.write_safely(text)
     else:
         atomic_file.write_text(output, text)
+
+
+def _as_exported(choice: ModelChoice, source: ModelSource) -> ModelChoice:
+    """With the dtype, scheme and context of an exported folder; UsageError for what it has not."""
+    from mmchat.runtime.exported import exported_folder
+
+    folder = exported_folder(source.checkpoint)
+    if folder is None:
+        return choice
+    folder.check_options(choice.quantize, choice.quantize_keep or ())
+    record = folder.record
+    most = folder.context_limit(choice.max_seq_len) if record.programs else choice.max_seq_len
+    dtype: Any = record.dtype if choice.dtype == "auto" else choice.dtype
+    return replace(
+        choice,
+        dtype=dtype,
+        quantize=record.scheme,
+        quantize_keep=list(record.keep),
+        max_seq_len=most,
+    )
 
 
 def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
@@ -88,7 +110,10 @@ def _memory(
 def _used_in_place(source: ModelSource, placement: Placement) -> bool:
     from mmchat.checkpoints.checkpoint import open_checkpoint
     from mmchat.memory_estimate import used_in_place
+    from mmchat.runtime.exported import exported_folder
 
+    if exported_folder(source.checkpoint):
+        return True
     if source.checkpoint is None:
         return placement.dtype.itemsize == 2
     rules = family_module(source.params, "weights").shard_dims

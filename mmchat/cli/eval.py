@@ -29,7 +29,14 @@ def _eval() -> None:
 def scenes(
     model: options.Model = None,
     limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, help="How many held-out scenes to ask.")
+        int,
+        typer.Option(
+            "--limit",
+            metavar="N",
+            min=1,
+            help="How many held-out scenes to ask.",
+            rich_help_panel=options.INPUT,
+        ),
     ] = 200,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mmchat.cli import console, options
+from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.units import size
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mmchat.export import ExportReport
+
+EXPORT = "Export"
 
 
 def export(
@@ -25,12 +28,17 @@ def export(
             "--format",
             help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
             " safetensors: the weights, ready to be mapped.",
+            rich_help_panel=EXPORT,
         ),
     ] = "aoti",
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="DIR", help="The new folder; else NAME-FORMAT here."
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="The new folder; else NAME-FORMAT here.",
+            rich_help_panel=EXPORT,
         ),
     ] = None,
     device: options.Device = "auto",
@@ -41,16 +49,28 @@ def export(
         int | None,
         typer.Option(
             metavar="N",
-            min=64,
             help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
             " left out, or the model's own. The cache of aoti has this size from the start.",
+            rich_help_panel=EXPORT,
         ),
     ] = None,
     max_images: Annotated[
-        int, typer.Option(metavar="N", min=1, max=16, help="Pictures that one question may see.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=16,
+            help="Of aoti and executorch: pictures that one question may see.",
+            rich_help_panel=EXPORT,
+        ),
     ] = 16,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a folder that something else wrote.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace a folder that something else wrote.",
+            rich_help_panel=EXPORT,
+        ),
     ] = False,
     checkpoint_path: options.CheckpointPath = None,
     tokenizer_path: options.TokenizerPath = None,
@@ -71,10 +91,6 @@ def export(
     folder = (output or Path(f"{Path(name).name}-{format}")).expanduser().absolute()
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
-    if format == "safetensors" and max_seq_len:
-        raise UsageError(
-            "--max-seq-len is for aoti and executorch; --format safetensors takes any length"
-        )
     plan = ExportPlan(
         name=model,
         folder=folder,
@@ -91,7 +107,7 @@ def export(
         force=force,
     )
     with interrupt_says("stopped; nothing was written"), console.Stages(quiet=quiet) as stages:
-        report = export_model(plan, _shown(stages))
+        report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
     if not quiet:
         for line in _lines(report):
             console.note(line)

@@ -115,6 +115,9 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         sink = answer.Answer(model, request.images, form, output, markdown=is_chat)
         with first_interrupt_calls(session.interrupt):
             finished = sink.read(events, stages)
+    cut = answer.cut_note(finished, model, request.sampling.for_model(model.params))
+    if cut and not request.quiet and form in ("stream", "whole"):
+        console.note(cut)
     if request.verbose:
         console.note(answer.placement_line(model))
         for line in answer.timing_lines(finished.timings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from typing import Any
 
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from mmchat.cli import console
+from mmchat.cli.wrong_values import wanted
 from mmchat.terminal import filled
 
 LEFT = 30  # most columns for the names; help of a longer one starts on the next line
@@ -91,9 +93,16 @@ def _option(parameter: Any, ctx: Any) -> Row:
     help_text = parameter.help or ""
     if others:
         help_text += f" Also {', '.join(others)}."
-    if default := _default(parameter):
-        help_text += f" [default: {default}]"
+    default = _default(parameter)
+    facts = [_range(parameter), f"default: {default}" if default else ""]
+    if any(facts):
+        help_text += f" [{'; '.join(filter(None, facts))}]"
     return (names if short else f"    {names}"), help_text
+
+
+def _range(parameter: Any) -> str:
+    """`1 or more`, `0 to 100`; empty if every number will do, or the value is none."""
+    return re.sub(r"^a (whole )?number ?(of |from )?", "", wanted(parameter))
 
 
 def _default(parameter: Any) -> str:

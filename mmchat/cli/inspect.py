@@ -34,7 +34,10 @@ def inspect(
     color: options.Color = "auto",
     debug: options.Debug = False,
 ) -> None:
-    """Show a model's architecture, sizes and memory needs; loads no weights."""
+    """Show a model's architecture, sizes and memory needs; loads no weights.
+
+    The estimates are of bfloat16, and of schemes that leave the rest in bfloat16.
+    """
     check_name(model)
     source = ModelChoice(name=model, params_path=params_path).find(checkpoint_required=False)
     facts = _facts(source.params)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import threading
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.cli import console, options
+from mmchat.cli.compile_notes import CompileNotes
 from mmchat.errors import UsageError
+from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
     from mmchat.api import Model
@@ -40,17 +41,27 @@ class ModelChoice:
     alpha: options.Alpha = None
     compile: options.Compile = "auto"
 
+    def __post_init__(self) -> None:
+        make_plan(self.quantize, self.quantize_keep or ())  # raises UsageError
+
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
-        """Params and files; ParamsError or CheckpointError if there are none."""
+        """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
+
+        UsageError if the model's context is shorter than what is asked.
+        """
         from mmchat.params import find_model
 
-        return find_model(
+        source = find_model(
             self.name,
             checkpoint_path=self.checkpoint_path,
             tokenizer_path=self.tokenizer_path,
             params_path=self.params_path,
             checkpoint_required=checkpoint_required,
         )
+        source.params.context_limit(self.max_seq_len)
+        if checkpoint_required:
+            source.tokenizer_file()
+        return source
 
     def load(self, stages: console.Stages) -> Model:
         """`mmchat.load` with its progress shown; torch is imported here."""
@@ -60,13 +71,8 @@ class ModelChoice:
         if self.name is None and (self.params_path or self.checkpoint_path):
             label = str(self.params_path or self.checkpoint_path)
 
-        compiling = _CompileNotes(stages)
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage == "compile":
-                compiling.show(done, total)
-            else:
-                stages.show(f"loading {label}: {done} of {total} tensors")
+        def show_weights(_: str, done: int, total: int) -> None:
+            stages.show(f"loading {label}: {done} of {total} tensors")
 
         stages.show(f"loading {label}")
         model = mmchat.load(
@@ -82,29 +88,11 @@ class ModelChoice:
             quantize=self.quantize,
             quantize_keep=self.quantize_keep or (),
             compile=self.compile,
-            progress=show,
+            progress=CompileNotes(stages, show_weights).show,
         )
         for notice in model.runtime.notices:
             stages.note(notice)
         return model
-
-
-class _CompileNotes:
-    """Says that the layers are being compiled, and afterwards how long it took."""
-
-    def __init__(self, stages: console.Stages) -> None:
-        self._stages = stages
-        self._begin = 0.0
-
-    def show(self, done: int, total: int) -> None:
-        if done == 0:
-            self._begin = time.perf_counter()
-            self._stages.note("compiling (once; a later start takes it from a cache)")
-        seconds = time.perf_counter() - self._begin
-        if done < total:
-            self._stages.show(f"compiling (once, {seconds:.0f} s): {done} of {total} layers")
-        else:
-            self._stages.note(f"compiled in {seconds:.1f} s")
 
 
 def say_choice(choice: ModelChoice, source: ModelSource) -> None:

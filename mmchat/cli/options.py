@@ -9,6 +9,7 @@ import typer
 
 from mmchat import quantization
 from mmchat.cli import console
+from mmchat.device import check_device_name
 from mmchat.offline import go_offline
 
 INPUT = "Input"
@@ -41,6 +42,11 @@ def _scheme(value: str) -> str:
 def _parts(values: list[str] | None) -> list[str]:
     quantization.check_parts(values or [])
     return values or []
+
+
+def _device(name: str) -> str:
+    check_device_name(name)
+    return name
 
 
 def complete_scheme(incomplete: str) -> list[str]:
@@ -127,7 +133,12 @@ ParamsPath = Annotated[
 ]
 Device = Annotated[
     str,
-    typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=MODEL),
+    typer.Option(
+        metavar="DEVICE",
+        callback=_device,
+        help="auto, cpu, cuda, cuda:1, mps.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
@@ -150,7 +161,7 @@ QuantizeKeep = Annotated[
         "--quantize-keep",
         metavar="PART",
         callback=_parts,
-        help="Leave text, head or vision unquantised; repeatable.",
+        help="With --quantize: leave text, head or vision as it is; repeatable.",
         rich_help_panel=MODEL,
     ),
 ]

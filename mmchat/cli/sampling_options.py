@@ -142,7 +142,8 @@ Speculate = Annotated[
         "--speculate",
         metavar="auto|off|N",
         callback=_speculate,
-        help="Guess the next N tokens from the text so far, to be faster where it repeats.",
+        help=f"Guess the next N tokens (at most {LONGEST_DRAFT}) from the text so far, to be faster"
+        " where it repeats.",
     ),
 ]
 

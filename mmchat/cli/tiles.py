@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 Preview = Annotated[
     Path | None,
-    typer.Option("-o", "--output", metavar="FILE.png", help="Write a preview as PNG."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE.png",
+        help="Write a preview as PNG.",
+        rich_help_panel=options.OUTPUT,
+    ),
 ]
 
 
@@ -31,7 +37,13 @@ def tiles(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="PATH, URL, or - for stdin.")],
     output: Preview = None,
     model: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="Whose tile size to use.")
+        str,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Whose tile size to use.",
+            rich_help_panel=options.MODEL,
+        ),
     ] = BUILT_IN,
     alpha: options.Alpha = None,
     as_json: options.Json = False,

@@ -14,22 +14,36 @@ from mmchat.cli.keeping import ModelOrFolder, model_folder
 from mmchat.cli.model_choice import family_module
 from mmchat.cli.transfer_bars import transfer_bars
 from mmchat.cli.units import size
-from mmchat.errors import CheckpointError, MmchatError, UsageError
+from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mmchat.checkpoints.integrity import Fault, Verification
 
+CHECKS = "Checks"
+
 
 def verify(
     model: ModelOrFolder,
-    fast: Annotated[bool, typer.Option("--fast", help="Compare sizes only.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Compare sizes only.", rich_help_panel=CHECKS)
+    ] = False,
     values: Annotated[
-        bool, typer.Option("--values", help="Look for NaN and infinity in the weights too.")
+        bool,
+        typer.Option(
+            "--values",
+            help="Look for NaN and infinity in the weights too.",
+            rich_help_panel=CHECKS,
+        ),
     ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Fetch damaged or missing files again.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Fetch damaged or missing files again; of an export, name the command.",
+            rich_help_panel=CHECKS,
+        ),
     ] = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
@@ -48,7 +62,8 @@ def verify(
     with interrupt_says("stopped"):
         result = _verify(folder, fast, quiet)
         repaired: list[str] = []
-        if repair and result.faults:
+        anew = _made_anew(folder) if result.faults else ""
+        if repair and result.faults and not anew:
             repaired = _repair(folder, [fault.file for fault in result.faults], quiet)
             result = _verify(folder, fast, quiet)
         faults = [*result.faults, *(_scan(model, folder) if values else ())]
@@ -58,7 +73,7 @@ def verify(
         _print(result, faults, repaired, fast)
     if faults:
         named = ", ".join(sorted({fault.file for fault in faults})[:5])
-        advice = f"'mmchat verify {model} --repair' fetches them again"
+        advice = anew or f"'mmchat verify {model} --repair' fetches them again"
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise CheckpointError(f"{model}: {count}, in {named}; {advice}")
 
@@ -70,6 +85,19 @@ def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     with transfer_bars(sizes, sum(sizes.values()), quiet=quiet) as bars:
         return verify_folder(folder, fast=fast, progress=bars.report)
+
+
+def _made_anew(folder: Path) -> str:
+    """How to make a folder again that mmchat wrote; empty if it was downloaded."""
+    from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
+    from mmchat.runtime.exported import exported_folder
+
+    if exported := exported_folder(folder):
+        return f"export it again: {exported.again()}"
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    if manifest and manifest.source and manifest.repo is None:
+        return f"convert {quoted(manifest.source, 300)} again"
+    return ""
 
 
 def _repair(folder: Path, names: list[str], quiet: bool) -> list[str]:

@@ -15,13 +15,13 @@ def explained(error: typer.BadParameter) -> str:
     if error.param is None or not hasattr(cause, "errors"):
         return error.format_message()
     fault = cause.errors()[0]
-    wanted = _wanted(error.param)
-    message = f"{quoted(fault['input'])} is not {wanted}" if wanted else fault["msg"]
+    noun = wanted(error.param)
+    message = f"{quoted(fault['input'])} is not {noun}" if noun else fault["msg"]
     hint = " / ".join(map(repr, error.param.opts)) or repr(error.param.name)
     return f"Invalid value for {hint}: {message.removeprefix('Value error, ')}"
 
 
-def _wanted(parameter: Any) -> str:
+def wanted(parameter: Any) -> str:
     """`a whole number from 1 to 20` for an option that takes one; empty if it takes no number."""
     descriptor = getattr(parameter, "type_descriptor", None)
     if descriptor is None:

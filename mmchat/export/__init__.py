@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -21,6 +21,7 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.checkpoints.writers import write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
+from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
 from mmchat.params import ModelParams, ModelSource, find_model, find_params
 from mmchat.params_file import params_document
@@ -30,33 +31,13 @@ from mmchat.staged_folder import staged_folder, sync
 if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
 
-Format = Literal["aoti", "executorch", "safetensors"]
 # progress(stage, done, total)
 Progress = Callable[[str, int, int], None]
 
-DEFAULT_MAX_SEQ_LEN = 4096  # positions; the static cache of an 11B model takes 537 MB for them
-DEFAULT_MAX_IMAGES = 16
+__all__ = ["ExportPlan", "ExportReport", "export_model"]
+
 _PAPERS = ("LICENSE*", "USE_POLICY*")
 _NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731, ARG005
-
-
-@dataclass(frozen=True)
-class ExportPlan:
-    """What to export. max_seq_len: None takes the default, or the model's own if that is less."""
-
-    name: str | Path | None
-    folder: Path
-    format: Format = "aoti"
-    checkpoint_path: Path | None = None
-    tokenizer_path: Path | None = None
-    params_path: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    max_seq_len: int | None = None
-    max_images: int = DEFAULT_MAX_IMAGES
-    quantize: str = "none"
-    quantize_keep: tuple[str, ...] = ()
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +58,6 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
     Raises UsageError, ParamsError, CheckpointError, DeviceError, MemoryError_, ExportError,
     DiskError.
     """
-    from mmchat.runtime.exported import exported_folder
-
     begin = time.perf_counter()
     source = find_model(
         plan.name,
@@ -87,6 +66,8 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         params_path=plan.params_path,
     )
     replaces = _check_target(plan, source)
+    from mmchat.runtime.exported import exported_folder  # imports torch, after what needs none
+
     made_by_us = exported_folder(source.checkpoint)
     if made_by_us and made_by_us.record.programs:
         source_name = quoted(made_by_us.source, 300)
@@ -94,9 +75,9 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
             f"{quoted(made_by_us.path, 300)} holds programs; export {source_name} instead"
         )
     if plan.format == "executorch":
-        from mmchat.export.executorch import check_plan
+        from mmchat.runtime.executorch import executorch_version
 
-        check_plan(plan.device, plan.dtype, make_plan(plan.quantize, plan.quantize_keep))
+        executorch_version()  # raises MissingExtra
     original = _load(plan, source.params, progress)
     record = _record(plan, original)
     if made_by_us:
@@ -130,7 +111,9 @@ def _load(plan: ExportPlan, params: ModelParams, progress: Progress) -> LoadedMo
         max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         quantize="none" if portable else plan.quantize,
         quantize_keep=() if portable else plan.quantize_keep,
-        progress=lambda _, done, total: progress("loading", done, total),
+        progress=lambda stage, done, total: progress(
+            "loading" if stage == "weights" else stage, done, total
+        ),
     )
     if portable and plan.quantize != "none":
         from mmchat.export.executorch import quantize_linears

@@ -18,31 +18,14 @@ import torch
 from torch import Tensor
 
 from mmchat.checkpoints.writers import write_new
-from mmchat.errors import ExportError, UsageError
+from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
 from mmchat.models.base import ExportLimits, ExportProgram
 from mmchat.quantization import Plan, layer_scheme
-from mmchat.runtime.executorch import PROGRAM_NAME, executorch_version, missing_extra
+from mmchat.runtime.executorch import PROGRAM_NAME, missing_extra
 
 # progress(stage, done, total)
 Progress = Callable[[str, int, int], None]
-
-
-def check_plan(device: str, dtype: str, plan: Plan) -> None:
-    """Whether ExecuTorch has a form for this. Raises UsageError, MissingExtra."""
-    if device not in ("auto", "cpu"):
-        raise UsageError(f"XNNPACK runs on the cpu, not {device}; leave out --device")
-    if dtype not in ("auto", "float32"):
-        raise UsageError(
-            f"XNNPACK computes in float32, not {dtype}; leave out --dtype, or give --quantize int8"
-            " or int4 for a smaller file"
-        )
-    if plan.scheme and plan.scheme.is_float:
-        raise UsageError(
-            f"ExecuTorch has no form for {plan.name}; use --quantize int8, int4, int4-g32,"
-            " int4-g64 or int4-g128"
-        )
-    executorch_version()
 
 
 def quantize_linears(model: Any, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmchat.events import ProgressCallback
 from mmchat.kernels import reference
 
 BLOCK = 64  # K must be a multiple of it
@@ -38,10 +39,22 @@ def reason() -> str:
     return _load()[1]
 
 
+def prepare(progress: ProgressCallback | None = None) -> None:
+    """Compile the kernels now if that is still to be done, so that `progress` can tell of it."""
+    try:
+        built = _target()[1]
+    except UnavailableError:
+        return
+    if built.is_file():
+        return
+    if progress:
+        progress("kernels", 0, 1)
+    if library() and progress:
+        progress("kernels", 1, 1)
+
+
 @functools.cache
 def _load() -> tuple[Library | None, str]:
-    if os.environ.get("MMCHAT_NATIVE_KERNELS", "1") == "0":
-        return None, "switched off by MMCHAT_NATIVE_KERNELS=0"
     try:
         found = Library(_compiled())
         found.check()
@@ -57,17 +70,24 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("mmchat", appauthor=False) / "kernels"
 
 
-def _compiled() -> Path:
-    """The shared library for this machine; compiled if it is not in the cache yet."""
+def _target() -> tuple[str, Path]:
+    """The compiler, and the shared library that it makes, in the cache."""
+    if os.environ.get("MMCHAT_NATIVE_KERNELS", "1") == "0":
+        raise UnavailableError("switched off by MMCHAT_NATIVE_KERNELS=0")
     if platform.system() != "Linux":
         raise UnavailableError(f"not built on {platform.system()}")
     compiler = shutil.which(os.environ.get("CC") or "gcc")
     if compiler is None:
         raise UnavailableError("no C compiler here; install gcc")
-    folder = cache_folder()
-    built = folder / f"linear-{_fingerprint(compiler)}.so"
+    return compiler, cache_folder() / f"linear-{_fingerprint(compiler)}.so"
+
+
+def _compiled() -> Path:
+    """The shared library for this machine; compiled if it is not in the cache yet."""
+    compiler, built = _target()
     if built.is_file():
         return built
+    folder = built.parent
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as work:

@@ -54,24 +54,29 @@ class Screen(Protocol):
 class PlainScreen:
     """For pipes: answers and what commands print on stdout, everything else on stderr.
 
-    out, err: write and flush; a stream that is a terminal gets no control characters.
+    out, err: write and flush; a stream that is a terminal gets no control characters. quiet: errors
+    alone go to err.
     """
 
     interactive = False
 
-    def __init__(self, out: Write, err: Write, *, out_is_terminal: bool = False) -> None:
+    def __init__(
+        self, out: Write, err: Write, *, out_is_terminal: bool = False, quiet: bool = False
+    ) -> None:
         self._out = out
         self._err = err
         self._out_is_terminal = out_is_terminal
+        self._quiet = quiet
 
     def say(self, text: str) -> None:
         self._out(sanitize(text) + "\n" if self._out_is_terminal else text + "\n")
 
     def note(self, text: str) -> None:
-        self._err(sanitize(text) + "\n")
+        if not self._quiet:
+            self._err(sanitize(text) + "\n")
 
     def error(self, text: str) -> None:
-        self._err(f"error: {sanitize(text)}\n")
+        self._err(f"mmchat: error: {sanitize(text)}\n")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText

@@ -24,7 +24,8 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
         found = next((path / name for name in _NAMES if (path / name).is_file()), None)
         if found is None:
             raise CheckpointError(
-                f"{escaped(str(path))}: neither tokenizer.model nor tokenizer.json there"
+                f"{escaped(str(path))}: neither tokenizer.model nor tokenizer.json there; name the"
+                " file"
             )
         path = found
     if path.suffix == ".json":

@@ -83,39 +83,51 @@ def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
 @pytest.mark.parametrize(
     ("line", "message", "code"),
     [
-        ("gone.png", "error: no such picture: 'gone.png'; nothing was sent", 2),
-        ("\\image gone.png What?", "error: 'gone.png' does not exist", 4),
-        ("\\imge dog.png", "error: there is no command \\imge; did you mean \\image?", 2),
-        ("\\foo", "error: there is no command \\foo; \\help lists the commands", 2),
-        ("\\undo", "error: nothing has been asked yet", 2),
-        ("\\retry", "error: nothing has been asked yet", 2),
-        ("\\edit", "error: nothing has been asked yet", 2),
-        ("\\drop 3", "error: there is no picture 3; \\images lists them", 2),
-        ("\\drop x", "error: the picture is a number, not 'x'", 2),
-        ("\\tiles", "error: there are no pictures", 2),
-        ("\\set temperatur 1", "error: there is no setting 'temperatur'; did you mean temp", 2),
-        ("\\set temperature hot", "error: temperature is a number, not 'hot'", 2),
-        ("\\set temperature -1", "error: temperature must be between 0 and 100, not -1", 2),
-        ("\\set top_k 1.5", "error: top_k is a whole number, not '1.5'", 2),
-        ("\\set top_k", "error: \\set top_k needs a value; it is 0", 2),
-        ("\\load nothing", "error: no saved chat 'nothing'", 1),
-        ("\\save", "error: there is nothing to save yet", 2),
-        ("\\export pdf", "error: write \\export md, json or html, not 'pdf'", 2),
-        ("\\forget", "error: there are 0 turns, so 1 cannot be dropped", 2),
-        ("\\stats", "error: there is no answer to time yet", 2),
-        ("\\image", "error: \\image needs a file, an address or the word clipboard", 2),
-        ("\\image dog.png <|image|><|image|>?", "error: the text has 2 <|image|> marks", 2),
+        ("gone.png", "mmchat: error: no such picture: 'gone.png'; nothing was sent", 2),
+        ("\\image gone.png What?", "mmchat: error: 'gone.png' does not exist", 4),
+        ("\\imge dog.png", "mmchat: error: there is no command \\imge; did you mean \\image?", 2),
+        ("\\foo", "mmchat: error: there is no command \\foo; \\help lists the commands", 2),
+        ("\\undo", "mmchat: error: nothing has been asked yet", 2),
+        ("\\retry", "mmchat: error: nothing has been asked yet", 2),
+        ("\\edit", "mmchat: error: nothing has been asked yet", 2),
+        ("\\drop 3", "mmchat: error: there is no picture 3; \\images lists them", 2),
+        ("\\drop x", "mmchat: error: the picture is a number, not 'x'", 2),
+        ("\\tiles", "mmchat: error: there are no pictures", 2),
+        (
+            "\\set temperatur 1",
+            "mmchat: error: there is no setting 'temperatur'; did you mean temp",
+            2,
+        ),
+        ("\\set temperature hot", "mmchat: error: temperature is a number, not 'hot'", 2),
+        ("\\set temperature -1", "mmchat: error: temperature must be between 0 and 100, not -1", 2),
+        ("\\set top_k 1.5", "mmchat: error: top_k is a whole number, not '1.5'", 2),
+        ("\\set top_k", "mmchat: error: \\set top_k needs a value; it is 0", 2),
+        ("\\load nothing", "mmchat: error: no saved chat 'nothing'", 1),
+        ("\\save", "mmchat: error: there is nothing to save yet", 2),
+        ("\\export pdf", "mmchat: error: write \\export md, json or html, not 'pdf'", 2),
+        ("\\forget", "mmchat: error: there are 0 turns, so 1 cannot be dropped", 2),
+        ("\\stats", "mmchat: error: there is no answer to time yet", 2),
+        ("\\image", "mmchat: error: \\image needs a file, an address or the word clipboard", 2),
+        ("\\image dog.png <|image|><|image|>?", "mmchat: error: the text has 2 <|image|> marks", 2),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_and_the_chat_goes_on(
     line, message, code, mmchat_command
 ):
     done = piped(mmchat_command, [line, "\\images", "Hi"], b"Hello.")
-    errors = [text for text in done.stderr.splitlines() if text.startswith("error")]
+    errors = [text for text in done.stderr.splitlines() if text.startswith("mmchat: error: ")]
     assert len(errors) == 1
     assert errors[0].startswith(message)
     assert done.stdout == "no pictures\nHello.\n"
     assert done.exit_code == code
+
+
+def test_quiet_leaves_errors_alone_on_stderr(mmchat_command):
+    done = piped(mmchat_command, ["Hi", "\\foo"], b"Hello.", args=["-n", "2"])
+    assert "cut at 2 tokens; \\set max_new_tokens N allows more\n" in done.stderr
+    done = piped(mmchat_command, ["Hi", "\\foo"], b"Hello.", args=["-n", "2", "-q"])
+    assert done.stderr == "mmchat: error: there is no command \\foo; \\help lists the commands\n"
+    assert (done.stdout, done.exit_code) == ("He\n", 2)
 
 
 def test_undo_retry_and_edit(mmchat_command):
@@ -129,7 +141,7 @@ def test_undo_retry_and_edit(mmchat_command):
 def test_a_slash_is_a_command_only_where_it_names_one(mmchat_command):
     done = piped(mmchat_command, ["/tokens", "/shrug", "/hepl"], b"Ok.")
     assert done.stdout == "context 0 of 1,000 tokens\nOk.\n"
-    assert done.stderr == "error: there is no command /hepl; did you mean \\help?\n"
+    assert done.stderr == "mmchat: error: there is no command /hepl; did you mean \\help?\n"
 
 
 def test_say_sends_what_would_be_a_path_or_command(mmchat_command):
@@ -172,8 +184,8 @@ def test_a_full_context_names_what_would_have_to_go(mmchat_command):
     model.max_seq_len = 40
     lines = ["a" * 8, "b" * 8, "c" * 8, "\\forget 1", "c" * 8]
     done = mmchat_command("chat", "-n", "12", stdin="\n".join(lines) + "\n")
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert errors[0].startswith("error: the prompt has 49 tokens and the context 40")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("mmchat: error: ")]
+    assert errors[0].startswith("mmchat: error: the prompt has 49 tokens and the context 40")
     assert "\\forget 2 drops the 2 oldest turns to make room" in errors[1]
     assert done.stdout.splitlines()[0] == "x" * 10
 
@@ -221,13 +233,15 @@ def test_a_folder_is_named_and_the_pictures_in_it_are_offered(mmchat_command, fo
     done = piped(mmchat_command, lines, b"Sent.")
     first, second, third, fourth = done.stderr.splitlines()
     assert first == (
-        "error: '.' is a folder; in it: 'My Cat.png', 'dog.png';"
+        "mmchat: error: '.' is a folder; in it: 'My Cat.png', 'dog.png';"
         " \\image 'My Cat.png' attaches the first"
     )
-    assert second.startswith(f"error: '{folder}' is a folder; in it: 'My Cat.png', 'dog.png';")
+    assert second.startswith(
+        f"mmchat: error: '{folder}' is a folder; in it: 'My Cat.png', 'dog.png';"
+    )
     assert second.endswith("; nothing was sent")
-    assert third == "error: 'empty dir' is a folder without pictures"
-    assert fourth == "error: 'empty dir' is a folder without pictures; nothing was sent"
+    assert third == "mmchat: error: 'empty dir' is a folder without pictures"
+    assert fourth == "mmchat: error: 'empty dir' is a folder without pictures; nothing was sent"
     assert done.stdout == "Sent.\n"  # a bare word is a question
 
 
@@ -272,7 +286,7 @@ def test_set_and_drop_alone_do_something_sensible(mmchat_command):
     lines = ["\\drop", "\\set", "dog.png", "\\drop", "\\images"]
     done = piped(mmchat_command, lines)
     errors = done.stderr.splitlines()
-    assert errors[0] == "error: there are no pictures to drop"
+    assert errors[0] == "mmchat: error: there are no pictures to drop"
     assert errors[-1] == "picture 1, dog.png, is out"
     assert re.search(r"(?m)^temperature +0.6$", done.stdout)
     assert done.stdout.endswith("no pictures\n")
@@ -298,5 +312,5 @@ def test_saved_settings_out_of_range_are_refused(mmchat_command, folder, value):
     assert text != Path("a.json").read_text()
     done = piped(mmchat_command, ["\\load a.json"])
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: a.json: ")
+    assert done.stderr.startswith("mmchat: error: a.json: ")
     assert done.stderr.count("\n") == 1

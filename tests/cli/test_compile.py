@@ -13,6 +13,7 @@ import pytest
 import mmchat
 from mmchat.cli import console
 from mmchat.cli.model_choice import ModelChoice
+from mmchat.kernels import native
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,9 +43,29 @@ def test_compiling_is_said_before_it_begins_and_when_it_is_done(monkeypatch, cap
     load_with_stages(monkeypatch, quiet=False)
     out, err = capsys.readouterr()
     first, second, third = err.splitlines()
-    assert first == "compiling (once; a later start takes it from a cache)"
-    assert second.startswith("compiled in 0.")
+    assert first == "compiling the layers (once; a later start takes them from a cache)"
+    assert second.startswith("compiled the layers in 0.")
     assert third == "no longer compiled: why"
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"quantize": "int8"}, 1), ({"dtype": "bfloat16"}, 1), ({"dtype": "float32"}, 0)],
+)
+def test_the_kernels_are_prepared_while_a_model_that_takes_them_is_loaded(
+    options, told, monkeypatch, capsys
+):
+    def prepare(progress) -> None:
+        progress("kernels", 0, 1)
+        progress("kernels", 1, 1)
+
+    monkeypatch.setattr(native, "prepare", prepare)
+    with console.Stages() as stages:
+        ModelChoice(None, device="cpu", **options).load(stages)
+    out, err = capsys.readouterr()
+    begun = "compiling the CPU kernels (once; a later start takes them from a cache)\n"
+    assert err.count(begun) == err.count("compiled the CPU kernels in ") == told
     assert out == ""
 
 

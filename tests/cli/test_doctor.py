@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from mmchat.checkpoints.hub.holdings import Holding
+from mmchat.cli import console
 from mmchat.device import Placement
 from mmchat.doctor import Diagnosis, problems
 from mmchat.doctor.machine import EXTRAS, Cache, Device, Machine
@@ -218,13 +220,15 @@ def test_a_busy_machine_a_small_disk_and_a_limited_shell_are_problems(monkeypatc
 
 @pytest.fixture
 def doctor(run_real, monkeypatch):
-    """Runs the command on a written-down machine, at a width."""
+    """Runs the command on a written-down machine, on a terminal of a width, or into a pipe."""
 
     def diagnosis(machine):
         seen = found(machine)
         return Diagnosis(recommend(machine, seen), machine, seen, tuple(find_problems(machine)))
 
-    def run(machine, *arguments, columns=80):
+    def run(machine, *arguments, columns=80, piped=False):
+        if not piped:
+            monkeypatch.setattr(console, "is_terminal", lambda stream: stream is sys.stdout)
         monkeypatch.setattr("mmchat.doctor.diagnose", lambda progress: diagnosis(machine))
         monkeypatch.setenv("COLUMNS", str(columns))
         return run_real("doctor", *arguments)
@@ -237,6 +241,22 @@ def test_no_line_is_wider_than_the_terminal(doctor, columns):
     done = doctor(written_down(24, extras=dict.fromkeys(EXTRAS, False)), columns=columns)
     assert done.exit_code == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= columns
+
+
+def test_lines_in_a_pipe_are_not_broken(doctor):
+    machine = written_down(24, extras=dict.fromkeys(EXTRAS, False))
+    piped = doctor(machine, columns=60, piped=True).stdout
+    lines = piped.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert "device     cpu: Example; 24.0 GiB of 48.0 GiB free; fast in float32, bfloat16" in piped
+    assert any(
+        line.startswith("In bfloat16 on the processor") and line.endswith("need as much.")
+        for line in lines
+    )
+    shown = doctor(machine, columns=60).stdout
+    assert len(lines) < len(shown.splitlines())
+    wide = [line.split() for line in lines if line.startswith("MODEL")]
+    assert "WEIGHTS" in wide[0]
 
 
 def test_the_verdict_comes_first_and_the_models_in_a_table(doctor):

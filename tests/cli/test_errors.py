@@ -22,7 +22,7 @@ from mmchat.cli.model_choice import ModelChoice
         (("generate", "-p", "x", "-i", "-", "-i", "-"), "mmchat: error: '-i -' is given twice"),
         (
             ("generate", "-p", "x", "-t", "nan"),
-            "mmchat generate: error: Invalid value for '-t' / '--temperature':"
+            "mmchat: error: Invalid value for '-t' / '--temperature':"
             " nan is not a number from 0 to 100 (see 'mmchat generate --help')",
         ),
         (("generate", "-p", "x", "-t", "-1"), "'-t' / '--temperature': -1 is not a number from 0"),
@@ -32,7 +32,7 @@ from mmchat.cli.model_choice import ModelChoice
         (("generate", "-p", "x", "--min-p", "2"), "'--min-p': 2 is not a number from 0 to 1"),
         (
             ("generate", "-p", "x", "--top-k", "-1"),
-            "mmchat generate: error: Invalid value for '--top-k':"
+            "mmchat: error: Invalid value for '--top-k':"
             " '-1' is not a whole number of 0 or more (see 'mmchat generate --help')",
         ),
         (
@@ -46,9 +46,14 @@ from mmchat.cli.model_choice import ModelChoice
         (("generate", "-p", "x", "--seed", "x"), "'x' is not a whole number from 0 to 2**63 - 1"),
         (("generate", "--logprobs", "21"), "'21' is not a whole number from 0 to 20 (see"),
         (("chat", "--max-seq-len", "x"), "'x' is not a whole number of 1 or more (see"),
-        (("export", "--max-seq-len", "63"), "'63' is not a whole number of 64 or more (see"),
+        (("export", "--max-seq-len", "63"), "max_seq_len 63 is too short for a prompt and its"),
         (("export", "--format", "safetensors", "--max-seq-len", "64"), "takes any length"),
-        (("eval",), "mmchat eval: error: Missing command (see 'mmchat eval --help')"),
+        (("export", "--format", "executorch", "--dtype", "bfloat16"), "float32, not bfloat16"),
+        (("generate", "-p", "x", "--quantize-keep", "head"), "head keeps nothing without --quant"),
+        (("chat", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --quan"),
+        (("export", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --qu"),
+        (("eval", "scenes", "--quantize-keep", "head"), "add --quantize int8 or int4, or leave"),
+        (("eval",), "mmchat: error: Missing command (see 'mmchat eval --help')"),
         (("generate", "-p", "x", "--repetition-penalty", "0"), "'--repetition-penalty': 0 is not"),
         (("generate", "-p", "x", "--presence-penalty", "3"), "'--presence-penalty': 3 is not"),
         (("generate", "-p", "x", "--speculate", "on"), "'on' is not auto, off or a number"),
@@ -62,8 +67,14 @@ from mmchat.cli.model_choice import ModelChoice
         (("generate", "-p", "x", "-q", "-v"), "--quiet and --verbose contradict each other"),
         (("generate", "-p", "x", "--raw", "-s", "y"), "--raw and --system contradict each other"),
         (("generate", "-p", "x", "--text-only", "-i", "a.png"), "--text-only and --image-prompt"),
-        (("generate", "-p", "x", "--tempertaure", "1"), "No such option: --tempertaure"),
-        (("genrate", "-p", "x"), "No such command 'genrate'"),
+        (("generate", "--tempertaure", "1"), ": --tempertaure; did you mean --temperature? (see"),
+        (("generate", "--max-new", "1"), "--max-new; did you mean --max-new-tokens? (see"),
+        (("generate", "--foo"), "error: No such option: --foo (see 'mmchat generate --help')"),
+        (("chat", "-p", "hi"), "No such option: -p; 'mmchat generate' has it (see 'mmchat chat"),
+        (("genrate", "-p", "x"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
+        (("tyni",), "'tyni'; to ask a model: mmchat generate tiny --prompt TEXT (see"),
+        (("llama3.2-11B",), "to ask a model: mmchat generate llama3.2-11B --prompt TEXT (see"),
+        (("frobnicate",), "mmchat: error: No such command 'frobnicate' (see 'mmchat --help')"),
         (("tiles",), "Missing argument 'IMAGE'"),
         (("eval", "scenes", "--limit", "0"), "'--limit': '0' is not a whole number of 1 or more"),
     ],

@@ -247,6 +247,37 @@ def test_length_is_reported_as_such(mmchat_command):
     assert json.loads(done.stdout)["text"] == "A b"
 
 
+def test_an_answer_that_was_cut_is_said_to_be(mmchat_command):
+    said = "cut at 3 tokens; -n N (--max-new-tokens) allows more\n"
+    for options in ((), ("--no-stream",)):
+        done = mmchat_command("generate", "-p", "x", "-n", "3", *options)
+        assert (done.stdout, done.stderr) == ("A b\n", BUILT_IN_NOTE + said)
+        mmchat_command.use(b"A brown dog.")
+    assert said not in mmchat_command("generate", "-p", "x").stderr
+
+
+@pytest.mark.parametrize("option", ["-q", "--json", "--stream-json"])
+def test_a_cut_is_not_said_to_a_program(mmchat_command, option):
+    assert "cut" not in mmchat_command("generate", "-p", "x", "-n", "3", option).stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (("--max-seq-len", "64"), "--max-seq-len N allows more"),
+        ((), "a shorter prompt leaves more room"),
+    ],
+)
+def test_a_full_context_is_said_to_have_cut_the_answer(mmchat_command, given, remedy):
+    model = mmchat_command.use(b"A brown dog.")
+    most = model.params.config.text_config.max_position_embeddings
+    model.max_seq_len = 64 if given else most
+    prompt = "x" * (model.max_seq_len - 5)
+    done = mmchat_command("generate", "-p", prompt, *given)
+    positions = f"{model.max_seq_len:,} positions"
+    assert f"cut because the context of {positions} is full; {remedy}\n" in done.stderr
+
+
 def test_stop_strings_are_not_printed(mmchat_command):
     assert mmchat_command("generate", "-p", "x", "--stop", "wn d").stdout == "A bro\n"
 

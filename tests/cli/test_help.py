@@ -35,9 +35,36 @@ def test_help_fits_the_terminal_and_names_every_option_whole(
 
 def test_defaults_are_shown_also_those_of_the_model(mmchat_command):
     page = " ".join(mmchat_command("chat", "--help").stdout.split())
-    assert "-n, --max-new-tokens N Longest answer, tokens. [default: 1024]" in page
+    assert "-n, --max-new-tokens N Longest answer, tokens. [1 or more; default: 1024]" in page
     assert "--thumbnails auto|off|kitty|sixel|blocks How attached pictures are shown." in page
     assert "Also --image-prompts, --image." in page
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("generate", "Only the N likeliest; 0 is all. [0 or more]"),
+        ("generate", "the model's own if left out. [0 to 100]"),
+        ("generate", "Only the likeliest that hold this probability. [above 0 to 1]"),
+        ("generate", "Same seed, same answer; 0 counts. [0 to 2**63 - 1]"),
+        ("generate", "Guess the next N tokens (at most 64) from"),
+        ("generate", "With --json: the N likeliest at every token. [0 to 20]"),
+        ("chat", "Context to reserve, positions. [1 or more]"),
+        ("export", "pictures that one question may see. [1 to 16; default: 16]"),
+    ],
+)
+def test_numbers_that_are_refused_are_outside_of_the_range_that_is_shown(
+    mmchat_command, command, shown
+):
+    assert shown in " ".join(mmchat_command(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize("command", ["export", "verify", "convert", "tiles", "bench", "download"])
+def test_the_options_of_a_command_stand_in_groups(mmchat_command, command):
+    page = mmchat_command(command, "--help").stdout
+    _, _, others = page.partition("\nOther\n")
+    assert others == "  -h, --help" + others.partition("  -h, --help")[2]
+    assert others.count("\n") == 1
 
 
 def test_generate_and_chat_share_their_options():

@@ -1,9 +1,12 @@
 import hashlib
 import json
+import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
 
+from mmchat.checkpoints.manifest import read_manifest, write_manifest
 from tests.cli.hub_fixtures import COMMIT, FILES, REPO, USUAL, WEIGHTS
 
 
@@ -162,6 +165,31 @@ def test_verify_repairs_a_local_dir(machine, tmp_path):
     assert "tokenizer.json: its content" in machine.run("verify", str(folder)).stdout
     assert machine.run("verify", str(folder), "--repair").exit_code == 0
     assert (folder / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
+
+
+@pytest.mark.parametrize("options", [(), ("--repair",)])
+def test_verify_names_the_command_that_exports_a_damaged_folder_again(run_real, tmp_path, options):
+    folder = tmp_path / "an export"
+    made = run_real("export", "--format", "safetensors", "--quantize", "int8", "-o", str(folder))
+    assert made.exit_code == 0, made.stderr
+    (folder / "params.json").write_text("{}")
+    done = run_real("verify", str(folder), *options)
+    assert done.stdout.startswith("params.json: has 2 bytes, ")
+    again = f"mmchat export tiny --format safetensors -o '{folder}' --dtype float32 --quantize int8"
+    assert done.stderr.endswith(f"1 fault, in params.json; export it again: {again}\n")
+    assert done.exit_code == 3
+    assert run_real(*shlex.split(again)[1:]).exit_code == 0
+    assert run_real("verify", str(folder)).exit_code == 0
+
+
+def test_verify_says_what_to_convert_again(run_real, tmp_path):
+    source = tmp_path / "source"
+    run_real("export", "--format", "safetensors", "-o", str(source))
+    path = source / "mmchat-manifest.json"
+    write_manifest(path, replace(read_manifest(path), export=None, source="/models/meta"))
+    (source / "params.json").unlink()
+    done = run_real("verify", str(source), "--repair")
+    assert done.stderr.endswith("1 fault, in params.json; convert '/models/meta' again\n")
 
 
 def test_verify_knows_the_hashes_of_a_download_by_another_tool(machine):

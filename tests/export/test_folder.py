@@ -45,6 +45,20 @@ def programs(folder):
     return claim(folder, format="aoti", programs=("decode",), max_seq_len=512)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_seq_len": 63}, "max_seq_len 63 is too short .* give 64 positions or more"),
+        ({"format": "safetensors", "max_seq_len": 64}, "safetensors takes any length"),
+        ({"quantize_keep": ("head",)}, "--quantize-keep head keeps nothing without --quantize"),
+        ({"quantize": "int3"}, "unknown quantisation scheme 'int3'"),
+    ],
+)
+def test_a_plan_that_no_export_follows_cannot_be_made(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        ExportPlan(None, tmp_path / "out", **options)
+
+
 def claim(folder, **changes):
     """Write the record anew with `changes`."""
     manifest = read_manifest(folder / MANIFEST_NAME)

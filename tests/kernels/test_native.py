@@ -31,6 +31,22 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
     assert [built] == list(fresh.iterdir())
 
 
+@needs_compiler
+def test_compiling_is_told_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: load()[0])
+    told: list[tuple[str, int, int]] = []
+    for _ in range(2):
+        native.prepare(lambda *stage: told.append(stage))
+    assert told == [("kernels", 0, 1), ("kernels", 1, 1)]
+
+
+def test_what_cannot_be_compiled_is_not_said_to_be(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native.prepare(lambda *stage: pytest.fail(f"told {stage}"))
+
+
 def test_without_a_compiler_there_is_a_reason(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     assert load() == (None, "no C compiler here; install gcc")

@@ -1,0 +1,71 @@
+"""What to export, refused before anything is loaded where a format does not have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmchat.errors import UsageError
+from mmchat.quantization import make_plan
+
+Format = Literal["aoti", "executorch", "safetensors"]
+
+DEFAULT_MAX_SEQ_LEN = 4096  # positions; the static cache of an 11B model takes 537 MB for them
+LEAST_MAX_SEQ_LEN = 64
+DEFAULT_MAX_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export. max_seq_len: None takes the default, or the model's own if that is less.
+
+    Raises UsageError when it is made.
+    """
+
+    name: str | Path | None
+    folder: Path
+    format: Format = "aoti"
+    checkpoint_path: Path | None = None
+    tokenizer_path: Path | None = None
+    params_path: Path | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    max_seq_len: int | None = None
+    max_images: int = DEFAULT_MAX_IMAGES
+    quantize: str = "none"
+    quantize_keep: tuple[str, ...] = ()
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        make_plan(self.quantize, self.quantize_keep)
+        if self.format == "executorch":
+            self._check_executorch()
+        if self.max_seq_len is None:
+            return
+        if self.format == "safetensors":
+            raise UsageError(
+                f"max_seq_len {self.max_seq_len} is for aoti and executorch; safetensors takes any"
+                " length, so leave it out"
+            )
+        if self.max_seq_len < LEAST_MAX_SEQ_LEN:
+            raise UsageError(
+                f"max_seq_len {self.max_seq_len} is too short for a prompt and its answer; give"
+                f" {LEAST_MAX_SEQ_LEN} positions or more"
+            )
+
+    def _check_executorch(self) -> None:
+        """Whether ExecuTorch has a form for this."""
+        if self.device not in ("auto", "cpu"):
+            raise UsageError(f"XNNPACK runs on the cpu, not {self.device}; leave out --device")
+        if self.dtype not in ("auto", "float32"):
+            raise UsageError(
+                f"XNNPACK computes in float32, not {self.dtype}; leave out --dtype, or give"
+                " --quantize int8 or int4 for a smaller file"
+            )
+        scheme = make_plan(self.quantize, self.quantize_keep).scheme
+        if scheme and scheme.is_float:
+            raise UsageError(
+                f"ExecuTorch has no form for {scheme.name}; use --quantize int8, int4, int4-g32,"
+                " int4-g64 or int4-g128"
+            )

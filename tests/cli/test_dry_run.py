@@ -1,0 +1,44 @@
+"""`mmchat generate --dry-run` and `mmchat inspect` beside what an export really writes."""
+
+import json
+
+import pytest
+
+SCHEMES = [("none", "float32"), ("none", "bfloat16"), ("int8", "bfloat16"), ("int4", "float32")]
+
+
+@pytest.fixture(params=SCHEMES, ids="-".join)
+def export(request, run_real, tmp_path):
+    """Scheme, dtype, folder and bytes of the weights of an export."""
+    scheme, dtype = request.param
+    folder = tmp_path / "out"
+    options = ("--quantize", scheme, "--dtype", dtype, "-o", str(folder))
+    made = run_real("export", "--format", "safetensors", *options)
+    assert made.exit_code == 0, made.stderr
+    return scheme, dtype, folder, (folder / "model.safetensors").stat().st_size
+
+
+def test_a_dry_run_counts_the_weights_that_an_export_holds(run_real, export):
+    scheme, dtype, folder, size = export
+    for model in ((str(folder),), ("tiny", "--quantize", scheme, "--dtype", dtype)):
+        facts = json.loads(run_real("generate", *model, "-p", "x", "--dry-run", "--json").stdout)
+        assert (facts["quantize"], facts["dtype"]) == (scheme, dtype)
+        memory = facts["memory"]
+        assert memory["weights"] + memory["in_file"] == pytest.approx(size, rel=0.01)
+
+
+def test_inspect_estimates_what_an_export_writes(run_real, export):
+    scheme, dtype, folder, size = export
+    found = json.loads(run_real("inspect", str(folder), "--json").stdout)
+    assert found["checkpoint"]["bytes"] == pytest.approx(size, rel=0.01)
+    if dtype == "bfloat16":
+        name = dtype if scheme == "none" else scheme
+        assert found["weight_bytes"][name] == pytest.approx(size, rel=0.01)
+
+
+def test_a_dry_run_refuses_what_an_export_does_not_have(run_real, export):
+    scheme, _, folder, _ = export
+    other = "int8" if scheme == "int4" else "int4"
+    done = run_real("generate", str(folder), "-p", "x", "--dry-run", "--quantize", other)
+    assert f"was exported with --quantize {scheme}, which cannot be changed" in done.stderr
+    assert done.exit_code == 2
