@@ -1,10 +1,10 @@
-"""Matrix products with large weights and few tokens, for the CPU.
+"""Matrix products with large weights and few tokens, and the next token's attention, for the CPU.
 
 A language model that writes one token at a time reads every weight once for it, so its speed is
 that of memory. torch's own products reach a fraction of it, or lack the format. Here are C kernels
-(`linear.c`, `quantize.c`), compiled on first use by `native`, and what stands in for them where
-there is no compiler (`reference`, and torch's own kernels). `ops` picks one by what the machine
-has; its `probe` says which and why.
+(`linear.c`, `attention.c`, `quantize.c`), compiled on first use by `native`, and what stands in
+for them where there is no compiler (`reference`, and torch's own kernels). `ops` picks one by what
+the machine has; its `probe` says which and why.
 
 Formats, all row-major, so that a tensor mapped from a file is used where it lies:
 - bfloat16 [N, K];

@@ -19,7 +19,8 @@ from mmchat.events import ProgressCallback
 from mmchat.kernels import reference
 
 BLOCK = 64  # K must be a multiple of it
-SOURCES = ("linear.c", "quantize.c")
+LARGEST_HEAD = 256  # as in attention.c
+SOURCES = ("linear.c", "attention.c", "quantize.c")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 _COMPILE_SECONDS = 120
 
@@ -171,6 +172,34 @@ class Library:
             raise MemoryError(f"no memory for {x.numel()} activations")
         return out
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """As reference.attend; key and value as `attends` accepts them."""
+        batch, groups, length, width = key.shape
+        scaled = query.float().reshape(batch, groups, -1, width) * width**-0.5
+        out = torch.empty_like(scaled)
+        mask_stride = 0
+        if mask is not None:
+            mask = mask.reshape(-1, length).contiguous()
+            mask_stride = length if len(mask) > 1 else 0
+        sizes = (batch, groups, scaled.shape[2], length, width)
+        strides = (key.stride(0), key.stride(1), mask_stride)
+        if self._call("mmchat_attend", scaled, key, value, mask, out, *sizes, *strides):
+            raise MemoryError(f"no memory to attend to {length} positions")
+        return out.reshape(query.shape).to(query.dtype)
+
+    @staticmethod
+    def attends(key: Tensor, value: Tensor) -> bool:
+        """Whether `attend` reads keys and values of this dtype, width and layout."""
+        width = key.shape[-1]
+        return (
+            key.dtype == value.dtype == torch.bfloat16
+            and width % 16 == 0
+            and width <= LARGEST_HEAD
+            and key.stride()[2:] == (width, 1)
+            and key.stride() == value.stride()
+            and key.shape == value.shape
+        )
+
     def quantize_int8(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """As reference.quantize_int8, of float32 weights."""
         rows, width = weight.shape
@@ -201,9 +230,11 @@ class Library:
         self._call("mmchat_widen_int4", weight, scale, zero, out, rows, width, group)
         return out
 
-    def _call(self, name: str, *arguments: Tensor | int) -> int:
+    def _call(self, name: str, *arguments: Tensor | int | None) -> int:
         values = [
-            ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int64(a)
+            ctypes.c_int64(a)
+            if isinstance(a, int)
+            else ctypes.c_void_p(None if a is None else a.data_ptr())
             for a in arguments
         ]
         return getattr(self._c, name)(*values, ctypes.c_int(torch.get_num_threads()))
@@ -215,6 +246,12 @@ class Library:
         x = torch.randn(7, 256, generator=draw)
         bf16 = weight.bfloat16()
         pairs = {"bf16": (self.linear_bf16(x, bf16), x @ bf16.float().T, 1e-4)}
+        query, key, value = torch.randn(3, 2, 2, 70, 64, generator=draw).bfloat16()
+        mask = torch.rand(2, 1, 1, 70, generator=draw) < 0.7
+        query = query[:, :, :3].reshape(2, 6, 1, 64)
+        for name, seen in (("attention", None), ("attention with a mask", mask)):
+            found = self.attend(query, key, value, seen)
+            pairs[name] = (found, reference.attend(query, key, value, seen), 0.01)
         q, scale = self.quantize_int8(weight)
         wide = reference.widen_int8(q, scale, torch.float32)
         pairs["rounding to int8"] = (wide, weight, 0.02)

@@ -1,4 +1,4 @@
-"""y = x · Wᵀ by the best kernel for this machine, the format and the number of tokens.
+"""Products and attention by the best kernel for this machine, format and number of tokens.
 
 The choice follows from what the machine has and never from a timing, so that the same machine
 gives the same tokens every time. The kernels are also operators of torch (`torch.ops.mmchat`), so
@@ -185,6 +185,23 @@ def _shaped(out: Tensor, x: Tensor) -> Tensor:
     return out.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 
+# ---- attention ----------------------------------------------------------------------------------
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of the next token to bfloat16 keys and values, as reference.attend."""
+    if torch.compiler.is_compiling():
+        return torch.ops.mmchat.attend(query, key, value, mask)
+    return _attend(query, key, value, mask)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    library = native.library()
+    if library and library.attends(key, value):
+        return library.attend(query, key, value, mask)
+    return reference.attend(query, key, value, mask)
+
+
 # ---- rounding weights ---------------------------------------------------------------------------
 
 
@@ -228,3 +245,10 @@ def _register(name: str, compute: Callable[..., Tensor]) -> None:
 _register("linear_bf16", _linear_bf16)
 _register("linear_int8", _linear_int8)
 _register("linear_int4", _linear_int4)
+
+torch.library.custom_op("mmchat::attend", _attend, mutates_args=(), device_types="cpu")
+
+
+@torch.library.register_fake("mmchat::attend")
+def _(query: Tensor, *_: Tensor | None) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 15  # int4 holds 0..15
@@ -79,3 +80,13 @@ def widen_int4(weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) 
     levels = torch.stack((weight & 15, weight >> 4), dim=-1).flatten(1).float() - 8
     grouped = levels.unflatten(1, (scale.shape[1], -1))
     return (grouped * scale.float()[..., None] + zero.float()[..., None]).flatten(1).to(dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of the next token: query [B, H, 1, D], key, value [B, G, N, D] -> [B, H, 1, D].
+
+    mask: [B or 1, 1, 1, N], True where it may attend.
+    """
+    batch, groups, _, width = key.shape
+    folded = query.reshape(batch, groups, -1, width)  # the heads of a group read a key once
+    return F.scaled_dot_product_attention(folded, key, value, attn_mask=mask).reshape(query.shape)

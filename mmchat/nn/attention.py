@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mmchat.kernels import ops
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -34,6 +37,9 @@ def attend(
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=heads != groups
         )
+    boolean = mask is None or mask.dtype == torch.bool
+    if length == 1 and boolean and key.dtype == torch.bfloat16 and key.device.type == "cpu":
+        return ops.attend(query, key, value, mask)
     if heads == groups:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     per_group = heads // groups

@@ -121,6 +121,8 @@ def test_intermediate_states_may_be_taken_twice():
     )
     side, width = vision.image_size, vision.hidden_size
     with torch.inference_mode():
+        for parameter in tower.parameters():  # some are not filled when they are made
+            parameter.normal_(0, 0.02)
         features = tower(torch.randn(1, 1, 3, side, side), torch.tensor([1]))
     states = features[..., width:].unflatten(-1, (width, 3))
     assert torch.equal(states[..., 0], states[..., 2])

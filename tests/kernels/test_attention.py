@@ -1,0 +1,125 @@
+"""The attention of the next token against the plain formula, for every layout that it reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmchat.kernels import native, ops
+from mmchat.nn.attention import attend
+
+compiled = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(5)
+
+
+def heads(batch: int, groups: int, length: int, width: int, spare: int = 0) -> torch.Tensor:
+    """As a cache gives them: the first positions of a longer tensor."""
+    return torch.randn(batch, groups, length + spare, width).bfloat16()[:, :, :length]
+
+
+def exact(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    wide = (query.double(), key.double(), value.double())
+    return F.scaled_dot_product_attention(*wide, attn_mask=mask, enable_gqa=True)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@compiled
+@pytest.mark.parametrize("width", [16, 80, 128, 256])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 511, 513, 1300])
+@pytest.mark.parametrize("query_heads", [2, 6, 8])
+def test_it_is_exact_up_to_the_rounding_of_the_result(
+    width: int, length: int, query_heads: int
+) -> None:
+    query = torch.randn(2, query_heads, 1, width).bfloat16() * 3
+    key, value = heads(2, 2, length, width, spare=5), heads(2, 2, length, width, spare=5)
+    assert native.Library.attends(key, value)
+    for rows in (0, 1, 2):
+        mask = torch.rand(rows, 1, 1, length) < 0.6 if rows else None
+        if mask is not None:
+            mask[..., -1] = True
+        found = ops.attend(query, key, value, mask)
+        assert found.dtype == torch.bfloat16
+        assert relative(found, exact(query, key, value, mask)) < 0.003
+
+
+@compiled
+def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
+    query, key = torch.full((1, 1, 1, 64), 40.0).bfloat16(), heads(1, 1, 700, 64)
+    key[0, 0, 600] = 40.0  # a score of 12,800
+    key[0, 0, 10] = -40.0
+    value = heads(1, 1, 700, 64)
+    assert torch.equal(ops.attend(query, key, value, None)[0, 0, 0], value[0, 0, 600])
+
+
+@compiled
+@pytest.mark.parametrize("length", [40, 41, 700])
+def test_what_is_not_a_number_stays_so(length: int) -> None:
+    query, key, value = (heads(1, 1, n, 64) for n in (1, length, length))
+    for broken in (key, value):
+        broken[0, 0, length - 1, 3] = float("nan")
+        assert ops.attend(query, key, value, None)[0, 0, 0, 3].isnan()
+        broken[0, 0, length - 1, 3] = 0
+    assert not ops.attend(query, key, value, None).isnan().any()
+
+
+@compiled
+def test_what_is_masked_has_no_part() -> None:
+    query = torch.randn(1, 4, 1, 64).bfloat16()
+    key, value = heads(1, 1, 90, 64), heads(1, 1, 90, 64)
+    mask = torch.arange(90)[None, None, None] < 70
+    expected = ops.attend(query, key[:, :, :70], value[:, :, :70], None)
+    assert torch.equal(ops.attend(query, key, value, mask), expected)
+    assert not ops.attend(query, key, value, torch.zeros_like(mask)).any()
+
+
+@compiled
+def test_the_number_of_threads_changes_no_bit() -> None:
+    query, key = torch.randn(1, 8, 1, 128).bfloat16(), heads(1, 2, 3000, 128)
+    value, before, found = heads(1, 2, 3000, 128), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(ops.attend(query, key, value, None))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("layout", ["width", "transposed", "dtype", "strides", "no kernels"])
+def test_other_layouts_are_computed_by_torch(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = 40 if layout == "width" else 64
+    key, value = heads(1, 2, 30, width), heads(1, 2, 30, width)
+    if layout == "transposed":
+        key, value = (x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (key, value))
+    if layout == "dtype":
+        key, value = key.float(), value.float()
+    if layout == "strides":
+        value = heads(1, 2, 30, width, spare=3)
+    if layout == "no kernels":
+        monkeypatch.setattr(native, "library", lambda: None)
+    else:
+        assert not native.Library.attends(key, value)
+    query = torch.randn(1, 4, 1, width).to(key.dtype)
+    assert relative(ops.attend(query, key, value, None), exact(query, key, value, None)) < 0.02
+
+
+def test_the_next_token_attends_by_it_and_torch_compile_keeps_it_whole() -> None:
+    query = torch.randn(1, 4, 1, 64).bfloat16()
+    key, value = heads(1, 2, 50, 64), heads(1, 2, 50, 64)
+    mask = torch.arange(50)[None, None, None] < 40
+    expected = ops.attend(query, key, value, mask)
+    assert torch.equal(attend(query, key, value, mask=mask), expected)
+    whole = torch.compile(attend, fullgraph=True, backend="eager")
+    assert torch.equal(whole(query, key, value, mask=mask), expected)
+    assert torch.library.opcheck(torch.ops.mmchat.attend, (query, key, value, mask))
