@@ -26,7 +26,7 @@ GIB = 1024 * MIB
 USUAL_POSITIONS, USUAL_PROMPT = 4096, 2048
 SHORTEST_CONTEXT = 512
 # What libraries, kernels and allocators take beyond the tensors.
-OVERHEAD = {"cpu": 192 * MIB, "cuda": 512 * MIB, "mps": 256 * MIB}
+OVERHEAD = {"cpu": 256 * MIB, "cuda": 512 * MIB, "mps": 256 * MIB}
 # From the most exact to the smallest.
 OFFERED_SCHEMES = ("none", "int8", "int4", "int4-g128")
 

@@ -42,7 +42,7 @@ def test_the_11b_in_int4_fits_into_8_gib():
     assert need.weights == weights < 5.9 * GIB
     assert need.cache == 4096 * 131_072  # 512 MiB for 4,096 tokens
     assert need.pictures == 4 * 1601 * 32_768  # 200 MiB for 4 tiles
-    assert OVERHEAD["cpu"] < need.working < 0.7 * GIB
+    assert OVERHEAD["cpu"] < need.working < 0.75 * GIB
     assert need.total < 7.3 * GIB
     check_memory(setup(quantize="int4"), 8 * GIB)
 
@@ -115,14 +115,14 @@ def test_what_fits_is_let_through_and_unknown_memory_too():
 
 def test_too_little_is_said_with_the_numbers_and_the_scheme_that_fits():
     assert message(setup(), 8 * GIB) == (
-        "Llama-3.2-11B-Vision-Instruct needs 18.6 GiB on cpu (weights 17.2 GiB, cache 0.5 GiB for"
+        "Llama-3.2-11B-Vision-Instruct needs 18.7 GiB on cpu (weights 17.2 GiB, cache 0.5 GiB for"
         " 4,096 tokens, pictures 0.2 GiB, working memory 0.7 GiB), and 8.0 GiB are free;"
         " --quantize int4 needs 7.2 GiB and fits"
     )
 
 
 def test_the_most_exact_scheme_that_fits_is_offered():
-    assert "; --quantize int8 needs 10.7 GiB and fits" in message(setup(), 12 * GIB)
+    assert "; --quantize int8 needs 10.8 GiB and fits" in message(setup(), 12 * GIB)
     assert "; --quantize int4-g128 needs" in message(setup(), 7 * GIB)
 
 

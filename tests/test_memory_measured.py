@@ -10,7 +10,7 @@ from mmchat.limits import MIB
 
 # Growth of the process over its size once the model is loaded: cache, picture and working memory.
 PROGRAM = """
-import dataclasses, json, pathlib, sys, torch
+import ctypes, dataclasses, json, pathlib, sys, torch
 from mmchat.memory_estimate import OVERHEAD, Setup, Workload
 from mmchat.device import Placement
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
@@ -55,6 +55,7 @@ class Image:
     pixel_values = torch.zeros(tiles, 3, vision.image_size, vision.image_size)
 inputs = MllamaInputs(torch.ones(1, prompt, dtype=torch.long), (prompt,), (((0, Image),),))
 model.language_model.lm_head(torch.zeros(1, 1, 4096, dtype=dtype))  # libraries start their threads
+ctypes.CDLL(None).malloc_trim(0)  # what loading freed counts as growth when it is used again
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
 before = memory("VmRSS")
 cache = model.new_cache(1, prompt)
@@ -76,4 +77,4 @@ def test_a_picture_and_a_prompt_take_what_was_estimated(scheme, tiles, prompt):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown, estimate = json.loads(done.stdout)
-    assert grown <= estimate <= 1.6 * grown + 160 * MIB
+    assert grown <= estimate <= 1.6 * grown + 224 * MIB

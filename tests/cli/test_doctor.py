@@ -153,7 +153,7 @@ def test_a_model_that_is_here_is_not_downloaded_again(monkeypatch):
 def test_too_little_memory_leaves_the_built_in_model():
     chosen = said(written_down(4))
     assert (chosen.model, chosen.commands) == (None, ("mmchat chat",))
-    assert "even int4-g128 needs 6.9 GiB and 4.0 GiB are free" in chosen.text
+    assert "even int4-g128 needs 7.0 GiB and 4.0 GiB are free" in chosen.text
 
 
 def test_without_a_measurement_the_verdict_tells_no_pace():
@@ -266,9 +266,9 @@ def test_the_verdict_comes_first_and_the_models_in_a_table(doctor):
     header = next(i for i, line in enumerate(lines) if line.startswith("MODEL"))
     rows = [line.split() for line in lines[header + 1 : header + 10]]
     assert rows[0] == ["tiny", "none", rows[0][2], "MiB", "✔", "yes", "-", "-"]
-    assert rows[1][:6] == ["llama3.2-11B", "none", "18.6", "GiB", "✔", "yes"]
+    assert rows[1][:6] == ["llama3.2-11B", "none", "18.7", "GiB", "✔", "yes"]
     assert rows[3][:5] == ["int4", "7.2", "GiB", "✔", "yes"]
-    assert rows[5][:6] == ["llama3.2-90B", "none", "164.2", "GiB", "✘", "no"]
+    assert rows[5][:6] == ["llama3.2-90B", "none", "164.3", "GiB", "✘", "no"]
 
 
 def test_a_wide_terminal_shows_the_parts_of_the_memory(doctor):
