@@ -57,6 +57,7 @@ PLACES: dict[str, set[str]] = {
         "images/sources.py",
         "staged_folder.py",  # opens folders, to lock them and make them durable
         "kernels/native.py",
+        "runtime/native_steps.py",  # the source that a program was made from
         "machine/cpu.py",
         "machine/memory.py",
         "atomic_file.py",

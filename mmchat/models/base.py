@@ -76,16 +76,25 @@ Use = Literal["decode", "verify", "vision"]
 
 
 @dataclass(frozen=True)
+class Example:
+    """Arguments as they come. Axes of their tensors: dynamic ones change from call to call."""
+
+    args: tuple[Any, ...]
+    dynamic: tuple[tuple[Tensor, int], ...] = ()
+    static: tuple[tuple[Tensor, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Block:
     """A kind of layer in one use, for runtimes that compile: `method` of any of `layers`.
 
-    example: makes arguments as they come in that use; called in inference mode.
+    example: called in inference mode.
     """
 
     layers: Sequence[nn.Module]
     method: str
     use: Use
-    example: Callable[[], tuple[object, ...]]
+    example: Callable[[], Example]
 
 
 class VisionLanguageModel(Protocol):

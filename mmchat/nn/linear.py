@@ -79,7 +79,7 @@ class QuantizedLinear(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         on_cpu = self.weight.device.type == "cpu"
-        if on_cpu and self._is_packed():
+        if on_cpu and self.is_packed():
             return ops.linear_packed_int4(x, self.packed, self.packed_scales)
         if self.weight_zero is not None:
             parts = (self.weight, self.weight_scale, self.weight_zero)
@@ -91,7 +91,7 @@ class QuantizedLinear(nn.Module):
         # scaling the product and not the weights lets a compiler read int8 from memory
         return F.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype)
 
-    def _is_packed(self) -> bool:
+    def is_packed(self) -> bool:
         """Whether torch's int4 kernel serves; its order of the weights is taken at first use."""
         if self.weight_zero is None or self.packed is not None or torch.compiler.is_compiling():
             return self.packed is not None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader
 
 PACKAGE_NAME = "programs.pt2"
+CPU = torch.device("cpu")
 WEIGHT_PREFIX = "model."  # a program holds the model as its attribute `model`
 
 
@@ -23,8 +24,7 @@ class AotiPrograms:
     """The programs of a package: call with a name and a flat list of arguments.
 
     weights: by the model's own names, on the device; they are used where they lie, not copied.
-    A program is loaded when it is first called. torch's C++ loader is called directly: its Python
-    wrapper imports the compiler, which takes seconds.
+    A program is loaded when it is first called.
     """
 
     def __init__(self, package: Path, weights: Mapping[str, Tensor], device: torch.device) -> None:
@@ -39,13 +39,8 @@ class AotiPrograms:
         return self._loaded[name].boxed_run(list(tensors))
 
     def _load(self, name: str) -> AOTIModelPackageLoader:
-        from torch._C import _aoti  # type: ignore[attr-defined]
-
-        index = self._device.index if self._device.type == "cuda" else None
         try:
-            loader = _aoti.AOTIModelPackageLoader(
-                str(self._package), name, False, 1, -1 if index is None else index
-            )
+            loader = open_program(self._package, name, self._device)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ExportError(
@@ -56,3 +51,16 @@ class AotiPrograms:
         constants = {n: self._weights[n.removeprefix(WEIGHT_PREFIX)] for n in names}
         loader.load_constants(constants, False, True, True)
         return loader
+
+
+def open_program(package: Path, name: str, device: torch.device = CPU) -> AOTIModelPackageLoader:
+    """A program of a .pt2 file, by torch's C++ loader; RuntimeError if it cannot be loaded.
+
+    The loader's Python wrapper imports the compiler, which takes seconds.
+    """
+    from torch._C import _aoti  # type: ignore[attr-defined]
+
+    index = device.index if device.type == "cuda" else None
+    return _aoti.AOTIModelPackageLoader(
+        str(package), name, False, 1, -1 if index is None else index
+    )

@@ -1,4 +1,4 @@
-"""Run a model whose layers are compiled by torch.compile, each kind of layer once.
+"""Run a model whose layers are compiled, each kind of layer once.
 
 Compiling block by block takes as long for 100 layers as for 10. It happens before the first token,
 not beside eager decoding: while torch.fx traces, it replaces nn.Module.__call__ for all threads.
@@ -6,11 +6,8 @@ not beside eager decoding: while torch.fx traces, it replaces nn.Module.__call__
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Collection
 from types import MethodType
 from typing import Any, Literal
 
@@ -20,14 +17,14 @@ from torch import Tensor
 from mmchat.errors import CompileError
 from mmchat.events import ProgressCallback
 from mmchat.models.base import Block, Cache, ModelInputs, Use, VisionLanguageModel
+from mmchat.runtime.compiler import compile_errors, keep_compiled_code
 from mmchat.runtime.cuda_graph import StepGraph
 from mmchat.runtime.eager import EagerRuntime, memory_errors
+from mmchat.runtime.native_steps import NativeStepsRuntime
 
 CompileMode = Literal["auto", "on", "off"]
 
 ALL_USES: tuple[Use, ...] = ("decode", "verify", "vision")
-WORTH_IT_ON_CPU: tuple[Use, ...] = ("decode",)  # elsewhere matrix products take all the time
-CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def make_runtime(
@@ -44,8 +41,9 @@ def make_runtime(
     """
     if mode == "off" or (mode == "auto" and device.type != "cuda"):
         return EagerRuntime(model, device)
+    compiled = NativeStepsRuntime if device.type == "cpu" else CompiledRuntime
     try:
-        return CompiledRuntime(model, device, progress)
+        return compiled(model, device, progress)
     except CompileError as error:
         if mode == "on":
             raise
@@ -55,7 +53,7 @@ def make_runtime(
 
 
 class CompiledRuntime(EagerRuntime):
-    """Compiles when it is made. Raises CompileError, and leaves the model as it was.
+    """By torch.compile, when it is made. Raises CompileError, and leaves the model as it was.
 
     uses: what is compiled. Shapes that come later and do not fit what is compiled are compiled when
     they come; if that fails, the model goes on eagerly and `notices` says so.
@@ -66,13 +64,13 @@ class CompiledRuntime(EagerRuntime):
         model: VisionLanguageModel,
         device: torch.device,
         progress: ProgressCallback | None = None,
-        uses: Collection[Use] | None = None,
+        uses: Collection[Use] = ALL_USES,
         backend: str = "inductor",
     ) -> None:
         super().__init__(model, device)
         begin = time.perf_counter()
         self._backend = backend
-        self.uses = uses or (ALL_USES if device.type == "cuda" else WORTH_IT_ON_CPU)
+        self.uses = uses
         self._compiled: dict[Any, Callable[..., Any]] = {}
         self._replaced: list[tuple[Any, str]] = []
         with compile_errors():
@@ -102,7 +100,12 @@ class CompiledRuntime(EagerRuntime):
             self._compiled[method] = self._compile_function(method, block.use)
         compiled = self._compiled[method]
         with torch.inference_mode(), memory_errors():
-            compiled(block.layers[0], *block.example())
+            example = block.example()
+            for tensor, axis in example.dynamic:
+                torch._dynamo.mark_dynamic(tensor, axis)
+            for tensor, axis in example.static:
+                torch._dynamo.mark_static(tensor, axis)
+            compiled(block.layers[0], *example.args)
         for layer in block.layers:
             self._replace(layer, block.method, MethodType(compiled, layer))
 
@@ -137,10 +140,7 @@ class CompiledRuntime(EagerRuntime):
         return self._eager_if_it_fails(super().decode, token_ids, cache)
 
     def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        if "verify" in self.uses:
-            return self._eager_if_it_fails(super().verify, token_ids, cache)
-        with torch.compiler.set_stance("force_eager"):
-            return super().verify(token_ids, cache)
+        return self._eager_if_it_fails(super().verify, token_ids, cache)
 
     def _eager_if_it_fails(self, call: Callable[..., Any], *args: Any) -> Any:
         """Run again without compiled layers if a new shape cannot be compiled.
@@ -154,58 +154,3 @@ class CompiledRuntime(EagerRuntime):
             self._go_eager()
             self.notices.append(f"no longer compiled: {error}")
             return call(*args)
-
-
-def keep_compiled_code() -> None:
-    """Let the next start find what is compiled: in the user's cache, unless the variable is set."""
-    import platformdirs
-
-    if not os.environ.get(CACHE_VARIABLE):
-        folder = platformdirs.user_cache_path("mmchat", appauthor=False) / "inductor"
-        os.environ[CACHE_VARIABLE] = str(folder)
-    folder = Path(os.environ[CACHE_VARIABLE])
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds code that is run
-    except OSError as error:
-        raise CompileError(
-            f"no cache for compiled code at {str(folder)!r} ({error.strerror}); "
-            f"set {CACHE_VARIABLE} to a folder that can be written"
-        ) from None
-
-
-@contextmanager
-def compile_errors() -> Iterator[None]:
-    """Turn what torch.compile and the compilers behind it raise into CompileError."""
-    try:
-        yield
-    except Exception as error:
-        reason = _reason(error)
-        if reason is None:
-            raise
-        raise CompileError(reason) from error
-
-
-def _reason(error: Exception) -> str | None:
-    """Why compiling failed, in one line; None if `error` is about something else."""
-    from torch._dynamo.exc import TorchDynamoException
-    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler, TritonMissing
-
-    causes = list(_causes(error))
-    if any(isinstance(cause, InvalidCxxCompiler) for cause in causes):
-        return "no C++ compiler is here; install g++ or clang, or set CXX to one"
-    if any(isinstance(cause, TritonMissing) for cause in causes):
-        return "Triton is not installed, or does not know this GPU"
-    if any(isinstance(cause, CppCompileError) for cause in causes):
-        return "the C++ compiler failed; --debug shows what it said"
-    if not isinstance(error, TorchDynamoException):
-        return None
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return f"torch.compile failed ({first_line or type(error).__name__}); --debug shows more"
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, what it was raised from, and what it wraps."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = getattr(seen, "inner_exception", None) or seen.__cause__

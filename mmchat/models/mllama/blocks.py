@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mmchat.models.base import Block, Use
+from mmchat.models.base import Block, Example, Use
 from mmchat.models.mllama.cache import CAPACITY_STEP
 from mmchat.models.mllama.text import CrossAttentionLayer, SelfAttentionLayer
 from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer
@@ -24,7 +24,7 @@ DRAFT = 4  # tokens verified at once in the example
 def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
     """Steps of the text layers, and the vision layers; those on the meta device are left out."""
     examples = _Examples(model)
-    kinds: list[tuple[type[nn.Module], Use, Callable[[], tuple[object, ...]]]] = [
+    kinds: list[tuple[type[nn.Module], Use, Callable[[], Example]]] = [
         (SelfAttentionLayer, "decode", partial(examples.own_step, 1)),
         (CrossAttentionLayer, "decode", partial(examples.cross_step, 1)),
         (SelfAttentionLayer, "verify", partial(examples.own_step, DRAFT)),
@@ -50,7 +50,7 @@ def _is_loaded(layer: nn.Module) -> bool:
 
 
 class _Examples:
-    """Arguments for one row. Axes that change from call to call are marked as dynamic."""
+    """Arguments for one row."""
 
     def __init__(self, model: MllamaForConditionalGeneration) -> None:
         self.model = model
@@ -59,7 +59,7 @@ class _Examples:
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(*shape, device=self.model.device, dtype=self.model.dtype)
 
-    def own_step(self, count: int) -> tuple[object, ...]:
+    def own_step(self, count: int) -> Example:
         """Of SelfAttentionLayer.step for `count` tokens."""
         groups, dim, device = self.text.num_key_value_heads, self.text.head_dim, self.model.device
         with torch.inference_mode(False):
@@ -69,31 +69,27 @@ class _Examples:
         mask = (columns <= positions[..., None])[:, None]
         cos, sin = self.model.language_model.model.rotary(positions)
         hidden = self._zeros(1, count, self.text.hidden_size)
-        _mark((cache.key, 2), (cache.value, 2), (mask, 3))
+        args = (hidden, cos, sin, (cache.key, cache.value), positions, mask)
+        dynamic = [(cache.key, 2), (cache.value, 2), (mask, 3)]
         if count > 1:
-            _mark((hidden, 1), (cos, 2), (sin, 2), (positions, 1), (mask, 2))
-        return hidden, cos, sin, (cache.key, cache.value), positions, mask
+            dynamic += [(hidden, 1), (cos, 2), (sin, 2), (positions, 1), (mask, 2)]
+        return Example(args, tuple(dynamic))
 
-    def cross_step(self, count: int) -> tuple[object, ...]:
+    def cross_step(self, count: int) -> Example:
         """Of CrossAttentionLayer.step for `count` tokens that see a picture of one tile."""
         tokens = self.model.config.vision_config.tokens_per_tile
         shape = (1, self.text.num_key_value_heads, tokens, self.text.head_dim)
         hidden = self._zeros(1, count, self.text.hidden_size)
         key, value = self._zeros(*shape), self._zeros(*shape)
-        _mark((key, 2), (value, 2))
+        dynamic = [(key, 2), (value, 2)]
         if count > 1:
-            _mark((hidden, 1))
-        return hidden, key, value, None, None
+            dynamic.append((hidden, 1))
+        return Example((hidden, key, value, None, None), tuple(dynamic))
 
-    def vision(self, valid_only: bool) -> tuple[object, ...]:
+    def vision(self, valid_only: bool) -> Example:
         """Of VisionLayer.forward for a picture of one tile."""
         vision = self.model.vision_model
         tokens = vision.config.tokens_per_tile
         hidden = self._zeros(1, 2 * tokens + 2, vision.config.hidden_size)
-        torch._dynamo.mark_static(hidden, [0, 2])
-        return hidden, tokens, vision._log_counts(1, hidden), valid_only
-
-
-def _mark(*axes: tuple[Tensor, int]) -> None:
-    for tensor, axis in axes:
-        torch._dynamo.mark_dynamic(tensor, axis)
+        args = (hidden, tokens, vision._log_counts(1, hidden), valid_only)
+        return Example(args, static=((hidden, 0), (hidden, 2)))

@@ -1,0 +1,254 @@
+"""Run a CPU's decode steps as native code: layers compiled ahead of time, each kind once.
+
+A program takes its layer's weights as arguments, so one serves all layers of a kind. It is kept on
+disk under a hash of all that it was made from. The next start loads it in milliseconds, without
+torch's compiler, which alone takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import mmchat
+from mmchat.errors import CompileError
+from mmchat.events import ProgressCallback
+from mmchat.kernels import native
+from mmchat.machine.cpu import describe_cpu
+from mmchat.models.base import Example, VisionLanguageModel
+from mmchat.nn.linear import QuantizedLinear
+from mmchat.runtime.aoti import open_program
+from mmchat.runtime.compiler import compile_errors, keep_compiled_code
+from mmchat.runtime.eager import EagerRuntime
+
+if TYPE_CHECKING:
+    from torch._C._aoti import AOTIModelPackageLoader
+
+TRACED = ("kernels", "models", "nn")  # folders of mmchat whose code ends up in a program
+OPTIONS = {"cpp.dynamic_threads": True}
+
+
+class NativeStepsRuntime(EagerRuntime):
+    """Decodes by compiled layers; compiles those that the cache does not hold when it is made.
+
+    All else is eager: there, matrix products take the time. Raises CompileError, and leaves the
+    model as it was.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        device: torch.device,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        super().__init__(model, device)
+        begin = time.perf_counter()
+        steps = _steps(model)
+        programs = _programs(steps, keep_compiled_code() / "steps", progress)
+        for step in steps:
+            native = NativeStep(step, programs[step.key])
+            setattr(step.layer, step.method, native)  # found before the method of the class
+        self.compile_seconds = time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Step:
+    """A method of a layer. key: the same for all layers that one program serves."""
+
+    layer: nn.Module
+    method: str
+    example: Example
+    weights: Mapping[str, Tensor]
+    key: str
+
+    def eager(self, *args: Any) -> Tensor:
+        return getattr(type(self.layer), self.method)(self.layer, *args)
+
+
+class NativeStep:
+    """Runs a step by its program, or as plain PyTorch where the arguments are of another shape."""
+
+    def __init__(self, step: Step, program: AOTIModelPackageLoader) -> None:
+        self._eager = step.eager
+        self._program = program
+        self._weights = list(step.weights.values())
+        self._expected = _expected(step.example)
+
+    def __call__(self, *args: Any) -> Tensor:
+        leaves = pytree.tree_leaves(args)
+        if len(leaves) != len(self._expected) or not all(map(_fits, leaves, self._expected)):
+            return self._eager(*args)
+        given = [leaf for leaf in leaves if leaf is not None]
+        return self._program.boxed_run([*self._weights, *given])[0]
+
+
+Shape = tuple[torch.dtype, tuple[int | None, ...]]  # None: an axis of any size but 0 and 1
+
+
+def _expected(example: Example) -> list[Shape | None]:
+    """Of all leaves of the arguments; None where an argument is None."""
+    return [_shape(leaf, example) for leaf in pytree.tree_leaves(example.args)]
+
+
+def _shape(leaf: Tensor | None, example: Example) -> Shape | None:
+    if leaf is None:
+        return None
+    dynamic = _dynamic_axes(leaf, example)
+    return leaf.dtype, tuple(None if i in dynamic else n for i, n in enumerate(leaf.shape))
+
+
+def _dynamic_axes(leaf: Tensor | None, example: Example) -> list[int]:
+    return [axis for tensor, axis in example.dynamic if tensor is leaf]
+
+
+def _fits(leaf: Tensor | None, expected: Shape | None) -> bool:
+    if leaf is None or expected is None:
+        return leaf is expected
+    dtype, sizes = expected
+    return (
+        leaf.dtype == dtype
+        and leaf.is_contiguous()
+        and leaf.dim() == len(sizes)
+        and all(
+            n > 1 if size is None else n == size for n, size in zip(leaf.shape, sizes, strict=True)
+        )
+    )
+
+
+def _steps(model: VisionLanguageModel) -> list[Step]:
+    found = []
+    origin = _origin()
+    for block in model.blocks():
+        if block.use != "decode":
+            continue
+        with torch.inference_mode():
+            example = block.example()
+        for layer in block.layers:
+            if native.library() is None:
+                _let_weights_be_packed(layer)
+            weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
+            described = (
+                origin,
+                block.method,
+                _expected(example),
+                [(n, w.dtype, w.shape, w.stride()) for n, w in weights.items()],
+                [(name, _settings(module)) for name, module in layer.named_modules()],
+            )
+            key = hashlib.sha256(repr(described).encode()).hexdigest()[:24]
+            found.append(Step(layer, block.method, example, weights, key))
+    return found
+
+
+def _let_weights_be_packed(layer: nn.Module) -> None:
+    """Torch's own int4 kernels take weights in an order that a program must find them in."""
+    for part in layer.modules():
+        if isinstance(part, QuantizedLinear):
+            part.is_packed()
+
+
+def _settings(module: nn.Module) -> list[object]:
+    """What a module is but for its tensors and parts."""
+    plain = {n: v for n, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+    return [type(module).__qualname__, plain]
+
+
+@functools.cache
+def _origin() -> str:
+    """Changes with the code that is traced, the compiler and the processor."""
+    digest = hashlib.sha256(f"{torch.__version__} {describe_cpu()} {OPTIONS}".encode())
+    package = Path(mmchat.__file__).parent
+    sources = [path for folder in TRACED for path in (package / folder).rglob("*.py")]
+    for path in sorted([*sources, Path(__file__)]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _programs(
+    steps: Sequence[Step], folder: Path, progress: ProgressCallback | None
+) -> dict[str, AOTIModelPackageLoader]:
+    """One for each key, from `folder`, where those that are compiled now are kept."""
+    kinds = {step.key: step for step in steps}
+    found = {key: _kept(folder / f"{key}.pt2") for key in kinds}
+    missing = [step for key, step in kinds.items() if found[key] is None]
+    for done, step in enumerate(missing):
+        if progress:
+            progress("compile", done, len(missing))
+        path = folder / f"{step.key}.pt2"
+        with compile_errors():
+            _compile(step, path)
+        found[step.key] = open_program(path, "model")
+    if missing and progress:
+        progress("compile", len(missing), len(missing))
+    return {key: program for key, program in found.items() if program is not None}
+
+
+def _kept(path: Path) -> AOTIModelPackageLoader | None:
+    """The program of an earlier start; None if there is none that can be loaded."""
+    try:
+        return open_program(path, "model") if path.is_file() else None
+    except RuntimeError:
+        return None
+
+
+def _compile(step: Step, target: Path) -> None:
+    import torch._inductor
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own use of old interfaces
+        program = torch.export.export(
+            _PureStep(step),
+            (dict(step.weights), *step.example.args),
+            dynamic_shapes=(dict.fromkeys(step.weights), _dynamic_shapes(step.example)),
+        )
+        try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as work:
+                fresh = Path(work) / target.name
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(fresh), inductor_configs=dict(OPTIONS)
+                )
+                fresh.replace(target)
+        except OSError as error:
+            reason = error.strerror or error
+            raise CompileError(f"cannot write {str(target.parent)!r}: {reason}") from None
+
+
+def _dynamic_shapes(example: Example) -> Any:
+    """Of the arguments, as torch.export.export asks for them."""
+    return pytree.tree_map(
+        lambda leaf: dict.fromkeys(_dynamic_axes(leaf, example), torch.export.Dim.DYNAMIC) or None,
+        example.args,
+    )
+
+
+class _PureStep(nn.Module):
+    """A step as a function of its weights and arguments."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self._call = (_Call(step),)  # in a tuple, so that its weights are not this module's
+
+    def forward(self, weights: dict[str, Tensor], *args: object) -> Tensor:
+        named = {f"layer.{name}": weight for name, weight in weights.items()}
+        return torch.func.functional_call(self._call[0], named, args)
+
+
+class _Call(nn.Module):
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.layer = step.layer
+        self._method = getattr(type(step.layer), step.method)
+
+    def forward(self, *args: object) -> Tensor:
+        return self._method(self.layer, *args)
