@@ -22,6 +22,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bfloat16.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #define THREAD omp_get_thread_num()
@@ -45,13 +47,6 @@
 #define GAP 1024          // floats between what two threads write, which no prefetcher bridges
 
 #define INLINE static inline __attribute__((always_inline))
-
-static float bf16_to_float(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
 
 // ---- activations -------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from mmchat.kernels import reference
 BLOCK = 64  # K must be a multiple of it
 LARGEST_HEAD = 256  # as in attention.c
 SOURCES = ("linear.c", "attention.c", "quantize.c")
+HEADERS = ("bfloat16.h",)
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 _COMPILE_SECONDS = 120
 
@@ -121,7 +122,7 @@ def _compile(compiler: str, target: Path) -> None:
 def _fingerprint(compiler: str) -> str:
     """Changes with the source, the compiler and the processor."""
     digest = hashlib.sha256()
-    for name in SOURCES:
+    for name in SOURCES + HEADERS:
         digest.update((Path(__file__).parent / name).read_bytes())
     status = Path(compiler).resolve().stat()
     digest.update(f"{compiler} {status.st_size} {status.st_mtime_ns} {_FLAGS}".encode())

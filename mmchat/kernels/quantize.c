@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bfloat16.h"
+
 #define RANGES 8          // the whole range and narrower ones
 #define NARROWER 0.05f    // each of them is this share of the range smaller
 #define REFITS 3          // rounds of rounding again to what was fitted
@@ -19,13 +21,6 @@ INLINE uint16_t to_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-INLINE float from_bf16(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
 }
 
 // w: float [rows, K] -> q: int8 [rows, K], scale: float [rows]
@@ -69,9 +64,9 @@ INLINE void fit(const float *w, const int group, float low, float step, Fit *out
     float spread = sum_qq - sum_q * sum_q / group;
     float best = spread > 0 ? (sum_qw - sum_q * sum_w / group) / spread : step;
     out->scale = to_bf16(best);
-    best = from_bf16(out->scale);
+    best = bf16_to_float(out->scale);
     out->zero = to_bf16((sum_w - best * sum_q) / group);
-    float offset = from_bf16(out->zero), error = 0;
+    float offset = bf16_to_float(out->zero), error = 0;
 #pragma omp simd reduction(+ : error)
     for (int i = 0; i < group; i++) {
         float off = w[i] - (levels[i] - 8.0f) * best - offset;
@@ -95,8 +90,8 @@ INLINE void quantize_group(const float *w, const int group, uint8_t *q, uint16_t
             float cut = r * NARROWER * (high - low) / 2;
             fit(w, group, low + cut, (high - low - 2 * cut) / 15.0f, tried);
         } else {
-            float step = from_bf16(kept->scale);
-            fit(w, group, from_bf16(kept->zero) - 8.0f * step, step, tried);
+            float step = bf16_to_float(kept->scale);
+            fit(w, group, bf16_to_float(kept->zero) - 8.0f * step, step, tried);
         }
         if (tried->error < kept->error) {
             Fit *worse = kept;
@@ -134,7 +129,7 @@ void mmchat_widen_int4(const uint8_t *q, const uint16_t *scale, const uint16_t *
                        int64_t rows, int64_t K, int64_t group, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t g = 0; g < rows * K / group; g++) {
-        float s = from_bf16(scale[g]), z = from_bf16(zero[g]);
+        float s = bf16_to_float(scale[g]), z = bf16_to_float(zero[g]);
         const uint8_t *in = q + g * group / 2;
         uint16_t *out = w + g * group;
         for (int i = 0; i < group / 2; i++) {
