@@ -81,7 +81,7 @@ def _target() -> tuple[str, Path]:
     compiler = shutil.which(os.environ.get("CC") or "gcc")
     if compiler is None:
         raise UnavailableError("no C compiler here; install gcc")
-    return compiler, cache_folder() / f"linear-{_fingerprint(compiler)}.so"
+    return compiler, cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
 
 
 def _compiled() -> Path:
@@ -93,7 +93,7 @@ def _compiled() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            fresh = Path(work) / "linear.so"
+            fresh = Path(work) / "kernels.so"
             _compile(compiler, fresh)
             fresh.replace(built)
     except OSError as error:

@@ -33,6 +33,7 @@ def copy_sources(folder: Path, old: str = "", new: str = "") -> None:
 def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load()[0]
     (built,) = fresh.iterdir()
+    assert built.name.startswith("kernels-")
     monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
     assert load()[0]
     assert [built] == list(fresh.iterdir())
