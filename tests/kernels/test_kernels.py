@@ -174,7 +174,9 @@ def test_compiled_graphs_keep_the_kernels_whole() -> None:
         )
 
 
-def test_the_probe_names_a_kernel_and_a_reason_for_each_format(machine: str) -> None:
+def test_the_probe_names_a_kernel_and_a_reason_for_each_use(machine: str) -> None:
     choices = ops.probe()
-    assert [choice.format for choice in choices] == ["bfloat16", "int8", "int4"]
+    assert [choice.serves for choice in choices] == ["bfloat16", "int8", "int4", "attention"]
     assert all(choice.kernel and choice.reason for choice in choices)
+    fallback = "fallback" in machine
+    assert {choice.kernel.startswith("torch") for choice in choices} == {fallback}
