@@ -45,13 +45,13 @@ class ExportPlan:
             return
         if self.format == "safetensors":
             raise UsageError(
-                f"max_seq_len {self.max_seq_len} is for aoti and executorch; safetensors takes any"
-                " length, so leave it out"
+                f"--max-seq-len {self.max_seq_len} is for aoti and executorch; safetensors takes"
+                " any length, so leave it out"
             )
         if self.max_seq_len < LEAST_MAX_SEQ_LEN:
             raise UsageError(
-                f"max_seq_len {self.max_seq_len} is too short for a prompt and its answer; give"
-                f" {LEAST_MAX_SEQ_LEN} positions or more"
+                f"--max-seq-len {self.max_seq_len} is too short for a prompt and its answer;"
+                f" give {LEAST_MAX_SEQ_LEN} positions or more"
             )
 
     def _check_executorch(self) -> None:
