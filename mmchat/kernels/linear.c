@@ -17,6 +17,7 @@
 // with int8 weights take 0.7 of the time of four neighbouring rows, and bfloat16 0.85. Rows of int4
 // are two at a time: their scales and zeros are streams of their own.
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -73,7 +74,7 @@ static void round_token(const float *x, int64_t K, int64_t group, int split, int
         float largest;
         memcpy(&largest, &most, 4);
         float step = finite ? largest / 127.0f : NAN;  // NaN or infinite: y is NaN
-        float inverse = finite && largest > 0 ? 127.0f / largest : 0.0f;
+        float inverse = finite && step >= FLT_MIN ? 127.0f / largest : 0.0f;  // finite too
         int8_t rounded[BLOCK];
         for (int i = 0; i < BLOCK; i++)
             rounded[i] = finite ? (int8_t)(int)nearbyintf(in[i] * inverse) : 1;

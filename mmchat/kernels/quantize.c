@@ -4,7 +4,10 @@
 // precision to the outliers, a narrower one clips them. For each, the scale and the zero are then
 // fitted to the rounded values by least squares, rounded to bfloat16, and the range with the
 // smallest squared error is kept.
+//
+// A step below FLT_MIN has no finite inverse; what it would tell apart is rounded to one level.
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -32,8 +35,8 @@ void mmchat_quantize_int8(const float *w, int8_t *q, float *scale, int64_t rows,
         float largest = 0;
 #pragma omp simd reduction(max : largest)
         for (int64_t k = 0; k < K; k++) largest = fmaxf(largest, fabsf(in[k]));
-        float inverse = largest > 0 ? 127.0f / largest : 0;
-        scale[n] = largest / 127.0f;
+        float step = largest / 127.0f, inverse = step >= FLT_MIN ? 127.0f / largest : 0;
+        scale[n] = step;
         for (int64_t k = 0; k < K; k++) q[n * K + k] = (int8_t)nearbyintf(in[k] * inverse);
     }
 }
@@ -46,7 +49,7 @@ typedef struct {
 
 // Round a group to w = low + level · step, then fit scale and zero to the levels.
 INLINE void fit(const float *w, const int group, float low, float step, Fit *out) {
-    float inverse = step > 0 ? 1.0f / step : 0, sum_q = 0, sum_w = 0, sum_qq = 0, sum_qw = 0;
+    float inverse = step >= FLT_MIN ? 1.0f / step : 0, sum_q = 0, sum_w = 0, sum_qq = 0, sum_qw = 0;
     float *levels = out->levels;
 #pragma omp simd reduction(+ : sum_q, sum_w, sum_qq, sum_qw)
     for (int i = 0; i < group; i++) {
