@@ -71,7 +71,7 @@ class ModelParams:
             return most
         if not 1 <= asked <= most:
             raise UsageError(
-                f"max_seq_len must be between 1 and {most} for {self.name}, not {asked}"
+                f"--max-seq-len {asked} is out of range; {self.name} takes 1 to {most:,} positions"
             )
         return asked
 

@@ -101,7 +101,7 @@ def _fact_lines(machine: Machine) -> Iterator[tuple[str, str]]:
     yield "memory", _memory(machine)
     yield "reading", _reading(machine)
     for number, choice in enumerate(machine.kernels):
-        yield "" if number else "kernels", f"{choice.format}: {choice.kernel} ({choice.reason})"
+        yield "" if number else "kernels", f"{choice.serves}: {choice.kernel} ({choice.reason})"
     compilers = ", ".join(f"{c.name} {c.version or '(does not run)'}" for c in machine.compilers)
     yield "compilers", compilers or "none found"
     for number, cache in enumerate(machine.caches):

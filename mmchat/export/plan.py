@@ -13,12 +13,13 @@ Format = Literal["aoti", "executorch", "safetensors"]
 
 DEFAULT_MAX_SEQ_LEN = 4096  # positions; the static cache of an 11B model takes 537 MB for them
 LEAST_MAX_SEQ_LEN = 64
-DEFAULT_MAX_IMAGES = 16
+MOST_IMAGES = 16  # the default too
 
 
 @dataclass(frozen=True)
 class ExportPlan:
     """What to export. max_seq_len: None takes the default, or the model's own if that is less.
+    max_images: pictures that one question may see, 1 to MOST_IMAGES.
 
     Raises UsageError when it is made.
     """
@@ -32,7 +33,7 @@ class ExportPlan:
     device: str = "auto"
     dtype: str = "auto"
     max_seq_len: int | None = None
-    max_images: int = DEFAULT_MAX_IMAGES
+    max_images: int = MOST_IMAGES
     quantize: str = "none"
     quantize_keep: tuple[str, ...] = ()
     force: bool = False
@@ -41,17 +42,22 @@ class ExportPlan:
         make_plan(self.quantize, self.quantize_keep)
         if self.format == "executorch":
             self._check_executorch()
+        if not 1 <= self.max_images <= MOST_IMAGES:
+            raise UsageError(
+                f"--max-images {self.max_images} is out of range: programs are made for 1 to"
+                f" {MOST_IMAGES} pictures; give a number of these"
+            )
         if self.max_seq_len is None:
             return
         if self.format == "safetensors":
             raise UsageError(
-                f"max_seq_len {self.max_seq_len} is for aoti and executorch; safetensors takes any"
-                " length, so leave it out"
+                f"--max-seq-len {self.max_seq_len} is for aoti and executorch; safetensors takes"
+                " any length, so leave it out"
             )
         if self.max_seq_len < LEAST_MAX_SEQ_LEN:
             raise UsageError(
-                f"max_seq_len {self.max_seq_len} is too short for a prompt and its answer; give"
-                f" {LEAST_MAX_SEQ_LEN} positions or more"
+                f"--max-seq-len {self.max_seq_len} is too short for a prompt and its answer;"
+                f" give {LEAST_MAX_SEQ_LEN} positions or more"
             )
 
     def _check_executorch(self) -> None:

@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bfloat16.h"
+
 #if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #define HAVE_AVX2 1
@@ -32,13 +34,6 @@ typedef struct {
     float most[QUERIES], total[QUERIES];  // of the scores so far: the largest, the sum of exp
     float out[QUERIES][LARGEST_HEAD];     // not divided by the total yet; even and odd elements
 } State;
-
-static float widen(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
 
 // exp(x) for x <= 0 by 2^n · 2^f: a Taylor polynomial for |f| <= 1/2, off by 2e-7 of the value.
 #define EXP_COEFFICIENTS                                                                           \
@@ -129,8 +124,8 @@ INLINE void block_scores(const float *q, const uint16_t *key, const uint16_t *va
             float sum = 0;
             for (int64_t d = 0; d < D; d += 16)
                 for (int i = 0; i < 8; i++)
-                    sum += widen(key[j * D + d + 2 * i]) * q[r * D + d + i]
-                           + widen(key[j * D + d + 2 * i + 1]) * q[r * D + d + 8 + i];
+                    sum += bf16_to_float(key[j * D + d + 2 * i]) * q[r * D + d + i]
+                           + bf16_to_float(key[j * D + d + 2 * i + 1]) * q[r * D + d + 8 + i];
             scores[j * QUERIES + r] = sum;
         }
 }
@@ -181,9 +176,10 @@ INLINE void block_values(const float *p, const uint16_t *value, int64_t n, const
         for (int r = 0; r < QUERIES; r++)
             for (int64_t d = 0; d < D; d += 16)
                 for (int i = 0; i < 8; i++) {
-                    state->out[r][d + i] += p[j * QUERIES + r] * widen(value[j * D + d + 2 * i]);
+                    state->out[r][d + i] +=
+                        p[j * QUERIES + r] * bf16_to_float(value[j * D + d + 2 * i]);
                     state->out[r][d + 8 + i] +=
-                        p[j * QUERIES + r] * widen(value[j * D + d + 2 * i + 1]);
+                        p[j * QUERIES + r] * bf16_to_float(value[j * D + d + 2 * i + 1]);
                 }
 #endif
 }

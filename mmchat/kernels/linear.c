@@ -17,10 +17,13 @@
 // with int8 weights take 0.7 of the time of four neighbouring rows, and bfloat16 0.85. Rows of int4
 // are two at a time: their scales and zeros are streams of their own.
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "bfloat16.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -45,13 +48,6 @@
 #define GAP 1024          // floats between what two threads write, which no prefetcher bridges
 
 #define INLINE static inline __attribute__((always_inline))
-
-static float bf16_to_float(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
 
 // ---- activations -------------------------------------------------------------------------------
 
@@ -78,7 +74,7 @@ static void round_token(const float *x, int64_t K, int64_t group, int split, int
         float largest;
         memcpy(&largest, &most, 4);
         float step = finite ? largest / 127.0f : NAN;  // NaN or infinite: y is NaN
-        float inverse = finite && largest > 0 ? 127.0f / largest : 0.0f;
+        float inverse = finite && step >= FLT_MIN ? 127.0f / largest : 0.0f;  // finite too
         int8_t rounded[BLOCK];
         for (int i = 0; i < BLOCK; i++)
             rounded[i] = finite ? (int8_t)(int)nearbyintf(in[i] * inverse) : 1;

@@ -21,6 +21,7 @@ from mmchat.kernels import reference
 BLOCK = 64  # K must be a multiple of it
 LARGEST_HEAD = 256  # as in attention.c
 SOURCES = ("linear.c", "attention.c", "quantize.c")
+HEADERS = ("bfloat16.h",)
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 _COMPILE_SECONDS = 120
 
@@ -80,7 +81,7 @@ def _target() -> tuple[str, Path]:
     compiler = shutil.which(os.environ.get("CC") or "gcc")
     if compiler is None:
         raise UnavailableError("no C compiler here; install gcc")
-    return compiler, cache_folder() / f"linear-{_fingerprint(compiler)}.so"
+    return compiler, cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
 
 
 def _compiled() -> Path:
@@ -92,7 +93,7 @@ def _compiled() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            fresh = Path(work) / "linear.so"
+            fresh = Path(work) / "kernels.so"
             _compile(compiler, fresh)
             fresh.replace(built)
     except OSError as error:
@@ -121,7 +122,7 @@ def _compile(compiler: str, target: Path) -> None:
 def _fingerprint(compiler: str) -> str:
     """Changes with the source, the compiler and the processor."""
     digest = hashlib.sha256()
-    for name in SOURCES:
+    for name in SOURCES + HEADERS:
         digest.update((Path(__file__).parent / name).read_bytes())
     status = Path(compiler).resolve().stat()
     digest.update(f"{compiler} {status.st_size} {status.st_mtime_ns} {_FLAGS}".encode())

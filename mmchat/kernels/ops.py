@@ -33,15 +33,15 @@ def has_fast_bf16() -> bool:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which kernel serves a format. kernel: its name; reason: one clause."""
+    """Which kernel is used. serves: a format of weights, or "attention"; reason: one clause."""
 
-    format: str
+    serves: str
     kernel: str
     reason: str
 
 
 def probe() -> list[Choice]:
-    """What is used on this CPU for each format of weights, and why."""
+    """What is used on this CPU for each format of weights and for attention, and why."""
     many = "bfloat16 products" if has_fast_bf16() else "float32 products"
     if native.library() is None:
         why = native.reason()
@@ -49,6 +49,7 @@ def probe() -> list[Choice]:
             Choice("bfloat16", f"torch; {many} for many tokens", why),
             Choice("int8", f"torch int8pack; {many} for many tokens", why),
             Choice("int4", "torch int4pack", why),
+            Choice("attention", "torch", why),
         ]
     why = native.reason()
     few = FEW_TOKENS_WITH_FAST_BF16 if has_fast_bf16() else FEW_TOKENS
@@ -57,6 +58,7 @@ def probe() -> list[Choice]:
         Choice("bfloat16", wide, why),
         Choice("int8", wide if has_fast_bf16() else "C, int8 activations", why),
         Choice("int4", wide if has_fast_bf16() else "C, int8 activations", why),
+        Choice("attention", "C for the next token in bfloat16, else torch", why),
     ]
 
 

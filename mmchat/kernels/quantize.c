@@ -4,10 +4,15 @@
 // precision to the outliers, a narrower one clips them. For each, the scale and the zero are then
 // fitted to the rounded values by least squares, rounded to bfloat16, and the range with the
 // smallest squared error is kept.
+//
+// A step below FLT_MIN has no finite inverse; what it would tell apart is rounded to one level.
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "bfloat16.h"
 
 #define RANGES 8          // the whole range and narrower ones
 #define NARROWER 0.05f    // each of them is this share of the range smaller
@@ -21,13 +26,6 @@ INLINE uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-INLINE float from_bf16(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-
 // w: float [rows, K] -> q: int8 [rows, K], scale: float [rows]
 void mmchat_quantize_int8(const float *w, int8_t *q, float *scale, int64_t rows, int64_t K,
                           int threads) {
@@ -37,8 +35,8 @@ void mmchat_quantize_int8(const float *w, int8_t *q, float *scale, int64_t rows,
         float largest = 0;
 #pragma omp simd reduction(max : largest)
         for (int64_t k = 0; k < K; k++) largest = fmaxf(largest, fabsf(in[k]));
-        float inverse = largest > 0 ? 127.0f / largest : 0;
-        scale[n] = largest / 127.0f;
+        float step = largest / 127.0f, inverse = step >= FLT_MIN ? 127.0f / largest : 0;
+        scale[n] = step;
         for (int64_t k = 0; k < K; k++) q[n * K + k] = (int8_t)nearbyintf(in[k] * inverse);
     }
 }
@@ -51,7 +49,7 @@ typedef struct {
 
 // Round a group to w = low + level · step, then fit scale and zero to the levels.
 INLINE void fit(const float *w, const int group, float low, float step, Fit *out) {
-    float inverse = step > 0 ? 1.0f / step : 0, sum_q = 0, sum_w = 0, sum_qq = 0, sum_qw = 0;
+    float inverse = step >= FLT_MIN ? 1.0f / step : 0, sum_q = 0, sum_w = 0, sum_qq = 0, sum_qw = 0;
     float *levels = out->levels;
 #pragma omp simd reduction(+ : sum_q, sum_w, sum_qq, sum_qw)
     for (int i = 0; i < group; i++) {
@@ -69,9 +67,9 @@ INLINE void fit(const float *w, const int group, float low, float step, Fit *out
     float spread = sum_qq - sum_q * sum_q / group;
     float best = spread > 0 ? (sum_qw - sum_q * sum_w / group) / spread : step;
     out->scale = to_bf16(best);
-    best = from_bf16(out->scale);
+    best = bf16_to_float(out->scale);
     out->zero = to_bf16((sum_w - best * sum_q) / group);
-    float offset = from_bf16(out->zero), error = 0;
+    float offset = bf16_to_float(out->zero), error = 0;
 #pragma omp simd reduction(+ : error)
     for (int i = 0; i < group; i++) {
         float off = w[i] - (levels[i] - 8.0f) * best - offset;
@@ -95,8 +93,8 @@ INLINE void quantize_group(const float *w, const int group, uint8_t *q, uint16_t
             float cut = r * NARROWER * (high - low) / 2;
             fit(w, group, low + cut, (high - low - 2 * cut) / 15.0f, tried);
         } else {
-            float step = from_bf16(kept->scale);
-            fit(w, group, from_bf16(kept->zero) - 8.0f * step, step, tried);
+            float step = bf16_to_float(kept->scale);
+            fit(w, group, bf16_to_float(kept->zero) - 8.0f * step, step, tried);
         }
         if (tried->error < kept->error) {
             Fit *worse = kept;
@@ -134,7 +132,7 @@ void mmchat_widen_int4(const uint8_t *q, const uint16_t *scale, const uint16_t *
                        int64_t rows, int64_t K, int64_t group, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t g = 0; g < rows * K / group; g++) {
-        float s = from_bf16(scale[g]), z = from_bf16(zero[g]);
+        float s = bf16_to_float(scale[g]), z = bf16_to_float(zero[g]);
         const uint8_t *in = q + g * group / 2;
         uint16_t *out = w + g * group;
         for (int i = 0; i < group / 2; i++) {

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 15  # int4 holds 0..15
+LEAST_STEP = torch.finfo(torch.float32).tiny  # a smaller one has no finite inverse
 RANGES, NARROWER, REFITS = 8, 0.05, 3  # as in quantize.c
 
 
@@ -14,8 +15,9 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """[N, K] -> int8 [N, K] and float32 scale [N]; the largest of a row becomes ±127."""
     wide = weight.float()
     largest = wide.abs().amax(dim=1)
-    inverse = torch.where(largest > 0, 127 / largest, 0)
-    return (wide * inverse[:, None]).round().to(torch.int8), largest / 127
+    scale = largest / 127
+    inverse = torch.where(scale >= LEAST_STEP, 127 / largest, 0)
+    return (wide * inverse[:, None]).round().to(torch.int8), scale
 
 
 def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +47,7 @@ def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fit(groups: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Levels [n, group], then scale, zero and squared error [n, 1] of groups: [n, group]."""
-    inverse = torch.where(step > 0, 1 / step, 0)
+    inverse = torch.where(step >= LEAST_STEP, 1 / step, 0)
     levels = ((groups - low) * inverse).clamp(0, LEVELS).round()
     centred = levels - 8
     mean_q, mean_w = centred.mean(1, keepdim=True), groups.mean(1, keepdim=True)
@@ -63,7 +65,7 @@ def round_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
     low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
     scale = ((high - low) / LEVELS).bfloat16()
     zero = (low + 8 * scale.float()).bfloat16()
-    inverse = torch.where(scale > 0, 1 / scale.float(), 0)
+    inverse = torch.where(scale >= LEAST_STEP, 1 / scale.float(), 0)
     levels = ((groups - zero.float()) * inverse + 8).clamp(0, LEVELS).round().to(torch.uint8)
     pairs = levels.reshape(weight.shape[0], -1, 2)
     shape = (weight.shape[0], -1)

@@ -47,7 +47,10 @@ def written_down(free_gib, gb_per_second=30.0, device="cpu", **changes):
             reading=ReadingSpeeds(
                 Bandwidth(rate, 256 * MIB, 8), dict.fromkeys(("none", "int8", "int4"), rate)
             ),
-            kernels=(Choice("int4", "C", "compiled for this machine, AVX2"),),
+            kernels=(
+                Choice("int4", "C", "compiled for this machine, AVX2"),
+                Choice("attention", "C for some, else torch", "compiled for this machine, AVX2"),
+            ),
             compilers=(Compiler("gcc", "/usr/bin/gcc", "12.2.0"),),
             caches=(Cache("Hugging Face", "/home/me/.cache/huggingface/hub", 0, 100 * GIB),),
             versions={"mmchat": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "cuda": None},
@@ -249,6 +252,7 @@ def test_lines_in_a_pipe_are_not_broken(doctor):
     lines = piped.splitlines()
     assert lines == [line.rstrip() for line in lines]
     assert "device     cpu: Example; 24.0 GiB of 48.0 GiB free; fast in float32, bfloat16" in piped
+    assert "attention: C for some, else torch (compiled for this machine, AVX2)" in piped
     assert any(
         line.startswith("In bfloat16 on the processor") and line.endswith("need as much.")
         for line in lines
@@ -304,6 +308,7 @@ def test_json_is_one_object_with_every_model_and_scheme(doctor):
     assert schemes["int8"]["memory"]["total"] > 80 * GIB
     assert set(schemes["int8"]["tokens_per_second"]) == {"text", "picture"}
     assert report["devices"][0]["fast_dtypes"] == ["float32", "bfloat16"]
+    assert [kernel["serves"] for kernel in report["kernels"]] == ["int4", "attention"]
 
 
 def test_every_extra_of_the_project_is_known():

@@ -46,7 +46,7 @@ from mmchat.cli.model_choice import ModelChoice
         (("generate", "-p", "x", "--seed", "x"), "'x' is not a whole number from 0 to 2**63 - 1"),
         (("generate", "--logprobs", "21"), "'21' is not a whole number from 0 to 20 (see"),
         (("chat", "--max-seq-len", "x"), "'x' is not a whole number of 1 or more (see"),
-        (("export", "--max-seq-len", "63"), "max_seq_len 63 is too short for a prompt and its"),
+        (("export", "--max-seq-len", "63"), "--max-seq-len 63 is too short for a prompt and"),
         (("export", "--format", "safetensors", "--max-seq-len", "64"), "takes any length"),
         (("export", "--format", "executorch", "--dtype", "bfloat16"), "float32, not bfloat16"),
         (("generate", "-p", "x", "--quantize-keep", "head"), "head keeps nothing without --quant"),

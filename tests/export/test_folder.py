@@ -48,8 +48,10 @@ def programs(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_seq_len": 63}, "max_seq_len 63 is too short .* give 64 positions or more"),
+        ({"max_seq_len": 63}, "--max-seq-len 63 is too short .* give 64 positions or more"),
         ({"format": "safetensors", "max_seq_len": 64}, "safetensors takes any length"),
+        ({"max_images": 0}, "--max-images 0 is out of range: .* 1 to 16 pictures; give a number"),
+        ({"max_images": 17}, "--max-images 17 is out of range"),
         ({"quantize_keep": ("head",)}, "--quantize-keep head keeps nothing without --quantize"),
         ({"quantize": "int3"}, "unknown quantisation scheme 'int3'"),
     ],

@@ -130,6 +130,19 @@ def test_zeros_stay_zeros(machine: str) -> None:
     assert not ops.linear_int4(torch.randn(3, 128), *zero).any()
 
 
+@pytest.mark.parametrize("tiny", [1e-36, 1e-37, 1e-38, 1e-39, 1e-44])
+def test_the_smallest_numbers_are_rounded_to_finite_ones(machine: str, tiny: float) -> None:
+    weight = torch.zeros(4, 128)
+    weight[:, 3] = tiny  # the rest of its group is zero
+    x = torch.full((2, 128), tiny)
+    for group in GROUPS:
+        scale, zero = ops.quantize_int4(weight, group)[1:]
+        assert scale.isfinite().all()
+        assert zero.isfinite().all()
+        assert (ops.linear_int4(x, *ops.quantize_int4(weight, group)).abs() <= 1e-30).all()
+    assert (ops.linear_int8(x, *ops.quantize_int8(weight)).abs() <= 1e-30).all()
+
+
 @compiled
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_compiled_rounding_is_that_of_the_reference(group: int) -> None:
@@ -174,7 +187,9 @@ def test_compiled_graphs_keep_the_kernels_whole() -> None:
         )
 
 
-def test_the_probe_names_a_kernel_and_a_reason_for_each_format(machine: str) -> None:
+def test_the_probe_names_a_kernel_and_a_reason_for_each_use(machine: str) -> None:
     choices = ops.probe()
-    assert [choice.format for choice in choices] == ["bfloat16", "int8", "int4"]
+    assert [choice.serves for choice in choices] == ["bfloat16", "int8", "int4", "attention"]
     assert all(choice.kernel and choice.reason for choice in choices)
+    fallback = "fallback" in machine
+    assert {choice.kernel.startswith("torch") for choice in choices} == {fallback}

@@ -22,10 +22,18 @@ def load() -> tuple[native.Library | None, str]:
     return native._load.__wrapped__()
 
 
+def copy_sources(folder: Path, old: str = "", new: str = "") -> None:
+    """The C files, with `new` in the place of `old`."""
+    for name in native.SOURCES + native.HEADERS:
+        text = (Path(native.__file__).parent / name).read_text()
+        (folder / name).write_text(text.replace(old, new) if old else text)
+
+
 @needs_compiler
 def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load()[0]
     (built,) = fresh.iterdir()
+    assert built.name.startswith("kernels-")
     monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
     assert load()[0]
     assert [built] == list(fresh.iterdir())
@@ -76,14 +84,30 @@ def test_a_damaged_library_is_not_used(fresh: Path) -> None:
 def test_a_kernel_that_computes_something_else_is_not_used(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = Path(native.__file__).parent
-    for name in native.SOURCES:
-        text = (source / name).read_text()
-        (tmp_path / name).write_text(text.replace("* wscale[r * apart]", "* wscale[0]"))
+    copy_sources(tmp_path, "* wscale[r * apart]", "* wscale[0]")
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     library, reason = load()
     assert library is None
     assert reason == "the compiled kernel for int8 is wrong here"
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", native.SOURCES + native.HEADERS)
+def test_an_edited_file_is_compiled_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    copy_sources(tmp_path)
+    before = native._target()
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    assert native._target() == before
+    with (tmp_path / name).open("a") as file:
+        file.write("// edited\n")
+    assert native._target() != before
+
+
+def test_every_file_in_c_is_known() -> None:
+    folder = Path(native.__file__).parent
+    assert {path.name for path in folder.glob("*.[ch]")} == {*native.SOURCES, *native.HEADERS}
 
 
 def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,184 @@
+"""Each branch of the C kernels, whatever this processor has: VNNI emulated, and portable C.
+
+Activations are whole numbers with 127 in each block, so that rounding leaves them as they are, and
+scales are powers of two. The products are then whole numbers, which must come out exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmchat.kernels import native, reference
+
+HEADER = Path(__file__).with_name("emulated_vnni.h")
+AVX2 = ("-mavx2", "-mfma")
+EMULATED = (*AVX2, "-include", str(HEADER))
+BUILDS = {
+    "portable C": (),
+    "AVX2": AVX2,
+    "AVX-512 VNNI": (*EMULATED, "-DEMULATE_AVX512_VNNI"),
+    "AVX VNNI": (*EMULATED, "-DEMULATE_AVX_VNNI"),
+}
+VNNI = {
+    "AVX-512 VNNI": (*AVX2, "-mavx512vl", "-mavx512vnni"),
+    "AVX VNNI": (*AVX2, "-mavxvnni"),
+}
+TOKENS = (1, 2, 3, 4, 5, 8)
+ROWS = 11  # which 4 does not divide
+ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
+INT8 = ("random", "-128", "127", "-128 and 127 in turn")
+INT4 = ("random", "0", "15", "0 and 15 in turn")
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
+on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 intrinsics")
+
+
+@pytest.fixture(scope="module", params=BUILDS)
+def build(request: pytest.FixtureRequest) -> str:
+    """One set of instructions; a name of BUILDS."""
+    name: str = request.param
+    capable = torch.backends.cpu.get_cpu_capability()
+    if name != "portable C" and not capable.startswith(("AVX2", "AVX512")):
+        pytest.skip(f"runs on AVX2; this is {capable}")
+    return name
+
+
+@pytest.fixture(scope="module")
+def library(build: str, tmp_path_factory: pytest.TempPathFactory) -> native.Library:
+    """The kernels with these instructions; at -O1, which takes half the time to compile."""
+    target = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    kept = [flag for flag in native._FLAGS if flag not in ("-march=native", "-O3")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "_FLAGS", ("-O1", *kept, *BUILDS[build]))
+        native._compile(native._target()[0], target)
+    return native.Library(target)
+
+
+def whole(kind: str, low: int, high: int, *shape: int) -> torch.Tensor:
+    """Whole numbers as float32: random ones, or two that take turns."""
+    if kind == "random":
+        return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(7)) * 1.0
+    first, *rest = (float(word) for word in kind.removesuffix(" in turn").split(" and "))
+    out = torch.full(shape, first)
+    out[..., 1::2] = rest[0] if rest else first
+    return out
+
+
+def activations(kind: str, tokens: int, width: int) -> torch.Tensor:
+    """[tokens, width]; the largest of each block is 127 or -127."""
+    x = whole(kind, -127, 127, tokens, width)
+    signs = 1 - torch.arange(tokens * width // native.BLOCK).reshape(tokens, -1) % 2 * 2
+    if kind == "random":
+        x[:, 5 :: native.BLOCK] = 127.0 * signs
+    return x
+
+
+def test_the_library_has_these_instructions_and_passes_its_own_check(
+    build: str, library: native.Library
+) -> None:
+    assert library.instructions == build
+    library.check()
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_int8_products_are_exact(library: native.Library, tokens: int) -> None:
+    scale = 2.0 ** (torch.arange(ROWS) % 5 - 2)
+    for kind, pattern in itertools.product(INT8, ACTIVATIONS):
+        weight = whole(kind, -128, 127, ROWS, 640).to(torch.int8)
+        wide = reference.widen_int8(weight, scale, torch.float64)
+        x = activations(pattern, tokens, 640)
+        assert torch.equal(library.linear_int8(x, weight, scale).double(), x.double() @ wide.T)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_int4_products_are_exact(library: native.Library, tokens: int, group: int) -> None:
+    width = 1152  # 36, 18 and 9 groups, which 8 does not divide
+    at = torch.arange(ROWS * width // group).reshape(ROWS, -1)
+    scale = (2.0 ** (at % 3 - 1)).bfloat16()
+    zero = (at % 7 - 3.0).bfloat16()
+    for kind, pattern in itertools.product(INT4, ACTIVATIONS):
+        levels = whole(kind, 0, 15, ROWS, width).to(torch.uint8)
+        weight = levels[:, ::2] | levels[:, 1::2] << 4
+        wide = reference.widen_int4(weight, scale, zero, torch.float64)
+        x = activations(pattern, tokens, width)
+        found = library.linear_int4(x, weight, scale, zero).double()
+        assert torch.equal(found, x.double() @ wide.T)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_bfloat16_products_are_exact(library: native.Library, tokens: int) -> None:
+    x, weight = activations("random", tokens, 192), whole("random", -128, 127, ROWS, 192)
+    expected = x.double() @ weight.double().T
+    assert torch.equal(library.linear_bf16(x, weight.bfloat16()).double(), expected)
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 65, 513, 1300])
+@pytest.mark.parametrize("width", [16, 128])
+def test_attention_is_that_of_the_reference(
+    library: native.Library, length: int, width: int
+) -> None:
+    draw = torch.Generator().manual_seed(7)
+    query = torch.randn(2, 6, 1, width, generator=draw)
+    key, value = torch.randn(2, 2, 2, length, width, generator=draw).bfloat16()
+    mask = torch.rand(2, 1, 1, length, generator=draw) < 0.6
+    mask[..., -1] = True
+    for seen in (None, mask, mask[:1]):
+        expected = reference.attend(query.double(), key.double(), value.double(), seen)
+        found = library.attend(query, key, value, seen)
+        assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-5)
+    value[0, 0, length - 1, 3] = float("nan")
+    assert library.attend(query, key, value, None)[0, 0, 0, 3].isnan()
+    key[0, 0, length - 1, 3] = float("nan")
+    assert library.attend(query, key, value, None)[0, 0].isnan().all()
+    assert not library.attend(query, key, value, torch.zeros_like(mask)).any()
+
+
+def test_rounding_and_widening_are_those_of_the_reference(library: native.Library) -> None:
+    draw = torch.Generator().manual_seed(7)
+    weight = torch.randn(40, 256, generator=draw) * torch.rand(40, 1, generator=draw)
+    pairs = [(library.quantize_int8(weight), reference.quantize_int8(weight))]
+    pairs += [
+        (library.quantize_int4(weight, group), reference.quantize_int4(weight, group))
+        for group in (32, 64, 128)
+    ]
+    for ours, plain in pairs:
+        for a, b in zip(ours, plain, strict=True):
+            assert float((a != b).float().mean()) < 0.01  # sums differ in their last bit
+    int8, *int4 = (ours for ours, _ in pairs)
+    wide = reference.widen_int8(*int8, torch.bfloat16)
+    assert torch.equal(library.widen_int8(*int8), wide)
+    for weights in int4:
+        wide = reference.widen_int4(*weights, torch.bfloat16)
+        assert float((library.widen_int4(*weights) != wide).float().mean()) < 0.01
+
+
+@on_x86
+@pytest.mark.parametrize("name", VNNI)
+def test_the_real_instructions_are_compiled(name: str, tmp_path: Path) -> None:
+    assembly = tmp_path / "linear.s"
+    source = Path(native.__file__).with_name("linear.c")
+    command = [
+        native._target()[0],
+        "-O1",
+        "-fopenmp",
+        *VNNI[name],
+        "-S",
+        str(source),
+        "-o",
+        str(assembly),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if "unrecognized" in done.stderr or "unknown argument" in done.stderr:
+        pytest.skip(f"this compiler is too old for {name}")
+    assert done.returncode == 0, done.stderr
+    text = assembly.read_text()
+    assert "vpdpbusd" in text
+    assert "vpmaddubsw" not in text
+    assert name in text
