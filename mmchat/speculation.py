@@ -19,6 +19,7 @@ Speculate = int | Literal["auto", "off"]
 LONGEST_DRAFT = 64
 _DRAFT_LENGTHS = (1, 3, 7, 15)
 _LONGEST_MATCH = 8
+_REPLACED = 2  # tokens of a copy that may differ one after the other before it counts as ended
 _PLACES = 16  # earlier places of the last two tokens that are compared, newest first
 _STEPS_BEFORE_FIRST_DRAFT = 3
 _SHARE_TO_LOSE = 0.02
@@ -28,10 +29,16 @@ _WARM_UP = 20.0  # steps
 
 
 class PromptLookup:
-    """The text so far, indexed by pairs of tokens."""
+    """The text so far, indexed by pairs of tokens.
+
+    What was found last is followed while the text goes on, so that a token which replaces another
+    does not end the copy: a text that is given back with changes is mostly such.
+    """
 
     def __init__(self, ids: Iterable[int]) -> None:
         self._ids: list[int] = []
+        self._followed: int | None = None  # where the text goes on if it still copies
+        self._replaced = 0
         self._after: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
         for token_id in ids:
             self.append(token_id)
@@ -39,12 +46,17 @@ class PromptLookup:
     def append(self, token_id: int) -> None:
         if len(self._ids) >= 2:
             self._after[self._ids[-2], self._ids[-1]].append(len(self._ids))
+        if self._followed is not None:
+            same = self._ids[self._followed] == token_id
+            self._replaced = 0 if same else self._replaced + 1
+            self._followed = self._followed + 1 if self._replaced < _REPLACED else None
         self._ids.append(token_id)
 
     def find(self) -> tuple[int, int]:
         """Where the text goes on after the longest earlier match of its end; length of the match.
 
-        At least two tokens match; (0, 0) if there is no such place. The newest of equals is taken.
+        At least two tokens match, and the newest of equals is taken. Without such a place, where
+        the last copy goes on, as a match of 1; (0, 0) if that has ended.
         """
         best = (0, 0)
         for place in reversed(self._after.get(tuple(self._ids[-2:]), [])[-_PLACES:]):  # type: ignore[arg-type]
@@ -53,6 +65,10 @@ class PromptLookup:
                 best = (place, length)
             if length >= _LONGEST_MATCH:
                 break
+        if best[1]:
+            self._followed, self._replaced = best[0], 0
+        elif self._followed is not None:
+            return self._followed, 1
         return best
 
     def _match(self, place: int) -> int:

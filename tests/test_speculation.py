@@ -63,6 +63,25 @@ def test_what_followed_is_drafted():
     assert drafter([7, 1, 2, 3, 4, 5, 9, 1, 2], speculate=2).draft(5) == [3, 4]
 
 
+def test_a_copy_goes_on_after_a_replaced_token():
+    drafts = drafter([7, 1, 2, 3, 4, 5, 6, 1, 2], speculate=2)
+    assert drafts.draft(2) == [3, 4]
+    for token_id in (3, 99):
+        drafts.append(token_id)
+    assert drafts.draft(2) == [5, 6]
+    for token_id in (5, 98):
+        drafts.append(token_id)
+    assert drafts.draft(2) == [1, 2]
+
+
+def test_two_replaced_tokens_end_a_copy():
+    lookup = PromptLookup([7, 1, 2, 3, 4, 5, 6, 1, 2])
+    assert lookup.find() == (3, 2)
+    for token_id, found in ((3, (4, 3)), (99, (5, 1)), (98, (0, 0)), (6, (0, 0)), (1, (8, 2))):
+        lookup.append(token_id)
+        assert lookup.find() == found
+
+
 def test_a_longer_match_wins_over_a_newer_one():
     assert drafter([5, 1, 2, 30, 6, 1, 2, 40, 5, 1, 2]).draft(1) == [30]
 

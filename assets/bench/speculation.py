@@ -2,11 +2,11 @@
 
 The model has 11B's widths and random weights, which say nothing, so the answer is given: whatever
 the model's logits are, the next token is that of a written text. Drafts are then right or wrong as
-they would be for a model that gives this answer. Three texts: a document given back with a word
-changed now and then; prose that goes on; and pairs of words that keep coming back with another word
-after them, which is made to mislead. Each answer begins a conversation of its own. With and without
-drafts take turns; the times are processor time of one thread. Writes speculation.json beside this
-file.
+they would be for a model that gives this answer. Four texts: a document given back with a word
+changed now and then; the same with words changed, left out and added; prose that goes on; and
+pairs of words that keep coming back with another word after them, which is made to mislead. Each
+answer begins a conversation of its own. With and without drafts take turns; the times are processor
+time of one thread. Writes speculation.json beside this file.
 """
 
 from __future__ import annotations
@@ -56,13 +56,22 @@ def texts(length: int) -> dict[str, tuple[list[int], list[int]]]:
     number: dict[str, int] = {}
     ids = [number.setdefault(word, FIRST_WORD + len(number)) for word in words]
     draw = random.Random(1)  # noqa: S311
-    copied = [token if draw.random() > 0.04 else draw.randrange(9000, 20000) for token in ids]
-    pairs = [(draw.randrange(9000, 20000), draw.randrange(9000, 20000)) for _ in range(8)]
+
+    def new_word() -> int:
+        return draw.randrange(9000, 20000)
+
+    copied = [token if draw.random() > 0.04 else new_word() for token in ids]
+    pairs = [(new_word(), new_word()) for _ in range(8)]
     misleading = [
         t for _ in range(length) for t in (*draw.choice(pairs), draw.randrange(2000, 9000))
     ]
+    edited: list[int] = []
+    for token in ids:
+        kept = draw.random() > 0.04
+        edited += [token] if kept else draw.choice(([], [new_word()], [token, new_word()]))
     return {
         "copied": (ids[:length], copied[:length]),
+        "edited": (ids[:length], edited[:length]),
         "prose": (ids[:length], ids[length : 2 * length]),
         "misleading": (misleading[:length], misleading[length : 2 * length]),
     }

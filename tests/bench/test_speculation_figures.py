@@ -35,4 +35,4 @@ def test_the_figures_can_be_measured_again(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     [way] = json.loads(output.read_text())["ways"].values()
-    assert set(way) == {"copied", "prose", "misleading"}
+    assert set(way) == {"copied", "edited", "prose", "misleading"}
