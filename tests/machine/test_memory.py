@@ -1,5 +1,6 @@
 """What the kernel's files say about memory, as written down from machines of each kind."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from mmchat.limits import MIB
 from mmchat.machine.memory import HostMemory, host_memory
 
+CGROUPS = Path("/sys/fs/cgroup")
 V2_MOUNT = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "35 31 0:32 {top} /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory"
 V1_OTHER = "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu"
@@ -150,3 +152,44 @@ print(peak_memory(types.SimpleNamespace(type="cpu")))
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert 1_000_000 < int(done.stdout) < len(large) / 2
+
+
+@pytest.fixture
+def control_group():
+    """A control group of this machine with a limit of 512 MiB; skips where none can be made."""
+    folder, limit = CGROUPS / "memory", "memory.limit_in_bytes"
+    if not folder.is_dir():
+        folder, limit = CGROUPS, "memory.max"
+    folder /= f"mmchat-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here ({error.strerror})")
+    try:
+        (folder / limit).write_text(str(mib(512)))
+    except OSError as error:
+        folder.rmdir()
+        pytest.skip(f"control groups here limit no memory ({error.strerror})")
+    yield folder
+    folder.rmdir()
+
+
+def test_the_limit_of_a_real_control_group_is_seen_and_what_is_taken_is_counted(control_group):
+    script = """
+from mmchat.limits import MIB
+from mmchat.machine.memory import host_memory
+before = host_memory()
+held = bytearray(b"x" * 100 * MIB)
+after = host_memory()
+print(before.total // MIB, (before.available - after.available) // MIB, after.limited_by)
+"""
+    enter = f'echo $$ > "{control_group}/cgroup.procs" && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", enter, "sh", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    total, taken, folder = done.stdout.split()
+    assert (int(total), folder) == (512, str(control_group))
+    assert 95 <= int(taken) <= 110
