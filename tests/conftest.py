@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,15 @@ for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(ignored) == signal.SIG_IGN:
         usual = signal.default_int_handler if ignored == signal.SIGINT else signal.SIG_DFL
         signal.signal(ignored, usual)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the longest timeouts go first: one begun last would leave cores idle."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0), mark.args[0] if mark else 0)
+    items.sort(key=lambda item: -longest[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -68,6 +68,7 @@ print(json.dumps([grown, need.total - need.weights]))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's own figures")
 @pytest.mark.parametrize(
     ("scheme", "tiles", "prompt"), [("none", 4, 64), ("int8", 1, 1024), ("int4", 1, 64)]

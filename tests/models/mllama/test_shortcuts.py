@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,18 @@ def weights():
 @pytest.fixture(scope="module")
 def model(weights):
     return oracle.build(weights)
+
+
+@pytest.fixture(scope="module")
+def shallow():
+    """A model to compile: two layers of every kind of the text, few of the pictures."""
+    vision = replace(
+        CONFIG.vision_config, num_hidden_layers=3, num_global_layers=1,
+        intermediate_layers_indices=(0, 2),
+    )  # fmt: skip
+    text = replace(CONFIG.text_config, num_hidden_layers=4, cross_attention_layers=(1, 3))
+    config = replace(CONFIG, vision_config=vision, text_config=text)
+    return oracle.build(oracle.random_weights(config), config)
 
 
 @pytest.fixture(scope="module")
@@ -256,17 +269,17 @@ def compiled_cases() -> list[Any]:
 
 
 @pytest.mark.parametrize("case", compiled_cases())
-def test_decode_is_one_graph_that_is_never_compiled_again(case, model):
-    compare_compiled_decode(model, COMPILED_CASES[case], "aot_eager")
+def test_decode_is_one_graph_that_is_never_compiled_again(case, shallow):
+    compare_compiled_decode(shallow, COMPILED_CASES[case], "aot_eager")
 
 
 @pytest.mark.parametrize("case", compiled_cases())
-def test_verifying_is_one_graph(case, model):
+def test_verifying_is_one_graph(case, shallow):
     torch._dynamo.reset()
-    verify = torch.compile(model.verify_step, fullgraph=True, dynamic=False, backend="aot_eager")
+    verify = torch.compile(shallow.verify_step, fullgraph=True, dynamic=False, backend="aot_eager")
     rows = COMPILED_CASES[case]
-    expected = oracle.run(model, rows, STEPS)
-    _, _, arguments = decode_arguments(model, rows)
+    expected = oracle.run(shallow, rows, STEPS)
+    _, _, arguments = decode_arguments(shallow, rows)
     _, *rest = arguments(expected.tokens[:, 0])
     with torch.inference_mode():
         got = verify(expected.tokens[:, :4], *rest)
@@ -288,13 +301,13 @@ def compare_compiled_vision(model, canvases, backend: str) -> None:
 @pytest.mark.parametrize(
     "canvases", [[(1, 3)], pytest.param([(1, 1), (3, 1), (2, 2)], marks=pytest.mark.slow)]
 )
-def test_the_vision_encoder_is_one_graph(canvases, model):
-    compare_compiled_vision(model, canvases, "aot_eager")
+def test_the_vision_encoder_is_one_graph(canvases, shallow):
+    compare_compiled_vision(shallow, canvases, "aot_eager")
 
 
 # PyTorch warns about its own use of TorchScript when the inductor is imported.
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.slow
-def test_compiled_by_inductor_both_equal_eager(model):
-    compare_compiled_decode(model, CASES["G_one_and_two_pictures"], "inductor")
-    compare_compiled_vision(model, [(1, 3)], "inductor")
+def test_compiled_by_inductor_both_equal_eager(shallow):
+    compare_compiled_decode(shallow, CASES["G_one_and_two_pictures"], "inductor")
+    compare_compiled_vision(shallow, [(1, 3)], "inductor")

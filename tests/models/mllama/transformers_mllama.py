@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from transformers import MllamaConfig, MllamaForConditionalGeneration
+from transformers.initialization import no_init_weights
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from mmchat.models.mllama.config import MllamaConfig as OurConfig
@@ -33,7 +34,8 @@ def build(
     """transformers' model with these weights; the two flags correct faults 1 and 2."""
     config = _config(ours)
     config._attn_implementation = attention
-    model = MllamaForConditionalGeneration._from_config(config, attn_implementation=attention)
+    with no_init_weights():  # all are set below
+        model = MllamaForConditionalGeneration._from_config(config, attn_implementation=attention)
     model.load_state_dict({_in_memory(name): value for name, value in weights.items()}, strict=True)
     if shift_indices:
         vision = model.model.vision_model
