@@ -49,7 +49,7 @@ def choose_placement(device: str, dtype: str, parameters: int) -> Placement:
             return Placement(chosen, torch.bfloat16, "the weights' own dtype")
         return Placement(chosen, torch.float16, "this GPU has no bfloat16")
     if parameters * 4 <= SMALL_MODEL_BYTES:
-        return Placement(chosen, torch.float32, "a small model, exact")
+        return Placement(chosen, torch.float32, "a small model")
     return Placement(chosen, torch.bfloat16, "the weights' own dtype")
 
 

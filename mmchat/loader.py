@@ -170,9 +170,10 @@ def _run_weights(
     limit = params.context_limit(options.max_seq_len)
     plan = _plan(options.quantize, options.quantize_keep, placement)
     setup = _setup(params, placement, plan, options)
-    _prepare_kernels(placement, plan, options)
+    notices = _prepare_kernels(placement, plan, options)
     model = load_weights(files, setup, placement, plan, options.progress)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
+    runtime.notices += notices
     return _Running(runtime, placement, plan, limit, files.format)
 
 
@@ -188,7 +189,7 @@ def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options
     )
     plan = quantization.make_plan(record.scheme, record.keep)
     if record.format == "aoti":
-        _prepare_kernels(placement, plan, options)
+        runtime.notices += _prepare_kernels(placement, plan, options)
     return _Running(runtime, placement, plan, limit, "hf")
 
 
@@ -199,12 +200,14 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
     limit = params.context_limit(options.max_seq_len)
     dtype = record.dtype if options.dtype == "auto" else options.dtype
     placement = choose_placement(options.device, dtype, 0)
+    if options.dtype == "auto":
+        placement = replace(placement, reason="as exported")
     folder.check_dtype(placement)
     plan = _plan(record.scheme, record.keep, placement)
     with open_checkpoint(folder.path, merge_rules=None) as files:
         setup = _setup(params, placement, plan, options)
         check_memory(replace(setup, from_file=True), available_memory(placement.device))
-        _prepare_kernels(placement, plan, options)
+        notices = _prepare_kernels(placement, plan, options)
         model = load_saved(
             files,
             params,
@@ -214,6 +217,7 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
             progress=options.progress,
         )
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
+    runtime.notices += notices
     return _Running(runtime, placement, plan, limit, "hf")
 
 
@@ -224,10 +228,17 @@ def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
     return plan
 
 
-def _prepare_kernels(placement: Placement, plan: Plan, options: _Options) -> None:
-    """Compile the kernels for the CPU, where the weights take them, before anything is timed."""
-    if placement.device.type == "cpu" and (plan.scheme or placement.dtype == torch.bfloat16):
-        native.prepare(options.progress)
+def _prepare_kernels(placement: Placement, plan: Plan, options: _Options) -> list[str]:
+    """Compile the kernels for the CPU, where the weights take them, before anything is timed.
+
+    Returns what to tell the user where there are none.
+    """
+    if placement.device.type != "cpu" or not (plan.scheme or placement.dtype == torch.bfloat16):
+        return []
+    native.prepare(options.progress)
+    if native.library() or not native.is_wanted():
+        return []
+    return [f"slower than it could be, on torch's own kernels: {native.reason()}"]
 
 
 def _setup(params: ModelParams, placement: Placement, plan: Plan, options: _Options) -> Setup:

@@ -7,7 +7,6 @@ int8, which cost little and lose more. Embeddings and norms keep their dtype. fp
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -49,12 +48,10 @@ SCHEMES: Mapping[str, Scheme | None] = {
 
 
 def find_scheme(name: str) -> Scheme | None:
-    """The scheme called `name`; None for "none". Raises UsageError with the nearest name."""
+    """The scheme called `name`; None for "none". Raises UsageError with the names."""
     if name in SCHEMES:
         return SCHEMES[name]
-    near = difflib.get_close_matches(name, SCHEMES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(SCHEMES)}"
-    raise UsageError(f"unknown quantisation scheme {name!r}; {hint}")
+    raise UsageError(f"unknown quantisation scheme {name!r}; use one of {', '.join(SCHEMES)}")
 
 
 def layer_scheme(

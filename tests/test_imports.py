@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import mmchat
+from mmchat.export import export_model
+from mmchat.export.plan import ExportPlan
 
 ROOT = Path(__file__).parents[1]
 HEAVY = "{'torch', 'numpy', 'PIL', 'tiktoken', 'tokenizers', 'prompt_toolkit', 'huggingface_hub'}"
@@ -78,11 +80,17 @@ def test_what_needs_no_torch_is_refused_without_it(arguments):
     assert done.returncode == 0, done.stderr
 
 
-def test_an_answer_needs_nothing_of_torchs_compiler():
+@pytest.mark.parametrize("exported", [False, True])
+def test_an_answer_needs_nothing_of_torchs_compiler(exported, tmp_path):
     """Loading it takes two seconds, and some operations on the meta device do that."""
+    name = None
+    if exported:
+        name = str(tmp_path / "exported")
+        export_model(ExportPlan(None, Path(name), "safetensors", quantize="int4"))
+    scheme = "int4" if exported else "int8"
     program = (
         "import sys, mmchat\n"
-        "model = mmchat.load(device='cpu', quantize='int8')\n"
+        f"model = mmchat.load({name!r}, device='cpu', quantize={scheme!r})\n"
         "*_, done = model.chat().send('What is here?', ['assets/dog.jpg'])\n"
         "assert done.text\n"
         "assert not {'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules)\n"

@@ -11,6 +11,8 @@ from mmchat import checkpoint_weights
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, UsageError
 from mmchat.events import Finished
 from mmchat.images import load_image
+from mmchat.kernels import native
+from mmchat.loader import load_model
 from mmchat.memory_estimate import Setup
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import CrossSegment
@@ -231,3 +233,13 @@ def test_a_conversation_with_cached_turns_equals_a_fresh_one(folder, picture):
     assert cached.usage.cached_tokens > 0 == whole.usage.cached_tokens
     assert cached.prompt_ids == whole.prompt_ids
     assert cached.output_ids == whole.output_ids
+
+
+def test_a_model_that_would_be_faster_with_the_c_kernels_says_so(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "reason", lambda: "no C compiler here; install gcc")
+    slower = "slower than it could be, on torch's own kernels: no C compiler here; install gcc"
+    assert load_model("tiny", quantize="int8").runtime.notices == [slower]
+    assert load_model("tiny").runtime.notices == []
+    monkeypatch.setenv("MMCHAT_NATIVE_KERNELS", "0")
+    assert load_model("tiny", quantize="int8").runtime.notices == []

@@ -27,17 +27,21 @@ _HELP_RUNS = 5
 
 
 def startup(plan: Plan, say: Say) -> dict[str, Any]:
-    """Seconds until `--help` is done, and until the first token about a picture is."""
+    """Seconds until `--help` is done, and until the first token about a picture is, each way."""
     say("start-up")
     found = {"help": _median([fresh.help_text() for _ in range(_HELP_RUNS)])}
     if plan.versus_transformers:
         found["import transformers"] = _median([fresh.import_transformers() for _ in range(2)])
-    options = () if plan.shapes else plan.selection
+    selection = () if plan.shapes else plan.selection
     picture = picture_file(*picture_size(1, 112), seed=1)
-    with tempfile.TemporaryDirectory() as cache:
-        for state in ("cold", "warm"):
-            done = fresh.first_token(options, picture, Path(cache))
-            found[f"first token, {state} cache"] = _median([done])
+    exported = any(variant.exported for variant in plan.variants)
+    for variant in [Variant()] if exported else plan.variants:  # a folder starts in one way
+        options = [f"--{name}={value}" for name, value in variant.options().items()]
+        suffix = f", {variant}" if options else ""
+        with tempfile.TemporaryDirectory() as cache:
+            for state in ("cold", "warm"):
+                done = fresh.first_token([*selection, *options], picture, Path(cache))
+                found[f"first token, {state} cache{suffix}"] = _median([done])
     return {"model": "tiny" if plan.shapes else "as measured", "seconds": found}
 
 

@@ -41,6 +41,11 @@ def reason() -> str:
     return _load()[1]
 
 
+def is_wanted() -> bool:
+    """Whether the kernels are not switched off by the user."""
+    return os.environ.get("MMCHAT_NATIVE_KERNELS", "1") != "0"
+
+
 def prepare(progress: ProgressCallback | None = None) -> None:
     """Compile the kernels now if that is still to be done, so that `progress` can tell of it."""
     try:
@@ -74,7 +79,7 @@ def cache_folder() -> Path:
 
 def _target() -> tuple[str, Path]:
     """The compiler, and the shared library that it makes, in the cache."""
-    if os.environ.get("MMCHAT_NATIVE_KERNELS", "1") == "0":
+    if not is_wanted():
         raise UnavailableError("switched off by MMCHAT_NATIVE_KERNELS=0")
     if platform.system() != "Linux":
         raise UnavailableError(f"not built on {platform.system()}")

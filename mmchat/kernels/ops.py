@@ -235,22 +235,27 @@ def _by_rows(quantize: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor) -
 
 # ---- as operators of torch ----------------------------------------------------------------------
 
-
-def _register(name: str, compute: Callable[..., Tensor]) -> None:
-    torch.library.custom_op(f"mmchat::{name}", compute, mutates_args=(), device_types="cpu")
-
-    @torch.library.register_fake(f"mmchat::{name}")
-    def _(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
-        return x.new_empty(*x.shape[:-1], weight.shape[0])
+# Not by torch.library.custom_op, whose first call imports torch's compiler.
+_LIBRARY = torch.library.Library("mmchat", "DEF")
 
 
-_register("linear_bf16", _linear_bf16)
-_register("linear_int8", _linear_int8)
-_register("linear_int4", _linear_int4)
+def _register(name: str, compute: Callable[..., Tensor], shaped: Callable[..., Tensor]) -> None:
+    """shaped: an empty tensor like the one that `compute` returns."""
+    schema = torch.library.infer_schema(compute, mutates_args=())
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, compute, "CPU")
+    torch.library.register_fake(f"mmchat::{name}", shaped, lib=_LIBRARY)
 
-torch.library.custom_op("mmchat::attend", _attend, mutates_args=(), device_types="cpu")
+
+def _product(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.register_fake("mmchat::attend")
-def _(query: Tensor, *_: Tensor | None) -> Tensor:
+def _attended(query: Tensor, *_: Tensor | None) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+_register("linear_bf16", _linear_bf16, _product)
+_register("linear_int8", _linear_int8, _product)
+_register("linear_int4", _linear_int4, _product)
+_register("attend", _attend, _attended)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-COMPILERS = ("gcc", "clang", "nvcc")
+COMPILERS = ("gcc", "g++", "clang", "clang++", "nvcc")
 _SECONDS = 10
 # "release 12.4, V12.4.131", "clang version 14.0.6", "gcc (Debian 12.2.0-14) 12.2.0"
 _VERSIONS = (r"release .*V(\d+[\d.]*)", r"version (\d+[\d.]*)", r"^\S+ \(.*\) (\d+[\d.]*)")

@@ -177,10 +177,16 @@ def fuse(parent: nn.Module, names: Sequence[str], into: str) -> None:
     if not alike:
         return
     for name in tensors[0]:
-        joined = torch.cat([own[name] for own in tensors])
+        joined = _joined([own[name] for own in tensors])
         is_parameter = name in first._parameters
         setattr(first, name, nn.Parameter(joined, requires_grad=False) if is_parameter else joined)
     first.out_features = sum(layer.out_features for layer in layers)
     for name in names:
         delattr(parent, name)
     setattr(parent, into, first)
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    if rows[0].is_meta:  # of which torch.cat would import torch's compiler
+        return rows[0].new_empty(sum(map(len, rows)), *rows[0].shape[1:])
+    return torch.cat(list(rows))

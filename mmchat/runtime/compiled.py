@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mmchat.errors import CompileError
+from mmchat.errors import CompileError, DiskError
 from mmchat.events import ProgressCallback
 from mmchat.models.base import Block, Cache, ModelInputs, Use, VisionLanguageModel
 from mmchat.runtime.compiler import compile_errors, keep_compiled_code
@@ -37,14 +37,14 @@ def make_runtime(
 
     "auto" compiles on CUDA only: on a CPU the layers' matrix products dominate, and the start
     costs more than an answer gains. If compiling fails, "auto" runs eagerly and says why in
-    `notices`; "on" raises CompileError.
+    `notices`; "on" raises CompileError or DiskError.
     """
     if mode == "off" or (mode == "auto" and device.type != "cuda"):
         return EagerRuntime(model, device)
     compiled = NativeStepsRuntime if device.type == "cpu" else CompiledRuntime
     try:
         return compiled(model, device, progress)
-    except CompileError as error:
+    except (CompileError, DiskError) as error:
         if mode == "on":
             raise
         runtime = EagerRuntime(model, device)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmchat.errors import CompileError
+from mmchat.errors import CompileError, DiskError
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+NO_COMPILER = "no C++ compiler is here"
+INSTALL_COMPILER = "install g++ or clang, or set CXX to one"
 
 
 def keep_compiled_code() -> Path:
     """The folder in which the next start finds what is compiled.
 
-    It is in the user's cache, unless the variable is set. Raises CompileError.
+    It is in the user's cache, unless the variable is set. Raises DiskError.
     """
     import platformdirs
 
@@ -26,11 +30,19 @@ def keep_compiled_code() -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds code that is run
     except OSError as error:
-        raise CompileError(
+        raise DiskError(
             f"no cache for compiled code at {str(folder)!r} ({error.strerror}); "
             f"set {CACHE_VARIABLE} to a folder that can be written"
         ) from None
     return folder
+
+
+def check_cpp_compiler() -> None:
+    """Raises CompileError if the one that torch will call is not there, before seconds are lost."""
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(name) is None:
+        given = f"CXX is {name!r}, which is not there" if os.environ.get("CXX") else NO_COMPILER
+        raise CompileError(f"{given}; {INSTALL_COMPILER}")
 
 
 @contextmanager
@@ -52,7 +64,7 @@ def _reason(error: Exception) -> str | None:
 
     causes = list(_causes(error))
     if any(isinstance(cause, InvalidCxxCompiler) for cause in causes):
-        return "no C++ compiler is here; install g++ or clang, or set CXX to one"
+        return f"{NO_COMPILER}; {INSTALL_COMPILER}"
     if any(isinstance(cause, TritonMissing) for cause in causes):
         return "Triton is not installed, or does not know this GPU"
     if any(isinstance(cause, CppCompileError) for cause in causes):

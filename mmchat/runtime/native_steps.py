@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import mmchat
-from mmchat.errors import CompileError
+from mmchat.errors import DiskError
 from mmchat.events import ProgressCallback
 from mmchat.kernels import native
 from mmchat.machine.cpu import describe_cpu
 from mmchat.models.base import Example, VisionLanguageModel
 from mmchat.nn.linear import QuantizedLinear
 from mmchat.runtime.aoti import open_program
-from mmchat.runtime.compiler import compile_errors, keep_compiled_code
+from mmchat.runtime.compiler import check_cpp_compiler, compile_errors, keep_compiled_code
 from mmchat.runtime.eager import EagerRuntime
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ OPTIONS = {"cpp.dynamic_threads": True}
 class NativeStepsRuntime(EagerRuntime):
     """Decodes by compiled layers; compiles those that the cache does not hold when it is made.
 
-    All else is eager: there, matrix products take the time. Raises CompileError, and leaves the
-    model as it was.
+    All else is eager: there, matrix products take the time. Raises CompileError and
+    DiskError, and leaves the model as it was.
     """
 
     def __init__(
@@ -181,6 +181,8 @@ def _programs(
     kinds = {step.key: step for step in steps}
     found = {key: _kept(folder / f"{key}.pt2") for key in kinds}
     missing = [step for key, step in kinds.items() if found[key] is None]
+    if missing:
+        check_cpp_compiler()
     for done, step in enumerate(missing):
         if progress:
             progress("compile", done, len(missing))
@@ -221,7 +223,7 @@ def _compile(step: Step, target: Path) -> None:
                 fresh.replace(target)
         except OSError as error:
             reason = error.strerror or error
-            raise CompileError(f"cannot write {str(target.parent)!r}: {reason}") from None
+            raise DiskError(f"cannot write {str(target.parent)!r}: {reason}") from None
 
 
 def _dynamic_shapes(example: Example) -> Any:

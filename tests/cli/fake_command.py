@@ -36,6 +36,7 @@ def scripted_model(*answers: bytes, params: str = "llama3.2-11B") -> Any:
     model.params = known_params(params)
     model.device, model.dtype = "cpu", "torch.float32"
     model.placement = SimpleNamespace(reason="scripted")
+    model.quantize = "int8"
     model.processor = PictureProcessor()
     model.chat = lambda system=None: ChatSession(model, system)
     return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -193,3 +195,21 @@ def test_the_probe_names_a_kernel_and_a_reason_for_each_use(machine: str) -> Non
     assert all(choice.kernel and choice.reason for choice in choices)
     fallback = "fallback" in machine
     assert {choice.kernel.startswith("torch") for choice in choices} == {fallback}
+
+
+def test_the_operators_need_nothing_of_torchs_compiler():
+    """Programs that were compiled ahead of time call them, where its import would cost seconds."""
+    program = """
+import sys, torch
+from mmchat.kernels import ops
+x, weight = torch.ones(1, 64), torch.ones(16, 64)
+torch.ops.mmchat.linear_bf16(x, weight.bfloat16())
+torch.ops.mmchat.linear_int8(x, *ops.quantize_int8(weight))
+torch.ops.mmchat.linear_int4(x, *ops.quantize_int4(weight, 32))
+torch.ops.mmchat.attend(*torch.ones(3, 1, 1, 1, 64).bfloat16(), None)
+assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.exc import InternalTorchDynamoError
 from torch._dynamo.utils import counters
 
-from mmchat.errors import CompileError
+from mmchat.errors import DiskError
 from mmchat.loader import load_model
 from mmchat.models.mllama import cache as cache_module
 from mmchat.models.mllama.random_weights import fill_cache, random_context
@@ -181,7 +181,7 @@ def test_compiled_code_is_kept_in_the_users_cache(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    with pytest.raises(CompileError, match=f"set {CACHE_VARIABLE} to a folder"):
+    with pytest.raises(DiskError, match=f"set {CACHE_VARIABLE} to a folder"):
         keep_compiled_code()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmchat.errors import CompileError
+from mmchat.errors import CompileError, DiskError
 from mmchat.kernels import native
 from mmchat.loader import load_model
 from mmchat.models.base import Example
@@ -168,26 +168,30 @@ def test_packed_int4_weights_are_packed_before_a_program_takes_them(monkeypatch)
         assert packed <= {id(weight) for weight in step.weights.values()}
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PATH": "/nowhere", "CXX": ""}, "no C.. compiler is here"),
+        ({"CXX": "/nowhere/g++"}, "CXX is '/nowhere/g..', which is not there"),
+    ],
+)
 def test_without_a_compiler_on_is_a_clear_error_and_the_model_stays_as_it_was(
-    weights, tmp_path, monkeypatch
+    variables, message, weights, tmp_path, monkeypatch
 ):
-    from torch._inductor import config
-
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     model = oracle.build(weights)
-    with (
-        config.patch({"cpp.cxx": (None, "/nowhere/g++")}),
-        pytest.raises(CompileError, match=r"^no C\+\+ compiler is here; install g\+\+ or clang"),
-    ):
-        make_runtime(model, CPU, "on")
+    with pytest.raises(CompileError, match=f"^{message}; install g.. or clang, or set CXX to one$"):
+        make_runtime(model, CPU, "on", lambda *_: pytest.fail("said that it compiles"))
     assert not any("step" in vars(module) for module in model.modules())
-    assert list((tmp_path / "steps").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_a_clear_error(weights, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     (tmp_path / "steps").write_text("")
-    with pytest.raises(CompileError, match=r"^cannot write '.*steps': File exists"):
+    with pytest.raises(DiskError, match=r"^cannot write '.*steps': File exists"):
         make_runtime(oracle.build(weights), CPU, "on")
 
 
