@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 
 TRACED = ("kernels", "models", "nn")  # folders of mmchat whose code ends up in a program
 OPTIONS = {"cpp.dynamic_threads": True}
+PLAIN = bool | int | float | str | tuple | None  # types of a module's settings
 
 
 class NativeStepsRuntime(EagerRuntime):
     """Decodes by compiled layers; compiles those that the cache does not hold when it is made.
 
-    All else is eager: there, matrix products take the time. Raises CompileError and
-    DiskError, and leaves the model as it was.
+    All else is eager: there, matrix products take the time. Raises CompileError and DiskError, and
+    leaves the model as it was.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class NativeStepsRuntime(EagerRuntime):
         steps = _steps(model)
         programs = _programs(steps, keep_compiled_code() / "steps", progress)
         for step in steps:
-            native = NativeStep(step, programs[step.key])
-            setattr(step.layer, step.method, native)  # found before the method of the class
+            replacement = NativeStep(step, programs[step.key])
+            setattr(step.layer, step.method, replacement)  # found before the method of the class
         self.compile_seconds = time.perf_counter() - begin
 
 
@@ -159,7 +160,7 @@ def _let_weights_be_packed(layer: nn.Module) -> None:
 
 def _settings(module: nn.Module) -> list[object]:
     """What a module is but for its tensors and parts."""
-    plain = {n: v for n, v in vars(module).items() if isinstance(v, bool | int | float | str)}
+    plain = {n: v for n, v in vars(module).items() if isinstance(v, PLAIN)}
     return [type(module).__qualname__, plain]
 
 
