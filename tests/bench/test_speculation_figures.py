@@ -21,6 +21,7 @@ def test_the_readme_gives_the_committed_figures():
 
     copied = "{} times as fast in bfloat16, {} times in int8 and {} times in int4,"
     assert copied.format(*gains("copied")) in README
+    assert "left out and added too {}, {} and {} times,".format(*gains("edited")) in README
     assert "prose that goes on {}, {} and {} times,".format(*gains("prose")) in README
     assert "made to mislead it {}, {} and {} times:".format(*gains("misleading")) in README
 
