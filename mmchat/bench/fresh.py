@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmchat.errors import MmchatError
+from mmchat.runtime.compiler import CACHE_VARIABLE
 
 _TAIL = 300  # characters of a failed process's last words
 
@@ -73,4 +74,5 @@ def first_token(selection: Sequence[str], picture: bytes, cache: Path) -> Proces
         file.flush()
         asked = ["-q", "-p", "What's in this image?", "-i", file.name, "-n", "1"]
         arguments = ["-m", "mmchat", "generate", *selection, *asked]
-        return run_fresh(arguments, environment={"XDG_CACHE_HOME": str(cache)})
+        folders = {"XDG_CACHE_HOME": cache, CACHE_VARIABLE: cache / "inductor"}
+        return run_fresh(arguments, environment={k: str(path) for k, path in folders.items()})

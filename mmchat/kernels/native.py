@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmchat.events import ProgressCallback
 from mmchat.kernels import reference
+from mmchat.machine.cpu import processor_identity
 
 BLOCK = 64  # K must be a multiple of it
 LARGEST_HEAD = 256  # as in attention.c
@@ -42,8 +43,8 @@ def reason() -> str:
 
 
 def is_wanted() -> bool:
-    """Whether the kernels are not switched off by the user."""
-    return os.environ.get("MMCHAT_NATIVE_KERNELS", "1") != "0"
+    """Whether there should be kernels: on Linux, unless the user switches them off."""
+    return platform.system() == "Linux" and os.environ.get("MMCHAT_NATIVE_KERNELS", "1") != "0"
 
 
 def prepare(progress: ProgressCallback | None = None) -> None:
@@ -79,10 +80,10 @@ def cache_folder() -> Path:
 
 def _target() -> tuple[str, Path]:
     """The compiler, and the shared library that it makes, in the cache."""
-    if not is_wanted():
-        raise UnavailableError("switched off by MMCHAT_NATIVE_KERNELS=0")
     if platform.system() != "Linux":
         raise UnavailableError(f"not built on {platform.system()}")
+    if not is_wanted():
+        raise UnavailableError("switched off by MMCHAT_NATIVE_KERNELS=0")
     compiler = shutil.which(os.environ.get("CC") or "gcc")
     if compiler is None:
         raise UnavailableError("no C compiler here; install gcc")
@@ -131,18 +132,8 @@ def _fingerprint(compiler: str) -> str:
         digest.update((Path(__file__).parent / name).read_bytes())
     status = Path(compiler).resolve().stat()
     digest.update(f"{compiler} {status.st_size} {status.st_mtime_ns} {_FLAGS}".encode())
-    digest.update(_processor().encode())
+    digest.update(processor_identity().encode())
     return digest.hexdigest()[:24]
-
-
-def _processor() -> str:
-    """Its model and instruction sets, as the kernel of the system lists them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    kept = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(sorted({line for line in lines if line.startswith(kept)}))
 
 
 class Library:

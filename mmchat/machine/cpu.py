@@ -39,6 +39,15 @@ def describe_cpu(root: Path = Path("/")) -> Cpu:
     )
 
 
+def processor_identity(root: Path = Path("/")) -> str:
+    """Changes with the model and with any instruction set: what native code was compiled for."""
+    kept = ("model name", "flags", "Features", "CPU part")
+    lines = _read(root / "proc/cpuinfo").splitlines()
+    return "\n".join(sorted({line for line in lines if line.startswith(kept)})) or (
+        platform.processor()
+    )
+
+
 def _last_level_cache(folder: Path) -> int | None:
     """Bytes of the cache with the highest level."""
     best: tuple[int, int] | None = None

@@ -79,7 +79,7 @@ class QuantizedLinear(nn.Module):
 
     def _product(self, x: Tensor) -> Tensor:
         on_cpu = self.weight.device.type == "cpu"
-        if on_cpu and self.is_packed():
+        if on_cpu and self.pack():
             return ops.linear_packed_int4(x, self.packed, self.packed_scales)
         if self.weight_zero is not None:
             parts = (self.weight, self.weight_scale, self.weight_zero)
@@ -91,8 +91,11 @@ class QuantizedLinear(nn.Module):
         # scaling the product and not the weights lets a compiler read int8 from memory
         return F.linear(x, self.weight.to(x.dtype)) * self.weight_scale.to(x.dtype)
 
-    def is_packed(self) -> bool:
-        """Whether torch's int4 kernel serves; its order of the weights is taken at first use."""
+    def pack(self) -> bool:
+        """Take the order of torch's int4 kernel where that serves; whether the weights are in it.
+
+        Done at first use, or before the weights are handed to a compiled program.
+        """
         if self.weight_zero is None or self.packed is not None or torch.compiler.is_compiling():
             return self.packed is not None
         found = ops.pack_int4(self.weight, self.weight_scale, self.weight_zero)

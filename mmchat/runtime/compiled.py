@@ -53,7 +53,8 @@ def make_runtime(
 
 
 class CompiledRuntime(EagerRuntime):
-    """By torch.compile, when it is made. Raises CompileError, and leaves the model as it was.
+    """By torch.compile, when it is made. Raises CompileError and DiskError, and leaves the model as
+    it was.
 
     uses: what is compiled. Shapes that come later and do not fit what is compiled are compiled when
     they come; if that fails, the model goes on eagerly and `notices` says so.

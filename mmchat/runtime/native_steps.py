@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,7 @@ from torch.utils import _pytree as pytree
 import mmchat
 from mmchat.errors import DiskError
 from mmchat.events import ProgressCallback
-from mmchat.kernels import native
-from mmchat.machine.cpu import describe_cpu
+from mmchat.machine.cpu import processor_identity
 from mmchat.models.base import Example, VisionLanguageModel
 from mmchat.nn.linear import QuantizedLinear
 from mmchat.runtime.aoti import open_program
@@ -73,8 +73,10 @@ class Step:
     weights: Mapping[str, Tensor]
     key: str
 
-    def eager(self, *args: Any) -> Tensor:
-        return getattr(type(self.layer), self.method)(self.layer, *args)
+    @property
+    def eager(self) -> MethodType:
+        """The method as the class has it, whatever has replaced it on the layer."""
+        return MethodType(getattr(type(self.layer), self.method), self.layer)
 
 
 class NativeStep:
@@ -136,8 +138,7 @@ def _steps(model: VisionLanguageModel) -> list[Step]:
         with torch.inference_mode():
             example = block.example()
         for layer in block.layers:
-            if native.library() is None:
-                _let_weights_be_packed(layer)
+            _pack(layer)
             weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
             described = (
                 origin,
@@ -151,11 +152,11 @@ def _steps(model: VisionLanguageModel) -> list[Step]:
     return found
 
 
-def _let_weights_be_packed(layer: nn.Module) -> None:
-    """Torch's own int4 kernels take weights in an order that a program must find them in."""
+def _pack(layer: nn.Module) -> None:
+    """Bring the weights into the order that they will have when a program is given them."""
     for part in layer.modules():
         if isinstance(part, QuantizedLinear):
-            part.is_packed()
+            part.pack()
 
 
 def _settings(module: nn.Module) -> list[object]:
@@ -167,7 +168,7 @@ def _settings(module: nn.Module) -> list[object]:
 @functools.cache
 def _origin() -> str:
     """Changes with the code that is traced, the compiler and the processor."""
-    digest = hashlib.sha256(f"{torch.__version__} {describe_cpu()} {OPTIONS}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {processor_identity()} {OPTIONS}".encode())
     package = Path(mmchat.__file__).parent
     sources = [path for folder in TRACED for path in (package / folder).rglob("*.py")]
     for path in sorted([*sources, Path(__file__)]):
@@ -251,7 +252,7 @@ class _Call(nn.Module):
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.layer = step.layer
-        self._method = getattr(type(step.layer), step.method)
+        self._eager = step.eager
 
     def forward(self, *args: object) -> Tensor:
-        return self._method(self.layer, *args)
+        return self._eager(*args)

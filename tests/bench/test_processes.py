@@ -6,6 +6,7 @@ import pytest
 
 from mmchat.bench import fresh, processes
 from mmchat.bench.plan import Variant
+from mmchat.runtime.compiler import CACHE_VARIABLE
 
 PLAIN, INT8 = Variant(), Variant("int8", "on")
 ASKED = ["--quantize=int8", "--compile=on"]
@@ -40,3 +41,11 @@ def test_each_way_of_running_the_model_is_started_twice(variants, started, monke
     caches = [cache for _, cache in given]
     assert caches[::2] == caches[1::2]
     assert len(set(caches)) == len(started)
+
+
+def test_a_cold_cache_is_cold_though_this_process_has_set_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, "mine")
+    given = {}
+    monkeypatch.setattr(fresh, "run_fresh", lambda _, environment: given.update(environment))
+    fresh.first_token((), b"", tmp_path)
+    assert given == {"XDG_CACHE_HOME": str(tmp_path), CACHE_VARIABLE: str(tmp_path / "inductor")}

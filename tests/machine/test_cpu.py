@@ -1,4 +1,4 @@
-from mmchat.machine.cpu import Cpu, describe_cpu
+from mmchat.machine.cpu import Cpu, describe_cpu, processor_identity
 
 CPUINFO = """processor\t: 0
 model name\t: Example 9000 CPU
@@ -37,3 +37,13 @@ def test_a_machine_that_says_nothing_is_no_error(tmp_path):
     cpu = describe_cpu(tmp_path)
     assert cpu.model
     assert (cpu.isa, cpu.llc_bytes) == ((), None)
+
+
+def test_the_identity_of_a_processor_changes_with_its_instruction_sets(tmp_path):
+    (tmp_path / "proc").mkdir()
+    seen = set()
+    for flags in ("fma avx2", "fma avx2 bmi2", "fma avx2 bmi2"):
+        lines = f"processor : 0\nmodel name : X\nflags : {flags}\ncpu MHz : {len(seen)}\n"
+        (tmp_path / "proc/cpuinfo").write_text(lines)
+        seen.add(processor_identity(tmp_path))
+    assert len(seen) == 2

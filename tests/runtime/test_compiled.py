@@ -60,20 +60,10 @@ def traced(weights, tmp_path_factory):
         return compile_model(oracle.build(weights))
 
 
-def write(runtime, rows: list[oracle.Row], steps: int) -> list[torch.Tensor]:
-    """Logits of a prefill, of `steps` greedy tokens, and of three tokens read at once."""
-    cache = runtime.new_cache(len(rows), 1)
-    logits = [runtime.prefill(oracle.inputs_of(rows), cache)]
-    for _ in range(steps):
-        logits.append(runtime.decode(logits[-1].argmax(-1, keepdim=True), cache))
-    drafted = torch.stack([logits[i].argmax(-1) for i in range(3)], dim=1)
-    return [*logits, runtime.verify(drafted, cache)]
-
-
 def compare(compiled: CompiledRuntime, weights, rows: list[oracle.Row], steps: int) -> None:
-    expected = write(EagerRuntime(oracle.build(weights), CPU), rows, steps)
+    expected = oracle.write(EagerRuntime(oracle.build(weights), CPU), rows, steps)
     with torch.compiler.set_stance("fail_on_recompile"):
-        got = write(compiled, rows, steps)
+        got = oracle.write(compiled, rows, steps)
     for mine, plain in zip(got, expected, strict=True):
         assert torch.equal(mine.argmax(-1), plain.argmax(-1))
         assert distance(mine, plain) < TOLERANCE
@@ -113,8 +103,8 @@ def test_a_text_only_model_compiles_only_its_own_layers(weights):
 def test_more_rows_than_the_example_has_are_compiled_when_they_come(weights):
     runtime = compile_model(oracle.build(weights), uses=["decode"])
     rows = oracle.NO_PICTURE_IN_ONE_ROW
-    expected = write(EagerRuntime(oracle.build(weights), CPU), rows, 3)
-    for mine, plain in zip(write(runtime, rows, 3), expected, strict=True):
+    expected = oracle.write(EagerRuntime(oracle.build(weights), CPU), rows, 3)
+    for mine, plain in zip(oracle.write(runtime, rows, 3), expected, strict=True):
         assert distance(mine, plain) < TOLERANCE
     assert runtime.notices == []
 
@@ -137,10 +127,10 @@ def test_a_compiler_that_fails_later_leaves_a_model_that_goes_on_eagerly(weights
 
     layer.step = fail
     rows = CASES["A_start_picture_text"]
-    got = write(runtime, rows, 3)
+    got = oracle.write(runtime, rows, 3)
     assert runtime.notices == ["no longer compiled: torch.compile failed (no); --debug shows more"]
     assert runtime.compile_seconds is None
-    expected = write(EagerRuntime(oracle.build(weights), CPU), rows, 3)
+    expected = oracle.write(EagerRuntime(oracle.build(weights), CPU), rows, 3)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 

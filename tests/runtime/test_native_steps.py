@@ -159,6 +159,11 @@ def test_only_arguments_like_the_example_go_to_the_program(change, runs_natively
         assert torch.equal(got, x * 2)
 
 
+def test_float32_weights_need_no_c_kernels(weights, monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: pytest.fail("compiled for nothing"))
+    assert native_steps._steps(oracle.build(weights))
+
+
 def test_packed_int4_weights_are_packed_before_a_program_takes_them(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     model = load_model("tiny", quantize="int4-g32").runtime.model
@@ -188,21 +193,11 @@ def test_without_a_compiler_on_is_a_clear_error_and_the_model_stays_as_it_was(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_a_clear_error(weights, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_made_is_a_clear_error(weights, tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     (tmp_path / "steps").write_text("")
     with pytest.raises(DiskError, match=r"^cannot write '.*steps': File exists"):
         make_runtime(oracle.build(weights), CPU, "on")
-
-
-def write(runtime, rows: list[oracle.Row], steps: int) -> list[torch.Tensor]:
-    """Logits of a prefill, of `steps` greedy tokens, and of three tokens read at once."""
-    cache = runtime.new_cache(len(rows), 1)
-    logits = [runtime.prefill(oracle.inputs_of(rows), cache)]
-    for _ in range(steps):
-        logits.append(runtime.decode(logits[-1].argmax(-1, keepdim=True), cache))
-    drafted = torch.stack([logits[i].argmax(-1) for i in range(3)], dim=1)
-    return [*logits, runtime.verify(drafted, cache)]
 
 
 class Counting:
@@ -234,8 +229,8 @@ def test_native_steps_equal_eager_ones(case, natively, weights, monkeypatch):
     for layer in runtime.model.language_model.model.layers:
         layer.step._program = Counting(layer.step._program)
         counting.append(layer.step._program)
-    expected = write(EagerRuntime(oracle.build(weights), CPU), rows, 14)
-    for mine, plain in zip(write(runtime, rows, 14), expected, strict=True):
+    expected = oracle.write(EagerRuntime(oracle.build(weights), CPU), rows, 14)
+    for mine, plain in zip(oracle.write(runtime, rows, 14), expected, strict=True):
         assert torch.equal(mine.argmax(-1), plain.argmax(-1))
         assert distance(mine, plain) < TOLERANCE
     assert sum(program.calls for program in counting) == 14 * natively

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -235,3 +236,13 @@ def distance(left: Tensor, right: Tensor) -> float:
         return float("inf")
     largest = float((left.double() - right.double()).abs().max())
     return largest if largest == largest else float("inf")
+
+
+def write(runtime: Any, rows: list[Row], steps: int) -> list[Tensor]:
+    """Logits of a prefill, of `steps` greedy tokens, and of three tokens read at once."""
+    cache = runtime.new_cache(len(rows), 1)
+    logits = [runtime.prefill(inputs_of(rows), cache)]
+    for _ in range(steps):
+        logits.append(runtime.decode(logits[-1].argmax(-1, keepdim=True), cache))
+    drafted = torch.stack([logits[i].argmax(-1) for i in range(3)], dim=1)
+    return [*logits, runtime.verify(drafted, cache)]
