@@ -1,7 +1,12 @@
-"""What the wheel holds, compared with the folders it is made of."""
+"""What the wheel holds, what it needs, and which warnings are errors."""
 
+import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -62,3 +67,68 @@ def test_the_wheel_holds_nothing_else(members):
     assert tops == {"mmchat", f"mmchat-{mmchat.__version__}.dist-info"}
     data = {name.split("/")[2] for name in members if name.startswith(f"{DATA}/")}
     assert data == {"model_params", "assets"}
+
+
+def third_party(folder: Path) -> set[str]:
+    """The names of the packages that the Python files below `folder` import, anywhere in them."""
+    modules = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Import(names=names):
+                    modules |= {alias.name for alias in names}
+                case ast.ImportFrom(module=str(module), level=0):
+                    modules.add(module)
+    tops = {module.split(".")[0] for module in modules} - sys.stdlib_module_names
+    packages = importlib.metadata.packages_distributions()
+    return {packages[top][0].lower().replace("_", "-") for top in tops if top in packages}
+
+
+def declared(*extras: str) -> dict[str, str]:
+    """Name -> version range of what pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    split = [re.fullmatch(r"([\w-]+)([<>=].+)", line) for line in lines or project["dependencies"]]
+    return {found[1].replace("_", "-"): found[2] for found in split if found}
+
+
+def test_what_the_package_imports_is_declared_and_the_reverse():
+    imported = third_party(ROOT / "mmchat") - {"mmchat"}
+    optional = declared("heif", "tokenizers", "clipboard", "bench")
+    assert imported == declared().keys() | optional.keys()
+
+
+def test_what_only_the_tests_import_is_declared():
+    imported = third_party(ROOT / "tests") | third_party(ROOT / "assets")
+    assert imported - third_party(ROOT / "mmchat") - {"mmchat"} <= declared("test").keys()
+
+
+def test_every_dependency_has_a_lowest_and_a_highest_version():
+    ranges = declared() | declared("heif", "tokenizers", "clipboard", "bench", "test", "executorch")
+    assert len(ranges) > 25
+    for name, versions in ranges.items():
+        assert re.fullmatch(r">=[\d.]+,<=?[\d.]+", versions), (name, versions)
+
+
+def test_oracles_and_test_tools_are_no_newer_than_the_last_green_run():
+    lines = (ROOT / ".ci/constraints.txt").read_text("utf-8").splitlines()
+    tested = dict(line.split("==") for line in lines if "==" in line)
+    for name, versions in declared("bench", "test").items():
+        assert versions.split("<=")[1] == tested[name], name
+
+
+def warn_as(module: str) -> None:
+    exec("import warnings; warnings.warn('look', stacklevel=1)", {"__name__": module})
+
+
+@pytest.mark.parametrize("module", ["mmchat.images", "tests.test_package", "mmchat"])
+def test_a_warning_of_our_own_is_an_error(module):
+    with pytest.raises(UserWarning, match="look"):
+        warn_as(module)
+
+
+@pytest.mark.parametrize("module", ["transformers.models", "torch", "mmchatty"])
+def test_a_warning_of_a_library_is_none(module):
+    with warnings.catch_warnings(record=True) as seen:
+        warn_as(module)
+    assert [str(warning.message) for warning in seen] == ["look"]

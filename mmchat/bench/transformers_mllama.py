@@ -8,6 +8,7 @@ Calls go to `forward`, which leaves out what `generate` adds for each token.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ class TransformersMllama:
 
     @torch.inference_mode()
     def prefill(self, input_ids: tuple[int, ...]) -> Tensor:
-        return self._last(input_ids=self._ids(input_ids), past_key_values=self._cache())
+        return self._last(input_ids=self._ids(input_ids), **self._cache())
 
     @torch.inference_mode()
     def prefill_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
@@ -45,7 +46,7 @@ class TransformersMllama:
         )
         try:
             begin = self._clock.now()
-            logits = self._last(**inputs, past_key_values=self._cache())
+            logits = self._last(**inputs, **self._cache())
             end = self._clock.now()
         finally:
             hook.remove()
@@ -53,7 +54,7 @@ class TransformersMllama:
         return logits, stages
 
     def begin(self, context: Any) -> Any:
-        cache = self._cache()
+        [(keyword, cache)] = self._cache().items()
         text: Iterator[Any] = iter(context.text)
         image: Iterator[Any] = iter(context.image or ())
         seen = None
@@ -67,7 +68,7 @@ class TransformersMllama:
                 seen = torch.zeros(1, 1, 1, slots, dtype=torch.long, device=self.device)
                 seen[..., : key.shape[1] // tokens] = 1
                 cache.update(*(_padded(x[None], slots * tokens) for x in (key, value)), index)
-        return {"past_key_values": cache, "cross_attention_mask": seen}
+        return {keyword: cache, "cross_attention_mask": seen}
 
     @torch.inference_mode()
     def decode(self, token_id: int, cache: Any) -> Tensor:
@@ -77,10 +78,13 @@ class TransformersMllama:
         """Logits of the last position, as `generate` asks for them."""
         return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
 
-    def _cache(self) -> Any:
+    def _cache(self) -> dict[str, Any]:
+        """An empty cache by the name of forward's argument: `past_key_values` before 5.24."""
         from transformers import DynamicCache
 
-        return DynamicCache(config=self.config.text_config)
+        known = inspect.signature(self.model.forward).parameters
+        keyword = "cache" if "cache" in known else "past_key_values"
+        return {keyword: DynamicCache(config=self.config.text_config)}
 
     def _ids(self, input_ids: tuple[int, ...]) -> Tensor:
         return torch.tensor([input_ids], device=self.device)

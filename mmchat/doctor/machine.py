@@ -28,7 +28,7 @@ from mmchat.machine.memory import HostMemory, available_memory, host_memory
 from mmchat.speed_estimate import ReadingSpeeds, measure_reading
 
 LARGE = 10**10  # parameters of a model whose dtype is chosen as for the large ones
-PACKAGES = ("torch", "numpy", "safetensors", "huggingface_hub", "tiktoken", "pillow")
+PACKAGES = ("torch", "numpy", "huggingface_hub", "tiktoken", "pillow")
 # extra -> (what it brings, the module that shows that it is there)
 EXTRAS = {
     "heif": ("pictures in HEIC, as phones write them", "pillow_heif"),

@@ -177,10 +177,8 @@ def _connect(
 
 
 def _tls_context() -> ssl.SSLContext:
-    try:
-        import truststore  # comes with huggingface_hub; knows the system's certificates on macOS
-    except ImportError:
-        return ssl.create_default_context()
+    import truststore  # knows the system's certificates on macOS
+
     return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
