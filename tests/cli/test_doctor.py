@@ -313,7 +313,7 @@ def test_json_is_one_object_with_every_model_and_scheme(doctor):
 
 def test_every_extra_of_the_project_is_known():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"test"}
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"test", "test-peers"}
 
 
 @pytest.mark.slow
