@@ -51,7 +51,7 @@ def load_weights(
     stays_in_file = plan.scheme is None and placement.device.type == "cpu"
     if not stays_in_file:
         model.fuse_projections()
-    model.move_buffers(placement.device)
+    model.finish_loading(placement.device)
     return model
 
 

@@ -53,7 +53,7 @@ def load_saved(
         _assign(model, name, files.read(name).to(device))
         if progress:
             progress("weights", done, len(stored))
-    model.move_buffers(device)
+    model.finish_loading(device)
     return model
 
 

@@ -149,5 +149,6 @@ def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False
         text_only=text_only,
         load_seconds=0.5,
         sampling_defaults=SamplingParams(temperature=0.0),
+        remarks=(),
         peak_memory=lambda: 1,
     )

@@ -10,6 +10,7 @@ import mmchat
 from mmchat import checkpoint_weights
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, UsageError
 from mmchat.events import Finished
+from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
 from mmchat.kernels import native
 from mmchat.loader import load_model
@@ -118,6 +119,19 @@ def test_every_weight_is_loaded_as_it_was_stored(folder, weights):
     loaded = mmchat.load(folder, device="cpu").runtime.model.state_dict()
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_tables_filled_for_tiles_that_a_canvas_lacks_are_used_and_said(tmp_path, config):
+    filled = random_weights(config, fill_unused_tiles=True)
+    folder = write_hf_folder(tmp_path / "trained", config, filled)
+    export_model(ExportPlan(folder, tmp_path / "saved", "safetensors"))
+    image = torch.randn(1, 2, 3, 42, 42), torch.tensor([2])
+    expected = build(filled, config).vision_states(*image)
+    for place in (folder, tmp_path / "saved"):
+        model = mmchat.load(place, device="cpu", dtype="float32")
+        assert torch.equal(model.runtime.model.vision_states(*image), expected)
+        assert "padding tiles are computed one by one" in model.remarks[0]
+        assert mmchat.load(place, device="cpu", text_only=True).remarks == ()
 
 
 def test_progress_counts_the_tensors(folder, weights):

@@ -48,7 +48,7 @@ for module in model.modules():
         setattr(module, name, torch.ones(tensor.shape, dtype=tensor.dtype))
 if plan.scheme:
     model.fuse_projections()
-model.move_buffers(torch.device("cpu"))
+model.finish_loading(torch.device("cpu"))
 class Layout: aspect_ratio_id = {1: 1, 4: 4}[tiles]
 class Image:
     content_hash, layout = "x", Layout

@@ -99,7 +99,7 @@ def loaded(weights: dict[str, torch.Tensor], scheme: str) -> MllamaForConditiona
             module.quantize(tensor)
         else:
             setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
-    model.move_buffers(torch.device("cpu"))
+    model.finish_loading(torch.device("cpu"))
     return model
 
 

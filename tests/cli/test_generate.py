@@ -47,6 +47,12 @@ def test_verbose_gives_the_stages_on_stderr(mmchat_command):
     assert done.stdout == "A brown dog.\n"
 
 
+def test_what_is_unusual_about_the_weights_is_said_with_verbose(mmchat_command):
+    mmchat_command.use(b"A dog.").remarks = ("the tables are filled",)
+    assert "the tables are filled\n" in mmchat_command("generate", "-v", "-p", "x").stderr
+    assert "tables" not in mmchat_command("generate", "-p", "x").stderr
+
+
 def test_where_and_how_to_load_reaches_the_loader(mmchat_command):
     mmchat_command(
         "generate", "-p", "x", "--checkpoint-path", "w.pth", "--tokenizer-path", "t.model",

@@ -90,6 +90,8 @@ class _Examples:
         """Of VisionLayer.forward for a picture of one tile."""
         vision = self.model.vision_model
         tokens = vision.config.tokens_per_tile
-        hidden = self._zeros(1, 2 * tokens + 2, vision.config.hidden_size)
-        args = (hidden, tokens, vision._log_counts(1, hidden), valid_only)
+        shares = vision.padding_is_equal
+        tiles = 1 if shares else vision.config.max_num_tiles
+        hidden = self._zeros(1, (tiles + shares) * (tokens + 1), vision.config.hidden_size)
+        args = (hidden, tokens, vision._log_counts(tiles, hidden), valid_only)
         return Example(args, static=((hidden, 0), (hidden, 2)))

@@ -209,8 +209,9 @@ def _expand_tiles(ratios: Sequence[tuple[int, int]], shape: Shape) -> Transform:
             table[:h, :w] = rows[row, : h * w].reshape(h, w, tokens, width)
         if not forward([table]).equal(target):
             raise CheckpointError(
-                "a table of tile positions gives one tile different values on different canvases;"
-                " Meta's format cannot hold that"
+                "a table of tile positions gives one tile different values on different canvases,"
+                " or values to tiles that a canvas does not have, as training in transformers"
+                " does; Meta's format cannot hold that"
             )
         return [table]
 

@@ -56,6 +56,7 @@ class MllamaForConditionalGeneration(nn.Module):
             config.vision_config.output_dim, config.text_config.hidden_size
         )
         self.language_model = LanguageModel(config.text_config)
+        self.remarks: list[str] = []  # what is unusual about the loaded weights
 
     @property
     def device(self) -> torch.device:
@@ -221,7 +222,14 @@ class MllamaForConditionalGeneration(nn.Module):
             if isinstance(module, SelfAttention | GatedMLP):
                 module.fuse_projections()
 
-    def move_buffers(self, device: torch.device) -> None:
-        """Move the rotary frequencies: computed when the model is built, and in no checkpoint."""
+    def finish_loading(self, device: torch.device) -> None:
+        """Once the weights are there: what is in no checkpoint, and what follows from them."""
         rotary = self.language_model.model.rotary
-        rotary.inv_freq = rotary.inv_freq.to(device)
+        rotary.inv_freq = rotary.inv_freq.to(device)  # computed when the model is built
+        if not self.vision_model.class_embedding.is_meta:
+            self.vision_model.finish_loading()
+            if not self.vision_model.padding_is_equal:
+                self.remarks.append(
+                    "the tile tables are not zero where a canvas has no tile, as after training in"
+                    " transformers: padding tiles are computed one by one"
+                )

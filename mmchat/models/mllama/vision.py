@@ -5,7 +5,9 @@ and masks only the pairs in which query and key are both padding. Two exact shor
 
 - Padding never reads padding, so all padding tiles stay equal in every layer, and so do the pad
   tokens of one tile. One of each is computed; its key counts as many times as it stands for, by
-  adding log(count) to its logits.
+  adding log(count) to its logits. Padding tiles begin equal where the tile tables hold zeros for
+  them, as in all released models. Training in transformers fills those, which `finish_loading`
+  sees: then every tile is computed, and pad tokens alone are shared.
 - Valid queries see every key and padding queries see the valid keys: two attentions without a
   pairwise mask, and none at all for the padding queries of the last layer, which nothing reads.
 """
@@ -133,7 +135,7 @@ class PositionEmbedding(nn.Module):
         self.tile_embedding = nn.Embedding(rows, config.max_num_tiles * tokens * size)
 
     def inside_tile(self) -> Tensor:
-        """[P, E]: all the position that a padding tile gets."""
+        """[P, E]: all the position that a padding tile gets where the tables are zero."""
         return (1 - self.gate.tanh()) * self.embedding
 
     def forward(self, aspect_ratio_ids: Tensor, num_tiles: int) -> Tensor:
@@ -147,12 +149,13 @@ class VisionModel(nn.Module):
 
     tiles: [I, T, C, S, S] (S pixels), aspect_ratio_ids: [I] -> [I, T·P, output_dim].
     A token's features are the last hidden state and, channel by channel, the inputs of the layers
-    in `intermediate_layers_indices`.
+    in `intermediate_layers_indices`. padding_is_equal: one padding tile may stand for all.
     """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
+        self.padding_is_equal = True
         size = config.hidden_size
         self.patch_embedding = nn.Conv2d(
             config.num_channels, size, config.patch_size, config.patch_size, bias=False
@@ -170,9 +173,26 @@ class VisionModel(nn.Module):
             [GatedVisionLayer(config) for _ in range(config.num_global_layers)]
         )
 
+    def finish_loading(self) -> None:
+        """See whether the loaded tables are zero for the tiles that a canvas does not have."""
+        tables = (
+            self.pre_tile_positional_embedding.embedding.weight,
+            self.gated_positional_embedding.tile_embedding.weight,
+            self.post_tile_positional_embedding.embedding.weight,
+        )
+        self.padding_is_equal = not any(
+            bool(table[row].unflatten(0, (self.config.max_num_tiles, -1))[h * w :].any())
+            for table in tables
+            for row, (h, w) in enumerate(self.config.aspect_ratios, start=1)
+        )
+
     def forward(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        num_valid = tiles.shape[1] * self.config.tokens_per_tile
+        if not self.padding_is_equal:
+            most = self.config.max_num_tiles
+            black = tiles.new_zeros(len(tiles), most, *tiles.shape[2:])
+            tiles = torch.cat((tiles, black), dim=1)[:, :most]
         images, num_tiles = tiles.shape[:2]
-        num_valid = num_tiles * self.config.tokens_per_tile
         x = torch.cat((self._embed(tiles, aspect_ratio_ids), self._padding(images, num_tiles)), 1)
         log_counts = self._log_counts(num_tiles, x)
         saved = {}
@@ -189,7 +209,7 @@ class VisionModel(nn.Module):
         return torch.cat((x[:, :num_valid], features), dim=-1)
 
     def _embed(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
-        """Embedded patches and class tokens of the valid tiles: [I, T·P, E]."""
+        """Embedded patches and class tokens of the tiles: [I, T·P, E]."""
         images, num_tiles, channels, side, _ = tiles.shape
         patch = self.config.patch_size
         grid = side // patch
@@ -204,9 +224,9 @@ class VisionModel(nn.Module):
         return self.layernorm_pre(x).flatten(1, 2)
 
     def _padding(self, images: int, num_tiles: int) -> Tensor:
-        """One pad token for each valid tile, then one padding tile and its pad token: [I, N, E].
+        """One pad token for each tile, then one padding tile and its pad token: [I, N, E].
 
-        The padding tile is left out of a picture that fills every slot.
+        The padding tile is left out where there are tiles in every slot.
         """
         position = self.gated_positional_embedding.inside_tile()
         pad_tokens = position.new_zeros(num_tiles, position.shape[-1])
@@ -230,9 +250,9 @@ class VisionModel(nn.Module):
         return torch.cat(counts).log().to(dtype)
 
     def _add_post_tile(self, x: Tensor, aspect_ratio_ids: Tensor, num_tiles: int) -> Tensor:
-        """Add the second tile embedding to the valid tiles' tokens, their pad tokens included."""
-        num_valid = num_tiles * self.config.tokens_per_tile
+        """Add the second tile embedding to the tiles' tokens, their pad tokens included."""
+        end = num_tiles * self.config.tokens_per_tile
         embedding = self.post_tile_positional_embedding(aspect_ratio_ids, num_tiles)
-        valid = x[:, :num_valid].unflatten(1, (num_tiles, -1)) + embedding
-        pads = x[:, num_valid : num_valid + num_tiles] + embedding.squeeze(2)
-        return torch.cat((valid.flatten(1, 2), pads, x[:, num_valid + num_tiles :]), dim=1)
+        tokens = x[:, :end].unflatten(1, (num_tiles, -1)) + embedding
+        pads = x[:, end : end + num_tiles] + embedding.squeeze(2)
+        return torch.cat((tokens.flatten(1, 2), pads, x[:, end + num_tiles :]), dim=1)

@@ -54,11 +54,14 @@ IMAGE = CONFIG.image_token_id
 Row = tuple[list[int], list[TiledImage]]  # token ids, and one picture for each image token
 
 
-def random_weights(config: MllamaConfig = CONFIG, seed: int = 1) -> dict[str, Tensor]:
+def random_weights(
+    config: MllamaConfig = CONFIG, seed: int = 1, *, fill_unused_tiles: bool = False
+) -> dict[str, Tensor]:
     """Random float32 weights under the Hub's names.
 
     What enters a norm directly is small, so that the norm's epsilon shows in the output. As in
-    every checkpoint, the tile tables are 0 where a canvas has no tile.
+    every released checkpoint, the tile tables are 0 where a canvas has no tile, unless
+    `fill_unused_tiles`, as training in transformers does.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.device("meta"):
@@ -66,7 +69,7 @@ def random_weights(config: MllamaConfig = CONFIG, seed: int = 1) -> dict[str, Te
     weights = {}
     for name, like in shapes.items():
         weights[name] = _random_values(name, like.shape, generator)
-    for name, table in weights.items():
+    for name, table in weights.items() if not fill_unused_tiles else ():
         if table.shape[0] == len(CANVASES) + 1 and name.startswith("vision_model"):
             slots = table.view(len(CANVASES) + 1, config.vision_config.max_num_tiles, -1)
             slots[0] = 0
@@ -104,6 +107,7 @@ def build(
     """Our model with these weights; every name and shape must match."""
     model = MllamaForConditionalGeneration(config).to(dtype)
     model.load_state_dict(weights, strict=True)
+    model.finish_loading(torch.device("cpu"))
     return model.eval()
 
 

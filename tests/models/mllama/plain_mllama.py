@@ -62,14 +62,12 @@ def vision_features(w: Weights, config, tiles: Tensor, canvas: tuple[int, int]) 
     pixels[:valid] = tiles
     x = F.conv2d(pixels, w[f"{name}patch_embedding.weight"], stride=vision.patch_size)
     x = x.flatten(2).mT
-    for tile in range(valid):
-        key = "pre_tile_positional_embedding"
-        x[tile] = x[tile] + gate(key) * table(f"{key}.embedding")[tile]
+    key = "pre_tile_positional_embedding"
+    x = x + gate(key) * table(f"{key}.embedding")
     x = torch.cat((w[f"{name}class_embedding"].expand(slots, 1, -1), x), dim=1)
     key = "gated_positional_embedding"
     x = x + (1 - gate(key)) * w[f"{name}{key}.embedding"]
-    for tile in range(valid):
-        x[tile] = x[tile] + gate(key) * table(f"{key}.tile_embedding")[tile]
+    x = x + gate(key) * table(f"{key}.tile_embedding")
     x = layer_norm(w, f"{name}layernorm_pre", x, vision.norm_eps)
     x = F.pad(x, (0, 0, 0, -tokens % 8))
     padding = torch.ones(x.shape[:2], dtype=torch.bool)
@@ -82,9 +80,8 @@ def vision_features(w: Weights, config, tiles: Tensor, canvas: tuple[int, int]) 
             saved.append(x)
         x = vision_layer(w, f"{name}transformer.layers.{index}.", vision, x, allowed)
     x = layer_norm(w, f"{name}layernorm_post", x, vision.norm_eps).unflatten(0, (slots, -1))
-    for tile in range(valid):
-        key = "post_tile_positional_embedding"
-        x[tile] = x[tile] + gate(key) * table(f"{key}.embedding")[tile]
+    key = "post_tile_positional_embedding"
+    x = x + gate(key) * table(f"{key}.embedding")
     x = x.flatten(0, 1)
     for index in range(vision.num_global_layers):
         prefix = f"{name}global_transformer.layers.{index}."

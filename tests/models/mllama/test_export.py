@@ -101,6 +101,20 @@ def test_pictures_out_of_sight_do_not_count(model, exported):
     assert distance(got, oracle.run(model, [whole], 1).steps[:, 0]) < TOLERANCE
 
 
+def test_tables_filled_for_tiles_that_a_canvas_lacks_are_in_the_programs():
+    model = oracle.build(oracle.random_weights(fill_unused_tiles=True))
+    programs = {program.name: program for program in export_programs(model, LIMITS)}
+    traced = {name: trace(programs[name]).module() for name in ("vision", "vision_full")}
+    for canvas in oracle.CANVASES:
+        image = picture(canvas)
+        arguments = image.pixel_values[None], torch.tensor([image.layout.aspect_ratio_id])
+        name = "vision_full" if image.layout.num_tiles == 4 else "vision"
+        with torch.inference_mode():
+            pairs = model.cross_key_values(model.vision_states(*arguments))
+            for found, expected in zip(traced[name](*arguments), sum(pairs, ()), strict=True):
+                assert distance(found, expected) < TOLERANCE, canvas
+
+
 def test_a_batch_is_refused(exported):
     with pytest.raises(ExportError, match="one conversation at a time, not 2"):
         exported[0].new_cache(2, 8)

@@ -94,6 +94,17 @@ def test_vision_states_agree_on_every_canvas(canvas, ours, corrected):
     assert distance(got, expected.flatten(0, 1)) < TOLERANCE
 
 
+def test_tables_filled_for_tiles_that_a_canvas_lacks_agree():
+    """Training in transformers fills them, since it adds them to padding tiles."""
+    weights = oracle.random_weights(fill_unused_tiles=True)
+    ours, corrected = oracle.build(weights), theirs.build(weights)
+    assert ours.remarks
+    for case in ("F_canvas_1x1", "F_canvas_2x1", "F_canvas_2x2", "C_adjacent_then_apart"):
+        expected = theirs.run(corrected, CASES[case], STEPS)
+        got = oracle.run(ours, CASES[case], expected.tokens)
+        assert difference(got, expected) < TOLERANCE, case
+
+
 def test_a_picture_added_in_a_later_turn_agrees_with_reading_everything_at_once(ours, corrected):
     first: oracle.Row = ([1, 8, IMAGE, 17, 33], [picture((1, 3))])
     second: oracle.Row = ([44, 90, IMAGE, 3, 12], [picture((2, 1))])

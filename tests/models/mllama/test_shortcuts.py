@@ -50,9 +50,20 @@ def plain_logits(weights, ids, pictures) -> torch.Tensor:
         return plain_mllama.logits(weights, CONFIG, ids, pictures)
 
 
+@pytest.fixture(scope="module", params=["zero", "filled"])
+def unused_tiles(request):
+    """Weights and model in float64, by what the tile tables hold for tiles a canvas lacks."""
+    filled = request.param == "filled"
+    weights = oracle.random_weights(fill_unused_tiles=filled)
+    wide = {name: value.double() for name, value in weights.items()}
+    model = oracle.build(wide, dtype=torch.float64)
+    assert model.vision_model.padding_is_equal is not filled
+    return wide, model
+
+
 @pytest.mark.parametrize("canvas", CANVASES)
-def test_one_padding_tile_stands_for_all_exactly(canvas, wide_weights):
-    model = oracle.build(wide_weights, dtype=torch.float64)
+def test_padding_tiles_computed_once_or_one_by_one_are_exact(canvas, unused_tiles):
+    wide_weights, model = unused_tiles
     images = [picture(canvas, seed=1), picture(canvas, seed=2)]
     tiles = torch.stack([image.pixel_values for image in images])
     ratios = torch.tensor([image.layout.aspect_ratio_id for image in images])

@@ -37,7 +37,7 @@ def test_logits_agree_at_the_widths_of_11b():
     with torch.device("meta"):
         ours = MllamaForConditionalGeneration(config)
     ours.load_state_dict(weights, strict=True, assign=True)
-    ours.move_buffers(torch.device("cpu"))
+    ours.finish_loading(torch.device("cpu"))
     side = config.vision_config.image_size
     tiles = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3))
     ids = torch.tensor([[1, 17, config.image_token_id, 33, 9, 4, 77]])
