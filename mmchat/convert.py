@@ -200,8 +200,13 @@ def _describe(
         stops = params.family.resolve("prompt").stop_ids(tokenizer)
         if params.chat_format == "base":
             stops = {tokenizer.special_id("<|end_of_text|>")}
+        token_ids = {
+            "bos_token_id": tokenizer.special_id("<|begin_of_text|>"),
+            "eos_token_id": sorted(stops),
+            "pad_token_id": tokenizer.special_id("<|finetune_right_pad_id|>"),
+        }
         files = documents.hf_documents(
-            params.config, params.image_processor, dtype, generation, stops
+            params.config, params.image_processor, dtype, generation, token_ids
         )
         for name, content in files.items():
             write_json(work / name, content)

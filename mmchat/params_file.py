@@ -172,8 +172,7 @@ def _check_patterns(header: _Header, where: Where) -> None:
 
 def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
     family = get_family(found.get("model_type"), where)
-    preprocessor = _optional_json(path.with_name("preprocessor_config.json"))
-    parsed = family.from_hf_config(found, preprocessor, where)
+    parsed = family.from_hf_config(found, *_hf_preprocessor(path.parent, where))
     generation = _optional_json(path.with_name("generation_config.json")) or {}
     is_instruct = _has_chat_template(path.parent) or _has_several_stops(generation, found)
     chat_format: ChatFormat = "instruct" if is_instruct else "base"
@@ -230,6 +229,16 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
     """The object in a file that need not be there."""
     where = Where(str(path))
     return as_object(read_json(path, where), where) if path.exists() else None
+
+
+def _hf_preprocessor(folder: Path, where: Where) -> tuple[dict[str, Any] | None, Where, Where]:
+    """How pictures are prepared, `where`, and where that stands: transformers 5 nests it."""
+    own, outer = folder / "preprocessor_config.json", folder / "processor_config.json"
+    nested = (_optional_json(outer) or {}).get("image_processor")
+    if nested is not None:
+        place = Where(str(outer)).child("image_processor")
+        return as_object(nested, place), where, place
+    return _optional_json(own), where, Where(str(own))
 
 
 def _has_chat_template(folder: Path) -> bool:

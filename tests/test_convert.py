@@ -89,7 +89,7 @@ def test_torch_reads_what_was_written(hf_folder, meta_folder):
 
 def test_transformers_reads_what_was_written(meta_folder, tmp_path):
     from safetensors.torch import load_file
-    from transformers import AutoConfig, AutoImageProcessor
+    from transformers import AutoConfig, AutoImageProcessor, MllamaForConditionalGeneration
 
     folder = tmp_path / "back"
     convert(find_model(meta_folder), "hf", folder, max_shard_bytes=300_000)
@@ -97,6 +97,11 @@ def test_transformers_reads_what_was_written(meta_folder, tmp_path):
     assert (config.model_type, config.text_config.hidden_size) == ("mllama", 80)
     assert config.text_config.rope_parameters["rope_type"] == "llama3"
     assert AutoImageProcessor.from_pretrained(folder, use_fast=False).max_image_tiles == 4
+    model = MllamaForConditionalGeneration.from_pretrained(folder)
+    ids = torch.tensor([[1, 5, 17, 33]])
+    ours = mmchat.load(folder, device="cpu", dtype="float32").runtime.model
+    with torch.inference_mode():
+        assert torch.allclose(model(ids).logits, ours(ids), atol=1e-4)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     for name in set(index["weight_map"].values()):
         assert {n for n, s in index["weight_map"].items() if s == name} == load_file(

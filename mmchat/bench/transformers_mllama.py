@@ -160,8 +160,9 @@ def _check_installed() -> None:
 def _config(params: ModelParams, dtype: torch.dtype) -> Any:
     from transformers import MllamaConfig
 
+    token_ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # forward reads none
     documents = params.family.resolve("documents").hf_documents(
-        params.config, params.image_processor, str(dtype), vars(params.generation), ()
+        params.config, params.image_processor, str(dtype), vars(params.generation), token_ids
     )
     document = documents["config.json"]
     vision, text = document["vision_config"], document["text_config"]
@@ -176,7 +177,6 @@ def _config(params: ModelParams, dtype: torch.dtype) -> Any:
         **(text.pop("rope_scaling") or {"rope_type": "default"}),
         "rope_theta": text.pop("rope_theta"),
     }
-    text |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # forward reads none of them
     sections = {"vision_config": vision, "text_config": text}
     return MllamaConfig(**sections, image_token_index=document["image_token_index"])
 

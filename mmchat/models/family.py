@@ -38,7 +38,9 @@ class Family:
     model_type: str
     sections: tuple[str, ...]
     parse: Callable[[Mapping[str, Any], Where], FamilyParams]
-    from_hf_config: Callable[[Mapping[str, Any], Mapping[str, Any] | None, Where], FamilyParams]
+    from_hf_config: Callable[
+        [Mapping[str, Any], Mapping[str, Any] | None, Where, Where], FamilyParams
+    ]
     from_meta_params: Callable[[Mapping[str, Any], Where], FamilyParams]
     parameter_count: Callable[[Any], int]
     tile_size: Callable[[Any], int]

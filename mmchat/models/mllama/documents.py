@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,9 +15,13 @@ def hf_documents(
     processor: ImageProcessorParams,
     dtype: str,
     generation: dict[str, float],
-    stop_ids: Collection[int],
+    token_ids: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """File name -> content of config, generation_config and preprocessor_config."""
+    """File name -> content of config, generation_config and preprocessor_config.
+
+    token_ids: bos_token_id, eos_token_id and pad_token_id; transformers' own defaults lie beyond a
+    small vocabulary.
+    """
     vision, text = config.vision_config, asdict(config.text_config)
     scaling = text.pop("rope_scaling")
     rope = {"rope_type": "llama3", **scaling} if scaling else None
@@ -34,6 +38,7 @@ def hf_documents(
         },
         "text_config": {
             **text,
+            **token_ids,
             "model_type": "mllama_text_model",
             "rope_scaling": rope,
             "tie_word_embeddings": False,
@@ -57,7 +62,7 @@ def hf_documents(
     }
     return {
         "config.json": model,
-        "generation_config.json": {**answers, "eos_token_id": sorted(stop_ids)},
+        "generation_config.json": {**answers, **token_ids},
         "preprocessor_config.json": pictures,
     }
 

@@ -45,6 +45,8 @@ _HF_TEXT: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 131_072,
 }
+_RESCALE = 1 / 255
+_BILINEAR = 2  # Pillow's number
 _ROPE_THETA = 500_000.0
 _LLAMA3_SCALING: dict[str, Any] = {
     "factor": 8.0,
@@ -55,7 +57,10 @@ _LLAMA3_SCALING: dict[str, Any] = {
 
 
 def from_hf_config(
-    found: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, where: Where
+    found: Mapping[str, Any],
+    preprocessor: Mapping[str, Any] | None,
+    where: Where,
+    preprocessor_where: Where | None = None,
 ) -> FamilyParams:
     """Translate the Hub's config.json (both spellings of RoPE) and preprocessor_config.json."""
     vision_where, text_where = where.child("vision_config"), where.child("text_config")
@@ -89,7 +94,25 @@ def from_hf_config(
     _refuse_other(vision, expected, vision_where)
     for key in ("image_token_index", "image_token_id"):
         _refuse_other(found, {key: config.image_token_id}, where)
+    _check_preprocessor(
+        preprocessor or {}, config, preprocessor_where or Where("preprocessor_config.json")
+    )
     return family
+
+
+def _check_preprocessor(found: Mapping[str, Any], config: MllamaConfig, where: Where) -> None:
+    """Refuse another way of cutting and scaling pictures than that which this model has."""
+    side, scale = config.vision_config.image_size, found.get("rescale_factor")
+    if type(scale) is float and math.isclose(scale, _RESCALE, rel_tol=1e-6):  # fewer digits
+        found = {**found, "rescale_factor": _RESCALE}
+    expected = {
+        "max_image_tiles": config.vision_config.max_num_tiles,
+        "size": {"height": side, "width": side},
+        "resample": _BILINEAR,
+        "rescale_factor": _RESCALE,
+    }
+    steps = ("do_convert_rgb", "do_resize", "do_pad", "do_rescale", "do_normalize")
+    _refuse_other(found, expected | dict.fromkeys(steps, True), where)
 
 
 def _or(found: Mapping[str, Any], key: str, default: Any) -> Any:

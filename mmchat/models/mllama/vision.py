@@ -24,6 +24,8 @@ from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP
 
+OUTER_NORM_EPS = 1e-5  # in both references, whatever `norm_eps` of the layers is
+
 
 class VisionAttention(nn.Module):
     """Multi-head attention without biases over valid and padding tokens.
@@ -164,8 +166,8 @@ class VisionModel(nn.Module):
         self.gated_positional_embedding = PositionEmbedding(config)
         self.pre_tile_positional_embedding = TileEmbedding(config)
         self.post_tile_positional_embedding = TileEmbedding(config)
-        self.layernorm_pre = nn.LayerNorm(size, eps=config.norm_eps)
-        self.layernorm_post = nn.LayerNorm(size, eps=config.norm_eps)
+        self.layernorm_pre = nn.LayerNorm(size, eps=OUTER_NORM_EPS)
+        self.layernorm_post = nn.LayerNorm(size, eps=OUTER_NORM_EPS)
         self.transformer = VisionTransformer(
             [VisionLayer(config) for _ in range(config.num_hidden_layers)]
         )

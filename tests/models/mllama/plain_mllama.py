@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Weights = dict[str, Tensor]
+OUTER_EPS = 1e-5  # of the norms before and after the local layers, whatever the config says
 
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ def vision_features(w: Weights, config, tiles: Tensor, canvas: tuple[int, int]) 
     key = "gated_positional_embedding"
     x = x + (1 - gate(key)) * w[f"{name}{key}.embedding"]
     x = x + gate(key) * table(f"{key}.tile_embedding")
-    x = layer_norm(w, f"{name}layernorm_pre", x, vision.norm_eps)
+    x = layer_norm(w, f"{name}layernorm_pre", x, OUTER_EPS)
     x = F.pad(x, (0, 0, 0, -tokens % 8))
     padding = torch.ones(x.shape[:2], dtype=torch.bool)
     padding[:valid, :tokens] = False
@@ -79,7 +80,7 @@ def vision_features(w: Weights, config, tiles: Tensor, canvas: tuple[int, int]) 
         if index in vision.intermediate_layers_indices:
             saved.append(x)
         x = vision_layer(w, f"{name}transformer.layers.{index}.", vision, x, allowed)
-    x = layer_norm(w, f"{name}layernorm_post", x, vision.norm_eps).unflatten(0, (slots, -1))
+    x = layer_norm(w, f"{name}layernorm_post", x, OUTER_EPS).unflatten(0, (slots, -1))
     key = "post_tile_positional_embedding"
     x = x + gate(key) * table(f"{key}.embedding")
     x = x.flatten(0, 1)

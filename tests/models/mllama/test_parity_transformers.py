@@ -94,6 +94,16 @@ def test_vision_states_agree_on_every_canvas(canvas, ours, corrected):
     assert distance(got, expected.flatten(0, 1)) < TOLERANCE
 
 
+def test_another_norm_eps_is_that_of_the_vision_layers_alone():
+    vision = dataclasses.replace(CONFIG.vision_config, norm_eps=1e-3)
+    config = dataclasses.replace(CONFIG, vision_config=vision)
+    weights = oracle.random_weights()
+    case = CASES["F_canvas_2x1"]
+    expected = theirs.run(theirs.build(weights, ours=config), case, STEPS)
+    got = oracle.run(oracle.build(weights, config), case, expected.tokens)
+    assert difference(got, expected) < TOLERANCE
+
+
 def test_tables_filled_for_tiles_that_a_canvas_lacks_agree():
     """Training in transformers fills them, since it adds them to padding tiles."""
     weights = oracle.random_weights(fill_unused_tiles=True)

@@ -9,7 +9,7 @@ from mmchat.checkpoints.strict_json import Where
 from mmchat.errors import ParamsError
 from mmchat.models.mllama.params import parameter_count
 from mmchat.models.mllama.translate import from_hf_config, from_meta_params
-from mmchat.params import find_params, known_params
+from mmchat.params import find_params, known_params, load_params
 
 WHERE = Where("config.json")
 META_11B = {
@@ -130,6 +130,37 @@ def test_the_preprocessors_mean_and_std_are_taken():
     processor = from_hf_config({}, preprocessor, WHERE).image_processor
     assert (processor.image_mean, processor.image_std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
     assert [processor.alpha_for(f) for f in ("hf", "meta")] == ["white", "drop"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_image_tiles": 2}, "max_image_tiles: 2 is not supported here, only 4"),
+        ({"resample": 3}, "resample: 3 is not supported here, only 2"),
+        ({"size": {"height": 560, "width": 560}}, "size: .*'height': 448"),
+        ({"rescale_factor": 1.0}, "rescale_factor: 1.0"),
+        ({"do_normalize": False}, "do_normalize: False"),
+        ({"do_pad": False}, "do_pad: False"),
+    ],
+)
+def test_another_way_to_prepare_pictures_is_refused(change, message, tmp_path):
+    released = {
+        "max_image_tiles": 4, "resample": 2, "size": {"height": 448, "width": 448},
+        "rescale_factor": 0.00392156862745098, "do_normalize": True, "do_pad": True,
+        "do_rescale": True, "do_resize": True, "do_convert_rgb": True,
+    }  # fmt: skip
+    found = {"model_type": "mllama", "architectures": []}
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    own, outer = tmp_path / "preprocessor_config.json", tmp_path / "processor_config.json"
+    own.write_text(json.dumps(released))
+    load_params(tmp_path / "config.json")
+    own.write_text(json.dumps(released | change))
+    with pytest.raises(ParamsError, match=f"preprocessor_config.json: {message}"):
+        load_params(tmp_path / "config.json")
+    own.write_text(json.dumps(released))
+    outer.write_text(json.dumps({"image_processor": released | change}))
+    with pytest.raises(ParamsError, match=f"/processor_config.json: image_processor.{message}"):
+        load_params(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(

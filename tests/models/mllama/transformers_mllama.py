@@ -62,6 +62,7 @@ def _config(ours: OurConfig) -> MllamaConfig:
             patch_size=vision.patch_size,
             max_num_tiles=vision.max_num_tiles,
             intermediate_layers_indices=list(vision.intermediate_layers_indices),
+            norm_eps=vision.norm_eps,
             supported_aspect_ratios=[list(canvas) for canvas in CANVASES],
         ),
         text_config=MllamaTextConfig(
