@@ -219,6 +219,7 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
             params,
             plan,
             placement.device,
+            placement.dtype,
             text_only=options.text_only,
             progress=options.progress,
         )

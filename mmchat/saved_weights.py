@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmchat import quantization
-from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.errors import CheckpointError, quoted
 from mmchat.events import ProgressCallback
 
@@ -30,13 +29,14 @@ def load_saved(
     params: ModelParams,
     plan: Plan,
     device: torch.device,
+    dtype: torch.dtype,
     *,
     text_only: bool,
     progress: ProgressCallback | None = None,
 ) -> Any:
     """The model of `params` with the stored tensors. progress("weights", done, of tensors).
 
-    Raises CheckpointError with the differences.
+    dtype: of all that is not quantised. Raises CheckpointError with the differences.
     """
     from mmchat.nn.shapes_only import shapes_only
 
@@ -47,7 +47,12 @@ def load_saved(
             model.fuse_projections()
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=text_only)
-    _check(files, model.state_dict(), wanted)
+    buffers = dict(model.named_buffers())  # what is quantised, its scales included
+    expected = {
+        name: (tuple(like.shape), buffers[name].dtype if name in buffers else dtype)
+        for name, like in model.state_dict().items()
+    }
+    _check(files, expected, wanted)
     stored = [name for name in files.entries if name in wanted]
     for done, name in enumerate(stored, start=1):
         _assign(model, name, files.read(name).to(device))
@@ -57,26 +62,24 @@ def load_saved(
     return model
 
 
-def _check(files: Checkpoint, expected: Mapping[str, Tensor], wanted: set[str]) -> None:
+def _check(
+    files: Checkpoint,
+    expected: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    wanted: set[str],
+) -> None:
     faults = [f"{quoted(n)} is missing" for n in sorted(wanted - files.entries.keys())]
     faults += [f"{quoted(n)} is unknown" for n in sorted(files.entries.keys() - expected.keys())]
     for name in sorted(wanted & files.entries.keys()):
-        entry, like = files.entries[name], expected[name]
-        if entry.shape != tuple(like.shape) or not _fits(entry, like):
-            wants = f"{list(like.shape)} {str(like.dtype).removeprefix('torch.')}"
+        entry, (shape, kind) = files.entries[name], expected[name]
+        dtype = str(kind).removeprefix("torch.")
+        if (entry.shape, entry.dtype) != (shape, dtype):
+            wants = f"{list(shape)} {dtype}"
             faults.append(f"{quoted(name)} is {list(entry.shape)} {entry.dtype}, expected {wants}")
     if faults:
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise CheckpointError(
             f"{quoted(files.files[0], 300)}: {'; '.join(faults[:_SHOWN])}{more}; export it again"
         )
-
-
-def _fits(entry: TensorEntry, like: Tensor) -> bool:
-    """Floating weights may be of any width; what is quantised has one format."""
-    wide = ("float32", "bfloat16", "float16")
-    dtype = str(like.dtype).removeprefix("torch.")
-    return entry.dtype == dtype or (entry.dtype in wide and dtype in wide)
 
 
 def _assign(model: torch.nn.Module, name: str, tensor: Tensor) -> None:

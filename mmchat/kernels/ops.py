@@ -226,7 +226,7 @@ def _by_rows(quantize: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor) -
     size = max(1, CHUNK_BYTES // (4 * weight.shape[1]))
     whole: tuple[Tensor, ...] = ()
     for begin, end in _spans(rows, size):
-        parts = quantize(weight[begin:end].float())
+        parts = quantize(weight[begin:end].float().contiguous())
         whole = whole or tuple(part.new_empty(rows, *part.shape[1:]) for part in parts)
         for out, part in zip(whole, parts, strict=True):
             out[begin:end] = part

@@ -126,6 +126,30 @@ def test_weights_that_do_not_fit_are_all_named(folder):
         mmchat.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("quantize", "ending", "wrong", "message"),
+    [
+        ("int8", "weight_scale", torch.bfloat16, r"bfloat16, expected \[\d+\] float32"),
+        ("int4", "weight_zero", torch.float32, "float32, expected .* bfloat16"),
+        ("int4", "gate_up_proj.weight", torch.int8, "int8, expected .* uint8"),
+        ("none", "layernorm_pre.weight", torch.float16, "float16, expected .* float32"),
+    ],
+)
+def test_what_is_stored_in_another_dtype_is_refused(tmp_path, quantize, ending, wrong, message):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "out"
+    plan = ExportPlan(None, folder, "safetensors", dtype="float32", quantize=quantize)
+    export_model(plan)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith(ending))
+    tensors[name] = tensors[name].to(wrong)
+    save_file(tensors, folder / "model.safetensors")
+    claim(folder)
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
 def test_text_alone_needs_no_vision_weights(folder):
     model = mmchat.load(folder, text_only=True)
     assert finish(model.chat().send("Hello", (), GREEDY)).output_ids

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 
 from mmchat.kernels import native, ops
 from mmchat.nn.attention import attend
-
-compiled = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
+from tests.kernels.available import needs_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +32,7 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("width", [16, 80, 128, 256])
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 511, 513, 1300])
 @pytest.mark.parametrize("query_heads", [2, 6, 8])
@@ -52,7 +51,7 @@ def test_it_is_exact_up_to_the_rounding_of_the_result(
         assert relative(found, exact(query, key, value, mask)) < 0.003
 
 
-@compiled
+@needs_kernels
 def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     query, key = torch.full((1, 1, 1, 64), 40.0).bfloat16(), heads(1, 1, 700, 64)
     key[0, 0, 600] = 40.0  # a score of 12,800
@@ -61,7 +60,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     assert torch.equal(ops.attend(query, key, value, None)[0, 0, 0], value[0, 0, 600])
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("length", [40, 41, 700])
 def test_what_is_not_a_number_stays_so(length: int) -> None:
     query, key, value = (heads(1, 1, n, 64) for n in (1, length, length))
@@ -72,7 +71,7 @@ def test_what_is_not_a_number_stays_so(length: int) -> None:
     assert not ops.attend(query, key, value, None).isnan().any()
 
 
-@compiled
+@needs_kernels
 def test_what_is_masked_has_no_part() -> None:
     query = torch.randn(1, 4, 1, 64).bfloat16()
     key, value = heads(1, 1, 90, 64), heads(1, 1, 90, 64)
@@ -82,7 +81,7 @@ def test_what_is_masked_has_no_part() -> None:
     assert not ops.attend(query, key, value, torch.zeros_like(mask)).any()
 
 
-@compiled
+@needs_kernels
 def test_the_number_of_threads_changes_no_bit() -> None:
     query, key = torch.randn(1, 8, 1, 128).bfloat16(), heads(1, 2, 3000, 128)
     value, before, found = heads(1, 2, 3000, 128), torch.get_num_threads(), []

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from mmchat.kernels import native, reference
+from tests.kernels.available import needs_kernels
 
 HEADER = Path(__file__).with_name("emulated_vnni.h")
 AVX2 = ("-mavx2", "-mfma")
@@ -35,7 +36,7 @@ ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
 INT8 = ("random", "-128", "127", "-128 and 127 in turn")
 INT4 = ("random", "0", "15", "0 and 15 in turn")
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
+pytestmark = needs_kernels
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 intrinsics")
 
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from mmchat.kernels import native, ops, reference
+from tests.kernels.available import needs_kernels, reason_for_none
 
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 70, 300)
 GROUPS = (32, 64, 128)
-
-compiled = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +33,8 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Each way of computing that a machine may lead to."""
     if "native" not in request.param:
         monkeypatch.setattr(native, "library", lambda: None)
-    elif native.library() is None:
-        pytest.skip(native.reason())
+    elif reason := reason_for_none():
+        pytest.skip(reason)
     monkeypatch.setattr(ops, "has_fast_bf16", lambda: "fast" in request.param)
     return request.param
 
@@ -72,7 +71,7 @@ def test_an_int4_product_is_that_of_the_rounded_weights(
     assert relative(ops.linear_int4(x, *weight), expected) < 0.012
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("tokens", [1, 7])
 def test_the_number_of_threads_changes_no_bit(tokens: int, restored_threads: None) -> None:
     x, weight = torch.randn(tokens, 384), torch.randn(131, 384)
@@ -109,7 +108,7 @@ def test_the_axes_and_the_dtype_of_the_input_stay(machine: str) -> None:
         assert y.dtype == torch.bfloat16
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_broken_activation_breaks_its_token_and_no_other(value: float) -> None:
     x = torch.randn(6, 128)
@@ -145,7 +144,7 @@ def test_the_smallest_numbers_are_rounded_to_finite_ones(machine: str, tiny: flo
     assert (ops.linear_int8(x, *ops.quantize_int8(weight)).abs() <= 1e-30).all()
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_compiled_rounding_is_that_of_the_reference(group: int) -> None:
     weight = torch.randn(40, 256) * torch.rand(40, 1)
@@ -169,7 +168,7 @@ def test_the_search_beats_plain_rounding(group: int, outliers: int) -> None:
     assert (searched - weight).norm() < 0.95 * (rounded - weight).norm()
 
 
-@compiled
+@needs_kernels
 def test_compiled_graphs_keep_the_kernels_whole() -> None:
     weight = torch.randn(6, 128)
     formats = {
@@ -213,3 +212,10 @@ assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_weights_that_do_not_lie_row_by_row_are_rounded_as_their_copy_is(machine: str) -> None:
+    weight = torch.randn(128, 6).T  # as a .pth file may hold it
+    for rounded in (ops.quantize_int8, lambda w: ops.quantize_int4(w, 64)):
+        for found, expected in zip(rounded(weight), rounded(weight.contiguous()), strict=True):
+            assert torch.equal(found, expected)

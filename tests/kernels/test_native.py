@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.kernels import native
-
-needs_compiler = pytest.mark.skipif(native.library() is None, reason=f"kernels: {native.reason()}")
+from tests.kernels.available import needs_kernels
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def copy_sources(folder: Path, old: str = "", new: str = "") -> None:
         (folder / name).write_text(text.replace(old, new) if old else text)
 
 
-@needs_compiler
+@needs_kernels
 def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load()[0]
     (built,) = fresh.iterdir()
@@ -39,7 +38,7 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
     assert [built] == list(fresh.iterdir())
 
 
-@needs_compiler
+@needs_kernels
 def test_compiling_is_told_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", lambda: load()[0])
     told: list[tuple[str, int, int]] = []
@@ -60,7 +59,7 @@ def test_without_a_compiler_there_is_a_reason(fresh: Path, monkeypatch: pytest.M
     assert load() == (None, "no C compiler here; install gcc")
 
 
-@needs_compiler
+@needs_kernels
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +71,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     assert not list(fresh.iterdir())
 
 
-@needs_compiler
+@needs_kernels
 def test_a_damaged_library_is_not_used(fresh: Path) -> None:
     native._compiled().write_bytes(b"not a library")
     library, reason = load()
@@ -80,7 +79,7 @@ def test_a_damaged_library_is_not_used(fresh: Path) -> None:
     assert "do not load" in reason
 
 
-@needs_compiler
+@needs_kernels
 def test_a_kernel_that_computes_something_else_is_not_used(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -91,7 +90,7 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     assert reason == "the compiled kernel for int8 is wrong here"
 
 
-@needs_compiler
+@needs_kernels
 @pytest.mark.parametrize("name", native.SOURCES + native.HEADERS)
 def test_an_edited_file_is_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
@@ -115,7 +114,7 @@ def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> Non
     assert load() == (None, "switched off by MMCHAT_NATIVE_KERNELS=0")
 
 
-@needs_compiler
+@needs_kernels
 def test_a_cache_that_cannot_be_written_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

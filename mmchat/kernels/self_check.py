@@ -1,0 +1,112 @@
+"""Compare every function of the compiled kernels with its reference, on every branch that it has.
+
+Products are of whole numbers and powers of two with 127 in each block of activations, so that
+rounding leaves them as they are: they must come out exactly. Widths leave every remainder of the
+blocks and groups that are taken together, and 1 to 9 rows and tokens every remainder of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmchat.kernels import reference
+
+if TYPE_CHECKING:
+    from mmchat.kernels.native import Library
+
+BLOCK = 64
+GROUPS = (32, 64, 128)
+MOST = 9  # rows and tokens
+WIDTHS = (64, 128, 192, 256, 320, 576, 1152)
+WIDE = 32_832  # so many activations that a few tokens are taken at a time
+# (positions, width, queries that share a key) of attention; spans have 512 positions
+ATTENTION = ((1, 16, 1), (2, 128, 4), (65, 64, 3), (130, 256, 5), (513, 128, 9), (578, 32, 2))
+
+
+def first_fault(library: Library, *, briefly: bool = False) -> str | None:
+    """What the first function that is wrong computes; None if all are right.
+
+    briefly: one shape of products and attention, in 3 ms; all shapes of all take 0.2 s.
+    """
+    draw = torch.Generator().manual_seed(0)
+    if briefly:
+        checks = [_products(library, draw, (384,), (7,)), _attention(library, draw, ATTENTION[2:3])]
+    else:
+        checks = [
+            _products(library, draw, (*WIDTHS, WIDE), range(1, MOST + 1)),
+            _attention(library, draw, ATTENTION),
+            _rounding(library, draw),
+        ]
+    return next((name for check in checks for name, is_right in check if not is_right), None)
+
+
+def _products(
+    library: Library, draw: torch.Generator, widths: Sequence[int], counts: Sequence[int]
+) -> Iterator[tuple[str, bool]]:
+    for width in widths:
+        x = torch.randint(-127, 128, (MOST, width), generator=draw).float()
+        x[:, 5::BLOCK] = 127
+        q = torch.randint(-128, 128, (MOST, width), generator=draw).to(torch.int8)
+        if width != WIDE:  # the largest products, as long as float32 holds their sum
+            x[0], q[0] = 127, -128
+        scale = 2.0 ** (torch.arange(MOST) % 5 - 2)
+        yield "bf16", _exact(library.linear_bf16, counts, x, q.float(), q.bfloat16())
+        wide = reference.widen_int8(q, scale, torch.float32)
+        yield "int8", _exact(library.linear_int8, counts, x, wide, q, scale)
+        yield "wide int8", torch.equal(library.widen_int8(q, scale).float(), wide)
+        packed = q[:, : width // 2].contiguous().view(torch.uint8)
+        for group in GROUPS:
+            if width % group:
+                continue
+            at = torch.arange(MOST * width // group).reshape(MOST, -1)
+            int4 = packed, (2.0 ** (at % 3 - 1)).bfloat16(), (at % 7 - 3.0).bfloat16()
+            wide = reference.widen_int4(*int4, torch.float32)
+            yield f"int4-g{group}", _exact(library.linear_int4, counts, x, wide, *int4)
+            yield f"wide int4-g{group}", torch.equal(library.widen_int4(*int4).float(), wide)
+
+
+def _exact(
+    linear: Callable[..., Tensor], counts: Sequence[int], x: Tensor, wide: Tensor, *weights: Tensor
+) -> bool:
+    """Whether so many tokens, and each number of rows with one of them, give the products."""
+    expected = x @ wide.T
+    for tokens in counts:
+        rows = tokens * 4 % MOST + 1
+        found = linear(x[:tokens], *(weight[:rows] for weight in weights))
+        if not torch.equal(found, expected[:tokens, :rows]):
+            return False
+    return True
+
+
+def _attention(
+    library: Library, draw: torch.Generator, shapes: Sequence[tuple[int, int, int]]
+) -> Iterator[tuple[str, bool]]:
+    for length, width, queries in shapes:
+        query = torch.randn(2, 2 * queries, 1, width, generator=draw)
+        key, value = torch.randn(2, 2, 2, length, width, generator=draw).bfloat16()
+        mask = torch.rand(2, 1, 1, length, generator=draw) < 0.7
+        mask[..., -1] = True
+        for name, seen in (("attention", None), ("attention with a mask", mask)):
+            found = library.attend(query, key, value, seen)
+            expected = reference.attend(query, key.float(), value.float(), seen)
+            yield name, torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _rounding(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bool]]:
+    weight = torch.randn(3, 384 + 13, generator=draw)  # no vector length divides the rows
+    q, scale = library.quantize_int8(weight)
+    plain_q, plain_scale = reference.quantize_int8(weight)
+    is_near = int((q.int() - plain_q.int()).abs().max()) <= 1
+    yield "rounding to int8", is_near and torch.allclose(scale, plain_scale, rtol=1e-6, atol=0)
+    weight = weight[:, :384].contiguous()
+    for group in GROUPS:
+        found, plain = (
+            reference.widen_int4(*quantize(weight, group), torch.float32) - weight
+            for quantize in (library.quantize_int4, reference.quantize_int4)
+        )
+        errors = [d.unflatten(1, (-1, group)).square().sum(-1) for d in (found, plain)]
+        yield f"rounding to int4-g{group}", bool((errors[0] <= 1.05 * errors[1]).all())

@@ -1,0 +1,19 @@
+"""When the tests of the C kernels are left out: where there is no compiler, and only there."""
+
+from __future__ import annotations
+
+import pytest
+
+from mmchat.kernels import native
+
+
+def reason_for_none() -> str:
+    """Why there need not be kernels here; empty where a compiler should have made them."""
+    try:
+        native._target()
+    except native.UnavailableError as error:
+        return str(error)
+    return ""
+
+
+needs_kernels = pytest.mark.skipif(bool(reason_for_none()), reason=f"kernels: {reason_for_none()}")

@@ -1,0 +1,116 @@
+"""What C would read otherwise than it lies in memory never gets there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mmchat.kernels import native
+from tests.kernels.available import needs_kernels
+
+pytestmark = needs_kernels
+
+WEIGHT = torch.randn(6, 128)
+
+
+def arguments(name: str) -> list[torch.Tensor]:
+    """Tensors that a function takes."""
+    library = native.library()
+    assert library
+    int8, int4 = library.quantize_int8(WEIGHT), library.quantize_int4(WEIGHT, 64)
+    x = torch.randn(3, 128)
+    return {
+        "linear_bf16": [x, WEIGHT.bfloat16()],
+        "linear_int8": [x, *int8],
+        "linear_int4": [x, *int4],
+        "widen_int8": [*int8],
+        "widen_int4": [*int4],
+        "quantize_int8": [WEIGHT],
+        "attend": [
+            torch.randn(2, 4, 1, 64),
+            *torch.randn(2, 2, 2, 5, 64).bfloat16(),
+            torch.ones(2, 1, 1, 5, dtype=torch.bool),
+        ],
+    }[name]
+
+
+NAMES = (
+    "linear_bf16", "linear_int8", "linear_int4", "widen_int8", "widen_int4", "quantize_int8",
+)  # fmt: skip
+
+
+def spread(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, with other numbers between them."""
+    return torch.stack((tensor, tensor), dim=-1)[..., 0]
+
+
+def misaligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, at an address that is odd."""
+    held = bytearray(tensor.nbytes + 1)
+    out = torch.frombuffer(held, dtype=torch.uint8, offset=1)
+    out.copy_(tensor.contiguous().view(torch.uint8).flatten())
+    moved = torch.empty(0, dtype=tensor.dtype)
+    moved.set_(out.untyped_storage(), 0, tensor.shape, tensor.stride())
+    return moved
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "of another width": lambda t: t.half() if t.itemsize != 2 else t.float(),
+    "of another kind": lambda t: t.view({1: torch.bool, 2: torch.half, 4: torch.int32}[t.itemsize]),
+    "spread out": spread,
+    "shorter": lambda t: t[..., :-1].contiguous(),
+    "misaligned": misaligned,
+    "elsewhere": lambda t: t.to("meta"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_argument_is_refused(name: str, change: str) -> None:
+    function = getattr(native.library(), name)
+    for position, tensor in enumerate(arguments(name)):
+        given = arguments(name)
+        given[position] = CHANGES[change](tensor)
+        if change == "misaligned" and tensor.itemsize == 1:
+            function(*given)  # bytes may lie anywhere; narrower weights alone are weights, too
+        elif change != "shorter" or position or name.startswith("linear"):
+            with pytest.raises(ValueError, match=r"expected|weights"):
+                function(*given)
+
+
+def test_rows_that_are_missing_are_seen() -> None:
+    library = native.library()
+    assert library
+    for name in ("linear_int8", "linear_int4", "widen_int8", "widen_int4"):
+        given = arguments(name)
+        given[-1] = given[-1][:-1]
+        with pytest.raises(ValueError, match="expected"):
+            getattr(library, name)(*given)
+
+
+@pytest.mark.parametrize("group", [0, 16, 48, 256])
+def test_groups_of_another_size_are_refused(group: int) -> None:
+    library = native.library()
+    assert library
+    with pytest.raises(ValueError, match="groups"):
+        library.quantize_int4(WEIGHT, group)
+
+
+@pytest.mark.parametrize("change", ["of another width", "spread out", "shorter", "elsewhere"])
+@pytest.mark.parametrize("position", [1, 2])
+def test_wrong_keys_and_values_are_refused(change: str, position: int) -> None:
+    library, given = native.library(), arguments("attend")
+    assert library
+    given[position] = CHANGES[change](given[position])
+    with pytest.raises(ValueError, match="keys and values"):
+        library.attend(*given)
+
+
+def test_a_wrong_mask_is_refused() -> None:
+    library, given = native.library(), arguments("attend")
+    assert library
+    for mask in (given[3].float(), given[3].expand(2, 1, 1, 5)[:, :, :, :1], torch.ones(3, 5) > 0):
+        with pytest.raises((ValueError, RuntimeError)):
+            library.attend(*given[:3], mask)

@@ -1,0 +1,115 @@
+"""The check that compiled kernels pass before they are used sees a fault on any branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmchat.kernels import native, self_check
+from tests.kernels.available import needs_kernels
+
+pytestmark = needs_kernels
+
+LINEARS = ("linear_bf16", "linear_int8", "linear_int4")
+
+
+class Faulty:
+    """The compiled kernels, but for one function whose last number is off by a little in a case."""
+
+    def __init__(self, name: str, is_case: Callable[..., bool], off: float = 0.5) -> None:
+        self._name, self._is_case, self._off = name, is_case, off
+        self.met = False
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(native.library(), name)
+        return self._spoilt(function) if name == self._name else function
+
+    def _spoilt(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*arguments: Any) -> torch.Tensor:
+            out = function(*arguments)
+            if self._is_case(*arguments):
+                self.met = True
+                out.view(-1)[-1] += self._off
+            return out
+
+        return call
+
+
+def sees(name: str, is_case: Callable[..., bool], off: float = 0.5) -> bool:
+    faulty = Faulty(name, is_case, off)
+    found = self_check.first_fault(faulty)  # type: ignore[arg-type]
+    assert faulty.met
+    return found is not None
+
+
+def test_without_a_fault_there_is_none() -> None:
+    library = native.library()
+    assert library
+    assert self_check.first_fault(library) is None
+    assert self_check.first_fault(library, briefly=True) is None
+
+
+@pytest.mark.parametrize("name", LINEARS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_a_fault_of_some_tokens_or_rows_is_seen(name: str, count: int) -> None:
+    assert sees(name, lambda x, weight, *_: len(x) == count)
+    assert sees(name, lambda x, weight, *_: len(weight) == count)
+
+
+@pytest.mark.parametrize("name", LINEARS)
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3])
+def test_a_fault_of_what_is_left_of_a_row_is_seen(name: str, blocks: int) -> None:
+    assert sees(name, lambda x, *_: x.shape[1] // 64 % 4 == blocks)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_fault_of_groups_taken_together_or_left_is_seen(group: int, is_whole: bool) -> None:
+    def is_case(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, _: Any) -> bool:
+        groups = scale.shape[1]
+        return x.shape[1] // groups == group and (groups >= 8 if is_whole else groups % 8 > 0)
+
+    assert sees("linear_int4", is_case)
+
+
+@pytest.mark.parametrize("width", [16, 32, 64, 128, 256])
+def test_a_fault_of_attention_of_some_width_is_seen(width: int) -> None:
+    assert sees("attend", lambda query, key, *_: key.shape[-1] == width, off=0.01)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_a_fault_of_attention_to_long_texts_is_seen(has_mask: bool) -> None:
+    assert sees("attend", lambda q, key, v, mask: key.shape[2] > 512 and has_mask != (mask is None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("for (; g < groups; g++) {", "for (; g + 1 < groups; g++) {"),
+        ("for (; b < blocks; b++)", "for (; b < blocks - 1; b++)"),
+        ("for (; m < m1; m++) { CALL(one", "for (; m + 1 < m1; m++) { CALL(one"),
+        ("D == 128) span(q, key + at, value + at", "D == 128) span(q, key + at, key + at"),
+    ],
+)
+def test_a_fault_in_the_source_is_seen_and_remembered(
+    old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = 0
+    for name in native.SOURCES + native.HEADERS:
+        text = (Path(native.__file__).parent / name).read_text()
+        changed += text.count(old)
+        (tmp_path / name).write_text(text.replace(old, new))
+    assert changed
+    monkeypatch.setattr(native, "_FLAGS", ("-O1", *native._FLAGS[1:]))  # compiles in half the time
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "kernels")
+    library, reason = native._load.__wrapped__()
+    assert library is None
+    assert "is wrong here" in reason
+    monkeypatch.setattr(native, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert native._load.__wrapped__() == (None, reason)
