@@ -249,6 +249,26 @@ def test_a_conversation_with_cached_turns_equals_a_fresh_one(folder, picture):
     assert cached.output_ids == whole.output_ids
 
 
+def test_another_picture_at_the_same_place_is_read_anew(folder, tmp_path):
+    """Everything else of the prompt is the same: nothing of the old picture may stay cached."""
+    from PIL import Image
+
+    sent = SamplingParams(temperature=0.0, max_new_tokens=4, logprobs=1)
+    answers = []
+    for name, tone in (("one.png", 20), ("other.png", 220)):
+        Image.new("RGB", (70, 40), (tone, 90, 200)).save(tmp_path / name)
+    model = mmchat.load(folder, device="cpu")
+    session = model.chat()
+    for name in ("one.png", "other.png"):
+        first = finish(session.send("What is it?", [tmp_path / name], sent))
+        session.undo()
+        fresh = finish(model.chat().send("What is it?", [tmp_path / name], sent))
+        assert first.output_ids == fresh.output_ids
+        answers.append([round(entry.logprob, 4) for entry in first.logprobs])
+        assert answers[-1] == [round(entry.logprob, 4) for entry in fresh.logprobs]
+    assert answers[0] != answers[1]
+
+
 def test_a_model_that_would_be_faster_with_the_c_kernels_says_so(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(native, "reason", lambda: "no C compiler here; install gcc")

@@ -85,6 +85,14 @@ def test_repetition_penalty_counts_prompt_and_answer():
     assert draws([-1.0, -1.5], count=1, prompt=[0], temperature=0.0, repetition_penalty=2.0) == [1]
 
 
+def test_a_token_that_comes_twice_is_penalised_once_for_being_there():
+    greedy = {"temperature": 0.0}
+    # 2 / 1.5 stays above 1, 2 / 1.5² does not
+    assert draws([2.0, 1.0], count=3, prompt=[0, 0], repetition_penalty=1.5, **greedy) == [0] * 3
+    assert draws([-1.0, -1.8], count=1, prompt=[0, 0], repetition_penalty=1.5, **greedy) == [0]
+    assert draws([2.0, 1.5], count=4, presence_penalty=0.3, **greedy) == [0] * 4
+
+
 def test_presence_and_frequency_penalties_count_the_answer_only():
     assert draws([2.0, 1.5], count=1, prompt=[0], temperature=0.0, presence_penalty=1.0) == [0]
     assert draws([2.0, 1.5], count=2, temperature=0.0, presence_penalty=1.0) == [0, 1]

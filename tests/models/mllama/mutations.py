@@ -1,29 +1,38 @@
-"""Mistakes to make in the model, each of which the parity tests must see.
+"""Mistakes to make in the model, each of which a comparison must see.
 
 Every one is a mistake that some implementation has shipped, or one slip away from it. A mutation
-takes the model and pytest's monkeypatch, and changes one thing.
+takes the model and pytest's monkeypatch, and changes one thing. MUTATIONS: by the comparison that
+sees it, "cases" being those of the parity tests.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from mmchat.models.mllama import cache, text, vision
 from mmchat.nn import norm
-from mmchat.nn.rope import inverse_frequencies
+from mmchat.nn.kv_cache import LayerCache
+from mmchat.nn.rope import inverse_frequencies, scale_llama3
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import CONFIG
 
-MUTATIONS: dict[str, Callable] = {}
+MUTATIONS: dict[str, dict[str, Callable]] = {}
 
 
-def mutation(function: Callable) -> Callable:
-    MUTATIONS[function.__name__] = function
+def mutation(function: Callable, comparison: str = "cases") -> Callable:
+    MUTATIONS.setdefault(comparison, {})[function.__name__] = function
     return function
+
+
+long_text = partial(mutation, comparison="long texts")
+scaling = partial(mutation, comparison="scaling")
+filled_tables = partial(mutation, comparison="filled tables")
+outer_norms = partial(mutation, comparison="norm_eps")
 
 
 def cross_layers(model) -> list[text.CrossAttentionLayer]:
@@ -110,6 +119,76 @@ def decode_position_one_too_late(model, patch):
     )
 
 
+def rescale(model, **changes) -> None:
+    rotary = model.language_model.model.rotary
+    values = {**rotary.scaling, **changes}
+    values["original"] = int(values.pop("original_max_position_embeddings"))
+    frequencies = inverse_frequencies(rotary.head_dim, rotary.theta)
+    rotary.inv_freq = scale_llama3(frequencies, **values)
+
+
+@scaling
+def scaling_by_the_released_factor(model, patch):
+    rescale(model, factor=8.0)
+
+
+@scaling
+def scaling_by_the_released_low_factor(model, patch):
+    rescale(model, low_freq_factor=1.0)
+
+
+@scaling
+def scaling_by_the_released_high_factor(model, patch):
+    rescale(model, high_freq_factor=4.0)
+
+
+@scaling
+def scaling_by_the_released_context(model, patch):
+    rescale(model, original_max_position_embeddings=8192)
+
+
+@long_text
+def rotary_positions_in_bfloat16(model, patch):
+    """Which has every whole number up to 256."""
+    model.language_model.model.rotary.register_forward_pre_hook(
+        lambda module, arguments: (arguments[0].bfloat16().long(),)
+    )
+
+
+def change_step_mask(patch, change: Callable) -> None:
+    original = text.SelfAttention.step
+
+    def changed(self, x, cos, sin, cached, positions, mask):
+        columns = torch.arange(mask.shape[-1])
+        return original(self, x, cos, sin, cached, positions, mask & change(columns, positions))
+
+    patch.setattr(text.SelfAttention, "step", changed)
+
+
+@long_text
+def decoding_does_not_see_itself_beyond_256(model, patch):
+    change_step_mask(
+        patch, lambda columns, at: (columns != at[..., None])[:, None] | (at < 256)[..., None]
+    )
+
+
+@long_text
+def decoding_sees_the_last_1024_positions(model, patch):
+    change_step_mask(patch, lambda columns, at: (columns > at[..., None] - 1024)[:, None])
+
+
+@long_text
+def a_grown_cache_loses_its_last_position(model, patch):
+    original = LayerCache._move
+
+    def lossy(self, capacity):
+        original(self, capacity)
+        if capacity > 512:
+            self.key[:, :, 511] = 0
+
+    patch.setattr(LayerCache, "_move", lossy)
+
+
 @mutation
 def no_token_for_the_image_but_the_last_one_of_the_vocabulary(model, patch):
     model.language_model.model.embed_tokens.register_forward_pre_hook(
@@ -148,6 +227,11 @@ def all_earlier_pictures_stay_visible(model, patch):
 @mutation
 def adjacent_pictures_are_not_seen_together(model, patch):
     change_intervals(patch, lambda found: [(first, end, seen[-1:]) for first, end, seen in found])
+
+
+@mutation
+def at_most_two_pictures_are_seen_together(model, patch):
+    change_intervals(patch, lambda found: [(first, end, seen[-2:]) for first, end, seen in found])
 
 
 @mutation
@@ -214,6 +298,29 @@ def layernorm_pre_eps_1e_6(model, patch):
 def global_layers_norm_eps_1e_6(model, patch):
     for layer in model.vision_model.global_transformer.layers:
         layer.input_layernorm.eps = 1e-6
+
+
+@outer_norms
+def outer_norms_with_the_eps_of_the_layers(model, patch):
+    for layer in (model.vision_model.layernorm_pre, model.vision_model.layernorm_post):
+        layer.eps = model.vision_model.config.norm_eps
+
+
+@filled_tables
+def padding_tiles_taken_for_equal(model, patch):
+    model.vision_model.padding_is_equal = True
+
+
+@filled_tables
+def padding_tiles_without_post_tile_embedding(model, patch):
+    original = vision.VisionModel._add_post_tile
+
+    def spare(self, x, ratios, slots):
+        added = original(self, x, ratios, slots)
+        tokens = self.config.tokens_per_tile
+        return torch.cat((added[:, :tokens], x[:, tokens:]), dim=1)  # one tile is valid
+
+    patch.setattr(vision.VisionModel, "_add_post_tile", spare)
 
 
 @mutation

@@ -8,7 +8,7 @@ gate of 0, a norm of 1 or a bias of 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,21 @@ CONFIG = MllamaConfig(
     ),
 )
 IMAGE = CONFIG.image_token_id
+# For texts of more than a thousand positions: few numbers a position, and rotary frequencies of
+# which some stay, some are divided and one is in between.
+THIN = replace(
+    CONFIG,
+    text_config=replace(
+        CONFIG.text_config,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        cross_attention_layers=(1,),
+        rope_scaling=RopeScaling(4.0, 2.0, 5.0, 512),
+    ),
+)
 
 Row = tuple[list[int], list[TiledImage]]  # token ids, and one picture for each image token
 
@@ -146,6 +161,12 @@ CASES: dict[str, list[Row]] = {
             [picture((1, 2)), picture((1, 1)), picture((2, 1))],
         )
     ],
+    "C_one_then_three_adjacent": [
+        (
+            [1, IMAGE, 5, IMAGE, IMAGE, IMAGE, 33, 9],
+            [picture((1, 1)), picture((1, 2)), picture((2, 1)), picture((1, 1), 3)],
+        )
+    ],
     "C_same_picture_twice": [([1, IMAGE, IMAGE, 33, 9], [picture((1, 2)), picture((1, 2))])],
     "D_text_only": [([1, 5, 17, 33, 9], [])],
     "E_picture_first": [([IMAGE, 17, 33, 9, 4, 77], [picture((2, 2))])],
@@ -158,6 +179,15 @@ CASES: dict[str, list[Row]] = {
         ([1, IMAGE, 21, 5, IMAGE, 44, 90, 3], [picture((1, 1)), picture((2, 2))]),
     ],
 }
+
+
+def long_row(length: int) -> Row:
+    """A picture, then random text, so many tokens in all."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(5, IMAGE, (length - 3,), generator=generator).tolist()
+    return [1, 8, IMAGE, *ids], [picture((1, 2))]
+
+
 NO_PICTURE_IN_ONE_ROW: list[Row] = [
     ([1, 8, IMAGE, 17, 33], [picture((4, 1))]),
     ([1, 90, 12, 43, 7, 2, 6], []),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -166,6 +167,19 @@ def test_only_rotary_projections_are_permuted():
     rows = meta["text_model.layers.0.attention.wk.weight"]  # 8 heads of 4 rows
     moved = found["language_model.model.layers.0.self_attn.k_proj.weight"]
     assert torch.equal(moved[4:8], rows[[4, 6, 5, 7]])
+
+
+def test_one_key_value_head_is_permuted_as_any_other():
+    """Meta rotates neighbouring rows of a head, the Hub those half a head apart."""
+    config = replace(CONFIG, text_config=replace(CONFIG.text_config, num_key_value_heads=1))
+    meta = random_meta(config)
+    found = to_hub(meta, config)
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == hf_shapes(config)
+    moved = found["language_model.model.layers.0.self_attn.k_proj.weight"]
+    assert torch.equal(moved, meta["text_model.layers.0.attention.wk.weight"][[0, 2, 1, 3]])
+    crossed = found["language_model.model.layers.1.cross_attn.k_proj.weight"]
+    assert torch.equal(crossed, meta["text_model.cross_attention_layers.0.attention.wk.weight"])
+    assert_equal(to_hub(dict(to_source(meta_rules(config), found.__getitem__)), config), found)
 
 
 # Reading

@@ -49,7 +49,8 @@ def build(
 
 def _config(ours: OurConfig) -> MllamaConfig:
     vision, text = ours.vision_config, ours.text_config
-    scaling = text.rope_scaling
+    scaling = vars(text.rope_scaling) if text.rope_scaling else {}
+    rope = {"rope_type": "llama3" if scaling else "default", **scaling}
     return MllamaConfig(
         vision_config=MllamaVisionConfig(
             hidden_size=vision.hidden_size,
@@ -75,14 +76,7 @@ def _config(ours: OurConfig) -> MllamaConfig:
             cross_attention_layers=list(text.cross_attention_layers),
             rms_norm_eps=text.rms_norm_eps,
             max_position_embeddings=text.max_position_embeddings,
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": text.rope_theta,
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_max_position_embeddings,
-            },
+            rope_parameters={"rope_theta": text.rope_theta, **rope},
             bos_token_id=1,
             eos_token_id=text.vocab_size - 1,
             pad_token_id=PAD,

@@ -1,0 +1,41 @@
+"""What the cache of a conversation is compared by."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image as PILImage
+
+from mmchat.images import content_hash
+from mmchat.messages import Image, Message, Text
+from mmchat.models.mllama.params import ImageProcessorParams
+from mmchat.models.mllama.processor import MllamaProcessor
+from mmchat.tokenizers.byte_pair import BytePairTokenizer
+from mmchat.tokenizers.tiktoken_file import llama3_special_tokens
+from tests.models.mllama.oracle import CONFIG
+from tests.synthetic_tokenizer import trained_tokens
+
+TOKENS = trained_tokens()
+SPECIALS = {name: len(TOKENS) + i for i, name in enumerate(llama3_special_tokens())}
+NORMALISATION = ImageProcessorParams((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "white")
+
+
+def picture(grey: int) -> Image:
+    pixels = PILImage.new("RGB", (30, 20), (grey, grey, grey))
+    return Image(pixels, "picture.png", content_hash(pixels))
+
+
+def prompt_about(*pictures: Image):
+    processor = MllamaProcessor(CONFIG, NORMALISATION, BytePairTokenizer(TOKENS, SPECIALS), "white")
+    return processor.chat_prompt([Message("user", (*pictures, Text("What is it?")))])
+
+
+def test_a_picture_replaced_at_the_same_place_changes_the_fingerprint_there():
+    first = prompt_about(picture(10), picture(20), picture(30))
+    second = prompt_about(picture(10), picture(21), picture(30))
+    assert first.input_ids == second.input_ids
+    pairs = zip(first.fingerprint, second.fingerprint, strict=True)
+    different = [at for at, (one, other) in enumerate(pairs) if one != other]
+    assert different == [first.images[1][0]]
+    assert first.fingerprint == prompt_about(picture(10), picture(20), picture(30)).fingerprint
+    tiles = [prompt.images[1][1].pixel_values for prompt in (first, second)]
+    assert not torch.equal(*tiles)
