@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,6 +164,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         try:
             self._c = ctypes.CDLL(str(path))
+            self._functions: dict[str, Any] = {}  # called once, with the types of their arguments
             self._c.mmchat_instructions.restype = ctypes.c_char_p
             self.instructions = self._c.mmchat_instructions().decode()
         except (OSError, AttributeError) as error:
@@ -184,8 +186,8 @@ class Library:
 
     def _linear(self, name: str, x: Tensor, weights: list[Read], *more: int) -> Tensor:
         tokens, width = x.shape
-        rows = len(weights[0][0])
         weight = weights[0][0]
+        rows = weight.shape[0]
         if width % BLOCK or weight.nbytes * 8 // _BITS[name] != rows * width:
             raise ValueError(f"{name}: weights {list(weight.shape)} and a width of {width}")
         out = torch.empty(tokens, rows)
@@ -212,7 +214,7 @@ class Library:
         _check("mmchat_attend", reads)
         sizes = (batch, groups, queries, length, width)
         strides = (key.stride(0), key.stride(1), mask_stride)
-        if self._run("mmchat_attend", scaled, key, value, seen, out, *sizes, *strides):
+        if self._run("mmchat_attend", [scaled, key, value, seen, out], sizes + strides):
             raise MemoryError(f"no memory to attend to {length} positions")
         return out.reshape(query.shape).to(query.dtype)
 
@@ -268,16 +270,16 @@ class Library:
     def _call(self, name: str, reads: list[Read], writes: list[Tensor], *sizes: int) -> int:
         """C functions take what they read, what they write, which is made here, and sizes."""
         _check(name, reads)
-        return self._run(name, *(tensor for tensor, *_ in reads), *writes, *sizes)
+        return self._run(name, [read[0] for read in reads] + writes, sizes)
 
-    def _run(self, name: str, *arguments: Tensor | int | None) -> int:
-        values = [
-            ctypes.c_int64(a)
-            if isinstance(a, int)
-            else ctypes.c_void_p(None if a is None else a.data_ptr())
-            for a in arguments
-        ]
-        return getattr(self._c, name)(*values, ctypes.c_int(torch.get_num_threads()))
+    def _run(self, name: str, tensors: list[Tensor | None], sizes: tuple[int, ...]) -> int:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = getattr(self._c, name)
+            numbers = [ctypes.c_int64] * len(sizes)
+            function.argtypes = [ctypes.c_void_p] * len(tensors) + numbers + [ctypes.c_int]
+        pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        return function(*pointers, *sizes, torch.get_num_threads())
 
     def check(self, *, briefly: bool = False) -> None:
         """Compare every function with its reference, on all its branches unless `briefly`.
@@ -311,7 +313,7 @@ def _check(name: str, reads: list[Read]) -> None:
             tensor.dtype != dtype
             or tensor.shape != shape
             or not tensor.is_contiguous()
-            or tensor.device.type != "cpu"
+            or not tensor.is_cpu
             or tensor.data_ptr() % dtype.itemsize
         ):
             raise ValueError(
