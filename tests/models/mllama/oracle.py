@@ -161,10 +161,10 @@ CASES: dict[str, list[Row]] = {
             [picture((1, 2)), picture((1, 1)), picture((2, 1))],
         )
     ],
-    "C_one_then_three_adjacent": [
+    "C_three_adjacent": [
         (
-            [1, IMAGE, 5, IMAGE, IMAGE, IMAGE, 33, 9],
-            [picture((1, 1)), picture((1, 2)), picture((2, 1)), picture((1, 1), 3)],
+            [1, 7, IMAGE, IMAGE, IMAGE, 33, 9],
+            [picture((1, 2)), picture((2, 1)), picture((1, 1))],
         )
     ],
     "C_same_picture_twice": [([1, IMAGE, IMAGE, 33, 9], [picture((1, 2)), picture((1, 2))])],

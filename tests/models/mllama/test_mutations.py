@@ -46,7 +46,7 @@ COMPARED = cases(
     "A_start_picture_text",
     "B_text_between_pictures",
     "C_adjacent_then_apart",
-    "C_one_then_three_adjacent",
+    "C_three_adjacent",
     "F_canvas_2x2",
     "F_canvas_3x1",
 )
