@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -10,12 +11,15 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmchat.atomic_file import write_text
+from mmchat.errors import DiskError
 from mmchat.events import ProgressCallback
 from mmchat.kernels import self_check
 from mmchat.machine.cpu import processor_identity
@@ -117,7 +121,8 @@ def _check_once(fresh: Path, verdict: Path) -> None:
     try:
         Library(fresh).check()
     except UnavailableError as error:
-        verdict.write_text(str(error))
+        with contextlib.suppress(DiskError):
+            write_text(verdict, str(error))
         raise
 
 
@@ -272,7 +277,7 @@ class Library:
         _check(name, reads)
         return self._run(name, [read[0] for read in reads] + writes, sizes)
 
-    def _run(self, name: str, tensors: list[Tensor | None], sizes: tuple[int, ...]) -> int:
+    def _run(self, name: str, tensors: Sequence[Tensor | None], sizes: tuple[int, ...]) -> int:
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = getattr(self._c, name)
