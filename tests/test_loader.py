@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import mmchat
 from mmchat import checkpoint_weights
-from mmchat.errors import CheckpointError, DeviceError, MemoryError_, UsageError
+from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalError, UsageError
 from mmchat.events import Finished
 from mmchat.images import load_image
 from mmchat.kernels import native
@@ -99,6 +99,19 @@ def test_a_loaded_folder_says_what_the_bare_model_says(folder, config, weights, 
     expected = greedy_by_full_passes(build(weights, config), finished.prompt_ids, tiled)
     assert list(finished.output_ids) == expected[: len(finished.output_ids)]
     assert finished.usage.image_tokens == tiled.layout.num_tiles * 10
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4-g32"])
+def test_one_weight_that_is_no_number_ends_the_answer_with_an_error(
+    tmp_path, config, weights, scheme
+):
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    broken = weights[name].clone()
+    broken[3, 5] = torch.nan
+    folder = write_hf_folder(tmp_path / "broken", config, {**weights, name: broken})
+    model = mmchat.load(folder, device="cpu", quantize=scheme)
+    with pytest.raises(NumericalError, match="NaN or infinite logits at token 1"):
+        finish(model.chat().send("Hello", sampling=GREEDY))
 
 
 def test_text_only_leaves_vision_unloaded_and_says_the_same_about_text(folder, picture):
