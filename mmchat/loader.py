@@ -34,7 +34,8 @@ from mmchat.tokenizers.base import Tokenizer
 class LoadedModel:
     """A model with all that a conversation needs.
 
-    max_seq_len: positions of prompt and answer. quantize: the scheme of the weights.
+    max_seq_len: positions of prompt and answer. quantize: the scheme of the weights. remarks: what
+    is unusual about the weights, for those who ask for details.
     """
 
     params: ModelParams
@@ -47,6 +48,7 @@ class LoadedModel:
     text_only: bool
     quantize: str
     load_seconds: float
+    remarks: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -147,13 +149,17 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Running:
-    """A model that is ready, and how it was made so. format: of the weights, "hf" or "meta"."""
+    """A model that is ready, and how it was made so. format: of the weights, "hf" or "meta".
+
+    remarks: as in LoadedModel.
+    """
 
     runtime: Runtime
     placement: Placement
     plan: Plan
     max_seq_len: int
     format: str
+    remarks: tuple[str, ...] = ()
 
 
 def _run_checkpoint(source: ModelSource, options: _Options) -> _Running:
@@ -174,7 +180,7 @@ def _run_weights(
     model = load_weights(files, setup, placement, plan, options.progress)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
-    return _Running(runtime, placement, plan, limit, files.format)
+    return _Running(runtime, placement, plan, limit, files.format, files.remarks)
 
 
 def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options) -> _Running:
@@ -275,6 +281,7 @@ def _ready(
         text_only=text_only,
         quantize=running.plan.name,
         load_seconds=time.perf_counter() - begin,
+        remarks=running.remarks,
     )
 
 

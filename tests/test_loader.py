@@ -5,9 +5,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import mmchat
 from mmchat import checkpoint_weights
+from mmchat.cli.app import app
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalError, UsageError
 from mmchat.events import Finished
 from mmchat.images import load_image
@@ -112,6 +114,16 @@ def test_one_weight_that_is_no_number_ends_the_answer_with_an_error(
     model = mmchat.load(folder, device="cpu", quantize=scheme)
     with pytest.raises(NumericalError, match="NaN or infinite logits at token 1"):
         finish(model.chat().send("Hello", sampling=GREEDY))
+
+
+def test_a_stray_buffer_is_passed_over_and_said_to_those_who_ask(tmp_path, config, weights):
+    stray = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    folder = write_hf_folder(tmp_path / "stray", config, weights | stray)
+    said = "passed over 'model.layers.0.self_attn.rotary_emb.inv_freq', which other libraries"
+    for asked in (["-v"], []):
+        done = CliRunner().invoke(app, ["generate", str(folder), "-p", "x", "-n", "1", *asked])
+        assert done.exit_code == 0, done.stderr
+        assert (said in " ".join(done.stderr.split())) == bool(asked)
 
 
 def test_text_only_leaves_vision_unloaded_and_says_the_same_about_text(folder, picture):

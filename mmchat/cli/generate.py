@@ -119,7 +119,8 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
     if cut and not request.quiet and form in ("stream", "whole"):
         console.note(cut)
     if request.verbose:
-        console.note(answer.placement_line(model))
+        for line in (answer.placement_line(model), *model.remarks):
+            console.note(line)
         for line in answer.timing_lines(finished.timings):
             console.note(line)
     if finished.reason == "interrupted":
