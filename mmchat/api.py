@@ -24,7 +24,7 @@ class Model(LoadedModel):
     def complete(
         self,
         text: str,
-        images: Sequence[ImageSource] = (),
+        images: ImageSource | Sequence[ImageSource] = (),
         sampling: SamplingParams | None = None,
     ) -> Iterator[Event]:
         """Continue raw text, as base models do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from mmchat.errors import PromptError
+from mmchat.errors import PromptError, check_type
 from mmchat.events import FinishReason
 from mmchat.messages import Image, Message, Part, Text
 
@@ -36,8 +36,11 @@ class Conversation:
     def of(cls, messages: Sequence[Message]) -> Conversation:
         """From messages: an optional system message, then questions and answers in turn.
 
-        Raises PromptError if they come in another order.
+        Raises PromptError if they come in another order, UsageError if they are none.
         """
+        check_type("messages", messages, (list, tuple), "a list of Message")
+        for message in messages:
+            check_type("an item of messages", message, Message, "a Message")
         system = messages[0].text if messages and messages[0].role == "system" else None
         rest = messages[1:] if system is not None else messages
         pairs = list(zip(rest[::2], rest[1::2], strict=False))

@@ -113,6 +113,13 @@ class NumericalError(MmchatError):
     """The model produced NaN or infinite logits."""
 
 
+def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
+    """Raise UsageError if the argument `name` is not one of `kinds`; wanted: these, in words."""
+    if not isinstance(value, kinds):
+        kind = type(value).__name__
+        raise UsageError(f"{name} must be {wanted}, not {kind} {quoted(value)}")
+
+
 def quoted(name: object, width: int = 100) -> str:
     """A name from outside, for a message: in quotes, escaped, the middle of a long one cut."""
     text = str(name)

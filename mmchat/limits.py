@@ -1,5 +1,10 @@
 """Every cap on input from outside, in one table. Sizes are bytes unless the name says otherwise."""
 
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
 KIB, MIB = 1024, 1024**2
 
 # Pictures
@@ -17,6 +22,20 @@ FETCH_REDIRECTS = 3
 
 # Text
 PROMPT_BYTES = 4 * MIB
+
+# Sampling: the least and the greatest value of each setting, in every place where it can be given
+SAMPLING: Mapping[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_k": (0, math.inf),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "seed": (0, 2**63 - 1),
+    "max_new_tokens": (1, math.inf),
+    "logprobs": (0, 20),
+}
 
 # Checkpoint files
 SAFETENSORS_HEADER_BYTES = 8 * MIB

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import torch
@@ -14,7 +18,7 @@ from mmchat import quantization
 from mmchat.checkpoint_weights import load_weights
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.device import Placement, check_float8, choose_placement
-from mmchat.errors import CheckpointError, UsageError
+from mmchat.errors import CheckpointError, UsageError, check_type, quoted
 from mmchat.events import ProgressCallback
 from mmchat.kernels import native
 from mmchat.machine.memory import available_memory, peak_memory
@@ -93,14 +97,17 @@ def load_model(
     Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError, CompileError.
     """
     begin = time.perf_counter()
+    _check_paths(name, checkpoint_path, tokenizer_path, params_path)
+    options = _Options(
+        device, dtype, max_seq_len, text_only, quantize, quantize_keep, compile, progress
+    )
+    if alpha not in (None, "white", "drop"):
+        raise UsageError(f"alpha must be 'white' or 'drop', not {quoted(alpha)}")
     source = find_model(
         name,
         checkpoint_path=checkpoint_path,
         tokenizer_path=tokenizer_path,
         params_path=params_path,
-    )
-    options = _Options(
-        device, dtype, max_seq_len, text_only, quantize, quantize_keep, compile, progress
     )
     exported = exported_folder(source.checkpoint)
     if exported:
@@ -133,9 +140,16 @@ def load_from_tensors(
     return _ready(params, running, tokenizer, None, False, begin)
 
 
+def _check_paths(*paths: object) -> None:
+    """Raise UsageError for what can be no name and no path."""
+    names = ("name", "checkpoint_path", "tokenizer_path", "params_path")
+    for name, path in zip(names, paths, strict=True):
+        check_type(name, path, (str, os.PathLike, NoneType), "a string or a path")
+
+
 @dataclass(frozen=True)
 class _Options:
-    """How to run a model: the arguments of `load_model`."""
+    """How to run a model: the arguments of `load_model`. Raises UsageError for wrong types."""
 
     device: str
     dtype: str
@@ -145,6 +159,28 @@ class _Options:
     quantize_keep: Collection[str]
     compile: CompileMode
     progress: ProgressCallback | None = None
+
+    def __post_init__(self) -> None:
+        take = partial(object.__setattr__, self)
+        if isinstance(self.device, torch.device):
+            take("device", str(self.device))
+        if isinstance(self.dtype, torch.dtype):
+            take("dtype", str(self.dtype).removeprefix("torch."))
+        if isinstance(self.quantize_keep, str):
+            take("quantize_keep", (self.quantize_keep,))
+        check_type("device", self.device, str, "a string")
+        check_type("dtype", self.dtype, str, "a string")
+        if self.max_seq_len is not None:
+            kinds = () if isinstance(self.max_seq_len, bool) else Integral
+            check_type("max_seq_len", self.max_seq_len, kinds, "a whole number")
+            take("max_seq_len", int(self.max_seq_len))
+        check_type("text_only", self.text_only, bool, "True or False")
+        check_type("quantize", self.quantize, str, "a string")
+        check_type("quantize_keep", self.quantize_keep, Collection, "a list of strings")
+        if self.compile not in ("auto", "on", "off"):
+            raise UsageError(f"compile must be auto, on or off, not {quoted(self.compile)}")
+        if self.progress is not None and not callable(self.progress):
+            raise UsageError(f"progress must be a function, not {type(self.progress).__name__}")
 
 
 @dataclass(frozen=True)
@@ -180,7 +216,8 @@ def _run_weights(
     model = load_weights(files, setup, placement, plan, options.progress)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
-    return _Running(runtime, placement, plan, limit, files.format, tuple(model.remarks))
+    remarks = (*files.remarks, *model.remarks)
+    return _Running(runtime, placement, plan, limit, files.format, remarks)
 
 
 def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options) -> _Running:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from mmchat import limits
 from mmchat.checkpoints.strict_json import (
     Where,
     as_object,
@@ -92,7 +93,7 @@ class _Header:
 
 
 _BOUNDS = {
-    GenerationDefaults: {"temperature": (0.0, 2.0), "top_p": (0.01, 1.0)},
+    GenerationDefaults: limits.SAMPLING,
     _Header: {"parameters": (1, 10**13)},
 }
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import secrets
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
-from mmchat.errors import UsageError
+from mmchat.errors import UsageError, quoted
+from mmchat.limits import SAMPLING
 from mmchat.speculation import LONGEST_DRAFT, Speculate
 
 if TYPE_CHECKING:
@@ -15,18 +17,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOT_FINITE = -1  # the token id that stands for logits with NaN or infinity
+LEAST_TEMPERATURE = 1e-5  # below it a token 0.0005 behind has no chance: greedy
+_WHOLE = ("top_k", "seed", "max_new_tokens", "logprobs")
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen and when to stop. Raises UsageError for values out of range.
+    """How tokens are chosen and when to stop; limits.SAMPLING has the range of each number.
 
+    Raises UsageError for a value out of range or of another type.
     temperature: 0 takes the most probable token. top_k: keep the k most probable, 0 keeps all.
-    top_p: drop tokens once those before them hold more than this probability (Meta's rule).
+    top_p: drop tokens once those before them hold more than this probability (Meta's rule); 0
+    keeps the most probable one.
     min_p: drop tokens below this share of the most probable one's probability.
     repetition_penalty: divides positive logits (multiplies negative ones) of tokens in the prompt
     or answer. frequency_penalty, presence_penalty: subtracted per occurrence, or once, of tokens
-    in the answer. seed: None draws one. stop: strings that end the answer and are not part of it.
+    in the answer. seed: None draws one. stop: strings that end the answer and are not part of it,
+    or one such string.
     logprobs: how many alternatives to report for each token. speculate: how many tokens to guess
     from the text so far and check at once; "auto": as many as pay. The answer stays the same.
     """
@@ -45,33 +52,57 @@ class SamplingParams:
     speculate: Speculate = "auto"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"{field.name} must be a finite number, not {value}")
-        self._check("temperature", 0, 100)
-        self._check("top_k", 0, math.inf)
-        self._check("top_p", 0, 1)
-        self._check("min_p", 0, 1)
-        self._check("repetition_penalty", 0.01, 100)
-        self._check("frequency_penalty", -100, 100)
-        self._check("presence_penalty", -100, 100)
-        self._check("max_new_tokens", 1, math.inf)
-        self._check("logprobs", 0, 20)
-        if self.seed is not None:
-            self._check("seed", 0, 2**63 - 1)
+        for name in SAMPLING:
+            if name != "seed" or self.seed is not None:
+                object.__setattr__(self, name, checked(name, getattr(self, name)))
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
         if self.speculate not in ("auto", "off"):
-            if not isinstance(self.speculate, int):
-                raise UsageError(f"speculate must be auto, off or a number, not {self.speculate!r}")
-            self._check("speculate", 0, LONGEST_DRAFT)
-        if "" in self.stop:
-            raise UsageError("a stop string must not be empty")
+            most = LONGEST_DRAFT
+            value = self.speculate
+            if type(value) is not int or not 0 <= value <= most:
+                raise UsageError(
+                    f"speculate must be auto, off or a number from 0 to {most}, not {quoted(value)}"
+                )
 
-    def _check(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not low <= value <= high:
-            bounds = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-            raise UsageError(f"{name} must be {bounds}, not {value}")
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is taken every time."""
+        return self.temperature < LEAST_TEMPERATURE
+
+
+def checked(name: str, value: Any) -> float:
+    """`value` as a setting of SAMPLING takes it: an int or a float. Raises UsageError."""
+    is_whole = name in _WHOLE
+    if not _is_number(value):
+        raise UsageError(f"{name} must be a number, not {type(value).__name__} {quoted(value)}")
+    if is_whole and not _is_whole(value):
+        raise UsageError(f"{name} must be a whole number, not {value}")
+    low, high = SAMPLING[name]
+    if not low <= value <= high:  # NaN neither
+        bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+        raise UsageError(f"{name} must be {bounds}, not {value}")
+    return int(value) if is_whole else float(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) or float(value).is_integer()
+
+
+def _stop_strings(stop: object) -> tuple[str, ...]:
+    found = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(found, Iterable) or isinstance(found, bytes):
+        raise UsageError(f"stop must be strings, not {type(stop).__name__} {quoted(stop)}")
+    strings = tuple(found)
+    for item in strings:
+        if not isinstance(item, str):
+            raise UsageError(f"a stop string must be text, not {type(item).__name__}")
+        if not item:
+            raise UsageError("a stop string must not be empty")
+    return strings
 
 
 class Sampler:
@@ -99,16 +130,17 @@ class Sampler:
         import torch
 
         scores = self._penalize(logits[0])
-        if self.params.temperature == 0:
+        if self.params.is_greedy:
             token = scores.argmax()
         else:
-            probabilities = filter_logits(scores / self.params.temperature, self.params).softmax(-1)
+            scaled = (scores - scores.max()) / self.params.temperature  # does not overflow
+            probabilities = filter_logits(scaled, self.params).softmax(-1)
             # argmax of p/Exp(1) draws from p, and needs no host round trip as multinomial does
             noise = torch.empty_like(probabilities).exponential_(generator=self._generator)
             token = (probabilities / noise).argmax()
         self._counts.index_add_(0, token[None], self._one)
         self._seen[token[None]] = True
-        finite = torch.isfinite(logits).all()
+        finite = torch.isfinite(scores).all()
         return torch.where(finite, token, NOT_FINITE)[None, None]
 
     def _penalize(self, logits: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from mmchat.answer_text import AnswerText, stream_text
 from mmchat.conversation import Conversation, Turn
-from mmchat.errors import ContextLengthExceeded, UsageError
+from mmchat.errors import ContextLengthExceeded, UsageError, check_type
 from mmchat.events import (
     Event,
     Finished,
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 INITIAL_CAPACITY = 256  # positions beyond the prompt; the cache grows when they are used
 
-ImageSource = Image | str | Path | bytes
+# What `images` takes, one or several of them: a path, address or `data:` URL, bytes, a file, and
+# pictures in memory (mmchat.Image, Pillow, numpy, torch).
+ImageSource = Any
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class ChatSession:
     """
 
     def __init__(self, loaded: LoadedModel, system: str | None = None) -> None:
+        if not hasattr(loaded, "runtime"):
+            raise UsageError(f"a chat needs a model of mmchat.load, not {type(loaded).__name__}")
+        check_type("system", system, (str, NoneType), "a string")
         self.loaded = loaded
         self.conversation = Conversation(system or None)
         self._interrupt = threading.Event()
@@ -69,12 +74,14 @@ class ChatSession:
     def send(
         self,
         text: str,
-        images: Sequence[ImageSource] = (),
+        images: ImageSource | Sequence[ImageSource] = (),
         sampling: SamplingParams | None = None,
     ) -> Iterator[Event]:
         """Ask, and read the answer as it is written. Pictures go before the text.
 
-        Raises ImageError, PromptError, ContextLengthExceeded, MemoryError_, NumericalError.
+        images: one or a list of what mmchat.load_image takes, or of mmchat.Image. Reading raises
+        UsageError, ImageError, NetworkError, PromptError, ContextLengthExceeded, MemoryError_,
+        NumericalError.
         """
         self._interrupt.clear()
         return self._send(text, images, sampling)
@@ -103,7 +110,7 @@ class ChatSession:
     def complete(
         self,
         text: str,
-        images: Sequence[ImageSource] = (),
+        images: ImageSource | Sequence[ImageSource] = (),
         sampling: SamplingParams | None = None,
     ) -> Iterator[Event]:
         """Continue raw text, without the chat format and without history."""
@@ -120,6 +127,7 @@ class ChatSession:
 
     def budget(self, message: Message | None = None) -> Budget:
         """What the conversation, and `message` after it, take of the context."""
+        check_type("message", message, (Message, NoneType), "a Message")
         messages = self.messages + ([message] if message else [])
         used = 0
         if messages:
@@ -131,6 +139,7 @@ class ChatSession:
 
         None if it does not fit even alone.
         """
+        check_type("message", message, Message, "a Message")
         chat = self.conversation
         for count in range(len(chat.turns) + 1):
             messages = [*chat.without_first(count).messages, message]
@@ -145,7 +154,10 @@ class ChatSession:
         return self.conversation.turns[-1]
 
     def _send(
-        self, text: str, images: Sequence[ImageSource], sampling: SamplingParams | None
+        self,
+        text: str,
+        images: ImageSource | Sequence[ImageSource],
+        sampling: SamplingParams | None,
     ) -> Iterator[Event]:
         message = self._user_message(text, images)
         yield from self._turn(self.conversation, message, sampling)
@@ -154,6 +166,7 @@ class ChatSession:
         self, before: Conversation, message: Message, sampling: SamplingParams | None
     ) -> Iterator[Event]:
         """Answer `message` after `before`; the conversation changes when the answer is complete."""
+        check_type("message", message, Message, "a Message")
         if message.images and self.loaded.text_only:
             raise UsageError("the model was loaded for text only; load it again without text_only")
         history = [*before.messages, message]
@@ -165,14 +178,19 @@ class ChatSession:
         yield finished
 
     def _complete(
-        self, text: str, images: Sequence[ImageSource], sampling: SamplingParams | None
+        self,
+        text: str,
+        images: ImageSource | Sequence[ImageSource],
+        sampling: SamplingParams | None,
     ) -> Iterator[Event]:
         message = self._user_message(text, images)
         yield (yield from self._answer(lambda: self.loaded.processor.raw_prompt(message), sampling))
 
-    def _user_message(self, text: str, images: Sequence[ImageSource]) -> Message:
+    def _user_message(self, text: str, images: ImageSource | Sequence[ImageSource]) -> Message:
         from mmchat.images import load_image
 
+        check_type("text", text, str, "a string")
+        images = _listed(images)
         if images and self.loaded.text_only:
             raise UsageError("the model was loaded for text only; load it again without text_only")
         alpha = self.loaded.processor.alpha
@@ -186,6 +204,7 @@ class ChatSession:
 
         A failure, or a reader that stops, leaves in the cache what it shared with the prompt.
         """
+        check_type("sampling", sampling, (SamplingParams, NoneType), "a SamplingParams")
         params = sampling or self.loaded.sampling_defaults
         timings = Timings(load_seconds=self.loaded.load_seconds)
         try:
@@ -275,3 +294,10 @@ class ChatSession:
             prompt.layouts,
             prompt.image_tokens,
         )
+
+
+def _listed(images: Any) -> list[ImageSource]:
+    """The pictures of `images`, which may be one: a string is one, and not its letters."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, list | tuple) else [images]

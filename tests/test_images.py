@@ -18,7 +18,7 @@ from PIL import ImageFile, ImageOps
 from transformers.image_transforms import convert_to_rgb as hf_convert_to_rgb
 
 from mmchat import limits
-from mmchat.errors import ImageError, MissingExtra
+from mmchat.errors import ImageError, MissingExtra, UsageError
 from mmchat.images import content_hash, from_pil, load_image
 
 NOISE = np.random.default_rng(7).integers(0, 256, (23, 37, 4), dtype=np.uint8)
@@ -445,9 +445,25 @@ def test_encoded_sizes_are_capped(tmp_path, monkeypatch):
     assert "larger than" in reject("data:image/png," + "A" * 2000)
 
 
-def test_other_types_are_a_bug():
-    with pytest.raises(TypeError):
-        load_image(3)  # pyright: ignore
+@pytest.mark.parametrize("source", [3, None, [b"x"], {"url": "x"}, object(), 2.5])
+def test_other_types_are_named(source):
+    with pytest.raises(UsageError, match=f"not from {type(source).__name__} "):
+        load_image(source)
+
+
+def test_files_that_give_no_bytes_are_named(tmp_path):
+    path = tmp_path / "dog.png"
+    path.write_bytes(encode(RGB, "PNG"))
+    with path.open(encoding="utf-8") as text, pytest.raises(UsageError, match="with mode 'rb'"):
+        load_image(text)
+    with pytest.raises(UsageError, match="gives text, not bytes; open it with mode 'rb'"):
+        load_image(io.StringIO("dog"))
+    with path.open("rb") as file:
+        assert load_image(file).width
+    with pytest.raises(ImageError, match="it is closed"):
+        load_image(file)
+    with (tmp_path / "new").open("wb") as file, pytest.raises(ImageError, match="for reading"):
+        load_image(file)
 
 
 # ---- limits

@@ -5,10 +5,12 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import mmchat
 from mmchat import checkpoint_weights
-from mmchat.errors import CheckpointError, DeviceError, MemoryError_, UsageError
+from mmchat.cli.app import app
+from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalError, UsageError
 from mmchat.events import Finished
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
@@ -100,6 +102,29 @@ def test_a_loaded_folder_says_what_the_bare_model_says(folder, config, weights, 
     expected = greedy_by_full_passes(build(weights, config), finished.prompt_ids, tiled)
     assert list(finished.output_ids) == expected[: len(finished.output_ids)]
     assert finished.usage.image_tokens == tiled.layout.num_tiles * 10
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4-g32"])
+def test_one_weight_that_is_no_number_ends_the_answer_with_an_error(
+    tmp_path, config, weights, scheme
+):
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    broken = weights[name].clone()
+    broken[3, 5] = torch.nan
+    folder = write_hf_folder(tmp_path / "broken", config, {**weights, name: broken})
+    model = mmchat.load(folder, device="cpu", quantize=scheme)
+    with pytest.raises(NumericalError, match="NaN or infinite logits at token 1"):
+        finish(model.chat().send("Hello", sampling=GREEDY))
+
+
+def test_a_stray_buffer_is_passed_over_and_said_to_those_who_ask(tmp_path, config, weights):
+    stray = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    folder = write_hf_folder(tmp_path / "stray", config, weights | stray)
+    said = "passed over 'model.layers.0.self_attn.rotary_emb.inv_freq', which other libraries"
+    for asked in (["-v"], []):
+        done = CliRunner().invoke(app, ["generate", str(folder), "-p", "x", "-n", "1", *asked])
+        assert done.exit_code == 0, done.stderr
+        assert (said in " ".join(done.stderr.split())) == bool(asked)
 
 
 def test_text_only_leaves_vision_unloaded_and_says_the_same_about_text(folder, picture):

@@ -133,7 +133,7 @@ def test_the_built_in_model_is_as_its_training_script_builds_it():
         ("vision_config.intermediate_layers_indices", [3, 3], "expected rising"),
         ("image_processor.image_mean", [0.5], "expected a list of 3, found 1 entries"),
         ("image_processor.alpha", "black", "expected one of 'checkpoint', 'white', 'drop', found"),
-        ("generation.temperature", 3, "3 is out of range"),
+        ("generation.temperature", 101, "101 is out of range"),
         ("name", "../x", "'../x' is not a possible name"),
         ("repo", "a/b/c", "'a/b/c' is not a possible repo"),
         ("packaged", "../x", "'../x' is not a possible packaged"),

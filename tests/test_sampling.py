@@ -1,9 +1,16 @@
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
+from mmchat.cli.option_groups import with_option_groups
+from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
+from mmchat.repl import settings
 from mmchat.sampling import NOT_FINITE, Sampler, SamplingParams, filter_logits
 
 CPU = torch.device("cpu")
@@ -133,8 +140,112 @@ def test_logits_that_are_not_finite_give_no_token(bad, temperature):
         ("temperature", -0.1), ("temperature", math.nan), ("top_p", 1.1), ("top_k", -1),
         ("min_p", 2.0), ("repetition_penalty", 0.0), ("frequency_penalty", math.inf),
         ("max_new_tokens", 0), ("seed", -1), ("seed", 2**63), ("logprobs", 21), ("stop", ("",)),
+        ("temperature", 10**400), ("speculate", 65),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_named(field, value):
     with pytest.raises(UsageError, match=field.replace("stop", "stop string")):
         SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", "1", "temperature must be a number, not str '1'"),
+        ("temperature", True, "temperature must be a number, not bool 'True'"),
+        ("temperature", None, "temperature must be a number, not NoneType"),
+        ("temperature", torch.tensor(1.0), "temperature must be a number, not Tensor"),
+        ("top_k", 2.5, "top_k must be a whole number, not 2.5"),
+        ("seed", 1.5, "seed must be a whole number, not 1.5"),
+        ("max_new_tokens", 2.5, "max_new_tokens must be a whole number, not 2.5"),
+        ("max_new_tokens", math.inf, "max_new_tokens must be a whole number, not inf"),
+        ("logprobs", [3], "logprobs must be a number, not list"),
+        ("stop", 7, "stop must be strings, not int '7'"),
+        ("stop", b"dog", "stop must be strings, not bytes"),
+        ("stop", ["dog", 7], "a stop string must be text, not int"),
+        ("speculate", True, "speculate must be auto, off or a number from 0 to 64, not 'True'"),
+        ("speculate", "7", "speculate must be auto, off or a number"),
+        ("speculate", [7], "speculate must be auto, off or a number"),
+    ],
+)
+def test_values_of_another_type_are_named(field, value, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        SamplingParams(**{field: value})
+
+
+def test_numbers_count_by_their_value_and_one_stop_string_is_a_list_of_it():
+    params = SamplingParams(temperature=1, seed=np.int64(3), top_k=5.0, top_p=np.float32(0.5))
+    assert (params.temperature, params.seed, params.top_k, params.top_p) == (1.0, 3, 5, 0.5)
+    assert [type(v) for v in (params.temperature, params.seed, params.top_k)] == [float, int, int]
+    assert SamplingParams(stop="dog").stop == ("dog",)
+    assert SamplingParams(stop=["dog", "cat"]).stop == ("dog", "cat")
+
+
+# The least and the greatest value of each setting, and one beyond it.
+EXTREMES = {
+    "temperature": (0, 100, 101), "top_k": (0, 10**30, -1), "top_p": (0, 1, 1.1),
+    "min_p": (0, 1, -0.1), "repetition_penalty": (0.01, 100, 0), "seed": (0, 2**63 - 1, 2**63),
+    "frequency_penalty": (-2, 2, 2.1), "presence_penalty": (-2, 2, -2.1),
+    "max_new_tokens": (1, 10**30, 0),
+}  # fmt: skip
+
+
+def given_in_python(name, value):
+    return SamplingParams(**{name: value})
+
+
+def given_by_set(name, value):
+    return settings.changed(SamplingParams(), f"{name} {value}")
+
+
+def given_on_the_command_line(name, value):
+    app = typer.Typer()
+    found = []
+
+    @app.command()
+    @with_option_groups
+    def take(options: SamplingOptions) -> None:
+        found.append(SamplingParams(**options.chosen()))
+
+    done = CliRunner().invoke(app, [f"--{name.replace('_', '-')}", str(value)])
+    if done.exit_code == 2:
+        raise UsageError(done.output)
+    assert done.exit_code == 0, done.output
+    return found[0]
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("give", [given_in_python, given_by_set, given_on_the_command_line])
+def test_the_limits_are_the_same_wherever_a_value_is_given(give, name):
+    least, most, beyond = EXTREMES[name]
+    for value in (least, most):
+        assert getattr(give(name, value), name) == value
+    with pytest.raises(UsageError):
+        give(name, beyond)
+
+
+LOGITS = {
+    "usual": [3.0, 2.9995, -40.0, 1.0],
+    "large": [3e37, -3e37, 2e37, 1e30],
+    "tiny": [1e-40, 0.0, -1e-40, 1e-45],
+    "equal": [7.0, 7.0, 7.0, 7.0],
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1e-38, 9.9e-6, 1e-5, 1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("logits", LOGITS.values(), ids=LOGITS)
+def test_no_extreme_gives_a_token_that_its_filters_dropped(temperature, logits):
+    """Whatever the settings, and those of them together that are the most extreme."""
+    spread = [(logit - max(logits)) / max(temperature, 1e-5) for logit in logits]
+    best = [i for i, off in enumerate(spread) if off > -1e-6]
+    if temperature < 1e-5:
+        assert draws(logits, 5, temperature=temperature) == [logits.index(max(logits))] * 5
+    likely = [i for i, off in enumerate(spread) if off > -80]  # others are one in 10**34
+    assert set(draws(logits, 50, temperature=temperature)) <= set(likely)
+    for filters in ({"top_p": 0.0}, {"min_p": 1.0}, {"top_k": 1}, {"top_p": 0, "min_p": 1}):
+        assert set(draws(logits, 20, temperature=temperature, **filters)) <= set(best)
+
+
+def test_logits_that_penalties_make_infinite_give_no_token():
+    found = draws([3e38, 1.0, -3e38], 1, prompt=[0, 2], repetition_penalty=0.01)
+    assert found == [NOT_FINITE]

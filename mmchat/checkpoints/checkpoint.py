@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat import limits
 from mmchat.checkpoints import pth_file, safetensors_file
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
+from mmchat.checkpoints.stored_names import buffers_remark, model_names
 from mmchat.checkpoints.strict_json import Where, nearest, read_json
 from mmchat.errors import CheckpointError
 
@@ -21,6 +22,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 # 0 or 1: shards are joined along this axis; None: every shard holds the whole tensor.
 MergeRules = Callable[[str], Literal[0, 1] | None]
+Parts = dict[str, list[tuple[MappedFile, TensorEntry]]]  # the pieces of a tensor, file by file
 
 _SHARD_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\.safetensors")
 _HF_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
@@ -31,17 +33,22 @@ _REFUSED_ENDINGS = (".bin", ".pkl", ".pickle", ".ckpt", ".pt")
 class Checkpoint:
     """The tensors of one model by name. Headers are read at once, data only when asked for.
 
-    entries: in the order of the files; where Meta's shards are joined, with the joined shape.
+    entries: by the model's own names (see stored_names), in the order of the files; where Meta's
+    shards are joined, with the joined shape. remarks: one line each, what was passed over.
     """
+
+    remarks: tuple[str, ...] = ()
 
     def __init__(
         self,
         format: Literal["hf", "meta"],
         files: list[MappedFile],
-        parts: Mapping[str, list[tuple[MappedFile, TensorEntry]]],
+        parts: Parts,
         axes: Mapping[str, int],
+        buffers: list[str],
     ) -> None:
         self.format: Literal["hf", "meta"] = format
+        self.remarks = (buffers_remark(buffers),) if buffers else ()
         self._files = files
         self._parts = parts
         self._axes = axes
@@ -109,8 +116,7 @@ def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) 
         if chosen[0].suffix == ".json":
             return _open_index(chosen[0], files)
         files.append(MappedFile(chosen[0]))
-        parts = _collect(files)
-        return Checkpoint("hf", files, parts, {})
+        return _hub_checkpoint(files, _collect(files))
     except BaseException:
         for file in files:
             file.close()
@@ -227,11 +233,21 @@ def _open_index(index: Path, files: list[MappedFile]) -> Checkpoint:
     for name, shard in weight_map.items():
         if name not in parts or parts[name][0][1].file.name != shard:
             raise where.fail(f"tensor {shown(name)} is not in {shown(shard)}; download both again")
-    return Checkpoint("hf", files, parts, {})
+    return _hub_checkpoint(files, parts)
 
 
-def _collect(files: list[MappedFile]) -> dict[str, list[tuple[MappedFile, TensorEntry]]]:
-    parts: dict[str, list[tuple[MappedFile, TensorEntry]]] = {}
+def _hub_checkpoint(files: list[MappedFile], stored: Parts) -> Checkpoint:
+    """stored: by the names in the files."""
+    names, buffers = model_names(stored)
+    parts = {
+        own: [(file, replace(entry, name=own)) for file, entry in stored[name]]
+        for name, own in names.items()
+    }
+    return Checkpoint("hf", files, parts, {}, buffers)
+
+
+def _collect(files: list[MappedFile]) -> Parts:
+    parts: Parts = {}
     for file in files:
         for entry in safetensors_file.read_entries(file):
             if entry.name in parts:
@@ -255,10 +271,15 @@ def _open_meta(files: list[MappedFile], merge_rules: MergeRules | None) -> Check
                 f"tensor {shown(odd[0])} is in only one of it and {shown(files[0].path.name)};"
                 " the files belong to different models or one is damaged"
             )
-    parts: dict[str, list[tuple[MappedFile, TensorEntry]]] = {}
+    parts: Parts = {}
     axes: dict[str, int] = {}
-    for name, entry in first.items():
-        pieces = [(file, shard[name]) for file, shard in zip(files, shards, strict=True)]
+    names, buffers = model_names(first)
+    for stored, name in names.items():
+        entry = first[stored]
+        pieces = [
+            (file, replace(shard[stored], name=name))
+            for file, shard in zip(files, shards, strict=True)
+        ]
         axis = merge_rules(name) if merge_rules and len(files) > 1 else None
         for file, piece in pieces:
             if (piece.shape, piece.dtype) != (entry.shape, entry.dtype):
@@ -271,4 +292,4 @@ def _open_meta(files: list[MappedFile], merge_rules: MergeRules | None) -> Check
         parts[name] = pieces if axis is not None else pieces[:1]
         if axis is not None:
             axes[name] = axis
-    return Checkpoint("meta", files, parts, axes)
+    return Checkpoint("meta", files, parts, axes, buffers)

@@ -1,7 +1,9 @@
 """Read what the pickle of a checkpoint describes, without unpickling it.
 
 The pickle is walked opcode by opcode. A few opcodes and a few names are known, everything else is
-refused, and nothing in it is ever called.
+refused, and nothing in it is ever called. The same object may stand in many places, so what is
+built stays flat (a tuple holds tuples of numbers at most), and only text is ever made into text:
+to write out, hash or compare a pair of twice the pair before would take for ever.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _TENSOR = ("torch._utils", "_rebuild_tensor_v2")
 _PARAMETER = ("torch._utils", "_rebuild_parameter")
 _ALLOWED = {_ORDERED_DICT, _TENSOR, _PARAMETER, *(("torch", name) for name in _STORAGES)}
 
-_OPCODES = 100 * limits.TENSORS_PER_FILE
+_OPCODES = 100 * limits.TENSORS_PER_FILE  # and so the most objects
+_TUPLE_ITEMS = 16  # a tensor's parts are 6, its axes 4 at most
 _MARK = object()
 
 
@@ -145,16 +148,27 @@ def _global(module: str, name: str) -> _Global:
 
 def _stack_global(stack: list[Any], _: Any) -> None:
     name, module = stack.pop(), stack.pop()
-    stack.append(_global(str(module), str(name)))
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise _RefusedError("a name in it is not a string")
+    stack.append(_global(module, name))
 
 
 def _tuple_of(length: int) -> Any:
     def apply(stack: list[Any], _: Any) -> None:
         if len(stack) < length:
             raise _RefusedError("its stack is empty")
-        stack[-length:] = [tuple(stack[-length:])]
+        stack[-length:] = [_flat_tuple(stack[-length:])]
 
     return apply
+
+
+def _flat_tuple(items: list[Any]) -> tuple[Any, ...]:
+    if len(items) > _TUPLE_ITEMS:
+        raise _RefusedError(f"it has a tuple of {len(items):,} items")
+    nested = (inner for item in items if isinstance(item, tuple) for inner in item)
+    if any(isinstance(inner, tuple | dict) for inner in nested):
+        raise _RefusedError("its tuples are nested deeper than those of a tensor")
+    return tuple(items)
 
 
 def _set_items(stack: list[Any], items: list[Any]) -> None:
@@ -162,8 +176,10 @@ def _set_items(stack: list[Any], items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
         raise _RefusedError("it sets items of something that is no dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str) or key in target:
-            raise _RefusedError(f"key {shown(key)} occurs twice or is not a string")
+        if not isinstance(key, str):
+            raise _RefusedError(f"a key of it is of type {type(key).__name__}, not a string")
+        if key in target:
+            raise _RefusedError(f"key {shown(key)} occurs twice")
         target[key] = value
 
 
@@ -225,7 +241,7 @@ _PUSHED = {
 }
 _APPLIED = {
     "STACK_GLOBAL": _stack_global,
-    "TUPLE": lambda stack, _: stack.append(tuple(_since_mark(stack))),
+    "TUPLE": lambda stack, _: stack.append(_flat_tuple(_since_mark(stack))),
     "TUPLE1": _tuple_of(1),
     "TUPLE2": _tuple_of(2),
     "TUPLE3": _tuple_of(3),

@@ -209,11 +209,14 @@ def timing_lines(timings: Timings) -> list[str]:
 
 
 def logprob_record(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The chosen token, its natural-log probability and those of the likeliest ones."""
+    """The chosen token, its natural-log probability and those of the likeliest ones.
+
+    A token may be half a character: its `bytes` are exact, and `token` has U+FFFD for them.
+    """
 
     def one(token_id: int, logprob: float) -> dict[str, Any]:
-        text = tokenizer.token_bytes(token_id).decode(errors="replace")
-        known = logprob if math.isfinite(logprob) else None
-        return {"token": text, "token_id": token_id, "logprob": known}
+        data = tokenizer.token_bytes(token_id)
+        text, known = data.decode(errors="replace"), logprob if math.isfinite(logprob) else None
+        return {"token": text, "token_id": token_id, "logprob": known, "bytes": list(data)}
 
     return {**one(entry.token_id, entry.logprob), "top": [one(*pair) for pair in entry.top]}

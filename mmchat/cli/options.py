@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mmchat import quantization
+from mmchat import limits, quantization
 from mmchat.cli import console
 from mmchat.device import check_device_name
 from mmchat.offline import go_offline
@@ -222,8 +222,8 @@ Logprobs = Annotated[
     int,
     typer.Option(
         metavar="N",
-        min=0,
-        max=20,
+        min=int(limits.SAMPLING["logprobs"][0]),
+        max=int(limits.SAMPLING["logprobs"][1]),
         help="With --json: the N likeliest at every token.",
         rich_help_panel=OUTPUT,
     ),

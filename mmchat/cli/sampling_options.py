@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmchat import limits
 from mmchat.cli.wrong_values import numbers
 from mmchat.speculation import LONGEST_DRAFT
 
@@ -16,20 +17,16 @@ if TYPE_CHECKING:
     from mmchat.sampling import SamplingParams
 
 SAMPLING = "Sampling"
-LARGEST_SEED = 2**63 - 1
 
 
-def number(
-    low: float, high: float, *, above: bool = False
-) -> Callable[[float | None], float | None]:
-    """A callback that admits numbers from `low` to `high`; above: not `low` itself."""
-    allowed = numbers("a number", low, high, above=above)
+def number(low: float, high: float) -> Callable[[float | None], float | None]:
+    """A callback that admits numbers from `low` to `high`."""
+    allowed = numbers("a number", low, high)
 
     def check(value: float | None) -> float | None:
         if value is None:
             return None
-        fits = value > low if above else value >= low
-        if not (fits and value <= high):  # NaN neither
+        if not low <= value <= high:  # NaN neither
             raise typer.BadParameter(f"{value:g} is not {allowed}")
         return value
 
@@ -38,7 +35,8 @@ def number(
 
 
 def _seed(value: int | None) -> int | None:
-    if value is not None and not 0 <= value <= LARGEST_SEED:
+    low, high = limits.SAMPLING["seed"]
+    if value is not None and not low <= value <= high:
         raise typer.BadParameter(f"{value} is not {_SEEDS}")
     return value
 
@@ -58,6 +56,14 @@ def _speculate(value: str) -> str:
     raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0 to {LONGEST_DRAFT}")
 
 
+def _within(name: str) -> Callable[[float | None], float | None]:
+    return number(*limits.SAMPLING[name])
+
+
+def _least(name: str) -> int:
+    return int(limits.SAMPLING[name][0])
+
+
 def _option(*names: str, metavar: str = "X", **settings: Any) -> Any:
     return typer.Option(*names, metavar=metavar, rich_help_panel=SAMPLING, **settings)
 
@@ -68,7 +74,7 @@ MaxNewTokens = Annotated[
         "-n",
         "--max-new-tokens",
         metavar="N",
-        min=1,
+        min=_least("max_new_tokens"),
         help="Longest answer, tokens.",
         show_default="1024",
     ),
@@ -78,19 +84,19 @@ Temperature = Annotated[
     _option(
         "-t",
         "--temperature",
-        callback=number(0, 100),
+        callback=_within("temperature"),
         help="0 takes the likeliest token; the model's own if left out.",
     ),
 ]
 TopK = Annotated[
     int | None,
-    _option("--top-k", metavar="N", min=0, help="Only the N likeliest; 0 is all."),
+    _option("--top-k", metavar="N", min=_least("top_k"), help="Only the N likeliest; 0 is all."),
 ]
 TopP = Annotated[
     float | None,
     _option(
         "--top-p",
-        callback=number(0, 1, above=True),
+        callback=_within("top_p"),
         help="Only the likeliest that hold this probability.",
     ),
 ]
@@ -98,7 +104,7 @@ MinP = Annotated[
     float | None,
     _option(
         "--min-p",
-        callback=number(0, 1),
+        callback=_within("min_p"),
         help="Only those with this share of the likeliest one's probability.",
     ),
 ]
@@ -106,7 +112,7 @@ RepetitionPenalty = Annotated[
     float | None,
     _option(
         "--repetition-penalty",
-        callback=number(0.01, 100),
+        callback=_within("repetition_penalty"),
         help="Above 1 discourages tokens seen before.",
     ),
 ]
@@ -114,7 +120,7 @@ FrequencyPenalty = Annotated[
     float | None,
     _option(
         "--frequency-penalty",
-        callback=number(-2, 2),
+        callback=_within("frequency_penalty"),
         help="Per earlier occurrence in the answer.",
     ),
 ]
@@ -122,7 +128,7 @@ PresencePenalty = Annotated[
     float | None,
     _option(
         "--presence-penalty",
-        callback=number(-2, 2),
+        callback=_within("presence_penalty"),
         help="Once for tokens already in the answer.",
     ),
 ]

@@ -36,10 +36,10 @@ def wanted(parameter: Any) -> str:
     return numbers("a whole number" if kind is int else "a number", info.min, info.max)
 
 
-def numbers(noun: str, low: float | None, high: float | None, *, above: bool = False) -> str:
-    """`a number from 0 to 1`, `a whole number of 1 or more`; above: `low` itself is too low."""
+def numbers(noun: str, low: float | None, high: float | None) -> str:
+    """`a number from 0 to 1`, `a whole number of 1 or more`."""
     if low is None:
         return noun
     if high is None:
         return f"{noun} of {low:g} or more"
-    return f"{noun} {'above' if above else 'from'} {low:g} to {high:g}"
+    return f"{noun} from {low:g} to {high:g}"

@@ -15,15 +15,22 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image as PILImage
 
 from mmchat import limits
 from mmchat.errors import ImageError, MissingExtra, quoted
 from mmchat.images.formats import HEIF, READ, explain_foreign, picture_format
+from mmchat.images.in_memory import upright_picture
 from mmchat.images.sources import Source, read_source
 from mmchat.messages import Image
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Held = PILImage.Image | np.ndarray | torch.Tensor  # what a program holds in memory
 
 Alpha = Literal["white", "drop"]
 
@@ -49,16 +56,25 @@ _pillow_lock = threading.Lock()
 
 
 def load_image(
-    source: Source, *, alpha: Alpha = "white", name: str | None = None, allow_fetch: bool = True
+    source: Source | Held,
+    *,
+    alpha: Alpha = "white",
+    name: str | None = None,
+    allow_fetch: bool = True,
 ) -> Image:
     """Open a picture from a path, an address, a `data:` URL, bytes or a binary stream.
+
+    Or take one that is in memory: of Pillow, an array of numpy, a tensor (see `in_memory`).
 
     alpha: "white" composites transparent pixels over white, "drop" ignores their transparency.
     name: shown in place of the source. allow_fetch: whether http and https addresses are fetched.
     Raises ImageError if it cannot be read, is over the limits or is no picture; NetworkError if a
     fetch fails; MissingExtra for HEIC without pillow-heif.
     """
-    encoded = read_source(source, name=name, allow_fetch=allow_fetch)
+    held = upright_picture(source)
+    if held is not None:
+        return _of_held(held, name or "picture", alpha)
+    encoded = read_source(source, name=name, allow_fetch=allow_fetch)  # type: ignore[arg-type]
     shown = quoted(encoded.name)
     kind = picture_format(encoded.data)
     if kind is None:
@@ -75,6 +91,14 @@ def load_image(
     except Exception as problem:  # Pillow raises almost anything on damaged files
         raise ImageError(f"{shown} {_reason(problem)}") from None
     return Image(picture, encoded.name, content_hash(picture), tuple(notices))
+
+
+def _of_held(picture: PILImage.Image, name: str, alpha: Alpha) -> Image:
+    try:
+        return from_pil(picture, source=name, alpha=alpha)
+    except Exception as problem:  # Pillow raises almost anything
+        kind = type(problem).__name__
+        raise ImageError(f"a picture of mode {picture.mode} is not read ({kind})") from None
 
 
 def from_pil(picture: PILImage.Image, *, source: str = "picture", alpha: Alpha = "white") -> Image:

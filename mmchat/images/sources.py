@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import difflib
 import errno
+import io
 import itertools
 import os
 import re
@@ -18,7 +19,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mmchat import limits
-from mmchat.errors import ImageError, quoted
+from mmchat.errors import ImageError, UsageError, quoted
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -44,7 +45,7 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
 
     Strings that start with `data:`, `http:`, `https:` or `file:` are addresses, all others paths;
     `~` is expanded. name: overrides the name shown. Raises ImageError, and NetworkError from a
-    fetch; TypeError if `source` is nothing of the kind.
+    fetch; UsageError if `source` is nothing of the kind.
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return Encoded(_capped(bytes(source), name or "bytes"), name or "bytes")
@@ -55,7 +56,10 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
         return Encoded(_read_file(path), name or str(path))
     if hasattr(source, "read"):
         return Encoded(_read_stream(source, name or "stream"), name or "stream")
-    raise TypeError(f"a picture comes from a path, an address, bytes or a stream, not {source!r}")
+    raise UsageError(
+        "a picture comes from a path, an address, bytes, a file opened for reading, Pillow, numpy"
+        f" or torch, not from {type(source).__name__} {quoted(source)}"
+    )
 
 
 def _read_text(text: str, name: str | None, allow_fetch: bool) -> Encoded:
@@ -138,12 +142,20 @@ def _read_stream(stream: BinaryIO, name: str) -> bytes:
     chunks, size = [], 0
     try:
         while chunk := stream.read(limits.MIB):
+            if not isinstance(chunk, bytes | bytearray | memoryview):
+                raise UsageError(f"{quoted(name)} gives text, not bytes; open it with mode 'rb'")
             chunks.append(chunk)
             size += len(chunk)
             if size > limits.IMAGE_BYTES:
                 raise _too_large(name)
-    except (OSError, ValueError):
-        raise ImageError(f"{quoted(name)} cannot be read: the device reports an error") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{quoted(name)} is opened as text; open it with mode 'rb'") from None
+    except (OSError, ValueError) as problem:  # ValueError: closed
+        is_closed = getattr(stream, "closed", False)
+        reason = "it is closed" if is_closed else "the device reports an error"
+        if isinstance(problem, io.UnsupportedOperation):
+            reason = "it is not opened for reading"
+        raise ImageError(f"{quoted(name)} cannot be read: {reason}") from None
     return b"".join(chunks)
 
 

@@ -6,6 +6,8 @@
 // smallest squared error is kept.
 //
 // A step below FLT_MIN has no finite inverse; what it would tell apart is rounded to one level.
+// NaN or infinity among the weights that share a scale makes that scale or zero NaN or infinite, and
+// so what is computed with it; no whole number is ever made of either.
 
 #include <float.h>
 #include <math.h>
@@ -23,6 +25,7 @@
 INLINE uint16_t to_bf16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;  // NaN, which rounding may carry to zero
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
@@ -32,12 +35,21 @@ void mmchat_quantize_int8(const float *w, int8_t *q, float *scale, int64_t rows,
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < rows; n++) {
         const float *in = w + n * K;
-        float largest = 0;
-#pragma omp simd reduction(max : largest)
-        for (int64_t k = 0; k < K; k++) largest = fmaxf(largest, fabsf(in[k]));
+        uint32_t most = 0;  // of the bits without sign, which order as the sizes do
+#pragma omp simd reduction(max : most)
+        for (int64_t k = 0; k < K; k++) {
+            uint32_t bits;
+            memcpy(&bits, in + k, 4);
+            bits &= 0x7fffffff;
+            most = bits > most ? bits : most;
+        }
+        const int finite = most < 0x7f800000;
+        float largest;
+        memcpy(&largest, &most, 4);
         float step = largest / 127.0f, inverse = step >= FLT_MIN ? 127.0f / largest : 0;
         scale[n] = step;
-        for (int64_t k = 0; k < K; k++) q[n * K + k] = (int8_t)nearbyintf(in[k] * inverse);
+        for (int64_t k = 0; k < K; k++)
+            q[n * K + k] = finite ? (int8_t)nearbyintf(in[k] * inverse) : 0;
     }
 }
 
@@ -54,8 +66,8 @@ INLINE void fit(const float *w, const int group, float low, float step, Fit *out
 #pragma omp simd reduction(+ : sum_q, sum_w, sum_qq, sum_qw)
     for (int i = 0; i < group; i++) {
         float level = (w[i] - low) * inverse;
-        level = level < 0.0f ? 0.0f : level;
-        level = level > 15.0f ? 15.0f : level;
+        level = level > 0.0f ? level : 0.0f;  // NaN is not
+        level = level < 15.0f ? level : 15.0f;
         level = rintf(level);
         levels[i] = level;
         float q = level - 8.0f;

@@ -12,12 +12,15 @@ RANGES, NARROWER, REFITS = 8, 0.05, 3  # as in quantize.c
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, K] -> int8 [N, K] and float32 scale [N]; the largest of a row becomes ±127."""
+    """[N, K] -> int8 [N, K] and float32 scale [N]; the largest of a row becomes ±127.
+
+    A row that holds NaN or infinity has it as its scale.
+    """
     wide = weight.float()
     largest = wide.abs().amax(dim=1)
     scale = largest / 127
     inverse = torch.where(scale >= LEAST_STEP, 127 / largest, 0)
-    return (wide * inverse[:, None]).round().to(torch.int8), scale
+    return (wide * inverse[:, None]).nan_to_num(nan=0).round().to(torch.int8), scale
 
 
 def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +51,7 @@ def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
 def _fit(groups: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Levels [n, group], then scale, zero and squared error [n, 1] of groups: [n, group]."""
     inverse = torch.where(step >= LEAST_STEP, 1 / step, 0)
-    levels = ((groups - low) * inverse).clamp(0, LEVELS).round()
+    levels = ((groups - low) * inverse).nan_to_num(nan=0).clamp(0, LEVELS).round()
     centred = levels - 8
     mean_q, mean_w = centred.mean(1, keepdim=True), groups.mean(1, keepdim=True)
     spread = (centred - mean_q).square().sum(1, keepdim=True)

@@ -158,7 +158,7 @@ class Chat:
         """Whether the last question, asked again, must get the answer that it has."""
         chat = self.session.conversation
         before = self._answered_with
-        is_fixed = sampling.temperature == 0 or sampling.seed is not None
+        is_fixed = sampling.is_greedy or sampling.seed is not None
         same = before is not None and before[0] is chat and before[1] == sampling
         return is_fixed and same and chat.turns[-1].reason != "interrupted"
 

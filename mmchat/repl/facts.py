@@ -69,7 +69,7 @@ def ending(finished: Finished, sampling: SamplingParams, *, kept: bool) -> str:
 
 def same_again(sampling: SamplingParams) -> str:
     """Why asking again is no use, and what is."""
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return "at temperature 0 the answer is the same; try \\retry temperature 0.8"
     return f"with seed {sampling.seed} the answer is the same; try \\retry seed none"
 

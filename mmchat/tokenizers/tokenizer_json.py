@@ -19,6 +19,7 @@ from mmchat.checkpoints.strict_json import Where, as_object, quoted, read_json
 from mmchat.errors import CheckpointError, MissingExtra, PromptError
 from mmchat.tokenizers.base import Tokenizer, TokenTable, clean_text
 from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer, is_fault
+from mmchat.tokenizers.text_steps import check_steps
 from mmchat.tokenizers.tiktoken_file import check_vocabulary
 
 Pair = tuple[bytes, bytes]
@@ -36,6 +37,7 @@ def open_tokenizer_json(path: Path) -> Tokenizer:
     exact = parts.is_llama3 and merges_follow_ranks(parts.tokens, parts.merges)
     if exact:
         return BytePairTokenizer(parts.tokens, parts.special_tokens)
+    check_steps(found, where)
     return LibraryTokenizer(found, parts.tokens, parts.special_tokens, where)
 
 

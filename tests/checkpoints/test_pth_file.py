@@ -225,6 +225,10 @@ def test_opcodes_that_no_checkpoint_needs_are_refused(opcode):
         scan(b"\x80\x02(" + code.encode("latin-1") + content + b".")
 
 
+# A tuple in a tuple, 2,000 times; a pair of twice the pair before, 60 times.
+DEEP = b")" + b"\x85" * 2_000
+DOUBLING = b")q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))
+
 BROKEN_PICKLES = {
     "empty": b"",
     "no end": b"\x80\x02}",
@@ -249,7 +253,17 @@ BROKEN_PICKLES = {
     "attributes": b"\x80\x02}}X\x08\x00\x00\x00__dict__K\x01sb.",
     "too long": b"\x80\x02" + b"N" * 2_000_001 + b".",
     "deep tuples": b"\x80\x02)" + b"\x85" * 100_000 + b".",
-}
+    "a deep tuple for a name": b"\x80\x02}" + DEEP + b"K\x01s.",
+    "a doubling tuple for a name": b"\x80\x02}" + DOUBLING + b"K\x01s.",
+    "a doubling tuple among many items": b"\x80\x02}(" + DOUBLING + b"K\x01u.",
+    "a doubling tuple for a module": b"\x80\x02" + DOUBLING + b"\x8c\x01a\x93.",
+    "numbers for a module and a name": b"\x80\x02K\x01K\x01\x93.",
+    "a doubling tuple for a shape": tensor_pickle().replace(b"(\x8a\x01\x02", b"(" + DOUBLING),
+    "a long tuple": b"\x80\x02(" + b"N" * 1000 + b"t.",
+    "a doubling dictionary": b"\x80\x02}q\x00" + b"".join(
+        b"}(\x8c\x01ah%c\x8c\x01bh%cuq%c" % (i, i, i + 1) for i in range(60)
+    ) + b".",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BROKEN_PICKLES)

@@ -234,6 +234,24 @@ def test_logprobs_name_the_token_and_its_rivals(mmchat_command):
     assert len(first["top"]) == 2
 
 
+@pytest.mark.parametrize("form", ["--json", "--stream-json"])
+def test_logprobs_hold_the_bytes_of_tokens_that_are_half_a_character(mmchat_command, form):
+    mmchat_command.use("né 🐕".encode())
+    done = mmchat_command("generate", "-p", "x", form, "--logprobs", "2")
+    if form == "--json":
+        entries = json.loads(done.stdout)["logprobs"]
+    else:
+        lines = map(json.loads, done.stdout.splitlines())
+        entries = [line["logprob"] for line in lines if line["type"] == "text"]
+    text = [entry for entry in entries if entry["token_id"] < 256]
+    assert bytes(b for entry in text for b in entry["bytes"]).decode() == "né 🐕"
+    half = "\N{REPLACEMENT CHARACTER}"
+    assert "".join(entry["token"] for entry in text) == f"n{half * 2} {half * 4}"
+    for entry in entries:
+        for rival in entry["top"]:
+            assert bytes(rival["bytes"]).decode(errors="replace") == rival["token"]
+
+
 def test_stream_json_is_a_line_for_each_token_and_the_whole_at_the_end(mmchat_command):
     mmchat_command.use("né".encode())
     done = mmchat_command("generate", "-p", "x", "--stream-json")

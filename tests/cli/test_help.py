@@ -45,7 +45,7 @@ def test_defaults_are_shown_also_those_of_the_model(mmchat_command):
     [
         ("generate", "Only the N likeliest; 0 is all. [0 or more]"),
         ("generate", "the model's own if left out. [0 to 100]"),
-        ("generate", "Only the likeliest that hold this probability. [above 0 to 1]"),
+        ("generate", "Only the likeliest that hold this probability. [0 to 1]"),
         ("generate", "Same seed, same answer; 0 counts. [0 to 2**63 - 1]"),
         ("generate", "Guess the next N tokens (at most 64) from"),
         ("generate", "With --json: the N likeliest at every token. [0 to 20]"),

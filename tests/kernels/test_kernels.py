@@ -123,6 +123,33 @@ def test_a_broken_activation_breaks_its_token_and_no_other(value: float) -> None
         assert y[[0, 2, 3, 4, 5]].isfinite().all()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_broken_weight_breaks_its_row_and_no_other(
+    machine: str, value: float, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(8, 128, dtype=dtype)
+    weight[1, 70] = value
+    for tokens in (1, 5, 70):
+        x = torch.randn(tokens, 128)
+        for y in (
+            ops.linear_bf16(x, weight.bfloat16()),
+            ops.linear_int8(x, *ops.quantize_int8(weight)),
+            *(ops.linear_int4(x, *ops.quantize_int4(weight, group)) for group in GROUPS),
+        ):
+            assert not y[:, 1].isfinite().any()
+            assert y[:, [0, 2, 3, 4, 5, 6, 7]].isfinite().all()
+
+
+@compiled
+def test_every_nan_stays_one_in_bfloat16() -> None:
+    """Those with all bits set too, which rounding would carry over into the sign."""
+    library = native.library()
+    assert library
+    scale = torch.tensor([-1, 0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    assert library.widen_int8(torch.ones(3, 64, dtype=torch.int8), scale).isnan().all()
+
+
 def test_zeros_stay_zeros(machine: str) -> None:
     nothing = torch.zeros(3, 128)
     assert not ops.linear_int8(nothing, *ops.quantize_int8(torch.randn(4, 128))).any()

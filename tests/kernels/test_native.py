@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,34 @@ def test_a_cache_that_cannot_be_written_is_said(
     library, reason = load()
     assert library is None
     assert "cannot write" in reason
+
+
+HOSTILE_WEIGHTS = """
+import ctypes, itertools, math, sys
+kernels = ctypes.CDLL(sys.argv[1])
+odd = [math.nan, -math.nan, math.inf, -math.inf, 3e38, -3e38, 1e-45, 0.0, 1.0]
+for first, second in itertools.product(odd, odd):
+    weights = (ctypes.c_float * 128)(*[first, second] * 64)
+    out, scale, zero = (ctypes.create_string_buffer(512) for _ in range(3))
+    sizes = ctypes.c_int64(1), ctypes.c_int64(128)
+    kernels.mmchat_quantize_int8(weights, out, scale, *sizes, 1)
+    for group in (32, 64, 128):
+        kernels.mmchat_quantize_int4(weights, out, scale, zero, *sizes, ctypes.c_int64(group), 1)
+"""
+
+
+@needs_compiler
+def test_rounding_has_no_undefined_behaviour_whatever_the_weights(tmp_path: Path) -> None:
+    """As the compiler's sanitizer sees it, which checks every cast to a whole number."""
+    source = Path(native.__file__).with_name("quantize.c")
+    checks = ("-fsanitize=undefined,float-cast-overflow", "-fno-sanitize-recover=all")
+    built = tmp_path / "checked.so"
+    command = [native._target()[0], "-O1", "-fPIC", "-shared", *checks, str(source), "-lm"]
+    subprocess.run([*command, "-o", str(built)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE_WEIGHTS, str(built)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

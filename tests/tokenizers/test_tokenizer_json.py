@@ -13,9 +13,26 @@ from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tokenizer_json import LibraryTokenizer, merges_follow_ranks
 from tests.synthetic_tokenizer import CORPUS, LETTERS, all_splits, hub_tokenizer, trained_tokens
 
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 TOKENS = trained_tokens()
 MERGES = all_splits(TOKENS)
 NAMES = ("<|image|>", "<|eot_id|>", "<|begin_of_text|>")
+
+
+def replacing(old, new):
+    return {"type": "Replace", "pattern": {"String": old}, "content": new}
+
+
+def in_sequence(steps):
+    return {"type": "Sequence", "normalizers": steps}
+
+
+def normalized(step):
+    return lambda found: found.update(normalizer=step)
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+DOUBLING = replacing("a", "aa")
 
 
 @pytest.fixture
@@ -119,7 +136,11 @@ def test_what_is_proved_to_follow_the_ranks_gives_the_librarys_ids():
         lambda d: d["model"]["merges"].reverse(),
         lambda d: d["model"].update(ignore_merges=False),
         lambda d: d.update(normalizer={"type": "NFC"}),
-        lambda d: d["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\s+|\S+"),
+        lambda d: d.update(normalizer={"type": "Sequence", "normalizers": [{"type": "NFKC"}] * 15}),
+        lambda d: d.update(normalizer=replacing("犬猫", "ab")),
+        lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": GPT2_SPLIT}),
+        lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"String": " "}),
+        lambda d: d["pre_tokenizer"]["pretokenizers"].insert(1, DIGITS),
     ],
 )
 def test_other_byte_level_tokenizers_run_in_the_library(opened, change):
@@ -174,8 +195,28 @@ def test_a_special_name_in_the_vocabulary_is_still_text(opened):
         (lambda d: d["added_tokens"][3].update(id=None), "content and id"),
         (lambda d: d["added_tokens"][3].update(content="<|eot_id|>"), "is there twice"),
         (lambda d: d.update(added_tokens={}), "added_tokens: expected a list"),
+        (normalized(DOUBLING), "normalizer: a Replace makes text longer"),
+        (normalized(in_sequence([DOUBLING] * 40)), "normalizer: a Replace makes text longer"),
+        (normalized(in_sequence([{"type": "NFC"}] * 40)), "normalizer: more than 16 steps"),
+        (normalized(replacing("", "a")), "normalizer: a Replace makes text longer"),
+        (normalized({**DOUBLING, "pattern": {"Regex": "a"}}), "or is an expression"),
+        (normalized({"type": "Prepend", "prepend": "a" * 1000}), "'Prepend' is not supported"),
+        (normalized({"type": "ByteLevel"}), "'ByteLevel' is not supported, only NFC, NFD"),
+        (normalized({"type": ["NFC"]}), "is not supported, only NFC, NFD"),
+        (normalized([]), "normalizer: expected an object"),
+        (lambda d: d["pre_tokenizer"].update(pretokenizers=[{"type": "ByteLevel"}] * 12),
+         "pre_tokenizer: more than one ByteLevel"),
+        (lambda d: d["pre_tokenizer"].update(pretokenizers=[{"type": "Metaspace"}]),
+         "pre_tokenizer: 'Metaspace' is not supported"),
+        (lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": "(a+)+$"}),
+         "pre_tokenizer: splits text by "),
+        (lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(pattern={"String": ""}),
+         "pre_tokenizer: splits text by "),
+        (lambda d: d["model"].update(merges=hub_tokenizer(TOKENS, MERGES[::-1])["model"]["merges"],
+         continuing_subword_prefix="x" * 10**6), "model.continuing_subword_prefix: not supported"),
+        (lambda d: d["model"].update(dropout=0.5), "model.dropout: not supported, only null"),
     ],
-)
+)  # fmt: skip
 def test_damage_is_named(opened, change, message):
     found = hub_tokenizer(TOKENS, MERGES)
     change(found)

@@ -27,9 +27,6 @@ from mmchat.models.mllama.tensor_names import hf_shapes
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Frequencies of the rotary embedding, which some files store: computed here.
-IGNORED = frozenset({"text_model.rope.freqs", "rope.freqs"})
-
 _ENCODER = "vision_model.vision_encoder."
 
 # Parts of a layer: Meta's name -> the Hub's.

@@ -13,7 +13,7 @@ from mmchat.checkpoints.mapping import Rule, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.mllama.config import MllamaConfig, VisionConfig
-from mmchat.models.mllama.meta_format import IGNORED, meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def check_weights(
         expected = meta_shapes(config)
         needed = {name for rule in rules if rule.target in targets for name in rule.sources}
         scalars = {n for rule in rules if rule.transform.name == "scalar" for n in rule.sources}
-        entries = {n: entry for n, entry in checkpoint.entries.items() if n not in IGNORED}
+        entries = dict(checkpoint.entries)
         _check_ranks(checkpoint, expected)
     else:
         expected, needed, scalars = hf_shapes(config), set(targets), set()

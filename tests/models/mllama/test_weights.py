@@ -214,6 +214,63 @@ def test_two_spellings_of_one_tensor_are_refused(tmp_path, hub):
         load(save(tmp_path, hub | {newer_name(NORM): hub[NORM].clone()}))
 
 
+WRAPPED = {
+    "DDP": lambda name: f"module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "compiled in DDP": lambda name: f"module._orig_mod.{name}",
+    "DDP, compiled": lambda name: f"_orig_mod.module.{name}",
+    "compiled layers": lambda name: name.replace("layers.1.", "layers.1._orig_mod."),
+    "FSDP": lambda name: "module." + name.replace(".1.", ".1._fsdp_wrapped_module."),
+    "newer names in DDP": lambda name: f"module.{newer_name(name)}",
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_names_of_wrapped_models_are_read(tmp_path, hub, wrap):
+    assert_equal(load(save(tmp_path, {wrap(name): t for name, t in hub.items()})), hub)
+    meta = {wrap(name): tensor for name, tensor in random_meta().items()}
+    (tmp_path / "meta").mkdir()
+    torch.save(meta, tmp_path / "meta/consolidated.pth")
+    if wrap is not WRAPPED["newer names in DDP"]:
+        assert_equal(load(tmp_path / "meta"), hub)
+
+
+def test_names_of_which_some_are_wrapped_are_refused(tmp_path, hub):
+    some = {f"module.{n}" if "vision" in n else n: tensor for n, tensor in hub.items()}
+    with pytest.raises(CheckpointError, match=r"unexpected: 'module\.vision_model"):
+        load(save(tmp_path, some))
+    with pytest.raises(CheckpointError, match="are two spellings of the same"):
+        load(save(tmp_path, hub | {f"_orig_mod.{NORM}": hub[NORM].clone()}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "language_model.model.rotary_emb.inv_freq",
+        "language_model.model.rotary_emb.original_inv_freq",
+        "model.vision_model.embeddings.position_ids",
+        "text_model.rope.freqs",
+        "freqs_cis",
+    ],
+)
+def test_buffers_that_others_store_are_passed_over_and_said(tmp_path, hub, name):
+    path = save(tmp_path, hub | {name: torch.ones(7)})
+    assert_equal(load(path), hub)
+    with open_checkpoint(path) as opened:
+        assert opened.remarks == (
+            f"passed over {name!r}, which other libraries store and mmchat computes",
+        )
+        assert name not in opened.entries
+    with pytest.raises(CheckpointError, match="1 unexpected: "):
+        load(save(tmp_path, hub | {f"{name}_other": torch.ones(7)}))
+
+
+def test_a_file_of_nothing_but_such_buffers_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="another kind of model"):
+        load(save(tmp_path, {"rotary_emb.inv_freq": torch.ones(7)}))
+
+
 @pytest.mark.parametrize("name", ["consolidated.pth", "consolidated.00.pth"])
 def test_metas_file_is_translated(tmp_path, hub, name):
     extra = {"text_model.rope.freqs": torch.ones(2)}
