@@ -9,7 +9,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mmchat.events import ProgressCallback
 from mmchat.kernels import reference
+from mmchat.machine import kept_code
 from mmchat.machine.cpu import processor_identity
 
 BLOCK = 64  # K must be a multiple of it
@@ -50,10 +50,9 @@ def is_wanted() -> bool:
 def prepare(progress: ProgressCallback | None = None) -> None:
     """Compile the kernels now if that is still to be done, so that `progress` can tell of it."""
     try:
-        built = _target()[1]
+        if _kept(_fingerprint(_compiler())):
+            return
     except UnavailableError:
-        return
-    if built.is_file():
         return
     if progress:
         progress("kernels", 0, 1)
@@ -78,8 +77,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("mmchat", appauthor=False) / "kernels"
 
 
-def _target() -> tuple[str, Path]:
-    """The compiler, and the shared library that it makes, in the cache."""
+def _compiler() -> str:
     if platform.system() != "Linux":
         raise UnavailableError(f"not built on {platform.system()}")
     if not is_wanted():
@@ -87,24 +85,22 @@ def _target() -> tuple[str, Path]:
     compiler = shutil.which(os.environ.get("CC") or "gcc")
     if compiler is None:
         raise UnavailableError("no C compiler here; install gcc")
-    return compiler, cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
+    return compiler
+
+
+def _kept(name: str) -> Path | None:
+    return kept_code.find(cache_folder(), name, ".so")
 
 
 def _compiled() -> Path:
-    """The shared library for this machine; compiled if it is not in the cache yet."""
-    compiler, built = _target()
-    if built.is_file():
-        return built
-    folder = built.parent
+    """The shared library for this machine; compiled if it is not in the cache, whole."""
+    compiler, folder = _compiler(), cache_folder()
+    name = _fingerprint(compiler)
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            fresh = Path(work) / "kernels.so"
-            _compile(compiler, fresh)
-            fresh.replace(built)
+        make = functools.partial(_compile, compiler)
+        return _kept(name) or kept_code.keep(folder, name, ".so", make)
     except OSError as error:
         raise UnavailableError(f"cannot write {str(folder)!r}: {error.strerror}") from None
-    return built
 
 
 def _compile(compiler: str, target: Path) -> None:
@@ -116,7 +112,12 @@ def _compile(compiler: str, target: Path) -> None:
     ]  # fmt: skip
     try:
         done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+            check=False,
+            env={**os.environ, "TMPDIR": str(target.parent)},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"{compiler} did not run: {error}") from None
@@ -126,14 +127,14 @@ def _compile(compiler: str, target: Path) -> None:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Changes with the source, the compiler and the processor."""
+    """A name that changes with the source, the compiler and the processor."""
     digest = hashlib.sha256()
     for name in SOURCES + HEADERS:
         digest.update((Path(__file__).parent / name).read_bytes())
     status = Path(compiler).resolve().stat()
     digest.update(f"{compiler} {status.st_size} {status.st_mtime_ns} {_FLAGS}".encode())
     digest.update(processor_identity().encode())
-    return digest.hexdigest()[:24]
+    return f"kernels-{digest.hexdigest()[:24]}"
 
 
 class Library:
