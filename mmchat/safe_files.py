@@ -57,6 +57,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that a run made for a while."""
+    return bool(_TEMPORARY.fullmatch(name))
+
+
 @contextmanager
 def temporary_file(folder: Path, mode: int = 0o600) -> Iterator[tuple[Path, BinaryIO]]:
     """A new file in `folder`, its path and itself open for writing; gone after the block.
@@ -160,6 +165,6 @@ def _sweep(folder: Path) -> None:
         return
     _swept.add(key)
     with contextlib.suppress(OSError):
-        for path in [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name)]:
+        for path in [path for path in folder.iterdir() if is_temporary(path.name)]:
             with contextlib.suppress(OSError):
                 remove_left(path)

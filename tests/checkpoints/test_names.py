@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.hub.download import repair_plan
 from mmchat.checkpoints.hub.holdings import folder_removal, remove
 from mmchat.checkpoints.hub.places import FolderPlace, HubFile, _Journal
-from mmchat.checkpoints.integrity import verify_folder
+from mmchat.checkpoints.integrity import recorded_sizes, verify_folder
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -139,6 +140,14 @@ def test_verify_reads_regular_files_of_the_folder_and_ends(tmp_path, victim, kin
     (fault,) = verify_folder(evil).faults
     assert fault.file == "thesis.txt"
     assert "recorded" not in fault.reason
+
+
+def test_only_what_a_record_names_is_looked_at(tmp_path, monkeypatch):
+    """`mmchat verify /` ends at once."""
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("looks at all that is there"))
+    with pytest.raises(CheckpointError, match="no manifest"):
+        verify_folder(tmp_path)
+    assert recorded_sizes(tmp_path) == {}
 
 
 @pytest.mark.timeout(20)
