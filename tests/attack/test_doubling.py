@@ -34,7 +34,11 @@ from tests.attack.bounds import OverBound, in_a_child
 from tests.checkpoints.hostile_files import header_file, item
 from tests.repl.screens import Terminal
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
 MOST = 7.0  # times the work for four times the input: 4 is linear, 16 quadratic
 ENOUGH = 1_000_000  # lines that are counted; more is endless
 

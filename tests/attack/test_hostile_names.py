@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import random
@@ -46,6 +47,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3000),
     pytest.mark.skipif(sys.platform != "linux", reason="needs a Linux terminal"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
 
@@ -68,7 +70,8 @@ def run(words: list[str], folder: Path) -> tuple[int, str]:
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         finally:
-            sys.stdout.flush()
+            with contextlib.suppress(BaseException):
+                sys.stdout.flush()
             os._exit(code)
     said, begun = b"", time.monotonic()
     while time.monotonic() < begun + SECONDS:
