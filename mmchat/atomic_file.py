@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from mmchat.errors import DiskError
+from mmchat.safe_files import sync, temporary_file
 
 
 def check_writable(path: Path) -> None:
@@ -26,18 +25,20 @@ def check_writable(path: Path) -> None:
         raise DiskError(f"cannot write {str(path)!r}: no permission to write in {str(folder)!r}")
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666, follow: bool = True) -> None:
     """Replace the content of `path` by `data`: temporary file beside it, fsync, rename.
 
-    mode: of a new file, before the umask; that of an existing file is kept. A symbolic link stays
-    and its target is replaced; a device or pipe is written directly. Raises DiskError, and leaves
-    no temporary file behind.
+    mode: of a new file, before the umask; that of an existing file is kept. follow: a symbolic link
+    stays and its target is replaced, and a device or pipe is written directly; without it whatever
+    has the name is replaced. Raises DiskError, and leaves no temporary file behind.
     """
     try:
-        if _is_special(path):
+        if not follow:
+            _replace(path, data, mode)
+        elif _is_special(path):
             path.write_bytes(data)
         else:
-            _replace(path.resolve(), data, mode)
+            _replace(Path(os.path.realpath(path)), data, mode)
     except OSError as error:
         raise DiskError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
@@ -52,28 +53,11 @@ def _is_special(path: Path) -> bool:
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:
-    temporary = path.with_name(f".mmchat-{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if path.exists():
-                os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    with temporary_file(path.parent, mode) as (temporary, file):
+        if path.is_file():
+            os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable; some file systems cannot, which is no fault."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync(path.parent)

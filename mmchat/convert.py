@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +21,17 @@ from mmchat.checkpoints.manifest import (
     sha256_of,
     write_manifest,
 )
-from mmchat.checkpoints.writers import Piece, write_json, write_pth, write_safetensors
+from mmchat.checkpoints.writers import (
+    Piece,
+    papers_beside,
+    write_json,
+    write_pth,
+    write_safetensors,
+)
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.params import ModelParams, ModelSource, find_model, load_params
 from mmchat.params_file import params_document
+from mmchat.staged_folder import staged_folder
 from mmchat.tokenizers import open_tokenizer
 
 Format = Literal["hf", "meta"]
@@ -33,8 +39,6 @@ Format = Literal["hf", "meta"]
 Progress = Callable[[str, int, int], None]
 
 META_NAME = "consolidated.00.pth"
-_PAPERS = ("LICENSE*", "USE_POLICY*")
-_WORK = ".mmchat-convert-"
 _NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731, ARG005
 
 
@@ -54,6 +58,7 @@ def convert(
     if source.checkpoint is None:
         raise CheckpointError(f"{params.name}: its weights are needed to convert it")
     tokenizer = source.tokenizer_file()
+    papers_beside(source.checkpoint)  # raises now, not after hours
     _check_free(folder)
     rules = params.family.resolve("weights").shard_dims
     with open_checkpoint(source.checkpoint, merge_rules=rules) as opened:
@@ -61,15 +66,14 @@ def convert(
             raise UsageError(f"{params.name} is in the {target} format already")
         pieces = _pieces(opened, params)
         _check_space(folder, sum(piece.num_bytes for piece in pieces))
-        with _new_folder(folder) as work:
+        with staged_folder(folder) as work:
             count = _Counter("writing", len(pieces), progress)
             if target == "hf":
                 write_safetensors(work, pieces, max_shard_bytes, count)
             else:
                 write_pth(work / META_NAME, pieces, count)
             _compare(work, pieces, params, _Counter("comparing", len(pieces), progress))
-            shutil.copyfile(tokenizer, work / tokenizer.name)
-            _copy_papers(source.checkpoint, work)
+            source.copy_papers(work)
             notes = _describe(work, target, params, pieces[0].dtype, tokenizer)
             _record(work, source.checkpoint)
     return notes
@@ -162,31 +166,6 @@ def _check_space(folder: Path, needed: int) -> None:
             f"{needed:,} bytes are needed in {quoted(folder.parent, 300)}, and {free:,} are free;"
             " choose another disk with --output"
         )
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder of that name elsewhere, moved to its place at the end or else removed."""
-    outside = folder.parent / f"{_WORK}{folder.name}"
-    shutil.rmtree(outside, ignore_errors=True)  # of a run that was killed
-    work = outside / folder.name
-    try:
-        work.mkdir(parents=True)
-        yield work
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()
-        work.rename(folder)
-    except OSError as error:
-        raise DiskError(f"{quoted(folder, 300)}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(outside, ignore_errors=True)
-
-
-def _copy_papers(checkpoint: Path, work: Path) -> None:
-    place = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    for pattern in _PAPERS:
-        for path in place.glob(pattern):
-            shutil.copyfile(path, work / path.name)
 
 
 def _describe(

@@ -52,6 +52,9 @@ TOKENIZER_JSON_BYTES = 32 * MIB
 VOCABULARY_ENTRIES = 300_000
 BYTES_PER_TOKEN = 256
 
+# Files that are copied as they are
+LICENCE_BYTES = 1 * MIB
+
 # Saved chats
 CHAT_JSON_BYTES = 16 * MIB  # without pictures
 CHAT_FILE_BYTES = 512 * MIB  # with pictures inside

@@ -54,6 +54,20 @@ class ModelSource:
             " copy the one that came with the weights there, or give it with --tokenizer-path"
         )
 
+    def copy_papers(self, folder: Path) -> None:
+        """Put tokenizer, licence and use policy into a new folder, under names that it is read by.
+
+        Raises CheckpointError, DiskError.
+        """
+        from mmchat import limits
+        from mmchat.checkpoints.writers import copy_into, papers_beside
+
+        tokenizer = self.tokenizer_file()
+        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
+        copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
+        for paper in papers_beside(self.checkpoint) if self.checkpoint else ():
+            copy_into(folder, paper, limits.LICENCE_BYTES)
+
 
 @dataclass(frozen=True)
 class KnownModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmchat.errors import DiskError, UsageError, quoted
+from mmchat.safe_files import hold, make_folder, remove_left, sync
 
 _PREFIX = ".mmchat-new-"
 _OLD = "old"
@@ -30,44 +30,53 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     outside = folder.parent / f"{_PREFIX}{folder.name}"
     try:
-        with _locked(outside, folder):
-            _recover(outside, folder)
+        with _made(outside, folder):
             work = outside / "new"
             work.mkdir()
             yield work
             _put(work, folder, outside, replace=replace)
             sync(folder.parent)
-            shutil.rmtree(outside, ignore_errors=True)
     except OSError as error:
         raise DiskError(f"cannot write {quoted(folder, 300)}: {error.strerror or error}") from None
 
 
 @contextmanager
-def _locked(outside: Path, folder: Path) -> Iterator[None]:
-    """Hold the staging folder; it is removed when the block fails."""
-    outside.mkdir(exist_ok=True)
-    descriptor = os.open(outside, os.O_RDONLY)
+def _made(outside: Path, folder: Path) -> Iterator[None]:
+    """Make and hold the staging folder, after that of a killed run; it is gone after the block."""
+    while True:
+        _clear(outside, folder)
+        with contextlib.suppress(FileExistsError):  # another run was faster, and is found to be so
+            descriptor = make_folder(outside)
+            if hold(outside, descriptor):
+                break
+            os.close(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another run of mmchat is writing {quoted(folder, 300)}") from None
-        try:
-            yield
-        except BaseException:
-            _recover(outside, folder)
-            shutil.rmtree(outside, ignore_errors=True)
-            raise
+        yield
     finally:
+        _recover(outside, folder)
+        shutil.rmtree(outside, ignore_errors=True)
         os.close(descriptor)
 
 
+def _clear(outside: Path, folder: Path) -> None:
+    try:
+        if remove_left(outside, lambda: _recover(outside, folder)):
+            return
+    except OSError as error:
+        raise DiskError(
+            f"{quoted(outside, 300)} is in the way and no folder of this user's ({error.strerror});"
+            " see what it is, and remove it"
+        ) from None
+    raise UsageError(
+        f"another run of mmchat is writing {quoted(folder, 300)}; if none is, remove"
+        f" {quoted(outside, 300)}"
+    )
+
+
 def _recover(outside: Path, folder: Path) -> None:
-    """Undo what a killed run had begun: put back what it had moved away, remove the rest."""
+    """Put back what a run had moved away when it was killed or failed."""
     if (outside / _OLD).exists() and not folder.exists():
         (outside / _OLD).rename(folder)
-    for left in outside.iterdir():
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _put(work: Path, folder: Path, outside: Path, *, replace: bool) -> None:
@@ -90,13 +99,3 @@ def _exchange(first: Path, second: Path) -> bool:
     if sys.platform == "darwin" and hasattr(library, "renamex_np"):
         return library.renamex_np(*names, _SWAP) == 0
     return False
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable; some systems cannot, which is no fault."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -1,10 +1,12 @@
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from mmchat import atomic_file
+from mmchat import atomic_file, safe_files
 from mmchat.errors import DiskError
 
 
@@ -60,3 +62,73 @@ def test_an_unwritable_place_is_named_before_the_work(tmp_path, name):
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path):
     atomic_file.write_text(tmp_path / "a.txt", "\udc80")
     assert (tmp_path / "a.txt").read_bytes() == b"\\udc80"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from mmchat import atomic_file
+os.fsync = lambda _: os.kill(os.getpid(), 9)
+atomic_file.write_text(Path(sys.argv[1]), "half")
+"""
+WRITER = """
+import sys
+from pathlib import Path
+from mmchat import atomic_file
+atomic_file.write_text(Path(sys.argv[1]), "whole")
+"""
+
+
+def run(script, path):
+    command = [sys.executable, "-c", script, str(path)]
+    return subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode
+
+
+def test_what_a_killed_run_left_goes_with_the_next_write(tmp_path):
+    assert run(KILLED, tmp_path / "a.txt") == -9
+    assert run(KILLED, tmp_path / "b.txt") == -9
+    (tmp_path / ".mmchat-notes.tmp").write_text("mine")
+    assert run(WRITER, tmp_path / "c.txt") == 0
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".mmchat-notes.tmp", "c.txt"]
+
+
+def test_the_file_that_another_run_writes_now_stays(tmp_path):
+    with safe_files.temporary_file(tmp_path) as (temporary, _):
+        assert run(WRITER, tmp_path / "c.txt") == 0
+        assert temporary.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
+
+
+@pytest.mark.timeout(20)
+def test_links_and_pipes_with_a_temporary_name_are_let_be(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    link, pipe = (tmp_path / f".mmchat-{digit * 16}.tmp" for digit in "01")
+    link.symlink_to("mine")
+    os.mkfifo(pipe)
+    assert run(WRITER, tmp_path / "c.txt") == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert link.is_symlink()
+    assert pipe.is_fifo()
+
+
+def test_a_write_that_may_not_follow_replaces_a_link(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    atomic_file.write_bytes(tmp_path / "link", b"new", follow=False)
+    assert (tmp_path / "target").read_text() == "old"
+    assert (tmp_path / "link").read_text() == "new"
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_a_folder_that_cannot_be_made_durable_is_said(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def failing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(DiskError, match="Input/output error"):
+        atomic_file.write_text(tmp_path / "a.txt", "new")

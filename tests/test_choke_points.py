@@ -29,12 +29,14 @@ PLACES: dict[str, set[str]] = {
     },
     "writes a file": {
         "atomic_file.py",
+        "safe_files.py",
         "checkpoints/hub/places.py",  # links and journal of the Hugging Face cache
         "checkpoints/hub/transfer.py",  # parts that grow over several runs
         "checkpoints/writers.py",  # weights, into a folder that is renamed when it is complete
     },
     "opens a descriptor for writing": {
-        "atomic_file.py",
+        "safe_files.py",
+        "checkpoints/hub/places.py",  # the journal, which grows
         "checkpoints/hub/transfer.py",
         "cli/console.py",
     },
@@ -48,19 +50,17 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/hub/places.py",
         "checkpoints/hub/transfer.py",
         "checkpoints/hub_cache.py",
-        "checkpoints/integrity.py",
         "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",
         "checkpoints/mapped_file.py",
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
         "images/sources.py",
-        "staged_folder.py",  # opens folders, to lock them and make them durable
+        "safe_files.py",
         "kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from
         "machine/cpu.py",
         "machine/memory.py",
-        "atomic_file.py",
         "cli/console.py",
     },
 }

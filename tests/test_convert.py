@@ -179,6 +179,41 @@ def test_nothing_is_overwritten(hf_folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["LICENSE", "USE_POLICY.md", "tokenizer.model"])
+@pytest.mark.parametrize("target", ["/dev/zero", "secret.txt", "fifo"])
+def test_what_lies_outside_the_folder_is_not_copied(meta_folder, tmp_path, name, target):
+    source = shutil.copytree(meta_folder, tmp_path / "source")
+    (tmp_path / "secret.txt").write_text("secret")
+    os.mkfifo(tmp_path / "fifo")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(tmp_path / target)
+    with pytest.raises(CheckpointError):
+        convert(find_model(source), "hf", tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "secret.txt", "source"]
+
+
+def test_the_licence_comes_along_and_a_huge_one_does_not(meta_folder, tmp_path):
+    source = shutil.copytree(meta_folder, tmp_path / "source")
+    (source / "LICENSE").write_text("be good")
+    (source / "USE_POLICY.md").symlink_to("LICENSE")
+    (source / "LICENSE-texts").mkdir()
+    convert(find_model(source), "hf", tmp_path / "new")
+    papers = ["LICENSE", "USE_POLICY.md"]
+    assert [(tmp_path / "new" / name).read_text() for name in papers] == ["be good"] * 2
+    os.truncate(source / "LICENSE", 2**40)
+    with pytest.raises(CheckpointError, match="at most"):
+        convert(find_model(source), "hf", tmp_path / "another")
+    assert not (tmp_path / "another").exists()
+
+
+def test_a_tokenizer_of_another_name_gets_the_one_it_is_found_by(meta_folder, tmp_path):
+    given = tmp_path / "my tokenizer (1).model"
+    shutil.copyfile(meta_folder / "tokenizer.model", given)
+    convert(find_model(meta_folder, tokenizer_path=given), "hf", tmp_path / "new")
+    assert find_model(tmp_path / "new").tokenizer == tmp_path / "new" / "tokenizer.model"
+
+
 def test_a_difference_after_writing_leaves_nothing(hf_folder, tmp_path, monkeypatch):
     write = converting.write_pth
 

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import random
 import signal
@@ -119,6 +121,89 @@ def test_a_folder_that_a_killed_run_moved_away_comes_back(tmp_path):
     with pytest.raises(ZeroDivisionError), staged_folder(folder):
         raise ZeroDivisionError
     assert content_of(folder) == "old"
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """A folder elsewhere; all that is in it must stay."""
+    folder = tmp_path / "precious"
+    (folder / "photos").mkdir(parents=True)
+    (folder / "new").mkdir()
+    (folder / "photos" / "1.jpg").write_text("irreplaceable")
+    yield folder
+    assert (folder / "photos" / "1.jpg").read_text() == "irreplaceable"
+    assert sorted(path.name for path in folder.iterdir()) == ["new", "photos"]
+
+
+def test_a_link_at_the_place_of_the_staging_folder_is_refused(tmp_path, precious):
+    (tmp_path / "out").mkdir()
+    link = tmp_path / "out" / ".mmchat-new-tiny"
+    link.symlink_to("../precious")
+    with pytest.raises(DiskError, match=r"'.*\.mmchat-new-tiny' is in the way"):
+        make(tmp_path / "out" / "tiny", "a")
+    assert [path.name for path in link.parent.iterdir()] == [link.name]
+
+
+def test_links_in_what_a_killed_run_left_are_not_followed(tmp_path, precious):
+    staged = tmp_path / "out" / ".mmchat-new-tiny"
+    staged.mkdir(parents=True)
+    for name in ("new", "x"):
+        (staged / name).symlink_to("../../precious")
+    make(tmp_path / "out" / "tiny", "a")
+    assert content_of(tmp_path / "out" / "tiny") == "a"
+    assert not staged.exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["file", "fifo", "dangling"])
+def test_what_is_no_folder_at_its_place_ends_in_an_error_or_goes(tmp_path, kind):
+    path = tmp_path / ".mmchat-new-tiny"
+    if kind == "file":
+        path.write_text("left")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere")
+    if kind == "file":
+        make(tmp_path / "tiny", "a")
+    else:
+        with pytest.raises(DiskError, match="in the way"):
+            make(tmp_path / "tiny", "a")
+        assert path.is_symlink() or path.is_fifo()
+
+
+def test_the_folder_of_another_user_is_not_taken_over(tmp_path, monkeypatch):
+    staged = tmp_path / ".mmchat-new-tiny"
+    staged.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(DiskError, match="another user"):
+        make(tmp_path / "tiny", "a")
+    assert list(tmp_path.iterdir()) == [staged]
+
+
+def test_a_file_system_without_locks_is_written_to_and_nothing_stays(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    make(tmp_path / "tiny", "a")
+    make(tmp_path / "tiny", "b", replace=True)
+    assert content_of(tmp_path / "tiny") == "b"
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+    (tmp_path / ".mmchat-new-tiny").mkdir()  # of a run that may be running
+    with pytest.raises(UsageError, match="if none is, remove"):
+        make(tmp_path / "tiny", "c", replace=True)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_disk_that_cannot_keep_it_is_said(tmp_path, monkeypatch, number):
+    def failing(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(DiskError, match="cannot write"):
+        make(tmp_path / "tiny", "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_at_any_moment_the_folder_is_whole(tmp_path):

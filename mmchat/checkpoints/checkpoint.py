@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat import limits
 from mmchat.checkpoints import pth_file, safetensors_file
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
+from mmchat.checkpoints.names import is_name, real_path
 from mmchat.checkpoints.stored_names import buffers_remark, model_names
 from mmchat.checkpoints.strict_json import Where, nearest, read_json
 from mmchat.errors import CheckpointError
@@ -24,7 +25,6 @@ SINGLE_NAME = "model.safetensors"
 MergeRules = Callable[[str], Literal[0, 1] | None]
 Parts = dict[str, list[tuple[MappedFile, TensorEntry]]]  # the pieces of a tensor, file by file
 
-_SHARD_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}\.safetensors")
 _HF_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 _META_SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 _REFUSED_ENDINGS = (".bin", ".pkl", ".pickle", ".ckpt", ".pt")
@@ -189,17 +189,8 @@ def _ranks(found: list[Path]) -> list[Path]:
 
 
 def _inside(path: Path, root: Path) -> Path:
-    """`path` if, with links followed, it lies in `root` or is a blob of a Hub cache."""
-    try:
-        real = path.resolve()
-    except (OSError, RuntimeError):  # RuntimeError: Python before 3.13 on a circle of links
-        raise CheckpointError(f"{shown(path)}: is a link that leads nowhere") from None
-    in_hub_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
-    if not real.is_relative_to(root) and not in_hub_cache:
-        raise CheckpointError(
-            f"{shown(path)}: is a link to {shown(real)}, outside the model's folder;"
-            " name the folder where the files are"
-        )
+    """`path`, if the file behind it is one of the model's."""
+    real_path(path, root)
     return path
 
 
@@ -214,7 +205,7 @@ def _open_index(index: Path, files: list[MappedFile]) -> Checkpoint:
     if not isinstance(weight_map, dict) or not weight_map:
         raise where.fail("no weight_map: it is not the index of a sharded checkpoint")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+        if not is_name(shard) or not shard.endswith(".safetensors"):
             raise where.fail(
                 f"tensor {shown(name)} is said to be in {shown(shard)}, which is no plain name of a"
                 " .safetensors file"

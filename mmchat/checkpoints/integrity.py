@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.hub.places import manifest_path_of
 from mmchat.checkpoints.hub.transfer import new_digest
 from mmchat.checkpoints.manifest import Manifest, read_manifest
+from mmchat.checkpoints.names import ETAG, is_name, is_path, open_inside
 from mmchat.checkpoints.strict_json import Where, read_bounded
 from mmchat.errors import CheckpointError, quoted
 
 CHECKLIST_NAME = "checklist.chk"
-_CHECKLIST_LINE = re.compile(r"([0-9a-f]{32}) [ *]([A-Za-z0-9_][\w.-]{0,127})", re.ASCII)
+_CHECKLIST_LINE = re.compile(r"([0-9a-f]{32}) [ *](.+)")
 _BLOCK = 1 << 20
 
 # progress(file, bytes that were read)
@@ -70,12 +72,21 @@ def verify_folder(
         )
     sizes: dict[str, int] = {}
     for item in expected:
-        reason = _fault(folder / item.file, item, fast, sizes, progress or (lambda *_: None))
+        reason = _fault(folder, item, fast, sizes, progress or (lambda *_: None))
         if reason and all(fault.file != item.file for fault in faults):
             faults.append(Fault(item.file, reason))
     records = tuple(dict.fromkeys(item.record for item in expected))
     files = tuple(dict.fromkeys(item.file for item in expected))
     return Verification(folder, records, files, sum(sizes.values()), tuple(faults))
+
+
+def recorded_sizes(folder: Path) -> dict[str, int]:
+    """The bytes that `verify_folder` will read, by file. Raises CheckpointError."""
+    sizes = {}
+    for item in _expectations(folder)[0]:
+        with suppress(CheckpointError, OSError), open_inside(folder, item.file) as opened:
+            sizes[item.file] = os.fstat(opened.fileno()).st_size
+    return sizes
 
 
 def _expectations(folder: Path) -> tuple[list[Expected], list[Fault]]:
@@ -97,10 +108,12 @@ def _by_manifest(manifest: Manifest) -> Iterator[Expected]:
 
 def _by_blob_names(folder: Path) -> Iterator[Expected]:
     """In the Hub's cache a file is a link to a blob that is named by its hash."""
+    if folder.parent.name != "snapshots":
+        return
     for path in sorted(folder.rglob("*")):
         etag = path.readlink().name if path.is_symlink() else ""
-        if re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", etag):
-            name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
+        if ETAG.fullmatch(etag) and is_path(name):
             yield Expected(
                 name, "names in the cache", None, lambda size, e=etag: new_digest(e, size), etag
             )
@@ -115,7 +128,7 @@ def _by_checklists(folder: Path, manifest: Manifest | None) -> Iterator[Expected
         text = read_bounded(path, limits.CONFIG_JSON_BYTES, where).decode("utf-8", "replace")
         for line in filter(None, map(str.strip, text.splitlines())):
             match = _CHECKLIST_LINE.fullmatch(line)
-            if match is None:
+            if match is None or not is_name(match[2]):
                 raise where.fail(f"{quoted(line)} is not an MD5 sum and a file name")
             name = (path.parent / match[2]).relative_to(folder).as_posix()
             if manifest is None or name in manifest.files:
@@ -127,11 +140,11 @@ def _md5(_size: int) -> Any:
 
 
 def _fault(
-    path: Path, item: Expected, fast: bool, sizes: dict[str, int], progress: Progress
+    folder: Path, item: Expected, fast: bool, sizes: dict[str, int], progress: Progress
 ) -> str | None:
     """What is wrong with one file, or None; notes its size in `sizes`."""
     try:
-        with path.open("rb", buffering=0) as opened:
+        with open_inside(folder, item.file) as opened:
             size = sizes[item.file] = os.fstat(opened.fileno()).st_size
             if item.size is not None and size != item.size:
                 return f"has {size:,} bytes, {item.size:,} are recorded"
@@ -143,6 +156,8 @@ def _fault(
                 progress(item.file, len(block))
     except FileNotFoundError:
         return "is missing"
+    except CheckpointError as error:
+        return str(error)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
     if digest.hexdigest() == item.hex:

@@ -6,8 +6,10 @@ changed bit anywhere, here too, is found.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from mmchat import atomic_file, limits
-from mmchat.checkpoints.strict_json import Where, loads, parse_dataclass, read_bounded
+from mmchat.checkpoints.hub_cache import is_repo_id
+from mmchat.checkpoints.names import COMMIT, ETAG, REVISION, is_path
+from mmchat.checkpoints.strict_json import Where, loads, parse_dataclass, quoted, read_bounded
 from mmchat.errors import CheckpointError
 
 MANIFEST_NAME = "mmchat-manifest.json"
 _FORMAT = 1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _EXPORT_NUMBERS = (0, 2**31)
 
 
@@ -87,25 +92,46 @@ _EXPORT_BOUNDS = {ExportRecord: {"max_seq_len": _EXPORT_NUMBERS, "max_images": _
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write `manifest` to the file `path` with the time of day. Raises DiskError."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    atomic_file.write_bytes(path, _encoded(replace(manifest, written=now)))
+    atomic_file.write_bytes(path, _encoded(replace(manifest, written=now)), follow=False)
 
 
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest in the file `path`, None if there is no such file.
 
-    Raises CheckpointError if it is damaged.
+    Raises CheckpointError if it is damaged, or names what is not in its folder.
     """
     if not path.exists():
         return None
     where = Where(str(path), error=CheckpointError)
     data = read_bounded(path, limits.INDEX_JSON_BYTES, where)
-    try:
+    manifest = None
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, CheckpointError):
         manifest = _decoded(loads(data), where)
-        if _encoded(manifest) == data:
-            return manifest
-    except (ValueError, TypeError, KeyError, AttributeError, CheckpointError):
-        pass
-    raise where.fail("this record is damaged; remove it and download, convert or export again")
+    if manifest is None or _encoded(manifest) != data:
+        raise where.fail("this record is damaged; remove it and download, convert or export again")
+    if reason := _out_of_place(manifest):
+        raise where.fail(f"{reason}; this record was not written by mmchat, do not use the folder")
+    return manifest
+
+
+def _out_of_place(manifest: Manifest) -> str | None:
+    """What in it may not become a part of a path."""
+    for name, record in manifest.files.items():
+        if not is_path(name):
+            return f"{quoted(name)} is no name of a file in the folder"
+        if not _SHA256.fullmatch(record.sha256):
+            return f"{quoted(record.sha256)} is no hash"
+        if record.etag is not None and not ETAG.fullmatch(record.etag):
+            return f"{quoted(record.etag)} is no etag"
+    for value, is_right in (
+        (manifest.repo, is_repo_id),
+        (manifest.revision, REVISION.fullmatch),
+        (manifest.commit, COMMIT.fullmatch),
+        (manifest.source, lambda text: isinstance(text, str)),
+    ):
+        if value is not None and not is_right(value):
+            return f"{quoted(value)} is not where a model comes from"
+    return None
 
 
 def _encoded(manifest: Manifest) -> bytes:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from collections import OrderedDict
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mmchat.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
 from mmchat.checkpoints.mapped_file import ITEM_BYTES, shown
+from mmchat.checkpoints.names import is_name, real_path
 from mmchat.errors import CheckpointError, DiskError
+from mmchat.safe_files import open_regular
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,7 @@ _SAFETENSORS_DTYPES = {
     "bool": "BOOL",
 }  # fmt: skip
 _STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage"}
+_PAPERS = ("LICENSE*", "USE_POLICY*")
 _ALIGNMENT = 64  # of the data in a .pth, as torch.save has it
 _LOCAL_HEADER = 30 + 20  # of a zip member: fixed part and sizes of 64 bits
 _PADDING_TAG = 0x4246  # "FB": torch's name for the padding
@@ -203,13 +207,39 @@ class _new_file:  # noqa: N801
         return DiskError(f"cannot write {shown(self._path)}: {error.strerror or error}")
 
 
+def papers_beside(checkpoint: Path) -> list[Path]:
+    """The licence and use policy of a model's folder, each a file of it.
+
+    Raises CheckpointError for one that is a link out of the folder.
+    """
+    place = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    root = place.resolve()
+    found = [path for pattern in _PAPERS for path in sorted(place.glob(pattern))]
+    return [path for path in found if is_name(path.name) and real_path(path, root).is_file()]
+
+
+def copy_into(folder: Path, source: Path, limit: int, name: str | None = None) -> None:
+    """Copy a regular file of at most `limit` bytes into a new, durable one.
+
+    name: the new one's, else as it is called. Raises CheckpointError, DiskError.
+    """
+    try:
+        opened = open_regular(source.resolve())
+    except OSError as error:
+        raise CheckpointError(f"{shown(source)}: cannot be read: {error.strerror}") from None
+    with opened:
+        if (size := os.fstat(opened.fileno()).st_size) > limit:
+            raise CheckpointError(f"{shown(source)}: {size:,} bytes, at most {limit:,} are copied")
+        write_new(folder / (name or source.name), lambda new: shutil.copyfileobj(opened, new))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a new JSON file. Raises DiskError."""
     with _new_file(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def write_new(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_new(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a new file by `write`, which gets it open. Raises DiskError."""
     with _new_file(path) as file:
         write(file)

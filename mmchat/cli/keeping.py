@@ -62,11 +62,14 @@ def remove(
 ) -> None:
     """Remove what mmchat downloaded of a model.
 
-    Files that another tool put there, or that another revision shares, stay.
+    Lists the files first. Those that another tool put there, or that another revision shares, stay.
     """
     from mmchat.checkpoints.hub import holdings
 
     removal = _removal(model)
+    if not quiet or not yes:
+        for path in removal.files:
+            console.note(f"  {path.relative_to(removal.root)}")
     if not yes:
         _ask(model, removal)
     with interrupt_says("stopped; run the same command to go on"):

@@ -79,10 +79,9 @@ def verify(
 
 
 def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
-    from mmchat.checkpoints.integrity import verify_folder
+    from mmchat.checkpoints.integrity import recorded_sizes, verify_folder
 
-    files = [path for path in folder.rglob("*") if path.is_file() and not fast]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    sizes = {} if fast else recorded_sizes(folder)
     with transfer_bars(sizes, sum(sizes.values()), quiet=quiet) as bars:
         return verify_folder(folder, fast=fast, progress=bars.report)
 

@@ -19,14 +19,15 @@ from mmchat.checkpoints.manifest import (
     sha256_of,
     write_manifest,
 )
-from mmchat.checkpoints.writers import write_json
+from mmchat.checkpoints.writers import papers_beside, write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
 from mmchat.params import ModelParams, ModelSource, find_model, find_params
 from mmchat.params_file import params_document
 from mmchat.quantization import make_plan
-from mmchat.staged_folder import staged_folder, sync
+from mmchat.safe_files import sync
+from mmchat.staged_folder import staged_folder
 
 if TYPE_CHECKING:
     from mmchat.loader import LoadedModel
@@ -36,7 +37,6 @@ Progress = Callable[[str, int, int], None]
 
 __all__ = ["ExportPlan", "ExportReport", "export_model"]
 
-_PAPERS = ("LICENSE*", "USE_POLICY*")
 _NO_PROGRESS: Progress = lambda stage, done, total: None  # noqa: E731, ARG005
 
 
@@ -66,6 +66,8 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         params_path=plan.params_path,
     )
     replaces = _check_target(plan, source)
+    if source.checkpoint:
+        papers_beside(source.checkpoint)  # raises now, not after minutes
     from mmchat.runtime.exported import exported_folder  # imports torch, after what needs none
 
     made_by_us = exported_folder(source.checkpoint)
@@ -183,13 +185,7 @@ def _describe(work: Path, source: ModelSource, original: LoadedModel) -> None:
     params = source.params
     pictures = replace(params.image_processor, alpha=original.processor.alpha)
     write_json(work / "params.json", params_document(replace(params, image_processor=pictures)))
-    if source.tokenizer is None or source.checkpoint is None:
-        raise CheckpointError(f"{params.name}: weights and tokenizer are needed to export it")
-    shutil.copyfile(source.tokenizer, work / source.tokenizer.name)
-    place = source.checkpoint if source.checkpoint.is_dir() else source.checkpoint.parent
-    for pattern in _PAPERS:
-        for path in place.glob(pattern):
-            shutil.copyfile(path, work / path.name)
+    source.copy_papers(work)
 
 
 def _write_manifest(work: Path, record: ExportRecord, source: ModelSource) -> None:

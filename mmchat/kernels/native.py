@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from mmchat.atomic_file import write_text
 from mmchat.errors import DiskError
 from mmchat.events import ProgressCallback
 from mmchat.kernels import self_check
+from mmchat.machine import kept_code
 from mmchat.machine.cpu import processor_identity
 
 BLOCK = 64  # K must be a multiple of it
@@ -56,10 +56,9 @@ def is_wanted() -> bool:
 def prepare(progress: ProgressCallback | None = None) -> None:
     """Compile the kernels now if that is still to be done, so that `progress` can tell of it."""
     try:
-        built = _target()[1]
+        if _kept(_fingerprint(_compiler())):
+            return
     except UnavailableError:
-        return
-    if built.is_file():
         return
     if progress:
         progress("kernels", 0, 1)
@@ -84,8 +83,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("mmchat", appauthor=False) / "kernels"
 
 
-def _target() -> tuple[str, Path]:
-    """The compiler, and the shared library that it makes, in the cache."""
+def _compiler() -> str:
     if platform.system() != "Linux":
         raise UnavailableError(f"not built on {platform.system()}")
     if not is_wanted():
@@ -93,33 +91,33 @@ def _target() -> tuple[str, Path]:
     compiler = shutil.which(os.environ.get("CC") or "gcc")
     if compiler is None:
         raise UnavailableError("no C compiler here; install gcc")
-    return compiler, cache_folder() / f"kernels-{_fingerprint(compiler)}.so"
+    return compiler
+
+
+def _kept(name: str) -> Path | None:
+    return kept_code.find(cache_folder(), name, ".so")
 
 
 def _compiled() -> Path:
-    """The shared library for this machine; compiled if it is not in the cache yet."""
-    compiler, built = _target()
-    if built.is_file():
-        return built
-    folder, verdict = built.parent, built.with_suffix(".wrong")
-    if verdict.is_file():
-        raise UnavailableError(verdict.read_text())
+    """The shared library for this machine; compiled if it is not in the cache, whole."""
+    compiler, folder = _compiler(), cache_folder()
+    name = _fingerprint(compiler)
+    verdict = folder / f"{name}.wrong"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            fresh = Path(work) / "kernels.so"
-            _compile(compiler, fresh)
-            _check_once(fresh, verdict)
-            fresh.replace(built)
+        if kept := _kept(name):
+            return kept
+        if verdict.is_file():
+            raise UnavailableError(verdict.read_text())
+        return kept_code.keep(folder, name, ".so", functools.partial(_make, compiler, verdict))
     except OSError as error:
         raise UnavailableError(f"cannot write {str(folder)!r}: {error.strerror}") from None
-    return built
 
 
-def _check_once(fresh: Path, verdict: Path) -> None:
-    """Check all branches before the library is kept; what is wrong is kept in the place of it."""
+def _make(compiler: str, verdict: Path, target: Path) -> None:
+    """Compile and check all branches before the library is kept; a wrong one leaves `verdict`."""
+    _compile(compiler, target)
     try:
-        Library(fresh).check()
+        Library(target).check()
     except UnavailableError as error:
         with contextlib.suppress(DiskError):
             write_text(verdict, str(error))
@@ -135,7 +133,12 @@ def _compile(compiler: str, target: Path) -> None:
     ]  # fmt: skip
     try:
         done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+            check=False,
+            env={**os.environ, "TMPDIR": str(target.parent)},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"{compiler} did not run: {error}") from None
@@ -145,14 +148,14 @@ def _compile(compiler: str, target: Path) -> None:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Changes with the source, the compiler and the processor."""
+    """A name that changes with the source, the compiler and the processor."""
     digest = hashlib.sha256()
     for name in SOURCES + HEADERS:
         digest.update((Path(__file__).parent / name).read_bytes())
     status = Path(compiler).resolve().stat()
     digest.update(f"{compiler} {status.st_size} {status.st_mtime_ns} {_FLAGS}".encode())
     digest.update(processor_identity().encode())
-    return digest.hexdigest()[:24]
+    return f"kernels-{digest.hexdigest()[:24]}"
 
 
 _BITS = {"mmchat_linear_bf16": 16, "mmchat_linear_int8": 8, "mmchat_linear_int4": 4}

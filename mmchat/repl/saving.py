@@ -22,6 +22,7 @@ from mmchat.conversation import Conversation, Turn
 from mmchat.errors import DiskError, SavedChatError, UsageError, quoted
 from mmchat.events import FinishReason
 from mmchat.messages import Image, Message, Part, Text
+from mmchat.safe_files import is_temporary
 from mmchat.sampling import SamplingParams
 
 FORMAT, VERSION = "mmchat-chat", 1
@@ -131,9 +132,14 @@ def write(path: Path, chat: SavedChat) -> None:
         text = to_json(record(chat, pictures_inside=True))
         atomic_file.write_bytes(path, text.encode(), mode=PRIVATE_FILE)
         return
-    if path.is_dir() and any(path.iterdir()) and not (path / DOCUMENT).exists():
+    if path.is_dir() and not (path / DOCUMENT).exists() and _has_others(path):
         raise DiskError(f"{quoted(path)} is a folder with other files; give a new name")
     ChatFolder(path).write(chat)
+
+
+def _has_others(path: Path) -> bool:
+    """Whether a folder holds more than what a run that was killed left of a chat."""
+    return any(p.name != PICTURES and not is_temporary(p.name) for p in path.iterdir())
 
 
 def make_private_folder(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from mmchat.errors import CompileError, DiskError
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 NO_COMPILER = "no C++ compiler is here"
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 INSTALL_COMPILER = "install g++ or clang, or set CXX to one"
 
 
@@ -47,14 +49,33 @@ def check_cpp_compiler() -> None:
 
 @contextmanager
 def compile_errors() -> Iterator[None]:
-    """Turn what torch.compile and the compilers behind it raise into CompileError."""
+    """Turn what torch.compile and the compilers behind it raise into CompileError or DiskError."""
     try:
         yield
     except Exception as error:
+        if fault := _disk_fault(error):
+            raise DiskError(
+                f"the compiled layers cannot be written: {fault}; free some space, or set"
+                f" {CACHE_VARIABLE} and TMPDIR to folders on another disk"
+            ) from error
         reason = _reason(error)
         if reason is None:
             raise
         raise CompileError(reason) from error
+
+
+def _disk_fault(error: Exception) -> str | None:
+    """What the system said if the disk is full or faulty, to torch, a compiler or a writer."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in _DISK_FAULTS:
+            return os.strerror(cause.errno)
+        if isinstance(cause, RuntimeError):  # of torch's compilers and its writer of archives
+            text = str(cause)
+            if found := next((s for s in map(os.strerror, _DISK_FAULTS) if s in text), None):
+                return found
+            if "PytorchStreamWriter failed" in text:
+                return "the archive of a layer could not be written"
+    return None
 
 
 def _reason(error: Exception) -> str | None:

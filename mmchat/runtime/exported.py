@@ -6,6 +6,8 @@ folders from people whom you would let run programs here.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 import shlex
 from collections.abc import Collection
@@ -16,7 +18,8 @@ from typing import Any
 import torch
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.manifest import MANIFEST_NAME, ExportRecord, read_manifest, sha256_of
+from mmchat.checkpoints.manifest import MANIFEST_NAME, ExportRecord, FileRecord, read_manifest
+from mmchat.checkpoints.names import open_inside
 from mmchat.device import Placement, choose_placement
 from mmchat.errors import CheckpointError, ExportError, UsageError, quoted
 from mmchat.events import ProgressCallback
@@ -47,11 +50,11 @@ class ExportedFolder:
         if record.format != "safetensors":
             options |= {"max_seq_len": record.max_seq_len, "max_images": record.max_images}
         source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
-        words = [f"mmchat export {source} --format {record.format} -o {folder}"]
-        words += [f"--quantize-keep {part}" for part in keep]
+        words = [f"mmchat export {source} --format {shlex.quote(record.format)} -o {folder}"]
+        words += [f"--quantize-keep {shlex.quote(part)}" for part in keep]
         for name, value in (options | changes).items():
             if value != "none":
-                words.append(f"--{name.replace('_', '-')} {value}")
+                words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
         return " ".join(words)
 
     def context_limit(self, asked: int | None) -> int:
@@ -187,16 +190,25 @@ def _check_files(folder: ExportedFolder) -> None:
     """Sizes of all files, and the hashes of all but the weights (`mmchat verify` reads those)."""
     manifest = read_manifest(folder.path / MANIFEST_NAME)
     for name, expected in (manifest.files if manifest else {}).items():
-        path = folder.path / name
-        if not path.is_file():
-            reason = "is missing"
-        elif (size := path.stat().st_size) != expected.size:
-            reason = f"has {size:,} bytes, {expected.size:,} are recorded"
-        elif path.suffix != ".safetensors" and sha256_of(path) != expected.sha256:
-            reason = "is not what was written"
-        else:
-            continue
-        raise CheckpointError(f"{quoted(path, 300)} {reason}; export again: {folder.again()}")
+        if reason := _fault(folder.path, name, expected):
+            shown = quoted(folder.path / name, 300)
+            raise CheckpointError(f"{shown} {reason}; export again: {folder.again()}")
+
+
+def _fault(folder: Path, name: str, expected: FileRecord) -> str | None:
+    try:
+        with open_inside(folder, name) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size != expected.size:
+                return f"has {size:,} bytes, {expected.size:,} are recorded"
+            if name.endswith(".safetensors"):
+                return None
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            return None if digest == expected.sha256 else "is not what was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _weights(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ import mmchat
 from mmchat.errors import DiskError
 from mmchat.events import ProgressCallback
 from mmchat.machine.cpu import processor_identity
+from mmchat.machine.kept_code import find, keep
 from mmchat.models.base import Example, VisionLanguageModel
 from mmchat.nn.linear import QuantizedLinear
 from mmchat.runtime.aoti import open_program
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader
 
 TRACED = ("kernels", "models", "nn")  # folders of mmchat whose code ends up in a program
+ENDING = ".pt2"
 OPTIONS = {"cpp.dynamic_threads": True}
 PLAIN = bool | int | float | str | tuple | None  # types of a module's settings
 
@@ -181,26 +182,30 @@ def _programs(
 ) -> dict[str, AOTIModelPackageLoader]:
     """One for each key, from `folder`, where those that are compiled now are kept."""
     kinds = {step.key: step for step in steps}
-    found = {key: _kept(folder / f"{key}.pt2") for key in kinds}
+    found = {key: _kept(folder, key) for key in kinds}
     missing = [step for key, step in kinds.items() if found[key] is None]
     if missing:
         check_cpp_compiler()
     for done, step in enumerate(missing):
         if progress:
             progress("compile", done, len(missing))
-        path = folder / f"{step.key}.pt2"
-        with compile_errors():
-            _compile(step, path)
+        try:
+            with compile_errors():
+                path = keep(folder, step.key, ENDING, functools.partial(_compile, step))
+        except OSError as error:
+            reason = error.strerror or error
+            raise DiskError(f"cannot write {str(folder)!r}: {reason}") from None
         found[step.key] = open_program(path, "model")
     if missing and progress:
         progress("compile", len(missing), len(missing))
     return {key: program for key, program in found.items() if program is not None}
 
 
-def _kept(path: Path) -> AOTIModelPackageLoader | None:
+def _kept(folder: Path, key: str) -> AOTIModelPackageLoader | None:
     """The program of an earlier start; None if there is none that can be loaded."""
     try:
-        return open_program(path, "model") if path.is_file() else None
+        path = find(folder, key, ENDING)
+        return open_program(path, "model") if path else None
     except RuntimeError:
         return None
 
@@ -215,17 +220,9 @@ def _compile(step: Step, target: Path) -> None:
             (dict(step.weights), *step.example.args),
             dynamic_shapes=(dict.fromkeys(step.weights), _dynamic_shapes(step.example)),
         )
-        try:
-            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as work:
-                fresh = Path(work) / target.name
-                torch._inductor.aoti_compile_and_package(
-                    program, package_path=str(fresh), inductor_configs=dict(OPTIONS)
-                )
-                fresh.replace(target)
-        except OSError as error:
-            reason = error.strerror or error
-            raise DiskError(f"cannot write {str(target.parent)!r}: {reason}") from None
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(target), inductor_configs=dict(OPTIONS)
+        )
 
 
 def _dynamic_shapes(example: Example) -> Any:

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from mmchat.checkpoints.manifest import read_manifest, write_manifest
+from mmchat.checkpoints.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from tests.cli.hub_fixtures import COMMIT, FILES, REPO, USUAL, WEIGHTS
 
 
@@ -79,6 +85,22 @@ def test_remove_asks_first_and_says_what_is_freed(machine):
     assert "297.9 KiB freed" in done.stderr
     assert not machine.root.exists()
     assert machine.run("remove", REPO, "--yes").exit_code == 3
+
+
+def test_remove_lists_what_it_deletes_and_nothing_else_goes(machine, tmp_path):
+    machine.run("download", REPO)
+    done = machine.run("remove", REPO, "--yes")
+    for name in USUAL:
+        assert f"  snapshots/{COMMIT}/{name}\n" in done.stderr
+    evil = tmp_path / "evil"
+    evil.mkdir()
+    (tmp_path / "thesis.txt").write_text("years of ")
+    record = FileRecord(9, "0" * 64, None, True)
+    write_manifest(evil / MANIFEST_NAME, Manifest({"../thesis.txt": record}, repo=REPO))
+    for command in (("remove", "-y"), ("verify",), ("verify", "--repair"), ("verify", "--fast")):
+        done = machine.run(command[0], str(evil), *command[1:])
+        assert (done.exit_code, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "years of "
 
 
 def test_remove_takes_an_unfinished_download(machine):

@@ -10,7 +10,7 @@ from mmchat.kernels import native
 def reason_for_none() -> str:
     """Why there need not be kernels here; empty where a compiler should have made them."""
     try:
-        native._target()
+        native._compiler()
     except native.UnavailableError as error:
         return str(error)
     return ""

@@ -57,7 +57,7 @@ def library(build: str, tmp_path_factory: pytest.TempPathFactory) -> native.Libr
     kept = [flag for flag in native._FLAGS if flag not in ("-march=native", "-O3")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_FLAGS", ("-O1", *kept, *BUILDS[build]))
-        native._compile(native._target()[0], target)
+        native._compile(native._compiler(), target)
     return native.Library(target)
 
 
@@ -166,7 +166,7 @@ def test_the_real_instructions_are_compiled(name: str, tmp_path: Path) -> None:
     assembly = tmp_path / "linear.s"
     source = Path(native.__file__).with_name("linear.c")
     command = [
-        native._target()[0],
+        native._compiler(),
         "-O1",
         "-fopenmp",
         *VNNI[name],

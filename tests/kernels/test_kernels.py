@@ -141,7 +141,7 @@ def test_a_broken_weight_breaks_its_row_and_no_other(
             assert y[:, [0, 2, 3, 4, 5, 6, 7]].isfinite().all()
 
 
-@compiled
+@needs_kernels
 def test_every_nan_stays_one_in_bfloat16() -> None:
     """Those with all bits set too, which rounding would carry over into the sign."""
     library = native.library()

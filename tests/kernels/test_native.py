@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,12 +75,44 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     assert not list(fresh.iterdir())
 
 
+def cut(path: Path) -> None:
+    """Leave the first page, so that a mapping of the rest ends the process (SIGBUS)."""
+    path.write_bytes(path.read_bytes()[:4096])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def change(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 @needs_kernels
-def test_a_damaged_library_is_not_used(fresh: Path) -> None:
-    native._compiled().write_bytes(b"not a library")
-    library, reason = load()
-    assert library is None
-    assert "do not load" in reason
+@pytest.mark.parametrize("damage", [cut, empty, change])
+def test_a_damaged_library_is_compiled_anew(fresh: Path, damage: Callable[[Path], None]) -> None:
+    kept = native._compiled()
+    whole = kept.read_bytes()
+    damage(kept)
+    again = native._compiled()
+    assert again.read_bytes() == whole
+    assert list(fresh.iterdir()) == [again]
+    assert load()[0]
+
+
+@needs_kernels
+def test_what_a_killed_compilation_left_is_removed(fresh: Path) -> None:
+    script = "import os; from mmchat.kernels import native;"
+    script += "native._compile = lambda *_: os.kill(os.getpid(), 9); native.prepare()"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(fresh)}
+    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    (kernels,) = fresh.glob("mmchat/kernels")
+    assert (killed.returncode, len(list(kernels.iterdir()))) == (-9, 1)
+    script = "from mmchat.kernels import native; assert native.library()"
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert [path.suffix for path in kernels.iterdir()] == [".so"]
 
 
 @needs_kernels
@@ -98,12 +132,12 @@ def test_an_edited_file_is_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     copy_sources(tmp_path)
-    before = native._target()
+    before = native._fingerprint("/bin/sh")
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
-    assert native._target() == before
+    assert native._fingerprint("/bin/sh") == before
     with (tmp_path / name).open("a") as file:
         file.write("// edited\n")
-    assert native._target() != before
+    assert native._fingerprint("/bin/sh") != before
 
 
 def test_every_file_in_c_is_known() -> None:
@@ -141,13 +175,13 @@ for first, second in itertools.product(odd, odd):
 """
 
 
-@needs_compiler
+@needs_kernels
 def test_rounding_has_no_undefined_behaviour_whatever_the_weights(tmp_path: Path) -> None:
     """As the compiler's sanitizer sees it, which checks every cast to a whole number."""
     source = Path(native.__file__).with_name("quantize.c")
     checks = ("-fsanitize=undefined,float-cast-overflow", "-fno-sanitize-recover=all")
     built = tmp_path / "checked.so"
-    command = [native._target()[0], "-O1", "-fPIC", "-shared", *checks, str(source), "-lm"]
+    command = [native._compiler(), "-O1", "-fPIC", "-shared", *checks, str(source), "-lm"]
     subprocess.run([*command, "-o", str(built)], check=True)
     done = subprocess.run(
         [sys.executable, "-c", HOSTILE_WEIGHTS, str(built)],

@@ -45,6 +45,17 @@ def test_a_chat_comes_back_as_it_was_also_from_another_place(name, chat, tmp_pat
     assert found.model == "tiny"
 
 
+def test_a_chat_whose_first_save_was_killed_is_saved_again(chat, tmp_path):
+    saving.write(tmp_path / "chat", saving.SavedChat(chat, "tiny"))
+    (tmp_path / "chat" / saving.DOCUMENT).unlink()
+    (tmp_path / "chat" / ".mmchat-0123456789abcdef.tmp").write_text("half")
+    saving.write(tmp_path / "chat", saving.SavedChat(chat, "tiny"))
+    assert plain(saving.read(tmp_path / "chat").conversation) == plain(chat)
+    (tmp_path / "other" / "mine").mkdir(parents=True)
+    with pytest.raises(DiskError, match="other files"):
+        saving.write(tmp_path / "other", saving.SavedChat(chat, "tiny"))
+
+
 def test_a_picture_is_stored_once(chat, tmp_path):
     folder = saving.ChatFolder(tmp_path / "chat")
     folder.write(saving.SavedChat(chat, "tiny"))

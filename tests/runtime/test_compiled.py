@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import replace
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 from torch._dynamo.exc import InternalTorchDynamoError
 from torch._dynamo.utils import counters
+from torch._inductor.exc import CppCompileError, InductorError
 
-from mmchat.errors import DiskError
+from mmchat.errors import CompileError, DiskError
 from mmchat.loader import load_model
 from mmchat.models.mllama import cache as cache_module
 from mmchat.models.mllama.random_weights import fill_cache, random_context
 from mmchat.runtime.compiled import ALL_USES, CompiledRuntime, make_runtime
-from mmchat.runtime.compiler import CACHE_VARIABLE, keep_compiled_code
+from mmchat.runtime.compiler import CACHE_VARIABLE, compile_errors, keep_compiled_code
 from mmchat.runtime.eager import EagerRuntime
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import CASES, CONFIG, distance
@@ -173,6 +175,26 @@ def test_a_cache_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     with pytest.raises(DiskError, match=f"set {CACHE_VARIABLE} to a folder"):
         keep_compiled_code()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InductorError(OSError(errno.ENOSPC, "No space left on device"), None),
+        CppCompileError(["g++"], "as: a.o: No space left on device"),
+        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file: wrote 0 of 8 bytes"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+    ids=["torch", "g++", "archive", "here"],
+)
+def test_a_full_disk_is_said_to_be_one_whoever_finds_it_full(error):
+    with pytest.raises(DiskError, match="the compiled layers cannot be written"), compile_errors():
+        raise error
+
+
+def test_a_compiler_that_fails_is_no_full_disk():
+    with pytest.raises(CompileError, match="compiler failed"), compile_errors():
+        raise CppCompileError(["g++"], "error: expected ';'")
 
 
 @pytest.mark.slow

@@ -96,6 +96,17 @@ def test_each_kind_of_layer_is_compiled_once_and_found_again(weights, not_compil
     assert stages == [("compile", done, 1) for done in range(2)]
 
 
+def test_a_program_with_a_changed_bit_is_not_loaded(weights, not_compiled, tmp_path):
+    model = oracle.build(weights)
+    NativeStepsRuntime(model, CPU)
+    kept = sorted((tmp_path / "steps").iterdir())
+    for path in kept:
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    NativeStepsRuntime(oracle.build(weights), CPU)
+    assert len(not_compiled) == 2 * len(kept)
+    assert sorted((tmp_path / "steps").iterdir()) == kept
+
+
 def test_what_changes_a_program_changes_its_key(weights, monkeypatch):
     keys = keys_of(oracle.build(weights))
     assert len(keys) == 2

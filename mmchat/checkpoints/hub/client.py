@@ -15,14 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from mmchat.checkpoints.names import COMMIT, ETAG, is_path
 from mmchat.errors import DiskError, GatedError, MmchatError, NetworkError, NotFoundError, quoted
 from mmchat.offline import is_hub_offline
 
 T = TypeVar("T")
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-_ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
-_SAFE_PART = re.compile(r"[A-Za-z0-9_][\w. +-]{0,127}", re.ASCII)
 _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _WAITS = (1.0, 2.0)  # seconds between questions to a busy server
 _LONGEST_WAIT = 60.0
@@ -99,7 +97,7 @@ class HubClient:
             large = entry.lfs
             etag = large.sha256 if large else entry.blob_id
             size = large.size if large else entry.size
-            if _is_safe(entry.path) and _ETAG.fullmatch(str(etag)) and type(size) is int:
+            if is_path(entry.path) and ETAG.fullmatch(str(etag)) and type(size) is int:
                 found.append(HubFile(entry.path, size, etag))
         return sorted(found, key=lambda file: file.path)
 
@@ -279,12 +277,3 @@ class HubClient:
         return NotFoundError(
             f"no repository {quoted(self.repo)} at {self._endpoint()}; is the name right?{step}"
         )
-
-
-def _is_safe(path: Any) -> bool:
-    """Whether a path from the network names a file below a folder, on every system."""
-    return (
-        isinstance(path, str)
-        and len(path) <= 255
-        and all(_SAFE_PART.fullmatch(part) for part in path.split("/"))
-    )

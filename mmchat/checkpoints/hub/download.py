@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.checkpoints.hub.client import COMMIT, HubClient, HubFile
+from mmchat.checkpoints.hub.client import HubClient, HubFile
 from mmchat.checkpoints.hub.places import (
     CachePlace,
     FolderPlace,
@@ -21,10 +20,10 @@ from mmchat.checkpoints.hub.places import (
 from mmchat.checkpoints.hub.selection import WeightsFormat, select
 from mmchat.checkpoints.hub.transfer import CancelledError, fetch_part
 from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest
+from mmchat.checkpoints.names import COMMIT, REVISION
 from mmchat.errors import CheckpointError, DiskError, NetworkError, UsageError, quoted
 from mmchat.offline import is_hub_offline
 
-_REVISION = re.compile(r"[\w][\w.+/-]{0,127}", re.ASCII)
 _SPARE = 0.01  # of the bytes to fetch, kept free beside them
 
 # report(path of the file, bytes that arrived; negative when a start is made again)
@@ -44,7 +43,7 @@ class Request:
     token: str | None = None
 
     def __post_init__(self) -> None:
-        if not _REVISION.fullmatch(self.revision) or ".." in self.revision:
+        if not REVISION.fullmatch(self.revision):
             raise UsageError(f"--revision {quoted(self.revision)} is no branch, tag or commit")
 
     @property
@@ -197,7 +196,9 @@ def repair_plan(
     request = Request(manifest.repo, manifest.commit, local_dir=None if in_cache else folder)
     place = CachePlace(manifest.repo, manifest.commit) if in_cache else FolderPlace(folder)
     files = tuple(
-        HubFile(name, manifest.files[name].size, manifest.files[name].etag or "") for name in names
+        HubFile(name, record.size, record.etag or record.sha256)
+        for name in names
+        if (record := manifest.files.get(name))
     )
     free, selections = free_bytes(folder), manifest.selections
     return Plan(request, manifest.commit, place, files, files, 0, free, selections)

@@ -17,7 +17,8 @@ from mmchat.checkpoints.hub.places import (
     repo_folder,
 )
 from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot, is_repo_id, weight_files
-from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest
+from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
+from mmchat.checkpoints.names import place_of
 from mmchat.errors import CheckpointError, DiskError, quoted
 
 # present: whole, by mmchat's record. unrecorded: weights whole, put by another tool.
@@ -110,10 +111,10 @@ def repo_removal(repo: str) -> Removal:
     put = _put_etags(repo)
     manifests = sorted((root / "mmchat").glob("*.json"))
     names = {
-        root / "snapshots" / path.stem / name
-        for path in manifests
-        for name, record in (old_manifest(path) or Manifest({})).files.items()
-        if record.put
+        path
+        for recorded in manifests
+        if (manifest := old_manifest(recorded))
+        for path in _put_files(root / "snapshots" / recorded.stem, manifest)
     }
     others = {path for path in (root / "snapshots").rglob("*") if not path.is_dir()} - names
     needed = {path.resolve() for path in others}
@@ -132,16 +133,24 @@ def repo_removal(repo: str) -> Removal:
     return Removal(root, tuple(files), freed, tuple(sorted(others)))
 
 
+def _put_files(folder: Path, manifest: Manifest) -> list[Path]:
+    """What mmchat put into `folder`, nothing outside of it. Raises CheckpointError."""
+    return [place_of(folder, name) for name, record in manifest.files.items() if record.put]
+
+
 def folder_removal(folder: Path) -> Removal:
-    """What mmchat put into a folder of the user's. Raises CheckpointError if that is unknown."""
-    manifest = old_manifest(folder / MANIFEST_NAME)
+    """What mmchat put into a folder of the user's.
+
+    Raises CheckpointError if that is unknown, or said to be elsewhere.
+    """
+    manifest = read_manifest(folder / MANIFEST_NAME)
     if manifest is None:
         raise CheckpointError(
             f"{quoted(folder, 300)} has no {MANIFEST_NAME}: mmchat cannot tell what it put there"
         )
-    names = [name for name, record in manifest.files.items() if record.put]
-    files = [path for name in names if (path := folder / name).is_file()]
-    parts = [*(folder / ".mmchat").glob(f"*{PART_ENDING}"), *(folder / ".mmchat").glob("placed")]
+    files = [path for path in _put_files(folder, manifest) if path.is_symlink() or path.is_file()]
+    work = folder / ".mmchat"
+    parts = [*work.glob(f"*{PART_ENDING}"), *work.glob("placed")] if not work.is_symlink() else []
     gone = {*files, *parts, folder / MANIFEST_NAME}
     kept = [path for path in folder.rglob("*") if path.is_file() and path not in gone]
     freed = sum(_size(path) for path in gone)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from mmchat import atomic_file, limits
 from mmchat.checkpoints.hub.client import HubFile
 from mmchat.checkpoints.hub.transfer import has_etag
 from mmchat.checkpoints.hub_cache import cache_folder
@@ -23,7 +24,9 @@ from mmchat.checkpoints.manifest import (
     sha256_of,
     write_manifest,
 )
+from mmchat.checkpoints.names import ETAG, place_of, real_path
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
+from mmchat.safe_files import open_regular, sync, temporary_folder
 
 PART_ENDING = ".mmchat.part"
 
@@ -59,14 +62,17 @@ class _Journal:
 
     def add(self, etag: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as opened:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        with os.fdopen(os.open(self.path, flags, 0o644), "a") as opened:
             opened.write(f"{etag}\n")
 
     def etags(self) -> set[str]:
         try:
-            return set(self.path.read_text("ascii", "replace").split())
+            with open_regular(self.path) as opened:
+                lines = opened.read(limits.INDEX_JSON_BYTES).decode("ascii", "replace").split()
         except OSError:
             return set()
+        return {line for line in lines if ETAG.fullmatch(line)}
 
 
 def old_manifest(path: Path) -> Manifest | None:
@@ -107,15 +113,6 @@ def _write_record(place: Place, files: Sequence[HubFile], ours: set[str], new: M
     )
 
 
-def _sync(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 class CachePlace:
     """A commit in the Hugging Face cache: content in blobs/, names in snapshots/ as links.
 
@@ -147,7 +144,7 @@ class CachePlace:
     def put(self, file: HubFile) -> None:
         self.journal.add(file.etag)
         self.part(file).replace(self.blob(file))
-        _sync(self.blob(file).parent)
+        sync(self.blob(file).parent)
 
     def finish(self, files: Sequence[HubFile], manifest: Manifest) -> None:
         for file in files:
@@ -162,20 +159,19 @@ class CachePlace:
         if pointer.exists() and pointer.samefile(blob):
             return
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_name(f".{pointer.name}.mmchat.tmp")
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.symlink_to(os.path.relpath(blob, pointer.parent.resolve()))
-        except OSError:
-            shutil.copyfile(blob, temporary)
-        temporary.replace(pointer)
+        with temporary_folder(pointer.parent) as work:
+            temporary = work / "file"
+            try:
+                temporary.symlink_to(os.path.relpath(blob, pointer.parent.resolve()))
+            except OSError:
+                shutil.copyfile(blob, temporary)
+                sync(temporary)
+            temporary.replace(pointer)
 
     def _write_ref(self, revision: str, commit: str) -> None:
         ref = self.root / "refs" / revision
         ref.parent.mkdir(parents=True, exist_ok=True)
-        temporary = ref.with_name(f".{ref.name}.mmchat.tmp")
-        temporary.write_text(commit)
-        temporary.replace(ref)
+        atomic_file.write_bytes(ref, commit.encode(), follow=False)
 
 
 class FolderPlace:
@@ -190,15 +186,18 @@ class FolderPlace:
         self._known = dict(known.files) if known else {}
 
     def part(self, file: HubFile) -> Path:
+        if self._work.is_symlink():
+            raise CheckpointError(f"{quoted(self._work, 300)} is a link; remove it")
         return self._work / f"{file.path.replace('/', '+')}.{file.etag}{PART_ENDING}"
 
     def has(self, file: HubFile) -> bool:
         """Raises UsageError rather than let a file be replaced that mmchat did not put."""
-        path = self.folder / file.path
-        if not path.exists():
+        path = place_of(self.folder, file.path)
+        if not path.exists() and not path.is_symlink():
             return False
-        if has_etag(path, file):
-            return True
+        with contextlib.suppress(CheckpointError):
+            if has_etag(real_path(path, self.folder.resolve()), file):
+                return True
         if file.path in self._known or file.etag in self.journal.etags():
             return False
         raise UsageError(
@@ -208,10 +207,10 @@ class FolderPlace:
 
     def put(self, file: HubFile) -> None:
         self.journal.add(file.etag)
-        path = self.folder / file.path
+        path = place_of(self.folder, file.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.part(file).replace(path)
-        _sync(path.parent)
+        sync(path.parent)
 
     def finish(self, files: Sequence[HubFile], manifest: Manifest) -> None:
         _write_record(self, files, self.journal.etags(), manifest)

@@ -6,9 +6,12 @@ hashed again before it is continued, and nothing leaves it before the whole has 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import io
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -16,6 +19,7 @@ from typing import Any, BinaryIO
 
 from mmchat.checkpoints.hub.client import HubClient, HubFile, TransientError
 from mmchat.errors import DiskError, NetworkError, quoted
+from mmchat.safe_files import open_regular
 
 _BLOCK = 1 << 20
 _WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each try that follows one without a byte
@@ -35,7 +39,7 @@ def new_digest(etag: str, size: int) -> Any:
 def has_etag(path: Path, file: HubFile) -> bool:
     """Whether `path` holds exactly the content of `file`; reads it whole if the size is right."""
     try:
-        with path.open("rb") as opened:
+        with open_regular(path) as opened:
             if os.fstat(opened.fileno()).st_size != file.size:
                 return False
             return _feed(opened, new_digest(file.etag, file.size)).hexdigest() == file.etag
@@ -43,7 +47,7 @@ def has_etag(path: Path, file: HubFile) -> bool:
         return False
 
 
-def _feed(opened: BinaryIO, digest: Any) -> Any:
+def _feed(opened: io.FileIO | BinaryIO, digest: Any) -> Any:
     while block := opened.read(_BLOCK):
         digest.update(block)
     return digest
@@ -80,7 +84,11 @@ def fetch_part(
 
 def _open_locked(part: Path) -> BinaryIO:
     part.parent.mkdir(parents=True, exist_ok=True)
-    opened = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    opened = os.fdopen(os.open(part, flags, 0o644), "r+b", 0)
+    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+        opened.close()
+        raise OSError(errno.EINVAL, "not a regular file")
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

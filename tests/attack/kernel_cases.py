@@ -1,0 +1,73 @@
+"""Calls of the C kernels with random shapes and values; run with the sanitizers' build of them.
+
+python -m tests.attack.kernel_cases LIBRARY FIRST LAST: prints how many cases ran. A sanitizer ends
+the process at the first access outside of a tensor and at the first undefined operation.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmchat.kernels.native import BLOCK, Library
+
+EXTREMES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 127.5, 3e38, -3e38)
+
+
+def values(draw: random.Random, *shape: int) -> Tensor:
+    """Random numbers; in some tensors the extremes of float32 too, in some one number alone."""
+    found = torch.randn(*shape)
+    kind = draw.random()
+    if kind < 0.3:
+        for _ in range(draw.randint(1, 9)):
+            found.view(-1)[draw.randrange(found.numel())] = draw.choice(EXTREMES)
+    elif kind < 0.4:
+        found.fill_(draw.choice(EXTREMES))
+    return found
+
+
+def products(library: Library, draw: random.Random) -> None:
+    rows, tokens = draw.randint(1, 70), draw.choice((1, 1, 2, 3, 4, 5, 8, 17, 33))
+    width = BLOCK * draw.randint(1, 9)
+    weight, x = values(draw, rows, width), values(draw, tokens, width)
+    library.linear_bf16(x, weight.bfloat16())
+    rounded = library.quantize_int8(weight)
+    library.linear_int8(x, *rounded)
+    library.widen_int8(*rounded)
+    group = draw.choice([g for g in (32, 64, 128) if width % g == 0])
+    packed = library.quantize_int4(weight, group)
+    library.linear_int4(x, *packed)
+    library.widen_int4(*packed)
+
+
+def attention(library: Library, draw: random.Random) -> None:
+    batch, groups, length = draw.randint(1, 3), draw.randint(1, 4), draw.randint(1, 300)
+    width, heads = 16 * draw.randint(1, 16), draw.randint(1, 5)
+    room = length + draw.randint(0, 9)  # of a cache, of which a part is filled
+    caches = [values(draw, batch, groups, room, width).bfloat16() for _ in range(2)]
+    key, value = (cache[:, :, :length] for cache in caches)
+    if not library.attends(key, value):
+        return
+    query = values(draw, batch, groups * heads, 1, width).bfloat16()
+    masks = draw.choice((0, 1, batch))
+    mask = (torch.rand(masks, 1, 1, length) < 0.7) if masks else None
+    library.attend(query, key, value, mask)
+
+
+def main() -> None:
+    library = Library(Path(sys.argv[1]))
+    first, last = map(int, sys.argv[2:])
+    for seed in range(first, last):
+        draw = random.Random(seed)
+        torch.manual_seed(seed)
+        torch.set_num_threads(draw.choice((1, 2)))
+        draw.choice((products, products, attention))(library, draw)
+    sys.stdout.write(f"{last - first}\n")
+
+
+if __name__ == "__main__":
+    main()
