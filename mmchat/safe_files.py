@@ -31,11 +31,20 @@ def open_regular(path: Path) -> io.FileIO:
 
     Raises OSError.
     """
-    descriptor = os.open(path, _READ)
+    return _regular(os.open(path, _READ), "r")
+
+
+def open_to_update(path: Path) -> io.FileIO:
+    """Open a regular file for reading and writing, made if it is not there; as `open_regular`."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return _regular(os.open(path, flags, 0o644), "r+")
+
+
+def _regular(descriptor: int, mode: str) -> io.FileIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
-    return io.FileIO(descriptor)
+    return io.FileIO(descriptor, mode)
 
 
 def sync(path: Path) -> None:
@@ -149,7 +158,7 @@ def remove_left(path: Path, recover: Callable[[], None] = lambda: None) -> bool:
 
 def _make(folder: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     """A new name in `folder`, made and held."""
-    _sweep(folder)
+    sweep(folder)
     while True:
         path = folder / f".mmchat-{secrets.token_hex(8)}.tmp"
         descriptor = make(path)
@@ -158,7 +167,7 @@ def _make(folder: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what killed runs left in `folder`: once in a process, for that reads all names."""
     key = os.path.realpath(folder)
     if key in _swept:

@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mmchat.safe_files import open_regular, sync, temporary_folder
+from mmchat.safe_files import open_regular, sweep, sync, temporary_folder
 
 
 def find(folder: Path, name: str, ending: str) -> Path | None:
     """The file that `keep` wrote under this name, if every bit of it is as it was."""
+    sweep(folder)
     for path in sorted(folder.glob(f"{name}-*{ending}")):
         try:
             if path.name == _full_name(name, path, ending):

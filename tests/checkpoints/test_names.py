@@ -20,6 +20,7 @@ from mmchat.checkpoints.manifest import (
     write_manifest,
 )
 from mmchat.errors import CheckpointError
+from mmchat.safe_files import open_to_update
 
 HOSTILE = [
     "../victim/thesis.txt", "/etc/passwd", "..", ".", "", "a/../b", "a//b", "a/", "/", "a\\b",
@@ -180,10 +181,7 @@ def test_a_repair_writes_only_in_the_folder(tmp_path, victim, link):
     path.unlink(missing_ok=True)
     path.symlink_to(victim.parent if link in ("sub", ".mmchat") else victim)
     try:
-        part = plan.place.part(file)
-        from mmchat.checkpoints.hub.transfer import _open_locked
-
-        with _open_locked(part) as opened:
+        with open_to_update(plan.place.part(file)) as opened:
             opened.write(b"malicious")
         plan.place.put(file)
         plan.place.finish([file], Manifest({}, "a/b", "main", "0" * 40))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mmchat import safe_files
 from mmchat.kernels import native
 from tests.kernels.available import needs_kernels
 
@@ -100,6 +101,15 @@ def test_a_damaged_library_is_compiled_anew(fresh: Path, damage: Callable[[Path]
     assert again.read_bytes() == whole
     assert list(fresh.iterdir()) == [again]
     assert load()[0]
+
+
+@needs_kernels
+def test_what_a_kill_after_the_compilation_left_is_removed(fresh: Path) -> None:
+    native._compiled()
+    (fresh / ".mmchat-0123456789abcdef.tmp").mkdir()
+    safe_files._swept.clear()
+    assert load()[0]
+    assert [path.suffix for path in fresh.iterdir()] == [".so"]
 
 
 @needs_kernels

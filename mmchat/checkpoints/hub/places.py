@@ -26,7 +26,7 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.checkpoints.names import ETAG, place_of, real_path
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
-from mmchat.safe_files import open_regular, sync, temporary_folder
+from mmchat.safe_files import open_regular, sweep, sync, temporary_folder
 
 PART_ENDING = ".mmchat.part"
 
@@ -147,6 +147,8 @@ class CachePlace:
         sync(self.blob(file).parent)
 
     def finish(self, files: Sequence[HubFile], manifest: Manifest) -> None:
+        for folder in {(self.folder / file.path).parent for file in files}:
+            sweep(folder)  # every file may have its link already
         for file in files:
             self._link(file)
         if manifest.revision and manifest.revision != manifest.commit:

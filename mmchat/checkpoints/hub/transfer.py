@@ -6,20 +6,18 @@ hashed again before it is continued, and nothing leaves it before the whole has 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO
+from typing import Any
 
 from mmchat.checkpoints.hub.client import HubClient, HubFile, TransientError
 from mmchat.errors import DiskError, NetworkError, quoted
-from mmchat.safe_files import open_regular
+from mmchat.safe_files import open_regular, open_to_update
 
 _BLOCK = 1 << 20
 _WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each try that follows one without a byte
@@ -47,7 +45,7 @@ def has_etag(path: Path, file: HubFile) -> bool:
         return False
 
 
-def _feed(opened: io.FileIO | BinaryIO, digest: Any) -> Any:
+def _feed(opened: io.FileIO, digest: Any) -> Any:
     while block := opened.read(_BLOCK):
         digest.update(block)
     return digest
@@ -82,13 +80,9 @@ def fetch_part(
         ) from None
 
 
-def _open_locked(part: Path) -> BinaryIO:
+def _open_locked(part: Path) -> io.FileIO:
     part.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    opened = os.fdopen(os.open(part, flags, 0o644), "r+b", 0)
-    if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-        opened.close()
-        raise OSError(errno.EINVAL, "not a regular file")
+    opened = open_to_update(part)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -109,7 +103,7 @@ class _Transfer:
         client: HubClient,
         commit: str,
         file: HubFile,
-        opened: BinaryIO,
+        opened: io.FileIO,
         report: Callable[[int], None],
         cancelled: Event,
     ) -> None:
