@@ -17,6 +17,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
         if not sys.warnoptions:  # third-party warnings are no news for a user; -W shows them
             warnings.simplefilter("ignore")
+        from mmchat.cli.console import open_missing_streams
+
+        open_missing_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes without a letter
                 stream.reconfigure(errors="backslashreplace")

@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 me
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,7 +36,9 @@ from mmchat.errors import MmchatError
 
 USAGE_EXIT_CODE = 2
 MEMORY_EXIT_CODE = 5
+DISK_EXIT_CODE = 7
 CLOSED_PIPE_EXIT_CODE = 141
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ErrorReportingGroup(Group):
@@ -76,7 +79,7 @@ class ErrorReportingGroup(Group):
 
 
 def _closed_pipe() -> int:
-    console.forget_stdout()
+    console.forget_streams()
     return CLOSED_PIPE_EXIT_CODE
 
 
@@ -103,6 +106,8 @@ def _expected(error: Exception) -> tuple[str, int] | None:
         return "aborted", 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; try a smaller --max-seq-len or --dtype bfloat16", MEMORY_EXIT_CODE
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"{error.strerror}; free some space and run the same again", DISK_EXIT_CODE
     return None
 
 

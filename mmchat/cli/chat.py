@@ -225,7 +225,7 @@ def _write_if_possible(text: str) -> None:
     try:
         console.write_out(text)
     except (OSError, ValueError):  # the terminal is gone
-        console.forget_stdout()
+        console.forget_streams()
 
 
 def _leave_now(code: int) -> None:

@@ -89,7 +89,7 @@ def _join(piped: str, prompt: str | None) -> str:
 
 def _stdin_text(*, have_prompt: bool) -> str:
     """Text piped into stdin, without its last newline; empty if stdin is a terminal."""
-    if console.is_terminal(sys.stdin) or sys.stdin is None or sys.stdin.closed:
+    if console.is_terminal(sys.stdin):
         if not have_prompt:
             raise UsageError("no prompt is given; use --prompt TEXT or pipe the text into stdin")
         return ""
@@ -112,6 +112,8 @@ def _read_stdin(limit: int, error: type[Exception], what: str) -> bytes:
     waiting.start()
     try:
         data = stream.read(limit + 1)
+    except OSError as problem:
+        raise error(f"stdin cannot be read: {problem.strerror or problem}") from None
     finally:
         waiting.cancel()
     if len(data) > limit:
