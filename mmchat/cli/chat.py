@@ -17,8 +17,10 @@ from mmchat.cli import console, options
 from mmchat.cli.model_choice import ModelChoice, begin_loading, check_name, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
+from mmchat.cli.prompt_input import picture_named
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
+from mmchat.input_text import lines
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -177,9 +179,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
     _begin(chat, opening)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    return run_plain(chat, sys.stdin)
+    with picture_named():
+        return run_plain(chat, lines(sys.stdin.buffer, "stdin"))
 
 
 def _run_terminal(

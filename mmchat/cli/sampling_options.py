@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli.wrong_values import numbers
+from mmchat.input_text import checked
 from mmchat.speculation import LONGEST_DRAFT
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ _SEEDS = _seed.allowed = "a whole number from 0 to 2**63 - 1"  # type: ignore[at
 def _not_empty(values: list[str] | None) -> list[str]:
     if values and "" in values:
         raise typer.BadParameter("an empty string would stop at once")
-    return values or []
+    return [checked(value, "--stop") for value in values or []]
 
 
 def _speculate(value: str) -> str:

@@ -29,10 +29,10 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 def run_plain(chat: Chat, lines: Iterable[str]) -> int:
-    """One message or command a line. The exit code of the first line that failed, else 0."""
+    """One message or command each. The exit code of the first line that failed, else 0."""
     try:
         for line in lines:
-            chat.line(line.rstrip("\r\n"))
+            chat.line(line)
     except Leave:
         pass
     return chat.first_error
@@ -94,7 +94,7 @@ class Prompt:
         if self._screen.wrote:
             self._screen.write("\n")
         self._screen.wrote = False
-        return _valid_text(self._session.prompt(PROMPT))
+        return self._session.prompt(PROMPT)
 
     def ask(self, prompt: str, default: str) -> str | None:
         """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
@@ -103,7 +103,7 @@ class Prompt:
         self._is_editing = bool(default)
         session = self._session if default else PromptSession[str]()
         try:
-            return _valid_text(session.prompt(prompt, default=default))
+            return session.prompt(prompt, default=default)
         except (EOFError, KeyboardInterrupt):
             return None
         finally:
@@ -219,8 +219,3 @@ def open_history(file: Path | None) -> History:
     except (OSError, MmchatError):
         return InMemoryHistory()
     return FileHistory(str(file))
-
-
-def _valid_text(text: str) -> str:
-    """Bytes that were no UTF-8 become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -159,12 +159,38 @@ def test_an_empty_picture_on_stdin_is_exit_code_4(mmchat_command):
     assert mmchat_command("generate", "-q", "-p", "x", "-i", "-").exit_code == 4
 
 
-def test_picture_bytes_as_the_prompt_get_a_hint(mmchat_command, picture):
-    done = mmchat_command("generate", "-q", stdin=b"\x89PNG\xff\xd8")
-    assert done.exit_code == 2
-    assert "stdin is not UTF-8 text (byte 0x89 at 0); for a picture on stdin use '-i -'" in (
-        done.stderr
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_picture_in_the_place_of_text_gets_the_command_that_asks_about_it(
+    mmchat_command, picture, command
+):
+    done = mmchat_command(command, "-q", stdin=picture.read_bytes())
+    assert done.stderr == (
+        "mmchat: error: stdin is a picture (PNG), not text; to ask about it:"
+        " mmchat generate -i - --prompt TEXT\n"
     )
+    assert (done.stdout, done.exit_code) == ("", 2)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(
+    ("stdin", "reason"),
+    [
+        ("What?\n".encode("utf-16"), "is UTF-16, not UTF-8 text; save it as UTF-8"),
+        ("What?\n".encode("utf-16-le"), "is not text (byte 0x00 at 1); save it as UTF-8"),
+        ("Où?\n".encode("latin-1"), "is not UTF-8 text (byte 0xf9 at 1); save it as UTF-8"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused(mmchat_command, command, stdin, reason):
+    done = mmchat_command(command, "-q", stdin=stdin)
+    assert reason in done.stderr
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 2, 1)
+
+
+@pytest.mark.parametrize("option", ["-p", "-s", "--stop"])
+def test_an_argument_that_is_not_utf8_is_refused(mmchat_command, option):
+    done = mmchat_command("generate", "-q", "-p", "x", option, "caf\udce9")
+    assert "is not UTF-8 text (byte 0xe9 at 3)" in done.stderr
+    assert (done.stdout, done.exit_code, mmchat_command.loaded) == ("", 2, [])
 
 
 def test_an_output_that_cannot_be_written_is_exit_code_7_before_anything_is_loaded(

@@ -126,6 +126,12 @@ def test_stdin_comes_before_the_prompt(mmchat_command):
     assert prompt_of(mmchat_command, "-p", "Sum it up.", stdin="a, b\n") == "a, b\n\nSum it up."
 
 
+def test_a_byte_order_mark_is_no_text(mmchat_command):
+    plain = prompt_of(mmchat_command, "-p", "What?")
+    assert prompt_of(mmchat_command, stdin="\ufeffWhat?".encode()) == plain
+    assert prompt_of(mmchat_command, "-p", "\ufeffWhat?") == plain
+
+
 def test_the_system_message_comes_first(mmchat_command):
     assert prompt_of(mmchat_command, "-p", "Hi", "-s", "Be brief. ") == "Be brief. Hi"
 
