@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 SIGTERM_EXIT_CODE = 143
 INTERRUPT_EXIT_CODE = 130
@@ -15,6 +17,7 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
         signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        _leave_working_folder_out()
         if not sys.warnoptions:  # third-party warnings are no news for a user; -W shows them
             warnings.simplefilter("ignore")
         from mmchat.cli.console import open_missing_streams
@@ -28,6 +31,25 @@ def main() -> None:
         app(prog_name="mmchat")
     except KeyboardInterrupt:
         sys.exit(INTERRUPT_EXIT_CODE)
+
+
+def _leave_working_folder_out() -> None:
+    """Import nothing from where the user stands, here or in a Python that a library starts.
+
+    torch's compiler runs `python -c` with `sys.path` in PYTHONPATH; `python -m` puts the folder
+    there.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    ours = Path(__file__).parents[1]
+    if not sys.flags.safe_path and sys.path[0] in ("", _here()) and ours != Path(_here()):
+        del sys.path[0]
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - as Python has it in sys.path
+    except OSError:  # the folder is gone
+        return ""
 
 
 def _exit_on_sigterm(_signal_number: int, _frame: object) -> None:

@@ -211,6 +211,23 @@ def test_completion_offers_commands_and_models_without_torch(words, word, offere
     assert "torch" not in imported
 
 
+def test_no_python_that_a_library_starts_imports_from_the_working_folder(tmp_path):
+    (tmp_path / "ctypes.py").write_text("raise SystemExit('taken from the folder')")
+    program = (
+        "import os, subprocess, sys\n"
+        "from mmchat.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "paths = {'PYTHONPATH': os.pathsep.join(sys.path)}\n"  # as torch's compiler does it
+        "command = [sys.executable, '-c', 'import ctypes']\n"
+        "sys.exit(subprocess.run(command, env={**os.environ, **paths}).returncode)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_bad_picture_is_one_line_even_while_torch_is_imported(tmp_path):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes((ROOT / "assets" / "dog.jpg").read_bytes()[:4000])
