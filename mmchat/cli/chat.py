@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import ModelChoice, begin_loading, check_name, say_choice
+from mmchat.cli.model_choice import ModelChoice, begin_loading, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import picture_named
@@ -91,7 +91,6 @@ def chat(
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in (images or []):
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
-    check_name(choice.name)
     source = find_or_offer(choice)
     if source.params.chat_format == "base":
         raise UsageError(

@@ -16,7 +16,6 @@ from mmchat.cli.model_choice import (
     ModelChoice,
     alpha_rule,
     begin_loading,
-    check_name,
     say_choice,
 )
 from mmchat.cli.offer import find_or_offer
@@ -64,7 +63,6 @@ def generate(
     _refuse_pair("--text-only", choice.text_only, "--image-prompt", bool(images))
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
-    check_name(choice.name)
     output = None if output == Path("-") else output
     if output is not None:
         atomic_file.check_writable(output)

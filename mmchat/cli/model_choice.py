@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
-from mmchat.errors import UsageError
 from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from mmchat.params import ModelParams, ModelSource
 
 BUILT_IN = "tiny"
-_PICTURE = r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif|hei[cf])$"
 
 
 @dataclass(frozen=True)
@@ -101,28 +98,8 @@ def say_choice(choice: ModelChoice, source: ModelSource) -> None:
         console.note(f"using the built-in model {source.params.name!r}; see 'mmchat list'")
     for notice in source.params.notices:
         console.note(notice)
-
-
-def check_name(name: str | None) -> None:
-    """A question or a picture in the place of MODEL gets a hint; raises UsageError."""
-    if name is None:
-        return
-    if re.search(_PICTURE, name, re.IGNORECASE):
-        raise UsageError(f"MODEL {name!r} is a picture; give it with -i, and the question with -p")
-    if name.strip() and _is_path(name):
-        return
-    if not name.strip():
-        raise UsageError("MODEL is empty; leave it out for the built-in model")
-    if re.search(r"\s|\?$", name.strip()):
-        hint = f"mmchat generate --prompt {shlex.quote(name)}"
-        raise UsageError(f"MODEL {name!r} looks like a question; to ask it: {hint}")
-
-
-def _is_path(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
-        return False
+    if choice.quantize == "none" and re.search(r":\d+b-instruct-q\d", choice.name or ""):
+        console.note(f"{choice.name}: weights as they are published; --quantize makes them small")
 
 
 def alpha_rule(choice: ModelChoice, source: ModelSource) -> Literal["white", "drop"]:

@@ -9,6 +9,7 @@ import typer
 
 from mmchat import quantization
 from mmchat.cli import console
+from mmchat.cli.wrong_names import model_name
 from mmchat.device import check_device_name
 from mmchat.input_text import checked
 from mmchat.offline import go_offline
@@ -110,6 +111,7 @@ Model = Annotated[
         metavar="MODEL",
         help="Name, alias or folder of a model; the built-in 'tiny' if left out.",
         autocompletion=complete_model,
+        callback=model_name,
     ),
 ]
 CheckpointPath = Annotated[

@@ -32,6 +32,14 @@ def test_a_named_model_is_loaded_without_a_note(mmchat_command):
     assert mmchat_command.loaded[0].name == "llama3.2-11B"
 
 
+def test_a_tag_that_names_small_weights_is_said_to_get_the_published_ones(mmchat_command):
+    mmchat_command.use(b"1", b"2")
+    name = "llama3.2-vision:11b-instruct-q4_K_M"
+    note = f"{name}: weights as they are published; --quantize makes them small\n"
+    assert mmchat_command("generate", name, "-p", "x").stderr == note
+    assert mmchat_command("generate", name, "-p", "x", "--quantize", "int4").stderr == ""
+
+
 def test_quiet_drops_the_note(mmchat_command):
     assert mmchat_command("generate", "-q", "-p", "x").stderr == ""
 
