@@ -60,3 +60,14 @@ def test_an_unwritable_place_is_named_before_the_work(tmp_path, name):
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path):
     atomic_file.write_text(tmp_path / "a.txt", "\udc80")
     assert (tmp_path / "a.txt").read_bytes() == b"\\udc80"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/a", "loop", "loop/a", "a\0b"])
+@pytest.mark.parametrize(
+    "write", [atomic_file.check_writable, lambda p: atomic_file.write_text(p, "")]
+)
+def test_what_is_no_possible_name_is_a_disk_error(tmp_path, name, write):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DiskError, match="cannot write"):
+        write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from mmchat.sampling import SamplingParams
     from mmchat.session import ChatSession
 
-HANGUP_EXIT_CODE = 129
 INTERRUPTED_EXIT_CODE = 130
 CHAT = "Chat"
 
@@ -194,8 +192,6 @@ def _run_terminal(
     drawing = thumbnail.choose(opening.thumbnails, answers)
     screen = TerminalScreen(console.write_out, _make_console, drawing, color=console.uses_color())
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
-        signal.signal(signal.SIGHUP, _exit_on_hangup)
     history = chats.parent / "prompts" if opening.keeps else None
     code = 1
     try:
@@ -235,7 +231,3 @@ def _leave_now(code: int) -> None:
         sys.stderr.flush()
     finally:
         os._exit(code)
-
-
-def _exit_on_hangup(_signal_number: int, _frame: object) -> None:
-    sys.exit(HANGUP_EXIT_CODE)

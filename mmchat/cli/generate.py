@@ -154,8 +154,14 @@ def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> 
 
 def _refuse_overwriting_input(output: Path, sources: list[str]) -> None:
     for source in sources:
-        picture = Path(source).expanduser() if "://" not in source else None
-        if picture and picture.exists() and output.exists() and picture.samefile(output):
+        if _are_one_file(source, output):
             raise UsageError(
                 f"--output {str(output)!r} would replace the picture that is asked about"
             )
+
+
+def _are_one_file(source: str, output: Path) -> bool:
+    try:
+        return Path(source).expanduser().samefile(output)
+    except (OSError, ValueError, RuntimeError):  # one is not there, or is no name
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmchat import limits
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
+from mmchat.cli.units import size
+from mmchat.errors import MemoryError_
 from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
@@ -64,6 +68,7 @@ class ModelChoice:
         """`mmchat.load` with its progress shown; torch is imported here."""
         import mmchat
 
+        check_address_space()
         label = self.name or BUILT_IN
         if self.name is None and (self.params_path or self.checkpoint_path):
             label = str(self.params_path or self.checkpoint_path)
@@ -117,8 +122,19 @@ def _weight_files(source: ModelSource) -> list[Path]:
     return weight_files(place) if place and place.is_dir() else [place] if place else []
 
 
+def check_address_space() -> None:
+    """Raises MemoryError_ where torch cannot even be imported: the import would end in a crash."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < limits.TORCH_ADDRESS_BYTES:
+        raise MemoryError_(
+            f"the address space is limited to {size(limit)} and torch alone takes"
+            f" {size(limits.TORCH_ADDRESS_BYTES)}; allow more with ulimit -v"
+        )
+
+
 def begin_loading(source: ModelSource) -> None:
     """Import torch and read the weights from disk while the caller goes on."""
+    check_address_space()
     threading.Thread(target=_import_torch).start()
     threading.Thread(target=_read_weights_ahead, args=(source,), daemon=True).start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -207,7 +208,7 @@ def run_above_prompt(action: Callable[[], None]) -> None:
 
 
 def open_history(file: Path | None) -> History:
-    """Lines of earlier chats; in memory only without a file, or if it cannot be used."""
+    """Lines of earlier chats; in memory only where there is no file, or it cannot be used."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     if file is None:
@@ -218,4 +219,18 @@ def open_history(file: Path | None) -> History:
             atomic_file.write_bytes(file, b"", mode=saving.PRIVATE_FILE)
     except (OSError, MmchatError):
         return InMemoryHistory()
-    return FileHistory(str(file))
+
+    class KeptHistory(FileHistory):
+        """Goes on in memory when the disk is full: an error here would stop the prompt."""
+
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
+
+        def load_history_strings(self) -> Iterable[str]:
+            try:
+                return list(super().load_history_strings())
+            except OSError:
+                return []
+
+    return KeptHistory(str(file))

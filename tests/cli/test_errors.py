@@ -264,3 +264,44 @@ def test_a_wrong_checkpoint_path_is_exit_code_3(run_real):
     done = run_real("generate", "llama3.2-11B", "-p", "x", "--checkpoint-path", "nowhere.pth")
     assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 3, 1)
     assert "'nowhere.pth': no such file or folder" in done.stderr
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("tiles", "http://example.com/\udcff.png"), 4),
+        (("tiles", "file://[x/a.png"), 4),
+        (("tiles", "data:,\udcff"), 4),
+        (("generate", "-q", "-p", "x", "-i", LONG, "-o", "a.txt"), 4),
+        (("generate", "-q", "-p", "x", "-i", "~nosuch/x.png", "-o", "a.txt"), 4),
+        (("generate", "-p", "x", "-o", LONG), 7),
+        (("where", LONG), 2),
+        (("remove", f"./{LONG}"), 2),
+        (("export", "tiny", "--format", "safetensors", "-o", LONG), 2),
+        (("convert", "tiny", "--to", "hf", "-o", LONG), 2),
+        (("download", "acme/x", "--offline", "--local-dir", LONG), 2),
+        (("download", "acme/x", "--offline", "--local-dir", "~nosuch/x"), 2),
+    ],
+)
+def test_what_is_no_possible_name_or_address_is_one_line(
+    run_real, args, code, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = run_real(*args)
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", code, 1), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_removed_is_said(run_real, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = run_real("export", "tiny", "--format", "safetensors")
+    assert done.stderr == (
+        "mmchat: error: the folder that you are in was removed; change to another\n"
+    )
+    assert done.exit_code == 7
