@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 import warnings
+from pathlib import Path
+from types import FrameType
 
-SIGTERM_EXIT_CODE = 143
 INTERRUPT_EXIT_CODE = 130
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
     try:
-        signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, _leave)
+        _leave_working_folder_out()
         if not sys.warnoptions:  # third-party warnings are no news for a user; -W shows them
             warnings.simplefilter("ignore")
+        from mmchat.cli.console import open_missing_streams
+
+        open_missing_streams()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a file name may hold bytes without a letter
                 stream.reconfigure(errors="backslashreplace")
@@ -27,8 +35,42 @@ def main() -> None:
         sys.exit(INTERRUPT_EXIT_CODE)
 
 
-def _exit_on_sigterm(_signal_number: int, _frame: object) -> None:
-    sys.exit(SIGTERM_EXIT_CODE)
+def _leave_working_folder_out() -> None:
+    """Import nothing from where the user stands, here or in a Python that a library starts.
+
+    torch's compiler runs `python -c` with `sys.path` in PYTHONPATH; `python -m` puts the folder
+    there.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    ours = Path(__file__).parents[1]
+    if not sys.flags.safe_path and sys.path[0] in ("", _here()) and ours != Path(_here()):
+        del sys.path[0]
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - as Python has it in sys.path
+    except OSError:  # the folder is gone
+        return ""
+
+
+def _leave(signal_number: int, frame: FrameType | None) -> None:
+    """End by SystemExit, so that terminal and files are put right; 143 for SIGTERM, 129 for SIGHUP.
+
+    Within an import it waits for the end: libraries catch everything there.
+    """
+    if not _is_importing(frame):
+        sys.exit(128 + signal_number)
+    signal.signal(signal.SIGALRM, lambda _, inside: _leave(signal_number, inside))
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 if __name__ == "__main__":

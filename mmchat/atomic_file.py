@@ -6,23 +6,36 @@ import os
 import stat
 from pathlib import Path
 
-from mmchat.errors import DiskError
+from mmchat.errors import DiskError, quoted
 from mmchat.safe_files import sync, temporary_file
 
 
 def check_writable(path: Path) -> None:
     """Fail before the long work if `path` cannot be written later.
 
-    Raises DiskError if the folder is missing or not writable, or `path` is a folder.
+    Raises DiskError if the folder is missing or not writable, or `path` is a folder or no possible
+    name.
     """
-    if path.is_dir():
-        raise DiskError(f"cannot write {str(path)!r}: it is a folder; give a file name")
     folder = path.parent
-    if not folder.is_dir():
-        raise DiskError(f"cannot write {str(path)!r}: the folder {str(folder)!r} does not exist")
-    target = path if _is_special(path) else folder
+    try:
+        if path.is_dir():
+            raise DiskError(f"cannot write {str(path)!r}: it is a folder; give a file name")
+        if not folder.is_dir():
+            raise DiskError(
+                f"cannot write {str(path)!r}: the folder {str(folder)!r} does not exist"
+            )
+        path.resolve()
+        target = path if _is_special(path) else folder
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _no_name(path, error) from None
     if not os.access(target, os.W_OK):
         raise DiskError(f"cannot write {str(path)!r}: no permission to write in {str(folder)!r}")
+
+
+def _no_name(path: Path, error: Exception) -> DiskError:
+    """Python raises RuntimeError for a link that leads to itself, ValueError for a NUL."""
+    reason = getattr(error, "strerror", None) or "it is no usable file name"
+    return DiskError(f"cannot write {quoted(path)}: {reason}; give another name")
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o666, follow: bool = True) -> None:
@@ -38,9 +51,11 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o666, follow: bool = Tr
         elif _is_special(path):
             path.write_bytes(data)
         else:
-            _replace(Path(os.path.realpath(path)), data, mode)
+            _replace(path.resolve(), data, mode)
     except OSError as error:
         raise DiskError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    except (ValueError, RuntimeError) as error:
+        raise _no_name(path, error) from None
 
 
 def write_text(path: Path, text: str) -> None:

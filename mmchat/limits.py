@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 KIB, MIB = 1024, 1024**2
 
+# Address space (ulimit -v) without which an import of torch crashes the process
+TORCH_ADDRESS_BYTES = 800 * MIB
+
 # Pictures
 IMAGE_BYTES = 64 * MIB
 IMAGE_PIXELS = 64 * MIB  # decoded pixels; the model uses 1.25 million at most

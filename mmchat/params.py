@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -32,6 +33,9 @@ __all__ = [
 
 DEFAULT_MODEL = "tiny"
 _TOKENIZER_FILES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+
+# x:latest, x:11b, x:11b-instruct, x:11b-instruct-q4_K_M
+_TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,13 @@ def known_models() -> list[KnownModel]:
 
 
 def find_params(name: str) -> ModelParams | None:
-    """The known model with this name, alias or Hub repository, in any case, or None."""
+    """The known model with this name, alias or Hub repository, in any case, or None.
+
+    Tags of Ollama are read as far as they name a model: `x:11b-instruct-q4_K_M` is `x:11b`.
+    """
     wanted = name.casefold()
+    if tag := _TAG.fullmatch(wanted):
+        wanted = tag[1] + (tag[2] or "")
     for params in known_params():
         names = (params.name, params.repo or "", *params.aliases)
         if wanted in map(str.casefold, names):

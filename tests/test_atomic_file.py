@@ -132,3 +132,14 @@ def test_a_folder_that_cannot_be_made_durable_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(DiskError, match="Input/output error"):
         atomic_file.write_text(tmp_path / "a.txt", "new")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"{'x' * 300}/a", "loop", "loop/a", "a\0b"])
+@pytest.mark.parametrize(
+    "write", [atomic_file.check_writable, lambda p: atomic_file.write_text(p, "")]
+)
+def test_what_is_no_possible_name_is_a_disk_error(tmp_path, name, write):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DiskError, match="cannot write"):
+        write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

@@ -92,6 +92,12 @@ def test_every_params_file_is_named_after_its_model_and_names_are_unique():
         ("llama3.2-90B-base", "Llama-3.2-90B-Vision", 560, "base"),
         ("meta-llama/llama-3.2-90b-vision", "Llama-3.2-90B-Vision", 560, "base"),
         ("meta-llama/Llama-Guard-3-11B-Vision", "Llama-Guard-3-11B-Vision", 560, "instruct"),
+        ("llama3.2-vision", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
+        ("llama3.2-vision:latest", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
+        ("llama3.2-vision-instruct", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
+        ("llama3.2-vision:11b-instruct-q4_K_M", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
+        ("llama3.2-vision:90b", "Llama-3.2-90B-Vision-Instruct", 560, "instruct"),
+        ("Llama3.2-Vision:90B-instruct-fp16", "Llama-3.2-90B-Vision-Instruct", 560, "instruct"),
         ("Tiny", "tiny", 112, "instruct"),
     ],
 )

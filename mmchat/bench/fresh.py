@@ -27,8 +27,11 @@ class Process:
 
 
 def run_fresh(arguments: Sequence[str], *, environment: dict[str, str] | None = None) -> Process:
-    """Run this Python with `arguments`, such as `-m mmchat …`. Raises MmchatError if it fails."""
-    command = [sys.executable, *arguments]
+    """Run this Python with `arguments`, such as `-m mmchat …`. Raises MmchatError if it fails.
+
+    No module of the working folder is run in the place of an installed one.
+    """
+    command = [sys.executable, "-P", *arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.perf_counter()
         child = subprocess.Popen(  # noqa: S603

@@ -6,6 +6,7 @@ unpickled, and nothing is allocated because a file says so.
 
 from __future__ import annotations
 
+import errno
 import math
 import mmap
 import os
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mmchat import limits
 from mmchat.checkpoints.strict_json import foreign_content, quoted
-from mmchat.errors import CheckpointError
+from mmchat.errors import CheckpointError, MemoryError_
 
 if TYPE_CHECKING:
     import torch
@@ -162,6 +163,11 @@ class MappedFile:
                     prot=mmap.PROT_READ | mmap.PROT_WRITE,
                 )
             except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                    raise MemoryError_(
+                        f"{shown(self.path)}: no room to map its {self.size:,} bytes; is the"
+                        " address space limited (ulimit -v)?"
+                    ) from None
                 raise self.error(f"cannot be mapped: {error}") from None
         return self._map
 

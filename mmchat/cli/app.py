@@ -6,9 +6,11 @@ Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 me
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,11 +33,15 @@ from mmchat.cli.tiles import tiles
 from mmchat.cli.verify import verify
 from mmchat.cli.wrong_names import no_such_command, no_such_option
 from mmchat.cli.wrong_values import explained
-from mmchat.errors import MmchatError
+from mmchat.errors import DiskError, MmchatError, quoted
 
 USAGE_EXIT_CODE = 2
 MEMORY_EXIT_CODE = 5
+DISK_EXIT_CODE = 7
 CLOSED_PIPE_EXIT_CODE = 141
+OUT_OF_MEMORY = "out of memory; try a smaller --max-seq-len or --dtype bfloat16"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class ErrorReportingGroup(Group):
@@ -76,7 +82,7 @@ class ErrorReportingGroup(Group):
 
 
 def _closed_pipe() -> int:
-    console.forget_stdout()
+    console.forget_streams()
     return CLOSED_PIPE_EXIT_CODE
 
 
@@ -101,9 +107,27 @@ def _expected(error: Exception) -> tuple[str, int] | None:
         return _wrong_usage(error), USAGE_EXIT_CODE
     if isinstance(error, typer.Abort):
         return "aborted", 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory; try a smaller --max-seq-len or --dtype bfloat16", MEMORY_EXIT_CODE
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib, for ~name
+        return "there is no such user; write the folder out in place of ~NAME", USAGE_EXIT_CODE
+    if _is_out_of_memory(error):
+        return OUT_OF_MEMORY, MEMORY_EXIT_CODE
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"{error.strerror}; free some space and run the same again", DISK_EXIT_CODE
+    if isinstance(error, OSError) and error.errno in _NO_NAME and error.filename:
+        return f"{quoted(error.filename)}: {error.strerror}; give another name", USAGE_EXIT_CODE
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return OUT_OF_MEMORY, MEMORY_EXIT_CODE
     return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also what the loader of libraries and the starter of threads say without memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return (isinstance(error, ImportError) and "failed to map segment" in text) or (
+        isinstance(error, RuntimeError) and "can't start new thread" in text
+    )
 
 
 def _wrong_usage(error: typer.TyperException) -> str:
@@ -161,3 +185,8 @@ def _root(
 ) -> None:
     if context.invoked_subcommand is None:
         console.write_out(context.get_help() + "\n")
+        return
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # torch's libraries abort the process there
+        raise DiskError("the folder that you are in was removed; change to another") from None

@@ -10,7 +10,7 @@ from mmchat import atomic_file
 from mmchat.cli import console, options
 from mmchat.cli.bench_exported import ExportedPair, exported_pair, load_variant
 from mmchat.cli.bench_options import How, What, words
-from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
+from mmchat.cli.model_choice import ModelChoice, say_choice
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.errors import UsageError
 
@@ -87,8 +87,6 @@ def _check(choice: ModelChoice, what: What) -> None:
     for option, value in needing.items():
         if not what.shapes and value is not None:
             raise UsageError(f"{option} needs --shapes, such as --shapes 11B")
-    if not what.shapes:
-        check_name(choice.name)
 
 
 def _plan(choice: ModelChoice, what: What, how: How, pair: ExportedPair | None) -> Plan:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import ModelChoice, begin_loading, check_name, say_choice
+from mmchat.cli.model_choice import ModelChoice, begin_loading, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
+from mmchat.cli.prompt_input import picture_named
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
+from mmchat.input_text import lines
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from mmchat.sampling import SamplingParams
     from mmchat.session import ChatSession
 
-HANGUP_EXIT_CODE = 129
 INTERRUPTED_EXIT_CODE = 130
 CHAT = "Chat"
 
@@ -89,7 +89,6 @@ def chat(
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in (images or []):
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
-    check_name(choice.name)
     source = find_or_offer(choice)
     if source.params.chat_format == "base":
         raise UsageError(
@@ -177,9 +176,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
     _begin(chat, opening)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    return run_plain(chat, sys.stdin)
+    with picture_named():
+        return run_plain(chat, lines(sys.stdin.buffer, "stdin"))
 
 
 def _run_terminal(
@@ -194,8 +192,6 @@ def _run_terminal(
     drawing = thumbnail.choose(opening.thumbnails, answers)
     screen = TerminalScreen(console.write_out, _make_console, drawing, color=console.uses_color())
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
-        signal.signal(signal.SIGHUP, _exit_on_hangup)
     history = chats.parent / "prompts" if opening.keeps else None
     code = 1
     try:
@@ -225,7 +221,7 @@ def _write_if_possible(text: str) -> None:
     try:
         console.write_out(text)
     except (OSError, ValueError):  # the terminal is gone
-        console.forget_stdout()
+        console.forget_streams()
 
 
 def _leave_now(code: int) -> None:
@@ -235,7 +231,3 @@ def _leave_now(code: int) -> None:
         sys.stderr.flush()
     finally:
         os._exit(code)
-
-
-def _exit_on_hangup(_signal_number: int, _frame: object) -> None:
-    sys.exit(HANGUP_EXIT_CODE)

@@ -118,8 +118,7 @@ def error(text: str) -> None:
 
 def confirm(question: str) -> bool:
     """Ask on stderr and read the answer from stdin; only "y" or "yes" means yes."""
-    sys.stderr.write(for_stream(f"{question} [y/N] ", sys.stderr))
-    sys.stderr.flush()
+    write_safely(f"{question} [y/N] ", sys.stderr)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -134,8 +133,7 @@ def _stderr_line(text: str, style: str) -> None:
 
         stderr_console().print(Text(text, style=style), soft_wrap=True)
     else:
-        sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+        write_out(text + "\n", sys.stderr)
 
 
 def print_json(value: Any, stream: TextIO | None = None) -> None:
@@ -149,15 +147,21 @@ def to_json(value: Any, *, ascii_only: bool = False) -> str:
 
 
 def write_out(text: str, stream: TextIO | None = None) -> None:
-    """Write and flush; DiskError if the device behind the stream is full."""
+    """Write and flush; DiskError if the device behind the stream is full.
+
+    Notes that cannot be written are dropped: nobody who can read them is no reason to stop.
+    """
     out = sys.stdout if stream is None else stream
     try:
         out.write(text)
         out.flush()
-    except BrokenPipeError:
-        raise
     except OSError as problem:
-        raise DiskError(f"cannot write the output: {problem.strerror or problem}") from problem
+        if out is sys.stderr:
+            forget(out)
+        elif isinstance(problem, BrokenPipeError):
+            raise
+        else:
+            raise DiskError(f"cannot write the output: {problem.strerror or problem}") from problem
 
 
 def write_safely(text: str, stream: TextIO | None = None) -> None:
@@ -270,12 +274,31 @@ class ProgressBar:
             self._progress.advance(TaskID(self._task), done)
 
 
-def forget_stdout() -> None:
+def open_missing_streams() -> None:
+    """Make a standard stream that is closed one of /dev/null.
+
+    So the name `sys.stdout` always stands for a stream, and no file or socket gets its number.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def forget_streams() -> None:
     """Point stdout and stderr at nothing after their reader has gone, so that nothing complains."""
+    forget(sys.stdout)
+    forget(sys.stderr)
+
+
+def forget(stream: TextIO) -> None:
+    """Point the descriptor of `stream` at nothing; what is still to be written goes there."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.flush()
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -9,6 +9,7 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
+from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 
 CONVERSION = "Conversion"
@@ -16,7 +17,10 @@ CONVERSION = "Conversion"
 
 def convert(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL|PATH", help="Name, folder or weights file.")
+        str,
+        typer.Argument(
+            metavar="MODEL|PATH", help="Name, folder or weights file.", callback=model_name
+        ),
     ],
     to: Annotated[
         Literal["hf", "meta"],

@@ -12,6 +12,7 @@ from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
 from mmchat.cli.units import size
+from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ TRANSFER = "How"
 def download(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL|REPO", help="Name or alias of a model, or owner/name."),
+        typer.Argument(
+            metavar="MODEL|REPO",
+            help="Name or alias of a model, or owner/name.",
+            callback=model_name,
+        ),
     ],
     revision: Annotated[
         str,
@@ -122,7 +127,8 @@ def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferB
 
     sizes = {file.path: file.size for file in plan.missing}
     with transfer_bars(sizes, plan.fetch_bytes, quiet=quiet) as bars:
-        hub.carry_out(plan, workers, bars.report)
+        waiting = lambda: bars.note("another mmchat is fetching this model; waiting for it")  # noqa: E731
+        hub.carry_out(plan, workers, bars.report, (lambda: None) if quiet else waiting)
     return bars
 
 

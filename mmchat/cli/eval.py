@@ -12,7 +12,7 @@ from mmchat import atomic_file
 from mmchat.cli import console, options
 from mmchat.cli.help_page import App, Group
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
-from mmchat.cli.model_choice import ModelChoice, check_name, say_choice
+from mmchat.cli.model_choice import ModelChoice, say_choice
 
 if TYPE_CHECKING:
     from mmchat.evals.run import Report
@@ -55,7 +55,6 @@ def scenes(
 
     -o FILE writes JSON with every wrong answer. Ctrl-C prints the scores so far.
     """
-    check_name(model)
     if output is not None:
         atomic_file.check_writable(output)
     choice = ModelChoice(

@@ -16,7 +16,6 @@ from mmchat.cli.model_choice import (
     ModelChoice,
     alpha_rule,
     begin_loading,
-    check_name,
     say_choice,
 )
 from mmchat.cli.offer import find_or_offer
@@ -64,7 +63,6 @@ def generate(
     _refuse_pair("--text-only", choice.text_only, "--image-prompt", bool(images))
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
-    check_name(choice.name)
     output = None if output == Path("-") else output
     if output is not None:
         atomic_file.check_writable(output)
@@ -157,8 +155,14 @@ def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> 
 
 def _refuse_overwriting_input(output: Path, sources: list[str]) -> None:
     for source in sources:
-        picture = Path(source).expanduser() if "://" not in source else None
-        if picture and picture.exists() and output.exists() and picture.samefile(output):
+        if _are_one_file(source, output):
             raise UsageError(
                 f"--output {str(output)!r} would replace the picture that is asked about"
             )
+
+
+def _are_one_file(source: str, output: Path) -> bool:
+    try:
+        return Path(source).expanduser().samefile(output)
+    except (OSError, ValueError, RuntimeError):  # one is not there, or is no name
+        return False

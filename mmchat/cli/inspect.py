@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import ModelChoice, check_name, family_module
+from mmchat.cli.model_choice import ModelChoice, family_module
 from mmchat.cli.units import count, size
+from mmchat.cli.wrong_names import model_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ def inspect(
             metavar="MODEL|PATH",
             help="Name, alias, folder or weights file.",
             autocompletion=options.complete_model,
+            callback=model_name,
         ),
     ],
     params_path: options.ParamsPath = None,
@@ -38,7 +40,6 @@ def inspect(
 
     The estimates are of bfloat16, and of schemes that leave the rest in bfloat16.
     """
-    check_name(model)
     source = ModelChoice(name=model, params_path=params_path).find(checkpoint_required=False)
     facts = _facts(source.params)
     if source.checkpoint is not None:

@@ -11,13 +11,17 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.units import size
+from mmchat.cli.wrong_names import model_name
 from mmchat.errors import CheckpointError, UsageError, quoted
 
 if TYPE_CHECKING:
     from mmchat.checkpoints.hub.holdings import Removal
 
 ModelOrFolder = Annotated[
-    str, typer.Argument(metavar="MODEL|PATH", help="Name, alias, owner/name or folder.")
+    str,
+    typer.Argument(
+        metavar="MODEL|PATH", help="Name, alias, owner/name or folder.", callback=model_name
+    ),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
+import resource
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,9 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmchat import limits
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
-from mmchat.errors import UsageError
+from mmchat.cli.units import size
+from mmchat.errors import MemoryError_
 from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from mmchat.params import ModelParams, ModelSource
 
 BUILT_IN = "tiny"
-_PICTURE = r"\.(jpe?g|png|gif|webp|bmp|tiff?|avif|hei[cf])$"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class ModelChoice:
         """`mmchat.load` with its progress shown; torch is imported here."""
         import mmchat
 
+        check_address_space()
         label = self.name or BUILT_IN
         if self.name is None and (self.params_path or self.checkpoint_path):
             label = str(self.params_path or self.checkpoint_path)
@@ -101,28 +103,8 @@ def say_choice(choice: ModelChoice, source: ModelSource) -> None:
         console.note(f"using the built-in model {source.params.name!r}; see 'mmchat list'")
     for notice in source.params.notices:
         console.note(notice)
-
-
-def check_name(name: str | None) -> None:
-    """A question or a picture in the place of MODEL gets a hint; raises UsageError."""
-    if name is None:
-        return
-    if re.search(_PICTURE, name, re.IGNORECASE):
-        raise UsageError(f"MODEL {name!r} is a picture; give it with -i, and the question with -p")
-    if name.strip() and _is_path(name):
-        return
-    if not name.strip():
-        raise UsageError("MODEL is empty; leave it out for the built-in model")
-    if re.search(r"\s|\?$", name.strip()):
-        hint = f"mmchat generate --prompt {shlex.quote(name)}"
-        raise UsageError(f"MODEL {name!r} looks like a question; to ask it: {hint}")
-
-
-def _is_path(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
-        return False
+    if choice.quantize == "none" and re.search(r":\d+b-instruct-q\d", choice.name or ""):
+        console.note(f"{choice.name}: weights as they are published; --quantize makes them small")
 
 
 def alpha_rule(choice: ModelChoice, source: ModelSource) -> Literal["white", "drop"]:
@@ -140,8 +122,19 @@ def _weight_files(source: ModelSource) -> list[Path]:
     return weight_files(place) if place and place.is_dir() else [place] if place else []
 
 
+def check_address_space() -> None:
+    """Raises MemoryError_ where torch cannot even be imported: the import would end in a crash."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < limits.TORCH_ADDRESS_BYTES:
+        raise MemoryError_(
+            f"the address space is limited to {size(limit)} and torch alone takes"
+            f" {size(limits.TORCH_ADDRESS_BYTES)}; allow more with ulimit -v"
+        )
+
+
 def begin_loading(source: ModelSource) -> None:
     """Import torch and read the weights from disk while the caller goes on."""
+    check_address_space()
     threading.Thread(target=_import_torch).start()
     threading.Thread(target=_read_weights_ahead, args=(source,), daemon=True).start()
 

@@ -9,7 +9,9 @@ import typer
 
 from mmchat import limits, quantization
 from mmchat.cli import console
+from mmchat.cli.wrong_names import model_name
 from mmchat.device import check_device_name
+from mmchat.input_text import checked
 from mmchat.offline import go_offline
 
 INPUT = "Input"
@@ -32,6 +34,10 @@ def _set_color(mode: console.ColorMode) -> None:
 def _go_offline(asked: bool) -> None:
     if asked:
         go_offline()
+
+
+def _system(text: str | None) -> str | None:
+    return None if text is None else checked(text, "--system")
 
 
 def _scheme(value: str) -> str:
@@ -105,6 +111,7 @@ Model = Annotated[
         metavar="MODEL",
         help="Name, alias or folder of a model; the built-in 'tiny' if left out.",
         autocompletion=complete_model,
+        callback=model_name,
     ),
 ]
 CheckpointPath = Annotated[
@@ -205,7 +212,14 @@ Images = Annotated[
 ]
 System = Annotated[
     str | None,
-    typer.Option("-s", "--system", metavar="TEXT", help="System message.", rich_help_panel=INPUT),
+    typer.Option(
+        "-s",
+        "--system",
+        metavar="TEXT",
+        callback=_system,
+        help="System message.",
+        rich_help_panel=INPUT,
+    ),
 ]
 Raw = Annotated[
     bool,

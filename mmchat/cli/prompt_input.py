@@ -5,12 +5,15 @@ from __future__ import annotations
 import select
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from mmchat import limits
 from mmchat.cli import console
 from mmchat.errors import ImageError, PromptError, UsageError
+from mmchat.input_text import NotTextError, checked, decoded
 
 if TYPE_CHECKING:
     from mmchat.messages import Image
@@ -34,6 +37,7 @@ def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> Prom
     Raises UsageError if there is no prompt or stdin is asked for two things, PromptError if the
     text is too long or not UTF-8.
     """
+    prompt = None if prompt is None else checked(prompt, "--prompt")
     if sources.count(STDIN) > 1:
         raise UsageError(
             "'-i -' is given twice, but stdin holds one picture; give the other a path"
@@ -46,7 +50,7 @@ def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> Prom
     else:
         image = None
         text = _join(_stdin_text(have_prompt=prompt is not None), prompt)
-    if len(text.encode(errors="surrogateescape")) > limits.PROMPT_BYTES:
+    if len(text.encode()) > limits.PROMPT_BYTES:
         raise PromptError(f"the prompt is longer than {limits.PROMPT_BYTES // limits.MIB} MiB")
     if not text.strip() and not (allow_blank and sources):
         raise UsageError("the prompt is empty; give a question with --prompt TEXT or on stdin")
@@ -89,19 +93,31 @@ def _join(piped: str, prompt: str | None) -> str:
 
 def _stdin_text(*, have_prompt: bool) -> str:
     """Text piped into stdin, without its last newline; empty if stdin is a terminal."""
-    if console.is_terminal(sys.stdin) or sys.stdin is None or sys.stdin.closed:
+    if console.is_terminal(sys.stdin):
         if not have_prompt:
             raise UsageError("no prompt is given; use --prompt TEXT or pipe the text into stdin")
         return ""
     data = _read_stdin(limits.PROMPT_BYTES, PromptError, "text")
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"stdin is not UTF-8 text (byte {error.object[error.start]:#04x} at {error.start});"
-            " for a picture on stdin use '-i -'"
-        ) from error
+    with picture_named():
+        text = decoded(data, "stdin")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+@contextmanager
+def picture_named() -> Iterator[None]:
+    """Within the block, a picture in the place of text gets the command that asks about it."""
+    try:
+        yield
+    except NotTextError as error:
+        from mmchat.images.formats import picture_format
+
+        kind = picture_format(error.data)
+        if kind is None:
+            raise
+        raise PromptError(
+            f"stdin is a picture ({kind}), not text; to ask about it:"
+            " mmchat generate -i - --prompt TEXT"
+        ) from None
 
 
 def _read_stdin(limit: int, error: type[Exception], what: str) -> bytes:
@@ -112,6 +128,8 @@ def _read_stdin(limit: int, error: type[Exception], what: str) -> bytes:
     waiting.start()
     try:
         data = stream.read(limit + 1)
+    except OSError as problem:
+        raise error(f"stdin cannot be read: {problem.strerror or problem}") from None
     finally:
         waiting.cancel()
     if len(data) > limit:

@@ -10,6 +10,7 @@ import typer
 
 from mmchat import limits
 from mmchat.cli.wrong_values import numbers
+from mmchat.input_text import checked
 from mmchat.speculation import LONGEST_DRAFT
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ _SEEDS = _seed.allowed = "a whole number from 0 to 2**63 - 1"  # type: ignore[at
 def _not_empty(values: list[str] | None) -> list[str]:
     if values and "" in values:
         raise typer.BadParameter("an empty string would stop at once")
-    return values or []
+    return [checked(value, "--stop") for value in values or []]
 
 
 def _speculate(value: str) -> str:

@@ -11,9 +11,10 @@ import typer
 
 from mmchat import atomic_file
 from mmchat.cli import answer, console, options
-from mmchat.cli.model_choice import BUILT_IN, ModelChoice, alpha_rule, check_name, family_module
+from mmchat.cli.model_choice import BUILT_IN, ModelChoice, alpha_rule, family_module
 from mmchat.cli.prompt_input import PromptInput, load_images, read_image_bytes
 from mmchat.cli.units import grid, pixels
+from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def tiles(
         str,
         typer.Option(
             "--model",
+            callback=model_name,
             metavar="MODEL",
             help="Whose tile size to use.",
             rich_help_panel=options.MODEL,
@@ -52,7 +54,6 @@ def tiles(
     debug: options.Debug = False,
 ) -> None:
     """Show how a picture is cut into tiles: its canvas, grid, size on it and token count."""
-    check_name(model)
     if output is not None:
         if output.suffix.lower() != ".png":
             raise UsageError(

@@ -29,6 +29,13 @@ class TransferBars:
         if progress is not None:
             self._all = progress.add_task("all", total=total)
 
+    def note(self, text: str) -> None:
+        """A line on stderr, above the bars."""
+        if self._progress is None:
+            console.note(text)
+        else:
+            self._progress.console.print(sanitize(text), style="dim")
+
     def report(self, path: str, count: int) -> None:
         """`count` bytes of `path` came; called from several threads."""
         with self._lock:

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from mmchat.errors import quoted
+import typer
+
+from mmchat.errors import UsageError, quoted
+
+_PICTURE = r"\.(jpe?g|jfif|pjpeg|png|apng|gif|webp|bmp|dib|tiff?|avif|hei[cf]|hif|mpo)$"
+# What is not a picture's place, and what the person who gave one there wanted.
+_WITH_A_PICTURE = {
+    "chat": "to chat about it: mmchat chat -i {0}",
+    "inspect": "to see its tiles: mmchat tiles {0}",
+    "tiles": "give it alone: mmchat tiles {0}",
+}
+_ASK = "to ask about it: mmchat generate -i {0} --prompt TEXT"
+_ELSEWHERE = {  # commands of other programs for models
+    "run": "chat", "pull": "download", "rm": "remove", "ls": "list", "show": "inspect",
+}  # fmt: skip
+
+
+def model_name(context: typer.Context, name: str | None) -> str | None:
+    """Callback of MODEL: a question or a picture in its place gets a hint; raises UsageError."""
+    if name is None:
+        return name
+    if re.search(_PICTURE, name, re.IGNORECASE):
+        hint = _WITH_A_PICTURE.get(context.info_name or "", _ASK).format(shlex.quote(name))
+        raise UsageError(f"MODEL {quoted(name)} is a picture; {hint}")
+    if not name.strip():
+        raise UsageError("MODEL is empty; leave it out for the built-in model")
+    if re.search(r"\s|\?$", name.strip()) and not _is_path(name):
+        hint = f"mmchat generate --prompt {shlex.quote(name)}"
+        raise UsageError(f"MODEL {name!r} looks like a question; to ask it: {hint}")
+    return name
+
+
+def _is_path(name: str) -> bool:
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def no_such_command(name: str, commands: Iterable[str]) -> str:
@@ -15,7 +53,11 @@ def no_such_command(name: str, commands: Iterable[str]) -> str:
     from mmchat.params import find_params, nearest_names
 
     message = f"No such command {quoted(name)}"
-    if near := get_close_matches(name, commands, n=1):
+    if re.search(_PICTURE, name, re.IGNORECASE):
+        return f"{message}; {_ASK.format(shlex.quote(name))}"
+    if name in _ELSEWHERE:
+        return f"{message}; did you mean 'mmchat {_ELSEWHERE[name]}'?"
+    if near := get_close_matches(name, commands, n=1, cutoff=0.7):
         return f"{message}; did you mean 'mmchat {near[0]}'?"
     is_model = find_params(name) is not None or Path(name).is_dir()
     models = [name] if is_model else nearest_names(name)
@@ -27,6 +69,9 @@ def no_such_command(name: str, commands: Iterable[str]) -> str:
 def no_such_option(name: str, context: Any) -> str:
     """The message of a usage error, with the nearest option, or the other command that has it."""
     message = f"No such option: {name}"
+    for argument in _arguments(context.command):
+        if name in (f"--{argument.lower()}", f"-{argument[0].lower()}"):
+            return f"{message}; {argument} stands alone: {context.command_path} {argument}"
     own = [option for option in _options(context.command) if option.startswith("--")]
     near = get_close_matches(name, own, n=1, cutoff=0.75)
     near = near or [option for option in own if len(name) > 3 and option.startswith(name)]
@@ -34,9 +79,17 @@ def no_such_option(name: str, context: Any) -> str:
         return f"{message}; did you mean {near[0]}?"
     others = getattr(getattr(context.parent, "command", None), "commands", {})
     having = [other for other, command in others.items() if name in _options(command)]
-    if len(having) == 1:
+    argument = name.lstrip("-").upper()
+    is_argument = any(argument in _arguments(command) for command in others.values())
+    if len(having) == 1 and not is_argument:
         return f"{message}; 'mmchat {having[0]}' has it"
     return message
+
+
+def _arguments(command: Any) -> list[str]:
+    """Their names as help shows them: MODEL, IMAGE."""
+    found = (p.metavar or p.name for p in command.params if p.param_type_name == "argument")
+    return [name.split("|")[0].upper() for name in found]
 
 
 def _options(command: Any) -> list[str]:

@@ -50,7 +50,10 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
     if isinstance(source, bytes | bytearray | memoryview):
         return Encoded(_capped(bytes(source), name or "bytes"), name or "bytes")
     if isinstance(source, str):
-        return _read_text(source, name, allow_fetch)
+        try:
+            return _read_text(source, name, allow_fetch)
+        except ValueError:  # of Python's own reading of addresses: stray bytes, half a bracket
+            raise ImageError(f"{quoted(source)} is not a valid address") from None
     if isinstance(source, os.PathLike):
         path = Path(source)
         return Encoded(_read_file(path), name or str(path))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.conversation import Conversation, Turn, edited, question
 from mmchat.errors import ContextLengthExceeded, ImageError, MmchatError, UsageError
+from mmchat.input_text import checked
 from mmchat.repl import facts, paths, saving, settings
 from mmchat.repl.keeper import Keeper
 from mmchat.repl.screen import Screen
@@ -76,6 +77,7 @@ class Chat:
         from mmchat.repl import commands
 
         try:
+            text = checked(text, "the line")
             found = commands.find(text)
             if found is not None:
                 command, argument = found
@@ -166,7 +168,7 @@ class Chat:
         """Ask `text` in place of the last question, with the same pictures."""
         if not self.session.conversation.turns:
             raise UsageError("nothing has been asked yet")
-        message = edited(self.session.conversation.turns[-1].question, text)
+        message = edited(self.session.conversation.turns[-1].question, checked(text, "the line"))
         sampling = self.sampling
         self._answered(lambda: self.session.edit(message, sampling), message, sampling, undone=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +30,10 @@ INTERRUPTED_EXIT_CODE = 130
 
 
 def run_plain(chat: Chat, lines: Iterable[str]) -> int:
-    """One message or command a line. The exit code of the first line that failed, else 0."""
+    """One message or command each. The exit code of the first line that failed, else 0."""
     try:
         for line in lines:
-            chat.line(line.rstrip("\r\n"))
+            chat.line(line)
     except Leave:
         pass
     return chat.first_error
@@ -94,7 +95,7 @@ class Prompt:
         if self._screen.wrote:
             self._screen.write("\n")
         self._screen.wrote = False
-        return _valid_text(self._session.prompt(PROMPT))
+        return self._session.prompt(PROMPT)
 
     def ask(self, prompt: str, default: str) -> str | None:
         """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
@@ -103,7 +104,7 @@ class Prompt:
         self._is_editing = bool(default)
         session = self._session if default else PromptSession[str]()
         try:
-            return _valid_text(session.prompt(prompt, default=default))
+            return session.prompt(prompt, default=default)
         except (EOFError, KeyboardInterrupt):
             return None
         finally:
@@ -207,7 +208,7 @@ def run_above_prompt(action: Callable[[], None]) -> None:
 
 
 def open_history(file: Path | None) -> History:
-    """Lines of earlier chats; in memory only without a file, or if it cannot be used."""
+    """Lines of earlier chats; in memory only where there is no file, or it cannot be used."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     if file is None:
@@ -218,9 +219,18 @@ def open_history(file: Path | None) -> History:
             atomic_file.write_bytes(file, b"", mode=saving.PRIVATE_FILE)
     except (OSError, MmchatError):
         return InMemoryHistory()
-    return FileHistory(str(file))
 
+    class KeptHistory(FileHistory):
+        """Goes on in memory when the disk is full: an error here would stop the prompt."""
 
-def _valid_text(text: str) -> str:
-    """Bytes that were no UTF-8 become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):
+                super().store_string(string)
+
+        def load_history_strings(self) -> Iterable[str]:
+            try:
+                return list(super().load_history_strings())
+            except OSError:
+                return []
+
+    return KeptHistory(str(file))

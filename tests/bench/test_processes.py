@@ -43,6 +43,13 @@ def test_each_way_of_running_the_model_is_started_twice(variants, started, monke
     assert len(set(caches)) == len(started)
 
 
+def test_a_child_runs_nothing_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mmchat", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('taken from the folder')")
+    assert "Usage: mmchat" in fresh.help_text().stdout
+
+
 def test_a_cold_cache_is_cold_though_this_process_has_set_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, "mine")
     given = {}

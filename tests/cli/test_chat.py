@@ -34,6 +34,35 @@ def test_lines_in_and_answers_out(mmchat_command):
     assert (done.stdout, done.stderr, done.exit_code) == ("Hello.\nFine.\n", "", 0)
 
 
+def test_a_script_may_begin_with_a_byte_order_mark_and_have_lines_of_windows(mmchat_command):
+    script = b"\xef\xbb\xbf\\image dog.png What is it?\r\nAnd?\r\n\xef\xbb\xbf\\images\r\n"
+    mmchat_command.use(b"A dog.", b"And.")
+    done = mmchat_command("chat", stdin=script)
+    assert done.stderr.startswith("attached dog.png: ")
+    assert done.stdout.startswith("A dog.\nAnd.\n1  dog.png: 200 x 100 px")
+
+
+def test_a_script_ends_where_it_is_no_text(mmchat_command):
+    done = mmchat_command("chat", stdin=b"\\images\n" * 2000 + b"O\xf9\nHo\n")
+    assert (done.stdout, done.exit_code) == ("no pictures\n" * 2000, 2)
+    assert done.stderr == (
+        "mmchat: error: line 2001 of stdin is not UTF-8 text (byte 0xf9 at 1); save it as UTF-8\n"
+    )
+
+
+def test_a_line_typed_in_another_encoding_is_not_sent(mmchat_command, folder):
+    from mmchat.repl.chat import Chat
+    from mmchat.repl.screen import PlainScreen
+    from mmchat.sampling import SamplingParams
+
+    said = []
+    session = mmchat_command.use(b"One.").chat()
+    chat = Chat(session, PlainScreen(said.append, said.append), SamplingParams(), folder)
+    chat.line("caf\udce9?")
+    assert said[0].startswith("mmchat: error: the line is not UTF-8 text (byte 0xe9 at 3)")
+    assert session.conversation.turns == ()
+
+
 def test_a_piped_chat_writes_no_escape_codes_and_imports_no_editor(folder):
     script = json.dumps({"answers": ["One **dog**.", "Two."]})
     program = (

@@ -327,11 +327,52 @@ def test_kill_9_leaves_only_what_can_be_continued(machine):
     assert seen.headers["range"] == f"bytes={kept}-"
 
 
-def test_two_downloads_at_once_do_not_mix(machine):
+def start_second(machine, *args):
+    """Another download of the same, which waits for the first and has said so."""
+    machine.hub.faults.drip = 1.0
+    other = machine.start("download", REPO, *args)
+    lines = []
+    while "another mmchat is fetching this model; waiting for it\n" not in lines:
+        assert other.poll() is None, lines
+        lines.append(other.stderr.readline())
+    return other
+
+
+def test_a_second_download_waits_for_the_first_and_fetches_nothing_again(machine):
     process, _ = start_slowly(machine)
-    other = machine.run("download", REPO)
-    assert (other.exit_code, "another mmchat is fetching" in other.stderr) == (7, True)
+    other = start_second(machine, "--json")
+    machine.hub.faults.drip = 0
+    assert process.wait(60) == 0
+    out, err = other.communicate(timeout=60)
+    assert (other.returncode, err) == (0, "")
+    assert json.loads(out)["fetched_bytes"] == 0
+    assert machine.tree() == USUAL
+    assert len(machine.hub.sent("GET", WEIGHTS_PATH)) == 2  # the hub, and where it redirects to
+
+
+def test_a_second_download_goes_on_where_a_killed_one_stopped(machine):
+    process, part = start_slowly(machine)
+    other = start_second(machine)
     process.kill()
+    process.wait()
+    kept = part.stat().st_size
+    machine.hub.faults.drip = 0
+    assert other.wait(60) == 0
+    assert machine.tree() == USUAL
+    seen = [s for s in machine.hub.sent("GET", WEIGHTS_PATH) if s.server == "cdn"]
+    assert seen[-1].headers["range"] == f"bytes={kept}-"
+
+
+def test_two_downloads_into_one_folder_take_turns(machine, tmp_path):
+    machine.hub.faults.drip = 0.05
+    folder = tmp_path / "mine"
+    process = machine.start("download", REPO, "--local-dir", str(folder))
+    wait_until(lambda: list(folder.glob(".mmchat/*.part")))
+    other = start_second(machine, "--local-dir", str(folder))
+    machine.hub.faults.drip = 0
+    assert (process.wait(60), other.wait(60)) == (0, 0)
+    assert (folder / WEIGHTS_PATH).read_bytes() == WEIGHTS
+    assert not (folder / ".mmchat").exists()
 
 
 KILLER = """

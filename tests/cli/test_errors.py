@@ -16,6 +16,25 @@ from mmchat.cli.model_choice import ModelChoice
         ),
         (("generate", "Why?", "-p", "x"), "mmchat: error: MODEL 'Why?' looks like a question;"),
         (("generate", "", "-p", "x"), "mmchat: error: MODEL is empty;"),
+        (
+            ("generate", "my dog.jfif"),
+            "mmchat: error: MODEL 'my dog.jfif' is a picture;"
+            " to ask about it: mmchat generate -i 'my dog.jfif' --prompt TEXT\n",
+        ),
+        (("chat", "dog.jpg"), "is a picture; to chat about it: mmchat chat -i dog.jpg\n"),
+        (("inspect", "dog.jpg"), "is a picture; to see its tiles: mmchat tiles dog.jpg\n"),
+        (("tiles", "--model", "a.png", "x"), "is a picture; give it alone: mmchat tiles a.png\n"),
+        (("export", "dog.jpg"), "to ask about it: mmchat generate -i dog.jpg --prompt TEXT\n"),
+        (("download", "dog.jpg"), "to ask about it: mmchat generate -i dog.jpg --prompt TEXT\n"),
+        (("where", "dog.jpg"), "to ask about it: mmchat generate -i dog.jpg --prompt TEXT\n"),
+        (("convert", "dog.jpg", "--to", "hf"), "to ask about it: mmchat generate -i dog.jpg --pr"),
+        (("dog.jpg",), "'dog.jpg'; to ask about it: mmchat generate -i dog.jpg --prompt TEXT (see"),
+        (("generate", "--model", "x"), ": --model; MODEL stands alone: mmchat generate MODEL (see"),
+        (("chat", "-m", "x"), "No such option: -m; MODEL stands alone: mmchat chat MODEL (see"),
+        (("tiles", "-i", "x"), "No such option: -i; IMAGE stands alone: mmchat tiles IMAGE (see"),
+        (("doctor", "--model", "x"), "error: No such option: --model (see 'mmchat doctor --help')"),
+        (("pull", "llama3.2-vision"), "'pull'; did you mean 'mmchat download'? (see"),
+        (("serve",), "mmchat: error: No such command 'serve' (see 'mmchat --help')"),
         (("generate",), "mmchat: error: the prompt is empty; give a question with --prompt TEXT"),
         (("generate", "-p", "  "), "mmchat: error: the prompt is empty;"),
         (("generate", "-i", "-"), "mmchat: error: '-i -' takes the picture from stdin"),
@@ -159,12 +178,38 @@ def test_an_empty_picture_on_stdin_is_exit_code_4(mmchat_command):
     assert mmchat_command("generate", "-q", "-p", "x", "-i", "-").exit_code == 4
 
 
-def test_picture_bytes_as_the_prompt_get_a_hint(mmchat_command, picture):
-    done = mmchat_command("generate", "-q", stdin=b"\x89PNG\xff\xd8")
-    assert done.exit_code == 2
-    assert "stdin is not UTF-8 text (byte 0x89 at 0); for a picture on stdin use '-i -'" in (
-        done.stderr
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_a_picture_in_the_place_of_text_gets_the_command_that_asks_about_it(
+    mmchat_command, picture, command
+):
+    done = mmchat_command(command, "-q", stdin=picture.read_bytes())
+    assert done.stderr == (
+        "mmchat: error: stdin is a picture (PNG), not text; to ask about it:"
+        " mmchat generate -i - --prompt TEXT\n"
     )
+    assert (done.stdout, done.exit_code) == ("", 2)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(
+    ("stdin", "reason"),
+    [
+        ("What?\n".encode("utf-16"), "is UTF-16, not UTF-8 text; save it as UTF-8"),
+        ("What?\n".encode("utf-16-le"), "is not text (byte 0x00 at 1); save it as UTF-8"),
+        ("Où?\n".encode("latin-1"), "is not UTF-8 text (byte 0xf9 at 1); save it as UTF-8"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused(mmchat_command, command, stdin, reason):
+    done = mmchat_command(command, "-q", stdin=stdin)
+    assert reason in done.stderr
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 2, 1)
+
+
+@pytest.mark.parametrize("option", ["-p", "-s", "--stop"])
+def test_an_argument_that_is_not_utf8_is_refused(mmchat_command, option):
+    done = mmchat_command("generate", "-q", "-p", "x", option, "caf\udce9")
+    assert "is not UTF-8 text (byte 0xe9 at 3)" in done.stderr
+    assert (done.stdout, done.exit_code, mmchat_command.loaded) == ("", 2, [])
 
 
 def test_an_output_that_cannot_be_written_is_exit_code_7_before_anything_is_loaded(
@@ -219,3 +264,44 @@ def test_a_wrong_checkpoint_path_is_exit_code_3(run_real):
     done = run_real("generate", "llama3.2-11B", "-p", "x", "--checkpoint-path", "nowhere.pth")
     assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 3, 1)
     assert "'nowhere.pth': no such file or folder" in done.stderr
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("tiles", "http://example.com/\udcff.png"), 4),
+        (("tiles", "file://[x/a.png"), 4),
+        (("tiles", "data:,\udcff"), 4),
+        (("generate", "-q", "-p", "x", "-i", LONG, "-o", "a.txt"), 4),
+        (("generate", "-q", "-p", "x", "-i", "~nosuch/x.png", "-o", "a.txt"), 4),
+        (("generate", "-p", "x", "-o", LONG), 7),
+        (("where", LONG), 2),
+        (("remove", f"./{LONG}"), 2),
+        (("export", "tiny", "--format", "safetensors", "-o", LONG), 2),
+        (("convert", "tiny", "--to", "hf", "-o", LONG), 2),
+        (("download", "acme/x", "--offline", "--local-dir", LONG), 2),
+        (("download", "acme/x", "--offline", "--local-dir", "~nosuch/x"), 2),
+    ],
+)
+def test_what_is_no_possible_name_or_address_is_one_line(
+    run_real, args, code, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = run_real(*args)
+    assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", code, 1), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_removed_is_said(run_real, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = run_real("export", "tiny", "--format", "safetensors")
+    assert done.stderr == (
+        "mmchat: error: the folder that you are in was removed; change to another\n"
+    )
+    assert done.exit_code == 7

@@ -32,6 +32,14 @@ def test_a_named_model_is_loaded_without_a_note(mmchat_command):
     assert mmchat_command.loaded[0].name == "llama3.2-11B"
 
 
+def test_a_tag_that_names_small_weights_is_said_to_get_the_published_ones(mmchat_command):
+    mmchat_command.use(b"1", b"2")
+    name = "llama3.2-vision:11b-instruct-q4_K_M"
+    note = f"{name}: weights as they are published; --quantize makes them small\n"
+    assert mmchat_command("generate", name, "-p", "x").stderr == note
+    assert mmchat_command("generate", name, "-p", "x", "--quantize", "int4").stderr == ""
+
+
 def test_quiet_drops_the_note(mmchat_command):
     assert mmchat_command("generate", "-q", "-p", "x").stderr == ""
 
@@ -130,6 +138,12 @@ def test_the_prompt_can_come_from_stdin(mmchat_command):
 
 def test_stdin_comes_before_the_prompt(mmchat_command):
     assert prompt_of(mmchat_command, "-p", "Sum it up.", stdin="a, b\n") == "a, b\n\nSum it up."
+
+
+def test_a_byte_order_mark_is_no_text(mmchat_command):
+    plain = prompt_of(mmchat_command, "-p", "What?")
+    assert prompt_of(mmchat_command, stdin="\ufeffWhat?".encode()) == plain
+    assert prompt_of(mmchat_command, "-p", "\ufeffWhat?") == plain
 
 
 def test_the_system_message_comes_first(mmchat_command):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,59 @@ def test_sigterm_exits_143_without_a_traceback(start):
     assert (process.returncode, err) == (143, b"")
 
 
+def test_a_signal_within_an_import_that_catches_everything_ends_the_command(tmp_path):
+    (tmp_path / "greedy.py").write_text(
+        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n    sum(range(10**5))\n"
+        "except BaseException:\n    pass\n"
+    )
+    program = (
+        "import time, mmchat.cli.app\nfrom mmchat.__main__ import main\n"
+        "def app(prog_name):\n    import greedy\n    time.sleep(5)\n    print('went on')\n"
+        "mmchat.cli.app.app = app\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_chat_loads_leaves_the_terminal_as_it_was(sent, code, tmp_path):
+    program = (
+        "import sys, time\nfrom mmchat.cli.model_choice import ModelChoice\n"
+        "from tests.cli.fake_loading import install\nfrom tests.cli.fake_program import scripted\n"
+        "install(scripted(''), setattr)\n"
+        "def load(choice, stages):\n    sys.stderr.write('LOADING')\n    time.sleep(60)\n"
+        "ModelChoice.load = load\nfrom mmchat.__main__ import main\nmain()\n"
+    )
+    terminal, inner = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "chat", "-q"], cwd=tmp_path, stdin=inner, stdout=inner,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.read(7) == b"LOADING"
+    assert not termios.tcgetattr(inner)[3] & termios.ECHO
+    process.send_signal(sent)
+    assert process.wait(60) == code
+    assert termios.tcgetattr(inner)[3] & termios.ECHO
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    os.close(inner)
+    os.close(terminal)
+
+
+@pytest.mark.parametrize("kib", [300_000, 750_000, 800_000])
+def test_a_small_address_space_is_exit_code_5(kib):
+    command = f'ulimit -v {kib}; exec "$0" -m mmchat generate -q -p x'
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable], cwd=ROOT, stdin=subprocess.DEVNULL,
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (5, b"", 1), done.stderr
+
+
 def test_a_reader_that_goes_away_ends_the_command_quietly(start):
     process = start("generate", "-q", "-p", "x", answer="a" * 400, delay=0.02)
     said_so_far(process)
@@ -209,6 +263,23 @@ def test_completion_offers_commands_and_models_without_torch(words, word, offere
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported
     assert "torch" not in imported
+
+
+def test_no_python_that_a_library_starts_imports_from_the_working_folder(tmp_path):
+    (tmp_path / "ctypes.py").write_text("raise SystemExit('taken from the folder')")
+    program = (
+        "import os, subprocess, sys\n"
+        "from mmchat.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "paths = {'PYTHONPATH': os.pathsep.join(sys.path)}\n"  # as torch's compiler does it
+        "command = [sys.executable, '-c', 'import ctypes']\n"
+        "sys.exit(subprocess.run(command, env={**os.environ, **paths}).returncode)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_bad_picture_is_one_line_even_while_torch_is_imported(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmchat.checkpoints.hub.client import HubClient, HubFile
@@ -13,6 +13,7 @@ from mmchat.checkpoints.hub.places import (
     CachePlace,
     FolderPlace,
     Place,
+    alone_in,
     free_bytes,
     old_manifest,
     repo_folder,
@@ -204,19 +205,29 @@ def repair_plan(
     return Plan(request, manifest.commit, place, files, files, 0, free, selections)
 
 
-def carry_out(plan: Plan, workers: int = 4, report: Report | None = None) -> Path:
+def carry_out(
+    plan: Plan,
+    workers: int = 4,
+    report: Report | None = None,
+    waiting: Callable[[], None] = lambda: None,
+) -> Path:
     """Fetch what is missing and return the folder. May be interrupted anywhere, and run again.
 
-    Raises NetworkError, DiskError.
+    While another process fetches into the same place it waits, after calling `waiting`, and then
+    fetches what is missing still. Raises NetworkError, DiskError.
     """
     plan.check_space()
-    if plan.missing:
-        client = HubClient(plan.request.repo, plan.request.token)
-        _fetch_all(client, plan, max(1, workers), report or (lambda *_: None))
     request = plan.request
     manifest = Manifest({}, request.repo, request.revision, plan.commit, plan.selections)
     try:
-        plan.place.finish(plan.files, manifest)
+        with alone_in(plan.place.work, waiting) as has_waited:
+            if has_waited:
+                absent = (file for file in plan.missing if not plan.place.has(file))
+                plan = replace(plan, missing=tuple(absent))
+            if plan.missing:
+                client = HubClient(request.repo, request.token)
+                _fetch_all(client, plan, max(1, workers), report or (lambda *_: None))
+            plan.place.finish(plan.files, manifest)
     except OSError as error:
         raise DiskError(
             f"{quoted(plan.folder, 300)}: cannot be written: {error.strerror or error}"

@@ -6,9 +6,10 @@ Both know which files they have, take finished parts, and write the manifest las
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,9 +33,13 @@ PART_ENDING = ".mmchat.part"
 
 
 class Place(Protocol):
-    """A folder that a download fills. folder: where the files lie by their names at the end."""
+    """A folder that a download fills. folder: where the files lie by their names at the end.
+
+    work: what is ours beside them; one process at a time holds its lock.
+    """
 
     folder: Path
+    work: Path
     manifest_path: Path
 
     def part(self, file: HubFile) -> Path:
@@ -122,8 +127,9 @@ class CachePlace:
     def __init__(self, repo: str, commit: str) -> None:
         self.root = repo_folder(repo)
         self.folder = self.root / "snapshots" / commit
-        self.manifest_path = self.root / "mmchat" / f"{commit}.json"
-        self.journal = _Journal(self.root / "mmchat" / "placed")
+        self.work = self.root / "mmchat"
+        self.manifest_path = self.work / f"{commit}.json"
+        self.journal = _Journal(self.work / "placed")
 
     def blob(self, file: HubFile) -> Path:
         return self.root / "blobs" / file.etag
@@ -182,15 +188,15 @@ class FolderPlace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest_path = folder / MANIFEST_NAME
-        self._work = folder / ".mmchat"
-        self.journal = _Journal(self._work / "placed")
+        self.work = folder / ".mmchat"
+        self.journal = _Journal(self.work / "placed")
         known = old_manifest(self.manifest_path)
         self._known = dict(known.files) if known else {}
 
     def part(self, file: HubFile) -> Path:
-        if self._work.is_symlink():
-            raise CheckpointError(f"{quoted(self._work, 300)} is a link; remove it")
-        return self._work / f"{file.path.replace('/', '+')}.{file.etag}{PART_ENDING}"
+        if self.work.is_symlink():
+            raise CheckpointError(f"{quoted(self.work, 300)} is a link; remove it")
+        return self.work / f"{file.path.replace('/', '+')}.{file.etag}{PART_ENDING}"
 
     def has(self, file: HubFile) -> bool:
         """Raises UsageError rather than let a file be replaced that mmchat did not put."""
@@ -218,7 +224,46 @@ class FolderPlace:
         _write_record(self, files, self.journal.etags(), manifest)
         self.journal.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self._work.rmdir()
+            self.work.rmdir()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
+    """Hold the lock of a folder, which is made if need be, and removed if it stays empty.
+
+    Calls `waiting` before it waits for another process, and gives True after that. The lock goes
+    with the process that holds it. Raises OSError.
+    """
+    has_waited = False
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not has_waited:
+                waiting()
+            has_waited = True
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: the hash at the end still decides
+            pass
+        if _is_still(folder, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        yield has_waited
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        os.close(descriptor)
+
+
+def _is_still(folder: Path, descriptor: int) -> bool:
+    """Whether the name stands for the folder that was opened: another process may remove it."""
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def repo_folder(repo: str) -> Path:

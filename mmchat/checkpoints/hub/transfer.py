@@ -6,7 +6,6 @@ hashed again before it is continued, and nothing leaves it before the whole has 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import os
@@ -59,13 +58,14 @@ def fetch_part(
     report: Callable[[int], None],
     cancelled: Event,
 ) -> None:
-    """Make `part` the whole content of `file`.
+    """Make `part` the whole content of `file`; the caller holds the lock of the place.
 
     report: told of bytes as they arrive; negative when a start is made again. Raises NetworkError,
     DiskError, CancelledError; keeps the part unless its content is wrong.
     """
     try:
-        with _open_locked(part) as opened:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with open_to_update(part) as opened:
             _Transfer(client, commit, file, opened, report, cancelled).run()
             os.fsync(opened.fileno())
     except _WrongContentError as wrong:
@@ -78,19 +78,6 @@ def fetch_part(
             f"cannot write {quoted(part, 300)}: {error.strerror or error}; what was fetched is"
             " kept, free some space and run the same again"
         ) from None
-
-
-def _open_locked(part: Path) -> io.FileIO:
-    part.parent.mkdir(parents=True, exist_ok=True)
-    opened = open_to_update(part)
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        opened.close()
-        raise DiskError(f"another mmchat is fetching {quoted(part, 300)}; wait for it") from None
-    except OSError:  # a file system without locks: the hash at the end still decides
-        pass
-    return opened
 
 
 class _WrongContentError(Exception):
