@@ -17,6 +17,7 @@ from mmchat.cli import console, options
 from mmchat.cli.model_choice import ModelChoice, begin_loading, check_name, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
+from mmchat.cli.prompt_input import expect_pictures
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 
@@ -97,6 +98,7 @@ def chat(
             "use its Instruct sibling, or mmchat generate"
         )
     begin_loading(source)
+    expect_pictures()
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     if terminal and not quiet:
         say_choice(choice, source)
