@@ -16,12 +16,28 @@ IMAGE_PIXELS = 64 * MIB  # decoded pixels; the model uses 1.25 million at most
 IMAGE_SIDE_PIXELS = 65_535  # the JPEG maximum
 IMAGES_PER_PROMPT = 16
 
+# Parts of a picture file, counted before it is decoded
+JPEG_SCANS = 100  # a progressive JPEG has about 10; each goes over all pixels
+JPEG_SEGMENTS = 2_048
+JPEG_EXIF_SEGMENTS = 16
+PNG_CHUNKS = 65_536  # encoders write data in chunks of 8 KiB
+GIF_BLOCKS = 65_536
+GIF_COMMENT_BLOCKS = 1_024
+TIFF_PAGES = 10_000  # counted, for a notice; only the first is read
+
+# The process that decodes pictures
+DECODE_CPU_SECONDS = 10.0  # for one picture
+DECODE_WALL_SECONDS = 60.0  # for one picture, on a machine that is busy
+DECODE_MEMORY_BYTES = 1280 * MIB  # address space; WebP takes 4 * 4 bytes a pixel
+DECODE_WORKERS = 1
+
 # Remote pictures
 URL_LENGTH = 2_048
-FETCH_TOTAL_SECONDS = 30.0
-FETCH_CONNECT_SECONDS = 5.0
-FETCH_IDLE_SECONDS = 5.0
-FETCH_REDIRECTS = 3
+FETCH_TOTAL_SECONDS = 120.0
+FETCH_CONNECT_SECONDS = 10.0
+FETCH_IDLE_SECONDS = 30.0
+FETCH_REDIRECTS = 20
+FETCH_WAIT_SECONDS = 10.0  # that a busy server may ask for
 
 # Text
 PROMPT_BYTES = 4 * MIB

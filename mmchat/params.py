@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
+from mmchat.checkpoints.checkpoint import checkpoint_format
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.checkpoints.strict_json import escaped, quoted
 from mmchat.errors import CheckpointError, ParamsError, UsageError
@@ -45,6 +48,13 @@ class ModelSource:
     params: ModelParams
     checkpoint: Path | None
     tokenizer: Path | None
+
+    @property
+    def format(self) -> Literal["hf", "meta"]:
+        """The format of the weights, as loading will find it; "hf" where there are none."""
+        with suppress(CheckpointError):  # loading says what is wrong
+            return checkpoint_format(self.checkpoint) if self.checkpoint else "hf"
+        return "hf"
 
     def tokenizer_file(self) -> Path:
         """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""

@@ -13,11 +13,13 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 
 # What is dangerous, and the files that may do it.
 PLACES: dict[str, set[str]] = {
-    "opens a picture": {"images/__init__.py"},
+    "opens a picture": {"images/decode.py"},
+    "decodes a picture": {"images/worker/process.py"},
     "unpickles or runs code": {
         "bench/fresh.py",  # runs this program again
         "checkpoints/writers.py",  # pickles the table of a .pth
         "images/clipboard.py",  # runs wl-paste and xclip
+        "images/worker/__init__.py",  # runs this Python, to decode pictures
         "kernels/native.py",  # runs the C compiler on the package's own source
         "machine/compilers.py",  # asks compilers for their versions
     },
@@ -25,7 +27,7 @@ PLACES: dict[str, set[str]] = {
     "talks to the network": {
         "checkpoints/hub/client.py",
         "fetch/__init__.py",
-        "fetch/deadline_socket.py",
+        "fetch/transport.py",
     },
     "writes a file": {
         "atomic_file.py",
@@ -66,6 +68,7 @@ CALLS = {
     "PIL.Image.open": "opens a picture",
     "PIL.ImageFile.Parser": "opens a picture",
     "pillow_heif.open_heif": "opens a picture",
+    "mmchat.images.decode.decode": "decodes a picture",
     "torch.load": "unpickles or runs code",
     "numpy.load": "unpickles or runs code",
     "eval": "unpickles or runs code",

@@ -19,7 +19,9 @@ from transformers.image_transforms import convert_to_rgb as hf_convert_to_rgb
 
 from mmchat import limits
 from mmchat.errors import ImageError, MissingExtra, UsageError
-from mmchat.images import content_hash, from_pil, load_image
+from mmchat.images import content_hash, from_pil, load_image, worker
+from mmchat.images.bounds import RefusedError
+from mmchat.images.decode import decode
 
 NOISE = np.random.default_rng(7).integers(0, 256, (23, 37, 4), dtype=np.uint8)
 RGB = PILImage.fromarray(NOISE[:, :, :3])
@@ -109,9 +111,15 @@ def test_heic_is_read_with_the_extra():
 
 
 def test_heic_without_the_extra_names_it(monkeypatch):
+    heic = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf"
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'mmchat\[heif\]'"):
-        load_image(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf")
+    with pytest.raises(RefusedError, match=r"pip install 'mmchat\[heif\]'") as caught:
+        decode(heic, "HEIF", limits.IMAGE_PIXELS)
+    assert caught.value.missing_extra
+    refusal = {"reason": "is a HEIC picture", "missing_extra": True}
+    monkeypatch.setattr(worker.Worker, "ask", lambda *_: refusal)
+    with pytest.raises(MissingExtra, match=r"'dog\.heic' is a HEIC picture"):
+        load_image(heic, name="dog.heic")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +208,7 @@ def test_the_alpha_rules_differ_where_there_is_alpha():
 
 def test_alpha_of_a_tall_picture_is_right_across_the_bands():
     tall = PILImage.fromarray(
-        np.random.default_rng(3).integers(0, 256, (1300, 5, 4), dtype=np.uint8)
+        np.random.default_rng(3).integers(0, 256, (1300, 1000, 4), dtype=np.uint8)
     )
     assert np.array_equal(pixels(from_pil(tall)), hf_convert_to_rgb(tall, return_numpy=True))
 
@@ -300,9 +308,9 @@ def test_the_hash_covers_mode_size_and_pixels():
 
 
 def test_the_hash_of_a_tall_picture_covers_every_band():
-    tall = PILImage.new("RGB", (3, 1200))
+    tall = PILImage.new("RGB", (1000, 1200))
     changed = tall.copy()
-    changed.putpixel((2, 1199), (0, 0, 1))
+    changed.putpixel((999, 1199), (0, 0, 1))
     assert content_hash(tall) != content_hash(changed)
 
 
@@ -332,6 +340,26 @@ def test_every_kind_of_source_gives_the_same_picture(tmp_path, monkeypatch):
     for source in (path, data, bytearray(data), memoryview(data), io.BytesIO(data)):
         assert load_image(source).content_hash == expected
     assert load_image(data, name="pasted").source == "pasted"
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda text: "\n".join(text[i : i + 76] for i in range(0, len(text), 76)) + "\n",
+        lambda text: " \r\n" + text + "\t",
+        lambda text: text.rstrip("="),
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: urllib.parse.quote(text.rstrip("=") + " \n"),
+    ],
+)
+def test_base64_is_read_as_people_have_it(spell):
+    data = encode(PILImage.fromarray(NOISE), "PNG") + b"\0"
+    data += bytes(-(len(data) + 1) % 3)  # so that it is padded
+    text = base64.b64encode(data).decode()
+    assert text.endswith("=")
+    assert set("+/") <= set(text)
+    image = load_image("data:image/png;base64," + spell(text))
+    assert image.content_hash == load_image(data).content_hash
 
 
 def test_a_pipe_is_read_as_a_stream():
@@ -405,9 +433,12 @@ def test_names_are_escaped_in_messages(tmp_path):
     ("source", "words"),
     [
         ("data:image/png;base64", "no comma"),
-        ("data:image/png;base64,AAA", "not valid base64"),
-        ("data:image/png;base64,AAAA AAAA", "not valid base64"),
-        ("data:image/png;base64,AA\nAA", "not valid base64"),
+        ("data:image/png;base64,AAAAA", "not valid base64"),
+        ("data:image/png;base64,AAA!", "not valid base64"),
+        ("data:image/png;base64,AA=A", "not valid base64"),
+        ("data:image/png;base64,AA=", "not valid base64"),
+        ("data:image/png;base64,AAAA==", "not valid base64"),
+        ("data:image/png;base64,A\xe9AA", "not valid base64"),
         ("data:text/html,<html>", "'text/html'"),
         ("data:image/svg+xml,%3Csvg%20xmlns='x'%3E%3C/svg%3E", "SVG"),
         ("data:image/png;base64,", "is empty"),
@@ -486,8 +517,14 @@ def test_bombs_are_refused_from_the_header(size, monkeypatch):
     def load(*_):
         raise AssertionError("decoded before its size was checked")
 
+    bomb = png_header(*size) + encode(RGB, "PNG")[33:]
+    assert "pixels; at most 67,108,864" in reject(bomb)
     monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    assert "pixels; at most 67,108,864" in reject(png_header(*size) + encode(RGB, "PNG")[33:])
+    with (
+        pytest.raises(RefusedError, match="pixels; at most 67,108,864"),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        decode(bomb, "PNG", limits.IMAGE_PIXELS)
 
 
 def test_a_bomb_costs_no_memory():
@@ -495,7 +532,7 @@ def test_a_bomb_costs_no_memory():
 import io, resource, sys
 from PIL import Image
 from mmchat.errors import ImageError
-from mmchat.images import load_image
+from mmchat.images import load_image, worker
 data = open(sys.argv[1], "rb").read()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in range(3):
@@ -504,6 +541,8 @@ for _ in range(3):
     except ImageError as error:
         print(error)
 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
+worker.pool.close()
+assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 100_000
 """
     import tempfile
 

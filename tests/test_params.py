@@ -12,9 +12,11 @@ import pytest
 from mmchat import params_file
 from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
 from mmchat.checkpoints.strict_json import parse_json
+from mmchat.cli.model_choice import ModelChoice, alpha_rule
 from mmchat.errors import CheckpointError, ParamsError
 from mmchat.models.mllama import config as mllama_config
 from mmchat.params import (
+    ModelSource,
     data_path,
     find_model,
     find_params,
@@ -479,3 +481,18 @@ def test_finding_a_model_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_transparent_pictures_follow_the_format_that_the_model_is_loaded_in(tmp_path):
+    """A .safetensors beside Meta's weights, such as an adapter, changes nothing."""
+    params = next(p for p in known_params() if p.image_processor.alpha == "checkpoint")
+    source = ModelSource(params, tmp_path, None)
+    assert source.format == "hf"  # no weights yet
+    (tmp_path / "adapter.safetensors").touch()
+    (tmp_path / "consolidated.00.pth").touch()
+    assert source.format == "meta"
+    assert alpha_rule(ModelChoice(), source) == "drop"
+    assert alpha_rule(ModelChoice(alpha="white"), source) == "white"
+    (tmp_path / "model.safetensors").touch()
+    assert alpha_rule(ModelChoice(), source) == "white"
+    assert ModelSource(params, None, None).format == "hf"

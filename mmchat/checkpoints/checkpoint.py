@@ -102,15 +102,10 @@ def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) 
 
     merge_rules says how the shards of Meta's larger models are joined. Raises CheckpointError.
     """
-    path = Path(path).expanduser()
-    try:
-        chosen = _files_in(path) if path.is_dir() else _files_of(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "the name is not valid"
-        raise CheckpointError(f"{shown(path)}: cannot be read: {reason}") from None
+    chosen = _choose(Path(path).expanduser())
     files: list[MappedFile] = []
     try:
-        if chosen[0].suffix == ".pth":
+        if _format(chosen) == "meta":
             files += map(MappedFile, chosen)
             return _open_meta(files, merge_rules)
         if chosen[0].suffix == ".json":
@@ -123,7 +118,24 @@ def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) 
         raise
 
 
+def checkpoint_format(path: Path | str) -> Literal["hf", "meta"]:
+    """The format that `open_checkpoint` finds at `path`; opens no file. Raises CheckpointError."""
+    return _format(_choose(Path(path).expanduser()))
+
+
 # Which files
+
+
+def _choose(path: Path) -> list[Path]:
+    try:
+        return _files_in(path) if path.is_dir() else _files_of(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "the name is not valid"
+        raise CheckpointError(f"{shown(path)}: cannot be read: {reason}") from None
+
+
+def _format(chosen: list[Path]) -> Literal["hf", "meta"]:
+    return "meta" if chosen[0].suffix == ".pth" else "hf"
 
 
 def _files_in(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from mmchat.cli import console, options
 from mmchat.cli.model_choice import ModelChoice, begin_loading, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
-from mmchat.cli.prompt_input import picture_named
+from mmchat.cli.prompt_input import expect_pictures, picture_named
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 from mmchat.input_text import lines
@@ -96,6 +96,7 @@ def chat(
             "use its Instruct sibling, or mmchat generate"
         )
     begin_loading(source)
+    expect_pictures()
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     if terminal and not quiet:
         say_choice(choice, source)

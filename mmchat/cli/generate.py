@@ -20,7 +20,7 @@ from mmchat.cli.model_choice import (
 )
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
-from mmchat.cli.prompt_input import PromptInput, gather, load_images
+from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_images
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 
@@ -63,6 +63,8 @@ def generate(
     _refuse_pair("--text-only", choice.text_only, "--image-prompt", bool(images))
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
+    if images:
+        expect_pictures()
     output = None if output == Path("-") else output
     if output is not None:
         atomic_file.check_writable(output)

@@ -111,8 +111,7 @@ def alpha_rule(choice: ModelChoice, source: ModelSource) -> Literal["white", "dr
     """What becomes of transparent pixels: as asked, or as the checkpoint's makers do."""
     if choice.alpha is not None:
         return choice.alpha
-    is_meta = any(file.suffix == ".pth" for file in _weight_files(source))
-    return source.params.image_processor.alpha_for("meta" if is_meta else "hf")
+    return source.params.image_processor.alpha_for(source.format)
 
 
 def _weight_files(source: ModelSource) -> list[Path]:

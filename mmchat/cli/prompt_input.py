@@ -67,6 +67,13 @@ def read_image_bytes() -> bytes:
     return data
 
 
+def expect_pictures() -> None:
+    """Start the process that decodes pictures, so that it is ready when the first one comes."""
+    from mmchat.images import worker
+
+    worker.pool.start()
+
+
 def load_images(given: PromptInput, alpha: Literal["white", "drop"]) -> list[Image]:
     """Decode every picture in order; ImageError and NetworkError pass through."""
     if len(given.sources) > limits.IMAGES_PER_PROMPT:

@@ -12,7 +12,12 @@ import typer
 from mmchat import atomic_file
 from mmchat.cli import answer, console, options
 from mmchat.cli.model_choice import BUILT_IN, ModelChoice, alpha_rule, family_module
-from mmchat.cli.prompt_input import PromptInput, load_images, read_image_bytes
+from mmchat.cli.prompt_input import (
+    PromptInput,
+    expect_pictures,
+    load_images,
+    read_image_bytes,
+)
 from mmchat.cli.units import grid, pixels
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
@@ -60,6 +65,7 @@ def tiles(
                 f"--output {str(output)!r}: the preview is a PNG; end the name in .png"
             )
         atomic_file.check_writable(output)
+    expect_pictures()
     choice = ModelChoice(name=model, alpha=alpha)
     source = choice.find(checkpoint_required=False)
     data = read_image_bytes() if image == "-" else None

@@ -1,56 +1,36 @@
 """Fetches a picture from a web address. The only place that makes such requests.
 
-The address is taken apart once, its host is looked up once, and the connection goes to an address
-that was checked. Redirects are followed by hand, each with all checks again. Nothing of the
-environment takes part: no proxy variables, no .netrc, no cookies, no tokens.
+The request goes through the proxy that the environment names, if any. Redirects are followed, each
+with all checks again (`transport`). No cookies, no tokens, no .netrc.
 """
 
 from __future__ import annotations
 
-import http.client
-import ipaddress
+import os
 import re
-import socket
 import ssl
-import threading
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from urllib.parse import quote, urljoin, urlsplit
+from importlib import metadata
+from typing import TYPE_CHECKING
 
 from mmchat import limits
 from mmchat.errors import ImageError, NetworkError, NotFoundError, quoted
-from mmchat.fetch.deadline_socket import DeadlineSocket
-from mmchat.fetch.ip_rules import is_metadata, is_public
 from mmchat.offline import is_offline
 
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\x9f\\]")
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_CHUNK = 64 * limits.KIB
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+    import httpx2
 
-@dataclass(frozen=True)
-class _Address:
-    """A web address taken apart: exactly what is connected to and asked for."""
+    from mmchat.fetch.transport import CheckedTransport
 
-    scheme: str
-    host: str  # ASCII, without brackets
-    port: int
-    target: str  # path and query, ASCII
-
-    @property
-    def host_header(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"{self.scheme}://{self.host_header}{self.target}"
-
-    @property
-    def shown(self) -> str:
-        """For messages: without the query, which may hold a secret."""
-        return quoted(self.url.partition("?")[0])
+CONTACT_VARIABLE = "MMCHAT_CONTACT"
+_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
+_CODINGS = ("identity", "gzip", "deflate")  # one alone: several multiply what a small body becomes
+_REDIRECTS = (301, 302, 303, 307, 308)
+_RETRIED = (429, 503)
 
 
 def fetch(url: str, *, max_bytes: int = limits.IMAGE_BYTES, allow_private: bool = True) -> bytes:
@@ -61,194 +41,158 @@ def fetch(url: str, *, max_bytes: int = limits.IMAGE_BYTES, allow_private: bool 
     web address or a body over `max_bytes`, NetworkError for everything that the server or the
     network does.
     """
-    deadline = time.monotonic() + limits.FETCH_TOTAL_SECONDS
     address = _parse(url)
     if is_offline():
-        raise NetworkError(f"{address.shown} is not fetched, because this run is offline")
-    for _ in range(limits.FETCH_REDIRECTS + 1):
-        sockaddrs = _resolve(address, deadline)
-        are_public = all(is_public(ipaddress.ip_address(where[0])) for _, where in sockaddrs)
-        if not are_public and not allow_private:
-            raise NetworkError(f"{address.shown} leads to a private network; it is not fetched")
-        allow_private = allow_private and not are_public
-        answer = _request(address, sockaddrs, deadline, max_bytes)
-        if isinstance(answer, bytes):
-            return answer
-        address = _redirected(address, answer)
-    raise NetworkError(
-        f"{quoted(url.partition('?')[0])} redirects more than {limits.FETCH_REDIRECTS} times"
-    )
+        raise NetworkError(f"{_shown(address)} is not fetched, because this run is offline")
+    import httpx2
+
+    from mmchat.fetch.transport import CheckedTransport
+
+    with (
+        CheckedTransport(allow_private) as transport,
+        _explained(address, transport),
+        httpx2.Client(
+            transport=transport,
+            headers=_headers(),
+            timeout=httpx2.Timeout(limits.FETCH_IDLE_SECONDS, connect=limits.FETCH_CONNECT_SECONDS),
+            follow_redirects=True,
+            max_redirects=limits.FETCH_REDIRECTS,
+            trust_env=False,
+        ) as client,
+    ):
+        for is_last in (False, False, True):
+            transport.start_chain()
+            with client.stream("GET", address) as response:
+                wait = _wait(response)
+                if wait is None or is_last or wait > limits.FETCH_WAIT_SECONDS:
+                    body = _body(response, max_bytes)
+                    transport.check_time()
+                    return body
+            time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _default_port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
+def _shown(url: httpx2.URL) -> str:
+    """For messages: without the query, which may hold a secret."""
+    return quoted(str(url).partition("?")[0])
 
 
-def _parse(url: str) -> _Address:
-    """Take `url` apart, strictly. Raises ImageError."""
+def _parse(url: str) -> httpx2.URL:
+    """Take `url` apart. Raises ImageError."""
+    import httpx2
+
+    from mmchat.fetch.transport import invalid_part
+
     shown = quoted(url.partition("?")[0])
     if len(url) > limits.URL_LENGTH:
         raise ImageError(f"the address {shown} is longer than {limits.URL_LENGTH} characters")
     if _FORBIDDEN.search(url):
-        raise ImageError(
-            f"the address {shown} holds a space, a backslash or a control character; "
-            "write a space as %20"
-        )
+        raise ImageError(f"the address {shown} holds a backslash or a control character")
     try:
-        parts = urlsplit(url)
-        scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
-        if ":" in host or "[" in parts.netloc:
-            host = str(ipaddress.IPv6Address(host))
-        elif not host.isascii():
-            host = host.encode("idna").decode("ascii")
-    except ValueError:  # UnicodeError is one
+        address = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError):
         raise ImageError(f"{shown} is not a valid web address") from None
-    if scheme not in ("http", "https"):
-        raise ImageError(f"{shown} is not an http or https address")
-    if "@" in parts.netloc:
+    if address.userinfo:
         raise ImageError("the address holds a user name or password; write it without")
-    if not host or re.search(r"[%/?#@\[\]]", host) or len(host) > 253:
-        raise ImageError(f"{shown} names no valid host")
-    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    if parts.query:
-        target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]|^`{}")
-    return _Address(scheme, host, _default_port(scheme) if port is None else port, target)
+    if wrong := invalid_part(address):
+        raise ImageError(f"{shown} {wrong}")
+    return address
 
 
-def _redirected(address: _Address, location: str) -> _Address:
-    """The address that a redirect leads to. Raises NetworkError."""
-    if _FORBIDDEN.search(location):
-        raise NetworkError(f"{address.shown} redirects to an invalid address")
-    try:
-        target = _parse(urljoin(address.url, location))
-    except (ImageError, ValueError):
-        raise NetworkError(f"{address.shown} redirects to an invalid address") from None
-    if address.scheme == "https" and target.scheme != "https":
-        raise NetworkError(f"{address.shown} redirects from https to http; that is not followed")
-    return target
-
-
-def _resolve(address: _Address, deadline: float) -> list[tuple[int, tuple]]:
-    """Look the host up: (family, socket address) pairs. Raises NetworkError."""
-    found: list[tuple[int, tuple]] = []
-
-    def look_up() -> None:
-        try:
-            infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            return
-        found.extend((info[0], info[4]) for info in infos)
-
-    # getaddrinfo knows no time limit; a thread that hangs in it is left behind.
-    thread = threading.Thread(target=look_up, daemon=True)
-    thread.start()
-    limit = min(limits.FETCH_CONNECT_SECONDS, deadline - time.monotonic())
-    thread.join(max(limit, 0))
-    if thread.is_alive():
-        raise NetworkError(f"looking up the host of {address.shown} took too long; try again")
-    if not found:
-        raise NetworkError(f"the host of {address.shown} cannot be found; is it spelled right?")
-    if any(is_metadata(ipaddress.ip_address(where[0])) for _, where in found):
-        raise NetworkError(f"{address.shown} leads to a cloud metadata service; it is not fetched")
-    return found
-
-
-def _connect(
-    address: _Address, sockaddrs: list[tuple[int, tuple]], deadline: float
-) -> socket.socket:
-    """Connect to the first of the checked addresses that answers. Raises OSError, NetworkError."""
-    end = min(deadline, time.monotonic() + limits.FETCH_CONNECT_SECONDS)
-    error: OSError = TimeoutError()
-    for family, where in sockaddrs:
-        remaining = end - time.monotonic()
-        if remaining <= 0:
-            break
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            connection.settimeout(remaining)
-            connection.connect(where)
-            if address.scheme == "https":
-                return _tls_context().wrap_socket(connection, server_hostname=address.host)
-            return connection
-        except OSError as problem:
-            connection.close()
-            error = problem
-    raise error
-
-
-def _tls_context() -> ssl.SSLContext:
-    import truststore  # knows the system's certificates on macOS
-
-    return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-def _request(
-    address: _Address, sockaddrs: list[tuple[int, tuple]], deadline: float, max_bytes: int
-) -> bytes | str:
-    """Ask once: the body, or the location of a redirect. Raises NetworkError, ImageError."""
-    try:
-        connection = _connect(address, sockaddrs, deadline)
-    except ssl.SSLCertVerificationError:
-        raise NetworkError(f"the certificate of {address.shown} is not valid") from None
-    except TimeoutError:
-        raise NetworkError(
-            f"{address.shown} did not accept a connection within {limits.FETCH_CONNECT_SECONDS:g} s"
-        ) from None
-    except OSError:
-        raise NetworkError(f"no connection to {address.shown} could be made") from None
-    try:
-        with connection:
-            return _exchange(address, DeadlineSocket(connection, deadline), max_bytes)
-    except TimeoutError:
-        if time.monotonic() >= deadline:
-            limit = f"took longer than {limits.FETCH_TOTAL_SECONDS:g} s"
-        else:
-            limit = f"sent nothing for {limits.FETCH_IDLE_SECONDS:g} s"
-        raise NetworkError(f"{address.shown} {limit}; download it and give the file") from None
-    except (OSError, http.client.HTTPException, ValueError):
-        raise NetworkError(f"{address.shown} broke off or did not speak HTTP; try again") from None
-
-
-def _exchange(address: _Address, connection: DeadlineSocket, max_bytes: int) -> bytes | str:
-    client = http.client.HTTPConnection(address.host, address.port)
-    client.sock = connection  # pyright: ignore[reportAttributeAccessIssue]
-    headers = {
-        "Host": address.host_header,
-        "User-Agent": "mmchat",
+def _headers() -> dict[str, str]:
+    """What every request says about this program, and nothing about its user."""
+    name = f"mmchat/{metadata.version('mmchat')}"
+    contact = os.environ.get(CONTACT_VARIABLE, "")
+    for line in metadata.metadata("mmchat").get_all("Project-URL") or []:
+        contact = contact or line.partition(", ")[2]
+    if contact and contact.isascii() and contact.isprintable():
+        name += f" (+{contact})"
+    return {
+        "User-Agent": name,
         "Accept": "image/*,*/*;q=0.5",
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-    client.request("GET", address.target, headers=headers)
-    response = client.getresponse()
-    if response.status in _REDIRECTS:
-        return response.getheader("Location") or ""
-    _check_status(address, response.status)
-    if response.getheader("Content-Encoding", "identity").lower() != "identity":
-        raise NetworkError(f"{address.shown} sent its answer compressed; that is not supported")
-    return _body(address, response, max_bytes)
 
 
-def _check_status(address: _Address, status: int) -> None:
-    if status in (200, 203):
-        return
-    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown status"
-    error = NotFoundError if status in (404, 410) else NetworkError
-    raise error(f"{address.shown} answered {status} ({phrase})")
+@contextmanager
+def _explained(address: httpx2.URL, transport: CheckedTransport) -> Iterator[None]:
+    """Turn what goes wrong inside into a NetworkError that says what it means."""
+    import httpx2
+
+    try:
+        yield
+    except httpx2.HTTPError as problem:
+        where = _shown(transport.url or address)
+        raise NetworkError(f"{where} {_reason(problem, transport)}") from None
 
 
-def _body(address: _Address, response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    """Read the body and stop at the cap. Raises ImageError, NetworkError, OSError."""
-    chunks, size = [], response.length or 0
+def _reason(problem: httpx2.HTTPError, transport: CheckedTransport) -> str:
+    import httpx2
+
+    through = f" through the proxy {quoted(transport.proxy)}" if transport.proxy else ""
+    if isinstance(problem, httpx2.TooManyRedirects):
+        return f"is the end of {limits.FETCH_REDIRECTS} redirects, and redirects again"
+    if "location header" in str(problem):
+        return "redirects to an invalid address"
+    if transport.remaining() <= 0:  # it was cut then, which looks like any other end
+        limit = f"took longer than {limits.FETCH_TOTAL_SECONDS:g} s"
+        return f"{limit}{through}; download it and give the file"
+    if isinstance(problem, httpx2.ConnectTimeout):
+        return f"did not accept a connection within {limits.FETCH_CONNECT_SECONDS:g} s{through}"
+    if isinstance(problem, httpx2.TimeoutException):
+        limit = f"sent nothing for {limits.FETCH_IDLE_SECONDS:g} s"
+        return f"{limit}{through}; download it and give the file"
+    cause: BaseException | None = problem
+    while cause is not None and not isinstance(cause, ssl.SSLCertVerificationError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        return f"has no valid certificate{through}"
+    if isinstance(problem, httpx2.ProxyError):
+        return f"was not reached: the proxy {quoted(transport.proxy)} says {quoted(problem)}"
+    if isinstance(problem, httpx2.ConnectError):
+        return f"cannot be reached: no connection could be made{through}"
+    if isinstance(problem, httpx2.DecodingError):
+        return "sent a damaged answer; try again"
+    return f"broke off or did not speak HTTP{through}; try again"
+
+
+def _wait(response: httpx2.Response) -> float | None:
+    """The seconds after which a server that is busy wants to be asked again; None if it is not."""
+    if response.status_code in _RETRIED:
+        with suppress(ValueError):
+            return max(0, int(response.headers.get("Retry-After", "")))
+    return None
+
+
+def _body(response: httpx2.Response, max_bytes: int) -> bytes:
+    """Read the body and stop at the cap. Raises ImageError, NetworkError."""
+    shown = _shown(response.url)
+    _check_status(response, shown)
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding not in _CODINGS:
+        raise NetworkError(f"{shown} sent its answer compressed as {quoted(coding)}")
+    length = response.headers.get("Content-Length", "0")
+    chunks, size = [], int(length) if length.isdecimal() and coding == "identity" else 0
     if size <= max_bytes:
         size = 0
-        while chunk := response.read1(_CHUNK):
+        for chunk in response.iter_bytes():
             chunks.append(chunk)
             size += len(chunk)
             if size > max_bytes:
                 break
     if size > max_bytes:
-        raise ImageError(f"{address.shown} is larger than {max_bytes / limits.MIB:g} MiB")
-    if response.length:
-        raise NetworkError(f"{address.shown} broke off before the end; try again")
+        raise ImageError(f"{shown} is larger than {max_bytes / limits.MIB:g} MiB")
     return b"".join(chunks)
+
+
+def _check_status(response: httpx2.Response, shown: str) -> None:
+    status = response.status_code
+    if status in (200, 203):
+        return
+    if status in _REDIRECTS:
+        raise NetworkError(f"{shown} answered {status}, a redirect that does not say where to")
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown status"
+    error = NotFoundError if status in (404, 410) else NetworkError
+    later = "; try again later" if status in _RETRIED else ""
+    raise error(f"{shown} answered {status} ({phrase}){later}")

@@ -25,6 +25,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _ENTRIES_SEARCHED = 2_000  # of a folder, for a name like the one that is missing
+_URL_LETTERS = bytes.maketrans(b"-_", b"+/")
 _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "its links go round in a circle",
@@ -171,12 +172,27 @@ def _read_data_url(url: str) -> bytes:
     if kind and not kind.startswith("image/") and kind != "application/octet-stream":
         raise ImageError(f"the data: URL holds {quoted(kind)}, not a picture")
     is_base64 = "base64" in (parameter.strip() for parameter in parameters)
-    if len(body) - 2 * body.count("%") > limits.IMAGE_BYTES * (4 / 3 if is_base64 else 1) + 4:
-        raise _too_large("data: URL")
     if not is_base64:
+        if len(body) - 2 * body.count("%") > limits.IMAGE_BYTES:
+            raise _too_large("data: URL")
         return _capped(unquote_to_bytes(body), "data: URL")
+    return _capped(_decode_base64(unquote_to_bytes(body)), "data: URL")
+
+
+def _decode_base64(text: bytes) -> bytes:
+    """Decode base64 as browsers do: white space and padding may stand there or not.
+
+    The letters of URLs (`-_`) are taken as well. Raises ImageError.
+    """
+    letters = text.translate(_URL_LETTERS, delete=b" \t\n\r\f")
+    if len(letters) > limits.IMAGE_BYTES * 4 / 3 + 4:
+        raise _too_large("data: URL")
+    if len(letters) % 4 == 0:
+        letters = letters.removesuffix(b"=").removesuffix(b"=")
     try:
-        return _capped(base64.b64decode(unquote_to_bytes(body), validate=True), "data: URL")
+        if b"=" in letters:
+            raise ValueError
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except ValueError:
         raise ImageError("the data: URL is not valid base64; was it cut short?") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.checkpoints.checkpoint import INDEX_NAME, open_checkpoint
+from mmchat.checkpoints.checkpoint import INDEX_NAME, checkpoint_format, open_checkpoint
 from mmchat.errors import CheckpointError
 from tests.checkpoints.hostile_files import small_tensors, write_pth, write_safetensors
 
@@ -77,6 +77,25 @@ def test_the_index_comes_before_the_single_file_and_that_before_meta(tmp_path):
     write_safetensors(tmp_path / shard_name(1, 1), marks["index"])
     write_index(tmp_path, {"index": shard_name(1, 1)})
     assert_reads(tmp_path, marks["index"])
+
+
+def test_the_format_is_told_as_opening_finds_it(tmp_path):
+    """Other files beside the weights, such as adapters, say nothing about their format."""
+    one = {"one": torch.ones(1)}
+    for name in ("adapter.safetensors", "training.pth"):
+        (write_pth if name.endswith("pth") else write_safetensors)(tmp_path / name, one)
+    steps = (
+        (lambda: write_pth(tmp_path / "consolidated.00.pth", one), "meta"),
+        (lambda: write_safetensors(tmp_path / "model.safetensors", one), "hf"),
+    )
+    for add, expected in steps:
+        add()
+        assert checkpoint_format(tmp_path) == expected
+        with open_checkpoint(tmp_path) as checkpoint:
+            assert checkpoint.format == expected
+    assert checkpoint_format(tmp_path / "consolidated.00.pth") == "meta"
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint_format(tmp_path / "none.pth")
 
 
 def test_any_single_file_that_is_named_is_read(tmp_path):
@@ -335,7 +354,7 @@ def test_headers_are_read_without_torch_numpy_or_safetensors(tmp_path):
     write_pth(tmp_path / "consolidated.pth")
     code = f"""
 import sys
-from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.checkpoint import checkpoint_format, open_checkpoint
 for path in ({str(tmp_path)!r}, {str(tmp_path / "consolidated.pth")!r}):
     assert len(open_checkpoint(path).entries) == 5
 print([name for name in ("torch", "numpy", "safetensors", "PIL") if name in sys.modules])

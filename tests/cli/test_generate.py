@@ -408,12 +408,16 @@ def test_pictures_are_read_while_loading_begins(mmchat_command, monkeypatch):
     mmchat_command.use(b"x")
     order = []
     read, load = generate.load_images, ModelChoice.load
+    monkeypatch.setattr(generate, "expect_pictures", lambda: order.append("expect"))
     monkeypatch.setattr(generate, "begin_loading", lambda source: order.append("begin"))
     monkeypatch.setattr(generate, "load_images", lambda *a: (order.append("pictures"), read(*a))[1])
     monkeypatch.setattr(ModelChoice, "load", lambda *a: (order.append("load"), load(*a))[1])
     done = mmchat_command("generate", "-p", "x", "-i", str(DOG))
     assert done.exit_code == 0, done.stderr
-    assert order == ["begin", "pictures", "load"]
+    assert order == ["expect", "begin", "pictures", "load"]
+    order.clear()
+    mmchat_command("generate", "-p", "x")
+    assert "expect" not in order
     order.clear()
     assert mmchat_command("generate", "-p", "x", "-i", __file__).exit_code == 4
     assert "load" not in order  # a bad picture is said before anything is loaded

@@ -1,0 +1,133 @@
+"""What is checked about a picture file before a decoder sees its pixels: its size, and its parts.
+
+A small file can keep a decoder busy without holding many pixels: by scans that each go over the
+whole picture, or by metadata in so many pieces that joining them takes quadratic time. The parts
+are counted here, in one pass over the file, and `limits` says how many there may be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mmchat import limits
+
+# A marker of JPEG: not a stuffed zero byte, not a restart marker, not a fill byte.
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_SCAN, _JPEG_END, _JPEG_APP1 = 0xDA, 0xD9, 0xE1
+_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
+_JPEG_WITHOUT_LENGTH = frozenset({0x01, 0xD8})
+_GIF_EXTENSION, _GIF_COMMENT = 0x21, 0xFE
+
+
+class RefusedError(Exception):
+    """A picture that is not read. Its text ends a sentence that begins with the picture's name.
+
+    missing_extra: whether an optional dependency is what is missing.
+    """
+
+    def __init__(self, reason: str, *, missing_extra: bool = False) -> None:
+        super().__init__(reason)
+        self.missing_extra = missing_extra
+
+
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+    """Raise RefusedError if a picture of `size` (width, height) is too large or has no pixels."""
+    width, height = size
+    if min(size) < 1:
+        raise RefusedError(f"is damaged: its size is {width} x {height}")
+    if max(size) > limits.IMAGE_SIDE_PIXELS or width * height > max_pixels:
+        raise RefusedError(
+            f"has {width} x {height} pixels; at most {max_pixels:,} and "
+            f"{limits.IMAGE_SIDE_PIXELS:,} on a side are read; make it smaller"
+        )
+
+
+def check_parts(data: bytes, kind: str) -> None:
+    """Raise RefusedError if the file has more parts than `limits` allows. kind: Pillow's name."""
+    counters = {"JPEG": _jpeg_parts, "PNG": _png_parts, "GIF": _gif_parts}
+    if kind not in counters:
+        return
+    counts: dict[str, int] = {}
+    for part, limit in counters[kind](data):
+        counts[part] = counts.get(part, 0) + 1
+        if counts[part] > limit:
+            raise RefusedError(f"has more than {limit:,} {part}; save it anew in another program")
+
+
+def tiff_pages(data: bytes) -> int:
+    """The pages of a TIFF, counted along their chain; at most limits.TIFF_PAGES and one more."""
+    order = "little" if data[:2] == b"II" else "big"
+    is_big = data[2:4] in (b"+\0", b"\0+")
+    count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(data[at : at + size], order)
+
+    seen: set[int] = set()
+    at = number(8, 8) if is_big else number(4, 4)
+    while at and at not in seen and at < len(data) and len(seen) <= limits.TIFF_PAGES:
+        seen.add(at)
+        at = number(at + count_bytes + entry_bytes * number(at, count_bytes), offset_bytes)
+    return len(seen)
+
+
+def all_scans_begin(data: bytes) -> bool:
+    """Whether the scans of a JPEG, together, give each coefficient its last bit.
+
+    A progressive JPEG that is cut between two scans is a picture, but a blurred one.
+    """
+    components, final = 0, set()
+    for marker, at in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            components = data[at + 7] if at + 7 < len(data) else 0
+        elif marker == _JPEG_SCAN:
+            # length, count, (component, tables) for each, first and last coefficient, bits
+            header = data[at + 2 : at + int.from_bytes(data[at : at + 2], "big")]
+            if len(header) >= 4 and header[-1] & 15 == 0:
+                coefficients = range(header[-3], header[-2] + 1)
+                final |= {(name, k) for name in header[1:-3:2] for k in coefficients}
+    return len(final) >= components * 64
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Each segment of the first picture of a JPEG: its marker, and where its length stands."""
+    at = 2
+    while found := _JPEG_MARKER.search(data, at):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == _JPEG_END:
+            return
+        if marker not in _JPEG_WITHOUT_LENGTH:
+            yield marker, at
+            at += int.from_bytes(data[at : at + 2], "big")
+
+
+def _jpeg_parts(data: bytes) -> Iterator[tuple[str, int]]:
+    """The parts of the first picture of a JPEG, each with how many there may be."""
+    for marker, at in _jpeg_segments(data):
+        yield "segments", limits.JPEG_SEGMENTS
+        if marker == _JPEG_SCAN:
+            yield "scans", limits.JPEG_SCANS
+        if marker == _JPEG_APP1 and data[at + 2 : at + 6] == b"Exif":
+            yield "pieces of Exif metadata", limits.JPEG_EXIF_SEGMENTS
+
+
+def _png_parts(data: bytes) -> Iterator[tuple[str, int]]:
+    at = 8
+    while at < len(data):
+        yield "chunks", limits.PNG_CHUNKS
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+
+
+def _gif_parts(data: bytes) -> Iterator[tuple[str, int]]:
+    """What stands before the first frame: extensions, cut into blocks of at most 255 bytes."""
+    at = 13 + (3 << (data[10] & 7) + 1 if len(data) > 10 and data[10] & 0x80 else 0)
+    while at + 2 < len(data) and data[at] == _GIF_EXTENSION:
+        is_comment = data[at + 1] == _GIF_COMMENT
+        at += 2
+        while at < len(data) and data[at]:
+            yield "blocks of metadata", limits.GIF_BLOCKS
+            if is_comment:
+                yield "pieces of comments", limits.GIF_COMMENT_BLOCKS
+            at += 1 + data[at]
+        at += 1

@@ -1,0 +1,56 @@
+"""What runs in the decode worker: reads pictures from stdin, writes their pixels to stdout.
+
+A request is a line of JSON, then the bytes of the file. The answer is a line of JSON, then, if the
+picture was read, its pixels: 3 bytes each, row by row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from typing import IO, Any
+
+from PIL import Image as PILImage
+
+from mmchat.images.bounds import RefusedError
+from mmchat.images.colour import rgb_strips
+from mmchat.images.decode import decode
+
+
+def serve() -> None:
+    """Answer until stdin ends."""
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
+        resource.setrlimit(limit, (0, 0))
+    PILImage.preinit()  # the common decoders are there when the first picture comes
+    while line := requests.readline():
+        request = json.loads(line)
+        data = requests.read(request["bytes"])
+        _limit(request)
+        _answer(request, data, answers)
+        answers.flush()
+    os._exit(0)
+
+
+def _limit(request: dict[str, Any]) -> None:
+    """Bound the time from now on, and the address space."""
+    end = math.ceil(time.process_time() + request["cpu_seconds"])
+    for limit, value in ((resource.RLIMIT_CPU, end), (resource.RLIMIT_AS, request["memory"])):
+        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+
+
+def _answer(request: dict[str, Any], data: bytes, answers: IO[bytes]) -> None:
+    try:
+        picture, notices = decode(data, request["kind"], request["max_pixels"])
+    except RefusedError as refusal:
+        answer = {"reason": str(refusal), "missing_extra": refusal.missing_extra}
+        answers.write(json.dumps(answer).encode() + b"\n")
+        return
+    answer = {"size": picture.size, "notices": notices}
+    answers.write(json.dumps(answer).encode() + b"\n")
+    for _, strip in rgb_strips(picture, request["alpha"]):
+        answers.write(strip.tobytes())
