@@ -55,6 +55,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
         "images/sources.py",
+        "repl/chats.py",  # opens folders, to lock them
         "staged_folder.py",  # opens folders, to lock them and make them durable
         "kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from

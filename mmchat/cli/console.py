@@ -82,6 +82,11 @@ def draws(stream: TextIO | None) -> bool:
     return is_terminal(stream) and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def columns(stream: TextIO | None) -> int:
+    """Columns of the terminal that shows `stream`; as good as endless for a pipe or a file."""
+    return terminal_size()[0] if is_terminal(stream) else UNBROKEN
+
+
 def terminal_size() -> tuple[int, int]:
     """Columns and rows of the terminal."""
     size = shutil.get_terminal_size()
@@ -118,9 +123,14 @@ def error(text: str) -> None:
 
 def confirm(question: str) -> bool:
     """Ask on stderr and read the answer from stdin; only "y" or "yes" means yes."""
-    sys.stderr.write(for_stream(f"{question} [y/N] ", sys.stderr))
+    return ask(f"{question} [y/N] ").lower() in ("y", "yes")
+
+
+def ask(question: str) -> str:
+    """Ask on stderr and read a line from stdin."""
+    sys.stderr.write(for_stream(question, sys.stderr))
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return sys.stdin.readline().strip()
 
 
 def _stderr_line(text: str, style: str) -> None:

@@ -238,17 +238,17 @@ class Chat:
     def resume(
         self,
         saved: saving.SavedChat,
-        folder: Path | None = None,
+        path: Path,
         given: Collection[str] = (),
     ) -> None:
-        """Go on with a saved chat and its settings; with `folder`, what follows is saved there.
+        """Go on with the chat that was saved at `path`, and its settings.
 
-        given: settings that stay as they are.
+        What follows is saved there if that is in the folder of chats, else as a new chat. given:
+        settings that stay as they are.
         """
-        if self.keeper.folder is not None:
-            self.keeper.start_new()
-            if folder is not None:
-                self.keeper.folder = saving.ChatFolder(folder)
+        self.keeper.start_new()
+        if path.parent == self.keeper.chats:
+            self.keeper.go_on(path)
         taken = {name: value for name, value in saved.settings.items() if name not in given}
         self.sampling = replace(self.sampling, **taken)
         self.change(saved.conversation)
@@ -261,6 +261,9 @@ class Chat:
             self.screen.note(f"the answers so far are by {saved.model}")
         if turns and saved.conversation.turns[-1].reason == "interrupted":
             self.screen.note("the last answer is not complete; \\retry answers again")
+        if turns:
+            last = saved.conversation.turns[-1]
+            self.screen.turn(facts.question_line(last.question), last.answer)
 
     def change(self, chat: Conversation) -> None:
         """Another state of the conversation, saved at once."""

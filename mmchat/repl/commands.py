@@ -3,6 +3,7 @@ r"""The commands of the chat, each a registered function; the docstring's first 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from mmchat import atomic_file
 from mmchat.conversation import Conversation
 from mmchat.errors import UsageError, quoted
-from mmchat.repl import export, facts, paths, saving, settings
+from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 
@@ -144,7 +145,7 @@ def _show(chat: Chat, argument: str) -> None:
     rows = [
         ("model", f"{chat.params.name} on {loaded.device}, {dtype}"),
         ("system", chat.session.conversation.system or "none"),
-        ("saved in", str(folder.path) if folder else "nowhere"),
+        ("saved in", str(folder.path) if folder else "nowhere so far"),
     ]
     chat.screen.say(facts.table(rows) + "\n" + facts.settings(chat.sampling))
 
@@ -197,23 +198,27 @@ def _forget(chat: Chat, argument: str) -> None:
     chat.screen.note(f"dropped {count} of {turns} turns; context {_context(chat)}")
 
 
-@command("save", "[NAME|FILE.json]", complete="paths")
+@command("save", "[NAME|PATH.json]", complete="paths")
 def _save(chat: Chat, argument: str) -> None:
-    """Save the chat with its pictures."""
+    """Name the chat, or write a copy to a path."""
     if not chat.session.conversation.turns:
         raise UsageError("there is nothing to save yet")
-    path = _file(argument) if argument else Path(saving.new_name())
-    saving.write(path, chat.as_saved(chat.session.conversation))
-    chat.screen.note(f"saved to {str(path)!r}; \\load {path} brings it back")
+    held = chat.keeper.folder
+    name = paths.plain(argument) or (held.path.name if held else chats.new_name())
+    if chats.is_name(name):
+        chat.keeper.save_as(name, chat.session.conversation)
+    else:
+        saving.write(_file(argument), chat.as_saved(chat.session.conversation))
+    chat.screen.note(f"saved as {quoted(name, 300)}; \\load {shlex.quote(name)} brings it back")
 
 
-@command("load", "NAME|FILE.json", complete="paths", aliases=("open",))
+@command("load", "NAME|PATH.json", complete="paths", aliases=("open",))
 def _load(chat: Chat, argument: str) -> None:
     """Go on with a chat that was saved."""
     if not argument:
         raise UsageError("\\load needs the name of a saved chat")
-    found = saving.read(saving.find_chat(paths.plain(argument), chat.keeper.chats))
-    chat.resume(found)
+    path = chats.find_chat(paths.plain(argument), chat.keeper.chats)
+    chat.resume(saving.read(path), path)
 
 
 @command("export", "md|json|html [FILE]", complete=lambda chat, argument: export.KINDS)
@@ -222,7 +227,7 @@ def _export(chat: Chat, argument: str) -> None:
     kind, _, name = argument.partition(" ")
     if kind not in export.KINDS:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
-    file = _file(name.strip()) if name.strip() else Path(f"{saving.new_name()}.{kind}")
+    file = _file(name.strip()) if name.strip() else Path(f"{chats.new_name()}.{kind}")
     text = export.document(kind, chat.session.conversation, chat.params.name)
     atomic_file.write_text(file, text)
     chat.screen.note(f"wrote {str(file)!r}")

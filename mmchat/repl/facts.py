@@ -81,6 +81,12 @@ def taken_back(question: Message) -> str:
     return f"took back {quoted(question.text, 60)}{pictures}"
 
 
+def question_line(question: Message) -> str:
+    """`[dog.png] What is it?`, as it is shown again later."""
+    names = "".join(f"[{short_name(image.source)}] " for image in question.images)
+    return names + question.text
+
+
 def stats(finished: Finished) -> str:
     """Timings of an answer, one line each."""
     timings, usage = finished.timings, finished.usage

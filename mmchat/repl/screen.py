@@ -35,6 +35,9 @@ class Screen(Protocol):
         """Show an answer while it is written; on_text gets each piece in the calling thread."""
         ...
 
+    def turn(self, question: str, answer: str) -> None:
+        """Show a person what was said before."""
+
     def confirm(self, question: str) -> bool:
         """Ask for yes or no; False where nobody can be asked."""
         ...
@@ -95,6 +98,9 @@ class PlainScreen:
                     self._out("\n")
                 return event
         raise RuntimeError("the engine ended without a Finished event")
+
+    def turn(self, question: str, answer: str) -> None:
+        pass
 
     def confirm(self, question: str) -> bool:
         return False

@@ -105,6 +105,13 @@ class TerminalScreen:
             raise RuntimeError("the engine ended without a Finished event")
         return finished
 
+    def turn(self, question: str, answer: str) -> None:
+        self.write("\n")
+        self._line(f"> {question}", "2")
+        stream = MarkdownStream(self.write, self._make_console, self.size)
+        stream.feed(answer)
+        stream.finish()
+
     def confirm(self, question: str) -> bool:
         answer = self.ask(f"{sanitize(question)} [y/N] ", "")
         return bool(answer) and answer.strip().lower() in ("y", "yes")

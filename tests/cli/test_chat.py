@@ -199,11 +199,71 @@ def test_a_base_model_cannot_chat(mmchat_command):
 
 def test_piped_chats_are_not_kept_unless_they_continue_one(mmchat_command, folder):
     piped(mmchat_command, ["Hi", "\\save first"], b"Hello.")
-    assert not (folder / "state").exists()
+    piped(mmchat_command, ["Hi"], b"Hello.")
+    place = folder / "state" / "mmchat" / "chats"
+    assert [path.name for path in place.iterdir()] == ["first"]
     done = piped(mmchat_command, ["Go", "\\tokens"], b"On.", args=["--resume", "first"])
     assert done.stderr.startswith("going on after 1 turn with 0 pictures\n")
-    saved = json.loads((folder / "first" / "chat.json").read_text())
+    saved = json.loads((place / "first" / "chat.json").read_text())
     assert [turn["answer"] for turn in saved["turns"]] == ["Hello.", "On."]
+
+
+def test_a_copy_at_a_path_is_never_saved_to_unasked(mmchat_command, folder):
+    piped(mmchat_command, ["Hi", "\\save one.json", "\\save ./two"], b"Hello.")
+    before = [Path(name).read_text() for name in ("one.json", "two/chat.json")]
+    for name in ("one.json", "./two"):
+        done = piped(mmchat_command, ["Go"], b"On.", args=["--resume", name])
+        assert (done.stdout, done.exit_code) == ("On.\n", 0)
+    assert [Path(name).read_text() for name in ("one.json", "two/chat.json")] == before
+    assert len(list((folder / "state" / "mmchat" / "chats").iterdir())) == 2  # the new chats
+
+
+@pytest.mark.parametrize("name", [".", "/", "~nosuch/x", "x" * 300])
+def test_no_chat_to_resume_is_said_in_one_line(mmchat_command, name):
+    done = mmchat_command("chat", "--resume", name)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("mmchat: error: no saved chat ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_resume_without_a_name_or_a_terminal_says_where_names_are(mmchat_command):
+    for arguments in (["--resume"], ["--resume", "-q"]):
+        done = mmchat_command("chat", *arguments)
+        assert done.exit_code == 2
+        assert "--resume without a terminal needs a NAME; mmchat chats lists them" in done.stderr
+
+
+def test_chats_are_listed_and_removed(mmchat_command, folder):
+    assert "there are no chats in" in mmchat_command("chats").stderr
+    piped(mmchat_command, ["\\image dog.png What?", "And?", "\\save dog"], b"A dog.", b"No.")
+    piped(mmchat_command, ["Hi\tyou", "\\save hello"], b"Hello.")
+    (folder / "state" / "mmchat" / "chats" / "hello" / "chat.json").touch()
+    first, second = mmchat_command("chats").stdout.splitlines()
+    assert re.fullmatch(r"hello  [-\d]{10} \d\d:\d\d  1 turn  Hi you", first)
+    assert re.fullmatch(r"dog    [-\d]{10} \d\d:\d\d  2 turns, 1 picture  What\?", second)
+    found = json.loads(mmchat_command("chats", "--json").stdout)
+    assert [chat["name"] for chat in found] == ["hello", "dog"]
+    assert found[1]["first_question"] == "What?"
+    assert (found[1]["turns"], found[1]["pictures"]) == (2, 1)
+    refused = mmchat_command("chats", "--remove", "dog")
+    assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
+    absent = mmchat_command("chats", "--remove", "dog", "--remove", "gone", "--yes")
+    assert absent.exit_code == 1
+    done = mmchat_command("chats", "--remove", "dog", "--remove", "dog", "--yes")
+    assert (done.exit_code, done.stderr) == (0, "removed 'dog'\n")
+    assert [chat["name"] for chat in json.loads(mmchat_command("chats", "--json").stdout)] == [
+        "hello"
+    ]
+
+
+def test_a_chat_that_cannot_be_read_is_listed_with_the_reason(mmchat_command, folder):
+    place = folder / "state" / "mmchat" / "chats" / "broken\nname"
+    place.mkdir(parents=True)
+    (place / "chat.json").write_text("{")
+    done = mmchat_command("chats")
+    assert done.stdout.count("\n") == 1
+    assert "not valid JSON" in done.stdout
+    assert "not valid JSON" in json.loads(mmchat_command("chats", "--json").stdout)[0]["problem"]
 
 
 def test_export_is_a_page_that_runs_nothing(mmchat_command):
