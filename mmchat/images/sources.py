@@ -19,6 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mmchat import limits
 from mmchat.errors import ImageError, quoted
+from mmchat.images.formats import picture_format
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -117,6 +118,17 @@ def _read_file(path: Path) -> bytes:
     if stat.S_ISDIR(mode):
         raise ImageError(f"{shown} is a folder; give a picture file")
     raise ImageError(f"{shown} is a device, not a file; give a picture file")
+
+
+def holds_picture(path: Path) -> bool:
+    """Whether a file begins like a picture, whatever its name."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return False
+    with os.fdopen(descriptor, "rb") as file:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return is_file and picture_format(file.read(512)) is not None
 
 
 def _suggestion(path: Path) -> str:

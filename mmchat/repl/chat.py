@@ -96,19 +96,29 @@ class Chat:
     def _message(self, text: str) -> None:
         if reason := paths.folder_named(text):
             raise UsageError(f"{reason}; nothing was sent")
-        found = paths.read_line(text)
+        self.take(paths.read_line(text))
+
+    def take(self, found: paths.Found) -> None:
+        """Attach what a text names and ask its question: both, or neither."""
+        as_is = "nothing was sent (\\say TEXT sends as is)"
         if found.missing:
-            names = ", ".join(repr(name) for name in found.missing)
-            raise UsageError(f"no such picture: {names}; nothing was sent (\\say TEXT sends as is)")
+            raise UsageError(f"no such picture: {facts.some(found.missing)}; {as_is}")
+        before = list(self.attached)
         if found.sources:
             try:
                 self.attach(found.sources)
             except ImageError as error:
-                raise ImageError(f"{error}; nothing was sent (\\say TEXT sends as is)") from None
-        for name in found.mentioned:
-            self.screen.note(f"{name!r} is not attached; \\image {name} does that")
-        if found.text:
+                raise ImageError(f"{error}; {as_is}") from None
+        if found.mentioned:
+            names = facts.some(found.mentioned)
+            self.screen.note(f"without a picture: {names}; \\image PATH|URL attaches one")
+        if not found.text:
+            return
+        try:
             self.ask(found.text)
+        except BaseException:
+            self.attached = before
+            raise
 
     def attach(self, sources: Sequence[str]) -> None:
         """Load pictures for the next question: all of them or none. Raises ImageError, …"""

@@ -38,15 +38,8 @@ def _image(chat: Chat, argument: str) -> None:
         if not argument:
             raise UsageError("\\image needs a file, an address or the word clipboard")
         folder = paths.folder_named(argument if "/" in argument else f"./{argument}")
-        raise UsageError(folder or f"no such picture: {', '.join(map(quoted, found.missing))}")
-    before = list(chat.attached)
-    chat.attach(found.sources)
-    if found.text:
-        try:
-            chat.ask(found.text)
-        except BaseException:
-            chat.attached = before
-            raise
+        raise UsageError(folder or f"no such picture: {facts.some(found.missing)}")
+    chat.take(found)
 
 
 @command("images")
@@ -73,7 +66,7 @@ def _drop(chat: Chat, argument: str) -> None:
         raise UsageError("there are no pictures to drop")
     number = _number(argument, "the picture", default=len(pictures))
     chat.exchange(number, None)
-    chat.screen.note(f"picture {number}, {facts.short_name(pictures[number - 1].source)}, is out")
+    chat.screen.note(f"picture {number}, {paths.short_name(pictures[number - 1].source)}, is out")
 
 
 @command("replace", "N PATH|URL", complete="paths")

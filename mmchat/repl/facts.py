@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from mmchat.errors import quoted
+from mmchat.repl.paths import short_name
 
 if TYPE_CHECKING:
     from mmchat.events import Finished
@@ -37,12 +37,6 @@ def grid(shape: tuple[int, int]) -> str:
     """`2 x 1 tiles`, rows first."""
     count = shape[0] * shape[1]
     return f"{shape[0]} x {shape[1]} tile{'s' * (count > 1)}"
-
-
-def short_name(source: str) -> str:
-    """The last part of a path or address."""
-    path = urlsplit(source).path if "://" in source else source
-    return PurePath(path).name or source[:40]
 
 
 def picture_line(image: Image, params: ModelParams) -> str:
@@ -119,6 +113,12 @@ def shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(repr, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many, quoted."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(map(quoted, names[:3])) + more
 
 
 def table(rows: list[tuple[str, str]]) -> str:
