@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmchat.errors import DiskError
-from mmchat.terminal import Sanitizer, filled, sanitize
+from mmchat.terminal import Sanitizer, filled, one_line, sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,12 +128,13 @@ def confirm(question: str) -> bool:
 
 def ask(question: str) -> str:
     """Ask on stderr and read a line from stdin."""
-    sys.stderr.write(for_stream(question, sys.stderr))
+    sys.stderr.write(for_stream(one_line(question), sys.stderr))
     sys.stderr.flush()
     return sys.stdin.readline().strip()
 
 
 def _stderr_line(text: str, style: str) -> None:
+    text = one_line(text)
     if is_terminal(sys.stderr):
         text = filled(sanitize(text), terminal_size()[0])
     colored = _color == "always" or (
@@ -179,7 +180,8 @@ def write_safely(text: str, stream: TextIO | None = None) -> None:
 def fact_text(facts: list[tuple[str, str]]) -> str:
     """One `label  value` line for each fact, values in one column."""
     width = max(len(label) for label, _ in facts) + 2
-    return "".join(f"{label:<{width}}{value}".rstrip() + "\n" for label, value in facts)
+    lines = (f"{label:<{width}}{value}".rstrip() for label, value in facts)
+    return "".join(f"{one_line(line)}\n" for line in lines)
 
 
 def print_facts(facts: list[tuple[str, str]]) -> None:
@@ -224,7 +226,7 @@ class Stages:
             return
         from rich.text import Text
 
-        text = Text(sanitize(stage))
+        text = Text(sanitize(one_line(stage)))
         if self._status is not None:
             self._status.update(text)
             return

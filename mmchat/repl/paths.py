@@ -17,6 +17,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from mmchat.errors import quoted
+from mmchat.terminal import one_line
 
 # The last ones are not read, but the reason is then given.
 _ENDINGS = (
@@ -302,11 +303,11 @@ def looks_like_picture(name: str) -> bool:
 
 
 def short_name(source: str) -> str:
-    """The last part of a path or address."""
+    """The last part of a path or address, to be shown."""
     if _DATA.match(source):
         return "picture"
     path = re.split(r"[?#]", source, maxsplit=1)[0] if _ADDRESS.match(source) else source
-    return path.rstrip("/").rpartition("/")[2][:255] or source[:40]
+    return one_line(path.rstrip("/").rpartition("/")[2][:255] or source[:40])
 
 
 def _folded(name: str) -> str:

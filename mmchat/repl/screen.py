@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from mmchat.events import Event, Finished, TextDelta
-from mmchat.terminal import Sanitizer, sanitize
+from mmchat.terminal import Sanitizer, one_line, sanitize
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -76,10 +76,10 @@ class PlainScreen:
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._err(sanitize(text) + "\n")
+            self._err(sanitize(one_line(text)) + "\n")
 
     def error(self, text: str) -> None:
-        self._err(f"mmchat: error: {sanitize(text)}\n")
+        self._err(f"mmchat: error: {sanitize(one_line(text))}\n")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText

@@ -17,7 +17,7 @@ from mmchat.events import Event, Finished, Progress, TextDelta
 from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
 from mmchat.repl.screen import OnText, Write, system_clipboard
-from mmchat.terminal import filled, sanitize
+from mmchat.terminal import filled, one_line, sanitize
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -63,10 +63,10 @@ class TerminalScreen:
         self.write(sanitize(text) + "\n")
 
     def note(self, text: str) -> None:
-        self._line(text, "2")
+        self._line(one_line(text), "2")
 
     def error(self, text: str) -> None:
-        self._line(text, "31")
+        self._line(one_line(text), "31")
 
     def _line(self, text: str, style: str) -> None:
         safe = filled(sanitize(text), self.size()[0])

@@ -374,3 +374,16 @@ def test_saved_settings_out_of_range_are_refused(mmchat_command, folder, value):
     assert done.exit_code == 1
     assert done.stderr.startswith("mmchat: error: a.json: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_line_break_in_a_name_forges_no_line(mmchat_command, folder):
+    name = "x\nmmchat: error: forged\u2028y.png"
+    Image.new("RGB", (20, 10)).save(folder / name, "PNG")
+    done = piped(mmchat_command, ["\\images"], args=["-i", name])
+    asked = mmchat_command("generate", "-p", "x", "-i", name)
+    tiles = mmchat_command("tiles", name)
+    for outcome in (done, asked, tiles):
+        assert outcome.exit_code == 0
+        assert "\nmmchat: error: forged" not in outcome.stderr + outcome.stdout
+    assert done.stdout.count("\n") == 1
+    assert "attached x\\nmmchat: error: forged\\u2028y.png: 20 x 10 px" in done.stderr
