@@ -125,7 +125,7 @@ def chat(
         said = answers()
     params = sampling.for_model(source.params)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
-    keeps = keeps and (terminal or saved is not None)
+    keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
     opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)
     code = _run(session, params, opening)
     if code:
@@ -193,6 +193,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
         _begin(chat, opening)
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
+        if console.is_terminal(sys.stdin):
+            return run_plain(chat, sys.stdin, lambda text: console.write_out(text, sys.stderr))
         return run_plain(chat, sys.stdin)
     finally:
         chat.keeper.start_new()

@@ -138,14 +138,15 @@ class Chat:
             return load_clipboard(alpha=alpha)
         from mmchat.images import load_image
 
-        image = load_image(source, alpha=alpha)
+        name = paths.short_name(source)
+        image = self.screen.wait(f"reading {name}", lambda: load_image(source, alpha=alpha))
         if source.startswith(("http:", "https:")) and source not in self.addresses:
             self.addresses.append(source)
         return image
 
-    def show_picture(self, image: Image) -> None:
+    def show_picture(self, image: Image, done: str = "attached") -> None:
         self.screen.picture(image.pixels)
-        self.screen.note(f"attached {facts.picture_line(image, self.params)}")
+        self.screen.note(f"{done} {facts.picture_line(image, self.params)}")
 
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""
@@ -196,6 +197,7 @@ class Chat:
             if not count:
                 raise
             turns = f"the {count} oldest turns" if count > 1 else "the oldest turn"
+            turns += facts.with_pictures(self.session.conversation.turns[:count])
             self.screen.error(str(error))
             if not self.screen.confirm(f"Drop {turns} and ask again?"):
                 raise ContextLengthExceeded(

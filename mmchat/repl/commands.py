@@ -78,7 +78,7 @@ def _replace(chat: Chat, argument: str) -> None:
         raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
     image = chat.load(found.sources[0])
     chat.exchange(_number(number, "the picture"), image)
-    chat.show_picture(image)
+    chat.show_picture(image, f"picture {number} is now")
 
 
 @command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
@@ -184,11 +184,12 @@ def _say(chat: Chat, argument: str) -> None:
 def _forget(chat: Chat, argument: str) -> None:
     """Drop the N oldest turns to make room."""
     count = _number(argument, "the count of turns", default=1)
-    turns = len(chat.session.conversation.turns)
-    if not 1 <= count <= turns:
-        raise UsageError(f"there are {turns} turns, so {count} cannot be dropped")
+    turns = chat.session.conversation.turns
+    if not 1 <= count <= len(turns):
+        raise UsageError(f"there are {len(turns)} turns, so {count} cannot be dropped")
     chat.change(chat.session.conversation.without_first(count))
-    chat.screen.note(f"dropped {count} of {turns} turns; context {_context(chat)}")
+    dropped = f"dropped {count} of {len(turns)} turns{facts.with_pictures(turns[:count])}"
+    chat.screen.note(f"{dropped}; context {_context(chat)}")
 
 
 @command("save", "[NAME|PATH.json]", complete="paths")

@@ -11,6 +11,7 @@ from mmchat.errors import quoted
 from mmchat.repl.paths import short_name
 
 if TYPE_CHECKING:
+    from mmchat.conversation import Turn
     from mmchat.events import Finished
     from mmchat.messages import Image, Message
     from mmchat.models.mllama.tiling import TileLayout
@@ -70,9 +71,17 @@ def same_again(sampling: SamplingParams) -> str:
 
 def taken_back(question: Message) -> str:
     """`took back 'What is it?' with its picture dog.png`."""
-    names = [short_name(image.source) for image in question.images]
-    pictures = f" with its picture{'s' * (len(names) > 1)} {', '.join(names)}" if names else ""
-    return f"took back {quoted(question.text, 60)}{pictures}"
+    return f"took back {quoted(question.text, 60)}{_with_pictures(question.images, 'its')}"
+
+
+def with_pictures(turns: Sequence[Turn]) -> str:
+    """` with the pictures dog.png, cat.png`, or nothing."""
+    return _with_pictures([image for turn in turns for image in turn.question.images], "the")
+
+
+def _with_pictures(images: Sequence[Image], whose: str) -> str:
+    names = ", ".join(short_name(image.source) for image in images)
+    return f" with {whose} picture{'s' * (len(images) > 1)} {names}" if names else ""
 
 
 def question_line(question: Message) -> str:

@@ -36,6 +36,7 @@ class Command:
     aliases: tuple[str, ...] = ()
 
 
+BARE = frozenset({"exit", "quit", "help"})  # alone on a line, commands without the backslash, too
 COMMANDS: dict[str, Command] = {}
 
 
@@ -68,6 +69,10 @@ def find(line: str) -> tuple[Command, str] | None:
     Raises UsageError for an unknown `\word`, or an argument that the command does not take.
     """
     text = line.lstrip()
+    if text.strip().lower() in BARE:
+        text = "\\" + text.strip()
+    if text.strip() == "\\":
+        raise UsageError("\\ begins a command; \\help lists them")
     match = _COMMAND.match(text)
     if match is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mmchat.events import Event, Finished, TextDelta
 from mmchat.terminal import Sanitizer, one_line, sanitize
@@ -11,6 +11,7 @@ from mmchat.terminal import Sanitizer, one_line, sanitize
 if TYPE_CHECKING:
     import PIL.Image
 
+T = TypeVar("T")
 OnText = Callable[[str], None]
 Write = Callable[[str], None]
 
@@ -33,6 +34,10 @@ class Screen(Protocol):
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
     ) -> Finished:
         """Show an answer while it is written; on_text gets each piece in the calling thread."""
+        ...
+
+    def wait(self, stage: str, work: Callable[[], T]) -> T:
+        """The result of `work`; says what is being done while it takes long."""
         ...
 
     def turn(self, question: str, answer: str) -> None:
@@ -98,6 +103,9 @@ class PlainScreen:
                     self._out("\n")
                 return event
         raise RuntimeError("the engine ended without a Finished event")
+
+    def wait(self, stage: str, work: Callable[[], T]) -> T:
+        return work()
 
     def turn(self, question: str, answer: str) -> None:
         pass

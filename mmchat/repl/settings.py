@@ -2,6 +2,8 @@ r"""What `\set` and `\retry` can change: how answers are chosen."""
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -14,6 +16,8 @@ from mmchat.repl.saving import SETTINGS
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
     from mmchat.sampling import SamplingParams
+
+_QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')""")
 
 
 def candidates(chat: Chat, argument: str) -> Iterable[str]:
@@ -63,7 +67,7 @@ def listed(values: Mapping[str, Any]) -> str:
 def _value(name: str, text: str, kind: type) -> Any:
     hint = get_type_hints(kind)[name]
     if name == "stop":
-        return () if text == "none" else (text,)
+        return () if text == "none" else _strings(text)
     if name == "seed" and text == "none":
         return None
     if name == "speculate" and not text.isdecimal():
@@ -73,3 +77,20 @@ def _value(name: str, text: str, kind: type) -> Any:
     except ValueError:
         wanted = "a number" if hint is float else "a whole number"
         raise UsageError(f"{name} is {wanted}, not {quoted(text)}") from None
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    """One string, as it is; or strings in quotes, with escapes as in Python."""
+    if text[0] not in "\"'":
+        return (text,)
+    found: list[str] = []
+    at = 0
+    try:
+        while match := _QUOTED.match(text, at):
+            found.append(ast.literal_eval(match[1]))
+            at = match.end()
+    except (SyntaxError, ValueError):
+        at = 0
+    if at < len(text):
+        raise UsageError(f"stop is one text, or several in quotes, not {quoted(text)}")
+    return tuple(found)

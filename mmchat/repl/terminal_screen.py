@@ -16,7 +16,7 @@ from mmchat.errors import UsageError
 from mmchat.events import Event, Finished, Progress, TextDelta
 from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
-from mmchat.repl.screen import OnText, Write, system_clipboard
+from mmchat.repl.screen import OnText, T, Write, system_clipboard
 from mmchat.terminal import filled, one_line, sanitize
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class TerminalScreen:
         return size.columns, size.lines
 
     def say(self, text: str) -> None:
-        self.write(sanitize(text) + "\n")
+        self.write(filled(sanitize(text), self.size()[0], "    ") + "\n")
 
     def note(self, text: str) -> None:
         self._line(one_line(text), "2")
@@ -104,6 +104,23 @@ class TerminalScreen:
         if finished is None:
             raise RuntimeError("the engine ended without a Finished event")
         return finished
+
+    def wait(self, stage: str, work: Callable[[], T]) -> T:
+        """Ctrl-C raises KeyboardInterrupt and leaves the work to itself."""
+        line = StageLine(self.write, self.size)
+        line.begin(stage)
+        done: list[T] = []
+
+        def events() -> Iterator[Event]:
+            done.append(work())
+            yield from ()
+
+        try:
+            for _ in batches(events(), FRAME_SECONDS):
+                line.draw()
+        finally:
+            line.end()
+        return done[0]
 
     def turn(self, question: str, answer: str) -> None:
         self.write("\n")

@@ -322,7 +322,8 @@ def test_only_an_answer_that_would_be_the_same_is_said_to_be(mmchat_command):
         "\\set seed 7", "\\retry", "\\retry",
     ]  # fmt: skip
     done = piped(mmchat_command, lines, *[b"x"] * 20, args=["-t", "0"])
-    notes = [line for line in done.stderr.splitlines() if not line.startswith(("attached", "seed"))]
+    other = ("attached", "picture", "seed")
+    notes = [line for line in done.stderr.splitlines() if not line.startswith(other)]
     at_zero = "at temperature 0 the answer is the same; try \\retry temperature 0.8"
     assert notes == [
         at_zero,  # after the first question
@@ -380,6 +381,7 @@ def test_a_line_break_in_a_name_forges_no_line(mmchat_command, folder):
     name = "x\nmmchat: error: forged\u2028y.png"
     Image.new("RGB", (20, 10)).save(folder / name, "PNG")
     done = piped(mmchat_command, ["\\images"], args=["-i", name])
+    mmchat_command.use(b"x")
     asked = mmchat_command("generate", "-p", "x", "-i", name)
     tiles = mmchat_command("tiles", name)
     for outcome in (done, asked, tiles):
@@ -387,3 +389,43 @@ def test_a_line_break_in_a_name_forges_no_line(mmchat_command, folder):
         assert "\nmmchat: error: forged" not in outcome.stderr + outcome.stdout
     assert done.stdout.count("\n") == 1
     assert "attached x\\nmmchat: error: forged\\u2028y.png: 20 x 10 px" in done.stderr
+
+
+def test_words_that_mean_to_leave_or_to_ask_for_help_are_not_sent(mmchat_command):
+    for word in ("exit", "Quit", " exit "):
+        done = piped(mmchat_command, [word, "Hi"], b"Hello.")
+        assert (done.stdout, done.exit_code) == ("", 0)
+    done = piped(mmchat_command, ["help", "\\", "exit now", "\\say exit"], b"1", b"2")
+    assert done.stdout.startswith("\\image PATH|URL [QUESTION]")
+    assert done.stdout.endswith("1\n2\n")
+    assert done.stderr == "mmchat: error: \\ begins a command; \\help lists them\n"
+
+
+def test_what_leaves_with_turns_is_said(mmchat_command):
+    lines = ["\\image dog.png What?", "Hi", "\\forget 2"]
+    done = piped(mmchat_command, lines, b"1", b"2")
+    assert "dropped 2 of 2 turns with the picture dog.png; context " in done.stderr
+
+
+def test_a_picture_in_the_place_of_another_is_said_so(mmchat_command):
+    done = piped(mmchat_command, ["\\image dog.png What?", "\\replace 1 My Cat.png"], b"1")
+    assert "picture 1 is now My Cat.png: 100 x 300 px" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('"brown"', "'brown'"),
+        ("brown dog", "'brown dog'"),
+        ('"a b" \'c"d\'', "'a b' 'c\"d'"),
+        ('"\\n\\n"', "'\\n\\n'"),
+        ("it's", '"it\'s"'),
+    ],
+)
+def test_a_stop_string_in_quotes_is_what_is_in_them(mmchat_command, text, shown):
+    done = piped(mmchat_command, [f"\\set stop {text}", f"\\set stop {shown}", "\\set"])
+    assert done.stderr == f"stop is {shown}\n" * 2
+    bad = piped(mmchat_command, ['\\set stop "open', '\\set stop "a" b', "\\set"])
+    assert bad.exit_code == 2
+    assert bad.stderr.count("stop is one text, or several in quotes, not ") == 2
+    assert re.search(r"(?m)^stop +none$", bad.stdout)

@@ -200,5 +200,5 @@ def test_entities_are_sanitized_after_they_are_decoded(entity, form):
     stream = terminal.markdown()
     stream.feed(form.replace("{}", entity))
     stream.finish()
-    text = re.sub(r"\x1b\[[0-9;]*[mJ]", "", terminal.written)
+    text = re.sub(r"\x1b\[[0-9;]*[mJA]", "", terminal.written)
     assert sanitize(text.replace("\r", "")) == text.replace("\r", "")
