@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mmchat.errors import quoted
+from mmchat.spelling import closest
 
 
 def no_such_command(name: str, commands: Iterable[str]) -> str:
@@ -15,7 +15,7 @@ def no_such_command(name: str, commands: Iterable[str]) -> str:
     from mmchat.params import find_params, nearest_names
 
     message = f"No such command {quoted(name)}"
-    if near := get_close_matches(name, commands, n=1):
+    if near := closest(name, commands, cutoff=0.6):
         return f"{message}; did you mean 'mmchat {near[0]}'?"
     is_model = find_params(name) is not None or Path(name).is_dir()
     models = [name] if is_model else nearest_names(name)
@@ -28,7 +28,7 @@ def no_such_option(name: str, context: Any) -> str:
     """The message of a usage error, with the nearest option, or the other command that has it."""
     message = f"No such option: {name}"
     own = [option for option in _options(context.command) if option.startswith("--")]
-    near = get_close_matches(name, own, n=1, cutoff=0.75)
+    near = closest(name, own, cutoff=0.75)
     near = near or [option for option in own if len(name) > 3 and option.startswith(name)]
     if near:
         return f"{message}; did you mean {near[0]}?"

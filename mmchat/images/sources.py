@@ -6,7 +6,6 @@ Decides by the form of what was given, reads at most `limits.IMAGE_BYTES`, decod
 from __future__ import annotations
 
 import base64
-import difflib
 import errno
 import itertools
 import os
@@ -20,6 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from mmchat import limits
 from mmchat.errors import ImageError, quoted
 from mmchat.images.formats import picture_format
+from mmchat.spelling import closest
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -140,9 +140,8 @@ def _suggestion(path: Path) -> str:
         return f": there is no folder {quoted(path.parent)}"
     except (OSError, ValueError):
         return ""
-    folded = {name.casefold(): name for name in names}
-    close = difflib.get_close_matches(path.name.casefold(), folded, n=1, cutoff=0.6)
-    return f"; is it {quoted(path.parent / folded[close[0]])}?" if close else ""
+    close = closest(path.name, names, cutoff=0.6)
+    return f"; is it {quoted(path.parent / close[0])}?" if close else ""
 
 
 def _read_stream(stream: BinaryIO, name: str) -> bytes:

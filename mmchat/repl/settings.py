@@ -6,12 +6,12 @@ import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from mmchat.errors import UsageError, quoted
 from mmchat.repl import facts
 from mmchat.repl.saving import SETTINGS
+from mmchat.spelling import closest
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -43,7 +43,7 @@ def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
     text = text.strip()
     settings = [field.name for field in fields(sampling) if field.name != "logprobs"]
     if name not in settings:
-        close = get_close_matches(name, settings, n=1, cutoff=0.4)
+        close = closest(name, settings, cutoff=0.4)
         advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(settings)}"
         raise UsageError(f"there is no setting {quoted(name)}; {advice}")
     if not text:
