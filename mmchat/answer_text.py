@@ -15,8 +15,7 @@ class AnswerText:
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self._decoder = StreamDecoder(tokenizer)
-        self._stop = stop
-        self._held = ""
+        self._stops = [StopString(text) for text in stop]
         self.stopped = False
 
     def push(self, token_id: int) -> str:
@@ -26,28 +25,50 @@ class AnswerText:
     def flush(self) -> str:
         """What was held back, once no more tokens follow."""
         text = self._release(self._decoder.flush())
-        held, self._held = self._held, ""
-        return text + held
+        return text if self.stopped else text + self._held()
+
+    def _held(self) -> str:
+        """The end of what came that may be the start of a stop string."""
+        longest = max(self._stops, key=lambda stop: stop.matched, default=None)
+        return longest.text[: longest.matched] if longest else ""
 
     def _release(self, text: str) -> str:
-        if self.stopped:
-            return ""
-        self._held += text
-        found = [at for at in (self._held.find(s) for s in self._stop) if at >= 0]
-        if found:
-            self.stopped = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        longest = max(self._stops, key=lambda stop: stop.matched)
+        held = longest.matched
+        ends = [(stop.feed(text), len(stop.text)) for stop in self._stops]
+        starts = [held + end - length for end, length in ends if end is not None]
+        self.stopped = bool(starts)
+        certain = min(starts, default=held + len(text) - max(s.matched for s in self._stops))
+        return longest.text[: min(certain, held)] + text[: max(certain - held, 0)]
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+class StopString:
+    """Looks for a text in a stream, each character once (Knuth, Morris and Pratt, 1977).
+
+    matched: how much of it the stream ends with.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0
+        self._shorter = [0]  # by length of a start: the longest start that it ends with
+        for char in text[1:]:
+            self._shorter.append(self._after(self._shorter[-1], char))
+
+    def feed(self, text: str) -> int | None:
+        """The length of what of `text` completes it; None if nothing does."""
+        for end, char in enumerate(text, start=1):
+            self.matched = self._after(self.matched, char)
+            if self.matched == len(self.text):
+                return end
+        return None
+
+    def _after(self, matched: int, char: str) -> int:
+        while matched and self.text[matched] != char:
+            matched = self._shorter[matched - 1]
+        return matched + (self.text[matched] == char)
 
 
 @dataclass

@@ -22,6 +22,10 @@ MmchatError                    exit 1
 A message says which value, why not, and what to do next, in one line. Any other exception is a bug.
 """
 
+import re
+
+_LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
+
 
 class MmchatError(Exception):
     """Base of all errors that a user can cause; `str(error)` is one line without a traceback."""
@@ -122,7 +126,12 @@ def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted:
 
 def quoted(name: object, width: int = 100) -> str:
     """A name from outside, for a message: in quotes, escaped, the middle of a long one cut."""
-    text = str(name)
+    text = without_password(str(name))
     if len(text) > width:
         text = f"{text[: width // 2]}…{text[len(text) - width // 2 :]}"
     return repr(text)
+
+
+def without_password(text: str) -> str:
+    """`text` with what addresses in it say before the host, name and password, as `…`."""
+    return _LOGIN.sub("…@", text)

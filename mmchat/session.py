@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import NoneType
@@ -141,12 +142,15 @@ class ChatSession:
         """
         check_type("message", message, Message, "a Message")
         chat = self.conversation
-        for count in range(len(chat.turns) + 1):
+
+        def fits(count: int) -> bool:
             messages = [*chat.without_first(count).messages, message]
             used = len(self.loaded.processor.chat_prompt(messages).input_ids)
-            if used + room <= self.loaded.max_seq_len:
-                return count
-        return None
+            return used + room <= self.loaded.max_seq_len
+
+        counts = range(len(chat.turns) + 1)
+        count = bisect_left(counts, True, key=fits)
+        return count if count in counts else None
 
     def _last_turn(self) -> Turn:
         if not self.conversation.turns:

@@ -16,6 +16,7 @@ ESCAPE_MARK = "\N{SYMBOL FOR ESCAPE}"
 
 # Bidirectional embeddings, overrides and isolates: they reorder what the reader sees.
 _BIDI = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+_LINE_BREAKS = {ord(char): repr(char)[1:-1] for char in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
 _STRING_STARTS_7BIT = frozenset("]PX^_")  # after ESC: OSC, DCS, SOS, PM, APC
 _STRING_STARTS_C1 = frozenset("\x90\x98\x9d\x9e\x9f")
 _UNIT = re.compile(r"'[^']*'\S*|\S+")  # a word; a quoted name or command counts as one
@@ -102,6 +103,11 @@ class Sanitizer:
 def sanitize(text: str) -> str:
     """`text` as a terminal may show it; for whole strings such as error messages."""
     return Sanitizer().feed(text)
+
+
+def one_line(text: str) -> str:
+    """`text` with its line breaks written as escapes, so that a name cannot forge a line."""
+    return text.translate(_LINE_BREAKS)
 
 
 def filled(text: str, columns: int, indent: str = "") -> str:

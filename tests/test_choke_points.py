@@ -55,6 +55,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
         "images/sources.py",
+        "repl/chats.py",  # opens folders, to lock them
         "safe_files.py",
         "kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from

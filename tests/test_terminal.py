@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mmchat.terminal import ESCAPE_MARK, Sanitizer, cells, filled, sanitize
+from mmchat.terminal import ESCAPE_MARK, Sanitizer, cells, filled, one_line, sanitize
 
 PIECES = [
     "\x1b", "[", "]", "P", "\\", "\x07", "\x9b", "\x9d", "\x90", "\x9c", "\x18", "52;c;aGk=", "31m",
@@ -101,3 +101,9 @@ def test_wide_glyphs_count_twice_when_lines_are_filled():
 def test_short_lines_and_indents_are_left_alone():
     assert filled("  a  b\n\nc", 80) == "  a  b\n\nc"
     assert filled("  one two", 6, indent="  ") == "  one\n  two"
+
+
+def test_no_line_break_is_left_in_one_line():
+    for code in range(0x3000):
+        assert len(one_line(f"a{chr(code)}b").splitlines()) == 1
+    assert one_line("a\nb") == "a\\nb"

@@ -12,7 +12,6 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from mmchat import limits
 from mmchat.errors import MmchatError, ParamsError
+from mmchat.spelling import closest
 
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 18  # every such integer fits into 64 bits and into a float's range
@@ -61,9 +61,8 @@ def escaped(text: str) -> str:
 
 def nearest(name: str, valid: Sequence[str]) -> str:
     """' (nearest: …)' with the valid name closest to `name`, or nothing if none is close."""
-    lowered = {v.lower(): v for v in valid}
-    found = get_close_matches(name[:64].lower(), lowered, n=1, cutoff=0.55)
-    return f" (nearest: {quoted(lowered[found[0]])})" if found else ""
+    found = closest(name, valid, cutoff=0.55)
+    return f" (nearest: {quoted(found[0])})" if found else ""
 
 
 def read_bounded(path: Path, limit: int, where: Where) -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import ITEM_BYTES, TensorEntry, shown
 from mmchat.errors import CheckpointError
+from mmchat.spelling import closest
 
 _LISTED = 10
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -79,7 +79,7 @@ def _place(entry: TensorEntry) -> str:
 
 
 def _with_hint(name: str, unexpected: list[str]) -> str:
-    close = get_close_matches(name, unexpected[:2000], n=1, cutoff=0.8)
+    close = closest(name, unexpected, cutoff=0.8)
     return f"{shown(name)} (is it {shown(close[0])}?)" if close else shown(name)
 
 

@@ -17,7 +17,8 @@ import typer
 
 from mmchat.cli import console
 from mmchat.cli.bench import bench
-from mmchat.cli.chat import chat
+from mmchat.cli.chat import ChatCommand, chat
+from mmchat.cli.chats import chats
 from mmchat.cli.convert import convert
 from mmchat.cli.doctor import doctor
 from mmchat.cli.download import download
@@ -151,7 +152,8 @@ app = App(
     pretty_exceptions_enable=False,
 )
 app.command()(generate)
-app.command()(chat)
+app.command(cls=ChatCommand)(chat)
+app.command()(chats)
 app.command(name="list")(list_models)
 app.command()(download)
 app.command()(where)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, options
+from mmchat.cli.chats import chats_folder, choose_chat
+from mmchat.cli.help_page import Command
 from mmchat.cli.model_choice import ModelChoice, begin_loading, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
@@ -48,7 +50,12 @@ Continue = Annotated[
 ]
 Resume = Annotated[
     str | None,
-    typer.Option("--resume", metavar="NAME", help="Go on with a saved chat.", rich_help_panel=CHAT),
+    typer.Option(
+        "--resume",
+        metavar="[NAME]",
+        help="Go on with a saved chat; without a name, choose one.",
+        rich_help_panel=CHAT,
+    ),
 ]
 NoHistory = Annotated[
     bool,
@@ -63,6 +70,17 @@ Thumbnails = Annotated[
     ThumbnailMode,
     typer.Option(help="How attached pictures are shown.", rich_help_panel=CHAT),
 ]
+
+
+class ChatCommand(Command):
+    """Takes `--resume` without a name, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        pairs = zip(args, [*args[1:], "-"], strict=False)
+        bare = "--resume"
+        return super().parse_args(
+            ctx, [f"{a}=" if a == bare and after.startswith("-") else a for a, after in pairs]
+        )
 
 
 @with_option_groups
@@ -85,7 +103,7 @@ def chat(
 
     Drop a picture into the window, or type its path, and ask. Chats are kept; see --continue.
     """
-    if continue_last and resume:
+    if continue_last and resume is not None:
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in (images or []):
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
@@ -107,27 +125,22 @@ def chat(
         said = answers()
     params = sampling.for_model(source.params)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
-    keeps = keeps and (terminal or saved is not None)
+    keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
     opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)
     code = _run(session, params, opening)
     if code:
         raise typer.Exit(code)
 
 
-def _state_folder() -> Path:
-    """Where chats and typed lines are kept."""
-    import platformdirs
-
-    return platformdirs.user_state_path("mmchat", appauthor=False)
-
-
 def _saved_chat(continue_last: bool, resume: str | None) -> Path | None:
-    from mmchat.repl import saving
+    from mmchat.repl import chats
 
-    chats = _state_folder() / "chats"
+    folder = chats_folder()
     if continue_last:
-        return saving.latest_chat(chats)
-    return saving.find_chat(resume, chats) if resume else None
+        return chats.latest_chat(folder)
+    if resume is None:
+        return None
+    return chats.find_chat(resume, folder) if resume else choose_chat(folder)
 
 
 def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
@@ -166,7 +179,7 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
     from mmchat.repl.loop import run_plain
     from mmchat.repl.screen import PlainScreen
 
-    chats = _state_folder() / "chats"
+    chats = chats_folder()
     if opening.answers is not None:
         return _run_terminal(session, sampling, chats, opening, opening.answers)
     screen = PlainScreen(
@@ -176,9 +189,14 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
         quiet=opening.quiet,
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
-    _begin(chat, opening)
-    with picture_named():
-        return run_plain(chat, lines(sys.stdin.buffer, "stdin"))
+    try:
+        _begin(chat, opening)
+        is_typed = console.is_terminal(sys.stdin)
+        prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
+        with picture_named():
+            return run_plain(chat, lines(sys.stdin.buffer, "stdin"), prompt)
+    finally:
+        chat.keeper.start_new()
 
 
 def _run_terminal(
@@ -213,7 +231,7 @@ def _begin(chat: Chat, opening: Opening) -> None:
 
     saved = opening.saved
     if saved is not None:
-        chat.resume(saving.read(saved), saved if saved.is_dir() else None, opening.given)
+        chat.resume(saving.read(saved), saved, opening.given)
     if opening.images:
         chat.attach(opening.images)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmchat.errors import DiskError
-from mmchat.terminal import Sanitizer, filled, sanitize
+from mmchat.terminal import Sanitizer, filled, one_line, sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,6 +82,11 @@ def draws(stream: TextIO | None) -> bool:
     return is_terminal(stream) and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def columns(stream: TextIO | None) -> int:
+    """Columns of the terminal that shows `stream`; as good as endless for a pipe or a file."""
+    return terminal_size()[0] if is_terminal(stream) else UNBROKEN
+
+
 def terminal_size() -> tuple[int, int]:
     """Columns and rows of the terminal."""
     size = shutil.get_terminal_size()
@@ -118,11 +123,17 @@ def error(text: str) -> None:
 
 def confirm(question: str) -> bool:
     """Ask on stderr and read the answer from stdin; only "y" or "yes" means yes."""
-    write_safely(f"{question} [y/N] ", sys.stderr)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return ask(f"{question} [y/N] ").lower() in ("y", "yes")
+
+
+def ask(question: str) -> str:
+    """Ask on stderr and read a line from stdin."""
+    write_safely(one_line(question), sys.stderr)
+    return sys.stdin.readline().strip()
 
 
 def _stderr_line(text: str, style: str) -> None:
+    text = one_line(text)
     if is_terminal(sys.stderr):
         text = filled(sanitize(text), terminal_size()[0])
     colored = _color == "always" or (
@@ -173,7 +184,8 @@ def write_safely(text: str, stream: TextIO | None = None) -> None:
 def fact_text(facts: list[tuple[str, str]]) -> str:
     """One `label  value` line for each fact, values in one column."""
     width = max(len(label) for label, _ in facts) + 2
-    return "".join(f"{label:<{width}}{value}".rstrip() + "\n" for label, value in facts)
+    lines = (f"{label:<{width}}{value}".rstrip() for label, value in facts)
+    return "".join(f"{one_line(line)}\n" for line in lines)
 
 
 def print_facts(facts: list[tuple[str, str]]) -> None:
@@ -218,7 +230,7 @@ class Stages:
             return
         from rich.text import Text
 
-        text = Text(sanitize(stage))
+        text = Text(sanitize(one_line(stage)))
         if self._status is not None:
             self._status.update(text)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,16 @@ from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_images
 from mmchat.cli.sampling_options import SamplingOptions
-from mmchat.errors import UsageError
+from mmchat.errors import UsageError, quoted
 
 if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.events import Event
     from mmchat.messages import Image
     from mmchat.session import ChatSession
+
+SEARCHED_CHARACTERS = 4_096  # of the prompt, for names of pictures
+MOST_SAID = 3
 
 
 @with_option_groups
@@ -73,6 +77,7 @@ def generate(
     source = choice.find(checkpoint_required=False) if dry_run else find_or_offer(choice)
     if not quiet:
         say_choice(choice, source)
+        _say_not_sent(given)
     if not dry_run:
         begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(choice, source), quiet)
@@ -148,6 +153,19 @@ def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: b
             for notice in image.notices:
                 console.note(f"{image.source}: {notice}")
     return images
+
+
+def _say_not_sent(given: PromptInput) -> None:
+    """Name what reads like a picture in the prompt and is not given as one."""
+    from mmchat.repl.paths import looks_like_picture, read_line, short_name
+
+    found = read_line(given.text[:SEARCHED_CHARACTERS])
+    named = [*found.sources, *filter(looks_like_picture, (*found.missing, *found.mentioned))]
+    sent = {short_name(source) for source in given.sources}
+    for name in [name for name in named if short_name(name) not in sent][:MOST_SAID]:
+        console.note(
+            f"{quoted(name)} in the prompt is not attached; -i {shlex.quote(name)} does that"
+        )
 
 
 def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> None:

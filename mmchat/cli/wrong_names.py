@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from mmchat.errors import UsageError, quoted
+from mmchat.spelling import closest
 
 _PICTURE = r"\.(jpe?g|jfif|pjpeg|png|apng|gif|webp|bmp|dib|tiff?|avif|hei[cf]|hif|mpo)$"
 # What is not a picture's place, and what the person who gave one there wanted.
@@ -57,7 +57,7 @@ def no_such_command(name: str, commands: Iterable[str]) -> str:
         return f"{message}; {_ASK.format(shlex.quote(name))}"
     if name in _ELSEWHERE:
         return f"{message}; did you mean 'mmchat {_ELSEWHERE[name]}'?"
-    if near := get_close_matches(name, commands, n=1, cutoff=0.7):
+    if near := closest(name, commands, cutoff=0.7):
         return f"{message}; did you mean 'mmchat {near[0]}'?"
     is_model = find_params(name) is not None or Path(name).is_dir()
     models = [name] if is_model else nearest_names(name)
@@ -73,7 +73,7 @@ def no_such_option(name: str, context: Any) -> str:
         if name in (f"--{argument.lower()}", f"-{argument[0].lower()}"):
             return f"{message}; {argument} stands alone: {context.command_path} {argument}"
     own = [option for option in _options(context.command) if option.startswith("--")]
-    near = get_close_matches(name, own, n=1, cutoff=0.75)
+    near = closest(name, own, cutoff=0.75)
     near = near or [option for option in own if len(name) > 3 and option.startswith(name)]
     if near:
         return f"{message}; did you mean {near[0]}?"

@@ -6,7 +6,6 @@ Decides by the form of what was given, reads at most `limits.IMAGE_BYTES`, decod
 from __future__ import annotations
 
 import base64
-import difflib
 import errno
 import io
 import itertools
@@ -20,6 +19,8 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mmchat import limits
 from mmchat.errors import ImageError, UsageError, quoted
+from mmchat.images.formats import picture_format
+from mmchat.spelling import closest
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -127,6 +128,17 @@ def _read_file(path: Path) -> bytes:
     raise ImageError(f"{shown} is a device, not a file; give a picture file")
 
 
+def holds_picture(path: Path) -> bool:
+    """Whether a file begins like a picture, whatever its name."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError):
+        return False
+    with os.fdopen(descriptor, "rb") as file:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return is_file and picture_format(file.read(512)) is not None
+
+
 def _suggestion(path: Path) -> str:
     """`; is it 'x.png'?` with the name in the same folder that is most like the missing one."""
     try:
@@ -136,9 +148,8 @@ def _suggestion(path: Path) -> str:
         return f": there is no folder {quoted(path.parent)}"
     except (OSError, ValueError):
         return ""
-    folded = {name.casefold(): name for name in names}
-    close = difflib.get_close_matches(path.name.casefold(), folded, n=1, cutoff=0.6)
-    return f"; is it {quoted(path.parent / folded[close[0]])}?" if close else ""
+    close = closest(path.name, names, cutoff=0.6)
+    return f"; is it {quoted(path.parent / close[0])}?" if close else ""
 
 
 def _read_stream(stream: BinaryIO, name: str) -> bytes:

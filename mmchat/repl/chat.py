@@ -98,19 +98,29 @@ class Chat:
     def _message(self, text: str) -> None:
         if reason := paths.folder_named(text):
             raise UsageError(f"{reason}; nothing was sent")
-        found = paths.read_line(text)
+        self.take(paths.read_line(text))
+
+    def take(self, found: paths.Found) -> None:
+        """Attach what a text names and ask its question: both, or neither."""
+        as_is = "nothing was sent (\\say TEXT sends as is)"
         if found.missing:
-            names = ", ".join(repr(name) for name in found.missing)
-            raise UsageError(f"no such picture: {names}; nothing was sent (\\say TEXT sends as is)")
+            raise UsageError(f"no such picture: {facts.some(found.missing)}; {as_is}")
+        before = list(self.attached)
         if found.sources:
             try:
                 self.attach(found.sources)
             except ImageError as error:
-                raise ImageError(f"{error}; nothing was sent (\\say TEXT sends as is)") from None
-        for name in found.mentioned:
-            self.screen.note(f"{name!r} is not attached; \\image {name} does that")
-        if found.text:
+                raise ImageError(f"{error}; {as_is}") from None
+        if found.mentioned:
+            names = facts.some(found.mentioned)
+            self.screen.note(f"without a picture: {names}; \\image PATH|URL attaches one")
+        if not found.text:
+            return
+        try:
             self.ask(found.text)
+        except BaseException:
+            self.attached = before
+            raise
 
     def attach(self, sources: Sequence[str]) -> None:
         """Load pictures for the next question: all of them or none. Raises ImageError, …"""
@@ -130,14 +140,15 @@ class Chat:
             return load_clipboard(alpha=alpha)
         from mmchat.images import load_image
 
-        image = load_image(source, alpha=alpha)
+        name = paths.short_name(source)
+        image = self.screen.wait(f"reading {name}", lambda: load_image(source, alpha=alpha))
         if source.startswith(("http:", "https:")) and source not in self.addresses:
             self.addresses.append(source)
         return image
 
-    def show_picture(self, image: Image) -> None:
+    def show_picture(self, image: Image, done: str = "attached") -> None:
         self.screen.picture(image.pixels)
-        self.screen.note(f"attached {facts.picture_line(image, self.params)}")
+        self.screen.note(f"{done} {facts.picture_line(image, self.params)}")
 
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""
@@ -188,6 +199,7 @@ class Chat:
             if not count:
                 raise
             turns = f"the {count} oldest turns" if count > 1 else "the oldest turn"
+            turns += facts.with_pictures(self.session.conversation.turns[:count])
             self.screen.error(str(error))
             if not self.screen.confirm(f"Drop {turns} and ask again?"):
                 raise ContextLengthExceeded(
@@ -240,17 +252,17 @@ class Chat:
     def resume(
         self,
         saved: saving.SavedChat,
-        folder: Path | None = None,
+        path: Path,
         given: Collection[str] = (),
     ) -> None:
-        """Go on with a saved chat and its settings; with `folder`, what follows is saved there.
+        """Go on with the chat that was saved at `path`, and its settings.
 
-        given: settings that stay as they are.
+        What follows is saved there if that is in the folder of chats, else as a new chat. given:
+        settings that stay as they are.
         """
-        if self.keeper.folder is not None:
-            self.keeper.start_new()
-            if folder is not None:
-                self.keeper.folder = saving.ChatFolder(folder)
+        self.keeper.start_new()
+        if path.parent == self.keeper.chats:
+            self.keeper.go_on(path)
         taken = {name: value for name, value in saved.settings.items() if name not in given}
         self.sampling = replace(self.sampling, **taken)
         self.change(saved.conversation)
@@ -263,6 +275,9 @@ class Chat:
             self.screen.note(f"the answers so far are by {saved.model}")
         if turns and saved.conversation.turns[-1].reason == "interrupted":
             self.screen.note("the last answer is not complete; \\retry answers again")
+        if turns:
+            last = saved.conversation.turns[-1]
+            self.screen.turn(facts.question_line(last.question), last.answer)
 
     def change(self, chat: Conversation) -> None:
         """Another state of the conversation, saved at once."""

@@ -3,6 +3,7 @@ r"""The commands of the chat, each a registered function; the docstring's first 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from mmchat import atomic_file
 from mmchat.conversation import Conversation
 from mmchat.errors import UsageError, quoted
-from mmchat.repl import export, facts, paths, saving, settings
+from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 
@@ -37,15 +38,8 @@ def _image(chat: Chat, argument: str) -> None:
         if not argument:
             raise UsageError("\\image needs a file, an address or the word clipboard")
         folder = paths.folder_named(argument if "/" in argument else f"./{argument}")
-        raise UsageError(folder or f"no such picture: {', '.join(map(quoted, found.missing))}")
-    before = list(chat.attached)
-    chat.attach(found.sources)
-    if found.text:
-        try:
-            chat.ask(found.text)
-        except BaseException:
-            chat.attached = before
-            raise
+        raise UsageError(folder or f"no such picture: {facts.some(found.missing)}")
+    chat.take(found)
 
 
 @command("images")
@@ -72,7 +66,7 @@ def _drop(chat: Chat, argument: str) -> None:
         raise UsageError("there are no pictures to drop")
     number = _number(argument, "the picture", default=len(pictures))
     chat.exchange(number, None)
-    chat.screen.note(f"picture {number}, {facts.short_name(pictures[number - 1].source)}, is out")
+    chat.screen.note(f"picture {number}, {paths.short_name(pictures[number - 1].source)}, is out")
 
 
 @command("replace", "N PATH|URL", complete="paths")
@@ -84,7 +78,7 @@ def _replace(chat: Chat, argument: str) -> None:
         raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
     image = chat.load(found.sources[0])
     chat.exchange(_number(number, "the picture"), image)
-    chat.show_picture(image)
+    chat.show_picture(image, f"picture {number} is now")
 
 
 @command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
@@ -144,7 +138,7 @@ def _show(chat: Chat, argument: str) -> None:
     rows = [
         ("model", f"{chat.params.name} on {loaded.device}, {dtype}"),
         ("system", chat.session.conversation.system or "none"),
-        ("saved in", str(folder.path) if folder else "nowhere"),
+        ("saved in", str(folder.path) if folder else "nowhere so far"),
     ]
     chat.screen.say(facts.table(rows) + "\n" + facts.settings(chat.sampling))
 
@@ -190,30 +184,35 @@ def _say(chat: Chat, argument: str) -> None:
 def _forget(chat: Chat, argument: str) -> None:
     """Drop the N oldest turns to make room."""
     count = _number(argument, "the count of turns", default=1)
-    turns = len(chat.session.conversation.turns)
-    if not 1 <= count <= turns:
-        raise UsageError(f"there are {turns} turns, so {count} cannot be dropped")
+    turns = chat.session.conversation.turns
+    if not 1 <= count <= len(turns):
+        raise UsageError(f"there are {len(turns)} turns, so {count} cannot be dropped")
     chat.change(chat.session.conversation.without_first(count))
-    chat.screen.note(f"dropped {count} of {turns} turns; context {_context(chat)}")
+    dropped = f"dropped {count} of {len(turns)} turns{facts.with_pictures(turns[:count])}"
+    chat.screen.note(f"{dropped}; context {_context(chat)}")
 
 
-@command("save", "[NAME|FILE.json]", complete="paths")
+@command("save", "[NAME|PATH.json]", complete="paths")
 def _save(chat: Chat, argument: str) -> None:
-    """Save the chat with its pictures."""
+    """Name the chat, or write a copy to a path."""
     if not chat.session.conversation.turns:
         raise UsageError("there is nothing to save yet")
-    path = _file(argument) if argument else Path(saving.new_name())
-    saving.write(path, chat.as_saved(chat.session.conversation))
-    chat.screen.note(f"saved to {str(path)!r}; \\load {path} brings it back")
+    held = chat.keeper.folder
+    name = paths.plain(argument) or (held.path.name if held else chats.new_name())
+    if chats.is_name(name):
+        chat.keeper.save_as(name, chat.session.conversation)
+    else:
+        saving.write(_file(argument), chat.as_saved(chat.session.conversation))
+    chat.screen.note(f"saved as {quoted(name, 300)}; \\load {shlex.quote(name)} brings it back")
 
 
-@command("load", "NAME|FILE.json", complete="paths", aliases=("open",))
+@command("load", "NAME|PATH.json", complete="paths", aliases=("open",))
 def _load(chat: Chat, argument: str) -> None:
     """Go on with a chat that was saved."""
     if not argument:
         raise UsageError("\\load needs the name of a saved chat")
-    found = saving.read(saving.find_chat(paths.plain(argument), chat.keeper.chats))
-    chat.resume(found)
+    path = chats.find_chat(paths.plain(argument), chat.keeper.chats)
+    chat.resume(saving.read(path), path)
 
 
 @command("export", "md|json|html [FILE]", complete=lambda chat, argument: export.KINDS)
@@ -222,7 +221,7 @@ def _export(chat: Chat, argument: str) -> None:
     kind, _, name = argument.partition(" ")
     if kind not in export.KINDS:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
-    file = _file(name.strip()) if name.strip() else Path(f"{saving.new_name()}.{kind}")
+    file = _file(name.strip()) if name.strip() else Path(f"{chats.new_name()}.{kind}")
     text = export.document(kind, chat.session.conversation, chat.params.name)
     atomic_file.write_text(file, text)
     chat.screen.note(f"wrote {str(file)!r}")

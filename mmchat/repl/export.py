@@ -10,7 +10,7 @@ from typing import Any
 from mmchat.conversation import Conversation
 from mmchat.messages import Image
 from mmchat.repl import saving
-from mmchat.repl.facts import short_name
+from mmchat.repl.paths import short_name
 
 KINDS = ("md", "json", "html")
 PICTURE_SIDE = 640  # pixels; pictures in documents are for reading

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from mmchat.errors import quoted
+from mmchat.repl.paths import short_name
 
 if TYPE_CHECKING:
+    from mmchat.conversation import Turn
     from mmchat.events import Finished
     from mmchat.messages import Image, Message
     from mmchat.models.mllama.tiling import TileLayout
@@ -37,12 +38,6 @@ def grid(shape: tuple[int, int]) -> str:
     """`2 x 1 tiles`, rows first."""
     count = shape[0] * shape[1]
     return f"{shape[0]} x {shape[1]} tile{'s' * (count > 1)}"
-
-
-def short_name(source: str) -> str:
-    """The last part of a path or address."""
-    path = urlsplit(source).path if "://" in source else source
-    return PurePath(path).name or source[:40]
 
 
 def picture_line(image: Image, params: ModelParams) -> str:
@@ -76,9 +71,23 @@ def same_again(sampling: SamplingParams) -> str:
 
 def taken_back(question: Message) -> str:
     """`took back 'What is it?' with its picture dog.png`."""
-    names = [short_name(image.source) for image in question.images]
-    pictures = f" with its picture{'s' * (len(names) > 1)} {', '.join(names)}" if names else ""
-    return f"took back {quoted(question.text, 60)}{pictures}"
+    return f"took back {quoted(question.text, 60)}{_with_pictures(question.images, 'its')}"
+
+
+def with_pictures(turns: Sequence[Turn]) -> str:
+    """` with the pictures dog.png, cat.png`, or nothing."""
+    return _with_pictures([image for turn in turns for image in turn.question.images], "the")
+
+
+def _with_pictures(images: Sequence[Image], whose: str) -> str:
+    names = ", ".join(short_name(image.source) for image in images)
+    return f" with {whose} picture{'s' * (len(images) > 1)} {names}" if names else ""
+
+
+def question_line(question: Message) -> str:
+    """`[dog.png] What is it?`, as it is shown again later."""
+    names = "".join(f"[{short_name(image.source)}] " for image in question.images)
+    return names + question.text
 
 
 def stats(finished: Finished) -> str:
@@ -113,6 +122,12 @@ def shown(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(map(repr, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of many, quoted."""
+    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+    return ", ".join(map(quoted, names[:3])) + more
 
 
 def table(rows: list[tuple[str, str]]) -> str:

@@ -29,11 +29,18 @@ LEAVE_SECONDS = 3.0  # two Ctrl-C within this time leave
 INTERRUPTED_EXIT_CODE = 130
 
 
-def run_plain(chat: Chat, lines: Iterable[str]) -> int:
-    """One message or command each. The exit code of the first line that failed, else 0."""
+def run_plain(chat: Chat, lines: Iterable[str], prompt: Callable[[str], None] | None = None) -> int:
+    """One message or command each. The exit code of the first line that failed, else 0.
+
+    prompt: shows a text to the person who types the lines, if there is one.
+    """
+    prompt = prompt or (lambda _: None)
     try:
+        prompt(PROMPT)
         for line in lines:
             chat.line(line)
+            prompt(PROMPT)
+        prompt("\n")
     except Leave:
         pass
     return chat.first_error
@@ -148,6 +155,17 @@ class Prompt:
         @keys.add("enter")
         def _send(event: KeyPressEvent) -> None:
             event.current_buffer.validate_and_handle()
+
+        @keys.add("tab")
+        def _complete(event: KeyPressEvent) -> None:
+            buffer = event.current_buffer
+            if buffer.complete_state is None:
+                buffer.start_completion(insert_common_part=True)
+            elif len(buffer.complete_state.completions) == 1:  # taken; a folder shows what is in it
+                buffer.apply_completion(buffer.complete_state.completions[0])
+                buffer.start_completion()
+            else:
+                buffer.complete_next()
 
         @keys.add("escape", "enter")
         @keys.add("c-j")

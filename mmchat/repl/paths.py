@@ -1,7 +1,8 @@
-"""Pictures as people name them: dropped, pasted or typed paths and addresses in a line of text.
+"""Pictures as people name them: dropped, pasted or typed paths and addresses in a text.
 
 Terminals insert dropped files bare, quoted, with escaped spaces or as file: addresses, often with a
-space behind, several at once. macOS puts U+202F into the names of screenshots.
+space behind, several at once. macOS puts U+202F into the names of screenshots. Each step is linear
+in the length of the text, and the disk is asked a bounded number of times.
 """
 
 from __future__ import annotations
@@ -10,30 +11,47 @@ import itertools
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import Literal
+from urllib.parse import unquote
 
 from mmchat.errors import quoted
+from mmchat.terminal import one_line
 
 # The last ones are not read, but the reason is then given.
-EXTENSIONS = frozenset(
-    "jpg jpeg jpe png webp gif bmp tif tiff avif heic heif svg jxl jp2 ico psd".split()  # noqa: SIM905
+_ENDINGS = (
+    "jpg jpeg jpe jfif jif pjpeg pjp mpo png apng webp gif bmp dib tif tiff avif avifs heic heif"
+    " heics hif svg jxl jp2 j2k ico psd dng cr2 cr3 nef arw"
 )
+EXTENSIONS = frozenset(_ENDINGS.split())
 CLIPBOARD = "clipboard"
 _ADDRESS = re.compile(r"(https?|file)://", re.IGNORECASE)
 _DATA = re.compile(r"data:image/", re.IGNORECASE)
-_WORD = re.compile(r"""(?:[^ \t\r\n"'\\]|\\.|"(?:\\.|[^"])*"|'[^']*'|["'\\])+""")
+_DRIVE = re.compile(r"[A-Za-z]:\\")  # of Windows
+# Not \s: names of files hold no-break spaces.
+_SPACE = re.compile(r"[ \t\r\n]*+")
+_BARE = re.compile(r"(?:[^ \t\r\n\\]++|\\.|\\$)++", re.DOTALL)
+_PIECE = re.compile(
+    r"""[^ \t\r\n"'\\]++|\\.|\\$|"(?:[^"\\]++|\\.)*+"|'[^']*+'""", re.DOTALL
+)  # of a word as a shell reads it
+_QUOTED = re.compile(f"(?:{_PIECE.pattern})++", re.DOTALL)
+_OPENING, _CLOSING = "([{<\"'", "\"'.,;:!?)]}>"
 _ENTRIES_SEARCHED = 2_000
+_LOOKS = 400  # questions to the disk about one text
+_PATH_CHARACTERS = 4_096
+_WORDS_IN_NAME = 12  # of a name with bare spaces
+
+Kind = Literal["source", "missing", "mentioned", "file"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a line says about pictures.
+    """What a text says about pictures.
 
-    sources: paths and addresses to attach. text: the line without them. missing: words that look
-    like pictures but are no files. mentioned: names of files that prose only speaks of.
+    sources: paths and addresses to attach. text: the question; of a path in it the name is left.
+    missing: paths that end like pictures but are no files. mentioned: other words that seem to name
+    pictures and are not attached.
     """
 
     sources: tuple[str, ...] = ()
@@ -42,36 +60,169 @@ class Found:
     mentioned: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Word:
+    """name: without quotes and escapes, and without punctuation around it."""
+
+    start: int
+    end: int
+    name: str
+
+
+@dataclass(frozen=True)
+class _Name:
+    """Words that name a picture, or seem to; kind "file": something else that is there."""
+
+    start: int
+    end: int
+    words: int
+    name: str
+    kind: Kind
+
+
+@dataclass
+class _Disk:
+    """Answers a bounded number of questions about files."""
+
+    looks: int = _LOOKS
+    listings: dict[Path, dict[str, Path]] = field(default_factory=dict)
+
+    def file(self, name: str) -> str | None:
+        """The file that a path or file: address means."""
+        self.looks -= 1
+        if self.looks < 0 or len(name) > _PATH_CHARACTERS:
+            return None
+        path = existing(name, self.listings)
+        return str(path) if path else None
+
+
 def read_line(line: str) -> Found:
     """Find the pictures in a message.
 
-    A line of nothing but picture names attaches them. In prose, a path with a folder in it, or an
-    address, that ends like a picture is attached too; a bare file name is left alone, unless it is
-    a file and comes first. Text of several lines is searched only if it names nothing but files.
+    What names a picture that is there is attached wherever it stands; so is an address that ends
+    like a picture, or comes first. A path that ends like a picture and is none is missing; in a
+    text of several lines it is only mentioned.
     """
-    stripped = line.strip()
-    alone = _only_names(stripped)
-    if alone is not None:
-        return alone
-    if "\n" in stripped:
-        return Found(text=line)
-    return _prose(stripped)
+    text = line.strip()
+    disk = _Disk()
+    if "\n" not in text and _is_file_like(name := plain(text)) and (file := disk.file(name)):
+        return Found((file,))
+    words = _words(text)
+    names = _names(text, words, disk)
+    if sum(name.words for name in names) == len(words):
+        return Found(_of(names, "source", "file"), "", _of(names, "missing", "mentioned"))
+    sources = _of(names, "source")
+    question = _question(text, names) if sources else line
+    if "\n" in text:
+        return Found(sources, question, (), _of(names, "missing", "mentioned"))
+    return Found(sources, question, _of(names, "missing"), _of(names, "mentioned"))
 
 
 def read_argument(argument: str) -> Found:
     r"""Split what follows `\image`: one or more pictures, then a question."""
-    rest = argument.strip()
-    sources: list[str] = []
-    while rest:
-        source, rest_after = _leading_source(rest, first=not sources)
-        if source is None:
+    text = argument.strip()
+    disk = _Disk()
+    words = _words(text)
+    if not words:
+        return Found()
+    names = _names(text, words, disk)
+    if not (names and names[0].start == words[0].start and names[0].kind == "source"):
+        first = words[0]
+        if first.name.lower() == CLIPBOARD:
+            source = CLIPBOARD
+        else:
+            source = disk.file(first.name) or (looks_like_picture(first.name) and first.name)
+        if not source:
+            return Found((), text[first.end :].strip(), (first.name,))
+        names = [name for name in names if name.start > first.start]
+        names.insert(0, _Name(first.start, first.end, 1, source, "source"))
+    missing, mentioned = _of(names, "missing"), _of(names, "mentioned")
+    return Found(_of(names, "source"), _question(text, names), missing, mentioned)
+
+
+def _of(names: list[_Name], *kinds: Kind) -> tuple[str, ...]:
+    return tuple(name.name for name in names if name.kind in kinds)
+
+
+def _question(text: str, names: list[_Name]) -> str:
+    """The text without the pictures before it, if they are all; else with the name of each."""
+    sources = [name for name in names if name.kind == "source"]
+    end = 0
+    for name in sources:
+        if text[end : name.start].strip(" \t\n,;:\"'()[]{}<>"):
             break
-        sources.append(source)
-        rest = rest_after
-    if sources or not rest:
-        return Found(tuple(sources), rest)
-    word, rest_after = _first_word(rest)
-    return Found((), rest_after, (plain(word),))
+        end = name.end
+    if end == sources[-1].end:
+        return text[end:].lstrip(" \t\n,;:\"')]}>")
+    pieces, end = [], 0
+    for name in sources:
+        pieces += [text[end : name.start], short_name(name.name)]
+        end = name.end
+    return "".join([*pieces, text[end:]])
+
+
+def _words(text: str) -> list[_Word]:
+    """The words; where one begins with a quote, as a shell reads it, if that is a path."""
+    words: list[_Word] = []
+    at, quotes_from = 0, 0
+    while (at := at + len(_at(_SPACE, text, at))) < len(text):
+        if at >= quotes_from and text[at] in "\"'" and (shell := _QUOTED.match(text, at)):
+            raw = shell[0].rstrip(",;:!?.)")
+            name = plain(raw)
+            if looks_like_picture(name) or _has_folder(name):
+                words.append(_Word(at, at + len(raw), name))
+                at = shell.end()
+                continue
+            quotes_from = shell.end()
+        raw = _at(_BARE, text, at)
+        core = raw.lstrip(_OPENING)
+        start = at + len(raw) - len(core)
+        core = core.rstrip(_CLOSING)
+        name = core if _DRIVE.match(core) else re.sub(r"\\(.)", r"\1", core, flags=re.DOTALL)
+        words.append(_Word(start, start + len(core), name))
+        at += len(raw)
+    return words
+
+
+def _at(pattern: re.Pattern[str], text: str, at: int) -> str:
+    found = pattern.match(text, at)
+    return found[0] if found else ""
+
+
+def _names(text: str, words: list[_Word], disk: _Disk) -> list[_Name]:
+    """What names pictures, or seems to, in the order of the text."""
+    names: list[_Name] = []
+    taken = covered = 0  # the first word that no name has; words that names have
+
+    def add(first: int, last: int, name: str, kind: Kind) -> None:
+        nonlocal taken, covered
+        names.append(_Name(words[first].start, words[last].end, last - first + 1, name, kind))
+        taken, covered = last + 1, covered + last - first + 1
+
+    for index, word in enumerate(words):
+        if _is_fetched(word.name):
+            is_picture = looks_like_picture(word.name) or covered == index
+            add(index, index, word.name, "source" if is_picture else "mentioned")
+        elif looks_like_picture(word.name):
+            starts = range(max(taken, index - _WORDS_IN_NAME), index + 1)
+            wholes = [(s, text[words[s].start : word.end]) for s in starts[:-1]]
+            wholes.append((index, word.name))
+            there = next(((s, f) for s, w in wholes if (f := disk.file(w))), None)
+            begun = next(((s, w) for s, w in reversed(wholes) if _has_folder(words[s].name)), None)
+            if there:
+                add(there[0], index, there[1], "source")
+            elif begun:
+                add(begun[0], index, begun[1], "missing")
+            else:
+                add(index, index, word.name, "mentioned")
+        elif _has_folder(word.name) and (file := disk.file(word.name)):
+            from mmchat.images.sources import holds_picture
+
+            if holds_picture(Path(file)):
+                add(index, index, file, "source")
+            else:
+                add(index, index, file, "file")
+    return names
 
 
 def folder_named(line: str) -> str:
@@ -99,38 +250,64 @@ def _folder_text(path: Path) -> str:
     return f"{quoted(path)} is a folder; in it: {shown}; \\image {first} attaches the first"
 
 
-def existing(name: str) -> Path | None:
-    """The file that `name` means, or None; spaces and accents may be coded otherwise."""
+def existing(name: str, listings: dict[Path, dict[str, Path]] | None = None) -> Path | None:
+    """The file that a path or file: address means, or None.
+
+    Spaces and accents may be coded otherwise. listings: what was read of folders before.
+    """
+    listings = {} if listings is None else listings
     try:
-        path = Path(name).expanduser()
+        path = _local_path(name).expanduser()
         if path.exists():
             return None if path.is_dir() else path
-        wanted = _folded(path.name)
-        for count, entry in enumerate(path.parent.iterdir()):
-            if count > _ENTRIES_SEARCHED:
-                return None
-            if _folded(entry.name) == wanted:
-                return entry
+        if path.parent not in listings:
+            entries = itertools.islice(path.parent.iterdir(), _ENTRIES_SEARCHED)
+            listings[path.parent] = {_folded(entry.name): entry for entry in entries}
+        return listings[path.parent].get(_folded(path.name))
     except (OSError, ValueError, RuntimeError):
-        pass
-    return None
+        return None
+
+
+def _local_path(name: str) -> Path:
+    if name[:7].lower() == "file://":
+        return Path(unquote(re.sub(r"(?i)^file://(localhost)?", "", name)))
+    if _DRIVE.match(name):  # as the Windows Subsystem for Linux mounts it
+        return Path(f"/mnt/{name[0].lower()}", *name[3:].split("\\"))
+    return Path(name)
 
 
 def plain(word: str) -> str:
-    """A word as the shell would read it: quotes and escapes taken off."""
-    try:
-        parts = shlex.split(word)
-    except ValueError:
-        return word
-    return parts[0] if len(parts) == 1 else word
+    """A word as a shell reads it, without quotes and escapes; as it is if it is not one word."""
+    pieces: list[str] = []
+    end = 0
+    for match in _PIECE.finditer(word):
+        if match.start() != end:
+            return word
+        piece, end = match[0], match.end()
+        if piece[0] == "'":
+            piece = piece[1:-1]
+        elif piece[0] == '"':
+            piece = re.sub(r'\\(["\\$`])', r"\1", piece[1:-1])
+        elif piece[0] == "\\":
+            piece = piece[1:]
+        pieces.append(piece)
+    return "".join(pieces) if end == len(word) else word
 
 
 def looks_like_picture(name: str) -> bool:
     """True if a path or address ends like the name of a picture, whatever its case."""
     if _DATA.match(name):
         return True
-    path = urlsplit(name).path if _ADDRESS.match(name) else name
+    path = re.split(r"[?#]", name, maxsplit=1)[0] if _ADDRESS.match(name) else name
     return path.rpartition(".")[2].lower() in EXTENSIONS and "." in path
+
+
+def short_name(source: str) -> str:
+    """The last part of a path or address, to be shown."""
+    if _DATA.match(source):
+        return "picture"
+    path = re.split(r"[?#]", source, maxsplit=1)[0] if _ADDRESS.match(source) else source
+    return one_line(path.rstrip("/").rpartition("/")[2][:255] or source[:40])
 
 
 def _folded(name: str) -> str:
@@ -138,139 +315,15 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name))
 
 
-def _only_names(text: str) -> Found | None:
-    """The line as nothing but pictures, or None."""
-    if not text:
-        return Found()
-    name = plain(text)
-    if "\n" not in text and _is_file_like(name) and (path := existing(name)):
-        return Found((str(path),))
-    words = [plain(word) for word in _words(text)]
-    named = [word for word in words if looks_like_picture(word) or _is_address(word)]
-    explicit = [w for w in words if _has_folder(w) and (_file_of(w) or looks_like_picture(w))]
-    if len(words) == 1 and _is_address(words[0]):
-        return _check(words, "")
-    if words and all(word in named or word in explicit for word in words):
-        return _check(words, "")
-    if "\n" not in text and _has_folder(text) and looks_like_picture(text) and " " in text:
-        # Spaces that were not escaped, and no such file: one name, not words of prose.
-        starts = [w for w in words if _has_folder(w) or _is_address(w)]
-        if len(starts) == 1 and text.startswith(starts[0]) and len(named) == 1:
-            return Found(text="", missing=(text,))
-    return None
-
-
-def _prose(text: str) -> Found:
-    sources: list[str] = []
-    missing: list[str] = []
-    mentioned: list[str] = []
-    pieces: list[str] = []
-    end = 0
-    words = list(_WORD.finditer(text))
-    for index, match in enumerate(words):
-        raw = match[0]
-        if match.start() < end:
-            continue
-        if index == 0 and (whole := _spaced_path(text)):
-            sources.append(whole[0])
-            end = len(text) - len(whole[1])
-            continue
-        name = plain(raw.rstrip(",;:!?)."))
-        if not looks_like_picture(name):
-            continue
-        explicit = _has_folder(name) or _is_address(name) or _DATA.match(name)
-        file = _file_of(name)
-        if explicit and (file or not _is_local(name)):
-            sources.append(file or name)
-        elif explicit:
-            missing.append(name)
-            continue
-        elif file and index == 0:
-            sources.append(file)
-        else:
-            if file:
-                mentioned.append(name)
-            continue
-        pieces.append(text[end : match.start()])
-        edge = index == 0 or index == len(words) - 1
-        tail = raw[len(raw.rstrip(",;:!?).")) :]
-        pieces.append("" if edge else Path(urlsplit(name).path).name + tail)
-        end = match.end()
-    pieces.append(text[end:])
-    return Found(tuple(sources), "".join(pieces).strip(), tuple(missing), tuple(mentioned))
-
-
-def _check(words: list[str], text: str) -> Found:
-    """Pictures that are there or can be fetched, and those that are not."""
-    sources, missing = [], []
-    for word in words:
-        file = _file_of(word)
-        if file or not _is_local(word):
-            sources.append(file or word)
-        else:
-            missing.append(word)
-    return Found(tuple(sources), text, tuple(missing))
-
-
-def _leading_source(text: str, *, first: bool) -> tuple[str | None, str]:
-    """The picture that `text` begins with, and what follows; (None, text) if there is none."""
-    word, rest = _first_word(text)
-    name = plain(word)
-    if first and name.lower() == CLIPBOARD:
-        return CLIPBOARD, rest
-    if _is_address(name) or _DATA.match(name):
-        return _file_of(name) or name, rest
-    if (first or looks_like_picture(name)) and (file := _file_of(name)):
-        return file, rest
-    if spaced := _spaced_path(text):
-        return spaced
-    if first and looks_like_picture(name):
-        return name, rest
-    return None, text
-
-
-def _spaced_path(text: str) -> tuple[str, str] | None:
-    """A file whose name has bare spaces at the start of `text`: (path, rest), longest first."""
-    ends = [match.start() for match in re.finditer(r"\s|$", text) if match.start()]
-    for end in reversed(ends[:40]):
-        head = text[:end]
-        if " " in head and looks_like_picture(head) and (path := existing(head)):
-            return str(path), text[end:].strip()
-    return None
-
-
-def _first_word(text: str) -> tuple[str, str]:
-    match = _WORD.match(text)
-    end = match.end() if match else 0
-    return text[:end], text[end:].strip()
-
-
-def _words(text: str) -> Iterator[str]:
-    return (match[0] for match in _WORD.finditer(text))
-
-
-def _file_of(name: str) -> str | None:
-    """The existing file that a path or file: address means."""
-    if name.lower().startswith("file://"):
-        name = unquote(re.sub(r"(?i)^file://(localhost)?", "", name))
-    elif _ADDRESS.match(name) or _DATA.match(name):
-        return None
-    path = existing(name)
-    return str(path) if path else None
-
-
-def _is_address(name: str) -> bool:
-    return bool(_ADDRESS.match(name))
-
-
-def _is_local(name: str) -> bool:
-    return not (re.match(r"https?://", name, re.IGNORECASE) or _DATA.match(name))
+def _is_fetched(name: str) -> bool:
+    return bool(_DATA.match(name)) or name[:8].lower().startswith(("http://", "https://"))
 
 
 def _has_folder(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~/")) or (
-        "/" in name and looks_like_picture(name) and not _is_address(name)
-    )
+    """Whether this is written as a path, not as a bare name."""
+    if name.startswith(("/", "./", "../", "~/")) or _DRIVE.match(name):
+        return True
+    return name[:7].lower() == "file://" or ("/" in name and looks_like_picture(name))
 
 
 def _is_file_like(text: str) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from mmchat.errors import UsageError
 from mmchat.repl import paths
+from mmchat.spelling import closest
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -36,6 +36,7 @@ class Command:
     aliases: tuple[str, ...] = ()
 
 
+BARE = frozenset({"exit", "quit", "help"})  # alone on a line, commands without the backslash, too
 COMMANDS: dict[str, Command] = {}
 
 
@@ -68,6 +69,10 @@ def find(line: str) -> tuple[Command, str] | None:
     Raises UsageError for an unknown `\word`, or an argument that the command does not take.
     """
     text = line.lstrip()
+    if text.strip().lower() in BARE:
+        text = "\\" + text.strip()
+    if text.strip() == "\\":
+        raise UsageError("\\ begins a command; \\help lists them")
     match = _COMMAND.match(text)
     if match is None:
         return None
@@ -80,7 +85,7 @@ def find(line: str) -> tuple[Command, str] | None:
         if argument and not known[word].usage:
             raise UsageError(f"\\{known[word].name} takes no argument; nothing was done")
         return known[word], argument
-    close = get_close_matches(word, known, n=1, cutoff=0.7 if text[0] == "/" else 0.5)
+    close = closest(word, known, cutoff=0.7 if text[0] == "/" else 0.5)
     if text[0] == "/" and (not close or paths.existing(text.strip())):
         return None
     advice = f"did you mean \\{close[0]}?" if close else "\\help lists the commands"

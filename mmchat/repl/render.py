@@ -11,20 +11,17 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from mmchat.terminal import Sanitizer
+from mmchat.repl.blocks import TAIL_ROWS, Block, BlockReader
+from mmchat.terminal import Sanitizer, sanitize
 
 if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
-    from markdown_it.token import Token
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
 
-TAIL_ROWS = 6
 FRAME_SECONDS = 0.05
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$")
-_CLOSE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*$")
 _LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"
 
 MakeConsole = Callable[[io.StringIO, int], "Console"]  # (file, columns)
@@ -84,10 +81,10 @@ class MarkdownStream:
         buffer = io.StringIO()
         console = self._make_console(buffer, columns)
         if block.kind == "code":
-            return gap + _code(console, buffer, block.source)
-        from rich.markdown import Markdown
-
-        console.print(Markdown(block.source, hyperlinks=False), end="")
+            return gap + _lines(console, buffer, block.source, "cyan")
+        if block.kind == "plain":
+            return gap + _lines(console, buffer, block.source, "")
+        console.print(_Drawn(block.source), end="")
         lines = [_without_padding(line) for line in buffer.getvalue().split("\n")]
         text = "\n".join(lines).strip("\n")
         return f"{gap}{text}\n" if text else ""
@@ -98,110 +95,26 @@ def _without_padding(line: str) -> str:
     return re.sub(r"[ ]+((?:\x1b\[[0-9;]*m)*)$", r"\1", line)
 
 
-def _code(console: Console, buffer: io.StringIO, source: str) -> str:
-    """A line of code, unwrapped so that copying it gives one line."""
+def _lines(console: Console, buffer: io.StringIO, source: str, style: str) -> str:
+    """Lines as they are, unwrapped so that copying one gives one line."""
     from rich.text import Text
 
-    console.print(Text(source.expandtabs(4), style="cyan"), soft_wrap=True, end="")
+    console.print(Text(source.expandtabs(4), style=style), soft_wrap=True, end="")
     return buffer.getvalue() + "\n"
 
 
-class Block:
-    """Markdown that is complete. joined: no empty line stands before it."""
+class _Drawn:
+    """Markdown, sanitized where it is drawn: an entity may stand for what the source may not."""
 
-    def __init__(self, kind: str, source: str, *, joined: bool) -> None:
-        self.kind = kind  # "markdown" or "code"
-        self.source = source
-        self.joined = joined
+    def __init__(self, source: str) -> None:
+        self._source = source
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.markdown import Markdown
+        from rich.segment import Segment
 
-class BlockReader:
-    """Cuts a stream of Markdown into finished blocks, line by line.
-
-    A top-level block is finished when another one follows it; an item of a list when the next item
-    follows; a line of fenced code when it ends.
-    """
-
-    def __init__(self) -> None:
-        self.finished: list[Block] = []
-        self.joins_last = False  # whether what is unfinished continues the last block
-        self._lines: list[str] = []  # complete, not yet in a finished block
-        self._line = ""  # incomplete
-        self._fence = ""  # the marker that opened the code
-        self._markdown: MarkdownIt | None = None
-
-    @property
-    def unfinished(self) -> str:
-        return "\n".join([*self._lines, self._line]).lstrip("\n")
-
-    def take(self) -> list[Block]:
-        finished, self.finished = self.finished, []
-        return finished
-
-    def feed(self, text: str) -> None:
-        *lines, rest = text.split("\n")
-        for line in lines:
-            self._end_line(self._line + line)
-            self._line = ""
-        self._line += rest
-
-    def finish(self) -> None:
-        """What is left is one last block."""
-        if self._line:
-            self._end_line(self._line)
-            self._line = ""
-        self._commit(len(self._lines))
-
-    def _end_line(self, line: str) -> None:
-        if self._fence:
-            closing = _CLOSE.match(line)
-            if closing and closing[1].startswith(self._fence):
-                self._fence = ""
-                self.joins_last = False
-            else:
-                self.finished.append(Block("code", line, joined=self.joins_last))
-                self.joins_last = True
-            return
-        self._lines.append(line)
-        if line.strip():
-            self._advance()
-
-    def _advance(self) -> None:
-        """Commit all blocks but the last, all items but the last, and enter code."""
-        tokens = self._parse("\n".join(self._lines))
-        tops = [t for t in tokens if t.level == 0 and t.map and t.nesting >= 0]
-        if len(tops) > 1:
-            self._commit(_first_line(tops[-1]))
-        elif tops and tops[-1].type in ("bullet_list_open", "ordered_list_open"):
-            items = [t for t in tokens if t.type == "list_item_open" and t.level == 1]
-            if len(items) > 1:
-                self._commit(_first_line(items[-1]), in_list=True)
-                return
-        if tops and tops[-1].type == "fence":
-            opening = _FENCE.match(self._lines[-1])
-            if opening and len("\n".join(self._lines).strip().split("\n")) == 1:
-                self._fence = opening[1]
-                self._lines = []
-                self.joins_last = False
-
-    def _commit(self, count: int, *, in_list: bool = False) -> None:
-        source = "\n".join(self._lines[:count]).strip("\n")
-        self._lines = self._lines[count:]
-        if source:
-            self.finished.append(Block("markdown", source, joined=self.joins_last))
-            self.joins_last = in_list
-
-    def _parse(self, source: str) -> list[Token]:
-        if self._markdown is None:
-            from markdown_it import MarkdownIt
-
-            # Only the structure of blocks is needed, so inline text is not parsed.
-            self._markdown = MarkdownIt("commonmark").enable("table").disable("inline")
-        return self._markdown.parse(source)
-
-
-def _first_line(token: Token) -> int:
-    return token.map[0] if token.map else 0
+        for text, style, control in console.render(Markdown(self._source, hyperlinks=False)):
+            yield Segment(sanitize(text), style, control)
 
 
 class Tail:

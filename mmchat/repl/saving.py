@@ -10,14 +10,13 @@ import base64
 import io
 import json
 import re
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mmchat import atomic_file, limits
-from mmchat.checkpoints.strict_json import Where, nearest, parse_dataclass, parse_json, read_bounded
+from mmchat.checkpoints.strict_json import Where, parse_dataclass, parse_json, read_bounded
 from mmchat.conversation import Conversation, Turn
 from mmchat.errors import DiskError, SavedChatError, UsageError, quoted
 from mmchat.events import FinishReason
@@ -28,7 +27,7 @@ from mmchat.sampling import SamplingParams
 FORMAT, VERSION = "mmchat-chat", 1
 DOCUMENT, PICTURES = "chat.json", "images"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
-_HASH = re.compile(r"[0-9a-f]{64}")
+HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,24 @@ def write(path: Path, chat: SavedChat) -> None:
         return
     if path.is_dir() and not (path / DOCUMENT).exists() and _has_others(path):
         raise DiskError(f"{quoted(path)} is a folder with other files; give a new name")
-    ChatFolder(path).write(chat)
+    write_folder(path, chat)
+
+
+def write_folder(path: Path, chat: SavedChat, stored: Collection[str] = ()) -> None:
+    """Save to a folder: pictures first, the document last. Raises DiskError.
+
+    stored: hashes of pictures that are known to be there.
+    """
+    make_private_folder(path)
+    for image in _distinct(chat.conversation.images):
+        if image.content_hash in stored:
+            continue
+        make_private_folder(path / PICTURES)
+        target = path / PICTURES / f"{image.content_hash}.png"
+        if not target.exists():
+            atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE)
+    text = to_json(record(chat, pictures_inside=False))
+    atomic_file.write_bytes(path / DOCUMENT, text.encode(), mode=PRIVATE_FILE)
 
 
 def _has_others(path: Path) -> bool:
@@ -153,40 +169,9 @@ def make_private_folder(path: Path) -> None:
         raise DiskError(f"cannot make the folder {quoted(path)}: {reason}") from None
 
 
-class ChatFolder:
-    """A folder that a conversation is saved to again and again, each time as a whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._stored: set[str] = set()
-
-    def exists(self) -> bool:
-        return (self.path / DOCUMENT).exists()
-
-    def write(self, chat: SavedChat) -> None:
-        """Pictures first, the document last. Raises DiskError."""
-        make_private_folder(self.path / PICTURES)
-        for image in _distinct(chat.conversation.images):
-            target = self.path / PICTURES / f"{image.content_hash}.png"
-            if image.content_hash not in self._stored and not target.exists():
-                atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE)
-            self._stored.add(image.content_hash)
-        text = to_json(record(chat, pictures_inside=False))
-        atomic_file.write_bytes(self.path / DOCUMENT, text.encode(), mode=PRIVATE_FILE)
-
-
 def read(path: Path) -> SavedChat:
     """Load a folder or file that `write` made. Raises SavedChatError, ImageError."""
-    inside = not path.is_dir()
-    file = path if inside else path / DOCUMENT
-    where = Where(str(file), error=SavedChatError)
-    limit = limits.CHAT_FILE_BYTES if inside else limits.CHAT_JSON_BYTES
-    found = parse_json(read_bounded(file, limit, where), where)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise where.fail("not a chat saved by mmchat")
-    if found.get("version") != VERSION:
-        raise where.fail(f"version {found.get('version')!r:.20}; this mmchat reads {VERSION}")
-    document = parse_dataclass(ChatRecord, found, where, {})
+    document, where = read_document(path)
     images = {entry.content_hash: _read_image(entry, path, where) for entry in document.images}
     turns = tuple(_turn(entry, images, where) for entry in document.turns)
     settings = {k: v for k, v in asdict(document.settings).items() if v is not None}
@@ -197,11 +182,25 @@ def read(path: Path) -> SavedChat:
     return SavedChat(Conversation(document.system, turns), document.model, settings)
 
 
+def read_document(path: Path) -> tuple[ChatRecord, Where]:
+    """What a folder or file says of a chat, and the place to name in errors; decodes no picture."""
+    inside = not path.is_dir()
+    file = path if inside else path / DOCUMENT
+    where = Where(str(file), error=SavedChatError)
+    limit = limits.CHAT_FILE_BYTES if inside else limits.CHAT_JSON_BYTES
+    found = parse_json(read_bounded(file, limit, where), where)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise where.fail("not a chat saved by mmchat")
+    if found.get("version") != VERSION:
+        raise where.fail(f"version {found.get('version')!r:.20}; this mmchat reads {VERSION}")
+    return parse_dataclass(ChatRecord, found, where, {}), where
+
+
 def _read_image(entry: ImageRecord, folder: Path, where: Where) -> Image:
     """A picture, if its pixels are those that its name promises."""
     from mmchat.images import load_image
 
-    if not _HASH.fullmatch(entry.content_hash):
+    if not HASH.fullmatch(entry.content_hash):
         raise where.fail(f"{quoted(entry.content_hash)} is no hash of a picture")
     source: Path | bytes = folder / PICTURES / f"{entry.content_hash}.png"
     if entry.data is not None:
@@ -238,35 +237,3 @@ def _part_record(part: Part) -> PartRecord:
 
 def _distinct(images: list[Image]) -> Iterator[Image]:
     return iter({image.content_hash: image for image in images}.values())
-
-
-# Chats that are kept without being asked, in the state folder.
-
-
-def new_name() -> str:
-    return time.strftime("%Y-%m-%d_%H%M%S")
-
-
-def new_chat(chats: Path) -> ChatFolder:
-    """A folder, not yet made, named by the time."""
-    name = new_name()
-    names = (name if n == 1 else f"{name}-{n}" for n in range(1, 1000))
-    return ChatFolder(next(chats / n for n in names if not (chats / n).exists()))
-
-
-def latest_chat(chats: Path) -> Path:
-    """The chat that was changed last. Raises SavedChatError if there is none."""
-    found = list(chats.glob(f"*/{DOCUMENT}"))
-    if not found:
-        raise SavedChatError(f"there is no chat to continue in {quoted(chats)}")
-    return max(found, key=lambda file: file.stat().st_mtime_ns).parent
-
-
-def find_chat(name: str, chats: Path) -> Path:
-    """A saved chat by path, or by its name in `chats`. Raises SavedChatError."""
-    path = Path(name).expanduser()
-    for candidate in (path, path.with_name(path.name + ".json"), chats / path.name):
-        if (candidate / DOCUMENT).is_file() or candidate.is_file():
-            return candidate
-    names = [file.parent.name for file in chats.glob(f"*/{DOCUMENT}")]
-    raise SavedChatError(f"no saved chat {quoted(name)}{nearest(name, names)}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from mmchat.events import Event, Finished, TextDelta
-from mmchat.terminal import Sanitizer, sanitize
+from mmchat.terminal import Sanitizer, one_line, sanitize
 
 if TYPE_CHECKING:
     import PIL.Image
 
+T = TypeVar("T")
 OnText = Callable[[str], None]
 Write = Callable[[str], None]
 
@@ -34,6 +35,13 @@ class Screen(Protocol):
     ) -> Finished:
         """Show an answer while it is written; on_text gets each piece in the calling thread."""
         ...
+
+    def wait(self, stage: str, work: Callable[[], T]) -> T:
+        """The result of `work`; says what is being done while it takes long."""
+        ...
+
+    def turn(self, question: str, answer: str) -> None:
+        """Show a person what was said before."""
 
     def confirm(self, question: str) -> bool:
         """Ask for yes or no; False where nobody can be asked."""
@@ -73,10 +81,10 @@ class PlainScreen:
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self._err(sanitize(text) + "\n")
+            self._err(sanitize(one_line(text)) + "\n")
 
     def error(self, text: str) -> None:
-        self._err(f"mmchat: error: {sanitize(text)}\n")
+        self._err(f"mmchat: error: {sanitize(one_line(text))}\n")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
@@ -95,6 +103,12 @@ class PlainScreen:
                     self._out("\n")
                 return event
         raise RuntimeError("the engine ended without a Finished event")
+
+    def wait(self, stage: str, work: Callable[[], T]) -> T:
+        return work()
+
+    def turn(self, question: str, answer: str) -> None:
+        pass
 
     def confirm(self, question: str) -> bool:
         return False

@@ -2,18 +2,22 @@ r"""What `\set` and `\retry` can change: how answers are chosen."""
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from mmchat.errors import UsageError, quoted
 from mmchat.repl import facts
 from mmchat.repl.saving import SETTINGS
+from mmchat.spelling import closest
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
     from mmchat.sampling import SamplingParams
+
+_QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')""")
 
 
 def candidates(chat: Chat, argument: str) -> Iterable[str]:
@@ -39,7 +43,7 @@ def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
     text = text.strip()
     settings = [field.name for field in fields(sampling) if field.name != "logprobs"]
     if name not in settings:
-        close = get_close_matches(name, settings, n=1, cutoff=0.4)
+        close = closest(name, settings, cutoff=0.4)
         advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(settings)}"
         raise UsageError(f"there is no setting {quoted(name)}; {advice}")
     if not text:
@@ -63,7 +67,7 @@ def listed(values: Mapping[str, Any]) -> str:
 def _value(name: str, text: str, kind: type) -> Any:
     hint = get_type_hints(kind)[name]
     if name == "stop":
-        return () if text == "none" else (text,)
+        return () if text == "none" else _strings(text)
     if name == "seed" and text == "none":
         return None
     if name == "speculate" and not text.isdecimal():
@@ -73,3 +77,20 @@ def _value(name: str, text: str, kind: type) -> Any:
     except ValueError:
         wanted = "a number" if hint is float else "a whole number"
         raise UsageError(f"{name} is {wanted}, not {quoted(text)}") from None
+
+
+def _strings(text: str) -> tuple[str, ...]:
+    """One string, as it is; or strings in quotes, with escapes as in Python."""
+    if text[0] not in "\"'":
+        return (text,)
+    found: list[str] = []
+    at = 0
+    try:
+        while match := _QUOTED.match(text, at):
+            found.append(ast.literal_eval(match[1]))
+            at = match.end()
+    except (SyntaxError, ValueError):
+        at = 0
+    if at < len(text):
+        raise UsageError(f"stop is one text, or several in quotes, not {quoted(text)}")
+    return tuple(found)

@@ -16,8 +16,8 @@ from mmchat.errors import UsageError
 from mmchat.events import Event, Finished, Progress, TextDelta
 from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
-from mmchat.repl.screen import OnText, Write, system_clipboard
-from mmchat.terminal import filled, sanitize
+from mmchat.repl.screen import OnText, T, Write, system_clipboard
+from mmchat.terminal import filled, one_line, sanitize
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -60,13 +60,13 @@ class TerminalScreen:
         return size.columns, size.lines
 
     def say(self, text: str) -> None:
-        self.write(sanitize(text) + "\n")
+        self.write(filled(sanitize(text), self.size()[0], "    ") + "\n")
 
     def note(self, text: str) -> None:
-        self._line(text, "2")
+        self._line(one_line(text), "2")
 
     def error(self, text: str) -> None:
-        self._line(text, "31")
+        self._line(one_line(text), "31")
 
     def _line(self, text: str, style: str) -> None:
         safe = filled(sanitize(text), self.size()[0])
@@ -104,6 +104,30 @@ class TerminalScreen:
         if finished is None:
             raise RuntimeError("the engine ended without a Finished event")
         return finished
+
+    def wait(self, stage: str, work: Callable[[], T]) -> T:
+        """Ctrl-C raises KeyboardInterrupt and leaves the work to itself."""
+        line = StageLine(self.write, self.size)
+        line.begin(stage)
+        done: list[T] = []
+
+        def events() -> Iterator[Event]:
+            done.append(work())
+            yield from ()
+
+        try:
+            for _ in batches(events(), FRAME_SECONDS):
+                line.draw()
+        finally:
+            line.end()
+        return done[0]
+
+    def turn(self, question: str, answer: str) -> None:
+        self.write("\n")
+        self._line(f"> {question}", "2")
+        stream = MarkdownStream(self.write, self._make_console, self.size)
+        stream.feed(answer)
+        stream.finish()
 
     def confirm(self, question: str) -> bool:
         answer = self.ask(f"{sanitize(question)} [y/N] ", "")

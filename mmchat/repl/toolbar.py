@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.errors import MmchatError
 from mmchat.repl import facts
+from mmchat.repl.paths import short_name
 from mmchat.terminal import sanitize
 
 if TYPE_CHECKING:
@@ -45,4 +46,4 @@ def toolbar_text(chat: Chat, columns: int) -> str:
 def _picture(chat: Chat, index: int) -> str:
     image = chat.attached[index]
     rows, columns = facts.layout(image, chat.params).aspect_ratio
-    return f"{facts.short_name(image.source)} {rows}x{columns}"
+    return f"{short_name(image.source)} {rows}x{columns}"

@@ -228,11 +228,71 @@ def test_a_base_model_cannot_chat(mmchat_command):
 
 def test_piped_chats_are_not_kept_unless_they_continue_one(mmchat_command, folder):
     piped(mmchat_command, ["Hi", "\\save first"], b"Hello.")
-    assert not (folder / "state").exists()
+    piped(mmchat_command, ["Hi"], b"Hello.")
+    place = folder / "state" / "mmchat" / "chats"
+    assert [path.name for path in place.iterdir()] == ["first"]
     done = piped(mmchat_command, ["Go", "\\tokens"], b"On.", args=["--resume", "first"])
     assert done.stderr.startswith("going on after 1 turn with 0 pictures\n")
-    saved = json.loads((folder / "first" / "chat.json").read_text())
+    saved = json.loads((place / "first" / "chat.json").read_text())
     assert [turn["answer"] for turn in saved["turns"]] == ["Hello.", "On."]
+
+
+def test_a_copy_at_a_path_is_never_saved_to_unasked(mmchat_command, folder):
+    piped(mmchat_command, ["Hi", "\\save one.json", "\\save ./two"], b"Hello.")
+    before = [Path(name).read_text() for name in ("one.json", "two/chat.json")]
+    for name in ("one.json", "./two"):
+        done = piped(mmchat_command, ["Go"], b"On.", args=["--resume", name])
+        assert (done.stdout, done.exit_code) == ("On.\n", 0)
+    assert [Path(name).read_text() for name in ("one.json", "two/chat.json")] == before
+    assert len(list((folder / "state" / "mmchat" / "chats").iterdir())) == 2  # the new chats
+
+
+@pytest.mark.parametrize("name", [".", "/", "~nosuch/x", "x" * 300])
+def test_no_chat_to_resume_is_said_in_one_line(mmchat_command, name):
+    done = mmchat_command("chat", "--resume", name)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("mmchat: error: no saved chat ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_resume_without_a_name_or_a_terminal_says_where_names_are(mmchat_command):
+    for arguments in (["--resume"], ["--resume", "-q"]):
+        done = mmchat_command("chat", *arguments)
+        assert done.exit_code == 2
+        assert "--resume without a terminal needs a NAME; mmchat chats lists them" in done.stderr
+
+
+def test_chats_are_listed_and_removed(mmchat_command, folder):
+    assert "there are no chats in" in mmchat_command("chats").stderr
+    piped(mmchat_command, ["\\image dog.png What?", "And?", "\\save dog"], b"A dog.", b"No.")
+    piped(mmchat_command, ["Hi\tyou", "\\save hello"], b"Hello.")
+    (folder / "state" / "mmchat" / "chats" / "hello" / "chat.json").touch()
+    first, second = mmchat_command("chats").stdout.splitlines()
+    assert re.fullmatch(r"hello  [-\d]{10} \d\d:\d\d  1 turn  Hi you", first)
+    assert re.fullmatch(r"dog    [-\d]{10} \d\d:\d\d  2 turns, 1 picture  What\?", second)
+    found = json.loads(mmchat_command("chats", "--json").stdout)
+    assert [chat["name"] for chat in found] == ["hello", "dog"]
+    assert found[1]["first_question"] == "What?"
+    assert (found[1]["turns"], found[1]["pictures"]) == (2, 1)
+    refused = mmchat_command("chats", "--remove", "dog")
+    assert (refused.exit_code, "--yes" in refused.stderr) == (2, True)
+    absent = mmchat_command("chats", "--remove", "dog", "--remove", "gone", "--yes")
+    assert absent.exit_code == 1
+    done = mmchat_command("chats", "--remove", "dog", "--remove", "dog", "--yes")
+    assert (done.exit_code, done.stderr) == (0, "removed 'dog'\n")
+    assert [chat["name"] for chat in json.loads(mmchat_command("chats", "--json").stdout)] == [
+        "hello"
+    ]
+
+
+def test_a_chat_that_cannot_be_read_is_listed_with_the_reason(mmchat_command, folder):
+    place = folder / "state" / "mmchat" / "chats" / "broken\nname"
+    place.mkdir(parents=True)
+    (place / "chat.json").write_text("{")
+    done = mmchat_command("chats")
+    assert done.stdout.count("\n") == 1
+    assert "not valid JSON" in done.stdout
+    assert "not valid JSON" in json.loads(mmchat_command("chats", "--json").stdout)[0]["problem"]
 
 
 def test_export_is_a_page_that_runs_nothing(mmchat_command):
@@ -291,7 +351,8 @@ def test_only_an_answer_that_would_be_the_same_is_said_to_be(mmchat_command):
         "\\set seed 7", "\\retry", "\\retry",
     ]  # fmt: skip
     done = piped(mmchat_command, lines, *[b"x"] * 20, args=["-t", "0"])
-    notes = [line for line in done.stderr.splitlines() if not line.startswith(("attached", "seed"))]
+    other = ("attached", "picture", "seed")
+    notes = [line for line in done.stderr.splitlines() if not line.startswith(other)]
     at_zero = "at temperature 0 the answer is the same; try \\retry temperature 0.8"
     assert notes == [
         at_zero,  # after the first question
@@ -343,3 +404,57 @@ def test_saved_settings_out_of_range_are_refused(mmchat_command, folder, value):
     assert done.exit_code == 1
     assert done.stderr.startswith("mmchat: error: a.json: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_line_break_in_a_name_forges_no_line(mmchat_command, folder):
+    name = "x\nmmchat: error: forged\u2028y.png"
+    Image.new("RGB", (20, 10)).save(folder / name, "PNG")
+    done = piped(mmchat_command, ["\\images"], args=["-i", name])
+    mmchat_command.use(b"x")
+    asked = mmchat_command("generate", "-p", "x", "-i", name)
+    tiles = mmchat_command("tiles", name)
+    for outcome in (done, asked, tiles):
+        assert outcome.exit_code == 0
+        assert "\nmmchat: error: forged" not in outcome.stderr + outcome.stdout
+    assert done.stdout.count("\n") == 1
+    assert "attached x\\nmmchat: error: forged\\u2028y.png: 20 x 10 px" in done.stderr
+
+
+def test_words_that_mean_to_leave_or_to_ask_for_help_are_not_sent(mmchat_command):
+    for word in ("exit", "Quit", " exit "):
+        done = piped(mmchat_command, [word, "Hi"], b"Hello.")
+        assert (done.stdout, done.exit_code) == ("", 0)
+    done = piped(mmchat_command, ["help", "\\", "exit now", "\\say exit"], b"1", b"2")
+    assert done.stdout.startswith("\\image PATH|URL [QUESTION]")
+    assert done.stdout.endswith("1\n2\n")
+    assert done.stderr == "mmchat: error: \\ begins a command; \\help lists them\n"
+
+
+def test_what_leaves_with_turns_is_said(mmchat_command):
+    lines = ["\\image dog.png What?", "Hi", "\\forget 2"]
+    done = piped(mmchat_command, lines, b"1", b"2")
+    assert "dropped 2 of 2 turns with the picture dog.png; context " in done.stderr
+
+
+def test_a_picture_in_the_place_of_another_is_said_so(mmchat_command):
+    done = piped(mmchat_command, ["\\image dog.png What?", "\\replace 1 My Cat.png"], b"1")
+    assert "picture 1 is now My Cat.png: 100 x 300 px" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('"brown"', "'brown'"),
+        ("brown dog", "'brown dog'"),
+        ('"a b" \'c"d\'', "'a b' 'c\"d'"),
+        ('"\\n\\n"', "'\\n\\n'"),
+        ("it's", '"it\'s"'),
+    ],
+)
+def test_a_stop_string_in_quotes_is_what_is_in_them(mmchat_command, text, shown):
+    done = piped(mmchat_command, [f"\\set stop {text}", f"\\set stop {shown}", "\\set"])
+    assert done.stderr == f"stop is {shown}\n" * 2
+    bad = piped(mmchat_command, ['\\set stop "open', '\\set stop "a" b', "\\set"])
+    assert bad.exit_code == 2
+    assert bad.stderr.count("stop is one text, or several in quotes, not ") == 2
+    assert re.search(r"(?m)^stop +none$", bad.stdout)

@@ -212,8 +212,9 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(machine):
 
 
 def test_no_server_and_a_silent_server_have_their_own_messages(machine):
-    down = machine.run("download", REPO, HF_ENDPOINT="http://127.0.0.1:9")
-    assert (down.exit_code, "no connection to http://127.0.0.1:9" in down.stderr) == (6, True)
+    down = machine.run("download", REPO, HF_ENDPOINT="http://me:secret@127.0.0.1:9")
+    assert "secret" not in down.stderr + down.stdout
+    assert (down.exit_code, "no connection to http://…@127.0.0.1:9" in down.stderr) == (6, True)
     machine.hub.faults.hangs = True
     silent = machine.run("download", REPO, HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert (silent.exit_code, "did not answer within 1 s" in silent.stderr) == (6, True)

@@ -424,3 +424,18 @@ def test_pictures_are_read_while_loading_begins(mmchat_command, monkeypatch):
     order.clear()
     mmchat_command("generate", "-p", "x", "-i", str(DOG), "--dry-run")
     assert "begin" not in order
+
+
+@pytest.mark.parametrize(
+    "prompt", ["What is in ./dog.png?", "dog.png what is it?", "Is\n./dog.png"]
+)
+def test_a_picture_that_the_prompt_names_and_nobody_sends_is_said(
+    mmchat_command, picture, prompt, monkeypatch
+):
+    monkeypatch.chdir(picture.parent)
+    said = "'dog.png' in the prompt is not attached; -i dog.png does that\n"
+    assert mmchat_command("generate", "-p", prompt).stderr.endswith(said)
+    for arguments in (["-p", prompt, "-i", "dog.png"], ["-p", prompt, "-q"], ["-p", "see dog"]):
+        assert "not attached" not in mmchat_command("generate", *arguments).stderr
+    page = "see https://example.org/page"
+    assert "not attached" not in mmchat_command("generate", "-p", page).stderr

@@ -67,11 +67,13 @@ def test_a_first_evening(folder):
     assert "Three lines came." in chat.lines()
 
     chat.line("\\save evening")
-    assert "saved to 'evening'" in chat.text()
+    assert "saved as 'evening'" in chat.text()
     chat.send("\\quit\r")
     assert chat.end() == 0
 
-    saved = json.loads((folder / "evening" / "chat.json").read_text())
+    [evening] = (folder / "state" / "mmchat" / "chats").iterdir()
+    assert evening.name == "evening"
+    saved = json.loads((evening / "chat.json").read_text())
     questions = [part.get("text") for turn in saved["turns"] for part in turn["question"]]
     assert questions == [None, "What is it?", "Tell me more", "first line\nsecond line\nthird line"]
     assert [turn["finish_reason"] for turn in saved["turns"]] == ["stop", "interrupted", "stop"]

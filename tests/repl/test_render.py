@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmchat.repl.render import TAIL_ROWS, BlockReader, Tail, terminal_reflows, wrapped
-from mmchat.terminal import ESCAPE_MARK
+from mmchat.terminal import ESCAPE_MARK, sanitize
 from tests.repl.screens import SAMPLE, Terminal, cuts
 
 
@@ -187,3 +187,18 @@ def streamed_to(terminal, pieces):
 def test_a_removed_sequence_leaves_a_mark():
     terminal = streamed("", ["a\x1b", "[2Jb"])
     assert terminal.lines() == [f"a{ESCAPE_MARK}b"]
+
+
+@pytest.mark.parametrize(
+    "entity", ["&#x202E;", "&#xE0041;", "&#8238;", "&#x2066;", "&#x9b;", "&#27;"]
+)
+@pytest.mark.parametrize(
+    "form", ["a{}b", "# a{}b", "- **a{}b**", "| a{}b |\n|---|", "[a{}b](c{}d)"]
+)
+def test_entities_are_sanitized_after_they_are_decoded(entity, form):
+    terminal = Terminal()
+    stream = terminal.markdown()
+    stream.feed(form.replace("{}", entity))
+    stream.finish()
+    text = re.sub(r"\x1b\[[0-9;]*[mJA]", "", terminal.written)
+    assert sanitize(text.replace("\r", "")) == text.replace("\r", "")

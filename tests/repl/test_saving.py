@@ -10,7 +10,7 @@ from mmchat.conversation import Conversation, Turn, question
 from mmchat.errors import DiskError, MmchatError, SavedChatError
 from mmchat.images import from_pil
 from mmchat.messages import Image, Text
-from mmchat.repl import saving
+from mmchat.repl import chats, saving
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_chat_whose_first_save_was_killed_is_saved_again(chat, tmp_path):
 
 
 def test_a_picture_is_stored_once(chat, tmp_path):
-    folder = saving.ChatFolder(tmp_path / "chat")
+    folder = chats.new_chat(tmp_path, "chat")
     folder.write(saving.SavedChat(chat, "tiny"))
     pictures = list((tmp_path / "chat" / "images").iterdir())
     assert len(pictures) == 2
@@ -118,23 +118,6 @@ def test_a_cut_file_is_refused(chat, tmp_path):
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(SavedChatError, match="not valid JSON"):
         saving.read(file)
-
-
-def test_the_latest_chat_and_chats_by_name(chat, tmp_path):
-    chats = tmp_path / "chats"
-    with pytest.raises(SavedChatError, match="no chat to continue"):
-        saving.latest_chat(chats)
-    first, second = saving.new_chat(chats), None
-    first.write(saving.SavedChat(chat, "tiny"))
-    second = saving.new_chat(chats)
-    assert second.path != first.path
-    second.write(saving.SavedChat(chat, "tiny"))
-    assert saving.latest_chat(chats) == second.path
-    first.write(saving.SavedChat(chat, "tiny"))
-    assert saving.latest_chat(chats) == first.path
-    assert saving.find_chat(first.path.name, chats) == first.path
-    with pytest.raises(SavedChatError, match=f"nearest: '{second.path.name}'"):
-        saving.find_chat(second.path.name + "x", chats)
 
 
 def test_text_parts_stay_apart(tmp_path):

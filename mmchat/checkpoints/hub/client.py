@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mmchat.checkpoints.names import COMMIT, ETAG, is_path
-from mmchat.errors import DiskError, GatedError, MmchatError, NetworkError, NotFoundError, quoted
+from mmchat.errors import (
+    DiskError,
+    GatedError,
+    MmchatError,
+    NetworkError,
+    NotFoundError,
+    quoted,
+    without_password,
+)
 from mmchat.offline import is_hub_offline
 
 T = TypeVar("T")
@@ -47,7 +55,7 @@ class TransientError(NetworkError):
 def page_of(repo: str) -> str:
     """The web page of a repository."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    return f"{endpoint.rstrip('/')}/{repo}"
+    return f"{without_password(endpoint).rstrip('/')}/{repo}"
 
 
 def _library() -> Any:
@@ -151,7 +159,7 @@ class HubClient:
         return self._hub.hf_hub_url(self.repo, file.path, revision=commit)
 
     def _endpoint(self) -> str:
-        return self._hub.constants.ENDPOINT
+        return without_password(self._hub.constants.ENDPOINT)
 
     def _timeout(self) -> float:
         return self._hub.constants.HF_HUB_DOWNLOAD_TIMEOUT

@@ -1,0 +1,199 @@
+"""Where chats are: each is a folder in the folder of chats, and one program at a time writes it.
+
+A name means a chat in there. What has a `/` in it, or ends in .json, is a path: a copy that was
+saved elsewhere, which nothing is ever saved to unasked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmchat.checkpoints.strict_json import nearest
+from mmchat.errors import DiskError, MmchatError, SavedChatError, UsageError, quoted
+from mmchat.repl import saving
+from mmchat.repl.saving import DOCUMENT, PICTURES
+
+NAME_BYTES = 200
+_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d{6}(-\d+)?")
+
+
+class ChatFolder:
+    """A chat on disk that this program holds until `close`; written each time as a whole."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._stored: frozenset[str] = frozenset()
+
+    @property
+    def is_named(self) -> bool:
+        """Whether somebody chose its name."""
+        return not _TIME.fullmatch(self.path.name)
+
+    def write(self, chat: saving.SavedChat) -> None:
+        """Raises DiskError."""
+        saving.write_folder(self.path, chat, self._stored)
+        self._stored |= {image.content_hash for image in chat.conversation.images}
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def remove(self) -> None:
+        """Take the chat off the disk, the document last; what is not of the chat stays.
+
+        Raises DiskError.
+        """
+        pictures = self.path / PICTURES
+        try:
+            for file in pictures.iterdir() if pictures.is_dir() else ():
+                if file.suffix == ".png" and saving.HASH.fullmatch(file.stem):
+                    file.unlink()
+            (self.path / DOCUMENT).unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DiskError(f"cannot remove {quoted(self.path, 300)}: {reason}") from None
+        for folder in (pictures, self.path):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        self.close()
+
+
+def new_name() -> str:
+    return time.strftime("%Y-%m-%d_%H%M%S")
+
+
+def new_chat(chats: Path, name: str | None = None) -> ChatFolder:
+    """A new folder by `name`, or by the time; numbered if there is one already. Raises DiskError.
+
+    Making the folder takes the name, so that two programs never get the same.
+    """
+    saving.make_private_folder(chats)
+    name = name or new_name()
+    for number in itertools.count(1):
+        path = chats / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(mode=saving.PRIVATE_FOLDER)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            reason = error.strerror or error
+            raise DiskError(f"cannot make the folder {quoted(path)}: {reason}") from None
+        if made := hold(path):
+            return made
+    raise AssertionError("numbers do not end")
+
+
+def hold(path: Path) -> ChatFolder | None:
+    """A chat for this program alone; None while another one has it. Raises DiskError.
+
+    Where the file system has no locks, nothing is refused.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DiskError(f"cannot open {quoted(path)}: {error.strerror or error}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    return ChatFolder(path, descriptor)
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` means a chat by its name, not by a path."""
+    return "/" not in text and not text.startswith("~") and not text.lower().endswith(".json")
+
+
+def check_name(name: str) -> str:
+    """A name for a chat. Raises UsageError for one that cannot be."""
+    if not name.isprintable() or name.startswith(".") or len(name.encode()) > NAME_BYTES:
+        raise UsageError(
+            f"{quoted(name)} is no name for a chat: printable letters, at most {NAME_BYTES} bytes,"
+            " no dot in front"
+        )
+    return name
+
+
+def find_chat(name: str, chats: Path) -> Path:
+    """A saved chat by its name in `chats`, or by path. Raises SavedChatError."""
+    if is_name(name):
+        if name.strip(".") and _is_chat(chats / name):
+            return chats / name
+        names = [file.parent.name for file in _documents(chats)]
+        hint = nearest(name, names) or "; mmchat chats lists them"
+        for here in (f"./{name}", f"./{name}.json"):
+            if _is_chat(Path(here)):
+                hint = f" in {quoted(chats)}; {quoted(here)} means the one here"
+        raise SavedChatError(f"no saved chat {quoted(name)}{hint}")
+    try:
+        path = Path(name).expanduser()
+    except (RuntimeError, ValueError):  # no such ~user
+        path = Path(name)
+    if not _is_chat(path):
+        raise SavedChatError(f"no saved chat at {quoted(name)}")
+    return chats / path.resolve().name if path.resolve().parent == chats.resolve() else path
+
+
+def _is_chat(path: Path) -> bool:
+    try:
+        return (path / DOCUMENT).is_file() or path.is_file()
+    except (OSError, ValueError):  # a name that is too long
+        return False
+
+
+def _documents(chats: Path) -> list[Path]:
+    """The documents in `chats`, the one that was changed last first."""
+    found = []
+    for file in chats.glob(f"*/{DOCUMENT}"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            found.append((file.stat().st_mtime_ns, file))
+    return [file for _, file in sorted(found, reverse=True)]
+
+
+def latest_chat(chats: Path) -> Path:
+    """The chat that was changed last. Raises SavedChatError if there is none."""
+    if found := _documents(chats):
+        return found[0].parent
+    raise SavedChatError(f"there is no chat to continue in {quoted(chats)}")
+
+
+@dataclass(frozen=True)
+class ChatFacts:
+    """A chat in a list. changed: seconds since 1970. problem: why it cannot be read, or empty."""
+
+    path: Path
+    changed: float
+    model: str = ""
+    turns: int = 0
+    pictures: int = 0
+    question: str = ""
+    problem: str = ""
+
+
+def list_chats(chats: Path) -> list[ChatFacts]:
+    """All chats, the one that was changed last first."""
+    return [_facts(file) for file in _documents(chats)]
+
+
+def _facts(file: Path) -> ChatFacts:
+    changed = file.stat().st_mtime
+    try:
+        document, _ = saving.read_document(file.parent)
+    except MmchatError as error:
+        return ChatFacts(file.parent, changed, problem=str(error))
+    parts = document.turns[0].question if document.turns else ()
+    question = "".join(part.text or "" for part in parts)
+    counts = len(document.turns), len(document.images)
+    return ChatFacts(file.parent, changed, document.model, *counts, question)

@@ -1,0 +1,173 @@
+"""Where chats are kept, who may write them, and how they are found again."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from mmchat.conversation import Conversation, Turn, question
+from mmchat.errors import SavedChatError, UsageError
+from mmchat.images import from_pil
+from mmchat.repl import chats, saving
+from mmchat.repl.keeper import Keeper
+from tests.repl.terminals import ChatTerminal
+
+
+def talk(*answers):
+    return Conversation(None, tuple(Turn(question("Hi", []), answer) for answer in answers))
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    """Makes programs that keep a chat; `.notes` is what they said."""
+    made = []
+
+    def make(saves=True):
+        notes = []
+        kept = Keeper(
+            tmp_path, lambda chat: saving.SavedChat(chat, "tiny"), notes.append, saves=saves
+        )
+        kept.notes = notes
+        made.append(kept)
+        return kept
+
+    yield make
+    for kept in made:
+        kept.start_new()
+
+
+def answers(path):
+    return [turn["answer"] for turn in json.loads((path / "chat.json").read_text())["turns"]]
+
+
+def test_two_new_chats_of_one_second_are_two(keeper, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "2026-11-29_150000")
+    first, second = keeper(), keeper()
+    first.save(talk("A"))
+    second.save(talk("B"))
+    first.save(talk("A", "A2"))
+    assert answers(first.folder.path) == ["A", "A2"]
+    assert answers(second.folder.path) == ["B"]
+    assert second.folder.path.name == "2026-11-29_150000-2"
+
+
+def test_a_chat_that_another_window_has_goes_on_as_a_copy(keeper, tmp_path):
+    first, second, third = keeper(), keeper(), keeper()
+    first.save_as("trip", talk("one"))
+    second.go_on(tmp_path / "trip")
+    assert second.notes == ["'trip' is open in another window; this one goes on as 'trip-2'"]
+    second.save(talk("one", "two"))
+    first.save(talk("one", "other two"))
+    assert answers(tmp_path / "trip") == ["one", "other two"]
+    assert answers(tmp_path / "trip-2") == ["one", "two"]
+    first.start_new()  # left, so that the chat is free
+    third.go_on(tmp_path / "trip")
+    assert third.notes == []
+    third.save(talk("three"))
+    assert answers(tmp_path / "trip") == ["three"]
+
+
+def test_a_name_is_given_to_the_chat_and_never_taken_from_another(keeper, tmp_path):
+    kept = keeper()
+    kept.save(talk("one"))
+    kept.save_as("trip", talk("one"))
+    assert [path.name for path in tmp_path.iterdir()] == ["trip"]  # renamed, not copied
+    kept.save(talk("one", "two"))
+    assert answers(tmp_path / "trip") == ["one", "two"]
+    kept.save_as("trip", talk("one"))  # its own name again
+    kept.save_as("other", talk("one"))
+    assert {path.name for path in tmp_path.iterdir()} == {"trip", "other"}
+    with pytest.raises(UsageError, match="there is a chat 'trip' already"):
+        kept.save_as("trip", talk("three"))
+    assert answers(tmp_path / "trip") == ["one"]
+
+
+@pytest.mark.parametrize("name", [".hidden", "x" * 300, "a\nb", "\x1b[2J", "ä" * 101, ".."])
+def test_what_is_no_name_for_a_chat_is_refused(name, keeper, tmp_path):
+    with pytest.raises(UsageError, match="is no name for a chat"):
+        keeper().save_as(name, talk("one"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_saving_only_what_is_asked_for_is_kept(keeper, tmp_path):
+    kept = keeper(saves=False)
+    kept.save(talk("one"))
+    assert list(tmp_path.iterdir()) == []
+    kept.save_as("first", talk("one"))
+    kept.save(talk("one", "secret"))
+    assert answers(tmp_path / "first") == ["one"]
+    kept.save_as("first", talk("one", "two"))
+    assert answers(tmp_path / "first") == ["one", "two"]
+
+
+def test_the_latest_chat_and_chats_by_name(keeper, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SavedChatError, match="no chat to continue"):
+        chats.latest_chat(tmp_path)
+    first, second = keeper(), keeper()
+    first.save_as("first", talk("one"))
+    second.save_as("second", talk("two"))
+    os.utime(tmp_path / "first" / "chat.json", ns=(1, 1))
+    assert chats.latest_chat(tmp_path) == tmp_path / "second"
+    first.save(talk("one", "more"))
+    assert chats.latest_chat(tmp_path) == tmp_path / "first"
+    assert chats.find_chat("first", tmp_path) == tmp_path / "first"
+    assert chats.find_chat("./first", tmp_path) == tmp_path / "first"
+    with pytest.raises(SavedChatError, match="nearest: 'second'"):
+        chats.find_chat("secnd", tmp_path)
+    with pytest.raises(SavedChatError, match=r"'\./first' means the one here"):
+        chats.find_chat("first", tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "~nosuch/x", "x" * 300, "~", "\0", "/x\0", "a\n"])
+def test_what_is_no_chat_is_said_whatever_its_name(name, tmp_path):
+    with pytest.raises(SavedChatError, match="no saved chat") as caught:
+        chats.find_chat(name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_removing_a_chat_leaves_what_is_not_of_it(keeper, tmp_path):
+    picture = from_pil(PILImage.new("RGB", (3, 2)))
+    chat = Conversation(None, (Turn(question("Hi", [picture]), "A dog"),))
+    for name in ("whole", "mixed"):
+        kept = keeper()
+        kept.save_as(name, chat)
+        if name == "mixed":
+            (tmp_path / name / "images" / "notes.png").write_text("mine")
+        kept.folder.remove()
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == [tmp_path / "mixed" / "images" / "notes.png"]
+    assert not (tmp_path / "whole").exists()
+
+
+def test_two_windows_go_on_with_one_chat_and_no_turn_is_lost(tmp_path):
+    place = tmp_path / "state" / "mmchat" / "chats"
+    start = ChatTerminal(tmp_path, ["It is **red**."])
+    start.line("What colour?")
+    start.line("\\save trip")
+    start.send("\x04")
+    assert start.end() == 0
+    first = ChatTerminal(tmp_path, ["One."], "--continue")
+    assert "> What colour?\nIt is red.\n" in first.text()  # the last turn
+    second = ChatTerminal(tmp_path, ["Two."], "--resume", "trip")
+    assert "'trip' is open in another window; this one goes on as 'trip-2'" in second.text()
+    first.line("First?")
+    second.line("Second?")
+    for chat in (first, second):
+        chat.send("\x04")
+        assert chat.end() == 0
+    assert answers(place / "trip") == ["It is **red**.", "One."]
+    assert answers(place / "trip-2") == ["It is **red**.", "Two."]
+
+
+def test_the_folder_of_chats_may_be_on_a_disk_without_locks(keeper, monkeypatch):
+    def no_locks(descriptor, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(chats.fcntl, "flock", no_locks)
+    kept = keeper()
+    kept.save(talk("one"))
+    assert answers(Path(kept.folder.path)) == ["one"]
