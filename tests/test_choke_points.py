@@ -31,13 +31,11 @@ PLACES: dict[str, set[str]] = {
         "atomic_file.py",
         "safe_files.py",
         "checkpoints/hub/places.py",  # links and journal of the Hugging Face cache
-        "checkpoints/hub/transfer.py",  # parts that grow over several runs
         "checkpoints/writers.py",  # weights, into a folder that is renamed when it is complete
     },
     "opens a descriptor for writing": {
         "safe_files.py",
         "checkpoints/hub/places.py",  # the journal, which grows
-        "checkpoints/hub/transfer.py",
         "cli/console.py",
     },
     "makes a Console": {"cli/console.py"},
@@ -48,7 +46,6 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/hub/download.py",
         "checkpoints/hub/holdings.py",
         "checkpoints/hub/places.py",
-        "checkpoints/hub/transfer.py",
         "checkpoints/hub_cache.py",
         "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",

@@ -181,7 +181,9 @@ def test_a_repair_writes_only_in_the_folder(tmp_path, victim, link):
     path.unlink(missing_ok=True)
     path.symlink_to(victim.parent if link in ("sub", ".mmchat") else victim)
     try:
-        with open_to_update(plan.place.part(file)) as opened:
+        part = plan.place.part(file)
+        part.parent.mkdir(exist_ok=True)
+        with open_to_update(part) as opened:
             opened.write(b"malicious")
         plan.place.put(file)
         plan.place.finish([file], Manifest({}, "a/b", "main", "0" * 40))
