@@ -1,6 +1,8 @@
 """Pictures that a program holds are those that it would have saved, pixel for pixel."""
 
 import io
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image as PILImage
 
 from mmchat import limits, load_image
 from mmchat.errors import ImageError
+from mmchat.images.in_memory import upright_picture
 
 RGBA = np.random.default_rng(7).integers(0, 256, (23, 37, 4), dtype=np.uint8)
 RGB, GREY = RGBA[..., :3], RGBA[..., 0]
@@ -121,3 +124,8 @@ def test_a_picture_whose_file_is_closed_or_cut_short_is_named():
     for broken in (closed, PILImage.open(io.BytesIO(data[:-900]))):
         with pytest.raises(ImageError, match="is its file closed or cut short"):
             load_image(broken)
+
+
+def test_a_module_that_another_thread_imports_just_now_is_waited_for_by_nobody(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert upright_picture("dog.jpg") is None

@@ -32,9 +32,12 @@ def upright_picture(source: Any) -> PILImage.Image | None:
 
 
 def _is(source: object, module: str, name: str) -> bool:
-    """Whether `source` is of this class, without importing it: who has one has done so."""
-    found = sys.modules.get(module)
-    return found is not None and isinstance(source, getattr(found, name))
+    """Whether `source` is of this class, without importing it: who has one has done so.
+
+    Another thread may be importing the module just now.
+    """
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(source, kind)
 
 
 def _of_pillow(picture: PILImage.Image) -> PILImage.Image:
