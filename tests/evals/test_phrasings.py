@@ -87,6 +87,6 @@ def test_loosened_words_stay_close():
         loose = loosen(rng, text)
         changed += loose != text
         same = set(bare(text).split()) & set(bare(loose).split())
-        assert len(same) >= len(set(bare(text).split())) - 1
+        assert len(same) >= len(set(bare(text).split())) - 2
         assert "dog" in loose.lower()
-    assert 90 < changed < 210
+    assert 120 < changed < 250

@@ -92,22 +92,34 @@ def _tidy(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-_OPENINGS = ("Please tell me: ", "Hey, ", "Hi, ", "Hello! ", "So, ", "Now, ", "Okay, ", "Tell me, ",
-             "And ", "Well, ", "Excuse me, ", "Sorry, ", "One question: ", "I wonder, ", "Please, ",
-             "Quick question: ", "Good morning! ", "Look: ")  # fmt: skip
+_OPENINGS = (
+    "Please tell me: ", "Hey, ", "Hi, ", "Hello! ", "So, ", "Now, ", "Okay, ", "Tell me, ", "And ",
+    "Well, ", "Excuse me, ", "Sorry, ", "One question: ", "I wonder, ", "Please, ", "But ",
+    "Quick question: ", "Good morning! ", "Look: ", "Let me ask you something. ", "I am curious: ",
+    "My son asks: ", "She wants to know: ", "We would like to know: ", "Dear model, ",
+    "Be honest: ", "Here is a picture. ", "I drew this. ", "Take a look. ", "Next question: ",
+    "Can you help? ",
+    "I am not sure. ", "Think about it: ",
+)  # fmt: skip
 _CLOSINGS = (" Thanks!", " Thank you.", " please?", ", please?", ", please.", " Please.",
              " Please!", " Tell me.", " Be brief.", " Answer in one sentence.",
              " I can't see it well.", " in this picture?", " in the image?")  # fmt: skip
+_SMALL_WORDS = ("the", "this", "there", "you", "is", "are", "do", "does", "me", "it", "in", "of",
+                "on", "can", "to", "for", "that")  # fmt: skip
+_FILLERS = ("really", "just", "exactly", "now", "then", "actually", "maybe", "here", "all", "also",
+            "there", "please", "again", "so", "only", "even", "well")  # fmt: skip
 
 
 def loosen(rng: Random, text: str) -> str:
     """Now and then the words as people type them: polite, in small letters, with a slip."""
-    if rng.random() < 0.08:
+    if rng.random() < 0.15:
         text = rng.choice(_OPENINGS) + text[0].lower() + text[1:]
     if rng.random() < 0.1:
         closing = rng.choice(_CLOSINGS)
         text = text if closing.startswith(" ") and closing[1].isupper() else text.rstrip("?.!")
         text += closing
+    if rng.random() < 0.2:
+        text = _stirred(rng, text)
     if rng.random() < 0.12:
         text = _slip(rng, text)
     style = rng.random()
@@ -123,6 +135,17 @@ def loosen(rng: Random, text: str) -> str:
     elif end < 0.17:
         text = text.rstrip("?.!") + rng.choice(("??", " ?", "!", "?!", "...", "."))
     return text
+
+
+def _stirred(rng: Random, text: str) -> str:
+    """One small word left out, or one put in."""
+    words = text.split(" ")
+    small = [at for at, word in enumerate(words) if word in _SMALL_WORDS]
+    if small and rng.random() < 0.5:
+        del words[rng.choice(small)]
+    else:
+        words.insert(rng.randint(1, len(words)), rng.choice(_FILLERS))
+    return " ".join(words)
 
 
 def _slip(rng: Random, text: str) -> str:
