@@ -1,10 +1,10 @@
 """How far quantised models are from plain ones: `python assets/bench/quantization.py`.
 
 Of the built-in model, which is trained: divergence and agreement of the next token, over the right
-answers to questions about held-out scenes. Of a model with 11B's widths and random weights: the
-same over random text after a picture, and the error of each kind of linear layer on the very inputs
-that the plain model gives it. int4 stands beside itself with plain rounding in place of the search
-for scales. Writes quantization.json beside this file.
+answers to questions about held-out scenes, and how many answers are right. Of a model with 11B's
+widths and random weights: the same over random text after a picture, and the error of each kind of
+linear layer on the very inputs that the plain model gives it. int4 stands beside itself with plain
+rounding in place of the search for scales. Writes quantization.json beside this file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,7 +29,7 @@ from mmchat.bench.contestants import picture_file, picture_size
 from mmchat.bench.entrants import from_tensors
 from mmchat.bench.plan import Variant
 from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
-from mmchat.evals.scenes import heldout_scenes
+from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
 from mmchat.kernels import ops, reference
 from mmchat.loader import LoadedModel, load_model
@@ -67,30 +68,48 @@ def compare_logits(found: list[Tensor], expected: list[Tensor]) -> dict[str, flo
     }
 
 
-def answer_logits(loaded: LoadedModel, scenes: int) -> list[Tensor]:
-    """Logits [S, V] before each token of each right answer, the end of the turn included."""
-    processor, runtime, found = loaded.processor, loaded.runtime, []
+def answer_logits(loaded: LoadedModel, scenes: int) -> tuple[list[Tensor], int]:
+    """Logits [S, V] before each token of each right answer, the end of the turn included.
+
+    And how many answers are right: greedy decoding gives one exactly if each of its tokens is the
+    most likely one after those before it.
+    """
+    processor, runtime, found, right = loaded.processor, loaded.runtime, [], 0
     for scene in heldout_scenes(scenes):
         pictures = [from_pil(p, source=f"scene {scene.seed}") for p in scene.pictures]
         for question in scene.questions:
-            content: tuple[Image | Text, ...] = (*pictures, Text(question.text))
-            prompt = processor.chat_prompt([Message("user", content)])
+            prompt = processor.chat_prompt(messages(pictures, question))
             answer = processor.tokenizer.encode(question.answer)
             cache = runtime.new_cache(1, len(prompt.input_ids) + len(answer))
             first = runtime.prefill(processor.inputs(prompt, 0), cache)
             rest = runtime.verify(torch.tensor([answer]), cache)
             found.append(torch.cat((first, rest[0])))
+            *said, end = found[-1].argmax(-1).tolist()
+            right += said == answer and end in processor.stop_ids
+    return found, right
+
+
+def messages(pictures: list[Image], question: Question) -> list[Message]:
+    """The conversation up to the question."""
+    first, *later = (*question.earlier, question)
+    found = [Message("user", (*pictures, Text(first.text)))]
+    for before, asked in pairwise((first, *later)):
+        found.append(Message("assistant", (Text(before.answer),)))
+        found.append(Message("user", (Text(asked.text),)))
     return found
 
 
 def built_in(scenes: int) -> dict[str, Any]:
-    expected = answer_logits(load_model("tiny", dtype="float32"), scenes)
-    found = {}
+    expected, right = answer_logits(load_model("tiny", dtype="float32"), scenes)
+    found, rights = {}, {"float32": right}
     for way in WAYS:
         with rounding(way) as scheme:
             loaded = load_model("tiny", dtype="float32", quantize=scheme)
-        found[way] = compare_logits(answer_logits(loaded, scenes), expected)
-    return {"model": "tiny", "scenes": scenes, "against": "float32", "ways": found}
+        logits, rights[way] = answer_logits(loaded, scenes)
+        found[way] = compare_logits(logits, expected)
+    return {
+        "model": "tiny", "scenes": scenes, "right": rights, "against": "float32", "ways": found,
+    }  # fmt: skip
 
 
 def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
@@ -160,7 +179,7 @@ def rounded(value: Any) -> Any:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--shapes", default="11B")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()

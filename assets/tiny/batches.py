@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import tiktoken
@@ -16,7 +17,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmchat.evals.scenes import Question, Scene, make_scene
-from mmchat.evals.scenes.questions import NO_PICTURE, TALK
+from mmchat.evals.scenes.phrasings import loosen
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
 from mmchat.messages import Image
 from mmchat.models.mllama.config import VisionConfig
@@ -35,7 +36,10 @@ CLIP = ImageProcessorConfig(
 BEGIN_OF_TEXT, PAD, START_HEADER, END_HEADER, EOT = 0, 4, 6, 7, 9
 NUM_SPECIAL = 256
 MAX_LENGTH = 120
-ROWS_BY_TILES = {0: 16, 1: 26, 2: 20, 3: 16, 4: 14}
+SMALLEST_CUT = 20  # rows
+PICTURES_BY_TILES = {1: 24, 2: 16, 3: 12, 4: 10}
+# A conversation: groups of questions, and the pictures before each group by their numbers.
+Row = Sequence[tuple[Sequence[Question], Sequence[int]]]
 # Auxiliary labels of a patch and their number of classes; -1 is no label.
 AUXILIARY = {
     "kind": len(KINDS) + 3, "colour": len(COLOURS), "cell": 9, "count": 4,
@@ -50,6 +54,7 @@ class Ids:
     ids: list[int]
     wanted: list[bool]
     starts: list[int]
+    last_answer: int = 0
 
 
 class Chat:
@@ -67,6 +72,11 @@ class Chat:
     def encode(self, text: str) -> list[int]:
         return self.encoding.encode_ordinary(text)
 
+    def answer(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, up to the end of the turn."""
+        end = ids.index(self._special(EOT)) if self._special(EOT) in ids else len(ids)
+        return self.encoding.decode([i for i in ids[:end] if i < self.num_ranks])
+
     def _special(self, offset: int) -> int:
         return self.num_ranks + offset
 
@@ -74,18 +84,15 @@ class Chat:
         start, end = self._special(START_HEADER), self._special(END_HEADER)
         return [start, *self.encode(role), end, *self.encode("\n\n")]
 
-    def ids(self, chats: Sequence[tuple[Sequence[Question], int]]) -> Ids:
-        """Token ids of one conversation.
-
-        chats: questions, and how many pictures stand before the first of them.
-        """
+    def ids(self, chats: Row) -> Ids:
+        """Token ids of one conversation; pictures stand before the first question of a group."""
         row = Ids([self._special(BEGIN_OF_TEXT)], [False], [])
         eot = self._special(EOT)
         for questions, images in chats:
             for turn, question in enumerate(questions):
                 prompt = [*self.encode(question.text), eot, *self._header("assistant")]
                 if turn == 0:
-                    prompt = [self.vocab_size] * images + prompt
+                    prompt = [self.vocab_size] * len(images) + prompt
                 prompt = self._header("user") + prompt
                 answer = [*self.encode(question.answer), eot]
                 if turn and len(row.ids) + len(prompt) + len(answer) > MAX_LENGTH:
@@ -93,6 +100,7 @@ class Chat:
                 if turn == 0 and images:
                     row.starts.append(len(row.ids) + len(self._header("user")))
                 row.ids += prompt + answer
+                row.last_answer = len(answer)
                 row.wanted += [False] * len(prompt) + [True] * len(answer)
         return row
 
@@ -102,19 +110,50 @@ class Chat:
 
 
 @dataclass(eq=False)
-class Batch:
-    """input_ids, wanted: [B, S]. tiles: [I, T, C, S, S]. labels: name -> [I, T·P].
+class Rows:
+    """Conversations of like length. input_ids, wanted: [B, S].
 
-    segments: which positions of which rows see which pictures.
+    segments: which positions of which rows see which pictures. types, last_answer: the type of each
+    row's last question, and which tokens are its answer, [B, S]. numbers: of the rows as given.
     """
 
     input_ids: Tensor
     wanted: Tensor
     segments: tuple[CrossSegment, ...]
-    tiles: Tensor | None
-    aspect_ratio_ids: Tensor | None
-    labels: dict[str, Tensor]
-    types: tuple[str, ...] = ()
+    types: tuple[str, ...]
+    last_answer: Tensor
+    numbers: tuple[int, ...]
+
+    @property
+    def targets(self) -> Tensor:
+        """The tokens that the model has to predict: [N]."""
+        return self.input_ids[:, 1:][self.wanted[:, 1:]]
+
+
+@dataclass(eq=False)
+class Batch:
+    """Pictures and what is asked about them. tiles: [I, T, C, S, S]. labels: name -> [I, T·P]."""
+
+    parts: tuple[Rows, ...]
+    tiles: Tensor | None = None
+    aspect_ratio_ids: Tensor | None = None
+    labels: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> Tensor:
+        return torch.cat([part.targets for part in self.parts])
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The batch on another device."""
+        return Batch(
+            tuple(replace(p, **_moved(vars(p), device)) for p in self.parts),
+            **_moved({"tiles": self.tiles, "aspect_ratio_ids": self.aspect_ratio_ids}, device),
+            labels=_moved(self.labels, device),
+        )
+
+
+def _moved(values: dict[str, Any], device: str | torch.device) -> dict[str, Any]:
+    return {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
 
 
 def patch_labels(view: View, layout: TileLayout, config: VisionConfig) -> dict[str, np.ndarray]:
@@ -123,6 +162,8 @@ def patch_labels(view: View, layout: TileLayout, config: VisionConfig) -> dict[s
     grid, patch = config.patches_per_side, config.patch_size
     planes = {n: np.full((tiles_h * grid, tiles_w * grid), -1, np.int64) for n in AUXILIARY}
     inside_h, inside_w = (-(-side // patch) for side in layout.resized)
+    if view.texture is not None:
+        return {n: np.full(tiles_h * tiles_w * config.tokens_per_tile, -1) for n in AUXILIARY}
     planes["kind"][:] = len(KINDS) + 2
     planes["kind"][:inside_h, :inside_w] = 0
     scale_y = layout.resized[0] / view.height / patch
@@ -153,41 +194,27 @@ def _span(start: int, size: int, scale: float) -> slice:
     return slice(first, max(round((start + size) * scale), first + 1))
 
 
-# How likely a type is among the next questions of a training chat; captions come separately.
+# How likely a type is among the questions that are asked about a training picture.
 TYPE_WEIGHTS = {
-    "colour": 0.6, "count": 1.2, "where": 0.6, "presence": 1.5, "text": 1.2, "order": 1.0,
-    "size": 1.0, "absent": 1.0, "unknown": 0.1,
+    "caption": 1.5, "colour": 0.3, "count": 2.5, "where": 0.3, "presence": 2.0, "text": 1.5,
+    "order": 2.5, "size": 20.0, "absent": 0.4, "unknown": 0.25, "follow": 0.8,
 }  # fmt: skip
+# Longest question of a batch, words: rows of like length waste little. Longer ones come in
+# conversations only.
+WORDS_IN_ROW = (9, 10, 12, 16)
 
 
-def choose_questions(rng: Random, scene: Scene) -> Scene:
-    """Keep one question of each type, most often the caption, in random order."""
+def choose_questions(rng: Random, questions: Sequence[Question], count: int) -> list[Question]:
+    """`count` questions, at most two of a type, weak types first; half of the presences are yes."""
     by_type: dict[str, list[Question]] = {}
-    for question in scene.questions:
+    for question in rng.sample(questions, len(questions)):
         by_type.setdefault(question.type, []).append(question)
-    if "caption" not in by_type:
-        return scene
-    caption = rng.choice(by_type.pop("caption"))
-    names = sorted(by_type, key=lambda name: rng.random() ** (1 / TYPE_WEIGHTS[name]))[::-1]
-    if rng.random() < 0.5 and any(q.answer.startswith("Yes") for q in by_type["presence"]):
-        by_type["presence"] = [q for q in by_type["presence"] if q.answer.startswith("Yes")]
-    chosen = [rng.choice(by_type[name]) for name in names]
-    if rng.random() < 0.8:
-        chosen.insert(rng.randrange(4), caption)
-    if rng.random() < 0.06:
-        answer = rng.choice([answer for answer in TALK if answer != NO_PICTURE])
-        chosen.insert(rng.randrange(3), Question("talk", rng.choice(TALK[answer]), answer))
-    return replace(scene, questions=tuple(loosen(rng, question) for question in chosen))
-
-
-def loosen(rng: Random, question: Question) -> Question:
-    """Now and then the question as people type it: in small letters, without a question mark."""
-    text = question.text
-    if rng.random() < 0.08:
-        text = text[0].lower() + text[1:]
-    if rng.random() < 0.08:
-        text = text.rstrip("?.")
-    return replace(question, text=text)
+    presence = by_type.get("presence", [])
+    if rng.random() < 0.5:
+        presence.sort(key=lambda question: question.answer.startswith("No"))
+    slots = [(name, turn) for name, asked in by_type.items() for turn in range(min(2, len(asked)))]
+    slots.sort(key=lambda slot: -(rng.random() ** (1 / TYPE_WEIGHTS.get(slot[0], 1.0))))
+    return [by_type[name][turn] for name, turn in slots[:count]]
 
 
 def make_batch(
@@ -195,23 +222,24 @@ def make_batch(
     chat: Chat,
     config: VisionConfig,
     rng: Random | None = None,
-    per_row: int = 1,
+    rows: Sequence[Row] | None = None,
 ) -> Batch:
     """One batch of scenes with equal numbers of pictures and tiles; `rng` turns some into JPEG.
 
-    per_row: how many scenes follow each other in one conversation.
+    rows: conversations about them; each question of each scene in one of its own, if None.
     """
-    groups = [scenes[first : first + per_row] for first in range(0, len(scenes), per_row)]
-    rows = [chat.ids([(s.questions, len(s.views)) for s in group]) for group in groups]
-    length = max(len(row.ids) for row in rows)
-    input_ids = torch.full((len(rows), length), chat.pad_id)
-    wanted = torch.zeros(len(rows), length, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
-        wanted[index, : len(row.ids)] = torch.tensor(row.wanted)
-    types = tuple(group[0].questions[0].type for group in groups)
+    if rows is None:
+        per = len(scenes[0].views)
+        rows = [
+            [((*question.earlier, question), range(index * per, (index + 1) * per))]
+            for index, scene in enumerate(scenes)
+            for question in scene.questions
+        ]
+    encoded = [chat.ids(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda number: len(encoded[number].ids))
+    parts = [_rows(numbers, encoded, rows, chat.pad_id) for numbers in _cut(order)]
     if not scenes[0].views:
-        return Batch(input_ids, wanted, (), None, None, {}, types)
+        return Batch(tuple(parts))
     tiled, labels = [], []
     for scene in scenes:
         for view, picture in zip(scene.views, scene.pictures, strict=True):
@@ -220,23 +248,44 @@ def make_batch(
             tiled.append(preprocess(Image(picture, "", ""), config, CLIP))
             labels.append(patch_labels(view, tiled[-1].layout, config))
     return Batch(
-        input_ids,
-        wanted,
-        cross_segments([row.starts for row in rows], length - 1, len(scenes[0].views)),
+        tuple(parts),
         torch.stack([each.pixel_values for each in tiled]),
         torch.tensor([each.layout.aspect_ratio_id for each in tiled]),
         {name: torch.from_numpy(np.stack([each[name] for each in labels])) for name in AUXILIARY},
-        types,
     )
 
 
-def cross_segments(starts: list[list[int]], length: int, images: int) -> tuple[CrossSegment, ...]:
-    """Segments of rows whose groups of `images` pictures begin at `starts`."""
-    pictures = iter(range(10**6))
-    seen = [[tuple(next(pictures) for _ in range(images)) for _ in row] for row in starts]
+def _cut(order: list[int]) -> list[list[int]]:
+    """Short and long rows apart, so that less is padded."""
+    at = len(order) * 7 // 10
+    return [order[:at], order[at:]] if len(order) >= SMALLEST_CUT else [order]
+
+
+def _rows(numbers: list[int], all_ids: list[Ids], all_rows: Sequence[Row], pad_id: int) -> Rows:
+    encoded, rows = [all_ids[n] for n in numbers], [all_rows[n] for n in numbers]
+    length = max(len(row.ids) for row in encoded)
+    input_ids = torch.full((len(rows), length), pad_id)
+    wanted = torch.zeros(len(rows), length, dtype=torch.bool)
+    last_answer = wanted.clone()
+    for index, row in enumerate(encoded):
+        end = len(row.ids)
+        input_ids[index, :end] = torch.tensor(row.ids)
+        wanted[index, :end] = torch.tensor(row.wanted)
+        last_answer[index, end - row.last_answer : end] = True
+    starts = [row.starts for row in encoded]
+    segments = cross_segments(rows, starts, length - 1) if any(starts) else ()
+    types = tuple(row[-1][0][-1].type for row in rows)
+    return Rows(input_ids, wanted, segments, types, last_answer, tuple(numbers))
+
+
+def cross_segments(
+    rows: Sequence[Row], starts: list[list[int]], length: int
+) -> tuple[CrossSegment, ...]:
+    """Which positions see which pictures, for groups of pictures that begin at `starts`."""
+    seen = [[tuple(images) for _, images in row] for row in rows]
     if all(len(row) == 1 for row in starts):
-        rows = tuple(range(len(starts)))
-        return (CrossSegment(rows, starts[0][0], length, tuple(row[0] for row in seen)),)
+        every = tuple(range(len(starts)))
+        return (CrossSegment(every, starts[0][0], length, tuple(row[0] for row in seen)),)
     segments = []
     for index, row in enumerate(starts):
         for start, end, group in zip(row, [*row[1:], length], seen[index], strict=True):
@@ -256,34 +305,70 @@ CANVASES = {
 }  # fmt: skip
 
 
-def training_batch(index: int, stage: float, chat: Chat, config: VisionConfig, seed: int) -> Batch:
-    """Batch number `index`; `stage` 0..1 is how far the world has grown."""
+# Kinds of batches and how often they come.
+BATCHES = {"single": 66, "turns": 10, "pair": 15, "talk": 3, "later": 2, "outside": 4}
+
+
+def training_batch(
+    index: int, chat: Chat, config: VisionConfig, seed: int, larger: int = 1
+) -> Batch:
+    """Batch number `index`: pictures of one number of tiles, about five questions for each."""
     rng = Random(f"batch {seed} {index}")  # noqa: S311
-    level = 0 if stage < 0.06 else 1 if stage < 0.15 else 2
-    first = index * 64 + seed * 10**9
-    kind = "single"
-    if level == 2:
-        kind = rng.choices(("single", "pair", "talk", "later"), (79, 16, 3, 2))[0]
-    if kind in ("pair", "talk"):
-        count = ROWS_BY_TILES[2 if kind == "pair" else 0]
-        scenes = [make_scene(first + n, kind=kind) for n in range(count)]
+    first = index * 64 * larger + seed * 10**9
+    kind = rng.choices(tuple(BATCHES), tuple(BATCHES.values()))[0]
+    tiles = 1 if kind == "later" else rng.choices((1, 2, 3, 4), (54, 20, 9, 17))[0]
+    if kind == "pair":
+        tiles = rng.choices((1, 2, 4), (60, 28, 12))[0]
+    canvases = CANVASES[tiles][:2]
+    count = (24 if kind == "talk" else PICTURES_BY_TILES[tiles]) * larger
+    scenes = []
+    for seed_ in range(first, first + 64 * larger):
+        if len(scenes) == count:
+            break
+        of = rng.choices(("objects", "count", "text"), (62, 27, 11))[0]
+        of = kind if kind in ("pair", "talk", "outside") else of
+        level = rng.choices((0, 1, 2), (6, 12, 82))[0]
+        canvas = rng.choice(canvases if kind == "pair" else CANVASES[tiles])
+        scene = make_scene(seed_, level=level, kind=of, canvas=canvas, wording="rich")
+        if rng.random() < _worth(scene):
+            scenes.append(loosened(rng, scene))
+    if kind in ("pair", "talk", "outside"):
         return make_batch(scenes, chat, config, rng)
-    if kind == "later":  # a second picture in a later turn
-        scenes = [make_scene(first + n, kind="objects", canvas=(1, 1)) for n in range(24)]
-        scenes = [choose_questions(rng, scene) for scene in scenes]
-        scenes = [replace(scene, questions=scene.questions[:2]) for scene in scenes]
-        return make_batch(scenes, chat, config, rng, per_row=2)
-    weights = ((90, 10, 0, 0), (70, 20, 5, 5), (54, 20, 9, 17))[level]
-    tiles = rng.choices((1, 2, 3, 4), weights)[0]
-    kinds = ("objects", "count", "text")
-    shares = ((70, 15, 15), (60, 18, 22), (58, 17, 25))[level]
-    scenes = [
-        make_scene(
-            first + n,
-            level=max(0, level - rng.choices((0, 1, 2), (55, 20, 25))[0]),
-            kind=rng.choices(kinds, shares)[0],
-            canvas=rng.choice(CANVASES[tiles]),
-        )
-        for n in range(ROWS_BY_TILES[tiles])
-    ]
-    return make_batch([choose_questions(rng, scene) for scene in scenes], chat, config, rng)
+    if kind == "single":
+        chosen, most = [], rng.choice(WORDS_IN_ROW)
+        for scene in scenes:
+            short = [q for q in scene.questions if not q.earlier and q.text.count(" ") < most]
+            chosen.append(replace(scene, questions=tuple(choose_questions(rng, short, 5))))
+        return make_batch(chosen, chat, config, rng)
+    rows: list[Row] = []
+    for n, scene in enumerate(scenes):
+        alone = [question for question in scene.questions if not question.earlier]
+        follow = [q for q in scene.questions if q.earlier]
+        turns = [choose_questions(rng, alone, rng.randint(2, 3)) for _ in range(2)]
+        if follow:
+            turns[0] = [*follow[0].earlier, follow[0], *turns[0][:1]]
+        if kind == "turns":
+            rows += [[(asked, (n,))] for asked in (*turns, *([*f.earlier, f] for f in follow[1:2]))]
+        elif n % 2:  # another picture later in the conversation
+            other = [q for q in scenes[n - 1].questions if not q.earlier]
+            rows.append([(other[:2], (n - 1,)), (turns[0][:2], (n,))])
+    return make_batch(scenes, chat, config, rng, rows)
+
+
+def _worth(scene: Scene) -> float:
+    """How likely a scene is kept; those with one thing, or with nothing to compare, are common."""
+    if scene.kind != "objects":
+        return 1.0
+    if len(scene.views[0].items) == 1:
+        return 0.15
+    return 1.0 if any(question.type == "size" for question in scene.questions) else 0.1
+
+
+def loosened(rng: Random, scene: Scene) -> Scene:
+    """The scene with its questions as people type them."""
+    return replace(scene, questions=tuple(_loosened(rng, q) for q in scene.questions))
+
+
+def _loosened(rng: Random, question: Question) -> Question:
+    earlier = tuple(_loosened(rng, each) for each in question.earlier)
+    return replace(question, text=loosen(rng, question.text), earlier=earlier)

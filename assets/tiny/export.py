@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from trainee import TILE_TABLES, share_tiles
 
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -15,14 +15,15 @@ from mmchat.checkpoints.manifest import (
     sha256_of,
     write_manifest,
 )
-from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 
 
 def export(model: MllamaForConditionalGeneration, path: Path) -> None:
-    """Write `model` in bfloat16 under the Hub's names."""
+    """Write `model` in bfloat16 under the Hub's names, with tile tables that canvases share."""
     weights = model.state_dict()
-    clear_unused_slots(weights, model.config.vision_config)
+    for name, table in weights.items():
+        if name.endswith(TILE_TABLES):
+            weights[name] = share_tiles(table, model.config.vision_config)
     tensors = {name: w.to(torch.bfloat16).contiguous() for name, w in weights.items()}
     save_file(tensors, path, metadata={"format": "pt"})
     record(path.parent)
@@ -36,16 +37,3 @@ def record(folder: Path) -> None:
         for name in names
     }
     write_manifest(folder / MANIFEST_NAME, Manifest(files, source="assets/tiny/train.py"))
-
-
-def clear_unused_slots(weights: dict[str, Tensor], config: VisionConfig) -> None:
-    """Zero the tile tables where a canvas has no tile, as in every checkpoint of the family.
-
-    This model never reads them; others add them to their padding tiles.
-    """
-    for name, table in weights.items():
-        if "_tile_positional_embedding.embedding" in name or "tile_embedding" in name:
-            slots = table.view(table.shape[0], config.max_num_tiles, -1)
-            slots[0] = 0
-            for row, (tiles_h, tiles_w) in enumerate(config.aspect_ratios, start=1):
-                slots[row, tiles_h * tiles_w :] = 0

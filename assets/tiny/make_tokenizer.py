@@ -1,6 +1,6 @@
 """Make tokenizer.model: byte-level BPE in tiktoken's format, trained on the scenes' sentences.
 
-    python assets/tiny/make_tokenizer.py [--ranks 960] [--scenes 4000]
+    python assets/tiny/make_tokenizer.py [--ranks 1072] [--scenes 4000]
 
 The same arguments give the same file. Merges stop when the ranks are used up; the 256 special
 tokens of Llama 3 follow after the last rank and are not part of the file.
@@ -17,7 +17,7 @@ from pathlib import Path
 import regex
 
 from mmchat.evals.scenes import make_scene
-from mmchat.evals.scenes.questions import CANNOT_TELL, COUNT_ALL, NO_PICTURE, TALK, UNKNOWN, plural
+from mmchat.evals.scenes.questions import CANNOT_TELL, NO_PICTURE, OUTSIDE, TALK, plural
 from mmchat.evals.scenes.world import COLOURS, KINDS, NUMBERS, WORDS
 
 # The split of Llama 3's tokenizer.
@@ -45,13 +45,19 @@ def corpus(scenes: int) -> Counter[bytes]:
     """Pieces of the split and how often each occurs; every word of the world is there."""
     texts: list[str] = []
     for seed in range(scenes):
-        for question in make_scene(seed).questions[:6]:
-            texts += [question.text, question.answer]
+        questions = make_scene(seed, wording="rich").questions
+        for question in (*questions[:8], *sum((q.earlier for q in questions), ())[:1]):
+            text = question.text if seed % 4 else question.text.lower()
+            texts += [text, question.answer]
     kinds = [f" {name}" for kind in KINDS for name in (kind, plural(kind))]
-    names = [*kinds, *(f" {colour} {colour.title()}" for colour in COLOURS)]
-    texts += [*names, *(f" {word}" for word in WORDS)] * 8
-    texts += [*COUNT_ALL, *UNKNOWN, CANNOT_TELL, NO_PICTURE, *TALK, *sum(TALK.values(), ())] * 4
-    texts += [*NUMBERS, *(f" {number}" for number in NUMBERS), "user", "assistant", "system"]
+    texts += [*kinds, *(f" {colour} {colour.title()}" for colour in COLOURS)] * 8
+    texts += [f" {word}" for word in WORDS] * 20
+    texts += [CANNOT_TELL, NO_PICTURE, OUTSIDE, *TALK.values()] * 20
+    texts += [
+        *NUMBERS,
+        *(f" {number}" for number in NUMBERS),
+        *("user", "assistant", "system") * 500,
+    ]
     texts += [GENERAL.replace("\n", " ")] * 3
     pieces = (piece for text in texts for piece in regex.findall(PATTERN, text))
     return Counter(piece.encode() for piece in pieces if not piece.isdigit())
@@ -92,7 +98,7 @@ def _merge(parts: list[bytes], pair: tuple[bytes, bytes]) -> list[bytes]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the built-in model's tokenizer.model.")
-    parser.add_argument("--ranks", type=int, default=960)
+    parser.add_argument("--ranks", type=int, default=1072)
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tokenizer.model"))
     args = parser.parse_args()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,9 +14,10 @@ from mmchat.cli import console, options
 from mmchat.cli.help_page import App, Group
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import ModelChoice, say_choice
+from mmchat.evals.contact_sheet import contact_sheet
 
 if TYPE_CHECKING:
-    from mmchat.evals.run import Report
+    from mmchat.evals.run import Report, Score, Tally
 
 eval_app = App(help="Measure a model's accuracy.", cls=Group)
 
@@ -38,6 +40,32 @@ def scenes(
             rich_help_panel=options.INPUT,
         ),
     ] = 200,
+    by: Annotated[
+        Literal["type", "canvas", "tiles", "objects"],
+        typer.Option(
+            "--by",
+            help="What each line of the table is about: the type of question, the canvas, how many"
+            " tiles, or how many objects the picture has.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = "type",
+    wording: Annotated[
+        Literal["plain", "unseen"],
+        typer.Option(
+            "--wording",
+            help="Ask in plain sentences, or in words that the built-in model never saw.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = "plain",
+    wrong: Annotated[
+        Path | None,
+        typer.Option(
+            "--wrong",
+            metavar="FILE",
+            help="Write an HTML page of the wrong answers with their pictures.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = "none",
@@ -53,10 +81,12 @@ def scenes(
 ) -> None:
     """Ask about held-out drawn scenes; an answer counts if it is exactly the right one.
 
-    -o FILE writes JSON with every wrong answer. Ctrl-C prints the scores so far.
+    The interval holds, with 95 % confidence, the accuracy on all questions of the kind. -o FILE
+    writes JSON with every wrong answer. Ctrl-C prints the scores so far.
     """
-    if output is not None:
-        atomic_file.check_writable(output)
+    for path in (output, wrong):
+        if path is not None:
+            atomic_file.check_writable(path)
     choice = ModelChoice(
         name=model,
         checkpoint_path=checkpoint_path,
@@ -70,20 +100,26 @@ def scenes(
     source = choice.find()
     if not quiet:
         say_choice(choice, source)
-    report, interrupted = _run(choice, limit, quiet)
-    record = {"model": source.params.name, "scenes": limit, **_record(report)}
+    tally, interrupted = _run(choice, limit, wording, quiet)
+    report = tally.report(by)
+    name = source.params.name
+    record = {"model": name, "scenes": limit, "wording": wording, **_record(report, by)}
     if output is not None:
         atomic_file.write_text(output, console.to_json(record) + "\n")
+    if wrong is not None:
+        atomic_file.write_text(wrong, contact_sheet(name, report.wrong, report.overall.total))
     if as_json:
         console.print_json(record)
     else:
-        _print_table(report)
+        _print_table(report, by)
     if interrupted:
         raise typer.Exit(INTERRUPTED_EXIT_CODE)
 
 
-def _run(choice: ModelChoice, limit: int, quiet: bool) -> tuple[Report, bool]:
-    """(the report, whether Ctrl-C cut it short)."""
+def _run(
+    choice: ModelChoice, limit: int, wording: Literal["plain", "unseen"], quiet: bool
+) -> tuple[Tally, bool]:
+    """(the verdicts, whether Ctrl-C cut them short)."""
     from mmchat.evals.run import Tally, judge_scenes
     from mmchat.evals.scenes import heldout_scenes
 
@@ -92,39 +128,58 @@ def _run(choice: ModelChoice, limit: int, quiet: bool) -> tuple[Report, bool]:
     tally = Tally()
     try:
         with console.progress_bar("scenes", limit, quiet=quiet) as bar:
-            for verdict in judge_scenes(model, heldout_scenes(limit)):
+            for verdict in judge_scenes(model, heldout_scenes(limit, wording=wording)):
                 tally.add(verdict)
                 bar.advance()
     except KeyboardInterrupt:
-        return tally.report(), True
-    return tally.report(), False
+        return tally, True
+    return tally, False
 
 
-def _record(report: Report) -> dict[str, Any]:
-    def score(value: Any) -> dict[str, Any]:
-        return {**asdict(value), "accuracy": round(value.accuracy, 4)}
+def _record(report: Report, by: str) -> dict[str, Any]:
+    def score(value: Score) -> dict[str, Any]:
+        interval = [round(end, 4) for end in value.interval]
+        return {**asdict(value), "accuracy": round(value.accuracy, 4), "interval": interval}
 
     return {
         "overall": score(report.overall),
-        "by_type": {name: score(value) for name, value in report.by_type.items()},
+        f"by_{by}": {name: score(value) for name, value in report.parts.items()},
         "seconds": round(report.seconds, 3),
-        "wrong": [asdict(verdict) for verdict in report.wrong],
+        "wrong": [
+            {
+                "seed": verdict.scene.seed,
+                "type": verdict.question.type,
+                "canvas": verdict.group("canvas"),
+                "question": [each.text for each in (*verdict.question.earlier, verdict.question)],
+                "expected": verdict.question.answer,
+                "answer": verdict.answer,
+            }
+            for verdict in report.wrong
+        ],
     }
 
 
-def _print_table(report: Report) -> None:
-    rows = [(name, score) for name, score in report.by_type.items()]
-    rows.append(("all", report.overall))
-    cells = [(name, str(s.right), str(s.total), f"{100 * s.accuracy:.1f} %") for name, s in rows]
+def _print_table(report: Report, by: str) -> None:
+    cells = [
+        (
+            name,
+            str(score.right),
+            str(score.total),
+            f"{100 * score.accuracy:.1f} %",
+            "{:.1f} to {:.1f} %".format(*(100 * end for end in score.interval)),
+        )
+        for name, score in (*report.parts.items(), ("all", report.overall))
+    ]
+    heads = (by.upper(), "RIGHT", "ASKED", "ACCURACY", "INTERVAL")
     if not console.is_terminal(sys.stdout):
-        for row in (("TYPE", "RIGHT", "ASKED", "ACCURACY"), *cells):
+        for row in (heads, *cells):
             console.write_out("\t".join(row) + "\n")
         return
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("TYPE")
-    for column in ("RIGHT", "ASKED", "ACCURACY"):
+    table.add_column(heads[0])
+    for column in heads[1:]:
         table.add_column(column, justify="right")
     for row in cells[:-1]:
         table.add_row(*row)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from math import sqrt
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mmchat.events import Finished
 
 if TYPE_CHECKING:
-    from mmchat.evals.scenes import Scene
+    from mmchat.evals.scenes import Question, Scene
     from mmchat.sampling import SamplingParams
     from mmchat.session import ChatSession
 
 LONGEST_ANSWER = 64  # tokens; the longest right answer is far shorter
+NORMAL_95 = 1.959964  # quantile of the normal distribution for an interval of 95 %
+
+By = Literal["type", "canvas", "tiles", "objects"]
 
 
 class ChatModel(Protocol):
@@ -28,22 +32,33 @@ class ChatModel(Protocol):
 
 @dataclass(frozen=True)
 class Verdict:
-    """One question, the right answer and the model's."""
+    """One question about a scene and the model's answer."""
 
-    seed: int
-    type: str
-    question: str
-    expected: str
+    scene: Scene
+    question: Question
     answer: str
 
     @property
     def is_right(self) -> bool:
-        return self.answer.strip() == self.expected
+        return self.answer.strip() == self.question.answer
+
+    def group(self, by: By) -> str:
+        """The part of the evaluation that the question belongs to."""
+        if by == "type":
+            return self.question.type
+        if not self.scene.views:
+            return "no picture"
+        if by == "canvas":
+            return "{} x {}".format(*self.scene.canvas or ("?", "?"))
+        if by == "tiles":
+            rows, columns = self.scene.canvas or (0, 0)
+            return str(rows * columns * len(self.scene.views))
+        return str(len(self.scene.views[0].items))
 
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers out of all, for one question type or for all."""
+    """Right answers out of all, for one part of the questions or for all."""
 
     right: int
     total: int
@@ -52,13 +67,24 @@ class Score:
     def accuracy(self) -> float:
         return self.right / self.total if self.total else 0.0
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the accuracy lies with 95 % confidence (Wilson 1927)."""
+        if not self.total:
+            return 0.0, 1.0
+        share = NORMAL_95**2 / self.total
+        middle = (self.accuracy + share / 2) / (1 + share)
+        spread = self.accuracy * (1 - self.accuracy) / self.total + share / (4 * self.total)
+        half = NORMAL_95 * sqrt(spread) / (1 + share)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
 
 @dataclass(frozen=True)
 class Report:
-    """Scores by question type, in order of first appearance, and every wrong answer."""
+    """Scores of the parts, in order of first appearance, and every wrong answer."""
 
     overall: Score
-    by_type: dict[str, Score]
+    parts: dict[str, Score]
     wrong: tuple[Verdict, ...]
     seconds: float
 
@@ -68,8 +94,7 @@ def judge_scenes(model: ChatModel, scenes: Iterable[Scene]) -> Iterator[Verdict]
     sampling = greedy(model.sampling_defaults)
     for scene in scenes:
         for question in scene.questions:
-            answer = _ask(model, scene, question.text, sampling)
-            yield Verdict(scene.seed, question.type, question.text, question.answer, answer)
+            yield Verdict(scene, question, _ask(model, scene, question, sampling))
 
 
 def greedy(defaults: SamplingParams) -> SamplingParams:
@@ -85,14 +110,20 @@ def greedy(defaults: SamplingParams) -> SamplingParams:
     )
 
 
-def _ask(model: ChatModel, scene: Scene, question: str, sampling: SamplingParams) -> str:
+def _ask(model: ChatModel, scene: Scene, question: Question, sampling: SamplingParams) -> str:
+    """The answer, after the questions that go before it in the same conversation."""
     from mmchat.images import from_pil
 
     images = [from_pil(picture, source=f"scene {scene.seed}") for picture in scene.pictures]
-    for event in model.chat().send(question, images, sampling):
-        if isinstance(event, Finished):
-            return event.text
-    raise RuntimeError("the engine ended without a Finished event")
+    session, answer = model.chat(), None
+    for asked in (*question.earlier, question):
+        for event in session.send(asked.text, images, sampling):
+            if isinstance(event, Finished):
+                answer = event.text
+        images = []
+    if answer is None:
+        raise RuntimeError("the engine ended without a Finished event")
+    return answer
 
 
 class Tally:
@@ -105,12 +136,15 @@ class Tally:
     def add(self, verdict: Verdict) -> None:
         self._verdicts.append(verdict)
 
-    def report(self) -> Report:
-        """The scores so far."""
-        types = dict.fromkeys(verdict.type for verdict in self._verdicts)
+    def report(self, by: By = "type") -> Report:
+        """The scores so far; parts that are numbers or canvases in their order."""
+        groups: dict[str, list[Verdict]] = {}
+        for verdict in self._verdicts:
+            groups.setdefault(verdict.group(by), []).append(verdict)
+        names = list(groups) if by == "type" else sorted(groups)
         return Report(
             overall=_score(self._verdicts),
-            by_type={t: _score([v for v in self._verdicts if v.type == t]) for t in types},
+            parts={name: _score(groups[name]) for name in names},
             wrong=tuple(v for v in self._verdicts if not v.is_right),
             seconds=time.perf_counter() - self._started,
         )

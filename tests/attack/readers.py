@@ -98,7 +98,11 @@ def _documents(folder: Path) -> dict[str, Reader]:
     params = known_params()[-1]
     meta = json.dumps(meta_params(params.config)).encode()
     documents = params.family.resolve("documents").hf_documents(
-        params.config, params.image_processor, "bfloat16", asdict(params.generation), {"eos_token_id": 1}
+        params.config,
+        params.image_processor,
+        "bfloat16",
+        asdict(params.generation),
+        {"eos_token_id": 1},
     )
     recorded = folder / "recorded"
     recorded.mkdir()

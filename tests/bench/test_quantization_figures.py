@@ -17,6 +17,9 @@ def test_the_readme_gives_the_committed_figures():
     ways = found["built_in"]["ways"]
     search, plain = (ways[name]["kl"] for name in ("int4", "int4, plain rounding"))
     assert f"by {search:.5f} nats where plain rounding leaves {plain:.5f}," in README
+    scenes, right = found["built_in"]["scenes"], found["built_in"]["right"]
+    said = f"Of {scenes} held-out scenes the built-in model answers {right['float32']} rightly"
+    assert f"{said} in float32, {right['int8']} in int8 and {right['int4']} in int4" in README
     layers = [e for kind, e in found["wide"]["layers"].items() if kind.startswith("text ")]
     ratios = [errors["int4"] / errors["int4, plain rounding"] for errors in layers]
     assert f"are {100 * (1 - sum(ratios) / len(ratios)):.0f} % closer" in README

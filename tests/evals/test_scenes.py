@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
-from mmchat.evals.scenes import QUESTION_TYPES, SCENE_KINDS, heldout_scenes, make_scene
+from mmchat.evals.scenes import QUESTION_TYPES, SCENE_KINDS, TEXTURES, heldout_scenes, make_scene
 from mmchat.evals.scenes.questions import caption
+from mmchat.evals.scenes.textures import draw_texture
 from mmchat.evals.scenes.world import CANVAS_SIDES, COLOURS, KINDS, SHAPES, THINGS, Item, View
 from mmchat.models.mllama.tiling import choose_layout
 
@@ -63,7 +64,7 @@ def test_every_kind_is_drawn_in_its_colour(kind):
     from mmchat.evals.scenes.draw import draw_view
 
     picture = draw_view(view(item(kind, "purple")))
-    colours = {colour: count for count, colour in picture.getcolors(10000)}
+    colours = {colour: count for count, colour in picture.getcolors(10000) or ()}
     assert colours[COLOURS["purple"]] > 50
 
 
@@ -107,7 +108,8 @@ def test_a_question_has_one_answer_within_a_scene():
         for scene in scenes(kind):
             answers = {}
             for question in scene.questions:
-                assert answers.setdefault(question.text, question.answer) == question.answer
+                key = (question.earlier, question.text)
+                assert answers.setdefault(key, question.answer) == question.answer
 
 
 def test_nothing_is_said_about_what_is_missing():
@@ -146,3 +148,52 @@ def test_heldout_scenes_are_all_different_and_have_one_question():
     found = list(heldout_scenes(40))
     assert len({scene.seed for scene in found}) == 40
     assert all(len(scene.questions) == 1 for scene in found)
+
+
+def test_pairs_are_drawn_on_more_than_one_tile():
+    canvases = Counter(scene.canvas for scene in scenes("pair", 100))
+    assert set(canvases) == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    assert canvases[1, 1] > 40
+    for scene in scenes("pair", 30):
+        for picture in scene.pictures:
+            layout = choose_layout(picture.height, picture.width, 112, 4)
+            assert layout.aspect_ratio == scene.canvas
+
+
+def test_a_follow_up_asks_about_the_thing_of_the_question_before():
+    follows = [q for s in scenes("objects") for q in s.questions if q.type == "follow"]
+    assert len(follows) > 60
+    for question in follows:
+        (first,) = question.earlier
+        assert not first.earlier
+        if first.type == "presence":
+            assert first.answer.startswith("Yes")
+        assert question.answer != first.answer or question.text.startswith("And")
+
+
+def test_it_is_asked_only_of_a_thing_that_stands_alone():
+    seen = 0
+    for scene in scenes("objects", wording="rich"):
+        asked = {q.text for q in scene.questions if not q.earlier}
+        its = asked & {"What colour is it?", "Where is it?", "What color is it?"}
+        assert not its or len(scene.views[0].items) == 1
+        seen += bool(its)
+    assert seen
+
+
+@pytest.mark.parametrize("name", [name for names in TEXTURES.values() for name in names])
+def test_a_texture_is_the_same_every_time_and_of_its_size(name):
+    first, second = (draw_texture(name, 5, 61, 83) for _ in range(2))
+    assert (first.mode, first.size) == ("RGB", (83, 61))
+    assert first.tobytes() == second.tobytes()
+    assert name == "blank" or draw_texture(name, 6, 61, 83).tobytes() != first.tobytes()
+
+
+def test_no_texture_of_training_is_held_out():
+    assert not set(TEXTURES["train"]) & set(TEXTURES["heldout"])
+    for split in TEXTURES:
+        drawn = [make_scene(seed, split, kind="outside").views[0].texture for seed in range(40)]
+        assert {texture[0] for texture in drawn if texture} <= set(TEXTURES[split])
+        assert all(drawn)
+    answers = {q.answer for s in scenes("outside") for q in s.questions}
+    assert answers == {"I only know simple drawings."}

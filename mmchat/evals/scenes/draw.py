@@ -186,6 +186,10 @@ def draw_item(draw: ImageDraw.ImageDraw, item: Item, shade: int = 0) -> None:
 
 def draw_view(view: View) -> Image.Image:
     """The RGB picture of one view."""
+    if view.texture is not None:
+        from mmchat.evals.scenes.textures import draw_texture
+
+        return draw_texture(*view.texture, view.height, view.width)
     picture = Image.new("RGB", (view.width, view.height), view.background)
     draw = ImageDraw.Draw(picture)
     for item in view.items:

@@ -5,77 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from mmchat.evals.scenes.world import COLOURS, KINDS, Item, View
+from mmchat.evals.scenes.phrasings import Wording, choose
+from mmchat.evals.scenes.world import ANIMALS, COLOURS, KINDS, Item, View
 
 QUESTION_TYPES = (
     "caption", "colour", "count", "where", "presence", "text", "order", "size",
-    "absent", "unknown", "same", "change", "talk",
+    "absent", "unknown", "same", "change", "talk", "follow", "outside",
 )  # fmt: skip
 NUMBER_WORDS = ("none", "one", "two", "three", "four", "five")
 
-CAPTION = (
-    "What's in this image?",
-    "What is in this image?",
-    "What is in this picture?",
-    "What's in this picture?",
-    "What is in the image?",
-    "What is in the picture?",
-    "Describe this image.",
-    "Describe this picture.",
-    "Describe the image.",
-    "Describe the picture.",
-    "What do you see?",
-    "What can you see?",
-    "What is this?",
-    "What does this picture show?",
-    "What does this image show?",
-    "Describe it.",
-    "What's this?",
-    "What is here?",
-    "What do you see here?",
-    "What is shown here?",
-    "What's in the image?",
-    "What's in the picture?",
-)
-COLOUR = ("What colour is the {}?", "What color is the {}?", "Which colour is the {}?")
-COLOUR_MANY = ("What colour are the {}?", "What color are the {}?", "Which colour are the {}?")
-COUNT = ("How many {} are there?", "How many {} do you see?", "How many {} are in the picture?")
-COUNT_ALL = ("How many things are there?", "How many objects are there?", "How many things?")
-WHERE = ("Where is the {}?", "Where is the {} in the picture?", "Where do you see the {}?")
-PRESENCE = ("Is there {}?", "Is there {} in the picture?", "Do you see {}?", "Can you see {}?")
-TEXT = (
-    "What does the text say?",
-    "What is written here?",
-    "Read the text.",
-    "What does it say?",
-    "What is the text?",
-    "What text is in the picture?",
-    "What does the sign say?",
-    "What's written here?",
-)
-LEFT = ("Which is further left, the {} or the {}?", "Which is on the left, the {} or the {}?")
-RIGHT = ("Which is further right, the {} or the {}?", "Which is on the right, the {} or the {}?")
-ABOVE = ("Which is higher, the {} or the {}?", "Which is above, the {} or the {}?")
-BELOW = ("Which is lower, the {} or the {}?", "Which is below, the {} or the {}?")
-SIZE = ("Which is bigger, the {} or the {}?", "Which is larger, the {} or the {}?")
-SAME = (
-    "Are these pictures the same?",
-    "Are the two pictures the same?",
-    "Are these images the same?",
-    "Same or different?",
-    "Are these the same?",
-    "Are they the same?",
-    "Are the pictures the same?",
-)
-CHANGE = (
-    "What changed?",
-    "What is different?",
-    "What has changed?",
-    "What changed between the pictures?",
-    "What's different?",
-    "What's changed?",
-    "What is the difference?",
-)
 CHANGE_ANSWERS = {
     "": "Nothing changed.",
     "colour": "The colour changed.",
@@ -83,41 +21,30 @@ CHANGE_ANSWERS = {
     "object": "The object changed.",
 }
 CANNOT_TELL = "I can't tell from this picture."
-UNKNOWN = (
-    "What is the weather like?", "What time is it?", "Who took this picture?", "Who made this?",
-    "Where was this taken?", "How old is it?", "What is its name?", "How much does it cost?",
-    "What day is it?", "Who lives here?", "Why is it here?", "Is it happy?", "What is it thinking?",
-    "When was this taken?", "How heavy is it?", "What happened before?",
-)  # fmt: skip
+OUTSIDE = "I only know simple drawings."
 NO_PICTURE = "Please show me a picture."
+# Small talk: name -> the answer.
 TALK = {
-    "Hello! I can look at pictures.": (
-        "Hello.", "Hello!", "Hi!", "Hi", "Hello", "Hey!", "Good morning.",
-    ),
-    "I am a tiny model that looks at pictures.": (
-        "Who are you?", "What are you?", "What is your name?", "Tell me about yourself.",
-    ),
-    "You're welcome!": ("Thanks.", "Thanks!", "Thank you.", "Thank you!", "Great, thanks!"),
-    "I can name shapes, colours and things, count them and read words.": (
-        "What can you do?", "How can you help me?", "What do you know?", "Help", "What can I ask?",
-    ),
-    "I am fine, thank you.": ("How are you?", "How are you today?", "How do you do?"),
-    "Goodbye!": ("Bye.", "Bye!", "Goodbye.", "Goodbye!", "See you!", "Good night."),
-    NO_PICTURE: (
-        *CAPTION, *TEXT, COUNT_ALL[0], COUNT_ALL[1], "What colour is it?", "Where is it?",
-        "Where is the dog?", "What colour is the dog?", "How many circles are there?",
-        "Is there a cat?", "What changed?", "Are these pictures the same?",
-    ),
-}  # fmt: skip
+    "hello": "Hello! I can look at pictures.",
+    "who": "I am a tiny model that looks at pictures.",
+    "thanks": "You're welcome!",
+    "can": "I can name shapes, colours and things, count them and read words.",
+    "fine": "I am fine, thank you.",
+    "bye": "Goodbye!",
+}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, its type (one of QUESTION_TYPES) and its one right answer."""
+    """A question about a scene, its type (one of QUESTION_TYPES) and its one right answer.
+
+    earlier: what was asked before in the same conversation.
+    """
 
     type: str
     text: str
     answer: str
+    earlier: tuple[Question, ...] = ()
 
 
 def article(phrase: str) -> str:
@@ -158,83 +85,97 @@ def caption(view: View) -> str:
 class Asker:
     """Makes the questions of one scene; all randomness comes from `rng`."""
 
-    def __init__(self, rng: Random, view: View) -> None:
+    def __init__(self, rng: Random, view: View, wording: Wording = "plain") -> None:
         self.rng, self.view = rng, view
+        self.wording: Wording = wording
         self.groups = [(item, count) for item, count in _groups(view) if not item.text]
         self.printed = next((item for item in view.items if item.text), None)
         self.missing = [kind for kind in KINDS if all(kind != it.kind for it in view.items)]
+        self.alone = len(self.groups) == 1 and self.printed is None
 
-    def _ask(self, type_: str, phrasings: tuple[str, ...], answer: str, *names: str) -> Question:
-        return Question(type_, self.rng.choice(phrasings).format(*names), answer)
+    def _ask(self, type_: str, key: str, answer: str, *names: str) -> Question:
+        text = choose(self.rng, key, self.wording).format(*names)
+        return Question(type_, text[0].upper() + text[1:], answer)
 
     def caption(self) -> list[Question]:
-        return [self._ask("caption", CAPTION, caption(self.view))]
+        asked = [self._ask("caption", "caption", caption(self.view))]
+        if self.alone and self.wording != "plain":
+            item, count = self.groups[0]
+            if count == 1 and item.kind in ANIMALS:
+                asked.append(self._ask("caption", "caption animal", caption(self.view)))
+        return asked
+
+    def _colour(self, item: Item, count: int, *, it: bool = False) -> Question:
+        if count > 1:
+            key = "colour they" if it else "colour many"
+            return self._ask("colour", key, f"They are {item.colour}.", plural(item.kind))
+        return self._ask(
+            "colour", "colour it" if it else "colour", f"It is {item.colour}.", item.kind
+        )
 
     def colour(self) -> list[Question]:
-        asked = []
-        for item, count in self.groups:
-            if count > 1:
-                answer = f"They are {item.colour}."
-                asked.append(self._ask("colour", COLOUR_MANY, answer, plural(item.kind)))
-            else:
-                asked.append(self._ask("colour", COLOUR, f"It is {item.colour}.", item.kind))
+        asked = [self._colour(*group) for group in self.groups]
+        if self.alone and self.wording != "plain":
+            asked.append(self._colour(*self.groups[0], it=True))
         return asked
 
     def count(self) -> list[Question]:
         asked = [
-            self._ask("count", COUNT, self._count_answer(count), plural(item.kind))
+            self._ask("count", "count", self._count_answer(count), plural(item.kind))
             for item, count in self.groups
         ]
         if self.printed is None:
             total = self._count_answer(sum(count for _, count in self.groups))
-            asked.append(self._ask("count", COUNT_ALL, total))
+            asked.append(self._ask("count", "count all", total))
         if self.rng.random() < 0.3:
             kind = self.rng.choice(self.missing)
-            asked.append(self._ask("count", COUNT, "There are none.", plural(kind)))
+            asked.append(self._ask("count", "count", "There are none.", plural(kind)))
         return asked
 
     @staticmethod
     def _count_answer(count: int) -> str:
         return f"There {'is' if count == 1 else 'are'} {NUMBER_WORDS[count]}."
 
+    def _where(self, item: Item, *, it: bool = False) -> Question:
+        preposition = "In" if item.place == "middle" else "At"
+        if item.place in ("left", "right"):
+            preposition = "On"
+        answer = f"{preposition} the {item.place}."
+        return self._ask("where", "where it" if it else "where", answer, item.kind)
+
     def where(self) -> list[Question]:
-        asked = []
-        for item in (item for item, count in self.groups if count == 1):
-            preposition = "In" if item.place == "middle" else "At"
-            if item.place in ("left", "right"):
-                preposition = "On"
-            answer = f"{preposition} the {item.place}."
-            asked.append(self._ask("where", WHERE, answer, item.kind))
+        asked = [self._where(item) for item, count in self.groups if count == 1]
+        if asked and self.alone and self.wording != "plain":
+            asked.append(self._where(self.groups[0][0], it=True))
         return asked
 
+    def _presence(self, name: str, answer: str, many: str) -> Question:
+        return self._ask("presence", "presence", f"{answer} {name}.", article(name), name, many)
+
     def presence(self) -> list[Question]:
+        yes, no = "Yes, there is", "No, there is no"
         asked = []
         for item, count in self.groups:
+            many = plural(item.kind)
             if count == 1:
-                name = article(item.kind)
-                asked.append(self._ask("presence", PRESENCE, f"Yes, there is {name}.", name))
-                name = article(f"{item.colour} {item.kind}")
-                asked.append(self._ask("presence", PRESENCE, f"Yes, there is {name}.", name))
+                asked.append(self._presence(item.kind, f"{yes} {_an(item.kind)}", many))
+                name = f"{item.colour} {item.kind}"
+                asked.append(self._presence(name, f"{yes} {_an(name)}", f"{item.colour} {many}"))
                 other = self.rng.choice([name for name in COLOURS if name != item.colour])
-                name = f"{other} {item.kind}"
-                answer = f"No, there is no {name}."
-                asked.append(self._ask("presence", PRESENCE, answer, article(name)))
+                asked.append(self._presence(f"{other} {item.kind}", no, f"{other} {many}"))
         for kind in self.rng.sample(self.missing, 2):
-            answer = f"No, there is no {kind}."
-            asked.append(self._ask("presence", PRESENCE, answer, article(kind)))
+            asked.append(self._presence(kind, no, plural(kind)))
         return asked
 
     def text(self) -> list[Question]:
         if self.printed is not None:
-            return [self._ask("text", TEXT, f"It says {self.printed.text}.")]
-        return [self._ask("text", TEXT, "There is no text.")] if self.rng.random() < 0.2 else []
+            return [self._ask("text", "text", f"It says {self.printed.text}.")]
+        return [self._ask("text", "text", "There is no text.")] if self.rng.random() < 0.2 else []
 
-    def _compare(
-        self, phrasings: tuple[str, ...], right: Item, wrong: Item, type_: str
-    ) -> Question:
+    def _compare(self, key: str, right: Item, wrong: Item, type_: str) -> Question:
         names = [right.kind, wrong.kind]
         self.rng.shuffle(names)
-        return self._ask(type_, phrasings, f"The {right.kind}.", *names)
+        return self._ask(type_, key, f"The {right.kind}.", *names)
 
     def _two_singles(self) -> tuple[Item, Item] | None:
         singles = [item for item, count in self.groups if count == 1]
@@ -248,12 +189,12 @@ class Asker:
         pair = self._two_singles()
         if pair and pair[0].cell[1] != pair[1].cell[1]:
             left, right = sorted(pair, key=lambda item: item.cell[1])
-            asked.append(self._compare(LEFT, left, right, "order"))
-            asked.append(self._compare(RIGHT, right, left, "order"))
+            asked.append(self._compare("left", left, right, "order"))
+            asked.append(self._compare("right", right, left, "order"))
         if pair and pair[0].cell[0] != pair[1].cell[0]:
             above, below = sorted(pair, key=lambda item: item.cell[0])
-            asked.append(self._compare(ABOVE, above, below, "order"))
-            asked.append(self._compare(BELOW, below, above, "order"))
+            asked.append(self._compare("above", above, below, "order"))
+            asked.append(self._compare("below", below, above, "order"))
         return asked
 
     def size(self) -> list[Question]:
@@ -263,39 +204,89 @@ class Asker:
         small, big = sorted(pair, key=lambda item: item.box[2])
         if small.box[2] * 1.45 > big.box[2]:
             return []
-        return [self._compare(SIZE, big, small, "size")]
+        return [self._compare("size", big, small, "size")]
 
     def absent(self) -> list[Question]:
         kind = self.rng.choice(self.missing)
-        phrasings = self.rng.choice((COLOUR, WHERE))
-        return [self._ask("absent", phrasings, f"There is no {kind}.", kind)]
+        key = self.rng.choice(("colour", "where"))
+        return [self._ask("absent", key, f"There is no {kind}.", kind)]
 
     def unknown(self) -> list[Question]:
-        return [self._ask("unknown", UNKNOWN, CANNOT_TELL)]
+        return [self._ask("unknown", "unknown", CANNOT_TELL)]
+
+    def follow(self) -> list[Question]:
+        """Questions that only the question before makes clear."""
+        asked = []
+        for item, count in self.groups:
+            if count > 1:
+                first = self._ask("count", "count", self._count_answer(count), plural(item.kind))
+                asked.append((first, self._colour(item, count, it=True)))
+            else:
+                told = [self._colour(item, 1), self._where(item)]
+                name = item.kind
+                told.append(self._presence(name, f"Yes, there is {_an(name)}", plural(name)))
+                first = self.rng.choice(told)
+                if first.type != "colour":
+                    asked.append((first, self._colour(item, 1, it=True)))
+                if first.type != "where":
+                    asked.append((first, self._where(item, it=True)))
+        pair = self._two_singles()
+        if pair:
+            ask = self.rng.choice((self._colour_of_one, self._where))
+            again = ask(pair[1])
+            asked.append((ask(pair[0]), self._ask("follow", "and", again.answer, pair[1].kind)))
+        return [
+            Question("follow", again.text, again.answer, earlier=(first,)) for first, again in asked
+        ]
+
+    def _colour_of_one(self, item: Item) -> Question:
+        return self._colour(item, 1)
 
     def all(self) -> list[Question]:
         """Every question that this picture allows, in random order."""
         makers = (
             self.caption, self.colour, self.count, self.where, self.presence, self.text,
-            self.order, self.size, self.absent, self.unknown,
+            self.order, self.size, self.absent, self.unknown, self.follow,
         )  # fmt: skip
         asked = [question for make in makers for question in make()]
         self.rng.shuffle(asked)
         return asked
 
 
-def ask_pair(rng: Random, change: str) -> list[Question]:
+def _an(name: str) -> str:
+    """The article alone."""
+    return article(name).split(" ", 1)[0]
+
+
+def ask_pair(rng: Random, change: str, wording: Wording) -> list[Question]:
     """The questions about two pictures that differ in `change` ("" for not at all)."""
     same = "No, they are different." if change else "Yes, they are the same."
     asked = [
-        Question("same", rng.choice(SAME), same),
-        Question("change", rng.choice(CHANGE), CHANGE_ANSWERS[change]),
+        Question("same", choose(rng, "same", wording), same),
+        Question("change", choose(rng, "change", wording), CHANGE_ANSWERS[change]),
     ]
     rng.shuffle(asked)
     return asked
 
 
-def ask_talk(rng: Random) -> list[Question]:
-    """Small talk without a picture."""
-    answers = rng.sample(tuple(TALK), 4)
-    return [Question("talk", rng.choice(TALK[answer]), answer) for answer in answers]
+def ask_outside(rng: Random, wording: Wording) -> list[Question]:
+    """What is asked of a picture that is none of the world's drawings."""
+    keys = rng.sample(("caption", "caption", "caption", "count", "where", "colour", "presence"), 3)
+    return [Question("outside", _filled(rng, key, wording), OUTSIDE) for key in keys]
+
+
+def _filled(rng: Random, key: str, wording: Wording) -> str:
+    """A question of a kind, about anything."""
+    kind, other = rng.sample(KINDS, 2)
+    names = {"presence": (article(kind), kind, plural(kind)), "count": (plural(kind),)}
+    return choose(rng, key, wording).format(*names.get(key, (kind, other)))
+
+
+def ask_talk(rng: Random, wording: Wording) -> list[Question]:
+    """Small talk, and questions about a picture, without one."""
+    names = rng.sample(tuple(TALK), 4)
+    asked = [Question("talk", choose(rng, f"talk {n}", wording), TALK[n]) for n in names]
+    key = rng.choice(("caption", "text", "colour", "count", "where", "presence", "change", "same",
+                      "colour it", "where it", "count all"))  # fmt: skip
+    asked.insert(rng.randrange(2), Question("talk", _filled(rng, key, wording), NO_PICTURE))
+    return asked

@@ -13,6 +13,7 @@ from typing import Literal
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring")
 THINGS = ("dog", "cat", "fish", "house", "tree", "car", "sun", "flower")
 KINDS = SHAPES + THINGS
+ANIMALS = ("dog", "cat", "fish")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (215, 35, 40),
     "orange": (250, 140, 20),
@@ -41,8 +42,8 @@ NUMBERS = tuple(str(number) for number in range(21))
 ROWS = ("top", "", "bottom")
 COLUMNS = ("left", "", "right")
 
-Kind = Literal["objects", "count", "text", "pair", "talk"]
-SCENE_KINDS: tuple[Kind, ...] = ("objects", "count", "text", "pair", "talk")
+Kind = Literal["objects", "count", "text", "pair", "talk", "outside"]
+SCENE_KINDS: tuple[Kind, ...] = ("objects", "count", "text", "pair", "talk", "outside")
 MAX_LEVEL = 2
 # Canvas (tiles_h, tiles_w) -> least and greatest picture height and width, in tiles.
 CANVAS_SIDES = {
@@ -84,13 +85,15 @@ class Item:
 class View:
     """One picture as a description: size in pixels, background, items in reading order.
 
-    Reading order is left to right, then top to bottom; a counted group comes first.
+    Reading order is left to right, then top to bottom; a counted group comes first. texture: the
+    name and seed of a picture that is no drawing of this world.
     """
 
     height: int
     width: int
     background: tuple[int, int, int]
     items: tuple[Item, ...]
+    texture: tuple[str, int] | None = None
 
 
 def in_reading_order(items: list[Item]) -> tuple[Item, ...]:
@@ -212,10 +215,9 @@ def arrange_text(rng: Random, canvas: tuple[int, int], level: int) -> View:
     return arranger.view(items)
 
 
-def arrange_pair(rng: Random, level: int) -> tuple[View, View, str]:
+def arrange_pair(rng: Random, canvas: tuple[int, int]) -> tuple[View, View, str]:
     """Two pictures of one object, and what differs: "", "colour", "position" or "object"."""
-    arranger = Arranger(rng, (1, 1))
-    del level
+    arranger = Arranger(rng, canvas)
     first_cell, second_cell = arranger.cells()[:2]
     kind, other_kind = rng.sample(KINDS, 2)
     colour, other_colour = rng.sample(tuple(COLOURS), 2)
@@ -229,3 +231,10 @@ def arrange_pair(rng: Random, level: int) -> tuple[View, View, str]:
         "object": replace(first, kind=other_kind),
     }[change]
     return arranger.view([first]), arranger.view([replace(second, flip=first.flip)]), change
+
+
+def arrange_outside(rng: Random, canvas: tuple[int, int], names: tuple[str, ...]) -> View:
+    """A texture, gradient, noise or blank page: nothing of this world."""
+    arranger = Arranger(rng, canvas)
+    texture = rng.choice(names), rng.randrange(2**31)
+    return View(arranger.height, arranger.width, arranger.background, (), texture)

@@ -1,0 +1,163 @@
+"""The words in which people ask: plain ones, many more for training, and some it never sees.
+
+The lists are text files in `words`, a phrasing a line under its kind of question. A pattern
+such as "(show|tell) me (the|) dog" stands for all its readings. `{}` is the name that is asked
+about; for presence {0} is "a red dog", {1} "red dog" and {2} "red dogs".
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+Wording = Literal["plain", "rich", "unseen"]
+# Questions about the other end of a line, made from those about the one.
+_TURNED = {
+    "right": ("left", {"left": "right"}),
+    "below": (
+        "above",
+        {
+            "higher": "lower",
+            "above": "below",
+            "up": "down",
+            "on top": "underneath",
+            "top": "bottom",
+        },
+    ),
+}
+_INNERMOST = re.compile(r"\(([^()]*)\)")
+
+
+@cache
+def phrasings(wording: Wording) -> dict[str, tuple[str, ...]]:
+    """Kind of question -> its patterns."""
+    path = Path(__file__).with_name("words") / f"{wording}.txt"
+    found: dict[str, list[str]] = {}
+    key = ""
+    for line in filter(None, path.read_text(encoding="ascii").splitlines()):
+        if line.startswith("["):
+            key = line.strip("[]")
+            found[key] = []
+        else:
+            found[key].append(line)
+    if wording == "rich":
+        for key, (other, words) in _TURNED.items():
+            found[key] = [_turn(pattern, words) for pattern in found[other]]
+    return {key: tuple(patterns) for key, patterns in found.items()}
+
+
+def _turn(pattern: str, words: dict[str, str]) -> str:
+    for word, opposite in words.items():
+        pattern = re.sub(rf"\b{word}", opposite, pattern)
+    return pattern
+
+
+@cache
+def readings(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Every phrasing that the patterns stand for."""
+    found: dict[str, None] = {}
+    waiting = list(reversed(patterns))
+    while waiting:
+        pattern = waiting.pop()
+        group = _INNERMOST.search(pattern)
+        if group is None:
+            found[_tidy(pattern)] = None
+            continue
+        head, tail = pattern[: group.start()], pattern[group.end() :]
+        waiting += [head + choice + tail for choice in reversed(group[1].split("|"))]
+    return tuple(found)
+
+
+def choose(rng: Random, key: str, wording: Wording) -> str:
+    """A phrasing with places for names; "rich" is mostly a random reading."""
+    plain, table = phrasings("plain"), phrasings(wording)
+    if wording == "plain" or (wording == "rich" and key in plain and rng.random() < 0.3):
+        return rng.choice(readings(plain[key]))
+    return _random_reading(rng, rng.choice(table[key]))
+
+
+def _random_reading(rng: Random, pattern: str) -> str:
+    while group := _INNERMOST.search(pattern):
+        choice = rng.choice(group[1].split("|"))
+        pattern = pattern[: group.start()] + choice + pattern[group.end() :]
+    return _tidy(pattern)
+
+
+def _tidy(text: str) -> str:
+    """A capital at the start, single spaces, none before a full stop."""
+    text = re.sub(r" +([?.!,]|$)|( ) +", r"\1\2", text).strip()
+    return text[0].upper() + text[1:]
+
+
+_OPENINGS = (
+    "Please tell me: ", "Hey, ", "Hi, ", "Hello! ", "So, ", "Now, ", "Okay, ", "Tell me, ", "And ",
+    "Well, ", "Excuse me, ", "Sorry, ", "One question: ", "I wonder, ", "Please, ", "But ",
+    "Quick question: ", "Good morning! ", "Look: ", "Let me ask you something. ", "I am curious: ",
+    "My son asks: ", "She wants to know: ", "We would like to know: ", "Dear model, ",
+    "Be honest: ", "Here is a picture. ", "I drew this. ", "Take a look. ", "Next question: ",
+    "Can you help? ",
+    "I am not sure. ", "Think about it: ",
+)  # fmt: skip
+_CLOSINGS = (" Thanks!", " Thank you.", " please?", ", please?", ", please.", " Please.",
+             " Please!", " Tell me.", " Be brief.", " Answer in one sentence.",
+             " I can't see it well.", " in this picture?", " in the image?")  # fmt: skip
+_SMALL_WORDS = ("the", "this", "there", "you", "is", "are", "do", "does", "me", "it", "in", "of",
+                "on", "can", "to", "for", "that")  # fmt: skip
+_FILLERS = ("really", "just", "exactly", "now", "then", "actually", "maybe", "here", "all", "also",
+            "there", "please", "again", "so", "only", "even", "well")  # fmt: skip
+
+
+def loosen(rng: Random, text: str) -> str:
+    """Now and then the words as people type them: polite, in small letters, with a slip."""
+    if rng.random() < 0.15:
+        text = rng.choice(_OPENINGS) + text[0].lower() + text[1:]
+    if rng.random() < 0.1:
+        closing = rng.choice(_CLOSINGS)
+        text = text if closing.startswith(" ") and closing[1].isupper() else text.rstrip("?.!")
+        text += closing
+    if rng.random() < 0.2:
+        text = _stirred(rng, text)
+    if rng.random() < 0.12:
+        text = _slip(rng, text)
+    style = rng.random()
+    if style < 0.14:
+        text = text.lower()
+    elif style < 0.17:
+        text = text.upper()
+    elif style < 0.22:
+        text = text[0].lower() + text[1:]
+    end = rng.random()
+    if end < 0.14:
+        text = text.rstrip("?.!")
+    elif end < 0.17:
+        text = text.rstrip("?.!") + rng.choice(("??", " ?", "!", "?!", "...", "."))
+    return text
+
+
+def _stirred(rng: Random, text: str) -> str:
+    """One small word left out, or one put in."""
+    words = text.split(" ")
+    small = [at for at, word in enumerate(words) if word in _SMALL_WORDS]
+    if small and rng.random() < 0.5:
+        del words[rng.choice(small)]
+    else:
+        words.insert(rng.randint(1, len(words)), rng.choice(_FILLERS))
+    return " ".join(words)
+
+
+def _slip(rng: Random, text: str) -> str:
+    """One wrong letter in one longer word."""
+    places = [m.span() for m in re.finditer(r"[a-z]{4,}", text)]
+    if not places:
+        return text
+    start, end = rng.choice(places)
+    at = rng.randrange(start + 1, end - 1)
+    slip = rng.choice(("swap", "swap", "drop", "double", "wrong"))
+    if slip == "swap":
+        return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+    if slip == "wrong":
+        return text[:at] + rng.choice("aeiortnsl") + text[at + 1 :]
+    return text[:at] + ("" if slip == "drop" else text[at] * 2) + text[at + 1 :]
