@@ -15,6 +15,8 @@ IMAGE_BYTES = 64 * MIB
 IMAGE_PIXELS = 64 * MIB  # decoded pixels; the model uses 1.25 million at most
 IMAGE_SIDE_PIXELS = 65_535  # the JPEG maximum
 IMAGES_PER_PROMPT = 16
+IMAGES_PIXELS = 256 * MIB  # of all pictures of a prompt or chat; 16 of 12 million fit
+IMAGES_BYTES = IMAGES_PER_PROMPT * IMAGE_BYTES  # of their files, which wait to be decoded
 
 # Parts of a picture file, counted before it is decoded
 JPEG_SCANS = 100  # a progressive JPEG has about 10; each goes over all pixels

@@ -163,7 +163,7 @@ class ChatSession:
         images: ImageSource | Sequence[ImageSource],
         sampling: SamplingParams | None,
     ) -> Iterator[Event]:
-        message = self._user_message(text, images)
+        message = self._user_message(text, images, self.conversation.images)
         yield from self._turn(self.conversation, message, sampling)
 
     def _turn(
@@ -187,18 +187,19 @@ class ChatSession:
         images: ImageSource | Sequence[ImageSource],
         sampling: SamplingParams | None,
     ) -> Iterator[Event]:
-        message = self._user_message(text, images)
+        message = self._user_message(text, images, [])
         yield (yield from self._answer(lambda: self.loaded.processor.raw_prompt(message), sampling))
 
-    def _user_message(self, text: str, images: ImageSource | Sequence[ImageSource]) -> Message:
-        from mmchat.images import load_image
+    def _user_message(
+        self, text: str, images: ImageSource | Sequence[ImageSource], beside: list[Image]
+    ) -> Message:
+        from mmchat.images import load_images
 
         check_type("text", text, str, "a string")
         images = _listed(images)
         if images and self.loaded.text_only:
             raise UsageError("the model was loaded for text only; load it again without text_only")
-        alpha = self.loaded.processor.alpha
-        loaded = [i if isinstance(i, Image) else load_image(i, alpha=alpha) for i in images]
+        loaded = load_images(images, alpha=self.loaded.processor.alpha, beside=beside)
         return Message("user", (*loaded, Text(text)))
 
     def _answer(

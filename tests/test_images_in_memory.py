@@ -85,7 +85,7 @@ REFUSED = {
     "a batch": (np.zeros((2, 3, 4, 4), np.uint8), "shape [2, 3, 4, 4] is no picture"),
     "one axis": (np.zeros(4, np.uint8), "shape [4] is no picture"),
     "two channels": (np.zeros((9, 9, 2), np.uint8), "shape [9, 9, 2] is no picture"),
-    "nothing": (np.zeros((0, 9, 3), np.uint8), "9 x 0 pixels shows nothing"),
+    "nothing": (np.zeros((0, 9, 3), np.uint8), "shows nothing: its size is 9 x 0"),
     "normalised": (np.full((9, 9, 3), -2.1), "values from -2.1 to -2.1 is no picture"),
     "0 to 255 as floats": (RGB.astype(float), "go from 0 to 1; was it normalised?"),
     "NaN": (np.full((9, 9), np.nan), "values from nan to nan"),

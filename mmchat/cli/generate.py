@@ -21,7 +21,7 @@ from mmchat.cli.model_choice import (
 )
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
-from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_images
+from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_pictures
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError, quoted
 
@@ -147,7 +147,7 @@ def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: b
     with console.Stages(quiet=quiet) as stages:
         if given.sources:
             stages.show("reading the picture" + "s" * (len(given.sources) > 1))
-        images = load_images(given, alpha)
+        images = load_pictures(given, alpha)
     if not quiet:
         for image in images:
             for notice in image.notices:

@@ -74,22 +74,19 @@ def expect_pictures() -> None:
     worker.pool.start()
 
 
-def load_images(given: PromptInput, alpha: Literal["white", "drop"]) -> list[Image]:
-    """Decode every picture in order; ImageError and NetworkError pass through."""
+def load_pictures(given: PromptInput, alpha: Literal["white", "drop"]) -> list[Image]:
+    """Decode every picture in order. Raises PromptError, and what `images.load_images` raises."""
     if len(given.sources) > limits.IMAGES_PER_PROMPT:
         count, limit = len(given.sources), limits.IMAGES_PER_PROMPT
         raise PromptError(f"{count} pictures are given; one prompt takes at most {limit}")
     if not given.sources:
         return []
-    from mmchat.images import load_image
+    from mmchat.images import load_images
 
-    images = []
-    for source in given.sources:
-        if source == STDIN and given.stdin_image is not None:
-            images.append(load_image(given.stdin_image, alpha=alpha, name="stdin"))
-        else:
-            images.append(load_image(source, alpha=alpha))
-    return images
+    piped = given.stdin_image
+    sources = [s if s != STDIN or piped is None else piped for s in given.sources]
+    names = ["stdin" if source is piped else None for source in sources]
+    return load_images(sources, alpha=alpha, names=names)
 
 
 def _join(piped: str, prompt: str | None) -> str:

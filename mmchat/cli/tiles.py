@@ -15,7 +15,7 @@ from mmchat.cli.model_choice import BUILT_IN, ModelChoice, alpha_rule, family_mo
 from mmchat.cli.prompt_input import (
     PromptInput,
     expect_pictures,
-    load_images,
+    load_pictures,
     read_image_bytes,
 )
 from mmchat.cli.units import grid, pixels
@@ -70,7 +70,7 @@ def tiles(
     source = choice.find(checkpoint_required=False)
     data = read_image_bytes() if image == "-" else None
     given = PromptInput("", (image,), data)
-    [picture] = load_images(given, alpha_rule(choice, source))
+    [picture] = load_pictures(given, alpha_rule(choice, source))
     facts = {"model": source.params.name, **picture_facts(picture, source.params)}
     if output is not None:
         atomic_file.write_bytes(output, _preview_png(picture, source.params))

@@ -6,15 +6,17 @@ in a process of their own (`worker`); what is in memory already is converted her
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 from mmchat import limits
-from mmchat.errors import ImageError, MissingExtra, quoted
+from mmchat.errors import ImageError, MemoryError_, MissingExtra, quoted
 from mmchat.images import worker
 from mmchat.images.bounds import RefusedError, check_size
 from mmchat.images.formats import explain_foreign, picture_format
-from mmchat.images.in_memory import upright_picture
-from mmchat.images.sources import Source, read_source
+from mmchat.images.in_memory import pixel_count, upright_picture
+from mmchat.images.sources import Encoded, Source, read_source
 from mmchat.messages import Image
 
 if TYPE_CHECKING:
@@ -46,38 +48,108 @@ def load_image(
     held = upright_picture(source)
     if held is not None:
         return _of_held(held, name or "picture", alpha)
-    encoded = read_source(source, name=name, allow_fetch=allow_fetch)  # type: ignore[arg-type]
+    return _decode(read_source(source, name=name, allow_fetch=allow_fetch), alpha)  # type: ignore[arg-type]
+
+
+def load_images(
+    sources: Sequence[Source | Held | Image],
+    *,
+    alpha: Alpha = "white",
+    names: Sequence[str | None] | None = None,
+    beside: Iterable[Image] = (),
+) -> list[Image]:
+    """Open the pictures of one prompt or chat, all of them or none.
+
+    Together with those that it has already (`beside`) they have at most limits.IMAGES_PIXELS; their
+    sizes are read from their headers before the first of them is decoded. names: shown in place of
+    the sources. Raises what `load_image` raises, and MemoryError_ if they are too large together.
+    """
+    have = _pixels([*beside, *(source for source in sources if isinstance(source, Image))])
+    _check_together(have)
+    opened: list[Any] = []
+    size = 0
+    for source, name in zip(sources, names or [None] * len(sources), strict=True):
+        if not isinstance(source, Image) and pixel_count(source) is None:
+            source = read_source(source, name=name)  # type: ignore[arg-type]
+            size += len(source.data)
+            if size > limits.IMAGES_BYTES:
+                most = limits.IMAGES_BYTES // limits.MIB
+                raise MemoryError_(
+                    f"the files of the pictures have more than {most:,} MiB together"
+                )
+        opened.append((source, name))
+    if have + len(opened) * limits.IMAGE_PIXELS > limits.IMAGES_PIXELS:
+        _check_together(have + sum(_announced(source) for source, _ in opened))
+    images = []
+    for source, name in opened:
+        if isinstance(source, Image):
+            images.append(source)
+            continue
+        is_file = isinstance(source, Encoded)
+        image = _decode(source, alpha) if is_file else load_image(source, alpha=alpha, name=name)
+        images.append(image)
+        have += image.width * image.height
+        _check_together(have)  # a file may hold more than its header says
+    return images
+
+
+def _pixels(images: Iterable[Image]) -> int:
+    """What they have together; one that stands in several places is there once."""
+    return sum(p.width * p.height for p in {id(i.pixels): i.pixels for i in images}.values())
+
+
+def _announced(source: Encoded | Held | Image) -> int:
+    """The pixels that a picture will take more than it does now, by its header."""
+    if isinstance(source, Image):
+        return 0
+    if not isinstance(source, Encoded):
+        return pixel_count(source) or 0
+    with _asked(source, only_size=True) as (_, answer):
+        width, height = answer["size"]
+    return width * height
+
+
+def _check_together(pixels: int) -> None:
+    most = limits.IMAGES_PIXELS
+    if pixels > most:
+        raise MemoryError_(
+            f"the pictures have {pixels:,} pixels together; at most {most:,} fit into one prompt or"
+            " chat; make them smaller, or take fewer"
+        )
+
+
+def _decode(encoded: Encoded, alpha: Alpha) -> Image:
+    with _asked(encoded, alpha=alpha) as (decoder, answer):
+        picture, content_hash = _receive(decoder, tuple(answer["size"]))
+        return Image(picture, encoded.name, content_hash, tuple(answer["notices"]))
+
+
+@contextmanager
+def _asked(encoded: Encoded, **request: Any) -> Iterator[tuple[worker.Worker, dict[str, Any]]]:
+    """What the worker answers about a file, and the worker, which then sends the pixels.
+
+    Raises ImageError and MissingExtra, with the picture's name.
+    """
     shown = quoted(encoded.name)
     kind = picture_format(encoded.data)
     if kind is None:
         raise ImageError(f"{shown} {explain_foreign(encoded.data)}")
-    try:
-        picture, content_hash, notices = _decode(encoded.data, kind, alpha)
-    except worker.WorkerError as reason:
-        raise ImageError(f"{shown} {reason}") from None
-    except RefusedError as reason:
-        error = MissingExtra if reason.missing_extra else ImageError
-        raise error(f"{shown} {reason}") from None
-    return Image(picture, encoded.name, content_hash, notices)
-
-
-def _decode(data: bytes, kind: str, alpha: Alpha) -> tuple[PILImage.Image, str, tuple[str, ...]]:
-    """Have the worker decode a file: the picture, its hash and the notices.
-
-    Raises RefusedError if it is not read, WorkerError if the worker did not outlive it.
-    """
-    request = {
+    request |= {
         "kind": kind,
-        "alpha": alpha,
         "max_pixels": limits.IMAGE_PIXELS,
         "cpu_seconds": limits.DECODE_CPU_SECONDS,
         "memory": limits.DECODE_MEMORY_BYTES,
     }
-    with worker.pool.worker() as decoder:
-        answer = decoder.ask(request, data)
-        if "reason" not in answer:
-            return *_receive(decoder, tuple(answer["size"])), tuple(answer["notices"])
-    raise RefusedError(answer["reason"], missing_extra=answer["missing_extra"])
+    try:
+        with worker.pool.worker() as decoder:
+            answer = decoder.ask(request, encoded.data)
+            if "reason" not in answer:
+                yield decoder, answer
+                return
+    except (worker.WorkerError, RefusedError) as reason:
+        raise ImageError(f"{shown} {reason}") from None
+    error = MissingExtra if answer["missing_extra"] else ImageError
+    raise error(f"{shown} {answer['reason']}")
 
 
 def _receive(decoder: worker.Worker, size: tuple[int, int]) -> tuple[PILImage.Image, str]:
@@ -142,12 +214,4 @@ def load_clipboard(*, alpha: Alpha = "white") -> Image:
     from mmchat.images.clipboard import clipboard
 
     found = clipboard()
-    if isinstance(found, str):
-        return load_image(found, alpha=alpha)
-    if isinstance(found, bytes):
-        return load_image(found, alpha=alpha, name="clipboard")
-    try:
-        check_size(found.size, limits.IMAGE_PIXELS)
-    except RefusedError as reason:
-        raise ImageError(f"the picture on the clipboard {reason}") from None
-    return from_pil(found, source="clipboard", alpha=alpha)
+    return load_image(found, alpha=alpha, name=None if isinstance(found, str) else "clipboard")

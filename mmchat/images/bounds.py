@@ -35,7 +35,7 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
     """Raise RefusedError if a picture of `size` (width, height) is too large or has no pixels."""
     width, height = size
     if min(size) < 1:
-        raise RefusedError(f"is damaged: its size is {width} x {height}")
+        raise RefusedError(f"shows nothing: its size is {width} x {height}")
     if max(size) > limits.IMAGE_SIDE_PIXELS or width * height > max_pixels:
         raise RefusedError(
             f"has {width} x {height} pixels; at most {max_pixels:,} and "

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image as PILImage
@@ -47,12 +49,32 @@ def decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, lis
 
     kind: as `formats.picture_format` tells it. Raises RefusedError, whatever is wrong.
     """
-    try:
+    with _reasons(max_pixels):
         check_parts(data, kind)
         read = {HEIF: _decode_heif, "JPEG": _decode_jpeg}.get(kind, _decode)
         picture, notices = read(data, kind, max_pixels)
         picture, dark = eight_bits(picture)
         return picture, notices + dark
+
+
+def announced_size(data: bytes, kind: str, max_pixels: int) -> tuple[int, int]:
+    """Width and height that `decode` will give the picture, turned or not; only headers are read.
+
+    Raises RefusedError.
+    """
+    with _reasons(max_pixels):
+        check_parts(data, kind)
+        if kind == HEIF:
+            return _heif_container(data, max_pixels).size
+        with _opened(data, kind, max_pixels) as (picture, _):
+            return picture.size
+
+
+@contextmanager
+def _reasons(max_pixels: int) -> Iterator[None]:
+    """Within the block, whatever is raised becomes RefusedError."""
+    try:
+        yield
     except RefusedError:
         raise
     except Exception as problem:  # Pillow raises almost anything on damaged files
@@ -80,13 +102,7 @@ def _decode_jpeg(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Imag
 
 
 def _decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, list[str]]:
-    if kind not in READ:
-        raise ValueError(kind)
-    notices = []
-    with PILImage.open(io.BytesIO(data), formats=(kind,)) as picture:
-        if picture.width * picture.height > max_pixels and _halve(picture):
-            notices.append("decoded at half its size, because it is larger than the limit")
-        check_size(picture.size, max_pixels)
+    with _opened(data, kind, max_pixels) as (picture, notices):
         _check_kind(picture)
         orientation = _orientation(picture) if kind == "TIFF" else 1
         picture.load()
@@ -100,6 +116,19 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, li
             notices.append("turned upright, as its metadata says")
         notices.extend(_frames_notice(picture, kind, data))
     return upright, notices
+
+
+@contextmanager
+def _opened(data: bytes, kind: str, max_pixels: int) -> Iterator[tuple[PILImage.Image, list[str]]]:
+    """A picture whose header alone is read, and whose size is checked; and the notices."""
+    if kind not in READ:
+        raise ValueError(kind)
+    notices = []
+    with PILImage.open(io.BytesIO(data), formats=(kind,)) as picture:
+        if picture.width * picture.height > max_pixels and _halve(picture):
+            notices.append("decoded at half its size, because it is larger than the limit")
+        check_size(picture.size, max_pixels)
+        yield picture, notices
 
 
 def _scale_transparent_colour(picture: PILImage.Image, depth: int) -> None:
@@ -117,6 +146,14 @@ def _scale_transparent_colour(picture: PILImage.Image, depth: int) -> None:
 
 def _decode_heif(data: bytes, _kind: str, max_pixels: int) -> tuple[PILImage.Image, list[str]]:
     """Decode the primary picture of a HEIC file, which the library turns upright itself."""
+    container = _heif_container(data, max_pixels)
+    notices = []
+    if len(container) > 1:
+        notices.append(f"only the main one of {len(container)} pictures is used")
+    return container.to_pillow(), notices
+
+
+def _heif_container(data: bytes, max_pixels: int) -> Any:
     try:
         import pillow_heif
     except ImportError:
@@ -125,10 +162,7 @@ def _decode_heif(data: bytes, _kind: str, max_pixels: int) -> tuple[PILImage.Ima
         ) from None
     container = pillow_heif.open_heif(io.BytesIO(data))
     check_size(container.size, max_pixels)
-    notices = []
-    if len(container) > 1:
-        notices.append(f"only the main one of {len(container)} pictures is used")
-    return container.to_pillow(), notices
+    return container
 
 
 def _halve(picture: PILImage.Image) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
 from mmchat import limits
 from mmchat.errors import ImageError
+from mmchat.images.bounds import RefusedError, check_size
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -29,6 +31,17 @@ def upright_picture(source: Any) -> PILImage.Image | None:
     if _is(source, "numpy", "ndarray"):
         return _of_array(source, channels_first=False)
     return None
+
+
+def pixel_count(source: Any) -> int | None:
+    """About how many pixels `source` has; None if it is no picture in memory. Decodes nothing."""
+    if _is(source, "PIL.Image", "Image"):
+        return source.width * source.height
+    if not (_is(source, "torch", "Tensor") or _is(source, "numpy", "ndarray")):
+        return None
+    shape = tuple(source.shape)
+    channels = min(shape[0], shape[-1]) if len(shape) == 3 else 1
+    return math.prod(shape) // max(channels, 1)
 
 
 def _is(source: object, module: str, name: str) -> bool:
@@ -117,11 +130,7 @@ def _bytes(values: Any) -> Any:
 
 
 def _check_size(width: int, height: int) -> None:
-    largest, side = limits.IMAGE_PIXELS, limits.IMAGE_SIDE_PIXELS
-    if min(width, height) < 1:
-        raise ImageError(f"a picture of {width} x {height} pixels shows nothing")
-    if max(width, height) > side or width * height > largest:
-        raise ImageError(
-            f"the picture has {width} x {height} pixels; at most {largest:,} and {side:,} on a side"
-            " are read; make it smaller"
-        )
+    try:
+        check_size((width, height), limits.IMAGE_PIXELS)
+    except RefusedError as reason:
+        raise ImageError(f"the picture {reason}") from None

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.conversation import Conversation, Turn, edited, question
-from mmchat.errors import ContextLengthExceeded, ImageError, MmchatError, UsageError
+from mmchat.errors import (
+    ContextLengthExceeded,
+    ImageError,
+    MemoryError_,
+    MmchatError,
+    UsageError,
+)
 from mmchat.input_text import checked
 from mmchat.repl import facts, paths, saving, settings
 from mmchat.repl.keeper import Keeper
@@ -109,8 +115,8 @@ class Chat:
         if found.sources:
             try:
                 self.attach(found.sources)
-            except ImageError as error:
-                raise ImageError(f"{error}; {as_is}") from None
+            except (ImageError, MemoryError_) as error:
+                raise type(error)(f"{error}; {as_is}") from None
         if found.mentioned:
             names = facts.some(found.mentioned)
             self.screen.note(f"without a picture: {names}; \\image PATH|URL attaches one")
@@ -124,27 +130,31 @@ class Chat:
 
     def attach(self, sources: Sequence[str]) -> None:
         """Load pictures for the next question: all of them or none. Raises ImageError, …"""
-        loaded = [self.load(source) for source in sources]
+        loaded = self.load(sources, self.pictures())
         self.attached += loaded
         for image in loaded:
             self.show_picture(image)
 
-    def load(self, source: str) -> Image:
-        """A picture by path, address or "clipboard"."""
+    def load(self, sources: Sequence[str], beside: Iterable[Image]) -> list[Image]:
+        """Pictures by path, address or "clipboard", which the chat will hold beside others."""
         if self.session.loaded.text_only:
             raise UsageError("the model was loaded with --text-only; start again without it")
+        from mmchat.images import load_images
+        from mmchat.images.clipboard import clipboard
+
         alpha = self.session.loaded.processor.alpha
-        if source == paths.CLIPBOARD:
-            from mmchat.images import load_clipboard
-
-            return load_clipboard(alpha=alpha)
-        from mmchat.images import load_image
-
-        name = paths.short_name(source)
-        image = self.screen.wait(f"reading {name}", lambda: load_image(source, alpha=alpha))
-        if source.startswith(("http:", "https:")) and source not in self.addresses:
-            self.addresses.append(source)
-        return image
+        found = [clipboard() if source == paths.CLIPBOARD else source for source in sources]
+        names = [None if isinstance(source, str) else paths.CLIPBOARD for source in found]
+        one = paths.short_name(sources[0])
+        what = one if len(sources) == 1 else f"{len(sources)} pictures"
+        images = self.screen.wait(
+            f"reading {what}",
+            lambda: load_images(found, alpha=alpha, names=names, beside=beside),
+        )
+        for source in sources:
+            if source.startswith(("http:", "https:")) and source not in self.addresses:
+                self.addresses.append(source)
+        return images
 
     def show_picture(self, image: Image, done: str = "attached") -> None:
         self.screen.picture(image.pixels)

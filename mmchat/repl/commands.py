@@ -76,8 +76,11 @@ def _replace(chat: Chat, argument: str) -> None:
     found = paths.read_argument(source)
     if len(found.sources) != 1 or found.text:
         raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
-    image = chat.load(found.sources[0])
-    chat.exchange(_number(number, "the picture"), image)
+    others = chat.pictures()
+    at = _number(number, "the picture")
+    del others[at - 1 : at]
+    [image] = chat.load(found.sources, others)
+    chat.exchange(at, image)
     chat.show_picture(image, f"picture {number} is now")
 
 

@@ -170,9 +170,9 @@ def make_private_folder(path: Path) -> None:
 
 
 def read(path: Path) -> SavedChat:
-    """Load a folder or file that `write` made. Raises SavedChatError, ImageError."""
+    """Load a folder or file that `write` made. Raises SavedChatError, ImageError, MemoryError_."""
     document, where = read_document(path)
-    images = {entry.content_hash: _read_image(entry, path, where) for entry in document.images}
+    images = _read_images(document.images, path, where)
     turns = tuple(_turn(entry, images, where) for entry in document.turns)
     settings = {k: v for k, v in asdict(document.settings).items() if v is not None}
     try:
@@ -196,22 +196,28 @@ def read_document(path: Path) -> tuple[ChatRecord, Where]:
     return parse_dataclass(ChatRecord, found, where, {}), where
 
 
-def _read_image(entry: ImageRecord, folder: Path, where: Where) -> Image:
-    """A picture, if its pixels are those that its name promises."""
-    from mmchat.images import load_image
+def _read_images(entries: Collection[ImageRecord], folder: Path, where: Where) -> dict[str, Image]:
+    """The pictures by their hashes, if their pixels are those that these promise."""
+    from mmchat.images import load_images
 
+    sources = {entry.content_hash: _image_source(entry, folder, where) for entry in entries}
+    names = [f"picture {content_hash[:8]}" for content_hash in sources]
+    images = load_images(list(sources.values()), names=names)
+    for content_hash, image in zip(sources, images, strict=True):
+        if image.content_hash != content_hash:
+            raise where.fail(f"{image.source} was changed after it was saved")
+    return dict(zip(sources, images, strict=True))
+
+
+def _image_source(entry: ImageRecord, folder: Path, where: Where) -> Path | bytes:
     if not HASH.fullmatch(entry.content_hash):
         raise where.fail(f"{quoted(entry.content_hash)} is no hash of a picture")
-    source: Path | bytes = folder / PICTURES / f"{entry.content_hash}.png"
-    if entry.data is not None:
-        try:
-            source = base64.b64decode(entry.data, validate=True)
-        except ValueError:
-            raise where.fail(f"picture {entry.content_hash[:8]} is not valid base64") from None
-    image = load_image(source, name=f"picture {entry.content_hash[:8]}")
-    if image.content_hash != entry.content_hash:
-        raise where.fail(f"picture {entry.content_hash[:8]} was changed after it was saved")
-    return image
+    if entry.data is None:
+        return folder / PICTURES / f"{entry.content_hash}.png"
+    try:
+        return base64.b64decode(entry.data, validate=True)
+    except ValueError:
+        raise where.fail(f"picture {entry.content_hash[:8]} is not valid base64") from None
 
 
 def _turn(entry: TurnRecord, images: dict[str, Image], where: Where) -> Turn:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmchat import limits
 from mmchat.repl import commands
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,19 @@ def folder(tmp_path, monkeypatch):
 def piped(mmchat_command, lines, *answers, args=(), **options):
     mmchat_command.use(*answers, **options)
     return mmchat_command("chat", *args, stdin="\n".join(lines) + "\n")
+
+
+def test_the_pictures_of_a_chat_are_bounded_together(mmchat_command, monkeypatch):
+    monkeypatch.setattr(limits, "IMAGES_PIXELS", 60_000)  # a dog has 20,000, a cat 30,000
+    lines = ["\\image dog.png What?", "\\image 'My Cat.png'", "dog.png And?"]
+    lines += ["\\replace 1 My Cat.png", "\\image dog.png", "\\images"]
+    done = piped(mmchat_command, lines, b"A dog.")
+    errors = re.findall(r"error: .*", done.stderr)
+    for error, count in zip(errors, ("70,000", "80,000"), strict=True):
+        assert f"error: the pictures have {count} pixels together; at most 60,000" in error
+        assert error.endswith("nothing was sent (\\say TEXT sends as is)")
+    assert done.exit_code == 5
+    assert re.findall(r"^(\d)  My Cat.png", done.stdout, re.MULTILINE) == ["1", "2"]
 
 
 def test_lines_in_and_answers_out(mmchat_command):

@@ -1,8 +1,11 @@
 """Every mistake a user can make: one line on stderr, nothing on stdout, its exit code."""
 
-import pytest
+import math
 
-from mmchat import errors
+import pytest
+from PIL import Image
+
+from mmchat import errors, limits
 from mmchat.cli.model_choice import ModelChoice
 
 
@@ -246,6 +249,15 @@ def test_too_many_pictures_are_refused(mmchat_command, picture):
     done = mmchat_command("generate", "-q", "-p", "x", *["-i", str(picture)] * 17)
     assert done.exit_code == 2
     assert "17 pictures are given; one prompt takes at most 16" in done.stderr
+
+
+def test_pictures_that_are_too_large_together_are_refused(mmchat_command, picture, monkeypatch):
+    with Image.open(picture) as opened:
+        pixels = math.prod(opened.size)
+    monkeypatch.setattr(limits, "IMAGES_PIXELS", 2 * pixels)
+    done = mmchat_command("generate", "-q", "-p", "x", *["-i", str(picture)] * 3)
+    assert (done.exit_code, done.stdout) == (5, "")
+    assert f"{3 * pixels:,} pixels together; at most {2 * pixels:,} fit" in done.stderr
 
 
 def test_an_unknown_model_is_exit_code_3_with_the_nearest_name(run_real):

@@ -407,10 +407,12 @@ def test_ctrl_c_means_the_usual_again_afterwards(mmchat_command):
 def test_pictures_are_read_while_loading_begins(mmchat_command, monkeypatch):
     mmchat_command.use(b"x")
     order = []
-    read, load = generate.load_images, ModelChoice.load
+    read, load = generate.load_pictures, ModelChoice.load
     monkeypatch.setattr(generate, "expect_pictures", lambda: order.append("expect"))
     monkeypatch.setattr(generate, "begin_loading", lambda source: order.append("begin"))
-    monkeypatch.setattr(generate, "load_images", lambda *a: (order.append("pictures"), read(*a))[1])
+    monkeypatch.setattr(
+        generate, "load_pictures", lambda *a: (order.append("pictures"), read(*a))[1]
+    )
     monkeypatch.setattr(ModelChoice, "load", lambda *a: (order.append("load"), load(*a))[1])
     done = mmchat_command("generate", "-p", "x", "-i", str(DOG))
     assert done.exit_code == 0, done.stderr

@@ -1,7 +1,7 @@
 """What runs in the decode worker: reads pictures from stdin, writes their pixels to stdout.
 
 A request is a line of JSON, then the bytes of the file. The answer is a line of JSON, then, if the
-picture was read, its pixels: 3 bytes each, row by row.
+picture was asked for and read, its pixels: 3 bytes each, row by row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from mmchat.images.bounds import RefusedError
 from mmchat.images.colour import rgb_strips
-from mmchat.images.decode import decode
+from mmchat.images.decode import announced_size, decode
 
 
 def serve() -> None:
@@ -44,8 +44,13 @@ def _limit(request: dict[str, Any]) -> None:
 
 
 def _answer(request: dict[str, Any], data: bytes, answers: IO[bytes]) -> None:
+    kind, max_pixels = request["kind"], request["max_pixels"]
     try:
-        picture, notices = decode(data, request["kind"], request["max_pixels"])
+        if request.get("only_size"):
+            answer = {"size": announced_size(data, kind, max_pixels)}
+            answers.write(json.dumps(answer).encode() + b"\n")
+            return
+        picture, notices = decode(data, kind, max_pixels)
     except RefusedError as refusal:
         answer = {"reason": str(refusal), "missing_extra": refusal.missing_extra}
         answers.write(json.dumps(answer).encode() + b"\n")
