@@ -119,7 +119,10 @@ def test_every_option_in_the_table_exists():
     from mmchat.cli.app import app
 
     known = {"--help", "--install-completion"}
-    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+    waiting: list[Any] = [get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
         for parameter in command.params:
             known.update(parameter.opts)
     table = "\n".join(line for line in README.splitlines() if line.startswith("|"))

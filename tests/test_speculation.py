@@ -433,8 +433,8 @@ def tiny():
 
 
 TURNS = (
-    ("What is it?", ["dog.jpg"]),
-    ("Say it again.", []),
+    ("What is it?", ["street.jpg"]),
+    ("What is it?", []),
     ("And these?", ["before.jpg", "after.jpg"]),
     ("Say it again.", []),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -17,15 +18,23 @@ from mmchat.checkpoints.manifest import (
 )
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 
+TOKENIZER = Path(__file__).resolve().with_name("tokenizer.model")
+
 
 def export(model: MllamaForConditionalGeneration, path: Path) -> None:
-    """Write `model` in bfloat16 under the Hub's names, with tile tables that canvases share."""
+    """Write `model` in bfloat16 under the Hub's names, with tile tables that canvases share.
+
+    The tokenizer goes beside them.
+    """
     weights = model.state_dict()
     for name, table in weights.items():
         if name.endswith(TILE_TABLES):
             weights[name] = share_tiles(table, model.config.vision_config)
     tensors = {name: w.to(torch.bfloat16).contiguous() for name, w in weights.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"format": "pt"})
+    if path.parent.resolve() != TOKENIZER.parent:
+        shutil.copy(TOKENIZER, path.parent)
     record(path.parent)
 
 

@@ -107,7 +107,7 @@ def test_a_missing_tensor_is_named():
 def test_a_wrong_shape_is_named():
     given = tensors()
     shapes = {**given.shapes, "multi_modal_projector.bias": (3,)}
-    with pytest.raises(CheckpointError, match=r"multi_modal_projector\.bias.*expected \[192\]"):
+    with pytest.raises(CheckpointError, match=r"multi_modal_projector\.bias.*expected \[256\]"):
         load(InMemoryCheckpoint(shapes, "float32", given.read))
 
 
