@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from mmchat.checkpoints.strict_json import escaped, quoted
 from mmchat.errors import CheckpointError, ParamsError, UsageError
 from mmchat.offline import is_hub_offline
 from mmchat.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
+from mmchat.spelling import closest
 
 __all__ = [
     "ChatFormat",
@@ -254,9 +254,8 @@ def repo_of(name: str) -> str:
 
 def nearest_names(name: str) -> list[str]:
     """Names and aliases of known models that are spelt nearly so, the nearest first."""
-    names = {n.casefold(): n for p in known_params() for n in (p.name, *p.aliases)}
-    close = get_close_matches(name[:96].casefold(), names, n=3, cutoff=0.5)
-    return [names[found] for found in close]
+    names = (n for params in known_params() for n in (params.name, *params.aliases))
+    return closest(name, names, cutoff=0.5, count=3)
 
 
 def _unknown(name: str) -> ParamsError:

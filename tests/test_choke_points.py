@@ -44,6 +44,7 @@ PLACES: dict[str, set[str]] = {
     "writes to a standard stream": set(),  # but by cli/console.py, through its `write_out`
     "lets text become special tokens": {"tokenizers/byte_pair.py"},
     "renders a template": set(),
+    "compares spellings": {"spelling.py"},  # quadratic work, bounded there
     "opens for reading": {
         "checkpoints/hub/download.py",
         "checkpoints/hub/holdings.py",
@@ -99,6 +100,7 @@ IMPORTS = {
     "httpx2": "talks to the network",
     "socket": "talks to the network",
     "jinja2": "renders a template",
+    "difflib": "compares spellings",
 }
 KEYWORDS = {
     "allowed_special": "lets text become special tokens",

@@ -13,7 +13,6 @@ import typer
 from mmchat.errors import UsageError, quoted
 from mmchat.spelling import closest
 
-_PICTURE = r"\.(jpe?g|jfif|pjpeg|png|apng|gif|webp|bmp|dib|tiff?|avif|hei[cf]|hif|mpo)$"
 # What is not a picture's place, and what the person who gave one there wanted.
 _WITH_A_PICTURE = {
     "chat": "to chat about it: mmchat chat -i {0}",
@@ -30,7 +29,9 @@ def model_name(context: typer.Context, name: str | None) -> str | None:
     """Callback of MODEL: a question or a picture in its place gets a hint; raises UsageError."""
     if name is None:
         return name
-    if re.search(_PICTURE, name, re.IGNORECASE):
+    from mmchat.repl.paths import looks_like_picture
+
+    if looks_like_picture(name):
         hint = _WITH_A_PICTURE.get(context.info_name or "", _ASK).format(shlex.quote(name))
         raise UsageError(f"MODEL {quoted(name)} is a picture; {hint}")
     if not name.strip():
@@ -51,9 +52,10 @@ def _is_path(name: str) -> bool:
 def no_such_command(name: str, commands: Iterable[str]) -> str:
     """The message of a usage error; a model or its folder gets the command that asks it."""
     from mmchat.params import find_params, nearest_names
+    from mmchat.repl.paths import looks_like_picture
 
     message = f"No such command {quoted(name)}"
-    if re.search(_PICTURE, name, re.IGNORECASE):
+    if looks_like_picture(name):
         return f"{message}; {_ASK.format(shlex.quote(name))}"
     if name in _ELSEWHERE:
         return f"{message}; did you mean 'mmchat {_ELSEWHERE[name]}'?"

@@ -24,6 +24,8 @@ from mmchat.cli.model_choice import ModelChoice
             "mmchat: error: MODEL 'my dog.jfif' is a picture;"
             " to ask about it: mmchat generate -i 'my dog.jfif' --prompt TEXT\n",
         ),
+        (("chat", "a.HEICS"), "MODEL 'a.HEICS' is a picture; to chat about it: mmchat chat -i a.H"),
+        (("export", "https://a.b/c.jpg?d=1"), "is a picture; to ask about it: mmchat generate -i "),
         (("chat", "dog.jpg"), "is a picture; to chat about it: mmchat chat -i dog.jpg\n"),
         (("inspect", "dog.jpg"), "is a picture; to see its tiles: mmchat tiles dog.jpg\n"),
         (("tiles", "--model", "a.png", "x"), "is a picture; give it alone: mmchat tiles a.png\n"),
