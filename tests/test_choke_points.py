@@ -55,6 +55,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/mapped_file.py",
         "checkpoints/strict_json.py",
         "checkpoints/writers.py",
+        "evals/scenes/phrasings.py",  # of the package itself
         "images/sources.py",
         "repl/chats.py",  # opens folders, to lock them
         "safe_files.py",

@@ -139,8 +139,8 @@ def test_rows_that_torchs_kernel_does_not_take_are_computed_too(
     assert zero is not None
     wide = reference.widen_int4(layer.weight, layer.weight_scale, zero, torch.float32)
     monkeypatch.setattr(native, "library", lambda: None)
-    x = torch.randn(3, 128)
-    assert (layer(x) - x @ wide.T).norm() < 0.01 * (x @ wide.T).norm()
+    x = torch.randn(3, 128)  # rounded to bfloat16, of which sums may cancel
+    assert (layer(x) - x @ wide.T).norm() < 0.003 * (x.abs() @ wide.abs().T).norm()
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
