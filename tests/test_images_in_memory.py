@@ -1,6 +1,8 @@
 """Pictures that a program holds are those that it would have saved, pixel for pixel."""
 
 import io
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -121,3 +123,9 @@ def test_a_picture_whose_file_is_closed_or_cut_short_is_named():
     for broken in (closed, PILImage.open(io.BytesIO(data[:-900]))):
         with pytest.raises(ImageError, match="is its file closed or cut short"):
             load_image(broken)
+
+
+def test_a_file_is_read_while_another_thread_imports_torch(monkeypatch):
+    for name in ("torch", "numpy"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # nothing in it so far
+    assert load_image(saved(PILImage.fromarray(RGB))).width == 37

@@ -46,8 +46,8 @@ def pixel_count(source: Any) -> int | None:
 
 def _is(source: object, module: str, name: str) -> bool:
     """Whether `source` is of this class, without importing it: who has one has done so."""
-    found = sys.modules.get(module)
-    return found is not None and isinstance(source, getattr(found, name))
+    kind = getattr(sys.modules.get(module), name, None)  # None too while a thread imports it
+    return kind is not None and isinstance(source, kind)
 
 
 def _of_pillow(picture: PILImage.Image) -> PILImage.Image:
