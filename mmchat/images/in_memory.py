@@ -45,11 +45,8 @@ def pixel_count(source: Any) -> int | None:
 
 
 def _is(source: object, module: str, name: str) -> bool:
-    """Whether `source` is of this class, without importing it: who has one has done so.
-
-    Another thread may be importing the module just now.
-    """
-    kind = getattr(sys.modules.get(module), name, None)
+    """Whether `source` is of this class, without importing it: who has one has done so."""
+    kind = getattr(sys.modules.get(module), name, None)  # None too while a thread imports it
     return kind is not None and isinstance(source, kind)
 
 

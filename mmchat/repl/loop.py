@@ -43,6 +43,9 @@ def run_plain(chat: Chat, lines: Iterable[str], prompt: Callable[[str], None] | 
         prompt("\n")
     except Leave:
         pass
+    except KeyboardInterrupt:
+        prompt("\n")
+        raise
     return chat.first_error
 
 

@@ -32,9 +32,10 @@ class ChatTerminal(Terminal):
         model: str | None = None,
         thumbnails: str = "blocks",
         typed: str = "",
+        columns: int = 90,
     ) -> None:
         """Says `answers` in turn, or is the real `model`; `typed` is typed before it starts."""
-        super().__init__(columns=90, rows=24)
+        super().__init__(columns=columns, rows=24)
         script = json.dumps({"answers": answers, "delay": delay})
         arguments = ["-m", "tests.repl.fake_chat", script, "chat", "--thumbnails", thumbnails]
         if model is not None:
@@ -49,14 +50,14 @@ class ChatTerminal(Terminal):
             "COLORTERM": "truecolor",
             "OMP_NUM_THREADS": "1",
         }
-        for name in ("NO_COLOR", "TMUX", "TERM_PROGRAM"):
+        for name in ("NO_COLOR", "TMUX", "TERM_PROGRAM", "COLUMNS", "LINES"):
             environment.pop(name, None)
         self.child = pexpect.spawn(
             sys.executable,
             [*arguments, *options],
             cwd=str(folder),
             env=environment,
-            dimensions=(24, 90),
+            dimensions=(24, columns),
             encoding="utf-8",
             codec_errors="replace",
             timeout=SECONDS,

@@ -1,15 +1,21 @@
 """A first evening with the chat, in a real pseudo-terminal, read from its screen and scrollback."""
 
+import http.server
 import json
+import os
 import re
 import signal
 import stat
+import sys
 import termios
+import threading
 
+import pexpect
 import pytest
 from PIL import Image
 
-from tests.repl.terminals import READY, ChatTerminal, colors
+from mmchat.repl.commands import COMMANDS
+from tests.repl.terminals import READY, ROOT, SECONDS, ChatTerminal, colors
 
 ANSWERS = [
     "A **red** square.",
@@ -173,3 +179,74 @@ def test_a_killed_chat_loses_at_most_two_seconds(folder):
     assert shown - 2 / (5 * 0.02) <= words <= shown + 5
     assert words > 0
     chat.child.close(force=True)
+
+
+def test_help_on_a_narrow_terminal_breaks_between_words(folder):
+    chat = ChatTerminal(folder, [], columns=40)
+    chat.line("\\help")
+    lines = chat.lines()
+    assert max(map(len, lines)) <= 40
+    words = {word for line in lines for word in line.split()}
+    for found in COMMANDS.values():  # no word is cut in two
+        assert set(found.help.split()) <= words, found.name
+    chat.send("\x04")
+    assert chat.end() == 0
+
+
+def test_a_slow_picture_is_waited_for_visibly_and_ctrl_c_stops_the_wait(folder):
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.set()
+            go_on.wait(60)
+            self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        chat = ChatTerminal(folder, ["Hello."])
+        chat.send(f"\\image http://127.0.0.1:{server.server_port}/slow.png\r")
+        chat.wait(r"reading slow\.png \(\d+ s, Ctrl-C stops\)")
+        chat.wait_until(asked.is_set, "request")
+        chat.send("\x03")
+        chat.wait("stopped")
+        chat.settle()
+        assert "reading slow.png" not in chat.text()
+        chat.line("Hi")
+        assert "Hello." in chat.lines()
+        chat.send("\x04")
+        assert chat.end() == 0
+        go_on.set()
+        server.shutdown()
+
+
+def test_a_terminal_without_control_codes_gets_a_prompt_and_no_codes(folder):
+    script = json.dumps({"answers": ["A **red** square.", "Yes."]})
+    for last, code in (("\x04", 0), ("\x03", 130)):
+        child = pexpect.spawn(
+            sys.executable,
+            ["-m", "tests.repl.fake_chat", script, "chat"],
+            cwd=str(folder),
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "TERM": "dumb"},
+            encoding="utf-8",
+            timeout=SECONDS,
+        )
+        written = ""
+        for line in ("red.png", "What is it?"):
+            child.expect_exact("> ")
+            written += child.before
+            child.sendline(line)
+        child.expect_exact("> ")
+        written += child.before
+        child.send(last)
+        child.expect(pexpect.EOF)
+        child.close()
+        assert child.exitstatus == code
+        assert "attached red.png: 200 x 200 px" in written
+        assert "A **red** square.\r\n" in written
+        assert "\x1b" not in written + child.before
+        assert child.before.endswith("\r\n")
