@@ -126,7 +126,10 @@ def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted:
 
 def quoted(name: object, width: int = 100) -> str:
     """A name from outside, for a message: in quotes, escaped, the middle of a long one cut."""
-    text = without_password(str(name))
+    try:
+        text = without_password(str(name))
+    except ValueError:  # a whole number of thousands of digits
+        text = f"{type(name).__name__} of very many digits"
     if len(text) > width:
         text = f"{text[: width // 2]}…{text[len(text) - width // 2 :]}"
     return repr(text)

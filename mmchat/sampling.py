@@ -56,13 +56,12 @@ class SamplingParams:
             if name != "seed" or self.seed is not None:
                 object.__setattr__(self, name, checked(name, getattr(self, name)))
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        if self.speculate not in ("auto", "off"):
-            most = LONGEST_DRAFT
-            value = self.speculate
-            if type(value) is not int or not 0 <= value <= most:
-                raise UsageError(
-                    f"speculate must be auto, off or a number from 0 to {most}, not {quoted(value)}"
-                )
+        value, most = self.speculate, LONGEST_DRAFT
+        is_word = isinstance(value, str) and value in ("auto", "off")
+        if not (is_word or (type(value) is int and 0 <= value <= most)):
+            raise UsageError(
+                f"speculate must be auto, off or a number from 0 to {most}, not {quoted(value)}"
+            )
 
     @property
     def is_greedy(self) -> bool:
@@ -75,7 +74,12 @@ def checked(name: str, value: Any) -> float:
     is_whole = name in _WHOLE
     if not _is_number(value):
         raise UsageError(f"{name} must be a number, not {type(value).__name__} {quoted(value)}")
-    if is_whole and not _is_whole(value):
+    try:
+        is_fraction = not (isinstance(value, Integral) or float(value).is_integer())
+        float(value)
+    except OverflowError:
+        raise UsageError(f"{name} is too large a number") from None
+    if is_whole and is_fraction:
         raise UsageError(f"{name} must be a whole number, not {value}")
     low, high = SAMPLING[name]
     if not low <= value <= high:  # NaN neither
@@ -86,10 +90,6 @@ def checked(name: str, value: Any) -> float:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) or float(value).is_integer()
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

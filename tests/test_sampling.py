@@ -1,5 +1,6 @@
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -249,3 +250,18 @@ def test_no_extreme_gives_a_token_that_its_filters_dropped(temperature, logits):
 def test_logits_that_penalties_make_infinite_give_no_token():
     found = draws([3e38, 1.0, -3e38], 1, prompt=[0, 2], repetition_penalty=0.01)
     assert found == [NOT_FINITE]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": 10**5000},
+        {"top_k": Fraction(10**400)},
+        {"top_p": 10**400},
+        {"speculate": np.array([1, 2])},
+        {"speculate": 10**5000},
+    ],
+)
+def test_a_number_beyond_all_bounds_is_a_usage_error(setting):
+    with pytest.raises(UsageError):
+        SamplingParams(**setting)

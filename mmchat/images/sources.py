@@ -57,7 +57,10 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
         except ValueError:  # of Python's own reading of addresses: stray bytes, half a bracket
             raise ImageError(f"{quoted(source)} is not a valid address") from None
     if isinstance(source, os.PathLike):
-        path = Path(source)
+        try:
+            path = Path(source)
+        except TypeError:  # of an object that gives bytes, or anything else
+            raise UsageError(f"{type(source).__name__} gives no path as text") from None
         return Encoded(_read_file(path), name or str(path))
     if hasattr(source, "read"):
         return Encoded(_read_stream(source, name or "stream"), name or "stream")

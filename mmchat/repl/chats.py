@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 import re
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,8 @@ class ChatFolder:
         """
         pictures = self.path / PICTURES
         try:
-            for file in pictures.iterdir() if pictures.is_dir() else ():
+            is_ours = pictures.is_dir() and not pictures.is_symlink()
+            for file in pictures.iterdir() if is_ours else ():
                 if file.suffix == ".png" and saving.HASH.fullmatch(file.stem):
                     file.unlink()
             (self.path / DOCUMENT).unlink(missing_ok=True)
@@ -98,7 +100,7 @@ def hold(path: Path) -> ChatFolder | None:
     Where the file system has no locks, nothing is refused.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise DiskError(f"cannot open {quoted(path)}: {error.strerror or error}") from None
     try:
@@ -154,11 +156,13 @@ def _is_chat(path: Path) -> bool:
 
 
 def _documents(chats: Path) -> list[Path]:
-    """The documents in `chats`, the one that was changed last first."""
+    """The documents in `chats`, the one that was changed last first; no link leads to one."""
     found = []
     for file in chats.glob(f"*/{DOCUMENT}"):
         with contextlib.suppress(OSError):  # removed meanwhile
-            found.append((file.stat().st_mtime_ns, file))
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and not file.parent.is_symlink():
+                found.append((status.st_mtime_ns, file))
     return [file for _, file in sorted(found, reverse=True)]
 
 

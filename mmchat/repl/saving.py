@@ -142,15 +142,17 @@ def write_folder(path: Path, chat: SavedChat, stored: Collection[str] = ()) -> N
     stored: hashes of pictures that are known to be there.
     """
     make_private_folder(path)
+    if (path / PICTURES).is_symlink():
+        raise DiskError(f"{quoted(path / PICTURES)} is a link; a chat has its pictures in itself")
     for image in _distinct(chat.conversation.images):
         if image.content_hash in stored:
             continue
         make_private_folder(path / PICTURES)
         target = path / PICTURES / f"{image.content_hash}.png"
         if not target.exists():
-            atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE)
+            atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE, follow=False)
     text = to_json(record(chat, pictures_inside=False))
-    atomic_file.write_bytes(path / DOCUMENT, text.encode(), mode=PRIVATE_FILE)
+    atomic_file.write_bytes(path / DOCUMENT, text.encode(), mode=PRIVATE_FILE, follow=False)
 
 
 def _has_others(path: Path) -> bool:

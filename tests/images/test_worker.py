@@ -2,6 +2,7 @@ import contextlib
 import io
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
+import mmchat
 from mmchat import limits
 from mmchat.errors import ImageError
 from mmchat.images import load_image, worker
@@ -255,3 +257,31 @@ def test_modules_of_the_working_folder_are_not_run(picture):
     )
     subprocess.run([sys.executable, "-c", code, str(picture.parent)], check=True, timeout=60)
     assert not (picture.parent / "ran").exists()
+
+
+def test_the_worker_runs_the_code_that_asked_it(tmp_path, picture):
+    """Another copy of the package, which is installed here, is not taken instead."""
+    copy = tmp_path / "copy" / "mmchat"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(mmchat.__file__).parent, copy, ignore=ignored)
+    process = copy / "images" / "worker" / "process.py"
+    changed = process.read_text().replace('"notices": notices', '"notices": ["of the copy"]')
+    process.write_text(changed)
+    program = f"import mmchat; print(mmchat.load_image({str(picture)!r}).notices)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=copy.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "('of the copy',)\n"
+
+
+@pytest.mark.parametrize("limit", ["-t 8", "-v 1100000"])
+def test_a_lower_limit_of_the_system_is_kept(limit, picture):
+    program = f"from mmchat.images import load_image; print(load_image({str(picture)!r}).width)"
+    command = ["bash", "-c", f'ulimit {limit}; exec "$0" -c "$1"', sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+def test_a_worker_that_cannot_start_is_not_the_pictures_fault(monkeypatch, picture):
+    monkeypatch.setattr(worker, "_CODE", "import nothing_of_this_name")
+    assert "the decoder failed; is mmchat installed as a whole?" in reason(picture.read_bytes())

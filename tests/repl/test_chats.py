@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as PILImage
 
 from mmchat.conversation import Conversation, Turn, question
-from mmchat.errors import SavedChatError, UsageError
+from mmchat.errors import DiskError, SavedChatError, UsageError
 from mmchat.images import from_pil
 from mmchat.repl import chats, saving
 from mmchat.repl.keeper import Keeper
@@ -171,3 +171,39 @@ def test_the_folder_of_chats_may_be_on_a_disk_without_locks(keeper, monkeypatch)
     kept = keeper()
     kept.save(talk("one"))
     assert answers(Path(kept.folder.path)) == ["one"]
+
+
+def test_a_chat_that_is_a_link_is_neither_listed_nor_removed(keeper, tmp_path):
+    held = keeper()
+    elsewhere = tmp_path / "no chat" / "elsewhere"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "chat.json").write_text("{}")
+    link = held.chats / "link"
+    link.symlink_to(elsewhere)
+    assert chats.list_chats(held.chats) == []
+    with pytest.raises(DiskError, match="cannot open"):
+        chats.hold(link)
+    assert (elsewhere / "chat.json").exists()
+
+
+def test_pictures_behind_a_link_stay_when_a_chat_is_removed(keeper, tmp_path):
+    held = keeper()
+    victim = tmp_path / "victim" / f"{'a' * 64}.png"
+    victim.parent.mkdir()
+    victim.write_bytes(b"mine")
+    chat = chats.new_chat(held.chats, "evil")
+    (chat.path / "images").symlink_to(victim.parent)
+    with pytest.raises(DiskError, match="is a link"):
+        chat.write(saving.SavedChat(talk("a"), "tiny", {}))
+    chat.remove()
+    assert victim.read_bytes() == b"mine"
+
+
+def test_a_pipe_in_the_place_of_a_chat_hides_no_other(keeper):
+    held = keeper()
+    held.save(talk("a"))
+    pipe = held.chats / "pipe"
+    pipe.mkdir()
+    os.mkfifo(pipe / "chat.json")
+    assert [chat.path for chat in chats.list_chats(held.chats)] == [held.folder.path]
+    assert chats.latest_chat(held.chats) == held.folder.path

@@ -26,7 +26,8 @@ from mmchat.errors import ImageError
 
 _LAST_SECONDS = 1.0  # between the end of a process's output and its own
 _ANSWER_BYTES = 64 * limits.KIB  # the line before the pixels
-# Isolated from the environment and the working folder; what this process imports from comes last.
+# Isolated from the environment, the working folder and other copies of mmchat that are installed:
+# behind Python's own library, this package comes first.
 _CODE = (
     "import sys; sys.path += sys.argv[1:]; from mmchat.images.worker.process import serve; serve()"
 )
@@ -43,7 +44,7 @@ class Worker:
         root = str(Path(__file__).parents[3])
         try:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-I", "-c", _CODE, root, *filter(None, sys.path)],
+                [sys.executable, "-I", "-S", "-c", _CODE, root, *filter(None, sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -96,7 +97,7 @@ class Worker:
     def _cause(self) -> str:
         """Why the process ended, or what it sent is no answer."""
         try:
-            code = -self._process.wait(_LAST_SECONDS)
+            code = -self._process.wait(_LAST_SECONDS)  # negative: Python's own, not a signal
         except subprocess.TimeoutExpired:
             code = 0
         if self._is_late or code == signal.SIGXCPU:
@@ -106,6 +107,8 @@ class Worker:
             )
         if code == signal.SIGKILL:  # as systems do that run out of memory
             return "needs more memory than there is; make it smaller"
+        if code < 0:
+            return "cannot be decoded: the decoder failed; is mmchat installed as a whole?"
         return "cannot be decoded: it makes the decoder crash; save it anew in another program"
 
 

@@ -40,7 +40,9 @@ def _limit(request: dict[str, Any]) -> None:
     """Bound the time from now on, and the address space."""
     end = math.ceil(time.process_time() + request["cpu_seconds"])
     for limit, value in ((resource.RLIMIT_CPU, end), (resource.RLIMIT_AS, request["memory"])):
-        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+        hard = resource.getrlimit(limit)[1]  # the system's, or the user's by ulimit
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, hard))
 
 
 def _answer(request: dict[str, Any], data: bytes, answers: IO[bytes]) -> None:
