@@ -75,17 +75,17 @@ def checked(name: str, value: Any) -> float:
     if not _is_number(value):
         raise UsageError(f"{name} must be a number, not {type(value).__name__} {quoted(value)}")
     try:
-        is_fraction = not (isinstance(value, Integral) or float(value).is_integer())
-        float(value)
-    except OverflowError:
-        raise UsageError(f"{name} is too large a number") from None
+        is_fraction = not isinstance(value, Integral) and not float(value).is_integer()
+        number = int(value) if is_whole and not is_fraction else float(value)
+    except OverflowError:  # infinity, as a whole number, too
+        raise UsageError(f"{name} is too large a number: {quoted(value)}") from None
     if is_whole and is_fraction:
         raise UsageError(f"{name} must be a whole number, not {value}")
     low, high = SAMPLING[name]
-    if not low <= value <= high:  # NaN neither
+    if not low <= number <= high:  # NaN neither
         bounds = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
         raise UsageError(f"{name} must be {bounds}, not {value}")
-    return int(value) if is_whole else float(value)
+    return number
 
 
 def _is_number(value: object) -> bool:

@@ -48,3 +48,9 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", connect_here)
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--offline` holds for the process that it was given to: here, for all tests behind it."""
+    monkeypatch.delenv("MMCHAT_OFFLINE", raising=False)
