@@ -3,10 +3,12 @@
     python .ci/versions.py lowest       the lowest version of every runtime dependency but torch
     python .ci/versions.py differences  where this environment differs from .ci/constraints.txt
     python .ci/versions.py freeze       write this environment's versions there, after a green run
+    python .ci/versions.py failed       the tests that failed in the last run of pytest
 
 The first prints lines for pip's `--constraint`.
 """
 
+import json
 import re
 import sys
 import tomllib
@@ -45,12 +47,19 @@ def differences() -> list[str]:
     ]
 
 
+def failed() -> list[str]:
+    """The names of the tests, as pytest keeps them."""
+    kept = HERE.parent / ".pytest_cache" / "v" / "cache" / "lastfailed"
+    return list(json.loads(kept.read_text("utf-8"))) if kept.exists() else []
+
+
 def main(action: str) -> None:
     if action == "freeze":
         lines = "".join(f"{name}=={version}\n" for name, version in installed().items())
         CONSTRAINTS.write_text(HEADER + lines, "utf-8")
     else:
-        print("\n".join({"lowest": lowest, "differences": differences}[action]()))
+        shown = {"lowest": lowest, "differences": differences, "failed": failed}[action]
+        print("\n".join(shown()))
 
 
 if __name__ == "__main__":
