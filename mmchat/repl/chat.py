@@ -56,6 +56,7 @@ class Chat:
         self.attached: list[Image] = []
         self.last: Finished | None = None
         self.first_error = 0
+        self.written: set[tuple[str, Path]] = set()  # kinds and files that commands wrote
         self.addresses: list[str] = []  # pictures from the network, for completion
         self.keeper = Keeper(chats, self.as_saved, screen.note, saves=saves)
         self._answered_with: tuple[Conversation, SamplingParams] | None = None
@@ -270,6 +271,7 @@ class Chat:
         What follows is saved there if that is in the folder of chats, else as a new chat. given:
         settings that stay as they are.
         """
+        self.written = {("chat", path.resolve())}
         self.keeper.start_new()
         if path.parent == self.keeper.chats:
             self.keeper.go_on(path)

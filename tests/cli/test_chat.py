@@ -309,6 +309,53 @@ def test_a_chat_that_cannot_be_read_is_listed_with_the_reason(mmchat_command, fo
     assert "not valid JSON" in json.loads(mmchat_command("chats", "--json").stdout)[0]["problem"]
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        *((f"\\export {kind} {{}}", "README.md") for kind in ("md", "json", "html")),
+        ("\\export md {}", "dog.png"),
+        ("\\tiles 1 {}", "dog.png"),
+        ("\\save {}", "other.json"),
+        ("\\save ./{}", "other"),
+    ],
+)
+def test_no_command_replaces_a_file_that_the_chat_did_not_write(line, name, mmchat_command, folder):
+    files = [folder / "README.md", folder / "other.json", folder / "other" / "chat.json"]
+    files[2].parent.mkdir()
+    for file in files:
+        file.write_text("mine")
+    files.append(folder / "dog.png")
+    before = [file.read_bytes() for file in files]
+    done = piped(mmchat_command, ["\\image dog.png Hi", line.format(name), "Ho"], b"1", b"2")
+    assert re.search(rf"^mmchat: error: '{name}' is there already; give an", done.stderr, re.M)
+    assert (done.stdout, done.exit_code) == ("1\n2\n", 2)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_what_this_chat_wrote_is_replaced_by_the_same_command_alone(mmchat_command):
+    lines = ["Hi", "\\save x.json", "\\export md x.md", "Ho", "\\save x.json", "\\export md x.md"]
+    done = piped(mmchat_command, lines, b"1", b"2")
+    assert done.exit_code == 0
+    assert "\n2\n" in Path("x.md").read_text()
+    lines = ["Hu", "\\save x.json", "\\export html x.json", "\\clear", "Hi", "\\save x.json"]
+    done = piped(mmchat_command, lines, b"3", b"4", args=["--resume", "x.json"])
+    assert done.stderr.count("'x.json' is there already; give another name") == 2
+    assert len(json.loads(Path("x.json").read_text())["turns"]) == 3
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x.md", "x" * 300, "gone/x.md"])
+def test_an_export_to_what_is_no_name_is_said(name, mmchat_command):
+    done = piped(mmchat_command, ["Hi", f"\\export md {name}", f"\\save {name}.json"], b"1")
+    assert done.stderr.count("mmchat: error: cannot write ") == 2
+
+
+def test_the_preview_of_tiles_has_the_name_of_a_png(mmchat_command):
+    done = piped(mmchat_command, ["\\image dog.png", "\\tiles 1 tiles.jpg", "\\tiles 1 'a b.PNG'"])
+    assert "error: the preview is a PNG; end the name in .png, not 'tiles.jpg'" in done.stderr
+    assert Path("a b.PNG").is_file()
+    assert not Path("tiles.jpg").exists()
+
+
 def test_export_is_a_page_that_runs_nothing(mmchat_command):
     lines = ["\\image dog.png <b>What?</b>", "\\export html x.html", "\\export md x.md"]
     done = piped(mmchat_command, lines, b"<script>alert(1)</script>")
