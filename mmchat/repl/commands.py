@@ -98,7 +98,7 @@ def _tiles(chat: Chat, argument: str) -> None:
     drawing = facts.preview(image, chat.params)
     if words:
         file = _file(chat, words[0], "png")
-        atomic_file.write_bytes(file, export.png_bytes(drawing))
+        atomic_file.write_bytes(file, export.png_bytes(drawing), mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
     chat.screen.picture(drawing)
     where = facts.layout(image, chat.params)
@@ -227,7 +227,7 @@ def _export(chat: Chat, argument: str) -> None:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
     file = _file(chat, name.strip() or f"{chats.new_name()}.{kind}", kind)
     text = export.document(kind, chat.session.conversation, chat.params.name)
-    atomic_file.write_text(file, text)
+    atomic_file.write_text(file, text, mode=saving.PRIVATE_FILE)
     chat.screen.note(f"wrote {str(file)!r}")
 
 

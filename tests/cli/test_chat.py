@@ -356,6 +356,15 @@ def test_the_preview_of_tiles_has_the_name_of_a_png(mmchat_command):
     assert not Path("tiles.jpg").exists()
 
 
+def test_what_is_written_of_a_chat_is_for_the_user_alone(mmchat_command, folder):
+    kinds = ("md", "json", "html")
+    lines = ["dog.png Hi", *(f"\\export {kind} x.{kind}" for kind in kinds), "\\tiles 1 x.png"]
+    piped(mmchat_command, lines, b"Hello.")
+    files = list(folder.glob("x.*"))
+    assert len(files) == 4
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
 def test_export_is_a_page_that_runs_nothing(mmchat_command):
     lines = ["\\image dog.png <b>What?</b>", "\\export html x.html", "\\export md x.md"]
     done = piped(mmchat_command, lines, b"<script>alert(1)</script>")
