@@ -129,6 +129,13 @@ class Chat:
             self.attached = before
             raise
 
+    def say_unasked(self) -> None:
+        """Say that attached pictures are no part of what is saved, if there are any."""
+        if count := len(self.attached):
+            pictures = "1 picture was" if count == 1 else f"{count} pictures were"
+            unsaved = "it is" if count == 1 else "they are"
+            self.screen.note(f"{pictures} attached and not asked about; {unsaved} not saved")
+
     def attach(self, sources: Sequence[str]) -> None:
         """Load pictures for the next question: all of them or none. Raises ImageError, …"""
         loaded = self.load(sources, self.pictures())

@@ -208,6 +208,7 @@ def _save(chat: Chat, argument: str) -> None:
     else:
         saving.write(_file(chat, argument, "chat"), chat.as_saved(chat.session.conversation))
     chat.screen.note(f"saved as {quoted(name, 300)}; \\load {shlex.quote(name)} brings it back")
+    chat.say_unasked()
 
 
 @command("load", "NAME|PATH.json", complete="paths", aliases=("open",))

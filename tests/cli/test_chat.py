@@ -365,6 +365,18 @@ def test_what_is_written_of_a_chat_is_for_the_user_alone(mmchat_command, folder)
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
+def test_pictures_that_nobody_asked_about_are_not_saved_and_that_is_said(mmchat_command):
+    said = "attached and not asked about; "
+    done = piped(mmchat_command, ["Hi", "dog.png", "\\save one", "dog.png"], b"Hello.")
+    assert re.findall(rf".* {said}.*", done.stderr) == [f"1 picture was {said}it is not saved"]
+    lines = ["dog.png", "dog.png", "\\quit"]
+    for end in (lines, lines[:2]):
+        done = piped(mmchat_command, end, args=["--resume", "one"])
+        assert done.stderr.endswith(f"2 pictures were {said}they are not saved\n")
+    done = piped(mmchat_command, ["dog.png What?"], b"A dog.", args=["--resume", "one"])
+    assert said not in done.stderr
+
+
 def test_export_is_a_page_that_runs_nothing(mmchat_command):
     lines = ["\\image dog.png <b>What?</b>", "\\export html x.html", "\\export md x.md"]
     done = piped(mmchat_command, lines, b"<script>alert(1)</script>")
