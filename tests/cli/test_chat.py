@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mmchat import limits
-from mmchat.repl import commands
+from mmchat.cli import console
+from mmchat.repl import chats, commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,6 +298,26 @@ def test_chats_are_listed_and_removed(mmchat_command, folder):
     assert [chat["name"] for chat in json.loads(mmchat_command("chats", "--json").stdout)] == [
         "hello"
     ]
+
+
+def test_removing_asks_about_one_chat_or_several_and_never_about_one_in_use(
+    mmchat_command, folder, monkeypatch
+):
+    for name in ("one", "two"):
+        piped(mmchat_command, ["Hi", f"\\save {name}"], b"Hello.")
+    asked = []
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "confirm", asked.append)
+    assert mmchat_command("chats", "--remove", "one").exit_code != 0
+    mmchat_command("chats", "--remove", "one", "--remove", "two")
+    questions = ["remove 'one' with its pictures?", "remove 'one', 'two' with their pictures?"]
+    assert asked == questions
+    held = chats.hold(folder / "state" / "mmchat" / "chats" / "two")
+    done = mmchat_command("chats", "--remove", "one", "--remove", "two")
+    held.close()
+    assert "'two' is open in another window" in done.stderr
+    assert asked == questions
+    assert len(list((folder / "state" / "mmchat" / "chats").iterdir())) == 2
 
 
 def test_a_chat_that_cannot_be_read_is_listed_with_the_reason(mmchat_command, folder):
