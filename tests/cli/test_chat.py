@@ -320,6 +320,13 @@ def test_removing_asks_about_one_chat_or_several_and_never_about_one_in_use(
     assert len(list((folder / "state" / "mmchat" / "chats").iterdir())) == 2
 
 
+def test_the_list_and_resume_count_the_same_pictures(mmchat_command):
+    piped(mmchat_command, ["dog.png What?", "dog.png And?", "\\save dog"], b"A dog.", b"It.")
+    assert "2 turns, 2 pictures  What?" in mmchat_command("chats").stdout
+    done = piped(mmchat_command, [""], args=["--resume", "dog"])
+    assert "going on after 2 turns with 2 pictures" in done.stderr
+
+
 def test_a_chat_that_cannot_be_read_is_listed_with_the_reason(mmchat_command, folder):
     place = folder / "state" / "mmchat" / "chats" / "broken\nname"
     place.mkdir(parents=True)
