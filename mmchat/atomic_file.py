@@ -58,9 +58,9 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o666, follow: bool = Tr
         raise _no_name(path, error) from None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     """`write_bytes` of `text` in UTF-8; what UTF-8 cannot hold is written as a backslash escape."""
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"), mode=mode)
 
 
 def _is_special(path: Path) -> bool:

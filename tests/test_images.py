@@ -143,6 +143,17 @@ def test_what_is_no_picture_is_named(data, words):
     assert words in reject(data, name="thing")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf", b"\n", b"data:image/x;base64,"])
+def test_base64_text_in_place_of_a_picture_is_told_with_the_way_to_decode_it(kind, before):
+    data = encode(RGB, kind)
+    for text in (base64.encodebytes(data), base64.urlsafe_b64encode(data), data[:3].hex().encode()):
+        words = reject(before + text, name="thing")
+        what = "what follows its comma" if before.startswith(b"data:") else "it"
+        said = f"'thing' is base64 text of a picture ({kind}), not its bytes; decode {what} with"
+        assert (f"{said} base64 -d" in words) == (text[:6] != data[:3].hex().encode())
+
+
 def test_formats_off_the_list_are_not_tried_even_if_pillow_knows_them():
     for kind in ("PPM", "TGA", "ICO", "SGI", "PCX"):
         reject(encode(RGB, kind))

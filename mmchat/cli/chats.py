@@ -120,8 +120,6 @@ def _remove(names: list[str], folder: Path, *, yes: bool) -> None:
     if not yes and not console.is_terminal(sys.stdin):
         raise UsageError("--remove asks before it deletes; without a terminal give --yes")
     shown = ", ".join(quoted(path.name) for path in paths)
-    if not yes and not console.confirm(f"remove {shown} with their pictures?"):
-        raise typer.Abort
     with contextlib.ExitStack() as stack:
         held = []
         for path in paths:
@@ -130,6 +128,9 @@ def _remove(names: list[str], folder: Path, *, yes: bool) -> None:
                 raise SavedChatError(f"{quoted(path.name)} is open in another window")
             held.append(chat)
             stack.callback(chat.close)
+        whose = "its" if len(paths) == 1 else "their"
+        if not yes and not console.confirm(f"remove {shown} with {whose} pictures?"):
+            raise typer.Abort
         for chat in held:
             chat.remove()
     console.note(f"removed {shown}")

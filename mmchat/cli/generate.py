@@ -163,9 +163,9 @@ def _say_not_sent(given: PromptInput) -> None:
     named = [*found.sources, *filter(looks_like_picture, (*found.missing, *found.mentioned))]
     sent = {short_name(source) for source in given.sources}
     for name in [name for name in named if short_name(name) not in sent][:MOST_SAID]:
-        console.note(
-            f"{quoted(name)} in the prompt is not attached; -i {shlex.quote(name)} does that"
-        )
+        shown = quoted(name)
+        typed = shown if "…" in shown else shlex.quote(name)
+        console.note(f"{shown} in the prompt is not attached; -i {typed} does that")
 
 
 def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> None:

@@ -103,11 +103,14 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
     header, *cells = ([*row[:4], " ".join(filter(None, row[4:6]))] for row in (COLUMNS, *rows))
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     columns = console.terminal_size()[0]
+    gap = "  " if sum(widths) + 4 * 2 <= columns else " "
 
     def line(row: list[str]) -> str:
         name, kind, count_, tile, disk = row
-        left = f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {count_:>{widths[2]}}"
-        return f"{left}  {tile:>{widths[3]}}  {disk}".rstrip() + "\n"
+        left = f"{name:<{widths[0]}}{gap}{kind:<{widths[1]}}{gap}{count_:>{widths[2]}}"
+        left = f"{left}{gap}{tile:>{widths[3]}}"
+        beside = f"{left}{gap}{disk}".rstrip()
+        return (beside if len(beside) <= columns else f"{left.rstrip()}\n  {disk}") + "\n"
 
     console.write_out(console.bold(line(header).rstrip()) + "\n")
     for row, cell in zip(rows, cells, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 
 # Pillow's names of the formats that are read. Never those with interpreters or rare decoders.
@@ -38,6 +39,9 @@ _FOREIGN = {
     b"\x1aE\xdf\xa3": "is a video; save one frame as PNG",
     b"version https://git-lfs": "is a Git LFS pointer, not the picture itself; run git lfs pull",
 }
+_BEFORE_TEXT = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, white space
+_DATA_URL = re.compile(rb"data:[^,]{0,100},", re.IGNORECASE)
+_URL_LETTERS = bytes.maketrans(b"-_", b"+/")
 _TEXT = (
     (re.compile(rb"<svg[\s>]"), "is an SVG drawing; convert it to PNG first"),
     (
@@ -69,12 +73,26 @@ def explain_foreign(data: bytes) -> str:
             return reason
     if _brands(data):
         return "is a video; save one frame as PNG"
+    if kind := _format_in_base64(data[:1024]):
+        is_address = data[:64].lstrip(_BEFORE_TEXT)[:5].lower() == b"data:"
+        what = "what follows its comma" if is_address else "it"
+        return f"is base64 text of a picture ({kind}), not its bytes; decode {what} with base64 -d"
     text = data[:4096].lower()
-    if text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+    if text.lstrip(_BEFORE_TEXT).startswith(b"<"):
         for pattern, reason in _TEXT:
             if pattern.search(text):
                 return reason
     return "is not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC)"
+
+
+def _format_in_base64(start: bytes) -> str | None:
+    """The format of the picture that text begins in base64, bare or as a `data:` URL, or None."""
+    text = _DATA_URL.sub(b"", start.lstrip(_BEFORE_TEXT))
+    letters = text.translate(_URL_LETTERS, delete=b" \t\r\n=")
+    try:
+        return picture_format(base64.b64decode(letters[: len(letters) // 4 * 4], validate=True))
+    except ValueError:
+        return None
 
 
 def _brands(data: bytes) -> set[bytes]:

@@ -117,10 +117,15 @@ def _bytes(values: Any) -> Any:
         )
     low, high = values.min(), values.max()
     least, most, extra = (0, 1, _ROUNDING) if kind == "f" else (0, 255, 0)
-    if not (least - extra <= low and high <= most + extra):  # NaN neither
+    if not (np.isfinite(low) and np.isfinite(high)):
+        what = "NaN" if np.isnan(low) else "infinite values"
+        raise ImageError(f"an array of {values.dtype} with {what} in it is no picture")
+    if not (least - extra <= low and high <= most + extra):
+        is_bytes = kind == "f" and low >= 0 and high <= 255
+        advice = "divide by 255 or give uint8" if is_bytes else "was it normalised? scale it back"
         raise ImageError(
             f"an array of {values.dtype} with values from {low:g} to {high:g} is no picture: they"
-            f" go from {least} to {most}; was it normalised? scale it back"
+            f" go from {least} to {most}; {advice}"
         )
     scaled = values.astype(np.float32).clip(0, 1) * 255 if kind == "f" else values
     return np.rint(scaled).astype(np.uint8)

@@ -56,6 +56,7 @@ class Chat:
         self.attached: list[Image] = []
         self.last: Finished | None = None
         self.first_error = 0
+        self.written: set[tuple[str, Path]] = set()  # kinds and files that commands wrote
         self.addresses: list[str] = []  # pictures from the network, for completion
         self.keeper = Keeper(chats, self.as_saved, screen.note, saves=saves)
         self._answered_with: tuple[Conversation, SamplingParams] | None = None
@@ -127,6 +128,13 @@ class Chat:
         except BaseException:
             self.attached = before
             raise
+
+    def say_unasked(self) -> None:
+        """Say that attached pictures are no part of what is saved, if there are any."""
+        if count := len(self.attached):
+            pictures = "1 picture was" if count == 1 else f"{count} pictures were"
+            unsaved = "it is" if count == 1 else "they are"
+            self.screen.note(f"{pictures} attached and not asked about; {unsaved} not saved")
 
     def attach(self, sources: Sequence[str]) -> None:
         """Load pictures for the next question: all of them or none. Raises ImageError, …"""
@@ -270,6 +278,7 @@ class Chat:
         What follows is saved there if that is in the folder of chats, else as a new chat. given:
         settings that stay as they are.
         """
+        self.written = {("chat", path.resolve())}
         self.keeper.start_new()
         if path.parent == self.keeper.chats:
             self.keeper.go_on(path)

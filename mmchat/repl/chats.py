@@ -175,7 +175,10 @@ def latest_chat(chats: Path) -> Path:
 
 @dataclass(frozen=True)
 class ChatFacts:
-    """A chat in a list. changed: seconds since 1970. problem: why it cannot be read, or empty."""
+    """A chat in a list. pictures: a picture that is attached twice counts twice.
+
+    changed: seconds since 1970. problem: why it cannot be read, or empty.
+    """
 
     path: Path
     changed: float
@@ -199,5 +202,7 @@ def _facts(file: Path) -> ChatFacts:
         return ChatFacts(file.parent, changed, problem=str(error))
     parts = document.turns[0].question if document.turns else ()
     question = "".join(part.text or "" for part in parts)
-    counts = len(document.turns), len(document.images)
+    every = [part for turn in document.turns for part in turn.question]
+    pictures = sum(part.image is not None for part in every)
+    counts = len(document.turns), pictures
     return ChatFacts(file.parent, changed, document.model, *counts, question)

@@ -2,6 +2,7 @@ r"""The commands of the chat, each a registered function; the docstring's first 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -96,8 +97,8 @@ def _tiles(chat: Chat, argument: str) -> None:
     image = pictures[number - 1]
     drawing = facts.preview(image, chat.params)
     if words:
-        file = _file(words[0])
-        atomic_file.write_bytes(file, export.png_bytes(drawing))
+        file = _file(chat, words[0], "png")
+        atomic_file.write_bytes(file, export.png_bytes(drawing), mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
     chat.screen.picture(drawing)
     where = facts.layout(image, chat.params)
@@ -205,8 +206,9 @@ def _save(chat: Chat, argument: str) -> None:
     if chats.is_name(name):
         chat.keeper.save_as(name, chat.session.conversation)
     else:
-        saving.write(_file(argument), chat.as_saved(chat.session.conversation))
+        saving.write(_file(chat, argument, "chat"), chat.as_saved(chat.session.conversation))
     chat.screen.note(f"saved as {quoted(name, 300)}; \\load {shlex.quote(name)} brings it back")
+    chat.say_unasked()
 
 
 @command("load", "NAME|PATH.json", complete="paths", aliases=("open",))
@@ -224,9 +226,9 @@ def _export(chat: Chat, argument: str) -> None:
     kind, _, name = argument.partition(" ")
     if kind not in export.KINDS:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
-    file = _file(name.strip()) if name.strip() else Path(f"{chats.new_name()}.{kind}")
+    file = _file(chat, name.strip() or f"{chats.new_name()}.{kind}", kind)
     text = export.document(kind, chat.session.conversation, chat.params.name)
-    atomic_file.write_text(file, text)
+    atomic_file.write_text(file, text, mode=saving.PRIVATE_FILE)
     chat.screen.note(f"wrote {str(file)!r}")
 
 
@@ -243,6 +245,7 @@ def _copy(chat: Chat, argument: str) -> None:
 def _clear(chat: Chat, argument: str) -> None:
     """Start again; system prompt and settings stay."""
     chat.attached = []
+    chat.written.clear()
     chat.keeper.start_new()
     chat.session.conversation = Conversation(chat.session.conversation.system)
     chat.screen.note("a new chat")
@@ -293,9 +296,19 @@ def _quit(chat: Chat, argument: str) -> None:
     raise Leave
 
 
-def _file(name: str) -> Path:
-    """A path to write, checked before any work. Raises DiskError."""
-    path = Path(paths.plain(name)).expanduser()
-    if not path.is_dir():
+def _file(chat: Chat, name: str, kind: str) -> Path:
+    """A path to write, checked before any work; what this chat wrote there may be replaced.
+
+    Raises UsageError if another file has the name, DiskError.
+    """
+    path = Path(os.path.expanduser(paths.plain(name)))  # noqa: PTH111 - no error for no such ~user
+    if kind == "png" and path.suffix.lower() != ".png":
+        raise UsageError(f"the preview is a PNG; end the name in .png, not {quoted(path)}")
+    is_folder = kind == "chat" and os.path.isdir(path)  # noqa: PTH112 - nor for a long name
+    if not is_folder:
         atomic_file.check_writable(path)
+    written = kind, path.resolve()
+    if (path / saving.DOCUMENT if is_folder else path).is_file() and written not in chat.written:
+        raise UsageError(f"{quoted(path, 300)} is there already; give another name")
+    chat.written.add(written)
     return path

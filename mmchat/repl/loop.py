@@ -46,6 +46,7 @@ def run_plain(chat: Chat, lines: Iterable[str], prompt: Callable[[str], None] | 
     except KeyboardInterrupt:
         prompt("\n")
         raise
+    _leave(chat)
     return chat.first_error
 
 
@@ -63,9 +64,16 @@ def run_terminal(
         while True:
             chat.line(prompt.read())
     except (Leave, EOFError):
-        return 0
+        code = 0
     except KeyboardInterrupt:
-        return INTERRUPTED_EXIT_CODE
+        code = INTERRUPTED_EXIT_CODE
+    _leave(chat)
+    return code
+
+
+def _leave(chat: Chat) -> None:
+    if chat.keeper.saves:
+        chat.say_unasked()
 
 
 class Prompt:

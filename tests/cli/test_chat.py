@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mmchat import limits
-from mmchat.repl import commands
+from mmchat.cli import console
+from mmchat.repl import chats, commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -299,6 +300,33 @@ def test_chats_are_listed_and_removed(mmchat_command, folder):
     ]
 
 
+def test_removing_asks_about_one_chat_or_several_and_never_about_one_in_use(
+    mmchat_command, folder, monkeypatch
+):
+    for name in ("one", "two"):
+        piped(mmchat_command, ["Hi", f"\\save {name}"], b"Hello.")
+    asked = []
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "confirm", asked.append)
+    assert mmchat_command("chats", "--remove", "one").exit_code != 0
+    mmchat_command("chats", "--remove", "one", "--remove", "two")
+    questions = ["remove 'one' with its pictures?", "remove 'one', 'two' with their pictures?"]
+    assert asked == questions
+    held = chats.hold(folder / "state" / "mmchat" / "chats" / "two")
+    done = mmchat_command("chats", "--remove", "one", "--remove", "two")
+    held.close()
+    assert "'two' is open in another window" in done.stderr
+    assert asked == questions
+    assert len(list((folder / "state" / "mmchat" / "chats").iterdir())) == 2
+
+
+def test_the_list_and_resume_count_the_same_pictures(mmchat_command):
+    piped(mmchat_command, ["dog.png What?", "dog.png And?", "\\save dog"], b"A dog.", b"It.")
+    assert "2 turns, 2 pictures  What?" in mmchat_command("chats").stdout
+    done = piped(mmchat_command, [""], args=["--resume", "dog"])
+    assert "going on after 2 turns with 2 pictures" in done.stderr
+
+
 def test_a_chat_that_cannot_be_read_is_listed_with_the_reason(mmchat_command, folder):
     place = folder / "state" / "mmchat" / "chats" / "broken\nname"
     place.mkdir(parents=True)
@@ -307,6 +335,74 @@ def test_a_chat_that_cannot_be_read_is_listed_with_the_reason(mmchat_command, fo
     assert done.stdout.count("\n") == 1
     assert "not valid JSON" in done.stdout
     assert "not valid JSON" in json.loads(mmchat_command("chats", "--json").stdout)[0]["problem"]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        *((f"\\export {kind} {{}}", "README.md") for kind in ("md", "json", "html")),
+        ("\\export md {}", "dog.png"),
+        ("\\tiles 1 {}", "dog.png"),
+        ("\\save {}", "other.json"),
+        ("\\save ./{}", "other"),
+    ],
+)
+def test_no_command_replaces_a_file_that_the_chat_did_not_write(line, name, mmchat_command, folder):
+    files = [folder / "README.md", folder / "other.json", folder / "other" / "chat.json"]
+    files[2].parent.mkdir()
+    for file in files:
+        file.write_text("mine")
+    files.append(folder / "dog.png")
+    before = [file.read_bytes() for file in files]
+    done = piped(mmchat_command, ["\\image dog.png Hi", line.format(name), "Ho"], b"1", b"2")
+    assert re.search(rf"^mmchat: error: '{name}' is there already; give an", done.stderr, re.M)
+    assert (done.stdout, done.exit_code) == ("1\n2\n", 2)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_what_this_chat_wrote_is_replaced_by_the_same_command_alone(mmchat_command):
+    lines = ["Hi", "\\save x.json", "\\export md x.md", "Ho", "\\save x.json", "\\export md x.md"]
+    done = piped(mmchat_command, lines, b"1", b"2")
+    assert done.exit_code == 0
+    assert "\n2\n" in Path("x.md").read_text()
+    lines = ["Hu", "\\save x.json", "\\export html x.json", "\\clear", "Hi", "\\save x.json"]
+    done = piped(mmchat_command, lines, b"3", b"4", args=["--resume", "x.json"])
+    assert done.stderr.count("'x.json' is there already; give another name") == 2
+    assert len(json.loads(Path("x.json").read_text())["turns"]) == 3
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x.md", "x" * 300, "gone/x.md"])
+def test_an_export_to_what_is_no_name_is_said(name, mmchat_command):
+    done = piped(mmchat_command, ["Hi", f"\\export md {name}", f"\\save {name}.json"], b"1")
+    assert done.stderr.count("mmchat: error: cannot write ") == 2
+
+
+def test_the_preview_of_tiles_has_the_name_of_a_png(mmchat_command):
+    done = piped(mmchat_command, ["\\image dog.png", "\\tiles 1 tiles.jpg", "\\tiles 1 'a b.PNG'"])
+    assert "error: the preview is a PNG; end the name in .png, not 'tiles.jpg'" in done.stderr
+    assert Path("a b.PNG").is_file()
+    assert not Path("tiles.jpg").exists()
+
+
+def test_what_is_written_of_a_chat_is_for_the_user_alone(mmchat_command, folder):
+    kinds = ("md", "json", "html")
+    lines = ["dog.png Hi", *(f"\\export {kind} x.{kind}" for kind in kinds), "\\tiles 1 x.png"]
+    piped(mmchat_command, lines, b"Hello.")
+    files = list(folder.glob("x.*"))
+    assert len(files) == 4
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+def test_pictures_that_nobody_asked_about_are_not_saved_and_that_is_said(mmchat_command):
+    said = "attached and not asked about; "
+    done = piped(mmchat_command, ["Hi", "dog.png", "\\save one", "dog.png"], b"Hello.")
+    assert re.findall(rf".* {said}.*", done.stderr) == [f"1 picture was {said}it is not saved"]
+    lines = ["dog.png", "dog.png", "\\quit"]
+    for end in (lines, lines[:2]):
+        done = piped(mmchat_command, end, args=["--resume", "one"])
+        assert done.stderr.endswith(f"2 pictures were {said}they are not saved\n")
+    done = piped(mmchat_command, ["dog.png What?"], b"A dog.", args=["--resume", "one"])
+    assert said not in done.stderr
 
 
 def test_export_is_a_page_that_runs_nothing(mmchat_command):

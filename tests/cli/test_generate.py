@@ -439,5 +439,10 @@ def test_a_picture_that_the_prompt_names_and_nobody_sends_is_said(
     assert mmchat_command("generate", "-p", prompt).stderr.endswith(said)
     for arguments in (["-p", prompt, "-i", "dog.png"], ["-p", prompt, "-q"], ["-p", "see dog"]):
         assert "not attached" not in mmchat_command("generate", *arguments).stderr
+    address = f"data:image/png;base64,{'iVBO' * 99} what?"
+    mmchat_command.use(b"A dog.")
+    line = mmchat_command("generate", "-p", address).stderr.splitlines()[-1]
+    assert line.count("'data:image/png;base64,iVBO") == 2
+    assert len(line) < 300
     page = "see https://example.org/page"
     assert "not attached" not in mmchat_command("generate", "-p", page).stderr
