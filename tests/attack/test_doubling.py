@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 MOST = 7.0  # times the work for four times the input: 4 is linear, 16 quadratic
-ENOUGH = 1_000_000  # lines that are counted; more is endless
+ENOUGH = 4_000_000  # lines that are counted; more is endless
 
 
 def work(call: Callable[[], object]) -> int:

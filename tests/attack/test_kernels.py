@@ -81,7 +81,9 @@ def test_the_sanitizers_see_a_kernel_that_leaves_its_tensors(tmp_path: Path) -> 
     for name in native.SOURCES + native.HEADERS:
         shutil.copy(Path(native.__file__).parent / name, tmp_path / name)
     source = tmp_path / "quantize.c"
-    source.write_text(source.read_text().replace("k < K; k++) q[", "k <= K; k++) q["))
+    right, wrong = "q[n * K + k] =", "q[n * K + k + 1] ="
+    assert right in source.read_text()
+    source.write_text(source.read_text().replace(right, wrong))
     done = run(build(tmp_path / "kernels.so", (), tmp_path), 0, 20)
     assert "AddressSanitizer" in done.stderr
     assert done.returncode != 0

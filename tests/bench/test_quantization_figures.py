@@ -27,7 +27,14 @@ def test_the_readme_gives_the_committed_figures():
 
 @pytest.mark.slow
 def test_the_figures_can_be_measured_again(tmp_path):
-    command = [sys.executable, str(FOLDER / "quantization.py"), "--shapes", "tiny", "--scenes", "2"]
+    command = [
+        sys.executable,
+        str(FOLDER / "quantization.py"),
+        "--shapes",
+        "tiny",
+        "--scenes",
+        "30",
+    ]
     output = tmp_path / "found.json"
     done = subprocess.run(
         [*command, "-o", str(output)], cwd=ROOT, capture_output=True, text=True, check=False
