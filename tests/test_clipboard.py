@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mmchat.errors import ImageError
-from mmchat.images import clipboard, load_clipboard
+from mmchat.images import clipboard, load_image
 
 # Answers as the real programs do: kinds that nobody offers are an error, but an xclip that owns
 # the clipboard itself gives whatever it has for any kind.
@@ -46,6 +46,12 @@ class Desktop:
             (self.folder / kind.replace("uri/", "uri-")).write_bytes(data)
 
 
+def copied():
+    """The picture as the chat takes it."""
+    found = clipboard.clipboard()
+    return load_image(found, name=None if isinstance(found, str) else "clipboard")
+
+
 @pytest.fixture
 def desktop(tmp_path, monkeypatch):
     return Desktop(tmp_path, monkeypatch)
@@ -64,7 +70,7 @@ PROGRAMS = [("wl-paste", "WAYLAND_DISPLAY"), ("xclip", "DISPLAY")]
 def test_a_copied_picture_is_read(desktop, program, variable):
     desktop.has(program, variable)
     desktop.holds(text_html=b"<img>", image_png=png((200, 0, 0)))
-    image = load_clipboard()
+    image = copied()
     assert (image.source, image.width, image.height) == ("clipboard", 30, 20)
     assert image.pixels.getpixel((0, 0)) == (200, 0, 0)
     assert (desktop.folder / "asked").read_text().splitlines()[-1].endswith("image/png")
@@ -75,7 +81,7 @@ def test_a_copied_file_is_read(desktop, program, variable):
     desktop.has(program, variable)
     (desktop.folder / "my dog.png").write_bytes(png((0, 200, 0)))
     desktop.holds(**{"text_uri-list": f"file://{desktop.folder}/my%20dog.png\r\n".encode()})
-    assert load_clipboard().pixels.getpixel((0, 0)) == (0, 200, 0)
+    assert copied().pixels.getpixel((0, 0)) == (0, 200, 0)
 
 
 @pytest.mark.parametrize(("program", "variable"), PROGRAMS)
@@ -85,21 +91,21 @@ def test_text_or_nothing_is_no_picture(desktop, program, variable, kinds):
     if kinds:
         desktop.holds(**kinds)
     with pytest.raises(ImageError, match=r"^there is no picture on the clipboard; copy one first$"):
-        load_clipboard()
+        copied()
 
 
 def test_a_damaged_picture_is_named(desktop):
     desktop.has("xclip", "DISPLAY")
     desktop.holds(image_png=png((1, 2, 3))[:40])
     with pytest.raises(ImageError, match=r"^'clipboard' "):
-        load_clipboard()
+        copied()
 
 
 def test_a_clipboard_that_does_not_answer_is_given_up(desktop, monkeypatch):
     desktop.has("xclip", "DISPLAY", wait="exec sleep 60;")
     monkeypatch.setattr(clipboard, "SECONDS", 0.3)
     with pytest.raises(ImageError, match=r"did not answer within 0\.3 s"):
-        load_clipboard()
+        copied()
 
 
 @pytest.mark.parametrize(
@@ -115,5 +121,5 @@ def test_what_is_missing_is_named(desktop, monkeypatch, variable, message):
     if variable:
         monkeypatch.setenv(variable, ":9")
     with pytest.raises(ImageError) as caught:
-        load_clipboard()
+        copied()
     assert str(caught.value).startswith(message)

@@ -60,8 +60,9 @@ def choose_chat(folder: Path) -> Path:
 
     if not console.is_terminal(sys.stdin) or not console.is_terminal(sys.stderr):
         raise UsageError("--resume without a terminal needs a NAME; mmchat chats lists them")
-    latest_chat(folder)
     found = list_chats(folder)
+    if not found:
+        return latest_chat(folder)  # which says that there is none
     rows = _lines(found, console.columns(sys.stderr) - 5)
     lines = (f"{number:>3}  {row}\n" for number, row in enumerate(rows, start=1))
     console.write_safely("".join(lines), sys.stderr)

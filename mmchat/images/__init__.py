@@ -204,14 +204,3 @@ def from_pil(picture: PILImage.Image, *, source: str = "picture", alpha: Alpha =
         for box, strip in rgb_strips(picture, alpha):
             rgb.paste(strip, box)
     return Image(rgb, source, content_hash(rgb), tuple(notices))
-
-
-def load_clipboard(*, alpha: Alpha = "white") -> Image:
-    """The picture on the system's clipboard, or the file that was copied there.
-
-    Raises ImageError if there is none.
-    """
-    from mmchat.images.clipboard import clipboard
-
-    found = clipboard()
-    return load_image(found, alpha=alpha, name=None if isinstance(found, str) else "clipboard")
