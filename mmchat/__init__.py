@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mmchat.api import Model as Model
     from mmchat.api import load as load
+    from mmchat.chat.session import ChatSession as ChatSession
+    from mmchat.conversation import Image as Image
+    from mmchat.conversation import Message as Message
+    from mmchat.conversation import Text as Text
+    from mmchat.engine.events import Finished as Finished
+    from mmchat.engine.events import Progress as Progress
+    from mmchat.engine.events import TextDelta as TextDelta
+    from mmchat.engine.events import Timings as Timings
+    from mmchat.engine.events import Usage as Usage
+    from mmchat.engine.sampling import SamplingParams as SamplingParams
     from mmchat.errors import MmchatError as MmchatError
-    from mmchat.events import Finished as Finished
-    from mmchat.events import Progress as Progress
-    from mmchat.events import TextDelta as TextDelta
-    from mmchat.events import Timings as Timings
-    from mmchat.events import Usage as Usage
     from mmchat.images import load_image as load_image
-    from mmchat.messages import Image as Image
-    from mmchat.messages import Message as Message
-    from mmchat.messages import Text as Text
-    from mmchat.sampling import SamplingParams as SamplingParams
-    from mmchat.session import ChatSession as ChatSession
 
     __version__: str
 
 _HOMES = {
     "load": "mmchat.api",
     "Model": "mmchat.api",
-    "ChatSession": "mmchat.session",
-    "SamplingParams": "mmchat.sampling",
-    "Progress": "mmchat.events",
-    "TextDelta": "mmchat.events",
-    "Finished": "mmchat.events",
-    "Usage": "mmchat.events",
-    "Timings": "mmchat.events",
+    "ChatSession": "mmchat.chat.session",
+    "SamplingParams": "mmchat.engine.sampling",
+    "Progress": "mmchat.engine.events",
+    "TextDelta": "mmchat.engine.events",
+    "Finished": "mmchat.engine.events",
+    "Usage": "mmchat.engine.events",
+    "Timings": "mmchat.engine.events",
     "load_image": "mmchat.images",
-    "Message": "mmchat.messages",
-    "Text": "mmchat.messages",
-    "Image": "mmchat.messages",
+    "Message": "mmchat.conversation",
+    "Text": "mmchat.conversation",
+    "Image": "mmchat.conversation",
     "MmchatError": "mmchat.errors",
 }
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmchat.events import ProgressCallback
-from mmchat.loader import LoadedModel, load_model
-from mmchat.sampling import SamplingParams
-from mmchat.session import ChatSession, Event, ImageSource
+from mmchat.chat.session import ChatSession, Event, ImageSource
+from mmchat.engine.sampling import SamplingParams
+from mmchat.loading.loader import LoadedModel, load_model
+from mmchat.progress import ProgressCallback
 
 
 @dataclass(frozen=True)

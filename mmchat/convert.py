@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from mmchat.catalog.find import ModelParams, ModelSource, find_model, load_params
+from mmchat.catalog.params_file import params_document
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -29,9 +31,7 @@ from mmchat.checkpoints.writers import (
     write_safetensors,
 )
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
-from mmchat.params import ModelParams, ModelSource, find_model, load_params
-from mmchat.params_file import params_document
-from mmchat.staged_folder import staged_folder
+from mmchat.storage.staged_folder import staged_folder
 from mmchat.tokenizers import open_tokenizer
 
 Format = Literal["hf", "meta"]

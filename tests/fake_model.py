@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.messages import Message
-from mmchat.sampling import SamplingParams
+from mmchat.conversation import Message
+from mmchat.engine.sampling import SamplingParams
 
 EOT = 256
 VOCAB_SIZE = 260

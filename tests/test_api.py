@@ -9,8 +9,8 @@ import torch
 from PIL import Image as PILImage
 
 import mmchat
+from mmchat.chat.session import ChatSession
 from mmchat.errors import MmchatError, UsageError
-from mmchat.session import ChatSession
 from tests.fake_model import fake_model
 
 ODD = [
@@ -120,7 +120,9 @@ def arguments():
 @pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in arguments()))
 def test_every_wrong_argument_of_load_is_an_error_of_ours(monkeypatch, name):
     """Or no error at all, where the value has a meaning. The model itself is not loaded."""
-    monkeypatch.setattr("mmchat.loader._run_checkpoint", lambda *_: pytest.skip("it may load"))
+    monkeypatch.setattr(
+        "mmchat.loading.loader._run_checkpoint", lambda *_: pytest.skip("it may load")
+    )
     for other, value in arguments():
         if other != name:
             continue

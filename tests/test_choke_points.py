@@ -21,23 +21,23 @@ PLACES: dict[str, set[str]] = {
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures
         "kernels/native.py",  # runs the C compiler on the package's own source
-        "machine/compilers.py",  # asks compilers for their versions
+        "hardware/compilers.py",  # asks compilers for their versions
     },
     "reads weights with a library": set(),
     "talks to the network": {
-        "checkpoints/hub/client.py",
-        "fetch/__init__.py",
-        "fetch/transport.py",
+        "hub/client.py",
+        "images/web/__init__.py",
+        "images/web/transport.py",
     },
     "writes a file": {
-        "atomic_file.py",
-        "safe_files.py",
-        "checkpoints/hub/places.py",  # links and journal of the Hugging Face cache
+        "storage/atomic_file.py",
+        "storage/safe_files.py",
+        "hub/places.py",  # links and journal of the Hugging Face cache
         "checkpoints/writers.py",  # weights, into a folder that is renamed when it is complete
     },
     "opens a descriptor for writing": {
-        "safe_files.py",
-        "checkpoints/hub/places.py",  # the journal, which grows
+        "storage/safe_files.py",
+        "hub/places.py",  # the journal, which grows
         "cli/console.py",
     },
     "makes a Console": {"cli/console.py"},
@@ -46,23 +46,23 @@ PLACES: dict[str, set[str]] = {
     "renders a template": set(),
     "compares spellings": {"spelling.py"},  # quadratic work, bounded there
     "opens for reading": {
-        "checkpoints/hub/download.py",
-        "checkpoints/hub/holdings.py",
-        "checkpoints/hub/places.py",
+        "hub/download.py",
+        "hub/holdings.py",
+        "hub/places.py",
         "checkpoints/hub_cache.py",
         "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",
         "checkpoints/mapped_file.py",
-        "checkpoints/strict_json.py",
+        "strict_json.py",
         "checkpoints/writers.py",
         "evals/scenes/phrasings.py",  # of the package itself
         "images/sources.py",
         "repl/chats.py",  # opens folders, to lock them
-        "safe_files.py",
+        "storage/safe_files.py",
         "kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from
-        "machine/cpu.py",
-        "machine/memory.py",
+        "hardware/cpu.py",
+        "hardware/memory.py",
         "cli/console.py",
     },
 }
@@ -146,7 +146,7 @@ def call_findings(call: ast.Call, names: dict[str, str]) -> Iterator[str]:
     yield from (KEYWORDS[k.arg] for k in call.keywords if k.arg in KEYWORDS)
     method = full.rsplit(".", 1)[-1]
     if method in ("write_text", "write_bytes", "save_file", "touch"):
-        if not full.startswith("mmchat.atomic_file."):
+        if not full.startswith("mmchat.storage.atomic_file."):
             yield "writes a file"
     elif method in ("open", "fdopen") and CALLS.get(full) != "opens a picture":
         mode = open_mode(call, is_method=full not in ("open", "io.open", "os.fdopen"))
@@ -234,7 +234,7 @@ def test_the_search_sees_each_form(code, kind):
 @pytest.mark.parametrize(
     "code",
     [
-        "from mmchat import atomic_file\natomic_file.write_text(p, 'x')",
+        "from mmchat.storage import atomic_file\natomic_file.write_text(p, 'x')",
         "from urllib.parse import quote",
         "re.compile('x')",
         "model.eval()",

@@ -7,16 +7,15 @@ import torch
 from PIL import Image as PILImage
 
 import mmchat
-from mmchat.conversation import Conversation, Turn, edited, question
+from mmchat.chat.session import ChatSession
+from mmchat.conversation import Conversation, Image, Message, Text, Turn, edited, question
+from mmchat.engine.events import Finished, TextDelta
+from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import ImageError, PromptError, UsageError
-from mmchat.events import Finished, TextDelta
 from mmchat.images import from_pil
-from mmchat.messages import Image, Message, Text
-from mmchat.sampling import SamplingParams
-from mmchat.session import ChatSession
 from tests.fake_model import fake_model
+from tests.loading.test_loader import small_config, write_hf_folder
 from tests.models.mllama.oracle import random_weights
-from tests.test_loader import small_config, write_hf_folder
 
 CONVERSATIONS = 50
 SIZES = ((70, 40), (30, 90), (42, 42), (200, 60))  # width, height: four different canvases

@@ -11,16 +11,16 @@ import torch
 
 import mmchat
 from mmchat import convert as converting
+from mmchat.catalog.find import find_model, known_params, load_params
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.integrity import verify_folder
 from mmchat.convert import convert
+from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, DiskError, UsageError
+from mmchat.hub.integrity import verify_folder
 from mmchat.models.mllama.documents import meta_params
 from mmchat.models.mllama.weights import iter_weights, meta_rules, shard_dims
-from mmchat.params import find_model, known_params, load_params
-from mmchat.sampling import SamplingParams
+from tests.loading.test_loader import finish, small_config, write_hf_folder
 from tests.models.mllama.oracle import random_weights
-from tests.test_loader import finish, small_config, write_hf_folder
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
 
@@ -259,7 +259,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from mmchat.convert import convert
-from mmchat.params import find_model
+from mmchat.catalog.find import find_model
 peaks = []
 hub, meta, back = sys.argv[1:]
 for target, source, folder in (("meta", hub, meta), ("hf", meta, back)):

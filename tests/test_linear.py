@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from markdown_it import MarkdownIt
 
-from mmchat.answer_text import AnswerText
-from mmchat.checkpoints.strict_json import loads
+from mmchat.engine.text import AnswerText
 from mmchat.images import sources
 from mmchat.repl import blocks, paths
+from mmchat.strict_json import loads
 from mmchat.terminal import Sanitizer, filled
 from tests.repl.screens import Terminal
 from tests.work import growth, uncounted

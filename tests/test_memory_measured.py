@@ -11,10 +11,10 @@ from mmchat.limits import MIB
 # Growth of the process over its size once the model is loaded: cache, picture and working memory.
 PROGRAM = """
 import ctypes, dataclasses, json, pathlib, sys, torch
-from mmchat.memory_estimate import OVERHEAD, Setup, Workload
-from mmchat.device import Placement
+from mmchat.estimate.memory import OVERHEAD, Setup, Workload
+from mmchat.hardware.placement import Placement
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
-from mmchat.params import find_params
+from mmchat.catalog.find import find_params
 from mmchat.quantization import make_plan, replace_linears
 
 scheme, tiles, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])

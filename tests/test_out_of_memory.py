@@ -7,16 +7,16 @@ import torch
 from PIL import Image as PILImage
 
 import mmchat
+from mmchat.chat.session import ChatSession
+from mmchat.engine.events import Finished, TextDelta
+from mmchat.engine.sampling import Sampler, SamplingParams
 from mmchat.errors import MemoryError_
-from mmchat.events import Finished, TextDelta
+from mmchat.hardware.allocation import memory_error
 from mmchat.images import from_pil
-from mmchat.machine.allocation import memory_error
 from mmchat.models.mllama.text import TextModel
 from mmchat.nn.kv_cache import LayerCache
-from mmchat.sampling import Sampler, SamplingParams
-from mmchat.session import ChatSession
+from tests.loading.test_loader import small_config, write_hf_folder
 from tests.models.mllama.oracle import random_weights
-from tests.test_loader import small_config, write_hf_folder
 
 CPU_ALLOCATOR = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "

@@ -7,11 +7,11 @@ import torch
 
 import mmchat
 from mmchat import quantization
+from mmchat.catalog.find import find_model
 from mmchat.errors import DeviceError, UsageError
 from mmchat.kernels import native, ops, reference
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
-from mmchat.params import find_model
 from tests.models.mllama import oracle
 
 GB = 1e9

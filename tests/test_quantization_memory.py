@@ -18,7 +18,7 @@ LOAD = """
 import sys, torch
 from mmchat.bench.shapes import Shapes, byte_tokenizer, shaped_params
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.loader import load_from_tensors
+from mmchat.loading.loader import load_from_tensors
 
 def memory(field):
     for line in open("/proc/self/status"):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-from mmchat import generation
+from mmchat.chat.session import ChatSession
+from mmchat.engine import generation
+from mmchat.engine.events import Finished, TextDelta
+from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import NumericalError
-from mmchat.events import Finished, TextDelta
-from mmchat.sampling import SamplingParams
-from mmchat.session import ChatSession
 from tests.fake_model import EOT, fake_model
 
 ANSWER = b"A dog and a fox."

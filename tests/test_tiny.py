@@ -4,16 +4,16 @@ import pytest
 import torch
 
 import mmchat
+from mmchat.catalog.find import data_path, find_model, find_params
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from mmchat.convert import convert
+from mmchat.engine.events import Finished
+from mmchat.engine.sampling import SamplingParams
 from mmchat.evals.run import Tally, judge_scenes
 from mmchat.evals.scenes import TEXTURES, heldout_scenes
 from mmchat.evals.scenes.textures import draw_texture
-from mmchat.events import Finished
 from mmchat.images import from_pil
-from mmchat.params import data_path, find_model, find_params
-from mmchat.sampling import SamplingParams
 
 TINY = data_path("assets", "tiny")
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)

@@ -29,11 +29,11 @@ from mmchat.bench.contestants import picture_file, picture_size
 from mmchat.bench.entrants import from_tensors
 from mmchat.bench.plan import Variant
 from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
+from mmchat.conversation import Image, Message, Text
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
 from mmchat.kernels import ops, reference
-from mmchat.loader import LoadedModel, load_model
-from mmchat.messages import Image, Message, Text
+from mmchat.loading.loader import LoadedModel, load_model
 from mmchat.nn.linear import Linear
 from mmchat.quantization import INT8, find_scheme, layer_scheme
 

@@ -28,12 +28,12 @@ import mmchat
 from mmchat.bench.entrants import from_tensors
 from mmchat.bench.plan import Variant
 from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
-from mmchat.events import Timings
-from mmchat.generation import generate_tokens
-from mmchat.loader import LoadedModel
-from mmchat.messages import Message, Text
-from mmchat.sampling import Sampler, SamplingParams
-from mmchat.speculation import Drafter, Pace
+from mmchat.conversation import Message, Text
+from mmchat.engine.drafts import Drafter, Pace
+from mmchat.engine.events import Timings
+from mmchat.engine.generation import generate_tokens
+from mmchat.engine.sampling import Sampler, SamplingParams
+from mmchat.loading.loader import LoadedModel
 
 RESULTS = Path(__file__).with_name("speculation.json")
 DOCUMENT = Path(__file__).parents[2] / "README.md"

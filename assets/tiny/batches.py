@@ -16,10 +16,10 @@ import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
+from mmchat.conversation import Image
 from mmchat.evals.scenes import Question, Scene, make_scene
 from mmchat.evals.scenes.phrasings import loosen
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
-from mmchat.messages import Image
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, preprocess
 from mmchat.models.mllama.text import CrossSegment

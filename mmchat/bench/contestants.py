@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mmchat.bench.clock import Elapsed, Stopwatch
-from mmchat.messages import Image, Message, Text
+from mmchat.conversation import Image, Message, Text
 
 if TYPE_CHECKING:
-    from mmchat.loader import LoadedModel
+    from mmchat.loading.loader import LoadedModel
 
 DECODE_ROOM = 256  # positions beyond the context that a decode measurement may fill
 

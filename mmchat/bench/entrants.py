@@ -11,11 +11,11 @@ from mmchat.bench.contestants import Contestant, Mmchat
 from mmchat.bench.plan import Plan, Say, Variant
 from mmchat.bench.shapes import RandomTensors, byte_tokenizer, shaped_params
 from mmchat.bench.turns import WORDS
-from mmchat.device import choose_placement
-from mmchat.loader import LoadedModel, load_from_tensors
+from mmchat.hardware.placement import choose_placement
+from mmchat.loading.loader import LoadedModel, load_from_tensors
 
 if TYPE_CHECKING:
-    from mmchat.params import ModelParams
+    from mmchat.catalog.find import ModelParams
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from mmchat.bench.shapes import Shapes
-    from mmchat.loader import LoadedModel
+    from mmchat.loading.loader import LoadedModel
 
 Part = Literal["decode", "prefill", "picture", "turns", "bandwidth", "memory", "startup"]
 PARTS: tuple[Part, ...] = (

@@ -18,9 +18,9 @@ from mmchat.bench.plan import Plan, Say, Variant
 from mmchat.bench.shapes import RandomTensors, byte_tokenizer, shaped_params
 from mmchat.bench.traffic import weights_of
 from mmchat.bench.turns import two_turns
-from mmchat.device import choose_placement
+from mmchat.hardware.memory import peak_memory
+from mmchat.hardware.placement import choose_placement
 from mmchat.images import load_image
-from mmchat.machine.memory import peak_memory
 
 TRANSFORMERS = "transformers"
 _HELP_RUNS = 5

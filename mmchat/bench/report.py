@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.bench.agreement import Agreement
 from mmchat.bench.rounds import Clock, Rounds, summary
-from mmchat.machine.cpu import describe_cpu
+from mmchat.hardware.cpu import describe_cpu
 
 if TYPE_CHECKING:
     import torch

@@ -17,8 +17,8 @@ from mmchat.bench.shapes import random_weights_of
 from mmchat.bench.traffic import decode_bytes
 from mmchat.bench.turns import measure_turns
 from mmchat.bench.workloads import Field, Workload
-from mmchat.loader import LoadedModel
-from mmchat.machine.bandwidth import measure_bandwidth
+from mmchat.hardware.bandwidth import measure_bandwidth
+from mmchat.loading.loader import LoadedModel
 
 
 def run(plan: Plan, say: Say) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmchat.catalog.find import find_params
 from mmchat.checkpoints.in_memory import InMemoryCheckpoint
 from mmchat.errors import UsageError
-from mmchat.params import find_params
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tiktoken_file import SPECIAL_TOKEN_COUNT, llama3_special_tokens
 
 if TYPE_CHECKING:
-    from mmchat.params import ModelParams
+    from mmchat.catalog.find import ModelParams
 
 SHAPES = {"11B": "Llama-3.2-11B-Vision-Instruct", "90B": "Llama-3.2-90B-Vision-Instruct"}
 CPU_DEPTH = (5, 3)  # text and vision layers: as 4 self-attention layers to 1 of cross-attention

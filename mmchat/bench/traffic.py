@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from mmchat.loader import LoadedModel
+    from mmchat.loading.loader import LoadedModel
 
 
 def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int | None:

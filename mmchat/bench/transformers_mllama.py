@@ -20,7 +20,7 @@ from mmchat.bench.contestants import PicturePrompt
 from mmchat.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
-    from mmchat.params import ModelParams
+    from mmchat.catalog.find import ModelParams
 
 
 class TransformersMllama:

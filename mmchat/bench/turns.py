@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from mmchat.bench.clock import Elapsed, Stopwatch
 from mmchat.bench.contestants import picture_file, picture_size, tiled
 from mmchat.bench.rounds import Rounds, interleave
+from mmchat.chat.session import ChatSession
 from mmchat.images import load_image
-from mmchat.session import ChatSession
 
 if TYPE_CHECKING:
     from mmchat.bench.contestants import Mmchat

@@ -13,8 +13,8 @@ from mmchat.checkpoints import pth_file, safetensors_file
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
 from mmchat.checkpoints.names import is_name, real_path
 from mmchat.checkpoints.stored_names import buffers_remark, model_names
-from mmchat.checkpoints.strict_json import Where, nearest, read_json
 from mmchat.errors import CheckpointError
+from mmchat.strict_json import Where, nearest, read_json
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmchat.checkpoints.strict_json import quoted
 from mmchat.errors import CheckpointError
-from mmchat.safe_files import open_regular
+from mmchat.storage.safe_files import open_regular
+from mmchat.strict_json import quoted
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # sha256, or git's id

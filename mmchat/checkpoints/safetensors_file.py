@@ -10,7 +10,7 @@ from typing import Any
 
 from mmchat import limits
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
-from mmchat.checkpoints.strict_json import parse_object
+from mmchat.strict_json import parse_object
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",

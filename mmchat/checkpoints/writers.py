@@ -22,7 +22,7 @@ from mmchat.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
 from mmchat.checkpoints.mapped_file import ITEM_BYTES, shown
 from mmchat.checkpoints.names import is_name, real_path
 from mmchat.errors import CheckpointError, DiskError
-from mmchat.safe_files import open_regular
+from mmchat.storage.safe_files import open_regular
 
 if TYPE_CHECKING:
     import torch

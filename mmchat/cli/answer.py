@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat import atomic_file
 from mmchat.cli import console
-from mmchat.events import Event, Finished, Progress, TextDelta, Timings, TokenLogprob
+from mmchat.engine.events import Event, Finished, Progress, TextDelta, Timings, TokenLogprob
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
-    from mmchat.loader import LoadedModel
-    from mmchat.messages import Image
+    from mmchat.conversation import Image
+    from mmchat.engine.sampling import SamplingParams
+    from mmchat.loading.loader import LoadedModel
     from mmchat.models.mllama.tiling import TileLayout
-    from mmchat.sampling import SamplingParams
     from mmchat.tokenizers.base import Tokenizer
 
 STAGE_NAMES = {

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmchat import atomic_file
 from mmchat.cli import console, options
 from mmchat.cli.bench_exported import ExportedPair, exported_pair, load_variant
 from mmchat.cli.bench_options import How, What, words
 from mmchat.cli.model_choice import ModelChoice, say_choice
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.errors import UsageError
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.bench.plan import Plan, Variant

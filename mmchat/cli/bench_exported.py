@@ -12,7 +12,7 @@ from mmchat.errors import MmchatError, quoted
 
 if TYPE_CHECKING:
     from mmchat.bench.plan import Variant
-    from mmchat.params import ModelSource
+    from mmchat.catalog.find import ModelSource
 
 
 @dataclass(frozen=True)

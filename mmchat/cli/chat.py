@@ -24,10 +24,10 @@ from mmchat.errors import UsageError
 from mmchat.input_text import lines
 
 if TYPE_CHECKING:
+    from mmchat.chat.session import ChatSession
+    from mmchat.engine.sampling import SamplingParams
     from mmchat.repl.chat import Chat
     from mmchat.repl.terminal_probe import Answers
-    from mmchat.sampling import SamplingParams
-    from mmchat.session import ChatSession
 
 INTERRUPTED_EXIT_CODE = 130
 CHAT = "Chat"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from mmchat.cli import console
-from mmchat.events import ProgressCallback
+from mmchat.progress import ProgressCallback
 
 WHAT = {"compile": "the layers", "kernels": "the CPU kernels"}  # by stage of ProgressCallback
 

@@ -60,8 +60,8 @@ def convert(
     Works through one tensor at a time, compares what it wrote bit for bit, and the folder appears
     only when it is whole.
     """
+    from mmchat.catalog.find import find_model
     from mmchat.convert import convert as run
-    from mmchat.params import find_model
 
     source = find_model(model, params_path=params_path, tokenizer_path=tokenizer_path)
     folder = (output or Path(f"{source.params.name}-{to}")).expanduser().absolute()

@@ -184,7 +184,7 @@ def _models(outlooks: Sequence[Outlook], *, wide: bool) -> Table:
 
 
 def _legend(machine: Machine) -> str:
-    from mmchat.memory_estimate import USUAL_POSITIONS
+    from mmchat.estimate.memory import USUAL_POSITIONS
 
     where = "on the processor" if machine.device.name == "cpu" else f"on {machine.device.name}"
     return (

@@ -16,7 +16,7 @@ from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmchat.checkpoints.hub.download import Plan
+    from mmchat.hub.download import Plan
 
 SELECTION = "Which files"
 TRANSFER = "How"
@@ -92,8 +92,8 @@ def download(
     Stop it with Ctrl-C and run it again: it goes on where it stopped. Every file is checked against
     the Hub's hash. The path of the folder is printed on stdout.
     """
-    from mmchat.checkpoints.hub import download as hub
-    from mmchat.params import repo_of
+    from mmchat.catalog.find import repo_of
+    from mmchat.hub import download as hub
 
     if include and weights_format != "safetensors":
         raise UsageError("--include names the files itself; leave --format out")
@@ -123,7 +123,7 @@ def download(
 
 def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferBars:
     """Fetch what a plan lacks, with bars."""
-    from mmchat.checkpoints.hub import download as hub
+    from mmchat.hub import download as hub
 
     sizes = {file.path: file.size for file in plan.missing}
     with transfer_bars(sizes, plan.fetch_bytes, quiet=quiet) as bars:

@@ -6,19 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmchat import atomic_file
 from mmchat.cli import console
 from mmchat.cli.model_choice import family_module
 from mmchat.cli.tiles import picture_facts
 from mmchat.cli.units import grid, pixels, size
-from mmchat.messages import Image, Message, Text
+from mmchat.conversation import Image, Message, Text
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
+    from mmchat.catalog.find import ModelSource
     from mmchat.cli.generate import Request
     from mmchat.cli.model_choice import ModelChoice
-    from mmchat.device import Placement
-    from mmchat.memory_estimate import Workload
-    from mmchat.params import ModelSource
+    from mmchat.estimate.memory import Workload
+    from mmchat.hardware.placement import Placement
 
 
 def show_dry_run(
@@ -55,8 +55,8 @@ def _as_exported(choice: ModelChoice, source: ModelSource) -> ModelChoice:
 
 
 def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
-    from mmchat.device import choose_placement
-    from mmchat.memory_estimate import Workload
+    from mmchat.estimate.memory import Workload
+    from mmchat.hardware.placement import choose_placement
 
     params, choice = source.params, request.choice
     placement = choose_placement(choice.device, choice.dtype, params.parameters)
@@ -88,8 +88,8 @@ def _memory(
 
     A checkpoint that is not here is taken for the released one, of 16 bits.
     """
-    from mmchat.machine.memory import available_memory
-    from mmchat.memory_estimate import Setup, advice
+    from mmchat.estimate.memory import Setup, advice
+    from mmchat.hardware.memory import available_memory
 
     setup = Setup.of(
         source.params,
@@ -109,7 +109,7 @@ def _memory(
 
 def _used_in_place(source: ModelSource, placement: Placement) -> bool:
     from mmchat.checkpoints.checkpoint import open_checkpoint
-    from mmchat.memory_estimate import used_in_place
+    from mmchat.estimate.memory import used_in_place
     from mmchat.runtime.exported import exported_folder
 
     if exported_folder(source.checkpoint):

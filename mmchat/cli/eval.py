@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmchat import atomic_file
 from mmchat.cli import console, options
 from mmchat.cli.help_page import App, Group
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import ModelChoice, say_choice
 from mmchat.evals.contact_sheet import contact_sheet
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.evals.run import Report, Score, Tally

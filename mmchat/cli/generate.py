@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from mmchat import atomic_file
 from mmchat.cli import answer, console, options
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
 from mmchat.cli.model_choice import (
@@ -24,12 +23,13 @@ from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_pictures
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError, quoted
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.api import Model
-    from mmchat.events import Event
-    from mmchat.messages import Image
-    from mmchat.session import ChatSession
+    from mmchat.chat.session import ChatSession
+    from mmchat.conversation import Image
+    from mmchat.engine.events import Event
 
 SEARCHED_CHARACTERS = 4_096  # of the prompt, for names of pictures
 MOST_SAID = 3

@@ -16,7 +16,7 @@ from mmchat.cli.wrong_names import model_name
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmchat.params import ModelParams
+    from mmchat.catalog.find import ModelParams
 
 ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
@@ -102,7 +102,7 @@ def _export_facts(path: Path) -> dict[str, Any] | None:
 
 def _weight_bytes(params: ModelParams, scheme: str) -> int:
     """Bytes of the weights in 16 bits, or what `scheme` makes of them."""
-    from mmchat.memory_estimate import Setup
+    from mmchat.estimate.memory import Setup
 
     return Setup(params, "cuda", 2, scheme).need().weights
 

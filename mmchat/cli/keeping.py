@@ -15,7 +15,7 @@ from mmchat.cli.wrong_names import model_name
 from mmchat.errors import CheckpointError, UsageError, quoted
 
 if TYPE_CHECKING:
-    from mmchat.checkpoints.hub.holdings import Removal
+    from mmchat.hub.holdings import Removal
 
 ModelOrFolder = Annotated[
     str,
@@ -41,8 +41,8 @@ def where(
 
 def model_folder(model: str) -> Path:
     """The folder of a model by name, repository or path; raises CheckpointError, ParamsError."""
+    from mmchat.catalog.find import find_model, find_params
     from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id
-    from mmchat.params import find_model, find_params
 
     path = Path(model).expanduser()
     if find_params(model) is None:
@@ -68,7 +68,7 @@ def remove(
 
     Lists the files first. Those that another tool put there, or that another revision shares, stay.
     """
-    from mmchat.checkpoints.hub import holdings
+    from mmchat.hub import holdings
 
     removal = _removal(model)
     if not quiet or not yes:
@@ -94,8 +94,8 @@ def remove(
 
 
 def _removal(model: str) -> Removal:
-    from mmchat.checkpoints.hub import holdings
-    from mmchat.params import data_path, repo_of
+    from mmchat.catalog.find import data_path, repo_of
+    from mmchat.hub import holdings
 
     folder = Path(model).expanduser()
     is_path = model.startswith((".", "/", "~")) or (folder.is_dir() and model.count("/") != 1)

@@ -11,8 +11,8 @@ from mmchat.cli.units import count, size
 from mmchat.terminal import filled
 
 if TYPE_CHECKING:
-    from mmchat.checkpoints.hub.holdings import Holding
-    from mmchat.params import ModelParams
+    from mmchat.catalog.find import ModelParams
+    from mmchat.hub.holdings import Holding
 
 COLUMNS = ("NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "FORMAT", "ALIASES")
 
@@ -45,8 +45,8 @@ class Entry:
 
 
 def _entries() -> list[Entry]:
-    from mmchat.checkpoints.hub.holdings import Holding, holding, recorded_repos
-    from mmchat.params import known_models
+    from mmchat.catalog.find import known_models
+    from mmchat.hub.holdings import Holding, holding, recorded_repos
 
     entries = []
     for model in known_models():

@@ -20,7 +20,7 @@ from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
     from mmchat.api import Model
-    from mmchat.params import ModelParams, ModelSource
+    from mmchat.catalog.find import ModelParams, ModelSource
 
 BUILT_IN = "tiny"
 
@@ -50,7 +50,7 @@ class ModelChoice:
 
         UsageError if the model's context is shorter than what is asked.
         """
-        from mmchat.params import find_model
+        from mmchat.catalog.find import find_model
 
         source = find_model(
             self.name,
@@ -146,7 +146,7 @@ def _import_torch() -> None:
 
 def _read_weights_ahead(source: ModelSource) -> None:
     from mmchat.checkpoints.read_ahead import read_ahead
-    from mmchat.machine.memory import host_memory
+    from mmchat.hardware.memory import host_memory
 
     memory = host_memory()
     if memory is not None:

@@ -14,7 +14,7 @@ from mmchat.errors import CheckpointError
 from mmchat.offline import is_hub_offline
 
 if TYPE_CHECKING:
-    from mmchat.params import ModelParams, ModelSource
+    from mmchat.catalog.find import ModelParams, ModelSource
 
 _BYTES_PER_PARAMETER = 2  # the Hub's files are in bfloat16
 
@@ -40,7 +40,7 @@ def find_or_offer(choice: ModelChoice) -> ModelSource:
 
 def _downloadable(choice: ModelChoice) -> ModelParams | None:
     """The known model that is meant, if it can be fetched now and someone can be asked."""
-    from mmchat.params import find_params
+    from mmchat.catalog.find import find_params
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
     if choice.name is None or choice.checkpoint_path is not None or not is_seen or is_hub_offline():
@@ -50,8 +50,8 @@ def _downloadable(choice: ModelChoice) -> ModelParams | None:
 
 
 def _is_wanted(params: ModelParams) -> bool:
-    from mmchat.checkpoints.hub.places import free_bytes
     from mmchat.checkpoints.hub_cache import cache_folder
+    from mmchat.hub.places import free_bytes
 
     needed = params.parameters * _BYTES_PER_PARAMETER
     free = free_bytes(cache_folder())
@@ -61,7 +61,7 @@ def _is_wanted(params: ModelParams) -> bool:
 
 
 def _download(params: ModelParams) -> None:
-    from mmchat.checkpoints.hub import download as hub
+    from mmchat.hub import download as hub
 
     with interrupt_says(f"stopped; 'mmchat download {params.name}' goes on"):
         plan = hub.plan(hub.Request(params.repo or ""))

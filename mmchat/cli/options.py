@@ -10,7 +10,7 @@ import typer
 from mmchat import limits, quantization
 from mmchat.cli import console
 from mmchat.cli.wrong_names import model_name
-from mmchat.device import check_device_name
+from mmchat.hardware.placement import check_device_name
 from mmchat.input_text import checked
 from mmchat.offline import go_offline
 
@@ -62,7 +62,7 @@ def complete_scheme(incomplete: str) -> list[str]:
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
     """Names and aliases that begin so, each with the description of the model."""
-    from mmchat.params import known_params
+    from mmchat.catalog.find import known_params
 
     return [
         (name, params.description)

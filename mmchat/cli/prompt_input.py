@@ -16,7 +16,7 @@ from mmchat.errors import ImageError, PromptError, UsageError
 from mmchat.input_text import NotTextError, checked, decoded
 
 if TYPE_CHECKING:
-    from mmchat.messages import Image
+    from mmchat.conversation import Image
 
 STDIN = "-"
 SILENT_STDIN_SECONDS = 2.0

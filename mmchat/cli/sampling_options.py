@@ -10,12 +10,12 @@ import typer
 
 from mmchat import limits
 from mmchat.cli.wrong_values import numbers
+from mmchat.engine.drafts import LONGEST_DRAFT
 from mmchat.input_text import checked
-from mmchat.speculation import LONGEST_DRAFT
 
 if TYPE_CHECKING:
-    from mmchat.params import ModelParams
-    from mmchat.sampling import SamplingParams
+    from mmchat.catalog.find import ModelParams
+    from mmchat.engine.sampling import SamplingParams
 
 SAMPLING = "Sampling"
 
@@ -182,6 +182,6 @@ class SamplingOptions:
 
     def for_model(self, params: ModelParams, **more: Any) -> SamplingParams:
         """What was asked for and `more`; the rest as the makers of the model recommend."""
-        from mmchat.sampling import SamplingParams
+        from mmchat.engine.sampling import SamplingParams
 
         return SamplingParams(**{**asdict(params.generation), **self.chosen(), **more})

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmchat import atomic_file
 from mmchat.cli import answer, console, options
 from mmchat.cli.model_choice import BUILT_IN, ModelChoice, alpha_rule, family_module
 from mmchat.cli.prompt_input import (
@@ -21,11 +20,12 @@ from mmchat.cli.prompt_input import (
 from mmchat.cli.units import grid, pixels
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
-    from mmchat.messages import Image
+    from mmchat.catalog.find import ModelParams
+    from mmchat.conversation import Image
     from mmchat.models.mllama.tiling import TileLayout
-    from mmchat.params import ModelParams
 
 Preview = Annotated[
     Path | None,

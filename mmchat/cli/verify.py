@@ -19,7 +19,7 @@ from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmchat.checkpoints.integrity import Fault, Verification
+    from mmchat.hub.integrity import Fault, Verification
 
 CHECKS = "Checks"
 
@@ -79,7 +79,7 @@ def verify(
 
 
 def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
-    from mmchat.checkpoints.integrity import recorded_sizes, verify_folder
+    from mmchat.hub.integrity import recorded_sizes, verify_folder
 
     sizes = {} if fast else recorded_sizes(folder)
     with transfer_bars(sizes, sum(sizes.values()), quiet=quiet) as bars:
@@ -100,9 +100,9 @@ def _made_anew(folder: Path) -> str:
 
 
 def _repair(folder: Path, names: list[str], quiet: bool) -> list[str]:
-    from mmchat.checkpoints.hub.download import repair_plan
-    from mmchat.checkpoints.hub.places import manifest_path_of
     from mmchat.checkpoints.manifest import read_manifest
+    from mmchat.hub.download import repair_plan
+    from mmchat.hub.places import manifest_path_of
 
     path = manifest_path_of(folder)
     manifest = read_manifest(path)  # a damaged one cannot say what to fetch
@@ -119,9 +119,9 @@ def _repair(folder: Path, names: list[str], quiet: bool) -> list[str]:
 
 
 def _scan(model: str, folder: Path) -> list[Fault]:
+    from mmchat.catalog.find import find_model
     from mmchat.checkpoints.checkpoint import open_checkpoint
-    from mmchat.checkpoints.integrity import Fault, non_finite
-    from mmchat.params import find_model
+    from mmchat.hub.integrity import Fault, non_finite
 
     try:
         rules = family_module(find_model(model).params, "weights").shard_dims

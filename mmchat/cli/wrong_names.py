@@ -51,7 +51,7 @@ def _is_path(name: str) -> bool:
 
 def no_such_command(name: str, commands: Iterable[str]) -> str:
     """The message of a usage error; a model or its folder gets the command that asks it."""
-    from mmchat.params import find_params, nearest_names
+    from mmchat.catalog.find import find_params, nearest_names
     from mmchat.repl.paths import looks_like_picture
 
     message = f"No such command {quoted(name)}"

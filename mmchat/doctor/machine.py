@@ -16,16 +16,16 @@ import platformdirs
 import torch
 
 import mmchat
-from mmchat.checkpoints.hub.places import free_bytes
 from mmchat.checkpoints.hub_cache import cache_folder
-from mmchat.device import choose_placement
 from mmchat.errors import DiskError, MemoryError_
+from mmchat.estimate.speed import ReadingSpeeds, measure_reading
+from mmchat.hardware.compilers import Compiler, find_compilers
+from mmchat.hardware.compute import product_rates
+from mmchat.hardware.cpu import Cpu, describe_cpu
+from mmchat.hardware.memory import HostMemory, available_memory, host_memory
+from mmchat.hardware.placement import choose_placement
+from mmchat.hub.places import free_bytes
 from mmchat.kernels import ops
-from mmchat.machine.compilers import Compiler, find_compilers
-from mmchat.machine.compute import product_rates
-from mmchat.machine.cpu import Cpu, describe_cpu
-from mmchat.machine.memory import HostMemory, available_memory, host_memory
-from mmchat.speed_estimate import ReadingSpeeds, measure_reading
 
 LARGE = 10**10  # parameters of a model whose dtype is chosen as for the large ones
 PACKAGES = ("torch", "numpy", "huggingface_hub", "tiktoken", "pillow")

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmchat.device import choose_placement
+from mmchat.catalog.find import known_params
+from mmchat.catalog.params_file import ModelParams
 from mmchat.doctor.machine import Machine
-from mmchat.memory_estimate import OFFERED_SCHEMES, MemoryNeed, Setup
-from mmchat.params import known_params
-from mmchat.params_file import ModelParams
-from mmchat.speed_estimate import tokens_per_second
+from mmchat.estimate.memory import OFFERED_SCHEMES, MemoryNeed, Setup
+from mmchat.estimate.speed import tokens_per_second
+from mmchat.hardware.placement import choose_placement
 
 # Below this many parameters nobody quantises, and reading the weights is not what takes time.
 _SMALL = 10**9

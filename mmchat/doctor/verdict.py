@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmchat.checkpoints.hub.holdings import holding
 from mmchat.doctor.machine import Machine
 from mmchat.doctor.outlook import Outlook
+from mmchat.hub.holdings import holding
 
 # Slower than this, an answer is waited for; a smaller model or scheme is better company.
 PLEASANT = 5.0  # tokens a second

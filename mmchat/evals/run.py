@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from mmchat.events import Finished
+from mmchat.engine.events import Finished
 
 if TYPE_CHECKING:
+    from mmchat.chat.session import ChatSession
+    from mmchat.engine.sampling import SamplingParams
     from mmchat.evals.scenes import Question, Scene
-    from mmchat.sampling import SamplingParams
-    from mmchat.session import ChatSession
 
 LONGEST_ANSWER = 64  # tokens; the longest right answer is far shorter
 NORMAL_95 = 1.959964  # quantile of the normal distribution for an interval of 95 %

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmchat.catalog.find import ModelParams, ModelSource, find_model, find_params
+from mmchat.catalog.params_file import params_document
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     ExportRecord,
@@ -23,14 +25,12 @@ from mmchat.checkpoints.writers import papers_beside, write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
-from mmchat.params import ModelParams, ModelSource, find_model, find_params
-from mmchat.params_file import params_document
 from mmchat.quantization import make_plan
-from mmchat.safe_files import sync
-from mmchat.staged_folder import staged_folder
+from mmchat.storage.safe_files import sync
+from mmchat.storage.staged_folder import staged_folder
 
 if TYPE_CHECKING:
-    from mmchat.loader import LoadedModel
+    from mmchat.loading.loader import LoadedModel
 
 # progress(stage, done, total)
 Progress = Callable[[str, int, int], None]
@@ -99,7 +99,7 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
 
 
 def _load(plan: ExportPlan, params: ModelParams, progress: Progress) -> LoadedModel:
-    from mmchat.loader import load_model
+    from mmchat.loading.loader import load_model
 
     most = params.config.text_config.max_position_embeddings
     portable = plan.format == "executorch"
@@ -207,7 +207,7 @@ def _origin(source: ModelSource) -> str:
 
 def _check(work: Path, original: LoadedModel, record: ExportRecord, progress: Progress) -> float:
     from mmchat.export.check import check_same
-    from mmchat.loader import load_model
+    from mmchat.loading.loader import load_model
 
     progress("comparing with the model", 0, 1)
     exported = load_model(work, device=str(original.device))

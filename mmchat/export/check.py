@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from mmchat.conversation import Image, Message, Text
 from mmchat.errors import ExportError
-from mmchat.messages import Image, Message, Text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmchat.loader import LoadedModel
+    from mmchat.loading.loader import LoadedModel
     from mmchat.runtime.base import Runtime
 
 # Largest difference of two logits, as a share of the largest logit. Kernels for quantised weights

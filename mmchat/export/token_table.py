@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat import atomic_file
+from mmchat.storage import atomic_file
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from mmchat import limits
+from mmchat.conversation import Image
 from mmchat.errors import ImageError, MemoryError_, MissingExtra, quoted
 from mmchat.images import worker
 from mmchat.images.bounds import RefusedError, check_size
 from mmchat.images.formats import explain_foreign, picture_format
 from mmchat.images.in_memory import pixel_count, upright_picture
 from mmchat.images.sources import Encoded, Source, read_source
-from mmchat.messages import Image
 
 if TYPE_CHECKING:
     import numpy as np

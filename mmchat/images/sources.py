@@ -78,7 +78,7 @@ def _read_text(text: str, name: str | None, allow_fetch: bool) -> Encoded:
     if scheme in ("http", "https"):
         if not allow_fetch:
             raise ImageError("pictures from the network are switched off; give a file")
-        from mmchat.fetch import fetch
+        from mmchat.images.web import fetch
 
         return Encoded(fetch(text), name or text)
     if scheme == "file":

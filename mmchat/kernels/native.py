@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.atomic_file import write_text
 from mmchat.errors import DiskError
-from mmchat.events import ProgressCallback
+from mmchat.hardware import kept_code
+from mmchat.hardware.cpu import processor_identity
 from mmchat.kernels import self_check
-from mmchat.machine import kept_code
-from mmchat.machine.cpu import processor_identity
+from mmchat.progress import ProgressCallback
+from mmchat.storage.atomic_file import write_text
 
 BLOCK = 64  # K must be a multiple of it
 GROUPS = (32, 64, 128)  # of int4 weights

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from mmchat.checkpoints.strict_json import Where
+from mmchat.strict_json import Where
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from mmchat.checkpoints.strict_json import Where, nearest, quoted
 from mmchat.models.family import Family
+from mmchat.strict_json import Where, nearest, quoted
 
 _HOMES = {
     "mllama": "mmchat.models.mllama.family",

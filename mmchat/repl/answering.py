@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from mmchat.events import Event
+from mmchat.engine.events import Event
 
 
 class HardStop(Exception):  # noqa: N818 - not an error

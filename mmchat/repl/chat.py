@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.conversation import Conversation, Turn, edited, question
+from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import (
     ContextLengthExceeded,
     ImageError,
@@ -19,13 +20,12 @@ from mmchat.input_text import checked
 from mmchat.repl import facts, paths, saving, settings
 from mmchat.repl.keeper import Keeper
 from mmchat.repl.screen import Screen
-from mmchat.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from mmchat.events import Event, Finished
-    from mmchat.messages import Image, Message
-    from mmchat.params import ModelParams
-    from mmchat.session import Budget, ChatSession
+    from mmchat.catalog.find import ModelParams
+    from mmchat.chat.session import Budget, ChatSession
+    from mmchat.conversation import Image, Message
+    from mmchat.engine.events import Event, Finished
 
 ANSWER_ROOM = 128  # positions to leave for an answer when old turns have to go
 

@@ -16,10 +16,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.checkpoints.strict_json import nearest
 from mmchat.errors import DiskError, MmchatError, SavedChatError, UsageError, quoted
 from mmchat.repl import saving
 from mmchat.repl.saving import DOCUMENT, PICTURES
+from mmchat.strict_json import nearest
 
 NAME_BYTES = 200
 _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d{6}(-\d+)?")

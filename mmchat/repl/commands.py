@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat import atomic_file
 from mmchat.conversation import Conversation
 from mmchat.errors import UsageError, quoted
 from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat

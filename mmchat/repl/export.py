@@ -7,8 +7,7 @@ import html
 import io
 from typing import Any
 
-from mmchat.conversation import Conversation
-from mmchat.messages import Image
+from mmchat.conversation import Conversation, Image
 from mmchat.repl import saving
 from mmchat.repl.paths import short_name
 

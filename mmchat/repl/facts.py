@@ -11,12 +11,11 @@ from mmchat.errors import quoted
 from mmchat.repl.paths import short_name
 
 if TYPE_CHECKING:
-    from mmchat.conversation import Turn
-    from mmchat.events import Finished
-    from mmchat.messages import Image, Message
+    from mmchat.catalog.find import ModelParams
+    from mmchat.conversation import Image, Message, Turn
+    from mmchat.engine.events import Finished
+    from mmchat.engine.sampling import SamplingParams
     from mmchat.models.mllama.tiling import TileLayout
-    from mmchat.params import ModelParams
-    from mmchat.sampling import SamplingParams
 
 
 def layout(image: Image, params: ModelParams) -> TileLayout:

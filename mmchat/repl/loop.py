@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat import atomic_file
 from mmchat.errors import MmchatError
 from mmchat.repl import paths, saving
 from mmchat.repl.chat import Chat, Leave
 from mmchat.repl.terminal_probe import ANSWER, Answers
 from mmchat.repl.toolbar import toolbar_text
+from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mmchat import atomic_file, limits
-from mmchat.checkpoints.strict_json import Where, parse_dataclass, parse_json, read_bounded
-from mmchat.conversation import Conversation, Turn
+from mmchat import limits
+from mmchat.conversation import Conversation, Image, Message, Part, Text, Turn
+from mmchat.engine.events import FinishReason
+from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import DiskError, SavedChatError, UsageError, quoted
-from mmchat.events import FinishReason
-from mmchat.messages import Image, Message, Part, Text
-from mmchat.safe_files import is_temporary
-from mmchat.sampling import SamplingParams
+from mmchat.storage import atomic_file
+from mmchat.storage.safe_files import is_temporary
+from mmchat.strict_json import Where, parse_dataclass, parse_json, read_bounded
 
 FORMAT, VERSION = "mmchat-chat", 1
 DOCUMENT, PICTURES = "chat.json", "images"

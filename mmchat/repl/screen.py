@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from mmchat.events import Event, Finished, TextDelta
+from mmchat.engine.events import Event, Finished, TextDelta
 from mmchat.terminal import Sanitizer, one_line, sanitize
 
 if TYPE_CHECKING:

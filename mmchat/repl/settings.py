@@ -14,8 +14,8 @@ from mmchat.repl.saving import SETTINGS
 from mmchat.spelling import closest
 
 if TYPE_CHECKING:
+    from mmchat.engine.sampling import SamplingParams
     from mmchat.repl.chat import Chat
-    from mmchat.sampling import SamplingParams
 
 _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')""")
 

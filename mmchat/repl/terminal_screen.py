@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from mmchat.engine.events import Event, Finished, Progress, TextDelta
 from mmchat.errors import UsageError
-from mmchat.events import Event, Finished, Progress, TextDelta
 from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
 from mmchat.repl.screen import OnText, T, Write, system_clipboard

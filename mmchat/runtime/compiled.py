@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mmchat.errors import CompileError, DiskError
-from mmchat.events import ProgressCallback
 from mmchat.models.base import Block, Cache, ModelInputs, Use, VisionLanguageModel
+from mmchat.progress import ProgressCallback
 from mmchat.runtime.compiler import compile_errors, keep_compiled_code
 from mmchat.runtime.cuda_graph import StepGraph
 from mmchat.runtime.eager import EagerRuntime, memory_errors

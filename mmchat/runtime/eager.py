@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from mmchat.machine.allocation import memory_error
+from mmchat.hardware.allocation import memory_error
 from mmchat.models.base import Cache, ModelInputs, VisionLanguageModel
 
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
+from mmchat.catalog.params_file import ModelParams
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, ExportRecord, FileRecord, read_manifest
 from mmchat.checkpoints.names import open_inside
-from mmchat.device import Placement, choose_placement
 from mmchat.errors import CheckpointError, ExportError, UsageError, quoted
-from mmchat.events import ProgressCallback
+from mmchat.hardware.placement import Placement, choose_placement
 from mmchat.models.base import ExportLimits
-from mmchat.params_file import ModelParams
+from mmchat.progress import ProgressCallback
 from mmchat.runtime.aoti import PACKAGE_NAME, AotiPrograms
 from mmchat.runtime.eager import EagerRuntime
 from mmchat.runtime.executorch import PROGRAM_NAME, ExecutorchPrograms, executorch_version

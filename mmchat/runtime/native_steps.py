@@ -23,11 +23,11 @@ from torch.utils import _pytree as pytree
 
 import mmchat
 from mmchat.errors import DiskError
-from mmchat.events import ProgressCallback
-from mmchat.machine.cpu import processor_identity
-from mmchat.machine.kept_code import find, keep
+from mmchat.hardware.cpu import processor_identity
+from mmchat.hardware.kept_code import find, keep
 from mmchat.models.base import Example, VisionLanguageModel
 from mmchat.nn.linear import QuantizedLinear
+from mmchat.progress import ProgressCallback
 from mmchat.runtime.aoti import open_program
 from mmchat.runtime.compiler import check_cpp_compiler, compile_errors, keep_compiled_code
 from mmchat.runtime.eager import EagerRuntime

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmchat.checkpoints.strict_json import escaped
 from mmchat.errors import CheckpointError
+from mmchat.strict_json import escaped
 from mmchat.tokenizers.base import StreamDecoder, Tokenizer
 
 __all__ = ["StreamDecoder", "Tokenizer", "open_tokenizer"]

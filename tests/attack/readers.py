@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from PIL import Image as PILImage
 
+from mmchat.catalog.find import known_params, load_params
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.integrity import verify_folder
 from mmchat.checkpoints.manifest import MANIFEST_NAME, FileRecord, Manifest, write_manifest
 from mmchat.checkpoints.pickle_scan import scan
-from mmchat.checkpoints.strict_json import loads
 from mmchat.conversation import Conversation, Turn, question
 from mmchat.errors import MmchatError
-from mmchat.fetch import _parse
+from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil, load_image
+from mmchat.images.web import _parse
 from mmchat.models.mllama.documents import meta_params
-from mmchat.params import known_params, load_params
 from mmchat.repl import saving
+from mmchat.strict_json import loads
 from mmchat.terminal import sanitize
 from mmchat.tokenizers import open_tokenizer
 from tests.checkpoints.hostile_files import members_of, write_pth, write_safetensors

@@ -17,19 +17,19 @@ from pathlib import Path
 import torch
 from PIL import Image as PILImage
 
-from mmchat import atomic_file
-from mmchat.checkpoints.hub import download as hub
-from mmchat.checkpoints.hub.holdings import holding
-from mmchat.checkpoints.integrity import verify_folder
+from mmchat.catalog.find import find_model
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from mmchat.conversation import Conversation, Turn, question
 from mmchat.convert import convert
 from mmchat.errors import DiskError, MmchatError
 from mmchat.export import ExportPlan, export_model
+from mmchat.hardware import kept_code
+from mmchat.hub import download as hub
+from mmchat.hub.holdings import holding
+from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil
-from mmchat.machine import kept_code
-from mmchat.params import find_model
 from mmchat.repl import saving
+from mmchat.storage import atomic_file
 from tests.hub_server import REPO
 
 

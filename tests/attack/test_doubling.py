@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.integrity import verify_folder
 from mmchat.checkpoints.manifest import MANIFEST_NAME, FileRecord, Manifest, write_manifest
 from mmchat.checkpoints.pickle_scan import scan
-from mmchat.checkpoints.strict_json import Where, loads
 from mmchat.conversation import Conversation, Turn, question
 from mmchat.errors import MmchatError
-from mmchat.fetch import _parse
+from mmchat.hub.integrity import verify_folder
+from mmchat.images.web import _parse
 from mmchat.repl import saving
+from mmchat.strict_json import Where, loads
 from mmchat.terminal import filled, sanitize
 from mmchat.tokenizers.tiktoken_file import parse_tiktoken
 from tests.attack.bounds import OverBound, in_a_child

@@ -22,8 +22,8 @@ from tests.attack.conftest import Figures, rounds
 from tests.attack.scenarios import FAIL, KILL_AFTER, KILL_BEFORE, SCENARIOS, Scenario
 from tests.cli.hub_fixtures import FILES
 from tests.hub_server import FakeHub
+from tests.loading.test_loader import small_config, write_hf_folder
 from tests.test_convert import weights_for
-from tests.test_loader import small_config, write_hf_folder
 
 HERE = Path(__file__).parent
 KILLS = {"-o": 100, "chat": 150, "cache": 100, "export": 300, "convert": 150, "download": 250}

@@ -16,9 +16,9 @@ from mmchat.bench.shapes import RandomTensors, Shapes, byte_tokenizer, shaped_pa
 from mmchat.bench.traffic import decode_bytes
 from mmchat.bench.turns import QUESTIONS, WORDS, two_turns
 from mmchat.bench.workloads import Field, Workload
+from mmchat.catalog.find import find_params
 from mmchat.errors import MissingExtra, UsageError
 from mmchat.images import load_image
-from mmchat.params import find_params
 
 CPU = torch.device("cpu")
 WORKLOADS = [

@@ -8,10 +8,6 @@ import pytest
 
 from mmchat.checkpoints import names
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.hub.download import repair_plan
-from mmchat.checkpoints.hub.holdings import folder_removal, remove
-from mmchat.checkpoints.hub.places import FolderPlace, HubFile, _Journal
-from mmchat.checkpoints.integrity import recorded_sizes, verify_folder
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -20,7 +16,11 @@ from mmchat.checkpoints.manifest import (
     write_manifest,
 )
 from mmchat.errors import CheckpointError
-from mmchat.safe_files import open_to_update
+from mmchat.hub.download import repair_plan
+from mmchat.hub.holdings import folder_removal, remove
+from mmchat.hub.integrity import recorded_sizes, verify_folder
+from mmchat.hub.places import FolderPlace, HubFile, _Journal
+from mmchat.storage.safe_files import open_to_update
 
 HOSTILE = [
     "../victim/thesis.txt", "/etc/passwd", "..", ".", "", "a/../b", "a//b", "a/", "/", "a\\b",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from mmchat.messages import Message
+from mmchat.conversation import Message
 from mmchat.models.mllama.tiling import choose_layout
 from tests.cli.fake_loading import known_params
 from tests.fake_model import FakeProcessor, FakePrompt, fake_model
@@ -30,7 +30,7 @@ class PictureProcessor(FakeProcessor):
 
 def scripted_model(*answers: bytes, params: str = "llama3.2-11B") -> Any:
     """A fake of `mmchat.load`'s result that says each of `answers` in turn."""
-    from mmchat.session import ChatSession
+    from mmchat.chat.session import ChatSession
 
     model = fake_model(*answers)
     model.params = known_params(params)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mmchat.catalog.find import ModelParams, ModelSource, find_params
 from mmchat.cli.model_choice import ModelChoice
-from mmchat.params import ModelParams, ModelSource, find_params
 
 
 def known_params(name: str) -> ModelParams:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mmchat.__main__ import main
-from mmchat.events import Event, Finished, Progress, TextDelta, Timings, Usage
+from mmchat.engine.events import Event, Finished, Progress, TextDelta, Timings, Usage
 from tests.cli.fake_loading import install, known_params
 
 

@@ -66,9 +66,9 @@ def test_a_script_ends_where_it_is_no_text(mmchat_command):
 
 
 def test_a_line_typed_in_another_encoding_is_not_sent(mmchat_command, folder):
+    from mmchat.engine.sampling import SamplingParams
     from mmchat.repl.chat import Chat
     from mmchat.repl.screen import PlainScreen
-    from mmchat.sampling import SamplingParams
 
     said = []
     session = mmchat_command.use(b"One.").chat()

@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.checkpoints.hub.holdings import Holding
 from mmchat.cli import console
-from mmchat.device import Placement
 from mmchat.doctor import Diagnosis, problems
 from mmchat.doctor.machine import EXTRAS, Cache, Device, Machine
 from mmchat.doctor.outlook import outlooks
 from mmchat.doctor.problems import find_problems
 from mmchat.doctor.verdict import pace_of, recommend
+from mmchat.estimate.speed import ReadingSpeeds
+from mmchat.hardware.bandwidth import Bandwidth
+from mmchat.hardware.compilers import Compiler
+from mmchat.hardware.cpu import Cpu
+from mmchat.hardware.memory import HostMemory
+from mmchat.hardware.placement import Placement
+from mmchat.hub.holdings import Holding
 from mmchat.kernels.ops import Choice
 from mmchat.limits import MIB
-from mmchat.machine.bandwidth import Bandwidth
-from mmchat.machine.compilers import Compiler
-from mmchat.machine.cpu import Cpu
-from mmchat.machine.memory import HostMemory
-from mmchat.speed_estimate import ReadingSpeeds
 
 GIB = 1024 * MIB
 GB = 10**9

@@ -379,7 +379,7 @@ def test_two_downloads_into_one_folder_take_turns(machine, tmp_path):
 KILLER = """
 import os, random, signal, sys, time
 from mmchat.cli.app import app
-import mmchat.checkpoints.hub.download, huggingface_hub, httpx2
+import mmchat.hub.download, huggingface_hub, httpx2
 from huggingface_hub import HfApi, hf_hub_url, get_hf_file_metadata
 from huggingface_hub.utils import hf_raise_for_status
 chance, ends = random.Random(int(sys.argv[2])), []

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from mmchat.engine.events import Finished, Timings, Usage
+from mmchat.engine.sampling import SamplingParams
 from mmchat.evals import run, scenes
 from mmchat.evals.scenes import Question, Scene
-from mmchat.events import Finished, Timings, Usage
-from mmchat.sampling import SamplingParams
 
 ANSWERS = [b"Red.", b"Two.", b" Blue. "]
 

@@ -3,9 +3,9 @@ import signal
 
 import pytest
 
+from mmchat.catalog.find import data_path
 from mmchat.cli import generate
 from mmchat.cli.model_choice import ModelChoice
-from mmchat.params import data_path
 
 DOG = data_path("assets", "dog.jpg")
 BUILT_IN_NOTE = "using the built-in model 'Llama-3.2-11B-Vision-Instruct'; see 'mmchat list'\n"

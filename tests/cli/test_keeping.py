@@ -252,7 +252,7 @@ def test_verify_values_names_a_tensor_that_is_not_finite(machine, tmp_path, valu
     import torch
     from safetensors.torch import save_file
 
-    from tests.test_loader import random_weights, small_config, write_hf_folder
+    from tests.loading.test_loader import random_weights, small_config, write_hf_folder
 
     config = small_config()
     weights = random_weights(config)
@@ -276,7 +276,7 @@ def test_verify_values_names_a_tensor_that_is_not_finite(machine, tmp_path, valu
 
 def test_from_a_repositorys_name_to_text(machine, tmp_path):
     """The hub serves a randomly filled model; it is downloaded, and the model answers."""
-    from tests.test_loader import random_weights, small_config, write_hf_folder
+    from tests.loading.test_loader import random_weights, small_config, write_hf_folder
 
     folder = write_hf_folder(tmp_path / "model", small_config(), random_weights(small_config()))
     machine.hub.files = {p.name: p.read_bytes() for p in folder.iterdir()}

@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
+from mmchat.catalog.find import known_models
 from mmchat.cli import console
-from mmchat.params import known_models
 from tests.cli.fake_loading import known_params
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.params import data_path
+from mmchat.catalog.find import data_path
 
 ROOT = Path(__file__).parents[2]
 DOG = data_path("assets", "dog.jpg")

@@ -12,7 +12,7 @@ import pytest
 from mmchat.evals.run import greedy
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
-from tests.test_loader import finish
+from tests.loading.test_loader import finish
 
 
 def answers(model: Any, question: str, pictures: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from mmchat.evals.scenes import heldout_scenes
 from mmchat.images import from_pil
 from mmchat.runtime.executorch import PROGRAM_NAME
 from tests.export.conftest import answers
-from tests.test_loader import finish
+from tests.loading.test_loader import finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -9,7 +9,6 @@ import torch
 
 import mmchat
 from mmchat import export as exporting
-from mmchat.checkpoints.integrity import verify_folder
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -17,15 +16,16 @@ from mmchat.checkpoints.manifest import (
     sha256_of,
     write_manifest,
 )
+from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, DiskError, ExportError, UsageError
 from mmchat.export import ExportPlan, export_model
 from mmchat.export import check as checking
 from mmchat.export.check import check_same
-from mmchat.loader import load_model
+from mmchat.hub.integrity import verify_folder
+from mmchat.loading.loader import load_model
 from mmchat.runtime import exported as opening
 from mmchat.runtime.aoti import PACKAGE_NAME
-from mmchat.sampling import SamplingParams
-from tests.test_loader import finish
+from tests.loading.test_loader import finish
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
 

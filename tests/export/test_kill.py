@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from mmchat.checkpoints.integrity import verify_folder
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
+from mmchat.hub.integrity import verify_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="no kill -9")]
 MOMENTS = ("new", "model.safetensors", "params.json", MANIFEST_NAME, "in place")

@@ -20,8 +20,8 @@ from mmchat.export.token_table import write_token_table
 from mmchat.images import from_pil, load_image
 from mmchat.models.mllama.image_processor import preprocess
 from mmchat.tokenizers import open_tokenizer
+from tests.loading.test_loader import finish
 from tests.synthetic_tokenizer import CORPUS, tiktoken_lines, trained_tokens
-from tests.test_loader import finish
 from tests.test_readme import ENVIRONMENT, ROOT, blocks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -3,12 +3,12 @@
 import pytest
 
 import mmchat
+from mmchat.engine.sampling import SamplingParams
 from mmchat.evals.run import greedy
 from mmchat.evals.scenes import heldout_scenes, make_scene
 from mmchat.images import from_pil
-from mmchat.sampling import SamplingParams
 from tests.export.conftest import answers
-from tests.test_loader import finish
+from tests.loading.test_loader import finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 CANVASES = [(1, 1), (1, 3), (2, 1), (2, 2), (4, 1)]

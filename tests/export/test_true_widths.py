@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 import mmchat
+from mmchat.catalog.find import find_params
+from mmchat.engine.sampling import SamplingParams
 from mmchat.images import from_pil
-from mmchat.params import find_params
-from mmchat.sampling import SamplingParams
+from tests.loading.test_loader import TOKENIZER, finish, write_hf_folder
 from tests.models.mllama.oracle import random_weights
-from tests.test_loader import TOKENIZER, finish, write_hf_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 GIB = 2**30

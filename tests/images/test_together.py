@@ -8,13 +8,13 @@ import torch
 from PIL import Image as PILImage
 
 from mmchat import limits
+from mmchat.chat.session import ChatSession
 from mmchat.conversation import Conversation, Turn, question
 from mmchat.errors import ImageError, MemoryError_
 from mmchat.images import from_pil, load_image, load_images, worker
 from mmchat.repl import saving
-from mmchat.session import ChatSession
+from tests.chat.test_session import finish
 from tests.fake_model import fake_model
-from tests.test_session import finish
 
 SIZE = 40, 25  # 1,000 pixels
 TOO_MANY = r"4,000 pixels together; at most 3,000"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mmchat import safe_files
 from mmchat.kernels import native
+from mmchat.storage import safe_files
 from tests.kernels.available import needs_kernels
 
 

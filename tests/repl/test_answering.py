@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mmchat.events import Progress, TextDelta
+from mmchat.engine.events import Progress, TextDelta
 from mmchat.repl.answering import HardStop, batches, interrupts
 
 

@@ -6,10 +6,9 @@ import stat
 import pytest
 from PIL import Image as PILImage
 
-from mmchat.conversation import Conversation, Turn, question
+from mmchat.conversation import Conversation, Image, Text, Turn, question
 from mmchat.errors import DiskError, MmchatError, SavedChatError
 from mmchat.images import from_pil
-from mmchat.messages import Image, Text
 from mmchat.repl import chats, saving
 
 

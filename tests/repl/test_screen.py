@@ -7,13 +7,13 @@ from PIL import Image as PILImage
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
+from mmchat.chat.session import ChatSession
+from mmchat.engine.sampling import SamplingParams
 from mmchat.repl.chat import Chat
 from mmchat.repl.completion import ChatCompleter
 from mmchat.repl.loop import dropped_pictures
 from mmchat.repl.screen import PlainScreen
 from mmchat.repl.toolbar import toolbar_text
-from mmchat.sampling import SamplingParams
-from mmchat.session import ChatSession
 from tests.cli.fake_command import scripted_model
 
 

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.exc import CppCompileError, InductorError
 
 from mmchat.errors import CompileError, DiskError
-from mmchat.loader import load_model
+from mmchat.loading.loader import load_model
 from mmchat.models.mllama import cache as cache_module
 from mmchat.models.mllama.random_weights import fill_cache, random_context
 from mmchat.runtime.compiled import ALL_USES, CompiledRuntime, make_runtime

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from mmchat.chat.session import ChatSession
+from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CompileError, DiskError
 from mmchat.kernels import native
-from mmchat.loader import load_model
+from mmchat.loading.loader import load_model
 from mmchat.models.base import Example
 from mmchat.models.mllama import cache as cache_module
 from mmchat.nn.linear import QuantizedLinear
@@ -20,8 +22,6 @@ from mmchat.runtime.compiled import make_runtime
 from mmchat.runtime.compiler import CACHE_VARIABLE
 from mmchat.runtime.eager import EagerRuntime
 from mmchat.runtime.native_steps import NativeStep, NativeStepsRuntime, Step
-from mmchat.sampling import SamplingParams
-from mmchat.session import ChatSession
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import CASES, CONFIG, distance
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmchat import limits
-from mmchat.checkpoints.strict_json import Where
 from mmchat.errors import CheckpointError, PromptError
+from mmchat.strict_json import Where
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import StreamDecoder
 from mmchat.tokenizers.byte_pair import BytePairTokenizer, pieces

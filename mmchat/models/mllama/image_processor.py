@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from mmchat.messages import Image
+from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.tiling import TileLayout, choose_layout
 

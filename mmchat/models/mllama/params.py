@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mmchat.checkpoints.strict_json import Where, check_keys, parse_dataclass, quoted
 from mmchat.models.family import FamilyParams
 from mmchat.models.mllama.config import (
     EXTRA_EMBEDDING_ROWS,
@@ -15,6 +14,7 @@ from mmchat.models.mllama.config import (
     TextConfig,
     VisionConfig,
 )
+from mmchat.strict_json import Where, check_keys, parse_dataclass, quoted
 
 SECTIONS = ("vision_config", "text_config", "image_processor")
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from mmchat.messages import Image, Message
+from mmchat.conversation import Image, Message
 from mmchat.models.mllama import prompt
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess

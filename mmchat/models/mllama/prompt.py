@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mmchat import limits
+from mmchat.conversation import Image, Message, Part
 from mmchat.errors import PromptError
-from mmchat.messages import Image, Message, Part
 from mmchat.tokenizers.base import Tokenizer
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")

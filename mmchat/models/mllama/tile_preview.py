@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from mmchat.messages import Image
+from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.tiling import TileLayout
 

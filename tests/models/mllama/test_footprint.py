@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from mmchat.catalog.find import known_params
 from mmchat.models.mllama.footprint import footprint
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.text import CrossSegment
-from mmchat.params import known_params
 from tests.live_memory import LiveMemory
 
 CONFIGS = {params.name: params.config for params in known_params()}

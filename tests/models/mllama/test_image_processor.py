@@ -9,8 +9,8 @@ import torch
 from PIL import Image as PILImage
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
+from mmchat.conversation import Image
 from mmchat.images import from_pil
-from mmchat.messages import Image
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, preprocess
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

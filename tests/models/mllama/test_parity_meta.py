@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.messages import Image
+from mmchat.conversation import Image
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess
 from mmchat.models.mllama.model import MllamaForConditionalGeneration

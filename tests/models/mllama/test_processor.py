@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from PIL import Image as PILImage
 
+from mmchat.conversation import Image, Message, Text
 from mmchat.images import content_hash
-from mmchat.messages import Image, Message, Text
 from mmchat.models.mllama.params import ImageProcessorParams
 from mmchat.models.mllama.processor import MllamaProcessor
 from mmchat.tokenizers.byte_pair import BytePairTokenizer

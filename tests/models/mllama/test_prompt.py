@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from mmchat import limits
+from mmchat.conversation import Image, Message, Text
 from mmchat.errors import PromptError
-from mmchat.messages import Image, Message, Text
 from mmchat.models.mllama.prompt import chat_ids, raw_ids, stop_ids
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.byte_pair import BytePairTokenizer

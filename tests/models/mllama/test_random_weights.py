@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mmchat.bench.shapes import RandomTensors, byte_tokenizer
+from mmchat.catalog.find import find_params
 from mmchat.checkpoints.in_memory import InMemoryCheckpoint
 from mmchat.errors import CheckpointError
-from mmchat.loader import load_from_tensors
+from mmchat.loading.loader import load_from_tensors
 from mmchat.models.mllama import random_weights
-from mmchat.params import find_params
 
 
 def tensors(seed: int = 0, *, keep: bool = True) -> RandomTensors:
@@ -150,6 +150,6 @@ def test_a_made_up_context_decodes_as_one_that_was_read():
 
 
 def _message(text):
-    from mmchat.messages import Message, Text
+    from mmchat.conversation import Message, Text
 
     return Message("user", (Text(text),))

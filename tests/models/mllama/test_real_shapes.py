@@ -5,10 +5,10 @@ from math import prod
 import pytest
 import torch
 
+from mmchat.catalog.find import known_params
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.weights import hf_shapes, meta_rules, meta_shapes, shard_dims
-from mmchat.params import known_params
 
 
 def released(text_width: int, tile_size: int) -> MllamaConfig:

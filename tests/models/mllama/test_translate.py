@@ -5,11 +5,11 @@ import pytest
 import torch
 import transformers
 
-from mmchat.checkpoints.strict_json import Where
+from mmchat.catalog.find import find_params, known_params, load_params
 from mmchat.errors import ParamsError
 from mmchat.models.mllama.params import parameter_count
 from mmchat.models.mllama.translate import from_hf_config, from_meta_params
-from mmchat.params import find_params, known_params, load_params
+from mmchat.strict_json import Where
 
 WHERE = Where("config.json")
 META_11B = {

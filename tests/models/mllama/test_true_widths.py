@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmchat.catalog.find import find_params
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.text import CrossSegment
-from mmchat.params import find_params
 from tests.models.mllama import oracle
 from tests.models.mllama import transformers_mllama as theirs
 

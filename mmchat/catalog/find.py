@@ -1,0 +1,322 @@
+"""Find a model by alias, Hub repository or path, and say where its files are."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from mmchat.catalog.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
+from mmchat.checkpoints.checkpoint import checkpoint_format
+from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
+from mmchat.errors import CheckpointError, ParamsError, UsageError
+from mmchat.offline import is_hub_offline
+from mmchat.spelling import closest
+from mmchat.strict_json import escaped, quoted
+
+__all__ = [
+    "ChatFormat",
+    "GenerationDefaults",
+    "KnownModel",
+    "ModelParams",
+    "ModelSource",
+    "data_path",
+    "find_model",
+    "find_params",
+    "known_models",
+    "known_params",
+    "load_params",
+    "nearest_names",
+    "params_for_tile_size",
+    "repo_of",
+]
+
+DEFAULT_MODEL = "tiny"
+_TOKENIZER_FILES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+
+# x:latest, x:11b, x:11b-instruct, x:11b-instruct-q4_K_M
+_TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model and its files. checkpoint: folder or file; tokenizer: file; None where not found."""
+
+    params: ModelParams
+    checkpoint: Path | None
+    tokenizer: Path | None
+
+    @property
+    def format(self) -> Literal["hf", "meta"]:
+        """The format of the weights, as loading will find it; "hf" where there are none."""
+        with suppress(CheckpointError):  # loading says what is wrong
+            return checkpoint_format(self.checkpoint) if self.checkpoint else "hf"
+        return "hf"
+
+    def tokenizer_file(self) -> Path:
+        """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.checkpoint is None:
+            raise CheckpointError(f"no tokenizer of {self.params.name} here; give --tokenizer-path")
+        folder = quoted(str(_folder_of(self.checkpoint)), 300)
+        raise CheckpointError(
+            f"no tokenizer.model or tokenizer.json in {folder};"
+            " copy the one that came with the weights there, or give it with --tokenizer-path"
+        )
+
+    def copy_papers(self, folder: Path) -> None:
+        """Put tokenizer, licence and use policy into a new folder, under names that it is read by.
+
+        Raises CheckpointError, DiskError.
+        """
+        from mmchat import limits
+        from mmchat.checkpoints.writers import copy_into, papers_beside
+
+        tokenizer = self.tokenizer_file()
+        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
+        copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
+        for paper in papers_beside(self.checkpoint) if self.checkpoint else ():
+            copy_into(folder, paper, limits.LICENCE_BYTES)
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model with a params file. path: where its weights lie, or None; size: their bytes."""
+
+    params: ModelParams
+    path: Path | None
+    size: int
+
+    @property
+    def present(self) -> bool:
+        return self.path is not None
+
+
+def data_path(*parts: str) -> Path:
+    """A file of ours: inside the wheel, or in the checkout that an editable install points to."""
+    package = Path(__file__).parents[1]
+    packaged = package / "_data"
+    return (packaged if packaged.is_dir() else package.parent).joinpath(*parts)
+
+
+@cache
+def known_params() -> tuple[ModelParams, ...]:
+    """The models with a params file, the built-in one first."""
+    found = [load_params(path) for path in sorted(data_path("model_params").glob("*.json"))]
+    return tuple(sorted(found, key=lambda params: (params.packaged is None, params.name)))
+
+
+def known_models() -> list[KnownModel]:
+    """The known models, and which of them are on this machine."""
+    models = []
+    for params in known_params():
+        folder = _folder_on_disk(params)
+        size = sum(file.stat().st_size for file in weight_files(folder)) if folder else 0
+        models.append(KnownModel(params, folder, size))
+    return models
+
+
+def find_params(name: str) -> ModelParams | None:
+    """The known model with this name, alias or Hub repository, in any case, or None.
+
+    Tags of Ollama are read as far as they name a model: `x:11b-instruct-q4_K_M` is `x:11b`.
+    """
+    wanted = name.casefold()
+    if tag := _TAG.fullmatch(wanted):
+        wanted = tag[1] + (tag[2] or "")
+    for params in known_params():
+        names = (params.name, params.repo or "", *params.aliases)
+        if wanted in map(str.casefold, names):
+            return params
+    return None
+
+
+def params_for_tile_size(size: int, like: ModelParams) -> str | None:
+    """The params file of the known model that is as `like` but has tiles of `size` pixels."""
+    wanted = like.family.with_tile_size(like.config, size)
+    fitting = [params for params in known_params() if params.config == wanted]
+    fitting.sort(key=lambda params: params.chat_format != like.chat_format)
+    return fitting[0].source.name if fitting else None
+
+
+def find_model(
+    name_or_path: str | Path | None = None,
+    *,
+    checkpoint_path: str | Path | None = None,
+    tokenizer_path: str | Path | None = None,
+    params_path: str | Path | None = None,
+    checkpoint_required: bool = True,
+) -> ModelSource:
+    """Find params, weights and tokenizer.
+
+    name_or_path: name, alias, Hub repository, folder or weights file; None takes what the paths
+    say, or the built-in model. The other paths overrule what it leads to. With checkpoint_required
+    False, a model whose weights are not on this machine is returned without them.
+
+    Raises ParamsError for an unknown name or bad params, CheckpointError for missing files.
+    """
+    name = None if name_or_path is None else str(name_or_path)
+    checkpoint = _existing(checkpoint_path, "--checkpoint-path")
+    tokenizer = _existing(tokenizer_path, "--tokenizer-path")
+    known = None if name is None else find_params(name)
+    place = checkpoint if name is None or known else _path_of(name)
+    if params_path is not None:
+        params = load_params(_params_file(params_path))
+    elif place is not None and known is None:
+        params = _params_beside(place)
+    else:
+        params = known or _built_in()
+    checkpoint = checkpoint or place or _folder_on_disk(params)
+    if checkpoint is None and checkpoint_required:
+        raise CheckpointError(_how_to_get(params))
+    if tokenizer is None and checkpoint is not None:
+        tokenizer = _tokenizer_beside(checkpoint)
+    return ModelSource(params, checkpoint, tokenizer)
+
+
+def _built_in() -> ModelParams:
+    params = find_params(DEFAULT_MODEL)
+    if params is None:
+        raise ParamsError(
+            f"{escaped(str(data_path('model_params')))}: {DEFAULT_MODEL}.json is missing"
+        )
+    return params
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
+def _existing(path: str | Path | None, option: str) -> Path | None:
+    if path is None:
+        return None
+    found = _expanded(path)
+    if not _exists(found):
+        raise CheckpointError(f"{option} {quoted(str(path), 200)}: no such file or folder")
+    return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or a NUL
+        return False
+
+
+def _params_file(path: str | Path) -> Path:
+    """The file, a folder's file, or ours of that name if there is no such `model_params/…` here."""
+    found = _expanded(path)
+    if _exists(found):
+        return _params_beside_file(found) if found.is_dir() else found
+    packaged = data_path("model_params", found.name)
+    is_ours = found.parent.name in ("", "model_params") and not found.is_absolute()
+    return packaged if is_ours and _exists(packaged) else found
+
+
+def _path_of(name: str) -> Path:
+    """The folder or file that a MODEL which is no known name means."""
+    path = _expanded(name)
+    if _exists(path):
+        return path
+    if is_repo_id(name) and (snapshot := cached_snapshot(name)):
+        return snapshot
+    if any(char.isspace() for char in name) or name.endswith("?"):
+        raise ParamsError(
+            f"{quoted(name)} is not a model; to ask this, put it after --prompt "
+            f"(mmchat generate --prompt {quoted(name)})"
+        )
+    if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors"):
+        raise CheckpointError(f"{quoted(name, 200)}: no such file or folder")
+    raise _unknown(name)
+
+
+def repo_of(name: str) -> str:
+    """The Hub repository that a name, alias or repository means.
+
+    Raises UsageError for the built-in model, ParamsError for an unknown name.
+    """
+    known = find_params(name)
+    if known is None:
+        if is_repo_id(name):
+            return name
+        raise _unknown(name)
+    if known.repo is None:
+        raise UsageError(f"{known.name} is built in: there is nothing to download or remove")
+    return known.repo
+
+
+def nearest_names(name: str) -> list[str]:
+    """Names and aliases of known models that are spelt nearly so, the nearest first."""
+    names = (n for params in known_params() for n in (params.name, *params.aliases))
+    return closest(name, names, cutoff=0.5, count=3)
+
+
+def _unknown(name: str) -> ParamsError:
+    close = nearest_names(name)
+    hint = "nearest: " + ", ".join(map(quoted, close)) + "; " if close else ""
+    if is_repo_id(name):
+        hint = f"to fetch it from the Hub: 'mmchat download {name}'; {hint}"
+    return ParamsError(f"no model {quoted(name)} ({hint}'mmchat list' shows all, or give a path)")
+
+
+def _params_beside(checkpoint: Path) -> ModelParams:
+    for params in known_params():
+        if params.packaged and data_path(params.packaged).resolve() == checkpoint.resolve():
+            return params
+    return load_params(_params_beside_file(checkpoint))
+
+
+def _params_beside_file(checkpoint: Path) -> Path:
+    """config.json or params.json of a checkpoint; beside a .pth file Meta's comes first."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    names = ["config.json", "params.json", "original/params.json"]
+    if checkpoint.suffix == ".pth":
+        names.insert(0, "params.json")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise ParamsError(
+        f"{escaped(str(folder))}: neither config.json nor params.json there; "
+        "name the model or give --params-path"
+    )
+
+
+def _folder_on_disk(params: ModelParams) -> Path | None:
+    if params.packaged:
+        folder = data_path(params.packaged)
+    else:
+        folder = cached_snapshot(params.repo) if params.repo else None
+    return folder if folder and weight_files(folder) else None
+
+
+def _how_to_get(params: ModelParams) -> str:
+    if params.packaged:
+        return f"the built-in model's weights are not in {escaped(str(data_path(params.packaged)))}"
+    if not params.repo:
+        return f"no weights given for {params.name}; use --checkpoint-path"
+    if is_hub_offline():
+        return (
+            f"{params.name} is not on this machine, and this run is offline; "
+            "copy its files here and give --checkpoint-path"
+        )
+    return (
+        f"{params.name} is not on this machine; accept its licence at "
+        f"https://huggingface.co/{params.repo}, then 'mmchat download {params.name}' "
+        f"(about {2 * params.parameters / 1024**3:.0f} GiB), or give --checkpoint-path"
+    )
+
+
+def _tokenizer_beside(checkpoint: Path) -> Path | None:
+    folder = _folder_of(checkpoint)
+    return next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
+
+
+def _folder_of(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent

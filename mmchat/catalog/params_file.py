@@ -1,0 +1,263 @@
+"""What a model is, read from JSON: our params files, the Hub's config.json, Meta's params.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from mmchat import limits
+from mmchat.errors import UsageError
+from mmchat.models.family import Family, FamilyParams
+from mmchat.models.registry import get_family
+from mmchat.strict_json import (
+    Where,
+    as_object,
+    check_keys,
+    escaped,
+    parse_dataclass,
+    quoted,
+    read_json,
+)
+
+ChatFormat = Literal["instruct", "base"]
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """Sampling that the makers of the model recommend."""
+
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """Everything about a model but its weights and tokenizer.
+
+    config and image_processor belong to the family. parameters: count in the Hub's format.
+    repo: Hub repository, or None. packaged: folder of the checkpoint among our own files, or None.
+    source: the file this was read from. notices: what the user should know about how it was read.
+    """
+
+    name: str
+    model_type: str
+    description: str
+    aliases: tuple[str, ...]
+    repo: str | None
+    packaged: str | None
+    chat_format: ChatFormat
+    parameters: int
+    generation: GenerationDefaults
+    config: Any
+    image_processor: Any
+    source: Path
+    notices: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> Family:
+        return get_family(self.model_type, Where(str(self.source)))
+
+    @property
+    def tile_size(self) -> int:
+        """Side of one tile in pixels."""
+        return self.family.tile_size(self.config)
+
+    def context_limit(self, asked: int | None) -> int:
+        """Positions to use, all that the model has unless fewer are asked. Raises UsageError."""
+        most = self.config.text_config.max_position_embeddings
+        if asked is None:
+            return most
+        if not 1 <= asked <= most:
+            raise UsageError(
+                f"--max-seq-len {asked} is out of range; {self.name} takes 1 to {most:,} positions"
+            )
+        return asked
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The keys of a params file that are the same for every family."""
+
+    name: str
+    model_type: str
+    description: str
+    aliases: tuple[str, ...]
+    repo: str | None
+    chat_format: ChatFormat
+    parameters: int
+    generation: GenerationDefaults
+    packaged: str | None = None
+
+
+_BOUNDS = {
+    GenerationDefaults: limits.SAMPLING,
+    _Header: {"parameters": (1, 10**13)},
+}
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_PATTERNS = {
+    "name": _WORD,
+    "repo": f"{_WORD}/{_WORD}",
+    "packaged": r"[a-z0-9_]+(/[a-z0-9_]+)*",
+    "description": r"[^\x00-\x1f\x7f-\x9f]{1,200}",
+}
+
+
+def load_params(path: Path | str) -> ModelParams:
+    """Read one JSON file: ours, the Hub's config.json or Meta's params.json, told by its keys.
+
+    Raises ParamsError that names the file, the key path and the nearest valid key.
+    """
+    path = Path(path)
+    where = Where(str(path))
+    found = as_object(read_json(path, where), where)
+    nested = found.get("model")
+    if "dim" in found or (isinstance(nested, dict) and "dim" in nested):
+        return _from_meta(found, path, where)
+    if {"architectures", "transformers_version"} & found.keys():
+        return _from_hf(found, path, where)
+    return _from_ours(found, path, where)
+
+
+def params_document(params: ModelParams) -> dict[str, Any]:
+    """The content of a params file of ours that says the same; without names of other places."""
+    documents = params.family.resolve("documents")
+    return {
+        "name": params.name,
+        "model_type": params.model_type,
+        "description": params.description,
+        "aliases": [],
+        "repo": None,
+        "chat_format": params.chat_format,
+        "parameters": params.parameters,
+        "generation": asdict(params.generation),
+        **documents.sections(params.config, params.image_processor),
+    }
+
+
+def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+    own = [field.name for field in fields(_Header)]
+    if "model_type" not in found:
+        check_keys(found, ["model_type"], list(found), where)
+    family = get_family(found["model_type"], where)
+    check_keys(found, [*own[:-1], *family.sections], own[-1:], where)
+    own_part = {key: value for key, value in found.items() if key in own}
+    header = parse_dataclass(_Header, own_part, where, _BOUNDS)
+    _check_patterns(header, where)
+    family_part = {key: found[key] for key in family.sections}
+    parsed = family.parse(family_part, where)
+    count = family.parameter_count(parsed.config)
+    if count != header.parameters:
+        raise where.child("parameters").fail(
+            f"{header.parameters:,}, but a model of these sizes has {count:,}"
+        )
+    return ModelParams(
+        **{name: getattr(header, name) for name in own},
+        config=parsed.config,
+        image_processor=parsed.image_processor,
+        source=path,
+    )
+
+
+def _check_patterns(header: _Header, where: Where) -> None:
+    for key, pattern in _PATTERNS.items():
+        value = getattr(header, key)
+        if value is not None and not re.fullmatch(pattern, value):
+            raise where.child(key).fail(f"{quoted(value)} is not a possible {key}")
+    for index, alias in enumerate(header.aliases):
+        if not re.fullmatch(rf"{_WORD}(:\w+)?", alias, re.ASCII):
+            raise where.child("aliases").child(index).fail(f"{quoted(alias)} is no possible name")
+
+
+def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+    family = get_family(found.get("model_type"), where)
+    parsed = family.from_hf_config(found, *_hf_preprocessor(path.parent, where))
+    generation = _optional_json(path.with_name("generation_config.json")) or {}
+    is_instruct = _has_chat_template(path.parent) or _has_several_stops(generation, found)
+    chat_format: ChatFormat = "instruct" if is_instruct else "base"
+    defaults = _hf_generation(generation, path.with_name("generation_config.json"))
+    return _translated(family, parsed, path, chat_format, defaults)
+
+
+def _from_meta(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+    """Meta's file does not say whether the model chats: the names of its folders do, or nothing."""
+    family = get_family("mllama", where)
+    parsed = family.from_meta_params(found, where)
+    folders = "/".join(path.resolve().parts[-4:-1]).lower()
+    says_chat = "instruct" in folders or "guard" in folders
+    # Of the released models, only the 11B base model has tiles of 448 pixels.
+    says_base = re.search(r"\d+b-vision", folders) or family.tile_size(parsed.config) == 448
+    is_base = bool(says_base) and not says_chat
+    notice = (
+        f"{escaped(str(path))} does not say whether this is a chat model; taken for one "
+        "(--raw if it is a base model)"
+    )
+    notices = () if says_chat or is_base else (notice,)
+    chat_format: ChatFormat = "base" if is_base else "instruct"
+    defaults = GenerationDefaults(0.6, 0.9)
+    return _translated(family, parsed, path, chat_format, defaults, notices)
+
+
+def _translated(
+    family: Family,
+    parsed: FamilyParams,
+    path: Path,
+    chat_format: ChatFormat,
+    generation: GenerationDefaults,
+    notices: tuple[str, ...] = (),
+) -> ModelParams:
+    folder = path.resolve().parent
+    return ModelParams(
+        name=escaped((folder.parent if folder.name == "original" else folder).name or "model"),
+        model_type=family.model_type,
+        description=f"Translated from {path.name}.",
+        aliases=(),
+        repo=None,
+        packaged=None,
+        chat_format=chat_format,
+        parameters=family.parameter_count(parsed.config),
+        generation=generation,
+        config=parsed.config,
+        image_processor=parsed.image_processor,
+        source=path,
+        notices=notices,
+    )
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file that need not be there."""
+    where = Where(str(path))
+    return as_object(read_json(path, where), where) if path.exists() else None
+
+
+def _hf_preprocessor(folder: Path, where: Where) -> tuple[dict[str, Any] | None, Where, Where]:
+    """How pictures are prepared, `where`, and where that stands: transformers 5 nests it."""
+    own, outer = folder / "preprocessor_config.json", folder / "processor_config.json"
+    nested = (_optional_json(outer) or {}).get("image_processor")
+    if nested is not None:
+        place = Where(str(outer)).child("image_processor")
+        return as_object(nested, place), where, place
+    return _optional_json(own), where, Where(str(own))
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether a chat template lies in the folder; it is never run, it only tells chat from base."""
+    if any((folder / name).is_file() for name in ("chat_template.json", "chat_template.jinja")):
+        return True
+    tokenizer = _optional_json(folder / "tokenizer_config.json") or {}
+    return tokenizer.get("chat_template") is not None
+
+
+def _has_several_stops(generation: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Chat models list several end tokens, base models one."""
+    text = config.get("text_config")
+    eos = generation.get("eos_token_id") or (text or {}).get("eos_token_id")
+    return isinstance(eos, list) and len(eos) > 1
+
+
+def _hf_generation(found: Mapping[str, Any], path: Path) -> GenerationDefaults:
+    values = {"temperature": 0.6, "top_p": 0.9}
+    values |= {key: found[key] for key in values if found.get(key) is not None}
+    return parse_dataclass(GenerationDefaults, values, Where(str(path)), _BOUNDS)

@@ -1,0 +1,108 @@
+"""From tokens to the text of an answer, as far as it is certain at each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from mmchat.engine.events import Event, FinishReason, TextDelta, TokenLogprob
+from mmchat.engine.generation import GeneratedToken
+from mmchat.tokenizers.base import StreamDecoder, Tokenizer
+
+
+class AnswerText:
+    """Token ids in, text out: never half a character, never part of a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self._decoder = StreamDecoder(tokenizer)
+        self._stops = [StopString(text) for text in stop]
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        """Text that is certain after this token; may be empty."""
+        return self._release(self._decoder.push(token_id))
+
+    def flush(self) -> str:
+        """What was held back, once no more tokens follow."""
+        text = self._release(self._decoder.flush())
+        return text if self.stopped else text + self._held()
+
+    def _held(self) -> str:
+        """The end of what came that may be the start of a stop string."""
+        longest = max(self._stops, key=lambda stop: stop.matched, default=None)
+        return longest.text[: longest.matched] if longest else ""
+
+    def _release(self, text: str) -> str:
+        if self.stopped or not self._stops:
+            return "" if self.stopped else text
+        longest = max(self._stops, key=lambda stop: stop.matched)
+        held = longest.matched
+        ends = [(stop.feed(text), len(stop.text)) for stop in self._stops]
+        starts = [held + end - length for end, length in ends if end is not None]
+        self.stopped = bool(starts)
+        certain = min(starts, default=held + len(text) - max(s.matched for s in self._stops))
+        return longest.text[: min(certain, held)] + text[: max(certain - held, 0)]
+
+
+class StopString:
+    """Looks for a text in a stream, each character once (Knuth, Morris and Pratt, 1977).
+
+    matched: how much of it the stream ends with.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.matched = 0
+        self._shorter = [0]  # by length of a start: the longest start that it ends with
+        for char in text[1:]:
+            self._shorter.append(self._after(self._shorter[-1], char))
+
+    def feed(self, text: str) -> int | None:
+        """The length of what of `text` completes it; None if nothing does."""
+        for end, char in enumerate(text, start=1):
+            self.matched = self._after(self.matched, char)
+            if self.matched == len(self.text):
+                return end
+        return None
+
+    def _after(self, matched: int, char: str) -> int:
+        while matched and self.text[matched] != char:
+            matched = self._shorter[matched - 1]
+        return matched + (self.text[matched] == char)
+
+
+@dataclass
+class Answer:
+    """What has been generated in one turn."""
+
+    pieces: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: FinishReason = "length"
+
+
+def stream_text(
+    tokens: Generator[GeneratedToken, None, FinishReason], text: AnswerText
+) -> Generator[Event, None, Answer]:
+    """Turn tokens into text deltas, up to the end of `tokens` or to a stop string."""
+    answer = Answer()
+    while True:
+        try:
+            token = next(tokens)
+        except StopIteration as end:
+            answer.reason = end.value
+            break
+        answer.ids.append(token.token_id)
+        if token.logprob:
+            answer.logprobs.append(token.logprob)
+        piece = "" if token.is_stop else text.push(token.token_id)
+        answer.pieces.append(piece)
+        yield TextDelta(piece, token.token_id, token.logprob)
+        if text.stopped:
+            answer.reason = "stop_string"
+            break
+    tail = text.flush()
+    if tail:
+        answer.pieces.append(tail)
+        yield TextDelta(tail, None)
+    return answer

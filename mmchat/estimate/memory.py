@@ -1,0 +1,214 @@
+"""How much memory a model needs, before it is loaded, and what would fit where it does not.
+
+What counts: everything that is allocated, and weights in the file that every token reads. What does
+not: weights that are used where they lie in the file and are read seldom, such as the vision
+encoder of a model in the checkpoint's own dtype on the CPU. The system keeps those in its page
+cache as long as there is room and gives them up when there is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mmchat.errors import MemoryError_
+from mmchat.limits import MIB
+from mmchat.quantization import find_scheme, layer_scheme
+
+if TYPE_CHECKING:
+    from mmchat.catalog.params_file import ModelParams
+    from mmchat.checkpoints.checkpoint import Checkpoint
+    from mmchat.hardware.placement import Placement
+
+GIB = 1024 * MIB
+# A conversation of which nothing is known yet, and the most of it that is read in one pass.
+USUAL_POSITIONS, USUAL_PROMPT = 4096, 2048
+SHORTEST_CONTEXT = 512
+# What libraries, kernels and allocators take beyond the tensors.
+OVERHEAD = {"cpu": 256 * MIB, "cuda": 512 * MIB, "mps": 256 * MIB}
+# From the most exact to the smallest.
+OFFERED_SCHEMES = ("none", "int8", "int4", "int4-g128")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a model will be asked. positions: of prompt and answer; prompt: of the longest text that
+    is read in one pass; pictures: tiles of each picture in the conversation."""
+
+    positions: int
+    prompt: int
+    pictures: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of each part. in_file: weights that are used from the file and do not count."""
+
+    weights: int
+    cache: int
+    pictures: int
+    working: int
+    in_file: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.pictures + self.working
+
+    def as_dict(self) -> dict[str, int]:
+        parts = {"weights": self.weights, "cache": self.cache, "pictures": self.pictures}
+        return {**parts, "working": self.working, "total": self.total, "in_file": self.in_file}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to load a model. item_bytes: of one number in the dtype of the activations.
+
+    workload: None for a usual conversation about one picture. from_file: the checkpoint holds the
+    weights in that dtype and in the order of this model, so that they need no copy on the CPU.
+    """
+
+    params: ModelParams
+    device_type: str
+    item_bytes: int
+    quantize: str = "none"
+    keep: tuple[str, ...] = ()
+    text_only: bool = False
+    max_seq_len: int | None = None
+    workload: Workload | None = None
+    from_file: bool = False
+
+    @classmethod
+    def of(cls, params: ModelParams, placement: Placement, **options: Any) -> Setup:
+        return cls(params, placement.device.type, placement.dtype.itemsize, **options)
+
+    @property
+    def expected(self) -> Workload:
+        """The workload, within the context; a context that was asked for counts in full."""
+        limit = self.max_seq_len or self.params.config.text_config.max_position_embeddings
+        if self.workload is not None:
+            given = self.workload
+            positions, prompt = min(given.positions, limit), min(given.prompt, limit)
+            return replace(given, positions=positions, prompt=prompt)
+        positions = self.max_seq_len or min(USUAL_POSITIONS, limit)
+        pictures = () if self.text_only else (self.sizes.most_tiles,)
+        return Workload(positions, min(USUAL_PROMPT, positions), pictures)
+
+    @property
+    def sizes(self) -> Any:
+        """The family's footprint of the model."""
+        return self.params.family.resolve("footprint")(self.params.config)
+
+    def linear_bytes(self, part: str, rows: int, columns: int) -> int:
+        """Bytes of a linear layer's weight [rows, columns] with its scales and zeros."""
+        scheme = find_scheme(self.quantize)
+        chosen = layer_scheme(scheme, part, columns, self.keep) if scheme else None
+        if chosen is None:
+            return rows * columns * self.item_bytes
+        if chosen.group_size:  # a scale and a zero of 16 bits for each group
+            return rows * columns * chosen.bits // 8 + 4 * rows * columns // chosen.group_size
+        return rows * columns * chosen.bits // 8 + 4 * rows
+
+    def need(self) -> MemoryNeed:
+        """Bytes that loading and the expected workload take."""
+        sizes, work, item = self.sizes, self.expected, self.item_bytes
+        weights = in_file = 0
+        for part in sizes.loaded_parts(text_only=self.text_only):
+            size = part.bytes(item, self.linear_bytes)
+            weights += size
+            if self.from_file and self.device_type == "cpu" and part.reading == "seldom":
+                # all of it, or what is left in the file of a part whose linear layers are quantised
+                plain = size == part.bytes(item)
+                in_file += size if plain else part.other * item
+        wide = self.device_type == "cpu" and item < 4
+        encode = max(
+            (sizes.encode_bytes(tiles, item, wide_products=wide) for tiles in work.pictures),
+            default=0,
+        )
+        prefill = sizes.prefill_bytes(
+            work.prompt, item, pictures=bool(work.pictures), wide_products=wide
+        )
+        return MemoryNeed(
+            weights=weights - in_file,
+            cache=sizes.cache_per_token * work.positions * item,
+            pictures=sizes.cache_per_tile * sum(work.pictures) * item,
+            working=max(encode, prefill) + OVERHEAD[self.device_type],
+            in_file=in_file,
+        )
+
+
+def used_in_place(checkpoint: Checkpoint, dtype: str) -> bool:
+    """Whether this model's tensors are those of the files, in `dtype`, and need no copy."""
+    dtypes = {entry.dtype for entry in checkpoint.entries.values()}
+    return checkpoint.format == "hf" and dtypes == {dtype}
+
+
+def check_memory(setup: Setup, available: int | None) -> MemoryNeed:
+    """What `setup` needs. Raises MemoryError_ with the numbers, and what would fit."""
+    need = setup.need()
+    if available is None or need.total <= available:
+        return need
+    raise MemoryError_(
+        f"{setup.params.name} needs {_gib(need.total)} on {setup.device_type} ({_parts(setup)}),"
+        f" and {_gib(available)} are free; {advice(setup, available)}"
+    )
+
+
+def advice(setup: Setup, available: int) -> str:
+    """The next step for a setup that does not fit: the nearest ones that do."""
+    others = [(flags, other.need().total) for flags, other in _alternatives(setup)]
+    found = next(((flags, total) for flags, total in others if total <= available), None)
+    context = _longest_context(setup, available)
+    shorter = f"--max-seq-len {context} fits" if context else ""
+    if found:
+        scheme = f"{found[0]} needs {_gib(found[1])} and fits"
+        return f"{shorter}, and so does {found[0]}" if shorter else scheme
+    if shorter:
+        return shorter
+    flags, least = min(others, key=lambda other: other[1], default=("", setup.need().total))
+    even = f"even {flags} needs {_gib(least)}; " if flags else ""
+    return f"{even}use a smaller model or another --device, or free some memory"
+
+
+def _alternatives(setup: Setup) -> Iterator[tuple[str, Setup]]:
+    """Smaller setups with their flags, the nearest to what was asked first."""
+    most = setup.need().total
+    item = min(setup.item_bytes, 2)
+    dtype = [] if item == setup.item_bytes else ["--dtype bfloat16"]
+    asked = setup.workload is not None and bool(setup.workload.pictures)
+    for text_only in (setup.text_only,) if asked else (setup.text_only, True):
+        for scheme in OFFERED_SCHEMES:
+            other = replace(setup, item_bytes=item, quantize=scheme, text_only=text_only)
+            flags = dtype + ([f"--quantize {scheme}"] if scheme != setup.quantize else [])
+            flags += ["--text-only"] if text_only > setup.text_only else []
+            if other.need().total < most:
+                yield " ".join(flags), other
+
+
+def _longest_context(setup: Setup, available: int) -> int | None:
+    """The longest context with which the setup would fit; None if it is no use."""
+    work = setup.expected
+    if setup.workload is not None or work.positions <= SHORTEST_CONTEXT:
+        return None
+    context = work.positions
+    while context > SHORTEST_CONTEXT:
+        context = max(context // 2, SHORTEST_CONTEXT)
+        if replace(setup, max_seq_len=context).need().total <= available:
+            return context
+    return None
+
+
+def _parts(setup: Setup) -> str:
+    """The parts of the sum, and for what they are: `weights 19.8 GiB in int8, cache …`."""
+    need, work = setup.need(), setup.expected
+    parts = [
+        f"weights {_gib(need.weights)}",
+        f"cache {_gib(need.cache)} for {work.positions:,} tokens",
+    ]
+    if need.pictures:
+        parts.append(f"pictures {_gib(need.pictures)}")
+    return ", ".join([*parts, f"working memory {_gib(need.working)}"])
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,111 @@
+"""How many tokens a second a model would write here, from speeds measured in this process.
+
+A token is as slow as reading all weights that it uses. Large linear layers of each format are timed
+on weights that no cache holds, and the model's bytes divided by the speed; keys, values and the
+rest are read at the bandwidth of the memory. Launching kernels and sampling come on top.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmchat.hardware.bandwidth import Bandwidth, buffer_size, measure_bandwidth
+from mmchat.nn.linear import Linear, QuantizedLinear
+from mmchat.quantization import Scheme, find_scheme, layer_scheme
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mmchat.estimate.memory import Setup
+
+_COLUMNS, _ROWS = 4096, 4096  # of the smaller linear layers of the 11B
+_ROUNDS, _SECONDS = 4, 0.7  # at least
+_FORMATS = ("int8", "int4")
+USUAL_CONTEXT = 1024  # tokens in the cache
+
+
+@dataclass(frozen=True)
+class ReadingSpeeds:
+    """Bytes a second: of memory, and of the weights of linear layers by format.
+
+    linears: keys "none" (the dtype itself), "int8" and "int4".
+    """
+
+    bandwidth: Bandwidth
+    linears: Mapping[str, float]
+
+
+def measure_reading(device: torch.device, dtype: torch.dtype) -> ReadingSpeeds:
+    """Time one row through linear layers of each format. Raises MemoryError_ without room."""
+    bandwidth = measure_bandwidth(device)
+    speeds = {name: _linear_speed(find_scheme(name), device, dtype) for name in ("none", *_FORMATS)}
+    return ReadingSpeeds(bandwidth, speeds)
+
+
+@torch.inference_mode()
+def _linear_speed(scheme: Scheme | None, device: torch.device, dtype: torch.dtype) -> float:
+    """Bytes of weights a second through layers that together exceed every cache."""
+    layers = [_layer(scheme, device, dtype)]
+    one = _nbytes(layers[0])
+    layers += [_layer(scheme, device, dtype) for _ in range(buffer_size(device) // one)]
+    x = torch.ones(1, _COLUMNS, dtype=dtype, device=device)
+    # one layer at a time disturbs a processor least; a GPU must be kept busy
+    runs = [[layer] for layer in layers] if device.type == "cpu" else [layers]
+    best, rounds, start = 0.0, 0, time.perf_counter()
+    while rounds < _ROUNDS or time.perf_counter() - start < _SECONDS:
+        best = max(best, *(one * len(run) / _seconds(run, x) for run in runs))
+        rounds += 1
+    return best
+
+
+def _seconds(layers: Sequence[nn.Module], x: torch.Tensor) -> float:
+    begin = time.perf_counter()
+    y = x
+    for layer in layers:
+        y = layer(x)
+    y[0, 0].item()  # waits for the device
+    return time.perf_counter() - begin
+
+
+def _layer(scheme: Scheme | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A linear layer whose weights are all ones or half of the largest; no page is shared."""
+    with torch.device(device):
+        if scheme is None:
+            layer: nn.Module = Linear(_COLUMNS, _ROWS, bias=False, dtype=dtype)
+        else:
+            layer = QuantizedLinear(_COLUMNS, _ROWS, scheme.bits, scheme.group_size, bias=False)
+    for tensor in (*layer.parameters(), *layer.buffers()):
+        tensor.requires_grad_(False).fill_(1)
+    return layer
+
+
+def _nbytes(layer: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
+
+
+def tokens_per_second(
+    setup: Setup, speeds: ReadingSpeeds, *, pictures: bool, context: int = USUAL_CONTEXT
+) -> float:
+    """Of decoding with `context` tokens in the cache; pictures: after one of the largest size."""
+    sizes, item = setup.sizes, setup.item_bytes
+    scheme = find_scheme(setup.quantize)
+    seconds = 0.0
+    for part, rows, columns in sizes.token_linears(pictures=pictures):
+        chosen = layer_scheme(scheme, part, columns, setup.keep) if scheme else None
+        speed = speeds.linears[_format(chosen)]
+        seconds += setup.linear_bytes(part, rows, columns) / speed
+    others = sizes.token_others(pictures=pictures) + sizes.cache_per_token * context
+    others += sizes.cache_per_tile * sizes.most_tiles * pictures
+    return 1 / (seconds + others * item / speeds.bandwidth.bytes_per_second)
+
+
+def _format(scheme: Scheme | None) -> str:
+    """Which measured speed stands for a scheme; those of float8 and int8 are alike."""
+    if scheme is None:
+        return "none"
+    return "int4" if scheme.group_size else "int8"

@@ -1,0 +1,84 @@
+"""Which files of a repository are fetched: the weights in one form, with what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from mmchat.errors import NotFoundError, UsageError, quoted
+from mmchat.hub.client import HubFile
+
+WeightsFormat = Literal["safetensors", "original"]
+
+_PAPERS = ("LICENSE*", "USE_POLICY*")
+_HF_FILES = (
+    "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "chat_template.json", "chat_template.jinja", *_PAPERS,
+)  # fmt: skip
+_META_FILES = ("consolidated*.pth", "params.json", "tokenizer.model", "checklist.chk")
+
+
+def select(
+    files: Sequence[HubFile],
+    repo: str,
+    weights_format: WeightsFormat = "safetensors",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> list[HubFile]:
+    """The files to fetch: those of one format, or those that `include` names, less `exclude`.
+
+    A pattern is matched against the whole path; `*` also matches `/`. Raises UsageError for a
+    pattern that matches no file, NotFoundError if the repository lacks the format.
+    """
+    if include:
+        chosen = [file for file in files if _matches(file.path, include)]
+        _check_used(include, files, "--include")
+    else:
+        chosen = _of_format(files, repo, weights_format)
+    _check_used(exclude, chosen, "--exclude")
+    chosen = [file for file in chosen if not _matches(file.path, exclude)]
+    if not chosen:
+        raise UsageError("--exclude leaves nothing to fetch")
+    return chosen
+
+
+def _of_format(files: Sequence[HubFile], repo: str, weights_format: WeightsFormat) -> list[HubFile]:
+    if weights_format == "original":
+        chosen = _original(files)
+        weights, other = "*consolidated*.pth", "safetensors"
+    else:
+        chosen = [file for file in files if "/" not in file.path and _matches(file.path, _HF_FILES)]
+        if not any(file.path.startswith("tokenizer.") for file in chosen):
+            chosen += [file for file in files if file.path == "original/tokenizer.model"]
+        weights, other = "*.safetensors", "original"
+    if any(fnmatchcase(file.path, weights) for file in chosen):
+        return chosen
+    raise NotFoundError(
+        f"{repo} holds no weights in the {weights_format} format; try --format {other}, or name the"
+        " files with --include"
+    )
+
+
+def _original(files: Sequence[HubFile]) -> list[HubFile]:
+    """Meta's files, in original/ or else at the top."""
+    for place in ("original/", ""):
+        chosen = [file for file in files if _matches(file.path, [place + n for n in _META_FILES])]
+        chosen = [file for file in chosen if "/" not in file.path.removeprefix(place)]
+        if any(file.path.endswith(".pth") for file in chosen):
+            return [*chosen, *(file for file in files if _matches(file.path, _PAPERS))]
+    return []
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _check_used(patterns: Sequence[str], files: Sequence[HubFile], option: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(file.path, pattern) for file in files):
+            raise UsageError(
+                f"{option} {quoted(pattern)} matches no file; --dry-run lists what would be fetched"
+            )
