@@ -16,7 +16,7 @@ from mmchat.engine.sampling import Sampler
 from mmchat.models.mllama import meta_format
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.processor import MllamaPrompt
-from tests import test_sampling
+from tests.engine import test_sampling
 from tests.models.mllama import oracle, test_processor, test_weights
 from tests.models.mllama import transformers_mllama as theirs
 from tests.models.mllama.mutations import MUTATIONS
