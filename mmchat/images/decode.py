@@ -49,6 +49,7 @@ def decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, lis
 
     kind: as `formats.picture_format` tells it. Raises RefusedError, whatever is wrong.
     """
+    max_pixels = _most_pixels(kind, max_pixels)
     with _reasons(max_pixels):
         check_parts(data, kind)
         read = {HEIF: _decode_heif, "JPEG": _decode_jpeg}.get(kind, _decode)
@@ -62,12 +63,17 @@ def announced_size(data: bytes, kind: str, max_pixels: int) -> tuple[int, int]:
 
     Raises RefusedError.
     """
+    max_pixels = _most_pixels(kind, max_pixels)
     with _reasons(max_pixels):
         check_parts(data, kind)
         if kind == HEIF:
             return _heif_container(data, max_pixels).size
         with _opened(data, kind, max_pixels) as (picture, _):
             return picture.size
+
+
+def _most_pixels(kind: str, max_pixels: int) -> int:
+    return min(max_pixels, limits.WEBP_PIXELS) if kind == "WEBP" else max_pixels
 
 
 @contextmanager
