@@ -117,7 +117,11 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, li
         check_size(picture.size, max_pixels)  # a frame of a GIF may enlarge it
         # Pillow turns a TIFF itself while loading, and then reports it as upright.
         remaining = _orientation(picture)
-        upright = picture.transpose(_TURNS[remaining]) if remaining != 1 else picture.copy()
+        upright = picture
+        if remaining != 1:
+            upright = picture.transpose(_TURNS[remaining])
+        elif kind != "JPEG":  # which has no other frame to be looked at; new memory is slow
+            upright = picture.copy()
         if remaining != 1 or orientation != 1:
             notices.append("turned upright, as its metadata says")
         notices.extend(_frames_notice(picture, kind, data))
