@@ -13,6 +13,7 @@ TORCH_ADDRESS_BYTES = 800 * MIB
 # Pictures
 IMAGE_BYTES = 64 * MIB
 IMAGE_PIXELS = 64 * MIB  # decoded pixels; the model uses 1.25 million at most
+WEBP_PIXELS = 48 * MIB  # its decoder takes 16 bytes a pixel of DECODE_MEMORY_BYTES
 IMAGE_SIDE_PIXELS = 65_535  # the JPEG maximum
 IMAGES_PER_PROMPT = 16
 IMAGES_PIXELS = 256 * MIB  # of all pictures of a prompt or chat; 16 of 12 million fit
@@ -21,6 +22,7 @@ IMAGES_BYTES = IMAGES_PER_PROMPT * IMAGE_BYTES  # of their files, which wait to 
 # Parts of a picture file, counted before it is decoded
 JPEG_SCANS = 100  # a progressive JPEG has about 10; each goes over all pixels
 JPEG_SEGMENTS = 2_048
+JPEG_GAP_KIB = 64  # of fill bytes and of what is no segment, which Pillow reads byte by byte
 JPEG_EXIF_SEGMENTS = 16
 PNG_CHUNKS = 65_536  # encoders write data in chunks of 8 KiB
 GIF_BLOCKS = 65_536
@@ -30,7 +32,7 @@ TIFF_PAGES = 10_000  # counted, for a notice; only the first is read
 # The process that decodes pictures
 DECODE_CPU_SECONDS = 10.0  # for one picture
 DECODE_WALL_SECONDS = 60.0  # for one picture, on a machine that is busy
-DECODE_MEMORY_BYTES = 1280 * MIB  # address space; WebP takes 4 * 4 bytes a pixel
+DECODE_MEMORY_BYTES = 1024 * MIB  # address space
 DECODE_WORKERS = 1
 
 # Remote pictures

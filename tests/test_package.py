@@ -88,7 +88,7 @@ def declared(*extras: str) -> dict[str, str]:
     """Name -> version range of what pyproject.toml asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     lines = [line for extra in extras for line in project["optional-dependencies"][extra]]
-    split = [re.fullmatch(r"([\w-]+)([<>=].+)", line) for line in lines or project["dependencies"]]
+    split = [re.match(r"([\w-]+)([<>=][^; ]+)", line) for line in lines or project["dependencies"]]
     return {found[1].replace("_", "-"): found[2] for found in split if found}
 
 

@@ -169,7 +169,7 @@ def _receive(decoder: worker.Worker, size: tuple[int, int]) -> tuple[PILImage.Im
         if strip_size == size:
             picture = strip
         else:
-            picture = picture or PILImage.new("RGB", size)
+            picture = picture or PILImage.new("RGB", size, None)  # None: not filled
             picture.paste(strip, box)
     return cast("PILImage.Image", picture), digest.hexdigest()
 

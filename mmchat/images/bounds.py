@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import repeat
 
 from mmchat import limits
 
@@ -91,25 +92,41 @@ def all_scans_begin(data: bytes) -> bool:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Each segment of the first picture of a JPEG: its marker, and where its length stands."""
-    at = 2
+    """Each segment of the first picture of a JPEG: its marker, and where its length stands.
+
+    An end marker ahead of the first scan ends nothing: decoders read on.
+    """
+    at, is_header = 2, True
     while found := _JPEG_MARKER.search(data, at):
         marker, at = data[found.end() - 1], found.end()
-        if marker == _JPEG_END:
+        if marker == _JPEG_END and not is_header:
             return
-        if marker not in _JPEG_WITHOUT_LENGTH:
+        if marker != _JPEG_END and marker not in _JPEG_WITHOUT_LENGTH:
             yield marker, at
             at += int.from_bytes(data[at : at + 2], "big")
+            is_header = is_header and marker != _JPEG_SCAN
 
 
 def _jpeg_parts(data: bytes) -> Iterator[tuple[str, int]]:
     """The parts of the first picture of a JPEG, each with how many there may be."""
+    end, is_header = 2, True
     for marker, at in _jpeg_segments(data):
+        if is_header:
+            yield from _jpeg_gap(at - 2 - end)
+        end = at + int.from_bytes(data[at : at + 2], "big")
+        is_header = is_header and marker != _JPEG_SCAN
         yield "segments", limits.JPEG_SEGMENTS
         if marker == _JPEG_SCAN:
             yield "scans", limits.JPEG_SCANS
         if marker == _JPEG_APP1 and data[at + 2 : at + 6] == b"Exif":
             yield "pieces of Exif metadata", limits.JPEG_EXIF_SEGMENTS
+    if is_header:
+        yield from _jpeg_gap(len(data) - end)
+
+
+def _jpeg_gap(size: int) -> Iterator[tuple[str, int]]:
+    """What stands between two segments of a header."""
+    yield from repeat(("KiB between its segments", limits.JPEG_GAP_KIB), size // limits.KIB)
 
 
 def _png_parts(data: bytes) -> Iterator[tuple[str, int]]:

@@ -49,6 +49,7 @@ def decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, lis
 
     kind: as `formats.picture_format` tells it. Raises RefusedError, whatever is wrong.
     """
+    max_pixels = _most_pixels(kind, max_pixels)
     with _reasons(max_pixels):
         check_parts(data, kind)
         read = {HEIF: _decode_heif, "JPEG": _decode_jpeg}.get(kind, _decode)
@@ -62,12 +63,17 @@ def announced_size(data: bytes, kind: str, max_pixels: int) -> tuple[int, int]:
 
     Raises RefusedError.
     """
+    max_pixels = _most_pixels(kind, max_pixels)
     with _reasons(max_pixels):
         check_parts(data, kind)
         if kind == HEIF:
             return _heif_container(data, max_pixels).size
         with _opened(data, kind, max_pixels) as (picture, _):
             return picture.size
+
+
+def _most_pixels(kind: str, max_pixels: int) -> int:
+    return min(max_pixels, limits.WEBP_PIXELS) if kind == "WEBP" else max_pixels
 
 
 @contextmanager
@@ -111,7 +117,11 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, li
         check_size(picture.size, max_pixels)  # a frame of a GIF may enlarge it
         # Pillow turns a TIFF itself while loading, and then reports it as upright.
         remaining = _orientation(picture)
-        upright = picture.transpose(_TURNS[remaining]) if remaining != 1 else picture.copy()
+        upright = picture
+        if remaining != 1:
+            upright = picture.transpose(_TURNS[remaining])
+        elif kind != "JPEG":  # which has no other frame to be looked at; new memory is slow
+            upright = picture.copy()
         if remaining != 1 or orientation != 1:
             notices.append("turned upright, as its metadata says")
         notices.extend(_frames_notice(picture, kind, data))

@@ -217,7 +217,7 @@ def _load(chat: Chat, argument: str) -> None:
     if not argument:
         raise UsageError("\\load needs the name of a saved chat")
     path = chats.find_chat(paths.plain(argument), chat.keeper.chats)
-    chat.resume(saving.read(path), path)
+    chat.resume(saving.read(path, chat.attached), path)
 
 
 @command("export", "md|json|html [FILE]", complete=lambda chat, argument: export.KINDS)

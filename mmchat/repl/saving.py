@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -171,10 +171,13 @@ def make_private_folder(path: Path) -> None:
         raise DiskError(f"cannot make the folder {quoted(path)}: {reason}") from None
 
 
-def read(path: Path) -> SavedChat:
-    """Load a folder or file that `write` made. Raises SavedChatError, ImageError, MemoryError_."""
+def read(path: Path, beside: Iterable[Image] = ()) -> SavedChat:
+    """Load a folder or file that `write` made. Raises SavedChatError, ImageError, MemoryError_.
+
+    beside: pictures that the chat will hold as well, which count for the bound on all of them.
+    """
     document, where = read_document(path)
-    images = _read_images(document.images, path, where)
+    images = _read_images(document.images, path, where, beside)
     turns = tuple(_turn(entry, images, where) for entry in document.turns)
     settings = {k: v for k, v in asdict(document.settings).items() if v is not None}
     try:
@@ -198,13 +201,15 @@ def read_document(path: Path) -> tuple[ChatRecord, Where]:
     return parse_dataclass(ChatRecord, found, where, {}), where
 
 
-def _read_images(entries: Collection[ImageRecord], folder: Path, where: Where) -> dict[str, Image]:
+def _read_images(
+    entries: Collection[ImageRecord], folder: Path, where: Where, beside: Iterable[Image]
+) -> dict[str, Image]:
     """The pictures by their hashes, if their pixels are those that these promise."""
     from mmchat.images import load_images
 
     sources = {entry.content_hash: _image_source(entry, folder, where) for entry in entries}
     names = [f"picture {content_hash[:8]}" for content_hash in sources]
-    images = load_images(list(sources.values()), names=names)
+    images = load_images(list(sources.values()), names=names, beside=beside)
     for content_hash, image in zip(sources, images, strict=True):
         if image.content_hash != content_hash:
             raise where.fail(f"{image.source} was changed after it was saved")

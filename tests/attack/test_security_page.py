@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tests.attack.readers import readers
 from tests.attack.test_doubling import SCANNERS
+from tests.attack.test_guided import SHARE
 from tests.attack.test_hostile_names import COMMANDS, HOSTILE
 from tests.attack.test_kernels import BUILDS, CASES
 from tests.attack.test_kills_and_faults import FAULTS, KILLS
@@ -18,6 +19,7 @@ def test_the_page_counts_what_the_attack_does(tmp_path):
     every = readers(tmp_path)
     assert found == [
         sum(reader.rounds for reader in every.values()),
+        sum(reader.rounds // SHARE for reader in every.values()),
         len(SCANNERS) + FILES,
         sum(KILLS.values()),
         sum(FAULTS.values()),

@@ -44,6 +44,18 @@ def test_the_pictures_of_a_chat_are_bounded_together(mmchat_command, monkeypatch
     assert re.findall(r"^(\d)  My Cat.png", done.stdout, re.MULTILINE) == ["1", "2"]
 
 
+def test_a_chat_that_is_loaded_is_bounded_with_the_pictures_that_are_attached(
+    mmchat_command, monkeypatch
+):
+    lines = ["\\image dog.png What?", "\\save one", "\\clear", "\\image 'My Cat.png'"]
+    lines += ["\\load one", "\\images"]
+    monkeypatch.setattr(limits, "IMAGES_PIXELS", 49_999)  # a dog has 20,000, a cat 30,000
+    done = piped(mmchat_command, lines, b"A dog.")
+    assert "error: the pictures have 50,000 pixels together; at most 49,999" in done.stderr
+    assert done.exit_code == 5
+    assert re.findall(r"^\d  (.*):", done.stdout, re.MULTILINE) == ["My Cat.png"]
+
+
 def test_lines_in_and_answers_out(mmchat_command):
     done = piped(mmchat_command, ["Hi", "", "And you?"], b"Hello.", b"Fine.\n")
     assert (done.stdout, done.stderr, done.exit_code) == ("Hello.\nFine.\n", "", 0)

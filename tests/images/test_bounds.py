@@ -10,6 +10,7 @@ from mmchat import limits
 from mmchat.errors import ImageError
 from mmchat.images import load_image
 from mmchat.images.bounds import RefusedError, check_parts, tiff_pages
+from mmchat.images.decode import announced_size, decode
 
 SMALL = PILImage.fromarray(np.random.default_rng(7).integers(0, 256, (23, 37, 3), dtype=np.uint8))
 
@@ -37,6 +38,12 @@ def jpeg_of_segments(marker: int, body: bytes, count: int) -> bytes:
     return data[:2] + segment(marker, body) * count + data[2:]
 
 
+def jpeg_behind(junk: bytes) -> bytes:
+    """A JPEG with bytes that are no segment ahead of its first one."""
+    data = encode("JPEG")
+    return data[:2] + junk + data[2:]
+
+
 def png_of_chunks(count: int) -> bytes:
     data = encode("PNG")
     body = b"tEXt" + b"a\0b"
@@ -56,6 +63,11 @@ MANY = {
     "scans": (jpeg_of_scans, limits.JPEG_SCANS),
     "segments": (lambda n: jpeg_of_segments(0xE5, b"x", n - 9), limits.JPEG_SEGMENTS),
     "pieces of Exif": (lambda n: jpeg_of_segments(0xE1, EXIF, n), limits.JPEG_EXIF_SEGMENTS),
+    "KiB between": (lambda n: jpeg_behind(b"\xff" * n * 1024), limits.JPEG_GAP_KIB),
+    "KiB between its segments": (
+        lambda n: jpeg_behind(segment(0xE5, b"x") + b"\0" * n * 1024),
+        limits.JPEG_GAP_KIB,
+    ),
     "chunks": (lambda n: png_of_chunks(n - 3), limits.PNG_CHUNKS),
     "pieces of comments": (
         lambda n: gif_of_blocks(0xFE, n, per_extension=4),
@@ -139,3 +151,25 @@ def test_counting_survives_any_cut(kind):
             tiff_pages(data[:length])
         except RefusedError:
             raise AssertionError(f"cut at {length}") from None
+
+
+def test_a_file_of_fill_bytes_alone_is_refused_at_once():
+    with pytest.raises(RefusedError, match="more than 64 KiB between its segments"):
+        check_parts(b"\xff\xd8" + b"\xff" * 2**20, "JPEG")
+
+
+def test_metadata_behind_an_early_end_marker_counts():
+    """Pillow reads on there, until the first scan."""
+    pieces = segment(0xE1, EXIF) * (limits.JPEG_EXIF_SEGMENTS + 1)
+    with pytest.raises(RefusedError, match="more than 16 pieces of Exif"):
+        check_parts(jpeg_behind(b"\xff\xd9" + pieces), "JPEG")
+
+
+def test_a_webp_has_no_more_pixels_than_its_decoder_has_memory_for(monkeypatch):
+    monkeypatch.setattr(limits, "WEBP_PIXELS", 23 * 37)
+    assert decode(encode("WEBP"), "WEBP", 10**6)[0].width == 37
+    monkeypatch.setattr(limits, "WEBP_PIXELS", 23 * 37 - 1)
+    for read in (decode, announced_size):
+        with pytest.raises(RefusedError, match="has 37 x 23 pixels; at most 850"):
+            read(encode("WEBP"), "WEBP", 10**6)
+    assert decode(encode("PNG"), "PNG", 10**6)[0].width == 37
