@@ -14,14 +14,9 @@ if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
 
 
-def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int | None:
-    """Weights as they lie in memory, keys and values; the one row of the embedding is left out.
-
-    None for a runtime that does not show its weights.
-    """
+def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int:
+    """Weights as they lie in memory, keys and values; the one row of the embedding is left out."""
     tensors = weights_of(loaded)
-    if not tensors:
-        return None
     text = loaded.params.config.text_config
     weights = sum(t.numel() * t.element_size() for t in _read(tensors, text, bool(tiles)))
     sizes = footprint(loaded.params.config)

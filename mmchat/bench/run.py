@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmchat.bench.report import environment, rounded, spread
 from mmchat.bench.rounds import interleave
 from mmchat.bench.variants import Variant
 from mmchat.bench.workloads import Workload
+from mmchat.hardware.allocation import memory_error
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -28,6 +30,7 @@ def run(
 
     rounds: of each workload, as many as end within `seconds`, at least one. A workload that a
     variant has too few positions for is left out. say: told what is being done.
+    Raises MemoryError_, NumericalError and what `loaders` raise.
     """
     models: dict[str, LoadedModel] = {}
     for variant, load in loaders.items():
@@ -38,9 +41,9 @@ def run(
     measured = []
     for workload in fitting:
         say(f"timing {workload.title}")
-        for loaded in models.values():
-            workload.time(loaded, 0)  # warms up and compiles
-        runs = {name: _timed(workload, loaded) for name, loaded in models.items()}
+        runs = {name: partial(_time, workload, loaded) for name, loaded in models.items()}
+        for warm_up in runs.values():
+            warm_up(-1)  # compiles, too
         measured += _rows(workload, interleave(runs, rounds=rounds, seconds=seconds))
     return {
         "schema": SCHEMA,
@@ -53,9 +56,15 @@ def run(
     }
 
 
-def _timed(workload: Workload, loaded: LoadedModel) -> Callable[[int], dict[str, float]]:
-    """Seconds of each stage in a round, whose prompt is not that of the warm-up."""
-    return lambda index: workload.time(loaded, 1 + index)
+def _time(workload: Workload, loaded: LoadedModel, index: int) -> dict[str, float]:
+    """Seconds of each stage in a round; the one before the first is -1."""
+    try:
+        return workload.time(loaded, 1 + index)
+    except (MemoryError, RuntimeError) as error:
+        out_of_memory = memory_error(error)
+        if out_of_memory is None:
+            raise
+        raise out_of_memory from None
 
 
 def _rows(

@@ -37,8 +37,10 @@ class Workload:
 
     def fits(self, loaded: LoadedModel) -> bool:
         """Whether the model has the positions; an exported one may have few."""
-        prompt = self._prompt(loaded, self._given(loaded, 0))
-        return len(prompt.input_ids) + DECODED < loaded.max_seq_len
+        positions = self.tokens
+        if self.tiles:
+            positions = len(self._prompt(loaded, self._given(loaded, 0)).input_ids)
+        return positions + 1 + DECODED <= loaded.max_seq_len
 
     def time(self, loaded: LoadedModel, index: int) -> dict[str, float]:
         """Seconds of each stage; every `index` has a prompt of its own.

@@ -40,9 +40,14 @@ def _list(help: str, check: Callable[[str], object], *, may_be_empty: bool = Fal
     return typer.Option(metavar="LIST", callback=each, help=help, rich_help_panel=WHAT)
 
 
-def _count(word: str) -> None:
-    if not (word.isascii() and word.isdigit() and int(word) > 0):
-        raise typer.BadParameter(f"{word!r} is no number from 1; a list is written 1,4")
+def _counts(most: int) -> Callable[[str], None]:
+    def check(word: str) -> None:
+        known = word.isascii() and word.isdigit() and len(word) <= len(str(most))
+        if not known or not 1 <= int(word) <= most:
+            allowed = f"a number from 1 to {most:,}"
+            raise typer.BadParameter(f"{word!r} is not {allowed}; a list is written 1,4")
+
+    return check
 
 
 def _way(word: str) -> None:
@@ -57,10 +62,10 @@ def bench(
     ] = "none",
     compile: Annotated[str, _list("For each scheme auto, off, on, or off,on.", _way)] = "auto",
     context: Annotated[
-        str, _list("Read so many tokens and write after them.", _count, may_be_empty=True)
+        str, _list("Read so many tokens and write after them.", _counts(10**6), may_be_empty=True)
     ] = "64,512",
     vision: Annotated[
-        str, _list("Ask about pictures of so many tiles.", _count, may_be_empty=True)
+        str, _list("Ask about pictures of 1 to 4 tiles.", _counts(4), may_be_empty=True)
     ] = "1,4",
     rounds: Annotated[
         int, typer.Option(metavar="N", min=1, help="Rounds, interleaved.", rich_help_panel=HOW)

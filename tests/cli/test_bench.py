@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from mmchat.bench.workloads import DECODED
 from mmchat.cli import bench_table
 from mmchat.cli.app import app
-from mmchat.errors import UsageError
+from mmchat.errors import NumericalError, UsageError
 
 SMALL = ["bench", "tiny", "--device", "cpu", "--rounds", "2", "-q"]
 QUICK = ["--context", "8", "--vision", "1,4"]
@@ -159,11 +159,39 @@ def test_nothing_to_time_still_tells_loading_and_memory():
     assert done.stdout.splitlines()[2].startswith("loaded: float32 in ")
 
 
+def test_a_text_of_more_tokens_than_positions_is_left_out():
+    done = run("--context", "8,1000000", "--vision", "")
+    assert done.exit_code == 0, done.stderr
+    assert "left out, for want of positions: 1,000,000 tokens" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (RuntimeError("can't allocate memory"), 5, "out of memory while running the model"),
+        (NumericalError("NaN"), 1, "NaN"),
+    ],
+)
+def test_what_ends_the_timing_is_said_in_a_line(problem, code, said, monkeypatch):
+    from mmchat.runtime.eager import EagerRuntime
+
+    def fail(*_):
+        raise problem
+
+    monkeypatch.setattr(EagerRuntime, "prefill", fail)
+    done = run()
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--context", "8,x"], "'x' is no number from 1; a list is written 1,4"),
-        (["--vision", "0"], "'0' is no number from 1"),
+        (["--context", "8,x"], "'x' is not a number from 1 to 1,000,000; a list is written 1,4"),
+        (["--vision", "0"], "'0' is not a number from 1 to 4"),
+        (["--vision", "1,5"], "'5' is not a number from 1 to 4"),
+        (["--context", "9" * 5000], "is not a number from 1 to 1,000,000"),
         (["--quantize", "none,int5"], "unknown quantisation scheme 'int5'"),
         (["--compile", "off,maybe"], "'maybe' is none of auto, off and on"),
         (["--compile", ""], "'' is none of auto, off and on"),
