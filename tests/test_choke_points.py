@@ -16,7 +16,6 @@ PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/decode.py"},
     "decodes a picture": {"images/worker/process.py"},
     "unpickles or runs code": {
-        "bench/fresh.py",  # runs this program again
         "checkpoints/writers.py",  # pickles the table of a .pth
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures

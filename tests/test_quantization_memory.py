@@ -6,17 +6,19 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from mmchat.bench.shapes import Shapes, shaped_params
+from benchmarks.shapes import Shapes, shaped_params
 from tests.checkpoints.test_memory import GIB, available_memory
 
+ROOT = Path(__file__).parents[1]
 # Loads the 11B's widths with few layers and says its bytes and how far the process grew.
 LOAD = """
 import sys, torch
-from mmchat.bench.shapes import Shapes, byte_tokenizer, shaped_params
+from benchmarks.shapes import Shapes, byte_tokenizer, shaped_params
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.loading.loader import load_from_tensors
 
@@ -57,7 +59,7 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize("scheme", ["int8", "int4"])
 def test_loading_needs_less_than_1_gb_beyond_the_quantised_weights(checkpoint, scheme):
     command = [sys.executable, "-c", LOAD, str(checkpoint), scheme]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     size, growth = map(int, result.stdout.split())
     assert size < checkpoint.stat().st_size * 0.8
     assert growth < size + 1e9

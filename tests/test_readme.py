@@ -16,6 +16,7 @@ from tests.cli.conftest import mmchat_command  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -23,9 +24,9 @@ ENVIRONMENT = {
 }
 
 
-def blocks(info: str) -> list[str]:
+def blocks(info: str, text: str = README) -> list[str]:
     """The contents of the fenced blocks with this info string."""
-    return re.findall(rf"^```{re.escape(info)}\n(.*?)^```$", README, re.M | re.S)
+    return re.findall(rf"^```{re.escape(info)}\n(.*?)^```$", text, re.M | re.S)
 
 
 def commands(info: str) -> list[str]:
@@ -70,6 +71,14 @@ def test_the_command_works(command):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", blocks("sh", BENCHMARKS))
+def test_the_benchmark_works(command):
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    assert "**" in done.stdout  # a ratio
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1500)  # an export compiles for minutes
 @pytest.mark.parametrize("command", commands("sh slow"))
 def test_the_long_command_works(command, tmp_path):
@@ -107,10 +116,11 @@ def test_every_named_test_exists():
 
 
 def test_every_linked_file_exists():
-    links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", README)
-    assert links
-    for link in links:
-        assert (ROOT / "".join(link)).exists(), link
+    for folder, text in ((ROOT, README), (ROOT / "benchmarks", BENCHMARKS)):
+        links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\"]+)\"", text)
+        assert links
+        for link in links:
+            assert (folder / "".join(link)).exists(), link
 
 
 def test_every_option_in_the_table_exists():

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import TypeVar
 
-from mmchat.bench.clock import Elapsed
-
-Clock = Literal["cpu", "wall"]
-# One run of a contestant in round i: time of each stage.
-Run = Callable[[int], Mapping[str, Elapsed]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -25,40 +21,23 @@ class Summary:
     rounds: int
 
 
-def summary(values: list[float]) -> Summary:
+def summary(values: Sequence[float]) -> Summary:
     return Summary(median(values), min(values), max(values), len(values))
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """What was measured: for each round, contestant -> stage -> time."""
-
-    rounds: tuple[Mapping[str, Mapping[str, Elapsed]], ...]
-
-    def seconds(self, contestant: str, stage: str, clock: Clock) -> list[float]:
-        """One value per round."""
-        return [getattr(each[contestant][stage], clock) for each in self.rounds]
-
-    def ratios(self, slow: str, fast: str, stage: str, clock: Clock) -> list[float]:
-        """How many times as long `slow` takes as `fast`, round by round."""
-        pairs = zip(self.seconds(slow, stage, clock), self.seconds(fast, stage, clock), strict=True)
-        return [a / b for a, b in pairs if b > 0]
-
-    def stages(self, contestant: str) -> tuple[str, ...]:
-        return tuple(self.rounds[0][contestant])
-
-
-def interleave(runs: Mapping[str, Run], *, rounds: int, seconds: float) -> Rounds:
-    """Run all contestants once per round, in the same order, at least one round.
+def interleave(
+    runs: Mapping[str, Callable[[int], Result]], *, rounds: int, seconds: float
+) -> list[dict[str, Result]]:
+    """For each round, what each of `runs` gives for its number; in the same order, at least once.
 
     No round begins that would, as long as the last one took, end after `seconds`.
     """
     done = []
     begin = last = time.perf_counter()
     for index in range(rounds):
-        done.append({name: dict(run(index)) for name, run in runs.items()})
+        done.append({name: run(index) for name, run in runs.items()})
         now = time.perf_counter()
         if now - begin + (now - last) > seconds:
             break
         last = now
-    return Rounds(tuple(done))
+    return done

@@ -1,188 +1,100 @@
-"""What is measured: decoding, reading text, reading a picture; each compared, then timed in rounds.
-
-In every workload all contestants run once first. Their logits are compared with the first one's,
-and that run is the warm-up. Only then are rounds timed.
-"""
+"""What is timed: text or a picture is read, and a few tokens are written after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import random
+import threading
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mmchat.bench import agreement
-from mmchat.bench.agreement import Agreement
-from mmchat.bench.clock import Elapsed, Stopwatch
-from mmchat.bench.contestants import (
-    Contestant,
-    Mmchat,
-    PicturePrompt,
-    picture_file,
-    picture_size,
-    tiled,
-)
-from mmchat.bench.rounds import Rounds, Run, interleave
-from mmchat.bench.shapes import random_weights_of
+from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.conversation import Message, Text
+from mmchat.engine.drafts import Drafter, Pace
+from mmchat.engine.events import Timings
+from mmchat.engine.generation import generate_tokens
+from mmchat.engine.sampling import Sampler, SamplingParams
+from mmchat.images import load_image
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from mmchat.loading.loader import LoadedModel
 
-DECODE_STEPS = 4  # tokens in one round
-QUESTION_TOKENS = 32  # after the picture
+DECODED = 8  # tokens that are written after the first
+QUESTION = "What's in this image?"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """kind: "decode" (`tokens` of context), "prefill" (of `tokens`) or "picture" (and a question).
+    """A prompt of `tokens` tokens or, with `tiles`, a question about a picture of so many."""
 
-    tiles: of the picture, 0 without one.
-    """
-
-    kind: str
-    tokens: int
+    tokens: int = 0
     tiles: int = 0
-
-    def positions(self, rounds: int) -> int:
-        """Of the text, when all rounds are done."""
-        if self.kind == "decode":
-            return self.tokens + 1 + rounds * DECODE_STEPS
-        return self.tokens if self.kind == "prefill" else 1 + QUESTION_TOKENS
 
     @property
     def title(self) -> str:
-        tiles = f"{self.tiles} tile{'s' * (self.tiles != 1)}"
-        if self.kind == "picture":
-            return f"read a picture of {tiles}"
-        if self.kind == "prefill":
-            return f"read {self.tokens:,} tokens"
-        picture = f" and {tiles}" if self.tiles else ""
-        return f"a token after {self.tokens:,}{picture}"
+        count, noun = (self.tiles, "tile") if self.tiles else (self.tokens, "token")
+        return f"{count:,} {noun}{'s' * (count != 1)}"
+
+    def fits(self, loaded: LoadedModel) -> bool:
+        """Whether the model has the positions; an exported one may have few."""
+        positions = self.tokens
+        if self.tiles:
+            positions = len(self._prompt(loaded, self._given(loaded, 0)).input_ids)
+        return positions + 1 + DECODED <= loaded.max_seq_len
+
+    def time(self, loaded: LoadedModel, index: int) -> dict[str, float]:
+        """Seconds of each stage; every `index` has a prompt of its own.
+
+        Text: "read" and "token", one of those written. A picture, from the bytes of its file on:
+        "first token", of which "preprocessing", "vision" and "prefill"; then "token".
+        """
+        given = self._given(loaded, index)
+        timings = Timings(started=time.perf_counter())
+        prompt = self._prompt(loaded, given)
+        timings.preprocessing_seconds = time.perf_counter() - timings.started
+        _write(loaded, prompt, timings)
+        token = {"token": timings.decode_seconds / DECODED}
+        if not self.tiles:
+            return {"read": timings.prefill_seconds, **token}
+        return {
+            "first token": timings.time_to_first_token,
+            "preprocessing": timings.preprocessing_seconds,
+            "vision": timings.vision_seconds,
+            "prefill": timings.prefill_seconds,
+            **token,
+        }
+
+    def _given(self, loaded: LoadedModel, index: int) -> str | bytes:
+        """A text of at least as many tokens, or the file of a picture."""
+        if self.tiles:
+            return picture_file(*picture_size(self.tiles, loaded.params.tile_size), seed=index)
+        draw = random.Random(index)  # noqa: S311
+        return " ".join(str(draw.randrange(10**6)) for _ in range(self.tokens))
+
+    def _prompt(self, loaded: LoadedModel, given: str | bytes) -> Any:
+        """The family's prompt of it, cut to `tokens`."""
+        if isinstance(given, bytes):
+            question = Message("user", (load_image(given), Text(QUESTION)))
+            return loaded.processor.chat_prompt([question])
+        prompt = loaded.processor.raw_prompt(Message("user", (Text(given),)))
+        return replace(prompt, input_ids=prompt.input_ids[: self.tokens])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One workload: how far each contestant's logits are from the first one's, and the times."""
-
-    workload: Workload
-    agreements: Mapping[str, Agreement]
-    rounds: Rounds
-
-
-@dataclass(frozen=True)
-class Field:
-    """The contestants; the first is what the others are compared with.
-
-    limits: relative error of logits allowed to each of the others.
-    """
-
-    contestants: Sequence[Contestant]
-    limits: Mapping[str, float]
-    ours: Mmchat  # gives prompts, sizes and the device
-    rounds: int
-    seconds: float
-
-    def measure(self, workload: Workload) -> Measured:
-        """Compare, then time. Raises DisagreementError."""
-        prepare = {"decode": self._decode, "prefill": self._prefill, "picture": self._picture}
-        first, runs = prepare[workload.kind](workload)
-        agreements = self._compare(workload, first)
-        rounds = interleave(runs, rounds=self.rounds, seconds=self.seconds)
-        return Measured(workload, agreements, rounds)
-
-    def _compare(
-        self, workload: Workload, first: Mapping[str, Callable[[], Tensor]]
-    ) -> dict[str, Agreement]:
-        reference, *others = self.contestants
-        expected = first[reference.name]()
-        if not bool(torch.isfinite(expected).all()):
-            raise agreement.DisagreementError(
-                f"{workload.title}: the logits of {reference.name} are not finite"
-            )
-        found = {}
-        for other in others:
-            found[other.name] = agreement.compare(first[other.name](), expected)
-            agreement.check(
-                found[other.name],
-                self.limits[other.name],
-                name=other.name,
-                against=reference.name,
-                workload=workload.title,
-            )
-        return found
-
-    def _decode(self, workload: Workload) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Run]]:
-        loaded = self.ours.loaded
-        family = random_weights_of(loaded.params)
-        context = family.random_context(
-            loaded.params.config, workload.tokens, workload.tiles, loaded.dtype, loaded.device
-        )
-        caches = {c.name: c.begin(context) for c in self.contestants}
-        clock = Stopwatch(loaded.device)
-
-        def step(contestant: Contestant, token_id: int) -> Tensor:
-            return contestant.decode(token_id, caches[contestant.name])
-
-        def run(contestant: Contestant, index: int) -> dict[str, Elapsed]:
-            def tokens() -> None:
-                for offset in range(DECODE_STEPS):
-                    token_id = (31 * (DECODE_STEPS * index + offset) + 7) % loaded.vocab_size
-                    int(step(contestant, token_id).argmax())
-
-            return {"total": clock.time(tokens)[1] / DECODE_STEPS}
-
-        first = {c.name: lambda c=c: step(c, 5) for c in self.contestants}
-        return first, {c.name: lambda i, c=c: run(c, i) for c in self.contestants}
-
-    def _prefill(
-        self, workload: Workload
-    ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Run]]:
-        clock = Stopwatch(self.ours.loaded.device)
-
-        def run(contestant: Contestant, index: int) -> dict[str, Elapsed]:
-            ids = self._text(workload.tokens, index + 1)
-            return {"total": clock.time(lambda: int(contestant.prefill(ids).argmax()))[1]}
-
-        ids = self._text(workload.tokens, 0)
-        first = {c.name: lambda c=c: c.prefill(ids) for c in self.contestants}
-        return first, {c.name: lambda i, c=c: run(c, i) for c in self.contestants}
-
-    def _picture(
-        self, workload: Workload
-    ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Run]]:
-        states = self._random_states(workload.tiles)
-
-        def run(contestant: Contestant, index: int) -> Mapping[str, Elapsed]:
-            prompt = self._picture_prompt(workload.tiles, index + 1)
-            times = dict(contestant.prefill_picture(prompt)[1])
-            projected = (
-                contestant.project_pictures(states) if isinstance(contestant, Mmchat) else None
-            )
-            if projected is not None:  # encode_images does this; transformers in its prefill
-                times["vision"] -= projected
-                times["cross_key_values"] = projected
-            return times
-
-        prompt = self._picture_prompt(workload.tiles, 0)
-        first = {c.name: lambda c=c: c.prefill_picture(prompt)[0] for c in self.contestants}
-        return first, {c.name: lambda i, c=c: run(c, i) for c in self.contestants}
-
-    def _text(self, length: int, index: int) -> tuple[int, ...]:
-        size = self.ours.loaded.vocab_size
-        return tuple((7919 * i + 104729 * index + 11) % size for i in range(length))
-
-    def _picture_prompt(self, tiles: int, index: int) -> PicturePrompt:
-        from mmchat.images import load_image
-
-        loaded = self.ours.loaded
-        size = picture_size(tiles, loaded.params.tile_size)
-        image = tiled(loaded.processor, load_image(picture_file(*size, seed=index)))
-        ids = (loaded.params.config.image_token_id, *self._text(QUESTION_TOKENS, index))
-        return PicturePrompt(ids, image)
-
-    def _random_states(self, tiles: int) -> Tensor:
-        loaded = self.ours.loaded
-        config: Any = loaded.params.config
-        shape = 1, tiles * config.vision_config.tokens_per_tile, config.text_config.hidden_size
-        return torch.randn(shape, device=loaded.device).to(loaded.dtype)
+def _write(loaded: LoadedModel, prompt: Any, timings: Timings) -> None:
+    """Read the prompt and write 1 + DECODED tokens, whatever they are. Raises NumericalError."""
+    params = SamplingParams(temperature=0, max_new_tokens=1 + DECODED, speculate="off")
+    ids = prompt.input_ids
+    sampler = Sampler(params, list(ids), loaded.vocab_size, loaded.runtime.device)
+    drafter = Drafter(ids, params.speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
+    for _ in generate_tokens(
+        loaded.runtime,
+        loaded.processor.inputs(prompt, 0),
+        loaded.runtime.new_cache(1, len(ids) + 1 + DECODED),
+        sampler,
+        drafter,
+        stop_ids=(),
+        max_new_tokens=params.max_new_tokens,
+        interrupt=threading.Event(),
+        timings=timings,
+    ):
+        pass

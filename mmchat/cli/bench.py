@@ -1,30 +1,84 @@
-"""`mmchat bench`: how fast, how much memory, and how that compares, after checking the answers."""
+"""`mmchat bench`: how fast a model reads and writes on this machine, and in how much memory."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.bench_exported import ExportedPair, exported_pair, load_variant
-from mmchat.cli.bench_options import How, What, words
 from mmchat.cli.model_choice import ModelChoice, say_choice
-from mmchat.cli.option_groups import with_option_groups
-from mmchat.errors import UsageError
+from mmchat.cli.sampling_options import number
+from mmchat.errors import MmchatError, quoted
+from mmchat.quantization import find_scheme
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
-    from mmchat.bench.plan import Plan, Variant
+    from mmchat.bench.variants import Variant
+    from mmchat.catalog.find import ModelSource
+
+WHAT = "What to time"
+HOW = "How often"
 
 
-@with_option_groups
+def words(value: str) -> list[str]:
+    return [word.strip() for word in value.split(",") if word.strip()]
+
+
+def _list(help: str, check: Callable[[str], object], *, may_be_empty: bool = False) -> Any:
+    """An option of several words with commas between them, each of which `check` admits."""
+
+    def each(value: str) -> str:
+        for word in words(value) or ([] if may_be_empty else [value]):
+            check(word)
+        return value
+
+    return typer.Option(metavar="LIST", callback=each, help=help, rich_help_panel=WHAT)
+
+
+def _counts(most: int) -> Callable[[str], None]:
+    def check(word: str) -> None:
+        known = word.isascii() and word.isdigit() and len(word) <= len(str(most))
+        if not known or not 1 <= int(word) <= most:
+            allowed = f"a number from 1 to {most:,}"
+            raise typer.BadParameter(f"{word!r} is not {allowed}; a list is written 1,4")
+
+    return check
+
+
+def _way(word: str) -> None:
+    if word not in ("auto", "off", "on"):
+        raise typer.BadParameter(f"{word!r} is none of auto, off and on; off,on compares them")
+
+
 def bench(
     model: options.Model = None,
-    *,
-    what: What,
-    how: How,
-    once: Annotated[str | None, typer.Option(hidden=True)] = None,
+    quantize: Annotated[
+        str, _list("Schemes side by side, such as none,int8,int4.", find_scheme)
+    ] = "none",
+    compile: Annotated[str, _list("For each scheme auto, off, on, or off,on.", _way)] = "auto",
+    context: Annotated[
+        str, _list("Read so many tokens and write after them.", _counts(10**6), may_be_empty=True)
+    ] = "64,512",
+    vision: Annotated[
+        str, _list("Ask about pictures of 1 to 4 tiles.", _counts(4), may_be_empty=True)
+    ] = "1,4",
+    rounds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Rounds, interleaved.", rich_help_panel=HOW)
+    ] = 5,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            metavar="S",
+            callback=number(0, 1e6),
+            help="Begin no round beyond this; one is always run.",
+            rich_help_panel=HOW,
+        ),
+    ] = 60.0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     checkpoint_path: options.CheckpointPath = None,
@@ -36,9 +90,9 @@ def bench(
     color: options.Color = "auto",
     debug: options.Debug = False,
 ) -> None:
-    """Measure speed and memory, side by side, after checking that all say the same.
+    """Time a model: reading, pictures, and the tokens it writes after them.
 
-    Try: mmchat bench --shapes 11B --vs transformers. -o FILE writes JSON as well.
+    Try: mmchat bench --quantize none,int8. -o FILE writes JSON as well.
     """
     if output is not None:
         atomic_file.check_writable(output)
@@ -50,27 +104,20 @@ def bench(
         device=device,
         dtype=dtype,
     )
-    _check(choice, what)
-    pair = None
-    if not what.shapes:
-        source = choice.find()
-        if not quiet and once is None:
-            say_choice(choice, source)
-        pair = exported_pair(choice, source, words(what.quantize))
-        if pair and pair.notice and not quiet:
-            console.note(pair.notice)
-    plan = _plan(choice, what, how, pair)
-    if once is not None:
-        from mmchat.bench.processes import once as measure_once
-
-        console.print_json(measure_once(plan, once))
-        return
+    source = choice.find()
+    if not quiet:
+        say_choice(choice, source)
+    choices = _choices(choice, source, words(quantize), words(compile), quiet)
     from mmchat.bench.run import run
+    from mmchat.bench.workloads import Workload
 
+    workloads = [Workload(tokens=int(word)) for word in words(context)]
+    workloads += [Workload(tiles=int(word)) for word in words(vision)]
     with console.Stages(quiet=quiet) as stages:
-        record = run(plan, stages.show)
+        loaders = {way: partial(chosen.load, stages) for way, chosen in choices.items()}
+        record = run(loaders, workloads, stages.show, rounds=rounds, seconds=seconds)
     if output is not None:
-        atomic_file.write_text(output, _indented(record))
+        atomic_file.write_text(output, json.dumps(record, indent=1, allow_nan=False) + "\n")
     if as_json:
         console.print_json(record)
     else:
@@ -79,77 +126,41 @@ def bench(
         show_record(record)
 
 
-def _check(choice: ModelChoice, what: What) -> None:
-    given = choice.name or choice.checkpoint_path or choice.params_path
-    if what.shapes and given:
-        raise UsageError("--shapes makes a model of random weights; leave MODEL and its paths out")
-    needing = {"--vs": what.vs, "--layers": what.layers, "--vision-layers": what.vision_layers}
-    for option, value in needing.items():
-        if not what.shapes and value is not None:
-            raise UsageError(f"{option} needs --shapes, such as --shapes 11B")
+def _choices(
+    choice: ModelChoice, source: ModelSource, schemes: list[str], ways: list[Any], quiet: bool
+) -> dict[Variant, ModelChoice]:
+    """Each way of running the model and what loads it; an exported folder beside its model.
 
+    Raises UsageError for a scheme that the folder does not have.
+    """
+    from mmchat.bench.variants import Variant
+    from mmchat.runtime.exported import exported_folder
 
-def _plan(choice: ModelChoice, what: What, how: How, pair: ExportedPair | None) -> Plan:
-    from mmchat.bench.plan import PARTS, Plan
-    from mmchat.bench.shapes import Shapes
-
-    def numbers(value: str) -> tuple[int, ...]:
-        return tuple(map(int, words(value)))
-
-    shapes = None
-    if what.shapes:
-        shapes = Shapes(what.shapes, what.layers, what.vision_layers, how.seed)
-    return Plan(
-        shapes=shapes,
-        load=pair.load if pair else lambda variant: load_variant(choice, variant),
-        versus_transformers=what.vs == "transformers",
-        variants=pair.variants(words(what.compile)) if pair else _variants(what),
-        device=choice.device,
-        dtype=choice.dtype,
-        contexts=numbers(what.context),
-        prompts=numbers(what.prompt_tokens),
-        tiles=numbers(what.vision),
-        parts=tuple(part for part in PARTS if part in words(what.measure)),
-        rounds=how.rounds,
-        seconds=how.seconds,
-        threads=how.threads,
-        selection=_selection(choice, what, how),
+    folder = exported_folder(source.checkpoint)
+    if folder is None:
+        return {
+            Variant(scheme, way): replace(choice, quantize=scheme, compile=way)
+            for way in ways
+            for scheme in schemes
+        }
+    for scheme in schemes:
+        folder.check_options(scheme, ())
+    record = folder.record
+    dtype: Any = record.dtype  # one of those that the option has
+    original = ModelChoice(
+        name=folder.source,
+        device=record.device,
+        dtype=dtype,
+        quantize=record.scheme,
+        quantize_keep=list(record.keep),
+        max_seq_len=record.max_seq_len,
     )
-
-
-def _variants(what: What) -> tuple[Variant, ...]:
-    """Every scheme in every way of running it; the plain one is always there, and first."""
-    from mmchat.bench.plan import Variant
-
-    asked = [Variant(s, c) for c in words(what.compile) for s in words(what.quantize)]
-    return tuple(dict.fromkeys((Variant(), *asked)))
-
-
-def _selection(choice: ModelChoice, what: What, how: How) -> tuple[str, ...]:
-    """The arguments with which a new process takes the same model."""
-    given: dict[str, object] = {"--device": choice.device, "--dtype": choice.dtype}
-    if what.shapes:
-        given |= {
-            "--shapes": what.shapes,
-            "--layers": what.layers,
-            "--vision-layers": what.vision_layers,
-            "--seed": how.seed,
-            "--vision": what.vision,
-            "--threads": how.threads,
-        }
-    else:
-        given |= {
-            "--checkpoint-path": choice.checkpoint_path,
-            "--tokenizer-path": choice.tokenizer_path,
-            "--params-path": choice.params_path,
-        }
-    found = [
-        word for name, value in given.items() if value is not None for word in (name, str(value))
-    ]
-    return (*([choice.name] if choice.name else []), *found)
-
-
-def _indented(record: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(record, indent=1, allow_nan=False) + "\n"
+    try:
+        original.find()
+    except MmchatError:
+        if not quiet:
+            name = quoted(folder.source)
+            console.note(f"{name}, which it was made from, is not here to compare with")
+        ways = []
+    plain = {Variant(record.scheme, way): replace(original, compile=way) for way in ways}
+    return plain | {Variant(record.scheme, exported=True): choice}

@@ -34,7 +34,7 @@ EXTRAS = {
     "heif": ("pictures in HEIC, as phones write them", "pillow_heif"),
     "tokenizers": ("tokenizer.json files of any kind", "tokenizers"),
     "clipboard": ("copying answers with \\copy", "pyperclip"),
-    "bench": ("mmchat bench --vs transformers", "transformers"),
+    "bench": ("what benchmarks/ compares mmchat with", "transformers"),
     "executorch": ("mmchat export --format executorch, and running it", "executorch"),
 }
 

@@ -132,7 +132,7 @@ def load_from_tensors(
     quantize_keep: Collection[str] = (),
     compile: CompileMode = "auto",
 ) -> LoadedModel:
-    """`load_model` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
+    """`load_model` of tensors that are in memory, shared where device and dtype fit."""
     begin = time.perf_counter()
     options = _Options(device, dtype, max_seq_len, False, quantize, quantize_keep, compile)
     placement = choose_placement(device, dtype, params.parameters)

@@ -38,7 +38,7 @@ COMMANDS = [
     "download a/b --revision @ --offline", "download a/b --local-dir @ --offline",
     "download a/b --include @ --offline", "convert @ --to meta", "convert tiny --to meta -o @",
     "convert tiny --to @", "export @ --format safetensors", "export tiny --format @",
-    "bench @ --seconds 0.1", "bench --shapes @", "bench tiny --measure @", "eval @",
+    "bench @ --seconds 0.1", "bench --quantize @", "bench tiny --context @", "eval @",
     "eval scenes @", "list @", "doctor @", "list --color @",
 ]  # fmt: skip
 SECONDS = 120.0

@@ -1,4 +1,4 @@
-"""`mmchat bench` on small shapes, whole: what it prints, and how it ends."""
+"""`mmchat bench` of the built-in model, whole: what it prints, and how it ends."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from mmchat.bench import entrants
+from mmchat.bench.workloads import DECODED
 from mmchat.cli import bench_table
 from mmchat.cli.app import app
-from mmchat.errors import UsageError
+from mmchat.errors import NumericalError, UsageError
 
-SMALL = ["bench", "--shapes", "tiny", "--dtype", "float32", "--device", "cpu", "--rounds", "2"]
-QUICK = ["--context", "8", "--prompt-tokens", "8", "--vision", "1,4", "--threads", "1", "-q"]
+SMALL = ["bench", "tiny", "--device", "cpu", "--rounds", "2", "-q"]
+QUICK = ["--context", "8", "--vision", "1,4"]
+PICTURE_STAGES = ["first token", "preprocessing", "vision", "prefill", "token"]
 
 
 def run(*arguments):
@@ -23,112 +24,125 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     path = tmp_path_factory.mktemp("bench") / "found.json"
-    done = run("--vs", "transformers", "--json", "-o", str(path))
+    done = run("--quantize", "none,int8", "--json", "-o", str(path))
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert json.loads(path.read_text()) == found
     return found
 
 
-def test_the_record_says_what_was_measured_and_where(record):
-    assert record["contestants"] == ["transformers float32", "mmchat float32"]
-    assert record["clock"] == "cpu"
-    assert record["model"]["weights"] == "random"
-    assert (record["model"]["layers"], record["model"]["vision_layers"]) == (5, 3)
+def test_the_record_says_what_was_timed_and_where(record):
+    assert record["model"]["name"] == "tiny"
     machine = record["environment"]
-    assert (machine["dtype"], machine["device"], machine["threads"]) == ("float32", "cpu", 1)
-    assert {"mmchat", "python", "torch", "transformers"} == set(machine["versions"])
+    assert (machine["dtype"], machine["device"]) == ("float32", "cpu")
+    assert {"mmchat", "python", "torch"} == set(machine["versions"])
+    assert set(record["load_seconds"]) == {"float32", "int8"}
+    assert record["peak_memory_bytes"] > 10_000_000
+    assert record["left_out"] == []
+
+
+def test_every_stage_has_times_speeds_and_ratios(record):
+    stages = [(entry["prompt"], entry["stage"]) for entry in record["measured"]]
+    assert stages == [
+        ("8 tokens", "read"),
+        ("8 tokens", "token"),
+        *(("1 tile", stage) for stage in PICTURE_STAGES),
+        *(("4 tiles", stage) for stage in PICTURE_STAGES),
+    ]
+    for entry in record["measured"]:
+        assert entry["rounds"] == 2
+        first, second = entry["variants"].values()
+        assert first["times_as_fast"] is None
+        assert 0 < second["times_as_fast"]["low"] <= second["times_as_fast"]["median"]
+        for found in (first, second):
+            ms, speed = found["milliseconds"], found["tokens_per_second"]
+            assert 0 < ms["low"] <= ms["median"] <= ms["high"]
+            tokens = {"read": 8, "token": 1}.get(entry["stage"])
+            assert (speed is not None) == (tokens is not None)
+            if tokens:
+                assert speed["low"] == pytest.approx(1000 * tokens / ms["high"], rel=0.01)
+
+
+def test_a_picture_is_split_into_its_stages(record):
+    times = {
+        (entry["prompt"], entry["stage"]): entry["variants"]["float32"]["milliseconds"]["low"]
+        for entry in record["measured"]
+    }
+    for prompt in ("1 tile", "4 tiles"):
+        parts = sum(times[prompt, stage] for stage in PICTURE_STAGES[1:4])
+        assert 0 < parts < 1.01 * times[prompt, "first token"]
 
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ([], ["none"]),
-        (["--quantize", "int8,int4"], ["none", "int8", "int4"]),
+        ([], ["float32"]),
+        (["--quantize", "int8,int4"], ["int8", "int4"]),
         (["--quantize", "none,int8", "--compile", "off,on"],
-         ["none", "int8", "none+compiled", "int8+compiled"]),
-        (["--compile", "on"], ["none", "none+compiled"]),
+         ["float32 eager", "int8 eager", "float32 compiled", "int8 compiled"]),
+        (["--compile", "on"], ["float32 compiled"]),
     ],
 )  # fmt: skip
 def test_every_scheme_meets_every_way_of_running_it(asked, expected, monkeypatch):
+    import torch
+
     seen = []
 
-    def stop(plan, say):
-        seen.extend(plan.variants)
+    def stop(loaders, *_, **options):
+        seen.extend(loaders)
         raise UsageError("seen")
 
     monkeypatch.setattr("mmchat.bench.run.run", stop)
     assert run(*asked).exit_code == 2
-    assert [str(variant) for variant in seen] == expected
-    assert [type(variant).parse(str(variant)) for variant in seen] == seen
+    assert [variant.label(torch.float32) for variant in seen] == expected
 
 
-def test_a_way_of_running_that_does_not_exist_is_named():
-    done = run("--compile", "off,maybe")
-    assert done.exit_code == 2
-    assert "'maybe' is neither off nor on" in done.stderr
+def test_what_is_asked_is_what_is_loaded(monkeypatch):
+    given = []
+
+    def load(name, **options):
+        given.append((options["quantize"], options["compile"], options["dtype"]))
+        raise UsageError("seen")
+
+    monkeypatch.setattr("mmchat.load", load)
+    assert run("--quantize", "int8", "--compile", "on", "--dtype", "bfloat16").exit_code == 2
+    assert given == [("int8", "on", "bfloat16")]
 
 
-def test_every_workload_has_times_errors_and_ratios(record):
-    titles = [workload["title"] for workload in record["workloads"]]
-    assert titles == [
-        "a token after 8",
-        "a token after 8 and 4 tiles",
-        "read 8 tokens",
-        "read a picture of 1 tile",
-        "read a picture of 4 tiles",
-    ]
-    for workload in record["workloads"]:
-        theirs, ours = (workload["contestants"][name] for name in record["contestants"])
-        assert ours["agreement"]["relative_error"] < 1e-4
-        assert "agreement" not in theirs
-        low, middle, high = (ours["speedup"]["total"][key] for key in ("low", "median", "high"))
-        assert 0 < low <= middle <= high
-        for found in (theirs, ours):
-            assert found["ms"]["total"]["rounds"] == 2
-            assert 0 < found["ms"]["total"]["low"] <= found["ms"]["total"]["median"]
+def test_every_round_writes_as_many_tokens_whatever_the_model_says(monkeypatch):
+    from mmchat.runtime.eager import EagerRuntime
+
+    steps = []
+    decode = EagerRuntime.decode
+    monkeypatch.setattr(EagerRuntime, "decode", lambda *a: (steps.append(1), decode(*a))[1])
+    assert run("--context", "8", "--vision", "1").exit_code == 0
+    assert len(steps) == 2 * (2 + 1) * DECODED  # two workloads, two rounds and the warm-up
 
 
-def test_the_turns_and_the_bandwidth_are_there(record):
-    assert [turns["tiles"] for turns in record["turns"]] == [1, 4]
-    for turns in record["turns"]:
-        assert set(turns["contestants"]) == {"mmchat float32"}
-        assert turns["contestants"]["mmchat float32"]["second_to_first"]["median"] > 0
-    decode = record["bandwidth"]["decode"]
-    assert [entry["title"] for entry in decode] == [
-        "a token after 8",
-        "a token after 8 and 4 tiles",
-    ]
-    assert all(entry["share"] > 0 for entry in decode)
-
-
-def test_the_lines_of_a_pipe_hold_every_contestant(record, capsys):
+def test_the_lines_of_a_pipe_hold_every_variant(record, capsys):
     bench_table.show_record(record)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("tiny, 5 text and 3 vision layers, random weights; float32 on ")
+    assert lines[0].startswith("tiny; float32 on ")
     assert lines[1].split("\t") == list(bench_table.COLUMNS)
-    first = lines[2].split("\t")
-    assert first[:2] == ["a token after 8", "transformers float32"]
-    assert len({len(line.split("\t")) for line in lines[1:20]}) == 1
-    [agreement] = [line for line in lines if "against" in line]
-    assert agreement.startswith("mmchat float32 against transformers float32: relative error of")
-    assert agreement.endswith("the same likeliest token in 5 of 5")
+    assert lines[2].split("\t")[:2] == ["read 8 tokens", "float32"]
+    assert lines[3].split("\t")[:2] == ["read 8 tokens", "int8"]
+    table, facts = lines[1:-3], lines[-3:]
+    assert len({len(line.split("\t")) for line in table}) == 1
+    assert len(table) == 1 + 2 * len(record["measured"])
+    assert facts[0] == "medians of 2 rounds"
+    assert facts[1].startswith("loaded: float32 in ")
+    assert facts[2].startswith("peak memory of all together: ")
 
 
-def test_a_terminal_gets_bars(record, monkeypatch, capsys):
+def test_a_terminal_gets_a_table_of_one_screen(record, monkeypatch, capsys):
     monkeypatch.setattr(bench_table.console, "is_terminal", lambda stream: True)
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "80")
     bench_table.show_record(record)
-    out = capsys.readouterr().out
-    assert bench_table.bar(1, 1) in out
-    assert "a token after 8 and 4 tiles" in out
-
-
-@pytest.mark.parametrize(
-    ("value", "cells"), [(0, ""), (1, "█" * 24), (0.5, "█" * 12), (1 / 48, "▌"), (1 / 192, "▏")]
-)
-def test_a_bar_is_as_long_as_its_share(value, cells):
-    assert bench_table.bar(value, 1) == cells
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if "float32" in line or "int8" in line][1:-1]
+    assert len(rows) == 2 * len(record["measured"])
+    assert sum("first token, 4 tiles" in line for line in lines) == 1
+    assert all(len(line) <= 80 for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -139,61 +153,48 @@ def test_numbers_keep_three_digits(value, shown):
     assert bench_table.number(value) == shown
 
 
-def test_a_fast_wrong_model_ends_with_1_and_prints_nothing(monkeypatch):
-    load = entrants.load_from_tensors
-
-    def damaged(*arguments, **options):
-        loaded = load(*arguments, **options)
-        norm = loaded.runtime.model.language_model.model.norm
-        norm.weight.data = norm.weight * 1.01
-        return loaded
-
-    monkeypatch.setattr(entrants, "load_from_tensors", damaged)
-    done = run("--vs", "transformers", "--measure", "decode")
-    assert (done.exit_code, done.stdout) == (1, "")
-    assert "mmchat float32 are 0.01 (relative) away from those of transformers" in done.stderr
-
-
-def test_a_loaded_model_is_measured_without_transformers(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    arguments = ["bench", "tiny", "--device", "cpu", "--rounds", "1", "--measure", "decode"]
-    done = CliRunner().invoke(app, [*arguments, *QUICK, "--json"])
+def test_nothing_to_time_still_tells_loading_and_memory():
+    done = run("--context", "", "--vision", "")
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["model"]["weights"] == "as loaded"
-    assert found["contestants"] == ["mmchat float32"]
+    assert done.stdout.splitlines()[2].startswith("loaded: float32 in ")
 
 
-def test_a_quantised_variant_stands_beside_the_plain_one_with_its_error():
-    done = run("--quantize", "int8,int4-g32", "--measure", "decode", "--json")
+def test_a_text_of_more_tokens_than_positions_is_left_out():
+    done = run("--context", "8,1000000", "--vision", "")
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["contestants"] == ["mmchat float32", "mmchat int8", "mmchat int4-g32"]
-    for workload in found["workloads"]:
-        plain, int8, int4 = workload["contestants"].values()
-        assert "agreement" not in plain
-        errors = [v["agreement"]["relative_error"] for v in (int8, int4)]
-        assert 0 < errors[0] < errors[1] < 0.6
+    assert "left out, for want of positions: 1,000,000 tokens" in done.stdout
 
 
-def test_once_is_what_a_process_of_its_own_does():
-    done = run("--once", "none")
-    assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["contestant"] == "mmchat float32"
-    assert 0 < found["weight_bytes"] < found["peak_memory_bytes"]
+@pytest.mark.parametrize(
+    ("problem", "code", "said"),
+    [
+        (RuntimeError("can't allocate memory"), 5, "out of memory while running the model"),
+        (NumericalError("NaN"), 1, "NaN"),
+    ],
+)
+def test_what_ends_the_timing_is_said_in_a_line(problem, code, said, monkeypatch):
+    from mmchat.runtime.eager import EagerRuntime
+
+    def fail(*_):
+        raise problem
+
+    monkeypatch.setattr(EagerRuntime, "prefill", fail)
+    done = run()
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tiny", "--vs", "transformers"], "--vs needs --shapes"),
-        (["tiny", "--layers", "3"], "--layers needs --shapes"),
-        (["tiny", "--shapes", "11B"], "leave MODEL and its paths out"),
-        (["--context", "8,x"], "not a list of numbers from 1"),
-        (["--measure", "decod"], "'decod' is none of decode,prefill"),
-        (["--shapes", "12B"], "no shapes '12B'"),
+        (["--context", "8,x"], "'x' is not a number from 1 to 1,000,000; a list is written 1,4"),
+        (["--vision", "0"], "'0' is not a number from 1 to 4"),
+        (["--vision", "1,5"], "'5' is not a number from 1 to 4"),
+        (["--context", "9" * 5000], "is not a number from 1 to 1,000,000"),
         (["--quantize", "none,int5"], "unknown quantisation scheme 'int5'"),
+        (["--compile", "off,maybe"], "'maybe' is none of auto, off and on"),
+        (["--compile", ""], "'' is none of auto, off and on"),
     ],
 )
 def test_usage_errors_are_one_line_and_end_with_2(arguments, message):

@@ -6,11 +6,14 @@ from dataclasses import replace
 import pytest
 from typer.testing import CliRunner
 
+import mmchat
+from benchmarks.contestants import Mmchat
+from benchmarks.workloads import Field, Workload
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mmchat.cli.app import app
 from mmchat.export import ExportPlan, export_model
 
-QUICK = ["--rounds", "2", "--context", "8", "--prompt-tokens", "8", "--vision", "1"]
+QUICK = ["--rounds", "2", "--context", "8", "--vision", "1"]
 
 
 @pytest.fixture
@@ -28,33 +31,36 @@ def bench(folder, *arguments):
     return CliRunner().invoke(app, ["bench", str(folder), *QUICK, *arguments])
 
 
-def test_an_export_is_measured_beside_its_model(folder):
-    done = bench(folder, "--context", "8,60", "--json", "--measure", "decode,picture,turns")
+def test_an_export_is_timed_beside_its_model(folder):
+    done = bench(folder, "--context", "8,60", "--json")
     assert done.exit_code == 0, done.stderr
     record = json.loads(done.stdout)
-    plain, exported = record["contestants"]
-    assert (plain, exported) == ("mmchat int8", "mmchat int8 exported")
-    assert [workload["title"] for workload in record["workloads"]] == [
-        "a token after 8",
-        "a token after 8 and 1 tile",
-        "read a picture of 1 tile",
-    ]
-    for workload in record["workloads"]:
-        found = workload["contestants"][exported]
-        assert found["agreement"]["relative_error"] < 1e-3
-        assert found["ms"]["total"]["median"] > 0
-        assert found["speedup"]["total"]["median"] > 0
-    assert set(record["turns"][0]["contestants"]) == {plain, exported}
-    assert record["left_out"] == ["a token after 60", "a token after 60 and 1 tile"]
+    plain, exported = record["load_seconds"]
+    assert (plain, exported) == ("int8", "int8 exported")
+    assert {entry["prompt"] for entry in record["measured"]} == {"8 tokens", "1 tile"}
+    for entry in record["measured"]:
+        assert entry["variants"][exported]["milliseconds"]["median"] > 0
+        assert entry["variants"][exported]["times_as_fast"]["median"] > 0
+    assert record["left_out"] == ["60 tokens"]
 
 
-def test_an_export_whose_model_is_gone_is_measured_alone(folder):
+@pytest.mark.parametrize(
+    "workload", [Workload("decode", 8), Workload("decode", 8, 1), Workload("picture", 0, 1)]
+)
+def test_an_export_says_the_same_as_its_model(folder, workload):
+    plain = mmchat.load("tiny", device="cpu", dtype="bfloat16", quantize="int8")
+    pair = Mmchat("plain", plain), Mmchat("exported", mmchat.load(folder))
+    field = Field(pair, {"exported": 1e-3}, pair[0], rounds=1, seconds=60)
+    assert field.measure(workload).agreements["exported"].relative_error < 1e-3
+
+
+def test_an_export_whose_model_is_gone_is_timed_alone(folder):
     path = folder / MANIFEST_NAME
     write_manifest(path, replace(read_manifest(path), source="/gone/model"))
-    done = bench(folder, "--measure", "decode")
+    done = bench(folder)
     assert done.exit_code == 0, done.stderr
     assert "'/gone/model', which it was made from, is not here to compare with" in done.stderr
-    assert "mmchat int8 exported" in done.stdout
+    assert "int8 exported" in done.stdout
 
 
 def test_a_scheme_that_the_export_does_not_have_is_refused(folder):

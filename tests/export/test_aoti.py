@@ -7,6 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 import mmchat
+from benchmarks.contestants import Mmchat
+from benchmarks.traffic import decode_bytes
+from benchmarks.workloads import Field, Workload
 from mmchat.cli.app import app
 from tests.export.conftest import answers
 
@@ -33,15 +36,23 @@ def test_the_weights_are_used_where_they_lie(models):
         weight.copy_(kept)
 
 
-def test_the_benchmark_measures_it_beside_the_model(tiny_aoti):
-    small = ["--rounds", "1", "--context", "8", "--prompt-tokens", "8", "--vision", "4", "--json"]
-    parts = ["--measure", "decode,prefill,picture,bandwidth"]
-    done = CliRunner().invoke(app, ["bench", str(tiny_aoti), *small, *parts])
+def test_the_benchmark_times_it_beside_the_model(tiny_aoti):
+    small = ["--rounds", "1", "--context", "8", "--vision", "4", "--json"]
+    done = CliRunner().invoke(app, ["bench", str(tiny_aoti), *small])
     assert done.exit_code == 0, done.stderr
-    record = json.loads(done.stdout)
-    plain, exported = record["contestants"]
-    assert (plain, exported) == ("mmchat float32", "mmchat float32 exported")
-    for workload in record["workloads"]:
-        assert workload["contestants"][exported]["agreement"]["relative_error"] < 1e-4
-    read = {row["contestant"]: row["bytes_per_token"] for row in record["bandwidth"]["decode"]}
-    assert read[plain] == read[exported] > 4_000_000
+    for entry in json.loads(done.stdout)["measured"]:
+        assert list(entry["variants"]) == ["float32", "float32 exported"]
+
+
+def test_it_says_the_same_as_the_model_and_reads_as_many_bytes(models):
+    pair = tuple(map(Mmchat, ("plain", "exported"), models))
+    field = Field(pair, {"exported": 1e-4}, pair[0], rounds=1, seconds=60)
+    for workload in (
+        Workload("decode", 8),
+        Workload("decode", 8, 4),
+        Workload("prefill", 8),
+        Workload("picture", 0, 4),
+    ):
+        assert field.measure(workload).agreements["exported"].relative_error < 1e-4
+    plain, exported = (decode_bytes(model, 8, 4) for model in models)
+    assert plain == exported > 4_000_000

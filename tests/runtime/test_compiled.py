@@ -12,10 +12,10 @@ from torch._dynamo.exc import InternalTorchDynamoError
 from torch._dynamo.utils import counters
 from torch._inductor.exc import CppCompileError, InductorError
 
+from benchmarks.random_mllama import fill_cache, random_context
 from mmchat.errors import CompileError, DiskError
 from mmchat.loading.loader import load_model
 from mmchat.models.mllama import cache as cache_module
-from mmchat.models.mllama.random_weights import fill_cache, random_context
 from mmchat.runtime.compiled import ALL_USES, CompiledRuntime, make_runtime
 from mmchat.runtime.compiler import CACHE_VARIABLE, compile_errors, keep_compiled_code
 from mmchat.runtime.eager import EagerRuntime

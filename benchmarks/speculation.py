@@ -1,4 +1,4 @@
-"""What guessing tokens from the text so far gains and costs: `python assets/bench/speculation.py`.
+"""What guessing tokens from the text so far gains and costs: `python -m benchmarks.speculation`.
 
 The model has 11B's widths and random weights, which say nothing, so the answer is given: whatever
 the model's logits are, the next token is that of a written text. Drafts are then right or wrong as
@@ -6,7 +6,7 @@ they would be for a model that gives this answer. Four texts: a document given b
 changed now and then; the same with words changed, left out and added; prose that goes on; and
 pairs of words that keep coming back with another word after them, which is made to mislead. Each
 answer begins a conversation of its own. With and without drafts take turns; the times are processor
-time of one thread. Writes speculation.json beside this file.
+time of one thread. Writes figures/speculation.json.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 import mmchat
-from mmchat.bench.entrants import from_tensors
-from mmchat.bench.plan import Variant
-from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
+from benchmarks.entrants import contestant
+from benchmarks.shapes import RandomTensors, Shapes, shaped_params
+from mmchat.bench.variants import Variant
 from mmchat.conversation import Message, Text
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Timings
@@ -35,8 +35,8 @@ from mmchat.engine.generation import generate_tokens
 from mmchat.engine.sampling import Sampler, SamplingParams
 from mmchat.loading.loader import LoadedModel
 
-RESULTS = Path(__file__).with_name("speculation.json")
-DOCUMENT = Path(__file__).parents[2] / "README.md"
+RESULTS = Path(__file__).parent / "figures" / "speculation.json"
+DOCUMENT = Path(__file__).parents[1] / "README.md"
 FIRST_WORD = 1000  # ids below are bytes and special tokens
 
 
@@ -136,9 +136,8 @@ if __name__ == "__main__":
         "ways": {},
     }
     for scheme in given.quantize.split(","):
-        loaded = from_tensors(params, tensors, Variant(scheme))
-        name = Variant(scheme).label(loaded.dtype)
-        record["ways"][name] = measure(loaded, given.tokens, given.rounds)
+        ours = contestant(params, tensors, Variant(scheme))
+        record["ways"][ours.name] = measure(ours.loaded, given.tokens, given.rounds)
         text = json.dumps(record, indent=1) + "\n"
         given.output.write_text(text, encoding="utf-8")  # each way takes minutes
-    print(text)  # noqa: T201
+        print(text)

@@ -1,4 +1,4 @@
-"""Put the committed results into the README, between its two marks; run it after a benchmark."""
+"""A record as a table, and the committed ones in the README: `python -m benchmarks.readme`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-RESULTS = tuple(Path(__file__).with_name(name) for name in ("cpu.json", "cpu-pictures.json"))
-BEGIN, END = (
-    "<!-- results: assets/bench/update_readme.py writes this -->\n",
-    "<!-- end of results -->",
-)
+from benchmarks.shapes import SHAPES
+
+ROOT = Path(__file__).parents[1]
+FIGURES = Path(__file__).with_name("figures")
+RESULTS = (FIGURES / "cpu.json", FIGURES / "cpu-pictures.json")
+WIDTHS = {name: widths for widths, name in SHAPES.items()}
+BEGIN = "<!-- results: benchmarks/readme.py writes this -->\n"
+END = "<!-- end of results -->"
 
 
 def results() -> dict[str, Any]:
@@ -39,16 +41,19 @@ def _cell(found: dict[str, Any]) -> str:
 
 def _facts(record: dict[str, Any]) -> str:
     model, machine = record["model"], record["environment"]
-    versions = machine["versions"]
+    versions = (
+        f"{n} {v}" for n, v in machine["versions"].items() if n in ("torch", "transformers")
+    )
     clock = "processor time" if record["clock"] == "cpu" else "wall clock"
     where = (
         machine.get("gpu") or f"{machine['cpu']} ({_isa(machine)}), {machine['threads']} thread(s)"
     )
     depth = f"{model['layers']} text and {model['vision_layers']} vision layers"
+    widths = WIDTHS.get(model["name"], model["name"])
     return (
-        f"Widths of 11B, {depth}, the whole vocabulary, random weights.\n"
+        f"Widths of {widths}, {depth}, the whole vocabulary, random weights.\n"
         f"{where}, {clock}.\n"
-        f"torch {versions['torch']}, transformers {versions['transformers']}; {machine['date']}."
+        f"{', '.join(versions)}; {machine['date']}."
     )
 
 

@@ -70,12 +70,12 @@ def import_transformers() -> Process:
     return run_fresh(["-c", "from transformers import MllamaForConditionalGeneration"])
 
 
-def first_token(selection: Sequence[str], picture: bytes, cache: Path) -> Process:
+def first_token(options: Sequence[str], picture: bytes, cache: Path) -> Process:
     """`mmchat generate` of one token about a picture. cache: where compiled code is kept."""
     with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
         file.write(picture)
         file.flush()
         asked = ["-q", "-p", "What's in this image?", "-i", file.name, "-n", "1"]
-        arguments = ["-m", "mmchat", "generate", *selection, *asked]
+        arguments = ["-m", "mmchat", "generate", *options, *asked]
         folders = {"XDG_CACHE_HOME": cache, CACHE_VARIABLE: cache / "inductor"}
         return run_fresh(arguments, environment={k: str(path) for k, path in folders.items()})

@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from mmchat.bench.shapes import RandomTensors, byte_tokenizer
+from benchmarks import random_mllama
+from benchmarks.in_memory import InMemoryCheckpoint
+from benchmarks.shapes import RandomTensors, byte_tokenizer
 from mmchat.catalog.find import find_params
-from mmchat.checkpoints.in_memory import InMemoryCheckpoint
 from mmchat.errors import CheckpointError
 from mmchat.loading.loader import load_from_tensors
-from mmchat.models.mllama import random_weights
 
 
 def tensors(seed: int = 0, *, keep: bool = True) -> RandomTensors:
@@ -29,15 +29,15 @@ def load(given):
 @pytest.mark.parametrize("name", ["llama3.2-11B", "llama3.2-90B", "tiny"])
 def test_all_layers_leave_the_configuration_as_it_is(name):
     config = find_params(name).config
-    assert random_weights.with_depth(config, *random_weights.depth(config)) == config
+    assert random_mllama.with_depth(config, *random_mllama.depth(config)) == config
 
 
 @pytest.mark.parametrize("name", ["llama3.2-11B", "llama3.2-90B"])
 def test_few_layers_keep_every_width_and_one_cross_attention_layer(name):
     full = find_params(name).config
-    config = random_weights.with_depth(full, 5, 3)
+    config = random_mllama.with_depth(full, 5, 3)
     assert config.text_config.cross_attention_layers == (3,)
-    assert random_weights.depth(config) == (5, 3)
+    assert random_mllama.depth(config) == (5, 3)
     assert config.vision_config.output_dim == full.vision_config.output_dim == 7680
     assert config.vision_config.intermediate_layers_indices == (1, 1, 1, 1, 1)
     shapes = {
@@ -50,7 +50,7 @@ def test_few_layers_keep_every_width_and_one_cross_attention_layer(name):
 @pytest.mark.parametrize(("layers", "vision"), [(1, 3), (5, 2), (41, 3), (5, 41)])
 def test_impossible_depths_are_refused(layers, vision):
     with pytest.raises(ValueError, match="layers must be"):
-        random_weights.with_depth(find_params("llama3.2-11B").config, layers, vision)
+        random_mllama.with_depth(find_params("llama3.2-11B").config, layers, vision)
 
 
 def test_a_tensor_depends_on_its_name_and_the_seed_alone():
@@ -58,7 +58,7 @@ def test_a_tensor_depends_on_its_name_and_the_seed_alone():
     name = "language_model.model.layers.0.mlp.up_proj.weight"
 
     def make(name, seed):
-        return random_weights.random_tensor(config, name, (64, 32), seed, torch.float32)
+        return random_mllama.random_tensor(config, name, (64, 32), seed, torch.float32)
 
     assert torch.equal(make(name, 0), make(name, 0))
     assert not torch.equal(make(name, 0), make(name, 1))
@@ -79,11 +79,11 @@ def test_norms_are_one_and_gates_are_open():
 
 
 def test_threads_do_not_change_the_numbers(monkeypatch):
-    monkeypatch.setattr(random_weights, "_CHUNK", 100)
+    monkeypatch.setattr(random_mllama, "_CHUNK", 100)
     out = torch.empty(2, 1050)
     for row, threads in zip(out, (1, 4), strict=True):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        random_weights._fill_normal(row, "7")
+        random_mllama._fill_normal(row, "7")
     assert torch.equal(out[0], out[1])
     assert len(out[0].unique()) > 1000
 
@@ -139,12 +139,12 @@ def test_a_made_up_context_decodes_as_one_that_was_read():
     length = len(prompt.input_ids)
     kept = tuple((x.key[:, :, :length], x.value[:, :, :length]) for x in read.layers)
     made = model.new_cache(1, 64)
-    random_weights.fill_cache(made, random_weights.RandomContext(length, kept, None))
+    random_mllama.fill_cache(made, random_mllama.RandomContext(length, kept, None))
     token = torch.tensor([[65]])
     assert torch.equal(model.decode(token, read), model.decode(token, made))
-    seen = random_weights.random_context(config, 8, 2, torch.float32, torch.device("cpu"))
+    seen = random_mllama.random_context(config, 8, 2, torch.float32, torch.device("cpu"))
     cache = model.new_cache(1, 64)
-    random_weights.fill_cache(cache, seen)
+    random_mllama.fill_cache(cache, seen)
     assert cache.length == 8
     assert cache.decode_images().key_values[0][0].shape[2] == 2 * 65
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mmchat.bench.clock import Elapsed, Stopwatch
-from mmchat.bench.contestants import picture_file, picture_size, tiled
-from mmchat.bench.rounds import Rounds, interleave
+from benchmarks.clock import Elapsed, Rounds, Stopwatch
+from benchmarks.contestants import tiled
+from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.rounds import interleave
 from mmchat.chat.session import ChatSession
 from mmchat.images import load_image
 
 if TYPE_CHECKING:
-    from mmchat.bench.contestants import Mmchat
+    from benchmarks.contestants import Mmchat
 
 QUESTIONS = ("What's in this image?", "What colours does it have?")
 # What Llama's tokenizer has as one token each, of the questions and of what surrounds them: as many
@@ -32,7 +33,7 @@ def measure_turns(
     Stages: "preprocessing" (bytes to tiles), "first turn" (all of it) and "second turn".
     """
     runs = {c.name: lambda i, c=c: two_turns(c, tiles, seed=100 + i) for c in contestants}
-    return interleave(runs, rounds=rounds, seconds=seconds)
+    return Rounds(interleave(runs, rounds=rounds, seconds=seconds))
 
 
 def two_turns(contestant: Mmchat, tiles: int, seed: int) -> Mapping[str, Elapsed]:

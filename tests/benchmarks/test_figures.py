@@ -1,40 +1,31 @@
 """The README's figures are those of the committed results."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
+from benchmarks import readme
+from benchmarks.plan import parse
+
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "assets" / "bench" / "update_readme.py"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("update_readme", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def record():
-    return script().results()
+COMMANDS = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_shows_the_committed_results():
-    assert script().updated(README, record()) == README
+    assert readme.updated(README, readme.results()) == README
 
 
 def test_a_changed_result_changes_the_readme():
-    found = record()
+    found = readme.results()
     name = found["contestants"][0]
     found["workloads"][0]["contestants"][name]["ms"]["total"]["median"] *= 2
-    assert script().updated(README, found) != README
+    assert readme.updated(README, found) != README
 
 
 def test_each_shown_ratio_was_measured_with_its_error():
-    found = record()
-    shown = re.findall(r"\*\*(\d+\.\d\d)×\*\*", script().section(found))
+    found = readme.results()
+    shown = re.findall(r"\*\*(\d+\.\d\d)×\*\*", readme.section(found))
     measured = [
         f"{contestant['speedup']['total']['median']:.2f}"
         for workload in found["workloads"]
@@ -47,24 +38,19 @@ def test_each_shown_ratio_was_measured_with_its_error():
 
 
 def test_the_commands_that_make_the_results_are_understood():
-    from typer.main import get_command
-
-    from mmchat.cli.app import app
-
-    [block] = re.findall(r"^```sh long\n(.*?)^```$", README, re.M | re.S)
+    [block] = re.findall(r"^```sh long\n(.*?)^```$", COMMANDS, re.M | re.S)
     made = []
     for line in block.splitlines():
-        program, name, *arguments = line.split()
-        assert (program, name) == ("mmchat", "bench")
-        command = get_command(app).commands["bench"]
-        parsed = command.make_context("bench", arguments).params
-        assert (parsed["shapes"], parsed["vs"]) == ("11B", "transformers")
-        made.append(ROOT / parsed["output"])
-    assert tuple(made) == script().RESULTS
+        start, arguments = line.split()[:3], line.split()[3:]
+        assert start == ["python", "-m", "benchmarks.compare"]
+        plan, output, _ = parse(arguments)
+        assert (plan.shapes.name, plan.transformers) == ("11B", True)
+        made.append(ROOT / output)
+    assert tuple(made) == readme.RESULTS
 
 
 def test_the_readme_gives_the_ratios_to_float32():
-    path = SCRIPT.with_name("cpu-float32.json")
+    path = readme.FIGURES / "cpu-float32.json"
     workloads = json.loads(path.read_text(encoding="utf-8"))["workloads"]
 
     def ratios(name):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "assets" / "bench"
+FIGURES = ROOT / "benchmarks" / "figures"
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 def test_the_readme_gives_the_committed_figures():
-    ways = json.loads((FOLDER / "speculation.json").read_text(encoding="utf-8"))["ways"]
+    ways = json.loads((FIGURES / "speculation.json").read_text(encoding="utf-8"))["ways"]
 
     def gains(text):
         names = ("mmchat bfloat16", "mmchat int8", "mmchat int4")
@@ -30,7 +30,7 @@ def test_the_readme_gives_the_committed_figures():
 def test_the_figures_can_be_measured_again(tmp_path):
     output = tmp_path / "found.json"
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "speculation.py"), "--shapes", "tiny", "--tokens", "32",
+        [sys.executable, "-m", "benchmarks.speculation", "--shapes", "tiny", "--tokens", "32",
          "--rounds", "1", "--quantize", "int8", "-o", str(output)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -1,16 +1,17 @@
-"""Time of one piece of work: by the wall, and of the processor."""
+"""Time of one piece of work: by the wall, and of the processor; ratios of it, round by round."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
+Clock = Literal["cpu", "wall"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,22 @@ class Stopwatch:
         begin = self.now()
         result = work()
         return result, self.now() - begin
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What was measured: for each round, contestant -> stage -> time."""
+
+    rounds: Sequence[Mapping[str, Mapping[str, Elapsed]]]
+
+    def seconds(self, contestant: str, stage: str, clock: Clock) -> list[float]:
+        """One value per round."""
+        return [getattr(each[contestant][stage], clock) for each in self.rounds]
+
+    def ratios(self, slow: str, fast: str, stage: str, clock: Clock) -> list[float]:
+        """How many times as long `slow` takes as `fast`, round by round."""
+        pairs = zip(self.seconds(slow, stage, clock), self.seconds(fast, stage, clock), strict=True)
+        return [a / b for a, b in pairs if b > 0]
+
+    def stages(self, contestant: str) -> tuple[str, ...]:
+        return tuple(self.rounds[0][contestant])

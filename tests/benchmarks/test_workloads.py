@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmchat.bench import transformers_mllama
-from mmchat.bench.agreement import DisagreementError
-from mmchat.bench.contestants import Mmchat, picture_file, picture_size, tiled
-from mmchat.bench.entrants import from_tensors
-from mmchat.bench.plan import Variant
-from mmchat.bench.shapes import RandomTensors, Shapes, byte_tokenizer, shaped_params
-from mmchat.bench.traffic import decode_bytes
-from mmchat.bench.turns import QUESTIONS, WORDS, two_turns
-from mmchat.bench.workloads import Field, Workload
+from benchmarks import transformers_mllama
+from benchmarks.agreement import DisagreementError
+from benchmarks.contestants import Mmchat, tiled
+from benchmarks.entrants import bits_of, contestant
+from benchmarks.shapes import RandomTensors, Shapes, byte_tokenizer, shaped_params
+from benchmarks.traffic import decode_bytes
+from benchmarks.turns import QUESTIONS, WORDS, two_turns
+from benchmarks.workloads import Field, Workload
+from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.variants import Variant
 from mmchat.catalog.find import find_params
 from mmchat.errors import MissingExtra, UsageError
 from mmchat.images import load_image
@@ -49,7 +50,7 @@ def theirs(params, tensors):
 
 @pytest.fixture(scope="module")
 def ours(params, tensors):
-    return Mmchat("ours", from_tensors(params, tensors, Variant()))
+    return Mmchat("ours", contestant(params, tensors, Variant()).loaded)
 
 
 def field(*contestants, limit=1e-4):
@@ -79,7 +80,7 @@ def test_one_changed_weight_is_caught_before_anything_is_timed(params, theirs, n
     damaged = RandomTensors(params, 0, torch.float32, CPU, keep=False)
     read = damaged.read
     damaged.read = lambda wanted: read(wanted) * (1.5 if wanted == name else 1.0)
-    wrong = Mmchat("wrong", from_tensors(params, damaged, Variant()))
+    wrong = Mmchat("wrong", contestant(params, damaged, Variant()).loaded)
     with pytest.raises(DisagreementError, match="nothing was timed"):
         field(theirs, wrong).measure(workload)
 
@@ -169,3 +170,10 @@ def test_depth_is_full_on_a_gpu_and_small_on_a_cpu():
 def test_impossible_shapes_are_refused(shapes, message):
     with pytest.raises(UsageError, match=message):
         shaped_params(shapes, CPU)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bits"), [("none", None), ("int8", 8), ("int4-g32", 4), ("fp8", 8)]
+)
+def test_the_allowed_error_is_that_of_the_bits(scheme, bits):
+    assert bits_of(scheme) == bits

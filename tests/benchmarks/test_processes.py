@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmchat.bench import fresh, processes
-from mmchat.bench.plan import Variant
+from benchmarks import fresh, processes
+from mmchat.bench.variants import Variant
 from mmchat.runtime.compiler import CACHE_VARIABLE
 
 PLAIN, INT8 = Variant(), Variant("int8", "on")
@@ -16,28 +16,24 @@ ASKED = ["--quantize=int8", "--compile=on"]
     ("variants", "started"),
     [
         ((PLAIN,), {"": []}),
-        ((PLAIN, INT8), {"": [], ", int8+compiled": ASKED}),
-        ((PLAIN, Variant(exported=True)), {"": []}),
+        ((PLAIN, INT8), {"": [], ", --quantize=int8 --compile=on": ASKED}),
     ],
 )
 def test_each_way_of_running_the_model_is_started_twice(variants, started, monkeypatch):
     given = []
 
-    def first_token(selection, picture, cache):
-        given.append((list(selection), cache))
+    def first_token(options, picture, cache):
+        given.append((list(options), cache))
         return fresh.Process(wall=len(given), cpu=0, stdout="")
 
     monkeypatch.setattr(fresh, "first_token", first_token)
     monkeypatch.setattr(fresh, "help_text", lambda: fresh.Process(0, 0, ""))
-    plan = SimpleNamespace(
-        variants=variants, versus_transformers=False, shapes=None, selection=("MODEL",)
-    )
+    plan = SimpleNamespace(variants=variants, transformers=False)
     found = processes.startup(plan, lambda _: None)["seconds"]
     names = [f"first token, {state} cache{way}" for way in started for state in ("cold", "warm")]
     assert list(found) == ["help", *names]
     assert [found[name]["wall"] for name in names] == list(range(1, len(names) + 1))
-    options = [["MODEL", *more] for more in started.values() for _ in range(2)]
-    assert [selection for selection, _ in given] == options
+    assert [options for options, _ in given] == [o for o in started.values() for _ in range(2)]
     caches = [cache for _, cache in given]
     assert caches[::2] == caches[1::2]
     assert len(set(caches)) == len(started)

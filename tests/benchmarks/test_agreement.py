@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from mmchat.bench.agreement import Agreement, DisagreementError, check, compare
+from benchmarks.agreement import Agreement, DisagreementError, check, compare
 
 
 def test_equal_logits_agree_wholly():

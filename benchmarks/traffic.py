@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from mmchat.models.mllama.footprint import footprint
+
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
 
 
-def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int | None:
-    """Weights as they lie in memory, keys and values; the one row of the embedding is left out.
-
-    None for a runtime that does not show its weights.
-    """
+def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int:
+    """Weights as they lie in memory, keys and values; the one row of the embedding is left out."""
     tensors = weights_of(loaded)
-    if not tensors:
-        return None
     text = loaded.params.config.text_config
     weights = sum(t.numel() * t.element_size() for t in _read(tensors, text, bool(tiles)))
-    footprint = import_module(f"mmchat.models.{loaded.params.model_type}.footprint")
-    sizes = footprint.footprint(loaded.params.config)
+    sizes = footprint(loaded.params.config)
     cached = context * sizes.cache_per_token + tiles * sizes.cache_per_tile
     return weights + cached * loaded.dtype.itemsize
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from benchmarks import random_mllama
+from benchmarks.in_memory import InMemoryCheckpoint
 from mmchat.catalog.find import find_params
-from mmchat.checkpoints.in_memory import InMemoryCheckpoint
 from mmchat.errors import UsageError
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tiktoken_file import SPECIAL_TOKEN_COUNT, llama3_special_tokens
@@ -38,11 +38,10 @@ def shaped_params(shapes: Shapes, device: torch.device) -> ModelParams:
     params = find_params(SHAPES.get(shapes.name.upper(), shapes.name))
     if params is None:
         raise UsageError(f"no shapes {shapes.name!r}; use {', '.join(SHAPES)} or a known model")
-    family = random_weights_of(params)
-    full = family.depth(params.config)
+    full = random_mllama.depth(params.config)
     fallback = full if device.type == "cuda" else tuple(map(min, CPU_DEPTH, full))
     try:
-        config = family.with_depth(
+        config = random_mllama.with_depth(
             params.config,
             fallback[0] if shapes.layers is None else shapes.layers,
             fallback[1] if shapes.vision_layers is None else shapes.vision_layers,
@@ -50,11 +49,6 @@ def shaped_params(shapes: Shapes, device: torch.device) -> ModelParams:
     except ValueError as problem:
         raise UsageError(str(problem)) from None
     return replace(params, config=config, parameters=params.family.parameter_count(config))
-
-
-def random_weights_of(params: ModelParams) -> Any:
-    """The family's module that makes random weights."""
-    return import_module(f"mmchat.models.{params.model_type}.random_weights")
 
 
 class RandomTensors:
@@ -72,15 +66,16 @@ class RandomTensors:
         self.shapes = params.family.resolve("weights").hf_shapes(params.config)
         self.device = device
         self.dtype = dtype
-        self._make: Callable[..., Tensor] = random_weights_of(params).random_tensor
-        self._arguments = params.config, seed, dtype, device
+        self._config = params.config
+        self._seed = seed
         self._kept: dict[str, Tensor] | None = {} if keep else None
 
     def read(self, name: str) -> Tensor:
         if self._kept is not None and name in self._kept:
             return self._kept[name]
-        config, seed, dtype, device = self._arguments
-        tensor = self._make(config, name, self.shapes[name], seed, dtype, device)
+        tensor = random_mllama.random_tensor(
+            self._config, name, self.shapes[name], self._seed, self.dtype, self.device
+        )
         if self._kept is not None:
             self._kept[name] = tensor
         return tensor

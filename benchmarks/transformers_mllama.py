@@ -1,4 +1,4 @@
-"""transformers' Mllama on the very same tensors: the reference of `mmchat bench --vs transformers`.
+"""transformers' Mllama on the very same tensors: what mmchat is compared with.
 
 Two of its faults are kept out without a change to its code. Vision states are taken one layer
 later than the checkpoints mean them, so the configuration that it gets names the layers before.
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmchat.bench.clock import Elapsed, Stopwatch
-from mmchat.bench.contestants import PicturePrompt
+from benchmarks.clock import Elapsed, Stopwatch
+from benchmarks.contestants import PicturePrompt
+from benchmarks.random_mllama import RandomContext
 from mmchat.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class TransformersMllama:
         stages = {"vision": seen[0] - begin, "prefill": end - seen[0], "total": end - begin}
         return logits, stages
 
-    def begin(self, context: Any) -> Any:
+    def begin(self, context: RandomContext) -> Any:
         [(keyword, cache)] = self._cache().items()
         text: Iterator[Any] = iter(context.text)
         image: Iterator[Any] = iter(context.image or ())

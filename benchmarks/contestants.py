@@ -1,17 +1,16 @@
-"""What can be measured: mmchat in several schemes, and the interface that a reference fulfils."""
+"""What is compared: mmchat in several schemes, and the interface that a reference fulfils."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mmchat.bench.clock import Elapsed, Stopwatch
+from benchmarks.clock import Elapsed, Stopwatch
+from benchmarks.random_mllama import RandomContext, fill_cache
 from mmchat.conversation import Image, Message, Text
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Contestant(Protocol):
         """Also the time of the stages "vision", "prefill" and "total"."""
         ...
 
-    def begin(self, context: Any) -> Any:
+    def begin(self, context: RandomContext) -> Any:
         """A cache that holds a RandomContext."""
         ...
 
@@ -82,10 +81,9 @@ class Mmchat:
         with torch.inference_mode():
             return self._clock.time(lambda: model.cross_key_values(states))[1]
 
-    def begin(self, context: Any) -> Any:
-        family = import_module(f"mmchat.models.{self.loaded.params.model_type}.random_weights")
-        cache = self.loaded.runtime.new_cache(1, context.length + DECODE_ROOM)
-        family.fill_cache(cache, context)
+    def begin(self, context: RandomContext) -> Any:
+        cache: Any = self.loaded.runtime.new_cache(1, context.length + DECODE_ROOM)
+        fill_cache(cache, context)
         return cache
 
     def decode(self, token_id: int, cache: Any) -> Tensor:
@@ -101,27 +99,3 @@ class Mmchat:
 def tiled(processor: Any, image: Image) -> Any:
     """The picture as the family's model takes it."""
     return processor.raw_prompt(Message("user", (image,))).images[0][1]
-
-
-def picture_file(height: int, width: int, seed: int) -> bytes:
-    """A JPEG of coarse and fine noise, another for each seed, so that nothing is found in a cache.
-
-    Its size in bytes is about that of a photograph.
-    """
-    import numpy as np
-    from PIL import Image as PILImage
-
-    random = np.random.default_rng(seed)
-    coarse = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    picture = PILImage.fromarray(coarse).resize((width, height), PILImage.Resampling.BICUBIC)
-    grain = random.integers(-12, 13, (height, width, 1))
-    pixels = np.clip(np.asarray(picture).astype(np.int16) + grain, 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    PILImage.fromarray(pixels).save(file, "JPEG", quality=85)
-    return file.getvalue()
-
-
-def picture_size(tiles: int, tile_size: int) -> tuple[int, int]:
-    """(height, width) of a picture that takes so many tiles, two rows of them from 4 on."""
-    rows = 2 if tiles == 4 else 1
-    return rows * tile_size, tiles // rows * tile_size

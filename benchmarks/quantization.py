@@ -1,10 +1,10 @@
-"""How far quantised models are from plain ones: `python assets/bench/quantization.py`.
+"""How far quantised models are from plain ones: `python -m benchmarks.quantization`.
 
 Of the built-in model, which is trained: divergence and agreement of the next token, over the right
 answers to questions about held-out scenes, and how many answers are right. Of a model with 11B's
 widths and random weights: the same over random text after a picture, and the error of each kind of
 linear layer on the very inputs that the plain model gives it. int4 stands beside itself with plain
-rounding in place of the search for scales. Writes quantization.json beside this file.
+rounding in place of the search for scales. Writes figures/quantization.json.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 import mmchat
-from mmchat.bench import agreement
-from mmchat.bench.contestants import picture_file, picture_size
-from mmchat.bench.entrants import from_tensors
-from mmchat.bench.plan import Variant
-from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
+from benchmarks import agreement
+from benchmarks.entrants import contestant
+from benchmarks.shapes import RandomTensors, Shapes, shaped_params
+from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
@@ -37,7 +37,7 @@ from mmchat.loading.loader import LoadedModel, load_model
 from mmchat.nn.linear import Linear
 from mmchat.quantization import INT8, find_scheme, layer_scheme
 
-RESULTS = Path(__file__).with_name("quantization.json")
+RESULTS = Path(__file__).parent / "figures" / "quantization.json"
 PLAIN_ROUNDING = "int4, plain rounding"
 WAYS = ("int8", "int4", PLAIN_ROUNDING)
 TEXT_TOKENS = 48  # of random text at 11B's widths
@@ -126,13 +126,13 @@ def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
 def wide(name: str) -> dict[str, Any]:
     params = shaped_params(Shapes(name), torch.device("cpu"))
     tensors = RandomTensors(params, 0, torch.bfloat16, torch.device("cpu"), keep=True)
-    plain = from_tensors(params, tensors, Variant())
+    plain = contestant(params, tensors, Variant()).loaded
     with layer_errors(plain.runtime.model) as errors:  # type: ignore[attr-defined]
         expected = picture_and_text_logits(plain)
     found = {}
     for way in WAYS:
         with rounding(way) as scheme:
-            loaded = from_tensors(params, tensors, Variant(scheme))
+            loaded = contestant(params, tensors, Variant(scheme)).loaded
         found[way] = compare_logits(picture_and_text_logits(loaded), expected)
         del loaded
     kinds = {k: {w: statistics.fmean(e) for w, e in ways.items()} for k, ways in errors.items()}
@@ -190,4 +190,4 @@ if __name__ == "__main__":
     }
     text = json.dumps(rounded(record), indent=1) + "\n"
     given.output.write_text(text, encoding="utf-8")
-    print(text)  # noqa: T201
+    print(text)

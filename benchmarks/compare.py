@@ -1,0 +1,201 @@
+"""mmchat beside transformers on the same tensors: `python -m benchmarks.compare`.
+
+All contestants run once first, and their logits must agree: nothing wrong is timed. Prints a table;
+`-o FILE` keeps all that was measured as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from benchmarks import plan as plans
+from benchmarks import processes, random_mllama, readme, report
+from benchmarks.clock import Clock
+from benchmarks.entrants import Entrants, allowed_errors, gather
+from benchmarks.plan import Plan, Say
+from benchmarks.traffic import decode_bytes
+from benchmarks.turns import measure_turns
+from benchmarks.workloads import Field, Workload
+from mmchat.bench.report import environment, rounded
+from mmchat.bench.rounds import summary
+from mmchat.errors import MmchatError
+from mmchat.hardware.bandwidth import measure_bandwidth
+from mmchat.loading.loader import LoadedModel
+from mmchat.storage import atomic_file
+
+SCHEMA = 1
+
+
+def run(plan: Plan, say: Say) -> dict[str, Any]:
+    """Measure all parts of the plan. Raises DisagreementError before a wrong model is timed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(plan.threads or threads)
+    try:
+        return _run(plan, say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(plan: Plan, say: Say) -> dict[str, Any]:
+    entrants = gather(plan, say)
+    base = entrants.ours[0].loaded
+    clock: Clock = "cpu" if base.device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "environment": _environment(plan, base),
+        "model": _model_record(plan, base),
+        "clock": clock,
+        "contestants": entrants.names(),
+        "workloads": _measure_workloads(plan, entrants, clock, say),
+    }
+    if "turns" in plan.parts:
+        record["turns"] = [_turns_record(plan, entrants, tiles, clock, say) for tiles in plan.tiles]
+    if "bandwidth" in plan.parts:
+        say("memory bandwidth")
+        record["bandwidth"] = _bandwidth_record(entrants, record["workloads"], clock)
+    del entrants, base  # the processes to come need the memory
+    if "startup" in plan.parts:
+        record["startup"] = processes.startup(plan, say)
+    if "memory" in plan.parts:
+        record["memory"] = processes.memory(plan, say)
+    return record
+
+
+def workloads(plan: Plan) -> list[Workload]:
+    wanted = []
+    if "decode" in plan.parts:
+        most = max(plan.tiles, default=0)
+        for tiles in (0, most) if most else (0,):
+            wanted += [Workload("decode", context, tiles) for context in plan.contexts]
+    if "prefill" in plan.parts:
+        wanted += [Workload("prefill", tokens) for tokens in plan.prompts]
+    if "picture" in plan.parts:
+        wanted += [Workload("picture", 0, tiles) for tiles in plan.tiles]
+    return wanted
+
+
+def _measure_workloads(
+    plan: Plan, entrants: Entrants, clock: Clock, say: Say
+) -> list[dict[str, Any]]:
+    limits = allowed_errors(entrants, plan.variants)
+    field = Field(entrants.all, limits, entrants.ours[0], plan.rounds, plan.seconds)
+    records = []
+    for workload in workloads(plan):
+        say(workload.title)
+        measured = field.measure(workload)
+        records.append(report.workload_record(measured, entrants.names(), clock))
+    return records
+
+
+def _turns_record(
+    plan: Plan, entrants: Entrants, tiles: int, clock: Clock, say: Say
+) -> dict[str, Any]:
+    """First and second turn about a picture file, and the share that the second takes."""
+    say(f"two turns about a picture of {tiles} tiles")
+    rounds = measure_turns(entrants.ours, tiles, rounds=plan.rounds, seconds=plan.seconds)
+    contestants = {}
+    for name in (c.name for c in entrants.ours):
+        first, second = (
+            rounds.seconds(name, f"{turn} turn", clock) for turn in ("first", "second")
+        )
+        share = summary([after / before for before, after in zip(first, second, strict=True)])
+        contestants[name] = {
+            "ms": report.timings(rounds, name, clock),
+            "second_to_first": {k: rounded(v) for k, v in asdict(share).items()},
+        }
+    return {"tiles": tiles, "contestants": contestants}
+
+
+def _bandwidth_record(
+    entrants: Entrants, records: list[dict[str, Any]], clock: Clock
+) -> dict[str, Any]:
+    """Reading speed of the device, and what share of it each decode measurement reaches."""
+    base = entrants.ours[0].loaded
+    timer = time.process_time if clock == "cpu" else time.perf_counter
+    probe = measure_bandwidth(base.device, clock=timer)
+    decoding = []
+    for entry in (r for r in records if r["kind"] == "decode"):
+        for contestant in entrants.ours:
+            seconds = entry["contestants"][contestant.name]["ms"]["total"]["median"] / 1000
+            read = decode_bytes(contestant.loaded, entry["tokens"], entry["tiles"])
+            decoding.append(
+                {
+                    "contestant": contestant.name,
+                    "title": entry["title"],
+                    "bytes_per_token": read,
+                    "gigabytes_per_second": rounded(read / seconds / 1e9),
+                    "share": rounded(read / seconds / probe.bytes_per_second),
+                }
+            )
+    return {
+        "probe_gigabytes_per_second": rounded(probe.bytes_per_second / 1e9),
+        "threads": probe.threads,
+        "decode": decoding,
+    }
+
+
+def _environment(plan: Plan, loaded: LoadedModel) -> dict[str, Any]:
+    found = environment(loaded.device, loaded.dtype)
+    if plan.transformers:
+        from benchmarks.transformers_mllama import version
+
+        found["versions"]["transformers"] = version()
+    return found
+
+
+def _model_record(plan: Plan, loaded: LoadedModel) -> dict[str, Any]:
+    params = loaded.params
+    layers, vision_layers = random_mllama.depth(params.config)
+    return {
+        "name": params.name,
+        "weights": "random",
+        "seed": plan.shapes.seed,
+        "layers": layers,
+        "vision_layers": vision_layers,
+        "parameters": params.parameters,
+    }
+
+
+def agreements(record: dict[str, Any]) -> Iterator[str]:
+    """How far each contestant's logits are from those of the first, over all workloads."""
+    reference, *others = record["contestants"]
+    for name in others:
+        found = [workload["contestants"][name]["agreement"] for workload in record["workloads"]]
+        if found:
+            error, kl = (max(each[key] for each in found) for key in ("relative_error", "kl"))
+            same = sum(each["top1"] for each in found)
+            yield (
+                f"{name} against {reference}: relative error of logits up to {error:.1e}, "
+                f"KL up to {kl:.1e} nats, the same likeliest token in {same} of {len(found)}"
+            )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure as `arguments` say, the process's own if left out; ends the process on an error."""
+    try:
+        plan, output, once = plans.parse(sys.argv[1:] if arguments is None else arguments)
+        if once is not None:
+            print(json.dumps(processes.once(plan, once)))
+            return
+        if output is not None:
+            atomic_file.check_writable(output)
+        record = run(plan, lambda text: print(text, file=sys.stderr))
+        if output is not None:
+            text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+            atomic_file.write_text(output, text)
+    except MmchatError as error:
+        print(f"benchmarks.compare: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(readme.section(record))
+    print("\n".join(agreements(record)))
+
+
+if __name__ == "__main__":
+    main()
