@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat.checkpoints.writers import Piece, write_safetensors
+from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.writers import write_safetensors
+from mmchat.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,26 +21,16 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def write_tensors(
-    folder: Path, tensors: Mapping[str, Tensor], wrote: Callable[[int, int], None]
-) -> None:
-    """Write model.safetensors. wrote(bytes so far, bytes in all) is called for each tensor.
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], progress: ProgressCallback) -> None:
+    """Write model.safetensors. progress("writing the weights", bytes so far, bytes in all).
 
     Tensors that would leave the next one unaligned come last. Raises DiskError.
     """
-    pieces = [_piece(name, tensor) for name, tensor in tensors.items()]
-    pieces.sort(key=lambda piece: piece.num_bytes % _ALIGNMENT != 0)
-    total = sum(piece.num_bytes for piece in pieces)
-    done = 0
-
-    def count(piece: Piece) -> None:
-        nonlocal done
-        done += piece.num_bytes
-        wrote(done, total)
-
-    write_safetensors(folder, pieces, total, count)
-
-
-def _piece(name: str, tensor: Tensor) -> Piece:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return Piece(name, dtype, tuple(tensor.shape), lambda: tensor.detach().cpu(), lambda: None)
+    entries = [
+        TensorEntry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), folder)
+        for name, tensor in tensors.items()
+    ]
+    entries.sort(key=lambda entry: entry.num_bytes % _ALIGNMENT != 0)
+    write_safetensors(
+        folder, entries, (tensors[entry.name].detach().cpu() for entry in entries), progress
+    )
