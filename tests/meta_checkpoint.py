@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,23 @@ from torch import Tensor
 from mmchat.catalog.params_file import ModelParams, load_params, params_document
 from mmchat.checkpoints.mapping import Rule
 from mmchat.errors import ParamsError
-from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig
 from mmchat.models.mllama.weights import meta_rules
 from tests.models.mllama.oracle import random_weights
+
+EMBEDDING = "language_model.model.embed_tokens.weight"
+PATCHES = "vision_model.patch_embedding.weight"
+ROTATED = re.compile(r"language_model\.model\.layers\.\d+\.self_attn\.([qk])_proj\.weight")
+TILE_TABLE = re.compile(r"vision_model\..*\.(tile_embedding|embedding)\.weight")
 
 
 def weights_for(config: MllamaConfig) -> dict[str, Tensor]:
     """Random weights by the Hub's names, whose tables of tile positions Meta's format can hold."""
     weights = random_weights(config)
     for rule in meta_rules(config):
-        if rule.transform.name == "expand tiles":
+        if TILE_TABLE.fullmatch(rule.target):
             assert rule.source_shapes
-            weights[rule.target] = rule.transform.forward([torch.randn(rule.source_shapes[0])])
+            weights[rule.target] = rule.transform([torch.randn(rule.source_shapes[0])])
     return weights
 
 
@@ -43,20 +49,17 @@ def meta_tensors(weights: dict[str, Tensor], config: MllamaConfig) -> dict[str, 
 
 
 def _undone(rule: Rule, target: Tensor, config: MllamaConfig) -> list[Tensor]:
-    shapes = rule.source_shapes or ()
-    if rule.transform.name == "concatenate":
-        return list(target.split([rows for rows, _ in shapes]))
-    if rule.transform.name == "reshape":
-        return [target.reshape(shapes[0])]
-    if rule.transform.name == "interleaved to halves":
-        text = config.text_config
-        is_query = rule.target.endswith("q_proj.weight")
-        heads = text.num_attention_heads if is_query else text.num_key_value_heads
+    text, shapes = config.text_config, rule.source_shapes or ()
+    if rule.target == EMBEDDING:
+        return list(target.split([text.vocab_size, EXTRA_EMBEDDING_ROWS]))
+    if rule.target == PATCHES:
+        return [target.flatten(1)]
+    if rotated := ROTATED.fullmatch(rule.target):
+        heads = text.num_attention_heads if rotated[1] == "q" else text.num_key_value_heads
         rows = target.reshape(heads, 2, -1, target.shape[1])  # halves of a head, their rows
         return [torch.stack((rows[:, 0], rows[:, 1]), dim=2).reshape(target.shape)]
-    if rule.transform.name == "expand tiles":
+    if TILE_TABLE.fullmatch(rule.target):
         return [_tile_table(target, shapes[0], config.vision_config.aspect_ratios)]
-    assert rule.transform.name in ("identity", "scalar")
     return [target]
 
 

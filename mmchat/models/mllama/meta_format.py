@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mmchat.checkpoints.mapping import (
-    CONCATENATE,
-    IDENTITY,
-    SCALAR,
     Rule,
     Shape,
     Transform,
+    concatenate,
     expand,
+    identity,
     interleaved_to_halves,
     reshape,
+    scalar,
 )
 from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.tensor_names import hf_shapes
@@ -99,7 +99,7 @@ def _text_rules(c: TextConfig) -> Iterator[Rule]:
     yield Rule(
         ("text_model.tok_embeddings.weight", "text_model.learnable_embedding.weight"),
         "language_model.model.embed_tokens.weight",
-        CONCATENATE,
+        concatenate,
         source_shapes=tuple((length, width) for length in rows),
     )
     rotary = {
@@ -132,7 +132,7 @@ def _layer_rule(
 ) -> Rule:
     """A rule for one part of layers that Meta counts from 0 and that stand at `layers` here."""
     if transform is None:
-        transform = SCALAR if source[1] in _GATES else IDENTITY
+        transform = scalar if source[1] in _GATES else identity
     names = "{}.".join(source), "{}.".join(target)
     return Rule((names[0],), names[1], transform, tuple(enumerate(layers)))
 
@@ -169,13 +169,13 @@ def _position_rules(c: VisionConfig) -> Iterator[Rule]:
     """Positions of patches in a tile and of tiles on the canvas, with their gates."""
     ours = "vision_model.gated_positional_embedding."
     yield Rule((f"{_ENCODER}positional_embedding",), f"{ours}embedding")
-    yield Rule((f"{_ENCODER}gated_positional_embedding_gate",), f"{ours}gate", SCALAR)
+    yield Rule((f"{_ENCODER}gated_positional_embedding_gate",), f"{ours}gate", scalar)
     tables = {
         "gated_positional_embedding": (f"{ours}tile_embedding.weight", c.tokens_per_tile),
     }
     for place in ("pre", "post"):
         theirs, ours = f"{place}_tile_pos_embed", f"vision_model.{place}_tile_positional_embedding"
-        yield Rule((f"{_ENCODER}{theirs}.gate",), f"{ours}.gate", SCALAR)
+        yield Rule((f"{_ENCODER}{theirs}.gate",), f"{ours}.gate", scalar)
         tables[f"{theirs}.embedding"] = (f"{ours}.embedding.weight", 1)
     for name, (target, tokens) in tables.items():
         shape = (c.max_num_tiles, c.max_num_tiles, tokens, c.hidden_size)
@@ -191,11 +191,11 @@ def _expand_tiles(ratios: Sequence[tuple[int, int]], shape: Shape) -> Transform:
     """
     tiles, _, tokens, width = shape
 
-    def forward(sources: Sequence[Tensor]) -> Tensor:
+    def transform(sources: Sequence[Tensor]) -> Tensor:
         table = sources[0]
         target = table.new_zeros(len(ratios) + 1, tiles, tokens * width)
         for row, (h, w) in enumerate(ratios, start=1):
             target[row, : h * w] = table[:h, :w].reshape(h * w, -1)
         return target.flatten(1)
 
-    return Transform("expand tiles", forward)
+    return transform

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.checkpoints.mapping import Rule, to_target
+from mmchat.checkpoints.mapping import Rule, scalar, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.mllama.config import MllamaConfig, VisionConfig
@@ -99,7 +99,7 @@ def check_weights(
         rules = meta_rules(config)
         expected = meta_shapes(config)
         needed = {name for rule in rules if rule.target in targets for name in rule.sources}
-        scalars = {n for rule in rules if rule.transform.name == "scalar" for n in rule.sources}
+        scalars = {n for rule in rules if rule.transform is scalar for n in rule.sources}
         entries = dict(checkpoint.entries)
         _check_ranks(checkpoint, expected)
     else:
