@@ -28,70 +28,76 @@ def complete_format(incomplete: str) -> list[str]:
     return [name for name in FORMATS if name.startswith(incomplete)]
 
 
+ExportFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="aoti|executorch|safetensors|hf",
+        autocompletion=complete_format,
+        help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
+        " safetensors: the weights, ready to be mapped; hf: a checkpoint as on the Hub, from"
+        " Meta's files too.",
+        rich_help_panel=EXPORT,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="The new folder; else NAME-FORMAT here.",
+        rich_help_panel=EXPORT,
+    ),
+]
+MaxSeqLen = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
+        " left out, or the model's own. The cache of aoti has this size from the start.",
+        rich_help_panel=EXPORT,
+    ),
+]
+MaxImages = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=16,
+        help="Of aoti and executorch: pictures that one question may see.",
+        rich_help_panel=EXPORT,
+    ),
+]
+MaxShardSize = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        min=0.001,
+        help="Of hf: largest safetensors file; 5 if left out.",
+        rich_help_panel=EXPORT,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Replace a folder that something else wrote.", rich_help_panel=EXPORT
+    ),
+]
+
+
 def export(
     model: options.Model = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="aoti|executorch|safetensors|hf",
-            autocompletion=complete_format,
-            help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
-            " safetensors: the weights, ready to be mapped; hf: a checkpoint as on the Hub, from"
-            " Meta's files too.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = "aoti",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            help="The new folder; else NAME-FORMAT here.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = None,
+    format: ExportFormat = "aoti",
+    output: Output = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = "none",
     quantize_keep: options.QuantizeKeep = None,
-    max_seq_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
-            " left out, or the model's own. The cache of aoti has this size from the start.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = None,
-    max_images: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=16,
-            help="Of aoti and executorch: pictures that one question may see.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = 16,
-    max_shard_size: Annotated[
-        float | None,
-        typer.Option(
-            metavar="GB",
-            min=0.001,
-            help="Of hf: largest safetensors file; 5 if left out.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Replace a folder that something else wrote.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = False,
+    max_seq_len: MaxSeqLen = None,
+    max_images: MaxImages = 16,
+    max_shard_size: MaxShardSize = None,
+    force: Force = False,
     checkpoint_path: options.CheckpointPath = None,
     tokenizer_path: options.TokenizerPath = None,
     params_path: options.ParamsPath = None,
