@@ -57,9 +57,9 @@ class HubExport:
 
     def write(self, work: Path, progress: ProgressCallback) -> ExportRecord | None:
         """Write all but what is copied; no record, for the folder is a checkpoint as any other."""
-        write_safetensors(work, self._entries, self._tensors(), progress, self._max_shard_bytes)
-        for name, content in self._documents().items():
+        for name, content in self._documents().items():  # a bad tokenizer ends it before the hours
             write_json(work / name, content)
+        write_safetensors(work, self._entries, self._tensors(), progress, self._max_shard_bytes)
 
     def compare(self, work: Path, progress: ProgressCallback) -> float | None:
         """Read the new folder back: what it is, names, shapes and every bit of the weights."""

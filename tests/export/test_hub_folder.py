@@ -279,6 +279,17 @@ def test_a_tokenizer_of_another_name_gets_the_one_it_is_found_by(meta_folder, tm
     assert find_model(folder).tokenizer == folder / "tokenizer.model"
 
 
+def test_a_tokenizer_that_is_none_is_refused_before_the_weights_are_written(
+    meta_folder, tmp_path, monkeypatch
+):
+    given = tmp_path / "tokenizer.model"
+    given.write_text("no tokens")
+    monkeypatch.setattr(hub_folder, "write_safetensors", lambda *_: pytest.fail("written"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model"):
+        export_hf(meta_folder, tmp_path / "new", tokenizer_path=given)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.model"]
+
+
 def test_a_difference_after_writing_leaves_nothing(meta_folder, tmp_path, monkeypatch):
     write = hub_folder.write_safetensors
 
