@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 from mmchat.catalog.find import ModelSource
 from mmchat.catalog.params_file import params_document
 from mmchat.checkpoints.manifest import ExportRecord
-from mmchat.checkpoints.writers import write_json
+from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.writers import write_json, write_safetensors
 from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
-from mmchat.export.weights import model_tensors, write_tensors
 from mmchat.models.base import ExportLimits
 from mmchat.progress import ProgressCallback
 from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
+
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 class LoadedExport:
@@ -41,7 +43,12 @@ class LoadedExport:
         self._plan, self._source, self._keep = plan, source, keep
         self._original = _load(plan, source, progress)
         self._model: Any = self._original.runtime.model  # type: ignore[attr-defined]
-        self.num_bytes = sum(tensor.nbytes for tensor in model_tensors(self._model).values())
+        tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        if plan.format == "safetensors":  # programs need those too that are computed anew
+            stored = self._model.state_dict()
+            tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
+        self._tensors = tensors
+        self.num_bytes = sum(tensor.nbytes for tensor in tensors.values())
 
     def write(self, work: Path, progress: ProgressCallback) -> ExportRecord | None:
         """Write weights, programs and params; returns what they were made for."""
@@ -94,11 +101,14 @@ class LoadedExport:
         )
 
     def _write_weights(self, work: Path, progress: ProgressCallback) -> None:
-        tensors = model_tensors(self._model)
-        if self._plan.format == "safetensors":
-            stored = self._model.state_dict()
-            tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
-        write_tensors(work, tensors, progress)
+        """Write model.safetensors; tensors that would leave the next one unaligned come last."""
+        entries = [
+            TensorEntry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), work)
+            for name, tensor in self._tensors.items()
+        ]
+        entries.sort(key=lambda entry: entry.num_bytes % _ALIGNMENT != 0)
+        tensors = (self._tensors[entry.name].detach().cpu() for entry in entries)
+        write_safetensors(work, entries, tensors, progress)
 
     def _write_programs(
         self, work: Path, record: ExportRecord, progress: ProgressCallback

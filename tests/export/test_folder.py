@@ -223,7 +223,9 @@ def test_not_even_force_replaces_home_or_the_model_itself(folder, monkeypatch, t
         export_model(ExportPlan(None, tmp_path / "home", "safetensors", force=True))
 
 
-@pytest.mark.parametrize("step", ["loaded.write_tensors", "loaded.write_json", "write_manifest"])
+@pytest.mark.parametrize(
+    "step", ["loaded.write_safetensors", "loaded.write_json", "write_manifest"]
+)
 def test_a_failure_leaves_the_old_folder(folder, monkeypatch, step):
     def fail(*_):
         raise ZeroDivisionError
