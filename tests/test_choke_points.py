@@ -16,7 +16,6 @@ PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/decode.py"},
     "decodes a picture": {"images/worker/process.py"},
     "unpickles or runs code": {
-        "checkpoints/writers.py",  # pickles the table of a .pth
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures
         "kernels/native.py",  # runs the C compiler on the package's own source
@@ -53,7 +52,6 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/manifest.py",
         "checkpoints/mapped_file.py",
         "strict_json.py",
-        "checkpoints/writers.py",
         "evals/scenes/phrasings.py",  # of the package itself
         "images/sources.py",
         "repl/chats.py",  # opens folders, to lock them

@@ -7,13 +7,14 @@ import mmchat
 from mmchat.catalog.find import data_path, find_model, find_params
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, sha256_of
-from mmchat.convert import convert
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.evals.run import Tally, judge_scenes
 from mmchat.evals.scenes import TEXTURES, heldout_scenes
 from mmchat.evals.scenes.textures import draw_texture
+from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
+from tests.meta_checkpoint import write_meta_folder
 
 TINY = data_path("assets", "tiny")
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
@@ -110,8 +111,11 @@ def test_its_tables_are_zero_where_a_canvas_has_no_tile():
 
 def test_metas_format_holds_it_bit_for_bit(tmp_path):
     """Its tile tables are shared between canvases, as those of every checkpoint of the family."""
-    convert(find_model("tiny"), "meta", tmp_path / "meta")
-    convert(find_model(tmp_path / "meta"), "hf", tmp_path / "hf")
+    source = find_model("tiny")
+    with open_checkpoint(TINY) as ours:
+        weights = {name: ours.read(name) for name in ours.entries}
+        write_meta_folder(tmp_path / "meta", source.params, weights, source.tokenizer_file())
+    export_model(ExportPlan(tmp_path / "meta", tmp_path / "hf", "hf"))
     with open_checkpoint(TINY) as ours, open_checkpoint(tmp_path / "hf") as back:
         assert set(ours.entries) == set(back.entries)
         for name in ours.entries:

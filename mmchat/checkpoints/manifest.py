@@ -109,7 +109,7 @@ def read_manifest(path: Path) -> Manifest | None:
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, CheckpointError):
         manifest = _decoded(loads(data), where)
     if manifest is None or _encoded(manifest) != data:
-        raise where.fail("this record is damaged; remove it and download, convert or export again")
+        raise where.fail("this record is damaged; remove it and download or export again")
     if reason := _out_of_place(manifest):
         raise where.fail(f"{reason}; this record was not written by mmchat, do not use the folder")
     return manifest

@@ -1,7 +1,7 @@
-"""Rules that translate between the tensor names and layouts of two checkpoint formats.
+"""Rules that translate the tensor names and layouts of one checkpoint format to those of another.
 
 A rule pairs names of the source format with one name of the target format. `{}` in a name stands
-for the number of a layer. Rules are used in both directions; every transform has its inverse.
+for the number of a layer.
 """
 
 from __future__ import annotations
@@ -14,41 +14,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shape = tuple[int, ...]
+# How the tensors of the source become that of the target.
+Transform = Callable[[Sequence["Tensor"]], "Tensor"]
 
 
-@dataclass(frozen=True)
-class Transform:
-    """How the tensors of the source become that of the target (`forward`) and back (`inverse`)."""
-
-    name: str
-    forward: Callable[[Sequence[Tensor]], Tensor]
-    inverse: Callable[[Tensor], Sequence[Tensor]]
+def identity(sources: Sequence[Tensor]) -> Tensor:
+    """The one source as it is."""
+    return sources[0]
 
 
-IDENTITY = Transform("identity", lambda sources: sources[0], lambda target: [target])
+def scalar(sources: Sequence[Tensor]) -> Tensor:
+    """A single number, which some files store as a scalar or repeated; the target is [1]."""
+    return sources[0].reshape(-1)[:1]
 
-# A single number that some files store as a scalar or repeated; the target is [1].
-SCALAR = Transform("scalar", lambda sources: sources[0].reshape(-1)[:1], lambda target: [target])
+
+def concatenate(sources: Sequence[Tensor]) -> Tensor:
+    """One after the other along the first axis."""
+    import torch
+
+    return torch.cat(list(sources), dim=0)
 
 
-def reshape(source: Shape, target: Shape) -> Transform:
+def reshape(target: Shape) -> Transform:
     """The same numbers in the same order, in another shape."""
-    return Transform(
-        "reshape",
-        lambda sources: sources[0].reshape(target),
-        lambda tensor: [tensor.reshape(source)],
-    )
-
-
-def concatenate(lengths: Sequence[int]) -> Transform:
-    """Sources of these lengths, one after the other along the first axis."""
-
-    def forward(sources: Sequence[Tensor]) -> Tensor:
-        import torch
-
-        return torch.cat(list(sources), dim=0)
-
-    return Transform("concatenate", forward, lambda target: target.split(list(lengths)))
+    return lambda sources: sources[0].reshape(target)
 
 
 def interleaved_to_halves(heads: int) -> Transform:
@@ -57,17 +46,12 @@ def interleaved_to_halves(heads: int) -> Transform:
     The source rotates rows 2i and 2i + 1 of a head as a pair, the target rows i and i + D/2.
     """
 
-    def forward(sources: Sequence[Tensor]) -> Tensor:
+    def transform(sources: Sequence[Tensor]) -> Tensor:
         rows, width = sources[0].shape
         split = sources[0].reshape(heads, rows // heads // 2, 2, width)
         return split.transpose(1, 2).reshape(rows, width)
 
-    def inverse(target: Tensor) -> Sequence[Tensor]:
-        rows, width = target.shape
-        split = target.reshape(heads, 2, rows // heads // 2, width)
-        return [split.transpose(1, 2).reshape(rows, width)]
-
-    return Transform("interleaved to halves", forward, inverse)
+    return transform
 
 
 @dataclass(frozen=True)
@@ -80,7 +64,7 @@ class Rule:
 
     sources: tuple[str, ...]
     target: str
-    transform: Transform = IDENTITY
+    transform: Transform = identity
     layers: Sequence[tuple[int, int]] | None = None
     source_shapes: tuple[Shape, ...] | None = None
 
@@ -110,10 +94,4 @@ def expand(rules: Iterable[Rule]) -> list[Rule]:
 def to_target(rules: Iterable[Rule], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """(target name, tensor) for each expanded rule; `read` gives a source tensor."""
     for rule in rules:
-        yield rule.target, rule.transform.forward([read(name) for name in rule.sources])
-
-
-def to_source(rules: Iterable[Rule], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(source name, tensor) for each expanded rule; `read` gives a target tensor."""
-    for rule in rules:
-        yield from zip(rule.sources, rule.transform.inverse(read(rule.target)), strict=True)
+        yield rule.target, rule.transform([read(name) for name in rule.sources])

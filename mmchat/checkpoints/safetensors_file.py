@@ -12,7 +12,7 @@ from mmchat import limits
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
 from mmchat.strict_json import parse_object
 
-_DTYPES = {
+DTYPES = {  # torch's name by the name in a header
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
@@ -75,7 +75,7 @@ def _span(file: MappedFile, name: str, item: Any) -> tuple[int, int, str, str, t
     if not isinstance(item, dict) or set(item) != {"dtype", "shape", "data_offsets"}:
         raise file.error(f"tensor {shown(name)}: needs dtype, shape and data_offsets, nothing else")
     dtype, shape, offsets = item["dtype"], item["shape"], item["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise file.error(f"tensor {shown(name)}: dtype {shown(dtype)} is not supported")
     if not isinstance(shape, list) or not all(map(_is_count, shape)):
         raise file.error(f"tensor {shown(name)}: its shape is not a list of whole numbers")
@@ -83,7 +83,7 @@ def _span(file: MappedFile, name: str, item: Any) -> tuple[int, int, str, str, t
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise file.error(f"tensor {shown(name)}: data_offsets is not a pair of whole numbers")
     begin, end = offsets
-    entry = TensorEntry(name, _DTYPES[dtype], tuple(shape), file.path)
+    entry = TensorEntry(name, DTYPES[dtype], tuple(shape), file.path)
     if end - begin != entry.num_bytes:
         raise file.error(
             f"tensor {shown(name)}: {list(entry.shape)} {entry.dtype} needs {entry.num_bytes:,}"

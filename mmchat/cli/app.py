@@ -19,7 +19,6 @@ from mmchat.cli import console
 from mmchat.cli.bench import bench
 from mmchat.cli.chat import ChatCommand, chat
 from mmchat.cli.chats import chats
-from mmchat.cli.convert import convert
 from mmchat.cli.doctor import doctor
 from mmchat.cli.download import download
 from mmchat.cli.eval import eval_app
@@ -159,7 +158,6 @@ app.command()(download)
 app.command()(where)
 app.command()(verify)
 app.command()(remove)
-app.command()(convert)
 app.command()(export)
 app.command()(inspect)
 app.command()(tiles)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,62 +16,88 @@ from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
     from mmchat.export import ExportReport
+    from mmchat.export.plan import Format
 
 EXPORT = "Export"
 
 
+def complete_format(incomplete: str) -> list[str]:
+    """Formats that begin so."""
+    from mmchat.export.plan import FORMATS
+
+    return [name for name in FORMATS if name.startswith(incomplete)]
+
+
+ExportFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="aoti|executorch|safetensors|hf",
+        autocompletion=complete_format,
+        help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
+        " safetensors: the weights, ready to be mapped; hf: a checkpoint as on the Hub, from"
+        " Meta's files too.",
+        rich_help_panel=EXPORT,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="The new folder; else NAME-FORMAT here.",
+        rich_help_panel=EXPORT,
+    ),
+]
+MaxSeqLen = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
+        " left out, or the model's own. The cache of aoti has this size from the start.",
+        rich_help_panel=EXPORT,
+    ),
+]
+MaxImages = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=16,
+        help="Of aoti and executorch: pictures that one question may see.",
+        rich_help_panel=EXPORT,
+    ),
+]
+MaxShardSize = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GB",
+        min=0.001,
+        help="Of hf: largest safetensors file; 5 if left out.",
+        rich_help_panel=EXPORT,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Replace a folder that something else wrote.", rich_help_panel=EXPORT
+    ),
+]
+
+
 def export(
     model: options.Model = None,
-    format: Annotated[
-        Literal["aoti", "executorch", "safetensors"],
-        typer.Option(
-            "--format",
-            help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
-            " safetensors: the weights, ready to be mapped.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = "aoti",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            help="The new folder; else NAME-FORMAT here.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = None,
+    format: ExportFormat = "aoti",
+    output: Output = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantize: options.Quantize = "none",
     quantize_keep: options.QuantizeKeep = None,
-    max_seq_len: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
-            " left out, or the model's own. The cache of aoti has this size from the start.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = None,
-    max_images: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=16,
-            help="Of aoti and executorch: pictures that one question may see.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = 16,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Replace a folder that something else wrote.",
-            rich_help_panel=EXPORT,
-        ),
-    ] = False,
+    max_seq_len: MaxSeqLen = None,
+    max_images: MaxImages = 16,
+    max_shard_size: MaxShardSize = None,
+    force: Force = False,
     checkpoint_path: options.CheckpointPath = None,
     tokenizer_path: options.TokenizerPath = None,
     params_path: options.ParamsPath = None,
@@ -83,7 +109,7 @@ def export(
 
     'mmchat generate DIR' and 'mmchat chat DIR' run it. The folder appears when it is whole, and
     was compared with the model. aoti needs a C++ compiler here, but not where the folder runs;
-    executorch needs mmchat[executorch], in both places.
+    executorch needs mmchat[executorch], in both places. hf holds one tensor in memory at a time.
     """
     from mmchat.export import ExportPlan, export_model
 
@@ -94,7 +120,7 @@ def export(
     plan = ExportPlan(
         name=model,
         folder=folder,
-        format=format,
+        format=cast("Format", format),
         checkpoint_path=checkpoint_path,
         tokenizer_path=tokenizer_path,
         params_path=params_path,
@@ -102,6 +128,7 @@ def export(
         dtype=dtype,
         max_seq_len=max_seq_len,
         max_images=max_images,
+        max_shard_bytes=int(max_shard_size * 1e9) if max_shard_size else None,
         quantize=quantize,
         quantize_keep=tuple(quantize_keep or ()),
         force=force,
@@ -135,8 +162,9 @@ def _shown(stages: console.Stages):
 
 
 def _lines(report: ExportReport) -> list[str]:
-    lines = [f"{name:<24}{size(number):>12}" for name, number in report.sizes.items()]
-    lines.append(f"{'in all':<24}{size(sum(report.sizes.values())):>12}")
+    rows = report.sizes | {"in all": sum(report.sizes.values())}
+    width = max(24, *(len(name) + 2 for name in rows))
+    lines = [f"{name:<{width}}{size(number):>12}" for name, number in rows.items()]
     peak = size(report.peak_memory)
     lines.append(f"{report.seconds:.0f} s, peak memory {peak}")
     if report.difference is not None:

@@ -95,7 +95,7 @@ def _made_anew(folder: Path) -> str:
         return f"export it again: {exported.again()}"
     manifest = read_manifest(folder / MANIFEST_NAME)
     if manifest and manifest.source and manifest.repo is None:
-        return f"convert {quoted(manifest.source, 300)} again"
+        return f"export {quoted(manifest.source, 300)} again with --format hf"
     return ""
 
 

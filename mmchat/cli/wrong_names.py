@@ -22,6 +22,7 @@ _WITH_A_PICTURE = {
 _ASK = "to ask about it: mmchat generate -i {0} --prompt TEXT"
 _ELSEWHERE = {  # commands of other programs for models
     "run": "chat", "pull": "download", "rm": "remove", "ls": "list", "show": "inspect",
+    "convert": "export --format hf",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from mmchat.errors import ExportError
 from mmchat.models.base import ExportLimits, ExportProgram
+from mmchat.progress import ProgressCallback
 from mmchat.runtime.aoti import PACKAGE_NAME
 
 # constants: the weights lie beside the package, once, for all programs. dynamic threads: as many
@@ -21,12 +22,10 @@ _OPTIONS = {
     "aot_inductor.package_constants_in_so": False,
     "cpp.dynamic_threads": True,
 }
-# progress(program, its number from 1, how many)
-Progress = Callable[[str, int, int], None]
 
 
 def compile_programs(
-    folder: Path, family_export: Any, model: Any, limits: ExportLimits, progress: Progress
+    folder: Path, family_export: Any, model: Any, limits: ExportLimits, progress: ProgressCallback
 ) -> tuple[str, ...]:
     """Write programs.pt2; returns the names of its programs. Raises ExportError."""
     from torch._inductor.package.package import package_aoti
@@ -35,7 +34,7 @@ def compile_programs(
     files = {}
     with _quiet():
         for number, program in enumerate(programs, start=1):
-            progress(program.name, number, len(programs))
+            progress(f"compiling {program.name}", number, len(programs))
             files[program.name] = _compile(program)
         package_aoti(str(folder / PACKAGE_NAME), files)
     return tuple(files)

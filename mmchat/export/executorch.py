@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.checkpoints.writers import write_new
+from mmchat.checkpoints.writers import new_file
 from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
 from mmchat.models.base import ExportLimits, ExportProgram
+from mmchat.progress import ProgressCallback
 from mmchat.quantization import Plan, layer_scheme
 from mmchat.runtime.executorch import PROGRAM_NAME, missing_extra
-
-# progress(stage, done, total)
-Progress = Callable[[str, int, int], None]
 
 
 def quantize_linears(model: Any, plan: Plan) -> None:
@@ -52,16 +50,18 @@ def quantize_linears(model: Any, plan: Plan) -> None:
 
 
 def lower_programs(
-    folder: Path, family_export: Any, model: Any, limits: ExportLimits, progress: Progress
+    folder: Path, family_export: Any, model: Any, limits: ExportLimits, progress: ProgressCallback
 ) -> tuple[str, ...]:
     """Write programs.pte; returns the names of its methods. Raises ExportError, MissingExtra."""
     programs: list[ExportProgram] = family_export.export_programs(model, limits)
     with _quiet():
-        write_new(folder / PROGRAM_NAME, _lower(programs, progress).write_to_file)
+        lowered = _lower(programs, progress)
+        with new_file(folder / PROGRAM_NAME) as file:
+            lowered.write_to_file(file)
     return tuple(program.name for program in programs)
 
 
-def _lower(programs: list[ExportProgram], progress: Progress) -> Any:
+def _lower(programs: list[ExportProgram], progress: ProgressCallback) -> Any:
     exir, passes = _module("executorch.exir"), _module("executorch.exir.passes")
     shapes = _module("executorch.exir.passes.sym_shape_eval_pass")
     xnnpack = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")

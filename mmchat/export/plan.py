@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from mmchat.errors import UsageError
+from mmchat.errors import UsageError, quoted
 from mmchat.quantization import make_plan
+from mmchat.spelling import closest
 
-Format = Literal["aoti", "executorch", "safetensors"]
+Format = Literal["aoti", "executorch", "safetensors", "hf"]
 
+FORMATS: tuple[str, ...] = get_args(Format)
 DEFAULT_MAX_SEQ_LEN = 4096  # positions; the static cache of an 11B model takes 537 MB for them
 LEAST_MAX_SEQ_LEN = 64
 MOST_IMAGES = 16  # the default too
+_WORDS_FOR_HF = ("convert", "huggingface", "hugging-face", "hub", "transformers")
+
+
+def check_format(name: str) -> None:
+    """Raises UsageError for what is no format, with the one that was meant."""
+    if name in FORMATS:
+        return
+    word = name.casefold()
+    near = ["hf"] if word in _WORDS_FOR_HF else closest(word, FORMATS, cutoff=0.6)
+    hint = f"did you mean --format {near[0]}?" if near else f"use one of {', '.join(FORMATS)}"
+    raise UsageError(f"no export has the format {quoted(name)}; {hint}")
 
 
 @dataclass(frozen=True)
 class ExportPlan:
     """What to export. max_seq_len: None takes the default, or the model's own if that is less.
-    max_images: pictures that one question may see, 1 to MOST_IMAGES.
+    max_images: pictures that one question may see, 1 to MOST_IMAGES. max_shard_bytes: of a file of
+    weights; None takes the default.
 
     Raises UsageError when it is made.
     """
@@ -34,14 +48,26 @@ class ExportPlan:
     dtype: str = "auto"
     max_seq_len: int | None = None
     max_images: int = MOST_IMAGES
+    max_shard_bytes: int | None = None
     quantize: str = "none"
     quantize_keep: tuple[str, ...] = ()
     force: bool = False
 
     def __post_init__(self) -> None:
+        check_format(self.format)
         make_plan(self.quantize, self.quantize_keep)
         if self.format == "executorch":
             self._check_executorch()
+        if self.format == "hf":
+            self._check_hf()
+        elif self.max_shard_bytes is not None:
+            raise UsageError(
+                f"--max-shard-size is for hf; {self.format} keeps the weights in one file, so leave"
+                " it out"
+            )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
         if not 1 <= self.max_images <= MOST_IMAGES:
             raise UsageError(
                 f"--max-images {self.max_images} is out of range: programs are made for 1 to"
@@ -49,15 +75,28 @@ class ExportPlan:
             )
         if self.max_seq_len is None:
             return
-        if self.format == "safetensors":
+        if self.format in ("safetensors", "hf"):
             raise UsageError(
-                f"--max-seq-len {self.max_seq_len} is for aoti and executorch; safetensors takes"
+                f"--max-seq-len {self.max_seq_len} is for aoti and executorch; {self.format} takes"
                 " any length, so leave it out"
             )
         if self.max_seq_len < LEAST_MAX_SEQ_LEN:
             raise UsageError(
                 f"--max-seq-len {self.max_seq_len} is too short for a prompt and its answer;"
                 f" give {LEAST_MAX_SEQ_LEN} positions or more"
+            )
+
+    def _check_hf(self) -> None:
+        """Whether a checkpoint of the Hub has a form for this, and something is run at all."""
+        if self.quantize != "none":
+            raise UsageError(
+                f"--quantize {self.quantize} has no form in the Hub's checkpoints; use --format"
+                f" safetensors --quantize {self.quantize}, or leave it out and quantise as you load"
+            )
+        if self.device not in ("auto", "cpu"):
+            raise UsageError(
+                f"--format hf copies weights and runs nothing, not on {self.device} either; leave"
+                " out --device"
             )
 
     def _check_executorch(self) -> None:

@@ -1,4 +1,4 @@
-"""The tokenizer as a plain table, for programs that are not Python (assets/native reads it)."""
+"""The tokenizer as a plain table, for programs that are not Python (examples/native reads it)."""
 
 from __future__ import annotations
 

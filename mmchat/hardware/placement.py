@@ -40,10 +40,7 @@ def choose_placement(device: str, dtype: str, parameters: int) -> Placement:
 
     chosen = _device(device)
     if dtype != "auto":
-        name = DTYPES.get(dtype.lower())
-        if name is None:
-            raise DeviceError(f"unknown dtype {dtype!r}; use auto, bfloat16, float16 or float32")
-        return Placement(chosen, getattr(torch, name), "as asked")
+        return Placement(chosen, getattr(torch, dtype_name(dtype)), "as asked")
     if chosen.type == "cuda":
         if torch.cuda.is_bf16_supported():
             return Placement(chosen, torch.bfloat16, "the weights' own dtype")
@@ -51,6 +48,14 @@ def choose_placement(device: str, dtype: str, parameters: int) -> Placement:
     if parameters * 4 <= SMALL_MODEL_BYTES:
         return Placement(chosen, torch.float32, "a small model")
     return Placement(chosen, torch.bfloat16, "the weights' own dtype")
+
+
+def dtype_name(dtype: str) -> str:
+    """torch's name of a dtype in the words of DTYPES. Raises DeviceError."""
+    name = DTYPES.get(dtype.lower())
+    if name is None:
+        raise DeviceError(f"unknown dtype {dtype!r}; use auto, bfloat16, float16 or float32")
+    return name
 
 
 def check_device_name(name: str) -> None:

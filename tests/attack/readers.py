@@ -20,12 +20,12 @@ from mmchat.errors import MmchatError
 from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil, load_image
 from mmchat.images.web import _parse
-from mmchat.models.mllama.documents import meta_params
 from mmchat.repl import saving
 from mmchat.strict_json import loads
 from mmchat.terminal import sanitize
 from mmchat.tokenizers import open_tokenizer
 from tests.checkpoints.hostile_files import members_of, write_pth, write_safetensors
+from tests.meta_checkpoint import meta_params
 from tests.repl.screens import SAMPLE, Terminal
 from tests.synthetic_tokenizer import all_splits, hub_bytes, tiktoken_lines, trained_tokens
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from PIL import Image as PILImage
 
-from mmchat.catalog.find import find_model
+from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from mmchat.conversation import Conversation, Turn, question
-from mmchat.convert import convert
 from mmchat.errors import DiskError, MmchatError
 from mmchat.export import ExportPlan, export_model
+from mmchat.export.plan import Format
 from mmchat.hardware import kept_code
 from mmchat.hub import download as hub
 from mmchat.hub.holdings import holding
@@ -118,11 +118,14 @@ class Cache(Scenario):
 class Export(Scenario):
     """`mmchat export`, which replaces its own folder."""
 
+    format: Format = "safetensors"
+    model = "ATTACK_MODEL"
+
     def write(self, content: str) -> None:
         dtype = {"old": "bfloat16", "new": "float32"}[content]
         plan = ExportPlan(
-            name=os.environ["ATTACK_MODEL"], folder=self.folder / "out", format="safetensors",
-            device="cpu", dtype=dtype,
+            name=os.environ[self.model], folder=self.folder / "out", format=self.format,
+            dtype=dtype,
         )  # fmt: skip
         export_model(plan)
 
@@ -133,29 +136,30 @@ class Export(Scenario):
         assert not verify_folder(out).faults
         manifest = read_manifest(out / MANIFEST_NAME)
         assert manifest
-        assert manifest.export
         assert {*manifest.files, MANIFEST_NAME} == {p.name for p in out.iterdir()}
-        return {"bfloat16": "old", "float32": "new"}[manifest.export.dtype]
+        return {"bfloat16": "old", "float32": "new"}[self.dtype(out)]
+
+    def dtype(self, out: Path) -> str:
+        with open_checkpoint(out) as written:
+            [dtype] = {entry.dtype for entry in written.entries.values()}
+        manifest = read_manifest(out / MANIFEST_NAME)
+        assert manifest
+        assert manifest.export
+        assert manifest.export.dtype == dtype
+        return dtype
 
     def left(self) -> set[str]:
         return {p.name for p in self.folder.iterdir()} - {"out"}
 
 
-class Convert(Scenario):
-    """`mmchat convert` to a new folder."""
+class ExportHub(Export):
+    """`mmchat export --format hf` of Meta's files."""
 
-    def write(self, content: str) -> None:
-        if not (self.folder / "out").exists():
-            convert(find_model(os.environ["ATTACK_MODEL"]), "meta", self.folder / "out")
+    format = "hf"
+    model = "ATTACK_META"
 
-    def read(self) -> str | None:
-        if not (self.folder / "out").exists():
-            return None
-        assert not verify_folder(self.folder / "out").faults
-        return "new"
-
-    def left(self) -> set[str]:
-        return {p.name for p in self.folder.iterdir()} - {"out"}
+    def dtype(self, out: Path) -> str:
+        return json.loads((out / "config.json").read_text())["torch_dtype"]
 
 
 class Download(Scenario):
@@ -182,7 +186,7 @@ class Download(Scenario):
 
 
 SCENARIOS: dict[str, type[Scenario]] = {
-    "-o": Output, "chat": Chat, "cache": Cache, "export": Export, "convert": Convert,
+    "-o": Output, "chat": Chat, "cache": Cache, "export": Export, "export hf": ExportHub,
     "download": Download,
 }  # fmt: skip
 NOTHING, FAIL, KILL_BEFORE, KILL_AFTER = range(4)

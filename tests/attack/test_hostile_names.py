@@ -36,8 +36,8 @@ COMMANDS = [
     "inspect @", "inspect tiny --params-path @", "where @", "remove @ -y", "verify @",
     "verify @ --repair --offline", "verify @ --values", "download @ --offline",
     "download a/b --revision @ --offline", "download a/b --local-dir @ --offline",
-    "download a/b --include @ --offline", "convert @ --to meta", "convert tiny --to meta -o @",
-    "convert tiny --to @", "export @ --format safetensors", "export tiny --format @",
+    "download a/b --include @ --offline", "export @ --format hf", "export tiny --format hf -o @",
+    "export tiny --format hf --dtype @", "export @ --format safetensors", "export tiny --format @",
     "bench @ --seconds 0.1", "bench --quantize @", "bench tiny --context @", "eval @",
     "eval scenes @", "list @", "doctor @", "list --color @",
 ]  # fmt: skip

@@ -18,16 +18,17 @@ from pathlib import Path
 
 import pytest
 
+from mmchat.catalog.find import find_model
 from tests.attack.conftest import Figures, rounds
 from tests.attack.scenarios import FAIL, KILL_AFTER, KILL_BEFORE, SCENARIOS, Scenario
 from tests.cli.hub_fixtures import FILES
 from tests.hub_server import FakeHub
 from tests.loading.test_loader import small_config, write_hf_folder
-from tests.test_convert import weights_for
+from tests.meta_checkpoint import weights_for, write_meta_folder
 
 HERE = Path(__file__).parent
-KILLS = {"-o": 100, "chat": 150, "cache": 100, "export": 300, "convert": 150, "download": 250}
-FAULTS = {"-o": 30, "chat": 60, "cache": 40, "export": 140, "convert": 60, "download": 120}
+KILLS = {"-o": 100, "chat": 150, "cache": 100, "export": 300, "export hf": 150, "download": 250}
+FAULTS = {"-o": 30, "chat": 60, "cache": 40, "export": 140, "export hf": 60, "download": 120}
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE)
 pytestmark = [
     pytest.mark.slow,
@@ -61,13 +62,17 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     library = work / "faults.so"
     command = ["gcc", "-O1", "-shared", "-fPIC", str(HERE / "faults.c"), "-o", str(library), "-ldl"]
     subprocess.run(command, check=True)
-    model = write_hf_folder(work / "model", small_config(), weights_for(small_config()))
-    (model / "LICENSE").write_text("be good")
+    weights = weights_for(small_config())
+    model = write_hf_folder(work / "model", small_config(), weights)
+    source = find_model(model)
+    meta = write_meta_folder(work / "meta", source.params, weights, source.tokenizer_file())
+    for folder in (model, meta):
+        (folder / "LICENSE").write_text("be good")
     with FakeHub(dict(FILES)) as hub:
         clean = {n: v for n, v in os.environ.items() if not n.startswith(("HF_", "MMCHAT_"))}
         own = {
-            "LD_PRELOAD": str(library), "ATTACK_MODEL": str(model), "HF_ENDPOINT": hub.url,
-            "HF_HUB_DOWNLOAD_TIMEOUT": "20", "OMP_NUM_THREADS": "1",
+            "LD_PRELOAD": str(library), "ATTACK_MODEL": str(model), "ATTACK_META": str(meta),
+            "HF_ENDPOINT": hub.url, "HF_HUB_DOWNLOAD_TIMEOUT": "20", "OMP_NUM_THREADS": "1",
             "XDG_CACHE_HOME": str(work / "cache"), "MMCHAT_NATIVE_KERNELS": "0",
         }  # fmt: skip
         command = [sys.executable, "-m", "tests.attack.scenarios"]
@@ -98,7 +103,7 @@ def completes(runner: Runner, name: str, scenario: Scenario) -> None:
 
 
 def has_old(name: str, draw: random.Random) -> bool:
-    return name not in ("convert", "download") and draw.random() < 0.6
+    return name != "download" and draw.random() < 0.6
 
 
 @pytest.mark.parametrize("name", KILLS)

@@ -59,7 +59,7 @@ def test_numbers_that_are_refused_are_outside_of_the_range_that_is_shown(
     assert shown in " ".join(mmchat_command(command, "--help").stdout.split())
 
 
-@pytest.mark.parametrize("command", ["export", "verify", "convert", "tiles", "bench", "download"])
+@pytest.mark.parametrize("command", ["export", "verify", "tiles", "bench", "download"])
 def test_the_options_of_a_command_stand_in_groups(mmchat_command, command):
     page = mmchat_command(command, "--help").stdout
     _, _, others = page.partition("\nOther\n")

@@ -2,7 +2,6 @@ import hashlib
 import json
 import shlex
 import shutil
-from dataclasses import replace
 
 import pytest
 
@@ -10,7 +9,6 @@ from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     FileRecord,
     Manifest,
-    read_manifest,
     write_manifest,
 )
 from tests.cli.hub_fixtures import COMMIT, FILES, REPO, USUAL, WEIGHTS
@@ -204,14 +202,12 @@ def test_verify_names_the_command_that_exports_a_damaged_folder_again(run_real, 
     assert run_real("verify", str(folder)).exit_code == 0
 
 
-def test_verify_says_what_to_convert_again(run_real, tmp_path):
-    source = tmp_path / "source"
-    run_real("export", "--format", "safetensors", "-o", str(source))
-    path = source / "mmchat-manifest.json"
-    write_manifest(path, replace(read_manifest(path), export=None, source="/models/meta"))
-    (source / "params.json").unlink()
-    done = run_real("verify", str(source), "--repair")
-    assert done.stderr.endswith("1 fault, in params.json; convert '/models/meta' again\n")
+def test_verify_says_what_to_export_again_for_the_hub(run_real, tmp_path):
+    folder = tmp_path / "hf"
+    run_real("export", "tiny", "--format", "hf", "-o", str(folder))
+    (folder / "config.json").unlink()
+    done = run_real("verify", str(folder), "--repair")
+    assert done.stderr.endswith("1 fault, in config.json; export 'tiny' again with --format hf\n")
 
 
 def test_verify_knows_the_hashes_of_a_download_by_another_tool(machine):

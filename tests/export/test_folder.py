@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import mmchat
-from mmchat import export as exporting
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -224,12 +223,14 @@ def test_not_even_force_replaces_home_or_the_model_itself(folder, monkeypatch, t
         export_model(ExportPlan(None, tmp_path / "home", "safetensors", force=True))
 
 
-@pytest.mark.parametrize("step", ["_write", "_describe", "_write_manifest"])
+@pytest.mark.parametrize(
+    "step", ["loaded.write_safetensors", "loaded.write_json", "write_manifest"]
+)
 def test_a_failure_leaves_the_old_folder(folder, monkeypatch, step):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(exporting, step, fail)
+    monkeypatch.setattr(f"mmchat.export.{step}", fail)
     with pytest.raises(ZeroDivisionError):
         export_model(ExportPlan(None, folder, "safetensors", dtype="float32"))
     assert read_manifest(folder / MANIFEST_NAME).export.dtype == "bfloat16"
@@ -247,7 +248,7 @@ def test_a_missing_parent_and_a_file_in_the_way_are_refused(tmp_path):
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10_000_000})
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(DiskError, match="bytes are needed"):
         export_model(ExportPlan(None, tmp_path / "out", "safetensors"))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The C++ program in assets/native: the same tokens, pictures and answers as mmchat's."""
+"""The C++ program in examples/native: the same tokens, pictures and answers as mmchat's."""
 
 import io
 import json
@@ -46,7 +46,7 @@ def programs(tmp_path_factory):
     """The folder of the two programs, built as the README says."""
     has_stb = any(Path(root, "include/stb/stb_image.h").exists() for root in ("/usr", "/usr/local"))
     if not (shutil.which("cmake") and shutil.which("c++") and has_stb):
-        pytest.skip("NOT TESTED: cmake, a C++ compiler and libstb-dev are needed for assets/native")
+        pytest.skip("NOT TESTED: examples/native needs cmake, a C++ compiler and libstb-dev")
     out = tmp_path_factory.mktemp("native")
     for line in readme_commands(out)[:-1]:
         done = run_line(line)

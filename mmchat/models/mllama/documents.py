@@ -1,4 +1,4 @@
-"""The configuration in the words of others: the Hub's JSON files, Meta's params.json, and ours."""
+"""The configuration in JSON: as the Hub has it, and as our own params files do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.params import ImageProcessorParams
+from mmchat.models.mllama.prompt import stop_ids
+from mmchat.tokenizers.base import Tokenizer
 
 
 def hf_documents(
@@ -67,35 +69,16 @@ def hf_documents(
     }
 
 
-def meta_params(config: MllamaConfig) -> dict[str, Any]:
-    """Meta's params.json; it cannot say everything, so read it back and compare."""
-    text, vision = config.text_config, config.vision_config
-    cross = len(text.cross_attention_layers)
-    multiplier, multiple = _feed_forward(text.hidden_size, text.intermediate_size)
+def token_ids(tokenizer: Tokenizer, chat_format: str) -> dict[str, Any]:
+    """Where an answer begins and ends and what fills a batch, for `hf_documents`."""
+    stops = stop_ids(tokenizer)
+    if chat_format == "base":
+        stops = {tokenizer.special_id("<|end_of_text|>")}
     return {
-        "dim": text.hidden_size,
-        "n_layers": text.num_hidden_layers - cross,
-        "n_heads": text.num_attention_heads,
-        "n_kv_heads": text.num_key_value_heads,
-        "vocab_size": text.vocab_size,
-        "ffn_dim_multiplier": multiplier,
-        "multiple_of": multiple,
-        "norm_eps": text.rms_norm_eps,
-        "rope_theta": text.rope_theta,
-        "use_scaled_rope": text.rope_scaling is not None,
-        "vision_chunk_size": vision.image_size,
-        "vision_max_num_chunks": vision.max_num_tiles,
-        "vision_num_cross_attention_layers": cross,
+        "bos_token_id": tokenizer.special_id("<|begin_of_text|>"),
+        "eos_token_id": sorted(stops),
+        "pad_token_id": tokenizer.special_id("<|finetune_right_pad_id|>"),
     }
-
-
-def _feed_forward(width: int, inner: int) -> tuple[float, int]:
-    """ffn_dim_multiplier and multiple_of that give `inner`; Meta's own where they do."""
-    base = int(2 * (4 * width) / 3)
-    for multiplier, multiple in ((1.3, 1024), (1.3, 4096), (1.0, 256)):
-        if multiple * -(-int(multiplier * base) // multiple) == inner:
-            return multiplier, multiple
-    return (inner + 0.5) / base, 1
 
 
 def sections(config: MllamaConfig, processor: ImageProcessorParams) -> dict[str, Any]:

@@ -10,17 +10,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from mmchat.checkpoints.mapping import (
-    IDENTITY,
-    SCALAR,
     Rule,
     Shape,
     Transform,
     concatenate,
     expand,
+    identity,
     interleaved_to_halves,
     reshape,
+    scalar,
 )
-from mmchat.errors import CheckpointError
 from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.tensor_names import hf_shapes
 
@@ -100,7 +99,7 @@ def _text_rules(c: TextConfig) -> Iterator[Rule]:
     yield Rule(
         ("text_model.tok_embeddings.weight", "text_model.learnable_embedding.weight"),
         "language_model.model.embed_tokens.weight",
-        concatenate(rows),
+        concatenate,
         source_shapes=tuple((length, width) for length in rows),
     )
     rotary = {
@@ -133,7 +132,7 @@ def _layer_rule(
 ) -> Rule:
     """A rule for one part of layers that Meta counts from 0 and that stand at `layers` here."""
     if transform is None:
-        transform = SCALAR if source[1] in _GATES else IDENTITY
+        transform = scalar if source[1] in _GATES else identity
     names = "{}.".join(source), "{}.".join(target)
     return Rule((names[0],), names[1], transform, tuple(enumerate(layers)))
 
@@ -144,7 +143,7 @@ def _vision_rules(c: VisionConfig) -> Iterator[Rule]:
     yield Rule(
         (f"{_ENCODER}conv1._linear.weight",),
         "vision_model.patch_embedding.weight",
-        reshape(flat, (c.hidden_size, *patch)),
+        reshape((c.hidden_size, *patch)),
         source_shapes=(flat,),
     )
     yield Rule((f"{_ENCODER}class_embedding",), "vision_model.class_embedding")
@@ -170,13 +169,13 @@ def _position_rules(c: VisionConfig) -> Iterator[Rule]:
     """Positions of patches in a tile and of tiles on the canvas, with their gates."""
     ours = "vision_model.gated_positional_embedding."
     yield Rule((f"{_ENCODER}positional_embedding",), f"{ours}embedding")
-    yield Rule((f"{_ENCODER}gated_positional_embedding_gate",), f"{ours}gate", SCALAR)
+    yield Rule((f"{_ENCODER}gated_positional_embedding_gate",), f"{ours}gate", scalar)
     tables = {
         "gated_positional_embedding": (f"{ours}tile_embedding.weight", c.tokens_per_tile),
     }
     for place in ("pre", "post"):
         theirs, ours = f"{place}_tile_pos_embed", f"vision_model.{place}_tile_positional_embedding"
-        yield Rule((f"{_ENCODER}{theirs}.gate",), f"{ours}.gate", SCALAR)
+        yield Rule((f"{_ENCODER}{theirs}.gate",), f"{ours}.gate", scalar)
         tables[f"{theirs}.embedding"] = (f"{ours}.embedding.weight", 1)
     for name, (target, tokens) in tables.items():
         shape = (c.max_num_tiles, c.max_num_tiles, tokens, c.hidden_size)
@@ -188,28 +187,15 @@ def _expand_tiles(ratios: Sequence[tuple[int, int]], shape: Shape) -> Transform:
     """A table by tile row and column, [T, T, P, C], to one by canvas, [1 + canvases, T·P·C].
 
     Row i + 1 holds the tiles of canvas i, row by row, and zeros; row 0, of no picture, is zero.
-    Cells of the first table that no canvas reaches are lost: the inverse makes them zero.
+    Cells of the first table that no canvas reaches are lost.
     """
     tiles, _, tokens, width = shape
 
-    def forward(sources: Sequence[Tensor]) -> Tensor:
+    def transform(sources: Sequence[Tensor]) -> Tensor:
         table = sources[0]
         target = table.new_zeros(len(ratios) + 1, tiles, tokens * width)
         for row, (h, w) in enumerate(ratios, start=1):
             target[row, : h * w] = table[:h, :w].reshape(h * w, -1)
         return target.flatten(1)
 
-    def inverse(target: Tensor) -> Sequence[Tensor]:
-        rows = target.reshape(len(ratios) + 1, tiles, tokens, width)
-        table = target.new_zeros(shape)
-        for row, (h, w) in enumerate(ratios, start=1):
-            table[:h, :w] = rows[row, : h * w].reshape(h, w, tokens, width)
-        if not forward([table]).equal(target):
-            raise CheckpointError(
-                "a table of tile positions gives one tile different values on different canvases,"
-                " or values to tiles that a canvas does not have, as training in transformers"
-                " does; Meta's format cannot hold that"
-            )
-        return [table]
-
-    return Transform("expand tiles", forward, inverse)
+    return transform

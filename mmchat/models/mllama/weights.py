@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from math import isqrt
 from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.checkpoints.mapping import Rule, to_target
+from mmchat.checkpoints.mapping import Rule, scalar, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.mllama.config import MllamaConfig, VisionConfig
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "TileSizeError", "check_weights", "hf_shapes", "iter_weights", "meta_rules", "meta_shapes",
-    "shard_dims",
+    "TileSizeError", "check_weights", "hf_shapes", "hub_entries", "iter_weights", "meta_rules",
+    "meta_shapes", "shard_dims",
 ]  # fmt: skip
 
 _META_PROBE = "text_model.tok_embeddings.weight"
@@ -50,7 +51,8 @@ def iter_weights(
     entries = check_weights(checkpoint, config, wanted)
     names = hf_shapes(config).keys() if wanted is None else wanted
     if checkpoint.format == "meta":
-        return _translated(checkpoint, [r for r in meta_rules(config) if r.target in names])
+        rules = [rule for rule in meta_rules(config) if rule.target in names]
+        return _translated(checkpoint, _in_file_order(checkpoint, rules))
     return _direct(checkpoint, {name: entries[name].name for name in entries if name in names})
 
 
@@ -61,11 +63,27 @@ def _direct(checkpoint: Checkpoint, names: Mapping[str, str]) -> Iterator[tuple[
 
 
 def _translated(checkpoint: Checkpoint, rules: list[Rule]) -> Iterator[tuple[str, Tensor]]:
-    order = {name: index for index, name in enumerate(checkpoint.entries)}
-    for rule in sorted(rules, key=lambda rule: order[rule.sources[0]]):
+    for rule in rules:
         yield from to_target([rule], checkpoint.read)
         for name in rule.sources:
             checkpoint.release(name)
+
+
+def _in_file_order(checkpoint: Checkpoint, rules: list[Rule]) -> list[Rule]:
+    order = {name: index for index, name in enumerate(checkpoint.entries)}
+    return sorted(rules, key=lambda rule: order[rule.sources[0]])
+
+
+def hub_entries(checkpoint: Checkpoint, config: MllamaConfig) -> list[TensorEntry]:
+    """Hub name, shape and dtype of all that `iter_weights` gives, in its order.
+
+    Reads headers only. Raises CheckpointError.
+    """
+    entries, shapes = check_weights(checkpoint, config), hf_shapes(config)
+    if checkpoint.format == "meta":
+        rules = _in_file_order(checkpoint, meta_rules(config))
+        entries = {rule.target: entries[rule.sources[0]] for rule in rules}
+    return [replace(entry, name=name, shape=shapes[name]) for name, entry in entries.items()]
 
 
 def check_weights(
@@ -81,7 +99,7 @@ def check_weights(
         rules = meta_rules(config)
         expected = meta_shapes(config)
         needed = {name for rule in rules if rule.target in targets for name in rule.sources}
-        scalars = {n for rule in rules if rule.transform.name == "scalar" for n in rule.sources}
+        scalars = {n for rule in rules if rule.transform is scalar for n in rule.sources}
         entries = dict(checkpoint.entries)
         _check_ranks(checkpoint, expected)
     else:

@@ -146,7 +146,7 @@ def one_key_head_left_as_it_is(patch) -> None:
     patch.setattr(
         meta_format,
         "interleaved_to_halves",
-        lambda heads: meta_format.IDENTITY if heads == 1 else original(heads),
+        lambda heads: meta_format.identity if heads == 1 else original(heads),
     )
 
 

@@ -1,0 +1,155 @@
+"""A loaded model as programs, or as weights in the form in which they are used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmchat.catalog.find import ModelSource
+from mmchat.catalog.params_file import params_document
+from mmchat.checkpoints.manifest import ExportRecord
+from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.writers import write_json, write_safetensors
+from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
+from mmchat.export.token_table import write_token_table
+from mmchat.models.base import ExportLimits
+from mmchat.progress import ProgressCallback
+from mmchat.quantization import make_plan
+
+if TYPE_CHECKING:
+    from mmchat.loading.loader import LoadedModel
+
+_ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+
+
+class LoadedExport:
+    """The model of a plan, loaded. num_bytes: of its weights.
+
+    keep: parts that stay unquantised. Raises as `load_model` does, and MissingExtra.
+    """
+
+    def __init__(
+        self,
+        plan: ExportPlan,
+        source: ModelSource,
+        keep: tuple[str, ...],
+        progress: ProgressCallback,
+    ) -> None:
+        if plan.format == "executorch":
+            from mmchat.runtime.executorch import executorch_version
+
+            executorch_version()  # raises MissingExtra
+        self._plan, self._source, self._keep = plan, source, keep
+        self._original = _load(plan, source, progress)
+        self._model: Any = self._original.runtime.model  # type: ignore[attr-defined]
+        tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        if plan.format == "safetensors":  # programs need those too that are computed anew
+            stored = self._model.state_dict()
+            tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
+        self._tensors = tensors
+        self.num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+
+    def write(self, work: Path, progress: ProgressCallback) -> ExportRecord | None:
+        """Write weights, programs and params; returns what they were made for."""
+        record = self._record()
+        if record.format != "executorch":  # whose programs hold the weights
+            self._write_weights(work, progress)
+        programs = self._write_programs(work, record, progress)
+        params = self._source.params
+        pictures = replace(params.image_processor, alpha=self._original.processor.alpha)
+        write_json(work / "params.json", params_document(replace(params, image_processor=pictures)))
+        if programs:
+            write_token_table(work, self._original.tokenizer)
+        return replace(record, programs=programs)
+
+    def compare(self, work: Path, progress: ProgressCallback) -> float | None:
+        """How far the logits of the programs in `work` are from the model's, by its largest one."""
+        if self._plan.format == "safetensors":
+            return None
+        from mmchat.export.check import check_same
+        from mmchat.loading.loader import load_model
+
+        progress("comparing with the model", 0, 1)
+        exported = load_model(work, device=str(self._original.device))
+        return check_same(self._original, exported, self._plan.max_images)
+
+    def peak_memory(self) -> int:
+        """Highest memory use so far, bytes."""
+        return self._original.peak_memory()
+
+    def _record(self) -> ExportRecord:
+        import torch
+
+        from mmchat.runtime.executorch import executorch_version
+        from mmchat.runtime.exported import processor_name
+
+        plan, original = self._plan, self._original
+        return ExportRecord(
+            format=plan.format,
+            model=original.params.name,
+            dtype=str(original.dtype).removeprefix("torch."),
+            scheme=original.quantize,
+            keep=self._keep,
+            torch=torch.__version__.split("+")[0],
+            device=original.device.type,
+            executorch=executorch_version() if plan.format == "executorch" else "",
+            processor=processor_name() if plan.format == "aoti" else "",
+            max_seq_len=original.max_seq_len,
+            max_images=plan.max_images,
+            programs=(),
+        )
+
+    def _write_weights(self, work: Path, progress: ProgressCallback) -> None:
+        """Write model.safetensors; tensors that would leave the next one unaligned come last."""
+        entries = [
+            TensorEntry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), work)
+            for name, tensor in self._tensors.items()
+        ]
+        entries.sort(key=lambda entry: entry.num_bytes % _ALIGNMENT != 0)
+        tensors = (self._tensors[entry.name].detach().cpu() for entry in entries)
+        write_safetensors(work, entries, tensors, progress)
+
+    def _write_programs(
+        self, work: Path, record: ExportRecord, progress: ProgressCallback
+    ) -> tuple[str, ...]:
+        """Returns the names of the programs."""
+        if record.format == "safetensors":
+            return ()
+        from mmchat.export.aoti import compile_programs
+        from mmchat.export.executorch import lower_programs
+        from mmchat.runtime.exported import FAMILY_EXPORTS
+
+        write = lower_programs if record.format == "executorch" else compile_programs
+        family_export = self._source.params.family.resolve(FAMILY_EXPORTS[record.format])
+        limits = ExportLimits(record.max_seq_len, record.max_images)
+        return write(work, family_export, self._model, limits, progress)
+
+
+def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> LoadedModel:
+    from mmchat.loading.loader import load_model
+
+    most = source.params.config.text_config.max_position_embeddings
+    portable = plan.format == "executorch"
+    loaded = load_model(
+        plan.name,
+        checkpoint_path=plan.checkpoint_path,
+        tokenizer_path=plan.tokenizer_path,
+        params_path=plan.params_path,
+        device=plan.device,
+        dtype="float32" if portable else plan.dtype,
+        max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
+        quantize="none" if portable else plan.quantize,
+        quantize_keep=() if portable else plan.quantize_keep,
+        progress=lambda stage, done, total: progress(
+            "loading" if stage == "weights" else stage, done, total
+        ),
+    )
+    if portable and plan.quantize != "none":
+        from mmchat.export.executorch import quantize_linears
+
+        progress("quantising", 0, 1)
+        model: Any = loaded.runtime.model  # type: ignore[attr-defined]
+        quantize_linears(model, make_plan(plan.quantize, plan.quantize_keep))
+        return replace(loaded, quantize=plan.quantize)
+    return loaded

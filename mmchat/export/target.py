@@ -1,0 +1,67 @@
+"""The folder of an export: what it must not overwrite, and whether it has room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from mmchat.catalog.find import ModelSource
+from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
+from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
+
+
+def check_target(folder: Path, source: ModelSource, *, force: bool) -> bool:
+    """Whether an export of `source` to `folder` replaces what is there.
+
+    Raises UsageError, DiskError.
+    """
+    if not folder.parent.is_dir():
+        raise DiskError(f"the folder {quoted(folder.parent, 300)} does not exist")
+    if not os.access(folder.parent, os.W_OK):
+        raise DiskError(f"no permission to write in {quoted(folder.parent, 300)}")
+    if not folder.exists() and not folder.is_symlink():
+        return False
+    if folder.is_symlink() or not folder.is_dir():
+        raise UsageError(f"{quoted(folder, 300)} is no folder; name another with --output")
+    if not any(folder.iterdir()):
+        return False
+    _check_not_precious(folder, source)
+    if not force and not _is_ours(folder):
+        raise UsageError(
+            f"{quoted(folder, 300)} holds what mmchat export did not write; name a new folder with"
+            " --output, or give --force to replace it"
+        )
+    return True
+
+
+def _check_not_precious(folder: Path, source: ModelSource) -> None:
+    """Not even --force replaces a folder that holds home, the model, or where the user stands."""
+    inside = [Path.home(), Path.cwd(), source.checkpoint, source.tokenizer]
+    for path in filter(None, inside):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{quoted(folder, 300)} holds {quoted(path, 300)} and is not replaced; name another"
+                " folder with --output"
+            )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether an export wrote all that is in the folder."""
+    try:
+        manifest = read_manifest(folder / MANIFEST_NAME)
+    except CheckpointError:
+        return False
+    if manifest is None or manifest.repo is not None:  # the record of a download names its own
+        return False
+    return {path.name for path in folder.iterdir()} <= {*manifest.files, MANIFEST_NAME}
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raises DiskError unless `needed` bytes of weights, and what comes with them, fit."""
+    free = shutil.disk_usage(folder.parent).free
+    if needed * 1.01 + 64e6 > free:
+        raise DiskError(
+            f"{needed:,} bytes are needed in {quoted(folder.parent, 300)}, and {free:,} are free;"
+            " choose another disk with --output"
+        )
