@@ -100,18 +100,9 @@ def _made_anew(folder: Path) -> str:
 
 
 def _repair(folder: Path, names: list[str], quiet: bool) -> list[str]:
-    from mmchat.checkpoints.manifest import read_manifest
     from mmchat.hub.download import repair_plan
-    from mmchat.hub.places import manifest_path_of
 
-    path = manifest_path_of(folder)
-    manifest = read_manifest(path)  # a damaged one cannot say what to fetch
-    if manifest is None:
-        raise CheckpointError(
-            f"{folder}: mmchat has no record of it; 'mmchat download' makes one and fetches what is"
-            " damaged"
-        )
-    plan = repair_plan(folder, path, manifest, names)
+    plan = repair_plan(folder, names)
     if not quiet:
         console.note(f"fetching {', '.join(names)} again, {size(plan.fetch_bytes)}")
     carry_out(plan, quiet=quiet)
