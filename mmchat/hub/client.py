@@ -95,12 +95,17 @@ class HubClient:
         return info.sha, sorted(found, key=lambda file: file.path)
 
     def check_access(self, commit: str, file: HubFile) -> None:
-        """Raise GatedError or another NetworkError unless `file` may be fetched."""
+        """Raise GatedError or another NetworkError unless `file` may be fetched as listed."""
         url = self._hub.hf_hub_url(self.repo, file.path, revision=commit)
-        self._ask(
+        found = self._ask(
             lambda: self._hub.get_hf_file_metadata(url, token=self._token, timeout=self._timeout),
             commit,
         )
+        if found.etag not in (None, file.etag):
+            raise NetworkError(
+                f"{quoted(file.path)}: the server offers another version than its list says;"
+                " try again later"
+            )
 
     @contextmanager
     def reading(self, commit: str, file: HubFile, offset: int) -> Iterator[tuple[int, Any]]:
@@ -120,11 +125,6 @@ class HubClient:
                 yield 0, iter(())
                 return
             hf_raise_for_status(response)
-            if _etag(response) not in (None, file.etag):
-                raise NetworkError(
-                    f"{quoted(file.path)}: the server offers another version than its list says;"
-                    " try again later"
-                )
             span = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
             is_part = response.status_code == 206 and span is not None
             yield (int(span[1]) if is_part and span else 0), response.iter_raw()
@@ -236,15 +236,6 @@ class HubClient:
         except Exception as error:  # the first refusal is the news; this question only explains it
             status = getattr(getattr(error, "response", None), "status_code", None)
             return None if status in (401, 403) else "?"
-
-
-def _etag(response: Any) -> str | None:
-    """The etag that the Hub names in its answer, or in the one that redirects elsewhere."""
-    first = response.history[0] if response.history else response
-    etag = first.headers.get("X-Linked-ETag")
-    if etag is None and not response.history:
-        etag = response.headers.get("ETag")
-    return etag and etag.removeprefix("W/").strip('"')
 
 
 def _offline(repo: str) -> NetworkError:

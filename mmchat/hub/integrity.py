@@ -137,19 +137,16 @@ def _fault(folder: Path, item: _Expected, fast: bool, progress: BytesCallback) -
             size = os.fstat(opened.fileno()).st_size
             if item.size is not None and size != item.size:
                 return f"has {size:,} bytes, {item.size:,} are recorded"
-            if (
-                fast
-                or feed(opened, new_digest(item.hash, size), partial(progress, item.file))
-                == item.hash
-            ):
+            told = partial(progress, item.file)
+            if fast or feed(opened, new_digest(item.hash, size), told) == item.hash:
                 return None
+            return f"its content is not what was recorded ({item.record})"
     except FileNotFoundError:
         return "is missing"
     except CheckpointError as error:
         return str(error)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    return f"its content is not what was recorded ({item.record})"
 
 
 def non_finite(checkpoint: Checkpoint) -> Iterator[Fault]:

@@ -58,10 +58,6 @@ class Place(ABC):
     def has(self, file: HubFile) -> bool:
         """Whether `file` is there, whole."""
 
-    @abstractmethod
-    def parts(self) -> list[Path]:
-        """The unfinished files."""
-
     def put(self, file: HubFile) -> None:
         """Move the finished part of `file` to its place."""
         self.journal.parent.mkdir(parents=True, exist_ok=True)

@@ -23,11 +23,7 @@ from mmchat.storage.safe_files import open_regular, open_to_update
 
 _BLOCK = 1 << 20
 _WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each try that follows one without a byte
-_DIGESTS: dict[int, Callable[..., Any]] = {
-    32: hashlib.md5,
-    40: hashlib.sha1,
-    64: hashlib.sha256,
-}
+_DIGESTS = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256}  # by digits of the result
 
 # read(offset): the bytes from there, or from elsewhere: where they begin, and the bytes in chunks
 Read = Callable[[int], AbstractContextManager[tuple[int, Iterable[bytes]]]]
