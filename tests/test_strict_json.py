@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmchat.errors import CheckpointError, ParamsError
+from mmchat.errors import CheckpointError, ParamsError, quoted
 from mmchat.strict_json import (
     Where,
     escaped,
@@ -16,7 +16,6 @@ from mmchat.strict_json import (
     parse_dataclass,
     parse_json,
     parse_object,
-    quoted,
     read_json,
 )
 

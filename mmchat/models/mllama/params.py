@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mmchat.errors import quoted
 from mmchat.models.family import FamilyParams
 from mmchat.models.mllama.config import (
     EXTRA_EMBEDDING_ROWS,
@@ -14,7 +15,7 @@ from mmchat.models.mllama.config import (
     TextConfig,
     VisionConfig,
 )
-from mmchat.strict_json import Where, check_keys, parse_dataclass, quoted
+from mmchat.strict_json import Where, check_keys, parse_dataclass
 
 SECTIONS = ("vision_config", "text_config", "image_processor")
 
