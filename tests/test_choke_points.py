@@ -57,7 +57,6 @@ PLACES: dict[str, set[str]] = {
         "kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from
         "hardware/cpu.py",
-        "hardware/memory.py",
         "cli/console.py",
     },
 }
