@@ -23,7 +23,9 @@ A message says which value, why not, and what to do next, in one line. Any other
 """
 
 import re
+from types import NoneType
 
+_WITHOUT_QUOTES = (int, float, bytes, list, tuple, dict, NoneType)
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 
 
@@ -124,15 +126,22 @@ def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted:
         raise UsageError(f"{name} must be {wanted}, not {kind} {quoted(value)}")
 
 
-def quoted(name: object, width: int = 100) -> str:
-    """A name from outside, for a message: in quotes, escaped, the middle of a long one cut."""
+def quoted(value: object, width: int = 100) -> str:
+    """A value from outside, for a message: escaped, and the middle of a long one cut.
+
+    Text and paths are in quotes, and addresses without passwords; numbers and lists are as in code.
+    """
+    if not isinstance(value, _WITHOUT_QUOTES):
+        return repr(_shortened(str(value), width))
     try:
-        text = without_password(str(name))
-    except ValueError:  # a whole number of thousands of digits
-        text = f"{type(name).__name__} of very many digits"
-    if len(text) > width:
-        text = f"{text[: width // 2]}…{text[len(text) - width // 2 :]}"
-    return repr(text)
+        return _shortened(repr(value[:width] if isinstance(value, bytes | list) else value), width)
+    except ValueError:
+        return f"{type(value).__name__} of very many digits"
+
+
+def _shortened(text: str, width: int) -> str:
+    text = without_password(text)
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - width // 2 :]}"
 
 
 def without_password(text: str) -> str:

@@ -18,7 +18,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mmchat import limits
-from mmchat.errors import MmchatError, ParamsError
+from mmchat.errors import MmchatError, ParamsError, quoted
 from mmchat.spelling import closest
 
 MAX_DEPTH = 32
@@ -46,12 +46,6 @@ class Where:
     def fail(self, message: str) -> MmchatError:
         """The error to raise: file, key path and message in one line."""
         return self.error(": ".join(filter(None, (escaped(self.file), self.path, message))))
-
-
-def quoted(value: object, width: int = 80) -> str:
-    """`repr` of an outside value, without control characters and of bounded length."""
-    text = repr(value[:width] if isinstance(value, str | bytes | list) else value)
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def escaped(text: str) -> str:

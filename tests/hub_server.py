@@ -1,7 +1,7 @@
 """A fake Hugging Face Hub and its CDN on two ports of this machine, with faults to switch on.
 
-It answers what huggingface_hub 2 asks: revision, tree, HEAD and GET of resolve, whoami-v2. Large
-files redirect to the CDN, as on the Hub. `requests` holds one Seen for each request.
+It answers what mmchat and `hf` ask: revision, tree, HEAD and GET of resolve, whoami-v2. Large files
+redirect to the CDN, as on the Hub. `requests` holds one Seen for each request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "c0ffee" * 6 + "beef"
 REPO = "acme/Tiny-Vision"
@@ -45,7 +45,7 @@ class Faults:
     status_once: dict[str, list[int]] = field(default_factory=dict)  # part of a path -> statuses
     drip: float = 0.0  # seconds after each 4 KiB
     hangs: bool = False
-    sizes: dict[str, int] = field(default_factory=dict)  # what the tree says instead
+    sizes: dict[str, int] = field(default_factory=dict)  # what the list says instead
 
 
 class FakeHub:
@@ -89,6 +89,14 @@ class FakeHub:
         item = {"type": "file", "path": path, "size": size, "oid": blob}
         if len(data) >= LARGE:
             item["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": size, "pointerSize": 9}
+        return item
+
+    def sibling(self, path: str) -> dict:
+        """A file in the answer to `revision/…?blobs=True`."""
+        entry = self.entry(path)
+        item = {"rfilename": path, "size": entry["size"], "blobId": entry["oid"]}
+        if lfs := entry.get("lfs"):
+            item["lfs"] = {"sha256": lfs["oid"], "size": lfs["size"], "pointerSize": 9}
         return item
 
 
@@ -136,7 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
             commit = hub.commits.get(path.removeprefix(api + "revision/"))
             if commit is None:
                 return self._refuse(404, "RevisionNotFound", "Invalid rev id")
-            return self._json({"id": hub.repo, "sha": commit, "siblings": []})
+            with_facts = "blobs" in parse_qs(urlsplit(self.path).query)
+            names = sorted(hub.files)
+            files = [hub.sibling(n) if with_facts else {"rfilename": n} for n in names]
+            return self._json({"id": hub.repo, "sha": commit, "siblings": files})
         if path.startswith(api + "tree/"):
             return self._json([hub.entry(name) for name in sorted(hub.files)])
         name = path.split("/resolve/")[1].split("/", 1)[1]

@@ -76,7 +76,7 @@ def test_an_open_file_is_a_picture(dog):
 
 
 WRONG = {
-    "text": (lambda chat: chat.send(5), "text must be a string, not int '5'"),
+    "text": (lambda chat: chat.send(5), "text must be a string, not int 5"),
     "text of bytes": (lambda chat: chat.send(b"Hi"), "text must be a string, not bytes"),
     "images": (lambda chat: chat.send("Hi", 5), "a picture comes from a path"),
     "images in a dict": (lambda chat: chat.send("Hi", {"url": "x"}), "not from dict"),

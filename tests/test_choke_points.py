@@ -30,12 +30,10 @@ PLACES: dict[str, set[str]] = {
     "writes a file": {
         "storage/atomic_file.py",
         "storage/safe_files.py",
-        "hub/places.py",  # links and journal of the Hugging Face cache
         "checkpoints/writers.py",  # weights, into a folder that is renamed when it is complete
     },
     "opens a descriptor for writing": {
         "storage/safe_files.py",
-        "hub/places.py",  # the journal, which grows
         "cli/console.py",
     },
     "makes a Console": {"cli/console.py"},
@@ -44,9 +42,6 @@ PLACES: dict[str, set[str]] = {
     "renders a template": set(),
     "compares spellings": {"spelling.py"},  # quadratic work, bounded there
     "opens for reading": {
-        "hub/download.py",
-        "hub/holdings.py",
-        "hub/places.py",
         "checkpoints/hub_cache.py",
         "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",
@@ -59,7 +54,6 @@ PLACES: dict[str, set[str]] = {
         "kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from
         "hardware/cpu.py",
-        "hardware/memory.py",
         "cli/console.py",
     },
 }

@@ -2,13 +2,14 @@ import json
 import os
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmchat.errors import CheckpointError, ParamsError
+from mmchat.errors import CheckpointError, ParamsError, quoted
 from mmchat.strict_json import (
     Where,
     escaped,
@@ -16,7 +17,6 @@ from mmchat.strict_json import (
     parse_dataclass,
     parse_json,
     parse_object,
-    quoted,
     read_json,
 )
 
@@ -188,6 +188,24 @@ def test_messages_hold_no_control_characters_and_stay_short():
     assert quoted("\ud800") == "'\\ud800'"
     assert nearest("hiden_size", ["hidden_size", "head"]) == " (nearest: 'hidden_size')"
     assert nearest("qqq", ["hidden_size"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7, "7"),
+        (None, "None"),
+        ([1, "a"], "[1, 'a']"),
+        (b"\x1b", r"b'\x1b'"),
+        (10**5000, "int of very many digits"),
+        (Path("a b"), "'a b'"),
+        ("http://me:secret@host/x", "'http://…@host/x'"),
+        ("a" * 60 + "b" * 60, f"'{'a' * 50}…{'b' * 50}'"),
+    ],
+    ids=["int", "none", "list", "bytes", "digits", "path", "password", "long"],
+)
+def test_a_value_from_outside_is_quoted(value, text):
+    assert quoted(value) == text
 
 
 def test_mutated_text_raises_nothing_but_params_errors():

@@ -12,10 +12,10 @@ from typing import Literal
 from mmchat.catalog.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
 from mmchat.checkpoints.checkpoint import checkpoint_format
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
-from mmchat.errors import CheckpointError, ParamsError, UsageError
+from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
-from mmchat.strict_json import escaped, quoted
+from mmchat.strict_json import escaped
 
 __all__ = [
     "ChatFormat",

@@ -31,6 +31,20 @@ def _expanded(text: str) -> Path:
     return Path(os.path.expandvars(text.replace("\0", ""))).expanduser()
 
 
+def repo_folder(repo: str) -> Path:
+    """The folder of a repository ("owner/name") in the cache."""
+    return cache_folder() / f"models--{repo.replace('/', '--')}"
+
+
+def commit_of(ref: Path) -> str | None:
+    """The commit that a file below refs/ names; None if there is no such file, or it names none."""
+    try:
+        commit = ref.read_bytes()[:80].decode("ascii", "replace").strip()
+    except (OSError, ValueError):
+        return None
+    return commit if _COMMIT.fullmatch(commit) else None
+
+
 def cached_snapshot(repo: str) -> Path | None:
     """The folder of the cached revision of `repo` ("owner/name"), or None.
 
@@ -38,13 +52,9 @@ def cached_snapshot(repo: str) -> Path | None:
     """
     if not is_repo_id(repo):
         return None
-    root = cache_folder() / f"models--{repo.replace('/', '--')}"
-    snapshots = root / "snapshots"
-    try:
-        commit = (root / "refs" / "main").read_bytes()[:80].decode("ascii", "replace").strip()
-    except OSError:
-        commit = ""
-    if _COMMIT.fullmatch(commit) and (snapshots / commit).is_dir():
+    snapshots = repo_folder(repo) / "snapshots"
+    commit = commit_of(repo_folder(repo) / "refs" / "main")
+    if commit and (snapshots / commit).is_dir():
         return snapshots / commit
     try:
         folders = [folder for folder in snapshots.iterdir() if folder.is_dir()]

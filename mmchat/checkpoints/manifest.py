@@ -19,9 +19,9 @@ from typing import Any
 from mmchat import limits
 from mmchat.checkpoints.hub_cache import is_repo_id
 from mmchat.checkpoints.names import COMMIT, ETAG, REVISION, is_path
-from mmchat.errors import CheckpointError
+from mmchat.errors import CheckpointError, quoted
 from mmchat.storage import atomic_file
-from mmchat.strict_json import Where, loads, parse_dataclass, quoted, read_bounded
+from mmchat.strict_json import Where, loads, parse_dataclass, read_bounded
 
 MANIFEST_NAME = "mmchat-manifest.json"
 _FORMAT = 1

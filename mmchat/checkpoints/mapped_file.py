@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat import limits
-from mmchat.errors import CheckpointError, MemoryError_
-from mmchat.strict_json import foreign_content, quoted
+from mmchat.errors import CheckpointError, MemoryError_, quoted
+from mmchat.strict_json import foreign_content
 
 if TYPE_CHECKING:
     import torch

@@ -11,9 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmchat.errors import CheckpointError
+from mmchat.errors import CheckpointError, quoted
 from mmchat.storage.safe_files import open_regular
-from mmchat.strict_json import quoted
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")  # sha256, or git's id
@@ -38,12 +37,14 @@ def place_of(folder: Path, name: str) -> Path:
     Raises CheckpointError if the name breaks the rule, or a folder on the way is a link.
     """
     if not is_path(name):
-        raise CheckpointError(f"{_shown(folder)}: {quoted(name)} is no name of a file in it")
+        raise CheckpointError(f"{quoted(folder, 300)}: {quoted(name)} is no name of a file in it")
     path = folder
     for part in name.split("/")[:-1]:
         path = path / part
         if path.is_symlink():
-            raise CheckpointError(f"{_shown(path)}: is a link; a model's files are not behind one")
+            raise CheckpointError(
+                f"{quoted(path, 300)}: is a link; a model's files are not behind one"
+            )
     return folder / name
 
 
@@ -55,11 +56,11 @@ def real_path(path: Path, root: Path) -> Path:
     try:
         real = path.resolve()
     except (OSError, RuntimeError):  # RuntimeError: Python before 3.13 on a circle of links
-        raise CheckpointError(f"{_shown(path)}: is a link that leads nowhere") from None
+        raise CheckpointError(f"{quoted(path, 300)}: is a link that leads nowhere") from None
     in_hub_cache = real.parent.name == "blobs" and real.parent.parent.name.startswith("models--")
     if not real.is_relative_to(root) and not in_hub_cache:
         raise CheckpointError(
-            f"{_shown(path)}: is a link to {_shown(real)}, outside the model's folder;"
+            f"{quoted(path, 300)}: is a link to {quoted(real, 300)}, outside the model's folder;"
             " name the folder where the files are"
         )
     return real
@@ -68,7 +69,3 @@ def real_path(path: Path, root: Path) -> Path:
 def open_inside(folder: Path, name: str) -> io.FileIO:
     """Open a file that a record of `folder` names. Raises CheckpointError, OSError."""
     return open_regular(real_path(place_of(folder, name), folder.resolve()))
-
-
-def _shown(path: Path) -> str:
-    return quoted(str(path), 300)

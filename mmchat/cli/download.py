@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,18 +11,53 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
+from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
-from mmchat.cli.units import size
+from mmchat.cli.units import plural, size
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmchat.hub.download import Plan
+    from mmchat.hub.download import Plan, Request
 
-SELECTION = "Which files"
-TRANSFER = "How"
+_which = partial(typer.Option, rich_help_panel="Which files")
+_how = partial(typer.Option, rich_help_panel="How")
+_TOKEN_HELP = "Access token; HF_TOKEN or 'hf auth login' keep it out of sight."  # noqa: S105
+_INCLUDE_HELP = "Only files that match, in place of the usual choice. Repeatable."
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which files of a repository, and where they go."""
+
+    revision: Annotated[str, _which(metavar="REV", help="Branch, tag or whole commit.")] = "main"
+    weights_format: Annotated[
+        Literal["safetensors", "original"],
+        _which("--format", help="The form of the weights; one is fetched."),
+    ] = "safetensors"
+    include: Annotated[list[str] | None, _which(metavar="PATTERN", help=_INCLUDE_HELP)] = None
+    exclude: Annotated[
+        list[str] | None, _which(metavar="PATTERN", help="Not the files that match.")
+    ] = None
+    local_dir: Annotated[
+        Path | None, _how(metavar="DIR", help="Put the files into DIR, not the Hugging Face cache.")
+    ] = None
+    token: Annotated[str | None, _how(metavar="TOKEN", help=_TOKEN_HELP)] = None
+
+    def request(self, model: str) -> Request:
+        """What is meant of a model or repository. Raises UsageError, ParamsError."""
+        from mmchat.catalog.find import repo_of
+        from mmchat.hub.download import Request
+
+        if self.include and self.weights_format != "safetensors":
+            raise UsageError("--include names the files itself; leave --format out")
+        patterns = tuple(self.include or ()), tuple(self.exclude or ())
+        folder = self.local_dir.expanduser().resolve() if self.local_dir else None
+        repo = repo_of(model)
+        return Request(repo, self.revision, self.weights_format, *patterns, folder, self.token)
+
+
+@with_option_groups
 def download(
     model: Annotated[
         str,
@@ -31,56 +67,11 @@ def download(
             callback=model_name,
         ),
     ],
-    revision: Annotated[
-        str,
-        typer.Option(metavar="REV", help="Branch, tag or whole commit.", rich_help_panel=SELECTION),
-    ] = "main",
-    weights_format: Annotated[
-        Literal["safetensors", "original"],
-        typer.Option(
-            "--format", help="The form of the weights; one is fetched.", rich_help_panel=SELECTION
-        ),
-    ] = "safetensors",
-    include: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="Only files that match, in place of the usual choice. Repeatable.",
-            rich_help_panel=SELECTION,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Not the files that match.", rich_help_panel=SELECTION
-        ),
-    ] = None,
-    local_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Put the files into DIR, not the Hugging Face cache.",
-            rich_help_panel=TRANSFER,
-        ),
-    ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TOKEN",
-            help="Access token; HF_TOKEN or 'hf auth login' keep it out of sight.",
-            rich_help_panel=TRANSFER,
-        ),
-    ] = None,
-    max_workers: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, max=16, help="Files at a time.", rich_help_panel=TRANSFER),
-    ] = 4,
+    selection: Selection,
+    max_workers: Annotated[int, _how(metavar="N", min=1, max=16, help="Files at a time.")] = 4,
     offline: options.Offline = False,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Say what would be fetched; fetch nothing.", rich_help_panel=TRANSFER
-        ),
+        bool, _how("--dry-run", help="Say what would be fetched; fetch nothing.")
     ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -92,33 +83,21 @@ def download(
     Stop it with Ctrl-C and run it again: it goes on where it stopped. Every file is checked against
     the Hub's hash. The path of the folder is printed on stdout.
     """
-    from mmchat.catalog.find import repo_of
     from mmchat.hub import download as hub
 
-    if include and weights_format != "safetensors":
-        raise UsageError("--include names the files itself; leave --format out")
-    request = hub.Request(
-        repo_of(model),
-        revision,
-        weights_format,
-        tuple(include or ()),
-        tuple(exclude or ()),
-        local_dir.expanduser().resolve() if local_dir else None,
-        token,
-    )
+    request, fetched = selection.request(model), 0
     with interrupt_says("stopped; run the same command to go on"):
         plan = hub.plan(request)
         if not quiet:
             say_plan(plan, dry_run)
         if dry_run:
             plan.check_space()
-            bars = None
         else:
-            bars = carry_out(plan, max_workers, quiet=quiet)
+            fetched = carry_out(plan, max_workers, quiet=quiet).arrived
     if as_json:
-        console.print_json(_record(plan, dry_run, bars.arrived if bars else 0))
+        console.print_json(_record(plan, dry_run, fetched))
     else:
-        console.write_out(f"{console.for_stream(str(plan.folder), sys.stdout)}\n")
+        console.write_safely(f"{plan.folder}\n")
 
 
 def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferBars:
@@ -142,16 +121,14 @@ def say_plan(plan: Plan, dry_run: bool = False) -> None:
         mark = "to fetch" if file in plan.missing else "there"
         console.note(f"  {file.path}  {size(file.size)}  {mark}")
     kept = f", {size(plan.kept_bytes)} of them kept from before" if plan.kept_bytes else ""
-    count = len(plan.missing)
     console.note(
-        f"{'would fetch' if dry_run else 'fetching'} {count} file{'s' * (count > 1)},"
+        f"{'would fetch' if dry_run else 'fetching'} {plural(len(plan.missing), 'file')},"
         f" {size(plan.fetch_bytes + plan.kept_bytes)}{kept}; {size(plan.free_bytes)} free in"
         f" {plan.folder}"
     )
 
 
 def _record(plan: Plan, dry_run: bool, fetched: int) -> dict[str, Any]:
-    missing = set(plan.missing)
     return {
         "repo": plan.request.repo,
         "revision": plan.request.revision,
@@ -163,8 +140,7 @@ def _record(plan: Plan, dry_run: bool, fetched: int) -> dict[str, Any]:
         "fetched_bytes": fetched,
         "free_bytes": plan.free_bytes,
         "files": [
-            {"path": file.path, "bytes": file.size, "etag": file.etag, "was_there": was_there}
-            for file in plan.files
-            for was_there in [file not in missing]
+            {"path": f.path, "bytes": f.size, "etag": f.etag, "was_there": f not in plan.missing}
+            for f in plan.files
         ],
     }

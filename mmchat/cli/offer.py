@@ -51,7 +51,7 @@ def _downloadable(choice: ModelChoice) -> ModelParams | None:
 
 def _is_wanted(params: ModelParams) -> bool:
     from mmchat.checkpoints.hub_cache import cache_folder
-    from mmchat.hub.places import free_bytes
+    from mmchat.storage.space import free_bytes
 
     needed = params.parameters * _BYTES_PER_PARAMETER
     free = free_bytes(cache_folder())

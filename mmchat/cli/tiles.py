@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -98,12 +97,12 @@ def _layout(picture: Image, params: ModelParams) -> TileLayout:
 
 
 def _preview_png(picture: Image, params: ModelParams) -> bytes:
+    from mmchat.images.png import png_bytes
+
     preview = family_module(params, "tile_preview")
     layout = _layout(picture, params)
     facts = preview.tile_facts(layout, params.config.vision_config)
-    buffer = io.BytesIO()
-    preview.draw_tile_preview(picture, layout, facts).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png_bytes(preview.draw_tile_preview(picture, layout, facts))
 
 
 def fact_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

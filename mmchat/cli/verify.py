@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,28 +22,19 @@ if TYPE_CHECKING:
 
     from mmchat.hub.integrity import Fault, Verification
 
-CHECKS = "Checks"
+_check = partial(typer.Option, rich_help_panel="Checks")
 
 
 def verify(
     model: ModelOrFolder,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Compare sizes only.", rich_help_panel=CHECKS)
-    ] = False,
+    fast: Annotated[bool, _check("--fast", help="Compare sizes only.")] = False,
     values: Annotated[
-        bool,
-        typer.Option(
-            "--values",
-            help="Look for NaN and infinity in the weights too.",
-            rich_help_panel=CHECKS,
-        ),
+        bool, _check("--values", help="Look for NaN and infinity in the weights too.")
     ] = False,
     repair: Annotated[
         bool,
-        typer.Option(
-            "--repair",
-            help="Fetch damaged or missing files again; of an export, name the command.",
-            rich_help_panel=CHECKS,
+        _check(
+            "--repair", help="Fetch damaged or missing files again; of an export, name the command."
         ),
     ] = False,
     offline: options.Offline = False,
@@ -100,18 +92,9 @@ def _made_anew(folder: Path) -> str:
 
 
 def _repair(folder: Path, names: list[str], quiet: bool) -> list[str]:
-    from mmchat.checkpoints.manifest import read_manifest
     from mmchat.hub.download import repair_plan
-    from mmchat.hub.places import manifest_path_of
 
-    path = manifest_path_of(folder)
-    manifest = read_manifest(path)  # a damaged one cannot say what to fetch
-    if manifest is None:
-        raise CheckpointError(
-            f"{folder}: mmchat has no record of it; 'mmchat download' makes one and fetches what is"
-            " damaged"
-        )
-    plan = repair_plan(folder, path, manifest, names)
+    plan = repair_plan(folder, names)
     if not quiet:
         console.note(f"fetching {', '.join(names)} again, {size(plan.fetch_bytes)}")
     carry_out(plan, quiet=quiet)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from mmchat.images.png import png_url
 
+if TYPE_CHECKING:
     from mmchat.evals.run import Verdict
 
 HEAD = """<!doctype html>
@@ -35,7 +33,7 @@ def contact_sheet(model: str, wrong: Sequence[Verdict], asked: int) -> str:
 
 def _figure(verdict: Verdict) -> str:
     scene, question = verdict.scene, verdict.question
-    pictures = "".join(f'<img alt="" src="{_data_url(picture)}">' for picture in scene.pictures)
+    pictures = "".join(f'<img alt="" src="{png_url(picture)}">' for picture in scene.pictures)
     asked = "<br>".join(html.escape(each.text) for each in (*question.earlier, question))
     return (
         f"<figure>{pictures}<figcaption><small>{html.escape(question.type)}, scene {scene.seed},"
@@ -43,9 +41,3 @@ def _figure(verdict: Verdict) -> str:
         f"<b>{html.escape(verdict.answer)}</b><br>right: {html.escape(question.answer)}"
         "</figcaption></figure>\n"
     )
-
-
-def _data_url(picture: Image) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

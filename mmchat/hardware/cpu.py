@@ -28,7 +28,7 @@ class Cpu:
 
 def describe_cpu(root: Path = Path("/")) -> Cpu:
     """The first processor of this machine; root: where `proc` and `sys` are."""
-    info = _read(root / "proc/cpuinfo")
+    info = kernel_text(root / "proc/cpuinfo")
     model = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info, re.M)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M)
     present = set(flags[1].split()) if flags else set()
@@ -42,7 +42,7 @@ def describe_cpu(root: Path = Path("/")) -> Cpu:
 def processor_identity(root: Path = Path("/")) -> str:
     """Changes with the model and with any instruction set: what native code was compiled for."""
     kept = ("model name", "flags", "Features", "CPU part")
-    lines = _read(root / "proc/cpuinfo").splitlines()
+    lines = kernel_text(root / "proc/cpuinfo").splitlines()
     return "\n".join(sorted({line for line in lines if line.startswith(kept)})) or (
         platform.processor()
     )
@@ -52,15 +52,16 @@ def _last_level_cache(folder: Path) -> int | None:
     """Bytes of the cache with the highest level."""
     best: tuple[int, int] | None = None
     for index in folder.glob("index*"):
-        level = _read(index / "level").strip()
-        size = re.fullmatch(r"(\d+)([KMG]?)", _read(index / "size").strip())
+        level = kernel_text(index / "level").strip()
+        size = re.fullmatch(r"(\d+)([KMG]?)", kernel_text(index / "size").strip())
         if level.isdigit() and size:
             found = (int(level), int(size[1]) * _UNIT.get(size[2], 1))
             best = max(best, found) if best else found
     return best[1] if best else None
 
 
-def _read(path: Path) -> str:
+def kernel_text(path: Path) -> str:
+    """A file of the kernel's; empty if it has none."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmchat.hardware.cpu import kernel_text
+
 if TYPE_CHECKING:
     import torch
 
@@ -101,7 +103,7 @@ def _machine(root: Path) -> tuple[int, int] | None:
 def _limits(root: Path) -> Iterator[_Limit]:
     """The process's control group and those above it, as far as they are visible."""
     paths = dict(_own_groups(root))
-    for mount in _read(root / "proc/self/mountinfo").splitlines():
+    for mount in kernel_text(root / "proc/self/mountinfo").splitlines():
         fields, _, rest = mount.partition(" - ")
         kind, _, options = rest.partition(" ")
         words = fields.split()
@@ -118,7 +120,7 @@ def _limits(root: Path) -> Iterator[_Limit]:
 
 def _own_groups(root: Path) -> Iterator[tuple[str, str]]:
     """(kind of mount, path of this process's group in it): `0::/a/b`, `4:memory:/a/b`."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in kernel_text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if not controllers:
@@ -173,18 +175,11 @@ def _limit(folder: Path, limits: list[int | None], used: int | None, prefix: str
 
 def _number(path: Path) -> int | None:
     """The number in a file; None if there is none, as for "max"."""
-    text = _read(path).strip()
+    text = kernel_text(path).strip()
     return int(text) if text.isdigit() else None
 
 
 def _table(path: Path) -> dict[str, int]:
     """First and second word of each line, where the second is a number."""
-    rows = (line.split() for line in _read(path).splitlines())
+    rows = (line.split() for line in kernel_text(path).splitlines())
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

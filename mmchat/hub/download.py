@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest
+from mmchat.checkpoints.hub_cache import commit_of, repo_folder
+from mmchat.checkpoints.manifest import Manifest, read_manifest
 from mmchat.checkpoints.names import COMMIT, REVISION
 from mmchat.errors import CheckpointError, DiskError, NetworkError, UsageError, quoted
 from mmchat.hub.client import HubClient, HubFile
-from mmchat.hub.places import (
-    CachePlace,
-    FolderPlace,
-    Place,
-    alone_in,
-    free_bytes,
-    old_manifest,
-    repo_folder,
-)
+from mmchat.hub.places import CachePlace, FolderPlace, Place, is_whole, old_manifest, place_at
 from mmchat.hub.selection import WeightsFormat, select
-from mmchat.hub.transfer import CancelledError, fetch_part
+from mmchat.hub.transfer import fetch_part
 from mmchat.offline import is_hub_offline
-
-_SPARE = 0.01  # of the bytes to fetch, kept free beside them
-
-# report(path of the file, bytes that arrived; negative when a start is made again)
-Report = Callable[[str, int], None]
+from mmchat.progress import BytesCallback
+from mmchat.storage import space
+from mmchat.storage.safe_files import alone_in
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,12 @@ class Request:
         """The forms of the weights that are there whole after it."""
         return () if self.include or self.exclude else (self.weights_format,)
 
+    def place(self, commit: str) -> Place:
+        """Where the files of a commit go."""
+        if self.local_dir is not None:
+            return FolderPlace(self.local_dir)
+        return CachePlace(repo_folder(self.repo), commit)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -67,7 +66,6 @@ class Plan:
     missing: tuple[HubFile, ...]
     kept_bytes: int
     free_bytes: int
-    selections: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
@@ -83,55 +81,8 @@ class Plan:
 
     def check_space(self) -> None:
         """Raise DiskError when what is missing does not fit."""
-        needed = int(self.fetch_bytes * (1 + _SPARE))
-        if needed > self.free_bytes:
-            raise DiskError(
-                f"{self.request.repo} needs {needed:,} bytes more in {quoted(self.folder, 300)},"
-                f" and {self.free_bytes:,} are free; free {needed - self.free_bytes:,}, or choose"
-                " another disk with HF_HOME or --local-dir"
-            )
-
-
-def complete_folder(request: Request, commit: str | None = None) -> Manifest | None:
-    """The manifest of what is there, if it holds all of `request` and the sizes are right.
-
-    Asks no network. commit: what the revision names, if that is known.
-    """
-    folder = request.local_dir
-    if folder is not None:
-        manifest = old_manifest(folder / MANIFEST_NAME)
-    else:
-        commit = commit or _cached_commit(request)
-        if commit is None:
-            return None
-        place = CachePlace(request.repo, commit)
-        folder, manifest = place.folder, old_manifest(place.manifest_path)
-    if manifest is None or manifest.repo != request.repo:
-        return None
-    wanted = {commit} if commit else {request.revision}
-    has_all = set(request.selections) <= set(manifest.selections) and request.selections
-    if not has_all or not wanted & {manifest.commit, manifest.revision}:
-        return None
-    records = manifest.files.items()
-    return manifest if all(_size(folder / name) == r.size for name, r in records) else None
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _cached_commit(request: Request) -> str | None:
-    if COMMIT.fullmatch(request.revision):
-        return request.revision
-    try:
-        text = (repo_folder(request.repo) / "refs" / request.revision).read_bytes()[:80]
-    except (OSError, ValueError):
-        return None
-    commit = text.decode("ascii", "replace").strip()
-    return commit if COMMIT.fullmatch(commit) else None
+        option = "HF_HOME or --local-dir"
+        space.check_space(self.folder, self.fetch_bytes, self.request.repo, option)
 
 
 def plan(request: Request) -> Plan:
@@ -139,76 +90,95 @@ def plan(request: Request) -> Plan:
 
     Raises NetworkError (GatedError, NotFoundError), UsageError, CheckpointError, DiskError.
     """
+    if is_hub_offline() or COMMIT.fullmatch(request.revision):  # needs no question, or may not ask
+        commit = _cached_commit(request)
+        if done := _finished(request, request.place(commit or ""), commit):
+            return done
     if is_hub_offline():
-        return _offline_plan(request)
-    client = HubClient(request.repo, request.token)
-    commit = client.resolve(request.revision)
-    place = _place(request, commit)
-    if done := complete_folder(request, commit):
-        return _finished_plan(request, commit, place, done)
-    listed = client.files(commit)
-    files = select(listed, request.repo, request.weights_format, request.include, request.exclude)
-    by_part = {place.part(file): file for file in files if not place.has(file)}
-    missing = tuple(by_part.values())  # of equal files in the cache, only one
-    if missing:
-        client.check_access(commit, max(missing, key=lambda file: file.size))
-    kept = sum(min(_size(part) or 0, file.size) for part, file in by_part.items())
-    free = free_bytes(place.folder)
-    return Plan(request, commit, place, tuple(files), missing, kept, free, request.selections)
-
-
-def _place(request: Request, commit: str) -> Place:
-    if request.local_dir is None:
-        return CachePlace(request.repo, commit)
-    return FolderPlace(request.local_dir)
-
-
-def _offline_plan(request: Request) -> Plan:
-    done = complete_folder(request)
-    if done is None or done.commit is None:
         raise NetworkError(
             f"{request.repo} is not complete on this machine, and this run may not fetch it"
             " (--offline or HF_HUB_OFFLINE); 'mmchat list' shows what is here"
         )
-    return _finished_plan(request, done.commit, _place(request, done.commit), done)
+    client = HubClient(request.repo, request.token)
+    commit, listed = client.look(request.revision)
+    place = request.place(commit)
+    if done := _finished(request, place, commit):
+        return done
+    files = select(listed, request.repo, request.weights_format, request.include, request.exclude)
+    by_part = {place.part(file): file for file in files if not place.has(file)}
+    missing = by_part.values()  # of equal files in the cache, only one
+    if missing:
+        client.check_access(commit, max(missing, key=lambda file: file.size))
+    return _plan(request, commit, place, files, missing)
 
 
-def _finished_plan(request: Request, commit: str, place: Place, manifest: Manifest) -> Plan:
-    files = tuple(
-        HubFile(name, record.size, record.etag or record.sha256)
-        for name, record in manifest.files.items()
-    )
-    free = free_bytes(place.folder)
-    return Plan(request, commit, place, files, (), 0, free, manifest.selections)
-
-
-def repair_plan(
-    folder: Path, manifest_path: Path, manifest: Manifest, names: Sequence[str]
+def _plan(
+    request: Request,
+    commit: str,
+    place: Place,
+    files: Iterable[HubFile],
+    missing: Iterable[HubFile] = (),
 ) -> Plan:
+    missing = tuple(missing)
+    kept = sum(min(space.size_of(place.part(file)) or 0, file.size) for file in missing)
+    free = space.free_bytes(place.folder)
+    return Plan(request, commit, place, tuple(files), missing, kept, free)
+
+
+def _cached_commit(request: Request) -> str | None:
+    """The commit that the revision names, as far as the cache knows."""
+    if request.local_dir is not None:
+        return None
+    if COMMIT.fullmatch(request.revision):
+        return request.revision
+    return commit_of(repo_folder(request.repo) / "refs" / request.revision)
+
+
+def _finished(request: Request, place: Place, commit: str | None) -> Plan | None:
+    """A plan without missing files, if the place holds all of `request` by its record.
+
+    Asks no network. commit: what the revision names, if that is known.
+    """
+    done = old_manifest(place.manifest_path)
+    if done is None or done.commit is None or done.repo != request.repo:
+        return None
+    has_all = request.selections and set(request.selections) <= set(done.selections)
+    is_meant = (commit or request.revision) in (done.commit, done.revision)
+    if not has_all or not is_meant or not is_whole(place.folder, done):
+        return None
+    return _plan(request, done.commit, place, _recorded(done, done.files))
+
+
+def _recorded(manifest: Manifest, names: Iterable[str]) -> list[HubFile]:
+    records = {name: manifest.files[name] for name in names if name in manifest.files}
+    return [HubFile(name, r.size, r.etag or r.sha256) for name, r in records.items()]
+
+
+def repair_plan(folder: Path, names: Sequence[str]) -> Plan:
     """Fetch these files of a folder again, from the commit it was downloaded from.
 
     Raises CheckpointError if the folder was not downloaded by mmchat.
     """
+    place = place_at(folder)
+    manifest = read_manifest(place.manifest_path)  # a damaged one cannot say what to fetch
+    if manifest is None:
+        raise CheckpointError(
+            f"{folder}: mmchat has no record of it; 'mmchat download' makes one and fetches what is"
+            " damaged"
+        )
     if manifest.repo is None or manifest.commit is None:
         raise CheckpointError(
             f"{quoted(folder, 300)} was not downloaded from the Hub; make it again instead"
         )
-    in_cache = manifest_path.name != MANIFEST_NAME
-    request = Request(manifest.repo, manifest.commit, local_dir=None if in_cache else folder)
-    place = CachePlace(manifest.repo, manifest.commit) if in_cache else FolderPlace(folder)
-    files = tuple(
-        HubFile(name, record.size, record.etag or record.sha256)
-        for name in names
-        if (record := manifest.files.get(name))
-    )
-    free, selections = free_bytes(folder), manifest.selections
-    return Plan(request, manifest.commit, place, files, files, 0, free, selections)
+    request = Request(manifest.repo, manifest.commit, include=tuple(names))
+    files = _recorded(manifest, names)
+    return _plan(request, manifest.commit, place, files, files)
 
 
 def carry_out(
     plan: Plan,
     workers: int = 4,
-    report: Report | None = None,
+    report: BytesCallback = lambda *_: None,
     waiting: Callable[[], None] = lambda: None,
 ) -> Path:
     """Fetch what is missing and return the folder. May be interrupted anywhere, and run again.
@@ -217,17 +187,15 @@ def carry_out(
     fetches what is missing still. Raises NetworkError, DiskError.
     """
     plan.check_space()
-    request = plan.request
-    manifest = Manifest({}, request.repo, request.revision, plan.commit, plan.selections)
+    request, place = plan.request, plan.place
+    manifest = Manifest({}, request.repo, request.revision, plan.commit, request.selections)
     try:
-        with alone_in(plan.place.work, waiting) as has_waited:
+        with alone_in(place.work, waiting) as has_waited:
             if has_waited:
-                absent = (file for file in plan.missing if not plan.place.has(file))
-                plan = replace(plan, missing=tuple(absent))
+                plan = replace(plan, missing=tuple(f for f in plan.missing if not place.has(f)))
             if plan.missing:
-                client = HubClient(request.repo, request.token)
-                _fetch_all(client, plan, max(1, workers), report or (lambda *_: None))
-            plan.place.finish(plan.files, manifest)
+                _fetch_all(HubClient(request.repo, request.token), plan, max(1, workers), report)
+            place.finish(plan.files, manifest)
     except OSError as error:
         raise DiskError(
             f"{quoted(plan.folder, 300)}: cannot be written: {error.strerror or error}"
@@ -235,40 +203,34 @@ def carry_out(
     return plan.folder
 
 
-def _fetch_all(client: HubClient, plan: Plan, workers: int, report: Report) -> None:
-    """Fetch the missing files in threads that do not keep the process alive."""
+def _fetch_all(client: HubClient, plan: Plan, workers: int, report: BytesCallback) -> None:
+    """Fetch the missing files, the small ones first, in threads that end with the process."""
     jobs: queue.SimpleQueue[HubFile] = queue.SimpleQueue()
-    for file in sorted(plan.missing, key=lambda file: file.size):
-        jobs.put(file)
     outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     cancelled = threading.Event()
+    for file in sorted(plan.missing, key=lambda file: file.size):
+        jobs.put(file)
+
+    def fetch(file: HubFile) -> BaseException | None:
+        read, told = partial(client.reading, plan.commit, file), partial(report, file.path)
+        try:
+            fetch_part(read, file, plan.place.part(file), told, cancelled)
+            plan.place.put(file)
+        except BaseException as error:  # handed to the caller's thread
+            return error
+        return None
 
     def work() -> None:
-        while not cancelled.is_set():
-            try:
-                file = jobs.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                part = plan.place.part(file)
-                told = lambda count, path=file.path: report(path, count)  # noqa: E731
-                fetch_part(client, plan.commit, file, part, told, cancelled)
-                plan.place.put(file)
-                outcomes.put(None)
-            except OSError as error:
-                outcomes.put(DiskError(f"{quoted(file.path)}: {error.strerror or error}"))
-                return
-            except BaseException as error:  # handed to the caller's thread
-                outcomes.put(error)
-                return
+        with suppress(queue.Empty):
+            while not cancelled.is_set():
+                outcomes.put(fetch(jobs.get_nowait()))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
     for thread in threads:
         thread.start()
     try:
         for _ in plan.missing:
-            problem = outcomes.get()
-            if problem is not None and not isinstance(problem, CancelledError):
+            if problem := outcomes.get():
                 raise problem
     finally:
         cancelled.set()

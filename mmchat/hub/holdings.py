@@ -1,25 +1,31 @@
-"""What of a repository is on this machine, and how it is removed again."""
+"""What of a repository is on this machine, and how it is removed again.
+
+huggingface_hub removes whole revisions; here the files that another tool put stay.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot, is_repo_id, weight_files
+from mmchat.checkpoints.hub_cache import (
+    cache_folder,
+    cached_snapshot,
+    commit_of,
+    is_repo_id,
+    repo_folder,
+    weight_files,
+)
 from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mmchat.checkpoints.names import place_of
 from mmchat.errors import CheckpointError, DiskError, quoted
-from mmchat.hub.places import (
-    PART_ENDING,
-    CachePlace,
-    manifest_path_of,
-    old_manifest,
-    repo_folder,
-)
+from mmchat.hub.places import CachePlace, FolderPlace, is_whole, old_manifest
+from mmchat.storage.space import size_of
 
 # present: whole, by mmchat's record. unrecorded: weights whole, put by another tool.
 State = Literal["present", "unrecorded", "incomplete", "absent"]
@@ -38,28 +44,20 @@ class Holding:
 
 def holding(repo: str) -> Holding:
     """What the Hugging Face cache has of `repo`; reads names, sizes and headers."""
-    parts = sum(_size(part) for part in (repo_folder(repo) / "blobs").glob(f"*{PART_ENDING}"))
     folder = cached_snapshot(repo)
+    place = CachePlace(repo_folder(repo), folder.name if folder else "")
     if folder is None:
-        blobs = sum(_size(repo_folder(repo) / "blobs" / etag) for etag in _put_etags(repo))
-        return Holding("incomplete", bytes=parts + blobs) if parts + blobs else Holding("absent")
-    return _described(folder, parts)
-
-
-def _described(folder: Path, parts: int = 0) -> Holding:
-    manifest = old_manifest(manifest_path_of(folder))
-    state: State = "incomplete"
-    if manifest is not None:
-        records = manifest.files.items()
-        if all(_size(folder / name, -1) == record.size for name, record in records):
-            state = "present"
-    elif _weights_are_whole(folder):
-        state = "unrecorded"
-    real = {path.resolve() for path in folder.rglob("*") if path.is_file()}
+        total = _total([*place.parts(), *place.put_blobs()])
+        return Holding("incomplete" if total else "absent", bytes=total)
+    manifest = old_manifest(place.manifest_path)
+    if manifest is None:
+        state: State = "unrecorded" if _weights_are_whole(folder) else "incomplete"
+    else:
+        state = "present" if is_whole(folder, manifest) else "incomplete"
     formats = {"original" if f.suffix == ".pth" else "safetensors" for f in weight_files(folder)}
-    if manifest is not None:
-        formats |= set(manifest.selections)
-    total = sum(_size(path) for path in real) + parts
+    formats |= set(manifest.selections) if manifest else set()
+    files = {path.resolve() for path in folder.rglob("*") if path.is_file()}
+    total = _total([*files, *place.parts()])
     return Holding(state, folder, tuple(sorted(formats)), total, folder.name)
 
 
@@ -71,15 +69,8 @@ def _weights_are_whole(folder: Path) -> bool:
         return False
 
 
-def _size(path: Path, missing: int = 0) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return missing
-
-
-def _put_etags(repo: str) -> set[str]:
-    return CachePlace(repo, "").journal.etags()
+def _total(paths: Iterable[Path]) -> int:
+    return sum(size_of(path) or 0 for path in paths)
 
 
 def recorded_repos() -> list[str]:
@@ -108,34 +99,31 @@ def repo_removal(repo: str) -> Removal:
     Raises CheckpointError if there is nothing.
     """
     root = repo_folder(repo)
-    put = _put_etags(repo)
-    manifests = sorted((root / "mmchat").glob("*.json"))
-    names = {
-        path
-        for recorded in manifests
-        if (manifest := old_manifest(recorded))
-        for path in _put_files(root / "snapshots" / recorded.stem, manifest)
-    }
-    others = {path for path in (root / "snapshots").rglob("*") if not path.is_dir()} - names
-    needed = {path.resolve() for path in others}
-    blobs = [blob for etag in put if (blob := root / "blobs" / etag).is_file()]
-    blobs = [blob for blob in blobs if blob.resolve() not in needed]
-    parts = sorted((root / "blobs").glob(f"*{PART_ENDING}"))
-    links = sorted(path for path in names if path.is_symlink() or path.is_file())
-    files = [*manifests, *links, *blobs, *parts]
-    if len(blobs) == len([etag for etag in put if (root / "blobs" / etag).is_file()]):
-        files += (root / "mmchat").glob("placed")
+    records = sorted((root / "mmchat").glob("*.json"))
+    links: set[Path] = set()
+    for record in records:
+        links |= _put_files(root / "snapshots" / record.stem, old_manifest(record))
+    kept = {path for path in (root / "snapshots").rglob("*") if not path.is_dir()} - links
+    needed = {path.resolve() for path in kept}
+    place = CachePlace(root, "")
+    put = place.put_blobs()
+    blobs = [blob for blob in put if blob.resolve() not in needed]
+    content = [*(path for path in links if not path.is_symlink()), *blobs, *place.parts()]
+    # The records last: what a removal that is stopped leaves, the next one must know to be ours.
+    files = [*sorted(links), *blobs, *place.parts(), *records]
+    if blobs == put and place.journal.exists():
+        files.append(place.journal)
     if not files:
-        advice = f"; 'hf cache rm model/{repo}' removes what another tool put" if others else ""
+        advice = f"; 'hf cache rm model/{repo}' removes what another tool put" if kept else ""
         raise CheckpointError(f"mmchat put nothing of {repo} on this machine{advice}")
-    copies = [path for path in links if not path.is_symlink()]
-    freed = sum(_size(path) for path in (*blobs, *parts, *copies))
-    return Removal(root, tuple(files), freed, tuple(sorted(others)))
+    return Removal(root, tuple(files), _total(content), tuple(sorted(kept)))
 
 
-def _put_files(folder: Path, manifest: Manifest) -> list[Path]:
-    """What mmchat put into `folder`, nothing outside of it. Raises CheckpointError."""
-    return [place_of(folder, name) for name, record in manifest.files.items() if record.put]
+def _put_files(folder: Path, manifest: Manifest | None) -> set[Path]:
+    """What mmchat put into `folder` and is there, none of it outside. Raises CheckpointError."""
+    records = manifest.files if manifest else {}
+    paths = [place_of(folder, name) for name, record in records.items() if record.put]
+    return {path for path in paths if path.is_symlink() or path.is_file()}
 
 
 def folder_removal(folder: Path) -> Removal:
@@ -143,18 +131,16 @@ def folder_removal(folder: Path) -> Removal:
 
     Raises CheckpointError if that is unknown, or said to be elsewhere.
     """
-    manifest = read_manifest(folder / MANIFEST_NAME)
+    place = FolderPlace(folder)
+    manifest = read_manifest(place.manifest_path)
     if manifest is None:
         raise CheckpointError(
             f"{quoted(folder, 300)} has no {MANIFEST_NAME}: mmchat cannot tell what it put there"
         )
-    files = [path for path in _put_files(folder, manifest) if path.is_symlink() or path.is_file()]
-    work = folder / ".mmchat"
-    parts = [*work.glob(f"*{PART_ENDING}"), *work.glob("placed")] if not work.is_symlink() else []
-    gone = {*files, *parts, folder / MANIFEST_NAME}
-    kept = [path for path in folder.rglob("*") if path.is_file() and path not in gone]
-    freed = sum(_size(path) for path in gone)
-    return Removal(folder, (folder / MANIFEST_NAME, *files, *parts), freed, tuple(sorted(kept)))
+    files = [*sorted(_put_files(folder, manifest)), *place.parts()]
+    files += [path for path in (place.journal, place.manifest_path) if path.is_file()]
+    kept = {path for path in folder.rglob("*") if path.is_file()}.difference(files)
+    return Removal(folder, tuple(files), _total(files), tuple(sorted(kept)))
 
 
 def remove(removal: Removal) -> None:
@@ -165,26 +151,17 @@ def remove(removal: Removal) -> None:
         except OSError as error:
             reason = error.strerror or error
             raise DiskError(f"cannot remove {quoted(path, 300)}: {reason}") from None
-    for folder in sorted(_folders(removal.root / "snapshots"), reverse=True):
-        _remove_empty(folder)
-    for ref in _refs(removal.root):
-        commit = ref.read_text("ascii", "replace").strip()
-        if not (removal.root / "snapshots" / commit).is_dir():
-            ref.unlink()
-    for folder in sorted(_folders(removal.root), reverse=True):
-        _remove_empty(folder)
+    snapshots = removal.root / "snapshots"
+    if removal.root.name.startswith("models--"):
+        _remove_empty(snapshots)
+        for ref in (removal.root / "refs").rglob("*"):
+            if ref.is_file() and not (snapshots / (commit_of(ref) or "?")).is_dir():
+                ref.unlink()
+    _remove_empty(removal.root)
 
 
-def _folders(root: Path) -> Iterator[Path]:
-    yield root
-    yield from (path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())
-
-
-def _refs(root: Path) -> list[Path]:
-    is_cache = root.name.startswith("models--")
-    return [path for path in (root / "refs").rglob("*") if path.is_file()] if is_cache else []
-
-
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+def _remove_empty(root: Path) -> None:
+    """Remove what folders are empty below `root`, and itself; links are not followed."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        with contextlib.suppress(OSError):
+            Path(folder).rmdir()

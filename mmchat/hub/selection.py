@@ -46,13 +46,14 @@ def select(
 
 
 def _of_format(files: Sequence[HubFile], repo: str, weights_format: WeightsFormat) -> list[HubFile]:
-    if weights_format == "original":
-        chosen = _original(files)
+    if weights_format == "original":  # Meta's files, in original/ or else at the top
+        folder = "original/" if _named(files, ["consolidated*.pth"], "original/") else ""
+        chosen = [*_named(files, _META_FILES, folder), *_named(files, _PAPERS)]
         weights, other = "*consolidated*.pth", "safetensors"
     else:
-        chosen = [file for file in files if "/" not in file.path and _matches(file.path, _HF_FILES)]
+        chosen = _named(files, _HF_FILES)
         if not any(file.path.startswith("tokenizer.") for file in chosen):
-            chosen += [file for file in files if file.path == "original/tokenizer.model"]
+            chosen += _named(files, ["tokenizer.model"], "original/")
         weights, other = "*.safetensors", "original"
     if any(fnmatchcase(file.path, weights) for file in chosen):
         return chosen
@@ -62,14 +63,10 @@ def _of_format(files: Sequence[HubFile], repo: str, weights_format: WeightsForma
     )
 
 
-def _original(files: Sequence[HubFile]) -> list[HubFile]:
-    """Meta's files, in original/ or else at the top."""
-    for place in ("original/", ""):
-        chosen = [file for file in files if _matches(file.path, [place + n for n in _META_FILES])]
-        chosen = [file for file in chosen if "/" not in file.path.removeprefix(place)]
-        if any(file.path.endswith(".pth") for file in chosen):
-            return [*chosen, *(file for file in files if _matches(file.path, _PAPERS))]
-    return []
+def _named(files: Sequence[HubFile], patterns: Sequence[str], folder: str = "") -> list[HubFile]:
+    """The files of one folder itself whose names match."""
+    found = [file for file in files if _matches(file.path, [folder + name for name in patterns])]
+    return [file for file in found if "/" not in file.path.removeprefix(folder)]
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

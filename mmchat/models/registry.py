@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from mmchat.errors import quoted
 from mmchat.models.family import Family
-from mmchat.strict_json import Where, nearest, quoted
+from mmchat.strict_json import Where, nearest
 
 _HOMES = {
     "mllama": "mmchat.models.mllama.family",

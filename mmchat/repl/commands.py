@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.conversation import Conversation
 from mmchat.errors import UsageError, quoted
+from mmchat.images.png import png_bytes
 from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
@@ -98,7 +99,7 @@ def _tiles(chat: Chat, argument: str) -> None:
     drawing = facts.preview(image, chat.params)
     if words:
         file = _file(chat, words[0], "png")
-        atomic_file.write_bytes(file, export.png_bytes(drawing), mode=saving.PRIVATE_FILE)
+        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
     chat.screen.picture(drawing)
     where = facts.layout(image, chat.params)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-from typing import Any
 
 from mmchat.conversation import Conversation, Image
+from mmchat.images.png import png_url
 from mmchat.repl import saving
 from mmchat.repl.paths import short_name
 
@@ -38,17 +36,10 @@ def document(kind: str, chat: Conversation, model: str) -> str:
     return _html(chat, model) if kind == "html" else _markdown(chat, model)
 
 
-def png_bytes(picture: Any) -> bytes:
-    """A Pillow picture as PNG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _data_url(image: Image) -> str:
     small = image.pixels.copy()
     small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-    return "data:image/png;base64," + base64.b64encode(png_bytes(small)).decode()
+    return png_url(small)
 
 
 def _markdown(chat: Conversation, model: str) -> str:

@@ -8,9 +8,10 @@ terminal, so that the caller puts it back.
 from __future__ import annotations
 
 import base64
-import io
 import re
 from typing import Any
+
+from mmchat.images.png import png_bytes
 
 KITTY_CHUNK = 4096  # characters of base64 in one escape sequence
 BAND = 6  # rows of pixels in one row of sixels
@@ -18,9 +19,7 @@ BAND = 6  # rows of pixels in one row of sixels
 
 def kitty(picture: Any, columns: int, rows: int) -> str:
     """An RGB picture stretched over `columns` x `rows` cells; the terminal answers nothing."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    data = base64.b64encode(png_bytes(picture)).decode()
     chunks = [data[i : i + KITTY_CHUNK] for i in range(0, len(data), KITTY_CHUNK)]
     parts = []
     for number, chunk in enumerate(chunks, start=1):

@@ -7,7 +7,6 @@ model saw. A folder or file can be moved to another machine as it is.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from mmchat.conversation import Conversation, Image, Message, Part, Text, Turn
 from mmchat.engine.events import FinishReason
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import DiskError, SavedChatError, UsageError, quoted
+from mmchat.images.png import png_bytes
 from mmchat.storage import atomic_file
 from mmchat.storage.safe_files import is_temporary
 from mmchat.strict_json import Where, parse_dataclass, parse_json, read_bounded
@@ -120,9 +120,7 @@ def to_json(document: ChatRecord) -> str:
 
 def png(image: Image) -> bytes:
     """The picture without loss."""
-    buffer = io.BytesIO()
-    image.pixels.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return png_bytes(image.pixels, compress_level=1)
 
 
 def write(path: Path, chat: SavedChat) -> None:

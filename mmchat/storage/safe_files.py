@@ -40,6 +40,13 @@ def open_to_update(path: Path) -> io.FileIO:
     return _regular(os.open(path, flags, 0o644), "r+")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, made if it is not there; a link is not followed. Raises OSError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o644), "a") as opened:
+        opened.write(f"{line}\n")
+
+
 def _regular(descriptor: int, mode: str) -> io.FileIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -121,6 +128,36 @@ def hold(path: Path, descriptor: int) -> bool:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def alone_in(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
+    """Hold the lock of a folder, which is made if need be, and removed if it stays empty.
+
+    Calls `waiting` before it waits for another process, and gives True after that. The lock goes
+    with the process that holds it. Raises OSError.
+    """
+    has_waited = False
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, _READ | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not has_waited:
+                waiting()
+            has_waited = True
+        except OSError:  # a file system without locks
+            pass
+        if hold(folder, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        yield has_waited
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        os.close(descriptor)
 
 
 def remove_left(path: Path, recover: Callable[[], None] = lambda: None) -> bool:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mmchat.errors import PromptError
-from mmchat.strict_json import quoted
+from mmchat.errors import PromptError, quoted
 from mmchat.tokenizers.base import TokenTable, clean_text
 
 if TYPE_CHECKING:

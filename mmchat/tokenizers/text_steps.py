@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmchat.strict_json import Where, as_object, quoted
+from mmchat.errors import quoted
+from mmchat.strict_json import Where, as_object
 from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT
 
 _MOST_STEPS = 16

@@ -6,8 +6,8 @@ import binascii
 from pathlib import Path
 
 from mmchat import limits
-from mmchat.errors import CheckpointError
-from mmchat.strict_json import Where, quoted, read_bounded
+from mmchat.errors import CheckpointError, quoted
+from mmchat.strict_json import Where, read_bounded
 from mmchat.tokenizers.base import IMAGE_TOKEN
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmchat import limits
-from mmchat.errors import CheckpointError, MissingExtra, PromptError
-from mmchat.strict_json import Where, as_object, quoted, read_json
+from mmchat.errors import CheckpointError, MissingExtra, PromptError, quoted
+from mmchat.strict_json import Where, as_object, read_json
 from mmchat.tokenizers.base import Tokenizer, TokenTable, clean_text
 from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer, is_fault
 from mmchat.tokenizers.text_steps import check_steps

@@ -16,10 +16,11 @@ from mmchat.checkpoints.manifest import (
     write_manifest,
 )
 from mmchat.errors import CheckpointError
+from mmchat.hub.client import HubFile
 from mmchat.hub.download import repair_plan
 from mmchat.hub.holdings import folder_removal, remove
 from mmchat.hub.integrity import recorded_sizes, verify_folder
-from mmchat.hub.places import FolderPlace, HubFile, _Journal
+from mmchat.hub.places import FolderPlace
 from mmchat.storage.safe_files import open_to_update
 
 HOSTILE = [
@@ -93,8 +94,10 @@ def test_nothing_else_in_a_record_becomes_a_path_either(tmp_path, change):
 
 
 def test_the_journal_names_only_hashes(tmp_path):
-    (tmp_path / "placed").write_text(f"../../victim/thesis.txt\n{HASH}\n/etc/passwd\n")
-    assert _Journal(tmp_path / "placed").etags() == {HASH}
+    place = FolderPlace(tmp_path)
+    place.work.mkdir()
+    place.journal.write_text(f"../../victim/thesis.txt\n{HASH}\n/etc/passwd\n")
+    assert place.put_etags() == {HASH}
 
 
 def test_what_is_removed_lies_in_the_folder(tmp_path, victim):
@@ -172,9 +175,9 @@ def test_a_repair_writes_only_in_the_folder(tmp_path, victim, link):
     """Whatever in the folder is a link to elsewhere, no file there is changed or made."""
     evil = tmp_path / "evil"
     name = "sub/thesis.txt" if link == "sub" else "thesis.txt"
-    manifest = record_of(evil, name)
+    record_of(evil, name)
     file = HubFile(name, 9, HASH)
-    plan = repair_plan(evil, evil / MANIFEST_NAME, manifest, [name])
+    plan = repair_plan(evil, [name])
     where = {"part": FolderPlace(evil).part(file), "placed": evil / ".mmchat" / "placed"}
     path = where.get(link, evil / link)
     path.parent.mkdir(exist_ok=True)

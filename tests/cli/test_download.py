@@ -222,7 +222,7 @@ def test_no_server_and_a_silent_server_have_their_own_messages(machine):
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_is_busy_once_is_asked_again(machine, status):
-    for place in ("/revision/", "/tree/", f"/{WEIGHTS_PATH}", "/config.json"):
+    for place in ("/revision/", f"/{WEIGHTS_PATH}", "/config.json"):
         machine.hub.faults.status_once[place] = [status]
     assert machine.run("download", REPO).exit_code == 0
     assert machine.tree() == USUAL

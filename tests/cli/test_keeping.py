@@ -11,6 +11,7 @@ from mmchat.checkpoints.manifest import (
     Manifest,
     write_manifest,
 )
+from mmchat.hub.holdings import remove, repo_removal
 from tests.cli.hub_fixtures import COMMIT, FILES, REPO, USUAL, WEIGHTS
 
 
@@ -133,6 +134,17 @@ def test_remove_does_not_touch_the_download_of_another_tool(machine):
     done = machine.run("remove", REPO, "--yes")
     assert (done.exit_code, f"hf cache rm model/{REPO}" in done.stderr) == (3, True)
     assert machine.tree() == USUAL
+
+
+@pytest.mark.parametrize("steps", [1, 6, 11])
+def test_a_removal_that_was_stopped_is_gone_on_with(machine, monkeypatch, steps):
+    machine.run("download", REPO)
+    monkeypatch.setenv("HF_HUB_CACHE", str(machine.home / "hub"))
+    removal = repo_removal(REPO)
+    assert len(removal.files) == 12  # five names, five blobs, the record, the journal
+    remove(replace(removal, files=removal.files[:steps]))
+    remove(repo_removal(REPO))
+    assert not machine.root.exists()
 
 
 def test_remove_a_local_dir_leaves_the_users_files(machine, tmp_path):

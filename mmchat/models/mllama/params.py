@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from mmchat.errors import quoted
 from mmchat.models.family import FamilyParams
 from mmchat.models.mllama.config import (
-    EXTRA_EMBEDDING_ROWS,
     MllamaConfig,
     RopeScaling,
     TextConfig,
     VisionConfig,
 )
-from mmchat.strict_json import Where, check_keys, parse_dataclass, quoted
+from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.strict_json import Where, check_keys, parse_dataclass
 
 SECTIONS = ("vision_config", "text_config", "image_processor")
 
@@ -138,28 +140,4 @@ def with_tile_size(config: MllamaConfig, size: int) -> MllamaConfig:
 
 def parameter_count(config: MllamaConfig) -> int:
     """Parameters of the model in the Hub's format, where tile tables hold one row per canvas."""
-    vision, text = config.vision_config, config.text_config
-    projector = (vision.output_dim + 1) * text.hidden_size
-    return _vision_parameters(vision) + projector + _text_parameters(text)
-
-
-def _vision_parameters(c: VisionConfig) -> int:
-    width, tiles, tokens = c.hidden_size, c.max_num_tiles, c.tokens_per_tile
-    norm = 2 * width
-    mlp = 2 * width * c.intermediate_size + c.intermediate_size + width
-    layer = 4 * width * width + mlp + 2 * norm
-    rows = len(c.aspect_ratios) + 1  # row 0 stands for "no picture"
-    tile_tables = 2 * (rows * tiles * width + 1)  # before and after the local layers, one gate each
-    positions = tokens * width + rows * tiles * tokens * width + 1
-    stem = c.num_channels * c.patch_size**2 * width + width + 2 * norm
-    layers = c.num_hidden_layers * layer + c.num_global_layers * (layer + 2)
-    return stem + tile_tables + positions + layers
-
-
-def _text_parameters(c: TextConfig) -> int:
-    width = c.hidden_size
-    keys = c.num_key_value_heads * c.head_dim
-    layer = 2 * width * width + 2 * width * keys + 3 * width * c.intermediate_size + 2 * width
-    cross = len(c.cross_attention_layers) * (2 * c.head_dim + 2)  # q_norm, k_norm, two gates
-    embeddings = (2 * c.vocab_size + EXTRA_EMBEDDING_ROWS) * width
-    return embeddings + c.num_hidden_layers * layer + cross + width
+    return sum(map(math.prod, hf_shapes(config).values()))

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmchat.errors import quoted
 from mmchat.models.family import FamilyParams
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.params import parse
-from mmchat.strict_json import Where, as_object, quoted
+from mmchat.strict_json import Where, as_object
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
