@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from mmchat.cli.sampling_options import number
 from mmchat.quantization import find_scheme
 
 WHAT = "What to measure"
@@ -146,7 +145,8 @@ class How:
         float,
         typer.Option(
             metavar="S",
-            callback=number(0, 1e6),
+            min=0,
+            max=1e6,
             help="Begin no round beyond this; one is always run.",
             rich_help_panel=HOW,
         ),

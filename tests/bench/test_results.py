@@ -47,17 +47,14 @@ def test_each_shown_ratio_was_measured_with_its_error():
 
 
 def test_the_commands_that_make_the_results_are_understood():
-    from typer.main import get_command
-
-    from mmchat.cli.app import app
+    from mmchat.cli.app import load
 
     [block] = re.findall(r"^```sh long\n(.*?)^```$", README, re.M | re.S)
     made = []
     for line in block.splitlines():
         program, name, *arguments = line.split()
         assert (program, name) == ("mmchat", "bench")
-        command = get_command(app).commands["bench"]
-        parsed = command.make_context("bench", arguments).params
+        parsed = load("bench").make_context("bench", arguments).params
         assert (parsed["shapes"], parsed["vs"]) == ("11B", "transformers")
         made.append(ROOT / parsed["output"])
     assert tuple(made) == script().RESULTS
