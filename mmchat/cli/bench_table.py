@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmchat.cli import console, units
+from mmchat import words
+from mmchat.cli import console
 
 _BAR = 24  # cells of the slowest
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -43,7 +44,7 @@ def headline(record: dict[str, Any]) -> str:
     """What was measured, where, and by which clock."""
     model, machine = record["model"], record["environment"]
     versions = machine["versions"]
-    where = machine.get("gpu") or f"{machine['cpu']}, {units.plural(machine['threads'], 'thread')}"
+    where = machine.get("gpu") or f"{machine['cpu']}, {words.plural(machine['threads'], 'thread')}"
     made = f"{model['name']}, {model['layers']} text and {model['vision_layers']} vision layers"
     random = ", random weights" if model["weights"] == "random" else ""
     clock = {"cpu": "processor time", "wall": "wall clock"}[record["clock"]]
@@ -62,7 +63,7 @@ def workload_rows(record: dict[str, Any]) -> Iterator[Row]:
     for turns in record.get("turns", ()):
         for name, found in turns["contestants"].items():
             for stage in found["ms"]:
-                title = f"{stage}, {units.plural(turns['tiles'], 'tile')}"
+                title = f"{stage}, {words.plural(turns['tiles'], 'tile')}"
                 yield _row(title, name, found, stage)
 
 
@@ -124,7 +125,7 @@ def facts(record: dict[str, Any]) -> Iterator[str]:
     bandwidth = record.get("bandwidth")
     if bandwidth:
         speed = bandwidth["probe_gigabytes_per_second"]
-        threads = units.plural(bandwidth["threads"], "thread")
+        threads = words.plural(bandwidth["threads"], "thread")
         yield f"memory is read at {speed:.1f} GB/s ({threads})"
         for entry in bandwidth["decode"]:
             yield (
@@ -133,8 +134,8 @@ def facts(record: dict[str, Any]) -> Iterator[str]:
             )
     for entry in record.get("memory", ()):
         yield (
-            f"peak memory of {entry['contestant']}: {units.size(entry['peak_memory_bytes'])}, "
-            f"of which weights {units.size(entry['weight_bytes'])}"
+            f"peak memory of {entry['contestant']}: {words.size(entry['peak_memory_bytes'])}, "
+            f"of which weights {words.size(entry['weight_bytes'])}"
         )
     for name, seconds in record.get("startup", {}).get("seconds", {}).items():
         yield f"{name}: {seconds['wall']:.2f} s ({seconds['cpu']:.2f} s of processor time)"

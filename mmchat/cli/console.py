@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from mmchat import words
 from mmchat.errors import DiskError
 from mmchat.terminal import Sanitizer, filled, one_line, sanitize
 
@@ -183,9 +184,7 @@ def write_safely(text: str, stream: TextIO | None = None) -> None:
 
 def fact_text(facts: list[tuple[str, str]]) -> str:
     """One `label  value` line for each fact, values in one column."""
-    width = max(len(label) for label, _ in facts) + 2
-    lines = (f"{label:<{width}}{value}".rstrip() for label, value in facts)
-    return "".join(f"{one_line(line)}\n" for line in lines)
+    return words.table([(label, one_line(value)) for label, value in facts]) + "\n"
 
 
 def print_facts(facts: list[tuple[str, str]]) -> None:

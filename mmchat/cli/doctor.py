@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
-from mmchat.cli.units import plural, size
 from mmchat.terminal import sanitize
+from mmchat.words import plural, size
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,9 +11,9 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
-from mmchat.cli.units import size
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
+from mmchat.words import plural, size
 
 if TYPE_CHECKING:
     from mmchat.hub.download import Plan
@@ -142,9 +142,8 @@ def say_plan(plan: Plan, dry_run: bool = False) -> None:
         mark = "to fetch" if file in plan.missing else "there"
         console.note(f"  {file.path}  {size(file.size)}  {mark}")
     kept = f", {size(plan.kept_bytes)} of them kept from before" if plan.kept_bytes else ""
-    count = len(plan.missing)
     console.note(
-        f"{'would fetch' if dry_run else 'fetching'} {count} file{'s' * (count > 1)},"
+        f"{'would fetch' if dry_run else 'fetching'} {plural(len(plan.missing), 'file')},"
         f" {size(plan.fetch_bytes + plan.kept_bytes)}{kept}; {size(plan.free_bytes)} free in"
         f" {plan.folder}"
     )

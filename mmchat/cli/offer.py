@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from mmchat.cli import console
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.model_choice import ModelChoice
-from mmchat.cli.units import size
 from mmchat.errors import CheckpointError
 from mmchat.offline import is_hub_offline
+from mmchat.words import size
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams, ModelSource
