@@ -15,6 +15,7 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.chats import chats_folder, choose_chat
 from mmchat.cli.help_page import Command, plain_app
+from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import ModelChoice, begin_loading, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
     from mmchat.repl.terminal_probe import Answers
 
-INTERRUPTED_EXIT_CODE = 130
 CHAT = "Chat"
 
 FirstImages = Annotated[

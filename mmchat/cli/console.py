@@ -88,6 +88,11 @@ def columns(stream: TextIO | None) -> int:
     return terminal_size()[0] if is_terminal(stream) else UNBROKEN
 
 
+def wrapped(text: str, indent: str = "") -> str:
+    """`text` for stdout, on lines as wide as its terminal, all but the first indented."""
+    return filled(text, columns(sys.stdout), indent)
+
+
 def terminal_size() -> tuple[int, int]:
     """Columns and rows of the terminal."""
     size = shutil.get_terminal_size()
@@ -188,8 +193,12 @@ def fact_text(facts: list[tuple[str, str]]) -> str:
 
 
 def print_facts(facts: list[tuple[str, str]]) -> None:
-    """`fact_text` to stdout."""
-    write_safely(fact_text(facts))
+    """`fact_text` to stdout, where a terminal gets no line wider than it is, but for long names."""
+    indent = max(len(label) for label, _ in facts) + 2
+    room = max(columns(sys.stdout) - indent, 24)
+    broken = "\n" + " " * indent
+    rows = [(label, filled(one_line(value), room).replace("\n", broken)) for label, value in facts]
+    write_safely(words.table(rows) + "\n")
 
 
 class AnswerStream:
