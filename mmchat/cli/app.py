@@ -70,7 +70,7 @@ class MmchatGroup(Group):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for parameter in self.get_params(ctx):  # for None Typer would load its validator: 60 ms
-            parameter.default = False
+            parameter.default = parameter.default or False
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

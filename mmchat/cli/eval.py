@@ -27,7 +27,7 @@ def _eval() -> None:
     """Keeps `scenes` a subcommand while it is the only one."""
 
 
-@eval_app.command(cls=Command)
+@eval_app.command(cls=Command, short_help="Ask about held-out drawn scenes.")
 def scenes(
     model: options.Model = None,
     limit: Annotated[
