@@ -19,7 +19,6 @@ PLACES: dict[str, set[str]] = {
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures
         "kernels/native.py",  # runs the C compiler on the package's own source
-        "hardware/compilers.py",  # asks compilers for their versions
     },
     "reads weights with a library": set(),
     "talks to the network": {

@@ -126,10 +126,10 @@ def test_every_linked_file_exists():
 def test_every_option_in_the_table_exists():
     from typer.main import get_command
 
-    from mmchat.cli.app import app
+    from mmchat.cli.app import COMMANDS, app, load
 
     known = {"--help", "--install-completion"}
-    waiting: list[Any] = [get_command(app)]
+    waiting: list[Any] = [get_command(app), *map(load, COMMANDS)]
     while waiting:
         command = waiting.pop()
         waiting += getattr(command, "commands", {}).values()

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from mmchat import words
 from mmchat.catalog.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
 from mmchat.checkpoints.checkpoint import checkpoint_format
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
@@ -309,7 +310,7 @@ def _how_to_get(params: ModelParams) -> str:
     return (
         f"{params.name} is not on this machine; accept its licence at "
         f"https://huggingface.co/{params.repo}, then 'mmchat download {params.name}' "
-        f"(about {2 * params.parameters / 1024**3:.0f} GiB), or give --checkpoint-path"
+        f"(about {words.size(2 * params.parameters)}), or give --checkpoint-path"
     )
 
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmchat import words
 from mmchat.cli import console
-from mmchat.engine.events import Event, Finished, Progress, TextDelta, Timings, TokenLogprob
+from mmchat.engine.events import Event, Finished, Progress, TextDelta, TokenLogprob
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
     from mmchat.models.mllama.tiling import TileLayout
     from mmchat.tokenizers.base import Tokenizer
 
-STAGE_NAMES = {
-    "preprocessing": "laying out the pictures",
-    "vision": "encoding the pictures",
-    "prefill": "reading the prompt",
-}
 Form = Literal["stream", "whole", "json", "json-lines"]
 
 
@@ -56,7 +52,7 @@ class Answer:
         try:
             for event in events:
                 if isinstance(event, Progress):
-                    stages.show(STAGE_NAMES.get(event.stage, event.stage))
+                    stages.show(words.STAGES.get(event.stage, event.stage))
                     continue
                 stages.stop()
                 if isinstance(event, TextDelta):
@@ -172,40 +168,20 @@ def image_facts(source: str, layout: TileLayout, tokens: int) -> dict[str, Any]:
 
 def cut_note(finished: Finished, model: LoadedModel, sampling: SamplingParams) -> str:
     """That an answer was cut, and what makes it longer; empty if it came to its end."""
-    if finished.reason != "length":
-        return ""
-    if len(finished.output_ids) >= sampling.max_new_tokens:
-        return f"cut at {sampling.max_new_tokens} tokens; -n N (--max-new-tokens) allows more"
     is_less = model.max_seq_len < model.params.config.text_config.max_position_embeddings
-    remedy = "--max-seq-len N allows more" if is_less else "a shorter prompt leaves more room"
-    return f"cut because the context of {model.max_seq_len:,} positions is full; {remedy}"
+    roomier = "--max-seq-len N allows more" if is_less else "a shorter prompt leaves more room"
+    longer = "-n N (--max-new-tokens)"
+    return words.cut(finished, sampling.max_new_tokens, model.max_seq_len, longer, roomier)
 
 
-def placement_line(model: LoadedModel) -> str:
-    """Where the model runs and why, for --verbose."""
+def verbose_lines(model: LoadedModel, finished: Finished) -> list[str]:
+    """Where the model runs and why, and the timings of an answer, for --verbose."""
     dtype = str(model.dtype).removeprefix("torch.")
     seconds = model.runtime.compile_seconds
     compiled = "" if seconds is None else f", compiled in {seconds:.1f} s"
     weights = "" if model.quantize == "none" else f", weights in {model.quantize}"
-    return f"{'device':<15}{model.device}, {dtype} ({model.placement.reason}){weights}{compiled}"
-
-
-def timing_lines(timings: Timings) -> list[str]:
-    """One line per stage that was measured, for --verbose."""
-    stages = [
-        ("load", timings.load_seconds),
-        ("pictures", timings.preprocessing_seconds),
-        ("vision encoder", timings.vision_seconds),
-        ("prefill", timings.prefill_seconds),
-        ("first token", timings.time_to_first_token),
-        ("decode", timings.decode_seconds),
-    ]
-    lines = [f"{name:<15}{seconds:9.3f} s" for name, seconds in stages if seconds is not None]
-    if timings.tokens_per_second:
-        lines.append(f"{'speed':<15}{timings.tokens_per_second:9.1f} tokens/s")
-    if timings.peak_memory_bytes:
-        lines.append(f"{'peak memory':<15}{timings.peak_memory_bytes / 2**20:9.1f} MiB")
-    return lines
+    where = f"{model.device}, {dtype} ({model.placement.reason}){weights}{compiled}"
+    return words.table([("device", where), *words.timings(finished)]).split("\n")
 
 
 def logprob_record(entry: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:

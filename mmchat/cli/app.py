@@ -1,5 +1,6 @@
-"""The Typer application: registers the commands and turns errors into one line and an exit code.
+"""The Typer application: finds the command and turns errors into one line and an exit code.
 
+A command's module is imported when that command runs or completes, or its own help is asked.
 Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 memory, 6 network,
 7 disk, 130 Ctrl-C, 141 the reader of stdout went away, 143 SIGTERM.
 """
@@ -9,81 +10,91 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
+import mmchat
 from mmchat.cli import console
-from mmchat.cli.bench import bench
-from mmchat.cli.chat import ChatCommand, chat
-from mmchat.cli.chats import chats
-from mmchat.cli.doctor import doctor
-from mmchat.cli.download import download
-from mmchat.cli.eval import eval_app
-from mmchat.cli.export import export
-from mmchat.cli.generate import generate
-from mmchat.cli.help_page import App, Group
-from mmchat.cli.inspect import inspect
-from mmchat.cli.keeping import remove, where
-from mmchat.cli.list_models import list_models
+from mmchat.cli.help_page import WIDEST, Command, Group, plain_app
 from mmchat.cli.options import Debug, debug_requested
-from mmchat.cli.tiles import tiles
-from mmchat.cli.verify import verify
 from mmchat.cli.wrong_names import no_such_command, no_such_option
-from mmchat.cli.wrong_values import explained
 from mmchat.errors import DiskError, MmchatError, quoted
 
-USAGE_EXIT_CODE = 2
-MEMORY_EXIT_CODE = 5
-DISK_EXIT_CODE = 7
-CLOSED_PIPE_EXIT_CODE = 141
+# name -> the first sentence of its help
+COMMANDS = {
+    "generate": "Answer a question about pictures, or about none.",
+    "chat": "Chat about pictures.",
+    "chats": "List the chats that are kept, newest first, or remove some.",
+    "list": "List the known models and what is present on disk.",
+    "download": "Download a model into the Hugging Face cache, which other tools share.",
+    "where": "Print the folder that a model is in.",
+    "verify": "Check that a model's files are what the Hub, Meta or mmchat recorded, bit for bit.",
+    "remove": "Remove what mmchat downloaded of a model.",
+    "export": (
+        "Write a model so that it runs without its checkpoint; the folder's path goes to stdout."
+    ),
+    "inspect": "Show a model's architecture, sizes and memory needs; loads no weights.",
+    "tiles": "Show how a picture is cut into tiles: its canvas, grid, size on it and token count.",
+    "doctor": "Show what this machine can run and how fast, and what is missing.",
+    "bench": "Time a model: reading, pictures, and the tokens it writes after them.",
+    "eval": "Measure a model's accuracy.",
+}
+# Where a command is, if not in the module and the function of its name
+_PLACES = {
+    "chat": "chat:chat_app", "list": "list_models:list_models", "where": "keeping:where",
+    "remove": "keeping:remove", "eval": "eval:eval_app",
+}  # fmt: skip
+USAGE_EXIT_CODE, MEMORY_EXIT_CODE, DISK_EXIT_CODE, CLOSED_PIPE_EXIT_CODE = 2, 5, 7, 141
 OUT_OF_MEMORY = "out of memory; try a smaller --max-seq-len or --dtype bfloat16"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+BUG = "this is a bug in mmchat; please report it with the lines above"
 
 
-class ErrorReportingGroup(Group):
+def load(name: str) -> Any:
+    """The command `name` with its parameters; imports its module."""
+    module, _, attribute = _PLACES.get(name, f"{name}:{name}").partition(":")
+    found = getattr(import_module(f"mmchat.cli.{module}"), attribute)
+    if isinstance(found, typer.Typer):
+        return get_command(found)
+    single = plain_app()
+    single.command(name, cls=Command)(found)
+    return get_command(single)
+
+
+class MmchatGroup(Group):
     """Ends every run with an exit code; only bugs show a traceback, or any error with --debug."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for parameter in self.get_params(ctx):  # for None Typer would load its validator: 60 ms
+            parameter.default = parameter.default or False
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
-        if self.get_command(ctx, name) is None and not name.startswith("-"):
-            ctx.fail(no_such_command(name, self.list_commands(ctx)))
-        return super().resolve_command(ctx, args)
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(no_such_command(name, COMMANDS))
+        _, command, rest = super().resolve_command(ctx, args)
+        return (name, load(name), rest) if command else (None, None, rest)
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
-        if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+    def main(self, *args: Any, **settings: Any) -> Any:
+        if not settings.get("standalone_mode", True):
+            return super().main(*args, **settings)
         debug_requested.clear()
         console.set_color("auto")
         try:
-            result = self.main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            result = super().main(*args, **{**settings, "standalone_mode": False})
             sys.stdout.flush()
-        except SystemExit as leaving:
-            if isinstance(leaving.__context__, BrokenPipeError):
-                result = _closed_pipe()
-            else:
+        except (BrokenPipeError, SystemExit) as leaving:
+            if not any(isinstance(e, BrokenPipeError) for e in (leaving, leaving.__context__)):
                 raise
-        except BrokenPipeError:
-            result = _closed_pipe()
+            console.forget_streams()
+            result = CLOSED_PIPE_EXIT_CODE
         except Exception as error:
             result = _report(error)
         sys.exit(result if isinstance(result, int) else 0)
-
-
-def _closed_pipe() -> int:
-    console.forget_streams()
-    return CLOSED_PIPE_EXIT_CODE
 
 
 def _report(error: Exception) -> int:
@@ -91,10 +102,7 @@ def _report(error: Exception) -> int:
     expected = _expected(error)
     if expected is None or debug_requested:
         console.write_safely("".join(traceback.format_exception(error)), sys.stderr)
-    if expected is None:
-        console.error("this is a bug in mmchat; please report it with the lines above")
-        return 1
-    message, code = expected
+    message, code = expected or (BUG, 1)
     console.error(message)
     return code
 
@@ -109,67 +117,51 @@ def _expected(error: Exception) -> tuple[str, int] | None:
         return "aborted", 1
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib, for ~name
         return "there is no such user; write the folder out in place of ~NAME", USAGE_EXIT_CODE
-    if _is_out_of_memory(error):
-        return OUT_OF_MEMORY, MEMORY_EXIT_CODE
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}; free some space and run the same again", DISK_EXIT_CODE
-    if isinstance(error, OSError) and error.errno in _NO_NAME and error.filename:
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         return f"{quoted(error.filename)}: {error.strerror}; give another name", USAGE_EXIT_CODE
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return OUT_OF_MEMORY, MEMORY_EXIT_CODE
-    return None
+    return (OUT_OF_MEMORY, MEMORY_EXIT_CODE) if _is_out_of_memory(error) else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Also what the loader of libraries and the starter of threads say without memory."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return (isinstance(error, ImportError) and "failed to map segment" in text) or (
-        isinstance(error, RuntimeError) and "can't start new thread" in text
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or "failed to map segment" in str(error)
+        or "can't start new thread" in str(error)
     )
 
 
 def _wrong_usage(error: typer.TyperException) -> str:
     context: Any = getattr(error, "ctx", None)
-    option = getattr(error, "option_name", None)
-    if type(error) is typer.BadParameter:
-        text = explained(error)
-    elif option and context:
-        text = no_such_option(option, context)
+    if hasattr(error, "possibilities"):  # as only the error of an unknown option has
+        text = no_such_option(error, lambda: {name: load(name) for name in COMMANDS})
     else:
         text = error.format_message()
+    if faults := getattr(error.__cause__, "errors", None):  # the validator names no value
+        value = quoted(faults()[0]["input"])
+        text = text.replace("Value error, ", "").replace("Input should", f"{value} should")
     message = " ".join(text.split()).rstrip(".")
     return f"{message} (see '{context.command_path if context else 'mmchat'} --help')"
 
 
-app = App(
+app = plain_app(
     name="mmchat",
-    cls=ErrorReportingGroup,
+    cls=MmchatGroup,
+    add_completion=True,
     help="Chat about pictures with Llama 3.2 Vision (Mllama) on your own machine.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
     pretty_exceptions_enable=False,
 )
-app.command()(generate)
-app.command(cls=ChatCommand)(chat)
-app.command()(chats)
-app.command(name="list")(list_models)
-app.command()(download)
-app.command()(where)
-app.command()(verify)
-app.command()(remove)
-app.command()(export)
-app.command()(inspect)
-app.command()(tiles)
-app.command()(doctor)
-app.command()(bench)
-app.add_typer(eval_app, name="eval")
+for _name, _help in COMMANDS.items():  # in place of each, until it is loaded, its line of help
+    app.command(_name, short_help=_help)(lambda: None)
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        import mmchat
-
         console.write_out(f"mmchat {mmchat.__version__}\n")
         raise typer.Exit
 

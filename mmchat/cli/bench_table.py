@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from mmchat.cli import console, units
+from mmchat import words
+from mmchat.cli import console
 
 COLUMNS = ("TIMED", "MODEL", "MS", "RANGE", "TOKENS/S", "TIMES AS FAST")
 
@@ -36,7 +37,7 @@ def show_record(record: dict[str, Any]) -> None:
 def _headline(record: dict[str, Any]) -> str:
     """What was timed, and where."""
     machine = record["environment"]
-    where = machine.get("gpu") or f"{machine['cpu']}, {units.plural(machine['threads'], 'thread')}"
+    where = machine.get("gpu") or f"{machine['cpu']}, {words.plural(machine['threads'], 'thread')}"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return f"{record['model']['name']}; {machine['dtype']} on {where}; {versions}"
 
@@ -71,10 +72,10 @@ def _facts(record: dict[str, Any]) -> Iterator[str]:
     rounds = sorted({entry["rounds"] for entry in record["measured"]})
     if rounds:
         least = f"{rounds[0]} to " if len(rounds) > 1 else ""
-        yield f"medians of {least}{units.plural(rounds[-1], 'round')}"
+        yield f"medians of {least}{words.plural(rounds[-1], 'round')}"
     if record["left_out"]:
         yield f"left out, for want of positions: {', '.join(record['left_out'])}"
     loading = (f"{name} in {seconds:.2f} s" for name, seconds in record["load_seconds"].items())
     yield f"loaded: {', '.join(loading)}"
     together = " of all together" if len(record["load_seconds"]) > 1 else ""
-    yield f"peak memory{together}: {units.size(record['peak_memory_bytes'])}"
+    yield f"peak memory{together}: {words.size(record['peak_memory_bytes'])}"

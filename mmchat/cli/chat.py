@@ -14,7 +14,8 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.chats import chats_folder, choose_chat
-from mmchat.cli.help_page import Command
+from mmchat.cli.help_page import Command, plain_app
+from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import ModelChoice, begin_loading, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
     from mmchat.repl.terminal_probe import Answers
 
-INTERRUPTED_EXIT_CODE = 130
 CHAT = "Chat"
 
 FirstImages = Annotated[
@@ -130,6 +130,10 @@ def chat(
     code = _run(session, params, opening)
     if code:
         raise typer.Exit(code)
+
+
+chat_app = plain_app()
+chat_app.command(cls=ChatCommand)(chat)
 
 
 def _saved_chat(continue_last: bool, resume: str | None) -> Path | None:

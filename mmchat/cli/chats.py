@@ -13,6 +13,7 @@ import typer
 from mmchat.cli import console, options
 from mmchat.errors import SavedChatError, UsageError, quoted
 from mmchat.terminal import cells
+from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.repl.chats import ChatFacts
@@ -96,9 +97,9 @@ def _description(chat: ChatFacts) -> str:
     changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(chat.changed))
     if chat.problem:
         return f"{changed}  {chat.problem}"
-    turns = f"{chat.turns} turn{'s' * (chat.turns != 1)}"
-    pictures = f", {chat.pictures} picture{'s' * (chat.pictures != 1)}" if chat.pictures else ""
-    return f"{changed}  {turns}{pictures}  {' '.join(chat.question[:400].split())}"
+    turns, pictures = plural(chat.turns, "turn"), plural(chat.pictures, "picture")
+    held = f"{turns}, {pictures}" if chat.pictures else turns
+    return f"{changed}  {held}  {' '.join(chat.question[:400].split())}"
 
 
 def _record(chat: ChatFacts) -> dict[str, Any]:

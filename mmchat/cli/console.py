@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
+from mmchat import words
 from mmchat.errors import DiskError
 from mmchat.terminal import Sanitizer, filled, one_line, sanitize
 
@@ -85,6 +86,11 @@ def draws(stream: TextIO | None) -> bool:
 def columns(stream: TextIO | None) -> int:
     """Columns of the terminal that shows `stream`; as good as endless for a pipe or a file."""
     return terminal_size()[0] if is_terminal(stream) else UNBROKEN
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """`text` for stdout, on lines as wide as its terminal, all but the first indented."""
+    return filled(text, columns(sys.stdout), indent)
 
 
 def terminal_size() -> tuple[int, int]:
@@ -183,14 +189,16 @@ def write_safely(text: str, stream: TextIO | None = None) -> None:
 
 def fact_text(facts: list[tuple[str, str]]) -> str:
     """One `label  value` line for each fact, values in one column."""
-    width = max(len(label) for label, _ in facts) + 2
-    lines = (f"{label:<{width}}{value}".rstrip() for label, value in facts)
-    return "".join(f"{one_line(line)}\n" for line in lines)
+    return words.table([(label, one_line(value)) for label, value in facts]) + "\n"
 
 
 def print_facts(facts: list[tuple[str, str]]) -> None:
-    """`fact_text` to stdout."""
-    write_safely(fact_text(facts))
+    """`fact_text` to stdout, where a terminal gets no line wider than it is, but for long names."""
+    indent = max(len(label) for label, _ in facts) + 2
+    room = max(columns(sys.stdout) - indent, 24)
+    broken = "\n" + " " * indent
+    rows = [(label, filled(one_line(value), room).replace("\n", broken)) for label, value in facts]
+    write_safely(words.table(rows) + "\n")
 
 
 class AnswerStream:

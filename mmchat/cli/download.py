@@ -13,9 +13,9 @@ from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
-from mmchat.cli.units import plural, size
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
+from mmchat.words import plural, size
 
 if TYPE_CHECKING:
     from mmchat.hub.download import Plan, Request

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from mmchat.cli import console
 from mmchat.cli.model_choice import family_module
 from mmchat.cli.tiles import picture_facts
-from mmchat.cli.units import grid, pixels, size
 from mmchat.conversation import Image, Message, Text
 from mmchat.storage import atomic_file
+from mmchat.words import grid, pixels, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSource

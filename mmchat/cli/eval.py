@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.help_page import App, Group
+from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import ModelChoice, say_choice
 from mmchat.evals.contact_sheet import contact_sheet
@@ -19,7 +19,7 @@ from mmchat.storage import atomic_file
 if TYPE_CHECKING:
     from mmchat.evals.run import Report, Score, Tally
 
-eval_app = App(help="Measure a model's accuracy.", cls=Group)
+eval_app = plain_app(help="Measure a model's accuracy.")
 
 
 @eval_app.callback()
@@ -27,7 +27,7 @@ def _eval() -> None:
     """Keeps `scenes` a subcommand while it is the only one."""
 
 
-@eval_app.command()
+@eval_app.command(cls=Command, short_help="Ask about held-out drawn scenes.")
 def scenes(
     model: options.Model = None,
     limit: Annotated[

@@ -11,8 +11,8 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.interrupts import interrupt_says
-from mmchat.cli.units import size
 from mmchat.errors import UsageError
+from mmchat.words import size
 
 if TYPE_CHECKING:
     from mmchat.export import ExportReport

@@ -124,9 +124,7 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
     if cut and not request.quiet and form in ("stream", "whole"):
         console.note(cut)
     if request.verbose:
-        for line in (answer.placement_line(model), *model.remarks):
-            console.note(line)
-        for line in answer.timing_lines(finished.timings):
+        for line in (*answer.verbose_lines(model, finished), *model.remarks):
             console.note(line)
     if finished.reason == "interrupted":
         raise typer.Exit(INTERRUPTED_EXIT_CODE)

@@ -10,8 +10,8 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.model_choice import ModelChoice, family_module
-from mmchat.cli.units import count, size
 from mmchat.cli.wrong_names import model_name
+from mmchat.words import count, plural, size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,9 +179,9 @@ def _made_for(found: dict[str, Any]) -> str:
 def _checkpoint_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return [("checkpoint", "not on this machine")]
-    files = f"{found['files']} file{'s' * (found['files'] > 1)}"
+    files = plural(found["files"], "file")
     return [
         ("checkpoint", found["path"]),
-        ("  format", f"{found['format']}, {files}, {found['tensors']:,} tensors"),
+        ("  format", f"{found['format']}, {files}, {plural(found['tensors'], 'tensor')}"),
         *((f"  {dtype}", size(number)) for dtype, number in found["bytes_by_dtype"].items()),
     ]

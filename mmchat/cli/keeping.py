@@ -10,9 +10,9 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
-from mmchat.cli.units import size
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import CheckpointError, UsageError, quoted
+from mmchat.words import size
 
 if TYPE_CHECKING:
     from mmchat.hub.holdings import Removal

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console, options
-from mmchat.cli.units import count, size
 from mmchat.terminal import filled
+from mmchat.words import count, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat import limits
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
-from mmchat.cli.units import size
 from mmchat.errors import MemoryError_
 from mmchat.quantization import make_plan
+from mmchat.words import size
 
 if TYPE_CHECKING:
     from mmchat.api import Model

@@ -6,12 +6,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from mmchat.cli import console
-from mmchat.cli.download import carry_out, say_plan
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.model_choice import ModelChoice
-from mmchat.cli.units import size
 from mmchat.errors import CheckpointError
 from mmchat.offline import is_hub_offline
+from mmchat.words import size
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams, ModelSource
@@ -61,6 +60,7 @@ def _is_wanted(params: ModelParams) -> bool:
 
 
 def _download(params: ModelParams) -> None:
+    from mmchat.cli.download import carry_out, say_plan
     from mmchat.hub import download as hub
 
     with interrupt_says(f"stopped; 'mmchat download {params.name}' goes on"):

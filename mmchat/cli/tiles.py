@@ -16,10 +16,10 @@ from mmchat.cli.prompt_input import (
     load_pictures,
     read_image_bytes,
 )
-from mmchat.cli.units import grid, pixels
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 from mmchat.storage import atomic_file
+from mmchat.words import grid, pixels
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams

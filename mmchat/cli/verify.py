@@ -14,8 +14,8 @@ from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.keeping import ModelOrFolder, model_folder
 from mmchat.cli.model_choice import family_module
 from mmchat.cli.transfer_bars import transfer_bars
-from mmchat.cli.units import size
 from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
+from mmchat.words import plural, size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,8 +66,7 @@ def verify(
     if faults:
         named = ", ".join(sorted({fault.file for fault in faults})[:5])
         advice = anew or f"'mmchat verify {model} --repair' fetches them again"
-        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
-        raise CheckpointError(f"{model}: {count}, in {named}; {advice}")
+        raise CheckpointError(f"{model}: {plural(len(faults), 'fault')}, in {named}; {advice}")
 
 
 def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:

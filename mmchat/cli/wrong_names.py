@@ -1,10 +1,11 @@
-"""What was probably meant by the name of a command or an option that does not exist."""
+"""What was probably meant by the name of a command, an option or a model that does not exist."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,11 @@ def model_name(context: typer.Context, name: str | None) -> str | None:
         raise UsageError(f"MODEL {quoted(name)} is a picture; {hint}")
     if not name.strip():
         raise UsageError("MODEL is empty; leave it out for the built-in model")
-    if re.search(r"\s|\?$", name.strip()) and not _is_path(name):
+    is_path = os.path.exists(os.path.expanduser(name))  # noqa: PTH110, PTH111 - raise nothing
+    if re.search(r"\s|\?$", name.strip()) and not is_path:
         hint = f"mmchat generate --prompt {shlex.quote(name)}"
         raise UsageError(f"MODEL {name!r} looks like a question; to ask it: {hint}")
     return name
-
-
-def _is_path(name: str) -> bool:
-    try:
-        return Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 def no_such_command(name: str, commands: Iterable[str]) -> str:
@@ -58,32 +53,30 @@ def no_such_command(name: str, commands: Iterable[str]) -> str:
     message = f"No such command {quoted(name)}"
     if looks_like_picture(name):
         return f"{message}; {_ASK.format(shlex.quote(name))}"
-    if name in _ELSEWHERE:
-        return f"{message}; did you mean 'mmchat {_ELSEWHERE[name]}'?"
-    if near := closest(name, commands, cutoff=0.7):
-        return f"{message}; did you mean 'mmchat {near[0]}'?"
+    if meant := [_ELSEWHERE[name]] if name in _ELSEWHERE else closest(name, commands, cutoff=0.7):
+        return f"{message}; did you mean 'mmchat {meant[0]}'?"
     is_model = find_params(name) is not None or Path(name).is_dir()
-    models = [name] if is_model else nearest_names(name)
-    if models:
+    if models := [name] if is_model else nearest_names(name):
         return f"{message}; to ask a model: mmchat generate {models[0]} --prompt TEXT"
     return message
 
 
-def no_such_option(name: str, context: Any) -> str:
-    """The message of a usage error, with the nearest option, or the other command that has it."""
-    message = f"No such option: {name}"
-    for argument in _arguments(context.command):
+def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str:
+    """The message of Typer's error, with an argument so called, the nearest option, or the command.
+
+    commands: gives all of them by name, each with its parameters.
+    """
+    name, message, own = error.option_name, error.message, error.ctx.command
+    for argument in _arguments(own):
         if name in (f"--{argument.lower()}", f"-{argument[0].lower()}"):
-            return f"{message}; {argument} stands alone: {context.command_path} {argument}"
-    own = [option for option in _options(context.command) if option.startswith("--")]
-    near = closest(name, own, cutoff=0.75)
-    near = near or [option for option in own if len(name) > 3 and option.startswith(name)]
-    if near:
+            return f"{message}; {argument} stands alone: {error.ctx.command_path} {argument}"
+    longs = [option for option in _options(own) if option.startswith("--")]
+    prefixed = (option for option in longs if len(name) > 3 and option.startswith(name))
+    if near := [*closest(name, longs, cutoff=0.75), *prefixed]:
         return f"{message}; did you mean {near[0]}?"
-    others = getattr(getattr(context.parent, "command", None), "commands", {})
+    others = commands()
     having = [other for other, command in others.items() if name in _options(command)]
-    argument = name.lstrip("-").upper()
-    is_argument = any(argument in _arguments(command) for command in others.values())
+    is_argument = any(name.lstrip("-").upper() in _arguments(one) for one in others.values())
     if len(having) == 1 and not is_argument:
         return f"{message}; 'mmchat {having[0]}' has it"
     return message

@@ -25,30 +25,33 @@ class Outlook:
     after a picture of the largest size; None for a small model, or if nothing was measured.
     """
 
-    model: str
-    short: str
-    parameters: int
-    repo: str | None
-    is_chat: bool
+    params: ModelParams
     scheme: str
     need: MemoryNeed
     fits: bool | None
     speeds: tuple[float, float] | None
 
+    @property
+    def short(self) -> str:
+        """The name that is typed."""
+        is_known = self.params.repo and self.params.aliases
+        return self.params.aliases[0] if is_known else self.params.name
+
+    @property
+    def is_chat(self) -> bool:
+        """True for a model to talk with; guard models say only what is safe."""
+        return self.params.chat_format == "instruct" and "guard" not in self.params.name.lower()
+
     def as_dict(self) -> dict[str, Any]:
         text, picture = self.speeds or (None, None)
-        return {
-            "memory": self.need.as_dict(),
-            "fits": self.fits,
-            "tokens_per_second": {"text": text, "picture": picture},
-        }
+        speeds = {"text": text, "picture": picture}
+        return {"memory": self.need.as_dict(), "fits": self.fits, "tokens_per_second": speeds}
 
 
 def outlooks(machine: Machine) -> Iterator[Outlook]:
     """Every known model in every scheme that is offered, the smallest model first."""
     for params in sorted(known_params(), key=lambda params: (params.parameters, params.name)):
-        schemes = OFFERED_SCHEMES if params.parameters > _SMALL else OFFERED_SCHEMES[:1]
-        for scheme in schemes:
+        for scheme in OFFERED_SCHEMES if params.parameters > _SMALL else OFFERED_SCHEMES[:1]:
             yield _outlook(machine, params, scheme)
 
 
@@ -56,21 +59,9 @@ def _outlook(machine: Machine, params: ModelParams, scheme: str) -> Outlook:
     placement = choose_placement(machine.device.name, "auto", params.parameters)
     # the released weights are 16-bit
     setup = Setup.of(params, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2)
-    need, free = setup.need(), machine.device.available
+    need, free, reading = setup.need(), machine.device.available, machine.reading
     speeds = None
-    if machine.reading and params.parameters > _SMALL:
-        speeds = (
-            tokens_per_second(setup, machine.reading, pictures=False),
-            tokens_per_second(setup, machine.reading, pictures=True),
-        )
-    return Outlook(
-        model=params.name,
-        short=params.aliases[0] if params.repo and params.aliases else params.name,
-        parameters=params.parameters,
-        repo=params.repo,
-        is_chat=params.chat_format == "instruct",
-        scheme=scheme,
-        need=need,
-        fits=None if free is None else need.total <= free,
-        speeds=speeds,
-    )
+    if reading and params.parameters > _SMALL:
+        text, picture = (tokens_per_second(setup, reading, pictures=p) for p in (False, True))
+        speeds = (text, picture)
+    return Outlook(params, scheme, need, None if free is None else need.total <= free, speeds)

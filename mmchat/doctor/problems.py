@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from mmchat.doctor.machine import Machine
+from mmchat.words import size
 
-_GIB = 1024**3
-_SPACE_FOR_THE_11B = 21 * _GIB
+_SPACE_FOR_THE_11B = 21 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _few_threads(machine: Machine) -> Iterator[Problem]:
     if machine.device.name == "cpu" and machine.threads < machine.cores // 2:
         chosen = os.environ.get("OMP_NUM_THREADS")
         remedy = f"unset OMP_NUM_THREADS, which is {chosen}" if chosen else "set OMP_NUM_THREADS"
-        yield Problem(f"torch uses {machine.threads} of {machine.cores} processors", f"{remedy}")
+        yield Problem(f"torch uses {machine.threads} of {machine.cores} processors", remedy)
 
 
 def _no_compiler(machine: Machine) -> Iterator[Problem]:
@@ -79,16 +79,14 @@ def _limits() -> Iterator[Problem]:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         yield Problem(
-            f"this shell lets a process map {soft / _GIB:.1f} GiB (ulimit -v), and weights are"
-            " mapped whole",
+            f"this shell lets a process map {size(soft)} (ulimit -v), and weights are mapped whole",
             "run ulimit -v unlimited",
         )
 
 
 def _disk(machine: Machine) -> Iterator[Problem]:
-    hub = machine.caches[0]
-    if hub.free is not None and hub.free < _SPACE_FOR_THE_11B:
+    if machine.disk_free is not None and machine.disk_free < _SPACE_FOR_THE_11B:
         yield Problem(
-            f"{hub.free / _GIB:.1f} GiB are free at {hub.path}, and the 11B takes 20 GiB",
+            f"{size(machine.disk_free)} are free at {machine.cache}, and the 11B takes 20 GiB",
             "free some space, or set HF_HOME to a larger disk",
         )

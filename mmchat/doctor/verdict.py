@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mmchat.doctor.machine import Machine
 from mmchat.doctor.outlook import Outlook
 from mmchat.hub.holdings import holding
+from mmchat.words import pace, size
 
 # Slower than this, an answer is waited for; a smaller model or scheme is better company.
 PLEASANT = 5.0  # tokens a second
@@ -34,16 +35,16 @@ def recommend(machine: Machine, outlooks: Sequence[Outlook]) -> Verdict:
     If none does, the smallest, in the most exact scheme of those that are nearly its fastest. Only
     models from the Hub count.
     """
-    chat = [o for o in outlooks if o.repo and o.is_chat and "guard" not in o.model.lower()]
-    fitting = [o for o in chat if o.fits is not False]
+    chat = [outlook for outlook in outlooks if outlook.params.repo and outlook.is_chat]
+    fitting = [outlook for outlook in chat if outlook.fits is not False]
     if not fitting:
         return _too_little(machine, chat)
     pleasant = [o for o in fitting if o.speeds and o.speeds[1] >= PLEASANT]
     if pleasant:
-        best = max(pleasant, key=lambda o: o.parameters)  # the first is the most exact
+        best = max(pleasant, key=lambda o: o.params.parameters)  # the first is the most exact
     else:
-        least = min(o.parameters for o in fitting)
-        smallest = [o for o in fitting if o.parameters == least]
+        least = min(o.params.parameters for o in fitting)
+        smallest = [o for o in fitting if o.params.parameters == least]
         fastest = max(o.speeds[1] if o.speeds else 0.0 for o in smallest)
         best = next(o for o in smallest if not o.speeds or o.speeds[1] >= NEARLY * fastest)
     return _recommended(best)
@@ -53,25 +54,19 @@ def _recommended(best: Outlook) -> Verdict:
     flag = "" if best.scheme == "none" else f" --quantize {best.scheme}"
     scheme = "unquantised" if best.scheme == "none" else f"in {best.scheme}"
     speed = best.speeds[1] if best.speeds else None
-    pace = f": about {pace_of(speed)} tokens/s with a picture" if speed else ""
+    about = f": about {pace(speed)} tokens/s with a picture" if speed else ""
     commands = [f"mmchat chat {best.short}{flag}"]
-    if holding(best.repo or "").state in ("absent", "incomplete"):
+    if holding(best.params.repo or "").state in ("absent", "incomplete"):
         commands.insert(0, f"mmchat download {best.short}")
-    text = f"This machine runs {best.short} {scheme}{pace}."
-    return Verdict(best.model, best.scheme, speed, text, tuple(commands))
+    text = f"This machine runs {best.short} {scheme}{about}."
+    return Verdict(best.params.name, best.scheme, speed, text, tuple(commands))
 
 
 def _too_little(machine: Machine, chat: Sequence[Outlook]) -> Verdict:
     least = min(chat, key=lambda o: o.need.total)
-    gib = 1024**3
     text = (
         f"This machine has too little free memory for {least.short}: even {least.scheme} needs"
-        f" {least.need.total / gib:.1f} GiB and {(machine.device.available or 0) / gib:.1f} GiB"
-        " are free. The built-in model runs."
+        f" {size(least.need.total)} and {size(machine.device.available or 0)} are free."
+        " The built-in model runs."
     )
     return Verdict(None, None, None, text, ("mmchat chat",))
-
-
-def pace_of(speed: float) -> str:
-    """Two significant digits, as an estimate deserves."""
-    return f"{speed:.0f}" if speed >= 9.5 else f"{speed:.1f}" if speed >= 0.95 else f"{speed:.2g}"

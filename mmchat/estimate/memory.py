@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mmchat import words
 from mmchat.errors import MemoryError_
 from mmchat.limits import MIB
 from mmchat.quantization import find_scheme, layer_scheme
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from mmchat.checkpoints.checkpoint import Checkpoint
     from mmchat.hardware.placement import Placement
 
-GIB = 1024 * MIB
 # A conversation of which nothing is known yet, and the most of it that is read in one pass.
 USUAL_POSITIONS, USUAL_PROMPT = 4096, 2048
 SHORTEST_CONTEXT = 512
@@ -149,8 +149,8 @@ def check_memory(setup: Setup, available: int | None) -> MemoryNeed:
     if available is None or need.total <= available:
         return need
     raise MemoryError_(
-        f"{setup.params.name} needs {_gib(need.total)} on {setup.device_type} ({_parts(setup)}),"
-        f" and {_gib(available)} are free; {advice(setup, available)}"
+        f"{setup.params.name} needs {words.size(need.total)} on {setup.device_type}"
+        f" ({_parts(setup)}), and {words.size(available)} are free; {advice(setup, available)}"
     )
 
 
@@ -161,12 +161,12 @@ def advice(setup: Setup, available: int) -> str:
     context = _longest_context(setup, available)
     shorter = f"--max-seq-len {context} fits" if context else ""
     if found:
-        scheme = f"{found[0]} needs {_gib(found[1])} and fits"
+        scheme = f"{found[0]} needs {words.size(found[1])} and fits"
         return f"{shorter}, and so does {found[0]}" if shorter else scheme
     if shorter:
         return shorter
     flags, least = min(others, key=lambda other: other[1], default=("", setup.need().total))
-    even = f"even {flags} needs {_gib(least)}; " if flags else ""
+    even = f"even {flags} needs {words.size(least)}; " if flags else ""
     return f"{even}use a smaller model or another --device, or free some memory"
 
 
@@ -202,13 +202,9 @@ def _parts(setup: Setup) -> str:
     """The parts of the sum, and for what they are: `weights 19.8 GiB in int8, cache …`."""
     need, work = setup.need(), setup.expected
     parts = [
-        f"weights {_gib(need.weights)}",
-        f"cache {_gib(need.cache)} for {work.positions:,} tokens",
+        f"weights {words.size(need.weights)}",
+        f"cache {words.size(need.cache)} for {work.positions:,} tokens",
     ]
     if need.pictures:
-        parts.append(f"pictures {_gib(need.pictures)}")
-    return ", ".join([*parts, f"working memory {_gib(need.working)}"])
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+        parts.append(f"pictures {words.size(need.pictures)}")
+    return ", ".join([*parts, f"working memory {words.size(need.working)}"])

@@ -20,6 +20,7 @@ from mmchat.input_text import checked
 from mmchat.repl import facts, paths, saving, settings
 from mmchat.repl.keeper import Keeper
 from mmchat.repl.screen import Screen
+from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams
@@ -262,8 +263,9 @@ class Chat:
             raise
         self.keeper.save(self.session.conversation)
         kept = self.session.conversation is not before
+        positions = self.session.loaded.max_seq_len
         self._answered_with = self.session.conversation, sampling
-        if note := facts.ending(self.last, sampling, kept=kept):
+        if note := facts.ending(self.last, sampling, positions, kept=kept):
             self.screen.note(note)
         return kept
 
@@ -285,18 +287,17 @@ class Chat:
         taken = {name: value for name, value in saved.settings.items() if name not in given}
         self.sampling = replace(self.sampling, **taken)
         self.change(saved.conversation)
-        turns, images = len(saved.conversation.turns), len(saved.conversation.images)
-        counts = f"{turns} turn{'s' * (turns != 1)} with {images} picture{'s' * (images != 1)}"
+        turns, images = saved.conversation.turns, saved.conversation.images
+        counts = f"{plural(len(turns), 'turn')} with {plural(len(images), 'picture')}"
         self.screen.note(f"going on after {counts}")
         if taken:
             self.screen.note(f"as before: {settings.listed(taken)}")
         if saved.model != self.params.name:
             self.screen.note(f"the answers so far are by {saved.model}")
-        if turns and saved.conversation.turns[-1].reason == "interrupted":
+        if turns and turns[-1].reason == "interrupted":
             self.screen.note("the last answer is not complete; \\retry answers again")
         if turns:
-            last = saved.conversation.turns[-1]
-            self.screen.turn(facts.question_line(last.question), last.answer)
+            self.screen.turn(facts.question_line(turns[-1].question), turns[-1].answer)
 
     def change(self, chat: Conversation) -> None:
         """Another state of the conversation, saved at once."""

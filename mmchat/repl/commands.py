@@ -17,6 +17,7 @@ from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 from mmchat.storage import atomic_file
+from mmchat.words import grid, pixels, table, timings
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -105,10 +106,10 @@ def _tiles(chat: Chat, argument: str) -> None:
     where = facts.layout(image, chat.params)
     rows = [
         ("picture", facts.picture_line(image, chat.params)),
-        ("canvas", f"{where.canvas[1]} x {where.canvas[0]} px, {facts.grid(where.aspect_ratio)}"),
-        ("on it", f"{where.resized[1]} x {where.resized[0]} px at the top left, the rest is black"),
+        ("canvas", f"{pixels(where.canvas)}, {grid(where.aspect_ratio)}"),
+        ("on it", f"{pixels(where.resized)} at the top left, the rest is black"),
     ]
-    chat.screen.say(facts.table(rows))
+    chat.screen.say(table(rows))
 
 
 @command("system", "[TEXT|none]")
@@ -145,7 +146,7 @@ def _show(chat: Chat, argument: str) -> None:
         ("system", chat.session.conversation.system or "none"),
         ("saved in", str(folder.path) if folder else "nowhere so far"),
     ]
-    chat.screen.say(facts.table(rows) + "\n" + facts.settings(chat.sampling))
+    chat.screen.say(table(rows) + "\n" + facts.settings(chat.sampling))
 
 
 @command("undo", aliases=("u",))
@@ -268,7 +269,7 @@ def _stats(chat: Chat, argument: str) -> None:
     """Show the timings of the last answer."""
     if chat.last is None:
         raise UsageError("there is no answer to time yet")
-    chat.screen.say(facts.stats(chat.last))
+    chat.screen.say(table(timings(chat.last)))
 
 
 @command("help", "[COMMAND]", complete=lambda chat, argument: COMMANDS, aliases=("h", "?"))
@@ -279,7 +280,7 @@ def _help(chat: Chat, argument: str) -> None:
         raise UsageError(f"there is no command {quoted(argument)}; \\help lists them")
     shown = [names()[word]] if word else list(COMMANDS.values())
     rows = [(f"\\{found.name} {found.usage}".rstrip(), found.help) for found in shown]
-    text = facts.table(rows)
+    text = table(rows)
     if not word:
         text += "\n\n" + KEYS
     chat.screen.say(text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.errors import quoted
 from mmchat.repl.paths import short_name
+from mmchat.words import cut, grid, pixels, table
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams
@@ -33,32 +34,26 @@ def preview(image: Image, params: ModelParams) -> Any:
     return drawing.draw_tile_preview(image, where, facts)
 
 
-def grid(shape: tuple[int, int]) -> str:
-    """`2 x 1 tiles`, rows first."""
-    count = shape[0] * shape[1]
-    return f"{shape[0]} x {shape[1]} tile{'s' * (count > 1)}"
-
-
 def picture_line(image: Image, params: ModelParams) -> str:
     """Name, size, what was done to it, grid and cost."""
     where = layout(image, params)
     tokens = where.num_tiles * params.config.vision_config.tokens_per_tile
-    parts = [f"{image.width} x {image.height} px", *image.notices]
+    parts = [pixels((image.height, image.width)), *image.notices]
     parts += [grid(where.aspect_ratio), f"{tokens:,} vision tokens"]
     return f"{short_name(image.source)}: {', '.join(parts)}"
 
 
-def ending(finished: Finished, sampling: SamplingParams, *, kept: bool) -> str:
-    """What the reader should know about how an answer ended; empty if it just did."""
+def ending(finished: Finished, sampling: SamplingParams, positions: int, *, kept: bool) -> str:
+    """What the reader should know about how an answer ended; empty if it just did.
+
+    positions: of the context. kept: whether an interrupted answer became part of the conversation.
+    """
     if finished.reason == "interrupted":
         if not kept:
             return "interrupted before there was an answer; the conversation is as it was"
         return "interrupted; the answer so far is kept, \\retry answers again"
-    if finished.reason == "length":
-        if len(finished.output_ids) >= sampling.max_new_tokens:
-            return f"cut at {sampling.max_new_tokens} tokens; \\set max_new_tokens N allows more"
-        return "cut because the context is full; \\forget drops the oldest turn"
-    return ""
+    longer, roomier = "\\set max_new_tokens N", "\\forget drops the oldest turn"
+    return cut(finished, sampling.max_new_tokens, positions, longer, roomier)
 
 
 def same_again(sampling: SamplingParams) -> str:
@@ -89,26 +84,6 @@ def question_line(question: Message) -> str:
     return names + question.text
 
 
-def stats(finished: Finished) -> str:
-    """Timings of an answer, one line each."""
-    timings, usage = finished.timings, finished.usage
-    new = usage.prompt_tokens - usage.cached_tokens
-    lines = [
-        ("pictures", f"{timings.preprocessing_seconds:.3f} s to lay out"),
-        ("vision", f"{timings.vision_seconds:.3f} s for {usage.image_count} in the chat"),
-        (
-            "prompt",
-            f"{timings.prefill_seconds:.3f} s for {new} new of {usage.prompt_tokens} tokens",
-        ),
-        ("first token", f"{timings.time_to_first_token:.3f} s"),
-        ("answer", f"{timings.decode_seconds:.3f} s for {usage.completion_tokens} tokens"),
-        ("speed", f"{timings.tokens_per_second or 0:.1f} tokens/s"),
-        ("memory", f"{timings.peak_memory_bytes / 2**20:.0f} MiB at most"),
-        ("seed", str(finished.seed)),
-    ]
-    return table(lines)
-
-
 def settings(sampling: SamplingParams) -> str:
     names = [field.name for field in fields(sampling) if field.name != "logprobs"]
     return table([(name, shown(getattr(sampling, name))) for name in names])
@@ -127,9 +102,3 @@ def some(names: Sequence[str]) -> str:
     """The first names of many, quoted."""
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return ", ".join(map(quoted, names[:3])) + more
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """`label  value` lines, values in one column."""
-    width = max((len(label) for label, _ in rows), default=0) + 2
-    return "\n".join(f"{label:<{width}}{value}".rstrip() for label, value in rows)

@@ -18,17 +18,13 @@ from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
 from mmchat.repl.screen import OnText, T, Write, system_clipboard
 from mmchat.terminal import filled, one_line, sanitize
+from mmchat.words import STAGES
 
 if TYPE_CHECKING:
     import PIL.Image
 
     from mmchat.repl.thumbnail import Thumbnails
 
-STAGES = {
-    "preprocessing": "laying out the pictures",
-    "vision": "looking at the pictures",
-    "prefill": "reading",
-}
 STAGE_SHOWN_AFTER = 0.3  # seconds; a step that is shorter is not worth a line
 OSC_52_BYTES = 100_000  # terminals drop longer ones
 # Cursor, colours, bracketed paste and mouse as they are outside of programs.

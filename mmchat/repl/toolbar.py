@@ -8,6 +8,7 @@ from mmchat.errors import MmchatError
 from mmchat.repl import facts
 from mmchat.repl.paths import short_name
 from mmchat.terminal import sanitize
+from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -26,7 +27,7 @@ def toolbar_text(chat: Chat, columns: int) -> str:
     if chat.attached:
         parts.append(" + ".join(_picture(chat, i) for i in range(len(chat.attached))))
     elif images := chat.session.conversation.images:
-        parts.append(f"{len(images)} picture{'s' * (len(images) > 1)} in the chat")
+        parts.append(f"{plural(len(images), 'picture')} in the chat")
     if chat.last and chat.last.timings.tokens_per_second:
         timings = chat.last.timings
         parts.append(

@@ -124,10 +124,8 @@ def test_help_imports_no_editor():
 def test_a_picture_is_asked_about_in_the_next_question(mmchat_command):
     model = mmchat_command.use(b"A dog.", b"And.")
     done = mmchat_command("chat", stdin="dog.png\nWhat is it?\nAnd?\n\\images\n")
-    assert done.stderr == "attached dog.png: 200 x 100 px, 1 x 1 tile, 1,601 vision tokens\n"
-    assert done.stdout == (
-        "A dog.\nAnd.\n1  dog.png: 200 x 100 px, 1 x 1 tile, 1,601 vision tokens\n"
-    )
+    assert done.stderr == "attached dog.png: 200 x 100 px, 1 tile, 1,601 vision tokens\n"
+    assert done.stdout == ("A dog.\nAnd.\n1  dog.png: 200 x 100 px, 1 tile, 1,601 vision tokens\n")
     assert len(model.runtime.prefills) == 2
 
 
@@ -217,7 +215,7 @@ def test_pictures_can_be_dropped_and_replaced_after_they_were_asked_about(mmchat
     lines = ["\\image dog.png What?", "\\replace 1 My Cat.png", "\\images", "\\drop 1", "\\images"]
     done = piped(mmchat_command, lines, b"A dog.")
     assert done.stdout.splitlines()[1:] == [
-        "1  My Cat.png: 100 x 300 px, 1 x 1 tile, 1,601 vision tokens",
+        "1  My Cat.png: 100 x 300 px, 1 tile, 1,601 vision tokens",
         "no pictures",
     ]
 

@@ -3,24 +3,19 @@
 import json
 import re
 import sys
-import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from mmchat.cli import console
 from mmchat.doctor import Diagnosis, problems
-from mmchat.doctor.machine import EXTRAS, Cache, Device, Machine
+from mmchat.doctor.machine import Device, Machine
 from mmchat.doctor.outlook import outlooks
 from mmchat.doctor.problems import find_problems
-from mmchat.doctor.verdict import pace_of, recommend
+from mmchat.doctor.verdict import recommend
 from mmchat.estimate.speed import ReadingSpeeds
 from mmchat.hardware.bandwidth import Bandwidth
-from mmchat.hardware.compilers import Compiler
-from mmchat.hardware.cpu import Cpu
-from mmchat.hardware.memory import HostMemory
 from mmchat.hardware.placement import Placement
 from mmchat.hub.holdings import Holding
 from mmchat.kernels.ops import Choice
@@ -34,15 +29,13 @@ def written_down(free_gib, gb_per_second=30.0, device="cpu", **changes):
     """A machine that reads weights of every format at the speed of its memory."""
     rate = gb_per_second * GB
     free = int(free_gib * GIB)
-    products = {"float32": 1e12, "bfloat16": 2e12}
     return replace(
         Machine(
-            cpu=Cpu("Example CPU", ("avx2", "fma"), 32 * MIB),
             cores=8,
             threads=8,
             load=0.5,
-            host=HostMemory(2 * free, free),
-            devices=(Device(device, "Example", 2 * free, free, products),),
+            limited_by=None,
+            devices=(Device(device, "Example", 2 * free, free),),
             dtype="bfloat16",
             reading=ReadingSpeeds(
                 Bandwidth(rate, 256 * MIB, 8), dict.fromkeys(("none", "int8", "int4"), rate)
@@ -51,10 +44,9 @@ def written_down(free_gib, gb_per_second=30.0, device="cpu", **changes):
                 Choice("int4", "C", "compiled for this machine, AVX2"),
                 Choice("attention", "C for some, else torch", "compiled for this machine, AVX2"),
             ),
-            compilers=(Compiler("gcc", "/usr/bin/gcc", "12.2.0"),),
-            caches=(Cache("Hugging Face", "/home/me/.cache/huggingface/hub", 0, 100 * GIB),),
-            versions={"mmchat": "0.1.0", "python": "3.11.7", "torch": "2.13.0", "cuda": None},
-            extras=dict.fromkeys(EXTRAS, True),
+            cache="/home/me/.cache/huggingface/hub",
+            disk_free=100 * GIB,
+            versions={"mmchat": "0.1.0", "torch": "2.13.0", "cuda": None},
         ),
         **changes,
     )
@@ -110,7 +102,7 @@ def test_each_format_is_read_at_its_own_speed():
 
 
 def test_of_a_small_model_no_speed_is_told():
-    tiny = [o for o in found(written_down(8)) if o.model == "tiny"]
+    tiny = [o for o in found(written_down(8)) if o.params.name == "tiny"]
     assert [(o.scheme, o.speeds, o.fits) for o in tiny] == [("none", None, True)]
 
 
@@ -171,13 +163,6 @@ def test_on_a_gpu_no_weight_stays_in_the_file():
     assert said(on_gpu).scheme == "none"
 
 
-@pytest.mark.parametrize(
-    ("speed", "text"), [(283.6, "284"), (9.6, "10"), (9.4, "9.4"), (1.0, "1.0"), (0.043, "0.043")]
-)
-def test_a_pace_has_about_two_digits(speed, text):
-    assert pace_of(speed) == text
-
-
 # Problems
 
 
@@ -211,8 +196,8 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(monkeypatch):
 
 def test_a_busy_machine_a_small_disk_and_a_limited_shell_are_problems(monkeypatch):
     monkeypatch.setattr(problems.resource, "getrlimit", lambda which: (4 * GIB, 4 * GIB))
-    caches = (Cache("Hugging Face", "/data", 0, 3 * GIB),)
-    busy, limited, full = problem_texts(written_down(24, load=20.0, caches=caches))
+    machine = written_down(24, load=20.0, cache="/data", disk_free=3 * GIB)
+    busy, limited, full = problem_texts(machine)
     assert busy.startswith("the machine is busy (load 20.0 on 8 processors)")
     assert "4.0 GiB (ulimit -v)" in limited
     assert full.startswith("3.0 GiB are free at /data")
@@ -241,17 +226,18 @@ def doctor(run_real, monkeypatch):
 
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_no_line_is_wider_than_the_terminal(doctor, columns):
-    done = doctor(written_down(24, extras=dict.fromkeys(EXTRAS, False)), columns=columns)
+    done = doctor(written_down(24, load=20.0), columns=columns)
     assert done.exit_code == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= columns
 
 
 def test_lines_in_a_pipe_are_not_broken(doctor):
-    machine = written_down(24, extras=dict.fromkeys(EXTRAS, False))
+    machine = written_down(24, limited_by="/sys/fs/cgroup/memory.max")
     piped = doctor(machine, columns=60, piped=True).stdout
     lines = piped.splitlines()
     assert lines == [line.rstrip() for line in lines]
-    assert "device     cpu: Example; 24.0 GiB of 48.0 GiB free; fast in float32, bfloat16" in piped
+    assert "device     cpu: Example; 24.0 GiB of 48.0 GiB free, limited by /sys/fs/cgr" in piped
+    assert "reading    weights in bfloat16 30.0, int8 30.0, int4 30.0 GB/s" in piped
     assert "attention: C for some, else torch (compiled for this machine, AVX2)" in piped
     assert any(
         line.startswith("In bfloat16 on the processor") and line.endswith("need as much.")
@@ -259,8 +245,6 @@ def test_lines_in_a_pipe_are_not_broken(doctor):
     )
     shown = doctor(machine, columns=60).stdout
     assert len(lines) < len(shown.splitlines())
-    wide = [line.split() for line in lines if line.startswith("MODEL")]
-    assert "WEIGHTS" in wide[0]
 
 
 def test_the_verdict_comes_first_and_the_models_in_a_table(doctor):
@@ -275,26 +259,14 @@ def test_the_verdict_comes_first_and_the_models_in_a_table(doctor):
     assert rows[5][:6] == ["llama3.2-90B", "none", "164.3", "GiB", "✘", "no"]
 
 
-def test_a_wide_terminal_shows_the_parts_of_the_memory(doctor):
-    assert "WEIGHTS" in doctor(written_down(24), columns=120).stdout
-    assert "WEIGHTS" not in doctor(written_down(24), columns=80).stdout
-
-
 def test_problems_are_listed_with_the_next_step(doctor):
     lines = doctor(written_down(24, load=20.0)).stdout.splitlines()
     assert any(line.startswith("! the machine is busy") for line in lines)
     assert lines[-1].strip() == "run mmchat doctor again when it is idle"
 
 
-def test_missing_extras_say_what_they_bring(doctor):
-    extras = {**dict.fromkeys(EXTRAS, True), "heif": False}
-    text = doctor(written_down(24, extras=extras), columns=200).stdout
-    brings = "missing heif: pictures in HEIC, as phones write them; pip install 'mmchat[heif]'"
-    assert brings in " ".join(text.split())
-
-
 def test_names_from_outside_cannot_drive_the_terminal(doctor):
-    devices = (Device("cpu", "Evil\x1b[2J\x07", 24 * GIB, 24 * GIB, {"float32": 1.0}),)
+    devices = (Device("cpu", "Evil\x1b[2J\x07", 24 * GIB, 24 * GIB),)
     assert "\x1b" not in doctor(written_down(24, devices=devices)).stdout
 
 
@@ -307,13 +279,8 @@ def test_json_is_one_object_with_every_model_and_scheme(doctor):
     assert schemes["int8"]["fits"] is False
     assert schemes["int8"]["memory"]["total"] > 80 * GIB
     assert set(schemes["int8"]["tokens_per_second"]) == {"text", "picture"}
-    assert report["devices"][0]["fast_dtypes"] == ["float32", "bfloat16"]
+    assert report["devices"][0]["available"] == 24 * GIB
     assert [kernel["serves"] for kernel in report["kernels"]] == ["int4", "attention"]
-
-
-def test_every_extra_of_the_project_is_known():
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"test", "test-peers"}
 
 
 @pytest.mark.slow
@@ -322,5 +289,4 @@ def test_this_machine_can_be_diagnosed(run_real):
     assert report["reading"]["bandwidth"]["bytes_per_second"] > 10**8
     assert all(speed > 10**7 for speed in report["reading"]["linears"].values())
     assert report["devices"][-1]["name"] == "cpu"
-    assert report["devices"][-1]["products"]["float32"] > 10**8
     assert report["versions"]["torch"]

@@ -47,10 +47,10 @@ def test_quiet_drops_the_note(mmchat_command):
 def test_verbose_gives_the_stages_on_stderr(mmchat_command):
     done = mmchat_command("generate", "-v", "-p", "x")
     lines = done.stderr.splitlines()[1:]
-    assert lines[0] == "device         cpu, float32 (scripted), weights in int8"
-    assert [line[:15].strip() for line in lines] == [
-        "device", "load", "pictures", "vision encoder", "prefill", "first token", "decode", "speed",
-        "peak memory",
+    assert lines[0] == "device       cpu, float32 (scripted), weights in int8"
+    assert [line[:13].strip() for line in lines] == [
+        "device", "load", "pictures", "vision", "prompt", "first token", "answer", "speed",
+        "memory", "seed",
     ]  # fmt: skip
     assert done.stdout == "A brown dog.\n"
 

@@ -229,40 +229,59 @@ def test_a_silent_stdin_is_named_after_a_while(start):
     assert out == b"A brown dog.\n"
 
 
-def test_help_and_version_are_quick_and_load_nothing_heavy():
+# Of mmchat.cli, and libraries that take long.
+COMMAND_MODULES = {
+    "bench", "chat", "chats", "convert", "doctor", "download", "eval", "export", "generate",
+    "inspect", "keeping", "list_models", "tiles", "verify",
+}  # fmt: skip
+HEAVY = {"torch", "numpy", "PIL", "tiktoken", "prompt_toolkit", "huggingface_hub", "pydantic"}
+
+
+def loaded_by(arguments: list[str], **environment: str) -> tuple[str, set[str], set[str]]:
+    """What the command prints, and which of HEAVY and of COMMAND_MODULES it has imported."""
     program = (
-        "import sys\nfrom mmchat.cli.app import app\n"
-        "try: app(sys.argv[1:], prog_name='mmchat')\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'numpy', 'PIL', 'tiktoken', 'prompt_toolkit', 'huggingface_hub'}\n"
-        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+        "import json, sys\nfrom mmchat.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(json.dumps(list(sys.modules)), file=sys.stderr)\n"
     )
-    for args in (["--help"], ["--version"], ["generate", "--help"], ["list"]):
-        done = subprocess.run(
-            [sys.executable, "-c", program, *args], capture_output=True, text=True, check=True
-        )
-        assert done.stdout
-        assert done.stderr == "\n", args
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True, text=True, env={**os.environ, **environment}, timeout=60, check=True,
+    )  # fmt: skip
+    modules = set(json.loads(done.stderr))
+    commands = {name for name in COMMAND_MODULES if f"mmchat.cli.{name}" in modules}
+    return done.stdout, HEAVY & modules, commands
 
 
 @pytest.mark.parametrize(
-    ("words", "word", "offered"),
-    [("mmchat gen", 1, "generate"), ("mmchat generate llama3.2-9", 2, "llama3.2-90B")],
+    ("arguments", "own"),
+    [(["--help"], set()), (["--version"], set()), (["generate", "--help"], {"generate"})],
 )
-def test_completion_offers_commands_and_models_without_torch(words, word, offered):
-    environment = {
-        **os.environ,
-        "_MMCHAT_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(word),
-    }
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "mmchat"],
-        capture_output=True, text=True, env=environment, timeout=60, check=False,
-    )  # fmt: skip
-    assert offered in done.stdout.split()
-    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "typer" in imported
-    assert "torch" not in imported
+def test_help_and_version_load_nothing_heavy_and_no_other_command(arguments, own):
+    shown, heavy, commands = loaded_by(arguments)
+    assert shown
+    assert (heavy, commands) == (set(), own)
+
+
+@pytest.mark.parametrize(
+    ("words", "word", "offered", "own"),
+    [
+        ("mmchat gen", "1", "generate", set()),
+        ("mmchat generate llama3.2-9", "2", "llama3.2-90B", {"generate"}),
+    ],
+)
+def test_completion_offers_commands_and_models_and_loads_no_other_command(
+    words, word, offered, own
+):
+    shown, heavy, commands = loaded_by(
+        [], _MMCHAT_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=word
+    )
+    assert offered in shown.split()
+    assert (heavy - {"pydantic"}, commands) == (set(), own)
+
+
+def test_the_list_of_models_loads_nothing_heavy():
+    assert loaded_by(["list"])[1:] == ({"pydantic"}, {"list_models"})
 
 
 def test_no_python_that_a_library_starts_imports_from_the_working_folder(tmp_path):

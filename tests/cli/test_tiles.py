@@ -10,7 +10,7 @@ def test_the_facts_are_printed(mmchat_command, picture):
     assert done.stdout == (
         f"picture        {picture}, 200 x 100 px\n"
         "model          Llama-3.2-11B-Vision-Instruct, tiles of 560 px\n"
-        "canvas         560 x 560 px, 1 tile (1 row, 1 column)\n"
+        "canvas         560 x 560 px, 1 tile\n"
         "on the canvas  560 x 280 px at the top left, 50% padding\n"
         "tokens         1,601 to attend to\n"
     )

@@ -115,8 +115,8 @@ def test_what_fits_is_let_through_and_unknown_memory_too():
 
 def test_too_little_is_said_with_the_numbers_and_the_scheme_that_fits():
     assert message(setup(), 8 * GIB) == (
-        "Llama-3.2-11B-Vision-Instruct needs 18.7 GiB on cpu (weights 17.2 GiB, cache 0.5 GiB for"
-        " 4,096 tokens, pictures 0.2 GiB, working memory 0.7 GiB), and 8.0 GiB are free;"
+        "Llama-3.2-11B-Vision-Instruct needs 18.7 GiB on cpu (weights 17.2 GiB, cache 512.0 MiB for"
+        " 4,096 tokens, pictures 200.1 MiB, working memory 747.0 MiB), and 8.0 GiB are free;"
         " --quantize int4 needs 7.2 GiB and fits"
     )
 

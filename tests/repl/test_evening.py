@@ -39,7 +39,7 @@ def test_a_first_evening(folder):
     assert "context 0/131,072" in chat.bottom()
 
     chat.line("red.png")  # a picture by its name
-    assert "attached red.png: 200 x 200 px, 1 x 1 tile" in chat.text()
+    assert "attached red.png: 200 x 200 px, 1 tile" in chat.text()
     assert "c80000" in colors(chat)
     assert "red.png 1x1" in chat.bottom()
     chat.line("What is it?")
@@ -47,7 +47,7 @@ def test_a_first_evening(folder):
     assert "tokens/s, first" in chat.bottom()
 
     chat.paste(f"{folder}/My\\ Blue\\ Picture.png ")  # a dropped one
-    chat.wait("attached My Blue Picture.png: 1100 x 500 px, 1 x 2 tiles")
+    chat.wait("attached My Blue Picture.png: 1100 x 500 px, 2 tiles (1 row, 2 columns)")
     chat.line("And both?")
     assert [line for line in chat.lines() if "•" in line] == [" • one red", " • one blue"]
 

@@ -222,7 +222,7 @@ def test_a_terminal_with_kitty_graphics_gets_the_picture_and_no_history_leaves_n
         assert difference(picture, original.resize(picture.size)) == 0
     assert chat.sixels == []
     lines = chat.lines()
-    at = lines.index("attached drawing.png: 320 x 200 px, 1 x 1 tile, 1,601 vision tokens")
+    at = lines.index("attached drawing.png: 320 x 200 px, 1 tile, 1,601 vision tokens")
     assert lines[at - rows - 1 : at] == ["> drawing.png", *[""] * rows]
     chat.line("What is it?")
     assert "One." in chat.lines()

@@ -10,6 +10,7 @@ from PIL import ImageDraw, ImageFont
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.tiling import TileLayout
+from mmchat.words import plural
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -74,20 +75,16 @@ def describe(facts: TileFacts) -> tuple[str, str]:
     original, resized, canvas = map(_size, (facts.image_size, facts.resized, facts.canvas))
     fitted = "kept as it is" if facts.resized == facts.image_size else f"resized to {resized}"
     rows, columns = facts.aspect_ratio
-    grid = f"{_count(rows, 'row')}, {_count(columns, 'column')}"
+    grid = f"{plural(rows, 'row')}, {plural(columns, 'column')}"
     return (
         f"{original} pixels, {fitted}, on a canvas of {canvas}",
-        f"{_count(facts.num_tiles, 'tile')} of {facts.tile_size} pixels ({grid}) · "
+        f"{plural(facts.num_tiles, 'tile')} of {facts.tile_size} pixels ({grid}) · "
         f"{facts.vision_tokens:,} vision tokens · {facts.padding_share:.0%} padding",
     )
 
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def draw_tile_preview(image: Image, layout: TileLayout, facts: TileFacts) -> PILImage.Image:
