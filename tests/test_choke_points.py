@@ -20,7 +20,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/writers.py",  # pickles the table of a .pth
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures
-        "kernels/native.py",  # runs the C compiler on the package's own source
+        "quant/kernels/native.py",  # runs the C compiler on the package's own source
         "hardware/compilers.py",  # asks compilers for their versions
     },
     "reads weights with a library": set(),
@@ -59,7 +59,7 @@ PLACES: dict[str, set[str]] = {
         "images/sources.py",
         "repl/chats.py",  # opens folders, to lock them
         "storage/safe_files.py",
-        "kernels/native.py",
+        "quant/kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from
         "hardware/cpu.py",
         "hardware/memory.py",

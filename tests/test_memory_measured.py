@@ -15,7 +15,8 @@ from mmchat.estimate.memory import OVERHEAD, Setup, Workload
 from mmchat.hardware.placement import Placement
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
 from mmchat.catalog.find import find_params
-from mmchat.quantization import make_plan, replace_linears
+from mmchat.nn.linear import replace_linears
+from mmchat.quant.schemes import make_plan
 
 scheme, tiles, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 

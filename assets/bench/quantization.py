@@ -32,10 +32,10 @@ from mmchat.bench.shapes import RandomTensors, Shapes, shaped_params
 from mmchat.conversation import Image, Message, Text
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
-from mmchat.kernels import ops, reference
 from mmchat.loading.loader import LoadedModel, load_model
 from mmchat.nn.linear import Linear
-from mmchat.quantization import INT8, find_scheme, layer_scheme
+from mmchat.quant.kernels import ops, reference
+from mmchat.quant.schemes import INT8, find_scheme, layer_scheme
 
 RESULTS = Path(__file__).with_name("quantization.json")
 PLAIN_ROUNDING = "int4, plain rounding"

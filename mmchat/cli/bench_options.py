@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mmchat.cli.sampling_options import number
-from mmchat.quantization import find_scheme
+from mmchat.quant.schemes import find_scheme
 
 WHAT = "What to measure"
 HOW = "How to measure"

@@ -16,7 +16,7 @@ from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.units import size
 from mmchat.errors import MemoryError_
-from mmchat.quantization import make_plan
+from mmchat.quant.schemes import make_plan
 
 if TYPE_CHECKING:
     from mmchat.api import Model

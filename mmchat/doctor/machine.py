@@ -25,7 +25,7 @@ from mmchat.hardware.cpu import Cpu, describe_cpu
 from mmchat.hardware.memory import HostMemory, available_memory, host_memory
 from mmchat.hardware.placement import choose_placement
 from mmchat.hub.places import free_bytes
-from mmchat.kernels import ops
+from mmchat.quant.kernels import ops
 
 LARGE = 10**10  # parameters of a model whose dtype is chosen as for the large ones
 PACKAGES = ("torch", "numpy", "huggingface_hub", "tiktoken", "pillow")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.errors import MemoryError_
 from mmchat.limits import MIB
-from mmchat.quantization import find_scheme, layer_scheme
+from mmchat.quant.schemes import find_scheme, layer_scheme
 
 if TYPE_CHECKING:
     from mmchat.catalog.params_file import ModelParams

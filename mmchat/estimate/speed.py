@@ -16,7 +16,7 @@ import torch
 
 from mmchat.hardware.bandwidth import Bandwidth, buffer_size, measure_bandwidth
 from mmchat.nn.linear import Linear, QuantizedLinear
-from mmchat.quantization import Scheme, find_scheme, layer_scheme
+from mmchat.quant.schemes import Scheme, find_scheme, layer_scheme
 
 if TYPE_CHECKING:
     from torch import nn

@@ -25,7 +25,7 @@ from mmchat.checkpoints.writers import papers_beside, write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
-from mmchat.quantization import make_plan
+from mmchat.quant.schemes import make_plan
 from mmchat.storage.safe_files import sync
 from mmchat.storage.staged_folder import staged_folder
 

@@ -21,7 +21,7 @@ from mmchat.checkpoints.writers import write_new
 from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
 from mmchat.models.base import ExportLimits, ExportProgram
-from mmchat.quantization import Plan, layer_scheme
+from mmchat.quant.schemes import Plan, layer_scheme
 from mmchat.runtime.executorch import PROGRAM_NAME, missing_extra
 
 # progress(stage, done, total)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat.errors import UsageError
-from mmchat.quantization import make_plan
+from mmchat.quant.schemes import make_plan
 
 Format = Literal["aoti", "executorch", "safetensors"]
 

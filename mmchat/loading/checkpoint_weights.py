@@ -7,17 +7,16 @@ from typing import Any
 
 import torch
 
-from mmchat import quantization
 from mmchat.catalog.find import ModelParams, params_for_tile_size
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.errors import CheckpointError, MmchatError
 from mmchat.estimate.memory import Setup, check_memory, used_in_place
 from mmchat.hardware.memory import available_memory
 from mmchat.hardware.placement import Placement
-from mmchat.nn.linear import Float8Linear, QuantizedLinear
+from mmchat.nn.linear import Float8Linear, QuantizedLinear, replace_linears
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.progress import ProgressCallback
-from mmchat.quantization import Plan
+from mmchat.quant.schemes import Plan
 
 
 def load_weights(
@@ -39,7 +38,7 @@ def load_weights(
         model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=setup.text_only)
-    quantization.replace_linears(model, plan)
+    replace_linears(model, plan)
     try:
         tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
         for done, (name, tensor) in enumerate(tensors, start=1):

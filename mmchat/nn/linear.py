@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmchat.kernels import ops, reference
+from mmchat.nn.shapes_only import shapes_only
+from mmchat.quant.kernels import ops, reference
+from mmchat.quant.schemes import Plan, layer_scheme
 
 FLOAT8 = torch.float8_e4m3fn
 FLOAT8_LARGEST = 448.0
@@ -30,8 +32,8 @@ class Linear(nn.Linear):
 class QuantizedLinear(nn.Module):
     """y = x · Wᵀ + bias with rounded weights; x: [..., K] -> [..., N] in x's dtype.
 
-    weight, weight_scale and weight_zero are in the formats of mmchat.kernels (group_size: of int4;
-    None means one scale for each row); fp8 weights are float8_e4m3fn [N, K] with a float32 scale.
+    weight, weight_scale and weight_zero are in the formats of mmchat.quant.kernels (group_size: of
+    int4; None means one scale for each row).
     """
 
     weight: Tensor
@@ -193,3 +195,27 @@ def _joined(rows: Sequence[Tensor]) -> Tensor:
     if rows[0].is_meta:  # of which torch.cat would import torch's compiler
         return rows[0].new_empty(sum(map(len, rows)), *rows[0].shape[1:])
     return torch.cat(list(rows))
+
+
+def replace_linears(model: nn.Module, plan: Plan) -> None:
+    """Put empty quantised layers in the place of the linear layers of a model on the meta device.
+
+    The model's `linear_parts()` says which layers there are. Each waits for `quantize(weight)`.
+    """
+    if plan.scheme is None:
+        return
+    for name, part in model.linear_parts().items():  # type: ignore[operator]
+        old = model.get_submodule(name)
+        if not isinstance(old, Linear):
+            raise TypeError(f"{name} is quantised already")
+        chosen = layer_scheme(plan.scheme, part, old.in_features, plan.keep)
+        if chosen is None:
+            continue
+        sizes, has_bias = (old.in_features, old.out_features), old.bias is not None
+        with shapes_only():
+            if chosen.is_float:
+                new = Float8Linear(*sizes, has_bias)
+            else:
+                new = QuantizedLinear(*sizes, chosen.bits, chosen.group_size, has_bias)
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, new)

@@ -35,7 +35,7 @@ from mmchat.runtime.eager import EagerRuntime
 if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader
 
-TRACED = ("kernels", "models", "nn")  # folders of mmchat whose code ends up in a program
+TRACED = ("models", "nn", "quant")  # folders of mmchat whose code ends up in a program
 ENDING = ".pt2"
 OPTIONS = {"cpp.dynamic_threads": True}
 PLAIN = bool | int | float | str | tuple | None  # types of a module's settings

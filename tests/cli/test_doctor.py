@@ -23,8 +23,8 @@ from mmchat.hardware.cpu import Cpu
 from mmchat.hardware.memory import HostMemory
 from mmchat.hardware.placement import Placement
 from mmchat.hub.holdings import Holding
-from mmchat.kernels.ops import Choice
 from mmchat.limits import MIB
+from mmchat.quant.kernels.ops import Choice
 
 GIB = 1024 * MIB
 GB = 10**9

@@ -12,11 +12,11 @@ from torch import nn
 from mmchat.chat.session import ChatSession
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CompileError, DiskError
-from mmchat.kernels import native
 from mmchat.loading.loader import load_model
 from mmchat.models.base import Example
 from mmchat.models.mllama import cache as cache_module
 from mmchat.nn.linear import QuantizedLinear
+from mmchat.quant.kernels import native
 from mmchat.runtime import native_steps
 from mmchat.runtime.compiled import make_runtime
 from mmchat.runtime.compiler import CACHE_VARIABLE

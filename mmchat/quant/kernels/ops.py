@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmchat.kernels import native, reference
+from mmchat.quant.kernels import native, reference
 
 # Tokens up to which a kernel that reads 16-bit weights once beats a matrix product.
 FEW_TOKENS, FEW_TOKENS_WITH_FAST_BF16 = 64, 4

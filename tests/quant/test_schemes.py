@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import mmchat
-from mmchat import quantization
 from mmchat.catalog.find import find_model
 from mmchat.errors import DeviceError, UsageError
-from mmchat.kernels import native, ops, reference
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
+from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear, replace_linears
+from mmchat.quant import schemes
+from mmchat.quant.kernels import native, ops, reference
 from tests.models.mllama import oracle
 
 GB = 1e9
@@ -23,7 +23,7 @@ def planned(name: str, scheme: str, keep: tuple[str, ...] = ()) -> MllamaForCond
     with torch.device("meta"):
         model = MllamaForConditionalGeneration(params.config)
     model.to(torch.bfloat16)
-    quantization.replace_linears(model, quantization.make_plan(scheme, keep))
+    replace_linears(model, schemes.make_plan(scheme, keep))
     return model
 
 
@@ -91,7 +91,7 @@ def loaded(weights: dict[str, torch.Tensor], scheme: str) -> MllamaForConditiona
     with torch.device("meta"):
         model = MllamaForConditionalGeneration(oracle.CONFIG)
     model.requires_grad_(False).eval()
-    quantization.replace_linears(model, quantization.make_plan(scheme))
+    replace_linears(model, schemes.make_plan(scheme))
     for name, tensor in weights.items():
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)

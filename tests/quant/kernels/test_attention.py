@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmchat.kernels import native, ops
 from mmchat.nn.attention import attend
-from tests.kernels.available import needs_kernels
+from mmchat.quant.kernels import native, ops
+from tests.quant.kernels.available import needs_kernels
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mmchat.kernels import native, ops, reference
-from tests.kernels.available import needs_kernels, reason_for_none
+from mmchat.quant.kernels import native, ops, reference
+from tests.quant.kernels.available import needs_kernels, reason_for_none
 
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 70, 300)
 GROUPS = (32, 64, 128)
@@ -227,7 +227,7 @@ def test_the_operators_need_nothing_of_torchs_compiler():
     """Programs that were compiled ahead of time call them, where its import would cost seconds."""
     program = """
 import sys, torch
-from mmchat.kernels import ops
+from mmchat.quant.kernels import ops
 x, weight = torch.ones(1, 64), torch.ones(16, 64)
 torch.ops.mmchat.linear_bf16(x, weight.bfloat16())
 torch.ops.mmchat.linear_int8(x, *ops.quantize_int8(weight))

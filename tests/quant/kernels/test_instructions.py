@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.kernels import native, reference
-from tests.kernels.available import needs_kernels
+from mmchat.quant.kernels import native, reference
+from tests.quant.kernels.available import needs_kernels
 
 HEADER = Path(__file__).with_name("emulated_vnni.h")
 AVX2 = ("-mavx2", "-mfma")

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mmchat.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
 
 PARTS = ("text", "head", "vision")
 
@@ -97,30 +93,3 @@ def check_parts(keep: Collection[str]) -> None:
     for part in keep:
         if part not in PARTS:
             raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")
-
-
-def replace_linears(model: torch.nn.Module, plan: Plan) -> None:
-    """Put empty quantised layers in the place of the linear layers of a model on the meta device.
-
-    The model's `linear_parts()` says which layers there are. Each waits for `quantize(weight)`.
-    """
-    if plan.scheme is None:
-        return
-    from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
-    from mmchat.nn.shapes_only import shapes_only
-
-    for name, part in model.linear_parts().items():  # type: ignore[operator]
-        old = model.get_submodule(name)
-        if not isinstance(old, Linear):
-            raise TypeError(f"{name} is quantised already")
-        chosen = layer_scheme(plan.scheme, part, old.in_features, plan.keep)
-        if chosen is None:
-            continue
-        sizes, has_bias = (old.in_features, old.out_features), old.bias is not None
-        with shapes_only():
-            if chosen.is_float:
-                new = Float8Linear(*sizes, has_bias)
-            else:
-                new = QuantizedLinear(*sizes, chosen.bits, chosen.group_size, has_bias)
-        owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, new)

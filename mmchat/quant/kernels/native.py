@@ -20,8 +20,8 @@ from torch import Tensor
 from mmchat.errors import DiskError
 from mmchat.hardware import kept_code
 from mmchat.hardware.cpu import processor_identity
-from mmchat.kernels import self_check
 from mmchat.progress import ProgressCallback
+from mmchat.quant.kernels import self_check
 from mmchat.storage.atomic_file import write_text
 
 BLOCK = 64  # K must be a multiple of it

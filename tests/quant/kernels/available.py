@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmchat.kernels import native
+from mmchat.quant.kernels import native
 
 
 def reason_for_none() -> str:

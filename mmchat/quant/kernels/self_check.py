@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mmchat.kernels import reference
+from mmchat.quant.kernels import reference
 
 if TYPE_CHECKING:
-    from mmchat.kernels.native import Library
+    from mmchat.quant.kernels.native import Library
 
 BLOCK = 64
 GROUPS = (32, 64, 128)
