@@ -20,7 +20,7 @@ from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, UsageError, check_type, quoted
 from mmchat.estimate.memory import Setup, check_memory
 from mmchat.hardware.memory import available_memory, peak_memory
-from mmchat.hardware.placement import Placement, check_float8, choose_placement
+from mmchat.hardware.placement import Placement, choose_placement
 from mmchat.loading.checkpoint_weights import load_weights
 from mmchat.loading.saved_weights import load_saved
 from mmchat.progress import ProgressCallback
@@ -267,8 +267,7 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
 
 def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
     plan = schemes.make_plan(quantize, keep)
-    if plan.scheme and plan.scheme.is_float:
-        check_float8(placement.device)
+    schemes.find_scheme(plan.scheme).check_device(placement.device)
     return plan
 
 
@@ -277,7 +276,8 @@ def _prepare_kernels(placement: Placement, plan: Plan, options: _Options) -> lis
 
     Returns what to tell the user where there are none.
     """
-    if placement.device.type != "cpu" or not (plan.scheme or placement.dtype == torch.bfloat16):
+    is_wide = plan.scheme == "none" and placement.dtype != torch.bfloat16
+    if placement.device.type != "cpu" or is_wide:
         return []
     native.prepare(options.progress)
     if native.library() or not native.is_wanted():
@@ -290,7 +290,7 @@ def _setup(params: ModelParams, placement: Placement, plan: Plan, options: _Opti
     return Setup.of(
         params,
         placement,
-        quantize=plan.name,
+        quantize=plan.scheme,
         keep=plan.keep,
         text_only=options.text_only,
         max_seq_len=options.max_seq_len,
@@ -317,7 +317,7 @@ def _ready(
         max_seq_len=running.max_seq_len,
         sampling_defaults=SamplingParams(**vars(params.generation)),
         text_only=text_only,
-        quantize=running.plan.name,
+        quantize=running.plan.scheme,
         load_seconds=time.perf_counter() - begin,
         remarks=running.remarks,
     )

@@ -37,12 +37,12 @@ def load_saved(
 
     dtype: of all that is not quantised. Raises CheckpointError with the differences.
     """
-    from mmchat.nn.linear import replace_linears
+    from mmchat.nn.linear import set_formats
     from mmchat.nn.shapes_only import shapes_only
 
     with shapes_only():
         model = params.family.resolve("model")(params.config)
-        replace_linears(model, plan)
+        set_formats(model, plan)
         if any(".qkv_proj." in name for name in files.entries):
             model.fuse_projections()
     model.requires_grad_(False).eval()

@@ -6,9 +6,24 @@ that of memory. torch's own products reach a fraction of it, or lack the format.
 for them where there is no compiler (`reference`, and torch's own kernels). `ops` picks one by what
 the machine has; its `probe` says which and why.
 
-Formats, all row-major, so that a tensor mapped from a file is used where it lies:
-- bfloat16 [N, K];
-- int8: whole numbers [N, K] with a float32 scale [N], w = q · scale;
-- int4: uint8 [N, K/2], byte j holds the elements 2j (low half) and 2j + 1, each 0..15, with
-  bfloat16 scale and zero [N, K/group], w = (q - 8) · scale + zero.
+All weights are row-major (mmchat.quant.formats), so that a tensor mapped from a file is used where
+it lies.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmchat.quant.kernels import native as native
+    from mmchat.quant.kernels import ops as ops
+    from mmchat.quant.kernels import reference as reference
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Its modules, which import torch, when they are first used."""
+    if name in ("native", "ops", "reference"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"{__name__} has no {name!r}")
