@@ -83,12 +83,12 @@ def set_formats(model: nn.Module, plan: Plan) -> None:
 def fuse(parent: nn.Module, names: Sequence[str], into: str) -> None:
     """Replace linear layers of one input by a single one, whose rows are theirs in order.
 
-    They have no biases and one format, else they stay as they are.
+    They have no biases and one portable format, else they stay as they are.
     """
     layers: list[Linear] = [getattr(parent, name) for name in names]
     first = layers[0]
     kinds = {(layer.format, layer.weight.dtype, layer.bias is None) for layer in layers}
-    if len(kinds) > 1 or first.bias is not None:
+    if len(kinds) > 1 or first.bias is not None or not first.format.is_portable:
         return
     for name in first.tensor_names:
         joined = _joined([getattr(layer, name) for layer in layers])

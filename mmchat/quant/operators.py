@@ -18,10 +18,11 @@ def _product(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def _register(format: Format) -> None:
+def register_product(format: Format) -> None:
+    """Make `format.on_cpu` the operator that compiled programs call."""
     arguments = ", ".join(f"Tensor {name}" for name in ("x", *format.tensors(64, 64)))
     register(format.operator, f"({arguments}) -> Tensor", format.on_cpu, _product)
 
 
 for _format in (PLAIN, INT8, Int4(64)):  # the size of the groups follows from the tensors
-    _register(_format)
+    register_product(_format)

@@ -12,11 +12,9 @@ from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.nn.linear import Linear, set_formats
 from mmchat.quant import schemes
 from mmchat.quant.formats.base import Format
-from mmchat.quant.formats.fp8 import FP8
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
-from mmchat.quant.kernels import native, ops
 from tests.models.mllama import oracle
 
 GB = 1e9
@@ -133,42 +131,6 @@ def logits_of(model: MllamaForConditionalGeneration) -> torch.Tensor:
     return torch.stack(logits)
 
 
-def rounded_layer(format: Format, weight: torch.Tensor) -> Linear:
-    layer = Linear(weight.shape[1], weight.shape[0], bias=False)
-    layer.set_format(format)
-    layer.quantize(weight)
-    return layer
-
-
-@pytest.mark.parametrize("rows", [1, 8, 70])
-def test_rows_that_torchs_kernel_does_not_take_are_computed_too(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer = rounded_layer(Int4(64), torch.randn(rows, 128))
-    wide = layer.format.widen(*layer.held())
-    monkeypatch.setattr(native, "library", lambda: None)
-    x = torch.randn(3, 128)  # rounded to bfloat16, of which sums may cancel
-    assert (layer(x) - x @ wide.T).norm() < 0.003 * (x.abs() @ wide.abs().T).norm()
-
-
-@pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("tokens", [1, 5, 70])
-def test_without_a_compiler_int4_runs_in_torchs_own_kernel(
-    group: int, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ops, "CHUNK_BYTES", 1)  # so that the rows are packed in several pieces
-    layer = rounded_layer(Int4(group), torch.randn(160, 384))
-    x = torch.randn(2, tokens, 384)
-    expected = x @ layer.format.widen(*layer.held()).T
-    size = layer.weight.nbytes
-    monkeypatch.setattr(native, "library", lambda: None)
-    for _ in range(2):
-        assert (layer(x) - expected).norm() < 0.01 * expected.norm()
-    assert weight_bytes(layer) <= size * 1.3  # the scales; the weights are there once
-    with pytest.raises(RuntimeError, match="load them anew to save"):
-        layer.state_dict()
-
-
 @pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
 def test_a_quantised_model_computes_with_its_rounded_weights(
     weights: dict[str, torch.Tensor], scheme: str
@@ -186,17 +148,6 @@ def test_joined_projections_change_nothing(weights: dict[str, torch.Tensor], sch
     model.fuse_projections()
     assert model.language_model.model.layers[0].self_attn.qkv_proj is not None
     torch.testing.assert_close(logits_of(model), apart)
-
-
-def test_float8_layers_multiply_what_they_hold() -> None:
-    torch.manual_seed(0)
-    weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(2, 5, 64)
-    layer = rounded_layer(FP8, weight)
-    layer.bias = torch.nn.Parameter(bias, requires_grad=False)
-    held = layer.format.widen(*layer.held())
-    assert (held - weight).norm() < 0.04 * weight.norm()
-    expected = x @ weight.T + bias
-    assert (layer(x) - expected).norm() < 0.06 * expected.norm()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,9 @@ class Format(Generic[*Held]):
     """How the weight [N, K] of a linear layer is held.
 
     `*held` are the tensors that `tensors` names, in its order. The first is called `weight`, and
-    each has N rows, so that the layers of one input can be joined.
+    each has N rows, so that the layers of one input can be joined. A new format is a file of
+    this folder, a line in mmchat.quant.operators, and one in mmchat.quant.schemes if weights are
+    rounded to it. Without a kernel of its own `widen` is enough.
     """
 
     name: ClassVar[str]

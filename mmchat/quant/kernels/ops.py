@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmchat.quant.kernels import native, reference
+from mmchat.quant.kernels.library import BLOCK, Library
 
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
 # bfloat16 weights where their products are not fast.
@@ -58,9 +59,9 @@ def probe() -> list[Choice]:
 # ---- products -----------------------------------------------------------------------------------
 
 
-def library_for(x: Tensor) -> native.Library | None:
+def library_for(x: Tensor) -> Library | None:
     """The compiled kernels, if there are any and they take the width of x: [..., K]."""
-    return None if x.shape[-1] % native.BLOCK else native.library()
+    return None if x.shape[-1] % BLOCK else native.library()
 
 
 def tokens(x: Tensor) -> int:
@@ -111,7 +112,7 @@ def shaped(out: Tensor, x: Tensor) -> Tensor:
 # ---- rounding weights ---------------------------------------------------------------------------
 
 
-def rounding(weight: Tensor) -> native.Library | ModuleType:
+def rounding(weight: Tensor) -> Library | ModuleType:
     """What rounds `weight`: the compiled kernels, or the reference."""
     return (native.library() if weight.device.type == "cpu" else None) or reference
 

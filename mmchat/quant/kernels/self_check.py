@@ -16,7 +16,7 @@ from torch import Tensor
 from mmchat.quant.kernels import reference
 
 if TYPE_CHECKING:
-    from mmchat.quant.kernels.native import Library
+    from mmchat.quant.kernels.library import Library
 
 BLOCK = 64
 GROUPS = (32, 64, 128)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.quant.kernels import native
+from mmchat.quant.kernels.library import Library
 from mmchat.storage import safe_files
 from tests.quant.kernels.available import needs_kernels
 
@@ -22,7 +23,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "kernels"
 
 
-def load() -> tuple[native.Library | None, str]:
+def load() -> tuple[Library | None, str]:
     return native._load.__wrapped__()
 
 
