@@ -18,7 +18,7 @@ from mmchat.hardware.bandwidth import Bandwidth, buffer_size, measure_bandwidth
 from mmchat.nn.linear import Linear
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.quant.formats.base import Format
-from mmchat.quant.schemes import Plan, find_scheme
+from mmchat.quant.schemes import INT8, PLAIN, SCHEMES, Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _COLUMNS, _ROWS = 4096, 4096  # of the smaller linear layers of the 11B
 _ROUNDS, _SECONDS = 4, 0.7  # at least
-_FORMATS = ("int8", "int4")
 USUAL_CONTEXT = 1024  # tokens in the cache
 
 
@@ -45,16 +44,15 @@ class ReadingSpeeds:
 def measure_reading(device: torch.device, dtype: torch.dtype) -> ReadingSpeeds:
     """Time one row through linear layers of each format. Raises MemoryError_ without room."""
     bandwidth = measure_bandwidth(device)
-    speeds = {name: _linear_speed(find_scheme(name), device, dtype) for name in ("none", *_FORMATS)}
-    return ReadingSpeeds(bandwidth, speeds)
+    formats = (PLAIN, INT8, SCHEMES["int4"])
+    return ReadingSpeeds(bandwidth, {f.name: _linear_speed(f, device, dtype) for f in formats})
 
 
 @torch.inference_mode()
 def _linear_speed(format: Format, device: torch.device, dtype: torch.dtype) -> float:
     """Bytes of weights a second through layers that together exceed every cache."""
-    layers = [_layer(format, device, dtype)]
-    one = _nbytes(layers[0])
-    layers += [_layer(format, device, dtype) for _ in range(buffer_size(device) // one)]
+    one = format.nbytes(_ROWS, _COLUMNS, dtype.itemsize)
+    layers = [_layer(format, device, dtype) for _ in range(1 + buffer_size(device) // one)]
     x = torch.ones(1, _COLUMNS, dtype=dtype, device=device)
     # one layer at a time disturbs a processor least; a GPU must be kept busy
     runs = [[layer] for layer in layers] if device.type == "cpu" else [layers]
@@ -82,10 +80,6 @@ def _layer(format: Format, device: torch.device, dtype: torch.dtype) -> nn.Modul
     for tensor in layer.to_empty(device=device).held():
         tensor.requires_grad_(False).fill_(1)
     return layer
-
-
-def _nbytes(layer: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
 
 
 def tokens_per_second(

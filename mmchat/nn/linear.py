@@ -27,8 +27,11 @@ class Linear(nn.Linear):
         """Make room for a weight in `format`, without its values."""
         if format == self.format:
             return
-        tensors, like = format.tensors(self.out_features, self.in_features), self.weight
-        self._hold(format, {name: stored.empty(like) for name, stored in tensors.items()})
+        tensors = {
+            name: torch.empty(shape, dtype=getattr(torch, dtype), device=self.weight.device)
+            for name, (dtype, shape) in format.tensors(self.out_features, self.in_features).items()
+        }
+        self._hold(format, tensors)
 
     def quantize(self, weight: Tensor) -> None:
         """Take `weight` [N, K], rounded to the format, on its device."""

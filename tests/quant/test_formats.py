@@ -68,8 +68,8 @@ def test_float8_layers_multiply_what_they_hold() -> None:
 def test_a_format_says_the_tensors_and_bytes_that_it_makes(format: Format) -> None:
     weight = torch.randn(48, 256)
     said, made = format.tensors(48, 256), format.quantize(weight)
-    found = [(str(tensor.dtype), tuple(tensor.shape)) for tensor in made]
-    assert found == [(f"torch.{stored.dtype}", stored.shape) for stored in said.values()]
+    found = [(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in made]
+    assert found == list(said.values())
     assert next(iter(said)) == "weight"
     assert format.nbytes(48, 256, item_bytes=2) == sum(tensor.nbytes for tensor in made)
     off = format.widen(*made) - weight
@@ -82,8 +82,7 @@ class Table(Format):
     name = operator = "table"
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
-        weight = Stored("uint8", (rows, columns // 2))
-        return {"weight": weight, "weight_table": Stored("float32", (rows, 16))}
+        return {"weight": ("uint8", (rows, columns // 2)), "weight_table": ("float32", (rows, 16))}
 
     def widen(self, weight: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         codes = torch.stack((weight & 15, weight >> 4), dim=-1).flatten(1)

@@ -19,25 +19,8 @@ if TYPE_CHECKING:
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1, "uint8": 1}
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A tensor as it is stored. dtype: torch's name for it; None: that of the model."""
-
-    dtype: str | None
-    shape: tuple[int, ...]
-
-    def nbytes(self, item_bytes: int) -> int:
-        """item_bytes: of a number in the dtype of the model."""
-        return math.prod(self.shape) * (_ITEM_BYTES[self.dtype] if self.dtype else item_bytes)
-
-    def empty(self, like: Tensor) -> Tensor:
-        """Without values, on the device of `like` and in its dtype if none is said."""
-        import torch
-
-        dtype = getattr(torch, self.dtype) if self.dtype else like.dtype
-        return torch.empty(self.shape, dtype=dtype, device=like.device)
-
-
+# Torch's name of a dtype, and a shape. The dtype of the model has no name.
+Stored = tuple[str, tuple[int, ...]]
 Held = TypeVarTuple("Held")
 
 
@@ -62,7 +45,8 @@ class Format(Generic[*Held]):
 
     def nbytes(self, rows: int, columns: int, item_bytes: int) -> int:
         """Bytes of all tensors. item_bytes: of a number in the dtype of the model."""
-        return sum(t.nbytes(item_bytes) for t in self.tensors(rows, columns).values())
+        stored = self.tensors(rows, columns).values()
+        return sum(_ITEM_BYTES.get(name, item_bytes) * math.prod(shape) for name, shape in stored)
 
     def check_device(self, device: torch.device) -> None:
         """Raises DeviceError where the format cannot be multiplied."""

@@ -21,8 +21,7 @@ class Float8(Format["Tensor", "Tensor"]):
     name = "fp8"
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
-        weight = Stored("float8_e4m3fn", (rows, columns))
-        return {"weight": weight, "weight_scale": Stored("float32", (rows,))}
+        return {"weight": ("float8_e4m3fn", (rows, columns)), "weight_scale": ("float32", (rows,))}
 
     def check_device(self, device: torch.device) -> None:
         import torch
@@ -49,13 +48,8 @@ class Float8(Format["Tensor", "Tensor"]):
         import torch
 
         rows, row_scale = self.quantize(x.reshape(-1, x.shape[-1]))
-        y = torch.ops.aten._scaled_mm(
-            rows,
-            weight.t(),
-            scale_a=row_scale[:, None],
-            scale_b=scale[None],
-            out_dtype=torch.bfloat16,
-        )
+        scales = row_scale[:, None], scale[None]
+        y = torch.ops.aten._scaled_mm(rows, weight.t(), *scales, out_dtype=torch.bfloat16)
         return y.to(x.dtype).reshape(*x.shape[:-1], -1)
 
 

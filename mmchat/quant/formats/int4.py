@@ -27,9 +27,8 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
     repacks = True
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
-        groups = Stored("bfloat16", (rows, columns // self.group_size))
-        weight = Stored("uint8", (rows, columns // 2))
-        return {"weight": weight, "weight_scale": groups, "weight_zero": groups}
+        weight, groups = (rows, columns // 2), ("bfloat16", (rows, columns // self.group_size))
+        return {"weight": ("uint8", weight), "weight_scale": groups, "weight_zero": groups}
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quantize = kernels.ops.rounding(weight).quantize_int4

@@ -18,10 +18,7 @@ class Int8(Format["Tensor", "Tensor"]):
     operator = "linear_int8"
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
-        return {
-            "weight": Stored("int8", (rows, columns)),
-            "weight_scale": Stored("float32", (rows,)),
-        }
+        return {"weight": ("int8", (rows, columns)), "weight_scale": ("float32", (rows,))}
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.ops.by_rows(kernels.ops.rounding(weight).quantize_int8, weight)

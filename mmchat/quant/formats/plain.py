@@ -18,7 +18,7 @@ class Plain(Format["Tensor"]):
     operator = "linear_bf16"
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
-        return {"weight": Stored(None, (rows, columns))}
+        return {"weight": ("", (rows, columns))}
 
     def widen(self, weight: Tensor) -> Tensor:
         return weight.float()

@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels import self_check
-
 BLOCK = 64  # K must be a multiple of it
 GROUPS = (32, 64, 128)  # of int4 weights
 LARGEST_HEAD = 256  # as in attention.c
@@ -142,14 +140,6 @@ class Library:
             function.argtypes = [ctypes.c_void_p] * len(tensors) + numbers + [ctypes.c_int]
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         return function(*pointers, *sizes, torch.get_num_threads())
-
-    def check(self, *, briefly: bool = False) -> None:
-        """Compare every function with its reference, on all its branches unless `briefly`.
-
-        Raises UnavailableError.
-        """
-        if fault := self_check.first_fault(self, briefly=briefly):
-            raise UnavailableError(f"the compiled kernel for {fault} is wrong here")
 
 
 def _float32(weight: Tensor) -> list[Read]:

@@ -17,6 +17,7 @@ from mmchat.errors import DiskError
 from mmchat.hardware import kept_code
 from mmchat.hardware.cpu import processor_identity
 from mmchat.progress import ProgressCallback
+from mmchat.quant.kernels import self_check
 from mmchat.quant.kernels.library import Library, UnavailableError
 from mmchat.storage.atomic_file import write_text
 
@@ -45,7 +46,7 @@ def is_wanted() -> bool:
 def prepare(progress: ProgressCallback | None = None) -> None:
     """Compile the kernels now if that is still to be done, so that `progress` can tell of it."""
     try:
-        if _kept(_fingerprint(_compiler())):
+        if kept_code.find(cache_folder(), _fingerprint(_compiler()), ".so"):
             return
     except UnavailableError:
         return
@@ -58,8 +59,7 @@ def prepare(progress: ProgressCallback | None = None) -> None:
 @functools.cache
 def _load() -> tuple[Library | None, str]:
     try:
-        found = Library(_compiled())
-        found.check(briefly=True)
+        found = _checked(_compiled(), briefly=True)
     except UnavailableError as error:
         return None, str(error)
     return found, f"compiled for this machine, {found.instructions}"
@@ -83,17 +83,13 @@ def _compiler() -> str:
     return compiler
 
 
-def _kept(name: str) -> Path | None:
-    return kept_code.find(cache_folder(), name, ".so")
-
-
 def _compiled() -> Path:
     """The shared library for this machine; compiled if it is not in the cache, whole."""
     compiler, folder = _compiler(), cache_folder()
     name = _fingerprint(compiler)
     verdict = folder / f"{name}.wrong"
     try:
-        if kept := _kept(name):
+        if kept := kept_code.find(folder, name, ".so"):
             return kept
         if verdict.is_file():
             raise UnavailableError(verdict.read_text())
@@ -106,11 +102,19 @@ def _make(compiler: str, verdict: Path, target: Path) -> None:
     """Compile and check all branches before the library is kept; a wrong one leaves `verdict`."""
     _compile(compiler, target)
     try:
-        Library(target).check()
+        _checked(target, briefly=False)
     except UnavailableError as error:
         with contextlib.suppress(DiskError):
             write_text(verdict, str(error))
         raise
+
+
+def _checked(path: Path, *, briefly: bool) -> Library:
+    """Every function compared with its reference, on all its branches unless `briefly`."""
+    library = Library(path)
+    if fault := self_check.first_fault(library, briefly=briefly):
+        raise UnavailableError(f"the compiled kernel for {fault} is wrong here")
+    return library
 
 
 def _compile(compiler: str, target: Path) -> None:
