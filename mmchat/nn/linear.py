@@ -41,7 +41,8 @@ class Linear(nn.Linear):
 
     def held(self) -> list[Tensor]:
         """What holds the weight, as the format takes it."""
-        return [getattr(self, name) for name in self.tensor_names]
+        find: Any = self.__getattr__  # nn.Module's own look-up, to which getattr comes last
+        return list(map(find, self.tensor_names))
 
     def forward(self, input: Tensor) -> Tensor:
         if self.format.repacks:

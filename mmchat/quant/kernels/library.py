@@ -39,30 +39,32 @@ class Library:
     def linear_bf16(self, x: Tensor, weight: Tensor) -> Tensor:
         """x: float32 [M, K], weight: bfloat16 [N, K] -> float32 [M, N]."""
         rows, width = weight.shape
-        return self._linear("bf16", x, width, [(weight, torch.bfloat16, (rows, width))])
+        reads: list[Read] = [(weight, torch.bfloat16, (rows, width))]
+        return self._linear("mmchat_linear_bf16", x, width, reads)
 
     def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         """x: float32 [M, K], weight: int8 [N, K], scale: float32 [N] -> float32 [M, N]."""
-        return self._linear("int8", x, weight.shape[1], _int8(weight, scale))
+        return self._linear("mmchat_linear_int8", x, weight.shape[1], _int8(weight, scale))
 
     def linear_int4(self, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """x: float32 [M, K], weight: uint8 [N, K/2], scale, zero: [N, K/group] -> [M, N]."""
         reads, group = _int4(weight, scale, zero)
-        return self._linear("int4", x, 2 * weight.shape[1], reads, group)
+        return self._linear("mmchat_linear_int4", x, 2 * weight.shape[1], reads, group)
 
     def _linear(self, name: str, x: Tensor, width: int, weight: list[Read], *more: int) -> Tensor:
         if width % BLOCK:
             raise ValueError(f"{name}: weights of a width of {width}")
-        out = torch.empty(len(x), len(weight[0][0]))
-        reads = [*weight, (x, torch.float32, (len(x), width))]
-        if self._call(f"linear_{name}", reads, [out], *out.shape, width, *more):
+        tokens, rows = x.shape[0], weight[0][0].shape[0]
+        out = torch.empty(tokens, rows)
+        reads = [*weight, (x, torch.float32, (tokens, width))]
+        if self._call(name, reads, [out], tokens, rows, width, *more):
             raise MemoryError(f"no memory for {x.numel()} activations")
         return out
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """As reference.attend; key and value as `attends` accepts them."""
         if not self.attends(key, value):
-            raise ValueError("attend: keys and values of another dtype or layout")
+            raise ValueError("mmchat_attend: keys and values of another dtype or layout")
         batch, groups, length, width = key.shape
         scaled = query.float().reshape(batch, groups, -1, width).contiguous() * width**-0.5
         out = torch.empty_like(scaled)
@@ -74,10 +76,10 @@ class Library:
             seen = mask.reshape(rows, length).contiguous()
             mask_stride = length if rows > 1 else 0
             reads.append((seen, torch.bool, (batch if rows > 1 else 1, length)))
-        _check("attend", reads)
+        _check("mmchat_attend", reads)
         sizes = (batch, groups, queries, length, width)
         strides = (key.stride(0), key.stride(1), mask_stride)
-        if self._run("attend", [scaled, key, value, seen, out], sizes + strides):
+        if self._run("mmchat_attend", [scaled, key, value, seen, out], sizes + strides):
             raise MemoryError(f"no memory to attend to {length} positions")
         return out.reshape(query.shape).to(query.dtype)
 
@@ -100,7 +102,7 @@ class Library:
         """As reference.quantize_int8, of float32 weights."""
         rows, width = weight.shape
         q, scale = torch.empty(rows, width, dtype=torch.int8), torch.empty(rows)
-        self._call("quantize_int8", _float32(weight), [q, scale], rows, width)
+        self._call("mmchat_quantize_int8", _float32(weight), [q, scale], rows, width)
         return q, scale
 
     def quantize_int4(self, weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,13 +113,13 @@ class Library:
         q = torch.empty(rows, width // 2, dtype=torch.uint8)
         scale = torch.empty(rows, width // group, dtype=torch.bfloat16)
         zero = torch.empty_like(scale)
-        self._call("quantize_int4", _float32(weight), [q, scale, zero], rows, width, group)
+        self._call("mmchat_quantize_int4", _float32(weight), [q, scale, zero], rows, width, group)
         return q, scale, zero
 
     def widen_int8(self, weight: Tensor, scale: Tensor) -> Tensor:
         """As reference.widen_int8, to bfloat16."""
         out = torch.empty(weight.shape, dtype=torch.bfloat16)
-        self._call("widen_int8", _int8(weight, scale), [out], *weight.shape)
+        self._call("mmchat_widen_int8", _int8(weight, scale), [out], *weight.shape)
         return out
 
     def widen_int4(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -125,7 +127,7 @@ class Library:
         rows, width = weight.shape[0], weight.shape[1] * 2
         reads, group = _int4(weight, scale, zero)
         out = torch.empty(rows, width, dtype=torch.bfloat16)
-        self._call("widen_int4", reads, [out], rows, width, group)
+        self._call("mmchat_widen_int4", reads, [out], rows, width, group)
         return out
 
     def _call(self, name: str, reads: list[Read], writes: list[Tensor], *sizes: int) -> int:
@@ -134,7 +136,7 @@ class Library:
         return self._run(name, [read[0] for read in reads] + writes, sizes)
 
     def _run(self, name: str, tensors: Sequence[Tensor | None], sizes: tuple[int, ...]) -> int:
-        function = getattr(self._c, f"mmchat_{name}")
+        function = getattr(self._c, name)
         if function.argtypes is None:
             numbers = [ctypes.c_int64] * len(sizes)
             function.argtypes = [ctypes.c_void_p] * len(tensors) + numbers + [ctypes.c_int]
