@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmchat.quant import operators as _operators  # noqa: F401  a compiler finds the products there
@@ -45,9 +46,17 @@ class Linear(nn.Linear):
         return list(map(find, self.tensor_names))
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.format.repacks:
+        if self.format is PLAIN:
+            weight = self.weight
+            reads_fast = weight.dtype == torch.bfloat16 and weight.is_cpu
+            if not reads_fast or (
+                torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad)
+            ):
+                return F.linear(input, weight, self.bias)
+        elif self.format.repacks:
             self.repack()
-        return self.format.linear(input, self.bias, *self.held())
+        y, bias = self.format.product(input, *self.held()), self.bias
+        return y if bias is None else y + bias
 
     def repack(self) -> None:
         """Bring the weight into the order that this machine reads fastest, if it has one.

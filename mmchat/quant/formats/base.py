@@ -59,14 +59,9 @@ class Format(Generic[*Held]):
         """The weight that is held, float32 [N, K]."""
         raise NotImplementedError
 
-    def linear(self, x: Tensor, bias: Tensor | None, *held: *Held) -> Tensor:
-        """x · Wᵀ + bias; x: [..., K] -> [..., N] in x's dtype."""
-        y = self.product(x, *held)
-        return y if bias is None else y + bias
-
     def product(self, x: Tensor, *held: *Held) -> Tensor:
         """x · Wᵀ; x: [..., K] -> [..., N] in x's dtype."""
-        if x.device.type == "cpu":
+        if x.is_cpu:
             return kernels.ops.run(self.operator, self.on_cpu, x, *held)
         return self.on_gpu(x, *held)
 

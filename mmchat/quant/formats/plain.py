@@ -23,15 +23,6 @@ class Plain(Format["Tensor"]):
     def widen(self, weight: Tensor) -> Tensor:
         return weight.float()
 
-    def linear(self, x: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
-        import torch
-
-        is_plain = weight.dtype != torch.bfloat16 or weight.device.type != "cpu"
-        if is_plain or (torch.is_grad_enabled() and (weight.requires_grad or x.requires_grad)):
-            return torch.nn.functional.linear(x, weight, bias)
-        y = kernels.ops.run(self.operator, self.on_cpu, x, weight)
-        return y if bias is None else y + bias
-
     def on_cpu(self, x: Tensor, weight: Tensor) -> Tensor:
         ops = kernels.ops
         fast, tokens = ops.has_fast_bf16(), ops.tokens(x)

@@ -57,7 +57,9 @@ class Library:
         tokens, rows = x.shape[0], weight[0][0].shape[0]
         out = torch.empty(tokens, rows)
         reads = [*weight, (x, torch.float32, (tokens, width))]
-        if self._call(name, reads, [out], tokens, rows, width, *more):
+        _check(name, reads)
+        tensors = [read[0] for read in reads]
+        if self._run(name, [*tensors, out], (tokens, rows, width, *more)):
             raise MemoryError(f"no memory for {x.numel()} activations")
         return out
 
