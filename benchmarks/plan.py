@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.shapes import Shapes
 from mmchat.bench.variants import Variant
 from mmchat.errors import UsageError
-from mmchat.quantization import find_scheme
+from mmchat.quant.schemes import find_scheme
 
 PARTS = ("decode", "prefill", "picture", "turns", "bandwidth", "memory", "startup")
 Say = Callable[[str], None]  # told what is being done

@@ -32,10 +32,11 @@ from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
-from mmchat.kernels import ops, reference
 from mmchat.loading.loader import LoadedModel, load_model
 from mmchat.nn.linear import Linear
-from mmchat.quantization import INT8, find_scheme, layer_scheme
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.kernels.reference import LEAST_STEP
+from mmchat.quant.schemes import Plan
 
 RESULTS = Path(__file__).parent / "figures" / "quantization.json"
 PLAIN_ROUNDING = "int4, plain rounding"
@@ -49,8 +50,20 @@ def rounding(way: str) -> Iterator[str]:
     if way != PLAIN_ROUNDING:
         yield way
         return
-    with mock.patch.object(ops, "quantize_int4", reference.round_int4):
+    with mock.patch.object(Int4, "quantize", plainly_rounded):
         yield "int4"
+
+
+def plainly_rounded(format: Int4, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """int4 weights by rounding to 16 levels over the range of each group."""
+    groups = weight.float().unflatten(1, (-1, format.group_size))
+    low, high = groups.amin(-1), groups.amax(-1)
+    scale = ((high - low) / 15).bfloat16()
+    zero = (low + 8 * scale.float()).bfloat16()
+    inverse = torch.where(scale >= LEAST_STEP, 1 / scale.float(), 0)
+    levels = ((groups - zero.float()[..., None]) * inverse[..., None] + 8).clamp(0, 15).round()
+    pairs = levels.to(torch.uint8).reshape(len(weight), -1, 2)
+    return pairs[..., 0] | pairs[..., 1] << 4, scale, zero
 
 
 def compare_logits(found: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
@@ -161,11 +174,8 @@ def one_layer(part: str, errors: dict[str, list[float]]) -> Callable[..., None]:
         exact = x @ layer.weight.float().T
         for way in WAYS:
             with rounding(way) as scheme:
-                chosen = layer_scheme(find_scheme(scheme) or INT8, part, layer.in_features)
-                if chosen is None or chosen.group_size is None:
-                    y = ops.linear_int8(x, *ops.quantize_int8(layer.weight))
-                else:
-                    y = ops.linear_int4(x, *ops.quantize_int4(layer.weight, chosen.group_size))
+                chosen = Plan(scheme).layer_format(part, layer.in_features)
+                y = chosen.product(x, *chosen.quantize(layer.weight))
             errors[way].append(float((y - exact).norm() / exact.norm()))
 
     return compare

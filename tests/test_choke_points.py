@@ -18,7 +18,7 @@ PLACES: dict[str, set[str]] = {
     "unpickles or runs code": {
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures
-        "kernels/native.py",  # runs the C compiler on the package's own source
+        "quant/kernels/native.py",  # runs the C compiler on the package's own source
     },
     "reads weights with a library": set(),
     "talks to the network": {
@@ -50,7 +50,7 @@ PLACES: dict[str, set[str]] = {
         "images/sources.py",
         "repl/chats.py",  # opens folders, to lock them
         "storage/safe_files.py",
-        "kernels/native.py",
+        "quant/kernels/native.py",
         "runtime/native_steps.py",  # the source that a program was made from
         "hardware/cpu.py",
         "cli/console.py",

@@ -19,6 +19,8 @@ LIGHT_MODULES = (
     "mmchat.limits",
     "mmchat.conversation",
     "mmchat.catalog.find",
+    "mmchat.estimate.memory",
+    "mmchat.quant.schemes",
     "mmchat.models.mllama.config",
     "mmchat.models.mllama.footprint",
     "mmchat.models.mllama.tiling",

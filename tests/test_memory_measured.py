@@ -15,7 +15,8 @@ from mmchat.estimate.memory import OVERHEAD, Setup, Workload
 from mmchat.hardware.placement import Placement
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
 from mmchat.catalog.find import find_params
-from mmchat.quantization import make_plan, replace_linears
+from mmchat.nn.linear import set_formats
+from mmchat.quant.schemes import make_plan
 
 scheme, tiles, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 
@@ -38,7 +39,7 @@ with torch.device("meta"):
     model = MllamaForConditionalGeneration(config)
 model.requires_grad_(False).eval()
 plan = make_plan(scheme)
-replace_linears(model, plan)
+set_formats(model, plan)
 dtype = torch.bfloat16
 for module in model.modules():
     for name, tensor in [*module.named_parameters(recurse=False)]:
@@ -46,7 +47,7 @@ for module in model.modules():
         setattr(module, name, torch.nn.Parameter(new, requires_grad=False))
     for name, tensor in [*module.named_buffers(recurse=False)]:
         setattr(module, name, torch.ones(tensor.shape, dtype=tensor.dtype))
-if plan.scheme:
+if plan.scheme != "none":
     model.fuse_projections()
 model.finish_loading(torch.device("cpu"))
 class Layout: aspect_ratio_id = {1: 1, 4: 4}[tiles]

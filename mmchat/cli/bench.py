@@ -14,7 +14,7 @@ from mmchat.cli import console, options
 from mmchat.cli.model_choice import ModelChoice, say_choice
 from mmchat.cli.sampling_options import number
 from mmchat.errors import MmchatError, quoted
-from mmchat.quantization import find_scheme
+from mmchat.quant.schemes import find_scheme
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:

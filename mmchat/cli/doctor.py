@@ -32,7 +32,7 @@ def doctor(
     with console.Stages(quiet=quiet) as stages:
         stages.show("importing torch")
         from mmchat.doctor import diagnose
-        from mmchat.kernels import native
+        from mmchat.quant.kernels import native
 
         native.prepare(CompileNotes(stages).show)
         diagnosis = diagnose(stages.show)

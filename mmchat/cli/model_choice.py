@@ -15,7 +15,7 @@ from mmchat import limits
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.errors import MemoryError_
-from mmchat.quantization import make_plan
+from mmchat.quant.schemes import make_plan
 from mmchat.words import size
 
 if TYPE_CHECKING:

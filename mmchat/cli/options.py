@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from mmchat import limits, quantization
+from mmchat import limits
 from mmchat.cli import console
 from mmchat.cli.wrong_names import model_name
 from mmchat.hardware.placement import check_device_name
 from mmchat.input_text import checked
 from mmchat.offline import go_offline
+from mmchat.quant import schemes
 
 INPUT = "Input"
 MODEL = "Model"
@@ -41,12 +42,12 @@ def _system(text: str | None) -> str | None:
 
 
 def _scheme(value: str) -> str:
-    quantization.find_scheme(value)
+    schemes.find_scheme(value)
     return value
 
 
 def _parts(values: list[str] | None) -> list[str]:
-    quantization.check_parts(values or [])
+    schemes.check_parts(values or [])
     return values or []
 
 
@@ -57,7 +58,7 @@ def _device(name: str) -> str:
 
 def complete_scheme(incomplete: str) -> list[str]:
     """Quantisation schemes that begin so."""
-    return [name for name in quantization.SCHEMES if name.startswith(incomplete)]
+    return [name for name in schemes.SCHEMES if name.startswith(incomplete)]
 
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from mmchat.estimate.speed import ReadingSpeeds, measure_reading
 from mmchat.hardware.cpu import describe_cpu
 from mmchat.hardware.memory import available_memory, host_memory
 from mmchat.hardware.placement import choose_placement
-from mmchat.kernels import ops
+from mmchat.quant.kernels import ops
 from mmchat.storage.space import free_bytes
 
 LARGE = 10**10  # parameters of a model whose dtype is chosen as for the large ones

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mmchat import words
 from mmchat.errors import MemoryError_
 from mmchat.limits import MIB
-from mmchat.quantization import find_scheme, layer_scheme
+from mmchat.quant.schemes import Plan
 
 if TYPE_CHECKING:
     from mmchat.catalog.params_file import ModelParams
@@ -100,14 +100,9 @@ class Setup:
         return self.params.family.resolve("footprint")(self.params.config)
 
     def linear_bytes(self, part: str, rows: int, columns: int) -> int:
-        """Bytes of a linear layer's weight [rows, columns] with its scales and zeros."""
-        scheme = find_scheme(self.quantize)
-        chosen = layer_scheme(scheme, part, columns, self.keep) if scheme else None
-        if chosen is None:
-            return rows * columns * self.item_bytes
-        if chosen.group_size:  # a scale and a zero of 16 bits for each group
-            return rows * columns * chosen.bits // 8 + 4 * rows * columns // chosen.group_size
-        return rows * columns * chosen.bits // 8 + 4 * rows
+        """Bytes of a linear layer's weight [rows, columns], in the format that it is held in."""
+        chosen = Plan(self.quantize, self.keep).layer_format(part, columns)
+        return chosen.nbytes(rows, columns, self.item_bytes)
 
     def need(self) -> MemoryNeed:
         """Bytes that loading and the expected workload take."""

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmchat.hardware.bandwidth import Bandwidth, buffer_size, measure_bandwidth
-from mmchat.nn.linear import Linear, QuantizedLinear
-from mmchat.quantization import Scheme, find_scheme, layer_scheme
+from mmchat.nn.linear import Linear
+from mmchat.nn.shapes_only import shapes_only
+from mmchat.quant.formats.base import Format
+from mmchat.quant.schemes import INT8, PLAIN, SCHEMES, Plan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 _COLUMNS, _ROWS = 4096, 4096  # of the smaller linear layers of the 11B
 _ROUNDS, _SECONDS = 4, 0.7  # at least
-_FORMATS = ("int8", "int4")
 USUAL_CONTEXT = 1024  # tokens in the cache
 
 
@@ -43,16 +44,15 @@ class ReadingSpeeds:
 def measure_reading(device: torch.device, dtype: torch.dtype) -> ReadingSpeeds:
     """Time one row through linear layers of each format. Raises MemoryError_ without room."""
     bandwidth = measure_bandwidth(device)
-    speeds = {name: _linear_speed(find_scheme(name), device, dtype) for name in ("none", *_FORMATS)}
-    return ReadingSpeeds(bandwidth, speeds)
+    formats = (PLAIN, INT8, SCHEMES["int4"])
+    return ReadingSpeeds(bandwidth, {f.name: _linear_speed(f, device, dtype) for f in formats})
 
 
 @torch.inference_mode()
-def _linear_speed(scheme: Scheme | None, device: torch.device, dtype: torch.dtype) -> float:
+def _linear_speed(format: Format, device: torch.device, dtype: torch.dtype) -> float:
     """Bytes of weights a second through layers that together exceed every cache."""
-    layers = [_layer(scheme, device, dtype)]
-    one = _nbytes(layers[0])
-    layers += [_layer(scheme, device, dtype) for _ in range(buffer_size(device) // one)]
+    one = format.nbytes(_ROWS, _COLUMNS, dtype.itemsize)
+    layers = [_layer(format, device, dtype) for _ in range(1 + buffer_size(device) // one)]
     x = torch.ones(1, _COLUMNS, dtype=dtype, device=device)
     # one layer at a time disturbs a processor least; a GPU must be kept busy
     runs = [[layer] for layer in layers] if device.type == "cpu" else [layers]
@@ -72,20 +72,14 @@ def _seconds(layers: Sequence[nn.Module], x: torch.Tensor) -> float:
     return time.perf_counter() - begin
 
 
-def _layer(scheme: Scheme | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _layer(format: Format, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A linear layer whose weights are all ones or half of the largest; no page is shared."""
-    with torch.device(device):
-        if scheme is None:
-            layer: nn.Module = Linear(_COLUMNS, _ROWS, bias=False, dtype=dtype)
-        else:
-            layer = QuantizedLinear(_COLUMNS, _ROWS, scheme.bits, scheme.group_size, bias=False)
-    for tensor in (*layer.parameters(), *layer.buffers()):
+    with shapes_only():
+        layer = Linear(_COLUMNS, _ROWS, bias=False, dtype=dtype)
+        layer.set_format(format)
+    for tensor in layer.to_empty(device=device).held():
         tensor.requires_grad_(False).fill_(1)
     return layer
-
-
-def _nbytes(layer: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*layer.parameters(), *layer.buffers()))
 
 
 def tokens_per_second(
@@ -93,19 +87,12 @@ def tokens_per_second(
 ) -> float:
     """Of decoding with `context` tokens in the cache; pictures: after one of the largest size."""
     sizes, item = setup.sizes, setup.item_bytes
-    scheme = find_scheme(setup.quantize)
+    plan = Plan(setup.quantize, setup.keep)
     seconds = 0.0
     for part, rows, columns in sizes.token_linears(pictures=pictures):
-        chosen = layer_scheme(scheme, part, columns, setup.keep) if scheme else None
-        speed = speeds.linears[_format(chosen)]
+        name = plan.layer_format(part, columns).name
+        speed = speeds.linears["int8" if name == "fp8" else name]  # those two are alike
         seconds += setup.linear_bytes(part, rows, columns) / speed
     others = sizes.token_others(pictures=pictures) + sizes.cache_per_token * context
     others += sizes.cache_per_tile * sizes.most_tiles * pictures
     return 1 / (seconds + others * item / speeds.bandwidth.bytes_per_second)
-
-
-def _format(scheme: Scheme | None) -> str:
-    """Which measured speed stands for a scheme; those of float8 and int8 are alike."""
-    if scheme is None:
-        return "none"
-    return "int4" if scheme.group_size else "int8"

@@ -22,7 +22,9 @@ from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
 from mmchat.models.base import ExportLimits, ExportProgram
 from mmchat.progress import ProgressCallback
-from mmchat.quantization import Plan, layer_scheme
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.schemes import Plan
 from mmchat.runtime.executorch import PROGRAM_NAME, missing_extra
 
 
@@ -32,19 +34,18 @@ def quantize_linears(model: Any, plan: Plan) -> None:
     Activations are rounded to int8 with a scale for each token as the model runs. Raises
     MissingExtra.
     """
-    scheme = plan.scheme
-    if scheme is None:
+    if plan.scheme == "none":
         return
     with _quiet():
         torchao = _module("torchao.quantization")
     chosen = {
-        name: layer_scheme(scheme, part, model.get_submodule(name).in_features, plan.keep)
+        name: plan.layer_format(part, model.get_submodule(name).in_features)
         for name, part in model.linear_parts().items()
     }
-    for kind in {found for found in chosen.values() if found}:
-        rows = torchao.PerGroup(kind.group_size) if kind.group_size else torchao.PerAxis(0)
+    for kind in set(chosen.values()) - {PLAIN}:
+        groups = torchao.PerGroup(kind.group_size) if isinstance(kind, Int4) else torchao.PerAxis(0)
         config = torchao.Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=getattr(torch, f"int{kind.bits}"), weight_granularity=rows
+            weight_dtype=getattr(torch, kind.name), weight_granularity=groups
         )
         torchao.quantize_(model, config, lambda _, name, kind=kind: chosen.get(name) == kind)
 

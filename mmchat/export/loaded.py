@@ -15,7 +15,7 @@ from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
 from mmchat.models.base import ExportLimits
 from mmchat.progress import ProgressCallback
-from mmchat.quantization import make_plan
+from mmchat.quant.schemes import make_plan
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel

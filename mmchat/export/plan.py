@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mmchat.errors import UsageError, quoted
-from mmchat.quantization import make_plan
+from mmchat.quant.schemes import make_plan
 from mmchat.spelling import closest
 
 Format = Literal["aoti", "executorch", "safetensors", "hf"]
@@ -108,9 +108,8 @@ class ExportPlan:
                 f"XNNPACK computes in float32, not {self.dtype}; leave out --dtype, or give"
                 " --quantize int8 or int4 for a smaller file"
             )
-        scheme = make_plan(self.quantize, self.quantize_keep).scheme
-        if scheme and scheme.is_float:
+        if self.quantize == "fp8":
             raise UsageError(
-                f"ExecuTorch has no form for {scheme.name}; use --quantize int8, int4, int4-g32,"
-                " int4-g64 or int4-g128"
+                "ExecuTorch has no form for fp8; use --quantize int8, int4, int4-g32, int4-g64 or"
+                " int4-g128"
             )

@@ -81,16 +81,3 @@ def _device(name: str) -> torch.device:
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps' is not here; try --device cpu")
     return device
-
-
-def check_float8(device: torch.device) -> None:
-    """Raises DeviceError where float8 matrices are not multiplied: all but newer CUDA devices."""
-    import torch
-
-    if device.type != "cuda":
-        raise DeviceError(f"fp8 needs a CUDA device, not {device}; use int8 or int4")
-    major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < (8, 9):
-        raise DeviceError(
-            f"fp8 needs compute capability 8.9, {device} has {major}.{minor}; use int8 or int4"
-        )

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from mmchat import quantization
 from mmchat.catalog.find import ModelParams, params_for_tile_size
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.errors import CheckpointError, MmchatError
 from mmchat.estimate.memory import Setup, check_memory, used_in_place
 from mmchat.hardware.memory import available_memory
 from mmchat.hardware.placement import Placement
-from mmchat.nn.linear import Float8Linear, QuantizedLinear
+from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.progress import ProgressCallback
-from mmchat.quantization import Plan
+from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.schemes import Plan
 
 
 def load_weights(
@@ -39,7 +39,7 @@ def load_weights(
         model = family.resolve("model")(params.config)
     model.requires_grad_(False).eval()
     wanted = model.weight_names(text_only=setup.text_only)
-    quantization.replace_linears(model, plan)
+    set_formats(model, plan)
     try:
         tensors = family.resolve("weights").iter_weights(files, params.config, wanted)
         for done, (name, tensor) in enumerate(tensors, start=1):
@@ -48,7 +48,7 @@ def load_weights(
                 progress("weights", done, len(wanted))
     except CheckpointError as error:
         raise _with_fitting_params(error, params) from None
-    stays_in_file = plan.scheme is None and placement.device.type == "cpu"
+    stays_in_file = plan.scheme == "none" and placement.device.type == "cpu"
     if not stays_in_file:
         model.fuse_projections()
     model.finish_loading(placement.device)
@@ -58,7 +58,7 @@ def load_weights(
 def _assign(model: torch.nn.Module, name: str, tensor: torch.Tensor, placement: Placement) -> None:
     owner, _, last = name.rpartition(".")
     module = model.get_submodule(owner)
-    if last == "weight" and isinstance(module, QuantizedLinear | Float8Linear):
+    if last == "weight" and isinstance(module, Linear) and module.format != PLAIN:
         module.quantize(tensor.to(placement.device))
         return
     tensor = tensor.to(placement.device, placement.dtype)

@@ -14,19 +14,19 @@ from typing import Any, Literal
 
 import torch
 
-from mmchat import quantization
 from mmchat.catalog.find import ModelParams, ModelSource, find_model
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, UsageError, check_type, quoted
 from mmchat.estimate.memory import Setup, check_memory
 from mmchat.hardware.memory import available_memory, peak_memory
-from mmchat.hardware.placement import Placement, check_float8, choose_placement
-from mmchat.kernels import native
+from mmchat.hardware.placement import Placement, choose_placement
 from mmchat.loading.checkpoint_weights import load_weights
 from mmchat.loading.saved_weights import load_saved
 from mmchat.progress import ProgressCallback
-from mmchat.quantization import Plan
+from mmchat.quant import schemes
+from mmchat.quant.kernels import native
+from mmchat.quant.schemes import Plan
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.compiled import CompileMode, make_runtime
 from mmchat.runtime.exported import ExportedFolder, exported_folder, open_exported
@@ -92,7 +92,7 @@ def load_model(
 
     name: a known name, a Hub id or a folder. text_only leaves vision and cross-attention unloaded.
     alpha: "white" or "drop", overrides how transparent pictures are flattened. quantize: a scheme
-    of mmchat.quantization; quantize_keep: parts ("text", "head", "vision") that it leaves alone.
+    of mmchat.quant.schemes; quantize_keep: parts ("text", "head", "vision") that it leaves alone.
     compile: compile the layers before the first token; "auto" does so on CUDA.
     Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError, CompileError.
     """
@@ -230,7 +230,7 @@ def _run_programs(folder: ExportedFolder, params: ModelParams, options: _Options
     runtime, placement = open_exported(
         folder, params, options.device, options.dtype, options.progress
     )
-    plan = quantization.make_plan(record.scheme, record.keep)
+    plan = schemes.make_plan(record.scheme, record.keep)
     if record.format == "aoti":
         runtime.notices += _prepare_kernels(placement, plan, options)
     return _Running(runtime, placement, plan, limit, "hf")
@@ -266,9 +266,8 @@ def _run_saved(folder: ExportedFolder, params: ModelParams, options: _Options) -
 
 
 def _plan(quantize: str, keep: Collection[str], placement: Placement) -> Plan:
-    plan = quantization.make_plan(quantize, keep)
-    if plan.scheme and plan.scheme.is_float:
-        check_float8(placement.device)
+    plan = schemes.make_plan(quantize, keep)
+    schemes.find_scheme(plan.scheme).check_device(placement.device)
     return plan
 
 
@@ -277,7 +276,8 @@ def _prepare_kernels(placement: Placement, plan: Plan, options: _Options) -> lis
 
     Returns what to tell the user where there are none.
     """
-    if placement.device.type != "cpu" or not (plan.scheme or placement.dtype == torch.bfloat16):
+    is_wide = plan.scheme == "none" and placement.dtype != torch.bfloat16
+    if placement.device.type != "cpu" or is_wide:
         return []
     native.prepare(options.progress)
     if native.library() or not native.is_wanted():
@@ -290,7 +290,7 @@ def _setup(params: ModelParams, placement: Placement, plan: Plan, options: _Opti
     return Setup.of(
         params,
         placement,
-        quantize=plan.name,
+        quantize=plan.scheme,
         keep=plan.keep,
         text_only=options.text_only,
         max_seq_len=options.max_seq_len,
@@ -317,7 +317,7 @@ def _ready(
         max_seq_len=running.max_seq_len,
         sampling_defaults=SamplingParams(**vars(params.generation)),
         text_only=text_only,
-        quantize=running.plan.name,
+        quantize=running.plan.scheme,
         load_seconds=time.perf_counter() - begin,
         remarks=running.remarks,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmchat import quantization
 from mmchat.errors import CheckpointError, quoted
 from mmchat.progress import ProgressCallback
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from mmchat.catalog.params_file import ModelParams
     from mmchat.checkpoints.checkpoint import Checkpoint
-    from mmchat.quantization import Plan
+    from mmchat.quant.schemes import Plan
 
 _SHOWN = 5  # differences that a message names
 
@@ -38,11 +37,12 @@ def load_saved(
 
     dtype: of all that is not quantised. Raises CheckpointError with the differences.
     """
+    from mmchat.nn.linear import set_formats
     from mmchat.nn.shapes_only import shapes_only
 
     with shapes_only():
         model = params.family.resolve("model")(params.config)
-        quantization.replace_linears(model, plan)
+        set_formats(model, plan)
         if any(".qkv_proj." in name for name in files.entries):
             model.fuse_projections()
     model.requires_grad_(False).eval()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmchat.kernels import ops
+from mmchat.quant.kernels import ops
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmchat.errors import ExportError, quoted
-from mmchat.kernels import ops as _operators  # noqa: F401  the programs call torch.ops.mmchat
+from mmchat.quant import operators as _operators  # noqa: F401  the programs call torch.ops.mmchat
 
 if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader

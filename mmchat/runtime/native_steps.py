@@ -26,8 +26,9 @@ from mmchat.errors import DiskError
 from mmchat.hardware.cpu import processor_identity
 from mmchat.hardware.kept_code import find, keep
 from mmchat.models.base import Example, VisionLanguageModel
-from mmchat.nn.linear import QuantizedLinear
+from mmchat.nn.linear import Linear
 from mmchat.progress import ProgressCallback
+from mmchat.quant.formats.base import Format
 from mmchat.runtime.aoti import open_program
 from mmchat.runtime.compiler import check_cpp_compiler, compile_errors, keep_compiled_code
 from mmchat.runtime.eager import EagerRuntime
@@ -35,10 +36,10 @@ from mmchat.runtime.eager import EagerRuntime
 if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader
 
-TRACED = ("kernels", "models", "nn")  # folders of mmchat whose code ends up in a program
+TRACED = ("models", "nn", "quant")  # folders of mmchat whose code ends up in a program
 ENDING = ".pt2"
 OPTIONS = {"cpp.dynamic_threads": True}
-PLAIN = bool | int | float | str | tuple | None  # types of a module's settings
+SETTINGS = bool | int | float | str | tuple | Format | None  # types of a module's settings
 
 
 class NativeStepsRuntime(EagerRuntime):
@@ -156,13 +157,13 @@ def _steps(model: VisionLanguageModel) -> list[Step]:
 def _pack(layer: nn.Module) -> None:
     """Bring the weights into the order that they will have when a program is given them."""
     for part in layer.modules():
-        if isinstance(part, QuantizedLinear):
-            part.pack()
+        if isinstance(part, Linear):
+            part.repack()
 
 
 def _settings(module: nn.Module) -> list[object]:
     """What a module is but for its tensors and parts."""
-    plain = {n: v for n, v in vars(module).items() if isinstance(v, PLAIN)}
+    plain = {n: v for n, v in vars(module).items() if isinstance(v, SETTINGS)}
     return [type(module).__qualname__, plain]
 
 

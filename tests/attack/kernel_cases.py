@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmchat.kernels.native import BLOCK, Library
+from mmchat.quant.kernels.library import BLOCK, Library
 
 EXTREMES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 127.5, 3e38, -3e38)
 

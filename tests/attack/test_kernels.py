@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.kernels import native
+from mmchat.quant.kernels import native
 from tests.attack.conftest import Figures, rounds
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 import mmchat
 from mmchat.cli import console
 from mmchat.cli.model_choice import ModelChoice
-from mmchat.kernels import native
+from mmchat.quant.kernels import native
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,8 +18,8 @@ from mmchat.estimate.speed import ReadingSpeeds
 from mmchat.hardware.bandwidth import Bandwidth
 from mmchat.hardware.placement import Placement
 from mmchat.hub.holdings import Holding
-from mmchat.kernels.ops import Choice
 from mmchat.limits import MIB
+from mmchat.quant.kernels.ops import Choice
 
 GIB = 1024 * MIB
 GB = 10**9

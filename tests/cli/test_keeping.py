@@ -2,6 +2,7 @@ import hashlib
 import json
 import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
 

@@ -8,7 +8,7 @@ from mmchat.catalog.find import find_params
 from mmchat.errors import MemoryError_
 from mmchat.estimate.memory import OVERHEAD, Setup, Workload, check_memory
 from mmchat.limits import MIB
-from mmchat.quantization import SCHEMES
+from mmchat.quant.schemes import SCHEMES
 
 GIB = 1024 * MIB
 B11, B90, TINY = (find_params(name) for name in ("llama3.2-11B", "llama3.2-90B", "tiny"))

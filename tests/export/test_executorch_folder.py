@@ -9,7 +9,7 @@ import mmchat
 from mmchat.errors import CheckpointError, ExportError, MissingExtra, UsageError
 from mmchat.export import ExportPlan, export_model
 from mmchat.export.executorch import quantize_linears
-from mmchat.quantization import make_plan
+from mmchat.quant.schemes import make_plan
 from mmchat.runtime import executorch as runtime
 from mmchat.runtime import exported as opening
 from tests.export.test_folder import claim, refused

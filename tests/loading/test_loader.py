@@ -16,11 +16,11 @@ from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalE
 from mmchat.estimate.memory import Setup
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
-from mmchat.kernels import native
 from mmchat.loading import checkpoint_weights
 from mmchat.loading.loader import load_model
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import CrossSegment
+from mmchat.quant.kernels import native
 from tests.models.mllama.oracle import CONFIG, build, random_weights
 
 TOKENIZER = data_path("assets", "tiny", "tokenizer.model")

@@ -12,11 +12,12 @@ from torch import nn
 from mmchat.chat.session import ChatSession
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CompileError, DiskError
-from mmchat.kernels import native
 from mmchat.loading.loader import load_model
 from mmchat.models.base import Example
 from mmchat.models.mllama import cache as cache_module
-from mmchat.nn.linear import QuantizedLinear
+from mmchat.nn.linear import Linear
+from mmchat.quant.formats.int4 import PackedInt4
+from mmchat.quant.kernels import native
 from mmchat.runtime import native_steps
 from mmchat.runtime.compiled import make_runtime
 from mmchat.runtime.compiler import CACHE_VARIABLE
@@ -179,8 +180,9 @@ def test_packed_int4_weights_are_packed_before_a_program_takes_them(monkeypatch)
     monkeypatch.setattr(native, "library", lambda: None)
     model = load_model("tiny", quantize="int4-g32").runtime.model
     for step in native_steps._steps(model):
-        packed = {id(m.packed) for m in step.layer.modules() if isinstance(m, QuantizedLinear)}
-        assert packed
+        linears = [part for part in step.layer.modules() if isinstance(part, Linear)]
+        assert {type(linear.format) for linear in linears} == {PackedInt4}
+        packed = {id(linear.weight) for linear in linears}
         assert packed <= {id(weight) for weight in step.weights.values()}
 
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.kernels import native, reference
-from tests.kernels.available import needs_kernels
+from mmchat.quant.kernels import native, reference, self_check
+from mmchat.quant.kernels.library import BLOCK, Library
+from tests.quant.kernels.available import needs_kernels
 
 HEADER = Path(__file__).with_name("emulated_vnni.h")
 AVX2 = ("-mavx2", "-mfma")
@@ -51,14 +52,14 @@ def build(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def library(build: str, tmp_path_factory: pytest.TempPathFactory) -> native.Library:
+def library(build: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
     """The kernels with these instructions; at -O1, which takes half the time to compile."""
     target = tmp_path_factory.mktemp("kernels") / "kernels.so"
     kept = [flag for flag in native._FLAGS if flag not in ("-march=native", "-O3")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_FLAGS", ("-O1", *kept, *BUILDS[build]))
         native._compile(native._compiler(), target)
-    return native.Library(target)
+    return Library(target)
 
 
 def whole(kind: str, low: int, high: int, *shape: int) -> torch.Tensor:
@@ -74,21 +75,21 @@ def whole(kind: str, low: int, high: int, *shape: int) -> torch.Tensor:
 def activations(kind: str, tokens: int, width: int) -> torch.Tensor:
     """[tokens, width]; the largest of each block is 127 or -127."""
     x = whole(kind, -127, 127, tokens, width)
-    signs = 1 - torch.arange(tokens * width // native.BLOCK).reshape(tokens, -1) % 2 * 2
+    signs = 1 - torch.arange(tokens * width // BLOCK).reshape(tokens, -1) % 2 * 2
     if kind == "random":
-        x[:, 5 :: native.BLOCK] = 127.0 * signs
+        x[:, 5::BLOCK] = 127.0 * signs
     return x
 
 
 def test_the_library_has_these_instructions_and_passes_its_own_check(
-    build: str, library: native.Library
+    build: str, library: Library
 ) -> None:
     assert library.instructions == build
-    library.check()
+    assert self_check.first_fault(library) is None
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_int8_products_are_exact(library: native.Library, tokens: int) -> None:
+def test_int8_products_are_exact(library: Library, tokens: int) -> None:
     scale = 2.0 ** (torch.arange(ROWS) % 5 - 2)
     for kind, pattern in itertools.product(INT8, ACTIVATIONS):
         weight = whole(kind, -128, 127, ROWS, 640).to(torch.int8)
@@ -99,7 +100,7 @@ def test_int8_products_are_exact(library: native.Library, tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("group", [32, 64, 128])
-def test_int4_products_are_exact(library: native.Library, tokens: int, group: int) -> None:
+def test_int4_products_are_exact(library: Library, tokens: int, group: int) -> None:
     width = 1152  # 36, 18 and 9 groups, which 8 does not divide
     at = torch.arange(ROWS * width // group).reshape(ROWS, -1)
     scale = (2.0 ** (at % 3 - 1)).bfloat16()
@@ -114,7 +115,7 @@ def test_int4_products_are_exact(library: native.Library, tokens: int, group: in
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_bfloat16_products_are_exact(library: native.Library, tokens: int) -> None:
+def test_bfloat16_products_are_exact(library: Library, tokens: int) -> None:
     x, weight = activations("random", tokens, 192), whole("random", -128, 127, ROWS, 192)
     expected = x.double() @ weight.double().T
     assert torch.equal(library.linear_bf16(x, weight.bfloat16()).double(), expected)
@@ -122,9 +123,7 @@ def test_bfloat16_products_are_exact(library: native.Library, tokens: int) -> No
 
 @pytest.mark.parametrize("length", [1, 2, 63, 65, 513, 1300])
 @pytest.mark.parametrize("width", [16, 128])
-def test_attention_is_that_of_the_reference(
-    library: native.Library, length: int, width: int
-) -> None:
+def test_attention_is_that_of_the_reference(library: Library, length: int, width: int) -> None:
     draw = torch.Generator().manual_seed(7)
     query = torch.randn(2, 6, 1, width, generator=draw)
     key, value = torch.randn(2, 2, 2, length, width, generator=draw).bfloat16()
@@ -141,7 +140,7 @@ def test_attention_is_that_of_the_reference(
     assert not library.attend(query, key, value, torch.zeros_like(mask)).any()
 
 
-def test_rounding_and_widening_are_those_of_the_reference(library: native.Library) -> None:
+def test_rounding_and_widening_are_those_of_the_reference(library: Library) -> None:
     draw = torch.Generator().manual_seed(7)
     weight = torch.randn(40, 256, generator=draw) * torch.rand(40, 1, generator=draw)
     pairs = [(library.quantize_int8(weight), reference.quantize_int8(weight))]

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 import mmchat
-from mmchat import quantization
 from mmchat.catalog.find import find_model
 from mmchat.errors import DeviceError, UsageError
-from mmchat.kernels import native, ops, reference
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.nn.linear import Float8Linear, Linear, QuantizedLinear
+from mmchat.nn.linear import Linear, set_formats
+from mmchat.quant import schemes
+from mmchat.quant.formats.base import Format
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int8 import INT8
+from mmchat.quant.formats.plain import PLAIN
 from tests.models.mllama import oracle
 
 GB = 1e9
@@ -23,13 +26,19 @@ def planned(name: str, scheme: str, keep: tuple[str, ...] = ()) -> MllamaForCond
     with torch.device("meta"):
         model = MllamaForConditionalGeneration(params.config)
     model.to(torch.bfloat16)
-    quantization.replace_linears(model, quantization.make_plan(scheme, keep))
+    set_formats(model, schemes.make_plan(scheme, keep))
     return model
 
 
-def bits_of(model: torch.nn.Module, name: str) -> int:
+def format_of(model: torch.nn.Module, name: str) -> Format:
     layer = model.get_submodule(name)
-    return layer.bits if isinstance(layer, QuantizedLinear) else 16
+    assert isinstance(layer, Linear)
+    return layer.format
+
+
+def plain_layers(model: torch.nn.Module) -> set[str]:
+    layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, Linear))
+    return {name for name, layer in layers if layer.format == PLAIN}
 
 
 def weight_bytes(model: torch.nn.Module) -> int:
@@ -40,21 +49,20 @@ def weight_bytes(model: torch.nn.Module) -> int:
 def test_int4_rounds_text_to_int4_and_the_rest_to_int8(name: str) -> None:
     model = planned(name, "int4")
     text = "language_model.model.layers."
-    assert bits_of(model, f"{text}0.self_attn.q_proj") == 4
-    assert bits_of(model, f"{text}3.cross_attn.k_proj") == 4
-    assert bits_of(model, f"{text}3.mlp.down_proj") == 4
-    assert bits_of(model, "language_model.lm_head") == 8
-    assert bits_of(model, "multi_modal_projector") == 8
-    assert bits_of(model, "vision_model.transformer.layers.0.mlp.fc1") == 8
-    assert not [module for module in model.modules() if isinstance(module, Linear)]
+    assert format_of(model, f"{text}0.self_attn.q_proj") == Int4(64)
+    assert format_of(model, f"{text}3.cross_attn.k_proj") == Int4(64)
+    assert format_of(model, f"{text}3.mlp.down_proj") == Int4(64)
+    assert format_of(model, "language_model.lm_head") == INT8
+    assert format_of(model, "multi_modal_projector") == INT8
+    assert format_of(model, "vision_model.transformer.layers.0.mlp.fc1") == INT8
+    assert not plain_layers(model)
 
 
 def test_parts_can_be_kept() -> None:
     model = planned("Llama-3.2-11B-Vision-Instruct", "int8", keep=("vision", "head"))
     kept = {name for name, part in model.linear_parts().items() if part != "text"}
     assert kept
-    left = {n for n, module in model.named_modules() if isinstance(module, Linear)}
-    assert left == kept
+    assert plain_layers(model) == kept
 
 
 def test_11b_in_int4_fits_in_8_gb() -> None:
@@ -91,11 +99,11 @@ def loaded(weights: dict[str, torch.Tensor], scheme: str) -> MllamaForConditiona
     with torch.device("meta"):
         model = MllamaForConditionalGeneration(oracle.CONFIG)
     model.requires_grad_(False).eval()
-    quantization.replace_linears(model, quantization.make_plan(scheme))
+    set_formats(model, schemes.make_plan(scheme))
     for name, tensor in weights.items():
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)
-        if last == "weight" and hasattr(module, "quantize"):
+        if last == "weight" and isinstance(module, Linear) and module.format != PLAIN:
             module.quantize(tensor)
         else:
             setattr(module, last, torch.nn.Parameter(tensor, requires_grad=False))
@@ -109,14 +117,8 @@ def widened(
     """The weights that the quantised layers of `model` stand for."""
     out = dict(weights)
     for name, layer in model.named_modules():
-        if isinstance(layer, QuantizedLinear):
-            zero = layer.weight_zero
-            parts = (layer.weight, layer.weight_scale)
-            out[f"{name}.weight"] = (
-                reference.widen_int8(*parts, torch.float32)
-                if zero is None
-                else reference.widen_int4(*parts, zero, torch.float32)
-            )
+        if isinstance(layer, Linear):
+            out[f"{name}.weight"] = layer.format.widen(*layer.held())
     return out
 
 
@@ -127,40 +129,6 @@ def logits_of(model: MllamaForConditionalGeneration) -> torch.Tensor:
     logits = [model.prefill(inputs, cache)]
     logits += [model.decode(torch.tensor([[token]]), cache) for token in (9, 40)]
     return torch.stack(logits)
-
-
-@pytest.mark.parametrize("rows", [1, 8, 70])
-def test_rows_that_torchs_kernel_does_not_take_are_computed_too(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer = QuantizedLinear(128, rows, 4, 64, bias=False)
-    layer.quantize(torch.randn(rows, 128))
-    zero = layer.weight_zero
-    assert zero is not None
-    wide = reference.widen_int4(layer.weight, layer.weight_scale, zero, torch.float32)
-    monkeypatch.setattr(native, "library", lambda: None)
-    x = torch.randn(3, 128)  # rounded to bfloat16, of which sums may cancel
-    assert (layer(x) - x @ wide.T).norm() < 0.003 * (x.abs() @ wide.abs().T).norm()
-
-
-@pytest.mark.parametrize("group", [32, 64, 128])
-@pytest.mark.parametrize("tokens", [1, 5, 70])
-def test_without_a_compiler_int4_runs_in_torchs_own_kernel(
-    group: int, tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ops, "CHUNK_BYTES", 1)  # so that the rows are packed in several pieces
-    layer = QuantizedLinear(384, 160, 4, group, bias=False)
-    layer.quantize(torch.randn(160, 384))
-    parts = (layer.weight, layer.weight_scale, layer.weight_zero)
-    x = torch.randn(2, tokens, 384)
-    expected = x @ reference.widen_int4(*parts, torch.float32).T
-    size = layer.weight.nbytes
-    monkeypatch.setattr(native, "library", lambda: None)
-    for _ in range(2):
-        assert (layer(x) - expected).norm() < 0.01 * expected.norm()
-    assert weight_bytes(layer) <= size * 1.3  # the scales; the weights are there once
-    with pytest.raises(RuntimeError, match="load them anew to save"):
-        layer.state_dict()
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
@@ -180,18 +148,6 @@ def test_joined_projections_change_nothing(weights: dict[str, torch.Tensor], sch
     model.fuse_projections()
     assert model.language_model.model.layers[0].self_attn.qkv_proj is not None
     torch.testing.assert_close(logits_of(model), apart)
-
-
-def test_float8_layers_multiply_what_they_hold() -> None:
-    torch.manual_seed(0)
-    weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(2, 5, 64)
-    layer = Float8Linear(64, 48, bias=True)
-    layer.quantize(weight)
-    layer.bias = torch.nn.Parameter(bias, requires_grad=False)
-    held = layer.weight.float() * layer.weight_scale[:, None]
-    assert (held - weight).norm() < 0.04 * weight.norm()
-    expected = x @ weight.T + bias
-    assert (layer(x) - expected).norm() < 0.06 * expected.norm()
 
 
 @pytest.mark.parametrize(

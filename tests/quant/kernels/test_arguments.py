@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmchat.kernels import native
-from tests.kernels.available import needs_kernels
+from mmchat.quant.kernels import native
+from tests.quant.kernels.available import needs_kernels
 
 pytestmark = needs_kernels
 

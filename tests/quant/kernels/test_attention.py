@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmchat.kernels import native, ops
 from mmchat.nn.attention import attend
-from tests.kernels.available import needs_kernels
+from mmchat.quant.kernels import native, ops
+from mmchat.quant.kernels.library import Library
+from tests.quant.kernels.available import needs_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def test_it_is_exact_up_to_the_rounding_of_the_result(
 ) -> None:
     query = torch.randn(2, query_heads, 1, width).bfloat16() * 3
     key, value = heads(2, 2, length, width, spare=5), heads(2, 2, length, width, spare=5)
-    assert native.Library.attends(key, value)
+    assert Library.attends(key, value)
     for rows in (0, 1, 2):
         mask = torch.rand(rows, 1, 1, length) < 0.6 if rows else None
         if mask is not None:
@@ -108,7 +109,7 @@ def test_other_layouts_are_computed_by_torch(layout: str, monkeypatch: pytest.Mo
     if layout == "no kernels":
         monkeypatch.setattr(native, "library", lambda: None)
     else:
-        assert not native.Library.attends(key, value)
+        assert not Library.attends(key, value)
     query = torch.randn(1, 4, 1, width).to(key.dtype)
     assert relative(ops.attend(query, key, value, None), exact(query, key, value, None)) < 0.02
 

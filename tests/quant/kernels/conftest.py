@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmchat.kernels import native
-from tests.kernels.available import reason_for_none
+from mmchat.quant.kernels import native
+from tests.quant.kernels.available import reason_for_none
 
 
 @pytest.fixture(autouse=True)

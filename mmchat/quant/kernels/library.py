@@ -1,164 +1,23 @@
-"""Compile the C kernels once, check them, and call them."""
+"""The compiled C kernels as functions of tensors."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmchat.errors import DiskError
-from mmchat.hardware import kept_code
-from mmchat.hardware.cpu import processor_identity
-from mmchat.kernels import self_check
-from mmchat.progress import ProgressCallback
-from mmchat.storage.atomic_file import write_text
-
 BLOCK = 64  # K must be a multiple of it
 GROUPS = (32, 64, 128)  # of int4 weights
 LARGEST_HEAD = 256  # as in attention.c
-SOURCES = ("linear.c", "attention.c", "quantize.c")
-HEADERS = ("bfloat16.h",)
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
-_COMPILE_SECONDS = 600  # 5 s on an idle machine
 
 
 class UnavailableError(Exception):
     """Why there are no native kernels; its text completes "because"."""
 
 
-@functools.cache
-def library() -> Library | None:
-    """The compiled kernels, or None where they cannot be had; `reason` says why."""
-    return _load()[0]
-
-
-def reason() -> str:
-    """One clause: what the kernels use, or why there are none."""
-    return _load()[1]
-
-
-def is_wanted() -> bool:
-    """Whether there should be kernels: on Linux, unless the user switches them off."""
-    return platform.system() == "Linux" and os.environ.get("MMCHAT_NATIVE_KERNELS", "1") != "0"
-
-
-def prepare(progress: ProgressCallback | None = None) -> None:
-    """Compile the kernels now if that is still to be done, so that `progress` can tell of it."""
-    try:
-        if _kept(_fingerprint(_compiler())):
-            return
-    except UnavailableError:
-        return
-    if progress:
-        progress("kernels", 0, 1)
-    if library() and progress:
-        progress("kernels", 1, 1)
-
-
-@functools.cache
-def _load() -> tuple[Library | None, str]:
-    try:
-        found = Library(_compiled())
-        found.check(briefly=True)
-    except UnavailableError as error:
-        return None, str(error)
-    return found, f"compiled for this machine, {found.instructions}"
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("mmchat", appauthor=False) / "kernels"
-
-
-def _compiler() -> str:
-    if platform.system() != "Linux":
-        raise UnavailableError(f"not built on {platform.system()}")
-    if not is_wanted():
-        raise UnavailableError("switched off by MMCHAT_NATIVE_KERNELS=0")
-    compiler = shutil.which(os.environ.get("CC") or "gcc")
-    if compiler is None:
-        raise UnavailableError("no C compiler here; install gcc")
-    return compiler
-
-
-def _kept(name: str) -> Path | None:
-    return kept_code.find(cache_folder(), name, ".so")
-
-
-def _compiled() -> Path:
-    """The shared library for this machine; compiled if it is not in the cache, whole."""
-    compiler, folder = _compiler(), cache_folder()
-    name = _fingerprint(compiler)
-    verdict = folder / f"{name}.wrong"
-    try:
-        if kept := _kept(name):
-            return kept
-        if verdict.is_file():
-            raise UnavailableError(verdict.read_text())
-        return kept_code.keep(folder, name, ".so", functools.partial(_make, compiler, verdict))
-    except OSError as error:
-        raise UnavailableError(f"cannot write {str(folder)!r}: {error.strerror}") from None
-
-
-def _make(compiler: str, verdict: Path, target: Path) -> None:
-    """Compile and check all branches before the library is kept; a wrong one leaves `verdict`."""
-    _compile(compiler, target)
-    try:
-        Library(target).check()
-    except UnavailableError as error:
-        with contextlib.suppress(DiskError):
-            write_text(verdict, str(error))
-        raise
-
-
-def _compile(compiler: str, target: Path) -> None:
-    """The OpenMP runtime is torch's own, already in the process, so that threads are shared."""
-    here = Path(__file__).parent
-    command = [
-        compiler, *_FLAGS, "-shared", *(str(here / name) for name in SOURCES),
-        "-L", str(Path(torch.__file__).parent / "lib"), "-lm", "-o", str(target),
-    ]  # fmt: skip
-    try:
-        done = subprocess.run(  # noqa: S603
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_COMPILE_SECONDS,
-            check=False,
-            env={**os.environ, "TMPDIR": str(target.parent)},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UnavailableError(f"{compiler} did not run: {error}") from None
-    if done.returncode:
-        complaint = done.stderr.strip().splitlines() or ["no message"]
-        raise UnavailableError(f"{compiler} failed: {complaint[0]}")
-
-
-def _fingerprint(compiler: str) -> str:
-    """A name that changes with the source, the compiler and the processor."""
-    digest = hashlib.sha256()
-    for name in SOURCES + HEADERS:
-        digest.update((Path(__file__).parent / name).read_bytes())
-    status = Path(compiler).resolve().stat()
-    digest.update(f"{compiler} {status.st_size} {status.st_mtime_ns} {_FLAGS}".encode())
-    digest.update(processor_identity().encode())
-    return f"kernels-{digest.hexdigest()[:24]}"
-
-
-_BITS = {"mmchat_linear_bf16": 16, "mmchat_linear_int8": 8, "mmchat_linear_int4": 4}
 Read = tuple[Tensor, torch.dtype, tuple[int, ...]]  # what C reads, and as what
 
 
@@ -172,7 +31,6 @@ class Library:
     def __init__(self, path: Path) -> None:
         try:
             self._c = ctypes.CDLL(str(path))
-            self._functions: dict[str, Any] = {}  # called once, with the types of their arguments
             self._c.mmchat_instructions.restype = ctypes.c_char_p
             self.instructions = self._c.mmchat_instructions().decode()
         except (OSError, AttributeError) as error:
@@ -181,26 +39,27 @@ class Library:
     def linear_bf16(self, x: Tensor, weight: Tensor) -> Tensor:
         """x: float32 [M, K], weight: bfloat16 [N, K] -> float32 [M, N]."""
         rows, width = weight.shape
-        return self._linear("mmchat_linear_bf16", x, [(weight, torch.bfloat16, (rows, width))])
+        reads: list[Read] = [(weight, torch.bfloat16, (rows, width))]
+        return self._linear("mmchat_linear_bf16", x, width, reads)
 
     def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         """x: float32 [M, K], weight: int8 [N, K], scale: float32 [N] -> float32 [M, N]."""
-        return self._linear("mmchat_linear_int8", x, _int8(weight, scale))
+        return self._linear("mmchat_linear_int8", x, weight.shape[1], _int8(weight, scale))
 
     def linear_int4(self, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """x: float32 [M, K], weight: uint8 [N, K/2], scale, zero: [N, K/group] -> [M, N]."""
         reads, group = _int4(weight, scale, zero)
-        return self._linear("mmchat_linear_int4", x, reads, group)
+        return self._linear("mmchat_linear_int4", x, 2 * weight.shape[1], reads, group)
 
-    def _linear(self, name: str, x: Tensor, weights: list[Read], *more: int) -> Tensor:
-        tokens, width = x.shape
-        weight = weights[0][0]
-        rows = weight.shape[0]
-        if width % BLOCK or weight.nbytes * 8 // _BITS[name] != rows * width:
-            raise ValueError(f"{name}: weights {list(weight.shape)} and a width of {width}")
+    def _linear(self, name: str, x: Tensor, width: int, weight: list[Read], *more: int) -> Tensor:
+        if width % BLOCK:
+            raise ValueError(f"{name}: weights of a width of {width}")
+        tokens, rows = x.shape[0], weight[0][0].shape[0]
         out = torch.empty(tokens, rows)
-        reads = [*weights, (x, torch.float32, (tokens, width))]
-        if self._call(name, reads, [out], tokens, rows, width, *more):
+        reads = [*weight, (x, torch.float32, (tokens, width))]
+        _check(name, reads)
+        tensors = [read[0] for read in reads]
+        if self._run(name, [*tensors, out], (tokens, rows, width, *more)):
             raise MemoryError(f"no memory for {x.numel()} activations")
         return out
 
@@ -245,8 +104,7 @@ class Library:
         """As reference.quantize_int8, of float32 weights."""
         rows, width = weight.shape
         q, scale = torch.empty(rows, width, dtype=torch.int8), torch.empty(rows)
-        reads: list[Read] = [(weight, torch.float32, (rows, width))]
-        self._call("mmchat_quantize_int8", reads, [q, scale], rows, width)
+        self._call("mmchat_quantize_int8", _float32(weight), [q, scale], rows, width)
         return q, scale
 
     def quantize_int4(self, weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -257,8 +115,7 @@ class Library:
         q = torch.empty(rows, width // 2, dtype=torch.uint8)
         scale = torch.empty(rows, width // group, dtype=torch.bfloat16)
         zero = torch.empty_like(scale)
-        reads: list[Read] = [(weight, torch.float32, (rows, width))]
-        self._call("mmchat_quantize_int4", reads, [q, scale, zero], rows, width, group)
+        self._call("mmchat_quantize_int4", _float32(weight), [q, scale, zero], rows, width, group)
         return q, scale, zero
 
     def widen_int8(self, weight: Tensor, scale: Tensor) -> Tensor:
@@ -281,21 +138,17 @@ class Library:
         return self._run(name, [read[0] for read in reads] + writes, sizes)
 
     def _run(self, name: str, tensors: Sequence[Tensor | None], sizes: tuple[int, ...]) -> int:
-        function = self._functions.get(name)
-        if function is None:
-            function = self._functions[name] = getattr(self._c, name)
+        function = getattr(self._c, name)
+        if function.argtypes is None:
             numbers = [ctypes.c_int64] * len(sizes)
             function.argtypes = [ctypes.c_void_p] * len(tensors) + numbers + [ctypes.c_int]
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         return function(*pointers, *sizes, torch.get_num_threads())
 
-    def check(self, *, briefly: bool = False) -> None:
-        """Compare every function with its reference, on all its branches unless `briefly`.
 
-        Raises UnavailableError.
-        """
-        if fault := self_check.first_fault(self, briefly=briefly):
-            raise UnavailableError(f"the compiled kernel for {fault} is wrong here")
+def _float32(weight: Tensor) -> list[Read]:
+    rows, width = weight.shape
+    return [(weight, torch.float32, (rows, width))]
 
 
 def _int8(weight: Tensor, scale: Tensor) -> list[Read]:

@@ -8,18 +8,13 @@ blocks and groups that are taken together, and 1 to 9 rows and tokens every rema
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mmchat.kernels import reference
+from mmchat.quant.kernels import reference
+from mmchat.quant.kernels.library import BLOCK, GROUPS, Library
 
-if TYPE_CHECKING:
-    from mmchat.kernels.native import Library
-
-BLOCK = 64
-GROUPS = (32, 64, 128)
 MOST = 9  # rows and tokens
 WIDTHS = (64, 128, 192, 256, 320, 576, 1152)
 WIDE = 32_832  # so many activations that a few tokens are taken at a time

@@ -9,8 +9,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mmchat.kernels import native, ops, reference
-from tests.kernels.available import needs_kernels, reason_for_none
+from mmchat.quant import operators  # noqa: F401  the test of compiled graphs calls them
+from mmchat.quant.formats.base import Format
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int8 import INT8
+from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.kernels import native, ops, reference
+from tests.quant.kernels.available import needs_kernels, reason_for_none
 
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 70, 300)
 GROUPS = (32, 64, 128)
@@ -43,21 +48,26 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
+def product(format: Format, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x · Wᵀ with the weight rounded to a format."""
+    return format.product(x, *format.quantize(weight))
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("rows", [1, 6, 131])
 def test_a_bfloat16_product_is_as_exact_as_its_inputs(machine: str, tokens: int, rows: int) -> None:
     x, weight = torch.randn(tokens, 192), torch.randn(rows, 192).bfloat16()
     expected = x.double() @ weight.double().T
     exact = machine == "native"  # the others round x or y to bfloat16 for some token counts
-    assert relative(ops.linear_bf16(x, weight), expected) < (1e-6 if exact else 0.02)
+    assert relative(PLAIN.product(x, weight), expected) < (1e-6 if exact else 0.02)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_an_int8_product_is_that_of_the_rounded_weights(machine: str, tokens: int) -> None:
     x = torch.randn(tokens, 192)
-    weight, scale = ops.quantize_int8(torch.randn(70, 192))
+    weight, scale = INT8.quantize(torch.randn(70, 192))
     expected = x.double() @ reference.widen_int8(weight, scale, torch.float64).T
-    assert relative(ops.linear_int8(x, weight, scale), expected) < 0.012
+    assert relative(INT8.product(x, weight, scale), expected) < 0.012
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -66,23 +76,23 @@ def test_an_int4_product_is_that_of_the_rounded_weights(
     machine: str, tokens: int, group: int
 ) -> None:
     x = torch.randn(tokens, 384) + 0.3
-    weight = ops.quantize_int4(torch.randn(70, 384) + 0.1, group)
+    weight = Int4(group).quantize(torch.randn(70, 384) + 0.1)
     expected = x.double() @ reference.widen_int4(*weight, torch.float64).T
-    assert relative(ops.linear_int4(x, *weight), expected) < 0.012
+    assert relative(Int4(group).product(x, *weight), expected) < 0.012
 
 
 @needs_kernels
 @pytest.mark.parametrize("tokens", [1, 7])
 def test_the_number_of_threads_changes_no_bit(tokens: int, restored_threads: None) -> None:
     x, weight = torch.randn(tokens, 384), torch.randn(131, 384)
-    int8, int4 = ops.quantize_int8(weight), ops.quantize_int4(weight, 64)
+    int8, int4 = INT8.quantize(weight), Int4(64).quantize(weight)
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         products = (
-            ops.linear_bf16(x, weight.bfloat16()),
-            ops.linear_int8(x, *int8),
-            ops.linear_int4(x, *int4),
+            PLAIN.product(x, weight.bfloat16()),
+            INT8.product(x, *int8),
+            Int4(64).product(x, *int4),
         )
         found.append(torch.stack(products))
     assert torch.equal(found[0], found[1])
@@ -92,17 +102,17 @@ def test_the_number_of_threads_changes_no_bit(tokens: int, restored_threads: Non
 def test_widths_that_no_block_divides_are_computed_too(machine: str) -> None:
     x, weight = torch.randn(2, 160), torch.randn(9, 160)
     expected = x.double() @ weight.double().T
-    assert relative(ops.linear_bf16(x, weight.bfloat16()), expected) < 0.02
-    assert relative(ops.linear_int8(x, *ops.quantize_int8(weight)), expected) < 0.02
-    assert relative(ops.linear_int4(x, *ops.quantize_int4(weight, 32)), expected) < 0.12
+    assert relative(PLAIN.product(x, weight.bfloat16()), expected) < 0.02
+    assert relative(product(INT8, x, weight), expected) < 0.02
+    assert relative(product(Int4(32), x, weight), expected) < 0.12
 
 
 def test_the_axes_and_the_dtype_of_the_input_stay(machine: str) -> None:
     x, weight = torch.randn(2, 3, 128).bfloat16(), torch.randn(5, 128)
     for y in (
-        ops.linear_bf16(x, weight.bfloat16()),
-        ops.linear_int8(x, *ops.quantize_int8(weight)),
-        ops.linear_int4(x, *ops.quantize_int4(weight, 64)),
+        PLAIN.product(x, weight.bfloat16()),
+        product(INT8, x, weight),
+        product(Int4(64), x, weight),
     ):
         assert y.shape == (2, 3, 5)
         assert y.dtype == torch.bfloat16
@@ -115,9 +125,9 @@ def test_a_broken_activation_breaks_its_token_and_no_other(value: float) -> None
     x[1, 70] = value
     weight = torch.randn(8, 128)
     for y in (
-        ops.linear_bf16(x, weight.bfloat16()),
-        ops.linear_int8(x, *ops.quantize_int8(weight)),
-        ops.linear_int4(x, *ops.quantize_int4(weight, 64)),
+        PLAIN.product(x, weight.bfloat16()),
+        product(INT8, x, weight),
+        product(Int4(64), x, weight),
     ):
         assert not y[1].isfinite().any()
         assert y[[0, 2, 3, 4, 5]].isfinite().all()
@@ -133,9 +143,9 @@ def test_a_broken_weight_breaks_its_row_and_no_other(
     for tokens in (1, 5, 70):
         x = torch.randn(tokens, 128)
         for y in (
-            ops.linear_bf16(x, weight.bfloat16()),
-            ops.linear_int8(x, *ops.quantize_int8(weight)),
-            *(ops.linear_int4(x, *ops.quantize_int4(weight, group)) for group in GROUPS),
+            PLAIN.product(x, weight.bfloat16()),
+            product(INT8, x, weight),
+            *(product(Int4(group), x, weight) for group in GROUPS),
         ):
             assert not y[:, 1].isfinite().any()
             assert y[:, [0, 2, 3, 4, 5, 6, 7]].isfinite().all()
@@ -152,10 +162,9 @@ def test_every_nan_stays_one_in_bfloat16() -> None:
 
 def test_zeros_stay_zeros(machine: str) -> None:
     nothing = torch.zeros(3, 128)
-    assert not ops.linear_int8(nothing, *ops.quantize_int8(torch.randn(4, 128))).any()
-    assert not ops.linear_int8(torch.randn(3, 128), *ops.quantize_int8(torch.zeros(4, 128))).any()
-    zero = ops.quantize_int4(torch.zeros(4, 128), 64)
-    assert not ops.linear_int4(torch.randn(3, 128), *zero).any()
+    assert not product(INT8, nothing, torch.randn(4, 128)).any()
+    assert not product(INT8, torch.randn(3, 128), torch.zeros(4, 128)).any()
+    assert not product(Int4(64), torch.randn(3, 128), torch.zeros(4, 128)).any()
 
 
 @pytest.mark.parametrize("tiny", [1e-36, 1e-37, 1e-38, 1e-39, 1e-44])
@@ -164,11 +173,11 @@ def test_the_smallest_numbers_are_rounded_to_finite_ones(machine: str, tiny: flo
     weight[:, 3] = tiny  # the rest of its group is zero
     x = torch.full((2, 128), tiny)
     for group in GROUPS:
-        scale, zero = ops.quantize_int4(weight, group)[1:]
+        scale, zero = Int4(group).quantize(weight)[1:]
         assert scale.isfinite().all()
         assert zero.isfinite().all()
-        assert (ops.linear_int4(x, *ops.quantize_int4(weight, group)).abs() <= 1e-30).all()
-    assert (ops.linear_int8(x, *ops.quantize_int8(weight)).abs() <= 1e-30).all()
+        assert (product(Int4(group), x, weight).abs() <= 1e-30).all()
+    assert (product(INT8, x, weight).abs() <= 1e-30).all()
 
 
 @needs_kernels
@@ -185,13 +194,23 @@ def test_the_compiled_rounding_is_that_of_the_reference(group: int) -> None:
             assert float((a != b).float().mean()) < 0.01  # sums differ in their last bit
 
 
+def plainly_rounded(weight: torch.Tensor, group: int) -> torch.Tensor:
+    """To 16 levels from the smallest to the largest of each group."""
+    groups = weight.unflatten(1, (-1, group))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).bfloat16().float()
+    zero = (low + 8 * scale).bfloat16().float()
+    levels = ((groups - zero) / scale + 8).round().clamp(0, 15)
+    return ((levels - 8) * scale + zero).flatten(1)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("outliers", [0, 20])
 def test_the_search_beats_plain_rounding(group: int, outliers: int) -> None:
     weight = torch.randn(64, 512)
     weight.view(-1)[torch.randperm(weight.numel())[:outliers]] *= 8
-    searched = reference.widen_int4(*ops.quantize_int4(weight, group), torch.float64)
-    rounded = reference.widen_int4(*reference.round_int4(weight, group), torch.float64)
+    searched = reference.widen_int4(*Int4(group).quantize(weight), torch.float64)
+    rounded = plainly_rounded(weight, group)
     assert (searched - weight).norm() < 0.95 * (rounded - weight).norm()
 
 
@@ -199,17 +218,17 @@ def test_the_search_beats_plain_rounding(group: int, outliers: int) -> None:
 def test_compiled_graphs_keep_the_kernels_whole() -> None:
     weight = torch.randn(6, 128)
     formats = {
-        ops.linear_bf16: (weight.bfloat16(),),
-        ops.linear_int8: ops.quantize_int8(weight),
-        ops.linear_int4: ops.quantize_int4(weight, 32),
+        PLAIN: (weight.bfloat16(),),
+        INT8: INT8.quantize(weight),
+        Int4(32): Int4(32).quantize(weight),
     }
     x = torch.randn(2, 128)
-    for linear, tensors in formats.items():
+    for format, tensors in formats.items():
         graph = torch.compile(
-            lambda x, *w, run=linear: run(x, *w) + 1, fullgraph=True, backend="eager"
+            lambda x, *w, run=format.product: run(x, *w) + 1, fullgraph=True, backend="eager"
         )
-        assert torch.equal(graph(x, *tensors), linear(x, *tensors) + 1)
-        operator = getattr(torch.ops.mmchat, linear.__name__)
+        assert torch.equal(graph(x, *tensors), format.product(x, *tensors) + 1)
+        operator = getattr(torch.ops.mmchat, format.operator)
         torch.library.opcheck(
             operator, (x, *tensors), test_utils=("test_schema", "test_faketensor")
         )
@@ -227,11 +246,12 @@ def test_the_operators_need_nothing_of_torchs_compiler():
     """Programs that were compiled ahead of time call them, where its import would cost seconds."""
     program = """
 import sys, torch
-from mmchat.kernels import ops
+from mmchat.quant import operators
+from mmchat.quant.schemes import INT8, Int4
 x, weight = torch.ones(1, 64), torch.ones(16, 64)
 torch.ops.mmchat.linear_bf16(x, weight.bfloat16())
-torch.ops.mmchat.linear_int8(x, *ops.quantize_int8(weight))
-torch.ops.mmchat.linear_int4(x, *ops.quantize_int4(weight, 32))
+torch.ops.mmchat.linear_int8(x, *INT8.quantize(weight))
+torch.ops.mmchat.linear_int4(x, *Int4(32).quantize(weight))
 torch.ops.mmchat.attend(*torch.ones(3, 1, 1, 1, 64).bfloat16(), None)
 assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)
 """
@@ -243,6 +263,6 @@ assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)
 
 def test_weights_that_do_not_lie_row_by_row_are_rounded_as_their_copy_is(machine: str) -> None:
     weight = torch.randn(128, 6).T  # as a .pth file may hold it
-    for rounded in (ops.quantize_int8, lambda w: ops.quantize_int4(w, 64)):
+    for rounded in (INT8.quantize, Int4(64).quantize):
         for found, expected in zip(rounded(weight), rounded(weight.contiguous()), strict=True):
             assert torch.equal(found, expected)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.kernels import native
+from mmchat.quant.kernels import native
+from mmchat.quant.kernels.library import Library
 from mmchat.storage import safe_files
-from tests.kernels.available import needs_kernels
+from tests.quant.kernels.available import needs_kernels
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "kernels"
 
 
-def load() -> tuple[native.Library | None, str]:
+def load() -> tuple[Library | None, str]:
     return native._load.__wrapped__()
 
 
@@ -114,13 +115,13 @@ def test_what_a_kill_after_the_compilation_left_is_removed(fresh: Path) -> None:
 
 @needs_kernels
 def test_what_a_killed_compilation_left_is_removed(fresh: Path) -> None:
-    script = "import os; from mmchat.kernels import native;"
+    script = "import os; from mmchat.quant.kernels import native;"
     script += "native._compile = lambda *_: os.kill(os.getpid(), 9); native.prepare()"
     environment = {**os.environ, "XDG_CACHE_HOME": str(fresh)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     (kernels,) = fresh.glob("mmchat/kernels")
     assert (killed.returncode, len(list(kernels.iterdir()))) == (-9, 1)
-    script = "from mmchat.kernels import native; assert native.library()"
+    script = "from mmchat.quant.kernels import native; assert native.library()"
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     assert [path.suffix for path in kernels.iterdir()] == [".so"]
 

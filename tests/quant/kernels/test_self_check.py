@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from mmchat.kernels import native, self_check
-from tests.kernels.available import needs_kernels
+from mmchat.quant.kernels import native, self_check
+from tests.quant.kernels.available import needs_kernels
 
 pytestmark = needs_kernels
 

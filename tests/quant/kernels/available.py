@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from mmchat.kernels import native
+from mmchat.quant.kernels import native
+from mmchat.quant.kernels.library import UnavailableError
 
 
 def reason_for_none() -> str:
     """Why there need not be kernels here; empty where a compiler should have made them."""
     try:
         native._compiler()
-    except native.UnavailableError as error:
+    except UnavailableError as error:
         return str(error)
     return ""
 

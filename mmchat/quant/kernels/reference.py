@@ -62,25 +62,14 @@ def _fit(groups: Tensor, low: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Ten
     return levels, scale, zero, error.square().sum(1, keepdim=True)
 
 
-def round_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`quantize_int4` by plain rounding to the range of each group, to compare with."""
-    groups = weight.float().reshape(-1, group)
-    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
-    scale = ((high - low) / LEVELS).bfloat16()
-    zero = (low + 8 * scale.float()).bfloat16()
-    inverse = torch.where(scale >= LEAST_STEP, 1 / scale.float(), 0)
-    levels = ((groups - zero.float()) * inverse + 8).clamp(0, LEVELS).round().to(torch.uint8)
-    pairs = levels.reshape(weight.shape[0], -1, 2)
-    shape = (weight.shape[0], -1)
-    return pairs[..., 0] | pairs[..., 1] << 4, scale.reshape(shape), zero.reshape(shape)
-
-
-def widen_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def widen_int8(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weights that int8 values stand for: [N, K] in `dtype`."""
     return (weight.float() * scale[:, None]).to(dtype)
 
 
-def widen_int4(weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+def widen_int4(
+    weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """The weights that int4 values stand for: [N, K] in `dtype`."""
     levels = torch.stack((weight & 15, weight >> 4), dim=-1).flatten(1).float() - 8
     grouped = levels.unflatten(1, (scale.shape[1], -1))

@@ -1,0 +1,29 @@
+"""Matrix products with large weights and few tokens, and the next token's attention, for the CPU.
+
+A language model that writes one token at a time reads every weight once for it, so its speed is
+that of memory. torch's own products reach a fraction of it, or lack the format. Here are C kernels
+(`linear.c`, `attention.c`, `quantize.c`), compiled on first use by `native`, and what stands in
+for them where there is no compiler (`reference`, and torch's own kernels). `ops` picks one by what
+the machine has; its `probe` says which and why.
+
+All weights are row-major (mmchat.quant.formats), so that a tensor mapped from a file is used where
+it lies.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmchat.quant.kernels import native as native
+    from mmchat.quant.kernels import ops as ops
+    from mmchat.quant.kernels import reference as reference
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Its modules, which import torch, when they are first used."""
+    if name in ("native", "ops", "reference"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"{__name__} has no {name!r}")

@@ -1,0 +1,173 @@
+"""What the formats make their products of, and attention by the best kernel for this machine.
+
+The choice of a kernel follows from what the machine has and never from a timing, so that the same
+machine gives the same tokens every time. What is chosen is an operator of torch as well
+(`torch.ops.mmchat`), so that torch.compile keeps it whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmchat.quant.kernels import native, reference
+from mmchat.quant.kernels.library import BLOCK, Library
+
+# Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
+# bfloat16 weights where their products are not fast.
+FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
+CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
+Parts = TypeVar("Parts", bound=tuple[Tensor, ...])
+
+
+@functools.cache
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones."""
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which kernel is used. serves: a format of weights, or "attention"; reason: one clause."""
+
+    serves: str
+    kernel: str
+    reason: str
+
+
+def probe() -> list[Choice]:
+    """What is used on this CPU for each format of weights and for attention, and why."""
+    fast = has_fast_bf16()
+    many = "bfloat16 products" if fast else "float32 products"
+    wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
+    rounded = wide if fast else "C, int8 activations"
+    found = [wide, rounded, rounded, "C for the next token in bfloat16, else torch"]
+    if native.library() is None:
+        whole = f"{many} for many tokens"
+        found = [f"torch; {whole}", f"torch int8pack; {whole}", "torch int4pack", "torch"]
+    uses = ("bfloat16", "int8", "int4", "attention")
+    return [Choice(use, kernel, native.reason()) for use, kernel in zip(uses, found, strict=True)]
+
+
+# ---- products -----------------------------------------------------------------------------------
+
+
+def library_for(x: Tensor) -> Library | None:
+    """The compiled kernels, if there are any and they take the width of x: [..., K]."""
+    return None if x.shape[-1] % BLOCK else native.library()
+
+
+def tokens(x: Tensor) -> int:
+    """Rows of x: [..., K]."""
+    return x.numel() // x.shape[-1]
+
+
+def by_kernel(kernel: Callable[..., Tensor], x: Tensor, *weight: Tensor) -> Tensor:
+    """The product of a compiled kernel, which takes and gives float32 rows."""
+    return shaped(kernel(x.reshape(-1, x.shape[-1]).float().contiguous(), *weight), x)
+
+
+def rounded(
+    kernel: Callable[..., Tensor], widen: Callable[..., Tensor], x: Tensor, *weight: Tensor
+) -> Tensor:
+    """By a kernel that rounds x to int8, but many tokens where bfloat16 products are fast."""
+    if tokens(x) <= FEW_TOKENS or not has_fast_bf16():
+        return by_kernel(kernel, x, *weight)
+    return in_chunks(widen, x, *weight)
+
+
+def in_chunks(widen: Callable[..., Tensor], x: Tensor, *weight: Any) -> Tensor:
+    """A matrix product with a weight that is widened some rows at a time.
+
+    The product is made in bfloat16 where that is fast, else in float32.
+    """
+    wide = torch.bfloat16 if has_fast_bf16() else torch.float32
+    flat = x.reshape(-1, x.shape[-1]).to(wide)
+    rows = weight[0].shape[0]
+    out = torch.empty(flat.shape[0], rows, dtype=wide)
+    for begin, end in spans(rows, flat.shape[1] * wide.itemsize):
+        chunk = widen(*(tensor[begin:end] for tensor in weight))
+        torch.mm(flat, chunk.to(wide).T, out=out[:, begin:end])
+    return shaped(out, x)
+
+
+def spans(rows: int, row_bytes: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Begin and end of the rows that are taken together, `multiple` of them or more."""
+    size = max(1, CHUNK_BYTES // (row_bytes * multiple)) * multiple
+    return ((begin, min(begin + size, rows)) for begin in range(0, rows, size))
+
+
+def shaped(out: Tensor, x: Tensor) -> Tensor:
+    """out: [M, N] with the dtype and the leading axes of x: [..., K]."""
+    return out.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+# ---- rounding weights ---------------------------------------------------------------------------
+
+
+def rounding(weight: Tensor) -> Library | ModuleType:
+    """What rounds `weight`: the compiled kernels, or the reference."""
+    return (native.library() if weight.device.type == "cpu" else None) or reference
+
+
+def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor) -> Parts:
+    """Round some rows at a time, so that neither a float32 copy nor two results are held."""
+    rows = weight.shape[0]
+    whole: Any = ()
+    for begin, end in spans(rows, 4 * weight.shape[1]):
+        parts = quantize(weight[begin:end].float().contiguous())
+        whole = whole or tuple(part.new_empty(rows, *part.shape[1:]) for part in parts)
+        for out, part in zip(whole, parts, strict=True):
+            out[begin:end] = part
+    return whole
+
+
+# ---- attention ----------------------------------------------------------------------------------
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of the next token to bfloat16 keys and values, as reference.attend."""
+    return run("attend", _attend, query, key, value, mask)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    library = native.library()
+    if library and library.attends(key, value):
+        return library.attend(query, key, value, mask)
+    return reference.attend(query, key, value, mask)
+
+
+# ---- as operators of torch ----------------------------------------------------------------------
+
+# Not by torch.library.custom_op, whose first call imports torch's compiler.
+_LIBRARY = torch.library.Library("mmchat", "DEF")
+
+
+def register(
+    name: str, schema: str, compute: Callable[..., Tensor], empty: Callable[..., Tensor]
+) -> None:
+    """Let `run` find an operator. empty: gives a tensor like the one that `compute` returns."""
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, compute, "CPU")
+    torch.library.register_fake(f"mmchat::{name}", empty, lib=_LIBRARY)
+
+
+def run(name: str, compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """compute(*arguments), which torch.compile takes as the operator `name`."""
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.mmchat, name)(*arguments)
+    return compute(*arguments)
+
+
+def _attended(query: Tensor, *_: Tensor | None) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+register("attend", torch.library.infer_schema(_attend, mutates_args=()), _attend, _attended)

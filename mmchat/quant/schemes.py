@@ -1,0 +1,75 @@
+"""Which schemes there are, and which linear layers of a model each one holds in which format.
+
+int8 rounds every linear layer to int8 with one scale for each row. int4 rounds those of the text
+layers, cross-attention included, to int4, and the head, the vision encoder and the projector to
+int8, which cost little and lose more. Embeddings and norms keep their dtype. fp8 is for GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from mmchat.errors import UsageError
+from mmchat.quant.formats.base import Format
+from mmchat.quant.formats.fp8 import FP8
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int8 import INT8
+from mmchat.quant.formats.plain import PLAIN
+
+PARTS = ("text", "head", "vision")
+# The format of the text layers; `Plan.layer_format` says that of all.
+SCHEMES: Mapping[str, Format] = {
+    "none": PLAIN,
+    "int8": INT8,
+    "int4": Int4(64),
+    "int4-g32": Int4(32),
+    "int4-g64": Int4(64),
+    "int4-g128": Int4(128),
+    "fp8": FP8,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to quantise. scheme: a name of SCHEMES; keep: parts that stay as they are."""
+
+    scheme: str = "none"
+    keep: tuple[str, ...] = ()
+
+    def layer_format(self, part: str, in_features: int) -> Format:
+        """Of a linear layer of `part` with so many inputs.
+
+        A width that the groups of int4 do not divide is held in int8.
+        """
+        if part in self.keep:
+            return PLAIN
+        found = SCHEMES[self.scheme]
+        if isinstance(found, Int4) and (part != "text" or in_features % found.group_size):
+            return INT8
+        return found
+
+
+def make_plan(scheme: str, keep: Collection[str] = ()) -> Plan:
+    """A plan from names. Raises UsageError, also for parts kept of nothing."""
+    check_parts(keep)
+    if find_scheme(scheme) == PLAIN and keep:
+        raise UsageError(
+            f"--quantize-keep {' '.join(keep)} keeps nothing without --quantize; add"
+            " --quantize int8 or int4, or leave it out"
+        )
+    return Plan(scheme, tuple(keep))
+
+
+def find_scheme(name: str) -> Format:
+    """The format of the scheme called `name`. Raises UsageError with the names."""
+    if name in SCHEMES:
+        return SCHEMES[name]
+    raise UsageError(f"unknown quantisation scheme {name!r}; use one of {', '.join(SCHEMES)}")
+
+
+def check_parts(keep: Collection[str]) -> None:
+    """Raises UsageError for a part that no model has."""
+    for part in keep:
+        if part not in PARTS:
+            raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")

@@ -1,0 +1,105 @@
+"""Each format of weights says what it holds, and a linear layer multiplies by that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmchat.nn.linear import Linear
+from mmchat.quant import operators
+from mmchat.quant.formats.base import Format, Stored
+from mmchat.quant.formats.fp8 import FP8
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int8 import INT8
+from mmchat.quant.kernels import native, ops
+
+FORMATS = (INT8, Int4(32), Int4(64), Int4(128), FP8)
+
+
+def rounded_layer(format: Format, weight: torch.Tensor) -> Linear:
+    layer = Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.set_format(format)
+    layer.quantize(weight)
+    return layer
+
+
+@pytest.mark.parametrize("rows", [1, 8, 70])
+def test_rows_that_torchs_kernel_does_not_take_are_computed_too(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = rounded_layer(Int4(64), torch.randn(rows, 128))
+    wide = layer.format.widen(*layer.held())
+    monkeypatch.setattr(native, "library", lambda: None)
+    x = torch.randn(3, 128)  # rounded to bfloat16, of which sums may cancel
+    assert (layer(x) - x @ wide.T).norm() < 0.003 * (x.abs() @ wide.abs().T).norm()
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 5, 70])
+def test_without_a_compiler_int4_runs_in_torchs_own_kernel(
+    group: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "CHUNK_BYTES", 1)  # so that the rows are packed in several pieces
+    layer = rounded_layer(Int4(group), torch.randn(160, 384))
+    x = torch.randn(2, tokens, 384)
+    expected = x @ layer.format.widen(*layer.held()).T
+    size = layer.weight.nbytes
+    monkeypatch.setattr(native, "library", lambda: None)
+    for _ in range(2):
+        assert (layer(x) - expected).norm() < 0.01 * expected.norm()
+    held = sum(tensor.nbytes for tensor in layer.buffers())
+    assert held <= size * 1.3  # the scales; the weights are there once
+    with pytest.raises(RuntimeError, match="load them anew to save"):
+        layer.state_dict()
+
+
+def test_float8_layers_multiply_what_they_hold() -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(2, 5, 64)
+    layer = rounded_layer(FP8, weight)
+    layer.bias = torch.nn.Parameter(bias, requires_grad=False)
+    held = layer.format.widen(*layer.held())
+    assert (held - weight).norm() < 0.04 * weight.norm()
+    expected = x @ weight.T + bias
+    assert (layer(x) - expected).norm() < 0.06 * expected.norm()
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=str)
+def test_a_format_says_the_tensors_and_bytes_that_it_makes(format: Format) -> None:
+    weight = torch.randn(48, 256)
+    said, made = format.tensors(48, 256), format.quantize(weight)
+    found = [(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for t in made]
+    assert found == list(said.values())
+    assert next(iter(said)) == "weight"
+    assert format.nbytes(48, 256, item_bytes=2) == sum(tensor.nbytes for tensor in made)
+    off = format.widen(*made) - weight
+    assert off.norm() < (0.12 if isinstance(format, Int4) else 0.04) * weight.norm()
+
+
+class Table(Format):
+    """A format that comes from files: 16 numbers, of which each weight is one, by half a byte."""
+
+    name = operator = "table"
+
+    def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
+        return {"weight": ("uint8", (rows, columns // 2)), "weight_table": ("float32", (rows, 16))}
+
+    def widen(self, weight: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        codes = torch.stack((weight & 15, weight >> 4), dim=-1).flatten(1)
+        return table.gather(1, codes.long())
+
+
+def test_a_format_needs_to_say_its_tensors_and_how_to_widen_them() -> None:
+    operators.register_product(Table())
+    layer = Linear(96, 20)
+    layer.set_format(Table())
+    layer.weight = torch.randint(0, 256, (20, 48), dtype=torch.uint8)
+    layer.weight_table = torch.randn(20, 16)
+    assert set(layer.state_dict()) == {"weight", "weight_table", "bias"}
+    x = torch.randn(2, 7, 96)
+    wide = Table().widen(*layer.held())
+    with torch.no_grad():
+        expected = x @ wide.T + layer.bias
+        for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
+            off = run(x) - expected
+            assert off.norm() < 0.01 * expected.norm()  # bfloat16 where that is fast
