@@ -14,6 +14,7 @@ from benchmarks.turns import WORDS
 from mmchat.bench.variants import Variant
 from mmchat.hardware.placement import choose_placement
 from mmchat.loading.loader import load_from_tensors
+from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from benchmarks.transformers_mllama import TransformersMllama
@@ -71,10 +72,12 @@ def contestant(params: ModelParams, tensors: RandomTensors, variant: Variant) ->
         params,
         tensors.checkpoint(),
         byte_tokenizer(params.config.text_config.vocab_size, WORDS),
-        device=str(tensors.device),
-        dtype=str(tensors.dtype).removeprefix("torch."),
-        quantize=variant.quantize,
-        compile=variant.compile,
+        LoadOptions(
+            device=str(tensors.device),
+            dtype=str(tensors.dtype).removeprefix("torch."),
+            quantize=variant.quantize,
+            compile=variant.compile,
+        ),
     )
     return Mmchat(f"mmchat {variant.label(loaded.dtype)}", loaded)
 

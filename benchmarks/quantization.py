@@ -32,7 +32,7 @@ from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
-from mmchat.loading.loader import LoadedModel, load_model
+from mmchat.loading.loader import LoadedModel
 from mmchat.nn.linear import Linear
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels.reference import LEAST_STEP
@@ -113,11 +113,11 @@ def messages(pictures: list[Image], question: Question) -> list[Message]:
 
 
 def built_in(scenes: int) -> dict[str, Any]:
-    expected, right = answer_logits(load_model("tiny", dtype="float32"), scenes)
+    expected, right = answer_logits(mmchat.load("tiny", dtype="float32"), scenes)
     found, rights = {}, {"float32": right}
     for way in WAYS:
         with rounding(way) as scheme:
-            loaded = load_model("tiny", dtype="float32", quantize=scheme)
+            loaded = mmchat.load("tiny", dtype="float32", quantize=scheme)
         logits, rights[way] = answer_logits(loaded, scenes)
         found[way] = compare_logits(logits, expected)
     return {

@@ -115,7 +115,7 @@ def test_metas_format_holds_it_bit_for_bit(tmp_path):
     with open_checkpoint(TINY) as ours:
         weights = {name: ours.read(name) for name in ours.entries}
         write_meta_folder(tmp_path / "meta", source.params, weights, source.tokenizer_file())
-    export_model(ExportPlan(tmp_path / "meta", tmp_path / "hf", "hf"))
+    export_model(ExportPlan(LoadOptions(tmp_path / "meta"), tmp_path / "hf", "hf"))
     with open_checkpoint(TINY) as ours, open_checkpoint(tmp_path / "hf") as back:
         assert set(ours.entries) == set(back.entries)
         for name in ours.entries:

@@ -179,7 +179,8 @@ def verbose_lines(model: LoadedModel, finished: Finished) -> list[str]:
     dtype = str(model.dtype).removeprefix("torch.")
     seconds = model.runtime.compile_seconds
     compiled = "" if seconds is None else f", compiled in {seconds:.1f} s"
-    weights = "" if model.quantize == "none" else f", weights in {model.quantize}"
+    scheme = model.options.quantize
+    weights = "" if scheme == "none" else f", weights in {scheme}"
     where = f"{model.device}, {dtype} ({model.placement.reason}){weights}{compiled}"
     return words.table([("device", where), *words.timings(finished)]).split("\n")
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import ModelChoice, say_choice
-from mmchat.cli.sampling_options import number
+from mmchat.cli.model_choice import load, say_choice
+from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.errors import MmchatError, quoted
+from mmchat.loading.options import LoadOptions
 from mmchat.quant.schemes import find_scheme
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
+    from mmchat.api import Model
     from mmchat.bench.variants import Variant
     from mmchat.catalog.find import ModelSource
 
@@ -55,8 +57,13 @@ def _way(word: str) -> None:
         raise typer.BadParameter(f"{word!r} is none of auto, off and on; off,on compares them")
 
 
+@with_option_groups
 def bench(
-    model: options.Model = None,
+    *,
+    model: Annotated[
+        LoadOptions,
+        Only("name", "device", "dtype", "checkpoint_path", "tokenizer_path", "params_path"),
+    ],
     quantize: Annotated[
         str, _list("Schemes side by side, such as none,int8,int4.", find_scheme)
     ] = "none",
@@ -74,16 +81,12 @@ def bench(
         float,
         typer.Option(
             metavar="S",
-            callback=number(0, 1e6),
+            min=0,
+            max=1e6,
             help="Begin no round beyond this; one is always run.",
             rich_help_panel=HOW,
         ),
     ] = 60.0,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    checkpoint_path: options.CheckpointPath = None,
-    tokenizer_path: options.TokenizerPath = None,
-    params_path: options.ParamsPath = None,
     as_json: options.Json = False,
     output: options.OutputFile = None,
     quiet: options.Quiet = False,
@@ -96,25 +99,17 @@ def bench(
     """
     if output is not None:
         atomic_file.check_writable(output)
-    choice = ModelChoice(
-        name=model,
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-    )
-    source = choice.find()
+    source = model.find()
     if not quiet:
-        say_choice(choice, source)
-    choices = _choices(choice, source, words(quantize), words(compile), quiet)
+        say_choice(model, source)
+    choices = _choices(model, source, words(quantize), words(compile), quiet)
     from mmchat.bench.run import run
     from mmchat.bench.workloads import Workload
 
     workloads = [Workload(tokens=int(word)) for word in words(context)]
     workloads += [Workload(tiles=int(word)) for word in words(vision)]
     with console.Stages(quiet=quiet) as stages:
-        loaders = {way: partial(chosen.load, stages) for way, chosen in choices.items()}
+        loaders = {way: partial(_load, chosen, stages) for way, chosen in choices.items()}
         record = run(loaders, workloads, stages.show, rounds=rounds, seconds=seconds)
     if output is not None:
         atomic_file.write_text(output, json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -126,33 +121,35 @@ def bench(
         show_record(record)
 
 
+def _load(options: LoadOptions, stages: console.Stages) -> Model:
+    return load(options, options.find(), stages)
+
+
 def _choices(
-    choice: ModelChoice, source: ModelSource, schemes: list[str], ways: list[Any], quiet: bool
-) -> dict[Variant, ModelChoice]:
+    model: LoadOptions, source: ModelSource, schemes: list[str], ways: list[Any], quiet: bool
+) -> dict[Variant, LoadOptions]:
     """Each way of running the model and what loads it; an exported folder beside its model.
 
     Raises UsageError for a scheme that the folder does not have.
     """
     from mmchat.bench.variants import Variant
-    from mmchat.runtime.exported import exported_folder
 
-    folder = exported_folder(source.checkpoint)
+    folder = source.exported
     if folder is None:
         return {
-            Variant(scheme, way): replace(choice, quantize=scheme, compile=way)
+            Variant(scheme, way): replace(model, quantize=scheme, compile=way)
             for way in ways
             for scheme in schemes
         }
     for scheme in schemes:
-        folder.check_options(scheme, ())
+        folder.check_scheme(scheme)
     record = folder.record
-    dtype: Any = record.dtype  # one of those that the option has
-    original = ModelChoice(
+    original = LoadOptions(
         name=folder.source,
         device=record.device,
-        dtype=dtype,
+        dtype=record.dtype,
         quantize=record.scheme,
-        quantize_keep=list(record.keep),
+        quantize_keep=record.keep,
         max_seq_len=record.max_seq_len,
     )
     try:
@@ -163,4 +160,4 @@ def _choices(
             console.note(f"{name}, which it was made from, is not here to compare with")
         ways = []
     plain = {Variant(record.scheme, way): replace(original, compile=way) for way in ways}
-    return plain | {Variant(record.scheme, exported=True): choice}
+    return plain | {Variant(record.scheme, exported=True): model}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,7 +12,10 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.interrupts import interrupt_says
+from mmchat.cli.model_choice import BUILT_IN, check_address_space
+from mmchat.cli.option_groups import Without, with_option_groups
 from mmchat.errors import UsageError
+from mmchat.loading.options import LoadOptions
 from mmchat.words import size
 
 if TYPE_CHECKING:
@@ -86,21 +90,16 @@ Force = Annotated[
 ]
 
 
+@with_option_groups
 def export(
-    model: options.Model = None,
     format: ExportFormat = "aoti",
     output: Output = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quantize: options.Quantize = "none",
-    quantize_keep: options.QuantizeKeep = None,
     max_seq_len: MaxSeqLen = None,
     max_images: MaxImages = 16,
     max_shard_size: MaxShardSize = None,
     force: Force = False,
-    checkpoint_path: options.CheckpointPath = None,
-    tokenizer_path: options.TokenizerPath = None,
-    params_path: options.ParamsPath = None,
+    *,
+    model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -113,26 +112,20 @@ def export(
     """
     from mmchat.export import ExportPlan, export_model
 
-    name = model or "tiny"
-    folder = (output or Path(f"{Path(name).name}-{format}")).expanduser().absolute()
+    folder = (
+        (output or Path(f"{Path(model.name or BUILT_IN).name}-{format}")).expanduser().absolute()
+    )
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
     plan = ExportPlan(
-        name=model,
-        folder=folder,
-        format=cast("Format", format),
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-        max_seq_len=max_seq_len,
+        replace(model, max_seq_len=max_seq_len),
+        folder,
+        cast("Format", format),
         max_images=max_images,
         max_shard_bytes=int(max_shard_size * 1e9) if max_shard_size else None,
-        quantize=quantize,
-        quantize_keep=tuple(quantize_keep or ()),
         force=force,
     )
+    check_address_space()
     with interrupt_says("stopped; nothing was written"), console.Stages(quiet=quiet) as stages:
         report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
     if not quiet:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import ModelChoice, family_module
+from mmchat.cli.model_choice import family_module
+from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.cli.wrong_names import model_name
+from mmchat.loading.options import LoadOptions
 from mmchat.words import count, plural, size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from mmchat.catalog.find import ModelParams
+    from mmchat.checkpoints.exported_folder import ExportedFolder
 
 ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
 
+@with_option_groups
 def inspect(
     model: Annotated[
         str,
@@ -31,7 +35,8 @@ def inspect(
             callback=model_name,
         ),
     ],
-    params_path: options.ParamsPath = None,
+    *,
+    given: Annotated[LoadOptions, Only("params_path")],
     as_json: options.Json = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -40,11 +45,13 @@ def inspect(
 
     The estimates are of bfloat16, and of schemes that leave the rest in bfloat16.
     """
-    source = ModelChoice(name=model, params_path=params_path).find(checkpoint_required=False)
+    source = replace(given, name=model).find(checkpoint_required=False)
     facts = _facts(source.params)
     if source.checkpoint is not None:
-        facts["export"] = exported = _export_facts(source.checkpoint)
-        if exported is None or exported["format"] != "executorch":  # its weights are in programs
+        exported = source.exported
+        facts["export"] = exported and _export_facts(exported)
+        in_programs = exported is not None and exported.record.format == "executorch"
+        if not in_programs:
             facts["checkpoint"] = _checkpoint_facts(source.checkpoint, source.params)
     if as_json:
         console.print_json(facts)
@@ -89,15 +96,10 @@ def _facts(params: ModelParams) -> dict[str, Any]:
     }
 
 
-def _export_facts(path: Path) -> dict[str, Any] | None:
-    """What a folder was exported for; None if `mmchat export` did not write it."""
-    from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
-
-    manifest = read_manifest(path / MANIFEST_NAME) if path.is_dir() else None
-    if manifest is None or manifest.export is None:
-        return None
-    sizes = {name: record.size for name, record in manifest.files.items()}
-    return {**asdict(manifest.export), "source": manifest.source, "files": sizes}
+def _export_facts(folder: ExportedFolder) -> dict[str, Any]:
+    """What a folder was exported for, and the bytes of its files."""
+    sizes = {name: record.size for name, record in folder.files.items()}
+    return {**asdict(folder.record), "source": folder.source, "files": sizes}
 
 
 def _weight_bytes(params: ModelParams, scheme: str) -> int:

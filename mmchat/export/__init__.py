@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.catalog.find import ModelSource, find_model, find_params
+from mmchat.catalog.find import ModelSource, find_params
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     ExportRecord,
@@ -50,12 +50,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = _NO_PROGRESS) ->
     DiskError.
     """
     begin = time.perf_counter()
-    source = find_model(
-        plan.name,
-        checkpoint_path=plan.checkpoint_path,
-        tokenizer_path=plan.tokenizer_path,
-        params_path=plan.params_path,
-    )
+    source = plan.model.find()
     replaces = check_target(plan.folder, source, force=plan.force)
     if source.checkpoint:
         papers_beside(source.checkpoint)  # raises now, not after minutes
@@ -76,9 +71,7 @@ def _opened(
     plan: ExportPlan, source: ModelSource, progress: ProgressCallback
 ) -> Iterator[HubExport | LoadedExport]:
     """What `plan` writes, loaded or open in the block, so that what can fail fails before."""
-    from mmchat.runtime.exported import exported_folder  # imports torch, after what needs none
-
-    made_by_us = exported_folder(source.checkpoint)
+    made_by_us = source.exported
     if made_by_us and (content := _not_a_checkpoint(made_by_us.record, plan)):
         again = quoted(made_by_us.source, 300)
         raise UsageError(f"{quoted(made_by_us.path, 300)} holds {content}; export {again} instead")
@@ -86,8 +79,7 @@ def _opened(
         with HubExport.opened(plan, source) as model:
             yield model
     else:
-        keep = made_by_us.record.keep if made_by_us else plan.quantize_keep
-        yield LoadedExport(plan, source, keep, progress)
+        yield LoadedExport(plan, source, progress)
 
 
 def _not_a_checkpoint(record: ExportRecord, plan: ExportPlan) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmchat.checkpoints.exported_folder import PROGRAM_NAME
 from mmchat.checkpoints.writers import new_file
 from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
@@ -25,7 +26,7 @@ from mmchat.progress import ProgressCallback
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.plain import PLAIN
 from mmchat.quant.schemes import Plan
-from mmchat.runtime.executorch import PROGRAM_NAME, missing_extra
+from mmchat.runtime.executorch import missing_extra
 
 
 def quantize_linears(model: Any, plan: Plan) -> None:

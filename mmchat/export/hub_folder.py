@@ -40,8 +40,8 @@ class HubExport:
         self._max_shard_bytes = plan.max_shard_bytes or SHARD_BYTES
         self._weights = source.params.family.resolve("weights")
         self._entries = self._weights.hub_entries(files, source.params.config)
-        if plan.dtype != "auto":
-            dtype = dtype_name(plan.dtype)
+        if plan.model.dtype != "auto":
+            dtype = dtype_name(plan.model.dtype)
             self._entries = [replace(entry, dtype=dtype) for entry in self._entries]
         self.num_bytes = sum(entry.num_bytes for entry in self._entries)
 

@@ -13,9 +13,9 @@ from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.writers import write_json, write_safetensors
 from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
+from mmchat.loading.options import LoadOptions
 from mmchat.models.base import ExportLimits
 from mmchat.progress import ProgressCallback
-from mmchat.quant.schemes import make_plan
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -26,21 +26,20 @@ _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 class LoadedExport:
     """The model of a plan, loaded. num_bytes: of its weights.
 
-    keep: parts that stay unquantised. Raises as `load_model` does, and MissingExtra.
+    Raises as `load_model` does, and MissingExtra.
     """
 
     def __init__(
         self,
         plan: ExportPlan,
         source: ModelSource,
-        keep: tuple[str, ...],
         progress: ProgressCallback,
     ) -> None:
         if plan.format == "executorch":
             from mmchat.runtime.executorch import executorch_version
 
             executorch_version()  # raises MissingExtra
-        self._plan, self._source, self._keep = plan, source, keep
+        self._plan, self._source = plan, source
         self._original = _load(plan, source, progress)
         self._model: Any = self._original.runtime.model  # type: ignore[attr-defined]
         tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
@@ -68,10 +67,10 @@ class LoadedExport:
         if self._plan.format == "safetensors":
             return None
         from mmchat.export.check import check_same
-        from mmchat.loading.loader import load_model
+        from mmchat.loading.loader import load
 
         progress("comparing with the model", 0, 1)
-        exported = load_model(work, device=str(self._original.device))
+        exported = load(LoadOptions(work, device=str(self._original.device)))
         return check_same(self._original, exported, self._plan.max_images)
 
     def peak_memory(self) -> int:
@@ -81,16 +80,16 @@ class LoadedExport:
     def _record(self) -> ExportRecord:
         import torch
 
+        from mmchat.loading.programs import processor_name
         from mmchat.runtime.executorch import executorch_version
-        from mmchat.runtime.exported import processor_name
 
         plan, original = self._plan, self._original
         return ExportRecord(
             format=plan.format,
             model=original.params.name,
             dtype=str(original.dtype).removeprefix("torch."),
-            scheme=original.quantize,
-            keep=self._keep,
+            scheme=original.options.quantize,
+            keep=original.options.plan.keep,
             torch=torch.__version__.split("+")[0],
             device=original.device.type,
             executorch=executorch_version() if plan.format == "executorch" else "",
@@ -118,7 +117,7 @@ class LoadedExport:
             return ()
         from mmchat.export.aoti import compile_programs
         from mmchat.export.executorch import lower_programs
-        from mmchat.runtime.exported import FAMILY_EXPORTS
+        from mmchat.loading.programs import FAMILY_EXPORTS
 
         write = lower_programs if record.format == "executorch" else compile_programs
         family_export = self._source.params.family.resolve(FAMILY_EXPORTS[record.format])
@@ -127,29 +126,24 @@ class LoadedExport:
 
 
 def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> LoadedModel:
-    from mmchat.loading.loader import load_model
+    from mmchat.loading.loader import load
 
     most = source.params.config.text_config.max_position_embeddings
-    portable = plan.format == "executorch"
-    loaded = load_model(
-        plan.name,
-        checkpoint_path=plan.checkpoint_path,
-        tokenizer_path=plan.tokenizer_path,
-        params_path=plan.params_path,
-        device=plan.device,
-        dtype="float32" if portable else plan.dtype,
-        max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
-        quantize="none" if portable else plan.quantize,
-        quantize_keep=() if portable else plan.quantize_keep,
+    options = replace(
+        plan.model,
+        max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         progress=lambda stage, done, total: progress(
             "loading" if stage == "weights" else stage, done, total
         ),
     )
-    if portable and plan.quantize != "none":
-        from mmchat.export.executorch import quantize_linears
+    if plan.format != "executorch":
+        return load(options, source)
+    loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
+    if options.quantize == "none":
+        return loaded
+    from mmchat.export.executorch import quantize_linears
 
-        progress("quantising", 0, 1)
-        model: Any = loaded.runtime.model  # type: ignore[attr-defined]
-        quantize_linears(model, make_plan(plan.quantize, plan.quantize_keep))
-        return replace(loaded, quantize=plan.quantize)
-    return loaded
+    progress("quantising", 0, 1)
+    model: Any = loaded.runtime.model  # type: ignore[attr-defined]
+    quantize_linears(model, options.plan)
+    return replace(loaded, options=options)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mmchat.errors import UsageError, quoted
-from mmchat.quant.schemes import make_plan
+from mmchat.loading.options import LoadOptions
 from mmchat.spelling import closest
 
 Format = Literal["aoti", "executorch", "safetensors", "hf"]
@@ -31,31 +31,24 @@ def check_format(name: str) -> None:
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export. max_seq_len: None takes the default, or the model's own if that is less.
-    max_images: pictures that one question may see, 1 to MOST_IMAGES. max_shard_bytes: of a file of
-    weights; None takes the default.
+    """What to export, where to, and as what.
+
+    A model whose max_seq_len is open takes the default, or its own if that is less. max_images:
+    pictures that one question may see, 1 to MOST_IMAGES. max_shard_bytes: of a file of weights;
+    None takes the default.
 
     Raises UsageError when it is made.
     """
 
-    name: str | Path | None
+    model: LoadOptions
     folder: Path
     format: Format = "aoti"
-    checkpoint_path: Path | None = None
-    tokenizer_path: Path | None = None
-    params_path: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    max_seq_len: int | None = None
     max_images: int = MOST_IMAGES
     max_shard_bytes: int | None = None
-    quantize: str = "none"
-    quantize_keep: tuple[str, ...] = ()
     force: bool = False
 
     def __post_init__(self) -> None:
         check_format(self.format)
-        make_plan(self.quantize, self.quantize_keep)
         if self.format == "executorch":
             self._check_executorch()
         if self.format == "hf":
@@ -73,42 +66,46 @@ class ExportPlan:
                 f"--max-images {self.max_images} is out of range: programs are made for 1 to"
                 f" {MOST_IMAGES} pictures; give a number of these"
             )
-        if self.max_seq_len is None:
+        asked = self.model.max_seq_len
+        if asked is None:
             return
         if self.format in ("safetensors", "hf"):
             raise UsageError(
-                f"--max-seq-len {self.max_seq_len} is for aoti and executorch; {self.format} takes"
+                f"--max-seq-len {asked} is for aoti and executorch; {self.format} takes"
                 " any length, so leave it out"
             )
-        if self.max_seq_len < LEAST_MAX_SEQ_LEN:
+        if asked < LEAST_MAX_SEQ_LEN:
             raise UsageError(
-                f"--max-seq-len {self.max_seq_len} is too short for a prompt and its answer;"
-                f" give {LEAST_MAX_SEQ_LEN} positions or more"
+                f"--max-seq-len {asked} is too short for a prompt and its answer; give"
+                f" {LEAST_MAX_SEQ_LEN} positions or more"
             )
 
     def _check_hf(self) -> None:
         """Whether a checkpoint of the Hub has a form for this, and something is run at all."""
-        if self.quantize != "none":
+        scheme, device = self.model.quantize, self.model.device
+        if scheme != "none":
             raise UsageError(
-                f"--quantize {self.quantize} has no form in the Hub's checkpoints; use --format"
-                f" safetensors --quantize {self.quantize}, or leave it out and quantise as you load"
+                f"--quantize {scheme} has no form in the Hub's checkpoints; use --format"
+                f" safetensors --quantize {scheme}, or leave it out and quantise as you load"
             )
-        if self.device not in ("auto", "cpu"):
+        if device not in ("auto", "cpu"):
             raise UsageError(
-                f"--format hf copies weights and runs nothing, not on {self.device} either; leave"
-                " out --device"
+                f"--format hf copies weights and runs nothing, not on {device} either; leave out"
+                " --device"
             )
 
     def _check_executorch(self) -> None:
         """Whether ExecuTorch has a form for this."""
-        if self.device not in ("auto", "cpu"):
-            raise UsageError(f"XNNPACK runs on the cpu, not {self.device}; leave out --device")
-        if self.dtype not in ("auto", "float32"):
+        if self.model.device not in ("auto", "cpu"):
             raise UsageError(
-                f"XNNPACK computes in float32, not {self.dtype}; leave out --dtype, or give"
+                f"XNNPACK runs on the cpu, not {self.model.device}; leave out --device"
+            )
+        if self.model.dtype not in ("auto", "float32"):
+            raise UsageError(
+                f"XNNPACK computes in float32, not {self.model.dtype}; leave out --dtype, or give"
                 " --quantize int8 or int4 for a smaller file"
             )
-        if self.quantize == "fp8":
+        if self.model.quantize == "fp8":
             raise UsageError(
                 "ExecuTorch has no form for fp8; use --quantize int8, int4, int4-g32, int4-g64 or"
                 " int4-g128"

@@ -28,6 +28,7 @@ from mmchat.hub import download as hub
 from mmchat.hub.holdings import holding
 from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil
+from mmchat.loading.options import LoadOptions
 from mmchat.repl import saving
 from mmchat.storage import atomic_file
 from tests.hub_server import REPO
@@ -123,11 +124,8 @@ class Export(Scenario):
 
     def write(self, content: str) -> None:
         dtype = {"old": "bfloat16", "new": "float32"}[content]
-        plan = ExportPlan(
-            name=os.environ[self.model], folder=self.folder / "out", format=self.format,
-            dtype=dtype,
-        )  # fmt: skip
-        export_model(plan)
+        options = LoadOptions(os.environ[self.model], device="cpu", dtype=dtype)
+        export_model(ExportPlan(options, self.folder / "out", self.format))
 
     def read(self) -> str | None:
         out = self.folder / "out"

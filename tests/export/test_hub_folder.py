@@ -19,6 +19,7 @@ from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, DeviceError, DiskError, MmchatError, UsageError
 from mmchat.export import ExportPlan, export_model, hub_folder
 from mmchat.hub.integrity import verify_folder
+from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama.weights import iter_weights, shard_dims
 from tests.loading.test_loader import finish, small_config, write_hf_folder
 from tests.meta_checkpoint import meta_params, weights_for, write_meta_folder
@@ -26,8 +27,9 @@ from tests.meta_checkpoint import meta_params, weights_for, write_meta_folder
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
 
 
-def export_hf(source, folder, **options):
-    export_model(ExportPlan(source, folder, "hf", **options))
+def export_hf(source, folder, max_shard_bytes=None, **options):
+    plan = ExportPlan(LoadOptions(source, **options), folder, "hf", max_shard_bytes=max_shard_bytes)
+    export_model(plan)
     return folder
 
 
@@ -141,13 +143,17 @@ def test_another_dtype_is_that_of_every_tensor(source, weights, tmp_path, reques
 
 def test_weights_that_export_wrote_are_a_checkpoint_too(hf_folder, weights, tmp_path):
     mapped = tmp_path / "mapped"
-    export_model(ExportPlan(hf_folder, mapped, "safetensors", device="cpu", dtype="float32"))
+    export_model(
+        ExportPlan(LoadOptions(hf_folder, device="cpu", dtype="float32"), mapped, "safetensors")
+    )
     assert_equal_bits(weights_of(export_hf(mapped, tmp_path / "hf")), weights)
 
 
 def test_weights_that_are_quantised_or_joined_are_not_exported_again(hf_folder, tmp_path):
     small = tmp_path / "small"
-    export_model(ExportPlan(hf_folder, small, "safetensors", device="cpu", quantize="int8"))
+    export_model(
+        ExportPlan(LoadOptions(hf_folder, device="cpu", quantize="int8"), small, "safetensors")
+    )
     with pytest.raises(UsageError, match=r"holds weights in int8, .*; export '.*random' instead"):
         export_hf(small, tmp_path / "hf")
     record = read_manifest(small / MANIFEST_NAME)
@@ -184,12 +190,12 @@ def test_what_a_checkpoint_of_the_hub_has_no_form_for_is_refused(
 )
 def test_a_format_in_other_words_is_named(tmp_path, word, message):
     with pytest.raises(UsageError, match=f"no export has the format '{word}'; {message}"):
-        ExportPlan(None, tmp_path / "out", word)
+        ExportPlan(LoadOptions(), tmp_path / "out", word)
 
 
 def test_the_size_of_a_shard_is_for_the_hub_alone(tmp_path):
     with pytest.raises(UsageError, match="--max-shard-size is for hf; aoti keeps the weights in"):
-        ExportPlan(None, tmp_path / "out", max_shard_bytes=1)
+        ExportPlan(LoadOptions(), tmp_path / "out", max_shard_bytes=1)
 
 
 def test_the_new_folder_has_a_record_and_no_leftovers(exported):
@@ -347,11 +353,13 @@ import resource, sys
 from pathlib import Path
 import torch
 from mmchat.export import ExportPlan, export_model
-import mmchat.runtime.exported
+from mmchat.loading.options import LoadOptions
+import mmchat.loading.programs
 torch.ones(1000, 1000).t().contiguous().bfloat16()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source, folder, dtype = sys.argv[1:]
-export_model(ExportPlan(source, Path(folder), "hf", dtype=dtype, max_shard_bytes=10**8))
+options = LoadOptions(source, dtype=dtype)
+export_model(ExportPlan(options, Path(folder), "hf", max_shard_bytes=10**8))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
