@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
+from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, Event, ImageSource
 from mmchat.engine.sampling import SamplingParams
-from mmchat.loading.loader import LoadedModel, load_model
-from mmchat.progress import ProgressCallback
+from mmchat.loading import loader
+from mmchat.loading.options import LoadOptions, called_with
 
 
 @dataclass(frozen=True)
-class Model(LoadedModel):
+class Model(loader.LoadedModel):
     """A loaded model to talk to."""
 
     def chat(self, system: str | None = None) -> ChatSession:
@@ -31,39 +30,15 @@ class Model(LoadedModel):
         return ChatSession(self).complete(text, images, sampling)
 
 
-def load(
-    name: str | Path | None = None,
-    *,
-    checkpoint_path: str | Path | None = None,
-    tokenizer_path: str | Path | None = None,
-    params_path: str | Path | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    max_seq_len: int | None = None,
-    text_only: bool = False,
-    alpha: Literal["white", "drop"] | None = None,
-    quantize: str = "none",
-    quantize_keep: Collection[str] = (),
-    compile: Literal["auto", "on", "off"] = "auto",
-    progress: ProgressCallback | None = None,
-) -> Model:
+def load_model(options: LoadOptions, source: ModelSource | None = None) -> Model:
+    """`loader.load`, for a conversation."""
+    return Model(**vars(loader.load(options, source)))
+
+
+@called_with(LoadOptions)
+def load(options: LoadOptions) -> Model:
     """Load a model by name, Hub id or folder; without any, the built-in one.
 
-    Arguments and errors as in loader.load_model.
+    Arguments as in mmchat.loading.options.LoadOptions, errors as in mmchat.loading.loader.load.
     """
-    loaded = load_model(
-        name,
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-        max_seq_len=max_seq_len,
-        text_only=text_only,
-        alpha=alpha,
-        quantize=quantize,
-        quantize_keep=quantize_keep,
-        compile=compile,
-        progress=progress,
-    )
-    return Model(**vars(loaded))
+    return load_model(options)

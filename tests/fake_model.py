@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmchat.conversation import Message
 from mmchat.engine.sampling import SamplingParams
+from mmchat.loading.options import LoadOptions
 
 EOT = 256
 VOCAB_SIZE = 260
@@ -146,7 +147,7 @@ def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False
         tokenizer=ByteTokenizer(),
         max_seq_len=max_seq_len,
         vocab_size=VOCAB_SIZE,
-        text_only=text_only,
+        options=LoadOptions(text_only=text_only),
         load_seconds=0.5,
         sampling_defaults=SamplingParams(temperature=0.0),
         remarks=(),

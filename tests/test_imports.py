@@ -8,6 +8,7 @@ import pytest
 import mmchat
 from mmchat.export import export_model
 from mmchat.export.plan import ExportPlan
+from mmchat.loading.options import LoadOptions
 
 ROOT = Path(__file__).parents[1]
 HEAVY = "{'torch', 'numpy', 'PIL', 'tiktoken', 'tokenizers', 'prompt_toolkit', 'huggingface_hub'}"
@@ -86,7 +87,7 @@ def test_an_answer_needs_nothing_of_torchs_compiler(exported, tmp_path):
     name = None
     if exported:
         name = str(tmp_path / "exported")
-        export_model(ExportPlan(None, Path(name), "safetensors", quantize="int4"))
+        export_model(ExportPlan(LoadOptions(quantize="int4"), Path(name), "safetensors"))
     scheme = "int4" if exported else "int8"
     program = (
         "import sys, mmchat\n"

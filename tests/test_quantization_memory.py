@@ -19,6 +19,7 @@ import sys, torch
 from mmchat.bench.shapes import Shapes, byte_tokenizer, shaped_params
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.loading.loader import load_from_tensors
+from mmchat.loading.options import LoadOptions
 
 def memory(field):
     for line in open("/proc/self/status"):
@@ -29,7 +30,8 @@ params = shaped_params(Shapes("11B"), torch.device("cpu"))
 tokenizer = byte_tokenizer(params.config.text_config.vocab_size)
 before = memory("VmRSS")
 with open_checkpoint(sys.argv[1], merge_rules=lambda name: 0) as files:
-    loaded = load_from_tensors(params, files, tokenizer, device="cpu", quantize=sys.argv[2])
+    options = LoadOptions(device="cpu", quantize=sys.argv[2])
+    loaded = load_from_tensors(params, files, tokenizer, options)
 model = loaded.runtime.model
 print(sum(t.nbytes for t in (*model.parameters(), *model.buffers())), memory("VmHWM") - before)
 """

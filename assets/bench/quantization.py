@@ -33,7 +33,7 @@ from mmchat.conversation import Image, Message, Text
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
 from mmchat.kernels import ops, reference
-from mmchat.loading.loader import LoadedModel, load_model
+from mmchat.loading.loader import LoadedModel
 from mmchat.nn.linear import Linear
 from mmchat.quantization import INT8, find_scheme, layer_scheme
 
@@ -100,11 +100,11 @@ def messages(pictures: list[Image], question: Question) -> list[Message]:
 
 
 def built_in(scenes: int) -> dict[str, Any]:
-    expected, right = answer_logits(load_model("tiny", dtype="float32"), scenes)
+    expected, right = answer_logits(mmchat.load("tiny", dtype="float32"), scenes)
     found, rights = {}, {"float32": right}
     for way in WAYS:
         with rounding(way) as scheme:
-            loaded = load_model("tiny", dtype="float32", quantize=scheme)
+            loaded = mmchat.load("tiny", dtype="float32", quantize=scheme)
         logits, rights[way] = answer_logits(loaded, scenes)
         found[way] = compare_logits(logits, expected)
     return {

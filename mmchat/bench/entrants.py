@@ -13,6 +13,7 @@ from mmchat.bench.shapes import RandomTensors, byte_tokenizer, shaped_params
 from mmchat.bench.turns import WORDS
 from mmchat.hardware.placement import choose_placement
 from mmchat.loading.loader import LoadedModel, load_from_tensors
+from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams
@@ -59,14 +60,13 @@ def gather(plan: Plan, say: Say) -> Entrants:
 
 
 def from_tensors(params: ModelParams, tensors: RandomTensors, variant: Variant) -> LoadedModel:
-    return load_from_tensors(
-        params,
-        tensors.checkpoint(),
-        byte_tokenizer(params.config.text_config.vocab_size, WORDS),
+    options = LoadOptions(
         device=str(tensors.device),
         dtype=str(tensors.dtype).removeprefix("torch."),
         **variant.options(),
     )
+    tokenizer = byte_tokenizer(params.config.text_config.vocab_size, WORDS)
+    return load_from_tensors(params, tensors.checkpoint(), tokenizer, options)
 
 
 def named(loaded: LoadedModel, variant: Variant) -> Mmchat:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
 from mmchat.catalog.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
 from mmchat.checkpoints.checkpoint import checkpoint_format
+from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.errors import CheckpointError, ParamsError, UsageError
 from mmchat.offline import is_hub_offline
@@ -55,6 +56,11 @@ class ModelSource:
         with suppress(CheckpointError):  # loading says what is wrong
             return checkpoint_format(self.checkpoint) if self.checkpoint else "hf"
         return "hf"
+
+    @cached_property
+    def exported(self) -> ExportedFolder | None:
+        """What `mmchat export` made the folder for, if it did. Raises CheckpointError."""
+        return exported_folder(self.checkpoint)
 
     def tokenizer_file(self) -> Path:
         """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""

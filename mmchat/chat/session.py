@@ -170,7 +170,7 @@ class ChatSession:
     ) -> Iterator[Event]:
         """Answer `message` after `before`; the conversation changes when the answer is complete."""
         check_type("message", message, Message, "a Message")
-        if message.images and self.loaded.text_only:
+        if message.images and self.loaded.options.text_only:
             raise UsageError("the model was loaded for text only; load it again without text_only")
         history = [*before.messages, message]
         finished = yield from self._answer(
@@ -196,7 +196,7 @@ class ChatSession:
 
         check_type("text", text, str, "a string")
         images = _listed(images)
-        if images and self.loaded.text_only:
+        if images and self.loaded.options.text_only:
             raise UsageError("the model was loaded for text only; load it again without text_only")
         loaded = load_images(images, alpha=self.loaded.processor.alpha, beside=beside)
         return Message("user", (*loaded, Text(text)))

@@ -186,7 +186,8 @@ def placement_line(model: LoadedModel) -> str:
     dtype = str(model.dtype).removeprefix("torch.")
     seconds = model.runtime.compile_seconds
     compiled = "" if seconds is None else f", compiled in {seconds:.1f} s"
-    weights = "" if model.quantize == "none" else f", weights in {model.quantize}"
+    scheme = model.options.quantize
+    weights = "" if scheme == "none" else f", weights in {scheme}"
     return f"{'device':<15}{model.device}, {dtype} ({model.placement.reason}){weights}{compiled}"
 
 

@@ -9,9 +9,10 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.bench_exported import ExportedPair, exported_pair, load_variant
 from mmchat.cli.bench_options import How, What, words
-from mmchat.cli.model_choice import ModelChoice, say_choice
-from mmchat.cli.option_groups import with_option_groups
+from mmchat.cli.model_choice import say_choice
+from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.errors import UsageError
+from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -20,16 +21,14 @@ if TYPE_CHECKING:
 
 @with_option_groups
 def bench(
-    model: options.Model = None,
     *,
     what: What,
     how: How,
     once: Annotated[str | None, typer.Option(hidden=True)] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    checkpoint_path: options.CheckpointPath = None,
-    tokenizer_path: options.TokenizerPath = None,
-    params_path: options.ParamsPath = None,
+    model: Annotated[
+        LoadOptions,
+        Only("name", "device", "dtype", "checkpoint_path", "tokenizer_path", "params_path"),
+    ],
     as_json: options.Json = False,
     output: options.OutputFile = None,
     quiet: options.Quiet = False,
@@ -42,24 +41,16 @@ def bench(
     """
     if output is not None:
         atomic_file.check_writable(output)
-    choice = ModelChoice(
-        name=model,
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-    )
-    _check(choice, what)
+    _check(model, what)
     pair = None
     if not what.shapes:
-        source = choice.find()
+        source = model.find()
         if not quiet and once is None:
-            say_choice(choice, source)
-        pair = exported_pair(choice, source, words(what.quantize))
+            say_choice(model, source)
+        pair = exported_pair(model, source, words(what.quantize))
         if pair and pair.notice and not quiet:
             console.note(pair.notice)
-    plan = _plan(choice, what, how, pair)
+    plan = _plan(model, what, how, pair)
     if once is not None:
         from mmchat.bench.processes import once as measure_once
 
@@ -79,8 +70,8 @@ def bench(
         show_record(record)
 
 
-def _check(choice: ModelChoice, what: What) -> None:
-    given = choice.name or choice.checkpoint_path or choice.params_path
+def _check(model: LoadOptions, what: What) -> None:
+    given = model.name or model.checkpoint_path or model.params_path
     if what.shapes and given:
         raise UsageError("--shapes makes a model of random weights; leave MODEL and its paths out")
     needing = {"--vs": what.vs, "--layers": what.layers, "--vision-layers": what.vision_layers}
@@ -89,7 +80,7 @@ def _check(choice: ModelChoice, what: What) -> None:
             raise UsageError(f"{option} needs --shapes, such as --shapes 11B")
 
 
-def _plan(choice: ModelChoice, what: What, how: How, pair: ExportedPair | None) -> Plan:
+def _plan(model: LoadOptions, what: What, how: How, pair: ExportedPair | None) -> Plan:
     from mmchat.bench.plan import PARTS, Plan
     from mmchat.bench.shapes import Shapes
 
@@ -101,11 +92,11 @@ def _plan(choice: ModelChoice, what: What, how: How, pair: ExportedPair | None) 
         shapes = Shapes(what.shapes, what.layers, what.vision_layers, how.seed)
     return Plan(
         shapes=shapes,
-        load=pair.load if pair else lambda variant: load_variant(choice, variant),
+        load=pair.load if pair else lambda variant: load_variant(model, variant),
         versus_transformers=what.vs == "transformers",
         variants=pair.variants(words(what.compile)) if pair else _variants(what),
-        device=choice.device,
-        dtype=choice.dtype,
+        device=model.device,
+        dtype=model.dtype,
         contexts=numbers(what.context),
         prompts=numbers(what.prompt_tokens),
         tiles=numbers(what.vision),
@@ -113,7 +104,7 @@ def _plan(choice: ModelChoice, what: What, how: How, pair: ExportedPair | None) 
         rounds=how.rounds,
         seconds=how.seconds,
         threads=how.threads,
-        selection=_selection(choice, what, how),
+        selection=_selection(model, what, how),
     )
 
 
@@ -125,9 +116,9 @@ def _variants(what: What) -> tuple[Variant, ...]:
     return tuple(dict.fromkeys((Variant(), *asked)))
 
 
-def _selection(choice: ModelChoice, what: What, how: How) -> tuple[str, ...]:
+def _selection(model: LoadOptions, what: What, how: How) -> tuple[str, ...]:
     """The arguments with which a new process takes the same model."""
-    given: dict[str, object] = {"--device": choice.device, "--dtype": choice.dtype}
+    given: dict[str, object] = {"--device": model.device, "--dtype": model.dtype}
     if what.shapes:
         given |= {
             "--shapes": what.shapes,
@@ -139,14 +130,14 @@ def _selection(choice: ModelChoice, what: What, how: How) -> tuple[str, ...]:
         }
     else:
         given |= {
-            "--checkpoint-path": choice.checkpoint_path,
-            "--tokenizer-path": choice.tokenizer_path,
-            "--params-path": choice.params_path,
+            "--checkpoint-path": model.checkpoint_path,
+            "--tokenizer-path": model.tokenizer_path,
+            "--params-path": model.params_path,
         }
     found = [
         word for name, value in given.items() if value is not None for word in (name, str(value))
     ]
-    return (*([choice.name] if choice.name else []), *found)
+    return (*([str(model.name)] if model.name else []), *found)
 
 
 def _indented(record: dict[str, Any]) -> str:

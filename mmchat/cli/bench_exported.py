@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mmchat.cli import console
-from mmchat.cli.model_choice import ModelChoice
+from mmchat.cli import console, model_choice
 from mmchat.errors import MmchatError, quoted
+from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from mmchat.bench.plan import Variant
@@ -22,8 +22,8 @@ class ExportedPair:
     scheme: of the weights of both. notice: why there is nothing to compare with, or "".
     """
 
-    folder: ModelChoice
-    original: ModelChoice | None
+    folder: LoadOptions
+    original: LoadOptions | None
     scheme: str
     notice: str
 
@@ -42,24 +42,21 @@ class ExportedPair:
 
 
 def exported_pair(
-    choice: ModelChoice, source: ModelSource, schemes: Sequence[str]
+    choice: LoadOptions, source: ModelSource, schemes: Sequence[str]
 ) -> ExportedPair | None:
     """None if `choice` is no exported folder. Raises UsageError for a scheme it does not have."""
-    from mmchat.runtime.exported import exported_folder
-
-    folder = exported_folder(source.checkpoint)
+    folder = source.exported
     if folder is None:
         return None
     for scheme in schemes:
-        folder.check_options(scheme, ())
+        folder.check_scheme(scheme)
     record = folder.record
-    dtype: Any = record.dtype  # one of those that the option has
-    original: ModelChoice | None = ModelChoice(
+    original: LoadOptions | None = LoadOptions(
         name=folder.source,
         device=record.device,
-        dtype=dtype,
+        dtype=record.dtype,
         quantize=record.scheme,
-        quantize_keep=list(record.keep),
+        quantize_keep=record.keep,
         max_seq_len=record.max_seq_len,
     )
     notice = ""
@@ -71,6 +68,7 @@ def exported_pair(
     return ExportedPair(choice, original, record.scheme, notice)
 
 
-def load_variant(choice: ModelChoice, variant: Variant) -> Any:
+def load_variant(choice: LoadOptions, variant: Variant) -> Any:
     with console.Stages(quiet=True) as stages:
-        return replace(choice, **variant.options()).load(stages)
+        options = replace(choice, **variant.options())
+        return model_choice.load(options, options.find(), stages)

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmchat.cli import console, options
+from mmchat.cli import console, model_choice, options
 from mmchat.cli.chats import chats_folder, choose_chat
 from mmchat.cli.help_page import Command
-from mmchat.cli.model_choice import ModelChoice, begin_loading, say_choice
+from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import expect_pictures, picture_named
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 from mmchat.input_text import lines
+from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from mmchat.chat.session import ChatSession
@@ -93,7 +94,7 @@ def chat(
     thumbnails: Thumbnails = "auto",
     *,
     sampling: SamplingOptions,
-    choice: ModelChoice,
+    model: LoadOptions,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
     color: options.Color = "auto",
@@ -107,21 +108,21 @@ def chat(
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in (images or []):
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
-    source = find_or_offer(choice)
+    source = find_or_offer(model)
     if source.params.chat_format == "base":
         raise UsageError(
             f"{source.params.name} is a base model, which continues text and cannot chat; "
             "use its Instruct sibling, or mmchat generate"
         )
-    begin_loading(source)
+    model_choice.begin_loading(source)
     expect_pictures()
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     if terminal and not quiet:
-        say_choice(choice, source)
+        say_choice(model, source)
     saved = _saved_chat(continue_last, resume)
     with _asked(thumbnails, terminal) as answers:
         with console.Stages(quiet=quiet) as stages:
-            session = choice.load(stages).chat(system=system)
+            session = model_choice.load(model, source, stages).chat(system=system)
         said = answers()
     params = sampling.for_model(source.params)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,12 +10,15 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
+from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
+from mmchat.loading.options import LoadOptions
 
 CONVERSION = "Conversion"
 
 
+@with_option_groups
 def convert(
     model: Annotated[
         str,
@@ -49,8 +53,8 @@ def convert(
             rich_help_panel=CONVERSION,
         ),
     ] = 5.0,
-    params_path: options.ParamsPath = None,
-    tokenizer_path: options.TokenizerPath = None,
+    *,
+    given: Annotated[LoadOptions, Only("params_path", "tokenizer_path")],
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -60,10 +64,9 @@ def convert(
     Works through one tensor at a time, compares what it wrote bit for bit, and the folder appears
     only when it is whole.
     """
-    from mmchat.catalog.find import find_model
     from mmchat.convert import convert as run
 
-    source = find_model(model, params_path=params_path, tokenizer_path=tokenizer_path)
+    source = replace(given, name=model).find()
     folder = (output or Path(f"{source.params.name}-{to}")).expanduser().absolute()
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")

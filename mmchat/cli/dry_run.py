@@ -16,17 +16,16 @@ from mmchat.storage import atomic_file
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSource
     from mmchat.cli.generate import Request
-    from mmchat.cli.model_choice import ModelChoice
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import Placement
+    from mmchat.loading.options import LoadOptions
 
 
-def show_dry_run(
-    request: Request, source: ModelSource, *, as_json: bool, output: Path | None
-) -> None:
+def show_dry_run(request: Request, *, as_json: bool, output: Path | None) -> None:
     """Print prompt tokens, tile grids and a memory estimate."""
-    request = replace(request, choice=_as_exported(request.choice, source))
-    facts = _facts(request, source)
+    if exported := request.source.exported:
+        request = replace(request, model=request.model.as_exported(exported))
+    facts = _facts(request, request.source)
     text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts))
     if output is None:
         console.write_safely(text)
@@ -34,37 +33,17 @@ def show_dry_run(
         atomic_file.write_text(output, text)
 
 
-def _as_exported(choice: ModelChoice, source: ModelSource) -> ModelChoice:
-    """With the dtype, scheme and context of an exported folder; UsageError for what it has not."""
-    from mmchat.runtime.exported import exported_folder
-
-    folder = exported_folder(source.checkpoint)
-    if folder is None:
-        return choice
-    folder.check_options(choice.quantize, choice.quantize_keep or ())
-    record = folder.record
-    most = folder.context_limit(choice.max_seq_len) if record.programs else choice.max_seq_len
-    dtype: Any = record.dtype if choice.dtype == "auto" else choice.dtype
-    return replace(
-        choice,
-        dtype=dtype,
-        quantize=record.scheme,
-        quantize_keep=list(record.keep),
-        max_seq_len=most,
-    )
-
-
 def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import choose_placement
 
-    params, choice = source.params, request.choice
-    placement = choose_placement(choice.device, choice.dtype, params.parameters)
+    params, options = source.params, request.model
+    placement = choose_placement(options.device, options.dtype, params.parameters)
     dtype = str(placement.dtype).removeprefix("torch.")
     images = [picture_facts(image, params) for image in request.images]
     prompt_tokens = _prompt_tokens(request, source)
     new_tokens = request.sampling.for_model(params).max_new_tokens
-    limit = choice.max_seq_len or params.config.text_config.max_position_embeddings
+    limit = params.context_limit(options.max_seq_len)
     positions = min((prompt_tokens or 0) + new_tokens, limit)
     tiles = tuple(facts["tile_grid"][0] * facts["tile_grid"][1] for facts in images)
     workload = Workload(positions, prompt_tokens or positions, tiles)
@@ -76,31 +55,23 @@ def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
         "max_new_tokens": new_tokens,
         "context": limit,
         "images": images,
-        "quantize": choice.quantize,
-        "memory": _memory(choice, source, placement, workload),
+        "quantize": options.quantize,
+        "memory": _memory(options, source, placement, workload),
     }
 
 
 def _memory(
-    choice: ModelChoice, source: ModelSource, placement: Placement, workload: Workload
+    options: LoadOptions, source: ModelSource, placement: Placement, workload: Workload
 ) -> dict[str, Any]:
     """Bytes by part. fits: None if the free memory is unknown. advice: what fits, if this does not.
 
     A checkpoint that is not here is taken for the released one, of 16 bits.
     """
-    from mmchat.estimate.memory import Setup, advice
+    from mmchat.estimate.memory import advice
     from mmchat.hardware.memory import available_memory
 
-    setup = Setup.of(
-        source.params,
-        placement,
-        quantize=choice.quantize,
-        keep=tuple(choice.quantize_keep or ()),
-        text_only=choice.text_only,
-        max_seq_len=choice.max_seq_len,
-        workload=workload,
-        from_file=_used_in_place(source, placement),
-    )
+    in_place = _used_in_place(source, placement)
+    setup = options.setup(source.params, placement, workload=workload, from_file=in_place)
     need, free = setup.need(), available_memory(placement.device)
     fits = None if free is None else need.total <= free
     facts = {**need.as_dict(), "available": free, "fits": fits}
@@ -110,9 +81,8 @@ def _memory(
 def _used_in_place(source: ModelSource, placement: Placement) -> bool:
     from mmchat.checkpoints.checkpoint import open_checkpoint
     from mmchat.estimate.memory import used_in_place
-    from mmchat.runtime.exported import exported_folder
 
-    if exported_folder(source.checkpoint):
+    if source.exported:
         return True
     if source.checkpoint is None:
         return placement.dtype.itemsize == 2

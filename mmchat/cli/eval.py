@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmchat.cli import console, options
+from mmchat.cli import console, model_choice, options
 from mmchat.cli.help_page import App, Group
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
-from mmchat.cli.model_choice import ModelChoice, say_choice
+from mmchat.cli.option_groups import Without, with_option_groups
 from mmchat.evals.contact_sheet import contact_sheet
+from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
+    from mmchat.api import Model
     from mmchat.evals.run import Report, Score, Tally
 
 eval_app = App(help="Measure a model's accuracy.", cls=Group)
@@ -28,8 +30,8 @@ def _eval() -> None:
 
 
 @eval_app.command()
+@with_option_groups
 def scenes(
-    model: options.Model = None,
     limit: Annotated[
         int,
         typer.Option(
@@ -66,13 +68,8 @@ def scenes(
             rich_help_panel=options.OUTPUT,
         ),
     ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quantize: options.Quantize = "none",
-    quantize_keep: options.QuantizeKeep = None,
-    checkpoint_path: options.CheckpointPath = None,
-    tokenizer_path: options.TokenizerPath = None,
-    params_path: options.ParamsPath = None,
+    *,
+    model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
     as_json: options.Json = False,
     output: options.OutputFile = None,
     quiet: options.Quiet = False,
@@ -87,20 +84,12 @@ def scenes(
     for path in (output, wrong):
         if path is not None:
             atomic_file.check_writable(path)
-    choice = ModelChoice(
-        name=model,
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        quantize_keep=quantize_keep,
-    )
-    source = choice.find()
+    source = model.find()
     if not quiet:
-        say_choice(choice, source)
-    tally, interrupted = _run(choice, limit, wording, quiet)
+        model_choice.say_choice(model, source)
+    with console.Stages(quiet=quiet) as stages:
+        loaded = model_choice.load(model, source, stages)
+    tally, interrupted = _run(loaded, limit, wording, quiet)
     report = tally.report(by)
     name = source.params.name
     record = {"model": name, "scenes": limit, "wording": wording, **_record(report, by)}
@@ -117,14 +106,12 @@ def scenes(
 
 
 def _run(
-    choice: ModelChoice, limit: int, wording: Literal["plain", "unseen"], quiet: bool
+    model: Model, limit: int, wording: Literal["plain", "unseen"], quiet: bool
 ) -> tuple[Tally, bool]:
     """(the verdicts, whether Ctrl-C cut them short)."""
     from mmchat.evals.run import Tally, judge_scenes
     from mmchat.evals.scenes import heldout_scenes
 
-    with console.Stages(quiet=quiet) as stages:
-        model = choice.load(stages)
     tally = Tally()
     try:
         with console.progress_bar("scenes", limit, quiet=quiet) as bar:

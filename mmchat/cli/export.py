@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,8 +12,11 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.interrupts import interrupt_says
+from mmchat.cli.model_choice import BUILT_IN
+from mmchat.cli.option_groups import Without, with_option_groups
 from mmchat.cli.units import size
 from mmchat.errors import UsageError
+from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from mmchat.export import ExportReport
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
 EXPORT = "Export"
 
 
+@with_option_groups
 def export(
-    model: options.Model = None,
     format: Annotated[
         Literal["aoti", "executorch", "safetensors"],
         typer.Option(
@@ -41,10 +45,6 @@ def export(
             rich_help_panel=EXPORT,
         ),
     ] = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quantize: options.Quantize = "none",
-    quantize_keep: options.QuantizeKeep = None,
     max_seq_len: Annotated[
         int | None,
         typer.Option(
@@ -72,9 +72,8 @@ def export(
             rich_help_panel=EXPORT,
         ),
     ] = False,
-    checkpoint_path: options.CheckpointPath = None,
-    tokenizer_path: options.TokenizerPath = None,
-    params_path: options.ParamsPath = None,
+    *,
+    model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -87,25 +86,12 @@ def export(
     """
     from mmchat.export import ExportPlan, export_model
 
-    name = model or "tiny"
-    folder = (output or Path(f"{Path(name).name}-{format}")).expanduser().absolute()
+    folder = (
+        (output or Path(f"{Path(model.name or BUILT_IN).name}-{format}")).expanduser().absolute()
+    )
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
-    plan = ExportPlan(
-        name=model,
-        folder=folder,
-        format=format,
-        checkpoint_path=checkpoint_path,
-        tokenizer_path=tokenizer_path,
-        params_path=params_path,
-        device=device,
-        dtype=dtype,
-        max_seq_len=max_seq_len,
-        max_images=max_images,
-        quantize=quantize,
-        quantize_keep=tuple(quantize_keep or ()),
-        force=force,
-    )
+    plan = ExportPlan(replace(model, max_seq_len=max_seq_len), folder, format, max_images, force)
     with interrupt_says("stopped; nothing was written"), console.Stages(quiet=quiet) as stages:
         report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
     if not quiet:

@@ -10,23 +10,20 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from mmchat.cli import answer, console, options
+from mmchat.cli import answer, console, model_choice, options
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
-from mmchat.cli.model_choice import (
-    ModelChoice,
-    alpha_rule,
-    begin_loading,
-    say_choice,
-)
+from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_pictures
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError, quoted
+from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.api import Model
+    from mmchat.catalog.find import ModelSource
     from mmchat.chat.session import ChatSession
     from mmchat.conversation import Image
     from mmchat.engine.events import Event
@@ -43,7 +40,7 @@ def generate(
     raw: options.Raw = False,
     *,
     sampling: SamplingOptions,
-    choice: ModelChoice,
+    model: LoadOptions,
     offline: options.Offline = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = 0,
@@ -64,7 +61,7 @@ def generate(
     _refuse_pair("--no-stream", no_stream, "--stream-json", stream_json)
     _refuse_pair("--quiet", quiet, "--verbose", verbose)
     _refuse_pair("--raw", raw, "--system", system is not None)
-    _refuse_pair("--text-only", choice.text_only, "--image-prompt", bool(images))
+    _refuse_pair("--text-only", model.text_only, "--image-prompt", bool(images))
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
     if images:
@@ -74,18 +71,20 @@ def generate(
         atomic_file.check_writable(output)
         _refuse_overwriting_input(output, images or [])
     given = gather(prompt, images or [], allow_blank=raw)
-    source = choice.find(checkpoint_required=False) if dry_run else find_or_offer(choice)
+    source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
     if not quiet:
-        say_choice(choice, source)
+        say_choice(model, source)
         _say_not_sent(given)
     if not dry_run:
-        begin_loading(source)
-    pictures = _read_pictures(given, alpha_rule(choice, source), quiet)
-    request = Request(given.text, pictures, system, raw, choice, sampling, logprobs, quiet, verbose)
+        model_choice.begin_loading(source)
+    pictures = _read_pictures(given, alpha_rule(model, source), quiet)
+    request = Request(
+        given.text, pictures, system, raw, model, source, sampling, logprobs, quiet, verbose
+    )
     if dry_run:
         from mmchat.cli.dry_run import show_dry_run
 
-        show_dry_run(request, source, as_json=as_json, output=output)
+        show_dry_run(request, as_json=as_json, output=output)
         return
     form: answer.Form = "stream"
     if as_json or stream_json:
@@ -103,7 +102,8 @@ class Request:
     images: list[Image]
     system: str | None
     raw: bool
-    choice: ModelChoice
+    model: LoadOptions
+    source: ModelSource
     sampling: SamplingOptions
     logprobs: int
     quiet: bool
@@ -113,7 +113,7 @@ class Request:
 def run(request: Request, form: answer.Form, output: Path | None) -> None:
     """Load the model, write the answer, leave with 130 if Ctrl-C cut it short."""
     with console.Stages(quiet=request.quiet) as stages:
-        model = request.choice.load(stages)
+        model = model_choice.load(request.model, request.source, stages)
         session = model.chat(system=request.system)
         events = _events(model, session, request)
         is_chat = not request.raw and model.params.chat_format == "instruct"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import ModelChoice, family_module
+from mmchat.cli.model_choice import family_module
+from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.cli.units import count, size
 from mmchat.cli.wrong_names import model_name
+from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
 
+@with_option_groups
 def inspect(
     model: Annotated[
         str,
@@ -31,7 +34,8 @@ def inspect(
             callback=model_name,
         ),
     ],
-    params_path: options.ParamsPath = None,
+    *,
+    given: Annotated[LoadOptions, Only("params_path")],
     as_json: options.Json = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
@@ -40,7 +44,7 @@ def inspect(
 
     The estimates are of bfloat16, and of schemes that leave the rest in bfloat16.
     """
-    source = ModelChoice(name=model, params_path=params_path).find(checkpoint_required=False)
+    source = replace(given, name=model).find(checkpoint_required=False)
     facts = _facts(source.params)
     if source.checkpoint is not None:
         facts["export"] = exported = _export_facts(source.checkpoint)

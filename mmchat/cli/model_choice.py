@@ -1,4 +1,4 @@
-"""Which model the arguments mean: find it, say what was chosen, load it with progress."""
+"""Say which model was chosen, and load it: ahead of time, and with progress shown."""
 
 from __future__ import annotations
 
@@ -6,112 +6,56 @@ import re
 import resource
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
-from mmchat.cli import console, options
+from mmchat.cli import console
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.units import size
 from mmchat.errors import MemoryError_
-from mmchat.quantization import make_plan
 
 if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.catalog.find import ModelParams, ModelSource
+    from mmchat.loading.options import LoadOptions
 
 BUILT_IN = "tiny"
 
 
-@dataclass(frozen=True)
-class ModelChoice:
-    """What selects and places the model: options of the commands, arguments of `mmchat.load`."""
+def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> Model:
+    """Load the model of `options.find()` with its progress shown; torch is imported here."""
+    check_address_space()
+    from mmchat.api import load_model
 
-    name: options.Model = None
-    device: options.Device = "auto"
-    dtype: options.Dtype = "auto"
-    quantize: options.Quantize = "none"
-    quantize_keep: options.QuantizeKeep = None
-    max_seq_len: options.MaxSeqLen = None
-    checkpoint_path: options.CheckpointPath = None
-    tokenizer_path: options.TokenizerPath = None
-    params_path: options.ParamsPath = None
-    text_only: options.TextOnly = False
-    alpha: options.Alpha = None
-    compile: options.Compile = "auto"
+    label = options.name or options.params_path or options.checkpoint_path or BUILT_IN
 
-    def __post_init__(self) -> None:
-        make_plan(self.quantize, self.quantize_keep or ())  # raises UsageError
+    def show_weights(_: str, done: int, total: int) -> None:
+        stages.show(f"loading {label}: {done} of {total} tensors")
 
-    def find(self, *, checkpoint_required: bool = True) -> ModelSource:
-        """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
-
-        UsageError if the model's context is shorter than what is asked.
-        """
-        from mmchat.catalog.find import find_model
-
-        source = find_model(
-            self.name,
-            checkpoint_path=self.checkpoint_path,
-            tokenizer_path=self.tokenizer_path,
-            params_path=self.params_path,
-            checkpoint_required=checkpoint_required,
-        )
-        source.params.context_limit(self.max_seq_len)
-        if checkpoint_required:
-            source.tokenizer_file()
-        return source
-
-    def load(self, stages: console.Stages) -> Model:
-        """`mmchat.load` with its progress shown; torch is imported here."""
-        import mmchat
-
-        check_address_space()
-        label = self.name or BUILT_IN
-        if self.name is None and (self.params_path or self.checkpoint_path):
-            label = str(self.params_path or self.checkpoint_path)
-
-        def show_weights(_: str, done: int, total: int) -> None:
-            stages.show(f"loading {label}: {done} of {total} tensors")
-
-        stages.show(f"loading {label}")
-        model = mmchat.load(
-            self.name,
-            checkpoint_path=self.checkpoint_path,
-            tokenizer_path=self.tokenizer_path,
-            params_path=self.params_path,
-            device=self.device,
-            dtype=self.dtype,
-            max_seq_len=self.max_seq_len,
-            text_only=self.text_only,
-            alpha=self.alpha,
-            quantize=self.quantize,
-            quantize_keep=self.quantize_keep or (),
-            compile=self.compile,
-            progress=CompileNotes(stages, show_weights).show,
-        )
-        for notice in model.runtime.notices:
-            stages.note(notice)
-        return model
+    stages.show(f"loading {label}")
+    shown = CompileNotes(stages, show_weights).show
+    model = load_model(replace(options, progress=shown), source)
+    for notice in model.runtime.notices:
+        stages.note(notice)
+    return model
 
 
-def say_choice(choice: ModelChoice, source: ModelSource) -> None:
+def say_choice(options: LoadOptions, source: ModelSource) -> None:
     """Notes on stderr: the built-in model was taken, and how its params were read."""
-    if choice.name is None and not (choice.checkpoint_path or choice.params_path):
+    if options.name is None and not (options.checkpoint_path or options.params_path):
         console.note(f"using the built-in model {source.params.name!r}; see 'mmchat list'")
     for notice in source.params.notices:
         console.note(notice)
-    if choice.quantize == "none" and re.search(r":\d+b-instruct-q\d", choice.name or ""):
-        console.note(f"{choice.name}: weights as they are published; --quantize makes them small")
+    if options.quantize == "none" and re.search(r":\d+b-instruct-q\d", str(options.name)):
+        console.note(f"{options.name}: weights as they are published; --quantize makes them small")
 
 
-def alpha_rule(choice: ModelChoice, source: ModelSource) -> Literal["white", "drop"]:
+def alpha_rule(options: LoadOptions, source: ModelSource) -> Literal["white", "drop"]:
     """What becomes of transparent pixels: as asked, or as the checkpoint's makers do."""
-    if choice.alpha is not None:
-        return choice.alpha
-    return source.params.image_processor.alpha_for(source.format)
+    return options.alpha or source.params.image_processor.alpha_for(source.format)
 
 
 def _weight_files(source: ModelSource) -> list[Path]:

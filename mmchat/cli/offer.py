@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING
 from mmchat.cli import console
 from mmchat.cli.download import carry_out, say_plan
 from mmchat.cli.interrupts import interrupt_says
-from mmchat.cli.model_choice import ModelChoice
 from mmchat.cli.units import size
 from mmchat.errors import CheckpointError
 from mmchat.offline import is_hub_offline
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelParams, ModelSource
+    from mmchat.loading.options import LoadOptions
 
 _BYTES_PER_PARAMETER = 2  # the Hub's files are in bfloat16
 
 
-def find_or_offer(choice: ModelChoice) -> ModelSource:
-    """`choice.find()`; where that fails for want of a download, ask whether to start it.
+def find_or_offer(model: LoadOptions) -> ModelSource:
+    """`model.find()`; where that fails for want of a download, ask whether to start it.
 
     Nothing is asked, and nothing fetched, unless a person sits at the terminal and says yes.
     """
     try:
-        return choice.find()
+        return model.find()
     except CheckpointError:
-        params = _downloadable(choice)
+        params = _downloadable(model)
         if params is None:
             raise
         if not _is_wanted(params):
@@ -35,17 +35,17 @@ def find_or_offer(choice: ModelChoice) -> ModelSource:
                 f"{params.name} is not here; 'mmchat download {params.name}' fetches it"
             ) from None
         _download(params)
-        return choice.find()
+        return model.find()
 
 
-def _downloadable(choice: ModelChoice) -> ModelParams | None:
+def _downloadable(model: LoadOptions) -> ModelParams | None:
     """The known model that is meant, if it can be fetched now and someone can be asked."""
     from mmchat.catalog.find import find_params
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
-    if choice.name is None or choice.checkpoint_path is not None or not is_seen or is_hub_offline():
+    if model.name is None or model.checkpoint_path is not None or not is_seen or is_hub_offline():
         return None
-    params = find_params(choice.name)
+    params = find_params(str(model.name))
     return params if params and params.repo else None
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from mmchat import limits, quantization
 from mmchat.cli import console
 from mmchat.cli.wrong_names import model_name
-from mmchat.hardware.placement import check_device_name
 from mmchat.input_text import checked
 from mmchat.offline import go_offline
 
@@ -40,21 +40,6 @@ def _system(text: str | None) -> str | None:
     return None if text is None else checked(text, "--system")
 
 
-def _scheme(value: str) -> str:
-    quantization.find_scheme(value)
-    return value
-
-
-def _parts(values: list[str] | None) -> list[str]:
-    quantization.check_parts(values or [])
-    return values or []
-
-
-def _device(name: str) -> str:
-    check_device_name(name)
-    return name
-
-
 def complete_scheme(incomplete: str) -> list[str]:
     """Quantisation schemes that begin so."""
     return [name for name in quantization.SCHEMES if name.startswith(incomplete)]
@@ -71,6 +56,12 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
         if name.startswith(incomplete)
     ]
 
+
+# What the command line adds to options of LoadOptions, by their names.
+ADDED: Mapping[str, Mapping[str, Any]] = {
+    "name": {"autocompletion": complete_model, "callback": model_name},
+    "quantize": {"autocompletion": complete_scheme},
+}
 
 Debug = Annotated[
     bool,
@@ -103,89 +94,6 @@ Offline = Annotated[
         help="Ask no network; HF_HUB_OFFLINE=1 does the same.",
         rich_help_panel=MODEL,
     ),
-]
-
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="Name, alias or folder of a model; the built-in 'tiny' if left out.",
-        autocompletion=complete_model,
-        callback=model_name,
-    ),
-]
-CheckpointPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--checkpoint-path",
-        metavar="PATH",
-        help="Weights: a folder, a .safetensors or a consolidated.NN.pth.",
-        rich_help_panel=MODEL,
-    ),
-]
-TokenizerPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--tokenizer-path",
-        metavar="PATH",
-        help="tokenizer.model or tokenizer.json.",
-        rich_help_panel=MODEL,
-    ),
-]
-ParamsPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--params-path", metavar="PATH", help="A params JSON of a model.", rich_help_panel=MODEL
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        metavar="DEVICE",
-        callback=_device,
-        help="auto, cpu, cuda, cuda:1, mps.",
-        rich_help_panel=MODEL,
-    ),
-]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="Number format of the weights.", rich_help_panel=MODEL),
-]
-Quantize = Annotated[
-    str,
-    typer.Option(
-        "--quantize",
-        metavar="SCHEME",
-        callback=_scheme,
-        autocompletion=complete_scheme,
-        help="Weights in int8, int4 (-g32, -g64, -g128) or fp8 (CUDA).",
-        rich_help_panel=MODEL,
-    ),
-]
-QuantizeKeep = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--quantize-keep",
-        metavar="PART",
-        callback=_parts,
-        help="With --quantize: leave text, head or vision as it is; repeatable.",
-        rich_help_panel=MODEL,
-    ),
-]
-MaxSeqLen = Annotated[
-    int | None,
-    typer.Option(metavar="N", min=1, help="Context to reserve, positions.", rich_help_panel=MODEL),
-]
-Compile = Annotated[
-    Literal["auto", "on", "off"],
-    typer.Option(
-        help="Compile the layers before the first token; auto does so on CUDA.",
-        rich_help_panel=MODEL,
-    ),
-]
-TextOnly = Annotated[
-    bool,
-    typer.Option("--text-only", help="Leave the vision tower unloaded.", rich_help_panel=MODEL),
 ]
 
 Prompt = Annotated[
@@ -227,11 +135,6 @@ Raw = Annotated[
         "--raw", help="No chat format: the prompt as it is (base models).", rich_help_panel=INPUT
     ),
 ]
-Alpha = Annotated[
-    Literal["white", "drop"] | None,
-    typer.Option(help="Transparent pixels: on white, or alpha dropped.", rich_help_panel=INPUT),
-]
-
 Logprobs = Annotated[
     int,
     typer.Option(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmchat.cli import answer, console, options
-from mmchat.cli.model_choice import BUILT_IN, ModelChoice, alpha_rule, family_module
+from mmchat.cli.model_choice import BUILT_IN, alpha_rule, family_module
+from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.cli.prompt_input import (
     PromptInput,
     expect_pictures,
@@ -20,6 +22,7 @@ from mmchat.cli.prompt_input import (
 from mmchat.cli.units import grid, pixels
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
+from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ Preview = Annotated[
 ]
 
 
+@with_option_groups
 def tiles(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="PATH, URL, or - for stdin.")],
     output: Preview = None,
@@ -52,7 +56,8 @@ def tiles(
             rich_help_panel=options.MODEL,
         ),
     ] = BUILT_IN,
-    alpha: options.Alpha = None,
+    *,
+    given: Annotated[LoadOptions, Only("alpha")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     color: options.Color = "auto",
@@ -66,11 +71,9 @@ def tiles(
             )
         atomic_file.check_writable(output)
     expect_pictures()
-    choice = ModelChoice(name=model, alpha=alpha)
-    source = choice.find(checkpoint_required=False)
+    source = replace(given, name=model).find(checkpoint_required=False)
     data = read_image_bytes() if image == "-" else None
-    given = PromptInput("", (image,), data)
-    [picture] = load_pictures(given, alpha_rule(choice, source))
+    [picture] = load_pictures(PromptInput("", (image,), data), alpha_rule(given, source))
     facts = {"model": source.params.name, **picture_facts(picture, source.params)}
     if output is not None:
         atomic_file.write_bytes(output, _preview_png(picture, source.params))

@@ -88,8 +88,8 @@ def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
 
 def _made_anew(folder: Path) -> str:
     """How to make a folder again that mmchat wrote; empty if it was downloaded."""
+    from mmchat.checkpoints.exported_folder import exported_folder
     from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
-    from mmchat.runtime.exported import exported_folder
 
     if exported := exported_folder(folder):
         return f"export it again: {exported.again()}"

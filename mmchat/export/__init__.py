@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmchat.catalog.find import ModelParams, ModelSource, find_model, find_params
+from mmchat.catalog.find import ModelSource, find_params
 from mmchat.catalog.params_file import params_document
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -25,7 +25,6 @@ from mmchat.checkpoints.writers import papers_beside, write_json
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.export.plan import DEFAULT_MAX_SEQ_LEN, ExportPlan
 from mmchat.export.token_table import write_token_table
-from mmchat.quantization import make_plan
 from mmchat.storage.safe_files import sync
 from mmchat.storage.staged_folder import staged_folder
 
@@ -59,18 +58,11 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
     DiskError.
     """
     begin = time.perf_counter()
-    source = find_model(
-        plan.name,
-        checkpoint_path=plan.checkpoint_path,
-        tokenizer_path=plan.tokenizer_path,
-        params_path=plan.params_path,
-    )
+    source = plan.model.find()
     replaces = _check_target(plan, source)
     if source.checkpoint:
         papers_beside(source.checkpoint)  # raises now, not after minutes
-    from mmchat.runtime.exported import exported_folder  # imports torch, after what needs none
-
-    made_by_us = exported_folder(source.checkpoint)
+    made_by_us = source.exported
     if made_by_us and made_by_us.record.programs:
         source_name = quoted(made_by_us.source, 300)
         raise UsageError(
@@ -80,10 +72,8 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
         from mmchat.runtime.executorch import executorch_version
 
         executorch_version()  # raises MissingExtra
-    original = _load(plan, source.params, progress)
+    original = _load(plan, source, progress)
     record = _record(plan, original)
-    if made_by_us:
-        record = replace(record, keep=made_by_us.record.keep)
     _check_space(plan.folder, original)
     with staged_folder(plan.folder, replace=replaces) as work:
         programs = _write(work, plan, original, record, progress)
@@ -98,47 +88,42 @@ def export_model(plan: ExportPlan, progress: Progress = _NO_PROGRESS) -> ExportR
     return ExportReport(plan.folder, record, sizes, difference, seconds, original.peak_memory())
 
 
-def _load(plan: ExportPlan, params: ModelParams, progress: Progress) -> LoadedModel:
-    from mmchat.loading.loader import load_model
+def _load(plan: ExportPlan, source: ModelSource, progress: Progress) -> LoadedModel:
+    from mmchat.loading.loader import load
 
-    most = params.config.text_config.max_position_embeddings
-    portable = plan.format == "executorch"
-    loaded = load_model(
-        plan.name,
-        checkpoint_path=plan.checkpoint_path,
-        tokenizer_path=plan.tokenizer_path,
-        params_path=plan.params_path,
-        device=plan.device,
-        dtype="float32" if portable else plan.dtype,
-        max_seq_len=plan.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
-        quantize="none" if portable else plan.quantize,
-        quantize_keep=() if portable else plan.quantize_keep,
+    most = source.params.config.text_config.max_position_embeddings
+    options = replace(
+        plan.model,
+        max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         progress=lambda stage, done, total: progress(
             "loading" if stage == "weights" else stage, done, total
         ),
     )
-    if portable and plan.quantize != "none":
-        from mmchat.export.executorch import quantize_linears
+    if plan.format != "executorch":
+        return load(options, source)
+    loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
+    if plan.model.plan.scheme is None:
+        return loaded
+    from mmchat.export.executorch import quantize_linears
 
-        progress("quantising", 0, 1)
-        model: Any = loaded.runtime.model  # type: ignore[attr-defined]
-        quantize_linears(model, make_plan(plan.quantize, plan.quantize_keep))
-        return replace(loaded, quantize=plan.quantize)
-    return loaded
+    progress("quantising", 0, 1)
+    model: Any = loaded.runtime.model  # type: ignore[attr-defined]
+    quantize_linears(model, plan.model.plan)
+    return replace(loaded, options=options)
 
 
 def _record(plan: ExportPlan, original: LoadedModel) -> ExportRecord:
     import torch
 
+    from mmchat.loading.programs import processor_name
     from mmchat.runtime.executorch import executorch_version
-    from mmchat.runtime.exported import processor_name
 
     return ExportRecord(
         format=plan.format,
         model=original.params.name,
         dtype=str(original.dtype).removeprefix("torch."),
-        scheme=original.quantize,
-        keep=plan.quantize_keep,
+        scheme=original.options.quantize,
+        keep=original.options.plan.keep,
         torch=torch.__version__.split("+")[0],
         device=original.device.type,
         executorch=executorch_version() if plan.format == "executorch" else "",
@@ -156,8 +141,8 @@ def _write(
     from mmchat.export.aoti import compile_programs
     from mmchat.export.executorch import lower_programs
     from mmchat.export.weights import model_tensors, write_tensors
+    from mmchat.loading.programs import FAMILY_EXPORTS
     from mmchat.models.base import ExportLimits
-    from mmchat.runtime.exported import FAMILY_EXPORTS
 
     model: Any = original.runtime.model  # type: ignore[attr-defined]
     limits = ExportLimits(record.max_seq_len, record.max_images)
@@ -207,10 +192,11 @@ def _origin(source: ModelSource) -> str:
 
 def _check(work: Path, original: LoadedModel, record: ExportRecord, progress: Progress) -> float:
     from mmchat.export.check import check_same
-    from mmchat.loading.loader import load_model
+    from mmchat.loading.loader import load
+    from mmchat.loading.options import LoadOptions
 
     progress("comparing with the model", 0, 1)
-    exported = load_model(work, device=str(original.device))
+    exported = load(LoadOptions(work, device=str(original.device)))
     return check_same(original, exported, record.max_images)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from mmchat.checkpoints.exported_folder import PACKAGE_NAME
 from mmchat.errors import ExportError
 from mmchat.models.base import ExportLimits, ExportProgram
-from mmchat.runtime.aoti import PACKAGE_NAME
 
 # constants: the weights lie beside the package, once, for all programs. dynamic threads: as many
 # as the machine that runs them has.

@@ -31,7 +31,7 @@ def check_same(original: LoadedModel, exported: LoadedModel, max_images: int = 2
     import torch
 
     allowed = _TOLERANCE[str(original.dtype).removeprefix("torch.")]
-    if original.quantize != "none":
+    if original.options.quantize != "none":
         allowed = _QUANTISED_TOLERANCE
     worst = 0.0
     with torch.inference_mode():

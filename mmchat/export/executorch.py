@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmchat.checkpoints.exported_folder import PROGRAM_NAME
 from mmchat.checkpoints.writers import write_new
 from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
 from mmchat.models.base import ExportLimits, ExportProgram
 from mmchat.quantization import Plan, layer_scheme
-from mmchat.runtime.executorch import PROGRAM_NAME, missing_extra
+from mmchat.runtime.executorch import missing_extra
 
 # progress(stage, done, total)
 Progress = Callable[[str, int, int], None]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat.errors import UsageError
-from mmchat.quantization import make_plan
+from mmchat.loading.options import LoadOptions
 
 Format = Literal["aoti", "executorch", "safetensors"]
 
@@ -18,28 +18,21 @@ MOST_IMAGES = 16  # the default too
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export. max_seq_len: None takes the default, or the model's own if that is less.
-    max_images: pictures that one question may see, 1 to MOST_IMAGES.
+    """What to export, where to, and as what.
+
+    A model whose max_seq_len is open takes the default, or its own if that is less. max_images:
+    pictures that one question may see, 1 to MOST_IMAGES.
 
     Raises UsageError when it is made.
     """
 
-    name: str | Path | None
+    model: LoadOptions
     folder: Path
     format: Format = "aoti"
-    checkpoint_path: Path | None = None
-    tokenizer_path: Path | None = None
-    params_path: Path | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    max_seq_len: int | None = None
     max_images: int = MOST_IMAGES
-    quantize: str = "none"
-    quantize_keep: tuple[str, ...] = ()
     force: bool = False
 
     def __post_init__(self) -> None:
-        make_plan(self.quantize, self.quantize_keep)
         if self.format == "executorch":
             self._check_executorch()
         if not 1 <= self.max_images <= MOST_IMAGES:
@@ -47,29 +40,32 @@ class ExportPlan:
                 f"--max-images {self.max_images} is out of range: programs are made for 1 to"
                 f" {MOST_IMAGES} pictures; give a number of these"
             )
-        if self.max_seq_len is None:
+        asked = self.model.max_seq_len
+        if asked is None:
             return
         if self.format == "safetensors":
             raise UsageError(
-                f"--max-seq-len {self.max_seq_len} is for aoti and executorch; safetensors takes"
-                " any length, so leave it out"
+                f"--max-seq-len {asked} is for aoti and executorch; safetensors takes any length,"
+                " so leave it out"
             )
-        if self.max_seq_len < LEAST_MAX_SEQ_LEN:
+        if asked < LEAST_MAX_SEQ_LEN:
             raise UsageError(
-                f"--max-seq-len {self.max_seq_len} is too short for a prompt and its answer;"
-                f" give {LEAST_MAX_SEQ_LEN} positions or more"
+                f"--max-seq-len {asked} is too short for a prompt and its answer; give"
+                f" {LEAST_MAX_SEQ_LEN} positions or more"
             )
 
     def _check_executorch(self) -> None:
         """Whether ExecuTorch has a form for this."""
-        if self.device not in ("auto", "cpu"):
-            raise UsageError(f"XNNPACK runs on the cpu, not {self.device}; leave out --device")
-        if self.dtype not in ("auto", "float32"):
+        if self.model.device not in ("auto", "cpu"):
             raise UsageError(
-                f"XNNPACK computes in float32, not {self.dtype}; leave out --dtype, or give"
+                f"XNNPACK runs on the cpu, not {self.model.device}; leave out --device"
+            )
+        if self.model.dtype not in ("auto", "float32"):
+            raise UsageError(
+                f"XNNPACK computes in float32, not {self.model.dtype}; leave out --dtype, or give"
                 " --quantize int8 or int4 for a smaller file"
             )
-        scheme = make_plan(self.quantize, self.quantize_keep).scheme
+        scheme = self.model.plan.scheme
         if scheme and scheme.is_float:
             raise UsageError(
                 f"ExecuTorch has no form for {scheme.name}; use --quantize int8, int4, int4-g32,"

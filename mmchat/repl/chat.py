@@ -145,7 +145,7 @@ class Chat:
 
     def load(self, sources: Sequence[str], beside: Iterable[Image]) -> list[Image]:
         """Pictures by path, address or "clipboard", which the chat will hold beside others."""
-        if self.session.loaded.text_only:
+        if self.session.loaded.options.text_only:
             raise UsageError("the model was loaded with --text-only; start again without it")
         from mmchat.images import load_images
         from mmchat.images.clipboard import clipboard

@@ -15,7 +15,6 @@ from mmchat.kernels import ops as _operators  # noqa: F401  the programs call to
 if TYPE_CHECKING:
     from torch._C._aoti import AOTIModelPackageLoader
 
-PACKAGE_NAME = "programs.pt2"
 CPU = torch.device("cpu")
 WEIGHT_PREFIX = "model."  # a program holds the model as its attribute `model`
 

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from mmchat.errors import ExportError, MissingExtra, quoted
 
-PROGRAM_NAME = "programs.pte"
-
 
 def missing_extra(error: ImportError) -> MissingExtra:
     """What to say when ExecuTorch cannot be imported."""

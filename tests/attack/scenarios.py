@@ -28,6 +28,7 @@ from mmchat.hub import download as hub
 from mmchat.hub.holdings import holding
 from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil
+from mmchat.loading.options import LoadOptions
 from mmchat.repl import saving
 from mmchat.storage import atomic_file
 from tests.hub_server import REPO
@@ -120,11 +121,8 @@ class Export(Scenario):
 
     def write(self, content: str) -> None:
         dtype = {"old": "bfloat16", "new": "float32"}[content]
-        plan = ExportPlan(
-            name=os.environ["ATTACK_MODEL"], folder=self.folder / "out", format="safetensors",
-            device="cpu", dtype=dtype,
-        )  # fmt: skip
-        export_model(plan)
+        options = LoadOptions(os.environ["ATTACK_MODEL"], device="cpu", dtype=dtype)
+        export_model(ExportPlan(options, self.folder / "out", "safetensors"))
 
     def read(self) -> str | None:
         out = self.folder / "out"

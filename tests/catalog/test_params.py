@@ -21,8 +21,9 @@ from mmchat.catalog.find import (
     params_for_tile_size,
 )
 from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
-from mmchat.cli.model_choice import ModelChoice, alpha_rule
+from mmchat.cli.model_choice import alpha_rule
 from mmchat.errors import CheckpointError, ParamsError
+from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama import config as mllama_config
 from mmchat.strict_json import parse_json
 from tests.models.mllama.test_translate import META_11B, META_90B, hub_config
@@ -491,8 +492,8 @@ def test_transparent_pictures_follow_the_format_that_the_model_is_loaded_in(tmp_
     (tmp_path / "adapter.safetensors").touch()
     (tmp_path / "consolidated.00.pth").touch()
     assert source.format == "meta"
-    assert alpha_rule(ModelChoice(), source) == "drop"
-    assert alpha_rule(ModelChoice(alpha="white"), source) == "white"
+    assert alpha_rule(LoadOptions(), source) == "drop"
+    assert alpha_rule(LoadOptions(alpha="white"), source) == "white"
     (tmp_path / "model.safetensors").touch()
-    assert alpha_rule(ModelChoice(), source) == "white"
+    assert alpha_rule(LoadOptions(), source) == "white"
     assert ModelSource(params, None, None).format == "hf"

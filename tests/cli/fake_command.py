@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mmchat.conversation import Message
+from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama.tiling import choose_layout
 from tests.cli.fake_loading import known_params
 from tests.fake_model import FakeProcessor, FakePrompt, fake_model
@@ -36,7 +37,7 @@ def scripted_model(*answers: bytes, params: str = "llama3.2-11B") -> Any:
     model.params = known_params(params)
     model.device, model.dtype = "cpu", "torch.float32"
     model.placement = SimpleNamespace(reason="scripted")
-    model.quantize = "int8"
+    model.options = LoadOptions(quantize="int8")
     model.processor = PictureProcessor()
     model.chat = lambda system=None: ChatSession(model, system)
     return model

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mmchat.catalog.find import ModelParams, ModelSource, find_params
-from mmchat.cli.model_choice import ModelChoice
+from mmchat.cli import model_choice
+from mmchat.loading.options import LoadOptions
 
 
 def known_params(name: str) -> ModelParams:
@@ -15,16 +16,16 @@ def known_params(name: str) -> ModelParams:
     return found
 
 
-def install(model: Any, set_attribute: Callable[[object, str, Any], None]) -> list[ModelChoice]:
-    """Let every command find and load `model`; returns the choices that were loaded."""
-    loaded: list[ModelChoice] = []
+def install(model: Any, set_attribute: Callable[[object, str, Any], None]) -> list[LoadOptions]:
+    """Let every command find and load `model`; returns the options that were loaded with."""
+    loaded: list[LoadOptions] = []
 
-    def load(choice: ModelChoice, stages: Any) -> Any:
+    def load(options: LoadOptions, source: ModelSource, stages: Any) -> Any:
         stages.show("loading the fake")
-        loaded.append(choice)
+        loaded.append(options)
         return model
 
     source = ModelSource(model.params, None, None)
-    set_attribute(ModelChoice, "find", lambda _self, checkpoint_required=True: source)
-    set_attribute(ModelChoice, "load", load)
+    set_attribute(LoadOptions, "find", lambda _self, checkpoint_required=True: source)
+    set_attribute(model_choice, "load", load)
     return loaded

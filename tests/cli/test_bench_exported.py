@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mmchat.cli.app import app
 from mmchat.export import ExportPlan, export_model
+from mmchat.loading.options import LoadOptions
 
 QUICK = ["--rounds", "2", "--context", "8", "--prompt-tokens", "8", "--vision", "1"]
 
@@ -16,7 +17,7 @@ QUICK = ["--rounds", "2", "--context", "8", "--prompt-tokens", "8", "--vision", 
 @pytest.fixture
 def folder(tmp_path):
     out = tmp_path / "out"
-    plan = ExportPlan(None, out, "safetensors", dtype="bfloat16", quantize="int8")
+    plan = ExportPlan(LoadOptions(dtype="bfloat16", quantize="int8"), out, "safetensors")
     export_model(plan)
     manifest = read_manifest(out / MANIFEST_NAME)
     short = replace(manifest, export=replace(manifest.export, max_seq_len=64))

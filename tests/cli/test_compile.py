@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import mmchat
-from mmchat.cli import console
-from mmchat.cli.model_choice import ModelChoice
+from mmchat import api
+from mmchat.cli import console, model_choice
 from mmchat.kernels import native
+from mmchat.loading.options import LoadOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,16 +27,18 @@ def test_the_option_reaches_the_loader(command, given, mmchat_command):
 
 
 def load_with_stages(monkeypatch, *, quiet: bool) -> None:
-    def load(*_: object, compile: str, progress, **__: object) -> SimpleNamespace:
-        assert compile == "on"
-        progress("weights", 1, 1)
+    def load(options: LoadOptions, _: object) -> SimpleNamespace:
+        assert options.compile == "on"
+        assert options.progress is not None
+        options.progress("weights", 1, 1)
         for done in range(3):
-            progress("compile", done, 2)
+            options.progress("compile", done, 2)
         return SimpleNamespace(runtime=SimpleNamespace(notices=["no longer compiled: why"]))
 
-    monkeypatch.setattr(mmchat, "load", load)
+    monkeypatch.setattr(api, "load_model", load)
     with console.Stages(quiet=quiet) as stages:
-        ModelChoice(None, compile="on").load(stages)
+        options = LoadOptions(compile="on")
+        model_choice.load(options, options.find(), stages)
 
 
 def test_compiling_is_said_before_it_begins_and_when_it_is_done(monkeypatch, capsys):
@@ -62,7 +64,8 @@ def test_the_kernels_are_prepared_while_a_model_that_takes_them_is_loaded(
 
     monkeypatch.setattr(native, "prepare", prepare)
     with console.Stages() as stages:
-        ModelChoice(None, device="cpu", **options).load(stages)
+        asked = LoadOptions(device="cpu", **options)
+        model_choice.load(asked, asked.find(), stages)
     out, err = capsys.readouterr()
     begun = "compiling the CPU kernels (once; a later start takes them from a cache)\n"
     assert err.count(begun) == err.count("compiled the CPU kernels in ") == told

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from mmchat import errors, limits
-from mmchat.cli.model_choice import ModelChoice
+from mmchat.cli import model_choice
 
 
 @pytest.mark.parametrize(
@@ -122,10 +122,10 @@ ERRORS = [
 def failing(monkeypatch, error):
     """Let loading raise `error`."""
 
-    def load(_choice, _stages):
+    def load(*_):
         raise error
 
-    monkeypatch.setattr(ModelChoice, "load", load)
+    monkeypatch.setattr(model_choice, "load", load)
 
 
 @pytest.mark.parametrize(("kind", "code"), ERRORS)

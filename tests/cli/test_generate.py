@@ -4,8 +4,7 @@ import signal
 import pytest
 
 from mmchat.catalog.find import data_path
-from mmchat.cli import generate
-from mmchat.cli.model_choice import ModelChoice
+from mmchat.cli import generate, model_choice
 
 DOG = data_path("assets", "dog.jpg")
 BUILT_IN_NOTE = "using the built-in model 'Llama-3.2-11B-Vision-Instruct'; see 'mmchat list'\n"
@@ -407,13 +406,13 @@ def test_ctrl_c_means_the_usual_again_afterwards(mmchat_command):
 def test_pictures_are_read_while_loading_begins(mmchat_command, monkeypatch):
     mmchat_command.use(b"x")
     order = []
-    read, load = generate.load_pictures, ModelChoice.load
+    read, load = generate.load_pictures, model_choice.load
     monkeypatch.setattr(generate, "expect_pictures", lambda: order.append("expect"))
-    monkeypatch.setattr(generate, "begin_loading", lambda source: order.append("begin"))
+    monkeypatch.setattr(model_choice, "begin_loading", lambda source: order.append("begin"))
     monkeypatch.setattr(
         generate, "load_pictures", lambda *a: (order.append("pictures"), read(*a))[1]
     )
-    monkeypatch.setattr(ModelChoice, "load", lambda *a: (order.append("load"), load(*a))[1])
+    monkeypatch.setattr(model_choice, "load", lambda *a: (order.append("load"), load(*a))[1])
     done = mmchat_command("generate", "-p", "x", "-i", str(DOG))
     assert done.exit_code == 0, done.stderr
     assert order == ["expect", "begin", "pictures", "load"]

@@ -156,11 +156,11 @@ def test_a_signal_within_an_import_that_catches_everything_ends_the_command(tmp_
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
 def test_a_signal_while_a_chat_loads_leaves_the_terminal_as_it_was(sent, code, tmp_path):
     program = (
-        "import sys, time\nfrom mmchat.cli.model_choice import ModelChoice\n"
+        "import sys, time\nfrom mmchat.cli import model_choice\n"
         "from tests.cli.fake_loading import install\nfrom tests.cli.fake_program import scripted\n"
         "install(scripted(''), setattr)\n"
-        "def load(choice, stages):\n    sys.stderr.write('LOADING')\n    time.sleep(60)\n"
-        "ModelChoice.load = load\nfrom mmchat.__main__ import main\nmain()\n"
+        "def load(*_):\n    sys.stderr.write('LOADING')\n    time.sleep(60)\n"
+        "model_choice.load = load\nfrom mmchat.__main__ import main\nmain()\n"
     )
     terminal, inner = pty.openpty()
     process = subprocess.Popen(

@@ -12,6 +12,7 @@ import pytest
 from mmchat.evals.run import greedy
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
+from mmchat.loading.options import LoadOptions
 from tests.loading.test_loader import finish
 
 
@@ -33,7 +34,8 @@ def shared_export(tmp_path_factory: pytest.TempPathFactory, format: Any) -> Path
     with (shared / f"tiny-{format}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():  # it appears when it is whole
-            plan = ExportPlan(None, folder, format, dtype="float32", max_seq_len=1024, max_images=3)
+            options = LoadOptions(dtype="float32", max_seq_len=1024)
+            plan = ExportPlan(options, folder, format, max_images=3)
             export_model(plan)
     return folder
 

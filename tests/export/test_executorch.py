@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import mmchat
+from mmchat.checkpoints.exported_folder import PROGRAM_NAME
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from mmchat.errors import ContextLengthExceeded, ExportError
 from mmchat.evals.run import greedy
 from mmchat.evals.scenes import heldout_scenes
 from mmchat.images import from_pil
-from mmchat.runtime.executorch import PROGRAM_NAME
 from tests.export.conftest import answers
 from tests.loading.test_loader import finish
 

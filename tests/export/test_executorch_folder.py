@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import mmchat
+from mmchat.checkpoints.exported_folder import PROGRAM_NAME
 from mmchat.errors import CheckpointError, ExportError, MissingExtra, UsageError
 from mmchat.export import ExportPlan, export_model
 from mmchat.export.executorch import quantize_linears
+from mmchat.loading import programs as opening
+from mmchat.loading.options import LoadOptions
 from mmchat.quantization import make_plan
 from mmchat.runtime import executorch as runtime
-from mmchat.runtime import exported as opening
 from tests.export.test_folder import claim, refused
 
 
@@ -19,9 +21,9 @@ from tests.export.test_folder import claim, refused
 def folder(tmp_path):
     """A folder that says it holds methods of ExecuTorch 1.4.1; they are no program at all."""
     out = tmp_path / "out"
-    export_model(ExportPlan(None, out, "safetensors", dtype="float32"))
+    export_model(ExportPlan(LoadOptions(dtype="float32"), out, "safetensors"))
     (out / "model.safetensors").unlink()
-    (out / runtime.PROGRAM_NAME).write_bytes(b"no flatbuffer " * 64)
+    (out / PROGRAM_NAME).write_bytes(b"no flatbuffer " * 64)
     changes = {"format": "executorch", "programs": ("read",), "executorch": "1.4.1"}
     return claim(out, **changes, max_seq_len=512)
 
@@ -57,14 +59,14 @@ def without_executorch(monkeypatch):
 )
 def test_what_executorch_has_no_form_for_is_refused(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
-        ExportPlan(None, tmp_path / "out", "executorch", **options)
+        ExportPlan(LoadOptions(**options), tmp_path / "out", "executorch")
 
 
 def test_a_missing_package_names_the_extra(folder, tmp_path, without_executorch):
     for act in (
-        lambda: export_model(ExportPlan(None, tmp_path / "new", "executorch")),
+        lambda: export_model(ExportPlan(LoadOptions(), tmp_path / "new", "executorch")),
         lambda: mmchat.load(folder),
-        lambda: runtime.ExecutorchPrograms(folder / runtime.PROGRAM_NAME),
+        lambda: runtime.ExecutorchPrograms(folder / PROGRAM_NAME),
     ):
         with pytest.raises(MissingExtra, match=r"pip install 'mmchat\[executorch\]'") as caught:
             act()
@@ -87,7 +89,7 @@ def test_a_longer_context_names_the_export(folder, installed):
 
 
 def test_a_flipped_bit_is_found_before_anything_is_run(folder, installed):
-    path = folder / runtime.PROGRAM_NAME
+    path = folder / PROGRAM_NAME
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -9,6 +9,7 @@ import torch
 
 import mmchat
 from mmchat import export as exporting
+from mmchat.checkpoints.exported_folder import PACKAGE_NAME
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -22,9 +23,8 @@ from mmchat.export import ExportPlan, export_model
 from mmchat.export import check as checking
 from mmchat.export.check import check_same
 from mmchat.hub.integrity import verify_folder
-from mmchat.loading.loader import load_model
-from mmchat.runtime import exported as opening
-from mmchat.runtime.aoti import PACKAGE_NAME
+from mmchat.loading import programs as opening
+from mmchat.loading.options import LoadOptions
 from tests.loading.test_loader import finish
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
@@ -34,7 +34,7 @@ GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
 def folder(tmp_path):
     """The built-in model's weights in bfloat16."""
     out = tmp_path / "out"
-    export_model(ExportPlan(None, out, "safetensors", dtype="bfloat16"))
+    export_model(ExportPlan(LoadOptions(dtype="bfloat16"), out, "safetensors"))
     return out
 
 
@@ -43,6 +43,10 @@ def programs(folder):
     """The same folder, claiming to hold compiled programs; they are never loaded."""
     (folder / PACKAGE_NAME).write_bytes(b"PK programs")
     return claim(folder, format="aoti", programs=("decode",), max_seq_len=512)
+
+
+def plan_of(folder, format="aoti", max_images=16, **options):
+    return ExportPlan(LoadOptions(**options), folder, format, max_images)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def programs(folder):
 )
 def test_a_plan_that_no_export_follows_cannot_be_made(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
-        ExportPlan(None, tmp_path / "out", **options)
+        plan_of(tmp_path / "out", **options)
 
 
 def claim(folder, **changes):
@@ -98,19 +102,19 @@ def test_the_folder_runs_alone_in_its_dtype(folder):
 @pytest.mark.parametrize(("scheme", "keep"), [("int8", ()), ("int4", ()), ("int4-g32", ("head",))])
 def test_quantised_weights_are_stored_as_they_are_used(tmp_path, scheme, keep):
     out = tmp_path / "out"
-    plan = ExportPlan(None, out, "safetensors", quantize=scheme, quantize_keep=keep)
+    plan = ExportPlan(LoadOptions(quantize=scheme, quantize_keep=keep), out, "safetensors")
     export_model(plan)
     model = mmchat.load(out, device="cpu")
     original = mmchat.load(None, device="cpu", quantize=scheme, quantize_keep=keep)
     stored, expected = (m.runtime.model.state_dict() for m in (model, original))
     assert stored.keys() == expected.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in expected.items())
-    assert model.quantize == scheme
+    assert model.options.quantize == scheme
     answers = [finish(m.chat().send("Hello", (), GREEDY)).output_ids for m in (model, original)]
     assert answers[0] == answers[1]
     refused(out, UsageError, f"with --quantize {scheme}", quantize="fp8")
     again = tmp_path / "again"
-    export_model(ExportPlan(out, again, "safetensors"))
+    export_model(ExportPlan(LoadOptions(out), again, "safetensors"))
     assert sha256_of(again / "model.safetensors") == sha256_of(out / "model.safetensors")
 
 
@@ -139,7 +143,7 @@ def test_what_is_stored_in_another_dtype_is_refused(tmp_path, quantize, ending, 
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "out"
-    plan = ExportPlan(None, folder, "safetensors", dtype="float32", quantize=quantize)
+    plan = ExportPlan(LoadOptions(dtype="float32", quantize=quantize), folder, "safetensors")
     export_model(plan)
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if name.endswith(ending))
@@ -147,7 +151,7 @@ def test_what_is_stored_in_another_dtype_is_refused(tmp_path, quantize, ending, 
     save_file(tensors, folder / "model.safetensors")
     claim(folder)
     with pytest.raises(CheckpointError, match=message):
-        load_model(folder)
+        mmchat.load(folder)
 
 
 def test_text_alone_needs_no_vision_weights(folder):
@@ -158,7 +162,7 @@ def test_text_alone_needs_no_vision_weights(folder):
 @pytest.mark.parametrize("kind", ["folder", "programs"])
 def test_loading_says_how_far_it_is(kind, request):
     told = []
-    load_model(request.getfixturevalue(kind), progress=lambda *step: told.append(step))
+    mmchat.load(request.getfixturevalue(kind), progress=lambda *step: told.append(step))
     count = len(told)
     assert told == [("weights", done, count) for done in range(1, count + 1)]
     assert count > 100
@@ -166,7 +170,7 @@ def test_loading_says_how_far_it_is(kind, request):
 
 def test_programs_are_not_exported_again(programs, tmp_path):
     with pytest.raises(UsageError, match="holds programs; export 'tiny' instead"):
-        export_model(ExportPlan(programs, tmp_path / "again"))
+        export_model(ExportPlan(LoadOptions(programs), tmp_path / "again"))
 
 
 def test_the_comparison_finds_a_model_that_is_not_the_same():
@@ -200,13 +204,13 @@ def test_the_record_names_everything_and_verifies(folder):
 
 
 def test_an_export_replaces_its_own_folder(folder):
-    export_model(ExportPlan(None, folder, "safetensors", dtype="float32"))
+    export_model(ExportPlan(LoadOptions(dtype="float32"), folder, "safetensors"))
     assert read_manifest(folder / MANIFEST_NAME).export.dtype == "float32"
 
 
 def test_what_export_did_not_write_needs_force(folder):
     (folder / "notes.txt").write_text("mine")
-    plan = ExportPlan(None, folder, "safetensors")
+    plan = ExportPlan(LoadOptions(), folder, "safetensors")
     with pytest.raises(UsageError, match=r"did not write; .* --force"):
         export_model(plan)
     assert (folder / "notes.txt").read_text() == "mine"
@@ -215,13 +219,13 @@ def test_what_export_did_not_write_needs_force(folder):
 
 
 def test_not_even_force_replaces_home_or_the_model_itself(folder, monkeypatch, tmp_path):
-    plan = ExportPlan(folder, folder, "safetensors", force=True)
+    plan = ExportPlan(LoadOptions(folder), folder, "safetensors", force=True)
     with pytest.raises(UsageError, match="is not replaced"):
         export_model(plan)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "inner").mkdir(parents=True)
     with pytest.raises(UsageError, match="is not replaced"):
-        export_model(ExportPlan(None, tmp_path / "home", "safetensors", force=True))
+        export_model(ExportPlan(LoadOptions(), tmp_path / "home", "safetensors", force=True))
 
 
 @pytest.mark.parametrize("step", ["_write", "_describe", "_write_manifest"])
@@ -231,7 +235,7 @@ def test_a_failure_leaves_the_old_folder(folder, monkeypatch, step):
 
     monkeypatch.setattr(exporting, step, fail)
     with pytest.raises(ZeroDivisionError):
-        export_model(ExportPlan(None, folder, "safetensors", dtype="float32"))
+        export_model(ExportPlan(LoadOptions(dtype="float32"), folder, "safetensors"))
     assert read_manifest(folder / MANIFEST_NAME).export.dtype == "bfloat16"
     assert not verify_folder(folder).faults
     assert [path.name for path in folder.parent.iterdir()] == ["out"]
@@ -239,17 +243,17 @@ def test_a_failure_leaves_the_old_folder(folder, monkeypatch, step):
 
 def test_a_missing_parent_and_a_file_in_the_way_are_refused(tmp_path):
     with pytest.raises(DiskError, match="does not exist"):
-        export_model(ExportPlan(None, tmp_path / "no" / "out", "safetensors"))
+        export_model(ExportPlan(LoadOptions(), tmp_path / "no" / "out", "safetensors"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is no folder"):
-        export_model(ExportPlan(None, tmp_path / "file", "safetensors", force=True))
+        export_model(ExportPlan(LoadOptions(), tmp_path / "file", "safetensors", force=True))
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10_000_000})
     monkeypatch.setattr(exporting.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DiskError, match="bytes are needed"):
-        export_model(ExportPlan(None, tmp_path / "out", "safetensors"))
+        export_model(ExportPlan(LoadOptions(), tmp_path / "out", "safetensors"))
     assert not list(tmp_path.iterdir())
 
 

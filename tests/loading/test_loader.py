@@ -17,8 +17,8 @@ from mmchat.estimate.memory import Setup
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
 from mmchat.kernels import native
-from mmchat.loading import checkpoint_weights
-from mmchat.loading.loader import load_model
+from mmchat.loading import loader
+from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import CrossSegment
 from tests.models.mllama.oracle import CONFIG, build, random_weights
@@ -149,7 +149,7 @@ def test_every_weight_is_loaded_as_it_was_stored(folder, weights):
 def test_tables_filled_for_tiles_that_a_canvas_lacks_are_used_and_said(tmp_path, config):
     filled = random_weights(config, fill_unused_tiles=True)
     folder = write_hf_folder(tmp_path / "trained", config, filled)
-    export_model(ExportPlan(folder, tmp_path / "saved", "safetensors"))
+    export_model(ExportPlan(LoadOptions(folder), tmp_path / "saved", "safetensors"))
     image = torch.randn(1, 2, 3, 42, 42), torch.tensor([2])
     expected = build(filled, config).vision_states(*image)
     for place in (folder, tmp_path / "saved"):
@@ -167,9 +167,9 @@ def test_progress_counts_the_tensors(folder, weights):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
-    monkeypatch.setattr(checkpoint_weights, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(loader, "available_memory", lambda device: 1000)
     monkeypatch.setattr(
-        checkpoint_weights, "_assign", lambda *_: pytest.fail("something was loaded")
+        loader, "load_weights", lambda *_, **__: pytest.fail("something was loaded")
     )
     with pytest.raises(MemoryError_, match=r"needs .* GiB on cpu \(weights .*0\.0 GiB are free"):
         mmchat.load(folder, device="cpu")
@@ -298,7 +298,7 @@ def test_a_model_that_would_be_faster_with_the_c_kernels_says_so(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(native, "reason", lambda: "no C compiler here; install gcc")
     slower = "slower than it could be, on torch's own kernels: no C compiler here; install gcc"
-    assert load_model("tiny", quantize="int8").runtime.notices == [slower]
-    assert load_model("tiny").runtime.notices == []
+    assert mmchat.load("tiny", quantize="int8").runtime.notices == [slower]
+    assert mmchat.load("tiny").runtime.notices == []
     monkeypatch.setenv("MMCHAT_NATIVE_KERNELS", "0")
-    assert load_model("tiny", quantize="int8").runtime.notices == []
+    assert mmchat.load("tiny", quantize="int8").runtime.notices == []

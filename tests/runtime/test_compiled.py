@@ -12,8 +12,8 @@ from torch._dynamo.exc import InternalTorchDynamoError
 from torch._dynamo.utils import counters
 from torch._inductor.exc import CppCompileError, InductorError
 
+import mmchat
 from mmchat.errors import CompileError, DiskError
-from mmchat.loading.loader import load_model
 from mmchat.models.mllama import cache as cache_module
 from mmchat.models.mllama.random_weights import fill_cache, random_context
 from mmchat.runtime.compiled import ALL_USES, CompiledRuntime, make_runtime
@@ -208,6 +208,6 @@ def test_code_of_the_inductor_equals_eager(weights, monkeypatch):
 @pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_quantised_layers_are_in_the_graph(scheme, dtype):
-    model = load_model("tiny", quantize=scheme, dtype=dtype, compile="off").runtime.model
+    model = mmchat.load("tiny", quantize=scheme, dtype=dtype, compile="off").runtime.model
     compile_model(model, uses=["decode"])
     assert counters["stats"]["unique_graphs"] == 2

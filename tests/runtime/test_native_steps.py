@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+import mmchat
 from mmchat.chat.session import ChatSession
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CompileError, DiskError
 from mmchat.kernels import native
-from mmchat.loading.loader import load_model
 from mmchat.models.base import Example
 from mmchat.models.mllama import cache as cache_module
 from mmchat.nn.linear import QuantizedLinear
@@ -124,7 +124,7 @@ def test_what_changes_a_program_changes_its_key(weights, monkeypatch):
 
 def test_other_formats_of_weights_are_other_programs():
     keys = [
-        keys_of(load_model("tiny", quantize=scheme).runtime.model)
+        keys_of(mmchat.load("tiny", quantize=scheme).runtime.model)
         for scheme in ("none", "int8", "int4-g32", "int4-g64")
     ]
     assert len(set.union(*keys)) == 8
@@ -177,7 +177,7 @@ def test_float32_weights_need_no_c_kernels(weights, monkeypatch):
 
 def test_packed_int4_weights_are_packed_before_a_program_takes_them(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
-    model = load_model("tiny", quantize="int4-g32").runtime.model
+    model = mmchat.load("tiny", quantize="int4-g32").runtime.model
     for step in native_steps._steps(model):
         packed = {id(m.packed) for m in step.layer.modules() if isinstance(m, QuantizedLinear)}
         assert packed
@@ -252,7 +252,7 @@ def test_native_steps_equal_eager_ones(case, natively, weights, monkeypatch):
 def test_the_built_in_model_says_the_same_compiled(scheme):
     answers = []
     for mode in ("off", "on"):
-        chat = ChatSession(load_model("tiny", quantize=scheme, compile=mode))
+        chat = ChatSession(mmchat.load("tiny", quantize=scheme, compile=mode))
         sampling = SamplingParams(temperature=0.0, speculate="off")
         asked = [("What's in this image?", ["assets/dog.jpg"]), ("What colour is the dog?", [])]
         for text, images in asked:

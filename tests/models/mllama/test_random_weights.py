@@ -12,6 +12,7 @@ from mmchat.catalog.find import find_params
 from mmchat.checkpoints.in_memory import InMemoryCheckpoint
 from mmchat.errors import CheckpointError
 from mmchat.loading.loader import load_from_tensors
+from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama import random_weights
 
 
@@ -21,9 +22,8 @@ def tensors(seed: int = 0, *, keep: bool = True) -> RandomTensors:
 
 def load(given):
     params = find_params("tiny")
-    return load_from_tensors(
-        params, given, byte_tokenizer(params.config.text_config.vocab_size), device="cpu"
-    )
+    tokenizer = byte_tokenizer(params.config.text_config.vocab_size)
+    return load_from_tensors(params, given, tokenizer, LoadOptions(device="cpu"))
 
 
 @pytest.mark.parametrize("name", ["llama3.2-11B", "llama3.2-90B", "tiny"])

@@ -1,0 +1,103 @@
+"""A folder that `mmchat export` wrote: what it was exported for, and the command that redoes it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmchat.checkpoints.manifest import MANIFEST_NAME, ExportRecord, FileRecord, read_manifest
+from mmchat.errors import CheckpointError, ExportError, UsageError, quoted
+from mmchat.hardware.placement import DTYPES
+
+PACKAGE_NAME = "programs.pt2"  # of AOTInductor
+PROGRAM_NAME = "programs.pte"  # of ExecuTorch
+
+
+@dataclass(frozen=True)
+class ExportedFolder:
+    """A folder and its record: what it was exported for, what from (for messages), its files."""
+
+    path: Path
+    record: ExportRecord
+    source: str
+    files: Mapping[str, FileRecord]
+
+    def again(self, **changes: Any) -> str:
+        """The command that makes it anew with the options it was made with, but for `changes`."""
+        record = self.record
+        options: dict[str, object] = {"dtype": record.dtype, "quantize": record.scheme}
+        keep = changes.pop("quantize_keep", record.keep)
+        if record.format != "safetensors":
+            options |= {"max_seq_len": record.max_seq_len, "max_images": record.max_images}
+        source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
+        words = [f"mmchat export {source} --format {shlex.quote(record.format)} -o {folder}"]
+        words += [f"--quantize-keep {shlex.quote(part)}" for part in keep]
+        for name, value in (options | changes).items():
+            if value != "none":
+                words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+        return " ".join(words)
+
+    def check_scheme(self, quantize: str, keep: Collection[str] = ()) -> None:
+        """The weights are quantised already, or stay as they are. Raises UsageError."""
+        record = self.record
+        asked = (quantize, tuple(keep))
+        if asked not in ((record.scheme, record.keep), ("none", ()), (record.scheme, ())):
+            command = self.again(quantize=quantize, quantize_keep=keep)
+            raise UsageError(
+                f"{quoted(self.path, 300)} was exported with --quantize {record.scheme}, which"
+                f" cannot be changed; export again: {command}"
+            )
+
+    def check_dtype(self, asked: str) -> None:
+        """Raises UsageError for a dtype that is not the export's; "auto" takes that."""
+        name = DTYPES.get(asked.lower())
+        if name not in (None, self.record.dtype):
+            raise UsageError(
+                f"{quoted(self.path, 300)} was exported in {self.record.dtype}, not {name}; export"
+                f" again: {self.again(dtype=name)}"
+            )
+
+    def context_limit(self, asked: int | None) -> int:
+        """Positions to use, of those the programs were made for. Raises UsageError."""
+        most = self.record.max_seq_len
+        if asked is not None and asked > most:
+            raise UsageError(
+                f"{quoted(self.path, 300)} was exported for {most} positions, not {asked}; export"
+                f" again: {self.again(max_seq_len=asked)}"
+            )
+        return asked or most
+
+    def device_for(self, asked: str) -> str:
+        """Where the programs run. Raises ExportError for a device of another type."""
+        made_for = self.record.device
+        if asked == "auto":
+            return made_for
+        if asked.partition(":")[0] != made_for:
+            raise ExportError(
+                f"{quoted(self.path, 300)} was exported for {made_for}, not {asked}; export again:"
+                f" {self.again()} --device {asked}"
+            )
+        return asked
+
+
+def exported_folder(checkpoint: Path | None) -> ExportedFolder | None:
+    """What a folder was exported for; None if `mmchat export` did not write it.
+
+    Raises CheckpointError if its record is damaged.
+    """
+    if checkpoint is None or not checkpoint.is_dir():
+        return None
+    manifest = read_manifest(checkpoint / MANIFEST_NAME)
+    if manifest is None or manifest.export is None:
+        found = any((checkpoint / name).exists() for name in (PACKAGE_NAME, PROGRAM_NAME))
+        if found and manifest is None:
+            raise CheckpointError(
+                f"{quoted(checkpoint, 300)} holds exported programs but no {MANIFEST_NAME}, which"
+                " says what for; write it with mmchat export"
+            )
+        return None
+    record = manifest.export
+    return ExportedFolder(checkpoint, record, manifest.source or record.model, manifest.files)

@@ -1,0 +1,217 @@
+"""Every option of loading a model, once: its type, its default, and what `--help` says of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from numbers import Integral
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+from mmchat.errors import UsageError, check_type, quoted
+from mmchat.hardware.placement import check_device_name
+from mmchat.progress import ProgressCallback
+from mmchat.quantization import Plan, make_plan
+
+if TYPE_CHECKING:
+    from mmchat.catalog.find import ModelParams, ModelSource
+    from mmchat.checkpoints.exported_folder import ExportedFolder
+    from mmchat.estimate.memory import Setup
+    from mmchat.hardware.placement import Placement
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path")
+
+
+def _shown(help: str, panel: str = "Model", **more: Any) -> dict[str, Any]:
+    """Metadata of a field that the command line offers.
+
+    more: metavar; min; takes: its type there, if not the field's; is_argument: it stands alone.
+    """
+    return {"help": help, "panel": panel, **more}
+
+
+def _path(help: str) -> dict[str, Any]:
+    return _shown(help, metavar="PATH", takes=Path | None)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """Which model to load, and how to run it. Raises UsageError and DeviceError for wrong values.
+
+    name: a known name, a Hub id, a folder or a weights file; None: what the paths say, or the
+    built-in model. The paths overrule what the name leads to. device and dtype may be torch's own.
+    quantize: a scheme of mmchat.quantization; quantize_keep: parts ("text", "head", "vision") that
+    it leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
+    cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
+    compile the layers before the first token; "auto" does so on CUDA. progress is told how far
+    loading is.
+    """
+
+    name: str | Path | None = field(
+        default=None,
+        metadata=_shown(
+            "Name, alias or folder of a model; the built-in 'tiny' if left out.",
+            metavar="MODEL",
+            takes=str | None,
+            is_argument=True,
+        ),
+    )
+    _: KW_ONLY
+    device: str = field(
+        default="auto", metadata=_shown("auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE")
+    )
+    dtype: str = field(
+        default="auto",
+        metadata=_shown(
+            "Number format of the weights.",
+            takes=Literal["auto", "float32", "bfloat16", "float16"],
+        ),
+    )
+    quantize: str = field(
+        default="none",
+        metadata=_shown(
+            "Weights in int8, int4 (-g32, -g64, -g128) or fp8 (CUDA).", metavar="SCHEME"
+        ),
+    )
+    quantize_keep: Collection[str] = field(
+        default=(),
+        metadata=_shown(
+            "With --quantize: leave text, head or vision as it is; repeatable.",
+            metavar="PART",
+            takes=list[str] | None,
+        ),
+    )
+    max_seq_len: int | None = field(
+        default=None, metadata=_shown("Context to reserve, positions.", metavar="N", min=1)
+    )
+    checkpoint_path: str | Path | None = field(
+        default=None,
+        metadata=_path("Weights: a folder, a .safetensors or a consolidated.NN.pth."),
+    )
+    tokenizer_path: str | Path | None = field(
+        default=None, metadata=_path("tokenizer.model or tokenizer.json.")
+    )
+    params_path: str | Path | None = field(
+        default=None, metadata=_path("A params JSON of a model.")
+    )
+    text_only: bool = field(default=False, metadata=_shown("Leave the vision tower unloaded."))
+    alpha: Literal["white", "drop"] | None = field(
+        default=None,
+        metadata=_shown("Transparent pixels: on white, or alpha dropped.", panel="Input"),
+    )
+    compile: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata=_shown("Compile the layers before the first token; auto does so on CUDA."),
+    )
+    progress: ProgressCallback | None = None
+
+    def __post_init__(self) -> None:
+        take = partial(object.__setattr__, self)
+        take("device", _name_in_torch(self.device))
+        take("dtype", _name_in_torch(self.dtype))
+        if isinstance(self.quantize_keep, str):
+            take("quantize_keep", (self.quantize_keep,))
+        for name in PATHS:
+            paths = (str, os.PathLike, NoneType)
+            check_type(name, getattr(self, name), paths, "a string or a path")
+        check_type("device", self.device, str, "a string")
+        check_type("dtype", self.dtype, str, "a string")
+        if self.max_seq_len is not None:
+            kinds = () if isinstance(self.max_seq_len, bool) else Integral
+            check_type("max_seq_len", self.max_seq_len, kinds, "a whole number")
+            take("max_seq_len", int(self.max_seq_len))
+        check_type("text_only", self.text_only, bool, "True or False")
+        check_type("quantize", self.quantize, str, "a string")
+        check_type("quantize_keep", self.quantize_keep, Collection, "a list of strings")
+        if self.compile not in ("auto", "on", "off"):
+            raise UsageError(f"compile must be auto, on or off, not {quoted(self.compile)}")
+        if self.progress is not None and not callable(self.progress):
+            raise UsageError(f"progress must be a function, not {type(self.progress).__name__}")
+        if self.alpha not in (None, "white", "drop"):
+            raise UsageError(f"alpha must be 'white' or 'drop', not {quoted(self.alpha)}")
+        check_device_name(self.device)
+        take("quantize_keep", self.plan.keep)
+
+    @property
+    def plan(self) -> Plan:
+        """What to quantise."""
+        return make_plan(self.quantize, self.quantize_keep)
+
+    def find(self, *, checkpoint_required: bool = True) -> ModelSource:
+        """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
+
+        UsageError if the model's context is shorter than what is asked.
+        """
+        from mmchat.catalog.find import find_model
+
+        paths = {name: getattr(self, name) for name in PATHS[1:]}
+        source = find_model(self.name, **paths, checkpoint_required=checkpoint_required)
+        source.params.context_limit(self.max_seq_len)
+        if checkpoint_required and source.exported is None:  # which has a record of its files
+            source.tokenizer_file()
+        return source
+
+    def as_exported(self, folder: ExportedFolder) -> LoadOptions:
+        """These, with what `folder` was exported for in place of what they leave open.
+
+        Raises UsageError or ExportError for what it was not exported for.
+        """
+        record = folder.record
+        folder.check_scheme(self.quantize, self.quantize_keep)
+        folder.check_dtype(self.dtype)
+        taken = replace(self, dtype=record.dtype, quantize=record.scheme, quantize_keep=record.keep)
+        if not record.programs:
+            return taken
+        if self.compile == "on":
+            raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
+        device = folder.device_for(self.device)
+        return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
+
+    def setup(self, params: ModelParams, placement: Placement, **known: Any) -> Setup:
+        """What will be loaded, for the estimate of its memory. known: more fields of Setup."""
+        from mmchat.estimate.memory import Setup
+
+        return Setup.of(
+            params,
+            placement,
+            quantize=self.quantize,
+            keep=self.plan.keep,
+            text_only=self.text_only,
+            max_seq_len=self.max_seq_len,
+            **known,
+        )
+
+
+def _name_in_torch(value: Any) -> Any:
+    """`cpu` of torch.device("cpu"), `float32` of torch.float32; without importing torch."""
+    kind = type(value)
+    if kind.__module__ == "torch" and kind.__name__ in ("device", "dtype"):
+        return str(value).removeprefix("torch.")
+    return value
+
+
+def called_with(make: Callable[P, Any]) -> Callable[[Callable[[Any], T]], Callable[P, T]]:
+    """Let a function of one object be called with the arguments that make the object.
+
+    Type checkers and inspect.signature see the arguments of `make`.
+    """
+
+    def decorate(function: Callable[[Any], T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            return function(make(*args, **kwargs))
+
+        given = inspect.signature(make)
+        returns = inspect.signature(function).return_annotation
+        call.__signature__ = given.replace(return_annotation=returns)  # type: ignore[attr-defined]
+        return call
+
+    return decorate

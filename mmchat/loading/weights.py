@@ -1,0 +1,124 @@
+"""Give a model its weights, one tensor at a time: of a checkpoint, or as an export stored them.
+
+Those of a checkpoint are translated, converted and, where a scheme asks for it, rounded. Those of
+`mmchat export --format safetensors` lie as a loaded model has them, projections joined, so nothing
+is computed and on the CPU nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmchat import quantization
+from mmchat.catalog.find import ModelParams, params_for_tile_size
+from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.errors import CheckpointError, MmchatError, quoted
+from mmchat.hardware.placement import Placement
+from mmchat.loading.options import LoadOptions
+from mmchat.nn.shapes_only import shapes_only
+
+_SHOWN = 5  # differences that a message names
+
+# (how many tensors, their names in the model and what is stored for them)
+Stored = tuple[int, Iterable[tuple[str, Tensor]]]
+
+
+def load_weights(
+    files: Checkpoint,
+    params: ModelParams,
+    options: LoadOptions,
+    placement: Placement,
+    *,
+    as_exported: bool,
+) -> Any:
+    """Build the model of `params` on the meta device and fill it. as_exported: the form of `files`.
+
+    A layer that is quantised takes its weights rounded, so that no more than one of them is in
+    memory as it was. options.progress is told ("weights", done, of tensors). Raises
+    CheckpointError with the differences, before anything is read.
+    """
+    with shapes_only():
+        model = params.family.resolve("model")(params.config)
+    stored = _of_export if as_exported else _of_checkpoint
+    try:
+        count, tensors = stored(files, model, params, options, placement)
+        model.requires_grad_(False).eval()
+        for done, (name, tensor) in enumerate(tensors, start=1):
+            _assign(model, name, tensor, placement)
+            if options.progress:
+                options.progress("weights", done, count)
+    except CheckpointError as error:
+        raise _with_fitting_params(error, params) from None
+    stays_in_file = options.plan.scheme is None and placement.device.type == "cpu"
+    if not as_exported and not stays_in_file:
+        model.fuse_projections()
+    model.finish_loading(placement.device)
+    return model
+
+
+def _of_checkpoint(
+    files: Checkpoint, model: Any, params: ModelParams, options: LoadOptions, _: Placement
+) -> Stored:
+    wanted = model.weight_names(text_only=options.text_only)
+    quantization.replace_linears(model, options.plan)
+    weights = params.family.resolve("weights")
+    return len(wanted), weights.iter_weights(files, params.config, wanted)
+
+
+def _of_export(
+    files: Checkpoint, model: Any, _: ModelParams, options: LoadOptions, placement: Placement
+) -> Stored:
+    quantization.replace_linears(model, options.plan)
+    if any(".qkv_proj." in name for name in files.entries):
+        with shapes_only():
+            model.fuse_projections()
+    wanted = model.weight_names(text_only=options.text_only)
+    _check(files, model, wanted, placement.dtype)
+    names = [name for name in files.entries if name in wanted]
+    return len(names), ((name, files.read(name)) for name in names)
+
+
+def _check(
+    files: Checkpoint, model: nn.Module, wanted: Collection[str], dtype: torch.dtype
+) -> None:
+    """Raise CheckpointError unless `files` hold what `model` stores, in `dtype` but for buffers."""
+    expected, buffers = model.state_dict(), dict(model.named_buffers())  # buffers: what is rounded
+    missing, unknown = set(wanted) - files.entries.keys(), files.entries.keys() - expected.keys()
+    faults = [f"{quoted(name)} is missing" for name in sorted(missing)]
+    faults += [f"{quoted(name)} is unknown" for name in sorted(unknown)]
+    for name in sorted(set(wanted) - missing):
+        entry, like = files.entries[name], expected[name]
+        kind = str(like.dtype if name in buffers else dtype).removeprefix("torch.")
+        if (entry.shape, entry.dtype) != (tuple(like.shape), kind):
+            found, wants = f"{list(entry.shape)} {entry.dtype}", f"{list(like.shape)} {kind}"
+            faults.append(f"{quoted(name)} is {found}, expected {wants}")
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise CheckpointError(
+            f"{quoted(files.files[0], 300)}: {'; '.join(faults[:_SHOWN])}{more}; export it again"
+        )
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor, placement: Placement) -> None:
+    """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
+    owner, _, last = name.rpartition(".")
+    module: Any = model.get_submodule(owner)
+    buffer = module._buffers.get(last)
+    if buffer is None:
+        tensor = tensor.to(placement.device, placement.dtype)
+        setattr(module, last, nn.Parameter(tensor, requires_grad=False))
+    elif buffer.dtype == tensor.dtype:
+        setattr(module, last, tensor.to(placement.device))
+    else:
+        module.quantize(tensor.to(placement.device))
+
+
+def _with_fitting_params(error: CheckpointError, params: ModelParams) -> MmchatError:
+    """Add which params file fits, when the checkpoint's tile size is not that of the params."""
+    tile_size = getattr(error, "tile_size", None)
+    fitting = params_for_tile_size(tile_size, params) if tile_size else None
+    return CheckpointError(f"{error}; {fitting} fits") if fitting else error
