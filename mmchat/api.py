@@ -39,6 +39,6 @@ def load_model(options: LoadOptions, source: ModelSource | None = None) -> Model
 def load(options: LoadOptions) -> Model:
     """Load a model by name, Hub id or folder; without any, the built-in one.
 
-    Arguments as in mmchat.loading.options.LoadOptions, errors as in mmchat.loading.loader.load.
+    Errors are those of mmchat.loading.loader.load.
     """
     return load_model(options)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mmchat.catalog.find import ModelParams
+    from mmchat.checkpoints.exported_folder import ExportedFolder
 
 ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
@@ -47,8 +48,10 @@ def inspect(
     source = replace(given, name=model).find(checkpoint_required=False)
     facts = _facts(source.params)
     if source.checkpoint is not None:
-        facts["export"] = exported = _export_facts(source.checkpoint)
-        if exported is None or exported["format"] != "executorch":  # its weights are in programs
+        exported = source.exported
+        facts["export"] = exported and _export_facts(exported)
+        in_programs = exported is not None and exported.record.format == "executorch"
+        if not in_programs:
             facts["checkpoint"] = _checkpoint_facts(source.checkpoint, source.params)
     if as_json:
         console.print_json(facts)
@@ -93,15 +96,10 @@ def _facts(params: ModelParams) -> dict[str, Any]:
     }
 
 
-def _export_facts(path: Path) -> dict[str, Any] | None:
-    """What a folder was exported for; None if `mmchat export` did not write it."""
-    from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
-
-    manifest = read_manifest(path / MANIFEST_NAME) if path.is_dir() else None
-    if manifest is None or manifest.export is None:
-        return None
-    sizes = {name: record.size for name, record in manifest.files.items()}
-    return {**asdict(manifest.export), "source": manifest.source, "files": sizes}
+def _export_facts(folder: ExportedFolder) -> dict[str, Any]:
+    """What a folder was exported for, and the bytes of its files."""
+    sizes = {name: record.size for name, record in folder.files.items()}
+    return {**asdict(folder.record), "source": folder.source, "files": sizes}
 
 
 def _weight_bytes(params: ModelParams, scheme: str) -> int:

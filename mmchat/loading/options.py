@@ -201,7 +201,7 @@ def _name_in_torch(value: Any) -> Any:
 def called_with(make: Callable[P, Any]) -> Callable[[Callable[[Any], T]], Callable[P, T]]:
     """Let a function of one object be called with the arguments that make the object.
 
-    Type checkers and inspect.signature see the arguments of `make`.
+    Type checkers and inspect.signature see the arguments of `make`, and help() its own text too.
     """
 
     def decorate(function: Callable[[Any], T]) -> Callable[P, T]:
@@ -209,6 +209,7 @@ def called_with(make: Callable[P, Any]) -> Callable[[Callable[[Any], T]], Callab
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             return function(make(*args, **kwargs))
 
+        call.__doc__ = "\n\n".join(filter(None, map(inspect.getdoc, (function, make))))
         given = inspect.signature(make)
         returns = inspect.signature(function).return_annotation
         call.__signature__ = given.replace(return_annotation=returns)  # type: ignore[attr-defined]
