@@ -14,6 +14,7 @@ from mmchat.evals.scenes import TEXTURES, heldout_scenes
 from mmchat.evals.scenes.textures import draw_texture
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
+from mmchat.loading.options import LoadOptions
 from tests.meta_checkpoint import write_meta_folder
 
 TINY = data_path("assets", "tiny")
