@@ -23,9 +23,8 @@ A message says which value, why not, and what to do next, in one line. Any other
 """
 
 import re
-from types import NoneType
 
-_WITHOUT_QUOTES = (int, float, bytes, list, tuple, dict, NoneType)
+_WITHOUT_QUOTES = (int, float, bytes, list, tuple, dict, type(None))
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 
 

@@ -56,6 +56,7 @@ def scripted(answer: str, delay: float = 0.0) -> Any:
         params=known_params("llama3.2-11B"),
         device="cpu",
         dtype="torch.float32",
+        max_seq_len=4096,
         chat=lambda system=None: ScriptedSession(answer, delay),
     )
 

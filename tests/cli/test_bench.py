@@ -100,11 +100,11 @@ def test_every_scheme_meets_every_way_of_running_it(asked, expected, monkeypatch
 def test_what_is_asked_is_what_is_loaded(monkeypatch):
     given = []
 
-    def load(name, **options):
-        given.append((options["quantize"], options["compile"], options["dtype"]))
+    def load(options, source):
+        given.append((options.quantize, options.compile, options.dtype))
         raise UsageError("seen")
 
-    monkeypatch.setattr("mmchat.load", load)
+    monkeypatch.setattr("mmchat.api.load_model", load)
     assert run("--quantize", "int8", "--compile", "on", "--dtype", "bfloat16").exit_code == 2
     assert given == [("int8", "on", "bfloat16")]
 

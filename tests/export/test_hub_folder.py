@@ -27,8 +27,9 @@ from tests.meta_checkpoint import meta_params, weights_for, write_meta_folder
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
 
 
-def export_hf(source, folder, max_shard_bytes=None, **options):
-    plan = ExportPlan(LoadOptions(source, **options), folder, "hf", max_shard_bytes=max_shard_bytes)
+def export_hf(source, folder, *, max_shard_bytes=None, force=False, **options):
+    model = LoadOptions(source, **options)
+    plan = ExportPlan(model, folder, "hf", max_shard_bytes=max_shard_bytes, force=force)
     export_model(plan)
     return folder
 

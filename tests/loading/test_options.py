@@ -78,8 +78,8 @@ def test_a_type_checker_knows_the_arguments_of_load(tmp_path):
         ({"quantize": "int8", "quantize_keep": "tail"}, UsageError, "unknown part 'tail'"),
         ({"alpha": "black"}, UsageError, "alpha must be 'white' or 'drop', not 'black'"),
         ({"compile": "maybe"}, UsageError, "compile must be auto, on or off, not 'maybe'"),
-        ({"max_seq_len": True}, UsageError, "max_seq_len must be a whole number, not bool 'True'"),
-        ({"name": 5}, UsageError, "name must be a string or a path, not int '5'"),
+        ({"max_seq_len": True}, UsageError, "max_seq_len must be a whole number, not bool True"),
+        ({"name": 5}, UsageError, "name must be a string or a path, not int 5"),
     ],
 )
 def test_a_wrong_value_is_said_when_the_options_are_made(given, error, message):

@@ -47,7 +47,7 @@ def test_a_first_evening(folder):
     assert "tokens/s, first" in chat.bottom()
 
     chat.paste(f"{folder}/My\\ Blue\\ Picture.png ")  # a dropped one
-    chat.wait("attached My Blue Picture.png: 1100 x 500 px, 2 tiles (1 row, 2 columns)")
+    chat.wait(r"attached My Blue Picture.png: 1100 x 500 px, 2 tiles \(1 row, 2 columns\)")
     chat.line("And both?")
     assert [line for line in chat.lines() if "•" in line] == [" • one red", " • one blue"]
 
