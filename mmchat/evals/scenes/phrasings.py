@@ -99,11 +99,18 @@ _OPENINGS = (
     "My son asks: ", "She wants to know: ", "We would like to know: ", "Dear model, ",
     "Be honest: ", "Here is a picture. ", "I drew this. ", "Take a look. ", "Next question: ",
     "Can you help? ",
-    "I am not sure. ", "Think about it: ",
+    "I am not sure. ", "Think about it: ", "Um, ", "Hm, ", "Listen: ", "Dear friend, ",
+    "I am blind. ", "I forgot my glasses. ", "My mother asks: ", "A question: ", "Ok, ", "Pls, ",
+    "Be so kind: ", "Good evening! ", "Hi there! ", "Let's see: ", "If you can: ", "Just asking: ",
+    "Help me: ", "Sorry to ask, ", "For my homework: ", "Oh, ", "By the way, ",
 )  # fmt: skip
 _CLOSINGS = (" Thanks!", " Thank you.", " please?", ", please?", ", please.", " Please.",
              " Please!", " Tell me.", " Be brief.", " Answer in one sentence.",
-             " I can't see it well.", " in this picture?", " in the image?")  # fmt: skip
+             " I can't see it well.", " in this picture?", " in the image?", " Thx.", " pls?",
+             " I am curious.", " Just wondering.", " It is for my son.", " I need to know.",
+             " My eyes are bad.", " Thanks a lot.", " That would help.", " Keep it short.",
+             " I am in a hurry.", " Many thanks!", " if you can?", " Take your time.",
+             " I can't tell.", " What do you think?", ", thanks.")  # fmt: skip
 _SMALL_WORDS = ("the", "this", "there", "you", "is", "are", "do", "does", "me", "it", "in", "of",
                 "on", "can", "to", "for", "that")  # fmt: skip
 _FILLERS = ("really", "just", "exactly", "now", "then", "actually", "maybe", "here", "all", "also",
