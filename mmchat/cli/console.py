@@ -20,6 +20,8 @@ from mmchat.errors import DiskError
 from mmchat.terminal import Sanitizer, filled, one_line, sanitize
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
     from rich.progress import Progress
     from rich.status import Status
@@ -185,6 +187,12 @@ def write_safely(text: str, stream: TextIO | None = None) -> None:
     """Text with names from outside in it, to stdout or `stream`."""
     out = sys.stdout if stream is None else stream
     write_out(for_stream(text, out), out)
+
+
+def print_path(path: Path) -> None:
+    """A path to stdout: as it is into a pipe, in one line on a terminal."""
+    shown = one_line(str(path)) if is_terminal(sys.stdout) else str(path)
+    write_safely(f"{shown}\n")
 
 
 def fact_text(facts: list[tuple[str, str]]) -> str:

@@ -97,7 +97,7 @@ def download(
     if as_json:
         console.print_json(_record(plan, dry_run, fetched))
     else:
-        console.write_safely(f"{plan.folder}\n")
+        console.print_path(plan.folder)
 
 
 def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferBars:

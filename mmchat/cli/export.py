@@ -131,7 +131,7 @@ def export(
     if not quiet:
         for line in _lines(report):
             console.note(line)
-    console.write_safely(f"{folder}\n")
+    console.print_path(folder)
 
 
 def _shown(stages: console.Stages):

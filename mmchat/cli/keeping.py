@@ -36,7 +36,7 @@ def where(
     if as_json:
         console.print_json({"model": model, "path": str(folder)})
     else:
-        console.write_safely(f"{folder}\n")
+        console.print_path(folder)
 
 
 def model_folder(model: str) -> Path:

@@ -171,7 +171,8 @@ class Download(Scenario):
         os.environ["HF_HUB_CACHE"] = str(self.folder)
         found = holding(REPO)
         for path in self.folder.glob("models--*/snapshots/*/[!.]*"):
-            assert path.resolve().parent.name == "blobs"
+            # a copy, which is checked below, where a link could not be made
+            assert path.resolve().parent.name == "blobs" or not path.is_symlink()
         if found.state != "present" or found.folder is None:
             return None
         assert not verify_folder(found.folder).faults

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.catalog.find import data_path
+from mmchat.cli import console
 
 ROOT = Path(__file__).parents[2]
 DOG = data_path("assets", "dog.jpg")
@@ -74,3 +75,11 @@ def test_a_full_disk_behind_stderr_loses_notes_alone(command, code, out, err, tm
     done = shell(command, tmp_path)
     assert (done.stdout, done.returncode) == (out, code), done.stderr
     assert done.stderr.startswith(err)
+
+
+def test_a_path_is_one_line_on_a_terminal_and_every_byte_in_a_pipe(monkeypatch, capsys):
+    path = Path("a\nmmchat: forged")
+    console.print_path(path)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    console.print_path(path)
+    assert capsys.readouterr().out == "a\nmmchat: forged\na\\nmmchat: forged\n"
