@@ -23,8 +23,9 @@ from mmchat.checkpoints.hub_cache import (
 )
 from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
 from mmchat.checkpoints.names import place_of
-from mmchat.errors import CheckpointError, DiskError, quoted
+from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.hub.places import CachePlace, FolderPlace, is_whole, old_manifest
+from mmchat.storage.safe_files import alone_in
 from mmchat.storage.space import size_of
 
 # present: whole, by mmchat's record. unrecorded: weights whole, put by another tool.
@@ -84,10 +85,11 @@ def recorded_repos() -> list[str]:
 class Removal:
     """What a removal deletes, in this order. freed: bytes; kept: files that stay.
 
-    root: the folder below which empty folders go too.
+    root: the folder below which empty folders go too. work: the one that a download locks.
     """
 
     root: Path
+    work: Path
     files: tuple[Path, ...]
     freed: int
     kept: tuple[Path, ...]
@@ -116,7 +118,7 @@ def repo_removal(repo: str) -> Removal:
     if not files:
         advice = f"; 'hf cache rm model/{repo}' removes what another tool put" if kept else ""
         raise CheckpointError(f"mmchat put nothing of {repo} on this machine{advice}")
-    return Removal(root, tuple(files), _total(content), tuple(sorted(kept)))
+    return Removal(root, place.work, tuple(files), _total(content), tuple(sorted(kept)))
 
 
 def _put_files(folder: Path, manifest: Manifest | None) -> set[Path]:
@@ -140,17 +142,27 @@ def folder_removal(folder: Path) -> Removal:
     files = [*sorted(_put_files(folder, manifest)), *place.parts()]
     files += [path for path in (place.journal, place.manifest_path) if path.is_file()]
     kept = {path for path in folder.rglob("*") if path.is_file()}.difference(files)
-    return Removal(folder, tuple(files), _total(files), tuple(sorted(kept)))
+    return Removal(folder, place.work, tuple(files), _total(files), tuple(sorted(kept)))
 
 
 def remove(removal: Removal) -> None:
-    """Delete the files, then folders that became empty. Raises DiskError."""
-    for path in removal.files:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise DiskError(f"cannot remove {quoted(path, 300)}: {reason}") from None
+    """Delete the files, then folders that became empty.
+
+    Raises DiskError, and UsageError while a download puts more there.
+    """
+
+    def refuse() -> None:
+        name = quoted(removal.root, 300)
+        raise UsageError(f"another run of mmchat is downloading into {name}; wait or stop it")
+
+    path = removal.work
+    try:
+        with alone_in(removal.work, refuse):
+            for path in removal.files:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DiskError(f"cannot remove {quoted(path, 300)}: {reason}") from None
     snapshots = removal.root / "snapshots"
     if removal.root.name.startswith("models--"):
         _remove_empty(snapshots)

@@ -1,5 +1,7 @@
+import fcntl
 import hashlib
 import json
+import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -106,6 +108,19 @@ def test_remove_lists_what_it_deletes_and_nothing_else_goes(machine, tmp_path):
 def test_remove_takes_an_unfinished_download(machine):
     machine.run("download", REPO, before="ulimit -f 100")
     assert machine.parts
+    assert machine.run("remove", REPO, "-y").exit_code == 0
+    assert not machine.root.exists()
+
+
+def test_remove_waits_for_no_download_and_takes_nothing_from_it(machine):
+    machine.run("download", REPO, before="ulimit -f 100")
+    before = machine.tree()
+    descriptor = os.open(machine.root / "mmchat", os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    done = machine.run("remove", REPO, "-y")
+    assert "another run of mmchat is downloading into" in done.stderr
+    assert (done.exit_code, machine.tree(), bool(machine.parts)) == (2, before, True)
+    os.close(descriptor)
     assert machine.run("remove", REPO, "-y").exit_code == 0
     assert not machine.root.exists()
 
