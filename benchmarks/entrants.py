@@ -33,7 +33,14 @@ class Entrants:
 
 
 def gather(plan: Plan, say: Say) -> Entrants:
-    """Build every contestant; the weights of equal dtype are in memory once."""
+    """Build every contestant; the weights of equal dtype are in memory once.
+
+    Raises MissingExtra without transformers, before anything is built.
+    """
+    if plan.transformers:
+        from benchmarks.transformers_mllama import version
+
+        version()
     params, tensors = random_model(plan, keep=True)
     say(f"{params.parameters / 1e9:.1f} billion random weights")
     ours = []

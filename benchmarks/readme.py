@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,6 @@ def updated(readme: str, record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Write the figures into README.md.").parse_args()
     path = ROOT / "README.md"
     path.write_text(updated(path.read_text(encoding="utf-8"), results()), encoding="utf-8")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmchat.bench.report import environment, rounded, spread
-from mmchat.bench.rounds import interleave
+from mmchat.bench.rounds import interleave, summary
 from mmchat.bench.variants import Variant
 from mmchat.bench.workloads import Workload
 from mmchat.hardware.allocation import memory_error
@@ -85,9 +85,7 @@ def _rows(
             ratios = [each[first][stage] / each[name][stage] for each in rounds]
             variants[name] = {
                 "milliseconds": spread([1000 * value for value in seconds]),
-                "tokens_per_second": spread([count / value for value in seconds])
-                if count
-                else None,
+                "tokens_per_second": speeds(count, seconds) if count else None,
                 "times_as_fast": None if name == first else spread(ratios),
             }
         yield {
@@ -96,3 +94,10 @@ def _rows(
             "rounds": len(rounds),
             "variants": variants,
         }
+
+
+def speeds(tokens: int, seconds: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest tokens a second, each of the time that is shown beside it."""
+    found = summary(seconds)
+    taken = {"median": found.median, "low": found.high, "high": found.low}
+    return {name: rounded(tokens / value) for name, value in taken.items()}

@@ -33,7 +33,7 @@ COMMANDS = {
     "download": "Download a model into the Hugging Face cache, which other tools share.",
     "where": "Print the folder that a model is in.",
     "verify": "Check that a model's files are what the Hub, Meta or mmchat recorded, bit for bit.",
-    "remove": "Remove what mmchat downloaded of a model.",
+    "remove": "Remove what mmchat downloaded or exported of a model.",
     "export": (
         "Write a model so that it runs without its checkpoint; the folder's path goes to stdout."
     ),

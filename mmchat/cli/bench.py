@@ -88,14 +88,14 @@ def bench(
         ),
     ] = 60.0,
     as_json: options.Json = False,
-    output: options.OutputFile = None,
+    output: options.RecordFile = None,
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
 ) -> None:
     """Time a model: reading, pictures, and the tokens it writes after them.
 
-    Try: mmchat bench --quantize none,int8. -o FILE writes JSON as well.
+    Try: mmchat bench --quantize none,int8
     """
     if output is not None:
         atomic_file.check_writable(output)

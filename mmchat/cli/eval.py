@@ -71,15 +71,15 @@ def scenes(
     *,
     model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
     as_json: options.Json = False,
-    output: options.OutputFile = None,
+    output: options.RecordFile = None,
     quiet: options.Quiet = False,
     color: options.Color = "auto",
     debug: options.Debug = False,
 ) -> None:
     """Ask about held-out drawn scenes; an answer counts if it is exactly the right one.
 
-    The interval holds, with 95 % confidence, the accuracy on all questions of the kind. -o FILE
-    writes JSON with every wrong answer. Ctrl-C prints the scores so far.
+    The interval holds, with 95 % confidence, the accuracy on all questions of the kind. JSON
+    has every wrong answer. Ctrl-C prints the scores so far.
     """
     for path in (output, wrong):
         if path is not None:

@@ -64,7 +64,7 @@ def remove(
     color: options.Color = "auto",
     debug: options.Debug = False,
 ) -> None:
-    """Remove what mmchat downloaded of a model.
+    """Remove what mmchat downloaded or exported of a model.
 
     Lists the files first. Those that another tool put there, or that another revision shares, stay.
     """

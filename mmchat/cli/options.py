@@ -80,6 +80,12 @@ Quiet = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
 ]
+RecordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="FILE", help="Write JSON to FILE as well.", rich_help_panel=OUTPUT
+    ),
+]
 OutputFile = Annotated[
     Path | None,
     typer.Option(
