@@ -164,3 +164,9 @@ def test_dtypes_and_devices_of_torch_are_known_by_themselves():
     assert (model.dtype, model.max_seq_len) == (torch.bfloat16, 99)
     with pytest.raises(UsageError, match="--quantize-keep head keeps nothing"):
         mmchat.load("tiny", quantize_keep="head")
+
+
+@pytest.mark.parametrize(("args", "options"), [((), {"quantise": "int8"}), (("tiny", "cpu"), {})])
+def test_wrong_arguments_name_the_function_that_was_called(args, options):
+    with pytest.raises(TypeError, match=r"^load\(\): "):
+        mmchat.load(*args, **options)

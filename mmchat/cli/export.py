@@ -78,6 +78,7 @@ MaxShardSize = Annotated[
     typer.Option(
         metavar="GB",
         min=0.001,
+        max=1e6,
         help="Of hf: largest safetensors file; 5 if left out.",
         rich_help_panel=EXPORT,
     ),
@@ -112,9 +113,9 @@ def export(
     """
     from mmchat.export import ExportPlan, export_model
 
-    folder = (
-        (output or Path(f"{Path(model.name or BUILT_IN).name}-{format}")).expanduser().absolute()
-    )
+    named = model.name or model.checkpoint_path or BUILT_IN
+    folder = (output or Path(f"{Path(named).expanduser().absolute().name}-{format}")).expanduser()
+    folder = folder.absolute()
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
     plan = ExportPlan(

@@ -83,10 +83,10 @@ def _made_anew(folder: Path) -> str:
     from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
 
     if exported := exported_folder(folder):
-        return f"export it again: {exported.again()}"
+        return f"export it again: {exported.again()} --force"
     manifest = read_manifest(folder / MANIFEST_NAME)
     if manifest and manifest.source and manifest.repo is None:
-        return f"export {quoted(manifest.source, 300)} again with --format hf"
+        return f"export {quoted(manifest.source, 300)} again with --format hf --force"
     return ""
 
 

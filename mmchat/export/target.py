@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from mmchat.catalog.find import ModelSource
@@ -29,8 +30,8 @@ def check_target(folder: Path, source: ModelSource, *, force: bool) -> bool:
     _check_not_precious(folder, source)
     if not force and not _is_ours(folder):
         raise UsageError(
-            f"{quoted(folder, 300)} holds what mmchat export did not write; name a new folder with"
-            " --output, or give --force to replace it"
+            f"{quoted(folder, 300)} holds what mmchat export did not write, or what was changed"
+            " since; name a new folder with --output, or give --force to replace it"
         )
     return True
 
@@ -47,14 +48,26 @@ def _check_not_precious(folder: Path, source: ModelSource) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether an export wrote all that is in the folder."""
+    """Whether an export wrote all that is in the folder, and nobody changed it since.
+
+    The record is the last file that an export writes, so none of the others is newer.
+    """
+    record = folder / MANIFEST_NAME
     try:
-        manifest = read_manifest(folder / MANIFEST_NAME)
+        manifest = read_manifest(record)
     except CheckpointError:
         return False
     if manifest is None or manifest.repo is not None:  # the record of a download names its own
         return False
-    return {path.name for path in folder.iterdir()} <= {*manifest.files, MANIFEST_NAME}
+    if manifest.export is None and "config.json" not in manifest.files:  # as the Hub's folders have
+        return False
+    written = record.stat().st_mtime_ns
+    for path in folder.iterdir():
+        known, found = manifest.files.get(path.name), path.lstat()
+        is_whole = known and stat.S_ISREG(found.st_mode) and found.st_size == known.size
+        if path != record and not (is_whole and found.st_mtime_ns <= written):
+            return False
+    return True
 
 
 def check_space(folder: Path, needed: int) -> None:

@@ -207,6 +207,10 @@ def called_with(make: Callable[P, Any]) -> Callable[[Callable[[Any], T]], Callab
     def decorate(function: Callable[[Any], T]) -> Callable[P, T]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                given.bind(*args, **kwargs)
+            except TypeError as error:  # by the name that was called
+                raise TypeError(f"{function.__name__}(): {error}") from None
             return function(make(*args, **kwargs))
 
         call.__doc__ = "\n\n".join(filter(None, map(inspect.getdoc, (function, make))))

@@ -47,7 +47,7 @@ def check_programs(folder: ExportedFolder) -> None:
     for name, expected in folder.files.items():
         if reason := _fault(folder.path, name, expected):
             shown = quoted(folder.path / name, 300)
-            raise CheckpointError(f"{shown} {reason}; export again: {folder.again()}")
+            raise CheckpointError(f"{shown} {reason}; export again: {folder.again()} --force")
 
 
 def open_programs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -63,6 +64,8 @@ def _clear(outside: Path, folder: Path) -> None:
         if remove_left(outside, lambda: _recover(outside, folder)):
             return
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{quoted(folder.name)} is too long for a folder's name") from None
         raise DiskError(
             f"{quoted(outside, 300)} is in the way and no folder of this user's ({error.strerror});"
             " see what it is, and remove it"

@@ -86,6 +86,7 @@ from mmchat.cli import model_choice
         (("generate", "-p", "x", "--seed", "x"), "'x' should be a valid integer, unable to parse"),
         (("generate", "--logprobs", "21"), "'21' should be less than or equal to 20 (see"),
         (("chat", "--max-seq-len", "x"), "'x' should be a valid integer, unable to parse"),
+        (("export", "--format", "hf", "--max-shard-size", "inf"), "than or equal to 1000000"),
         (("export", "--max-seq-len", "63"), "--max-seq-len 63 is too short for a prompt and"),
         (("export", "--format", "safetensors", "--max-seq-len", "64"), "takes any length"),
         (("export", "--format", "executorch", "--dtype", "bfloat16"), "float32, not bfloat16"),

@@ -224,6 +224,7 @@ def test_verify_names_the_command_that_exports_a_damaged_folder_again(run_real, 
     done = run_real("verify", str(folder), *options)
     assert done.stdout.startswith("params.json: has 2 bytes, ")
     again = f"mmchat export tiny --format safetensors -o '{folder}' --dtype float32 --quantize int8"
+    again += " --force"
     assert done.stderr.endswith(f"1 fault, in params.json; export it again: {again}\n")
     assert done.exit_code == 3
     assert run_real(*shlex.split(again)[1:]).exit_code == 0
@@ -235,7 +236,8 @@ def test_verify_says_what_to_export_again_for_the_hub(run_real, tmp_path):
     run_real("export", "tiny", "--format", "hf", "-o", str(folder))
     (folder / "config.json").unlink()
     done = run_real("verify", str(folder), "--repair")
-    assert done.stderr.endswith("1 fault, in config.json; export 'tiny' again with --format hf\n")
+    again = "export 'tiny' again with --format hf --force"
+    assert done.stderr.endswith(f"1 fault, in config.json; {again}\n")
 
 
 def test_verify_knows_the_hashes_of_a_download_by_another_tool(machine):

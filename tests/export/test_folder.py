@@ -210,7 +210,7 @@ def test_an_export_replaces_its_own_folder(folder):
 def test_what_export_did_not_write_needs_force(folder):
     (folder / "notes.txt").write_text("mine")
     plan = ExportPlan(LoadOptions(), folder, "safetensors")
-    with pytest.raises(UsageError, match=r"did not write; .* --force"):
+    with pytest.raises(UsageError, match=r"did not write, or what was changed since; .* --force"):
         export_model(plan)
     assert (folder / "notes.txt").read_text() == "mine"
     export_model(replace(plan, force=True))

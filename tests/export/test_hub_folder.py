@@ -233,7 +233,7 @@ def test_its_own_folder_is_replaced_and_nothing_else(hf_folder, tmp_path):
     export_hf(hf_folder, folder, dtype="float16")
     assert {tensor.dtype for tensor in weights_of(folder).values()} == {torch.float16}
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"did not write; .* --force"):
+    with pytest.raises(UsageError, match=r"did not write, or what was changed since; .* --force"):
         export_hf(hf_folder, folder)
     with pytest.raises(UsageError, match="is not replaced"):
         export_hf(folder, folder, force=True)
@@ -241,6 +241,32 @@ def test_its_own_folder_is_replaced_and_nothing_else(hf_folder, tmp_path):
         export_hf(hf_folder, tmp_path / "no" / "new")
     assert (folder / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize("kind", ["same size", "shorter", "a folder", "of Meta"])
+def test_a_folder_of_ours_that_somebody_changed_is_not_replaced(hf_folder, tmp_path, kind):
+    folder = export_hf(hf_folder, tmp_path / "hf")
+    weights = folder / "model.safetensors"
+    record = folder / MANIFEST_NAME
+    if kind == "same size":
+        weights.write_bytes(weights.read_bytes()[::-1])
+        os.utime(weights, ns=(0, record.stat().st_mtime_ns + 1))
+    elif kind == "shorter":
+        weights.write_bytes(b"mine")
+        os.utime(weights, ns=(0, 0))
+    elif kind == "a folder":
+        weights.unlink()
+        weights.mkdir()
+        os.utime(weights, ns=(0, 0))
+    else:  # as a folder of other files that mmchat recorded
+        manifest = read_manifest(record)
+        (folder / "config.json").unlink()
+        files = {name: file for name, file in manifest.files.items() if name != "config.json"}
+        write_manifest(record, replace(manifest, files=files))
+    with pytest.raises(UsageError, match="or what was changed since"):
+        export_hf(hf_folder, folder)
+    assert weights.exists()
+    assert export_hf(hf_folder, folder, force=True)
 
 
 def test_a_folder_that_was_downloaded_is_not_replaced(hf_folder, tmp_path):

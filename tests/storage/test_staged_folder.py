@@ -223,3 +223,11 @@ def test_killed_at_any_moment_the_folder_is_whole(tmp_path):
     make(folder, "after", replace=True)
     assert content_of(folder) == "after"
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_name_without_room_for_that_of_the_staging_folder_is_refused(tmp_path):
+    name = 250 * "n"
+    refused = pytest.raises(UsageError, match="nnn' is too long for a folder's name")
+    with refused, staged_folder(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
