@@ -84,7 +84,7 @@ def run(words: list[str], folder: Path) -> tuple[int, str]:
         said += more
         if b"\x1b[6n" in more or b"\x1b[c" in more:  # asks the terminal, which is dumb
             os.write(master, b"\x04")
-        if b"\n" in more and b">" in said:
+        if said.endswith(b"> ") or (b"\n" in more and b">" in said):  # a chat with what -o made
             os.write(master, b"\x04")
     else:
         os.kill(child, signal.SIGKILL)
