@@ -86,7 +86,9 @@ MaxShardSize = Annotated[
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Replace a folder that something else wrote.", rich_help_panel=EXPORT
+        "--force",
+        help="Replace a folder that something else wrote or changed.",
+        rich_help_panel=EXPORT,
     ),
 ]
 
