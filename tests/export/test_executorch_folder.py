@@ -125,6 +125,6 @@ def test_weights_are_rounded_part_by_part_as_the_scheme_says():
     per_token = form(head)[2]
     assert "int8" in per_token
     assert form(text) == ("torch.int4", (1, 32), per_token)
-    assert form(head) == ("torch.int8", (1, model.config.text.hidden_size), per_token)
+    assert form(head) == ("torch.int8", (1, model.config.text_config.hidden_size), per_token)
     kept = model.get_submodule("vision_model.transformer.layers.0.self_attn.q_proj").weight
     assert type(kept) is torch.nn.Parameter
