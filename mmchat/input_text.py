@@ -59,7 +59,10 @@ def lines(stream: BinaryIO, name: str) -> Iterator[str]:
     try:
         if not isinstance(stream, io.BufferedReader):  # bytes in memory
             stream = io.BufferedReader(stream)  # type: ignore[arg-type]
-        decoded(stream.peek(1), name, whole=False)
+        first = stream.peek(1)
+        if not first:  # the end, which a terminal tells once
+            return
+        decoded(first, name, whole=False)
         while line := stream.readline(most + 1):
             if len(line) > most:
                 raise PromptError(f"line {number} of {name} is longer than {mib} MiB")

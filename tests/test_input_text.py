@@ -45,3 +45,21 @@ def test_a_line_without_end_is_refused(monkeypatch):
     assert next(found) == "a"
     with pytest.raises(PromptError, match="line 2 of it is longer than 1 MiB"):
         next(found)
+
+
+def test_one_end_of_file_is_enough():
+    class Terminal(io.RawIOBase):
+        """Says once that the input ends, as Ctrl-D does, and then waits for more."""
+
+        ends = 0
+
+        def readable(self):
+            return True
+
+        def readinto(self, _):
+            self.ends += 1
+            return 0
+
+    terminal = Terminal()
+    assert list(lines(io.BufferedReader(terminal), "stdin")) == []
+    assert terminal.ends == 1

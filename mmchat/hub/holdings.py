@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -155,9 +156,11 @@ def remove(removal: Removal) -> None:
         name = quoted(removal.root, 300)
         raise UsageError(f"another run of mmchat is downloading into {name}; wait or stop it")
 
+    # where there is no such folder, no download is at work
+    is_locked = removal.work.is_dir() and not removal.work.is_symlink()
     path = removal.work
     try:
-        with alone_in(removal.work, refuse):
+        with alone_in(removal.work, refuse) if is_locked else nullcontext():
             for path in removal.files:
                 path.unlink(missing_ok=True)
     except OSError as error:
