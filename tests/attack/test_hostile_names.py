@@ -126,6 +126,8 @@ def test_no_command_crashes_hangs_or_lets_a_name_act(place: Path, figures: Figur
         words = [word.replace("@", name) for word in command.split(" ")]
         if any("\0" in word for word in words):
             continue
+        if words[0] == "generate" and name == "fifo" and "-o" in words:
+            continue  # waits for who reads it, as every program does
         code, said = run(words, place)
         check(words, code, said)
     figures(commands=len(chosen))
