@@ -22,14 +22,17 @@ from mmchat.errors import UsageError, quoted
 from mmchat.export.hub_folder import HubExport
 from mmchat.export.loaded import LoadedExport
 from mmchat.export.plan import ExportPlan
-from mmchat.export.target import check_space, check_target
+from mmchat.export.target import check_target
 from mmchat.progress import ProgressCallback
 from mmchat.storage.safe_files import sync
+from mmchat.storage.space import check_space
 from mmchat.storage.staged_folder import staged_folder
 
 __all__ = ["ExportPlan", "ExportReport", "export_model"]
 
 _NO_PROGRESS: ProgressCallback = lambda stage, done, total: None  # noqa: E731, ARG005
+
+_PAPERS = 64 * 10**6  # bytes, for what comes with the weights
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = _NO_PROGRESS) ->
     if source.checkpoint:
         papers_beside(source.checkpoint)  # raises now, not after minutes
     with _opened(plan, source, progress) as model:
-        check_space(plan.folder, model.num_bytes)
+        check_space(plan.folder, model.num_bytes + _PAPERS, f"the export of {source.params.name}")
         with staged_folder(plan.folder, replace=replaces) as work:
             source.copy_papers(work)
             record = model.write(work, progress)

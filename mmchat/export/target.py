@@ -1,9 +1,8 @@
-"""The folder of an export: what it must not overwrite, and whether it has room."""
+"""The folder of an export: what it must not overwrite."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -68,13 +67,3 @@ def _is_ours(folder: Path) -> bool:
         if path != record and not (is_whole and found.st_mtime_ns <= written):
             return False
     return True
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raises DiskError unless `needed` bytes of weights, and what comes with them, fit."""
-    free = shutil.disk_usage(folder.parent).free
-    if needed * 1.01 + 64e6 > free:
-        raise DiskError(
-            f"{needed:,} bytes are needed in {quoted(folder.parent, 300)}, and {free:,} are free;"
-            " choose another disk with --output"
-        )
