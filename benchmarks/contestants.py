@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.clock import Elapsed, Stopwatch
 from benchmarks.random_mllama import RandomContext, fill_cache
 from mmchat.conversation import Image, Message, Text
+from mmchat.models.prompt import PlacedMedia
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -23,7 +24,7 @@ DECODE_ROOM = 256  # positions beyond the context that a decode measurement may 
 class PicturePrompt:
     """A prompt that begins with a picture. image: the family's tiled picture."""
 
-    input_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
     image: Any
 
 
@@ -61,8 +62,8 @@ class Mmchat:
 
     def prefill_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
         runtime = self.loaded.runtime
-        cache = runtime.new_cache(1, len(prompt.input_ids) + DECODE_ROOM)
-        inputs = self._inputs(prompt.input_ids, ((0, prompt.image),))
+        cache = runtime.new_cache(1, len(prompt.token_ids) + DECODE_ROOM)
+        inputs = self._inputs(prompt.token_ids, (PlacedMedia(0, 1, prompt.image),))
         begin = self._clock.now()
         runtime.encode_images(inputs, cache)
         middle = self._clock.now()
@@ -90,12 +91,12 @@ class Mmchat:
         token = torch.tensor([[token_id]], device=self.loaded.device)
         return self.loaded.runtime.decode(token, cache)
 
-    def _inputs(self, input_ids: tuple[int, ...], images: tuple[tuple[int, Any], ...]) -> Any:
+    def _inputs(self, input_ids: tuple[int, ...], media: tuple[PlacedMedia, ...]) -> Any:
         processor = self.loaded.processor
-        prompt = processor.raw_prompt(Message("user", (Text("."),)))
-        return processor.inputs(replace(prompt, input_ids=input_ids, images=images), 0)
+        prompt = processor.raw(Message("user", (Text("."),)))
+        return processor.inputs(replace(prompt, token_ids=input_ids, media=media), 0)
 
 
 def tiled(processor: Any, image: Image) -> Any:
     """The picture as the family's model takes it."""
-    return processor.raw_prompt(Message("user", (image,))).images[0][1]
+    return processor.raw(Message("user", (image,))).media[0].media

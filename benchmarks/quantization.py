@@ -91,9 +91,9 @@ def answer_logits(loaded: LoadedModel, scenes: int) -> tuple[list[Tensor], int]:
     for scene in heldout_scenes(scenes):
         pictures = [from_pil(p, source=f"scene {scene.seed}") for p in scene.pictures]
         for question in scene.questions:
-            prompt = processor.chat_prompt(messages(pictures, question))
+            prompt = processor.chat(messages(pictures, question))
             answer = processor.tokenizer.encode(question.answer)
-            cache = runtime.new_cache(1, len(prompt.input_ids) + len(answer))
+            cache = runtime.new_cache(1, len(prompt.token_ids) + len(answer))
             first = runtime.prefill(processor.inputs(prompt, 0), cache)
             rest = runtime.verify(torch.tensor([answer]), cache)
             found.append(torch.cat((first, rest[0])))
@@ -130,8 +130,8 @@ def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, loaded.vocab_size, (1, TEXT_TOKENS), generator=draw)
     picture = load_image(picture_file(*picture_size(1, loaded.params.tile_size), seed=1))
-    prompt = loaded.processor.raw_prompt(Message("user", (picture,)))
-    cache = loaded.runtime.new_cache(1, len(prompt.input_ids) + TEXT_TOKENS)
+    prompt = loaded.processor.raw(Message("user", (picture,)))
+    cache = loaded.runtime.new_cache(1, len(prompt.token_ids) + TEXT_TOKENS)
     loaded.runtime.prefill(loaded.processor.inputs(prompt, 0), cache)
     return [loaded.runtime.verify(tokens, cache)[0]]
 

@@ -82,7 +82,7 @@ def decode_seconds(
 ) -> float:
     """Processor seconds for all tokens after the first."""
     params = SamplingParams(temperature=0, max_new_tokens=len(answer))
-    filler = loaded.processor.raw_prompt(Message("user", (Text("x" * (len(prompt) - 1)),)))
+    filler = loaded.processor.raw(Message("user", (Text("x" * (len(prompt) - 1)),)))
     inputs = loaded.processor.inputs(filler, 0)
     inputs.input_ids.copy_(torch.tensor([prompt]))
     cache = loaded.runtime.new_cache(1, len(prompt) + len(answer) + 64)

@@ -102,9 +102,9 @@ class TransformersMllama:
         pixels[0, 0, : len(tiles)] = tiles
         used = torch.zeros(1, 1, slots, dtype=torch.long)
         used[..., : len(tiles)] = 1
-        seen = used[:, None].expand(1, len(prompt.input_ids), 1, slots)
+        seen = used[:, None].expand(1, len(prompt.token_ids), 1, slots)
         inputs = {
-            "input_ids": torch.tensor([prompt.input_ids]),
+            "input_ids": torch.tensor([prompt.token_ids]),
             "pixel_values": pixels,
             "aspect_ratio_ids": torch.tensor([[layout.aspect_ratio_id]]),
             "aspect_ratio_mask": used,

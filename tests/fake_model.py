@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from mmchat.conversation import Message
 from mmchat.engine.sampling import SamplingParams
 from mmchat.loading.options import LoadOptions
+from mmchat.models.prompt import Prompt
 
 EOT = 256
 VOCAB_SIZE = 260
@@ -37,32 +37,21 @@ class ByteTokenizer:
         return bytes([token_id]) if token_id < 256 else b"<eot>"
 
 
-@dataclass(frozen=True)
-class FakePrompt:
-    input_ids: tuple[int, ...]
-    layouts: tuple[Any, ...] = ()
-    image_tokens: tuple[int, ...] = ()
-
-    @property
-    def fingerprint(self) -> tuple[int, ...]:
-        return self.input_ids
-
-
 class FakeProcessor:
     """Each message becomes its bytes and an end-of-turn token."""
 
     stop_ids = frozenset({EOT})
     alpha = "white"
 
-    def chat_prompt(self, messages: Sequence[Message]) -> FakePrompt:
+    def chat(self, messages: Sequence[Message]) -> Prompt:
         ids = [i for m in messages for i in (*m.text.encode(), EOT)]
-        return FakePrompt(tuple(ids))
+        return Prompt(tuple(ids))
 
-    def raw_prompt(self, message: Message) -> FakePrompt:
-        return FakePrompt(tuple(message.text.encode()))
+    def raw(self, message: Message) -> Prompt:
+        return Prompt(tuple(message.text.encode()))
 
-    def inputs(self, prompt: FakePrompt, start: int) -> Any:
-        return SimpleNamespace(input_ids=torch.tensor([prompt.input_ids[start:]]))
+    def inputs(self, prompt: Prompt, start: int) -> Any:
+        return SimpleNamespace(input_ids=torch.tensor([prompt.token_ids[start:]]))
 
 
 class FakeCache:

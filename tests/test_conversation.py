@@ -128,8 +128,8 @@ class Talk:
         turns = self.session.conversation.turns
         last = [turns[-1].question] if turns else []
         before = self.session.conversation.without_last().messages + last
-        prompt = processor.chat_prompt(before)
-        if prompt.input_ids != finished.prompt_ids:  # said nothing, so that it was not kept
+        prompt = processor.chat(before)
+        if prompt.token_ids != finished.prompt_ids:  # said nothing, so that it was not kept
             return
         fresh = runtime.prefill(processor.inputs(prompt, 0), runtime.new_cache(1, 64))
         torch.testing.assert_close(self.first_logits, fresh, atol=1e-4, rtol=1e-4)
@@ -168,7 +168,7 @@ def test_a_cache_that_kept_a_stale_position_would_be_seen(model, pictures, monke
     talk.watch(monkeypatch)
     talk.answer(talk.session.ask(question("What is it?", pictures[:1]), talk.sampling()))
     talk.session.conversation = talk.session.conversation.with_image(1, pictures[1])
-    prompt = model.processor.chat_prompt(talk.session.messages[:-1])
+    prompt = model.processor.chat(talk.session.messages[:-1])
     talk.session._cached = list(prompt.fingerprint)  # as if the new picture had been read
     with pytest.raises(AssertionError):
         talk.answer(talk.session.retry(talk.sampling()))

@@ -77,7 +77,7 @@ def bytes_held(session):
 
 
 PLACES = {
-    "preprocessing": lambda model: (model.processor, "chat_prompt", 1),
+    "preprocessing": lambda model: (model.processor, "chat", 1),
     "vision": lambda model: (model.runtime.model.vision_model, "forward", 1),
     "the projection of a picture": lambda model: (model.runtime.model, "cross_key_values", 1),
     "prefill": lambda model: (TextModel, "forward", 1),

@@ -39,7 +39,7 @@ class Workload:
         """Whether the model has the positions; an exported one may have few."""
         positions = self.tokens
         if self.tiles:
-            positions = len(self._prompt(loaded, self._given(loaded, 0)).input_ids)
+            positions = len(self._prompt(loaded, self._given(loaded, 0)).token_ids)
         return positions + 1 + DECODED <= loaded.max_seq_len
 
     def time(self, loaded: LoadedModel, index: int) -> dict[str, float]:
@@ -75,15 +75,15 @@ class Workload:
         """The family's prompt of it, cut to `tokens`."""
         if isinstance(given, bytes):
             question = Message("user", (load_image(given), Text(QUESTION)))
-            return loaded.processor.chat_prompt([question])
-        prompt = loaded.processor.raw_prompt(Message("user", (Text(given),)))
-        return replace(prompt, input_ids=prompt.input_ids[: self.tokens])
+            return loaded.processor.chat([question])
+        prompt = loaded.processor.raw(Message("user", (Text(given),)))
+        return replace(prompt, token_ids=prompt.token_ids[: self.tokens])
 
 
 def _write(loaded: LoadedModel, prompt: Any, timings: Timings) -> None:
     """Read the prompt and write 1 + DECODED tokens, whatever they are. Raises NumericalError."""
     params = SamplingParams(temperature=0, max_new_tokens=1 + DECODED, speculate="off")
-    ids = prompt.input_ids
+    ids = prompt.token_ids
     sampler = Sampler(params, list(ids), loaded.vocab_size, loaded.runtime.device)
     drafter = Drafter(ids, params.speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
     for _ in generate_tokens(

@@ -28,6 +28,7 @@ from mmchat.models.base import common_prefix
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
+    from mmchat.models.prompt import Prompt
 
 INITIAL_CAPACITY = 256  # positions beyond the prompt; the cache grows when they are used
 
@@ -131,7 +132,7 @@ class ChatSession:
         messages = self.messages + ([message] if message else [])
         used = 0
         if messages:
-            used = len(self.loaded.processor.chat_prompt(messages).input_ids)
+            used = len(self.loaded.processor.chat(messages).token_ids)
         return Budget(used, self.loaded.max_seq_len)
 
     def turns_over_budget(self, message: Message, room: int = 1) -> int | None:
@@ -144,7 +145,7 @@ class ChatSession:
 
         def fits(count: int) -> bool:
             messages = [*chat.without_first(count).messages, message]
-            used = len(self.loaded.processor.chat_prompt(messages).input_ids)
+            used = len(self.loaded.processor.chat(messages).token_ids)
             return used + room <= self.loaded.max_seq_len
 
         counts = range(len(chat.turns) + 1)
@@ -173,9 +174,7 @@ class ChatSession:
         if message.images and self.loaded.options.text_only:
             raise UsageError("the model was loaded for text only; load it again without text_only")
         history = [*before.messages, message]
-        finished = yield from self._answer(
-            lambda: self.loaded.processor.chat_prompt(history), sampling
-        )
+        finished = yield from self._answer(lambda: self.loaded.processor.chat(history), sampling)
         if finished.text or finished.reason != "interrupted":
             self.conversation = before.plus(Turn(message, finished.text, finished.reason))
         yield finished
@@ -187,7 +186,7 @@ class ChatSession:
         sampling: SamplingParams | None,
     ) -> Iterator[Event]:
         message = self._user_message(text, images, [])
-        yield (yield from self._answer(lambda: self.loaded.processor.raw_prompt(message), sampling))
+        yield (yield from self._answer(lambda: self.loaded.processor.raw(message), sampling))
 
     def _user_message(
         self, text: str, images: ImageSource | Sequence[ImageSource], beside: list[Image]
@@ -202,7 +201,7 @@ class ChatSession:
         return Message("user", (*loaded, Text(text)))
 
     def _answer(
-        self, make_prompt: Callable[[], Any], sampling: SamplingParams | None
+        self, make_prompt: Callable[[], Prompt], sampling: SamplingParams | None
     ) -> Generator[Event, None, Finished]:
         """Yield the events of one answer; return the last one.
 
@@ -215,7 +214,7 @@ class ChatSession:
             yield Progress("preprocessing")
             prompt = make_prompt()
             timings.preprocessing_seconds = time.perf_counter() - timings.started
-            room = self._room(len(prompt.input_ids))
+            room = self._room(len(prompt.token_ids))
             params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
             return (yield from self._run(prompt, params, timings))
         except BaseException as error:
@@ -247,23 +246,23 @@ class ChatSession:
         return room
 
     def _run(
-        self, prompt: Any, params: SamplingParams, timings: Timings
+        self, prompt: Prompt, params: SamplingParams, timings: Timings
     ) -> Generator[Event, None, Finished]:
         loaded = self.loaded
         # The last position is read again even if it is cached: its logits are needed.
-        start = min(common_prefix(self._cached, prompt.fingerprint), len(prompt.input_ids) - 1)
+        start = min(common_prefix(self._cached, prompt.fingerprint), len(prompt.token_ids) - 1)
         self._cache.truncate(start)
         self._cached = self._cached[:start]
         inputs = loaded.processor.inputs(prompt, start)
-        sampler = Sampler(params, list(prompt.input_ids), loaded.vocab_size, loaded.runtime.device)
+        sampler = Sampler(params, list(prompt.token_ids), loaded.vocab_size, loaded.runtime.device)
         drafter = Drafter(
-            prompt.input_ids,
+            prompt.token_ids,
             params.speculate,
             self._pace,
             stop_ids=loaded.processor.stop_ids,
             vocab_size=loaded.vocab_size,
         )
-        yield Progress("vision" if prompt.image_tokens else "prefill")
+        yield Progress("vision" if prompt.media else "prefill")
         tokens = generate_tokens(
             loaded.runtime,
             inputs,
@@ -280,23 +279,22 @@ class ChatSession:
         self._cache.truncate(len(self._cached))
         timings.peak_memory_bytes = loaded.peak_memory()
         usage = Usage(
-            prompt_tokens=len(prompt.input_ids),
+            prompt_tokens=len(prompt.token_ids),
             cached_tokens=start,
             completion_tokens=len(answer.ids),
-            image_count=len(prompt.image_tokens),
-            image_tokens=sum(prompt.image_tokens),
+            image_count=len(prompt.media),
+            image_tokens=sum(placed.media.facts.tokens for placed in prompt.media),
         )
         return Finished(
             answer.reason,
             "".join(answer.pieces),
             usage,
             timings,
-            prompt.input_ids,
+            prompt.token_ids,
             tuple(answer.ids),
             tuple(answer.logprobs),
             sampler.seed,
-            prompt.layouts,
-            prompt.image_tokens,
+            tuple(placed.media.facts for placed in prompt.media),
         )
 
 

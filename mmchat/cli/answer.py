@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmchat.conversation import Image
     from mmchat.engine.sampling import SamplingParams
     from mmchat.loading.loader import LoadedModel
-    from mmchat.models.mllama.tiling import TileLayout
+    from mmchat.models.prompt import MediaFacts
     from mmchat.tokenizers.base import Tokenizer
 
 Form = Literal["stream", "whole", "json", "json-lines"]
@@ -129,8 +129,8 @@ class Answer:
         return record
 
     def _image_facts(self, finished: Finished) -> list[dict[str, Any]]:
-        pictures = zip(self._images, finished.layouts, finished.image_tokens, strict=True)
-        return [image_facts(image.source, layout, tokens) for image, layout, tokens in pictures]
+        pictures = zip(self._images, finished.pictures, strict=True)
+        return [image_facts(image.source, facts) for image, facts in pictures]
 
 
 class MarkdownAnswer:
@@ -153,16 +153,14 @@ class MarkdownAnswer:
         self.started = False
 
 
-def image_facts(source: str, layout: TileLayout, tokens: int) -> dict[str, Any]:
-    """Sizes are (height, width) in pixels, the grid (rows, columns) in tiles."""
+def image_facts(source: str, facts: MediaFacts) -> dict[str, Any]:
+    """What --json says of a picture. Sizes are (height, width) in pixels."""
     return {
         "source": source,
-        "size": list(layout.image_size),
-        "resized": list(layout.resized),
-        "canvas": list(layout.canvas),
-        "tile_grid": list(layout.aspect_ratio),
-        "tile_size": layout.tile_size,
-        "tokens": tokens,
+        "size": list(facts.size),
+        "resized": list(facts.resized),
+        **facts.details,
+        "tokens": facts.tokens,
     }
 
 

@@ -87,9 +87,9 @@ def tiles(
 
 def picture_facts(picture: Image, params: ModelParams) -> dict[str, Any]:
     """Sizes (height, width), grid (rows, columns) and tokens of a picture for one model."""
-    layout = _layout(picture, params)
-    tokens = layout.num_tiles * params.config.vision_config.tokens_per_tile
-    return answer.image_facts(picture.source, layout, tokens)
+    vision = params.config.vision_config
+    facts = family_module(params, "tiling").facts(vision, picture.height, picture.width)
+    return answer.image_facts(picture.source, facts)
 
 
 def _layout(picture: Image, params: ModelParams) -> TileLayout:

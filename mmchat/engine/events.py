@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mmchat.conversation import FinishReason
+
+if TYPE_CHECKING:
+    from mmchat.models.prompt import MediaFacts
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete. layouts, image_tokens: one entry for each picture of the prompt."""
+    """The answer is complete. pictures: one entry for each of the prompt."""
 
     reason: FinishReason
     text: str
@@ -78,8 +81,7 @@ class Finished:
     output_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
     seed: int
-    layouts: tuple[Any, ...]
-    image_tokens: tuple[int, ...]
+    pictures: tuple[MediaFacts, ...]
 
 
 Event = Progress | TextDelta | Finished

@@ -54,9 +54,9 @@ def _logits(model: LoadedModel, reference: LoadedModel, max_images: int) -> Iter
 
     for prompt in _prompts(reference, max_images):
         runtime: Runtime = model.runtime
-        cache = runtime.new_cache(1, len(prompt.input_ids) + _DECODED)
+        cache = runtime.new_cache(1, len(prompt.token_ids) + _DECODED)
         yield runtime.prefill(reference.processor.inputs(prompt, 0), cache).clone()
-        for token in prompt.input_ids[1 : 1 + _DECODED]:
+        for token in prompt.token_ids[1 : 1 + _DECODED]:
             ids = torch.tensor([[token]], device=runtime.device)
             yield runtime.decode(ids, cache).clone()
 
@@ -67,9 +67,9 @@ def _prompts(model: LoadedModel, max_images: int) -> Iterator[Any]:
     for pictures in contents:
         message = Message("user", (*pictures[:max_images], Text("What is here?")))
         if model.params.chat_format == "base":
-            yield model.processor.raw_prompt(message)
+            yield model.processor.raw(message)
         else:
-            yield model.processor.chat_prompt([message])
+            yield model.processor.chat([message])
 
 
 def _picture(height: int, width: int) -> Image:

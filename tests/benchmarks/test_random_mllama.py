@@ -133,10 +133,10 @@ def test_a_made_up_context_decodes_as_one_that_was_read():
     given = tensors()
     loaded = load(given.checkpoint())
     model, config = loaded.runtime.model, loaded.params.config
-    prompt = loaded.processor.raw_prompt(_message("The quick brown fox."))
+    prompt = loaded.processor.raw(_message("The quick brown fox."))
     read = model.new_cache(1, 64)
     model.prefill(loaded.processor.inputs(prompt, 0), read)
-    length = len(prompt.input_ids)
+    length = len(prompt.token_ids)
     kept = tuple((x.key[:, :, :length], x.value[:, :, :length]) for x in read.layers)
     made = model.new_cache(1, 64)
     random_mllama.fill_cache(made, random_mllama.RandomContext(length, kept, None))

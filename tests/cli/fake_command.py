@@ -8,25 +8,26 @@ from typing import Any
 
 from mmchat.conversation import Message
 from mmchat.loading.options import LoadOptions
-from mmchat.models.mllama.tiling import choose_layout
+from mmchat.models.mllama import tiling
+from mmchat.models.prompt import PlacedMedia, Prompt
 from tests.cli.fake_loading import known_params
-from tests.fake_model import FakeProcessor, FakePrompt, fake_model
+from tests.fake_model import FakeProcessor, fake_model
 
 
 class PictureProcessor(FakeProcessor):
     """Lays pictures out on tiles of 112 px with 65 tokens each."""
 
-    def chat_prompt(self, messages: Any) -> FakePrompt:
-        return self._with_pictures(super().chat_prompt(messages), messages[-1])
+    def chat(self, messages: Any) -> Prompt:
+        return self._with_pictures(super().chat(messages), messages[-1])
 
-    def raw_prompt(self, message: Message) -> FakePrompt:
-        return self._with_pictures(super().raw_prompt(message), message)
+    def raw(self, message: Message) -> Prompt:
+        return self._with_pictures(super().raw(message), message)
 
-    def _with_pictures(self, prompt: FakePrompt, message: Message) -> FakePrompt:
-        layouts = tuple(choose_layout(i.height, i.width, 112, 4) for i in message.images)
-        return replace(
-            prompt, layouts=layouts, image_tokens=tuple(65 * x.num_tiles for x in layouts)
-        )
+    def _with_pictures(self, prompt: Prompt, message: Message) -> Prompt:
+        vision = known_params("tiny").config.vision_config
+        facts = [tiling.facts(vision, i.height, i.width) for i in message.images]
+        media: Any = [SimpleNamespace(content_hash="", facts=one) for one in facts]
+        return replace(prompt, media=tuple(PlacedMedia(0, 0, one) for one in media))
 
 
 def scripted_model(*answers: bytes, params: str = "llama3.2-11B") -> Any:

@@ -46,8 +46,7 @@ class ScriptedSession:
             output_ids=tuple(map(ord, said)),
             logprobs=(),
             seed=0,
-            layouts=(),
-            image_tokens=(),
+            pictures=(),
         )
 
 

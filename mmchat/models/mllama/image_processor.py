@@ -16,7 +16,8 @@ from PIL import Image as PILImage
 
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
-from mmchat.models.mllama.tiling import TileLayout, choose_layout
+from mmchat.models.mllama.tiling import TileLayout, layout_facts, layout_of
+from mmchat.models.prompt import MediaFacts
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,21 @@ class TiledImage:
     """A picture as the vision encoder takes it.
 
     pixel_values: [T, C, S, S] float32, valid tiles only, row by row; S is the tile size.
-    layout: how the picture lies on its canvas. content_hash: that of the picture.
+    layout: how the picture lies on its canvas. content_hash: that of the picture. facts: what
+    people are told.
     """
 
     pixel_values: torch.Tensor
     layout: TileLayout
     content_hash: str
+    facts: MediaFacts
 
 
 def preprocess(
     image: Image, vision_config: VisionConfig, processor_config: ImageProcessorConfig
 ) -> TiledImage:
     """Resize, pad, normalise and cut one picture: RGB pixels -> [T, C, S, S] float32."""
-    layout = choose_layout(
-        image.height, image.width, vision_config.image_size, vision_config.max_num_tiles
-    )
+    layout = layout_of(vision_config, image.height, image.width)
     height, width = layout.resized
     picture = image.pixels.resize((width, height), PILImage.Resampling.BILINEAR)
     canvas = np.zeros((*layout.canvas, 3), dtype=np.uint8)
@@ -63,7 +64,8 @@ def preprocess(
     values = np.empty(tiles.shape, dtype=np.float32)
     for channel, table in enumerate(_normalisation(processor_config)):
         np.take(table, tiles[:, channel], out=values[:, channel])
-    return TiledImage(torch.from_numpy(values), layout, image.content_hash)
+    facts = layout_facts(layout, vision_config)
+    return TiledImage(torch.from_numpy(values), layout, image.content_hash, facts)
 
 
 def _normalisation(config: ImageProcessorConfig) -> np.ndarray:

@@ -9,6 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmchat.models.prompt import MediaFacts
+from mmchat.words import grid, pixels
+
+if TYPE_CHECKING:
+    from mmchat.models.mllama.config import VisionConfig
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,37 @@ def choose_layout(height: int, width: int, tile_size: int, max_num_tiles: int) -
         aspect_ratio=grids[index],
         aspect_ratio_id=index + 1,
         tile_size=tile_size,
+    )
+
+
+def layout_of(config: VisionConfig, height: int, width: int) -> TileLayout:
+    """How a picture of `height` x `width` pixels lies on the canvas of a model."""
+    return choose_layout(height, width, config.image_size, config.max_num_tiles)
+
+
+def facts(config: VisionConfig, height: int, width: int) -> MediaFacts:
+    """What people are told about a picture of `height` x `width` pixels."""
+    return layout_facts(layout_of(config, height, width), config)
+
+
+def layout_facts(layout: TileLayout, config: VisionConfig) -> MediaFacts:
+    """The same of a picture that lies so."""
+    padding = 1 - math.prod(layout.resized) / math.prod(layout.canvas)
+    return MediaFacts(
+        size=layout.image_size,
+        resized=layout.resized,
+        grid=layout.aspect_ratio,
+        tokens=layout.num_tiles * config.tokens_per_tile,
+        positions=1,
+        lines=(
+            ("canvas", f"{pixels(layout.canvas)}, {grid(layout.aspect_ratio)}"),
+            ("on the canvas", f"{pixels(layout.resized)} at the top left, {padding:.0%} padding"),
+        ),
+        details={
+            "canvas": list(layout.canvas),
+            "tile_grid": list(layout.aspect_ratio),
+            "tile_size": layout.tile_size,
+        },
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.image_processor import TiledImage
 from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
-from mmchat.models.mllama.tiling import TileLayout
+from mmchat.models.mllama.tiling import TileLayout, layout_facts
 
 TOLERANCE = 1e-4  # on logits and features with a standard deviation around 1
 CANVASES = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
@@ -139,7 +139,8 @@ def picture(canvas: tuple[int, int], seed: int = 0) -> TiledImage:
         aspect_ratio_id=CANVASES.index(canvas) + 1,
         tile_size=side,
     )
-    return TiledImage(pixels, layout, f"{rows}x{columns}-{seed}")
+    facts = layout_facts(layout, CONFIG.vision_config)
+    return TiledImage(pixels, layout, f"{rows}x{columns}-{seed}", facts)
 
 
 # The arrangements of pictures and text that have gone wrong in some implementation.

@@ -43,7 +43,7 @@ def picture(height: int, width: int, largest: int = 6000) -> PILImage.Image:
 
 
 def tiled(pixels: PILImage.Image, side: int, tiles: int = 4):
-    vision = SimpleNamespace(image_size=side, max_num_tiles=tiles)
+    vision = SimpleNamespace(image_size=side, max_num_tiles=tiles, tokens_per_tile=1)
     return preprocess(Image(pixels, "test", "hash"), vision, CONFIG)
 
 
@@ -141,7 +141,9 @@ def test_tiles_run_row_by_row():
 def test_the_picture_itself_is_not_changed_and_its_hash_is_kept():
     image = from_pil(picture(50, 70, 1500))
     before = image.pixels.tobytes()
-    result = preprocess(image, SimpleNamespace(image_size=112, max_num_tiles=4), CONFIG)
+    result = preprocess(
+        image, SimpleNamespace(image_size=112, max_num_tiles=4, tokens_per_tile=1), CONFIG
+    )
     assert image.pixels.tobytes() == before
     assert result.content_hash == image.content_hash
     assert result.pixel_values.is_contiguous()

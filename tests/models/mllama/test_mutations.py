@@ -15,7 +15,7 @@ import pytest
 from mmchat.engine.sampling import Sampler
 from mmchat.models.mllama import meta_format
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.processor import MllamaPrompt
+from mmchat.models.prompt import Prompt
 from tests.engine import test_sampling
 from tests.models.mllama import oracle, test_processor, test_weights
 from tests.models.mllama import transformers_mllama as theirs
@@ -151,17 +151,17 @@ def one_key_head_left_as_it_is(patch) -> None:
 
 
 def fingerprint_of_ids_alone(patch) -> None:
-    patch.setattr(MllamaPrompt, "fingerprint", property(lambda self: self.input_ids))
+    patch.setattr(Prompt, "fingerprint", property(lambda self: self.token_ids))
 
 
 def fingerprint_of_sizes(patch) -> None:
     def sized(self):
-        marks = list(self.input_ids)
-        for position, image in self.images:
-            marks[position] = str(image.layout)
+        marks = list(self.token_ids)
+        for placed in self.media:
+            marks[placed.position] = str(placed.media.layout)
         return tuple(marks)
 
-    patch.setattr(MllamaPrompt, "fingerprint", property(sized))
+    patch.setattr(Prompt, "fingerprint", property(sized))
 
 
 SEEN_BY: dict[Callable, Callable] = {

@@ -22,7 +22,7 @@ from mmchat.conversation import Image
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.mllama.tiling import choose_layout
+from mmchat.models.mllama.tiling import choose_layout, layout_facts
 from mmchat.models.mllama.weights import iter_weights, shard_dims
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import TOLERANCE, distance
@@ -92,7 +92,8 @@ def golden_picture(name: str) -> TiledImage:
         for values in (NORMALISATION.image_mean, NORMALISATION.image_std)
     )
     layout = choose_layout(*INDEX["pictures"][name], PARAMS["vision_chunk_size"], 4)
-    return TiledImage((tiles - mean) / std, layout, name)
+    facts = layout_facts(layout, CONFIG.vision_config)
+    return TiledImage((tiles - mean) / std, layout, name, facts)
 
 
 def golden_run(case: str) -> tuple[list[oracle.Row], oracle.Outputs]:

@@ -26,16 +26,16 @@ def picture(grey: int) -> Image:
 
 def prompt_about(*pictures: Image):
     processor = MllamaProcessor(CONFIG, NORMALISATION, BytePairTokenizer(TOKENS, SPECIALS), "white")
-    return processor.chat_prompt([Message("user", (*pictures, Text("What is it?")))])
+    return processor.chat([Message("user", (*pictures, Text("What is it?")))])
 
 
 def test_a_picture_replaced_at_the_same_place_changes_the_fingerprint_there():
     first = prompt_about(picture(10), picture(20), picture(30))
     second = prompt_about(picture(10), picture(21), picture(30))
-    assert first.input_ids == second.input_ids
+    assert first.token_ids == second.token_ids
     pairs = zip(first.fingerprint, second.fingerprint, strict=True)
     different = [at for at, (one, other) in enumerate(pairs) if one != other]
-    assert different == [first.images[1][0]]
+    assert different == [first.media[1].position]
     assert first.fingerprint == prompt_about(picture(10), picture(20), picture(30)).fingerprint
-    tiles = [prompt.images[1][1].pixel_values for prompt in (first, second)]
+    tiles = [prompt.media[1].media.pixel_values for prompt in (first, second)]
     assert not torch.equal(*tiles)

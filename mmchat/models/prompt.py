@@ -1,0 +1,95 @@
+"""What a conversation becomes for a model: token ids, with pictures among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from mmchat.conversation import Image, Message
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What people are told about a picture; sizes are (height, width) in pixels.
+
+    resized: the picture as the encoder sees it. grid: the (rows, columns) that it is cut into.
+    tokens: what the text can attend to, or is given in its place. positions: what the picture takes
+    of the context. lines: the family's own words, (label, value). details: the family's own
+    numbers, by their names in JSON.
+    """
+
+    size: tuple[int, int]
+    resized: tuple[int, int]
+    grid: tuple[int, int]
+    tokens: int
+    positions: int
+    lines: tuple[tuple[str, str], ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Media(Protocol):
+    """A picture as the family's encoder takes it."""
+
+    @property
+    def content_hash(self) -> str: ...
+
+    @property
+    def facts(self) -> MediaFacts: ...
+
+
+@dataclass(frozen=True)
+class PlacedMedia:
+    """A picture in a prompt: at `position`, where it takes `count` positions."""
+
+    position: int
+    count: int
+    media: Media
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A whole conversation, ready to be read.
+
+    media: its pictures in order. context: what else the keys and values of every position depend
+    on, such as a rotary base that follows from the length; prompts that differ in it share nothing.
+    """
+
+    token_ids: tuple[int, ...]
+    media: tuple[PlacedMedia, ...] = ()
+    context: str = ""
+
+    @property
+    def fingerprint(self) -> tuple[int | str, ...]:
+        """One mark a position: its token id, or the content hash of its picture."""
+        marks: list[int | str] = list(self.token_ids)
+        for placed in self.media:
+            at = placed.position
+            marks[at : at + placed.count] = [placed.media.content_hash] * placed.count
+        if self.context and marks:
+            marks[0] = f"{self.context} {marks[0]}"
+        return tuple(marks)
+
+
+class Processor(Protocol):
+    """Makes prompts. Raises PromptError and ImageError.
+
+    stop_ids end an answer. alpha: what is done with transparent pictures when they are opened.
+    """
+
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+    @property
+    def alpha(self) -> Literal["white", "drop"]: ...
+
+    def chat(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt that lets the assistant answer `messages`, in the chat format."""
+        ...
+
+    def raw(self, message: Message) -> Prompt:
+        """The prompt that a base model continues: no chat format."""
+        ...
+
+    def facts(self, image: Image) -> MediaFacts: ...
