@@ -1,0 +1,178 @@
+"""What the engine knows of a model: batches of rows, a cache, and two calls.
+
+A family's own state travels in the media of a prompt and in the cache; nobody else looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mmchat.models.prompt import Media, Prompt
+
+
+# ---- one forward --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """New positions of several rows, which lie one behind the other: N tokens in all.
+
+    token_ids: [N]. slots: where each row lives in the cache. starts: positions that it has read.
+    counts: tokens that it reads now: 1 decodes, a few check a draft, many are a prompt or a piece
+    of one. wanted: which of the N give logits, rising.
+    """
+
+    token_ids: Tensor
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+    @property
+    def wants_all(self) -> bool:
+        return len(self.wanted) == sum(self.counts)
+
+    @classmethod
+    def last_of(cls, token_ids: Tensor, start: int, slot: int = 0) -> Batch:
+        """One row, of which the last position gives logits. token_ids: [N]"""
+        count = len(token_ids)
+        return cls(token_ids, (slot,), (start,), (count,), (count - 1,))
+
+    @classmethod
+    def all_of(cls, token_ids: Tensor, start: int, slot: int = 0) -> Batch:
+        """One row, of which all positions give logits. token_ids: [N]"""
+        count = len(token_ids)
+        return cls(token_ids, (slot,), (start,), (count,), tuple(range(count)))
+
+
+class Cache(Protocol):
+    """What a model keeps of the rows that it reads, each in its slot, and of their pictures."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Positions stored of each slot."""
+        ...
+
+    def open(self, slot: int, prompt: Prompt) -> None:
+        """Say what the slot will read, after what it holds; before any of it is read."""
+        ...
+
+    def reserve(self, slot: int, length: int) -> None:
+        """Make room for `length` positions."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget everything from position `length` on; encoded pictures may stay."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let `target` hold the first `length` positions of `source`."""
+        ...
+
+    def free(self, slot: int) -> None:
+        """Forget a row, and give its memory back."""
+        ...
+
+    def has_media(self, content_hash: str) -> bool:
+        """Whether the picture need not be encoded."""
+        ...
+
+    def drop_media(self, content_hash: str) -> None: ...
+
+    def release(self) -> None:
+        """Give back all memory that the stored positions do not need."""
+        ...
+
+
+class Model(Protocol):
+    """A model's math. Eager runtimes call it as it is, others replace parts of it."""
+
+    def new_cache(self, slots: int, positions: int) -> Cache:
+        """Room for so many rows, each of `positions` to begin with."""
+        ...
+
+    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+        """Put a picture into the cache; each next() does one slice of the work."""
+        ...
+
+    def forward(self, batch: Batch, cache: Cache) -> Tensor:
+        """Read new positions into the cache; float32 logits [W, V] of the wanted ones.
+
+        Pictures at those positions are encoded already. Differentiable for rows that start at 0.
+        """
+        ...
+
+    def blocks(self) -> list[Block]:
+        """The kinds of layer that are worth compiling, of those that are loaded."""
+        ...
+
+
+# ---- compiling and exporting --------------------------------------------------------------------
+
+# run(name of a program, its arguments in one flat list) -> its results
+RunProgram = Callable[[str, "Sequence[Tensor]"], "Sequence[Tensor]"]
+
+
+@dataclass(frozen=True)
+class ExportLimits:
+    """What exported programs are made for. max_seq_len: positions of prompt and answer.
+
+    max_images: pictures that one position may see.
+    """
+
+    max_seq_len: int
+    max_images: int
+
+
+@dataclass(frozen=True)
+class ExportProgram:
+    """A function of tensors to be compiled ahead of time.
+
+    module: holds the model as its attribute `model`, so that every weight is found by the model's
+    own name for it. args: examples. dynamic_shapes: as in torch.export.export.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    dynamic_shapes: tuple[Any, ...] | None
+
+
+Use = Literal["decode", "verify", "vision"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments as they come. Axes of their tensors: dynamic ones change from call to call."""
+
+    args: tuple[Any, ...]
+    dynamic: tuple[tuple[Tensor, int], ...] = ()
+    static: tuple[tuple[Tensor, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A kind of layer in one use, for runtimes that compile: `forward` of any of `layers`.
+
+    It is compiled for arguments that are tensors and tuples of them, and runs as it is with others.
+    example: called in inference mode.
+    """
+
+    layers: Sequence[nn.Module]
+    use: Use
+    example: Callable[[], Example]
+
+
+def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many leading items two sequences share."""
+    shared = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared

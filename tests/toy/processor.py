@@ -1,0 +1,87 @@
+"""From messages to prompts: bytes, and nine positions for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from mmchat.conversation import Image, Message, Part
+from mmchat.errors import PromptError
+from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
+from mmchat.tokenizers.base import Tokenizer
+from tests.toy.config import ToyConfig
+
+
+@dataclass(frozen=True, eq=False)
+class ToyMedia:
+    """patches: [P, 3·8·8] float32 in -0.5 .. 0.5, row by row."""
+
+    patches: torch.Tensor
+    content_hash: str
+    facts: MediaFacts
+
+
+class ToyProcessor:
+    """Builds prompts (models.prompt.Processor)."""
+
+    def __init__(
+        self, config: ToyConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
+    ) -> None:
+        self.config, self.tokenizer = config, tokenizer
+        self.alpha: Literal["white", "drop"] = alpha
+        self.stop_ids = frozenset({tokenizer.special_id("<|eot_id|>")})
+
+    def chat(self, messages: Sequence[Message]) -> Prompt:
+        if not messages:
+            raise PromptError("the conversation is empty; send a message")
+        parts: list[int | Part] = []
+        for message in messages:
+            end = self.tokenizer.special_id("<|eot_id|>")
+            parts += [*self._header(message.role), *message.content, end]
+        return self._prompt([*parts, *self._header("assistant")])
+
+    def raw(self, message: Message) -> Prompt:
+        return self._prompt(message.content)
+
+    def facts(self, image: Image) -> MediaFacts:
+        config = self.config
+        return MediaFacts(
+            size=(image.height, image.width),
+            resized=(config.image_size, config.image_size),
+            grid=(config.grid, config.grid),
+            tokens=config.positions_per_image,
+            positions=config.positions_per_image,
+            lines=(("patches", f"{config.grid} x {config.grid} of {config.patch_size} px"),),
+        )
+
+    def _header(self, role: str) -> list[int]:
+        begin, end = map(self.tokenizer.special_id, ("<|start_header_id|>", "<|end_header_id|>"))
+        return [begin, *self.tokenizer.encode(role[0]), end]
+
+    def _prompt(self, parts: Iterable[int | Part]) -> Prompt:
+        begin, count = (
+            self.tokenizer.special_id("<|begin_of_text|>"),
+            self.config.positions_per_image,
+        )
+        ids, media = [begin], []
+        for part in parts:
+            if isinstance(part, Image):
+                media.append(PlacedMedia(len(ids), count, self._media(part)))
+                ids += [self.config.image_token_id] * count
+            else:
+                ids += [part] if isinstance(part, int) else self.tokenizer.encode(part.text)
+        context = f"rotary base {self.config.rotary_base(len(ids)):g}"
+        return Prompt(tuple(ids), tuple(media), context)
+
+    def _media(self, image: Image) -> ToyMedia:
+        size, grid, patch = self.config.image_size, self.config.grid, self.config.patch_size
+        picture = image.pixels.resize((size, size), PILImage.Resampling.BILINEAR)
+        pixels = np.asarray(picture, dtype=np.float32) / 255 - 0.5
+        patches = pixels.reshape(grid, patch, grid, patch, 3).transpose(0, 2, 4, 1, 3)
+        flat = torch.from_numpy(patches.reshape(grid * grid, -1).copy())
+        return ToyMedia(flat, image.content_hash, self.facts(image))
