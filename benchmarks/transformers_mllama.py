@@ -67,8 +67,8 @@ class TransformersMllama:
                 tokens = self._tokens_per_tile()
                 slots = self.config.vision_config.max_num_tiles
                 seen = torch.zeros(1, 1, 1, slots, dtype=torch.long, device=self.device)
-                seen[..., : key.shape[1] // tokens] = 1
-                cache.update(*(_padded(x[None], slots * tokens) for x in (key, value)), index)
+                seen[..., : key.shape[2] // tokens] = 1
+                cache.update(*(_padded(x, slots * tokens) for x in (key, value)), index)
         return {keyword: cache, "cross_attention_mask": seen}
 
     @torch.inference_mode()

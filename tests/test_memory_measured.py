@@ -13,7 +13,9 @@ PROGRAM = """
 import ctypes, dataclasses, json, pathlib, sys, torch
 from mmchat.estimate.memory import OVERHEAD, Setup, Workload
 from mmchat.hardware.placement import Placement
-from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
+from mmchat.engine.generation import encode, rest_of
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.prompt import PlacedMedia, Prompt
 from mmchat.catalog.find import find_params
 from mmchat.nn.linear import set_formats
 from mmchat.quant.schemes import make_plan
@@ -54,13 +56,15 @@ class Layout: aspect_ratio_id = {1: 1, 4: 4}[tiles]
 class Image:
     content_hash, layout = "x", Layout
     pixel_values = torch.zeros(tiles, 3, vision.image_size, vision.image_size)
-inputs = MllamaInputs(torch.ones(1, prompt, dtype=torch.long), (prompt,), (((0, Image),),))
+whole = Prompt((1,) * prompt, (PlacedMedia(0, 1, Image),))
 model.language_model.lm_head(torch.zeros(1, 1, 4096, dtype=dtype))  # libraries start their threads
 ctypes.CDLL(None).malloc_trim(0)  # what loading freed counts as growth when it is used again
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
 before = memory("VmRSS")
 cache = model.new_cache(1, prompt)
-model.prefill(inputs, cache)
+with torch.inference_mode():
+    encode(model, whole, cache)
+    model.forward(rest_of(whole, cache, torch.device("cpu")), cache)
 grown = memory("VmHWM") - before
 setup = Setup(params, "cpu", 2, scheme, workload=Workload(prompt, prompt, (tiles,)))
 need = setup.need()

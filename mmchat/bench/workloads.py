@@ -88,7 +88,7 @@ def _write(loaded: LoadedModel, prompt: Any, timings: Timings) -> None:
     drafter = Drafter(ids, params.speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
     for _ in generate_tokens(
         loaded.runtime,
-        loaded.processor.inputs(prompt, 0),
+        prompt,
         loaded.runtime.new_cache(1, len(ids) + 1 + DECODED),
         sampler,
         drafter,

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmchat.conversation import Image, Message, Text
+from mmchat.engine.generation import encode, rest_of
 from mmchat.errors import ExportError
+from mmchat.models.base import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +57,11 @@ def _logits(model: LoadedModel, reference: LoadedModel, max_images: int) -> Iter
     for prompt in _prompts(reference, max_images):
         runtime: Runtime = model.runtime
         cache = runtime.new_cache(1, len(prompt.token_ids) + _DECODED)
-        yield runtime.prefill(reference.processor.inputs(prompt, 0), cache).clone()
+        encode(runtime, prompt, cache)
+        yield runtime.forward(rest_of(prompt, cache, runtime.device), cache).clone()
         for token in prompt.token_ids[1 : 1 + _DECODED]:
-            ids = torch.tensor([[token]], device=runtime.device)
-            yield runtime.decode(ids, cache).clone()
+            ids = torch.tensor([token], device=runtime.device)
+            yield runtime.forward(Batch.last_of(ids, cache.lengths[0]), cache).clone()
 
 
 def _prompts(model: LoadedModel, max_images: int) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from mmchat.catalog.find import find_params
 from mmchat.errors import CheckpointError
 from mmchat.loading.loader import load_from_tensors
 from mmchat.loading.options import LoadOptions
+from tests.models.mllama.oracle import Reader
 
 
 def tensors(seed: int = 0, *, keep: bool = True) -> RandomTensors:
@@ -134,19 +135,19 @@ def test_a_made_up_context_decodes_as_one_that_was_read():
     loaded = load(given.checkpoint())
     model, config = loaded.runtime.model, loaded.params.config
     prompt = loaded.processor.raw(_message("The quick brown fox."))
-    read = model.new_cache(1, 64)
-    model.prefill(loaded.processor.inputs(prompt, 0), read)
+    read, made = Reader(model), Reader(model)
+    read.prefill((list(prompt.token_ids), []))
     length = len(prompt.token_ids)
-    kept = tuple((x.key[:, :, :length], x.value[:, :, :length]) for x in read.layers)
-    made = model.new_cache(1, 64)
-    random_mllama.fill_cache(made, random_mllama.RandomContext(length, kept, None))
+    rows = (layer.row(0) for layer in read.cache.layers)
+    kept = tuple((key[:, :, :length], value[:, :, :length]) for key, value in rows)
+    random_mllama.fill_cache(made.cache, random_mllama.RandomContext(length, kept, None))
     token = torch.tensor([[65]])
-    assert torch.equal(model.decode(token, read), model.decode(token, made))
+    assert torch.equal(read.decode(token), made.decode(token))
     seen = random_mllama.random_context(config, 8, 2, torch.float32, torch.device("cpu"))
     cache = model.new_cache(1, 64)
     random_mllama.fill_cache(cache, seen)
-    assert cache.length == 8
-    assert cache.decode_images().key_values[0][0].shape[2] == 2 * 65
+    assert cache.lengths == [8]
+    assert cache.seen_steps([0], [8])[0].key.shape[2] == 2 * 65
 
 
 def _message(text):

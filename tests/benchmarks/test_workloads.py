@@ -100,12 +100,13 @@ def test_vision_and_cross_attention_are_told_apart(ours, theirs):
 
 def test_the_second_turn_reads_no_picture_again(ours, monkeypatch):
     encoded = []
-    encode = ours.loaded.runtime.encode_images
-    monkeypatch.setattr(ours.loaded.runtime, "encode_images", lambda *a: encoded.append(encode(*a)))
+    encode = ours.loaded.runtime.encode
+    monkeypatch.setattr(
+        ours.loaded.runtime, "encode", lambda *given: encoded.append(given) or encode(*given)
+    )
     times = two_turns(ours, 4, seed=3)
     assert list(times) == ["preprocessing", "first turn", "second turn"]
-    assert encoded[0] == 1
-    assert sum(encoded) == 1
+    assert len(encoded) == 1
 
 
 def test_a_turn_has_as_many_tokens_as_with_llamas_tokenizer():

@@ -191,7 +191,7 @@ def test_the_comparison_asks_about_as_many_pictures_as_the_export_may_see():
         model = SimpleNamespace(
             processor=processor, params=SimpleNamespace(tile_size=112, chat_format="instruct")
         )
-        seen = [len(prompt.images) for prompt in checking._prompts(model, most)]
+        seen = [len(prompt.media) for prompt in checking._prompts(model, most)]
         assert seen == [0, 1, min(2, most)]
 
 

@@ -11,6 +11,7 @@ import mmchat
 from mmchat.catalog.find import data_path, load_params
 from mmchat.cli.app import app
 from mmchat.engine.events import Finished
+from mmchat.engine.generation import encode, rest_of
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalError, UsageError
 from mmchat.estimate.memory import Setup
@@ -19,7 +20,7 @@ from mmchat.images import load_image
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.text import CrossSegment
+from mmchat.models.prompt import PlacedMedia, Prompt
 from mmchat.quant.kernels import native
 from tests.models.mllama.oracle import CONFIG, build, random_weights
 
@@ -83,13 +84,13 @@ def finish(events):
 
 def greedy_by_full_passes(model, ids, tiled):
     """The oracle: one pass over the whole text for each token, no cache, no engine."""
-    ratio = torch.tensor([tiled.layout.aspect_ratio_id])
-    states = [model.vision_states(tiled.pixel_values[None], ratio)[0]]
     start, ids = ids.index(model.config.image_token_id), list(ids)
     new = []
     for _ in range(GREEDY.max_new_tokens):
-        segments = [CrossSegment((0,), start, len(ids), ((0,),))]
-        new.append(int(model(torch.tensor([ids]), segments, states)[0, -1].argmax()))
+        prompt, cache = Prompt(tuple(ids), (PlacedMedia(start, 1, tiled),)), model.new_cache(1, 1)
+        encode(model, prompt, cache)
+        logits = model(rest_of(prompt, cache, torch.device("cpu")), cache)
+        new.append(int(logits[0].argmax()))
         ids.append(new[-1])
     return new
 

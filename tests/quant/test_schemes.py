@@ -124,10 +124,9 @@ def widened(
 
 def logits_of(model: MllamaForConditionalGeneration) -> torch.Tensor:
     """Of a prompt with a picture and of two tokens after it."""
-    inputs = oracle.inputs_of(oracle.CASES["A_start_picture_text"])
-    cache = model.new_cache(1, 16)
-    logits = [model.prefill(inputs, cache)]
-    logits += [model.decode(torch.tensor([[token]]), cache) for token in (9, 40)]
+    reader = oracle.Reader(model)
+    logits = [reader.prefill(*oracle.CASES["A_start_picture_text"])]
+    logits += [reader.decode(torch.tensor([[token]])) for token in (9, 40)]
     return torch.stack(logits)
 
 

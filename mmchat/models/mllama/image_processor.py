@@ -47,6 +47,11 @@ class TiledImage:
     content_hash: str
     facts: MediaFacts
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """`pixel_values` and the aspect ratio id [1]."""
+        return self.pixel_values, torch.tensor([self.layout.aspect_ratio_id])
+
 
 def preprocess(
     image: Image, vision_config: VisionConfig, processor_config: ImageProcessorConfig

@@ -6,13 +6,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
 from mmchat.conversation import Image, Message
 from mmchat.models.mllama import prompt, tiling
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess
-from mmchat.models.mllama.model import MllamaInputs
 from mmchat.models.mllama.params import ImageProcessorParams
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.tokenizers.base import Tokenizer
@@ -48,12 +45,6 @@ class MllamaProcessor:
 
     def facts(self, image: Image) -> MediaFacts:
         return tiling.facts(self.config.vision_config, image.height, image.width)
-
-    def inputs(self, whole: Prompt, start: int) -> MllamaInputs:
-        """Positions of `whole` from `start` on, as a batch of one row."""
-        new_ids = torch.tensor([whole.token_ids[start:]])
-        images = tuple((p.position, p.media) for p in whole.media if p.position >= start)
-        return MllamaInputs(new_ids, (new_ids.shape[1],), (images,))  # type: ignore[arg-type]
 
     def _with_tiles(self, ids: prompt.PromptIds) -> Prompt:
         pictures = zip(ids.image_positions, ids.images, strict=True)

@@ -42,12 +42,12 @@ def test_a_long_prompt_and_what_is_decoded_after_it_agree(ours, corrected):
     row = long_row(LENGTH)
     expected = theirs.run(corrected, [row], 12)
     assert difference(oracle.run(ours, [row], expected.tokens), expected) < TOLERANCE
-    cache, pieces = ours.new_cache(1, 1), []
+    reader, pieces = oracle.Reader(ours), []
     for start, end in ((0, 255), (255, 700), (700, 1_500), (1_500, LENGTH)):
         piece = row[0][start:end], row[1] if start == 0 else []
-        pieces.append(oracle.prefill_all(ours, oracle.inputs_of([piece], start), cache)[0])
+        pieces += reader.read(piece)
     assert distance(torch.cat(pieces), expected.prefill[0]) < TOLERANCE
-    drafted = ours.verify(expected.tokens[:, :4], cache)
+    drafted = reader.verify(expected.tokens[:, :4])
     assert distance(drafted, expected.steps[:, 1:5]) < TOLERANCE
 
 
@@ -59,11 +59,11 @@ def test_decoding_a_long_text_token_by_token_agrees_with_one_pass(ours, correcte
 def difference_decoding(model, expected) -> float:
     """Largest difference of the logits of tokens that are decoded where a cache grows, and late."""
     ids, pictures = long_row(len(expected))
-    cache, largest = model.new_cache(1, 1), 0.0
+    reader, largest = oracle.Reader(model), 0.0
     for start, middle, end in ((0, 250, 260), (260, 1_450, len(ids))):
         piece = ids[start:middle], pictures if start == 0 else []
-        model.prefill(oracle.inputs_of([piece], start), cache)
-        steps = [model.decode(torch.tensor([[token]]), cache) for token in ids[middle:end]]
+        reader.prefill(piece)
+        steps = [reader.decode(torch.tensor([[token]])) for token in ids[middle:end]]
         largest = max(largest, distance(torch.cat(steps), expected[middle:end]))
     return largest
 
