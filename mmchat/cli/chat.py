@@ -19,7 +19,7 @@ from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
-from mmchat.cli.prompt_input import expect_pictures, picture_named
+from mmchat.cli.prompt_input import expect_pictures, picture_named, refuse_base64
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 from mmchat.input_text import lines
@@ -199,7 +199,7 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
         is_typed = console.is_terminal(sys.stdin)
         prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
         with picture_named():
-            return run_plain(chat, lines(sys.stdin.buffer, "stdin"), prompt)
+            return run_plain(chat, lines(sys.stdin.buffer, "stdin", refuse_base64), prompt)
     finally:
         chat.keeper.start_new()
 

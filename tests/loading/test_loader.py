@@ -147,6 +147,13 @@ def test_every_weight_is_loaded_as_it_was_stored(folder, weights):
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
+def test_rotary_frequencies_are_float32_whatever_the_weights_are(folder):
+    """Rounded ones would turn late positions by more than a whole circle."""
+    models = [mmchat.load(folder, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16")]
+    one, other = (m.runtime.model.language_model.model.rotary.inv_freq for m in models)
+    assert torch.equal(one, other)
+
+
 def test_tables_filled_for_tiles_that_a_canvas_lacks_are_used_and_said(tmp_path, config):
     filled = random_weights(config, fill_unused_tiles=True)
     folder = write_hf_folder(tmp_path / "trained", config, filled)

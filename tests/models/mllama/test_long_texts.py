@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling
+from mmchat.nn.rope import RotaryEmbedding
 from tests.models.mllama import oracle
 from tests.models.mllama import transformers_mllama as theirs
 from tests.models.mllama.oracle import THIN, TOLERANCE, difference, distance, long_row
@@ -66,6 +67,18 @@ def difference_decoding(model, expected) -> float:
         steps = [reader.decode(torch.tensor([[token]])) for token in ids[middle:end]]
         largest = max(largest, distance(torch.cat(steps), expected[middle:end]))
     return largest
+
+
+def test_angles_of_late_positions_are_those_of_exact_arithmetic():
+    """float16 has every whole number up to 2,048 only; float32 rounds the last angle by 0.004."""
+    scaling = THIN.text_config.rope_scaling
+    assert scaling is not None
+    rotary = RotaryEmbedding(16, 500_000.0, vars(scaling))
+    positions = torch.tensor([0, 257, 2_047, 2_049, 5_001, 65_537, 131_071])
+    exact = torch.outer(positions.double(), rotary.inv_freq.double()).repeat(1, 2)
+    cos, sin = rotary(positions[None])
+    assert distance(cos[0, 0], exact.cos()) < 0.005
+    assert distance(sin[0, 0], exact.sin()) < 0.005
 
 
 def with_scaling(scaling: RopeScaling | None) -> MllamaConfig:
