@@ -152,7 +152,7 @@ def _environment(plan: Plan, loaded: LoadedModel) -> dict[str, Any]:
 
 def _model_record(plan: Plan, loaded: LoadedModel) -> dict[str, Any]:
     params = loaded.params
-    layers, vision_layers = random_mllama.depth(params.config)
+    layers, vision_layers = random_mllama.depth(random_mllama.config_of(params))
     return {
         "name": params.name,
         "weights": "random",

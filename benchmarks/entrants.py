@@ -78,7 +78,7 @@ def contestant(params: ModelParams, tensors: RandomTensors, variant: Variant) ->
     loaded = load_from_tensors(
         params,
         tensors.checkpoint(),
-        byte_tokenizer(params.config.text_config.vocab_size, WORDS),
+        byte_tokenizer(params.config.vocab_size, WORDS),
         LoadOptions(
             device=str(tensors.device),
             dtype=str(tensors.dtype).removeprefix("torch."),

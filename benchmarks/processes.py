@@ -15,10 +15,11 @@ from benchmarks import fresh
 from benchmarks.contestants import PicturePrompt, tiled
 from benchmarks.entrants import contestant, random_model, reference
 from benchmarks.plan import Plan, Say
+from benchmarks.random_mllama import config_of
 from benchmarks.shapes import RandomTensors, byte_tokenizer
 from benchmarks.traffic import weights_of
 from benchmarks.turns import two_turns
-from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.pictures import picture_file, picture_of
 from mmchat.bench.report import rounded
 from mmchat.hardware.memory import peak_memory
 from mmchat.images import load_image
@@ -39,7 +40,7 @@ def startup(plan: Plan, say: Say) -> dict[str, Any]:
     found = {"help": _median([fresh.help_text() for _ in range(_HELP_RUNS)])}
     if plan.transformers:
         found["import transformers"] = _median([fresh.import_transformers() for _ in range(2)])
-    picture = picture_file(*picture_size(1, 112), seed=1)
+    picture = picture_file(112, 112, seed=1)  # one tile of the built-in model
     for variant in plan.variants:
         given = {"quantize": variant.quantize, "compile": variant.compile}
         options = [f"--{name}={word}" for name, word in given.items() if word not in _DEFAULTS]
@@ -78,11 +79,10 @@ def once(plan: Plan, index: int) -> dict[str, Any]:
 
 def _once_transformers(params: Any, tensors: RandomTensors, tiles: int) -> dict[str, Any]:
     theirs = reference(params, tensors)
-    tokenizer = byte_tokenizer(params.config.text_config.vocab_size)
-    make_processor = params.family.resolve("processor")
-    processor = make_processor(params.config, params.image_processor, tokenizer, "white")
-    picture = load_image(picture_file(*picture_size(tiles, params.tile_size), seed=1))
-    ids = (params.config.image_token_id, *range(32))
+    tokenizer = byte_tokenizer(params.config.vocab_size)
+    processor = params.family.build().processor(params.config, tokenizer, "white")
+    picture = load_image(picture_of(params, tiles, seed=1))
+    ids = (config_of(params).image_token_id, *range(32))
     theirs.prefill_picture(PicturePrompt(ids, tiled(processor, picture)))
     weights = (*theirs.model.parameters(), *theirs.model.buffers())
     return _memory_record(theirs.name, weights, tensors.device, tiles)

@@ -27,7 +27,7 @@ import mmchat
 from benchmarks import agreement
 from benchmarks.entrants import contestant
 from benchmarks.shapes import RandomTensors, Shapes, shaped_params
-from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.pictures import picture_of
 from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
 from mmchat.evals.scenes import Question, heldout_scenes
@@ -129,7 +129,7 @@ def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
     """Logits [S, V] of random tokens after a picture of one tile."""
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, loaded.vocab_size, (1, TEXT_TOKENS), generator=draw)
-    picture = load_image(picture_file(*picture_size(1, loaded.params.tile_size), seed=1))
+    picture = load_image(picture_of(loaded.params, 1, seed=1))
     prompt = loaded.processor.raw(Message("user", (picture,)))
     cache = loaded.runtime.new_cache(1, len(prompt.token_ids) + TEXT_TOKENS)
     loaded.runtime.prefill(loaded.processor.inputs(prompt, 0), cache)

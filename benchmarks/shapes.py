@@ -13,6 +13,7 @@ from benchmarks import random_mllama
 from benchmarks.in_memory import InMemoryCheckpoint
 from mmchat.catalog.find import find_params
 from mmchat.errors import UsageError
+from mmchat.models.family import parameter_count
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tiktoken_file import SPECIAL_TOKEN_COUNT, llama3_special_tokens
 
@@ -38,17 +39,19 @@ def shaped_params(shapes: Shapes, device: torch.device) -> ModelParams:
     params = find_params(SHAPES.get(shapes.name.upper(), shapes.name))
     if params is None:
         raise UsageError(f"no shapes {shapes.name!r}; use {', '.join(SHAPES)} or a known model")
-    full = random_mllama.depth(params.config)
+    whole = random_mllama.config_of(params)
+    full = random_mllama.depth(whole)
     fallback = full if device.type == "cuda" else tuple(map(min, CPU_DEPTH, full))
     try:
         config = random_mllama.with_depth(
-            params.config,
+            whole,
             fallback[0] if shapes.layers is None else shapes.layers,
             fallback[1] if shapes.vision_layers is None else shapes.vision_layers,
         )
     except ValueError as problem:
         raise UsageError(str(problem)) from None
-    return replace(params, config=config, parameters=params.family.parameter_count(config))
+    count = parameter_count(params.family.shapes(config))
+    return replace(params, config=config, parameters=count)
 
 
 class RandomTensors:
@@ -63,10 +66,10 @@ class RandomTensors:
         *,
         keep: bool,
     ) -> None:
-        self.shapes = params.family.resolve("weights").hf_shapes(params.config)
+        self.shapes = params.family.shapes(params.config)
         self.device = device
         self.dtype = dtype
-        self._config = params.config
+        self._config = random_mllama.config_of(params)
         self._seed = seed
         self._kept: dict[str, Tensor] | None = {} if keep else None
 

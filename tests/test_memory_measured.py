@@ -62,7 +62,9 @@ before = memory("VmRSS")
 cache = model.new_cache(1, prompt)
 model.prefill(inputs, cache)
 grown = memory("VmHWM") - before
-setup = Setup(params, "cpu", 2, scheme, workload=Workload(prompt, prompt, (tiles,)))
+side = vision.image_size
+picture = params.family.facts(config, side, tiles * side)
+setup = Setup(params, "cpu", 2, scheme, workload=Workload(prompt, prompt, (picture,)))
 need = setup.need()
 print(json.dumps([grown, need.total - need.weights]))
 """

@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from batches import AUXILIARY, Batch
+from batches import AUXILIARY, CLIP, Batch
 from torch import Tensor, nn
 
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
@@ -46,7 +46,7 @@ def tiny_config(vocab_size: int) -> MllamaConfig:
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         max_position_embeddings=131072,
     )
-    return MllamaConfig(vision, text)
+    return MllamaConfig(vision, text, CLIP)
 
 
 def plain_attention(

@@ -15,6 +15,7 @@ from mmchat.checkpoints.checkpoint import checkpoint_format
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
+from mmchat.models.family import Config
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
@@ -32,7 +33,7 @@ __all__ = [
     "known_params",
     "load_params",
     "nearest_names",
-    "params_for_tile_size",
+    "params_for",
     "repo_of",
 ]
 
@@ -142,10 +143,9 @@ def find_params(name: str) -> ModelParams | None:
     return None
 
 
-def params_for_tile_size(size: int, like: ModelParams) -> str | None:
-    """The params file of the known model that is as `like` but has tiles of `size` pixels."""
-    wanted = like.family.with_tile_size(like.config, size)
-    fitting = [params for params in known_params() if params.config == wanted]
+def params_for(config: Config, like: ModelParams) -> str | None:
+    """The params file of the known model that has this config, a chat model if `like` is one."""
+    fitting = [params for params in known_params() if params.config == config]
     fitting.sort(key=lambda params: params.chat_format != like.chat_format)
     return fitting[0].source.name if fitting else None
 

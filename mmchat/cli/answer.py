@@ -166,7 +166,7 @@ def image_facts(source: str, facts: MediaFacts) -> dict[str, Any]:
 
 def cut_note(finished: Finished, model: LoadedModel, sampling: SamplingParams) -> str:
     """That an answer was cut, and what makes it longer; empty if it came to its end."""
-    is_less = model.max_seq_len < model.params.config.text_config.max_position_embeddings
+    is_less = model.max_seq_len < model.params.config.max_position_embeddings
     roomier = "--max-seq-len N allows more" if is_less else "a shorter prompt leaves more room"
     longer = "-n N (--max-new-tokens)"
     return words.cut(finished, sampling.max_new_tokens, model.max_seq_len, longer, roomier)

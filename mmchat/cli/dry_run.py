@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console
-from mmchat.cli.model_choice import family_module
-from mmchat.cli.tiles import picture_facts
+from mmchat.cli.answer import image_facts
+from mmchat.cli.model_choice import alpha_rule
 from mmchat.conversation import Image, Message, Text
 from mmchat.storage import atomic_file
-from mmchat.words import grid, pixels, size
+from mmchat.words import pixels, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSource
@@ -19,34 +20,38 @@ if TYPE_CHECKING:
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import Placement
     from mmchat.loading.options import LoadOptions
+    from mmchat.models.prompt import MediaFacts
 
 
 def show_dry_run(request: Request, *, as_json: bool, output: Path | None) -> None:
-    """Print prompt tokens, tile grids and a memory estimate."""
+    """Print prompt tokens, how pictures are cut, and a memory estimate."""
     if exported := request.source.exported:
         request = replace(request, model=request.model.as_exported(exported))
-    facts = _facts(request, request.source)
-    text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts))
+    params = request.source.params
+    pictures = [
+        params.family.facts(params.config, image.height, image.width) for image in request.images
+    ]
+    facts = _facts(request, request.source, pictures)
+    named = [(image.source, one) for image, one in zip(request.images, pictures, strict=True)]
+    text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts, named))
     if output is None:
         console.write_safely(text)
     else:
         atomic_file.write_text(output, text)
 
 
-def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
+def _facts(request: Request, source: ModelSource, pictures: Sequence[MediaFacts]) -> dict[str, Any]:
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import choose_placement
 
     params, options = source.params, request.model
     placement = choose_placement(options.device, options.dtype, params.parameters)
     dtype = str(placement.dtype).removeprefix("torch.")
-    images = [picture_facts(image, params) for image in request.images]
     prompt_tokens = _prompt_tokens(request, source)
     new_tokens = request.sampling.for_model(params).max_new_tokens
     limit = params.context_limit(options.max_seq_len)
     positions = min((prompt_tokens or 0) + new_tokens, limit)
-    tiles = tuple(facts["tile_grid"][0] * facts["tile_grid"][1] for facts in images)
-    workload = Workload(positions, prompt_tokens or positions, tiles)
+    workload = Workload(positions, prompt_tokens or positions, tuple(pictures))
     return {
         "model": params.name,
         "device": str(placement.device),
@@ -54,7 +59,10 @@ def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
         "prompt_tokens": prompt_tokens,
         "max_new_tokens": new_tokens,
         "context": limit,
-        "images": images,
+        "images": [
+            image_facts(image.source, one)
+            for image, one in zip(request.images, pictures, strict=True)
+        ],
         "quantize": options.quantize,
         "memory": _memory(options, source, placement, workload),
     }
@@ -86,7 +94,7 @@ def _used_in_place(source: ModelSource, placement: Placement) -> bool:
         return True
     if source.checkpoint is None:
         return placement.dtype.itemsize == 2
-    rules = family_module(source.params, "weights").shard_dims
+    rules = source.params.family.shard_axis
     with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
         return used_in_place(files, str(placement.dtype).removeprefix("torch."))
 
@@ -98,26 +106,28 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
     from mmchat.tokenizers import open_tokenizer
 
     params = source.params
-    tokenizer = open_tokenizer(source.tokenizer)
-    prompt = family_module(params, "prompt")
+    processor = params.family.build().processor(
+        params.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
+    )
     content: tuple[Text | Image, ...] = (*request.images, Text(request.text))
     message = Message("user", content)
-    image_token = params.config.image_token_id
     if request.raw or params.chat_format == "base":
-        return len(prompt.raw_ids(message, tokenizer, image_token).input_ids)
+        return len(processor.raw(message).token_ids)
     messages = [message]
     if request.system:
         messages.insert(0, Message("system", (Text(request.system),)))
-    return len(prompt.chat_ids(messages, tokenizer, image_token).input_ids)
+    return len(processor.chat(messages).token_ids)
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(
+    facts: dict[str, Any], pictures: Sequence[tuple[str, MediaFacts]]
+) -> list[tuple[str, str]]:
     tokens, memory = facts["prompt_tokens"], facts["memory"]
     known = "unknown, the tokenizer is not here" if tokens is None else f"{tokens:,} tokens"
     return [
         ("model", facts["model"]),
         ("device", f"{facts['device']}, {facts['dtype']}{_scheme(facts['quantize'])}"),
-        *(("picture", _picture(image)) for image in facts["images"]),
+        *(("picture", _picture(*picture)) for picture in pictures),
         ("prompt", known),
         ("answer", f"at most {facts['max_new_tokens']:,} tokens, context {facts['context']:,}"),
         ("memory, about", f"{size(memory['total'])}{_verdict(memory)}"),
@@ -143,8 +153,6 @@ def _in_file(number: int) -> str:
     return f", and {size(number)} more that stay in their file" if number else ""
 
 
-def _picture(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['source']}: {pixels(facts['size'])}, {pixels(facts['resized'])} on a canvas of"
-        f" {pixels(facts['canvas'])}, {grid(facts['tile_grid'])}, {facts['tokens']:,} tokens"
-    )
+def _picture(source: str, facts: MediaFacts) -> str:
+    size = pixels(facts.size)
+    return f"{source}: {size}, {facts.placed}, {facts.cut}, {facts.tokens:,} tokens"

@@ -38,7 +38,7 @@ class HubExport:
     def __init__(self, plan: ExportPlan, source: ModelSource, files: Checkpoint) -> None:
         self._source, self._files = source, files
         self._max_shard_bytes = plan.max_shard_bytes or SHARD_BYTES
-        self._weights = source.params.family.resolve("weights")
+        self._weights = source.params.family.build()
         self._entries = self._weights.hub_entries(files, source.params.config)
         if plan.model.dtype != "auto":
             dtype = dtype_name(plan.model.dtype)
@@ -51,7 +51,7 @@ class HubExport:
         """The export of `source`, with its checkpoint open in the block."""
         if source.checkpoint is None:
             raise CheckpointError(f"{source.params.name}: its weights are needed to export it")
-        rules = source.params.family.resolve("weights").shard_dims
+        rules = source.params.family.shard_axis
         with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
             yield cls(plan, source, files)
 
@@ -95,12 +95,10 @@ class HubExport:
     def _documents(self) -> dict[str, dict[str, Any]]:
         """File name -> content of the JSON files that say what the model is."""
         params = self._source.params
-        documents = params.family.resolve("documents")
-        tokenizer = open_tokenizer(self._source.tokenizer_file())
-        return documents.hf_documents(
+        return params.family.hub_documents(
             params.config,
-            params.image_processor,
-            self._entries[0].dtype,
-            asdict(params.generation),
-            documents.token_ids(tokenizer, params.chat_format),
+            open_tokenizer(self._source.tokenizer_file()),
+            is_chat=params.chat_format == "instruct",
+            dtype=self._entries[0].dtype,
+            generation=asdict(params.generation),
         )

@@ -58,7 +58,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Tokens that the model can write."""
-        return self.params.config.text_config.vocab_size
+        return self.params.config.vocab_size
 
     def peak_memory(self) -> int:
         """Highest memory use so far, bytes."""
@@ -94,7 +94,7 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
         running = _run_programs(exported, params, options)
     else:
         tokenizer = _open_tokenizer(source)
-        rules = None if exported else params.family.resolve("weights").shard_dims
+        rules = None if exported else params.family.shard_axis
         with open_checkpoint(_weights_of(source), merge_rules=rules) as files:
             running = _run_weights(files, params, options, as_exported=exported is not None)
     return _ready(params, options, running, tokenizer, begin)
@@ -163,13 +163,12 @@ def _ready(
     begin: float,
 ) -> LoadedModel:
     """Put the parts together; `begin` is when loading began."""
-    make_processor = params.family.resolve("processor")
-    rule = options.alpha or params.image_processor.alpha_for(running.format)
+    alpha = options.alpha or params.family.alpha(params.config, running.format)
     return LoadedModel(
         params=params,
         options=options,
         runtime=running.runtime,
-        processor=make_processor(params.config, params.image_processor, tokenizer, rule),
+        processor=params.family.build().processor(params.config, tokenizer, alpha),
         tokenizer=tokenizer,
         placement=running.placement,
         max_seq_len=params.context_limit(options.max_seq_len),
@@ -189,7 +188,7 @@ def _weights_of(source: ModelSource) -> Path:
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
     path = source.tokenizer_file()
     tokenizer = open_tokenizer(path)
-    rows = source.params.config.text_config.vocab_size
+    rows = source.params.config.vocab_size
     if tokenizer.vocab_size != rows:
         raise CheckpointError(
             f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "

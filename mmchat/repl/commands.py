@@ -17,7 +17,7 @@ from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 from mmchat.storage import atomic_file
-from mmchat.words import grid, pixels, table, timings
+from mmchat.words import table, timings
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -97,19 +97,14 @@ def _tiles(chat: Chat, argument: str) -> None:
     if not 1 <= number <= len(pictures):
         raise UsageError(f"there is no picture {number}" if pictures else "there are no pictures")
     image = pictures[number - 1]
-    drawing = facts.preview(image, chat.params)
+    drawing = chat.params.family.draw(chat.params.config, image)
     if words:
         file = _file(chat, words[0], "png")
         atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
     chat.screen.picture(drawing)
-    where = facts.layout(image, chat.params)
-    rows = [
-        ("picture", facts.picture_line(image, chat.params)),
-        ("canvas", f"{pixels(where.canvas)}, {grid(where.aspect_ratio)}"),
-        ("on it", f"{pixels(where.resized)} at the top left, the rest is black"),
-    ]
-    chat.screen.say(table(rows))
+    lines = facts.picture(image, chat.params).lines
+    chat.screen.say(table([("picture", facts.picture_line(image, chat.params)), *lines]))
 
 
 @command("system", "[TEXT|none]")

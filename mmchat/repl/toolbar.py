@@ -46,5 +46,5 @@ def toolbar_text(chat: Chat, columns: int) -> str:
 
 def _picture(chat: Chat, index: int) -> str:
     image = chat.attached[index]
-    rows, columns = facts.layout(image, chat.params).aspect_ratio
+    rows, columns = facts.picture(image, chat.params).grid
     return f"{short_name(image.source)} {rows}x{columns}"

@@ -20,6 +20,7 @@ from mmchat.errors import MmchatError
 from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil, load_image
 from mmchat.images.web import _parse
+from mmchat.models.mllama.documents import hf_documents
 from mmchat.repl import saving
 from mmchat.strict_json import loads
 from mmchat.terminal import sanitize
@@ -97,9 +98,8 @@ def _documents(folder: Path) -> dict[str, Reader]:
     ours = (ROOT / "model_params" / "tiny.json").read_bytes()
     params = known_params()[-1]
     meta = json.dumps(meta_params(params.config)).encode()
-    documents = params.family.resolve("documents").hf_documents(
+    documents = hf_documents(
         params.config,
-        params.image_processor,
         "bfloat16",
         asdict(params.generation),
         {"eos_token_id": 1},

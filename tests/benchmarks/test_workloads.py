@@ -15,7 +15,7 @@ from benchmarks.shapes import RandomTensors, Shapes, byte_tokenizer, shaped_para
 from benchmarks.traffic import decode_bytes
 from benchmarks.turns import QUESTIONS, WORDS, two_turns
 from benchmarks.workloads import Field, Workload
-from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.pictures import picture_file, picture_of
 from mmchat.bench.variants import Variant
 from mmchat.catalog.find import find_params
 from mmchat.errors import MissingExtra, UsageError
@@ -116,8 +116,8 @@ def test_a_turn_has_as_many_tokens_as_with_llamas_tokenizer():
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, 4])
 def test_a_drawn_picture_takes_the_tiles_that_were_asked_for(ours, tiles):
-    size = picture_size(tiles, ours.loaded.params.tile_size)
-    image = tiled(ours.loaded.processor, load_image(picture_file(*size, seed=tiles)))
+    drawn = load_image(picture_of(ours.loaded.params, tiles, seed=tiles))
+    image = tiled(ours.loaded.processor, drawn)
     assert image.layout.num_tiles == tiles
 
 

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,14 @@ from mmchat.catalog.find import (
     known_models,
     known_params,
     load_params,
-    params_for_tile_size,
+    params_for,
 )
 from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.errors import CheckpointError, ParamsError
 from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama import config as mllama_config
+from mmchat.models.mllama.translate import CLIP_MEAN, CLIP_STD
 from mmchat.strict_json import parse_json
 from tests.models.mllama.test_translate import META_11B, META_90B, hub_config
 
@@ -106,7 +108,8 @@ def test_every_params_file_is_named_after_its_model_and_names_are_unique():
 )
 def test_names_users_know(name, model, tile, chat_format):
     params = find_params(name)
-    assert (params.name, params.tile_size, params.chat_format) == (model, tile, chat_format)
+    image_size = params.family.describe(params.config).image_size
+    assert (params.name, image_size, params.chat_format) == (model, tile, chat_format)
 
 
 def test_the_built_in_model_is_as_its_training_script_builds_it():
@@ -114,6 +117,7 @@ def test_the_built_in_model_is_as_its_training_script_builds_it():
     tree = ast.parse(source)
     (function,) = (n for n in tree.body if getattr(n, "name", "") == "tiny_config")
     scope = dict(vars(mllama_config))
+    scope["CLIP"] = mllama_config.ImageProcessorConfig(CLIP_MEAN, CLIP_STD, "white")
     exec(compile(ast.Module([function], []), "train.py", "exec"), scope)
     params = find_params("tiny")
     ranks = len(data_path("assets", "tiny", "tokenizer.model").read_text().splitlines())
@@ -466,12 +470,12 @@ def test_no_name_and_no_path_mean_the_built_in_model():
 
 def test_the_params_file_that_fits_a_tile_size_is_named():
     base, instruct = find_params("llama3.2-11B-base"), find_params("llama3.2-11B")
-    assert params_for_tile_size(448, instruct) == "Llama-3.2-11B-Vision.json"
-    assert params_for_tile_size(560, base) == "Llama-3.2-11B-Vision-Instruct.json"
-    assert params_for_tile_size(448, find_params("llama3.2-90B")) is None
-    assert params_for_tile_size(560, find_params("llama3.2-90B")).endswith(
-        "90B-Vision-Instruct.json"
-    )
+    large = find_params("llama3.2-90B")
+    assert params_for(base.config, instruct) == "Llama-3.2-11B-Vision.json"
+    assert params_for(instruct.config, base) == "Llama-3.2-11B-Vision-Instruct.json"
+    vision = replace(large.config.vision_config, image_size=448)
+    assert params_for(replace(large.config, vision_config=vision), large) is None
+    assert params_for(large.config, large).endswith("90B-Vision-Instruct.json")
 
 
 def test_finding_a_model_imports_nothing_heavy():
@@ -486,7 +490,7 @@ def test_finding_a_model_imports_nothing_heavy():
 
 def test_transparent_pictures_follow_the_format_that_the_model_is_loaded_in(tmp_path):
     """A .safetensors beside Meta's weights, such as an adapter, changes nothing."""
-    params = next(p for p in known_params() if p.image_processor.alpha == "checkpoint")
+    params = next(p for p in known_params() if p.config.image_processor.alpha == "checkpoint")
     source = ModelSource(params, tmp_path, None)
     assert source.format == "hf"  # no weights yet
     (tmp_path / "adapter.safetensors").touch()

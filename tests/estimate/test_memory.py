@@ -25,6 +25,10 @@ def setup(params=B11, device="cpu", item_bytes=2, **options):
     return Setup(params, device, item_bytes, **options)
 
 
+def picture(tiles):
+    return B11.family.facts(B11.config, 560, tiles * 560)
+
+
 def message(wanted, available):
     with pytest.raises(MemoryError_) as caught:
         check_memory(wanted, available)
@@ -100,7 +104,7 @@ def test_a_context_that_was_asked_for_counts_in_full():
 
 
 def test_a_known_question_counts_as_it_is():
-    asked = setup(workload=Workload(300, 100, (1, 4))).need()
+    asked = setup(workload=Workload(300, 100, (picture(1), picture(4)))).need()
     assert asked.cache == 300 * 131_072
     assert asked.pictures == 5 * 1601 * 32_768
     longer = setup(workload=Workload(300_000, 100)).need()
@@ -145,7 +149,7 @@ def test_both_are_offered_where_both_fit():
 
 def test_text_only_is_offered_where_no_scheme_fits():
     assert "; --quantize int4 --text-only needs" in message(setup(), 6.2 * GIB)
-    with_pictures = setup(workload=Workload(300, 100, (4,)))
+    with_pictures = setup(workload=Workload(300, 100, (picture(4),)))
     assert "--text-only" not in message(with_pictures, 6 * GIB)
 
 

@@ -18,7 +18,9 @@ from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions
+from mmchat.models.family import parameter_count
 from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.mllama.text import CrossSegment
 from mmchat.quant.kernels import native
 from tests.models.mllama.oracle import CONFIG, build, random_weights
@@ -224,8 +226,6 @@ def test_missing_tokenizer_is_named_with_the_option_that_gives_one(tmp_path, fol
 
 def write_params(path, config):
     """One of our params files for `config`."""
-    from mmchat.models.mllama.params import parameter_count
-
     document = {
         "name": path.stem,
         "model_type": "mllama",
@@ -233,9 +233,8 @@ def write_params(path, config):
         "aliases": [],
         "repo": None,
         "chat_format": "instruct",
-        "parameters": parameter_count(config),
+        "parameters": parameter_count(hf_shapes(config)),
         "generation": {"temperature": 0.6, "top_p": 0.9},
-        "image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "alpha": "checkpoint"},
         **asdict(config),
     }
     path.write_text(json.dumps(document))

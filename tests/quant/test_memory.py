@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory):
         pytest.skip("needs Linux and 6 GiB of free memory")
     params = shaped_params(Shapes("11B"), torch.device("cpu"))
     header, end = {}, 0
-    for name, shape in params.family.resolve("weights").hf_shapes(params.config).items():
+    for name, shape in params.family.shapes(params.config).items():
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()

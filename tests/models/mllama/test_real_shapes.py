@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from mmchat.catalog.find import known_params
-from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
+from mmchat.models.mllama.config import (
+    ImageProcessorConfig,
+    MllamaConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+)
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.weights import hf_shapes, meta_rules, meta_shapes, shard_dims
 
@@ -43,6 +49,7 @@ def released(text_width: int, tile_size: int) -> MllamaConfig:
             rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
             max_position_embeddings=131072,
         ),
+        image_processor=ImageProcessorConfig((0.5,) * 3, (0.5,) * 3, "checkpoint"),
     )
 
 
