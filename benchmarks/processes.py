@@ -68,21 +68,21 @@ def once(plan: Plan, index: int) -> dict[str, Any]:
     Random tensors are made one by one as they are asked for, so that none is in memory twice.
     """
     tiles = max(plan.tiles, default=1)
-    params, tensors = random_model(plan, keep=False)
+    spec, tensors = random_model(plan, keep=False)
     if plan.transformers and index == 0:
-        return _once_transformers(params, tensors, tiles)
-    ours = contestant(params, tensors, plan.variants[index - plan.transformers])
+        return _once_transformers(spec, tensors, tiles)
+    ours = contestant(spec, tensors, plan.variants[index - plan.transformers])
     two_turns(ours, tiles, seed=1)
     weights = weights_of(ours.loaded).values()
     return _memory_record(ours.name, weights, ours.loaded.device, tiles)
 
 
-def _once_transformers(params: Any, tensors: RandomTensors, tiles: int) -> dict[str, Any]:
-    theirs = reference(params, tensors)
-    tokenizer = byte_tokenizer(params.config.vocab_size)
-    processor = params.family.build().processor(params.config, tokenizer, "white")
-    picture = load_image(picture_of(params, tiles, seed=1))
-    ids = (config_of(params).image_token_id, *range(32))
+def _once_transformers(spec: Any, tensors: RandomTensors, tiles: int) -> dict[str, Any]:
+    theirs = reference(spec, tensors)
+    tokenizer = byte_tokenizer(spec.config.vocab_size)
+    processor = spec.family.build().processor(spec.config, tokenizer, "white")
+    picture = load_image(picture_of(spec, tiles, seed=1))
+    ids = (config_of(spec).image_token_id, *range(32))
     theirs.prefill_picture(PicturePrompt(ids, tiled(processor, picture)))
     weights = (*theirs.model.parameters(), *theirs.model.buffers())
     return _memory_record(theirs.name, weights, tensors.device, tiles)

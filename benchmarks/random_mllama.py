@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mmchat.catalog.params_file import ModelParams
+from mmchat.catalog.spec import ModelSpec
 from mmchat.errors import UsageError
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
@@ -22,11 +22,11 @@ _CHUNK = 2**24  # numbers drawn from one seed, so that threads do not change the
 _TABLES = ("tile_embedding.weight", "tile_positional_embedding.embedding.weight")
 
 
-def config_of(params: ModelParams) -> MllamaConfig:
+def config_of(spec: ModelSpec) -> MllamaConfig:
     """The config of an Mllama. Raises UsageError for another family."""
-    if not isinstance(params.config, MllamaConfig):
-        raise UsageError(f"the benchmarks are of Mllama, and {params.name} is none; name another")
-    return params.config
+    if not isinstance(spec.config, MllamaConfig):
+        raise UsageError(f"the benchmarks are of Mllama, and {spec.name} is none; name another")
+    return spec.config
 
 
 def with_depth(config: MllamaConfig, layers: int, vision_layers: int) -> MllamaConfig:

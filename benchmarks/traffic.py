@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int:
     """Weights as they lie in memory, keys and values; the one row of the embedding is left out."""
     tensors = weights_of(loaded)
-    config = config_of(loaded.params)
+    config = config_of(loaded.spec)
     read = _read(tensors, config.text_config, bool(tiles))
     weights = sum(t.numel() * t.element_size() for t in read)
     sizes = footprint(config)

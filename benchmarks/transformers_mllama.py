@@ -22,7 +22,7 @@ from mmchat.errors import MissingExtra
 from mmchat.models.mllama.documents import hf_documents
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
 
 
 class TransformersMllama:
@@ -115,7 +115,7 @@ class TransformersMllama:
 
 
 def build(
-    params: ModelParams,
+    spec: ModelSpec,
     read: Callable[[str], Tensor],
     names: list[str],
     dtype: torch.dtype,
@@ -128,7 +128,7 @@ def build(
     _check_installed()
     from transformers import MllamaForConditionalGeneration
 
-    config = _config(params, dtype)
+    config = _config(spec, dtype)
     with torch.device("meta"):
         model = MllamaForConditionalGeneration._from_config(config, dtype=dtype)
     tensors = {_in_memory(name): read(name) for name in names}
@@ -157,12 +157,12 @@ def _check_installed() -> None:
         ) from None
 
 
-def _config(params: ModelParams, dtype: torch.dtype) -> Any:
+def _config(spec: ModelSpec, dtype: torch.dtype) -> Any:
     from transformers import MllamaConfig
 
     token_ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # forward reads none
-    config = config_of(params)
-    documents = hf_documents(config, str(dtype), vars(params.generation), token_ids)
+    config = config_of(spec)
+    documents = hf_documents(config, str(dtype), vars(spec.generation), token_ids)
     document = documents["config.json"]
     vision, text = document["vision_config"], document["text_config"]
     vision["intermediate_layers_indices"] = [

@@ -107,7 +107,7 @@ class Field:
     def _decode(self, workload: Workload) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Run]]:
         loaded = self.ours.loaded
         context = random_context(
-            config_of(loaded.params), workload.tokens, workload.tiles, loaded.dtype, loaded.device
+            config_of(loaded.spec), workload.tokens, workload.tiles, loaded.dtype, loaded.device
         )
         caches = {c.name: c.begin(context) for c in self.contestants}
         clock = Stopwatch(loaded.device)
@@ -165,12 +165,12 @@ class Field:
 
     def _picture_prompt(self, tiles: int, index: int) -> PicturePrompt:
         loaded = self.ours.loaded
-        image = tiled(loaded.processor, load_image(picture_of(loaded.params, tiles, seed=index)))
-        ids = (config_of(loaded.params).image_token_id, *self._text(QUESTION_TOKENS, index))
+        image = tiled(loaded.processor, load_image(picture_of(loaded.spec, tiles, seed=index)))
+        ids = (config_of(loaded.spec).image_token_id, *self._text(QUESTION_TOKENS, index))
         return PicturePrompt(ids, image)
 
     def _random_states(self, tiles: int) -> Tensor:
         loaded = self.ours.loaded
-        config = config_of(loaded.params)
+        config = config_of(loaded.spec)
         shape = 1, tiles * config.vision_config.tokens_per_tile, config.text_config.hidden_size
         return torch.randn(shape, device=loaded.device).to(loaded.dtype)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mmchat.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmchat.catalog.params_file import ModelParams
+    from mmchat.catalog.spec import ModelSpec
 
 
 def picture_file(height: int, width: int, seed: int) -> bytes:
@@ -29,9 +29,9 @@ def picture_file(height: int, width: int, seed: int) -> bytes:
     return file.getvalue()
 
 
-def picture_of(params: ModelParams, cells: int, seed: int) -> bytes:
+def picture_of(spec: ModelSpec, cells: int, seed: int) -> bytes:
     """A file of a picture that the model cuts into so many; UsageError if it never does."""
-    size = params.family.picture_size(params.config, cells)
+    size = spec.family.picture_size(spec.config, cells)
     if size is None:
-        raise UsageError(f"{params.name} cuts no picture into {cells}; ask for fewer")
+        raise UsageError(f"{spec.name} cuts no picture into {cells}; ask for fewer")
     return picture_file(*size, seed)

@@ -39,7 +39,7 @@ class Workload:
         """Whether the model cuts pictures so, and has the positions; an exported one may not."""
         positions = self.tokens
         if self.cells:
-            if not loaded.params.family.picture_size(loaded.params.config, self.cells):
+            if not loaded.spec.family.picture_size(loaded.spec.config, self.cells):
                 return False
             positions = len(self._prompt(loaded, self._given(loaded, 0)).token_ids)
         return positions + 1 + DECODED <= loaded.max_seq_len
@@ -69,7 +69,7 @@ class Workload:
     def _given(self, loaded: LoadedModel, index: int) -> str | bytes:
         """A text of at least as many tokens, or the file of a picture."""
         if self.cells:
-            return picture_of(loaded.params, self.cells, seed=index)
+            return picture_of(loaded.spec, self.cells, seed=index)
         draw = random.Random(index)  # noqa: S311
         return " ".join(str(draw.randrange(10**6)) for _ in range(self.tokens))
 

@@ -27,42 +27,37 @@ def show_dry_run(request: Request, *, as_json: bool, output: Path | None) -> Non
     """Print prompt tokens, how pictures are cut, and a memory estimate."""
     if exported := request.source.exported:
         request = replace(request, model=request.model.as_exported(exported))
-    params = request.source.params
-    pictures = [
-        params.family.facts(params.config, image.height, image.width) for image in request.images
-    ]
+    pictures = [(image.source, request.source.spec.facts(image)) for image in request.images]
     facts = _facts(request, request.source, pictures)
-    named = [(image.source, one) for image, one in zip(request.images, pictures, strict=True)]
-    text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts, named))
+    text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts, pictures))
     if output is None:
         console.write_safely(text)
     else:
         atomic_file.write_text(output, text)
 
 
-def _facts(request: Request, source: ModelSource, pictures: Sequence[MediaFacts]) -> dict[str, Any]:
+def _facts(
+    request: Request, source: ModelSource, pictures: Sequence[tuple[str, MediaFacts]]
+) -> dict[str, Any]:
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import choose_placement
 
-    params, options = source.params, request.model
-    placement = choose_placement(options.device, options.dtype, params.parameters)
+    spec, options = source.spec, request.model
+    placement = choose_placement(options.device, options.dtype, spec.parameters)
     dtype = str(placement.dtype).removeprefix("torch.")
     prompt_tokens = _prompt_tokens(request, source)
-    new_tokens = request.sampling.for_model(params).max_new_tokens
-    limit = params.context_limit(options.max_seq_len)
+    new_tokens = request.sampling.for_model(spec).max_new_tokens
+    limit = spec.context_limit(options.max_seq_len)
     positions = min((prompt_tokens or 0) + new_tokens, limit)
-    workload = Workload(positions, prompt_tokens or positions, tuple(pictures))
+    workload = Workload(positions, prompt_tokens or positions, tuple(p for _, p in pictures))
     return {
-        "model": params.name,
+        "model": spec.name,
         "device": str(placement.device),
         "dtype": dtype,
         "prompt_tokens": prompt_tokens,
         "max_new_tokens": new_tokens,
         "context": limit,
-        "images": [
-            image_facts(image.source, one)
-            for image, one in zip(request.images, pictures, strict=True)
-        ],
+        "images": [image_facts(*picture) for picture in pictures],
         "quantize": options.quantize,
         "memory": _memory(options, source, placement, workload),
     }
@@ -79,7 +74,7 @@ def _memory(
     from mmchat.hardware.memory import available_memory
 
     in_place = _used_in_place(source, placement)
-    setup = options.setup(source.params, placement, workload=workload, from_file=in_place)
+    setup = options.setup(source.spec, placement, workload=workload, from_file=in_place)
     need, free = setup.need(), available_memory(placement.device)
     fits = None if free is None else need.total <= free
     facts = {**need.as_dict(), "available": free, "fits": fits}
@@ -94,7 +89,7 @@ def _used_in_place(source: ModelSource, placement: Placement) -> bool:
         return True
     if source.checkpoint is None:
         return placement.dtype.itemsize == 2
-    rules = source.params.family.shard_axis
+    rules = source.spec.family.shard_axis
     with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
         return used_in_place(files, str(placement.dtype).removeprefix("torch."))
 
@@ -105,13 +100,13 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
         return None
     from mmchat.tokenizers import open_tokenizer
 
-    params = source.params
-    processor = params.family.build().processor(
-        params.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
+    spec = source.spec
+    processor = spec.family.build().processor(
+        spec.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
     )
     content: tuple[Text | Image, ...] = (*request.images, Text(request.text))
     message = Message("user", content)
-    if request.raw or params.chat_format == "base":
+    if request.raw or spec.chat_format == "base":
         return len(processor.raw(message).token_ids)
     messages = [message]
     if request.system:

@@ -17,7 +17,7 @@ from mmchat.words import count, plural, size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
     from mmchat.checkpoints.exported_folder import ExportedFolder
     from mmchat.models.family import Description
 
@@ -46,33 +46,33 @@ def inspect(
     The estimates are of bfloat16, and of schemes that leave the rest in bfloat16.
     """
     source = replace(given, name=model).find(checkpoint_required=False)
-    params = source.params
-    words = params.family.describe(params.config)
-    facts = _facts(params, words)
+    spec = source.spec
+    words = spec.family.describe(spec.config)
+    facts = _facts(spec, words)
     if source.checkpoint is not None:
         exported = source.exported
         facts["export"] = exported and _export_facts(exported)
         in_programs = exported is not None and exported.record.format == "executorch"
         if not in_programs:
-            facts["checkpoint"] = _checkpoint_facts(source.checkpoint, params)
+            facts["checkpoint"] = _checkpoint_facts(source.checkpoint, spec)
     if as_json:
         console.print_json(facts)
         return
     console.print_facts(_lines(facts, words))
 
 
-def _facts(params: ModelParams, words: Description) -> dict[str, Any]:
-    sizes = params.family.sizes(params.config)
+def _facts(spec: ModelSpec, words: Description) -> dict[str, Any]:
+    sizes = spec.family.sizes(spec.config)
     return {
-        "name": params.name,
-        "model_type": params.model_type,
-        "chat_format": params.chat_format,
-        "params_file": str(params.source),
+        "name": spec.name,
+        "model_type": spec.model_type,
+        "chat_format": spec.chat_format,
+        "params_file": str(spec.source),
         **words.details,
         "parameters": sizes.parameters,
         "parameters_by_part": {part.name: part.parameters for part in sizes.parts},
         "weight_bytes": {
-            "bfloat16" if scheme == "none" else scheme: _weight_bytes(params, scheme)
+            "bfloat16" if scheme == "none" else scheme: _weight_bytes(spec, scheme)
             for scheme in ESTIMATED_SCHEMES
         },
         "cache_bytes_per_token": 2 * sizes.cache_per_token,
@@ -88,18 +88,18 @@ def _export_facts(folder: ExportedFolder) -> dict[str, Any]:
     return {**asdict(folder.record), "source": folder.source, "files": sizes}
 
 
-def _weight_bytes(params: ModelParams, scheme: str) -> int:
+def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
     """Bytes of the weights in 16 bits, or what `scheme` makes of them."""
     from mmchat.estimate.memory import Setup
 
-    return Setup(params, "cuda", 2, scheme).need().weights
+    return Setup(spec, "cuda", 2, scheme).need().weights
 
 
-def _checkpoint_facts(path: Path, params: ModelParams) -> dict[str, Any]:
+def _checkpoint_facts(path: Path, spec: ModelSpec) -> dict[str, Any]:
     """Formats, tensors and bytes by dtype, from the headers of the files."""
     from mmchat.checkpoints.checkpoint import open_checkpoint
 
-    with open_checkpoint(path, merge_rules=params.family.shard_axis) as opened:
+    with open_checkpoint(path, merge_rules=spec.family.shard_axis) as opened:
         by_dtype: Counter[str] = Counter()
         for entry in opened.entries.values():
             by_dtype[entry.dtype] += entry.num_bytes

@@ -46,8 +46,8 @@ def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> M
 def say_choice(options: LoadOptions, source: ModelSource) -> None:
     """Notes on stderr: the built-in model was taken, and how its params were read."""
     if options.name is None and not (options.checkpoint_path or options.params_path):
-        console.note(f"using the built-in model {source.params.name!r}; see 'mmchat list'")
-    for notice in source.params.notices:
+        console.note(f"using the built-in model {source.spec.name!r}; see 'mmchat list'")
+    for notice in source.spec.notices:
         console.note(notice)
     if options.quantize == "none" and re.search(r":\d+b-instruct-q\d", str(options.name)):
         console.note(f"{options.name}: weights as they are published; --quantize makes them small")
@@ -55,7 +55,7 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
 
 def alpha_rule(options: LoadOptions, source: ModelSource) -> Literal["white", "drop"]:
     """What becomes of transparent pixels: as asked, or as the checkpoint's makers do."""
-    return options.alpha or source.params.family.alpha(source.params.config, source.format)
+    return options.alpha or source.spec.family.alpha(source.spec.config, source.format)
 
 
 def _weight_files(source: ModelSource) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`mmchat tiles`: how a picture is laid on its canvas of tiles, as facts and as a picture."""
+"""`mmchat tiles`: what a model makes of a picture, as facts and as a picture."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def tiles(
     source = replace(given, name=model).find(checkpoint_required=False)
     data = read_image_bytes() if image == "-" else None
     [picture] = load_pictures(PromptInput("", (image,), data), alpha_rule(given, source))
-    params = source.params
-    family, config = params.family, params.config
-    facts = family.facts(config, picture.height, picture.width)
+    spec = source.spec
+    family, config = spec.family, spec.config
+    facts = spec.facts(picture)
     if output is not None:
         from mmchat.images.png import png_bytes
 
@@ -81,9 +81,9 @@ def tiles(
         for notice in picture.notices:
             console.note(f"{picture.source}: {notice}")
     if as_json:
-        console.print_json({"model": params.name, **answer.image_facts(picture.source, facts)})
+        console.print_json({"model": spec.name, **answer.image_facts(picture.source, facts)})
     else:
-        model = f"{params.name}, {family.describe(config).pictures}"
+        model = f"{spec.name}, {family.describe(config).pictures}"
         console.print_facts(fact_lines(model, picture.source, facts))
 
 

@@ -18,7 +18,7 @@ from mmchat.limits import MIB
 from mmchat.quant.schemes import Plan
 
 if TYPE_CHECKING:
-    from mmchat.catalog.params_file import ModelParams
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.checkpoints.checkpoint import Checkpoint
     from mmchat.hardware.placement import Placement
     from mmchat.models.prompt import MediaFacts
@@ -70,7 +70,7 @@ class Setup:
     weights in that dtype and in the order of this model, so that they need no copy on the CPU.
     """
 
-    params: ModelParams
+    spec: ModelSpec
     device_type: str
     item_bytes: int
     quantize: str = "none"
@@ -81,13 +81,13 @@ class Setup:
     from_file: bool = False
 
     @classmethod
-    def of(cls, params: ModelParams, placement: Placement, **options: Any) -> Setup:
-        return cls(params, placement.device.type, placement.dtype.itemsize, **options)
+    def of(cls, spec: ModelSpec, placement: Placement, **options: Any) -> Setup:
+        return cls(spec, placement.device.type, placement.dtype.itemsize, **options)
 
     @property
     def expected(self) -> Workload:
         """The workload, within the context; a context that was asked for counts in full."""
-        limit = self.max_seq_len or self.params.config.max_position_embeddings
+        limit = self.max_seq_len or self.spec.config.max_position_embeddings
         if self.workload is not None:
             given = self.workload
             positions, prompt = min(given.positions, limit), min(given.prompt, limit)
@@ -98,7 +98,7 @@ class Setup:
 
     @property
     def sizes(self) -> Sizes:
-        return self.params.family.sizes(self.params.config)
+        return self.spec.family.sizes(self.spec.config)
 
     def linear_bytes(self, part: str, rows: int, columns: int) -> int:
         """Bytes of a linear layer's weight [rows, columns], in the format that it is held in."""
@@ -145,7 +145,7 @@ def check_memory(setup: Setup, available: int | None) -> MemoryNeed:
     if available is None or need.total <= available:
         return need
     raise MemoryError_(
-        f"{setup.params.name} needs {words.size(need.total)} on {setup.device_type}"
+        f"{setup.spec.name} needs {words.size(need.total)} on {setup.device_type}"
         f" ({_parts(setup)}), and {words.size(available)} are free; {advice(setup, available)}"
     )
 

@@ -62,12 +62,12 @@ def _logits(model: LoadedModel, reference: LoadedModel, max_images: int) -> Iter
 
 
 def _prompts(model: LoadedModel, max_images: int) -> Iterator[Any]:
-    family, config = model.params.family, model.params.config
+    family, config = model.spec.family, model.spec.config
     side = family.describe(config).image_size
     largest = family.sizes(config).largest_picture.size
     for pictures in ((), (_picture(side, side),), (_picture(*largest), _picture(2 * side, side))):
         message = Message("user", (*pictures[:max_images], Text("What is here?")))
-        if model.params.chat_format == "base":
+        if model.spec.chat_format == "base":
             yield model.processor.raw(message)
         else:
             yield model.processor.chat([message])

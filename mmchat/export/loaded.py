@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmchat.catalog.find import ModelSource
-from mmchat.catalog.params_file import params_document
+from mmchat.catalog.spec import params_document
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.writers import write_json, write_safetensors
@@ -55,9 +55,9 @@ class LoadedExport:
         if record.format != "executorch":  # whose programs hold the weights
             self._write_weights(work, progress)
         programs = self._write_programs(work, record, progress)
-        params = self._source.params
-        config = params.family.with_alpha(params.config, self._original.processor.alpha)
-        write_json(work / "params.json", params_document(replace(params, config=config)))
+        spec = self._source.spec
+        config = spec.family.with_alpha(spec.config, self._original.processor.alpha)
+        write_json(work / "params.json", params_document(replace(spec, config=config)))
         if programs:
             write_token_table(work, self._original.tokenizer)
         return replace(record, programs=programs)
@@ -86,7 +86,7 @@ class LoadedExport:
         plan, original = self._plan, self._original
         return ExportRecord(
             format=plan.format,
-            model=original.params.name,
+            model=original.spec.name,
             dtype=str(original.dtype).removeprefix("torch."),
             scheme=original.options.quantize,
             keep=original.options.plan.keep,
@@ -119,7 +119,7 @@ class LoadedExport:
         from mmchat.export.executorch import lower_programs
 
         write = lower_programs if self._plan.format == "executorch" else compile_programs
-        made = self._source.params.family.build().programs(self._plan.format)
+        made = self._source.spec.family.build().programs(self._plan.format)
         limits = ExportLimits(record.max_seq_len, record.max_images)
         return write(work, made.export_programs(self._model, limits), progress)
 
@@ -127,7 +127,7 @@ class LoadedExport:
 def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> LoadedModel:
     from mmchat.loading.loader import load
 
-    most = source.params.config.max_position_embeddings
+    most = source.spec.config.max_position_embeddings
     options = replace(
         plan.model,
         max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mmchat.catalog.params_file import ModelParams
+from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.exported_folder import PACKAGE_NAME, PROGRAM_NAME, ExportedFolder
 from mmchat.checkpoints.manifest import FileRecord
@@ -50,13 +50,13 @@ def check_programs(folder: ExportedFolder) -> None:
 
 def open_programs(
     folder: ExportedFolder,
-    params: ModelParams,
+    spec: ModelSpec,
     placement: Placement,
     progress: ProgressCallback | None,
 ) -> EagerRuntime:
     """What runs the programs. progress("weights", done, of tensors). Raises ExportError."""
     record = folder.record
-    build = params.family.build()
+    build = spec.family.build()
     weights = {}  # an ExecuTorch program holds its own
     if record.format == "executorch":
         run, programs = ExecutorchPrograms(folder.path / PROGRAM_NAME), build.programs("executorch")
@@ -65,7 +65,7 @@ def open_programs(
         run = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
         programs = build.programs("aoti")
     limits = ExportLimits(record.max_seq_len, record.max_images)
-    model = programs.model(params.config, limits, placement.device, placement.dtype, run, weights)
+    model = programs.model(spec.config, limits, placement.device, placement.dtype, run, weights)
     return EagerRuntime(model, placement.device)
 
 

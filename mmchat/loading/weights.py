@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmchat.catalog.find import ModelParams, params_for
+from mmchat.catalog.find import ModelSpec, params_file_for
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
@@ -28,35 +28,35 @@ _SHOWN = 5  # differences that a message names
 
 def load_weights(
     files: Checkpoint,
-    params: ModelParams,
+    spec: ModelSpec,
     options: LoadOptions,
     placement: Placement,
     *,
     as_exported: bool,
 ) -> FamilyModel:
-    """Build the model of `params` on the meta device and fill it. as_exported: the form of `files`.
+    """Build the model of `spec` on the meta device and fill it. as_exported: the form of `files`.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
     CheckpointError with the differences, before anything is read.
     """
-    build = params.family.build()
+    build = spec.family.build()
     with shapes_only():
-        model = build.model(params.config)
+        model = build.model(spec.config)
     set_formats(model, options.plan)
     try:
         if as_exported:
             count, tensors = _of_export(files, model, options, placement)
         else:
             wanted = model.weight_names(text_only=options.text_only)
-            count, tensors = len(wanted), build.iter_weights(files, params.config, wanted)
+            count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
         for done, (name, tensor) in enumerate(tensors, start=1):
             _assign(model, name, tensor, placement)
             if options.progress:
                 options.progress("weights", done, count)
     except CheckpointError as error:
-        raise _with_fitting_params(error, params) from None
+        raise _with_fitting_params(error, spec) from None
     stays_in_file = options.quantize == "none" and placement.device.type == "cpu"
     if not as_exported and not stays_in_file:
         model.fuse_projections()
@@ -112,7 +112,7 @@ def _assign(model: FamilyModel, name: str, tensor: Tensor, placement: Placement)
         module.quantize(tensor.to(placement.device))
 
 
-def _with_fitting_params(error: CheckpointError, params: ModelParams) -> MmchatError:
+def _with_fitting_params(error: CheckpointError, spec: ModelSpec) -> MmchatError:
     """Add which params file fits, when the checkpoint was made for other params."""
-    fitting = params_for(error.fitting, params) if isinstance(error, OtherConfigError) else None
+    fitting = params_file_for(error.fitting, spec) if isinstance(error, OtherConfigError) else None
     return CheckpointError(f"{error}; {fitting} fits") if fitting else error

@@ -17,13 +17,14 @@ AnyFamily = Family[Config, FamilyModel]
 LoadFamily = Callable[[], Family[Any, Any]]
 
 
+@cache
 def _mllama() -> Family[Any, Any]:
     from mmchat.models.mllama.family import MllamaFamily
 
     return MllamaFamily()
 
 
-_FAMILIES: dict[str, LoadFamily] = {"mllama": _mllama}
+FAMILIES: dict[str, LoadFamily] = {"mllama": _mllama}
 
 
 def register(model_type: str, load: LoadFamily) -> None:
@@ -31,23 +32,23 @@ def register(model_type: str, load: LoadFamily) -> None:
 
     Raises ValueError for a name that is taken.
     """
-    if model_type in _FAMILIES:
+    if model_type in FAMILIES:
         raise ValueError(f"a family named {quoted(model_type)} is registered already")
-    _FAMILIES[model_type] = cache(load)
+    FAMILIES[model_type] = cache(load)
 
 
 def families() -> Iterator[AnyFamily]:
     """All of them; each is imported when it is its turn."""
-    for load in _FAMILIES.values():
+    for load in FAMILIES.values():
         yield load()
 
 
 def get_family(model_type: object, where: Where) -> AnyFamily:
     """The family named by a params file or config; `where`'s error if there is none."""
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        near = nearest(model_type, list(_FAMILIES)) if isinstance(model_type, str) else ""
-        known = ", ".join(map(quoted, _FAMILIES))
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        near = nearest(model_type, list(FAMILIES)) if isinstance(model_type, str) else ""
+        known = ", ".join(map(quoted, FAMILIES))
         raise where.child("model_type").fail(
             f"unknown model type {quoted(model_type)}{near}; mmchat runs {known}"
         )
-    return _FAMILIES[model_type]()
+    return FAMILIES[model_type]()

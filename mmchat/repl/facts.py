@@ -11,21 +11,15 @@ from mmchat.repl.paths import short_name
 from mmchat.words import cut, pixels, table
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
     from mmchat.conversation import Image, Message, Turn
     from mmchat.engine.events import Finished
     from mmchat.engine.sampling import SamplingParams
-    from mmchat.models.prompt import MediaFacts
 
 
-def picture(image: Image, params: ModelParams) -> MediaFacts:
-    """What the model's family says of a picture."""
-    return params.family.facts(params.config, image.height, image.width)
-
-
-def picture_line(image: Image, params: ModelParams) -> str:
+def picture_line(image: Image, spec: ModelSpec) -> str:
     """Name, size, what was done to it, grid and cost."""
-    facts = picture(image, params)
+    facts = spec.facts(image)
     parts = [pixels(facts.size), *image.notices, facts.cut, f"{facts.tokens:,} vision tokens"]
     return f"{short_name(image.source)}: {', '.join(parts)}"
 

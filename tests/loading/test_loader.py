@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import mmchat
-from mmchat.catalog.find import data_path, load_params
+from mmchat.catalog.find import data_path, load_spec
 from mmchat.cli.app import app
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
@@ -186,7 +186,7 @@ def test_the_estimate_counts_every_byte_that_is_loaded(folder, dtype, text_only,
     tensors = [*module.parameters(), *module.buffers()]
     loaded = sum(tensor.nbytes for tensor in tensors if not tensor.is_meta)
     computed = module.language_model.model.rotary.inv_freq.nbytes  # in no checkpoint
-    setup = Setup.of(model.params, model.placement, quantize=quantize, text_only=text_only)
+    setup = Setup.of(model.spec, model.placement, quantize=quantize, text_only=text_only)
     assert setup.need().weights == loaded - computed
 
 
@@ -248,8 +248,8 @@ def test_params_for_other_tiles_are_named_with_the_file_that_fits(
     large = replace(config, vision_config=replace(config.vision_config, image_size=56))
     right = write_params(tmp_path / "small-tiles.json", config)
     wrong = write_params(tmp_path / "large-tiles.json", large)
-    known = tuple(map(load_params, (right, wrong)))
-    monkeypatch.setattr("mmchat.catalog.find.known_params", lambda: known)
+    known = tuple(map(load_spec, (right, wrong)))
+    monkeypatch.setattr("mmchat.catalog.find.known_specs", lambda: known)
     files = {
         "checkpoint_path": folder / "model.safetensors",
         "tokenizer_path": folder / "tokenizer.model",

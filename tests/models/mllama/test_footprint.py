@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmchat.catalog.find import known_params
+from mmchat.catalog.find import known_specs
 from mmchat.models.mllama.footprint import footprint
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.text import CrossSegment
 from mmchat.models.mllama.tiling import facts
 from tests.live_memory import LiveMemory
 
-CONFIGS = {params.name: params.config for params in known_params()}
+CONFIGS = {spec.name: spec.config for spec in known_specs()}
 INSTRUCT_11B = CONFIGS["Llama-3.2-11B-Vision-Instruct"]
 INSTRUCT_90B = CONFIGS["Llama-3.2-90B-Vision-Instruct"]
 FEW_LAYERS = {"num_hidden_layers": 5, "cross_attention_layers": (3,)}

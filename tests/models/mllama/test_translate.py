@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from mmchat.catalog.find import find_params, known_params, load_params
+from mmchat.catalog.find import find_spec, known_specs, load_spec
 from mmchat.errors import ParamsError
 from mmchat.models.family import parameter_count
 from mmchat.models.mllama.family import MllamaFamily
@@ -84,22 +84,22 @@ def transformers_config(config):
     )
 
 
-@pytest.mark.parametrize("params", known_params(), ids=lambda params: params.name)
-def test_both_spellings_of_the_hub_give_our_configuration(params, tmp_path):
-    pictures = replace(params.config.image_processor, alpha="checkpoint")
-    expected = replace(params.config, image_processor=pictures)
-    assert from_hf_config(hub_config(params.config), None, WHERE) == expected
-    transformers_config(params.config).save_pretrained(tmp_path)
+@pytest.mark.parametrize("spec", known_specs(), ids=lambda spec: spec.name)
+def test_both_spellings_of_the_hub_give_our_configuration(spec, tmp_path):
+    pictures = replace(spec.config.image_processor, alpha="checkpoint")
+    expected = replace(spec.config, image_processor=pictures)
+    assert from_hf_config(hub_config(spec.config), None, WHERE) == expected
+    transformers_config(spec.config).save_pretrained(tmp_path)
     new = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in json.dumps(new)
     assert from_hf_config(new, None, WHERE) == expected
 
 
-@pytest.mark.parametrize("params", known_params(), ids=lambda params: params.name)
-def test_parameters_are_those_of_transformers(params):
+@pytest.mark.parametrize("spec", known_specs(), ids=lambda spec: spec.name)
+def test_parameters_are_those_of_transformers(spec):
     with torch.device("meta"):
-        model = transformers.MllamaForConditionalGeneration(transformers_config(params.config))
-    assert parameter_count(hf_shapes(params.config)) == sum(p.numel() for p in model.parameters())
+        model = transformers.MllamaForConditionalGeneration(transformers_config(spec.config))
+    assert parameter_count(hf_shapes(spec.config)) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_parameters_are_those_of_transformers(params):
     ],
 )
 def test_published_parameter_totals(name, total):
-    assert find_params(name).parameters == total
+    assert find_spec(name).parameters == total
 
 
 def test_a_config_with_only_what_differs_takes_the_hubs_defaults():
@@ -123,7 +123,7 @@ def test_a_config_with_only_what_differs_takes_the_hubs_defaults():
         "vision_config": {"image_size": 560},
         "text_config": {"rope_scaling": SCALING},
     }
-    assert from_hf_config(found, None, WHERE) == find_params("llama3.2-11B").config
+    assert from_hf_config(found, None, WHERE) == find_spec("llama3.2-11B").config
     unscaled = from_hf_config({"text_config": {}}, None, WHERE).text_config
     assert (unscaled.rope_scaling, unscaled.rope_theta) == (None, 500_000.0)
 
@@ -157,14 +157,14 @@ def test_another_way_to_prepare_pictures_is_refused(change, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(found))
     own, outer = tmp_path / "preprocessor_config.json", tmp_path / "processor_config.json"
     own.write_text(json.dumps(released))
-    load_params(tmp_path / "config.json")
+    load_spec(tmp_path / "config.json")
     own.write_text(json.dumps(released | change))
     with pytest.raises(ParamsError, match=f"preprocessor_config.json: {message}"):
-        load_params(tmp_path / "config.json")
+        load_spec(tmp_path / "config.json")
     own.write_text(json.dumps(released))
     outer.write_text(json.dumps({"image_processor": released | change}))
     with pytest.raises(ParamsError, match=f"/processor_config.json: image_processor.{message}"):
-        load_params(tmp_path / "config.json")
+        load_spec(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_what_the_model_cannot_do_is_refused(found, message):
     ],
 )
 def test_metas_params_give_our_configuration(meta, name):
-    assert from_makers(meta, "", WHERE).config == find_params(name).config
+    assert from_makers(meta, "", WHERE).config == find_spec(name).config
 
 
 def test_an_older_form_nests_the_number_of_cross_attention_layers():

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.errors import UsageError
@@ -22,6 +22,10 @@ from mmchat.strict_json import (
     read_json,
 )
 
+if TYPE_CHECKING:
+    from mmchat.conversation import Image
+    from mmchat.models.prompt import MediaFacts
+
 ChatFormat = Literal["instruct", "base"]
 
 
@@ -34,7 +38,7 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True)
-class ModelParams:
+class ModelSpec:
     """Everything about a model but its weights and tokenizer.
 
     config belongs to the family. parameters: count in the Hub's format.
@@ -58,6 +62,10 @@ class ModelParams:
     @property
     def family(self) -> AnyFamily:
         return get_family(self.model_type, Where(str(self.source)))
+
+    def facts(self, image: Image) -> MediaFacts:
+        """What people are told about a picture."""
+        return self.family.facts(self.config, image.height, image.width)
 
     def context_limit(self, asked: int | None) -> int:
         """Positions to use, all that the model has unless fewer are asked. Raises UsageError."""
@@ -99,7 +107,7 @@ _PATTERNS = {
 }
 
 
-def load_params(path: Path | str) -> ModelParams:
+def load_spec(path: Path | str) -> ModelSpec:
     """Read one JSON file: ours, the Hub's config.json or that of a model's makers.
 
     Raises ParamsError that names the file, the key path and the nearest valid key.
@@ -114,22 +122,22 @@ def load_params(path: Path | str) -> ModelParams:
     return _from_makers(found, path, where)
 
 
-def params_document(params: ModelParams) -> dict[str, Any]:
+def params_document(spec: ModelSpec) -> dict[str, Any]:
     """The content of a params file of ours that says the same; without names of other places."""
     return {
-        "name": params.name,
-        "model_type": params.model_type,
-        "description": params.description,
+        "name": spec.name,
+        "model_type": spec.model_type,
+        "description": spec.description,
         "aliases": [],
         "repo": None,
-        "chat_format": params.chat_format,
-        "parameters": params.parameters,
-        "generation": asdict(params.generation),
-        **params.family.to_sections(params.config),
+        "chat_format": spec.chat_format,
+        "parameters": spec.parameters,
+        "generation": asdict(spec.generation),
+        **spec.family.to_sections(spec.config),
     }
 
 
-def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     own = [field.name for field in fields(_Header)]
     family = get_family(found["model_type"], where)
     check_keys(found, [*own[:-1], *family.sections], own[-1:], where)
@@ -143,7 +151,7 @@ def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelParam
         raise where.child("parameters").fail(
             f"{header.parameters:,}, but a model of these sizes has {count:,}"
         )
-    return ModelParams(
+    return ModelSpec(
         **{name: getattr(header, name) for name in own},
         config=config,
         source=path,
@@ -160,7 +168,7 @@ def _check_patterns(header: _Header, where: Where) -> None:
             raise where.child("aliases").child(index).fail(f"{quoted(alias)} is no possible name")
 
 
-def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     family = get_family(found.get("model_type"), where)
     config = family.from_hub(found, *_hf_preprocessor(path.parent, where))
     generation = _optional_json(path.with_name("generation_config.json")) or {}
@@ -170,7 +178,7 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
     return _translated(family, config, path, chat_format, defaults)
 
 
-def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     """A file that names no model type: of the family that knows it, or else one of ours."""
     folders = "/".join(path.resolve().parts[-4:-1]).lower()
     for family in families():
@@ -195,9 +203,9 @@ def _translated(
     chat_format: ChatFormat,
     generation: GenerationDefaults,
     notices: tuple[str, ...] = (),
-) -> ModelParams:
+) -> ModelSpec:
     folder = path.resolve().parent
-    return ModelParams(
+    return ModelSpec(
         name=escaped((folder.parent if folder.name == "original" else folder).name or "model"),
         model_type=family.model_type,
         description=f"Translated from {path.name}.",
