@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.errors import UsageError
-from mmchat.models.family import Config, parameter_count
+from mmchat.models.family import Config, Translated, parameter_count
 from mmchat.models.registry import AnyFamily, families, get_family
 from mmchat.strict_json import (
     Where,
@@ -170,12 +170,14 @@ def _check_patterns(header: _Header, where: Where) -> None:
 
 def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     family = get_family(found.get("model_type"), where)
-    config = family.from_hub(found, *_hf_preprocessor(path.parent, where))
-    generation = _optional_json(path.with_name("generation_config.json")) or {}
-    is_instruct = _has_chat_template(path.parent) or _has_several_stops(generation, found)
-    chat_format: ChatFormat = "instruct" if is_instruct else "base"
-    defaults = _hf_generation(generation, path.with_name("generation_config.json"))
-    return _translated(family, config, path, chat_format, defaults)
+    says = family.from_hub(found, *_hf_preprocessor(path.parent, where))
+    place = path.with_name("generation_config.json")
+    generation = _optional_json(place) or {}
+    if says.is_chat is None:
+        is_chat = _has_chat_template(path.parent) or _has_several_stops(generation, found)
+        says = replace(says, is_chat=is_chat)
+    given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
+    return _translated(family, says, path, given, Where(str(place)))
 
 
 def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
@@ -183,28 +185,22 @@ def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpe
     folders = "/".join(path.resolve().parts[-4:-1]).lower()
     for family in families():
         if says := family.from_makers(found, folders, where):
-            break
-    else:
-        raise where.fail("missing key 'model_type'")
-    notice = (
-        f"{escaped(str(path))} does not say whether this is a chat model; taken for one "
-        "(--raw if it is a base model)"
-    )
-    notices = (notice,) if says.is_chat is None else ()
-    chat_format: ChatFormat = "base" if says.is_chat is False else "instruct"
-    defaults = GenerationDefaults(0.6, 0.9)
-    return _translated(family, says.config, path, chat_format, defaults, notices)
+            return _translated(family, says, path, {}, where)
+    raise where.fail("missing key 'model_type'")
 
 
 def _translated(
     family: AnyFamily,
-    config: Config,
+    says: Translated[Config],
     path: Path,
-    chat_format: ChatFormat,
-    generation: GenerationDefaults,
-    notices: tuple[str, ...] = (),
+    generation: Mapping[str, Any],
+    generation_where: Where,
 ) -> ModelSpec:
     folder = path.resolve().parent
+    notice = (
+        f"{escaped(str(path))} does not say whether this is a chat model; taken for one "
+        "(--raw if it is a base model)"
+    )
     return ModelSpec(
         name=escaped((folder.parent if folder.name == "original" else folder).name or "model"),
         model_type=family.model_type,
@@ -212,12 +208,14 @@ def _translated(
         aliases=(),
         repo=None,
         packaged=None,
-        chat_format=chat_format,
-        parameters=parameter_count(family.shapes(config)),
-        generation=generation,
-        config=config,
+        chat_format="base" if says.is_chat is False else "instruct",
+        parameters=parameter_count(family.shapes(says.config)),
+        generation=parse_dataclass(
+            GenerationDefaults, {**family.generation, **generation}, generation_where, _BOUNDS
+        ),
+        config=says.config,
         source=path,
-        notices=notices,
+        notices=(notice,) if says.is_chat is None else (),
     )
 
 
@@ -250,9 +248,3 @@ def _has_several_stops(generation: Mapping[str, Any], config: Mapping[str, Any])
     text = config.get("text_config")
     eos = generation.get("eos_token_id") or (text or {}).get("eos_token_id")
     return isinstance(eos, list) and len(eos) > 1
-
-
-def _hf_generation(found: Mapping[str, Any], path: Path) -> GenerationDefaults:
-    values = {"temperature": 0.6, "top_p": 0.9}
-    values |= {key: found[key] for key in values if found.get(key) is not None}
-    return parse_dataclass(GenerationDefaults, values, Where(str(path)), _BOUNDS)

@@ -56,8 +56,8 @@ class OtherConfigError(CheckpointError):
 
 
 @dataclass(frozen=True)
-class MakersFile(Generic[C]):
-    """What a file of the model's makers says. is_chat: None where it leaves that open."""
+class Translated(Generic[C]):
+    """What a file of others says of a model. is_chat: None where it leaves that open."""
 
     config: C
     is_chat: bool | None
@@ -98,6 +98,11 @@ class Family(Protocol[C, M]):
         """Keys of a params file that `parse` reads."""
         ...
 
+    @property
+    def generation(self) -> Mapping[str, float]:
+        """temperature and top_p where a file of others says nothing of them."""
+        ...
+
     def parse(self, sections: Mapping[str, Any], where: Where) -> C: ...
 
     def from_hub(
@@ -106,13 +111,13 @@ class Family(Protocol[C, M]):
         preprocessor: Mapping[str, Any] | None,
         where: Where,
         preprocessor_where: Where,
-    ) -> C:
+    ) -> Translated[C]:
         """Translate the Hub's config.json, and preprocessor_config.json if there is one."""
         ...
 
     def from_makers(
         self, found: Mapping[str, Any], folders: str, where: Where
-    ) -> MakersFile[C] | None:
+    ) -> Translated[C] | None:
         """Translate the params file of the model's makers; None if this is not theirs.
 
         folders: the names of those that it lies in, in lower case.

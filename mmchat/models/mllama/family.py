@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mmchat.models.family import Alpha, Description
+from mmchat.models.family import Alpha, Description, Translated
 from mmchat.models.mllama import params, tiling, translate
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.footprint import MllamaSizes, footprint
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.prompt import MediaFacts
+from mmchat.strict_json import Where
 from mmchat.words import size
 
 if TYPE_CHECKING:
@@ -28,12 +30,22 @@ class MllamaFamily:
 
     model_type = "mllama"
     sections = params.SECTIONS
+    generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
     parse = staticmethod(params.parse)
     to_sections = staticmethod(params.to_sections)
-    from_hub = staticmethod(translate.from_hf_config)
     from_makers = staticmethod(translate.from_makers)
     shapes = staticmethod(hf_shapes)
     shard_axis = staticmethod(shard_dims)
+
+    def from_hub(
+        self,
+        found: Mapping[str, Any],
+        preprocessor: Mapping[str, Any] | None,
+        where: Where,
+        preprocessor_where: Where,
+    ) -> Translated[MllamaConfig]:
+        config = translate.from_hf_config(found, preprocessor, where, preprocessor_where)
+        return Translated(config, is_chat=None)
 
     def hub_documents(
         self,

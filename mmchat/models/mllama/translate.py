@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmchat.errors import quoted
-from mmchat.models.family import MakersFile
+from mmchat.models.family import Translated
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.params import parse
 from mmchat.strict_json import Where, as_object
@@ -146,7 +146,7 @@ def _hf_rope(text: Mapping[str, Any], where: Where) -> dict[str, Any]:
 
 def from_makers(
     found: Mapping[str, Any], folders: str, where: Where
-) -> MakersFile[MllamaConfig] | None:
+) -> Translated[MllamaConfig] | None:
     """Translate Meta's params.json, which does not say whether the model chats; None for others."""
     if isinstance(nested := found.get("model"), dict) and "dim" in nested:
         found, where = nested, where.child("model")
@@ -154,10 +154,10 @@ def from_makers(
         return None
     config = from_meta_params(found, where)
     if "instruct" in folders or "guard" in folders:
-        return MakersFile(config, is_chat=True)
+        return Translated(config, is_chat=True)
     # Of the released models, only the 11B base model has tiles of 448 pixels.
     is_base = re.search(r"\d+b-vision", folders) or config.vision_config.image_size == 448
-    return MakersFile(config, is_chat=False if is_base else None)
+    return Translated(config, is_chat=False if is_base else None)
 
 
 def from_meta_params(found: Mapping[str, Any], where: Where) -> MllamaConfig:
