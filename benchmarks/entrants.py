@@ -54,7 +54,7 @@ def gather(plan: Plan, say: Say) -> Entrants:
 
 
 def random_model(plan: Plan, *, keep: bool) -> tuple[ModelSpec, RandomTensors]:
-    """The params of the plan's model and its weights, which are made when they are asked for.
+    """The spec of the plan's model and its weights, which are made when they are asked for.
 
     keep: whether those made are remembered, so that all contestants share them.
     """

@@ -35,7 +35,7 @@ class Shapes:
 
 
 def shaped_spec(shapes: Shapes, device: torch.device) -> ModelSpec:
-    """The params of the named model, with fewer layers. Raises UsageError."""
+    """The spec of the named model, with fewer layers. Raises UsageError."""
     spec = find_spec(SHAPES.get(shapes.name.upper(), shapes.name))
     if spec is None:
         raise UsageError(f"no shapes {shapes.name!r}; use {', '.join(SHAPES)} or a known model")

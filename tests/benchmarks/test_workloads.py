@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,10 +146,9 @@ def test_without_transformers_the_extra_is_named(spec, tensors, monkeypatch):
 
 
 def test_another_family_cannot_be_compared(spec, tensors):
-    with pytest.raises(UsageError, match="compares Mllama"):
-        transformers_mllama.build(
-            replace(spec, model_type="llava"), tensors.read, [], torch.float32, CPU
-        )
+    other = replace(spec, config=SimpleNamespace(vocab_size=7, max_position_embeddings=9))
+    with pytest.raises(UsageError, match="the benchmarks are of Mllama"):
+        transformers_mllama.build(other, tensors.read, [], torch.float32, CPU)
 
 
 def test_depth_is_full_on_a_gpu_and_small_on_a_cpu():
