@@ -149,5 +149,5 @@ def _in_file(number: int) -> str:
 
 
 def _picture(source: str, facts: MediaFacts) -> str:
-    size = pixels(facts.size)
-    return f"{source}: {size}, {facts.placed}, {facts.cut}, {facts.tokens:,} tokens"
+    said = (pixels(facts.size), facts.placed, facts.cut, f"{facts.tokens:,} tokens")
+    return f"{source}: {', '.join(filter(None, said))}"

@@ -25,8 +25,8 @@ class MediaFacts:
     grid: tuple[int, int]
     tokens: int
     positions: int
-    placed: str
-    cut: str
+    placed: str = ""
+    cut: str = ""
     lines: tuple[tuple[str, str], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 

@@ -80,7 +80,7 @@ class Sizes(ABC):
         return sum(part.parameters for part in self.parts)
 
     def loaded_parts(self, *, text_only: bool) -> tuple[Part, ...]:
-        """text_only leaves out vision and cross-attention."""
+        """text_only leaves out what only pictures need."""
         return tuple(
             part
             for part in self.parts

@@ -21,7 +21,7 @@ def picture_line(image: Image, spec: ModelSpec) -> str:
     """Name, size, what was done to it, grid and cost."""
     facts = spec.facts(image)
     parts = [pixels(facts.size), *image.notices, facts.cut, f"{facts.tokens:,} vision tokens"]
-    return f"{short_name(image.source)}: {', '.join(parts)}"
+    return f"{short_name(image.source)}: {', '.join(filter(None, parts))}"
 
 
 def ending(finished: Finished, sampling: SamplingParams, positions: int, *, kept: bool) -> str:
