@@ -81,12 +81,12 @@ def decode_seconds(
     loaded: LoadedModel, prompt: list[int], answer: list[int], speculate: Any
 ) -> float:
     """Processor seconds for all tokens after the first."""
-    spec = SamplingParams(temperature=0, max_new_tokens=len(answer))
+    params = SamplingParams(temperature=0, max_new_tokens=len(answer))
     filler = loaded.processor.raw(Message("user", (Text("x" * (len(prompt) - 1)),)))
     inputs = loaded.processor.inputs(filler, 0)
     inputs.input_ids.copy_(torch.tensor([prompt]))
     cache = loaded.runtime.new_cache(1, len(prompt) + len(answer) + 64)
-    sampler = Scripted(spec, prompt, loaded.vocab_size, loaded.runtime.device)
+    sampler = Scripted(params, prompt, loaded.vocab_size, loaded.runtime.device)
     sampler.answer = list(answer)
     drafter = Drafter(prompt, speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
     tokens = generate_tokens(
