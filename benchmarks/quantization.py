@@ -26,8 +26,8 @@ from torch import Tensor
 import mmchat
 from benchmarks import agreement
 from benchmarks.entrants import contestant
-from benchmarks.shapes import RandomTensors, Shapes, shaped_params
-from mmchat.bench.pictures import picture_file, picture_size
+from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
+from mmchat.bench.pictures import picture_of
 from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
 from mmchat.engine.generation import encode, rest_of
@@ -132,7 +132,7 @@ def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
     """Logits [S, V] of random tokens after a picture of one tile."""
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, loaded.vocab_size, (TEXT_TOKENS,), generator=draw)
-    picture = load_image(picture_file(*picture_size(1, loaded.params.tile_size), seed=1))
+    picture = load_image(picture_of(loaded.spec, 1, seed=1))
     prompt = loaded.processor.raw(Message("user", (picture,)))
     runtime = loaded.runtime
     cache = runtime.new_cache(1, len(prompt.token_ids) + TEXT_TOKENS)
@@ -142,15 +142,15 @@ def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
 
 
 def wide(name: str) -> dict[str, Any]:
-    params = shaped_params(Shapes(name), torch.device("cpu"))
-    tensors = RandomTensors(params, 0, torch.bfloat16, torch.device("cpu"), keep=True)
-    plain = contestant(params, tensors, Variant()).loaded
+    spec = shaped_spec(Shapes(name), torch.device("cpu"))
+    tensors = RandomTensors(spec, 0, torch.bfloat16, torch.device("cpu"), keep=True)
+    plain = contestant(spec, tensors, Variant()).loaded
     with layer_errors(plain.runtime.model) as errors:  # type: ignore[attr-defined]
         expected = picture_and_text_logits(plain)
     found = {}
     for way in WAYS:
         with rounding(way) as scheme:
-            loaded = contestant(params, tensors, Variant(scheme)).loaded
+            loaded = contestant(spec, tensors, Variant(scheme)).loaded
         found[way] = compare_logits(picture_and_text_logits(loaded), expected)
         del loaded
     kinds = {k: {w: statistics.fmean(e) for w, e in ways.items()} for k, ways in errors.items()}

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mmchat.catalog.spec import ModelSpec
+from mmchat.errors import UsageError
 from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
@@ -21,15 +23,23 @@ _CHUNK = 2**24  # numbers drawn from one seed, so that threads do not change the
 _TABLES = ("tile_embedding.weight", "tile_positional_embedding.embedding.weight")
 
 
+def config_of(spec: ModelSpec) -> MllamaConfig:
+    """The config of an Mllama. Raises UsageError for another family."""
+    if not isinstance(spec.config, MllamaConfig):
+        raise UsageError(f"the benchmarks are of Mllama, and {spec.name} is none; name another")
+    return spec.config
+
+
 def with_depth(config: MllamaConfig, layers: int, vision_layers: int) -> MllamaConfig:
     """The same widths with fewer layers; every 5th vision layer, at least one, is a global one.
 
     The number of intermediate vision states stays, so the projector keeps its shape; with few
     layers the same one is taken several times. Raises ValueError below 2 layers or 3 of vision.
     """
-    return MllamaConfig(
-        _vision_with_depth(config.vision_config, vision_layers),
-        _text_with_depth(config.text_config, layers),
+    return replace(
+        config,
+        vision_config=_vision_with_depth(config.vision_config, vision_layers),
+        text_config=_text_with_depth(config.text_config, layers),
     )
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 import mmchat
 from benchmarks.entrants import contestant
-from benchmarks.shapes import RandomTensors, Shapes, shaped_params
+from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
 from mmchat.bench.variants import Variant
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Timings
@@ -124,8 +124,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    params = shaped_params(Shapes(given.shapes), device)
-    tensors = RandomTensors(params, 0, torch.bfloat16, device, keep=True)
+    spec = shaped_spec(Shapes(given.shapes), device)
+    tensors = RandomTensors(spec, 0, torch.bfloat16, device, keep=True)
     record: dict[str, Any] = {
         "model": f"{given.shapes} widths, random weights",
         "tokens": given.tokens,
@@ -133,7 +133,7 @@ if __name__ == "__main__":
         "ways": {},
     }
     for scheme in given.quantize.split(","):
-        ours = contestant(params, tensors, Variant(scheme))
+        ours = contestant(spec, tensors, Variant(scheme))
         record["ways"][ours.name] = measure(ours.loaded, given.tokens, given.rounds)
         text = json.dumps(record, indent=1) + "\n"
         given.output.write_text(text, encoding="utf-8")  # each way takes minutes

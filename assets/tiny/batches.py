@@ -20,8 +20,8 @@ from mmchat.conversation import Image
 from mmchat.evals.scenes import Question, Scene, make_scene
 from mmchat.evals.scenes.phrasings import loosen
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
-from mmchat.models.mllama.config import VisionConfig
-from mmchat.models.mllama.image_processor import ImageProcessorConfig, preprocess
+from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
+from mmchat.models.mllama.image_processor import preprocess
 from mmchat.models.mllama.tiling import TileLayout
 
 PATTERN = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from batches import AUXILIARY, Batch, Rows
+from batches import AUXILIARY, CLIP, Batch, Rows
 from torch import Tensor, nn
 
 from mmchat.models import base
@@ -50,7 +50,7 @@ def tiny_config(vocab_size: int) -> MllamaConfig:
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         max_position_embeddings=131072,
     )
-    return MllamaConfig(vision, text)
+    return MllamaConfig(vision, text, CLIP)
 
 
 def plain_attention(

@@ -107,7 +107,7 @@ def bench(
     from mmchat.bench.workloads import Workload
 
     workloads = [Workload(tokens=int(word)) for word in words(context)]
-    workloads += [Workload(tiles=int(word)) for word in words(vision)]
+    workloads += [Workload(cells=int(word)) for word in words(vision)]
     with console.Stages(quiet=quiet) as stages:
         loaders = {way: partial(_load, chosen, stages) for way, chosen in choices.items()}
         record = run(loaders, workloads, stages.show, rounds=rounds, seconds=seconds)

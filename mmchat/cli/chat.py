@@ -109,9 +109,9 @@ def chat(
     if "-" in (images or []):
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
     source = find_or_offer(model)
-    if source.params.chat_format == "base":
+    if source.spec.chat_format == "base":
         raise UsageError(
-            f"{source.params.name} is a base model, which continues text and cannot chat; "
+            f"{source.spec.name} is a base model, which continues text and cannot chat; "
             "use its Instruct sibling, or mmchat generate"
         )
     model_choice.begin_loading(source)
@@ -124,7 +124,7 @@ def chat(
         with console.Stages(quiet=quiet) as stages:
             session = model_choice.load(model, source, stages).chat(system=system)
         said = answers()
-    params = sampling.for_model(source.params)
+    params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
     opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)

@@ -26,7 +26,7 @@ _DECODED = 3
 def check_same(original: LoadedModel, exported: LoadedModel, max_images: int = 2) -> float:
     """The largest difference of logits, as a share of the largest one, over a short conversation.
 
-    It reads text, a picture on part of the tiles, one on all of them, and decodes. max_images:
+    It reads text, a small picture, a large one and another, and decodes. max_images:
     pictures that the export may see at once. Raises ExportError if the two differ by more than
     rounding does.
     """
@@ -65,11 +65,12 @@ def _logits(model: LoadedModel, reference: LoadedModel, max_images: int) -> Iter
 
 
 def _prompts(model: LoadedModel, max_images: int) -> Iterator[Any]:
-    side = model.params.tile_size
-    contents = [(), (_picture(side, side),), (_picture(side, 4 * side), _picture(2 * side, side))]
-    for pictures in contents:
+    family, config = model.spec.family, model.spec.config
+    side = family.describe(config).image_size
+    largest = family.sizes(config).largest_picture.size
+    for pictures in ((), (_picture(side, side),), (_picture(*largest), _picture(2 * side, side))):
         message = Message("user", (*pictures[:max_images], Text("What is here?")))
-        if model.params.chat_format == "base":
+        if model.spec.chat_format == "base":
             yield model.processor.raw(message)
         else:
             yield model.processor.chat([message])

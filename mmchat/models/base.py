@@ -156,17 +156,6 @@ class Model(Protocol):
         """
         ...
 
-    def step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
-        """`forward` of the next tokens of some rows, of static tensors, for graphs of a GPU.
-
-        Only tensors of the cache are written, in place.
-        """
-        ...
-
-    def blocks(self) -> list[Block]:
-        """The kinds of layer that are worth compiling, of those that are loaded."""
-        ...
-
 
 # ---- compiling and exporting --------------------------------------------------------------------
 
@@ -222,6 +211,21 @@ class Block:
     layers: Sequence[nn.Module]
     use: Use
     example: Callable[[], Example]
+
+
+class CompilableModel(Model, Protocol):
+    """A model whose parts runtimes replace by what they compile."""
+
+    def step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
+        """`forward` of the next tokens of some rows, of static tensors, for graphs of a GPU.
+
+        Only tensors of the cache are written, in place.
+        """
+        ...
+
+    def blocks(self) -> list[Block]:
+        """The kinds of layer that are worth compiling, of those that are loaded."""
+        ...
 
 
 def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:

@@ -18,8 +18,8 @@ class MediaFacts:
 
     resized: the picture as the encoder sees it. grid: the (rows, columns) that it is cut into.
     tokens: what the text can attend to, or is given in its place. positions: what the picture takes
-    of the context. lines: the family's own words, (label, value). details: the family's own
-    numbers, by their names in JSON.
+    of the context. In the family's own words: placed, how the picture lies there; cut, the grid;
+    lines, both as (label, value); details, its own numbers by their names in JSON.
     """
 
     size: tuple[int, int]
@@ -27,6 +27,8 @@ class MediaFacts:
     grid: tuple[int, int]
     tokens: int
     positions: int
+    placed: str = ""
+    cut: str = ""
     lines: tuple[tuple[str, str], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 

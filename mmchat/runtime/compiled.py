@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mmchat.errors import CompileError, DiskError
-from mmchat.models.base import Batch, Block, Cache, Model, Use
+from mmchat.models.base import Batch, Block, Cache, CompilableModel, Use
 from mmchat.models.prompt import Media
 from mmchat.progress import ProgressCallback
 from mmchat.runtime.compiler import compile_errors, keep_compiled_code
@@ -31,7 +31,7 @@ ALL_USES: tuple[Use, ...] = ("decode", "verify", "vision")
 
 
 def make_runtime(
-    model: Model,
+    model: CompilableModel,
     device: torch.device,
     mode: CompileMode = "auto",
     progress: ProgressCallback | None = None,
@@ -75,7 +75,7 @@ class CompiledRuntime(EagerRuntime):
 
     def __init__(
         self,
-        model: Model,
+        model: CompilableModel,
         device: torch.device,
         progress: ProgressCallback | None = None,
         uses: Collection[Use] = ALL_USES,
@@ -89,15 +89,15 @@ class CompiledRuntime(EagerRuntime):
         self._replaced: list[tuple[Any, str]] = []
         with compile_errors():
             try:
-                self._compile(progress)
+                self._compile(model, progress)
             except BaseException:
                 self._go_eager()
                 raise
         self.compile_seconds = time.perf_counter() - begin
 
-    def _compile(self, progress: ProgressCallback | None) -> None:
+    def _compile(self, model: CompilableModel, progress: ProgressCallback | None) -> None:
         keep_compiled_code()
-        blocks = [block for block in self.model.blocks() if block.use in self.uses]
+        blocks = [block for block in model.blocks() if block.use in self.uses]
         for done, block in enumerate(blocks):
             if progress:
                 progress("compile", done, len(blocks))
@@ -105,7 +105,7 @@ class CompiledRuntime(EagerRuntime):
         if progress:
             progress("compile", len(blocks), len(blocks))
         if self.device.type == "cuda":
-            self._replace(self.model, "step", StepGraph(self.model.step))
+            self._replace(model, "step", StepGraph(model.step))
 
     def _compile_block(self, block: Block) -> None:
         """Compile a kind of layer by running one; give the result to all of that kind."""

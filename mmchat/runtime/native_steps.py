@@ -25,7 +25,7 @@ import mmchat
 from mmchat.errors import DiskError
 from mmchat.hardware.cpu import processor_identity
 from mmchat.hardware.kept_code import find, keep
-from mmchat.models.base import Example, Model
+from mmchat.models.base import CompilableModel, Example
 from mmchat.nn.linear import Linear
 from mmchat.progress import ProgressCallback
 from mmchat.quant.formats.base import Format
@@ -51,7 +51,7 @@ class NativeStepsRuntime(EagerRuntime):
 
     def __init__(
         self,
-        model: Model,
+        model: CompilableModel,
         device: torch.device,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -130,7 +130,7 @@ def _fits(leaf: Tensor | None, expected: Shape | None) -> bool:
     )
 
 
-def _steps(model: Model) -> list[Step]:
+def _steps(model: CompilableModel) -> list[Step]:
     found = []
     origin = _origin()
     for block in model.blocks():

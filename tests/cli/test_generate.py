@@ -312,7 +312,7 @@ def test_a_cut_is_not_said_to_a_program(mmchat_command, option):
 )
 def test_a_full_context_is_said_to_have_cut_the_answer(mmchat_command, given, remedy):
     model = mmchat_command.use(b"A brown dog.")
-    most = model.params.config.text_config.max_position_embeddings
+    most = model.spec.config.text_config.max_position_embeddings
     model.max_seq_len = 64 if given else most
     prompt = "x" * (model.max_seq_len - 5)
     done = mmchat_command("generate", "-p", prompt, *given)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mmchat
-from mmchat.catalog.find import find_model, known_params, load_params
+from mmchat.catalog.find import find_model, known_specs, load_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mmchat.engine.sampling import SamplingParams
@@ -47,7 +47,7 @@ def hf_folder(tmp_path_factory, weights):
 
 def write_meta(folder, hf_folder, weights, **options):
     source = find_model(hf_folder)
-    return write_meta_folder(folder, source.params, weights, source.tokenizer_file(), **options)
+    return write_meta_folder(folder, source.spec, weights, source.tokenizer_file(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def weights_of(folder):
     """Name -> tensor by the Hub's names, copied out of the files."""
     source = find_model(folder)
     with open_checkpoint(folder, merge_rules=shard_dims) as opened:
-        pairs = iter_weights(opened, source.params.config)
+        pairs = iter_weights(opened, source.spec.config)
         return {name: tensor.clone() for name, tensor in pairs}
 
 
@@ -218,16 +218,16 @@ def test_the_new_folder_is_loaded_as_any_checkpoint(exported):
 
 def test_a_base_model_stays_a_base_model(hf_folder, weights, tmp_path):
     source = find_model(hf_folder)
-    params = replace(source.params, chat_format="base")
-    meta = write_meta_folder(tmp_path / "meta", params, weights, source.tokenizer_file())
-    assert find_model(export_hf(meta, tmp_path / "hf")).params.chat_format == "base"
+    spec = replace(source.spec, chat_format="base")
+    meta = write_meta_folder(tmp_path / "meta", spec, weights, source.tokenizer_file())
+    assert find_model(export_hf(meta, tmp_path / "hf")).spec.chat_format == "base"
 
 
-@pytest.mark.parametrize("params", [p for p in known_params() if p.repo], ids=lambda p: p.name)
-def test_metas_params_say_what_the_released_models_are(params, tmp_path):
+@pytest.mark.parametrize("spec", [p for p in known_specs() if p.repo], ids=lambda p: p.name)
+def test_metas_params_say_what_the_released_models_are(spec, tmp_path):
     path = tmp_path / "params.json"
-    path.write_text(json.dumps(meta_params(params.config)))
-    assert load_params(path).config == params.config
+    path.write_text(json.dumps(meta_params(spec.config)))
+    assert load_spec(path).config == spec.config
 
 
 def test_its_own_folder_is_replaced_and_nothing_else(hf_folder, tmp_path):

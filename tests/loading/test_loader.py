@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import mmchat
-from mmchat.catalog.find import data_path, load_params
+from mmchat.catalog.find import data_path, load_spec
 from mmchat.cli.app import app
 from mmchat.engine.events import Finished
 from mmchat.engine.generation import encode, rest_of
@@ -19,7 +19,9 @@ from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions
+from mmchat.models.family import parameter_count
 from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.prompt import PlacedMedia, Prompt
 from mmchat.quant.kernels import native
 from tests.models.mllama.oracle import CONFIG, build, random_weights
@@ -192,7 +194,7 @@ def test_the_estimate_counts_every_byte_that_is_loaded(folder, dtype, text_only,
     tensors = [*module.parameters(), *module.buffers()]
     loaded = sum(tensor.nbytes for tensor in tensors if not tensor.is_meta)
     computed = module.language_model.model.rotary.inv_freq.nbytes  # in no checkpoint
-    setup = Setup.of(model.params, model.placement, quantize=quantize, text_only=text_only)
+    setup = Setup.of(model.spec, model.placement, quantize=quantize, text_only=text_only)
     assert setup.need().weights == loaded - computed
 
 
@@ -232,8 +234,6 @@ def test_missing_tokenizer_is_named_with_the_option_that_gives_one(tmp_path, fol
 
 def write_params(path, config):
     """One of our params files for `config`."""
-    from mmchat.models.mllama.params import parameter_count
-
     document = {
         "name": path.stem,
         "model_type": "mllama",
@@ -241,9 +241,8 @@ def write_params(path, config):
         "aliases": [],
         "repo": None,
         "chat_format": "instruct",
-        "parameters": parameter_count(config),
+        "parameters": parameter_count(hf_shapes(config)),
         "generation": {"temperature": 0.6, "top_p": 0.9},
-        "image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "alpha": "checkpoint"},
         **asdict(config),
     }
     path.write_text(json.dumps(document))
@@ -257,8 +256,8 @@ def test_params_for_other_tiles_are_named_with_the_file_that_fits(
     large = replace(config, vision_config=replace(config.vision_config, image_size=56))
     right = write_params(tmp_path / "small-tiles.json", config)
     wrong = write_params(tmp_path / "large-tiles.json", large)
-    known = tuple(map(load_params, (right, wrong)))
-    monkeypatch.setattr("mmchat.catalog.find.known_params", lambda: known)
+    known = tuple(map(load_spec, (right, wrong)))
+    monkeypatch.setattr("mmchat.catalog.find.known_specs", lambda: known)
     files = {
         "checkpoint_path": folder / "model.safetensors",
         "tokenizer_path": folder / "tokenizer.model",

@@ -22,9 +22,9 @@ GB = 1e9
 
 def planned(name: str, scheme: str, keep: tuple[str, ...] = ()) -> MllamaForConditionalGeneration:
     """A known model on the meta device, its linear layers replaced."""
-    params = find_model(name, checkpoint_required=False).params
+    spec = find_model(name, checkpoint_required=False).spec
     with torch.device("meta"):
-        model = MllamaForConditionalGeneration(params.config)
+        model = MllamaForConditionalGeneration(spec.config)
     model.to(torch.bfloat16)
     set_formats(model, schemes.make_plan(scheme, keep))
     return model

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded, ExportError
-from mmchat.models.base import Batch, Block, Cache, ExportLimits, ExportProgram, RunProgram
+from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage, own, visible_images
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
@@ -168,9 +168,6 @@ class ExportedModel:
 
     def _capacity(self, _wanted: int) -> int:
         return capacity(self.limits.max_seq_len)
-
-    def blocks(self) -> list[Block]:
-        return []
 
     @torch.inference_mode()
     def encode(self, media: Media, cache: Cache) -> Iterator[None]:

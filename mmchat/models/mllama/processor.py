@@ -9,8 +9,7 @@ from typing import Literal
 from mmchat.conversation import Image, Message
 from mmchat.models.mllama import prompt, tiling
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess
-from mmchat.models.mllama.params import ImageProcessorParams
+from mmchat.models.mllama.image_processor import TiledImage, preprocess
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.tokenizers.base import Tokenizer
 
@@ -21,18 +20,11 @@ class MllamaProcessor:
     """Builds prompts for one model (models.prompt.Processor). Recent pictures are kept as tiles."""
 
     def __init__(
-        self,
-        config: MllamaConfig,
-        image_params: ImageProcessorParams,
-        tokenizer: Tokenizer,
-        alpha: Literal["white", "drop"],
+        self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
     ) -> None:
         self.config = config
         self.alpha: Literal["white", "drop"] = alpha
         self.tokenizer = tokenizer
-        self._image_config = ImageProcessorConfig(
-            image_params.image_mean, image_params.image_std, alpha
-        )
         self.stop_ids = prompt.stop_ids(tokenizer)
         self._tiled: OrderedDict[str, TiledImage] = OrderedDict()
 
@@ -54,7 +46,7 @@ class MllamaProcessor:
     def _tile(self, image: Image) -> TiledImage:
         if image.content_hash not in self._tiled:
             self._tiled[image.content_hash] = preprocess(
-                image, self.config.vision_config, self._image_config
+                image, self.config.vision_config, self.config.image_processor
             )
             while len(self._tiled) > TILED_IMAGES_KEPT:
                 self._tiled.popitem(last=False)

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 
 from mmchat.models.base import Batch
-from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
+from mmchat.models.mllama.config import (
+    ImageProcessorConfig,
+    MllamaConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+)
 from mmchat.models.mllama.image_processor import TiledImage
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.tiling import TileLayout, layout_facts
@@ -50,6 +56,7 @@ CONFIG = MllamaConfig(
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         max_position_embeddings=131072,
     ),
+    image_processor=ImageProcessorConfig((0.5,) * 3, (0.5,) * 3, "checkpoint"),
 )
 IMAGE = CONFIG.image_token_id
 # For texts of more than a thousand positions: few numbers a position, and rotary frequencies of

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmchat.catalog.find import find_params
+from mmchat.catalog.find import find_spec
 from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
@@ -17,7 +17,7 @@ from tests.models.mllama import transformers_mllama as theirs
 
 def few_layers():
     """11B Instruct with a self-, a cross- and a self-attention layer and a small vocabulary."""
-    config = find_params("llama3.2-11B").config
+    config = find_spec("llama3.2-11B").config
     vision = replace(
         config.vision_config,
         num_hidden_layers=2,
