@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmchat.cli import console, options
-from mmchat.cli.model_choice import load, say_choice
+from mmchat.cli import console, model_choice, options
 from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.errors import MmchatError, quoted
 from mmchat.loading.options import LoadOptions
@@ -101,7 +100,7 @@ def bench(
         atomic_file.check_writable(output)
     source = model.find()
     if not quiet:
-        say_choice(model, source)
+        model_choice.say_choice(model, source)
     choices = _choices(model, source, words(quantize), words(compile), quiet)
     from mmchat.bench.run import run
     from mmchat.bench.workloads import Workload
@@ -122,7 +121,7 @@ def bench(
 
 
 def _load(options: LoadOptions, stages: console.Stages) -> Model:
-    return load(options, options.find(), stages)
+    return model_choice.load(options, options.find(), stages)
 
 
 def _choices(
