@@ -63,7 +63,7 @@ class FakeCache:
     def lengths(self) -> list[int]:
         return [len(self.ids)]
 
-    def open(self, slot: int, prompt: Prompt) -> None:
+    def begin(self, slot: int, prompt: Prompt) -> None:
         self.is_opened = True
 
     def has_media(self, content_hash: str) -> bool:

@@ -53,7 +53,7 @@ class Talk:
 
     def watch(self, monkeypatch):
         runtime, cache = self.model.runtime, self.session._cache
-        encode, forward, open_slot = runtime.encode, runtime.forward, cache.open
+        encode, forward, begin = runtime.encode, runtime.forward, cache.begin
 
         def counted(media, into):
             self.encoded += into is cache
@@ -61,7 +61,7 @@ class Talk:
 
         def opened(*given):
             self.first_logits = None
-            open_slot(*given)
+            begin(*given)
 
         def kept(batch, read):
             logits = forward(batch, read)
@@ -71,7 +71,7 @@ class Talk:
 
         monkeypatch.setattr(runtime, "encode", counted)
         monkeypatch.setattr(runtime, "forward", kept)
-        monkeypatch.setattr(cache, "open", opened)
+        monkeypatch.setattr(cache, "begin", opened)
 
     def step(self):
         turns = len(self.session.conversation.turns)

@@ -82,7 +82,7 @@ def generate_tokens(
 
 def encode(runtime: Runtime, prompt: Prompt, cache: Cache) -> None:
     """Open the cache's first slot for `prompt`, and encode the pictures that it does not hold."""
-    cache.open(0, prompt)
+    cache.begin(0, prompt)
     for media in prompt.unread(cache.lengths[0]):
         if not cache.has_media(media.content_hash):
             for _ in runtime.encode(media, cache):

@@ -82,7 +82,7 @@ class Batch:
 class Cache(Protocol):
     """What a model keeps of the rows that it reads, each in its slot, and of their pictures.
 
-    A slot's life: `copy` or `truncate` what it shares with a new prompt, `open` it for the whole
+    A slot's life: `copy` or `truncate` what it shares with a new prompt, `begin` it with the whole
     prompt, encode `prompt.unread(lengths[slot])`, then read batch by batch, and `free` it.
     """
 
@@ -91,11 +91,11 @@ class Cache(Protocol):
         """Positions stored of each slot; `forward` changes them at its end."""
         ...
 
-    def open(self, slot: int, prompt: Prompt) -> None:
+    def begin(self, slot: int, prompt: Prompt) -> None:
         """Say what the slot will read, of which it may hold the first positions already.
 
         Only the ids, the places of the pictures and their hashes are read. It stands until the next
-        `open`, `copy` or `free`.
+        `begin`, `copy` or `free`.
         """
         ...
 

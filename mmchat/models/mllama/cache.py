@@ -68,7 +68,7 @@ class MllamaCache:
 
     # ---- rows
 
-    def open(self, slot: int, prompt: Prompt) -> None:
+    def begin(self, slot: int, prompt: Prompt) -> None:
         self.images[slot] = tuple(
             PlacedImage(placed.position, placed.media.content_hash) for placed in prompt.media
         )

@@ -247,7 +247,7 @@ class Reader:
             places = [starts[slot] + at for at in image_positions(ids)]
             kept += [PlacedMedia(at, 1, p) for at, p in zip(places, pictures, strict=True)]
             self._placed[slot] = kept
-            self.cache.open(slot, Prompt((), tuple(kept)))
+            self.cache.begin(slot, Prompt((), tuple(kept)))
             for picture in pictures:
                 if not self.cache.has_media(picture.content_hash):
                     for _ in self.model.encode(picture, self.cache):

@@ -44,7 +44,7 @@ class Talk:
 
 
 def opened(cache, model, talk: Talk) -> Talk:
-    cache.open(talk.slot, talk.prompt)
+    cache.begin(talk.slot, talk.prompt)
     for media in talk.prompt.unread(cache.lengths[talk.slot]):
         for _ in () if cache.has_media(media.content_hash) else model.encode(media, cache):
             pass
