@@ -151,15 +151,15 @@ def _environment(plan: Plan, loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _model_record(plan: Plan, loaded: LoadedModel) -> dict[str, Any]:
-    params = loaded.params
-    layers, vision_layers = random_mllama.depth(params.config)
+    spec = loaded.spec
+    layers, vision_layers = random_mllama.depth(random_mllama.config_of(spec))
     return {
-        "name": params.name,
+        "name": spec.name,
         "weights": "random",
         "seed": plan.shapes.seed,
         "layers": layers,
         "vision_layers": vision_layers,
-        "parameters": params.parameters,
+        "parameters": spec.parameters,
     }
 
 

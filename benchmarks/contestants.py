@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from benchmarks.clock import Elapsed, Stopwatch
 from benchmarks.random_mllama import RandomContext, fill_cache
-from mmchat.conversation import Image, Message, Text
-from mmchat.models.prompt import PlacedMedia
+from mmchat.conversation import Image, Message
+from mmchat.engine.generation import encode, rest_of
+from mmchat.models.base import Batch
+from mmchat.models.prompt import PlacedMedia, Prompt
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -58,16 +60,16 @@ class Mmchat:
     def prefill(self, input_ids: tuple[int, ...]) -> Tensor:
         runtime = self.loaded.runtime
         cache = runtime.new_cache(1, len(input_ids) + DECODE_ROOM)
-        return runtime.prefill(self._inputs(input_ids, ()), cache)
+        return runtime.forward(rest_of(Prompt(input_ids), cache, runtime.device), cache)
 
     def prefill_picture(self, prompt: PicturePrompt) -> tuple[Tensor, Mapping[str, Elapsed]]:
         runtime = self.loaded.runtime
         cache = runtime.new_cache(1, len(prompt.token_ids) + DECODE_ROOM)
-        inputs = self._inputs(prompt.token_ids, (PlacedMedia(0, 1, prompt.image),))
+        whole = Prompt(prompt.token_ids, (PlacedMedia(0, 1, prompt.image),))
         begin = self._clock.now()
-        runtime.encode_images(inputs, cache)
+        encode(runtime, whole, cache)
         middle = self._clock.now()
-        logits = runtime.prefill(inputs, cache)
+        logits = runtime.forward(rest_of(whole, cache, runtime.device), cache)
         end = self._clock.now()
         return logits, {"vision": middle - begin, "prefill": end - middle, "total": end - begin}
 
@@ -88,13 +90,8 @@ class Mmchat:
         return cache
 
     def decode(self, token_id: int, cache: Any) -> Tensor:
-        token = torch.tensor([[token_id]], device=self.loaded.device)
-        return self.loaded.runtime.decode(token, cache)
-
-    def _inputs(self, input_ids: tuple[int, ...], media: tuple[PlacedMedia, ...]) -> Any:
-        processor = self.loaded.processor
-        prompt = processor.raw(Message("user", (Text("."),)))
-        return processor.inputs(replace(prompt, token_ids=input_ids, media=media), 0)
+        token = torch.tensor([token_id], device=self.loaded.device)
+        return self.loaded.runtime.forward(Batch.last_of(token, cache.lengths[0]), cache)
 
 
 def tiled(processor: Any, image: Image) -> Any:

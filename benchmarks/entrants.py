@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.agreement import QUANTIZED_LIMITS, SAME_DTYPE_LIMITS
 from benchmarks.contestants import Contestant, Mmchat
 from benchmarks.plan import Plan, Say
-from benchmarks.shapes import RandomTensors, byte_tokenizer, shaped_params
+from benchmarks.shapes import RandomTensors, byte_tokenizer, shaped_spec
 from benchmarks.turns import WORDS
 from mmchat.bench.variants import Variant
 from mmchat.hardware.placement import choose_placement
@@ -18,7 +18,7 @@ from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from benchmarks.transformers_mllama import TransformersMllama
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -41,44 +41,44 @@ def gather(plan: Plan, say: Say) -> Entrants:
         from benchmarks.transformers_mllama import version
 
         version()
-    params, tensors = random_model(plan, keep=True)
-    say(f"{params.parameters / 1e9:.1f} billion random weights")
+    spec, tensors = random_model(plan, keep=True)
+    say(f"{spec.parameters / 1e9:.1f} billion random weights")
     ours = []
     for variant in plan.variants:
         say(f"loading {variant.label(tensors.dtype)}")
-        ours.append(contestant(params, tensors, variant))
+        ours.append(contestant(spec, tensors, variant))
     if not plan.transformers:
         return Entrants(tuple(ours), tuple(ours))
     say("building transformers' model")
-    return Entrants((reference(params, tensors), *ours), tuple(ours))
+    return Entrants((reference(spec, tensors), *ours), tuple(ours))
 
 
-def random_model(plan: Plan, *, keep: bool) -> tuple[ModelParams, RandomTensors]:
-    """The params of the plan's model and its weights, which are made when they are asked for.
+def random_model(plan: Plan, *, keep: bool) -> tuple[ModelSpec, RandomTensors]:
+    """The spec of the plan's model and its weights, which are made when they are asked for.
 
     keep: whether those made are remembered, so that all contestants share them.
     """
     device = choose_placement(plan.device, "float32", 0).device
-    params = shaped_params(plan.shapes, device)
-    placement = choose_placement(plan.device, plan.dtype, params.parameters)
-    tensors = RandomTensors(params, plan.shapes.seed, placement.dtype, device, keep=keep)
-    return params, tensors
+    spec = shaped_spec(plan.shapes, device)
+    placement = choose_placement(plan.device, plan.dtype, spec.parameters)
+    tensors = RandomTensors(spec, plan.shapes.seed, placement.dtype, device, keep=keep)
+    return spec, tensors
 
 
-def reference(params: ModelParams, tensors: RandomTensors) -> TransformersMllama:
+def reference(spec: ModelSpec, tensors: RandomTensors) -> TransformersMllama:
     """transformers' model of the same tensors. Raises MissingExtra."""
     from benchmarks import transformers_mllama
 
     return transformers_mllama.build(
-        params, tensors.read, list(tensors.shapes), tensors.dtype, tensors.device
+        spec, tensors.read, list(tensors.shapes), tensors.dtype, tensors.device
     )
 
 
-def contestant(params: ModelParams, tensors: RandomTensors, variant: Variant) -> Mmchat:
+def contestant(spec: ModelSpec, tensors: RandomTensors, variant: Variant) -> Mmchat:
     loaded = load_from_tensors(
-        params,
+        spec,
         tensors.checkpoint(),
-        byte_tokenizer(params.config.text_config.vocab_size, WORDS),
+        byte_tokenizer(spec.config.vocab_size, WORDS),
         LoadOptions(
             device=str(tensors.device),
             dtype=str(tensors.dtype).removeprefix("torch."),

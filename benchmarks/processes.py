@@ -15,10 +15,11 @@ from benchmarks import fresh
 from benchmarks.contestants import PicturePrompt, tiled
 from benchmarks.entrants import contestant, random_model, reference
 from benchmarks.plan import Plan, Say
+from benchmarks.random_mllama import config_of
 from benchmarks.shapes import RandomTensors, byte_tokenizer
 from benchmarks.traffic import weights_of
 from benchmarks.turns import two_turns
-from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.pictures import picture_file, picture_of
 from mmchat.bench.report import rounded
 from mmchat.hardware.memory import peak_memory
 from mmchat.images import load_image
@@ -39,7 +40,7 @@ def startup(plan: Plan, say: Say) -> dict[str, Any]:
     found = {"help": _median([fresh.help_text() for _ in range(_HELP_RUNS)])}
     if plan.transformers:
         found["import transformers"] = _median([fresh.import_transformers() for _ in range(2)])
-    picture = picture_file(*picture_size(1, 112), seed=1)
+    picture = picture_file(112, 112, seed=1)  # one tile of the built-in model
     for variant in plan.variants:
         given = {"quantize": variant.quantize, "compile": variant.compile}
         options = [f"--{name}={word}" for name, word in given.items() if word not in _DEFAULTS]
@@ -67,22 +68,21 @@ def once(plan: Plan, index: int) -> dict[str, Any]:
     Random tensors are made one by one as they are asked for, so that none is in memory twice.
     """
     tiles = max(plan.tiles, default=1)
-    params, tensors = random_model(plan, keep=False)
+    spec, tensors = random_model(plan, keep=False)
     if plan.transformers and index == 0:
-        return _once_transformers(params, tensors, tiles)
-    ours = contestant(params, tensors, plan.variants[index - plan.transformers])
+        return _once_transformers(spec, tensors, tiles)
+    ours = contestant(spec, tensors, plan.variants[index - plan.transformers])
     two_turns(ours, tiles, seed=1)
     weights = weights_of(ours.loaded).values()
     return _memory_record(ours.name, weights, ours.loaded.device, tiles)
 
 
-def _once_transformers(params: Any, tensors: RandomTensors, tiles: int) -> dict[str, Any]:
-    theirs = reference(params, tensors)
-    tokenizer = byte_tokenizer(params.config.text_config.vocab_size)
-    make_processor = params.family.resolve("processor")
-    processor = make_processor(params.config, params.image_processor, tokenizer, "white")
-    picture = load_image(picture_file(*picture_size(tiles, params.tile_size), seed=1))
-    ids = (params.config.image_token_id, *range(32))
+def _once_transformers(spec: Any, tensors: RandomTensors, tiles: int) -> dict[str, Any]:
+    theirs = reference(spec, tensors)
+    tokenizer = byte_tokenizer(spec.config.vocab_size)
+    processor = spec.family.build().processor(spec.config, tokenizer, "white")
+    picture = load_image(picture_of(spec, tiles, seed=1))
+    ids = (config_of(spec).image_token_id, *range(32))
     theirs.prefill_picture(PicturePrompt(ids, tiled(processor, picture)))
     weights = (*theirs.model.parameters(), *theirs.model.buffers())
     return _memory_record(theirs.name, weights, tensors.device, tiles)

@@ -26,13 +26,15 @@ from torch import Tensor
 import mmchat
 from benchmarks import agreement
 from benchmarks.entrants import contestant
-from benchmarks.shapes import RandomTensors, Shapes, shaped_params
-from mmchat.bench.pictures import picture_file, picture_size
+from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
+from mmchat.bench.pictures import picture_of
 from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
+from mmchat.engine.generation import encode, rest_of
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
 from mmchat.loading.loader import LoadedModel
+from mmchat.models.base import Batch
 from mmchat.nn.linear import Linear
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels.reference import LEAST_STEP
@@ -94,9 +96,10 @@ def answer_logits(loaded: LoadedModel, scenes: int) -> tuple[list[Tensor], int]:
             prompt = processor.chat(messages(pictures, question))
             answer = processor.tokenizer.encode(question.answer)
             cache = runtime.new_cache(1, len(prompt.token_ids) + len(answer))
-            first = runtime.prefill(processor.inputs(prompt, 0), cache)
-            rest = runtime.verify(torch.tensor([answer]), cache)
-            found.append(torch.cat((first, rest[0])))
+            encode(runtime, prompt, cache)
+            first = runtime.forward(rest_of(prompt, cache, runtime.device), cache)
+            rest = runtime.forward(Batch.all_of(torch.tensor(answer), cache.lengths[0]), cache)
+            found.append(torch.cat((first, rest)))
             *said, end = found[-1].argmax(-1).tolist()
             right += said == answer and end in processor.stop_ids
     return found, right
@@ -128,24 +131,26 @@ def built_in(scenes: int) -> dict[str, Any]:
 def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
     """Logits [S, V] of random tokens after a picture of one tile."""
     draw = torch.Generator().manual_seed(1)
-    tokens = torch.randint(0, loaded.vocab_size, (1, TEXT_TOKENS), generator=draw)
-    picture = load_image(picture_file(*picture_size(1, loaded.params.tile_size), seed=1))
+    tokens = torch.randint(0, loaded.vocab_size, (TEXT_TOKENS,), generator=draw)
+    picture = load_image(picture_of(loaded.spec, 1, seed=1))
     prompt = loaded.processor.raw(Message("user", (picture,)))
-    cache = loaded.runtime.new_cache(1, len(prompt.token_ids) + TEXT_TOKENS)
-    loaded.runtime.prefill(loaded.processor.inputs(prompt, 0), cache)
-    return [loaded.runtime.verify(tokens, cache)[0]]
+    runtime = loaded.runtime
+    cache = runtime.new_cache(1, len(prompt.token_ids) + TEXT_TOKENS)
+    encode(runtime, prompt, cache)
+    runtime.forward(rest_of(prompt, cache, runtime.device), cache)
+    return [runtime.forward(Batch.all_of(tokens, cache.lengths[0]), cache)]
 
 
 def wide(name: str) -> dict[str, Any]:
-    params = shaped_params(Shapes(name), torch.device("cpu"))
-    tensors = RandomTensors(params, 0, torch.bfloat16, torch.device("cpu"), keep=True)
-    plain = contestant(params, tensors, Variant()).loaded
+    spec = shaped_spec(Shapes(name), torch.device("cpu"))
+    tensors = RandomTensors(spec, 0, torch.bfloat16, torch.device("cpu"), keep=True)
+    plain = contestant(spec, tensors, Variant()).loaded
     with layer_errors(plain.runtime.model) as errors:  # type: ignore[attr-defined]
         expected = picture_and_text_logits(plain)
     found = {}
     for way in WAYS:
         with rounding(way) as scheme:
-            loaded = contestant(params, tensors, Variant(scheme)).loaded
+            loaded = contestant(spec, tensors, Variant(scheme)).loaded
         found[way] = compare_logits(picture_and_text_logits(loaded), expected)
         del loaded
     kinds = {k: {w: statistics.fmean(e) for w, e in ways.items()} for k, ways in errors.items()}

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mmchat.catalog.spec import ModelSpec
+from mmchat.errors import UsageError
+from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.text import KeyValue
@@ -20,15 +23,23 @@ _CHUNK = 2**24  # numbers drawn from one seed, so that threads do not change the
 _TABLES = ("tile_embedding.weight", "tile_positional_embedding.embedding.weight")
 
 
+def config_of(spec: ModelSpec) -> MllamaConfig:
+    """The config of an Mllama. Raises UsageError for another family."""
+    if not isinstance(spec.config, MllamaConfig):
+        raise UsageError(f"the benchmarks are of Mllama, and {spec.name} is none; name another")
+    return spec.config
+
+
 def with_depth(config: MllamaConfig, layers: int, vision_layers: int) -> MllamaConfig:
     """The same widths with fewer layers; every 5th vision layer, at least one, is a global one.
 
     The number of intermediate vision states stays, so the projector keeps its shape; with few
     layers the same one is taken several times. Raises ValueError below 2 layers or 3 of vision.
     """
-    return MllamaConfig(
-        _vision_with_depth(config.vision_config, vision_layers),
-        _text_with_depth(config.text_config, layers),
+    return replace(
+        config,
+        vision_config=_vision_with_depth(config.vision_config, vision_layers),
+        text_config=_text_with_depth(config.text_config, layers),
     )
 
 
@@ -116,7 +127,7 @@ class RandomContext:
     """Keys and values as if `length` positions had been read, a picture at 0 among them or none.
 
     text: for each self-attention layer keys and values [1, G, L, D]. image: for each
-    cross-attention layer [G, N, D], or None.
+    cross-attention layer [1, G, M, D], or None.
     """
 
     length: int
@@ -143,18 +154,18 @@ def random_context(
     heads, size = text.num_key_value_heads, text.head_dim
     seen = tiles * config.vision_config.tokens_per_tile
     layers = tuple(pair(1, heads, length, size) for _ in text.self_attention_layers)
-    image = tuple(pair(heads, seen, size) for _ in text.cross_attention_layers)
+    image = tuple(pair(1, heads, seen, size) for _ in text.cross_attention_layers)
     return RandomContext(length, layers, image if tiles else None)
 
 
 @torch.inference_mode()
 def fill_cache(cache: MllamaCache, context: RandomContext) -> None:
     """Put the context into an empty cache of one row, as encoding and reading would."""
-    cache.reserve(context.length)
-    for layer, (key, value) in zip(cache.layers, context.text, strict=True):
-        layer.key[:, :, : context.length] = key
-        layer.value[:, :, : context.length] = value
+    cache.reserve(0, context.length)
+    for layer, pair in zip(cache.layers, context.text, strict=True):
+        for stored, tensor in zip(layer.row(0), pair, strict=True):
+            stored[:, :, : context.length] = tensor
     if context.image is not None:
-        cache.add_encoded("random picture", [(k.clone(), v.clone()) for k, v in context.image])
-        cache.place(0, [PlacedImage(0, "random picture")])
-    cache.advance((context.length,))
+        cache.keep_media("random picture", [(k.clone(), v.clone()) for k, v in context.image])
+        cache.images[0] = (PlacedImage(0, "random picture"),)
+    cache.advance(Batch.last_of(torch.zeros(context.length), 0))

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from benchmarks import random_mllama
 from benchmarks.in_memory import InMemoryCheckpoint
-from mmchat.catalog.find import find_params
+from mmchat.catalog.find import find_spec
 from mmchat.errors import UsageError
+from mmchat.models.family import parameter_count
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tiktoken_file import SPECIAL_TOKEN_COUNT, llama3_special_tokens
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
 
 SHAPES = {"11B": "Llama-3.2-11B-Vision-Instruct", "90B": "Llama-3.2-90B-Vision-Instruct"}
 CPU_DEPTH = (5, 3)  # text and vision layers: as 4 self-attention layers to 1 of cross-attention
@@ -33,22 +34,24 @@ class Shapes:
     seed: int = 0
 
 
-def shaped_params(shapes: Shapes, device: torch.device) -> ModelParams:
-    """The params of the named model, with fewer layers. Raises UsageError."""
-    params = find_params(SHAPES.get(shapes.name.upper(), shapes.name))
-    if params is None:
+def shaped_spec(shapes: Shapes, device: torch.device) -> ModelSpec:
+    """The spec of the named model, with fewer layers. Raises UsageError."""
+    spec = find_spec(SHAPES.get(shapes.name.upper(), shapes.name))
+    if spec is None:
         raise UsageError(f"no shapes {shapes.name!r}; use {', '.join(SHAPES)} or a known model")
-    full = random_mllama.depth(params.config)
+    whole = random_mllama.config_of(spec)
+    full = random_mllama.depth(whole)
     fallback = full if device.type == "cuda" else tuple(map(min, CPU_DEPTH, full))
     try:
         config = random_mllama.with_depth(
-            params.config,
+            whole,
             fallback[0] if shapes.layers is None else shapes.layers,
             fallback[1] if shapes.vision_layers is None else shapes.vision_layers,
         )
     except ValueError as problem:
         raise UsageError(str(problem)) from None
-    return replace(params, config=config, parameters=params.family.parameter_count(config))
+    count = parameter_count(spec.family.shapes(config))
+    return replace(spec, config=config, parameters=count)
 
 
 class RandomTensors:
@@ -56,17 +59,17 @@ class RandomTensors:
 
     def __init__(
         self,
-        params: ModelParams,
+        spec: ModelSpec,
         seed: int,
         dtype: torch.dtype,
         device: torch.device,
         *,
         keep: bool,
     ) -> None:
-        self.shapes = params.family.resolve("weights").hf_shapes(params.config)
+        self.shapes = spec.family.shapes(spec.config)
         self.device = device
         self.dtype = dtype
-        self._config = params.config
+        self._config = random_mllama.config_of(spec)
         self._seed = seed
         self._kept: dict[str, Tensor] | None = {} if keep else None
 

@@ -26,14 +26,14 @@ from torch import Tensor
 
 import mmchat
 from benchmarks.entrants import contestant
-from benchmarks.shapes import RandomTensors, Shapes, shaped_params
+from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
 from mmchat.bench.variants import Variant
-from mmchat.conversation import Message, Text
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Timings
 from mmchat.engine.generation import generate_tokens
 from mmchat.engine.sampling import Sampler, SamplingParams
 from mmchat.loading.loader import LoadedModel
+from mmchat.models.prompt import Prompt
 
 RESULTS = Path(__file__).parent / "figures" / "speculation.json"
 DOCUMENT = Path(__file__).parents[1] / "README.md"
@@ -82,15 +82,12 @@ def decode_seconds(
 ) -> float:
     """Processor seconds for all tokens after the first."""
     params = SamplingParams(temperature=0, max_new_tokens=len(answer))
-    filler = loaded.processor.raw(Message("user", (Text("x" * (len(prompt) - 1)),)))
-    inputs = loaded.processor.inputs(filler, 0)
-    inputs.input_ids.copy_(torch.tensor([prompt]))
     cache = loaded.runtime.new_cache(1, len(prompt) + len(answer) + 64)
     sampler = Scripted(params, prompt, loaded.vocab_size, loaded.runtime.device)
     sampler.answer = list(answer)
     drafter = Drafter(prompt, speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
     tokens = generate_tokens(
-        loaded.runtime, inputs, cache, sampler, drafter,
+        loaded.runtime, Prompt(tuple(prompt)), cache, sampler, drafter,
         stop_ids=(), max_new_tokens=len(answer), interrupt=threading.Event(),
         timings=Timings(started=time.perf_counter()),
     )  # fmt: skip
@@ -127,8 +124,8 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    params = shaped_params(Shapes(given.shapes), device)
-    tensors = RandomTensors(params, 0, torch.bfloat16, device, keep=True)
+    spec = shaped_spec(Shapes(given.shapes), device)
+    tensors = RandomTensors(spec, 0, torch.bfloat16, device, keep=True)
     record: dict[str, Any] = {
         "model": f"{given.shapes} widths, random weights",
         "tokens": given.tokens,
@@ -136,7 +133,7 @@ if __name__ == "__main__":
         "ways": {},
     }
     for scheme in given.quantize.split(","):
-        ours = contestant(params, tensors, Variant(scheme))
+        ours = contestant(spec, tensors, Variant(scheme))
         record["ways"][ours.name] = measure(ours.loaded, given.tokens, given.rounds)
         text = json.dumps(record, indent=1) + "\n"
         given.output.write_text(text, encoding="utf-8")  # each way takes minutes

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from benchmarks.random_mllama import config_of
+from mmchat.models.mllama.config import TextConfig
 from mmchat.models.mllama.footprint import footprint
 
 if TYPE_CHECKING:
@@ -17,9 +19,10 @@ if TYPE_CHECKING:
 def decode_bytes(loaded: LoadedModel, context: int, tiles: int) -> int:
     """Weights as they lie in memory, keys and values; the one row of the embedding is left out."""
     tensors = weights_of(loaded)
-    text = loaded.params.config.text_config
-    weights = sum(t.numel() * t.element_size() for t in _read(tensors, text, bool(tiles)))
-    sizes = footprint(loaded.params.config)
+    config = config_of(loaded.spec)
+    read = _read(tensors, config.text_config, bool(tiles))
+    weights = sum(t.numel() * t.element_size() for t in read)
+    sizes = footprint(config)
     cached = context * sizes.cache_per_token + tiles * sizes.cache_per_tile
     return weights + cached * loaded.dtype.itemsize
 
@@ -32,7 +35,7 @@ def weights_of(loaded: LoadedModel) -> Mapping[str, Tensor]:
     return getattr(model, "weights", {})
 
 
-def _read(tensors: Mapping[str, Tensor], text: Any, with_picture: bool) -> Iterator[Tensor]:
+def _read(tensors: Mapping[str, Tensor], text: TextConfig, with_picture: bool) -> Iterator[Tensor]:
     """The tensors of the decoder; keys and values of pictures are projected once, not per token."""
     unread = [".cross_attn.k_proj.", ".cross_attn.v_proj.", ".embed_tokens.", ".rotary."]
     if not with_picture:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from benchmarks.clock import Elapsed, Stopwatch
 from benchmarks.contestants import PicturePrompt
-from benchmarks.random_mllama import RandomContext
-from mmchat.errors import MissingExtra, UsageError
+from benchmarks.random_mllama import RandomContext, config_of
+from mmchat.errors import MissingExtra
+from mmchat.models.mllama.documents import hf_documents
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
 
 
 class TransformersMllama:
@@ -67,8 +68,8 @@ class TransformersMllama:
                 tokens = self._tokens_per_tile()
                 slots = self.config.vision_config.max_num_tiles
                 seen = torch.zeros(1, 1, 1, slots, dtype=torch.long, device=self.device)
-                seen[..., : key.shape[1] // tokens] = 1
-                cache.update(*(_padded(x[None], slots * tokens) for x in (key, value)), index)
+                seen[..., : key.shape[2] // tokens] = 1
+                cache.update(*(_padded(x, slots * tokens) for x in (key, value)), index)
         return {keyword: cache, "cross_attention_mask": seen}
 
     @torch.inference_mode()
@@ -114,7 +115,7 @@ class TransformersMllama:
 
 
 def build(
-    params: ModelParams,
+    spec: ModelSpec,
     read: Callable[[str], Tensor],
     names: list[str],
     dtype: torch.dtype,
@@ -124,12 +125,10 @@ def build(
 
     Raises MissingExtra without transformers, UsageError for another family.
     """
-    if params.model_type != "mllama":
-        raise UsageError(f"--vs transformers compares Mllama, and {params.name} is none")
     _check_installed()
     from transformers import MllamaForConditionalGeneration
 
-    config = _config(params, dtype)
+    config = _config(spec, dtype)
     with torch.device("meta"):
         model = MllamaForConditionalGeneration._from_config(config, dtype=dtype)
     tensors = {_in_memory(name): read(name) for name in names}
@@ -158,20 +157,19 @@ def _check_installed() -> None:
         ) from None
 
 
-def _config(params: ModelParams, dtype: torch.dtype) -> Any:
+def _config(spec: ModelSpec, dtype: torch.dtype) -> Any:
     from transformers import MllamaConfig
 
     token_ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # forward reads none
-    documents = params.family.resolve("documents").hf_documents(
-        params.config, params.image_processor, str(dtype), vars(params.generation), token_ids
-    )
+    config = config_of(spec)
+    documents = hf_documents(config, str(dtype), vars(spec.generation), token_ids)
     document = documents["config.json"]
     vision, text = document["vision_config"], document["text_config"]
     vision["intermediate_layers_indices"] = [
         index - 1 for index in vision["intermediate_layers_indices"]
     ]
     vision["supported_aspect_ratios"] = [
-        list(canvas) for canvas in params.config.vision_config.aspect_ratios
+        list(canvas) for canvas in config.vision_config.aspect_ratios
     ]
     text["cross_attention_layers"] = list(text["cross_attention_layers"])
     text["rope_parameters"] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.clock import Elapsed, Rounds, Stopwatch
 from benchmarks.contestants import tiled
-from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.pictures import picture_of
 from mmchat.bench.rounds import interleave
 from mmchat.chat.session import ChatSession
 from mmchat.images import load_image
@@ -40,12 +40,11 @@ def two_turns(contestant: Mmchat, tiles: int, seed: int) -> Mapping[str, Elapsed
     """One conversation about a picture that was never seen before."""
     loaded = contestant.loaded
     clock = Stopwatch(loaded.device)
-    height, width = picture_size(tiles, loaded.params.tile_size)
-    other = picture_file(height, width, seed + 10_000)
+    other = picture_of(loaded.spec, tiles, seed + 10_000)
     _, preprocessing = clock.time(lambda: tiled(loaded.processor, load_image(other)))
     session = ChatSession(loaded)
     sampling = replace(loaded.sampling_defaults, temperature=0.0, max_new_tokens=1)
-    pictures = [picture_file(height, width, seed)]
+    pictures = [picture_of(loaded.spec, tiles, seed)]
     _, first = clock.time(lambda: list(session.send(QUESTIONS[0], pictures, sampling)))
     _, second = clock.time(lambda: list(session.send(QUESTIONS[1], (), sampling)))
     return {"preprocessing": preprocessing, "first turn": first, "second turn": second}

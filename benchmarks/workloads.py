@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +16,8 @@ from benchmarks import agreement
 from benchmarks.agreement import Agreement
 from benchmarks.clock import Elapsed, Rounds, Stopwatch
 from benchmarks.contestants import Contestant, Mmchat, PicturePrompt, tiled
-from benchmarks.random_mllama import random_context
-from mmchat.bench.pictures import picture_file, picture_size
+from benchmarks.random_mllama import config_of, random_context
+from mmchat.bench.pictures import picture_of
 from mmchat.bench.rounds import interleave
 from mmchat.images import load_image
 
@@ -107,7 +107,7 @@ class Field:
     def _decode(self, workload: Workload) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Run]]:
         loaded = self.ours.loaded
         context = random_context(
-            loaded.params.config, workload.tokens, workload.tiles, loaded.dtype, loaded.device
+            config_of(loaded.spec), workload.tokens, workload.tiles, loaded.dtype, loaded.device
         )
         caches = {c.name: c.begin(context) for c in self.contestants}
         clock = Stopwatch(loaded.device)
@@ -165,13 +165,12 @@ class Field:
 
     def _picture_prompt(self, tiles: int, index: int) -> PicturePrompt:
         loaded = self.ours.loaded
-        size = picture_size(tiles, loaded.params.tile_size)
-        image = tiled(loaded.processor, load_image(picture_file(*size, seed=index)))
-        ids = (loaded.params.config.image_token_id, *self._text(QUESTION_TOKENS, index))
+        image = tiled(loaded.processor, load_image(picture_of(loaded.spec, tiles, seed=index)))
+        ids = (config_of(loaded.spec).image_token_id, *self._text(QUESTION_TOKENS, index))
         return PicturePrompt(ids, image)
 
     def _random_states(self, tiles: int) -> Tensor:
         loaded = self.ours.loaded
-        config: Any = loaded.params.config
+        config = config_of(loaded.spec)
         shape = 1, tiles * config.vision_config.tokens_per_tile, config.text_config.hidden_size
         return torch.randn(shape, device=loaded.device).to(loaded.dtype)

@@ -36,13 +36,24 @@ class Image:
 
     pixels: RGB, orientation applied. source: what the user called it, for display only.
     content_hash: sha256 over mode, size and pixels. notices: one line each, what was done to it
-    that the user should know ("first of 12 frames").
+    that the user should know ("first of 12 frames"). Raises UsageError for fields of other types.
     """
 
     pixels: PIL.Image.Image
     source: str
     content_hash: str
     notices: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        mode = getattr(self.pixels, "mode", None)  # Pillow is not imported here
+        if mode != "RGB":
+            found = f"of mode {quoted(mode)}" if mode else type(self.pixels).__name__
+            raise UsageError(
+                f"pixels must be an RGB picture of Pillow, not {found}; mmchat.load_image makes one"
+            )
+        check_type("source", self.source, str, "a string")
+        check_type("content_hash", self.content_hash, str, "a string")
+        check_type("notices", self.notices, tuple, "a tuple of strings")
 
     @property
     def height(self) -> int:

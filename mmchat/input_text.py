@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from mmchat import limits
@@ -48,11 +48,14 @@ def checked(text: str, name: str) -> str:
     return decoded(text.encode("utf-8", "surrogateescape"), name)
 
 
-def lines(stream: BinaryIO, name: str) -> Iterator[str]:
+def lines(
+    stream: BinaryIO, name: str, check: Callable[[bytes], None] = lambda _: None
+) -> Iterator[str]:
     """Each line as soon as it is there, without its end or a byte order mark.
 
     The first bytes that come are looked at before any line is given, so that a file that is no text
-    gives none. Raises NotTextError, PromptError for a line over the limit or a stream without data.
+    gives none. check: refuses more of them, by an error of its own. Raises NotTextError,
+    PromptError for a line over the limit or a stream without data.
     """
     number, most = 1, limits.PROMPT_BYTES
     mib = most // limits.MIB
@@ -63,6 +66,7 @@ def lines(stream: BinaryIO, name: str) -> Iterator[str]:
         if not first:  # the end, which a terminal tells once
             return
         decoded(first, name, whole=False)
+        check(first)
         while line := stream.readline(most + 1):
             if len(line) > most:
                 raise PromptError(f"line {number} of {name} is longer than {mib} MiB")

@@ -33,7 +33,7 @@ def count(number: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 tile`, `2 tiles`."""
+    """`1 token`, `2 tokens`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
@@ -45,13 +45,6 @@ def pace(speed: float) -> str:
 def pixels(height_width: Sequence[int]) -> str:
     """`640 x 480 px`, width first as people say it."""
     return f"{height_width[1]} x {height_width[0]} px"
-
-
-def grid(tiles: Sequence[int]) -> str:
-    """`1 tile`, `2 tiles (2 rows, 1 column)`; `tiles` is (rows, columns)."""
-    rows, columns = tiles
-    shape = f" ({plural(rows, 'row')}, {plural(columns, 'column')})" if rows * columns > 1 else ""
-    return f"{plural(rows * columns, 'tile')}{shape}"
 
 
 def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmchat.conversation import Message
 from mmchat.engine.sampling import SamplingParams
 from mmchat.loading.options import LoadOptions
+from mmchat.models.base import Batch
 from mmchat.models.prompt import Prompt
 
 EOT = 256
@@ -50,26 +51,26 @@ class FakeProcessor:
     def raw(self, message: Message) -> Prompt:
         return Prompt(tuple(message.text.encode()))
 
-    def inputs(self, prompt: Prompt, start: int) -> Any:
-        return SimpleNamespace(input_ids=torch.tensor([prompt.token_ids[start:]]))
-
 
 class FakeCache:
+    """ids: what was read. is_opened: nothing has been read of the prompt that it is open for."""
+
     def __init__(self) -> None:
         self.ids: list[int] = []
+        self.is_opened = False
 
     @property
-    def length(self) -> int:
-        return len(self.ids)
+    def lengths(self) -> list[int]:
+        return [len(self.ids)]
 
-    def truncate(self, length: int) -> None:
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        self.is_opened = True
+
+    def has_media(self, content_hash: str) -> bool:
+        return True
+
+    def truncate(self, slot: int, length: int) -> None:
         del self.ids[length:]
-
-    def reserve(self, length: int) -> None:
-        pass
-
-    def reset(self) -> None:
-        self.ids.clear()
 
     def release(self) -> None:
         pass
@@ -95,29 +96,24 @@ class ScriptedRuntime:
         self._script: list[int] = []
         self._begin = 0
 
-    def new_cache(self, batch: int, capacity: int) -> FakeCache:
+    def new_cache(self, slots: int, positions: int) -> FakeCache:
         return FakeCache()
 
-    def encode_images(self, inputs: Any, cache: FakeCache) -> int:
-        return 0
-
-    def prefill(self, inputs: Any, cache: FakeCache) -> Tensor:
-        self.prefills.append(inputs.input_ids[0].tolist())
-        cache.ids += self.prefills[-1]
-        self._script = [*self.answers.pop(0), EOT]
-        self._begin = len(cache.ids)
-        return self._logits([])
-
-    def decode(self, token_ids: Tensor, cache: FakeCache) -> Tensor:
-        return self.verify(token_ids, cache)[:, -1]
-
-    def verify(self, token_ids: Tensor, cache: FakeCache) -> Tensor:
-        self.reads.append(token_ids.shape[1])
+    def forward(self, batch: Batch, cache: FakeCache) -> Tensor:
+        ids = batch.token_ids.tolist()
+        if cache.is_opened:
+            cache.is_opened = False
+            self.prefills.append(ids)
+            cache.ids += ids
+            self._script = [*self.answers.pop(0), EOT]
+            self._begin = len(cache.ids)
+            return self._logits([])
+        self.reads.append(len(ids))
         rows = []
-        for token_id in token_ids[0].tolist():
+        for token_id in ids:
             cache.ids.append(token_id)
             rows.append(self._logits(cache.ids[self._begin :]))
-        return torch.stack(rows, dim=1)
+        return torch.cat(rows)
 
     def _logits(self, said: list[int]) -> Tensor:
         if self.fail_at is not None and len(self._script) - len(said) == self.fail_at:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.catalog.params_file import ModelParams, load_params, params_document
+from mmchat.catalog.spec import ModelSpec, load_spec, params_document
 from mmchat.checkpoints.mapping import Rule
 from mmchat.errors import ParamsError
 from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig
@@ -132,7 +132,7 @@ def _feed_forward(width: int, inner: int) -> tuple[float, int]:
 
 def write_meta_folder(
     folder: Path,
-    params: ModelParams,
+    spec: ModelSpec,
     weights: dict[str, Tensor],
     tokenizer: Path,
     *,
@@ -143,22 +143,22 @@ def write_meta_folder(
     params.json is in mmchat's own form where Meta's cannot say what the model is.
     """
     folder.mkdir(parents=True)
-    tensors = meta_tensors(weights, params.config)
+    tensors = meta_tensors(weights, spec.config)
     for number, rank in enumerate(split_as_meta_does(tensors, shards)):
         torch.save(rank, folder / f"consolidated.{number:02d}.pth")
     shutil.copyfile(tokenizer, folder / "tokenizer.model")
     place = folder / "params.json"
-    place.write_text(json.dumps(meta_params(params.config)))
-    if not _says(place, params):
-        place.write_text(json.dumps(params_document(params)))
+    place.write_text(json.dumps(meta_params(spec.config)))
+    if not _says(place, spec):
+        place.write_text(json.dumps(params_document(spec)))
     sums = [f"{hashlib.md5(p.read_bytes()).hexdigest()}  {p.name}\n" for p in folder.iterdir()]
     (folder / "checklist.chk").write_text("".join(sums))
     return folder
 
 
-def _says(place: Path, params: ModelParams) -> bool:
+def _says(place: Path, spec: ModelSpec) -> bool:
     try:
-        found = load_params(place)
+        found = load_spec(place)
     except ParamsError:
         return False
-    return (found.config, found.chat_format) == (params.config, params.chat_format)
+    return (found.config, found.chat_format) == (spec.config, spec.chat_format)

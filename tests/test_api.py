@@ -94,6 +94,22 @@ WRONG = {
     "content": (lambda chat: mmchat.Message("user", 5), "content of a message must be a list"),
     "part": (lambda chat: mmchat.Message("user", ["Hi"]), "part of a message must be a Text or an"),
     "Text": (lambda chat: mmchat.Text(5), "the text of a message must be a string, not int"),
+    "alpha": (
+        lambda chat: mmchat.load_image(b"", alpha="black"),
+        "alpha must be 'white' or 'drop', not 'black'",
+    ),
+    "name": (lambda chat: mmchat.load_image(b"", name=5), "name must be a string, not int 5"),
+    "fetch": (
+        lambda chat: mmchat.load_image(b"", allow_fetch="no"), "allow_fetch must be True or False"
+    ),
+    "pixels": (lambda chat: mmchat.Image("dog.jpg", "dog", "0"), "; mmchat.load_image makes one"),
+    "pixels with alpha": (
+        lambda chat: mmchat.Image(PILImage.new("RGBA", (4, 4)), "dog", "0"), "not of mode 'RGBA'"
+    ),
+    "hash": (
+        lambda chat: mmchat.Image(PILImage.new("RGB", (4, 4)), "dog", None),
+        "content_hash must be a string, not NoneType None",
+    ),
 }  # fmt: skip
 
 
@@ -146,6 +162,9 @@ def test_every_wrong_argument_of_a_chat_is_an_error_of_ours():
             lambda v: chat.budget(v), lambda v: chat.turns_over_budget(v),
             lambda v: ChatSession(v), lambda v: ChatSession(chat.loaded, v),
             lambda v: setattr(chat, "messages", v), lambda v: mmchat.load_image(v),
+            lambda v: mmchat.load_image(b"", alpha=v), lambda v: mmchat.load_image(b"", name=v),
+            lambda v: chat.send("Hi", mmchat.Image(v, "dog", "0")),
+            lambda v: mmchat.Image(PILImage.new("RGB", (4, 4)), v, v, v),
             lambda v: mmchat.Message(v, ()), lambda v: mmchat.Message("user", v),
             lambda v: mmchat.SamplingParams(stop=v), lambda v: mmchat.SamplingParams(seed=v),
         ):  # fmt: skip

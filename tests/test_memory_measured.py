@@ -13,8 +13,10 @@ PROGRAM = """
 import ctypes, dataclasses, json, pathlib, sys, torch
 from mmchat.estimate.memory import OVERHEAD, Setup, Workload
 from mmchat.hardware.placement import Placement
-from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
-from mmchat.catalog.find import find_params
+from mmchat.engine.generation import encode, rest_of
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.prompt import PlacedMedia, Prompt
+from mmchat.catalog.find import find_spec
 from mmchat.nn.linear import set_formats
 from mmchat.quant.schemes import make_plan
 
@@ -25,16 +27,16 @@ def memory(field):
         if line.startswith(field):
             return int(line.split()[1]) * 1024
 
-params = find_params("llama3.2-11B")
+spec = find_spec("llama3.2-11B")
 vision = dataclasses.replace(
-    params.config.vision_config, num_hidden_layers=5, num_global_layers=1,
+    spec.config.vision_config, num_hidden_layers=5, num_global_layers=1,
     intermediate_layers_indices=(0, 1, 2, 3, 4),
 )
 text = dataclasses.replace(
-    params.config.text_config, num_hidden_layers=2, cross_attention_layers=(1,), vocab_size=1024
+    spec.config.text_config, num_hidden_layers=2, cross_attention_layers=(1,), vocab_size=1024
 )
-config = dataclasses.replace(params.config, vision_config=vision, text_config=text)
-params = dataclasses.replace(params, config=config)
+config = dataclasses.replace(spec.config, vision_config=vision, text_config=text)
+spec = dataclasses.replace(spec, config=config)
 with torch.device("meta"):
     model = MllamaForConditionalGeneration(config)
 model.requires_grad_(False).eval()
@@ -54,15 +56,19 @@ class Layout: aspect_ratio_id = {1: 1, 4: 4}[tiles]
 class Image:
     content_hash, layout = "x", Layout
     pixel_values = torch.zeros(tiles, 3, vision.image_size, vision.image_size)
-inputs = MllamaInputs(torch.ones(1, prompt, dtype=torch.long), (prompt,), (((0, Image),),))
+whole = Prompt((1,) * prompt, (PlacedMedia(0, 1, Image),))
 model.language_model.lm_head(torch.zeros(1, 1, 4096, dtype=dtype))  # libraries start their threads
 ctypes.CDLL(None).malloc_trim(0)  # what loading freed counts as growth when it is used again
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
 before = memory("VmRSS")
 cache = model.new_cache(1, prompt)
-model.prefill(inputs, cache)
+with torch.inference_mode():
+    encode(model, whole, cache)
+    model.forward(rest_of(whole, cache, torch.device("cpu")), cache)
 grown = memory("VmHWM") - before
-setup = Setup(params, "cpu", 2, scheme, workload=Workload(prompt, prompt, (tiles,)))
+side = vision.image_size
+picture = spec.family.facts(config, side, tiles * side)
+setup = Setup(spec, "cpu", 2, scheme, workload=Workload(prompt, prompt, (picture,)))
 need = setup.need()
 print(json.dumps([grown, need.total - need.weights]))
 """

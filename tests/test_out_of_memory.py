@@ -71,21 +71,21 @@ class Fault:
 
 
 def bytes_held(session):
-    layers = sum(t.nbytes for layer in session._cache.layers for t in (layer.key, layer.value))
+    layers = sum(t.nbytes for layer in session._cache.layers for t in layer.row(0))
     encoded = session._cache.encoded.values()
     return layers + sum(t.nbytes for picture in encoded for pair in picture for t in pair)
 
 
 PLACES = {
     "preprocessing": lambda model: (model.processor, "chat", 1),
-    "vision": lambda model: (model.runtime.model.vision_model, "forward", 1),
+    "vision": lambda model: (model.runtime.model.vision_model, "slices", 1),
     "the projection of a picture": lambda model: (model.runtime.model, "cross_key_values", 1),
     "prefill": lambda model: (TextModel, "forward", 1),
     "the first growth": lambda model: (LayerCache, "grow", 1),
     "a growth in the middle": lambda model: (LayerCache, "grow", 4),
     "the first sampling": lambda model: (Sampler, "sample", 1),
-    "decoding": lambda model: (TextModel, "step", 1),
-    "later decoding": lambda model: (TextModel, "step", 5),
+    "decoding": lambda model: (model.runtime.model, "step", 1),
+    "later decoding": lambda model: (model.runtime.model, "step", 5),
     "growth while decoding": lambda model: (LayerCache, "grow", 40),
     "later sampling": lambda model: (Sampler, "sample", 6),
 }
@@ -116,7 +116,7 @@ def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures
     assert session.conversation is before
     assert bytes_held(session) <= held
     assert session._cached == cached[: len(session._cached)]
-    assert session._cache.length == len(session._cached) > 10  # the first turn is still there
+    assert session._cache.lengths[0] == len(session._cached) > 10  # the first turn is still there
     assert caught.value.__context__ is None
 
     following = ask(session, "And what now?", pictures[1:])
@@ -126,7 +126,7 @@ def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures
 
 def test_nothing_of_the_failed_call_is_held_by_the_error(model, pictures, monkeypatch):
     session = ChatSession(model)
-    fault = Fault(monkeypatch, model.runtime.model.vision_model, "forward", MemoryError())
+    fault = Fault(monkeypatch, model.runtime.model.vision_model, "slices", MemoryError())
     with pytest.raises(MemoryError_) as caught:
         ask(session, "What is it?", pictures[:1])
     fault.error.__traceback__ = None  # the test's own hold on the frames
@@ -136,7 +136,8 @@ def test_nothing_of_the_failed_call_is_held_by_the_error(model, pictures, monkey
 
 def test_a_layer_that_cannot_grow_stays_whole(monkeypatch):
     layer = LayerCache(1, 2, 4, 3)
-    layer.write_span(0, torch.ones(1, 2, 4, 3), torch.full((1, 2, 4, 3), 2.0))
+    for value, tensor in enumerate(layer.row(0), start=1):
+        tensor.fill_(value)
     original, calls = torch.Tensor.new_zeros, []
 
     def failing(*args, **options):
@@ -148,15 +149,16 @@ def test_a_layer_that_cannot_grow_stays_whole(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "new_zeros", failing)
         with pytest.raises(MemoryError):
-            layer.grow(9)
-    assert layer.key.shape == layer.value.shape == (1, 2, 4, 3)
-    layer.grow(9)
-    assert layer.key.shape == layer.value.shape == (1, 2, 9, 3)
-    assert layer.key[:, :, :4].eq(1).all()
-    assert layer.value[:, :, :4].eq(2).all()
-    layer.shrink(2)
-    assert layer.value.eq(2).all()
-    assert layer.value.shape == (1, 2, 2, 3)
+            layer.grow(0, 9)
+    assert {tensor.shape for tensor in layer.row(0)} == {(1, 2, 4, 3)}
+    layer.grow(0, 9)
+    assert {tensor.shape for tensor in layer.row(0)} == {(1, 2, 9, 3)}
+    for value, tensor in enumerate(layer.row(0), start=1):
+        assert tensor[:, :, :4].eq(value).all()
+    layer.shrink(0, 2)
+    for value, tensor in enumerate(layer.row(0), start=1):
+        assert tensor.eq(value).all()
+        assert tensor.shape == (1, 2, 2, 3)
 
 
 def test_failing_again_while_memory_is_given_back_still_ends_the_turn_only(
@@ -182,7 +184,7 @@ def test_a_failure_of_another_kind_keeps_what_was_shared(model, monkeypatch):
     session = ChatSession(model)
     ask(session, "What is it?")
     with monkeypatch.context() as patch:
-        Fault(patch, TextModel, "step", RuntimeError("a bug"), at=2)
+        Fault(patch, model.runtime.model, "step", RuntimeError("a bug"), at=2)
         with pytest.raises(RuntimeError, match="a bug"):
             ask(session, "And now?")
     got = ask(session, "And now?")
@@ -194,7 +196,7 @@ def test_a_failure_of_another_kind_keeps_what_was_shared(model, monkeypatch):
 
 def test_tokens_before_the_failure_were_shown(model, monkeypatch):
     session = ChatSession(model)
-    Fault(monkeypatch, TextModel, "step", MemoryError(), at=3)
+    Fault(monkeypatch, model.runtime.model, "step", MemoryError(), at=3)
     events = session.send("Hi", sampling=SamplingParams(temperature=0.0, speculate="off"))
     shown = []
     with pytest.raises(MemoryError_):

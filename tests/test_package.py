@@ -133,3 +133,8 @@ def test_a_warning_of_a_library_is_none(module):
     with warnings.catch_warnings(record=True) as seen:
         warn_as(module)
     assert [str(warning.message) for warning in seen] == ["look"]
+
+
+def test_a_test_that_is_skipped_says_why(pytestconfig):
+    """Those of heavy peers, of kernels and of examples/native are left out where these are not."""
+    assert "-rs" in pytestconfig.getini("addopts")

@@ -45,13 +45,14 @@ def order(monkeypatch):
 
 def watched_model(order, *answers):
     model = fake_model(*answers)
-    decode = model.runtime.decode
+    forward = model.runtime.forward
 
-    def recorded(token_ids, cache):
-        order.append("step")
-        return decode(token_ids, cache)
+    def recorded(batch, cache):
+        if not cache.is_opened and batch.counts == (1,):
+            order.append("step")
+        return forward(batch, cache)
 
-    model.runtime.decode = recorded
+    model.runtime.forward = recorded
     return model
 
 
@@ -115,13 +116,13 @@ def test_a_stop_string_ends_the_answer():
 def test_logits_that_are_not_finite_are_an_error_and_no_token_is_read_for_them():
     model = fake_model(ANSWER)
     fed = []
-    decode = model.runtime.decode
+    forward = model.runtime.forward
 
-    def recorded(token_ids, cache):
-        fed.append(int(token_ids))
-        return decode(token_ids, cache)
+    def recorded(batch, cache):
+        fed.extend(batch.token_ids.tolist())
+        return forward(batch, cache)
 
-    model.runtime.decode = recorded
+    model.runtime.forward = recorded
     model.runtime.logits_hook = lambda logits: (
         logits * math.nan if int(logits.argmax()) == ord("g") else logits
     )

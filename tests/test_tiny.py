@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mmchat
-from mmchat.catalog.find import data_path, find_model, find_params
+from mmchat.catalog.find import data_path, find_model, find_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from mmchat.engine.events import Finished
@@ -94,7 +94,7 @@ def test_without_a_picture_it_asks_for_one(model):
 
 def test_its_tables_are_zero_where_a_canvas_has_no_tile():
     """As in every checkpoint of the family: the padding tile must get no position of its own."""
-    vision = find_params("tiny").config.vision_config
+    vision = find_spec("tiny").config.vision_config
     names = [
         "gated_positional_embedding.tile_embedding.weight",
         "pre_tile_positional_embedding.embedding.weight",
@@ -115,7 +115,7 @@ def test_metas_format_holds_it_bit_for_bit(tmp_path):
     source = find_model("tiny")
     with open_checkpoint(TINY) as ours:
         weights = {name: ours.read(name) for name in ours.entries}
-        write_meta_folder(tmp_path / "meta", source.params, weights, source.tokenizer_file())
+        write_meta_folder(tmp_path / "meta", source.spec, weights, source.tokenizer_file())
     export_model(ExportPlan(LoadOptions(tmp_path / "meta"), tmp_path / "hf", "hf"))
     with open_checkpoint(TINY) as ours, open_checkpoint(tmp_path / "hf") as back:
         assert set(ours.entries) == set(back.entries)
@@ -124,7 +124,7 @@ def test_metas_format_holds_it_bit_for_bit(tmp_path):
 
 
 def test_its_shape_can_be_cut_in_four_and_hold_groups_of_256():
-    config = find_params("tiny").config
+    config = find_spec("tiny").config
     vision, text = config.vision_config, config.text_config
     assert vision.attention_heads % 4 == text.num_key_value_heads % 4 == 0
     widths = (vision.hidden_size, vision.intermediate_size, text.hidden_size,

@@ -18,8 +18,6 @@ from mmchat import words
         (words.plural(1, "turn"), "1 turn"),
         (words.plural(1000, "turn"), "1,000 turns"),
         (words.pixels((480, 640)), "640 x 480 px"),
-        (words.grid((1, 1)), "1 tile"),
-        (words.grid((2, 1)), "2 tiles (2 rows, 1 column)"),
     ],
 )
 def test_numbers_read_as_people_say_them(said, text):

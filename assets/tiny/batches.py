@@ -20,9 +20,8 @@ from mmchat.conversation import Image
 from mmchat.evals.scenes import Question, Scene, make_scene
 from mmchat.evals.scenes.phrasings import loosen
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
-from mmchat.models.mllama.config import VisionConfig
-from mmchat.models.mllama.image_processor import ImageProcessorConfig, preprocess
-from mmchat.models.mllama.text import CrossSegment
+from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
+from mmchat.models.mllama.image_processor import preprocess
 from mmchat.models.mllama.tiling import TileLayout
 
 PATTERN = (
@@ -113,13 +112,13 @@ class Chat:
 class Rows:
     """Conversations of like length. input_ids, wanted: [B, S].
 
-    segments: which positions of which rows see which pictures. types, last_answer: the type of each
+    pictures: of each row, (position, number) of each picture. types, last_answer: the type of each
     row's last question, and which tokens are its answer, [B, S]. numbers: of the rows as given.
     """
 
     input_ids: Tensor
     wanted: Tensor
-    segments: tuple[CrossSegment, ...]
+    pictures: tuple[tuple[tuple[int, int], ...], ...]
     types: tuple[str, ...]
     last_answer: Tensor
     numbers: tuple[int, ...]
@@ -272,25 +271,17 @@ def _rows(numbers: list[int], all_ids: list[Ids], all_rows: Sequence[Row], pad_i
         input_ids[index, :end] = torch.tensor(row.ids)
         wanted[index, :end] = torch.tensor(row.wanted)
         last_answer[index, end - row.last_answer : end] = True
-    starts = [row.starts for row in encoded]
-    segments = cross_segments(rows, starts, length - 1) if any(starts) else ()
+    pictures = tuple(
+        tuple(
+            (start + at, picture)
+            for start, (_, group) in zip(row.starts, all_rows[number], strict=True)
+            for at, picture in enumerate(group)
+        )
+        for row, number in zip(encoded, numbers, strict=True)
+        if row.starts
+    )
     types = tuple(row[-1][0][-1].type for row in rows)
-    return Rows(input_ids, wanted, segments, types, last_answer, tuple(numbers))
-
-
-def cross_segments(
-    rows: Sequence[Row], starts: list[list[int]], length: int
-) -> tuple[CrossSegment, ...]:
-    """Which positions see which pictures, for groups of pictures that begin at `starts`."""
-    seen = [[tuple(images) for _, images in row] for row in rows]
-    if all(len(row) == 1 for row in starts):
-        every = tuple(range(len(starts)))
-        return (CrossSegment(every, starts[0][0], length, tuple(row[0] for row in seen)),)
-    segments = []
-    for index, row in enumerate(starts):
-        for start, end, group in zip(row, [*row[1:], length], seen[index], strict=True):
-            segments.append(CrossSegment((index,), start, end, (group,)))
-    return tuple(segments)
+    return Rows(input_ids, wanted, pictures, types, last_answer, tuple(numbers))
 
 
 def as_jpeg(picture: PILImage.Image, quality: int) -> PILImage.Image:

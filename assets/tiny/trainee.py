@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from batches import AUXILIARY, Batch
+from batches import AUXILIARY, CLIP, Batch, Rows
 from torch import Tensor, nn
 
+from mmchat.models import base
+from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.nn.attention import KeyValue
 
 AUXILIARY_WEIGHTS = {
     "kind": 2.0, "colour": 1.0, "cell": 1.0, "count": 1.0, "word": 0.5, "tens": 0.3, "units": 0.3,
@@ -46,7 +50,7 @@ def tiny_config(vocab_size: int) -> MllamaConfig:
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         max_position_embeddings=131072,
     )
-    return MllamaConfig(vision, text)
+    return MllamaConfig(vision, text, CLIP)
 
 
 def plain_attention(
@@ -81,18 +85,33 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of the wanted tokens, [N, V], and the auxiliary loss."""
-        states, auxiliary = (), torch.zeros((), device=self.model.device)
+        pictures: list[list[KeyValue]] = []
+        auxiliary = torch.zeros((), device=self.model.device)
         if batch.tiles is not None and batch.aspect_ratio_ids is not None:
             features = self.model.vision_model(batch.tiles, batch.aspect_ratio_ids)
-            states = tuple(self.model.multi_modal_projector(features))
+            states = self.model.multi_modal_projector(features)
+            pictures = self._by_picture(self.model.cross_key_values(states))
             auxiliary = self._auxiliary_loss(features, batch.labels)
-        language = self.model.language_model
-        images = self.model._images_by_layer(states)
-        hidden = [
-            language.model(part.input_ids[:, :-1], part.segments, images)[part.wanted[:, 1:]]
-            for part in batch.parts
-        ]
-        return language.lm_head(torch.cat(hidden)).float(), auxiliary
+        return torch.cat([self._logits(part, pictures) for part in batch.parts]), auxiliary
+
+    def _by_picture(self, layers: Sequence[KeyValue]) -> list[list[KeyValue]]:
+        """Keys and values [I, G, M, D] of each layer -> [1, G, M, D] of each picture and layer."""
+        split = [list(zip(*(x.split(1) for x in pair), strict=True)) for pair in layers]
+        return [list(picture) for picture in zip(*split, strict=True)]
+
+    def _logits(self, part: Rows, pictures: Sequence[Sequence[KeyValue]]) -> Tensor:
+        """Of the tokens before each wanted one: [N, V]."""
+        ids, wanted = part.input_ids[:, :-1], part.wanted[:, 1:].flatten()
+        rows, length = ids.shape
+        cache = self.model.new_cache(rows, length)
+        for row, placed in enumerate(part.pictures):
+            cache.images[row] = tuple(PlacedImage(at, str(number)) for at, number in placed)
+        for number, key_values in enumerate(pictures):
+            cache.keep_media(str(number), key_values)
+        indices = tuple(wanted.nonzero()[:, 0].tolist())
+        every = tuple(range(rows))
+        read = base.Batch(ids.flatten(), every, (0,) * rows, (length,) * rows, indices)
+        return self.model(read, cache)
 
     def _auxiliary_loss(self, features: Tensor, labels: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy of each head over the patches that have its label, summed."""

@@ -1,8 +1,14 @@
-"""Pictures to time: drawn, each another, of as many tiles as are asked for."""
+"""Pictures to time: drawn, each another."""
 
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
+
+from mmchat.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmchat.catalog.spec import ModelSpec
 
 
 def picture_file(height: int, width: int, seed: int) -> bytes:
@@ -23,7 +29,9 @@ def picture_file(height: int, width: int, seed: int) -> bytes:
     return file.getvalue()
 
 
-def picture_size(tiles: int, tile_size: int) -> tuple[int, int]:
-    """(height, width) of a picture that takes so many tiles, two rows of them from 4 on."""
-    rows = 2 if tiles == 4 else 1
-    return rows * tile_size, tiles // rows * tile_size
+def picture_of(spec: ModelSpec, cells: int, seed: int) -> bytes:
+    """A file of a picture that the model cuts into so many; UsageError if it never does."""
+    size = spec.family.picture_size(spec.config, cells)
+    if size is None:
+        raise UsageError(f"{spec.name} cuts no picture into {cells}; ask for fewer")
+    return picture_file(*size, seed)

@@ -48,7 +48,7 @@ def run(
     return {
         "schema": SCHEMA,
         "environment": environment(first.device, first.dtype),
-        "model": {"name": first.params.name, "parameters": first.params.parameters},
+        "model": {"name": first.spec.name, "parameters": first.spec.parameters},
         "load_seconds": {name: rounded(model.load_seconds) for name, model in models.items()},
         "measured": measured,
         "left_out": [workload.title for workload in workloads if workload not in fitting],

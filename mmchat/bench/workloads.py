@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.pictures import picture_of
 from mmchat.conversation import Message, Text
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Timings
 from mmchat.engine.generation import generate_tokens
 from mmchat.engine.sampling import Sampler, SamplingParams
 from mmchat.images import load_image
+from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -25,20 +26,21 @@ QUESTION = "What's in this image?"
 
 @dataclass(frozen=True)
 class Workload:
-    """A prompt of `tokens` tokens or, with `tiles`, a question about a picture of so many."""
+    """A prompt of `tokens` tokens or, with `cells`, a question about a picture cut into so many."""
 
     tokens: int = 0
-    tiles: int = 0
+    cells: int = 0
 
     @property
     def title(self) -> str:
-        count, noun = (self.tiles, "tile") if self.tiles else (self.tokens, "token")
-        return f"{count:,} {noun}{'s' * (count != 1)}"
+        return plural(self.cells, "tile") if self.cells else plural(self.tokens, "token")
 
     def fits(self, loaded: LoadedModel) -> bool:
-        """Whether the model has the positions; an exported one may have few."""
+        """Whether the model cuts pictures so, and has the positions; an exported one may not."""
         positions = self.tokens
-        if self.tiles:
+        if self.cells:
+            if not loaded.spec.family.picture_size(loaded.spec.config, self.cells):
+                return False
             positions = len(self._prompt(loaded, self._given(loaded, 0)).token_ids)
         return positions + 1 + DECODED <= loaded.max_seq_len
 
@@ -54,7 +56,7 @@ class Workload:
         timings.preprocessing_seconds = time.perf_counter() - timings.started
         _write(loaded, prompt, timings)
         token = {"token": timings.decode_seconds / DECODED}
-        if not self.tiles:
+        if not self.cells:
             return {"read": timings.prefill_seconds, **token}
         return {
             "first token": timings.time_to_first_token,
@@ -66,8 +68,8 @@ class Workload:
 
     def _given(self, loaded: LoadedModel, index: int) -> str | bytes:
         """A text of at least as many tokens, or the file of a picture."""
-        if self.tiles:
-            return picture_file(*picture_size(self.tiles, loaded.params.tile_size), seed=index)
+        if self.cells:
+            return picture_of(loaded.spec, self.cells, seed=index)
         draw = random.Random(index)  # noqa: S311
         return " ".join(str(draw.randrange(10**6)) for _ in range(self.tokens))
 
@@ -88,7 +90,7 @@ def _write(loaded: LoadedModel, prompt: Any, timings: Timings) -> None:
     drafter = Drafter(ids, params.speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
     for _ in generate_tokens(
         loaded.runtime,
-        loaded.processor.inputs(prompt, 0),
+        prompt,
         loaded.runtime.new_cache(1, len(ids) + 1 + DECODED),
         sampler,
         drafter,

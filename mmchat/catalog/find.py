@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat import words
-from mmchat.catalog.params_file import ChatFormat, GenerationDefaults, ModelParams, load_params
+from mmchat.catalog.spec import ChatFormat, GenerationDefaults, ModelSpec, load_spec
 from mmchat.checkpoints.checkpoint import checkpoint_format
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
+from mmchat.models.family import Config
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
@@ -23,16 +24,16 @@ __all__ = [
     "ChatFormat",
     "GenerationDefaults",
     "KnownModel",
-    "ModelParams",
     "ModelSource",
+    "ModelSpec",
     "data_path",
     "find_model",
-    "find_params",
+    "find_spec",
     "known_models",
-    "known_params",
-    "load_params",
+    "known_specs",
+    "load_spec",
     "nearest_names",
-    "params_for_tile_size",
+    "params_file_for",
     "repo_of",
 ]
 
@@ -47,7 +48,7 @@ _TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASC
 class ModelSource:
     """A model and its files. checkpoint: folder or file; tokenizer: file; None where not found."""
 
-    params: ModelParams
+    spec: ModelSpec
     checkpoint: Path | None
     tokenizer: Path | None
 
@@ -68,7 +69,7 @@ class ModelSource:
         if self.tokenizer is not None:
             return self.tokenizer
         if self.checkpoint is None:
-            raise CheckpointError(f"no tokenizer of {self.params.name} here; give --tokenizer-path")
+            raise CheckpointError(f"no tokenizer of {self.spec.name} here; give --tokenizer-path")
         folder = quoted(str(_folder_of(self.checkpoint)), 300)
         raise CheckpointError(
             f"no tokenizer.model or tokenizer.json in {folder};"
@@ -94,7 +95,7 @@ class ModelSource:
 class KnownModel:
     """A model with a params file. path: where its weights lie, or None; size: their bytes."""
 
-    params: ModelParams
+    spec: ModelSpec
     path: Path | None
     size: int
 
@@ -111,23 +112,23 @@ def data_path(*parts: str) -> Path:
 
 
 @cache
-def known_params() -> tuple[ModelParams, ...]:
+def known_specs() -> tuple[ModelSpec, ...]:
     """The models with a params file, the built-in one first."""
-    found = [load_params(path) for path in sorted(data_path("model_params").glob("*.json"))]
-    return tuple(sorted(found, key=lambda params: (params.packaged is None, params.name)))
+    found = [load_spec(path) for path in sorted(data_path("model_params").glob("*.json"))]
+    return tuple(sorted(found, key=lambda spec: (spec.packaged is None, spec.name)))
 
 
 def known_models() -> list[KnownModel]:
     """The known models, and which of them are on this machine."""
     models = []
-    for params in known_params():
-        folder = _folder_on_disk(params)
+    for spec in known_specs():
+        folder = _folder_on_disk(spec)
         size = sum(file.stat().st_size for file in weight_files(folder)) if folder else 0
-        models.append(KnownModel(params, folder, size))
+        models.append(KnownModel(spec, folder, size))
     return models
 
 
-def find_params(name: str) -> ModelParams | None:
+def find_spec(name: str) -> ModelSpec | None:
     """The known model with this name, alias or Hub repository, in any case, or None.
 
     Tags of Ollama are read as far as they name a model: `x:11b-instruct-q4_K_M` is `x:11b`.
@@ -135,18 +136,17 @@ def find_params(name: str) -> ModelParams | None:
     wanted = name.casefold()
     if tag := _TAG.fullmatch(wanted):
         wanted = tag[1] + (tag[2] or "")
-    for params in known_params():
-        names = (params.name, params.repo or "", *params.aliases)
+    for spec in known_specs():
+        names = (spec.name, spec.repo or "", *spec.aliases)
         if wanted in map(str.casefold, names):
-            return params
+            return spec
     return None
 
 
-def params_for_tile_size(size: int, like: ModelParams) -> str | None:
-    """The params file of the known model that is as `like` but has tiles of `size` pixels."""
-    wanted = like.family.with_tile_size(like.config, size)
-    fitting = [params for params in known_params() if params.config == wanted]
-    fitting.sort(key=lambda params: params.chat_format != like.chat_format)
+def params_file_for(config: Config, like: ModelSpec) -> str | None:
+    """The params file of the known model that has this config, a chat model if `like` is one."""
+    fitting = [spec for spec in known_specs() if spec.config == config]
+    fitting.sort(key=lambda spec: spec.chat_format != like.chat_format)
     return fitting[0].source.name if fitting else None
 
 
@@ -169,29 +169,29 @@ def find_model(
     name = None if name_or_path is None else str(name_or_path)
     checkpoint = _existing(checkpoint_path, "--checkpoint-path")
     tokenizer = _existing(tokenizer_path, "--tokenizer-path")
-    known = None if name is None else find_params(name)
+    known = None if name is None else find_spec(name)
     place = checkpoint if name is None or known else _path_of(name)
     if params_path is not None:
-        params = load_params(_params_file(params_path))
+        spec = load_spec(_params_file(params_path))
     elif place is not None and known is None:
-        params = _params_beside(place)
+        spec = _params_beside(place)
     else:
-        params = known or _built_in()
-    checkpoint = checkpoint or place or _folder_on_disk(params)
+        spec = known or _built_in()
+    checkpoint = checkpoint or place or _folder_on_disk(spec)
     if checkpoint is None and checkpoint_required:
-        raise CheckpointError(_how_to_get(params))
+        raise CheckpointError(_how_to_get(spec))
     if tokenizer is None and checkpoint is not None:
         tokenizer = _tokenizer_beside(checkpoint)
-    return ModelSource(params, checkpoint, tokenizer)
+    return ModelSource(spec, checkpoint, tokenizer)
 
 
-def _built_in() -> ModelParams:
-    params = find_params(DEFAULT_MODEL)
-    if params is None:
+def _built_in() -> ModelSpec:
+    spec = find_spec(DEFAULT_MODEL)
+    if spec is None:
         raise ParamsError(
             f"{escaped(str(data_path('model_params')))}: {DEFAULT_MODEL}.json is missing"
         )
-    return params
+    return spec
 
 
 def _expanded(path: str | Path) -> Path:
@@ -249,7 +249,7 @@ def repo_of(name: str) -> str:
 
     Raises UsageError for the built-in model, ParamsError for an unknown name.
     """
-    known = find_params(name)
+    known = find_spec(name)
     if known is None:
         if is_repo_id(name):
             return name
@@ -261,7 +261,7 @@ def repo_of(name: str) -> str:
 
 def nearest_names(name: str) -> list[str]:
     """Names and aliases of known models that are spelt nearly so, the nearest first."""
-    names = (n for params in known_params() for n in (params.name, *params.aliases))
+    names = (n for spec in known_specs() for n in (spec.name, *spec.aliases))
     return closest(name, names, cutoff=0.5, count=3)
 
 
@@ -273,11 +273,11 @@ def _unknown(name: str) -> ParamsError:
     return ParamsError(f"no model {quoted(name)} ({hint}'mmchat list' shows all, or give a path)")
 
 
-def _params_beside(checkpoint: Path) -> ModelParams:
-    for params in known_params():
-        if params.packaged and data_path(params.packaged).resolve() == checkpoint.resolve():
-            return params
-    return load_params(_params_beside_file(checkpoint))
+def _params_beside(checkpoint: Path) -> ModelSpec:
+    for spec in known_specs():
+        if spec.packaged and data_path(spec.packaged).resolve() == checkpoint.resolve():
+            return spec
+    return load_spec(_params_beside_file(checkpoint))
 
 
 def _params_beside_file(checkpoint: Path) -> Path:
@@ -295,28 +295,28 @@ def _params_beside_file(checkpoint: Path) -> Path:
     )
 
 
-def _folder_on_disk(params: ModelParams) -> Path | None:
-    if params.packaged:
-        folder = data_path(params.packaged)
+def _folder_on_disk(spec: ModelSpec) -> Path | None:
+    if spec.packaged:
+        folder = data_path(spec.packaged)
     else:
-        folder = cached_snapshot(params.repo) if params.repo else None
+        folder = cached_snapshot(spec.repo) if spec.repo else None
     return folder if folder and weight_files(folder) else None
 
 
-def _how_to_get(params: ModelParams) -> str:
-    if params.packaged:
-        return f"the built-in model's weights are not in {escaped(str(data_path(params.packaged)))}"
-    if not params.repo:
-        return f"no weights given for {params.name}; use --checkpoint-path"
+def _how_to_get(spec: ModelSpec) -> str:
+    if spec.packaged:
+        return f"the built-in model's weights are not in {escaped(str(data_path(spec.packaged)))}"
+    if not spec.repo:
+        return f"no weights given for {spec.name}; use --checkpoint-path"
     if is_hub_offline():
         return (
-            f"{params.name} is not on this machine, and this run is offline; "
+            f"{spec.name} is not on this machine, and this run is offline; "
             "copy its files here and give --checkpoint-path"
         )
     return (
-        f"{params.name} is not on this machine; accept its licence at "
-        f"https://huggingface.co/{params.repo}, then 'mmchat download {params.name}' "
-        f"(about {words.size(2 * params.parameters)}), or give --checkpoint-path"
+        f"{spec.name} is not on this machine; accept its licence at "
+        f"https://huggingface.co/{spec.repo}, then 'mmchat download {spec.name}' "
+        f"(about {words.size(2 * spec.parameters)}), or give --checkpoint-path"
     )
 
 

@@ -218,7 +218,7 @@ class ChatSession:
             params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
             return (yield from self._run(prompt, params, timings))
         except BaseException as error:
-            self._cache.truncate(len(self._cached))
+            self._cache.truncate(0, len(self._cached))
             out_of_memory = memory_error(error)
             if out_of_memory is None:
                 raise
@@ -251,9 +251,8 @@ class ChatSession:
         loaded = self.loaded
         # The last position is read again even if it is cached: its logits are needed.
         start = min(common_prefix(self._cached, prompt.fingerprint), len(prompt.token_ids) - 1)
-        self._cache.truncate(start)
+        self._cache.truncate(0, start)
         self._cached = self._cached[:start]
-        inputs = loaded.processor.inputs(prompt, start)
         sampler = Sampler(params, list(prompt.token_ids), loaded.vocab_size, loaded.runtime.device)
         drafter = Drafter(
             prompt.token_ids,
@@ -265,7 +264,7 @@ class ChatSession:
         yield Progress("vision" if prompt.media else "prefill")
         tokens = generate_tokens(
             loaded.runtime,
-            inputs,
+            prompt,
             self._cache,
             sampler,
             drafter,
@@ -276,7 +275,7 @@ class ChatSession:
         )
         answer = yield from stream_text(tokens, AnswerText(loaded.tokenizer, params.stop))
         self._cached = [*prompt.fingerprint, *answer.ids[:-1]]  # the last one may be unread
-        self._cache.truncate(len(self._cached))
+        self._cache.truncate(0, len(self._cached))
         timings.peak_memory_bytes = loaded.peak_memory()
         usage = Usage(
             prompt_tokens=len(prompt.token_ids),

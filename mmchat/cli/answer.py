@@ -113,7 +113,7 @@ class Answer:
         record: dict[str, Any] = {
             "text": finished.text,
             "finish_reason": finished.reason,
-            "model": self._model.params.name,
+            "model": self._model.spec.name,
             "device": str(self._model.device),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "seed": finished.seed,
@@ -166,7 +166,7 @@ def image_facts(source: str, facts: MediaFacts) -> dict[str, Any]:
 
 def cut_note(finished: Finished, model: LoadedModel, sampling: SamplingParams) -> str:
     """That an answer was cut, and what makes it longer; empty if it came to its end."""
-    is_less = model.max_seq_len < model.params.config.text_config.max_position_embeddings
+    is_less = model.max_seq_len < model.spec.config.max_position_embeddings
     roomier = "--max-seq-len N allows more" if is_less else "a shorter prompt leaves more room"
     longer = "-n N (--max-new-tokens)"
     return words.cut(finished, sampling.max_new_tokens, model.max_seq_len, longer, roomier)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmchat.cli import console, options
-from mmchat.cli.model_choice import load, say_choice
+from mmchat.cli import console, model_choice, options
 from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.errors import MmchatError, quoted
 from mmchat.loading.options import LoadOptions
@@ -101,13 +100,13 @@ def bench(
         atomic_file.check_writable(output)
     source = model.find()
     if not quiet:
-        say_choice(model, source)
+        model_choice.say_choice(model, source)
     choices = _choices(model, source, words(quantize), words(compile), quiet)
     from mmchat.bench.run import run
     from mmchat.bench.workloads import Workload
 
     workloads = [Workload(tokens=int(word)) for word in words(context)]
-    workloads += [Workload(tiles=int(word)) for word in words(vision)]
+    workloads += [Workload(cells=int(word)) for word in words(vision)]
     with console.Stages(quiet=quiet) as stages:
         loaders = {way: partial(_load, chosen, stages) for way, chosen in choices.items()}
         record = run(loaders, workloads, stages.show, rounds=rounds, seconds=seconds)
@@ -122,7 +121,7 @@ def bench(
 
 
 def _load(options: LoadOptions, stages: console.Stages) -> Model:
-    return load(options, options.find(), stages)
+    return model_choice.load(options, options.find(), stages)
 
 
 def _choices(

@@ -19,7 +19,7 @@ from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
-from mmchat.cli.prompt_input import expect_pictures, picture_named
+from mmchat.cli.prompt_input import expect_pictures, picture_named, refuse_base64
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 from mmchat.input_text import lines
@@ -109,9 +109,9 @@ def chat(
     if "-" in (images or []):
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
     source = find_or_offer(model)
-    if source.params.chat_format == "base":
+    if source.spec.chat_format == "base":
         raise UsageError(
-            f"{source.params.name} is a base model, which continues text and cannot chat; "
+            f"{source.spec.name} is a base model, which continues text and cannot chat; "
             "use its Instruct sibling, or mmchat generate"
         )
     model_choice.begin_loading(source)
@@ -124,7 +124,7 @@ def chat(
         with console.Stages(quiet=quiet) as stages:
             session = model_choice.load(model, source, stages).chat(system=system)
         said = answers()
-    params = sampling.for_model(source.params)
+    params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
     opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)
@@ -199,7 +199,7 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
         is_typed = console.is_terminal(sys.stdin)
         prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
         with picture_named():
-            return run_plain(chat, lines(sys.stdin.buffer, "stdin"), prompt)
+            return run_plain(chat, lines(sys.stdin.buffer, "stdin", refuse_base64), prompt)
     finally:
         chat.keeper.start_new()
 

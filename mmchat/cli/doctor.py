@@ -88,7 +88,7 @@ def _distinct(outlooks: Sequence[Outlook]) -> list[Outlook]:
     """One model of each size, to two digits: base and guard models need what the others need."""
     chosen: dict[tuple[str, str], Outlook] = {}
     for outlook in outlooks:
-        key = (f"{outlook.params.parameters:.1e}", outlook.scheme)
+        key = (f"{outlook.spec.parameters:.1e}", outlook.scheme)
         if key not in chosen or outlook.is_chat:
             chosen[key] = outlook
     return list(chosen.values())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console
-from mmchat.cli.model_choice import family_module
-from mmchat.cli.tiles import picture_facts
+from mmchat.cli.answer import image_facts
+from mmchat.cli.model_choice import alpha_rule
 from mmchat.conversation import Image, Message, Text
 from mmchat.storage import atomic_file
-from mmchat.words import grid, pixels, size
+from mmchat.words import pixels, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSource
@@ -19,42 +20,44 @@ if TYPE_CHECKING:
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import Placement
     from mmchat.loading.options import LoadOptions
+    from mmchat.models.prompt import MediaFacts
 
 
 def show_dry_run(request: Request, *, as_json: bool, output: Path | None) -> None:
-    """Print prompt tokens, tile grids and a memory estimate."""
+    """Print prompt tokens, how pictures are cut, and a memory estimate."""
     if exported := request.source.exported:
         request = replace(request, model=request.model.as_exported(exported))
-    facts = _facts(request, request.source)
-    text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts))
+    pictures = [(image.source, request.source.spec.facts(image)) for image in request.images]
+    facts = _facts(request, request.source, pictures)
+    text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts, pictures))
     if output is None:
         console.write_safely(text)
     else:
         atomic_file.write_text(output, text)
 
 
-def _facts(request: Request, source: ModelSource) -> dict[str, Any]:
+def _facts(
+    request: Request, source: ModelSource, pictures: Sequence[tuple[str, MediaFacts]]
+) -> dict[str, Any]:
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import choose_placement
 
-    params, options = source.params, request.model
-    placement = choose_placement(options.device, options.dtype, params.parameters)
+    spec, options = source.spec, request.model
+    placement = choose_placement(options.device, options.dtype, spec.parameters)
     dtype = str(placement.dtype).removeprefix("torch.")
-    images = [picture_facts(image, params) for image in request.images]
     prompt_tokens = _prompt_tokens(request, source)
-    new_tokens = request.sampling.for_model(params).max_new_tokens
-    limit = params.context_limit(options.max_seq_len)
+    new_tokens = request.sampling.for_model(spec).max_new_tokens
+    limit = spec.context_limit(options.max_seq_len)
     positions = min((prompt_tokens or 0) + new_tokens, limit)
-    tiles = tuple(facts["tile_grid"][0] * facts["tile_grid"][1] for facts in images)
-    workload = Workload(positions, prompt_tokens or positions, tiles)
+    workload = Workload(positions, prompt_tokens or positions, tuple(p for _, p in pictures))
     return {
-        "model": params.name,
+        "model": spec.name,
         "device": str(placement.device),
         "dtype": dtype,
         "prompt_tokens": prompt_tokens,
         "max_new_tokens": new_tokens,
         "context": limit,
-        "images": images,
+        "images": [image_facts(*picture) for picture in pictures],
         "quantize": options.quantize,
         "memory": _memory(options, source, placement, workload),
     }
@@ -71,7 +74,7 @@ def _memory(
     from mmchat.hardware.memory import available_memory
 
     in_place = _used_in_place(source, placement)
-    setup = options.setup(source.params, placement, workload=workload, from_file=in_place)
+    setup = options.setup(source.spec, placement, workload=workload, from_file=in_place)
     need, free = setup.need(), available_memory(placement.device)
     fits = None if free is None else need.total <= free
     facts = {**need.as_dict(), "available": free, "fits": fits}
@@ -86,7 +89,7 @@ def _used_in_place(source: ModelSource, placement: Placement) -> bool:
         return True
     if source.checkpoint is None:
         return placement.dtype.itemsize == 2
-    rules = family_module(source.params, "weights").shard_dims
+    rules = source.spec.family.shard_axis
     with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
         return used_in_place(files, str(placement.dtype).removeprefix("torch."))
 
@@ -97,27 +100,29 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
         return None
     from mmchat.tokenizers import open_tokenizer
 
-    params = source.params
-    tokenizer = open_tokenizer(source.tokenizer)
-    prompt = family_module(params, "prompt")
+    spec = source.spec
+    processor = spec.family.build().processor(
+        spec.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
+    )
     content: tuple[Text | Image, ...] = (*request.images, Text(request.text))
     message = Message("user", content)
-    image_token = params.config.image_token_id
-    if request.raw or params.chat_format == "base":
-        return len(prompt.raw_ids(message, tokenizer, image_token).input_ids)
+    if request.raw or spec.chat_format == "base":
+        return len(processor.raw(message).token_ids)
     messages = [message]
     if request.system:
         messages.insert(0, Message("system", (Text(request.system),)))
-    return len(prompt.chat_ids(messages, tokenizer, image_token).input_ids)
+    return len(processor.chat(messages).token_ids)
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(
+    facts: dict[str, Any], pictures: Sequence[tuple[str, MediaFacts]]
+) -> list[tuple[str, str]]:
     tokens, memory = facts["prompt_tokens"], facts["memory"]
     known = "unknown, the tokenizer is not here" if tokens is None else f"{tokens:,} tokens"
     return [
         ("model", facts["model"]),
         ("device", f"{facts['device']}, {facts['dtype']}{_scheme(facts['quantize'])}"),
-        *(("picture", _picture(image)) for image in facts["images"]),
+        *(("picture", _picture(*picture)) for picture in pictures),
         ("prompt", known),
         ("answer", f"at most {facts['max_new_tokens']:,} tokens, context {facts['context']:,}"),
         ("memory, about", f"{size(memory['total'])}{_verdict(memory)}"),
@@ -143,8 +148,6 @@ def _in_file(number: int) -> str:
     return f", and {size(number)} more that stay in their file" if number else ""
 
 
-def _picture(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['source']}: {pixels(facts['size'])}, {pixels(facts['resized'])} on a canvas of"
-        f" {pixels(facts['canvas'])}, {grid(facts['tile_grid'])}, {facts['tokens']:,} tokens"
-    )
+def _picture(source: str, facts: MediaFacts) -> str:
+    said = (pixels(facts.size), facts.placed, facts.cut, f"{facts.tokens:,} tokens")
+    return f"{source}: {', '.join(filter(None, said))}"

@@ -91,7 +91,7 @@ def scenes(
         loaded = model_choice.load(model, source, stages)
     tally, interrupted = _run(loaded, limit, wording, quiet)
     report = tally.report(by)
-    name = source.params.name
+    name = source.spec.name
     record = {"model": name, "scenes": limit, "wording": wording, **_record(report, by)}
     if output is not None:
         atomic_file.write_text(output, console.to_json(record) + "\n")

@@ -116,11 +116,11 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         model = model_choice.load(request.model, request.source, stages)
         session = model.chat(system=request.system)
         events = _events(model, session, request)
-        is_chat = not request.raw and model.params.chat_format == "instruct"
+        is_chat = not request.raw and model.spec.chat_format == "instruct"
         sink = answer.Answer(model, request.images, form, output, markdown=is_chat)
         with first_interrupt_calls(session.interrupt):
             finished = sink.read(events, stages)
-    cut = answer.cut_note(finished, model, request.sampling.for_model(model.params))
+    cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))
     if cut and not request.quiet and form in ("stream", "whole"):
         console.note(cut)
     if request.verbose:
@@ -132,11 +132,11 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
 
 def _events(model: Model, session: ChatSession, request: Request) -> Iterator[Event]:
     """The chat format for instruct models; the prompt as it is for base models and --raw."""
-    params = model.params
-    sampling = request.sampling.for_model(params, logprobs=request.logprobs)
-    if request.raw or params.chat_format == "base":
+    spec = model.spec
+    sampling = request.sampling.for_model(spec, logprobs=request.logprobs)
+    if request.raw or spec.chat_format == "base":
         if request.system is not None:
-            raise UsageError(f"--system does not fit {params.name}: a base model has no roles")
+            raise UsageError(f"--system does not fit {spec.name}: a base model has no roles")
         return session.complete(request.text, request.images, sampling)
     return session.send(request.text, request.images, sampling)
 

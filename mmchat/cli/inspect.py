@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.model_choice import family_module
 from mmchat.cli.option_groups import Only, with_option_groups
 from mmchat.cli.wrong_names import model_name
 from mmchat.loading.options import LoadOptions
@@ -18,8 +17,9 @@ from mmchat.words import count, plural, size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
     from mmchat.checkpoints.exported_folder import ExportedFolder
+    from mmchat.models.family import Description
 
 ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
@@ -46,51 +46,37 @@ def inspect(
     The estimates are of bfloat16, and of schemes that leave the rest in bfloat16.
     """
     source = replace(given, name=model).find(checkpoint_required=False)
-    facts = _facts(source.params)
+    spec = source.spec
+    words = spec.family.describe(spec.config)
+    facts = _facts(spec, words)
     if source.checkpoint is not None:
         exported = source.exported
         facts["export"] = exported and _export_facts(exported)
         in_programs = exported is not None and exported.record.format == "executorch"
         if not in_programs:
-            facts["checkpoint"] = _checkpoint_facts(source.checkpoint, source.params)
+            facts["checkpoint"] = _checkpoint_facts(source.checkpoint, spec)
     if as_json:
         console.print_json(facts)
         return
-    console.print_facts(_lines(facts))
+    console.print_facts(_lines(facts, words))
 
 
-def _facts(params: ModelParams) -> dict[str, Any]:
-    sizes = family_module(params, "footprint").footprint(params.config)
-    vision, text = params.config.vision_config, params.config.text_config
+def _facts(spec: ModelSpec, words: Description) -> dict[str, Any]:
+    sizes = spec.family.sizes(spec.config)
     return {
-        "name": params.name,
-        "model_type": params.model_type,
-        "chat_format": params.chat_format,
-        "params_file": str(params.source),
-        "vision": {
-            "layers": vision.num_hidden_layers,
-            "global_layers": vision.num_global_layers,
-            "hidden_size": vision.hidden_size,
-            "tile_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "max_num_tiles": vision.max_num_tiles,
-            "tokens_per_tile": vision.tokens_per_tile,
-        },
-        "text": {
-            "self_attention_layers": len(text.self_attention_layers),
-            "cross_attention_layers": len(text.cross_attention_layers),
-            "hidden_size": text.hidden_size,
-            "vocab_size": text.vocab_size,
-            "context": text.max_position_embeddings,
-        },
+        "name": spec.name,
+        "model_type": spec.model_type,
+        "chat_format": spec.chat_format,
+        "params_file": str(spec.source),
+        **words.details,
         "parameters": sizes.parameters,
         "parameters_by_part": {part.name: part.parameters for part in sizes.parts},
         "weight_bytes": {
-            "bfloat16" if scheme == "none" else scheme: _weight_bytes(params, scheme)
+            "bfloat16" if scheme == "none" else scheme: _weight_bytes(spec, scheme)
             for scheme in ESTIMATED_SCHEMES
         },
         "cache_bytes_per_token": 2 * sizes.cache_per_token,
-        "cache_bytes_per_tile": 2 * sizes.cache_per_tile,
+        **words.cache_details,
         "checkpoint": None,
         "export": None,
     }
@@ -102,18 +88,18 @@ def _export_facts(folder: ExportedFolder) -> dict[str, Any]:
     return {**asdict(folder.record), "source": folder.source, "files": sizes}
 
 
-def _weight_bytes(params: ModelParams, scheme: str) -> int:
+def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
     """Bytes of the weights in 16 bits, or what `scheme` makes of them."""
     from mmchat.estimate.memory import Setup
 
-    return Setup(params, "cuda", 2, scheme).need().weights
+    return Setup(spec, "cuda", 2, scheme).need().weights
 
 
-def _checkpoint_facts(path: Path, params: ModelParams) -> dict[str, Any]:
+def _checkpoint_facts(path: Path, spec: ModelSpec) -> dict[str, Any]:
     """Formats, tensors and bytes by dtype, from the headers of the files."""
     from mmchat.checkpoints.checkpoint import open_checkpoint
 
-    with open_checkpoint(path, merge_rules=family_module(params, "weights").shard_dims) as opened:
+    with open_checkpoint(path, merge_rules=spec.family.shard_axis) as opened:
         by_dtype: Counter[str] = Counter()
         for entry in opened.entries.values():
             by_dtype[entry.dtype] += entry.num_bytes
@@ -127,29 +113,17 @@ def _checkpoint_facts(path: Path, params: ModelParams) -> dict[str, Any]:
         }
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    vision, text = facts["vision"], facts["text"]
+def _lines(facts: dict[str, Any], words: Description) -> list[tuple[str, str]]:
     lines = [
         ("model", f"{facts['name']} ({facts['model_type']}, {facts['chat_format']})"),
         ("params", facts["params_file"]),
-        (
-            "vision",
-            f"{vision['layers']} + {vision['global_layers']} layers of {vision['hidden_size']:,};"
-            f" up to {vision['max_num_tiles']} tiles of {vision['tile_size']} px,"
-            f" {vision['tokens_per_tile']:,} tokens each",
-        ),
-        (
-            "text",
-            f"{text['self_attention_layers']} self- and {text['cross_attention_layers']}"
-            f" cross-attention layers of {text['hidden_size']:,};"
-            f" {text['vocab_size']:,} tokens, context {text['context']:,}",
-        ),
+        *words.lines,
         ("parameters", f"{facts['parameters']:,} ({count(facts['parameters'])})"),
         *((f"  {name}", f"{number:,}") for name, number in facts["parameters_by_part"].items()),
         ("memory, about", ""),
         *((f"  {dtype}", size(number)) for dtype, number in facts["weight_bytes"].items()),
         ("  cache", f"{size(facts['cache_bytes_per_token'])} a token in bfloat16"),
-        ("  pictures", f"{size(facts['cache_bytes_per_tile'])} a tile in bfloat16"),
+        *((f"  {label}", value) for label, value in words.cache_lines),
     ]
     if facts["checkpoint"] or not facts["export"]:
         lines += _checkpoint_lines(facts["checkpoint"])

@@ -41,11 +41,11 @@ def where(
 
 def model_folder(model: str) -> Path:
     """The folder of a model by name, repository or path; raises CheckpointError, ParamsError."""
-    from mmchat.catalog.find import find_model, find_params
+    from mmchat.catalog.find import find_model, find_spec
     from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id
 
     path = Path(model).expanduser()
-    if find_params(model) is None:
+    if find_spec(model) is None:
         if path.is_dir():
             return path.resolve()
         if not path.exists() and is_repo_id(model) and (snapshot := cached_snapshot(model)):

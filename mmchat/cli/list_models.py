@@ -11,7 +11,7 @@ from mmchat.terminal import filled
 from mmchat.words import count, size
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
     from mmchat.hub.holdings import Holding
 
 COLUMNS = ("NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "FORMAT", "ALIASES")
@@ -40,7 +40,7 @@ class Entry:
     """A model with a params file, or else one that mmchat downloaded, and what is there of it."""
 
     name: str
-    params: ModelParams | None
+    spec: ModelSpec | None
     held: Holding
 
 
@@ -50,30 +50,30 @@ def _entries() -> list[Entry]:
 
     entries = []
     for model in known_models():
-        repo = model.params.repo
+        repo = model.spec.repo
         if repo is None:
             formats = ("safetensors",) if model.present else ()
             state = "present" if model.present else "absent"
             held = Holding(state, model.path, formats, model.size)
         else:
             held = holding(repo)
-        entries.append(Entry(model.params.name, model.params, held))
-    known = {entry.params.repo for entry in entries if entry.params}
+        entries.append(Entry(model.spec.name, model.spec, held))
+    known = {entry.spec.repo for entry in entries if entry.spec}
     found = [repo for repo in recorded_repos() if repo not in known]
     return [*entries, *(Entry(repo, None, holding(repo)) for repo in found)]
 
 
 def _record(entry: Entry) -> dict[str, Any]:
-    params, held = entry.params, entry.held
+    spec, held = entry.spec, entry.held
     return {
         "name": entry.name,
-        "model_type": params.model_type if params else None,
-        "description": params.description if params else None,
-        "chat_format": params.chat_format if params else None,
-        "parameters": params.parameters if params else None,
-        "tile_size": params.tile_size if params else None,
-        "aliases": list(params.aliases) if params else [],
-        "repo": params.repo if params else entry.name,
+        "model_type": spec.model_type if spec else None,
+        "description": spec.description if spec else None,
+        "chat_format": spec.chat_format if spec else None,
+        "parameters": spec.parameters if spec else None,
+        "tile_size": spec.family.describe(spec.config).image_size if spec else None,
+        "aliases": list(spec.aliases) if spec else [],
+        "repo": spec.repo if spec else entry.name,
         "state": held.state,
         "formats": list(held.formats),
         "commit": held.commit,
@@ -83,18 +83,18 @@ def _record(entry: Entry) -> dict[str, Any]:
 
 
 def _row(entry: Entry) -> tuple[str, ...]:
-    params, held = entry.params, entry.held
+    spec, held = entry.spec, entry.held
     on_disk = "no" if held.state == "absent" else size(held.bytes)
     if held.state == "incomplete":
         on_disk = f"incomplete, {on_disk}"
     return (
         entry.name,
-        params.chat_format if params else "",
-        count(params.parameters) if params else "",
-        f"{params.tile_size} px" if params else "",
+        spec.chat_format if spec else "",
+        count(spec.parameters) if spec else "",
+        f"{spec.family.describe(spec.config).image_size} px" if spec else "",
         on_disk,
         ", ".join(held.formats),
-        ", ".join(params.aliases) if params else "",
+        ", ".join(spec.aliases) if spec else "",
     )
 
 
@@ -106,9 +106,9 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
     gap = "  " if sum(widths) + 4 * 2 <= columns else " "
 
     def line(row: list[str]) -> str:
-        name, kind, count_, tile, disk = row
+        name, kind, count_, side, disk = row
         left = f"{name:<{widths[0]}}{gap}{kind:<{widths[1]}}{gap}{count_:>{widths[2]}}"
-        left = f"{left}{gap}{tile:>{widths[3]}}"
+        left = f"{left}{gap}{side:>{widths[3]}}"
         beside = f"{left}{gap}{disk}".rstrip()
         return (beside if len(beside) <= columns else f"{left.rstrip()}\n  {disk}") + "\n"
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from mmchat import limits
 from mmchat.cli import console
@@ -19,7 +19,7 @@ from mmchat.words import size
 
 if TYPE_CHECKING:
     from mmchat.api import Model
-    from mmchat.catalog.find import ModelParams, ModelSource
+    from mmchat.catalog.find import ModelSource
     from mmchat.loading.options import LoadOptions
 
 BUILT_IN = "tiny"
@@ -46,8 +46,8 @@ def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> M
 def say_choice(options: LoadOptions, source: ModelSource) -> None:
     """Notes on stderr: the built-in model was taken, and how its params were read."""
     if options.name is None and not (options.checkpoint_path or options.params_path):
-        console.note(f"using the built-in model {source.params.name!r}; see 'mmchat list'")
-    for notice in source.params.notices:
+        console.note(f"using the built-in model {source.spec.name!r}; see 'mmchat list'")
+    for notice in source.spec.notices:
         console.note(notice)
     if options.quantize == "none" and re.search(r":\d+b-instruct-q\d", str(options.name)):
         console.note(f"{options.name}: weights as they are published; --quantize makes them small")
@@ -55,7 +55,7 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
 
 def alpha_rule(options: LoadOptions, source: ModelSource) -> Literal["white", "drop"]:
     """What becomes of transparent pixels: as asked, or as the checkpoint's makers do."""
-    return options.alpha or source.params.image_processor.alpha_for(source.format)
+    return options.alpha or source.spec.family.alpha(source.spec.config, source.format)
 
 
 def _weight_files(source: ModelSource) -> list[Path]:
@@ -95,8 +95,3 @@ def _read_weights_ahead(source: ModelSource) -> None:
     memory = host_memory()
     if memory is not None:
         read_ahead(_weight_files(source), memory.available)
-
-
-def family_module(params: ModelParams, name: str) -> Any:
-    """A module of the model's family that loads no weights, such as its footprint or tiling."""
-    return import_module(f"mmchat.models.{params.model_type}.{name}")

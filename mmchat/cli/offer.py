@@ -12,7 +12,7 @@ from mmchat.offline import is_hub_offline
 from mmchat.words import size
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams, ModelSource
+    from mmchat.catalog.find import ModelSource, ModelSpec
     from mmchat.loading.options import LoadOptions
 
 _BYTES_PER_PARAMETER = 2  # the Hub's files are in bfloat16
@@ -26,44 +26,44 @@ def find_or_offer(model: LoadOptions) -> ModelSource:
     try:
         return model.find()
     except CheckpointError:
-        params = _downloadable(model)
-        if params is None:
+        spec = _downloadable(model)
+        if spec is None:
             raise
-        if not _is_wanted(params):
+        if not _is_wanted(spec):
             raise CheckpointError(
-                f"{params.name} is not here; 'mmchat download {params.name}' fetches it"
+                f"{spec.name} is not here; 'mmchat download {spec.name}' fetches it"
             ) from None
-        _download(params)
+        _download(spec)
         return model.find()
 
 
-def _downloadable(model: LoadOptions) -> ModelParams | None:
+def _downloadable(model: LoadOptions) -> ModelSpec | None:
     """The known model that is meant, if it can be fetched now and someone can be asked."""
-    from mmchat.catalog.find import find_params
+    from mmchat.catalog.find import find_spec
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
     if model.name is None or model.checkpoint_path is not None or not is_seen or is_hub_offline():
         return None
-    params = find_params(str(model.name))
-    return params if params and params.repo else None
+    spec = find_spec(str(model.name))
+    return spec if spec and spec.repo else None
 
 
-def _is_wanted(params: ModelParams) -> bool:
+def _is_wanted(spec: ModelSpec) -> bool:
     from mmchat.checkpoints.hub_cache import cache_folder
     from mmchat.storage.space import free_bytes
 
-    needed = params.parameters * _BYTES_PER_PARAMETER
+    needed = spec.parameters * _BYTES_PER_PARAMETER
     free = free_bytes(cache_folder())
-    console.note(f"{params.name} is not on this machine: about {size(needed)} from {params.repo}")
+    console.note(f"{spec.name} is not on this machine: about {size(needed)} from {spec.repo}")
     console.note(f"{size(free)} are free in {cache_folder()}")
     return console.confirm("download it now?")
 
 
-def _download(params: ModelParams) -> None:
+def _download(spec: ModelSpec) -> None:
     from mmchat.cli.download import carry_out, say_plan
     from mmchat.hub import download as hub
 
-    with interrupt_says(f"stopped; 'mmchat download {params.name}' goes on"):
-        plan = hub.plan(hub.Request(params.repo or ""))
+    with interrupt_says(f"stopped; 'mmchat download {spec.name}' goes on"):
+        plan = hub.plan(hub.Request(spec.repo or ""))
         say_plan(plan)
         carry_out(plan)

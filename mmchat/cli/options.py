@@ -48,12 +48,12 @@ def complete_scheme(incomplete: str) -> list[str]:
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
     """Names and aliases that begin so, each with the description of the model."""
-    from mmchat.catalog.find import known_params
+    from mmchat.catalog.find import known_specs
 
     return [
-        (name, params.description)
-        for params in known_params()
-        for name in (params.name, *params.aliases)
+        (name, spec.description)
+        for spec in known_specs()
+        for name in (spec.name, *spec.aliases)
         if name.startswith(incomplete)
     ]
 

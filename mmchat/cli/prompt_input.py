@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 SILENT_STDIN_SECONDS = 2.0
+BASE64_LETTERS = 64  # of a line of base64, where it has lines
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def _stdin_text(*, have_prompt: bool) -> str:
     data = _read_stdin(limits.PROMPT_BYTES, PromptError, "text")
     with picture_named():
         text = decoded(data, "stdin")
+    refuse_base64(data)
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -122,6 +124,23 @@ def picture_named() -> Iterator[None]:
             f"stdin is a picture ({kind}), not text; to ask about it:"
             " mmchat generate -i - --prompt TEXT"
         ) from None
+
+
+def refuse_base64(data: bytes) -> None:
+    """Raise PromptError for text that is a picture in base64, which is no question.
+
+    A `data:` URL names a picture, with a question behind it perhaps.
+    """
+    from mmchat.images.formats import format_in_base64, is_data_url
+
+    line = data[:1024].strip().partition(b"\n")[0].rstrip()
+    is_one_word = len(line) >= BASE64_LETTERS and len(line.split()) == 1
+    kind = format_in_base64(line) if is_one_word and not is_data_url(line) else None
+    if kind is not None:
+        raise PromptError(
+            f"stdin is a picture ({kind}) as base64 text; to ask about it:"
+            " base64 -d | mmchat generate -i - --prompt TEXT"
+        )
 
 
 def _read_stdin(limit: int, error: type[Exception], what: str) -> bytes:

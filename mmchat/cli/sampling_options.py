@@ -13,7 +13,7 @@ from mmchat.engine.drafts import LONGEST_DRAFT
 from mmchat.input_text import checked
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
     from mmchat.engine.sampling import SamplingParams
 
 SAMPLING = "Sampling"
@@ -117,8 +117,8 @@ class SamplingOptions:
             given["speculate"] = int(self.speculate)
         return given
 
-    def for_model(self, params: ModelParams, **more: Any) -> SamplingParams:
+    def for_model(self, spec: ModelSpec, **more: Any) -> SamplingParams:
         """What was asked for and `more`; the rest as the makers of the model recommend."""
         from mmchat.engine.sampling import SamplingParams
 
-        return SamplingParams(**{**asdict(params.generation), **self.chosen(), **more})
+        return SamplingParams(**{**asdict(spec.generation), **self.chosen(), **more})

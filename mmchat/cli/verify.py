@@ -12,7 +12,6 @@ from mmchat.cli import console, options
 from mmchat.cli.download import carry_out
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.keeping import ModelOrFolder, model_folder
-from mmchat.cli.model_choice import family_module
 from mmchat.cli.transfer_bars import transfer_bars
 from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
 from mmchat.words import plural, size
@@ -106,7 +105,7 @@ def _scan(model: str, folder: Path) -> list[Fault]:
     from mmchat.hub.integrity import Fault, non_finite
 
     try:
-        rules = family_module(find_model(model).params, "weights").shard_dims
+        rules = find_model(model).spec.family.shard_axis
         with console.Stages() as stages, open_checkpoint(folder, merge_rules=rules) as opened:
             stages.show("looking for NaN and infinity")
             return list(non_finite(opened))

@@ -47,7 +47,7 @@ def model_name(context: typer.Context, name: str | None) -> str | None:
 
 def no_such_command(name: str, commands: Iterable[str]) -> str:
     """The message of a usage error; a model or its folder gets the command that asks it."""
-    from mmchat.catalog.find import find_params, nearest_names
+    from mmchat.catalog.find import find_spec, nearest_names
     from mmchat.repl.paths import looks_like_picture
 
     message = f"No such command {quoted(name)}"
@@ -55,7 +55,7 @@ def no_such_command(name: str, commands: Iterable[str]) -> str:
         return f"{message}; {_ASK.format(shlex.quote(name))}"
     if meant := [_ELSEWHERE[name]] if name in _ELSEWHERE else closest(name, commands, cutoff=0.7):
         return f"{message}; did you mean 'mmchat {meant[0]}'?"
-    is_model = find_params(name) is not None or Path(name).is_dir()
+    is_model = find_spec(name) is not None or Path(name).is_dir()
     if models := [name] if is_model else nearest_names(name):
         return f"{message}; to ask a model: mmchat generate {models[0]} --prompt TEXT"
     return message

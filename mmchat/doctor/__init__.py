@@ -25,7 +25,7 @@ class Diagnosis:
         """For JSON: sizes in bytes, speeds a second."""
         models: dict[str, Any] = {}
         for outlook in self.outlooks:
-            schemes = models.setdefault(outlook.params.name, {})
+            schemes = models.setdefault(outlook.spec.name, {})
             schemes[outlook.scheme] = outlook.as_dict()
         return {
             "verdict": asdict(self.verdict),

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmchat.catalog.find import known_params
-from mmchat.catalog.params_file import ModelParams
+from mmchat.catalog.find import known_specs
+from mmchat.catalog.spec import ModelSpec
 from mmchat.doctor.machine import Machine
 from mmchat.estimate.memory import OFFERED_SCHEMES, MemoryNeed, Setup
 from mmchat.estimate.speed import tokens_per_second
@@ -25,7 +25,7 @@ class Outlook:
     after a picture of the largest size; None for a small model, or if nothing was measured.
     """
 
-    params: ModelParams
+    spec: ModelSpec
     scheme: str
     need: MemoryNeed
     fits: bool | None
@@ -34,13 +34,13 @@ class Outlook:
     @property
     def short(self) -> str:
         """The name that is typed."""
-        is_known = self.params.repo and self.params.aliases
-        return self.params.aliases[0] if is_known else self.params.name
+        is_known = self.spec.repo and self.spec.aliases
+        return self.spec.aliases[0] if is_known else self.spec.name
 
     @property
     def is_chat(self) -> bool:
         """True for a model to talk with; guard models say only what is safe."""
-        return self.params.chat_format == "instruct" and "guard" not in self.params.name.lower()
+        return self.spec.chat_format == "instruct" and "guard" not in self.spec.name.lower()
 
     def as_dict(self) -> dict[str, Any]:
         text, picture = self.speeds or (None, None)
@@ -50,18 +50,18 @@ class Outlook:
 
 def outlooks(machine: Machine) -> Iterator[Outlook]:
     """Every known model in every scheme that is offered, the smallest model first."""
-    for params in sorted(known_params(), key=lambda params: (params.parameters, params.name)):
-        for scheme in OFFERED_SCHEMES if params.parameters > _SMALL else OFFERED_SCHEMES[:1]:
-            yield _outlook(machine, params, scheme)
+    for spec in sorted(known_specs(), key=lambda spec: (spec.parameters, spec.name)):
+        for scheme in OFFERED_SCHEMES if spec.parameters > _SMALL else OFFERED_SCHEMES[:1]:
+            yield _outlook(machine, spec, scheme)
 
 
-def _outlook(machine: Machine, params: ModelParams, scheme: str) -> Outlook:
-    placement = choose_placement(machine.device.name, "auto", params.parameters)
+def _outlook(machine: Machine, spec: ModelSpec, scheme: str) -> Outlook:
+    placement = choose_placement(machine.device.name, "auto", spec.parameters)
     # the released weights are 16-bit
-    setup = Setup.of(params, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2)
+    setup = Setup.of(spec, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2)
     need, free, reading = setup.need(), machine.device.available, machine.reading
     speeds = None
-    if reading and params.parameters > _SMALL:
+    if reading and spec.parameters > _SMALL:
         text, picture = (tokens_per_second(setup, reading, pictures=p) for p in (False, True))
         speeds = (text, picture)
-    return Outlook(params, scheme, need, None if free is None else need.total <= free, speeds)
+    return Outlook(spec, scheme, need, None if free is None else need.total <= free, speeds)

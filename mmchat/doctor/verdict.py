@@ -35,16 +35,16 @@ def recommend(machine: Machine, outlooks: Sequence[Outlook]) -> Verdict:
     If none does, the smallest, in the most exact scheme of those that are nearly its fastest. Only
     models from the Hub count.
     """
-    chat = [outlook for outlook in outlooks if outlook.params.repo and outlook.is_chat]
+    chat = [outlook for outlook in outlooks if outlook.spec.repo and outlook.is_chat]
     fitting = [outlook for outlook in chat if outlook.fits is not False]
     if not fitting:
         return _too_little(machine, chat)
     pleasant = [o for o in fitting if o.speeds and o.speeds[1] >= PLEASANT]
     if pleasant:
-        best = max(pleasant, key=lambda o: o.params.parameters)  # the first is the most exact
+        best = max(pleasant, key=lambda o: o.spec.parameters)  # the first is the most exact
     else:
-        least = min(o.params.parameters for o in fitting)
-        smallest = [o for o in fitting if o.params.parameters == least]
+        least = min(o.spec.parameters for o in fitting)
+        smallest = [o for o in fitting if o.spec.parameters == least]
         fastest = max(o.speeds[1] if o.speeds else 0.0 for o in smallest)
         best = next(o for o in smallest if not o.speeds or o.speeds[1] >= NEARLY * fastest)
     return _recommended(best)
@@ -56,10 +56,10 @@ def _recommended(best: Outlook) -> Verdict:
     speed = best.speeds[1] if best.speeds else None
     about = f": about {pace(speed)} tokens/s with a picture" if speed else ""
     commands = [f"mmchat chat {best.short}{flag}"]
-    if holding(best.params.repo or "").state in ("absent", "incomplete"):
+    if holding(best.spec.repo or "").state in ("absent", "incomplete"):
         commands.insert(0, f"mmchat download {best.short}")
     text = f"This machine runs {best.short} {scheme}{about}."
-    return Verdict(best.params.name, best.scheme, speed, text, tuple(commands))
+    return Verdict(best.spec.name, best.scheme, speed, text, tuple(commands))
 
 
 def _too_little(machine: Machine, chat: Sequence[Outlook]) -> Verdict:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 from mmchat.engine.events import FinishReason, Timings, TokenLogprob
 from mmchat.engine.sampling import NOT_FINITE, Sampler
 from mmchat.errors import NumericalError
+from mmchat.models.base import Batch
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from mmchat.engine.drafts import Drafter
-    from mmchat.models.base import Cache, ModelInputs
+    from mmchat.models.base import Cache
+    from mmchat.models.prompt import Prompt
     from mmchat.runtime.base import Runtime
 
 
@@ -32,7 +34,7 @@ class GeneratedToken:
 
 def generate_tokens(
     runtime: Runtime,
-    inputs: ModelInputs,
+    prompt: Prompt,
     cache: Cache,
     sampler: Sampler,
     drafter: Drafter,
@@ -44,16 +46,17 @@ def generate_tokens(
 ) -> Generator[GeneratedToken, None, FinishReason]:
     """Yield tokens of one row until a rule ends the answer; the rule is the return value.
 
-    The cache may then hold more tokens than were yielded, and the last of these need not be in it:
-    whoever uses it again truncates it. Raises NumericalError.
+    The prompt is read from where the cache's first slot ends. The cache may then hold more tokens
+    than were yielded, and the last of these need not be in it: whoever uses it again truncates it.
+    Raises NumericalError.
     """
     clock = time.perf_counter
     begin = clock()
-    runtime.encode_images(inputs, cache)
+    encode(runtime, prompt, cache)
     _wait(runtime)
     timings.vision_seconds = clock() - begin
     begin = first = clock()
-    logits = runtime.prefill(inputs, cache)
+    logits = runtime.forward(rest_of(prompt, cache, runtime.device), cache)
     decoding = _Decoding(runtime, cache, sampler, drafter, max_new_tokens)
     for count, (token_id, row) in enumerate(decoding.tokens(logits), start=1):
         if count == 1:
@@ -75,6 +78,23 @@ def generate_tokens(
         if interrupt.is_set():
             return "interrupted"
     return "length"
+
+
+def encode(runtime: Runtime, prompt: Prompt, cache: Cache) -> None:
+    """Open the cache's first slot for `prompt`, and encode the pictures that it does not hold."""
+    cache.begin(0, prompt)
+    for media in prompt.unread(cache.lengths[0]):
+        if not cache.has_media(media.content_hash):
+            for _ in runtime.encode(media, cache):
+                pass
+
+
+def rest_of(prompt: Prompt, cache: Cache, device: torch.device) -> Batch:
+    """The positions of `prompt` that the cache's first slot does not hold."""
+    import torch
+
+    start = cache.lengths[0]
+    return Batch.last_of(torch.tensor(prompt.token_ids[start:], device=device), start)
 
 
 class _Decoding:
@@ -123,7 +143,8 @@ class _Decoding:
 
     def _step(self, token: Tensor) -> tuple[Tensor, Tensor]:
         """Read token: [1, 1]; the next token and its logits."""
-        logits = self._runtime.decode(token, self._cache)
+        batch = Batch.last_of(token[0], self._cache.lengths[0])
+        logits = self._runtime.forward(batch, self._cache)
         return self._sampler.sample(logits), logits
 
     def _read_on(self, token: Tensor) -> tuple[list[tuple[int, Tensor]], tuple[Tensor, Tensor]]:
@@ -135,8 +156,9 @@ class _Decoding:
             int(upcoming[0])  # wait for it
             self._drafter.stepped(time.perf_counter() - begin)
             return [], upcoming
-        read = self._cache.length + 1
-        rows = self._runtime.verify(_followed_by(token, draft), self._cache)[0]
+        start = self._cache.lengths[0]
+        batch = Batch.all_of(_followed_by(token, draft), start)
+        rows = self._runtime.forward(batch, self._cache)
         accepted: list[tuple[int, Tensor]] = []
         while True:
             row = rows[len(accepted), None]
@@ -145,7 +167,7 @@ class _Decoding:
                 break
             accepted.append((draft[len(accepted)], row))
         if len(accepted) < len(draft):
-            self._cache.truncate(read + len(accepted))
+            self._cache.truncate(0, start + 1 + len(accepted))
         self._drafter.verified(len(draft), len(accepted), time.perf_counter() - begin)
         return accepted, (token, row)
 
@@ -184,10 +206,10 @@ class HostCopy:
 
 
 def _followed_by(token: Tensor, draft: list[int]) -> Tensor:
-    """token: [1, 1] -> [1, 1 + S]."""
+    """token: [1, 1] -> [1 + S]."""
     import torch
 
-    return torch.cat((token, torch.tensor([draft], device=token.device)), dim=1)
+    return torch.cat((token[0], torch.tensor(draft, device=token.device)))
 
 
 def _wait(runtime: Runtime) -> None:

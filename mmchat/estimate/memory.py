@@ -18,9 +18,11 @@ from mmchat.limits import MIB
 from mmchat.quant.schemes import Plan
 
 if TYPE_CHECKING:
-    from mmchat.catalog.params_file import ModelParams
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.checkpoints.checkpoint import Checkpoint
     from mmchat.hardware.placement import Placement
+    from mmchat.models.prompt import MediaFacts
+    from mmchat.models.sizes import Sizes
 
 # A conversation of which nothing is known yet, and the most of it that is read in one pass.
 USUAL_POSITIONS, USUAL_PROMPT = 4096, 2048
@@ -34,11 +36,11 @@ OFFERED_SCHEMES = ("none", "int8", "int4", "int4-g128")
 @dataclass(frozen=True)
 class Workload:
     """What a model will be asked. positions: of prompt and answer; prompt: of the longest text that
-    is read in one pass; pictures: tiles of each picture in the conversation."""
+    is read in one pass; pictures: those in the conversation."""
 
     positions: int
     prompt: int
-    pictures: tuple[int, ...] = ()
+    pictures: tuple[MediaFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Setup:
     weights in that dtype and in the order of this model, so that they need no copy on the CPU.
     """
 
-    params: ModelParams
+    spec: ModelSpec
     device_type: str
     item_bytes: int
     quantize: str = "none"
@@ -79,25 +81,24 @@ class Setup:
     from_file: bool = False
 
     @classmethod
-    def of(cls, params: ModelParams, placement: Placement, **options: Any) -> Setup:
-        return cls(params, placement.device.type, placement.dtype.itemsize, **options)
+    def of(cls, spec: ModelSpec, placement: Placement, **options: Any) -> Setup:
+        return cls(spec, placement.device.type, placement.dtype.itemsize, **options)
 
     @property
     def expected(self) -> Workload:
         """The workload, within the context; a context that was asked for counts in full."""
-        limit = self.max_seq_len or self.params.config.text_config.max_position_embeddings
+        limit = self.max_seq_len or self.spec.config.max_position_embeddings
         if self.workload is not None:
             given = self.workload
             positions, prompt = min(given.positions, limit), min(given.prompt, limit)
             return replace(given, positions=positions, prompt=prompt)
         positions = self.max_seq_len or min(USUAL_POSITIONS, limit)
-        pictures = () if self.text_only else (self.sizes.most_tiles,)
+        pictures = () if self.text_only else (self.sizes.largest_picture,)
         return Workload(positions, min(USUAL_PROMPT, positions), pictures)
 
     @property
-    def sizes(self) -> Any:
-        """The family's footprint of the model."""
-        return self.params.family.resolve("footprint")(self.params.config)
+    def sizes(self) -> Sizes:
+        return self.spec.family.sizes(self.spec.config)
 
     def linear_bytes(self, part: str, rows: int, columns: int) -> int:
         """Bytes of a linear layer's weight [rows, columns], in the format that it is held in."""
@@ -117,7 +118,7 @@ class Setup:
                 in_file += size if plain else part.other * item
         wide = self.device_type == "cpu" and item < 4
         encode = max(
-            (sizes.encode_bytes(tiles, item, wide_products=wide) for tiles in work.pictures),
+            (sizes.encode_bytes(one, item, wide_products=wide) for one in work.pictures),
             default=0,
         )
         prefill = sizes.prefill_bytes(
@@ -126,7 +127,7 @@ class Setup:
         return MemoryNeed(
             weights=weights - in_file,
             cache=sizes.cache_per_token * work.positions * item,
-            pictures=sizes.cache_per_tile * sum(work.pictures) * item,
+            pictures=sum(map(sizes.picture_numbers, work.pictures)) * item,
             working=max(encode, prefill) + OVERHEAD[self.device_type],
             in_file=in_file,
         )
@@ -144,7 +145,7 @@ def check_memory(setup: Setup, available: int | None) -> MemoryNeed:
     if available is None or need.total <= available:
         return need
     raise MemoryError_(
-        f"{setup.params.name} needs {words.size(need.total)} on {setup.device_type}"
+        f"{setup.spec.name} needs {words.size(need.total)} on {setup.device_type}"
         f" ({_parts(setup)}), and {words.size(available)} are free; {advice(setup, available)}"
     )
 

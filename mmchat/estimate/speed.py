@@ -94,5 +94,5 @@ def tokens_per_second(
         speed = speeds.linears["int8" if name == "fp8" else name]  # those two are alike
         seconds += setup.linear_bytes(part, rows, columns) / speed
     others = sizes.token_others(pictures=pictures) + sizes.cache_per_token * context
-    others += sizes.cache_per_tile * sizes.most_tiles * pictures
+    others += sizes.picture_numbers(sizes.largest_picture) * pictures
     return 1 / (seconds + others * item / speeds.bandwidth.bytes_per_second)

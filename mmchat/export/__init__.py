@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.catalog.find import ModelSource, find_params
+from mmchat.catalog.find import ModelSource, find_spec
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     ExportRecord,
@@ -58,7 +58,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = _NO_PROGRESS) ->
     if source.checkpoint:
         papers_beside(source.checkpoint)  # raises now, not after minutes
     with _opened(plan, source, progress) as model:
-        check_space(plan.folder, model.num_bytes + _PAPERS, f"the export of {source.params.name}")
+        check_space(plan.folder, model.num_bytes + _PAPERS, f"the export of {source.spec.name}")
         with staged_folder(plan.folder, replace=replaces) as work:
             source.copy_papers(work)
             record = model.write(work, progress)
@@ -108,6 +108,6 @@ def _write_manifest(work: Path, record: ExportRecord | None, source: ModelSource
 
 def _origin(source: ModelSource) -> str:
     """What to name in order to export the model again."""
-    known = find_params(source.params.name)
-    is_known = known is not None and known.source == source.params.source
-    return source.params.name if is_known else str(source.checkpoint)
+    known = find_spec(source.spec.name)
+    is_known = known is not None and known.source == source.spec.source
+    return source.spec.name if is_known else str(source.checkpoint)

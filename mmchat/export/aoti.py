@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from mmchat.checkpoints.exported_folder import PACKAGE_NAME
 from mmchat.errors import ExportError
-from mmchat.models.base import ExportLimits, ExportProgram
+from mmchat.models.base import ExportProgram
 from mmchat.progress import ProgressCallback
 
 # constants: the weights lie beside the package, once, for all programs. dynamic threads: as many
@@ -25,12 +25,11 @@ _OPTIONS = {
 
 
 def compile_programs(
-    folder: Path, family_export: Any, model: Any, limits: ExportLimits, progress: ProgressCallback
+    folder: Path, programs: Sequence[ExportProgram], progress: ProgressCallback
 ) -> tuple[str, ...]:
     """Write programs.pt2; returns the names of its programs. Raises ExportError."""
     from torch._inductor.package.package import package_aoti
 
-    programs: list[ExportProgram] = family_export.export_programs(model, limits)
     files = {}
     with _quiet():
         for number, program in enumerate(programs, start=1):

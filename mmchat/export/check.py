@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmchat.conversation import Image, Message, Text
+from mmchat.engine.generation import encode, rest_of
 from mmchat.errors import ExportError
+from mmchat.models.base import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +26,7 @@ _DECODED = 3
 def check_same(original: LoadedModel, exported: LoadedModel, max_images: int = 2) -> float:
     """The largest difference of logits, as a share of the largest one, over a short conversation.
 
-    It reads text, a picture on part of the tiles, one on all of them, and decodes. max_images:
+    It reads text, a small picture, a large one and another, and decodes. max_images:
     pictures that the export may see at once. Raises ExportError if the two differ by more than
     rounding does.
     """
@@ -55,18 +57,20 @@ def _logits(model: LoadedModel, reference: LoadedModel, max_images: int) -> Iter
     for prompt in _prompts(reference, max_images):
         runtime: Runtime = model.runtime
         cache = runtime.new_cache(1, len(prompt.token_ids) + _DECODED)
-        yield runtime.prefill(reference.processor.inputs(prompt, 0), cache).clone()
+        encode(runtime, prompt, cache)
+        yield runtime.forward(rest_of(prompt, cache, runtime.device), cache).clone()
         for token in prompt.token_ids[1 : 1 + _DECODED]:
-            ids = torch.tensor([[token]], device=runtime.device)
-            yield runtime.decode(ids, cache).clone()
+            ids = torch.tensor([token], device=runtime.device)
+            yield runtime.forward(Batch.last_of(ids, cache.lengths[0]), cache).clone()
 
 
 def _prompts(model: LoadedModel, max_images: int) -> Iterator[Any]:
-    side = model.params.tile_size
-    contents = [(), (_picture(side, side),), (_picture(side, 4 * side), _picture(2 * side, side))]
-    for pictures in contents:
+    family, config = model.spec.family, model.spec.config
+    side = family.describe(config).image_size
+    largest = family.sizes(config).largest_picture.size
+    for pictures in ((), (_picture(side, side),), (_picture(*largest), _picture(2 * side, side))):
         message = Message("user", (*pictures[:max_images], Text("What is here?")))
-        if model.params.chat_format == "base":
+        if model.spec.chat_format == "base":
             yield model.processor.raw(message)
         else:
             yield model.processor.chat([message])

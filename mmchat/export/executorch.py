@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mmchat.checkpoints.exported_folder import PROGRAM_NAME
 from mmchat.checkpoints.writers import new_file
 from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
-from mmchat.models.base import ExportLimits, ExportProgram
+from mmchat.models.base import ExportProgram
 from mmchat.progress import ProgressCallback
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.plain import PLAIN
@@ -52,10 +52,9 @@ def quantize_linears(model: Any, plan: Plan) -> None:
 
 
 def lower_programs(
-    folder: Path, family_export: Any, model: Any, limits: ExportLimits, progress: ProgressCallback
+    folder: Path, programs: Sequence[ExportProgram], progress: ProgressCallback
 ) -> tuple[str, ...]:
     """Write programs.pte; returns the names of its methods. Raises ExportError, MissingExtra."""
-    programs: list[ExportProgram] = family_export.export_programs(model, limits)
     with _quiet():
         lowered = _lower(programs, progress)
         with new_file(folder / PROGRAM_NAME) as file:
@@ -63,7 +62,7 @@ def lower_programs(
     return tuple(program.name for program in programs)
 
 
-def _lower(programs: list[ExportProgram], progress: ProgressCallback) -> Any:
+def _lower(programs: Sequence[ExportProgram], progress: ProgressCallback) -> Any:
     exir, passes = _module("executorch.exir"), _module("executorch.exir.passes")
     shapes = _module("executorch.exir.passes.sym_shape_eval_pass")
     xnnpack = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")

@@ -38,8 +38,8 @@ class HubExport:
     def __init__(self, plan: ExportPlan, source: ModelSource, files: Checkpoint) -> None:
         self._source, self._files = source, files
         self._max_shard_bytes = plan.max_shard_bytes or SHARD_BYTES
-        self._weights = source.params.family.resolve("weights")
-        self._entries = self._weights.hub_entries(files, source.params.config)
+        self._weights = source.spec.family.build()
+        self._entries = self._weights.hub_entries(files, source.spec.config)
         if plan.model.dtype != "auto":
             dtype = dtype_name(plan.model.dtype)
             self._entries = [replace(entry, dtype=dtype) for entry in self._entries]
@@ -50,8 +50,8 @@ class HubExport:
     def opened(cls, plan: ExportPlan, source: ModelSource) -> Iterator[HubExport]:
         """The export of `source`, with its checkpoint open in the block."""
         if source.checkpoint is None:
-            raise CheckpointError(f"{source.params.name}: its weights are needed to export it")
-        rules = source.params.family.resolve("weights").shard_dims
+            raise CheckpointError(f"{source.spec.name}: its weights are needed to export it")
+        rules = source.spec.family.shard_axis
         with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
             yield cls(plan, source, files)
 
@@ -65,7 +65,7 @@ class HubExport:
         """Read the new folder back: what it is, names, shapes and every bit of the weights."""
         import torch
 
-        config = find_model(work).params.config
+        config = find_model(work).spec.config
         with open_checkpoint(work) as written:
             self._weights.check_weights(written, config)
             pairs = zip(self._entries, self._tensors(), strict=True)
@@ -88,19 +88,17 @@ class HubExport:
     def _tensors(self) -> Iterator[Tensor]:
         import torch
 
-        weights = self._weights.iter_weights(self._files, self._source.params.config)
+        weights = self._weights.iter_weights(self._files, self._source.spec.config)
         for entry, (_, tensor) in zip(self._entries, weights, strict=True):
             yield tensor.to(getattr(torch, entry.dtype))
 
     def _documents(self) -> dict[str, dict[str, Any]]:
         """File name -> content of the JSON files that say what the model is."""
-        params = self._source.params
-        documents = params.family.resolve("documents")
-        tokenizer = open_tokenizer(self._source.tokenizer_file())
-        return documents.hf_documents(
-            params.config,
-            params.image_processor,
-            self._entries[0].dtype,
-            asdict(params.generation),
-            documents.token_ids(tokenizer, params.chat_format),
+        spec = self._source.spec
+        return spec.family.hub_documents(
+            spec.config,
+            open_tokenizer(self._source.tokenizer_file()),
+            is_chat=spec.chat_format == "instruct",
+            dtype=self._entries[0].dtype,
+            generation=asdict(spec.generation),
         )

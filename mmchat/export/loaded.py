@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmchat.catalog.find import ModelSource
-from mmchat.catalog.params_file import params_document
+from mmchat.catalog.spec import params_document
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.writers import write_json, write_safetensors
@@ -55,9 +55,9 @@ class LoadedExport:
         if record.format != "executorch":  # whose programs hold the weights
             self._write_weights(work, progress)
         programs = self._write_programs(work, record, progress)
-        params = self._source.params
-        pictures = replace(params.image_processor, alpha=self._original.processor.alpha)
-        write_json(work / "params.json", params_document(replace(params, image_processor=pictures)))
+        spec = self._source.spec
+        config = spec.family.with_alpha(spec.config, self._original.processor.alpha)
+        write_json(work / "params.json", params_document(replace(spec, config=config)))
         if programs:
             write_token_table(work, self._original.tokenizer)
         return replace(record, programs=programs)
@@ -86,7 +86,7 @@ class LoadedExport:
         plan, original = self._plan, self._original
         return ExportRecord(
             format=plan.format,
-            model=original.params.name,
+            model=original.spec.name,
             dtype=str(original.dtype).removeprefix("torch."),
             scheme=original.options.quantize,
             keep=original.options.plan.keep,
@@ -113,22 +113,21 @@ class LoadedExport:
         self, work: Path, record: ExportRecord, progress: ProgressCallback
     ) -> tuple[str, ...]:
         """Returns the names of the programs."""
-        if record.format == "safetensors":
+        if self._plan.format not in ("aoti", "executorch"):
             return ()
         from mmchat.export.aoti import compile_programs
         from mmchat.export.executorch import lower_programs
-        from mmchat.loading.programs import FAMILY_EXPORTS
 
-        write = lower_programs if record.format == "executorch" else compile_programs
-        family_export = self._source.params.family.resolve(FAMILY_EXPORTS[record.format])
+        write = lower_programs if self._plan.format == "executorch" else compile_programs
+        made = self._source.spec.family.build().programs(self._plan.format)
         limits = ExportLimits(record.max_seq_len, record.max_images)
-        return write(work, family_export, self._model, limits, progress)
+        return write(work, made.export_programs(self._model, limits), progress)
 
 
 def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> LoadedModel:
     from mmchat.loading.loader import load
 
-    most = source.params.config.text_config.max_position_embeddings
+    most = source.spec.config.max_position_embeddings
     options = replace(
         plan.model,
         max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
 
 from mmchat import limits
 from mmchat.conversation import Image
-from mmchat.errors import ImageError, MemoryError_, MissingExtra, quoted
+from mmchat.errors import ImageError, MemoryError_, MissingExtra, UsageError, check_type, quoted
 from mmchat.images import worker
 from mmchat.images.bounds import RefusedError, check_size
 from mmchat.images.formats import explain_foreign, picture_format
@@ -43,8 +44,12 @@ def load_image(
     alpha: "white" composites transparent pixels over white, "drop" ignores their transparency.
     name: shown in place of the source. allow_fetch: whether http and https addresses are fetched.
     Raises ImageError if it cannot be read, is over the limits or is no picture; NetworkError if a
-    fetch fails; MissingExtra for HEIC without pillow-heif.
+    fetch fails; MissingExtra for HEIC without pillow-heif; UsageError for arguments of other types.
     """
+    if not (isinstance(alpha, str) and alpha in ("white", "drop")):
+        raise UsageError(f"alpha must be 'white' or 'drop', not {quoted(alpha)}")
+    check_type("name", name, (str, NoneType), "a string")
+    check_type("allow_fetch", allow_fetch, bool, "True or False")
     held = upright_picture(source)
     if held is not None:
         return _of_held(held, name or "picture", alpha)

@@ -73,9 +73,8 @@ def explain_foreign(data: bytes) -> str:
             return reason
     if _brands(data):
         return "is a video; save one frame as PNG"
-    if kind := _format_in_base64(data[:1024]):
-        is_address = data[:64].lstrip(_BEFORE_TEXT)[:5].lower() == b"data:"
-        what = "what follows its comma" if is_address else "it"
+    if kind := format_in_base64(data):
+        what = "what follows its comma" if is_data_url(data) else "it"
         return f"is base64 text of a picture ({kind}), not its bytes; decode {what} with base64 -d"
     text = data[:4096].lower()
     if text.lstrip(_BEFORE_TEXT).startswith(b"<"):
@@ -85,9 +84,14 @@ def explain_foreign(data: bytes) -> str:
     return "is not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC)"
 
 
-def _format_in_base64(start: bytes) -> str | None:
+def is_data_url(data: bytes) -> bool:
+    """Whether text begins like a `data:` URL."""
+    return data[:64].lstrip(_BEFORE_TEXT)[:5].lower() == b"data:"
+
+
+def format_in_base64(data: bytes) -> str | None:
     """The format of the picture that text begins in base64, bare or as a `data:` URL, or None."""
-    text = _DATA_URL.sub(b"", start.lstrip(_BEFORE_TEXT))
+    text = _DATA_URL.sub(b"", data[:1024].lstrip(_BEFORE_TEXT))
     letters = text.translate(_URL_LETTERS, delete=b" \t\r\n=")
     try:
         return picture_format(base64.b64decode(letters[: len(letters) // 4 * 4], validate=True))

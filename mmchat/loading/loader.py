@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmchat.catalog.find import ModelParams, ModelSource
+from mmchat.catalog.find import ModelSource, ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.engine.sampling import SamplingParams
@@ -36,7 +36,7 @@ class LoadedModel:
     those who ask for details.
     """
 
-    params: ModelParams
+    spec: ModelSpec
     options: LoadOptions
     runtime: Runtime
     processor: Any
@@ -58,7 +58,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Tokens that the model can write."""
-        return self.params.config.text_config.vocab_size
+        return self.spec.config.vocab_size
 
     def peak_memory(self) -> int:
         """Highest memory use so far, bytes."""
@@ -83,7 +83,7 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
     """
     begin = time.perf_counter()
     source = source or options.find()
-    params, exported = source.params, source.exported
+    spec, exported = source.spec, source.exported
     if exported:
         options = options.as_exported(exported)
     if exported and exported.record.programs:
@@ -91,52 +91,52 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
 
         check_programs(exported)
         tokenizer = _open_tokenizer(source)
-        running = _run_programs(exported, params, options)
+        running = _run_programs(exported, spec, options)
     else:
         tokenizer = _open_tokenizer(source)
-        rules = None if exported else params.family.resolve("weights").shard_dims
+        rules = None if exported else spec.family.shard_axis
         with open_checkpoint(_weights_of(source), merge_rules=rules) as files:
-            running = _run_weights(files, params, options, as_exported=exported is not None)
-    return _ready(params, options, running, tokenizer, begin)
+            running = _run_weights(files, spec, options, as_exported=exported is not None)
+    return _ready(spec, options, running, tokenizer, begin)
 
 
 def load_from_tensors(
-    params: ModelParams, files: Checkpoint, tokenizer: Tokenizer, options: LoadOptions
+    spec: ModelSpec, files: Checkpoint, tokenizer: Tokenizer, options: LoadOptions
 ) -> LoadedModel:
     """`load` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
-    running = _run_weights(files, params, options, as_exported=False)
-    return _ready(params, options, running, tokenizer, begin)
+    running = _run_weights(files, spec, options, as_exported=False)
+    return _ready(spec, options, running, tokenizer, begin)
 
 
 def _run_weights(
-    files: Checkpoint, params: ModelParams, options: LoadOptions, *, as_exported: bool
+    files: Checkpoint, spec: ModelSpec, options: LoadOptions, *, as_exported: bool
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
-    placement = _placement(params, options, as_exported=as_exported)
+    placement = _placement(spec, options, as_exported=as_exported)
     notices = _prepare_kernels(placement, options)
     in_place = as_exported or used_in_place(files, str(placement.dtype).removeprefix("torch."))
-    setup = options.setup(params, placement, from_file=in_place)
+    setup = options.setup(spec, placement, from_file=in_place)
     check_memory(setup, available_memory(placement.device))
-    model = load_weights(files, params, options, placement, as_exported=as_exported)
+    model = load_weights(files, spec, options, placement, as_exported=as_exported)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
     return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks))
 
 
-def _run_programs(folder: ExportedFolder, params: ModelParams, options: LoadOptions) -> _Running:
+def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:
     from mmchat.loading.programs import open_programs
 
-    placement = _placement(params, options, as_exported=True)
-    runtime = open_programs(folder, params, placement, options.progress)
+    placement = _placement(spec, options, as_exported=True)
+    runtime = open_programs(folder, spec, placement, options.progress)
     if folder.record.format == "aoti":
         runtime.notices += _prepare_kernels(placement, options)
     return _Running(runtime, placement)
 
 
-def _placement(params: ModelParams, options: LoadOptions, *, as_exported: bool) -> Placement:
+def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
     """Where the model runs. Raises DeviceError, also where it cannot multiply the weights."""
-    placement = choose_placement(options.device, options.dtype, params.parameters)
+    placement = choose_placement(options.device, options.dtype, spec.parameters)
     find_scheme(options.quantize).check_device(placement.device)
     return replace(placement, reason="as exported") if as_exported else placement
 
@@ -156,24 +156,23 @@ def _prepare_kernels(placement: Placement, options: LoadOptions) -> list[str]:
 
 
 def _ready(
-    params: ModelParams,
+    spec: ModelSpec,
     options: LoadOptions,
     running: _Running,
     tokenizer: Tokenizer,
     begin: float,
 ) -> LoadedModel:
     """Put the parts together; `begin` is when loading began."""
-    make_processor = params.family.resolve("processor")
-    rule = options.alpha or params.image_processor.alpha_for(running.format)
+    alpha = options.alpha or spec.family.alpha(spec.config, running.format)
     return LoadedModel(
-        params=params,
+        spec=spec,
         options=options,
         runtime=running.runtime,
-        processor=make_processor(params.config, params.image_processor, tokenizer, rule),
+        processor=spec.family.build().processor(spec.config, tokenizer, alpha),
         tokenizer=tokenizer,
         placement=running.placement,
-        max_seq_len=params.context_limit(options.max_seq_len),
-        sampling_defaults=SamplingParams(**vars(params.generation)),
+        max_seq_len=spec.context_limit(options.max_seq_len),
+        sampling_defaults=SamplingParams(**vars(spec.generation)),
         load_seconds=time.perf_counter() - begin,
         remarks=running.remarks,
     )
@@ -181,7 +180,7 @@ def _ready(
 
 def _weights_of(source: ModelSource) -> Path:
     if source.checkpoint is None:
-        name = source.params.name
+        name = source.spec.name
         raise CheckpointError(f"no weights of {name} are here; give --checkpoint-path")
     return source.checkpoint
 
@@ -189,10 +188,10 @@ def _weights_of(source: ModelSource) -> Path:
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
     path = source.tokenizer_file()
     tokenizer = open_tokenizer(path)
-    rows = source.params.config.text_config.vocab_size
+    rows = source.spec.config.vocab_size
     if tokenizer.vocab_size != rows:
         raise CheckpointError(
             f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "
-            f"model {source.params.name} has {rows}; give the tokenizer that came with the weights"
+            f"model {source.spec.name} has {rows}; give the tokenizer that came with the weights"
         )
     return tokenizer

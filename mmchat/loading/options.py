@@ -19,7 +19,7 @@ from mmchat.progress import ProgressCallback
 from mmchat.quant.schemes import Plan, make_plan
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams, ModelSource
+    from mmchat.catalog.find import ModelSource, ModelSpec
     from mmchat.checkpoints.exported_folder import ExportedFolder
     from mmchat.estimate.memory import Setup
     from mmchat.hardware.placement import Placement
@@ -154,7 +154,7 @@ class LoadOptions:
 
         paths = {name: getattr(self, name) for name in PATHS[1:]}
         source = find_model(self.name, **paths, checkpoint_required=checkpoint_required)
-        source.params.context_limit(self.max_seq_len)
+        source.spec.context_limit(self.max_seq_len)
         if checkpoint_required and source.exported is None:  # which has a record of its files
             source.tokenizer_file()
         return source
@@ -175,12 +175,12 @@ class LoadOptions:
         device = folder.device_for(self.device)
         return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
 
-    def setup(self, params: ModelParams, placement: Placement, **known: Any) -> Setup:
+    def setup(self, spec: ModelSpec, placement: Placement, **known: Any) -> Setup:
         """What will be loaded, for the estimate of its memory. known: more fields of Setup."""
         from mmchat.estimate.memory import Setup
 
         return Setup.of(
-            params,
+            spec,
             placement,
             quantize=self.quantize,
             keep=self.plan.keep,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mmchat.catalog.params_file import ModelParams
+from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.exported_folder import PACKAGE_NAME, PROGRAM_NAME, ExportedFolder
 from mmchat.checkpoints.manifest import FileRecord
@@ -27,8 +27,6 @@ from mmchat.runtime.aoti import AotiPrograms
 from mmchat.runtime.eager import EagerRuntime
 from mmchat.runtime.executorch import ExecutorchPrograms, executorch_version
 
-# the part of a family that has the programs of a format
-FAMILY_EXPORTS = {"aoti": "export", "executorch": "export_portable"}
 _CAPABILITIES = ("DEFAULT", "NO AVX", "AVX2", "AVX512")  # each runs code of those before it
 
 
@@ -52,22 +50,22 @@ def check_programs(folder: ExportedFolder) -> None:
 
 def open_programs(
     folder: ExportedFolder,
-    params: ModelParams,
+    spec: ModelSpec,
     placement: Placement,
     progress: ProgressCallback | None,
 ) -> EagerRuntime:
     """What runs the programs. progress("weights", done, of tensors). Raises ExportError."""
     record = folder.record
+    build = spec.family.build()
     weights = {}  # an ExecuTorch program holds its own
     if record.format == "executorch":
-        programs = ExecutorchPrograms(folder.path / PROGRAM_NAME)
+        run, programs = ExecutorchPrograms(folder.path / PROGRAM_NAME), build.programs("executorch")
     else:
         weights = _weights(folder.path, placement.device, progress)
-        programs = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
+        run = AotiPrograms(folder.path / PACKAGE_NAME, weights, placement.device)
+        programs = build.programs("aoti")
     limits = ExportLimits(record.max_seq_len, record.max_images)
-    model = params.family.resolve(FAMILY_EXPORTS[record.format]).ExportedModel(
-        params.config, limits, placement.device, placement.dtype, programs, weights
-    )
+    model = programs.model(spec.config, limits, placement.device, placement.dtype, run, weights)
     return EagerRuntime(model, placement.device)
 
 

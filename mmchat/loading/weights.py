@@ -13,46 +13,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmchat.catalog.find import ModelParams, params_for_tile_size
+from mmchat.catalog.find import ModelSpec, params_file_for
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
+from mmchat.models.build import FamilyModel
+from mmchat.models.family import OtherConfigError
 from mmchat.nn.linear import set_formats
 from mmchat.nn.shapes_only import shapes_only
 
 _SHOWN = 5  # differences that a message names
 
-# (how many tensors, their names in the model and what is stored for them)
-Stored = tuple[int, Iterable[tuple[str, Tensor]]]
-
 
 def load_weights(
     files: Checkpoint,
-    params: ModelParams,
+    spec: ModelSpec,
     options: LoadOptions,
     placement: Placement,
     *,
     as_exported: bool,
-) -> Any:
-    """Build the model of `params` on the meta device and fill it. as_exported: the form of `files`.
+) -> FamilyModel:
+    """Build the model of `spec` on the meta device and fill it. as_exported: the form of `files`.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
     CheckpointError with the differences, before anything is read.
     """
+    build = spec.family.build()
     with shapes_only():
-        model = params.family.resolve("model")(params.config)
-    stored = _of_export if as_exported else _of_checkpoint
+        model = build.model(spec.config)
+    set_formats(model, options.plan)
     try:
-        count, tensors = stored(files, model, params, options, placement)
+        if as_exported:
+            count, tensors = _of_export(files, model, options, placement)
+        else:
+            wanted = model.weight_names(text_only=options.text_only)
+            count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
         for done, (name, tensor) in enumerate(tensors, start=1):
             _assign(model, name, tensor, placement)
             if options.progress:
                 options.progress("weights", done, count)
     except CheckpointError as error:
-        raise _with_fitting_params(error, params) from None
+        raise _with_fitting_params(error, spec) from None
     stays_in_file = options.quantize == "none" and placement.device.type == "cpu"
     if not as_exported and not stays_in_file:
         model.fuse_projections()
@@ -60,19 +64,10 @@ def load_weights(
     return model
 
 
-def _of_checkpoint(
-    files: Checkpoint, model: Any, params: ModelParams, options: LoadOptions, _: Placement
-) -> Stored:
-    wanted = model.weight_names(text_only=options.text_only)
-    set_formats(model, options.plan)
-    weights = params.family.resolve("weights")
-    return len(wanted), weights.iter_weights(files, params.config, wanted)
-
-
 def _of_export(
-    files: Checkpoint, model: Any, _: ModelParams, options: LoadOptions, placement: Placement
-) -> Stored:
-    set_formats(model, options.plan)
+    files: Checkpoint, model: FamilyModel, options: LoadOptions, placement: Placement
+) -> tuple[int, Iterable[tuple[str, Tensor]]]:
+    """How many tensors, their names in the model and what is stored for them."""
     if any(".qkv_proj." in name for name in files.entries):
         with shapes_only():
             model.fuse_projections()
@@ -83,7 +78,7 @@ def _of_export(
 
 
 def _check(
-    files: Checkpoint, model: nn.Module, wanted: Collection[str], dtype: torch.dtype
+    files: Checkpoint, model: FamilyModel, wanted: Collection[str], dtype: torch.dtype
 ) -> None:
     """Raise CheckpointError unless `files` hold what `model` stores, in `dtype` but for buffers."""
     expected, buffers = model.state_dict(), dict(model.named_buffers())  # buffers: what is rounded
@@ -103,7 +98,7 @@ def _check(
         )
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor, placement: Placement) -> None:
+def _assign(model: FamilyModel, name: str, tensor: Tensor, placement: Placement) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
@@ -117,8 +112,7 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, placement: Placement) -
         module.quantize(tensor.to(placement.device))
 
 
-def _with_fitting_params(error: CheckpointError, params: ModelParams) -> MmchatError:
-    """Add which params file fits, when the checkpoint's tile size is not that of the params."""
-    tile_size = getattr(error, "tile_size", None)
-    fitting = params_for_tile_size(tile_size, params) if tile_size else None
+def _with_fitting_params(error: CheckpointError, spec: ModelSpec) -> MmchatError:
+    """Add which params file fits, when the checkpoint was made for other params."""
+    fitting = params_file_for(error.fitting, spec) if isinstance(error, OtherConfigError) else None
     return CheckpointError(f"{error}; {fitting} fits") if fitting else error

@@ -1,13 +1,163 @@
-"""What the engine knows of a model: inputs and a cache that it passes on without looking inside."""
+"""What the engine knows of a model: batches of rows, a cache, and two calls.
+
+A family's own state travels in the media of a prompt and in the cache; nobody else looks inside.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from mmchat.models.prompt import Media, Prompt
+
+
+# ---- one forward --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One row of a batch: positions start .. start + count of `slot`, from `offset` of the N."""
+
+    slot: int
+    start: int
+    count: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """New positions of several rows, which lie one behind the other: N tokens in all.
+
+    token_ids: [N]. slots: where each row lives in the cache, each in its own. starts: positions
+    that it has read. counts: tokens that it reads now: 1 decodes, a few check a draft, many are a
+    prompt or a piece of one. wanted: which of the N give logits, rising.
+    """
+
+    token_ids: Tensor
+    slots: tuple[int, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+    @property
+    def wants_all(self) -> bool:
+        return len(self.wanted) == sum(self.counts)
+
+    def rows(self) -> Iterator[Reading]:
+        rows = zip(self.slots, self.starts, self.counts, strict=True)
+        offset = 0
+        for slot, start, count in rows:
+            yield Reading(slot, start, count, offset)
+            offset += count
+
+    def check(self, lengths: Sequence[int]) -> None:
+        """Raises ValueError unless each row goes on where its slot ends, and reads something."""
+        held = tuple(lengths[slot] for slot in self.slots)
+        if self.starts != held or len(set(self.slots)) < len(self.slots) or min(self.counts) < 1:
+            raise ValueError(
+                f"slots {self.slots} read {self.counts} from {self.starts}; they hold {held}"
+            )
+
+    @classmethod
+    def last_of(cls, token_ids: Tensor, start: int, slot: int = 0) -> Batch:
+        """One row, of which the last position gives logits. token_ids: [N]"""
+        count = len(token_ids)
+        return cls(token_ids, (slot,), (start,), (count,), (count - 1,))
+
+    @classmethod
+    def all_of(cls, token_ids: Tensor, start: int, slot: int = 0) -> Batch:
+        """One row, of which all positions give logits. token_ids: [N]"""
+        count = len(token_ids)
+        return cls(token_ids, (slot,), (start,), (count,), tuple(range(count)))
+
+
+class Cache(Protocol):
+    """What a model keeps of the rows that it reads, each in its slot, and of their pictures.
+
+    A slot's life: `copy` or `truncate` what it shares with a new prompt, `begin` it with the whole
+    prompt, encode `prompt.unread(lengths[slot])`, then read batch by batch, and `free` it.
+    """
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Positions stored of each slot; `forward` changes them at its end."""
+        ...
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        """Say what the slot will read, of which it may hold the first positions already.
+
+        Only the ids, the places of the pictures and their hashes are read. It stands until the next
+        `begin`, `copy` or `free`.
+        """
+        ...
+
+    def reserve(self, slot: int, length: int) -> None:
+        """Make room for `length` positions; `forward` does so for what it reads."""
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget everything from position `length` on; encoded pictures may stay."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let `target` hold the first `length` positions of `source`, and nothing else."""
+        ...
+
+    def free(self, slot: int) -> None:
+        """Forget a row, and give its memory back."""
+        ...
+
+    def has_media(self, content_hash: str) -> bool:
+        """Whether the picture need not be encoded.
+
+        One that an open prompt still needs stays, whatever is released.
+        """
+        ...
+
+    def drop_media(self, content_hash: str) -> None:
+        """Forget an encoded picture, unless an open prompt needs it."""
+        ...
+
+    def release(self) -> None:
+        """Give back all memory that the stored positions do not need."""
+        ...
+
+
+class Model(Protocol):
+    """A model's math. Eager runtimes call it as it is, others replace parts of it.
+
+    The caller chooses the mode: under inference mode nothing is differentiable, else what is
+    encoded, and rows that start at 0, are.
+    """
+
+    def new_cache(self, slots: int, positions: int) -> Cache:
+        """Room for so many rows, each of `positions` to begin with."""
+        ...
+
+    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+        """Put a picture into the cache; each next() does one slice of the work.
+
+        The cache has the picture at the end, and nothing of it before.
+        """
+        ...
+
+    def forward(self, batch: Batch, cache: Cache) -> Tensor:
+        """Read new positions into the cache; float32 logits [W, V] of the wanted ones.
+
+        Pictures at those positions are encoded already.
+        """
+        ...
+
+
+# ---- compiling and exporting --------------------------------------------------------------------
 
 # run(name of a program, its arguments in one flat list) -> its results
 RunProgram = Callable[[str, "Sequence[Tensor]"], "Sequence[Tensor]"]
@@ -17,7 +167,7 @@ RunProgram = Callable[[str, "Sequence[Tensor]"], "Sequence[Tensor]"]
 class ExportLimits:
     """What exported programs are made for. max_seq_len: positions of prompt and answer.
 
-    max_images: pictures that one prefill may see.
+    max_images: pictures that one position may see.
     """
 
     max_seq_len: int
@@ -38,40 +188,6 @@ class ExportProgram:
     dynamic_shapes: tuple[Any, ...] | None
 
 
-class ModelInputs(Protocol):
-    """New positions of a batch. Everything but `input_ids` belongs to the family."""
-
-    @property
-    def input_ids(self) -> Tensor:
-        """[B, S], rows padded on the right."""
-        ...
-
-
-class Cache(Protocol):
-    """What a model keeps of the positions it has seen."""
-
-    @property
-    def length(self) -> int:
-        """Positions stored, of the longest row."""
-        ...
-
-    def truncate(self, length: int) -> None:
-        """Forget everything from position `length` on."""
-        ...
-
-    def reserve(self, length: int) -> None:
-        """Make room for `length` positions."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all positions; encoded pictures may stay."""
-        ...
-
-    def release(self) -> None:
-        """Give back all memory that the stored positions do not need."""
-        ...
-
-
 Use = Literal["decode", "verify", "vision"]
 
 
@@ -86,42 +202,29 @@ class Example:
 
 @dataclass(frozen=True)
 class Block:
-    """A kind of layer in one use, for runtimes that compile: `method` of any of `layers`.
+    """A kind of layer in one use, for runtimes that compile: `forward` of any of `layers`.
 
+    It is compiled for arguments that are tensors and tuples of them, and runs as it is with others.
     example: called in inference mode.
     """
 
     layers: Sequence[nn.Module]
-    method: str
     use: Use
     example: Callable[[], Example]
 
 
-class VisionLanguageModel(Protocol):
-    """Prefill and decode; both return float32 logits [B, V] of the last position of each row."""
+class CompilableModel(Model, Protocol):
+    """A model whose parts runtimes replace by what they compile."""
 
-    def new_cache(self, batch: int, capacity: int) -> Cache: ...
+    def step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
+        """`forward` of the next tokens of some rows, of static tensors, for graphs of a GPU.
+
+        Only tensors of the cache are written, in place.
+        """
+        ...
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""
-        ...
-
-    def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
-        """Encode the pictures that the cache does not hold; how many there were."""
-        ...
-
-    def prefill(self, inputs: ModelInputs, cache: Cache) -> Tensor: ...
-
-    def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        """token_ids: [B, 1], the next position of each row."""
-        ...
-
-    def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        """token_ids: [B, S], the next positions of each row; float32 logits [B, S, V] of all."""
-        ...
-
-    def verify_step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
-        """`verify` on static tensors, of which only those of the cache are written, in place."""
         ...
 
 

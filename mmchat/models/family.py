@@ -1,61 +1,175 @@
-"""What the rest of the program may ask of a model family, before and without loading its math."""
+"""What the rest of the program may ask of a model family, before and without loading its math.
+
+A family describes its models: it reads and writes their configurations, counts, and tells people
+about pictures. That needs no torch. `Family.build` imports what makes and fills a model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from mmchat.errors import CheckpointError
+from mmchat.models.prompt import MediaFacts
+from mmchat.models.sizes import Sizes
 from mmchat.strict_json import Where
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Drawing
 
-@dataclass(frozen=True)
-class FamilyParams:
-    """The parts of a params file that belong to the family; opaque to everyone else.
+    from mmchat.conversation import Image
+    from mmchat.models.build import Build
+    from mmchat.tokenizers.base import Tokenizer
 
-    config: sizes of the model. image_processor: has `image_mean`, `image_std` and
-    `alpha_for(checkpoint_format)`.
+Alpha = Literal["white", "drop"]
+
+
+class Config(Protocol):
+    """All that one model's config says to those outside of its family; frozen, compared by value.
+
+    It holds the sizes of the model and how its pictures are prepared.
     """
 
-    config: Any
-    image_processor: Any
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model can write."""
+        ...
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Positions of prompt and answer, at most."""
+        ...
+
+
+C = TypeVar("C")  # the family's config
+M = TypeVar("M")  # the family's model
+
+
+class OtherConfigError(CheckpointError):
+    """The checkpoint was made for another config of its family, which is `fitting`."""
+
+    def __init__(self, message: str, fitting: Config) -> None:
+        super().__init__(message)
+        self.fitting = fitting
 
 
 @dataclass(frozen=True)
-class Family:
-    """One model family: how its configuration is read, and where its math lives.
+class Translated(Generic[C]):
+    """What a file of others says of a model. is_chat: None where it leaves that open."""
 
-    sections: keys of a params file that `parse` reads. The functions take parsed JSON objects and a
-    Where for messages, and raise ParamsError. parameter_count: parameters in the Hub's format.
-    tile_size: side of one tile in pixels; with_tile_size: the same config but for it. model,
-    processor, weights, prompt, documents (the config in other formats), export (programs to be
-    compiled ahead of time, which write into their caches), export_portable (programs without side
-    effects) and footprint (sizes in memory) are "module:attribute" or "module",
-    imported only by `resolve`.
+    config: C
+    is_chat: bool | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model in its family's own words.
+
+    image_size: side in pixels of the square that the encoder sees at once. pictures: what a picture
+    becomes, such as "tiles of 560 px". lines: (label, value) of the architecture; details: the same
+    for JSON. cache_lines, cache_details: what a picture takes in the cache, in 16 bits.
     """
 
-    model_type: str
-    sections: tuple[str, ...]
-    parse: Callable[[Mapping[str, Any], Where], FamilyParams]
-    from_hf_config: Callable[
-        [Mapping[str, Any], Mapping[str, Any] | None, Where, Where], FamilyParams
-    ]
-    from_meta_params: Callable[[Mapping[str, Any], Where], FamilyParams]
-    parameter_count: Callable[[Any], int]
-    tile_size: Callable[[Any], int]
-    with_tile_size: Callable[[Any, int], Any]
-    model: str
-    processor: str
-    weights: str
-    prompt: str
-    documents: str
-    export: str
-    export_portable: str
-    footprint: str
+    image_size: int
+    pictures: str
+    lines: tuple[tuple[str, str], ...]
+    details: Mapping[str, Any]
+    cache_lines: tuple[tuple[str, str], ...]
+    cache_details: Mapping[str, int]
 
-    def resolve(self, part: str) -> Any:
-        """Import `part` ("model", "processor", "weights", …)."""
-        module, _, attribute = getattr(self, part).partition(":")
-        found = import_module(module)
-        return getattr(found, attribute) if attribute else found
+
+def parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Numbers in tensors of these shapes."""
+    return sum(map(math.prod, shapes.values()))
+
+
+class Family(Protocol[C, M]):
+    """One model family. Methods that take parsed JSON take a Where, and raise ParamsError."""
+
+    @property
+    def model_type(self) -> str:
+        """Its name in params files and in the Hub's config.json."""
+        ...
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """Keys of a params file that `parse` reads."""
+        ...
+
+    @property
+    def generation(self) -> Mapping[str, float]:
+        """temperature and top_p where a file of others says nothing of them."""
+        ...
+
+    def parse(self, sections: Mapping[str, Any], where: Where) -> C: ...
+
+    def from_hub(
+        self,
+        found: Mapping[str, Any],
+        preprocessor: Mapping[str, Any] | None,
+        where: Where,
+        preprocessor_where: Where,
+    ) -> Translated[C]:
+        """Translate the Hub's config.json, and preprocessor_config.json if there is one."""
+        ...
+
+    def from_makers(
+        self, found: Mapping[str, Any], folders: str, where: Where
+    ) -> Translated[C] | None:
+        """Translate the params file of the model's makers; None if this is not theirs.
+
+        folders: the names of those that it lies in, in lower case.
+        """
+        ...
+
+    def to_sections(self, config: C) -> dict[str, Any]:
+        """The JSON that `parse` reads."""
+        ...
+
+    def hub_documents(
+        self,
+        config: C,
+        tokenizer: Tokenizer,
+        *,
+        is_chat: bool,
+        dtype: str,
+        generation: Mapping[str, float],
+    ) -> dict[str, dict[str, Any]]:
+        """File name -> content of the JSON files of a folder of the Hub."""
+        ...
+
+    def shapes(self, config: C) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of every tensor, by the Hub's names."""
+        ...
+
+    def sizes(self, config: C) -> Sizes: ...
+
+    def describe(self, config: C) -> Description: ...
+
+    def facts(self, config: C, height: int, width: int) -> MediaFacts:
+        """What people are told about a picture of `height` x `width` pixels."""
+        ...
+
+    def draw(self, config: C, image: Image) -> Drawing:
+        """A picture of what the model sees of `image`."""
+        ...
+
+    def picture_size(self, config: C, cells: int) -> tuple[int, int] | None:
+        """(height, width) of a picture whose grid has so many cells; None if none has."""
+        ...
+
+    def alpha(self, config: C, checkpoint_format: str) -> Alpha:
+        """What becomes of transparent pixels with weights in the format "hf" or "meta"."""
+        ...
+
+    def with_alpha(self, config: C, alpha: Alpha) -> C:
+        """The same, with a rule for alpha that does not depend on the format."""
+        ...
+
+    def shard_axis(self, name: str) -> Literal[0, 1] | None:
+        """The axis along which the makers' shards cut a tensor; None: each holds all of it."""
+        ...
+
+    def build(self) -> Build[C, M]: ...

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mmchat.conversation import Image, Message
 
 
@@ -16,8 +18,8 @@ class MediaFacts:
 
     resized: the picture as the encoder sees it. grid: the (rows, columns) that it is cut into.
     tokens: what the text can attend to, or is given in its place. positions: what the picture takes
-    of the context. lines: the family's own words, (label, value). details: the family's own
-    numbers, by their names in JSON.
+    of the context. In the family's own words: placed, how the picture lies there; cut, the grid;
+    lines, both as (label, value); details, its own numbers by their names in JSON.
     """
 
     size: tuple[int, int]
@@ -25,6 +27,8 @@ class MediaFacts:
     grid: tuple[int, int]
     tokens: int
     positions: int
+    placed: str = ""
+    cut: str = ""
     lines: tuple[tuple[str, str], ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -38,14 +42,26 @@ class Media(Protocol):
     @property
     def facts(self) -> MediaFacts: ...
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that the encoder reads."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlacedMedia:
-    """A picture in a prompt: at `position`, where it takes `count` positions."""
+    """A picture in a prompt: at `position`, where it takes `count` positions of the cache.
+
+    Pictures of one content take the same number.
+    """
 
     position: int
     count: int
     media: Media
+
+    @property
+    def end(self) -> int:
+        return self.position + self.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +69,8 @@ class Prompt:
     """A whole conversation, ready to be read.
 
     media: its pictures in order. context: what else the keys and values of every position depend
-    on, such as a rotary base that follows from the length; prompts that differ in it share nothing.
+    on, such as a rotary base that follows from the length. It is only compared: prompts that differ
+    in it share nothing.
     """
 
     token_ids: tuple[int, ...]
@@ -65,11 +82,14 @@ class Prompt:
         """One mark a position: its token id, or the content hash of its picture."""
         marks: list[int | str] = list(self.token_ids)
         for placed in self.media:
-            at = placed.position
-            marks[at : at + placed.count] = [placed.media.content_hash] * placed.count
+            marks[placed.position : placed.end] = [placed.media.content_hash] * placed.count
         if self.context and marks:
             marks[0] = f"{self.context} {marks[0]}"
         return tuple(marks)
+
+    def unread(self, length: int) -> list[Media]:
+        """The pictures that reading on from position `length` needs to be encoded."""
+        return [placed.media for placed in self.media if placed.end > length]
 
 
 class Processor(Protocol):

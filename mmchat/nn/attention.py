@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmchat.quant.kernels import ops
+
+KeyValue = tuple[Tensor, Tensor]
 
 
 def split_heads(x: Tensor, head_dim: int) -> Tensor:
@@ -38,7 +43,7 @@ def attend(
             query, key, value, is_causal=True, enable_gqa=heads != groups
         )
     boolean = mask is None or mask.dtype == torch.bool
-    if length == 1 and boolean and key.dtype == torch.bfloat16 and key.device.type == "cpu":
+    if length == 1 and boolean and ops.is_fast_for(key):
         return ops.attend(query, key, value, mask)
     if heads == groups:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -48,3 +53,36 @@ def attend(
         mask = mask.repeat(1, 1, per_group, 1)
     attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
     return attended.reshape(batch, heads, length, dim)
+
+
+class Row(NamedTuple):
+    """So many queries and what they attend to: key, value [1, G, n, D]; mask as in `attend`."""
+
+    queries: int
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+    is_causal: bool = False
+
+
+def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Attention of rows that lie one behind the other, each to its own keys and values.
+
+    query: [N, H, D] -> [N, H, D]. Nothing is padded or copied, whatever the lengths are.
+    """
+    if len(rows) > 1 and _are_causal_of_one_length(rows):
+        key, value = torch.cat([row.key for row in rows]), torch.cat([row.value for row in rows])
+        together = query.unflatten(0, (len(rows), -1)).transpose(1, 2)
+        return attend(together, key, value, causal=True).transpose(1, 2).flatten(0, 1)
+    if len(rows) > 1 and all(row.queries == 1 for row in rows) and ops.is_fast_for(rows[0].key):
+        return ops.attend_rows(query, [row.key for row in rows], [row.value for row in rows])
+    parts, at = [], 0
+    for count, key, value, mask, is_causal in rows:
+        part = query[at : at + count].transpose(0, 1)[None]
+        parts.append(attend(part, key, value, mask=mask, causal=is_causal)[0].transpose(0, 1))
+        at += count
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _are_causal_of_one_length(rows: Sequence[Row]) -> bool:
+    return all(row.is_causal and row.queries == rows[0].queries for row in rows)

@@ -1,45 +1,175 @@
-"""Keys and values of past positions."""
+"""Keys and values of past positions, and how a batch of rows attends to them.
+
+A layer gets an object that stores the keys and values of the new positions and attends to all of
+them: `attend(query [N, H, D], key [N, G, D], value [N, G, D]) -> [N, H, D]`. PastRows is for rows
+of any lengths, PastSteps is made of tensors alone and is what compiled layers take.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from mmchat.nn.attention import KeyValue, Row, attend, attend_rows
+
+
+class Past(Protocol):
+    """Stores new positions of a self-attention layer and attends to them and those before."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
 
 class LayerCache:
-    """Preallocated keys and values of one self-attention layer: two tensors [B, G, L, D]."""
+    """Preallocated keys and values of one self-attention layer: `rows[slot]` is two [1, G, L, D].
+
+    fixed: all slots lie in two tensors [slots, G, L, D] and grow together, so that one step can
+    read all of them; else each has its own and is as long as it needs to be.
+    """
 
     def __init__(
-        self, batch: int, groups: int, capacity: int, head_dim: int, **options: object
+        self,
+        slots: int,
+        groups: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        fixed: bool = False,
+        **options: object,
     ) -> None:
-        self.key = torch.zeros(batch, groups, capacity, head_dim, **options)  # type: ignore[arg-type]
-        self.value = torch.zeros_like(self.key)
+        self.fixed = fixed
+        self.whole: list[KeyValue] = []  # one for all slots, or one a slot
+        for _ in range(1 if fixed else slots):
+            shape = (slots if fixed else 1, groups, capacity, head_dim)
+            key = torch.zeros(*shape, **options)  # type: ignore[arg-type]
+            self.whole.append((key, torch.zeros_like(key)))
 
-    @property
-    def capacity(self) -> int:
-        return self.key.shape[2]
+    def row(self, slot: int) -> KeyValue:
+        if not self.fixed:
+            return self.whole[slot]
+        key, value = self.whole[0]
+        return key[slot, None], value[slot, None]
 
-    def write_span(self, start: int, key: Tensor, value: Tensor) -> None:
-        """Store key, value: [B, G, S, D] at positions start .. start + S."""
-        end = start + key.shape[2]
-        self.key[:, :, start:end] = key
-        self.value[:, :, start:end] = value
+    def capacity(self, slot: int) -> int:
+        return self._of(slot)[0].shape[2]
 
     @torch.inference_mode(False)  # tensors of one kind, whoever makes them: see torch.compile
-    def grow(self, capacity: int) -> None:
+    def grow(self, slot: int, capacity: int) -> None:
         """Make room for `capacity` positions; what is stored stays, also if memory runs out."""
-        if capacity > self.capacity:
-            self._move(capacity)
+        if capacity > self.capacity(slot):
+            self._move(slot, capacity)
 
-    def shrink(self, capacity: int) -> None:
+    @torch.inference_mode(False)
+    def shrink(self, slot: int, capacity: int) -> None:
         """Give back the room beyond `capacity` positions."""
-        if capacity < self.capacity:
-            self._move(capacity)
+        if capacity < self.capacity(slot):
+            self._move(slot, capacity)
 
-    def _move(self, capacity: int) -> None:
-        kept = min(capacity, self.capacity)
-        shape = (*self.key.shape[:2], capacity, self.key.shape[3])
-        key, value = self.key.new_zeros(shape), self.value.new_zeros(shape)
-        key[:, :, :kept] = self.key[:, :, :kept]
-        value[:, :, :kept] = self.value[:, :, :kept]
-        self.key, self.value = key, value
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Let `target` begin with the first `length` positions of `source`."""
+        for given, taken in zip(self.row(source), self.row(target), strict=True):
+            taken[:, :, :length] = given[:, :, :length]
+
+    def _of(self, slot: int) -> KeyValue:
+        return self.whole[0 if self.fixed else slot]
+
+    def _move(self, slot: int, capacity: int) -> None:
+        moved = []
+        for old in self._of(slot):
+            new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+            kept = min(capacity, old.shape[2])
+            new[:, :, :kept] = old[:, :, :kept]
+            moved.append(new)
+        self.whole[0 if self.fixed else slot] = (moved[0], moved[1])
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Which positions the rows of a batch read, for all layers.
+
+    rows: (slot, start, count). masks: made at first use, [1, 1, count, start + count], True = may
+    attend.
+    """
+
+    rows: tuple[tuple[int, int, int], ...]
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def positions(self, device: torch.device) -> Tensor:
+        """[N]"""
+        rows = [torch.arange(start, start + n, device=device) for _, start, n in self.rows]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def mask(self, start: int, count: int, device: torch.device) -> Tensor:
+        if (start, count) not in self.masks:
+            positions = torch.arange(start, start + count, device=device)[None]
+            self.masks[start, count] = causal_mask(positions, start + count)
+        return self.masks[start, count]
+
+
+class PastRows:
+    """The past of rows of any lengths, in one layer. Differentiable for rows that start at 0."""
+
+    def __init__(self, layer: LayerCache, spans: Spans) -> None:
+        self._layer = layer
+        self._spans = spans
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows, at = [], 0
+        for slot, start, count in self._spans.rows:
+            new = [heads_first(x[at : at + count]) for x in (key, value)]
+            stored = self._layer.row(slot)
+            end, at = start + count, at + count
+            for kept, fresh in zip(stored, new, strict=True):
+                kept[:, :, start:end] = fresh.detach()
+            if start == 0:
+                rows.append(Row(count, new[0], new[1], is_causal=count > 1))
+            else:
+                mask = self._spans.mask(start, count, query.device) if count > 1 else None
+                rows.append(Row(count, stored[0][:, :, :end], stored[1][:, :, :end], mask))
+        return attend_rows(query, rows)
+
+
+class PastSteps(NamedTuple):
+    """The past of R rows that read S positions each, in one layer, as tensors.
+
+    key, value: [R, G, L, D], written in place. positions: [R, S], where the new ones go. mask:
+    [R, 1, S, N], True up to and including the position; the first N positions are read.
+    """
+
+    key: Tensor
+    value: Tensor
+    positions: Tensor
+    mask: Tensor
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows, count = self.positions.shape
+        for stored, new in zip(self[:2], (key, value), strict=True):
+            if rows == 1:  # faster than by two indices
+                stored.index_copy_(2, self.positions[0], heads_first(new))
+            else:
+                row = torch.arange(rows, device=new.device)[:, None]
+                stored[row, :, self.positions] = new.unflatten(0, (rows, count))
+        read = [stored[:, :, : self.mask.shape[-1]] for stored in self[:2]]
+        query = query.unflatten(0, (rows, count)).transpose(1, 2)
+        return attend(query, *read, mask=self.mask).transpose(1, 2).flatten(0, 1)
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """[N, H, D] -> [1, H, N, D]"""
+    return x.transpose(0, 1)[None]
+
+
+def causal_mask(positions: Tensor, length: int) -> Tensor:
+    """positions: [R, S] -> [R, 1, S, length], True up to and including the position."""
+    columns = torch.arange(length, device=positions.device)
+    return (columns <= positions[..., None])[:, None]
+
+
+def past_steps(cached: Sequence[KeyValue], positions: Tensor, length: int) -> list[PastSteps]:
+    """cached: [R, G, L, D] twice for each layer. positions: [R, S]. length: positions that hold a
+    row once these are written."""
+    mask = causal_mask(positions, length)
+    return [PastSteps(key, value, positions, mask) for key, value in cached]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -82,13 +82,20 @@ class Linear(nn.Linear):
         return f"{super().extra_repr()}, {self.format}"
 
 
-def set_formats(model: nn.Module, plan: Plan) -> None:
+class HasLinears(Protocol):
+    """A model that says which part each of its linear layers belongs to."""
+
+    def linear_parts(self) -> Mapping[str, str]: ...
+
+    def get_submodule(self, target: str) -> nn.Module: ...
+
+
+def set_formats(model: HasLinears, plan: Plan) -> None:
     """Make room for the weights of `plan` in a model on the meta device.
 
-    The model's `linear_parts()` says which layers there are. Those that are not plain wait for
-    `quantize(weight)`.
+    Layers that are not plain wait for `quantize(weight)`.
     """
-    for name, part in model.linear_parts().items():  # type: ignore[operator]
+    for name, part in model.linear_parts().items():
         layer: Linear = model.get_submodule(name)  # type: ignore[assignment]
         layer.set_format(plan.layer_format(part, layer.in_features))
 

@@ -32,7 +32,7 @@ def scale_llama3(
 class RotaryEmbedding(nn.Module):
     """Cosines and sines of the rotation angles at given positions.
 
-    positions: [B, S] integers -> cos, sin: [B, 1, S, D] float32, both halves of D alike (the Hub's
+    positions: [N] integers -> cos, sin: [N, 1, D] float32, both halves of D alike (the Hub's
     layout, in which dimension i is paired with i + D/2).
     """
 
@@ -57,15 +57,20 @@ class RotaryEmbedding(nn.Module):
         )
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        angles = positions[:, None, :, None].float() * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
+        return turns(positions, self.inv_freq)
+
+
+def turns(positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines as of RotaryEmbedding; inv_freq: [D/2] or, for each position, [N, D/2]."""
+    angles = (positions[:, None].float() * inv_freq)[:, None]
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate each pair (i, i + D/2) of x by its position's angle, in float32.
 
-    x: [B, H, S, D], cos, sin: [B, 1, S, D] -> [B, H, S, D] in x's dtype.
+    x: [N, H, D], cos, sin: [N, 1, D] -> [N, H, D] in x's dtype.
     """
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)

@@ -23,7 +23,7 @@ from mmchat.repl.screen import Screen
 from mmchat.words import plural
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
     from mmchat.chat.session import Budget, ChatSession
     from mmchat.conversation import Image, Message
     from mmchat.engine.events import Event, Finished
@@ -64,14 +64,14 @@ class Chat:
         self._budget: tuple[Conversation, Budget] | None = None
 
     @property
-    def params(self) -> ModelParams:
-        return self.session.loaded.params
+    def spec(self) -> ModelSpec:
+        return self.session.loaded.spec
 
     def as_saved(self, chat: Conversation) -> saving.SavedChat:
         """`chat` with what else is saved of it: the model and the settings that were changed."""
-        defaults = SamplingParams(**asdict(self.params.generation))
+        defaults = SamplingParams(**asdict(self.spec.generation))
         changed = settings.changed_from(defaults, self.sampling)
-        return saving.SavedChat(chat, self.params.name, changed)
+        return saving.SavedChat(chat, self.spec.name, changed)
 
     def budget(self) -> Budget:
         """Context in use; counted once per state of the conversation."""
@@ -167,7 +167,7 @@ class Chat:
 
     def show_picture(self, image: Image, done: str = "attached") -> None:
         self.screen.picture(image.pixels)
-        self.screen.note(f"{done} {facts.picture_line(image, self.params)}")
+        self.screen.note(f"{done} {facts.picture_line(image, self.spec)}")
 
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""
@@ -292,7 +292,7 @@ class Chat:
         self.screen.note(f"going on after {counts}")
         if taken:
             self.screen.note(f"as before: {settings.listed(taken)}")
-        if saved.model != self.params.name:
+        if saved.model != self.spec.name:
             self.screen.note(f"the answers so far are by {saved.model}")
         if turns and turns[-1].reason == "interrupted":
             self.screen.note("the last answer is not complete; \\retry answers again")

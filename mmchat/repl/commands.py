@@ -17,7 +17,7 @@ from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 from mmchat.storage import atomic_file
-from mmchat.words import grid, pixels, table, timings
+from mmchat.words import table, timings
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -50,7 +50,7 @@ def _images(chat: Chat, argument: str) -> None:
     """List the pictures with their numbers."""
     asked = len(chat.session.conversation.images)
     lines = [
-        f"{number}  {facts.picture_line(image, chat.params)}"
+        f"{number}  {facts.picture_line(image, chat.spec)}"
         + ("  (for the next question)" if number > asked else "")
         for number, image in enumerate(chat.pictures(), start=1)
     ]
@@ -97,19 +97,14 @@ def _tiles(chat: Chat, argument: str) -> None:
     if not 1 <= number <= len(pictures):
         raise UsageError(f"there is no picture {number}" if pictures else "there are no pictures")
     image = pictures[number - 1]
-    drawing = facts.preview(image, chat.params)
+    drawing = chat.spec.family.draw(chat.spec.config, image)
     if words:
         file = _file(chat, words[0], "png")
         atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
     chat.screen.picture(drawing)
-    where = facts.layout(image, chat.params)
-    rows = [
-        ("picture", facts.picture_line(image, chat.params)),
-        ("canvas", f"{pixels(where.canvas)}, {grid(where.aspect_ratio)}"),
-        ("on it", f"{pixels(where.resized)} at the top left, the rest is black"),
-    ]
-    chat.screen.say(table(rows))
+    line = "picture", facts.picture_line(image, chat.spec)
+    chat.screen.say(table([line, *chat.spec.facts(image).lines]))
 
 
 @command("system", "[TEXT|none]")
@@ -142,7 +137,7 @@ def _show(chat: Chat, argument: str) -> None:
     dtype = str(loaded.dtype).removeprefix("torch.")
     folder = chat.keeper.folder
     rows = [
-        ("model", f"{chat.params.name} on {loaded.device}, {dtype}"),
+        ("model", f"{chat.spec.name} on {loaded.device}, {dtype}"),
         ("system", chat.session.conversation.system or "none"),
         ("saved in", str(folder.path) if folder else "nowhere so far"),
     ]
@@ -229,7 +224,7 @@ def _export(chat: Chat, argument: str) -> None:
     if kind not in export.KINDS:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
     file = _file(chat, name.strip() or f"{chats.new_name()}.{kind}", kind)
-    text = export.document(kind, chat.session.conversation, chat.params.name)
+    text = export.document(kind, chat.session.conversation, chat.spec.name)
     atomic_file.write_text(file, text, mode=saving.PRIVATE_FILE)
     chat.screen.note(f"wrote {str(file)!r}")
 

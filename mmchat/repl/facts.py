@@ -4,43 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmchat.errors import quoted
 from mmchat.repl.paths import short_name
-from mmchat.words import cut, grid, pixels, table
+from mmchat.words import cut, pixels, table
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelParams
+    from mmchat.catalog.find import ModelSpec
     from mmchat.conversation import Image, Message, Turn
     from mmchat.engine.events import Finished
     from mmchat.engine.sampling import SamplingParams
-    from mmchat.models.mllama.tiling import TileLayout
 
 
-def layout(image: Image, params: ModelParams) -> TileLayout:
-    """How a picture lies on its tiles."""
-    tiling = import_module(f"mmchat.models.{params.model_type}.tiling")
-    vision = params.config.vision_config
-    return tiling.choose_layout(image.height, image.width, vision.image_size, vision.max_num_tiles)
-
-
-def preview(image: Image, params: ModelParams) -> Any:
-    """A drawing of the picture on its tiles, as a Pillow picture."""
-    drawing = import_module(f"mmchat.models.{params.model_type}.tile_preview")
-    where = layout(image, params)
-    facts = drawing.tile_facts(where, params.config.vision_config)
-    return drawing.draw_tile_preview(image, where, facts)
-
-
-def picture_line(image: Image, params: ModelParams) -> str:
+def picture_line(image: Image, spec: ModelSpec) -> str:
     """Name, size, what was done to it, grid and cost."""
-    where = layout(image, params)
-    tokens = where.num_tiles * params.config.vision_config.tokens_per_tile
-    parts = [pixels((image.height, image.width)), *image.notices]
-    parts += [grid(where.aspect_ratio), f"{tokens:,} vision tokens"]
-    return f"{short_name(image.source)}: {', '.join(parts)}"
+    facts = spec.facts(image)
+    parts = [pixels(facts.size), *image.notices, facts.cut, f"{facts.tokens:,} vision tokens"]
+    return f"{short_name(image.source)}: {', '.join(filter(None, parts))}"
 
 
 def ending(finished: Finished, sampling: SamplingParams, positions: int, *, kept: bool) -> str:

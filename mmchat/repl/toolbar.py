@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmchat.errors import MmchatError
-from mmchat.repl import facts
 from mmchat.repl.paths import short_name
 from mmchat.terminal import sanitize
 from mmchat.words import plural
@@ -18,7 +17,7 @@ def toolbar_text(chat: Chat, columns: int) -> str:
     """The facts, on as many lines as they need."""
     loaded = chat.session.loaded
     dtype = str(loaded.dtype).removeprefix("torch.")
-    parts = [f"{chat.params.name}, {loaded.device} {dtype}"]
+    parts = [f"{chat.spec.name}, {loaded.device} {dtype}"]
     try:
         budget = chat.budget()
         parts.append(f"context {budget.used:,}/{budget.limit:,}")
@@ -46,5 +45,5 @@ def toolbar_text(chat: Chat, columns: int) -> str:
 
 def _picture(chat: Chat, index: int) -> str:
     image = chat.attached[index]
-    rows, columns = facts.layout(image, chat.params).aspect_ratio
+    rows, columns = chat.spec.facts(image).grid
     return f"{short_name(image.source)} {rows}x{columns}"

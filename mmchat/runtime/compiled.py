@@ -7,15 +7,17 @@ not beside eager decoding: while torch.fx traces, it replaces nn.Module.__call__
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
-from types import MethodType
+from collections.abc import Callable, Collection, Iterator
+from types import MethodType, NoneType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mmchat.errors import CompileError, DiskError
-from mmchat.models.base import Block, Cache, ModelInputs, Use, VisionLanguageModel
+from mmchat.models.base import Batch, Block, Cache, CompilableModel, Use
+from mmchat.models.prompt import Media
 from mmchat.progress import ProgressCallback
 from mmchat.runtime.compiler import compile_errors, keep_compiled_code
 from mmchat.runtime.cuda_graph import StepGraph
@@ -24,11 +26,12 @@ from mmchat.runtime.native_steps import NativeStepsRuntime
 
 CompileMode = Literal["auto", "on", "off"]
 
+_STATIC = Tensor | int | NoneType
 ALL_USES: tuple[Use, ...] = ("decode", "verify", "vision")
 
 
 def make_runtime(
-    model: VisionLanguageModel,
+    model: CompilableModel,
     device: torch.device,
     mode: CompileMode = "auto",
     progress: ProgressCallback | None = None,
@@ -52,6 +55,16 @@ def make_runtime(
         return runtime
 
 
+def _where_static(compiled: Callable[..., Tensor], eager: Callable[..., Tensor]) -> Any:
+    """`compiled` for tensors, numbers and tuples of them, `eager` for other arguments."""
+
+    def forward(layer: Any, *args: object, **named: object) -> Tensor:
+        is_static = all(isinstance(leaf, _STATIC) for leaf in pytree.tree_leaves(args))
+        return (compiled if is_static else eager)(layer, *args, **named)
+
+    return forward
+
+
 class CompiledRuntime(EagerRuntime):
     """By torch.compile, when it is made. Raises CompileError and DiskError, and leaves the model as
     it was.
@@ -62,7 +75,7 @@ class CompiledRuntime(EagerRuntime):
 
     def __init__(
         self,
-        model: VisionLanguageModel,
+        model: CompilableModel,
         device: torch.device,
         progress: ProgressCallback | None = None,
         uses: Collection[Use] = ALL_USES,
@@ -76,15 +89,15 @@ class CompiledRuntime(EagerRuntime):
         self._replaced: list[tuple[Any, str]] = []
         with compile_errors():
             try:
-                self._compile(progress)
+                self._compile(model, progress)
             except BaseException:
                 self._go_eager()
                 raise
         self.compile_seconds = time.perf_counter() - begin
 
-    def _compile(self, progress: ProgressCallback | None) -> None:
+    def _compile(self, model: CompilableModel, progress: ProgressCallback | None) -> None:
         keep_compiled_code()
-        blocks = [block for block in self.model.blocks() if block.use in self.uses]
+        blocks = [block for block in model.blocks() if block.use in self.uses]
         for done, block in enumerate(blocks):
             if progress:
                 progress("compile", done, len(blocks))
@@ -92,14 +105,14 @@ class CompiledRuntime(EagerRuntime):
         if progress:
             progress("compile", len(blocks), len(blocks))
         if self.device.type == "cuda":
-            self._replace(self.model, "verify_step", StepGraph(self.model.verify_step))
+            self._replace(model, "step", StepGraph(model.step))
 
     def _compile_block(self, block: Block) -> None:
-        """Compile a method by running it on one layer; give it to all layers of that kind."""
-        method = getattr(type(block.layers[0]), block.method)
-        if method not in self._compiled:
-            self._compiled[method] = self._compile_function(method, block.use)
-        compiled = self._compiled[method]
+        """Compile a kind of layer by running one; give the result to all of that kind."""
+        eager = type(block.layers[0]).forward
+        if eager not in self._compiled:
+            self._compiled[eager] = self._compile_function(eager, block.use)
+        compiled = self._compiled[eager]
         with torch.inference_mode(), memory_errors():
             example = block.example()
             for tensor, axis in example.dynamic:
@@ -108,7 +121,7 @@ class CompiledRuntime(EagerRuntime):
                 torch._dynamo.mark_static(tensor, axis)
             compiled(block.layers[0], *example.args)
         for layer in block.layers:
-            self._replace(layer, block.method, MethodType(compiled, layer))
+            self._replace(layer, "forward", MethodType(_where_static(compiled, eager), layer))
 
     def _compile_function(self, function: Callable[..., Any], use: Use) -> Callable[..., Any]:
         # on CUDA, products with few rows become reductions, into which dequantisation fuses
@@ -126,32 +139,29 @@ class CompiledRuntime(EagerRuntime):
         if (module, method) not in self._replaced:
             self._replaced.append((module, method))
 
-    def _go_eager(self) -> None:
+    def _go_eager(self, error: CompileError | None = None) -> None:
         self.compile_seconds = None
         while self._replaced:
             delattr(*self._replaced.pop())
+        if error:
+            self.notices.append(f"no longer compiled: {error}")
 
-    def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
-        return self._eager_if_it_fails(super().encode_images, inputs, cache)
+    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+        try:
+            with compile_errors():
+                yield from super().encode(media, cache)
+        except CompileError as error:
+            self._go_eager(error)
+            yield from super().encode(media, cache)
 
-    def prefill(self, inputs: ModelInputs, cache: Cache) -> Tensor:
-        return self._eager_if_it_fails(super().prefill, inputs, cache)
-
-    def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        return self._eager_if_it_fails(super().decode, token_ids, cache)
-
-    def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        return self._eager_if_it_fails(super().verify, token_ids, cache)
-
-    def _eager_if_it_fails(self, call: Callable[..., Any], *args: Any) -> Any:
+    def forward(self, batch: Batch, cache: Cache) -> Tensor:
         """Run again without compiled layers if a new shape cannot be compiled.
 
         Nothing has run by then but layers that write the same values at the same positions.
         """
         try:
             with compile_errors():
-                return call(*args)
+                return super().forward(batch, cache)
         except CompileError as error:
-            self._go_eager()
-            self.notices.append(f"no longer compiled: {error}")
-            return call(*args)
+            self._go_eager(error)
+            return super().forward(batch, cache)

@@ -9,37 +9,32 @@ import torch
 from torch import Tensor
 
 from mmchat.hardware.allocation import memory_error
-from mmchat.models.base import Cache, ModelInputs, VisionLanguageModel
+from mmchat.models.base import Batch, Cache, Model
+from mmchat.models.prompt import Media
 
 
 class EagerRuntime:
     """Calls the model's own methods; see mmchat.runtime.base.Runtime."""
 
-    def __init__(self, model: VisionLanguageModel, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device) -> None:
         self.model = model
         self.device = device
         self.notices: list[str] = []
         self.compile_seconds: float | None = None
 
-    def new_cache(self, batch: int, capacity: int) -> Cache:
+    def new_cache(self, slots: int, positions: int) -> Cache:
         with memory_errors():
-            return self.model.new_cache(batch, capacity)
+            return self.model.new_cache(slots, positions)
 
-    def encode_images(self, inputs: ModelInputs, cache: Cache) -> int:
+    @torch.inference_mode()
+    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
         with memory_errors():
-            return self.model.encode_images(inputs, cache)
+            yield from self.model.encode(media, cache)
 
-    def prefill(self, inputs: ModelInputs, cache: Cache) -> Tensor:
+    @torch.inference_mode()
+    def forward(self, batch: Batch, cache: Cache) -> Tensor:
         with memory_errors():
-            return self.model.prefill(inputs, cache)
-
-    def decode(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        with memory_errors():
-            return self.model.decode(token_ids, cache)
-
-    def verify(self, token_ids: Tensor, cache: Cache) -> Tensor:
-        with memory_errors():
-            return self.model.verify(token_ids, cache)
+            return self.model.forward(batch, cache)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import mmchat
 from mmchat.errors import DiskError
 from mmchat.hardware.cpu import processor_identity
 from mmchat.hardware.kept_code import find, keep
-from mmchat.models.base import Example, VisionLanguageModel
+from mmchat.models.base import CompilableModel, Example
 from mmchat.nn.linear import Linear
 from mmchat.progress import ProgressCallback
 from mmchat.quant.formats.base import Format
@@ -51,7 +51,7 @@ class NativeStepsRuntime(EagerRuntime):
 
     def __init__(
         self,
-        model: VisionLanguageModel,
+        model: CompilableModel,
         device: torch.device,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -61,24 +61,23 @@ class NativeStepsRuntime(EagerRuntime):
         programs = _programs(steps, keep_compiled_code() / "steps", progress)
         for step in steps:
             replacement = NativeStep(step, programs[step.key])
-            setattr(step.layer, step.method, replacement)  # found before the method of the class
+            step.layer.forward = replacement  # found before the method of the class
         self.compile_seconds = time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
 class Step:
-    """A method of a layer. key: the same for all layers that one program serves."""
+    """A layer in steps. key: the same for all layers that one program serves."""
 
     layer: nn.Module
-    method: str
     example: Example
     weights: Mapping[str, Tensor]
     key: str
 
     @property
     def eager(self) -> MethodType:
-        """The method as the class has it, whatever has replaced it on the layer."""
-        return MethodType(getattr(type(self.layer), self.method), self.layer)
+        """`forward` as the class has it, whatever has replaced it on the layer."""
+        return MethodType(type(self.layer).forward, self.layer)
 
 
 class NativeStep:
@@ -131,7 +130,7 @@ def _fits(leaf: Tensor | None, expected: Shape | None) -> bool:
     )
 
 
-def _steps(model: VisionLanguageModel) -> list[Step]:
+def _steps(model: CompilableModel) -> list[Step]:
     found = []
     origin = _origin()
     for block in model.blocks():
@@ -144,13 +143,12 @@ def _steps(model: VisionLanguageModel) -> list[Step]:
             weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
             described = (
                 origin,
-                block.method,
                 _expected(example),
                 [(n, w.dtype, w.shape, w.stride()) for n, w in weights.items()],
                 [(name, _settings(module)) for name, module in layer.named_modules()],
             )
             key = hashlib.sha256(repr(described).encode()).hexdigest()[:24]
-            found.append(Step(layer, block.method, example, weights, key))
+            found.append(Step(layer, example, weights, key))
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image as PILImage
 
-from mmchat.catalog.find import known_params, load_params
+from mmchat.catalog.find import known_specs, load_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, FileRecord, Manifest, write_manifest
 from mmchat.checkpoints.pickle_scan import scan
@@ -20,6 +20,7 @@ from mmchat.errors import MmchatError
 from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil, load_image
 from mmchat.images.web import _parse
+from mmchat.models.mllama.documents import hf_documents
 from mmchat.repl import saving
 from mmchat.strict_json import loads
 from mmchat.terminal import sanitize
@@ -95,13 +96,12 @@ def _checkpoints(folder: Path) -> dict[str, Reader]:
 def _documents(folder: Path) -> dict[str, Reader]:
     tokens = trained_tokens(merges=20)
     ours = (ROOT / "model_params" / "tiny.json").read_bytes()
-    params = known_params()[-1]
-    meta = json.dumps(meta_params(params.config)).encode()
-    documents = params.family.resolve("documents").hf_documents(
-        params.config,
-        params.image_processor,
+    spec = known_specs()[-1]
+    meta = json.dumps(meta_params(spec.config)).encode()
+    documents = hf_documents(
+        spec.config,
         "bfloat16",
-        asdict(params.generation),
+        asdict(spec.generation),
         {"eos_token_id": 1},
     )
     recorded = folder / "recorded"
@@ -115,10 +115,10 @@ def _documents(folder: Path) -> dict[str, Reader]:
     return {
         "json": Reader(loads, [ours, manifest], (ValueError,), 150_000),
         "params": Reader(
-            _of_file(folder / "params.json", load_params), [ours, meta], refuses, 40_000
+            _of_file(folder / "params.json", load_spec), [ours, meta], refuses, 40_000
         ),
         "config": Reader(
-            _of_file(folder / "hf" / "config.json", load_params),
+            _of_file(folder / "hf" / "config.json", load_spec),
             [json.dumps(documents["config.json"]).encode()], refuses, 40_000,
         ),
         "manifest": Reader(

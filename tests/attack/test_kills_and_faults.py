@@ -65,7 +65,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     weights = weights_for(small_config())
     model = write_hf_folder(work / "model", small_config(), weights)
     source = find_model(model)
-    meta = write_meta_folder(work / "meta", source.params, weights, source.tokenizer_file())
+    meta = write_meta_folder(work / "meta", source.spec, weights, source.tokenizer_file())
     for folder in (model, meta):
         (folder / "LICENSE").write_text("be good")
     with FakeHub(dict(FILES)) as hub:

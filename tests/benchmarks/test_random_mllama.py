@@ -10,39 +10,40 @@ import torch
 from benchmarks import random_mllama
 from benchmarks.in_memory import InMemoryCheckpoint
 from benchmarks.shapes import RandomTensors, byte_tokenizer
-from mmchat.catalog.find import find_params
+from mmchat.catalog.find import find_spec
 from mmchat.errors import CheckpointError
 from mmchat.loading.loader import load_from_tensors
 from mmchat.loading.options import LoadOptions
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from tests.models.mllama.oracle import Reader
 
 
 def tensors(seed: int = 0, *, keep: bool = True) -> RandomTensors:
-    return RandomTensors(find_params("tiny"), seed, torch.float32, torch.device("cpu"), keep=keep)
+    return RandomTensors(find_spec("tiny"), seed, torch.float32, torch.device("cpu"), keep=keep)
 
 
 def load(given):
-    params = find_params("tiny")
-    tokenizer = byte_tokenizer(params.config.text_config.vocab_size)
-    return load_from_tensors(params, given, tokenizer, LoadOptions(device="cpu"))
+    spec = find_spec("tiny")
+    tokenizer = byte_tokenizer(spec.config.text_config.vocab_size)
+    return load_from_tensors(spec, given, tokenizer, LoadOptions(device="cpu"))
 
 
 @pytest.mark.parametrize("name", ["llama3.2-11B", "llama3.2-90B", "tiny"])
 def test_all_layers_leave_the_configuration_as_it_is(name):
-    config = find_params(name).config
+    config = find_spec(name).config
     assert random_mllama.with_depth(config, *random_mllama.depth(config)) == config
 
 
 @pytest.mark.parametrize("name", ["llama3.2-11B", "llama3.2-90B"])
 def test_few_layers_keep_every_width_and_one_cross_attention_layer(name):
-    full = find_params(name).config
+    full = find_spec(name).config
     config = random_mllama.with_depth(full, 5, 3)
     assert config.text_config.cross_attention_layers == (3,)
     assert random_mllama.depth(config) == (5, 3)
     assert config.vision_config.output_dim == full.vision_config.output_dim == 7680
     assert config.vision_config.intermediate_layers_indices == (1, 1, 1, 1, 1)
     shapes = {
-        name.replace(".0.", ".N.")
-        for name in find_params("llama3.2-11B").family.resolve("weights").hf_shapes(config)
+        name.replace(".0.", ".N.") for name in find_spec("llama3.2-11B").family.shapes(config)
     }
     assert "vision_model.global_transformer.layers.N.gate_ffn" in shapes
 
@@ -50,11 +51,11 @@ def test_few_layers_keep_every_width_and_one_cross_attention_layer(name):
 @pytest.mark.parametrize(("layers", "vision"), [(1, 3), (5, 2), (41, 3), (5, 41)])
 def test_impossible_depths_are_refused(layers, vision):
     with pytest.raises(ValueError, match="layers must be"):
-        random_mllama.with_depth(find_params("llama3.2-11B").config, layers, vision)
+        random_mllama.with_depth(find_spec("llama3.2-11B").config, layers, vision)
 
 
 def test_a_tensor_depends_on_its_name_and_the_seed_alone():
-    config = find_params("tiny").config
+    config = find_spec("tiny").config
     name = "language_model.model.layers.0.mlp.up_proj.weight"
 
     def make(name, seed):
@@ -112,13 +113,10 @@ def test_a_wrong_shape_is_named():
 
 
 def test_intermediate_states_may_be_taken_twice():
-    config = find_params("tiny").config
+    config = find_spec("tiny").config
     vision = dataclasses.replace(config.vision_config, intermediate_layers_indices=(3, 1, 3))
-    tower = (
-        find_params("tiny")
-        .family.resolve("model")(dataclasses.replace(config, vision_config=vision))
-        .vision_model.eval()
-    )
+    changed = dataclasses.replace(config, vision_config=vision)
+    tower = MllamaForConditionalGeneration(changed).vision_model.eval()
     side, width = vision.image_size, vision.hidden_size
     with torch.inference_mode():
         for parameter in tower.parameters():  # some are not filled when they are made
@@ -132,21 +130,21 @@ def test_intermediate_states_may_be_taken_twice():
 def test_a_made_up_context_decodes_as_one_that_was_read():
     given = tensors()
     loaded = load(given.checkpoint())
-    model, config = loaded.runtime.model, loaded.params.config
+    model, config = loaded.runtime.model, loaded.spec.config
     prompt = loaded.processor.raw(_message("The quick brown fox."))
-    read = model.new_cache(1, 64)
-    model.prefill(loaded.processor.inputs(prompt, 0), read)
+    read, made = Reader(model), Reader(model)
+    read.prefill((list(prompt.token_ids), []))
     length = len(prompt.token_ids)
-    kept = tuple((x.key[:, :, :length], x.value[:, :, :length]) for x in read.layers)
-    made = model.new_cache(1, 64)
-    random_mllama.fill_cache(made, random_mllama.RandomContext(length, kept, None))
+    rows = (layer.row(0) for layer in read.cache.layers)
+    kept = tuple((key[:, :, :length], value[:, :, :length]) for key, value in rows)
+    random_mllama.fill_cache(made.cache, random_mllama.RandomContext(length, kept, None))
     token = torch.tensor([[65]])
-    assert torch.equal(model.decode(token, read), model.decode(token, made))
+    assert torch.equal(read.decode(token), made.decode(token))
     seen = random_mllama.random_context(config, 8, 2, torch.float32, torch.device("cpu"))
     cache = model.new_cache(1, 64)
     random_mllama.fill_cache(cache, seen)
-    assert cache.length == 8
-    assert cache.decode_images().key_values[0][0].shape[2] == 2 * 65
+    assert cache.lengths == [8]
+    assert cache.seen_steps([0], [8])[0].key.shape[2] == 2 * 65
 
 
 def _message(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ from benchmarks import transformers_mllama
 from benchmarks.agreement import DisagreementError
 from benchmarks.contestants import Mmchat, tiled
 from benchmarks.entrants import bits_of, contestant
-from benchmarks.shapes import RandomTensors, Shapes, byte_tokenizer, shaped_params
+from benchmarks.shapes import RandomTensors, Shapes, byte_tokenizer, shaped_spec
 from benchmarks.traffic import decode_bytes
 from benchmarks.turns import QUESTIONS, WORDS, two_turns
 from benchmarks.workloads import Field, Workload
-from mmchat.bench.pictures import picture_file, picture_size
+from mmchat.bench.pictures import picture_file, picture_of
 from mmchat.bench.variants import Variant
-from mmchat.catalog.find import find_params
+from mmchat.catalog.find import find_spec
 from mmchat.errors import MissingExtra, UsageError
 from mmchat.images import load_image
 
@@ -34,23 +35,23 @@ WORKLOADS = [
 
 
 @pytest.fixture(scope="module")
-def params():
-    return shaped_params(Shapes("tiny"), CPU)
+def spec():
+    return shaped_spec(Shapes("tiny"), CPU)
 
 
 @pytest.fixture(scope="module")
-def tensors(params):
-    return RandomTensors(params, 0, torch.float32, CPU, keep=True)
+def tensors(spec):
+    return RandomTensors(spec, 0, torch.float32, CPU, keep=True)
 
 
 @pytest.fixture(scope="module")
-def theirs(params, tensors):
-    return transformers_mllama.build(params, tensors.read, list(tensors.shapes), torch.float32, CPU)
+def theirs(spec, tensors):
+    return transformers_mllama.build(spec, tensors.read, list(tensors.shapes), torch.float32, CPU)
 
 
 @pytest.fixture(scope="module")
-def ours(params, tensors):
-    return Mmchat("ours", contestant(params, tensors, Variant()).loaded)
+def ours(spec, tensors):
+    return Mmchat("ours", contestant(spec, tensors, Variant()).loaded)
 
 
 def field(*contestants, limit=1e-4):
@@ -76,11 +77,11 @@ def test_transformers_with_the_same_tensors_agrees(ours, theirs, workload):
         ("language_model.model.layers.2.self_attn.o_proj.weight", Workload("prefill", 9)),
     ],
 )
-def test_one_changed_weight_is_caught_before_anything_is_timed(params, theirs, name, workload):
-    damaged = RandomTensors(params, 0, torch.float32, CPU, keep=False)
+def test_one_changed_weight_is_caught_before_anything_is_timed(spec, theirs, name, workload):
+    damaged = RandomTensors(spec, 0, torch.float32, CPU, keep=False)
     read = damaged.read
     damaged.read = lambda wanted: read(wanted) * (1.5 if wanted == name else 1.0)
-    wrong = Mmchat("wrong", contestant(params, damaged, Variant()).loaded)
+    wrong = Mmchat("wrong", contestant(spec, damaged, Variant()).loaded)
     with pytest.raises(DisagreementError, match="nothing was timed"):
         field(theirs, wrong).measure(workload)
 
@@ -100,12 +101,13 @@ def test_vision_and_cross_attention_are_told_apart(ours, theirs):
 
 def test_the_second_turn_reads_no_picture_again(ours, monkeypatch):
     encoded = []
-    encode = ours.loaded.runtime.encode_images
-    monkeypatch.setattr(ours.loaded.runtime, "encode_images", lambda *a: encoded.append(encode(*a)))
+    encode = ours.loaded.runtime.encode
+    monkeypatch.setattr(
+        ours.loaded.runtime, "encode", lambda *given: encoded.append(given) or encode(*given)
+    )
     times = two_turns(ours, 4, seed=3)
     assert list(times) == ["preprocessing", "first turn", "second turn"]
-    assert encoded[0] == 1
-    assert sum(encoded) == 1
+    assert len(encoded) == 1
 
 
 def test_a_turn_has_as_many_tokens_as_with_llamas_tokenizer():
@@ -116,8 +118,8 @@ def test_a_turn_has_as_many_tokens_as_with_llamas_tokenizer():
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, 4])
 def test_a_drawn_picture_takes_the_tiles_that_were_asked_for(ours, tiles):
-    size = picture_size(tiles, ours.loaded.params.tile_size)
-    image = tiled(ours.loaded.processor, load_image(picture_file(*size, seed=tiles)))
+    drawn = load_image(picture_of(ours.loaded.spec, tiles, seed=tiles))
+    image = tiled(ours.loaded.processor, drawn)
     assert image.layout.num_tiles == tiles
 
 
@@ -125,36 +127,35 @@ def test_every_round_has_another_picture():
     assert picture_file(20, 20, 1) == picture_file(20, 20, 1) != picture_file(20, 20, 2)
 
 
-def test_bytes_of_a_token_leave_out_what_it_does_not_read(params, ours):
-    text = params.config.text_config
+def test_bytes_of_a_token_leave_out_what_it_does_not_read(spec, ours):
+    text = spec.config.text_config
     wide, inner = text.hidden_size, text.intermediate_size
     keys = text.num_key_value_heads * text.head_dim
     block = 2 * wide * wide + 3 * wide * inner + 2 * wide
     own, cross = len(text.self_attention_layers), len(text.cross_attention_layers)
     plain = own * (block + 2 * wide * keys) + text.vocab_size * wide + wide
     assert decode_bytes(ours.loaded, 10, 0) == 4 * (plain + 10 * own * 2 * keys)
-    tile = params.config.vision_config.tokens_per_tile
+    tile = spec.config.vision_config.tokens_per_tile
     seen = cross * (block + 2 * text.head_dim + 2 + 2 * 4 * tile * keys)
     assert decode_bytes(ours.loaded, 10, 4) == 4 * (plain + 10 * own * 2 * keys + seen)
 
 
-def test_without_transformers_the_extra_is_named(params, tensors, monkeypatch):
+def test_without_transformers_the_extra_is_named(spec, tensors, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(MissingExtra, match=r"pip install 'mmchat\[bench\]'"):
-        transformers_mllama.build(params, tensors.read, list(tensors.shapes), torch.float32, CPU)
+        transformers_mllama.build(spec, tensors.read, list(tensors.shapes), torch.float32, CPU)
 
 
-def test_another_family_cannot_be_compared(params, tensors):
-    with pytest.raises(UsageError, match="compares Mllama"):
-        transformers_mllama.build(
-            replace(params, model_type="llava"), tensors.read, [], torch.float32, CPU
-        )
+def test_another_family_cannot_be_compared(spec, tensors):
+    other = replace(spec, config=SimpleNamespace(vocab_size=7, max_position_embeddings=9))
+    with pytest.raises(UsageError, match="the benchmarks are of Mllama"):
+        transformers_mllama.build(other, tensors.read, [], torch.float32, CPU)
 
 
 def test_depth_is_full_on_a_gpu_and_small_on_a_cpu():
-    on_gpu = shaped_params(Shapes("11B"), torch.device("cuda"))
-    assert on_gpu.config == find_params("llama3.2-11B").config
-    on_cpu = shaped_params(Shapes("11b"), CPU)
+    on_gpu = shaped_spec(Shapes("11B"), torch.device("cuda"))
+    assert on_gpu.config == find_spec("llama3.2-11B").config
+    on_cpu = shaped_spec(Shapes("11b"), CPU)
     assert on_cpu.config.text_config.num_hidden_layers == 5
     assert 2.2e9 < on_cpu.parameters < 2.4e9
 
@@ -169,7 +170,7 @@ def test_depth_is_full_on_a_gpu_and_small_on_a_cpu():
 )
 def test_impossible_shapes_are_refused(shapes, message):
     with pytest.raises(UsageError, match=message):
-        shaped_params(shapes, CPU)
+        shaped_spec(shapes, CPU)
 
 
 @pytest.mark.parametrize(

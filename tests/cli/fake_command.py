@@ -10,7 +10,7 @@ from mmchat.conversation import Message
 from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama import tiling
 from mmchat.models.prompt import PlacedMedia, Prompt
-from tests.cli.fake_loading import known_params
+from tests.cli.fake_loading import known_spec
 from tests.fake_model import FakeProcessor, fake_model
 
 
@@ -24,7 +24,7 @@ class PictureProcessor(FakeProcessor):
         return self._with_pictures(super().raw(message), message)
 
     def _with_pictures(self, prompt: Prompt, message: Message) -> Prompt:
-        vision = known_params("tiny").config.vision_config
+        vision = known_spec("tiny").config.vision_config
         facts = [tiling.facts(vision, i.height, i.width) for i in message.images]
         media: Any = [SimpleNamespace(content_hash="", facts=one) for one in facts]
         return replace(prompt, media=tuple(PlacedMedia(0, 0, one) for one in media))
@@ -35,7 +35,7 @@ def scripted_model(*answers: bytes, params: str = "llama3.2-11B") -> Any:
     from mmchat.chat.session import ChatSession
 
     model = fake_model(*answers)
-    model.params = known_params(params)
+    model.spec = known_spec(params)
     model.device, model.dtype = "cpu", "torch.float32"
     model.placement = SimpleNamespace(reason="scripted")
     model.options = LoadOptions(quantize="int8")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmchat.catalog.find import ModelParams, ModelSource, find_params
+from mmchat.catalog.find import ModelSource, ModelSpec, find_spec
 from mmchat.cli import model_choice
 from mmchat.loading.options import LoadOptions
 
 
-def known_params(name: str) -> ModelParams:
-    found = find_params(name)
+def known_spec(name: str) -> ModelSpec:
+    found = find_spec(name)
     assert found is not None
     return found
 
@@ -25,7 +25,7 @@ def install(model: Any, set_attribute: Callable[[object, str, Any], None]) -> li
         loaded.append(options)
         return model
 
-    source = ModelSource(model.params, None, None)
+    source = ModelSource(model.spec, None, None)
     set_attribute(LoadOptions, "find", lambda _self, checkpoint_required=True: source)
     set_attribute(model_choice, "load", load)
     return loaded

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmchat.__main__ import main
 from mmchat.engine.events import Event, Finished, Progress, TextDelta, Timings, Usage
-from tests.cli.fake_loading import install, known_params
+from tests.cli.fake_loading import install, known_spec
 
 
 class ScriptedSession:
@@ -52,7 +52,7 @@ class ScriptedSession:
 
 def scripted(answer: str, delay: float = 0.0) -> Any:
     return SimpleNamespace(
-        params=known_params("llama3.2-11B"),
+        spec=known_spec("llama3.2-11B"),
         device="cpu",
         dtype="torch.float32",
         max_seq_len=4096,

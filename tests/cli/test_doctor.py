@@ -102,7 +102,7 @@ def test_each_format_is_read_at_its_own_speed():
 
 
 def test_of_a_small_model_no_speed_is_told():
-    tiny = [o for o in found(written_down(8)) if o.params.name == "tiny"]
+    tiny = [o for o in found(written_down(8)) if o.spec.name == "tiny"]
     assert [(o.scheme, o.speeds, o.fits) for o in tiny] == [("none", None, True)]
 
 

@@ -1,5 +1,6 @@
 """Every mistake a user can make: one line on stderr, nothing on stdout, its exit code."""
 
+import base64
 import math
 
 import pytest
@@ -215,6 +216,19 @@ def test_a_picture_in_the_place_of_text_gets_the_command_that_asks_about_it(
     assert done.stderr == (
         "mmchat: error: stdin is a picture (PNG), not text; to ask about it:"
         " mmchat generate -i - --prompt TEXT\n"
+    )
+    assert (done.stdout, done.exit_code) == ("", 2)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize("encode", [base64.encodebytes, base64.b64encode])
+def test_base64_of_a_picture_in_the_place_of_text_is_not_asked_line_by_line(
+    mmchat_command, picture, command, encode
+):
+    done = mmchat_command(command, "-q", stdin=encode(picture.read_bytes()))
+    assert done.stderr == (
+        "mmchat: error: stdin is a picture (PNG) as base64 text; to ask about it:"
+        " base64 -d | mmchat generate -i - --prompt TEXT\n"
     )
     assert (done.stdout, done.exit_code) == ("", 2)
 

@@ -114,7 +114,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_loaded(mmc
 
 
 def finished(text):
-    return Finished("stop", text, Usage(0, 0, 0, 0, 0), Timings(), (), (), (), 0, (), ())
+    return Finished("stop", text, Usage(0, 0, 0, 0, 0), Timings(), (), (), (), 0, ())
 
 
 def test_a_follow_up_is_asked_after_the_question_before_it():

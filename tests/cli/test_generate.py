@@ -135,6 +135,11 @@ def test_the_prompt_can_come_from_stdin(mmchat_command):
     assert prompt_of(mmchat_command, stdin="Grüße?\n".encode()) == "Grüße?"
 
 
+@pytest.mark.parametrize("text", ["Qk0x", "Qk0x" * 8, "Qk0x " * 40, "iVBORw0KGgo=", "a" * 200])
+def test_text_that_could_be_base64_is_a_question(mmchat_command, text):
+    assert prompt_of(mmchat_command, stdin=text.encode()) == text
+
+
 def test_stdin_comes_before_the_prompt(mmchat_command):
     assert prompt_of(mmchat_command, "-p", "Sum it up.", stdin="a, b\n") == "a, b\n\nSum it up."
 
@@ -307,7 +312,7 @@ def test_a_cut_is_not_said_to_a_program(mmchat_command, option):
 )
 def test_a_full_context_is_said_to_have_cut_the_answer(mmchat_command, given, remedy):
     model = mmchat_command.use(b"A brown dog.")
-    most = model.params.config.text_config.max_position_embeddings
+    most = model.spec.config.text_config.max_position_embeddings
     model.max_seq_len = 64 if given else most
     prompt = "x" * (model.max_seq_len - 5)
     done = mmchat_command("generate", "-p", prompt, *given)

@@ -6,7 +6,7 @@ import pytest
 
 from mmchat.catalog.find import known_models
 from mmchat.cli import console
-from tests.cli.fake_loading import known_params
+from tests.cli.fake_loading import known_spec
 
 
 def test_list_piped_is_plain_columns(run_real):
@@ -33,7 +33,7 @@ def test_list_on_a_terminal_is_a_table_that_cuts_no_name(run_real, monkeypatch, 
     assert all(line[start:].startswith(("base", "instruct")) for line in rows)
     assert max(map(len, (first, *rest))) <= int(columns)
     words = {word.rstrip(",") for line in rest for word in line.split()}
-    assert {name for p in known_models() for name in (p.params.name, *p.params.aliases)} <= words
+    assert {name for p in known_models() for name in (p.spec.name, *p.spec.aliases)} <= words
 
 
 def test_list_as_json_has_every_model_once(run_real):
@@ -96,7 +96,7 @@ def write_safetensors(path, tensors):
 def test_inspect_reads_bytes_by_dtype_from_the_headers(run_real, tmp_path):
     path = tmp_path / "model.safetensors"
     write_safetensors(path, {"a": ("BF16", [3, 4], 24), "b": ("F32", [5], 20)})
-    params = known_params("llama3.2-11B").source
+    params = known_spec("llama3.2-11B").source
     done = run_real("inspect", str(path), "--params-path", str(params), "--json")
     found = json.loads(done.stdout)["checkpoint"]
     assert found["bytes_by_dtype"] == {"bfloat16": 24, "float32": 20}
@@ -106,7 +106,7 @@ def test_inspect_reads_bytes_by_dtype_from_the_headers(run_real, tmp_path):
 def test_inspect_of_a_damaged_file_is_exit_code_3(run_real, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"<html>404</html>")
-    params = known_params("llama3.2-11B").source
+    params = known_spec("llama3.2-11B").source
     done = run_real("inspect", str(path), "--params-path", str(params))
     assert (done.stdout, done.exit_code, done.stderr.count("\n")) == ("", 3, 1)
     assert "model.safetensors" in done.stderr

@@ -6,7 +6,6 @@ import random
 import threading
 from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from mmchat.engine.events import Finished, TextDelta, Timings
 from mmchat.engine.generation import generate_tokens
 from mmchat.engine.sampling import Sampler, SamplingParams, filter_logits
 from mmchat.errors import NumericalError, UsageError
+from mmchat.models.prompt import Prompt
 from mmchat.repl import settings
 from tests.fake_model import EOT, FakeCache, fake_model
 from tests.loading.test_loader import small_config, write_hf_folder
@@ -309,19 +309,9 @@ class MarkovRuntime:
     def __init__(self, table):
         self.device, self.table = torch.device("cpu"), table
 
-    def encode_images(self, inputs, cache):
-        return 0
-
-    def prefill(self, inputs, cache):
-        cache.ids += inputs.input_ids[0].tolist()
-        return self.table[cache.ids[-1], None]
-
-    def decode(self, token_ids, cache):
-        return self.verify(token_ids, cache)[:, -1]
-
-    def verify(self, token_ids, cache):
-        cache.ids += token_ids[0].tolist()
-        return self.table[token_ids[0]][None]
+    def forward(self, batch, cache):
+        cache.ids += batch.token_ids.tolist()
+        return self.table[batch.token_ids[list(batch.wanted)]]
 
 
 def exact_distribution(table, params, start, length):
@@ -368,7 +358,7 @@ def test_samples_with_drafts_follow_the_exact_distribution(options):
         sampler = Sampler(replace(params, seed=seed), [start], 4, torch.device("cpu"))
         tokens = generate_tokens(
             MarkovRuntime(table),
-            SimpleNamespace(input_ids=torch.tensor([[start]])),
+            Prompt((start,)),
             FakeCache(),
             sampler,
             guesses,
@@ -465,7 +455,7 @@ def test_several_turns_with_pictures_say_the_same(which, sampling, request, monk
         assert got.output_ids == wanted.output_ids
         assert (got.text, got.reason) == (wanted.text, wanted.reason)
         assert got.usage == wanted.usage
-        assert session._cache.length == len(session._cached)
+        assert session._cache.lengths == [len(session._cached)]
     assert Guesses.verified_tokens > 10
 
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from mmchat.catalog.find import find_params
+from mmchat.catalog.find import find_spec
 from mmchat.errors import MemoryError_
 from mmchat.estimate.memory import OVERHEAD, Setup, Workload, check_memory
 from mmchat.limits import MIB
 from mmchat.quant.schemes import SCHEMES
 
 GIB = 1024 * MIB
-B11, B90, TINY = (find_params(name) for name in ("llama3.2-11B", "llama3.2-90B", "tiny"))
+B11, B90, TINY = (find_spec(name) for name in ("llama3.2-11B", "llama3.2-90B", "tiny"))
 # linear layers of the 11B: text 8.724e9 weights, head, vision encoder and projector
 SELF = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
 CROSS = 8 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
@@ -20,9 +20,13 @@ VISION = 40 * (4 * 1280 * 1280 + 2 * 5120 * 1280) + 4096 * 7680
 PARAMETERS = 10_670_220_835
 
 
-def setup(params=B11, device="cpu", item_bytes=2, **options):
+def setup(spec=B11, device="cpu", item_bytes=2, **options):
     options.setdefault("from_file", device == "cpu")
-    return Setup(params, device, item_bytes, **options)
+    return Setup(spec, device, item_bytes, **options)
+
+
+def picture(tiles):
+    return B11.family.facts(B11.config, 560, tiles * 560)
 
 
 def message(wanted, available):
@@ -82,10 +86,10 @@ def test_parts_that_are_kept_count_in_the_dtype():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("params", [TINY, B11, B90], ids=lambda params: params.name)
-def test_every_scheme_is_smaller_than_none(params, scheme):
-    plain = setup(params, "cuda").need()
-    assert setup(params, "cuda", quantize=scheme).need().weights <= plain.weights
+@pytest.mark.parametrize("spec", [TINY, B11, B90], ids=lambda spec: spec.name)
+def test_every_scheme_is_smaller_than_none(spec, scheme):
+    plain = setup(spec, "cuda").need()
+    assert setup(spec, "cuda", quantize=scheme).need().weights <= plain.weights
 
 
 def test_text_only_needs_no_vision_and_no_pictures():
@@ -100,7 +104,7 @@ def test_a_context_that_was_asked_for_counts_in_full():
 
 
 def test_a_known_question_counts_as_it_is():
-    asked = setup(workload=Workload(300, 100, (1, 4))).need()
+    asked = setup(workload=Workload(300, 100, (picture(1), picture(4)))).need()
     assert asked.cache == 300 * 131_072
     assert asked.pictures == 5 * 1601 * 32_768
     longer = setup(workload=Workload(300_000, 100)).need()
@@ -145,7 +149,7 @@ def test_both_are_offered_where_both_fit():
 
 def test_text_only_is_offered_where_no_scheme_fits():
     assert "; --quantize int4 --text-only needs" in message(setup(), 6.2 * GIB)
-    with_pictures = setup(workload=Workload(300, 100, (4,)))
+    with_pictures = setup(workload=Workload(300, 100, (picture(4),)))
     assert "--text-only" not in message(with_pictures, 6 * GIB)
 
 

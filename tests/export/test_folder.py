@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,12 +185,9 @@ def test_the_comparison_finds_a_model_that_is_not_the_same():
 
 
 def test_the_comparison_asks_about_as_many_pictures_as_the_export_may_see():
-    processor = mmchat.load(None, device="cpu").processor
+    model = mmchat.load(None, device="cpu")
     for most in (1, 2, 16):
-        model = SimpleNamespace(
-            processor=processor, params=SimpleNamespace(tile_size=112, chat_format="instruct")
-        )
-        seen = [len(prompt.images) for prompt in checking._prompts(model, most)]
+        seen = [len(prompt.media) for prompt in checking._prompts(model, most)]
         assert seen == [0, 1, min(2, most)]
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mmchat
-from mmchat.catalog.find import find_model, known_params, load_params
+from mmchat.catalog.find import find_model, known_specs, load_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mmchat.engine.sampling import SamplingParams
@@ -20,6 +20,7 @@ from mmchat.errors import CheckpointError, DeviceError, DiskError, MmchatError, 
 from mmchat.export import ExportPlan, export_model, hub_folder
 from mmchat.hub.integrity import verify_folder
 from mmchat.loading.options import LoadOptions
+from mmchat.models.base import Batch
 from mmchat.models.mllama.weights import iter_weights, shard_dims
 from tests.loading.test_loader import finish, small_config, write_hf_folder
 from tests.meta_checkpoint import meta_params, weights_for, write_meta_folder
@@ -46,7 +47,7 @@ def hf_folder(tmp_path_factory, weights):
 
 def write_meta(folder, hf_folder, weights, **options):
     source = find_model(hf_folder)
-    return write_meta_folder(folder, source.params, weights, source.tokenizer_file(), **options)
+    return write_meta_folder(folder, source.spec, weights, source.tokenizer_file(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def weights_of(folder):
     """Name -> tensor by the Hub's names, copied out of the files."""
     source = find_model(folder)
     with open_checkpoint(folder, merge_rules=shard_dims) as opened:
-        pairs = iter_weights(opened, source.params.config)
+        pairs = iter_weights(opened, source.spec.config)
         return {name: tensor.clone() for name, tensor in pairs}
 
 
@@ -100,7 +101,8 @@ def test_transformers_reads_what_was_written(meta_folder, tmp_path):
     ids = torch.tensor([[1, 5, 17, 33]])
     ours = mmchat.load(folder, device="cpu", dtype="float32").runtime.model
     with torch.inference_mode():
-        assert torch.allclose(model(ids).logits, ours(ids), atol=1e-4)
+        got = ours(Batch.all_of(ids[0], 0), ours.new_cache(1, 8))
+        assert torch.allclose(model(ids).logits[0], got, atol=1e-4)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     for name in set(index["weight_map"].values()):
         assert {n for n, s in index["weight_map"].items() if s == name} == load_file(
@@ -216,16 +218,16 @@ def test_the_new_folder_is_loaded_as_any_checkpoint(exported):
 
 def test_a_base_model_stays_a_base_model(hf_folder, weights, tmp_path):
     source = find_model(hf_folder)
-    params = replace(source.params, chat_format="base")
-    meta = write_meta_folder(tmp_path / "meta", params, weights, source.tokenizer_file())
-    assert find_model(export_hf(meta, tmp_path / "hf")).params.chat_format == "base"
+    spec = replace(source.spec, chat_format="base")
+    meta = write_meta_folder(tmp_path / "meta", spec, weights, source.tokenizer_file())
+    assert find_model(export_hf(meta, tmp_path / "hf")).spec.chat_format == "base"
 
 
-@pytest.mark.parametrize("params", [p for p in known_params() if p.repo], ids=lambda p: p.name)
-def test_metas_params_say_what_the_released_models_are(params, tmp_path):
+@pytest.mark.parametrize("spec", [p for p in known_specs() if p.repo], ids=lambda p: p.name)
+def test_metas_params_say_what_the_released_models_are(spec, tmp_path):
     path = tmp_path / "params.json"
-    path.write_text(json.dumps(meta_params(params.config)))
-    assert load_params(path).config == params.config
+    path.write_text(json.dumps(meta_params(spec.config)))
+    assert load_spec(path).config == spec.config
 
 
 def test_its_own_folder_is_replaced_and_nothing_else(hf_folder, tmp_path):
@@ -381,6 +383,8 @@ from pathlib import Path
 import torch
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
+from mmchat.models.base import Batch
+from mmchat.models.base import Batch
 import mmchat.loading.programs
 torch.ones(1000, 1000).t().contiguous().bfloat16()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

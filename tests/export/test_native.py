@@ -163,7 +163,7 @@ def tiles_of(programs, folder, paths):
 
 def expected_tiles(exported, image):
     config = exported.processor._image_config
-    tiles = preprocess(image, exported.params.config.vision_config, config)
+    tiles = preprocess(image, exported.spec.config.vision_config, config)
     return tiles.pixel_values.numpy().ravel()
 
 

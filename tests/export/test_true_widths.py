@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import mmchat
-from mmchat.catalog.find import find_params
+from mmchat.catalog.find import find_spec
 from mmchat.engine.sampling import SamplingParams
 from mmchat.images import from_pil
 from tests.loading.test_loader import TOKENIZER, finish, write_hf_folder
@@ -23,9 +23,9 @@ GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6, speculate="off")
 def wide(tmp_path_factory):
     """One layer of self-attention, one of cross-attention and three of vision; a projector of two
     features of each patch in place of six; a small vocabulary."""
-    params = find_params("Llama-3.2-11B-Vision-Instruct")
-    assert params is not None
-    full = params.config
+    spec = find_spec("Llama-3.2-11B-Vision-Instruct")
+    assert spec is not None
+    full = spec.config
     vision = replace(
         full.vision_config, num_hidden_layers=2, num_global_layers=1,
         intermediate_layers_indices=(0,),

@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import mmchat
-from mmchat.catalog.find import data_path, load_params
+from mmchat.catalog.find import data_path, load_spec
 from mmchat.cli.app import app
 from mmchat.engine.events import Finished
+from mmchat.engine.generation import encode, rest_of
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalError, UsageError
 from mmchat.estimate.memory import Setup
@@ -18,8 +19,10 @@ from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions
+from mmchat.models.family import parameter_count
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.text import CrossSegment
+from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.models.prompt import PlacedMedia, Prompt
 from mmchat.quant.kernels import native
 from tests.models.mllama.oracle import CONFIG, build, random_weights
 
@@ -83,13 +86,13 @@ def finish(events):
 
 def greedy_by_full_passes(model, ids, tiled):
     """The oracle: one pass over the whole text for each token, no cache, no engine."""
-    ratio = torch.tensor([tiled.layout.aspect_ratio_id])
-    states = [model.vision_states(tiled.pixel_values[None], ratio)[0]]
     start, ids = ids.index(model.config.image_token_id), list(ids)
     new = []
     for _ in range(GREEDY.max_new_tokens):
-        segments = [CrossSegment((0,), start, len(ids), ((0,),))]
-        new.append(int(model(torch.tensor([ids]), segments, states)[0, -1].argmax()))
+        prompt, cache = Prompt(tuple(ids), (PlacedMedia(start, 1, tiled),)), model.new_cache(1, 1)
+        encode(model, prompt, cache)
+        logits = model(rest_of(prompt, cache, torch.device("cpu")), cache)
+        new.append(int(logits[0].argmax()))
         ids.append(new[-1])
     return new
 
@@ -146,6 +149,13 @@ def test_every_weight_is_loaded_as_it_was_stored(folder, weights):
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
 
 
+def test_rotary_frequencies_are_float32_whatever_the_weights_are(folder):
+    """Rounded ones would turn late positions by more than a whole circle."""
+    models = [mmchat.load(folder, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16")]
+    one, other = (m.runtime.model.language_model.model.rotary.inv_freq for m in models)
+    assert torch.equal(one, other)
+
+
 def test_tables_filled_for_tiles_that_a_canvas_lacks_are_used_and_said(tmp_path, config):
     filled = random_weights(config, fill_unused_tiles=True)
     folder = write_hf_folder(tmp_path / "trained", config, filled)
@@ -184,7 +194,7 @@ def test_the_estimate_counts_every_byte_that_is_loaded(folder, dtype, text_only,
     tensors = [*module.parameters(), *module.buffers()]
     loaded = sum(tensor.nbytes for tensor in tensors if not tensor.is_meta)
     computed = module.language_model.model.rotary.inv_freq.nbytes  # in no checkpoint
-    setup = Setup.of(model.params, model.placement, quantize=quantize, text_only=text_only)
+    setup = Setup.of(model.spec, model.placement, quantize=quantize, text_only=text_only)
     assert setup.need().weights == loaded - computed
 
 
@@ -224,8 +234,6 @@ def test_missing_tokenizer_is_named_with_the_option_that_gives_one(tmp_path, fol
 
 def write_params(path, config):
     """One of our params files for `config`."""
-    from mmchat.models.mllama.params import parameter_count
-
     document = {
         "name": path.stem,
         "model_type": "mllama",
@@ -233,9 +241,8 @@ def write_params(path, config):
         "aliases": [],
         "repo": None,
         "chat_format": "instruct",
-        "parameters": parameter_count(config),
+        "parameters": parameter_count(hf_shapes(config)),
         "generation": {"temperature": 0.6, "top_p": 0.9},
-        "image_processor": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "alpha": "checkpoint"},
         **asdict(config),
     }
     path.write_text(json.dumps(document))
@@ -249,8 +256,8 @@ def test_params_for_other_tiles_are_named_with_the_file_that_fits(
     large = replace(config, vision_config=replace(config.vision_config, image_size=56))
     right = write_params(tmp_path / "small-tiles.json", config)
     wrong = write_params(tmp_path / "large-tiles.json", large)
-    known = tuple(map(load_params, (right, wrong)))
-    monkeypatch.setattr("mmchat.catalog.find.known_params", lambda: known)
+    known = tuple(map(load_spec, (right, wrong)))
+    monkeypatch.setattr("mmchat.catalog.find.known_specs", lambda: known)
     files = {
         "checkpoint_path": folder / "model.safetensors",
         "tokenizer_path": folder / "tokenizer.model",

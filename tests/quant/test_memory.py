@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.shapes import Shapes, shaped_params
+from benchmarks.shapes import Shapes, shaped_spec
 from tests.checkpoints.test_memory import GIB, available_memory
 
 ROOT = Path(__file__).parents[1]
 # Loads the 11B's widths with few layers and says its bytes and how far the process grew.
 LOAD = """
 import sys, torch
-from benchmarks.shapes import Shapes, byte_tokenizer, shaped_params
+from benchmarks.shapes import Shapes, byte_tokenizer, shaped_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.loading.loader import load_from_tensors
 from mmchat.loading.options import LoadOptions
@@ -28,12 +28,12 @@ def memory(field):
         if line.startswith(field):
             return int(line.split()[1]) * 1024
 
-params = shaped_params(Shapes("11B"), torch.device("cpu"))
-tokenizer = byte_tokenizer(params.config.text_config.vocab_size)
+spec = shaped_spec(Shapes("11B"), torch.device("cpu"))
+tokenizer = byte_tokenizer(spec.config.text_config.vocab_size)
 before = memory("VmRSS")
 with open_checkpoint(sys.argv[1], merge_rules=lambda name: 0) as files:
     options = LoadOptions(device="cpu", quantize=sys.argv[2])
-    loaded = load_from_tensors(params, files, tokenizer, options)
+    loaded = load_from_tensors(spec, files, tokenizer, options)
 model = loaded.runtime.model
 print(sum(t.nbytes for t in (*model.parameters(), *model.buffers())), memory("VmHWM") - before)
 """
@@ -44,9 +44,9 @@ def checkpoint(tmp_path_factory):
     """4.6 GB of bfloat16: a header and a hole."""
     if available_memory() < 6 * GIB:
         pytest.skip("needs Linux and 6 GiB of free memory")
-    params = shaped_params(Shapes("11B"), torch.device("cpu"))
+    spec = shaped_spec(Shapes("11B"), torch.device("cpu"))
     header, end = {}, 0
-    for name, shape in params.family.resolve("weights").hf_shapes(params.config).items():
+    for name, shape in spec.family.shapes(spec.config).items():
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()

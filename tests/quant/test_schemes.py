@@ -22,9 +22,9 @@ GB = 1e9
 
 def planned(name: str, scheme: str, keep: tuple[str, ...] = ()) -> MllamaForConditionalGeneration:
     """A known model on the meta device, its linear layers replaced."""
-    params = find_model(name, checkpoint_required=False).params
+    spec = find_model(name, checkpoint_required=False).spec
     with torch.device("meta"):
-        model = MllamaForConditionalGeneration(params.config)
+        model = MllamaForConditionalGeneration(spec.config)
     model.to(torch.bfloat16)
     set_formats(model, schemes.make_plan(scheme, keep))
     return model
@@ -124,10 +124,9 @@ def widened(
 
 def logits_of(model: MllamaForConditionalGeneration) -> torch.Tensor:
     """Of a prompt with a picture and of two tokens after it."""
-    inputs = oracle.inputs_of(oracle.CASES["A_start_picture_text"])
-    cache = model.new_cache(1, 16)
-    logits = [model.prefill(inputs, cache)]
-    logits += [model.decode(torch.tensor([[token]]), cache) for token in (9, 40)]
+    reader = oracle.Reader(model)
+    logits = [reader.prefill(*oracle.CASES["A_start_picture_text"])]
+    logits += [reader.decode(torch.tensor([[token]])) for token in (9, 40)]
     return torch.stack(logits)
 
 

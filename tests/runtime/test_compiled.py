@@ -112,11 +112,10 @@ def test_more_rows_than_the_example_has_are_compiled_when_they_come(weights):
 
 
 def test_a_random_context_compiles_nothing_either(traced):
-    context = random_context(CONFIG, 20, 2, torch.float32, CPU)
-    cache = traced.new_cache(1, 21)
-    fill_cache(cache, context)
+    reader = oracle.Reader(traced)
+    fill_cache(reader.cache, random_context(CONFIG, 20, 2, torch.float32, CPU))
     with torch.compiler.set_stance("fail_on_recompile"):
-        traced.decode(torch.tensor([[5]]), cache)
+        reader.decode(torch.tensor([[5]]))
     assert traced.notices == []
 
 
@@ -127,7 +126,7 @@ def test_a_compiler_that_fails_later_leaves_a_model_that_goes_on_eagerly(weights
     def fail(*_: object) -> None:
         raise InternalTorchDynamoError("no")
 
-    layer.step = fail
+    layer.forward = fail
     rows = CASES["A_start_picture_text"]
     got = oracle.write(runtime, rows, 3)
     assert runtime.notices == ["no longer compiled: torch.compile failed (no); --debug shows more"]

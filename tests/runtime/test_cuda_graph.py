@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from mmchat.models.mllama import cache as cache_module
 from mmchat.runtime.cuda_graph import StepGraph
@@ -48,7 +49,7 @@ def recorder():
 @pytest.fixture
 def replayed(weights, recorder):
     model = oracle.build(weights)
-    model.verify_step = StepGraph(model.verify_step, recorder)
+    model.step = StepGraph(model.step, recorder)
     return EagerRuntime(model, CPU)
 
 
@@ -58,13 +59,13 @@ def plain(weights):
 
 
 def start(runtime, rows: list[oracle.Row]):
-    cache = runtime.new_cache(len(rows), 1)
-    return cache, [runtime.prefill(oracle.inputs_of(rows), cache)]
+    reader = oracle.Reader(runtime, len(rows))
+    return reader, [reader.prefill(*rows)]
 
 
-def go_on(runtime, cache, logits: list[Tensor], steps: int) -> None:
+def go_on(reader, logits: list[Tensor], steps: int) -> None:
     for _ in range(steps):
-        logits.append(runtime.decode(logits[-1].argmax(-1, keepdim=True), cache))
+        logits.append(reader.decode(logits[-1].argmax(-1, keepdim=True)))
 
 
 def test_one_capture_serves_all_tokens_until_the_cache_grows(
@@ -73,10 +74,10 @@ def test_one_capture_serves_all_tokens_until_the_cache_grows(
     monkeypatch.setattr(cache_module, "CAPACITY_STEP", 16)
     written = []
     for runtime in (plain, replayed):
-        cache, logits = start(runtime, GROWING)
-        go_on(runtime, cache, logits, 16 - cache.length)
+        reader, logits = start(runtime, GROWING)
+        go_on(reader, logits, 16 - reader.length)
         before = recorder.captures
-        go_on(runtime, cache, logits, 16)
+        go_on(reader, logits, 16)
         written.append(logits)
     assert before == 1
     assert recorder.captures == 2
@@ -86,10 +87,10 @@ def test_one_capture_serves_all_tokens_until_the_cache_grows(
 def test_each_number_of_tokens_has_a_capture_of_its_own(plain, replayed, recorder):
     written = []
     for runtime in (plain, replayed):
-        cache, logits = start(runtime, GROWING)
+        reader, logits = start(runtime, GROWING)
         for _ in range(2):
-            go_on(runtime, cache, logits, 2)
-            logits.append(runtime.verify(torch.tensor([[4, 5, 6]]), cache)[:, -1])
+            go_on(reader, logits, 2)
+            logits.append(reader.verify(torch.tensor([[4, 5, 6]]))[:, -1])
         written.append(logits)
     assert recorder.captures == 2
     assert all(torch.equal(a, b) for a, b in zip(*written, strict=True))
@@ -101,28 +102,28 @@ def test_another_turn_with_the_same_picture_and_another_conversation(
 ):
     written = []
     for runtime in (plain, replayed):
-        cache, logits = start(runtime, CASES["D_text_only"])
-        go_on(runtime, cache, logits, 2)
-        length = cache.length
-        turn = oracle.inputs_of([([5, 7, 9], [])], start=length)
-        logits.append(runtime.prefill(turn, cache))
-        go_on(runtime, cache, logits, 2)
-        cache.truncate(length)
-        go_on(runtime, cache, logits, 2)
+        reader, logits = start(runtime, CASES["D_text_only"])
+        go_on(reader, logits, 2)
+        length = reader.length
+        turn = [5, 7, 9] * 22  # more than a step takes
+        logits.append(reader.prefill((turn, [])))
+        go_on(reader, logits, 2)
+        reader.truncate(length)
+        go_on(reader, logits, 2)
         assert recorder.captures in (0, 1)
         other, more = start(runtime, CASES[case])
-        go_on(runtime, other, more, 2)
-        go_on(runtime, cache, logits, 1)
+        go_on(other, more, 2)
+        go_on(reader, logits, 1)
         written.append(logits + more)
     assert recorder.captures == 3
     assert all(torch.equal(a, b) for a, b in zip(*written, strict=True))
 
 
 def test_what_a_step_returned_survives_the_next_step(replayed):
-    cache, logits = start(replayed, GROWING)
-    go_on(replayed, cache, logits, 1)
+    reader, logits = start(replayed, GROWING)
+    go_on(reader, logits, 1)
     kept = logits[1].clone()
-    go_on(replayed, cache, logits, 3)
+    go_on(reader, logits, 3)
     assert torch.equal(logits[1], kept)
 
 
@@ -132,24 +133,20 @@ def test_a_step_never_waits_for_the_device_and_mixes_none_in(case, count):
     """A capture fails on both; meta tensors have no value to tell and meet no others."""
     rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
     real = oracle.build(oracle.random_weights())
-    cache = real.new_cache(len(rows), 32)
-    real.prefill(oracle.inputs_of(rows), cache)
-    images = cache.decode_images()
+    text, slots = real.config.text_config, len(rows)
+    cache = cache_module.MllamaCache(text, slots, 32, CPU, torch.float32, fixed=True)
+    oracle.Reader(real, slots, cache=cache).prefill(*rows)
 
     def on_device(value):
-        if value is None:
-            return None
-        if isinstance(value, Tensor):
-            return value.to("meta")
-        return [on_device(item) for item in value]
+        return pytree.tree_map(lambda leaf: None if leaf is None else leaf.to("meta"), value)
 
-    seen = (images.key_values, images.mask, images.sees_images) if images else (None,) * 3
-    cached = [(layer.key, layer.value) for layer in cache.layers]
+    seen = cache.seen_steps(range(slots), cache.lengths)
+    cached = [layer.whole[0] for layer in cache.layers]
     ids = torch.zeros(len(rows), count, dtype=torch.long, device="meta")
     with torch.inference_mode():
-        logits = real.to("meta").verify_step(ids, *map(on_device, (cache.positions, cached, *seen)))
+        logits = real.to("meta").step(ids, *map(on_device, (cache.positions, cached, seen)))
     assert logits.device.type == "meta"
-    assert logits.shape == (len(rows), count, CONFIG.text_config.vocab_size)
+    assert logits.shape == (len(rows) * count, CONFIG.text_config.vocab_size)
 
 
 # With a GPU
@@ -165,13 +162,13 @@ def test_a_captured_step_equals_the_plain_one_and_never_synchronises(case, weigh
     written = []
     for make in (EagerRuntime, CompiledRuntime):
         runtime = make(oracle.build(weights).to(device), device)
-        cache, logits = start(runtime, CASES[case])
-        go_on(runtime, cache, logits, 20)
-        cache.reserve(cache.length + 6)
-        go_on(runtime, cache, logits, 1)
+        reader, logits = start(runtime, CASES[case])
+        go_on(reader, logits, 20)
+        reader.cache.reserve(0, reader.length + 6)
+        go_on(reader, logits, 1)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            go_on(runtime, cache, logits, 4)
+            go_on(reader, logits, 4)
         finally:
             torch.cuda.set_sync_debug_mode("default")
         written.append(logits)

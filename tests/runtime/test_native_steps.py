@@ -82,7 +82,9 @@ def test_each_kind_of_layer_is_compiled_once_and_found_again(weights, not_compil
     assert not_compiled == kinds
     assert stages == [("compile", done, 2) for done in range(3)]
     layers = model.language_model.model.layers
-    assert [layer.step._program for layer in layers] == [type(layer).__name__ for layer in layers]
+    assert [layer.forward._program for layer in layers] == [
+        type(layer).__name__ for layer in layers
+    ]
 
     text = replace(CONFIG.text_config, num_hidden_layers=12, cross_attention_layers=(2, 6, 9))
     deep = replace(CONFIG, text_config=text)
@@ -132,7 +134,7 @@ def test_other_formats_of_weights_are_other_programs():
 
 
 class Doubling(nn.Module):
-    def step(self, x, pair, mask):
+    def forward(self, x, pair, mask):
         return x * 2
 
 
@@ -162,7 +164,7 @@ def test_only_arguments_like_the_example_go_to_the_program(change, runs_natively
     pair = torch.zeros(2, 5)
     example = Example((torch.zeros(1, 3), (pair, torch.zeros(1)), None), dynamic=((pair, 1),))
     weight = torch.ones(1)
-    step = Step(Doubling(), "step", example, {"weight": weight}, "key")
+    step = Step(Doubling(), example, {"weight": weight}, "key")
     x, given = change.get("x", torch.ones(1, 3)), change.get("pair", pair)
     got = NativeStep(step, Program())(x, (given, torch.zeros(1)), change.get("mask"))
     if runs_natively:
@@ -202,7 +204,7 @@ def test_without_a_compiler_on_is_a_clear_error_and_the_model_stays_as_it_was(
     model = oracle.build(weights)
     with pytest.raises(CompileError, match=f"^{message}; install g.. or clang, or set CXX to one$"):
         make_runtime(model, CPU, "on", lambda *_: pytest.fail("said that it compiles"))
-    assert not any("step" in vars(module) for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -240,8 +242,8 @@ def test_native_steps_equal_eager_ones(case, natively, weights, monkeypatch):
     runtime = NativeStepsRuntime(oracle.build(weights), CPU)
     counting = []
     for layer in runtime.model.language_model.model.layers:
-        layer.step._program = Counting(layer.step._program)
-        counting.append(layer.step._program)
+        layer.forward._program = Counting(layer.forward._program)
+        counting.append(layer.forward._program)
     expected = oracle.write(EagerRuntime(oracle.build(weights), CPU), rows, 14)
     for mine, plain in zip(oracle.write(runtime, rows, 14), expected, strict=True):
         assert torch.equal(mine.argmax(-1), plain.argmax(-1))

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from mmchat.models.base import Block, Example, Use
 from mmchat.models.mllama.cache import CAPACITY_STEP
-from mmchat.models.mllama.text import CrossAttentionLayer, SelfAttentionLayer
+from mmchat.models.mllama.text import CrossAttentionLayer, SeenSteps, SelfAttentionLayer
 from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer
-from mmchat.nn.kv_cache import LayerCache
+from mmchat.nn.kv_cache import LayerCache, past_steps
 
 if TYPE_CHECKING:
     from mmchat.models.mllama.model import MllamaForConditionalGeneration
@@ -22,7 +22,7 @@ DRAFT = 4  # tokens verified at once in the example
 
 
 def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
-    """Steps of the text layers, and the vision layers; those on the meta device are left out."""
+    """The text layers in steps, and the vision layers; those on the meta device are left out."""
     examples = _Examples(model)
     kinds: list[tuple[type[nn.Module], Use, Callable[[], Example]]] = [
         (SelfAttentionLayer, "decode", partial(examples.own_step, 1)),
@@ -36,7 +36,6 @@ def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
     blocks = [
         Block(
             [layer for layer in model.modules() if type(layer) is kind and _is_loaded(layer)],
-            "forward" if use == "vision" else "step",
             use,
             example,
         )
@@ -60,31 +59,29 @@ class _Examples:
         return torch.zeros(*shape, device=self.model.device, dtype=self.model.dtype)
 
     def own_step(self, count: int) -> Example:
-        """Of SelfAttentionLayer.step for `count` tokens."""
+        """Of SelfAttentionLayer for `count` tokens."""
         groups, dim, device = self.text.num_key_value_heads, self.text.head_dim, self.model.device
         with torch.inference_mode(False):
             cache = LayerCache(1, groups, CAPACITY_STEP, dim, device=device, dtype=self.model.dtype)
         positions = torch.arange(count, device=device)[None]
-        columns = torch.arange(cache.capacity, device=device)
-        mask = (columns <= positions[..., None])[:, None]
-        cos, sin = self.model.language_model.model.rotary(positions)
-        hidden = self._zeros(1, count, self.text.hidden_size)
-        args = (hidden, cos, sin, (cache.key, cache.value), positions, mask)
-        dynamic = [(cache.key, 2), (cache.value, 2), (mask, 3)]
+        [past] = past_steps([cache.row(0)], positions, CAPACITY_STEP)
+        cos, sin = self.model.language_model.model.rotary(positions[0])
+        hidden = self._zeros(count, self.text.hidden_size)
+        dynamic = [(past.key, 2), (past.value, 2), (past.mask, 3)]
         if count > 1:
-            dynamic += [(hidden, 1), (cos, 2), (sin, 2), (positions, 1), (mask, 2)]
-        return Example(args, tuple(dynamic))
+            dynamic += [(hidden, 0), (cos, 0), (sin, 0), (past.positions, 1), (past.mask, 2)]
+        return Example((hidden, cos, sin, past), tuple(dynamic))
 
     def cross_step(self, count: int) -> Example:
-        """Of CrossAttentionLayer.step for `count` tokens that see a picture of one tile."""
+        """Of CrossAttentionLayer for `count` tokens that see a picture of one tile."""
         tokens = self.model.config.vision_config.tokens_per_tile
         shape = (1, self.text.num_key_value_heads, tokens, self.text.head_dim)
-        hidden = self._zeros(1, count, self.text.hidden_size)
-        key, value = self._zeros(*shape), self._zeros(*shape)
-        dynamic = [(key, 2), (value, 2)]
+        hidden = self._zeros(count, self.text.hidden_size)
+        seen = SeenSteps(self._zeros(*shape), self._zeros(*shape), None, None)
+        dynamic = [(seen.key, 2), (seen.value, 2)]
         if count > 1:
-            dynamic.append((hidden, 1))
-        return Example((hidden, key, value, None, None), tuple(dynamic))
+            dynamic.append((hidden, 0))
+        return Example((hidden, seen), tuple(dynamic))
 
     def vision(self, valid_only: bool) -> Example:
         """Of VisionLayer.forward for a picture of one tile."""

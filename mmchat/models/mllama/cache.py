@@ -1,19 +1,22 @@
-"""What Mllama keeps of a conversation: keys and values of text and of pictures."""
+"""What Mllama keeps of its rows: keys and values of their text and of their pictures."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from mmchat.models.base import Batch, Cache
 from mmchat.models.mllama.config import TextConfig
-from mmchat.models.mllama.text import CrossSegment, KeyValue, gather_images
-from mmchat.nn.kv_cache import LayerCache
+from mmchat.models.mllama.text import SeenRows, SeenSteps
+from mmchat.models.prompt import Prompt
+from mmchat.nn.attention import KeyValue, Row
+from mmchat.nn.kv_cache import LayerCache, PastRows, Spans
 
 CAPACITY_STEP = 256  # positions
+LONGEST_STEP = 65  # positions: a token and the longest draft after it
 ENCODED_IMAGES_KEPT = 4  # beyond those in the text; one of 11B takes up to 210 MB
 
 
@@ -25,97 +28,112 @@ class PlacedImage:
     content_hash: str
 
 
-@dataclass(frozen=True)
-class DecodeImages:
-    """What decoding reads of each row's last group of pictures; fields as in TextModel.step."""
-
-    key_values: tuple[KeyValue, ...]
-    mask: Tensor | None
-    sees_images: Tensor | None
-
-
 class MllamaCache:
-    """Cache of a batch. Keys and values of a picture hold its valid tiles only.
+    """Rows in their slots. Keys and values of a picture hold its valid tiles only.
 
-    encoded: for each picture content, [layer] -> keys and values [G, N, D]. It outlives `truncate`
-    and `reset`, so a picture is encoded once in a conversation; the least recently used go first.
+    encoded: for each picture content, [layer] -> keys and values [1, G, M, D]. It is shared by all
+    rows and outlives them, so a picture is encoded once; the least recently used go first.
+    fixed: steps compute all slots at once, those without a row for nothing, as a GPU does best.
     """
 
     def __init__(
         self,
         config: TextConfig,
-        batch: int,
+        slots: int,
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        fixed: bool = False,
     ) -> None:
-        self.batch = batch
         self.layers = [
             LayerCache(
-                batch,
+                slots,
                 config.num_key_value_heads,
                 _round_up(capacity),
                 config.head_dim,
+                fixed=fixed,
                 device=device,
                 dtype=dtype,
             )
             for _ in config.self_attention_layers
         ]
+        self.fixed = fixed
         self.num_cross_layers = len(config.cross_attention_layers)
-        self.lengths = [0] * batch
-        self.images: list[list[PlacedImage]] = [[] for _ in range(batch)]
+        self.lengths = [0] * slots
+        self.images: list[tuple[PlacedImage, ...]] = [()] * slots
         self.encoded: OrderedDict[str, tuple[KeyValue, ...]] = OrderedDict()
-        self.positions = torch.zeros(batch, dtype=torch.long, device=device)
-        self._decode_images: DecodeImages | None = None
-        self._decode_images_ready = False
+        self.positions = torch.zeros(slots, dtype=torch.long, device=device)  # `lengths`
+        self._last_groups: tuple[Groups, list[SeenSteps]] = ((), [])
 
-    @property
-    def length(self) -> int:
-        return max(self.lengths)
+    # ---- rows
 
-    @property
-    def capacity(self) -> int:
-        return self.layers[0].capacity
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        self.images[slot] = tuple(
+            PlacedImage(placed.position, placed.media.content_hash) for placed in prompt.media
+        )
+        self._forget_unused()
 
-    def reserve(self, length: int) -> None:
+    def reserve(self, slot: int, length: int) -> None:
         for layer in self.layers:
-            layer.grow(_round_up(length))
+            layer.grow(slot, _round_up(length))
 
-    def truncate(self, length: int) -> None:
-        self.lengths = [min(n, length) for n in self.lengths]
-        kept = [[i for i in row if i.position < length] for row in self.images]
-        if kept != self.images:
-            self.images, self._decode_images_ready = kept, False
+    def truncate(self, slot: int, length: int) -> None:
+        self.lengths[slot] = min(self.lengths[slot], length)
+        self.images[slot] = tuple(i for i in self.images[slot] if i.position < length)
         self._lengths_changed()
 
-    def reset(self) -> None:
-        self.truncate(0)
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.reserve(target, length)
+        for layer in self.layers:
+            layer.copy(source, target, length)
+        self.lengths[target] = length
+        self.images[target] = tuple(i for i in self.images[source] if i.position < length)
+        self._lengths_changed()
+
+    def free(self, slot: int) -> None:
+        self.truncate(slot, 0)
+        for layer in () if self.fixed else self.layers:
+            layer.shrink(slot, 0)
 
     def release(self) -> None:
         self._forget_unused(keep=0)
-        if not self._decode_images_ready:
-            self._decode_images = None
-        for layer in self.layers:
-            layer.shrink(_round_up(max(self.length, 1)))
+        held = {content_hash for group in self._last_groups[0] for content_hash in group}
+        if not held <= self.encoded.keys():
+            self._last_groups = ((), [])
+        for slot, length in enumerate(self.lengths):
+            longest = max(self.lengths) if self.fixed else length
+            for layer in self.layers:
+                layer.shrink(slot, _round_up(max(longest, 1)))
         if self.positions.is_cuda:
             torch.cuda.empty_cache()
 
-    def advance(self, counts: Sequence[int]) -> None:
-        """Add counts[row] positions to each row after a prefill."""
-        self.lengths = [n + new for n, new in zip(self.lengths, counts, strict=True)]
-        self._lengths_changed()
-        self._forget_unused()
-
-    def advance_all(self, count: int) -> None:
-        """Add `count` positions to each row, on the device too, without waiting for it."""
-        self.lengths = [n + count for n in self.lengths]
-        self.positions += count
+    def advance(self, batch: Batch) -> None:
+        """The batch has been read."""
+        for row in batch.rows():
+            self.lengths[row.slot] = row.end
+        if len(self.lengths) == 1:
+            self.positions += batch.counts[0]  # on the device, without waiting for it
+        else:
+            self._lengths_changed()
 
     def _lengths_changed(self) -> None:
         self.positions.copy_(torch.tensor(self.lengths))
 
-    def add_encoded(self, content_hash: str, key_values: Sequence[KeyValue]) -> None:
-        """Keep a picture's keys and values [G, N, D] of each layer, each head's in one piece."""
+    # ---- pictures
+
+    def has_media(self, content_hash: str) -> bool:
+        if content_hash not in self.encoded:
+            return False
+        self.encoded.move_to_end(content_hash)
+        return True
+
+    def drop_media(self, content_hash: str) -> None:
+        if not any(image.content_hash == content_hash for row in self.images for image in row):
+            self.encoded.pop(content_hash, None)
+
+    def keep_media(self, content_hash: str, key_values: Sequence[KeyValue]) -> None:
+        """Keep a picture's keys and values [1, G, M, D] of each layer, each head's in one piece."""
         self.encoded[content_hash] = tuple((k.contiguous(), v.contiguous()) for k, v in key_values)
 
     def _forget_unused(self, keep: int = ENCODED_IMAGES_KEPT) -> None:
@@ -125,71 +143,111 @@ class MllamaCache:
         for content_hash in unused[: len(unused) - keep] if keep < len(unused) else ():
             del self.encoded[content_hash]
 
-    def place(self, row: int, images: Sequence[PlacedImage]) -> None:
-        self.images[row].extend(images)
-        self._decode_images_ready = False
+    # ---- what the layers are given
 
-    def segments(
-        self, start: int, counts: Sequence[int]
-    ) -> tuple[list[CrossSegment], list[tuple[KeyValue, ...]]]:
-        """Segments of the new positions start .. start + counts[row], relative to `start`.
+    def is_step(self, batch: Batch) -> bool:
+        """Whether a batch is read by static tensors: a next token, or a draft, of one row or,
+        in fixed slots, of several."""
+        return (
+            batch.wants_all
+            and len(set(batch.counts)) == 1
+            and batch.counts[0] <= LONGEST_STEP
+            and min(batch.starts) > 0
+            and (self.fixed or len(batch.slots) == 1)
+            and not any(
+                row.start <= image.position < row.end
+                for row in batch.rows()
+                for image in self.images[row.slot]
+            )
+        )
 
-        Second value: for each cross-attention layer the keys and values that they index.
-        """
-        order = list(dict.fromkeys(i.content_hash for row in self.images for i in row))
-        index = {content_hash: i for i, content_hash in enumerate(order)}
-        segments = []
-        for row, count in enumerate(counts):
-            for first, last, seen in visible_images(self.images[row], start + count):
-                if last > start:
-                    images = tuple(index[image.content_hash] for image in seen)
-                    begin = max(first - start, 0)
-                    segments.append(CrossSegment((row,), begin, last - start, (images,)))
-        return segments, self._layers_of(order)
+    def past(self, spans: Spans) -> list[PastRows]:
+        return [PastRows(layer, spans) for layer in self.layers]
 
-    def _layers_of(self, order: Sequence[str]) -> list[tuple[KeyValue, ...]]:
+    def seen(self, batch: Batch) -> list[SeenRows]:
+        """One for each cross-attention layer; none if no position sees a picture."""
+        stretches = list(self._stretches(batch))
+        if not stretches:
+            return []
+        positions = [at for begin, end, _ in stretches for at in range(begin, end)]
+        index = None
+        if len(positions) < sum(batch.counts):
+            index = torch.tensor(positions, device=self.positions.device)
         return [
-            tuple(self.encoded[content_hash][layer] for content_hash in order)
+            SeenRows(
+                [Row(end - begin, *self._joined(g, layer)) for begin, end, g in stretches], index
+            )
             for layer in range(self.num_cross_layers)
         ]
 
-    def decode_images(self) -> DecodeImages | None:
-        """What each row's next token sees; None if no row has a picture."""
-        if not self._decode_images_ready:
-            self._decode_images = self._gather_decode_images()
-            self._decode_images_ready = True
-        return self._decode_images
+    def _stretches(self, batch: Batch) -> Iterator[tuple[int, int, Group]]:
+        """Of the batch's positions that see pictures: first, end, and which they see."""
+        for row in batch.rows():
+            shift = row.offset - row.start
+            for first, end, images in visible_images(self.images[row.slot], row.end):
+                begin = max(first, row.start)
+                if begin < end:
+                    yield begin + shift, end + shift, _hashes(images)
 
-    def _gather_decode_images(self) -> DecodeImages | None:
-        groups = [_last_group(row) for row in self.images]
+    def _joined(self, group: Group, layer: int) -> KeyValue:
+        """Keys and values of pictures one after the other, [1, G, M, D]; of one, not a copy."""
+        pairs = [self.encoded[content_hash][layer] for content_hash in group]
+        if len(pairs) == 1:
+            return pairs[0]
+        key, value = (torch.cat([pair[which] for pair in pairs], dim=2) for which in (0, 1))
+        return key, value
+
+    def seen_steps(self, slots: Sequence[int], ends: Sequence[int]) -> list[SeenSteps]:
+        """What the last of these rows' positions before `ends` see; none if no row has a picture.
+
+        It is made anew only where the pictures are others, so the tensors stay where they are.
+        """
+        rows = zip(slots, ends, strict=True)
+        groups = tuple(_last_group(visible_images(self.images[slot], end)) for slot, end in rows)
+        if groups != self._last_groups[0]:
+            self._last_groups = groups, self._gather(groups)
+        return self._last_groups[1]
+
+    def _gather(self, groups: Groups) -> list[SeenSteps]:
         if not any(groups):
-            return None
-        rows = [tuple(image.content_hash for image in group) for group in groups]
-        sizes = [sum(self.encoded[h][0][0].shape[1] for h in row) for row in rows]
-        layers = []
-        for layer in range(self.num_cross_layers):
-            pairs = []
-            for row in rows:
-                kept = [self.encoded[h][layer] for h in row]
-                pairs.append(gather_images([range(len(kept))], kept) if kept else None)
-            layers.append(_pad_rows(pairs, max(sizes)))
+            return []
+        sizes = [sum(self.encoded[h][0][0].shape[2] for h in group) for group in groups]
         device = self.positions.device
         limits = torch.tensor(sizes, device=device)[:, None, None, None]
-        columns = torch.arange(max(sizes), device=device)
         sees = (limits > 0)[..., 0]
-        mask = (columns < limits) | ~sees[..., None]  # rows without pictures: open, result unused
+        # rows without pictures: open, their result is defined and not used
+        mask = (torch.arange(max(sizes), device=device) < limits) | ~sees[..., None]
         same = len(set(sizes)) == 1
-        return DecodeImages(tuple(layers), None if same else mask, None if min(sizes) else sees)
+        steps = []
+        for layer in range(self.num_cross_layers):
+            pairs = [self._joined(group, layer) if group else None for group in groups]
+            key, value = _pad_rows(pairs, max(sizes))
+            steps.append(
+                SeenSteps(key, value, None if same else mask, None if min(sizes) else sees)
+            )
+        return steps
+
+
+Group = tuple[str, ...]  # content hashes of pictures that are seen together
+Groups = tuple[Group, ...]  # of several rows
+
+
+def own(cache: Cache) -> MllamaCache:
+    """The cache as Mllama's. Raises TypeError."""
+    if not isinstance(cache, MllamaCache):
+        raise TypeError(f"Mllama does not read {type(cache).__name__}")
+    return cache
 
 
 def visible_images(
     images: Sequence[PlacedImage], end: int
 ) -> list[tuple[int, int, list[PlacedImage]]]:
-    """Which pictures each stretch of text sees: (first position, end, pictures).
+    """Which pictures each stretch of text before `end` sees: (first position, end, pictures).
 
     A picture is seen from its own token to the next picture's; pictures at adjacent positions form
     a group, seen together from the last one's token on.
     """
+    images = [image for image in images if image.position < end]
     stretches = []
     group: list[PlacedImage] = []
     for i, image in enumerate(images):
@@ -200,13 +258,16 @@ def visible_images(
     return stretches
 
 
-def _last_group(images: Sequence[PlacedImage]) -> list[PlacedImage]:
-    stretches = visible_images(images, 0)
-    return stretches[-1][2] if stretches else []
+def _hashes(images: Sequence[PlacedImage]) -> Group:
+    return tuple(image.content_hash for image in images)
+
+
+def _last_group(stretches: Sequence[tuple[int, int, list[PlacedImage]]]) -> Group:
+    return _hashes(stretches[-1][2]) if stretches else ()
 
 
 def _pad_rows(pairs: Sequence[KeyValue | None], size: int) -> KeyValue:
-    """Stack rows [1, G, n, D] to [B, G, size, D], padded with zeros; None is a row of zeros."""
+    """Stack rows [1, G, m, D] to [R, G, size, D], padded with zeros; None is a row of zeros."""
     if len(pairs) == 1 and pairs[0] is not None:
         return pairs[0]
     like = next(pair for pair in pairs if pair is not None)[0]

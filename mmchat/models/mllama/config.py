@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,34 @@ EXTRA_EMBEDDING_ROWS = 8
 
 
 @dataclass(frozen=True)
+class ImageProcessorConfig:
+    """Normalisation per channel (red, green, blue) on the scale 0..1, and the rule for alpha.
+
+    alpha: "white" composites transparent pictures over white, as the Hub's processor does; "drop"
+    ignores the alpha channel, as Meta's does; "checkpoint" does as the makers of the checkpoint's
+    format do. The rule acts when the picture is opened.
+    """
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    alpha: Literal["checkpoint", "white", "drop"]
+
+
+@dataclass(frozen=True)
 class MllamaConfig:
-    """Vision and text configuration of one Mllama model."""
+    """Configuration of one Mllama model: vision, text, and how pictures are prepared."""
 
     vision_config: VisionConfig
     text_config: TextConfig
+    image_processor: ImageProcessorConfig
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.text_config.max_position_embeddings
 
     @property
     def image_token_id(self) -> int:

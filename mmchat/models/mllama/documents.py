@@ -1,4 +1,4 @@
-"""The configuration in JSON: as the Hub has it, and as our own params files do."""
+"""The configuration in JSON as the Hub has it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from dataclasses import asdict
 from typing import Any
 
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.params import ImageProcessorParams
 from mmchat.models.mllama.prompt import stop_ids
 from mmchat.tokenizers.base import Tokenizer
 
 
 def hf_documents(
     config: MllamaConfig,
-    processor: ImageProcessorParams,
     dtype: str,
-    generation: dict[str, float],
+    generation: Mapping[str, float],
     token_ids: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """File name -> content of config, generation_config and preprocessor_config.
@@ -55,8 +53,8 @@ def hf_documents(
         "do_pad": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": processor.image_mean,
-        "image_std": processor.image_std,
+        "image_mean": config.image_processor.image_mean,
+        "image_std": config.image_processor.image_std,
         "max_image_tiles": vision.max_num_tiles,
         "resample": 2,
         "rescale_factor": 1 / 255,
@@ -69,22 +67,11 @@ def hf_documents(
     }
 
 
-def token_ids(tokenizer: Tokenizer, chat_format: str) -> dict[str, Any]:
+def token_ids(tokenizer: Tokenizer, *, is_chat: bool) -> dict[str, Any]:
     """Where an answer begins and ends and what fills a batch, for `hf_documents`."""
-    stops = stop_ids(tokenizer)
-    if chat_format == "base":
-        stops = {tokenizer.special_id("<|end_of_text|>")}
+    stops = stop_ids(tokenizer) if is_chat else {tokenizer.special_id("<|end_of_text|>")}
     return {
         "bos_token_id": tokenizer.special_id("<|begin_of_text|>"),
         "eos_token_id": sorted(stops),
         "pad_token_id": tokenizer.special_id("<|finetune_right_pad_id|>"),
-    }
-
-
-def sections(config: MllamaConfig, processor: ImageProcessorParams) -> dict[str, Any]:
-    """The family's sections of one of our own params files."""
-    return {
-        "vision_config": asdict(config.vision_config),
-        "text_config": asdict(config.text_config),
-        "image_processor": asdict(processor),
     }

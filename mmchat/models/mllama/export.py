@@ -19,23 +19,20 @@ dynamic; `cached` is written in place.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded, ExportError
-from mmchat.models.base import ExportLimits, ExportProgram, RunProgram
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage, visible_images
+from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
+from mmchat.models.mllama.cache import MllamaCache, PlacedImage, own, visible_images
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
-from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.mllama.text import SeenSteps
+from mmchat.models.prompt import Media
 
 # The programs
 
@@ -58,18 +55,11 @@ class _Prefill(nn.Module):
         columns = torch.arange(cross[0].shape[2], device=visible.device)
         first, end = visible[:, :1], visible[:, 1:]
         sees = first < end  # rows that see nothing are open: their result is defined, and not used
-        mask = (columns >= first) & (columns < end) | ~sees
-        text = self.model.language_model
-        hidden = text.model.step(
-            input_ids,
-            position,
-            pairs(cached),
-            pairs(cross),
-            mask[None, None],
-            sees[None],
-            length.shape[0],
-        )
-        return text.lm_head(hidden[:, wanted]).float()
+        mask = ((columns >= first) & (columns < end) | ~sees)[None, None]
+        seen = [SeenSteps(key, value, mask, sees[None]) for key, value in pairs(cross)]
+        return self.model.step(input_ids, position, pairs(cached), seen, length.shape[0], wanted)[
+            None
+        ]
 
 
 class _PrefillText(nn.Module):
@@ -85,11 +75,8 @@ class _PrefillText(nn.Module):
         wanted: Tensor,
         cached: list[Tensor],
     ) -> Tensor:
-        text = self.model.language_model
-        hidden = text.model.step(
-            input_ids, position, pairs(cached), None, None, None, length.shape[0]
-        )
-        return text.lm_head(hidden[:, wanted]).float()
+        past = pairs(cached)
+        return self.model.step(input_ids, position, past, (), length.shape[0], wanted)[None]
 
 
 class _Decode(nn.Module):
@@ -100,7 +87,8 @@ class _Decode(nn.Module):
     def forward(
         self, token_id: Tensor, position: Tensor, cached: list[Tensor], cross: list[Tensor]
     ) -> Tensor:
-        return self.model.decode_step(token_id, position, pairs(cached), pairs(cross))
+        seen = [SeenSteps(key, value, None, None) for key, value in pairs(cross)]
+        return self.model.step(token_id, position, pairs(cached), seen)
 
 
 class _DecodeText(nn.Module):
@@ -109,7 +97,7 @@ class _DecodeText(nn.Module):
         self.model = model
 
     def forward(self, token_id: Tensor, position: Tensor, cached: list[Tensor]) -> Tensor:
-        return self.model.decode_step(token_id, position, pairs(cached), None)
+        return self.model.step(token_id, position, pairs(cached), ())
 
 
 def export_programs(
@@ -171,93 +159,66 @@ class ExportedModel:
         self.device, self.dtype = device, dtype
         self._run = run
 
-    def new_cache(self, batch: int, wanted: int) -> MllamaCache:
+    def new_cache(self, slots: int, positions: int) -> MllamaCache:
         """An empty cache of the size that the programs take."""
-        if batch != 1:
-            raise ExportError(f"an exported model reads one conversation at a time, not {batch}")
-        room = self._capacity(wanted)
+        if slots != 1:
+            raise ExportError(f"an exported model reads one conversation at a time, not {slots}")
+        room = self._capacity(positions)
         return MllamaCache(self.config.text_config, 1, room, self.device, self.dtype)
 
     def _capacity(self, _wanted: int) -> int:
         return capacity(self.limits.max_seq_len)
 
     @torch.inference_mode()
-    def encode_images(self, inputs: MllamaInputs, cache: MllamaCache) -> int:
-        """Encode the pictures of `inputs` that the cache does not hold; how many there were."""
-        encoded = 0
-        for _, image in inputs.images[0]:
-            if image.content_hash in cache.encoded:
-                cache.encoded.move_to_end(image.content_hash)
-                continue
-            tiles = image.pixel_values[None].to(self.device, self.dtype)
-            ratio = torch.tensor([image.layout.aspect_ratio_id], device=self.device)
-            out = self._run(self._vision_program(tiles.shape[1]), (tiles, ratio))
-            own = tuple((key[0], value[0]) for key, value in pairs(out))
-            cache.add_encoded(image.content_hash, own)
-            encoded += 1
-        return encoded
+    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+        """Put a picture into the cache, in one go."""
+        tiles, ratio = media.tensors
+        tiles, ratio = tiles[None].to(self.device, self.dtype), ratio.to(self.device)
+        out = self._run(self._vision_program(tiles.shape[1]), (tiles, ratio))
+        own(cache).keep_media(media.content_hash, pairs(out))
+        yield
 
     def _vision_program(self, num_tiles: int) -> str:
         is_full = num_tiles == self.config.vision_config.max_num_tiles
         return "vision_full" if is_full else "vision"
 
     @torch.inference_mode()
-    def prefill(self, inputs: MllamaInputs, cache: MllamaCache) -> Tensor:
-        """Read new positions; float32 logits [1, V] of the last one."""
-        start, count = cache.length, inputs.lengths[0]
-        self._check_room(start + count)
-        self.encode_images(inputs, cache)
-        cache.place(0, [PlacedImage(at, image.content_hash) for at, image in inputs.images[0]])
-        if count == 1:
-            return self.decode(inputs.input_ids.to(self.device), cache)
+    def forward(self, batch: Batch, cache: Cache) -> Tensor:
+        """Read new positions of a row; float32 logits [W, V] of the wanted ones."""
+        [row] = batch.rows()
+        self._check_room(row.end)
+        batch.check(cache.lengths)
+        return self._forward(batch, own(cache))
+
+    def _forward(self, batch: Batch, cache: MllamaCache) -> Tensor:
+        reads = self._decode if batch.counts == (1,) else self._read
+        logits = reads(batch, cache)
+        cache.advance(batch)
+        return logits
+
+    def _decode(self, batch: Batch, cache: MllamaCache) -> Tensor:
+        """Logits [1, V] of one new position."""
+        seen = cache.seen_steps((0,), (batch.starts[0] + 1,))
+        cross = [tensor for layer in seen for tensor in (layer.key, layer.value)]
+        name = "decode" if seen else "decode_text"
+        ids = batch.token_ids[None].to(self.device)
+        return self._run(name, [ids, cache.positions, *self._cached(cache), *cross])[0]
+
+    def _read(self, batch: Batch, cache: MllamaCache) -> Tensor:
+        """Logits [W, V] of several new positions."""
+        [start], [count] = batch.starts, batch.counts
         seen, visible = self._visible(cache, start, count)
         cross = list(self._joined(cache, seen))
-        last = torch.tensor([count - 1])
-        logits = self._read(inputs.input_ids, cache, last, visible, cross)
-        cache.advance(inputs.lengths)
-        return logits[:, 0]
-
-    @torch.inference_mode()
-    def verify(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
-        """Read the next tokens, token_ids: [1, S]; float32 logits [1, S, V] of all."""
-        count = token_ids.shape[1]
-        self._check_room(cache.length + count)
-        if count == 1:
-            return self.decode(token_ids, cache)[:, None]
-        images = cache.decode_images()
-        cross = [t for pair in images.key_values for t in pair] if images else []
-        visible = torch.tensor([[0, cross[0].shape[2] if cross else 0]]).repeat(count, 1)
-        logits = self._read(token_ids, cache, torch.arange(count), visible, cross)
-        cache.advance_all(count)
-        return logits
-
-    def _read(
-        self,
-        input_ids: Tensor,
-        cache: MllamaCache,
-        wanted: Tensor,
-        visible: Tensor,
-        cross: list[Tensor],
-    ) -> Tensor:
-        """Logits [1, R, V] of the `wanted` ones of several new positions; the cache is written."""
-        length = torch.empty(cache.length + input_ids.shape[1], dtype=torch.long)
-        arguments = [input_ids, cache.positions, length, wanted, *([visible] if cross else [])]
+        length = torch.empty(start + count, dtype=torch.long)
+        wanted = torch.tensor(batch.wanted)
+        arguments = [batch.token_ids[None], cache.positions, length, wanted]
+        arguments += [visible] if cross else []
         arguments = [tensor.to(self.device) for tensor in arguments]
-        cached = [t for layer in cache.layers for t in (layer.key, layer.value)]
-        return self._run("prefill" if cross else "prefill_text", [*arguments, *cached, *cross])[0]
+        name = "prefill" if cross else "prefill_text"
+        return self._run(name, [*arguments, *self._cached(cache), *cross])[0][0]
 
-    @torch.inference_mode()
-    def decode(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
-        """Read one more token, token_ids: [1, 1]; float32 logits [1, V]."""
-        self._check_room(cache.length + 1)
-        images = cache.decode_images()
-        arguments = [token_ids, cache.positions]
-        arguments += [t for layer in cache.layers for t in (layer.key, layer.value)]
-        if images:
-            arguments += [t for pair in images.key_values for t in pair]
-        logits = self._run("decode" if images else "decode_text", arguments)[0]
-        cache.advance_all(1)
-        return logits
+    def _cached(self, cache: MllamaCache) -> list[Tensor]:
+        return [tensor for layer in cache.layers for tensor in layer.row(0)]
 
     def _check_room(self, length: int) -> None:
         if length > self.limits.max_seq_len:
@@ -282,7 +243,7 @@ class ExportedModel:
             fresh = images[len(group) :]
             group = [*group, *fresh]
             seen += fresh
-            end += sum(cache.encoded[image.content_hash][0][0].shape[1] for image in fresh)
+            end += sum(cache.encoded[image.content_hash][0][0].shape[2] for image in fresh)
             visible[max(begin - start, 0) : stop - start] = torch.tensor([first, end])
         self._check_images(len(seen))
         return seen, visible
@@ -299,4 +260,4 @@ class ExportedModel:
         pictures = [cache.encoded[image.content_hash] for image in seen]
         for layer in zip(*pictures, strict=True):
             for part in zip(*layer, strict=True):
-                yield part[0][None] if len(part) == 1 else torch.cat(part, dim=1)[None]
+                yield part[0] if len(part) == 1 else torch.cat(part, dim=2)

@@ -11,7 +11,7 @@ from torch.export import Dim
 from mmchat.models.base import ExportLimits
 from mmchat.models.mllama.cache import CAPACITY_STEP
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.mllama.text import KeyValue
+from mmchat.nn.attention import KeyValue
 
 
 def capacity(max_seq_len: int) -> int:

@@ -24,16 +24,44 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mmchat.models.base import ExportLimits, ExportProgram
+from mmchat.models.base import Batch, ExportLimits, ExportProgram
 from mmchat.models.mllama.cache import CAPACITY_STEP, MllamaCache, PlacedImage, visible_images
 from mmchat.models.mllama.export import ExportedModel as BaseModel
 from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
-from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
-from mmchat.models.mllama.text import CrossAttentionLayer, KeyValue, SelfAttentionLayer
-from mmchat.nn.attention import merge_heads, split_heads
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.nn.attention import KeyValue
+from mmchat.nn.kv_cache import heads_first
 
 LONGEST_PIECE = 128  # positions read at once
 MOST_WANTED = 16  # logits returned at once
+
+
+class _PastParts:
+    """The past of a layer as what was stored before and what is new, which the caller stores."""
+
+    def __init__(self, key: Tensor, value: Tensor, mask: Tensor) -> None:
+        self._before, self._mask = (key, value), mask
+        self.new: KeyValue | None = None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.new = heads_first(key), heads_first(value)
+        return _attend(query, [self._before, self.new], self._mask)
+
+
+class _SeenAll:
+    """Pictures that all positions see, or none of them where `sees` is 0 and not 1."""
+
+    def __init__(self, key: Tensor, value: Tensor, sees: Tensor) -> None:
+        self._seen, self._sees = (key, value), sees
+
+    def take(self, x: Tensor) -> Tensor:
+        return x
+
+    def attend(self, query: Tensor) -> Tensor:
+        return _attend(query, [self._seen], None)
+
+    def put(self, x: Tensor, read: Tensor) -> Tensor:
+        return torch.where(self._sees > 0, read, x)
 
 
 class _Read(nn.Module):
@@ -50,25 +78,16 @@ class _Read(nn.Module):
         cached: list[Tensor],
         cross: list[Tensor],
     ) -> list[Tensor]:
-        text = self.model.language_model.model
-        x = text.embed_tokens(input_ids)
-        new = torch.arange(input_ids.shape[1], device=x.device)
-        cos, sin = text.rotary((position + new)[None])
-        per_group = text.config.num_attention_heads // text.config.num_key_value_heads
+        text = self.model.language_model
+        new = torch.arange(input_ids.shape[1], device=input_ids.device)
+        config = self.model.config.text_config
+        per_group = config.num_attention_heads // config.num_key_value_heads
         mask = _mask(position, cached[0].shape[2], new, per_group)
-        past, seen = iter(pairs(cached)), iter(pairs(cross))
-        fresh = []
-        for layer in text.layers:
-            if isinstance(layer, SelfAttentionLayer):
-                own = layer.self_attn
-                query, key, value = own.project(layer.input_layernorm(x), cos, sin)
-                attended = _attend(query, [next(past), (key, value)], mask)
-                x = layer.mlp_branch(x + own.o_proj(merge_heads(attended)))
-                fresh += [key, value]
-            elif isinstance(layer, CrossAttentionLayer):
-                x = _cross(layer, x, next(seen), sees)
-        hidden = text.norm(x).index_select(1, wanted)
-        return [self.model.language_model.lm_head(hidden), *fresh]
+        past = [_PastParts(*pair, mask) for pair in pairs(cached)]
+        seen = [_SeenAll(*pair, sees) for pair in pairs(cross)]
+        hidden = text.model(input_ids.flatten(), position + new, past, seen)
+        logits = text.lm_head(hidden.index_select(0, wanted))
+        return [logits[None], *(t for layer in past for t in layer.new or ())]
 
 
 def _mask(position: Tensor, past: int, new: Tensor, per_group: int) -> Tensor:
@@ -84,12 +103,12 @@ def _mask(position: Tensor, past: int, new: Tensor, per_group: int) -> Tensor:
 def _attend(query: Tensor, parts: Sequence[KeyValue], mask: Tensor | None) -> Tensor:
     """Attention to keys and values that lie in several tensors, none of which is copied.
 
-    query: [1, H, S, D], parts: [1, G, N, D] twice each -> [1, H, S, D]. mask: [H/G·S, all N].
+    query: [S, H, D], parts: [1, G, N, D] twice each -> [S, H, D]. mask: [H/G·S, all N].
     Products of three axes suit more runtimes than products of four.
     """
-    _, heads, count, dim = query.shape
+    count, heads, dim = query.shape
     groups = parts[0][0].shape[1]
-    folded = (query * dim**-0.5).reshape(groups, heads // groups * count, dim)
+    folded = (query.transpose(0, 1) * dim**-0.5).reshape(groups, heads // groups * count, dim)
     scores = [torch.bmm(folded, key.flatten(0, 1).transpose(1, 2)) for key, _ in parts]
     joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     weights = torch.softmax(joined if mask is None else joined + mask, dim=-1)
@@ -100,17 +119,7 @@ def _attend(query: Tensor, parts: Sequence[KeyValue], mask: Tensor | None) -> Te
         product = torch.bmm(here, value.flatten(0, 1))
         out, begin = product if out is None else out + product, end
     assert out is not None  # noqa: S101
-    return out.reshape(1, heads, count, dim)
-
-
-def _cross(layer: CrossAttentionLayer, x: Tensor, seen: KeyValue, sees: Tensor) -> Tensor:
-    """The layer as it is, or nothing of it where `sees` is 0."""
-    own = layer.cross_attn
-    query = own.q_norm(split_heads(own.q_proj(layer.input_layernorm(x)), own.head_dim))
-    attended = own.o_proj(merge_heads(_attend(query, [seen], None)))
-    x = x + sees * layer.cross_attn_attn_gate.tanh() * attended
-    branch = layer.mlp(layer.post_attention_layernorm(x))
-    return x + sees * layer.cross_attn_mlp_gate.tanh() * branch
+    return out.reshape(heads, count, dim).transpose(0, 1)
 
 
 def export_programs(
@@ -160,67 +169,53 @@ class ExportedModel(BaseModel):
     def _capacity(self, wanted: int) -> int:
         return min(wanted, capacity(self.limits.max_seq_len))
 
-    @torch.inference_mode()
-    def prefill(self, inputs: MllamaInputs, cache: MllamaCache) -> Tensor:
-        """Read new positions; float32 logits [1, V] of the last one."""
-        start, count = cache.length, inputs.lengths[0]
-        self._check_room(start + count)
-        self.encode_images(inputs, cache)
-        cache.place(0, [PlacedImage(at, image.content_hash) for at, image in inputs.images[0]])
-        last = torch.zeros(1, dtype=torch.long)
-        logits = None
-        for begin, end, images in self._pieces(cache, start, start + count):
-            ids = inputs.input_ids[:, begin - start : end - start]
-            logits = self._step(ids, last + (end - begin - 1), cache, self._seen(cache, images))
-            cache.advance([end - begin])
-        if logits is None:
-            raise ValueError("there is nothing to read")
-        return logits[:, 0]
-
-    @torch.inference_mode()
-    def verify(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
-        """Read the next tokens, token_ids: [1, S]; float32 logits [1, S, V] of all."""
-        self._check_room(cache.length + token_ids.shape[1])
-        images = cache.decode_images()
-        seen = [t for pair in images.key_values for t in pair] if images else []
+    def _forward(self, batch: Batch, cache: MllamaCache) -> Tensor:
+        start = batch.starts[0]
         logits = []
-        for ids in token_ids.split(MOST_WANTED, dim=1):
-            logits.append(self._step(ids, torch.arange(ids.shape[1]), cache, seen))
-            cache.advance_all(ids.shape[1])
-        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
-
-    @torch.inference_mode()
-    def decode(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
-        """Read one more token, token_ids: [1, 1]; float32 logits [1, V]."""
-        return self.verify(token_ids, cache)[:, 0]
+        for begin, end, images in self._pieces(cache, batch):
+            wanted = [at + start - begin for at in batch.wanted if begin <= at + start < end]
+            ids = batch.token_ids[None, begin - start : end - start]
+            rows = self._piece(ids, begin, wanted or [0], cache, self._seen(cache, images))
+            logits.append(rows[: len(wanted)])
+        cache.advance(batch)
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _pieces(
-        self, cache: MllamaCache, start: int, end: int
+        self, cache: MllamaCache, batch: Batch
     ) -> Iterator[tuple[int, int, list[PlacedImage]]]:
-        """Positions start .. end cut where other pictures come into sight, and where too long."""
+        """The positions cut where other pictures come into sight, and where too long."""
+        start = batch.starts[0]
+        end = start + batch.counts[0]
+        longest = LONGEST_PIECE if len(batch.wanted) == 1 else MOST_WANTED
         sights = visible_images(cache.images[0], end)
         first = sights[0][0] if sights else end
         for begin, stop, images in [(0, first, []), *sights]:
-            for at in range(max(begin, start), stop, LONGEST_PIECE):
-                yield at, min(at + LONGEST_PIECE, stop), images
+            for at in range(max(begin, start), stop, longest):
+                yield at, min(at + longest, stop), images
 
     def _seen(self, cache: MllamaCache, images: Sequence[PlacedImage]) -> list[Tensor]:
         self._check_images(len(images))
         return list(self._joined(cache, images)) if images else []
 
-    def _step(
-        self, input_ids: Tensor, wanted: Tensor, cache: MllamaCache, cross: list[Tensor]
+    def _piece(
+        self,
+        input_ids: Tensor,
+        start: int,
+        wanted: list[int],
+        cache: MllamaCache,
+        cross: list[Tensor],
     ) -> Tensor:
-        """Logits [1, R, V] of the `wanted` ones of a few new positions; the cache is written."""
-        start = cache.length
-        cache.reserve(start + input_ids.shape[1])
-        cached = [t for layer in cache.layers for t in (layer.key, layer.value)]
+        """Logits [W, V] of the `wanted` ones of a few new positions; the cache is written."""
+        end = start + input_ids.shape[1]
+        cache.reserve(0, end)
         sees = torch.full((1,), 1.0 if cross else 0.0, dtype=self.dtype)
-        arguments = [input_ids, torch.tensor([start]), wanted, sees, *cached]
-        logits, *fresh = self._run("read", [*arguments, *(cross or self._nothing())])
-        for layer, (key, value) in zip(cache.layers, pairs(fresh), strict=True):
-            layer.write_span(start, key, value)
-        return logits
+        arguments = [input_ids, torch.tensor([start]), torch.tensor(wanted), sees]
+        arguments += [*self._cached(cache), *(cross or self._nothing())]
+        logits, *fresh = self._run("read", arguments)
+        for layer, new in zip(cache.layers, pairs(fresh), strict=True):
+            for stored, tensor in zip(layer.row(0), new, strict=True):
+                stored[:, :, start:end] = tensor
+        return logits[0]
 
     def _nothing(self) -> list[Tensor]:
         """In the place of the keys and values of pictures."""

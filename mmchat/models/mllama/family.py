@@ -1,23 +1,132 @@
-"""The descriptor by which the registry knows Mllama."""
+"""Mllama (Llama 3.2 Vision), as the registry knows it."""
 
-from mmchat.models.family import Family
-from mmchat.models.mllama import params, translate
+from __future__ import annotations
 
-FAMILY = Family(
-    model_type="mllama",
-    sections=params.SECTIONS,
-    parse=params.parse,
-    from_hf_config=translate.from_hf_config,
-    from_meta_params=translate.from_meta_params,
-    parameter_count=params.parameter_count,
-    tile_size=params.tile_size,
-    with_tile_size=params.with_tile_size,
-    model="mmchat.models.mllama.model:MllamaForConditionalGeneration",
-    processor="mmchat.models.mllama.processor:MllamaProcessor",
-    weights="mmchat.models.mllama.weights",
-    prompt="mmchat.models.mllama.prompt",
-    documents="mmchat.models.mllama.documents",
-    export="mmchat.models.mllama.export",
-    export_portable="mmchat.models.mllama.export_portable",
-    footprint="mmchat.models.mllama.footprint:footprint",
-)
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from mmchat.models.family import Alpha, Description, Translated
+from mmchat.models.mllama import params, tiling, translate
+from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.footprint import MllamaSizes, footprint
+from mmchat.models.mllama.meta_format import shard_dims
+from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.models.prompt import MediaFacts
+from mmchat.strict_json import Where
+from mmchat.words import size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Drawing
+
+    from mmchat.conversation import Image
+    from mmchat.models.mllama.build import MllamaBuild
+    from mmchat.tokenizers.base import Tokenizer
+
+
+class MllamaFamily:
+    """See mmchat.models.family.Family."""
+
+    model_type = "mllama"
+    sections = params.SECTIONS
+    generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
+    parse = staticmethod(params.parse)
+    to_sections = staticmethod(params.to_sections)
+    from_makers = staticmethod(translate.from_makers)
+    shapes = staticmethod(hf_shapes)
+    shard_axis = staticmethod(shard_dims)
+
+    def from_hub(
+        self,
+        found: Mapping[str, Any],
+        preprocessor: Mapping[str, Any] | None,
+        where: Where,
+        preprocessor_where: Where,
+    ) -> Translated[MllamaConfig]:
+        config = translate.from_hf_config(found, preprocessor, where, preprocessor_where)
+        return Translated(config, is_chat=None)
+
+    def hub_documents(
+        self,
+        config: MllamaConfig,
+        tokenizer: Tokenizer,
+        *,
+        is_chat: bool,
+        dtype: str,
+        generation: Mapping[str, float],
+    ) -> dict[str, dict[str, Any]]:
+        from mmchat.models.mllama.documents import hf_documents, token_ids
+
+        return hf_documents(config, dtype, generation, token_ids(tokenizer, is_chat=is_chat))
+
+    def sizes(self, config: MllamaConfig) -> MllamaSizes:
+        return footprint(config)
+
+    def describe(self, config: MllamaConfig) -> Description:
+        vision, text = config.vision_config, config.text_config
+        tile_bytes = 2 * footprint(config).cache_per_tile
+        own, cross = len(text.self_attention_layers), len(text.cross_attention_layers)
+        tiles = f"tiles of {vision.image_size} px"
+        return Description(
+            image_size=vision.image_size,
+            pictures=tiles,
+            lines=(
+                (
+                    "vision",
+                    f"{vision.num_hidden_layers} + {vision.num_global_layers} layers of"
+                    f" {vision.hidden_size:,}; up to {vision.max_num_tiles} {tiles},"
+                    f" {vision.tokens_per_tile:,} tokens each",
+                ),
+                (
+                    "text",
+                    f"{own} self- and {cross} cross-attention layers of {text.hidden_size:,};"
+                    f" {text.vocab_size:,} tokens, context {text.max_position_embeddings:,}",
+                ),
+            ),
+            details={
+                "vision": {
+                    "layers": vision.num_hidden_layers,
+                    "global_layers": vision.num_global_layers,
+                    "hidden_size": vision.hidden_size,
+                    "tile_size": vision.image_size,
+                    "patch_size": vision.patch_size,
+                    "max_num_tiles": vision.max_num_tiles,
+                    "tokens_per_tile": vision.tokens_per_tile,
+                },
+                "text": {
+                    "self_attention_layers": own,
+                    "cross_attention_layers": cross,
+                    "hidden_size": text.hidden_size,
+                    "vocab_size": text.vocab_size,
+                    "context": text.max_position_embeddings,
+                },
+            },
+            cache_lines=(("pictures", f"{size(tile_bytes)} a tile in bfloat16"),),
+            cache_details={"cache_bytes_per_tile": tile_bytes},
+        )
+
+    def facts(self, config: MllamaConfig, height: int, width: int) -> MediaFacts:
+        return tiling.facts(config.vision_config, height, width)
+
+    def draw(self, config: MllamaConfig, image: Image) -> Drawing:
+        from mmchat.models.mllama.tile_preview import draw_tile_preview
+
+        return draw_tile_preview(image, config.vision_config)
+
+    def picture_size(self, config: MllamaConfig, cells: int) -> tuple[int, int] | None:
+        return tiling.picture_size(config.vision_config, cells)
+
+    def alpha(self, config: MllamaConfig, checkpoint_format: str) -> Alpha:
+        rule = config.image_processor.alpha
+        if rule == "checkpoint":
+            return "drop" if checkpoint_format == "meta" else "white"
+        return rule
+
+    def with_alpha(self, config: MllamaConfig, alpha: Alpha) -> MllamaConfig:
+        return replace(config, image_processor=replace(config.image_processor, alpha=alpha))
+
+    def build(self) -> MllamaBuild:
+        from mmchat.models.mllama.build import MllamaBuild
+
+        return MllamaBuild()

@@ -3,105 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.weights import hf_shapes
-
-# When a weight is read: for each token, for each token after a picture, or seldom (once a picture,
-# or of a table some rows).
-Reading = Literal["token", "token after a picture", "seldom"]
-# linear_bytes(part, rows, columns): bytes of a linear layer's weight [rows, columns]; part is
-# "text", "head" or "vision".
-LinearBytes = Callable[[str, int, int], int]
+from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.models.mllama.tiling import facts
+from mmchat.models.prompt import MediaFacts
+from mmchat.models.sizes import Part, Reading, Sizes
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of a model. kind: "text", "head", "vision" or "embedding".
+class MllamaSizes(Sizes):
+    """Sizes of one Mllama.
 
-    linears: [rows, columns] of the weights of its linear layers; other: all its other parameters.
-    """
-
-    name: str
-    kind: str
-    reading: Reading
-    linears: tuple[tuple[int, int], ...]
-    other: int
-
-    @property
-    def parameters(self) -> int:
-        return sum(map(math.prod, self.linears)) + self.other
-
-    def bytes(self, item_bytes: int, linear_bytes: LinearBytes | None = None) -> int:
-        """Bytes in a dtype of `item_bytes`, but for linear layers that `linear_bytes` counts."""
-        if linear_bytes is None:
-            return self.parameters * item_bytes
-        linears = sum(linear_bytes(self.kind, *shape) for shape in self.linears)
-        return linears + self.other * item_bytes
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Sizes of one model. Cache sizes are numbers stored: keys and values of all layers together.
-
-    cache_per_token: for one text position in self-attention. cache_per_tile: for one tile of a
-    picture in cross-attention. once_a_picture: linear layers of the cross-attention layers that
-    only make those.
+    cache_per_tile: numbers stored for one tile of a picture, keys and values of all layers of
+    cross-attention together.
     """
 
     config: MllamaConfig
-    parts: tuple[Part, ...]
-    cache_per_token: int
     cache_per_tile: int
-    once_a_picture: tuple[tuple[int, int], ...]
 
-    @property
-    def parameters(self) -> int:
-        return sum(part.parameters for part in self.parts)
+    def picture_numbers(self, picture: MediaFacts) -> int:
+        return self.cache_per_tile * math.prod(picture.grid)
 
-    @property
-    def most_tiles(self) -> int:
-        """Tiles of the largest picture."""
-        return self.config.vision_config.max_num_tiles
-
-    def loaded_parts(self, *, text_only: bool) -> tuple[Part, ...]:
-        """text_only leaves out vision and cross-attention."""
-        return tuple(
-            part
-            for part in self.parts
-            if not text_only or (part.kind != "vision" and part.reading != "token after a picture")
-        )
-
-    def token_linears(self, *, pictures: bool) -> list[tuple[str, int, int]]:
-        """(kind, rows, columns) of the linear layers that decoding one token reads.
-
-        pictures: there is one in the conversation.
-        """
-        read = [(part.kind, *shape) for part in self._read(pictures) for shape in part.linears]
-        for shape in self.once_a_picture if pictures else ():
-            read.remove(("text", *shape))
-        return read
-
-    def token_others(self, *, pictures: bool) -> int:
-        """Parameters outside of linear layers that decoding one token reads."""
-        return sum(part.other for part in self._read(pictures))
-
-    def _read(self, pictures: bool) -> list[Part]:
-        readings = ("token", "token after a picture")[: 1 + pictures]
-        return [part for part in self.parts if part.reading in readings]
-
-    def encode_bytes(self, tiles: int, item_bytes: int, *, wide_products: bool = False) -> int:
-        """Most memory at a time, beyond weights and caches, while a picture is encoded.
-
-        wide_products: linear layers make float32 copies of what they read and write.
-        """
+    def encode_bytes(
+        self, picture: MediaFacts, item_bytes: int, *, wide_products: bool = False
+    ) -> int:
         vision, text = self.config.vision_config, self.config.text_config
-        tiles = min(tiles, vision.max_num_tiles)
-        if not tiles:
-            return 0
+        tiles = math.prod(picture.grid)
         width, inner = vision.hidden_size, vision.intermediate_size
         seen = tiles * vision.tokens_per_tile
         computed = seen + tiles
@@ -119,7 +48,6 @@ class Footprint:
     def prefill_bytes(
         self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
     ) -> int:
-        """Most memory at a time, beyond weights and caches, while a prompt is read in one pass."""
         text = self.config.text_config
         inner, width = text.intermediate_size, text.hidden_size
         # gate, up and their product; the input, its norm, the sum so far, and that of the block
@@ -130,7 +58,7 @@ class Footprint:
         return numbers * item_bytes + rotation + logits + wide
 
 
-def footprint(config: MllamaConfig) -> Footprint:
+def footprint(config: MllamaConfig) -> MllamaSizes:
     """Sizes that follow from the configuration alone."""
     linears: dict[str, list[tuple[int, int]]] = {}
     others: dict[str, int] = {}
@@ -144,18 +72,17 @@ def footprint(config: MllamaConfig) -> Footprint:
                 once.append((shape[0], shape[1]))
         else:
             others[part] = others.get(part, 0) + math.prod(shape)
-    text = config.text_config
+    vision, text = config.vision_config, config.text_config
     keys_and_values = 2 * text.num_key_value_heads * text.head_dim
-    return Footprint(
+    return MllamaSizes(
         config=config,
         parts=tuple(
             Part(name, *_KINDS[name], tuple(shapes), others.get(name, 0))
             for name, shapes in linears.items()
         ),
         cache_per_token=keys_and_values * len(text.self_attention_layers),
-        cache_per_tile=keys_and_values
-        * len(text.cross_attention_layers)
-        * config.vision_config.tokens_per_tile,
+        cache_per_tile=keys_and_values * len(text.cross_attention_layers) * vision.tokens_per_tile,
+        largest_picture=facts(vision, vision.image_size, vision.max_num_tiles * vision.image_size),
         once_a_picture=tuple(once),
     )
 

@@ -8,29 +8,15 @@ like any pixel, so padding inside a tile is -mean/std and not 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 
 from mmchat.conversation import Image
-from mmchat.models.mllama.config import VisionConfig
+from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
 from mmchat.models.mllama.tiling import TileLayout, layout_facts, layout_of
 from mmchat.models.prompt import MediaFacts
-
-
-@dataclass(frozen=True)
-class ImageProcessorConfig:
-    """Normalisation per channel (red, green, blue) on the scale 0..1, and the rule for alpha.
-
-    alpha: "white" composites transparent pictures over white, as the Hub's processor does; "drop"
-    ignores the alpha channel, as Meta's does. The rule acts when the picture is opened.
-    """
-
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    alpha: Literal["white", "drop"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +32,11 @@ class TiledImage:
     layout: TileLayout
     content_hash: str
     facts: MediaFacts
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """`pixel_values` and the aspect ratio id [1]."""
+        return self.pixel_values, torch.tensor([self.layout.aspect_ratio_id])
 
 
 def preprocess(

@@ -6,43 +6,27 @@ models (2024), section 7, and Meta's reference implementation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from mmchat.models.base import Block
+from mmchat.models.base import Batch, Block, Cache
 from mmchat.models.mllama.blocks import compilable_blocks
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage
+from mmchat.models.mllama.cache import MllamaCache, own
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import (
     CrossAttentionLayer,
-    CrossSegment,
-    KeyValue,
     LanguageModel,
+    SeenSteps,
     SelfAttention,
 )
 from mmchat.models.mllama.vision import VisionModel
+from mmchat.models.prompt import Media
+from mmchat.nn.attention import KeyValue
+from mmchat.nn.kv_cache import Spans, past_steps
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import GatedMLP
-
-if TYPE_CHECKING:
-    from mmchat.models.mllama.image_processor import TiledImage
-
-
-@dataclass(frozen=True, eq=False)
-class MllamaInputs:
-    """New positions of a batch.
-
-    input_ids: [B, S], rows padded on the right. lengths: real positions of each row.
-    images: for each row, (position of its image token in the whole text, picture), in order.
-    """
-
-    input_ids: Tensor
-    lengths: tuple[int, ...]
-    images: tuple[tuple[tuple[int, TiledImage], ...], ...]
 
 
 class MllamaForConditionalGeneration(nn.Module):
@@ -66,9 +50,11 @@ class MllamaForConditionalGeneration(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.language_model.model.norm.weight.dtype
 
-    def new_cache(self, batch: int, capacity: int) -> MllamaCache:
-        """An empty cache for `batch` rows with room for `capacity` positions."""
-        return MllamaCache(self.config.text_config, batch, capacity, self.device, self.dtype)
+    def new_cache(self, slots: int, positions: int) -> MllamaCache:
+        """An empty cache of so many rows, with room for `positions` in each."""
+        text, device = self.config.text_config, self.device
+        fixed = device.type == "cuda"
+        return MllamaCache(text, slots, positions, device, self.dtype, fixed=fixed)
 
     def vision_states(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """What the text sees of pictures with equal tile counts.
@@ -85,108 +71,78 @@ class MllamaForConditionalGeneration(nn.Module):
             if isinstance(layer, CrossAttentionLayer)
         ]
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        segments: Sequence[CrossSegment] = (),
-        states: Sequence[Tensor] = (),
-    ) -> Tensor:
-        """Logits of every position, without a cache; differentiable.
+    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+        """Put a picture into the cache; each next() computes one layer."""
+        tiles, ratio = media.tensors
+        tiles, ratio = tiles[None].to(self.device, self.dtype), ratio.to(self.device)
+        features: list[Tensor] = []
+        yield from self.vision_model.slices(tiles, ratio, features)
+        states = self.multi_modal_projector(features.pop())
+        own(cache).keep_media(media.content_hash, self.cross_key_values(states))
 
-        input_ids: [B, S]. states: vision states [N, E] of the pictures that the segments index.
-        -> float32 [B, S, V]
+    def forward(self, batch: Batch, cache: Cache) -> Tensor:
+        """Read new positions of several rows into the cache; float32 logits [W, V].
+
+        Differentiable for rows that start at 0, pictures included. Raises ValueError if a row does
+        not start where its slot ends.
         """
-        images = self._images_by_layer(states)
-        hidden = self.language_model.model(input_ids, segments, images)
-        return self.language_model.lm_head(hidden).float()
-
-    def _images_by_layer(self, states: Sequence[Tensor]) -> list[list[KeyValue]]:
-        """Project pictures of equal size together: [layer][picture] -> [G, N, D] twice."""
-        if states and all(s.shape == states[0].shape for s in states):
-            layers = self.cross_key_values(torch.stack(tuple(states)))
-            return [list(zip(key, value, strict=True)) for key, value in layers]
-        each = [self.cross_key_values(s[None]) for s in states]
-        return [[(k[0], v[0]) for k, v in layer] for layer in zip(*each, strict=True)]
-
-    @torch.inference_mode()
-    def encode_images(self, inputs: MllamaInputs, cache: MllamaCache) -> int:
-        """Encode the pictures of `inputs` that the cache does not hold; how many there were."""
-        encoded = 0
-        for _, image in (placed for row in inputs.images for placed in row):
-            if image.content_hash in cache.encoded:
-                cache.encoded.move_to_end(image.content_hash)
-                continue
-            tiles = image.pixel_values[None].to(self.device, self.dtype)
-            ratio = torch.tensor([image.layout.aspect_ratio_id], device=self.device)
-            key_values = self.cross_key_values(self.vision_states(tiles, ratio))
-            cache.add_encoded(image.content_hash, [(k[0], v[0]) for k, v in key_values])
-            encoded += 1
-        return encoded
-
-    @torch.inference_mode()
-    def prefill(self, inputs: MllamaInputs, cache: MllamaCache) -> Tensor:
-        """Read new positions; float32 logits [B, V] of each row's last one.
-
-        The rows of a batch start together: at 0, or all at the same length.
-        """
-        start = cache.length
-        if min(cache.lengths) != start:
-            raise ValueError(f"rows of lengths {cache.lengths} cannot be continued together")
-        self.encode_images(inputs, cache)
-        cache.reserve(start + inputs.input_ids.shape[1])
-        for row, images in enumerate(inputs.images):
-            cache.place(row, [PlacedImage(at, image.content_hash) for at, image in images])
-        segments, images = cache.segments(start, inputs.lengths)
-        text = self.language_model.model
-        hidden = text(inputs.input_ids.to(self.device), segments, images, cache.layers, start)
-        rows = torch.arange(len(inputs.lengths), device=self.device)
-        last = torch.tensor(inputs.lengths, device=self.device) - 1
-        cache.advance(inputs.lengths)
-        return self.language_model.lm_head(hidden[rows, last]).float()
-
-    @torch.inference_mode()
-    def decode(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
-        """Read one more token a row, token_ids: [B, 1]; float32 logits [B, V]."""
-        return self.verify(token_ids, cache)[:, -1]
-
-    @torch.inference_mode()
-    def verify(self, token_ids: Tensor, cache: MllamaCache) -> Tensor:
-        """Read the next tokens of each row, token_ids: [B, S]; float32 logits [B, S, V] of all.
-
-        None of them is an image token.
-        """
-        count = token_ids.shape[1]
-        cache.reserve(cache.length + count)
-        images = cache.decode_images()
-        logits = self.verify_step(
-            token_ids,
-            cache.positions,
-            [(layer.key, layer.value) for layer in cache.layers],
-            images.key_values if images else None,
-            images.mask if images else None,
-            images.sees_images if images else None,
-        )
-        cache.advance_all(count)
+        rows = own(cache)
+        batch.check(rows.lengths)
+        for row in batch.rows():
+            rows.reserve(row.slot, row.end)
+        logits = self._step(batch, rows) if rows.is_step(batch) else self._read(batch, rows)
+        rows.advance(batch)
         return logits
 
-    def decode_step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
-        """`decode` as a function of tensors with static shapes; arguments as of `verify_step`."""
-        return self.verify_step(token_ids, *tensors)[:, -1]
+    def _read(self, batch: Batch, cache: MllamaCache) -> Tensor:
+        """Rows of any lengths."""
+        spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
+        positions = spans.positions(self.device)
+        text = self.language_model
+        hidden = text.model(batch.token_ids, positions, cache.past(spans), cache.seen(batch))
+        if not batch.wants_all:
+            hidden = hidden[list(batch.wanted)]
+        return text.lm_head(hidden).float()
 
-    def verify_step(
+    def _step(self, batch: Batch, cache: MllamaCache) -> Tensor:
+        """A few next tokens of each row; in fixed slots all slots are computed."""
+        token_ids = batch.token_ids.view(len(batch.slots), -1)
+        if not cache.fixed:
+            [slot] = batch.slots
+            cached = [layer.row(slot) for layer in cache.layers]
+            positions = cache.positions[slot : slot + 1]
+            seen = cache.seen_steps(batch.slots, batch.starts)
+            return self.step(token_ids, positions, cached, seen)
+        rows = list(batch.slots)
+        cache.reserve(0, max(cache.lengths) + token_ids.shape[1])
+        every = token_ids.new_zeros(len(cache.lengths), token_ids.shape[1])
+        every[rows] = token_ids
+        cached = [layer.whole[0] for layer in cache.layers]
+        seen = cache.seen_steps(range(len(cache.lengths)), cache.lengths)
+        logits = self.step(every, cache.positions, cached, seen)
+        return logits.unflatten(0, every.shape)[rows].flatten(0, 1)
+
+    def step(
         self,
         token_ids: Tensor,
-        positions: Tensor,
+        starts: Tensor,
         cached: Sequence[KeyValue],
-        cross: Sequence[KeyValue] | None,
-        cross_mask: Tensor | None = None,
-        sees_images: Tensor | None = None,
+        seen: Sequence[SeenSteps],
+        length: int | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """`verify` as a function of tensors with static shapes; arguments as in TextModel.step."""
-        hidden = self.language_model.model.step(
-            token_ids, positions, cached, cross, cross_mask, sees_images
-        )
-        return self.language_model.lm_head(hidden).float()
+        """`forward` as a function of static tensors: the next positions of R rows.
+
+        token_ids: [R, S] at starts .. starts + S, starts: [R] -> float32 [R·S, V], or [W, V] of the
+        `wanted` ones. cached: keys and values [R, G, L, D] of each self-attention layer, written in
+        place. seen: one for each cross-attention layer; none skips these layers. length: how many
+        of the L positions hold a row once these are written; all if None.
+        """
+        positions = starts[:, None] + torch.arange(token_ids.shape[1], device=starts.device)
+        past = past_steps(cached, positions, length or cached[0][0].shape[2])
+        text = self.language_model
+        hidden = text.model(token_ids.flatten(), positions.flatten(), past, seen)
+        return text.lm_head(hidden if wanted is None else hidden[wanted]).float()
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""

@@ -1,43 +1,22 @@
-"""The Mllama sections of a params file: JSON to MllamaConfig, with ranges, and parameter counts."""
+"""The Mllama sections of a params file: JSON to MllamaConfig, with ranges, and back."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from mmchat.errors import quoted
-from mmchat.models.family import FamilyParams
 from mmchat.models.mllama.config import (
+    ImageProcessorConfig,
     MllamaConfig,
     RopeScaling,
     TextConfig,
     VisionConfig,
 )
-from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.strict_json import Where, check_keys, parse_dataclass
 
 SECTIONS = ("vision_config", "text_config", "image_processor")
-
-
-@dataclass(frozen=True)
-class ImageProcessorParams:
-    """Normalisation per channel on the scale 0..1, and the rule for transparent pictures.
-
-    alpha: "white" composites over white, "drop" ignores alpha, "checkpoint" does as the makers of
-    the checkpoint's format do.
-    """
-
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    alpha: Literal["checkpoint", "white", "drop"]
-
-    def alpha_for(self, checkpoint_format: str) -> Literal["white", "drop"]:
-        """The rule for a checkpoint in the Hub's format ("hf") or Meta's ("meta")."""
-        if self.alpha == "checkpoint":
-            return "drop" if checkpoint_format == "meta" else "white"
-        return self.alpha
 
 
 _EPS = (1e-12, 1e-2)
@@ -73,11 +52,11 @@ _BOUNDS = {
         "high_freq_factor": (1e-3, 1e3),
         "original_max_position_embeddings": (16, 2**24),
     },
-    ImageProcessorParams: {"image_mean": (0.0, 1.0), "image_std": (1e-3, 1.0)},
+    ImageProcessorConfig: {"image_mean": (0.0, 1.0), "image_std": (1e-3, 1.0)},
 }
 
 
-def parse(sections: Mapping[str, Any], where: Where) -> FamilyParams:
+def parse(sections: Mapping[str, Any], where: Where) -> MllamaConfig:
     """The family's sections of one of our params files; ParamsError names the key."""
     check_keys(sections, SECTIONS, (), where)
     vision = parse_dataclass(
@@ -85,12 +64,16 @@ def parse(sections: Mapping[str, Any], where: Where) -> FamilyParams:
     )
     text = parse_dataclass(TextConfig, sections["text_config"], where.child("text_config"), _BOUNDS)
     processor = parse_dataclass(
-        ImageProcessorParams, sections["image_processor"], where.child("image_processor"), _BOUNDS
+        ImageProcessorConfig, sections["image_processor"], where.child("image_processor"), _BOUNDS
     )
-    config = MllamaConfig(vision, text)
     _check_vision(vision, where.child("vision_config"))
     _check_text(text, where.child("text_config"))
-    return FamilyParams(config, processor)
+    return MllamaConfig(vision, text, processor)
+
+
+def to_sections(config: MllamaConfig) -> dict[str, Any]:
+    """The JSON that `parse` reads."""
+    return asdict(config)
 
 
 def _check_vision(config: VisionConfig, where: Where) -> None:
@@ -126,18 +109,3 @@ def _check_layers(config: VisionConfig | TextConfig, key: str, where: Where) -> 
         raise where.child(key).fail(
             f"expected rising layer numbers from 0 to {layers - 1}, found {quoted(list(indices))}"
         )
-
-
-def tile_size(config: MllamaConfig) -> int:
-    """Side of one tile in pixels."""
-    return config.vision_config.image_size
-
-
-def with_tile_size(config: MllamaConfig, size: int) -> MllamaConfig:
-    """The same sizes but for the tiles."""
-    return replace(config, vision_config=replace(config.vision_config, image_size=size))
-
-
-def parameter_count(config: MllamaConfig) -> int:
-    """Parameters of the model in the Hub's format, where tile tables hold one row per canvas."""
-    return sum(map(math.prod, hf_shapes(config).values()))

@@ -6,14 +6,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
-
 from mmchat.conversation import Image, Message
 from mmchat.models.mllama import prompt, tiling
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess
-from mmchat.models.mllama.model import MllamaInputs
-from mmchat.models.mllama.params import ImageProcessorParams
+from mmchat.models.mllama.image_processor import TiledImage, preprocess
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.tokenizers.base import Tokenizer
 
@@ -24,18 +20,11 @@ class MllamaProcessor:
     """Builds prompts for one model (models.prompt.Processor). Recent pictures are kept as tiles."""
 
     def __init__(
-        self,
-        config: MllamaConfig,
-        image_params: ImageProcessorParams,
-        tokenizer: Tokenizer,
-        alpha: Literal["white", "drop"],
+        self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
     ) -> None:
         self.config = config
         self.alpha: Literal["white", "drop"] = alpha
         self.tokenizer = tokenizer
-        self._image_config = ImageProcessorConfig(
-            image_params.image_mean, image_params.image_std, alpha
-        )
         self.stop_ids = prompt.stop_ids(tokenizer)
         self._tiled: OrderedDict[str, TiledImage] = OrderedDict()
 
@@ -49,12 +38,6 @@ class MllamaProcessor:
     def facts(self, image: Image) -> MediaFacts:
         return tiling.facts(self.config.vision_config, image.height, image.width)
 
-    def inputs(self, whole: Prompt, start: int) -> MllamaInputs:
-        """Positions of `whole` from `start` on, as a batch of one row."""
-        new_ids = torch.tensor([whole.token_ids[start:]])
-        images = tuple((p.position, p.media) for p in whole.media if p.position >= start)
-        return MllamaInputs(new_ids, (new_ids.shape[1],), (images,))  # type: ignore[arg-type]
-
     def _with_tiles(self, ids: prompt.PromptIds) -> Prompt:
         pictures = zip(ids.image_positions, ids.images, strict=True)
         media = tuple(PlacedMedia(at, 1, self._tile(image)) for at, image in pictures)
@@ -63,7 +46,7 @@ class MllamaProcessor:
     def _tile(self, image: Image) -> TiledImage:
         if image.content_hash not in self._tiled:
             self._tiled[image.content_hash] = preprocess(
-                image, self.config.vision_config, self._image_config
+                image, self.config.vision_config, self.config.image_processor
             )
             while len(self._tiled) > TILED_IMAGES_KEPT:
                 self._tiled.popitem(last=False)

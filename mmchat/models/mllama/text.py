@@ -1,44 +1,94 @@
 """The text decoder: Llama 3 self-attention layers with gated cross-attention layers among them.
 
-Cross-attention needs no mask. A position sees all valid tiles of its group of pictures and nothing
-else, and nothing in a group is causal, so the caller splits the text into segments, each with the
-keys and values of its group. Positions before the first picture skip the layer: it is the identity.
+Text lies flat: N positions of any number of rows, one behind the other. Which of them attend to
+what is the matter of what a layer is given: nn.kv_cache for the text before, and `Seen` for
+pictures. Cross-attention needs no mask: a position sees all valid tiles of its group of pictures
+and nothing else, and nothing in a group is causal. Positions before the first picture skip the
+layer: it is the identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, TextConfig
-from mmchat.nn.attention import attend, merge_heads, split_heads
-from mmchat.nn.kv_cache import LayerCache
+from mmchat.nn.attention import KeyValue, Row, attend, attend_rows, split_heads
+from mmchat.nn.kv_cache import Past
 from mmchat.nn.linear import Linear, fuse
 from mmchat.nn.mlp import GatedMLP
 from mmchat.nn.norm import RMSNorm
 from mmchat.nn.rope import RotaryEmbedding, rotate
 
-KeyValue = tuple[Tensor, Tensor]
+
+class Seen(Protocol):
+    """What a cross-attention layer reads of the pictures, and for which of the N positions."""
+
+    def take(self, x: Tensor) -> Tensor:
+        """The positions that the layer computes. [N, E] -> [M, E]"""
+        ...
+
+    def attend(self, query: Tensor) -> Tensor:
+        """query: [M, H, D] -> [M, H, D]"""
+        ...
+
+    def put(self, x: Tensor, read: Tensor) -> Tensor:
+        """x [N, E], with the layer's output [M, E] at the positions that see a picture."""
+        ...
 
 
-@dataclass(frozen=True)
-class CrossSegment:
-    """Positions start..end of the batch rows `rows`, which see the same number of vision tokens.
+class SeenRows:
+    """Positions of rows of any lengths, each stretch with its own pictures.
 
-    images: for each row, the indices of the pictures that it sees.
+    stretches: each with `count` of the taken positions. index: [M], those positions; None: all N.
     """
 
-    rows: tuple[int, ...]
-    start: int
-    end: int
-    images: tuple[tuple[int, ...], ...]
+    def __init__(self, stretches: Sequence[Row], index: Tensor | None) -> None:
+        self._stretches = stretches
+        self._index = index
+
+    def take(self, x: Tensor) -> Tensor:
+        return x if self._index is None else x[self._index]
+
+    def attend(self, query: Tensor) -> Tensor:
+        return attend_rows(query, self._stretches)
+
+    def put(self, x: Tensor, read: Tensor) -> Tensor:
+        return read if self._index is None else x.index_copy(0, self._index, read)
+
+
+class SeenSteps(NamedTuple):
+    """R rows that read S positions each, as tensors: all are computed.
+
+    key, value: [R, G, M, D], of the last group of pictures of each row. mask: [R, 1, 1 or S, M],
+    None if all rows see M tokens. sees: [R, 1 or S, 1], which see a picture; None if all do.
+    """
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    sees: Tensor | None
+
+    def take(self, x: Tensor) -> Tensor:
+        return x
+
+    def attend(self, query: Tensor) -> Tensor:
+        query = query.unflatten(0, (self.key.shape[0], -1)).transpose(1, 2)
+        read = attend(query, self.key, self.value, mask=self.mask)
+        return read.transpose(1, 2).flatten(0, 1)
+
+    def put(self, x: Tensor, read: Tensor) -> Tensor:
+        if self.sees is None:
+            return read
+        x, read = (y.unflatten(0, (self.key.shape[0], -1)) for y in (x, read))
+        return torch.where(self.sees, read, x).flatten(0, 1)
 
 
 class SelfAttention(nn.Module):
-    """Causal grouped-query attention with rotary positions. x: [B, S, E] -> [B, S, E]."""
+    """Causal grouped-query attention with rotary positions. x: [N, E] -> [N, E]."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -55,51 +105,20 @@ class SelfAttention(nn.Module):
         """Read query, key and value in one product; their own layers go."""
         fuse(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated query and key heads, and value heads: [B, H, S, D], [B, G, S, D] twice."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past) -> Tensor:
         if self.qkv_proj is None:
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         else:
             query, key, value = self.qkv_proj(x).split(self.sizes, dim=-1)
-        query = rotate(split_heads(query, self.head_dim), cos, sin)
-        key = rotate(split_heads(key, self.head_dim), cos, sin)
-        return query, key, split_heads(value, self.head_dim)
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None, start: int
-    ) -> Tensor:
-        """Attend from positions start .. start + S to those before them and each other."""
-        query, key, value = self.project(x, cos, sin)
-        if cache is not None:
-            cache.write_span(start, key, value)
-        if start == 0 or cache is None:
-            return self.o_proj(merge_heads(attend(query, key, value, causal=True)))
-        end = start + x.shape[1]
-        columns = torch.arange(end, device=x.device)
-        mask = columns <= columns[start:, None]  # [S, end]
-        key, value = cache.key[:, :, :end], cache.value[:, :, :end]
-        return self.o_proj(merge_heads(attend(query, key, value, mask=mask[None, None])))
-
-    def step(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
-    ) -> Tensor:
-        """The next tokens of each row, x: [B, S, E]; keys and values go to positions: [B, S].
-
-        cached: [B, G, L, D] twice. mask: [B, 1, S, N], True up to and including the position; the
-        first N positions are read.
-        """
-        query, key, value = self.project(x, cos, sin)
-        rows = torch.arange(x.shape[0], device=x.device)[:, None]
-        cached[0][rows, :, positions] = key.transpose(1, 2)
-        cached[1][rows, :, positions] = value.transpose(1, 2)
-        key, value = (stored[:, :, : mask.shape[-1]] for stored in cached)
-        return self.o_proj(merge_heads(attend(query, key, value, mask=mask)))
+        query, key, value = (y.view(len(x), -1, self.head_dim) for y in (query, key, value))
+        attended = past.attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
+        return self.o_proj(attended.flatten(1))
 
 
 class CrossAttention(nn.Module):
     """Attention from text to vision tokens, without positions; query and key heads are normalised.
 
-    x: [B, S, E], key, value: [B, G, N, D] -> [B, S, E].
+    x: [M, E] -> [M, E].
     """
 
     def __init__(self, config: TextConfig) -> None:
@@ -118,9 +137,9 @@ class CrossAttention(nn.Module):
         key = self.k_norm(split_heads(self.k_proj(states), self.head_dim))
         return key, split_heads(self.v_proj(states), self.head_dim)
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        query = self.q_norm(split_heads(self.q_proj(x), self.head_dim))
-        return self.o_proj(merge_heads(attend(query, key, value, mask=mask)))
+    def forward(self, x: Tensor, seen: Seen) -> Tensor:
+        query = self.q_norm(self.q_proj(x).view(len(x), -1, self.head_dim))
+        return self.o_proj(seen.attend(query).flatten(1))
 
 
 class SelfAttentionLayer(nn.Module):
@@ -133,20 +152,9 @@ class SelfAttentionLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def mlp_branch(self, x: Tensor) -> Tensor:
-        """Add the gated MLP. x: [B, S, E] -> [B, S, E]."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)
         return x + self.mlp(self.post_attention_layernorm(x))
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: LayerCache | None, start: int
-    ) -> Tensor:
-        return self.mlp_branch(x + self.self_attn(self.input_layernorm(x), cos, sin, cache, start))
-
-    def step(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: KeyValue, positions: Tensor, mask: Tensor
-    ) -> Tensor:
-        attended = self.self_attn.step(self.input_layernorm(x), cos, sin, cached, positions, mask)
-        return self.mlp_branch(x + attended)
 
 
 class CrossAttentionLayer(nn.Module):
@@ -161,55 +169,12 @@ class CrossAttentionLayer(nn.Module):
         self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        attended = self.cross_attn(self.input_layernorm(x), key, value, mask)
-        x = x + self.cross_attn_attn_gate.tanh() * attended
-        return x + self.cross_attn_mlp_gate.tanh() * self.mlp(self.post_attention_layernorm(x))
-
-    def step(
-        self,
-        x: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        sees_images: Tensor | None,
-    ) -> Tensor:
-        """The next tokens of each row; rows that see no picture pass. As in TextModel.step."""
-        read = self(x, key, value, mask)
-        return read if sees_images is None else torch.where(sees_images, read, x)
-
-    def forward_segments(
-        self, x: Tensor, segments: Sequence[CrossSegment], images: Sequence[KeyValue]
-    ) -> Tensor:
-        """Run the block on the segments of x: [B, S, E] and leave all other positions alone.
-
-        images: for each picture its keys and values [G, N, D].
-        """
-        out = x
-        for segment in segments:
-            key, value = gather_images(segment.images, images)
-            rows = list(segment.rows)
-            if len(rows) == x.shape[0] and segment.start == 0 and segment.end == x.shape[1]:
-                return self(x, key, value)
-            if out is x:
-                out = x.clone()
-            part = x[rows, segment.start : segment.end]
-            out[rows, segment.start : segment.end] = self(part, key, value)
-        return out
-
-
-def gather_images(wanted: Sequence[Sequence[int]], images: Sequence[KeyValue]) -> KeyValue:
-    """Keys and values of each row's pictures, one after the other: [rows, G, N, D] twice."""
-    rows = []
-    for which in (0, 1):
-        parts = [
-            images[indices[0]][which]
-            if len(indices) == 1
-            else torch.cat([images[i][which] for i in indices], dim=1)
-            for indices in wanted
-        ]
-        rows.append(parts[0][None] if len(parts) == 1 else torch.stack(parts))
-    return rows[0], rows[1]
+    def forward(self, x: Tensor, seen: Seen) -> Tensor:
+        read = seen.take(x)
+        attended = self.cross_attn(self.input_layernorm(read), seen)
+        read = read + self.cross_attn_attn_gate.tanh() * attended
+        branch = self.mlp(self.post_attention_layernorm(read))
+        return seen.put(x, read + self.cross_attn_mlp_gate.tanh() * branch)
 
 
 class TextModel(nn.Module):
@@ -233,63 +198,24 @@ class TextModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        segments: Sequence[CrossSegment],
-        images: Sequence[Sequence[KeyValue]],
-        caches: Sequence[LayerCache] | None = None,
-        start: int = 0,
-    ) -> Tensor:
-        """input_ids: [B, S] at positions start .. start + S -> normalised hidden states [B, S, E].
-
-        images[j][i]: keys and values of picture i for the j-th cross-attention layer.
-        caches: one for each self-attention layer; they are read up to `start` and written.
-        """
-        x = self.embed_tokens(input_ids)
-        positions = torch.arange(start, start + input_ids.shape[1], device=x.device)[None]
-        cos, sin = self.rotary(positions)
-        cross = own = 0
-        for layer in self.layers:
-            if isinstance(layer, CrossAttentionLayer):
-                if segments:
-                    x = layer.forward_segments(x, segments, images[cross])
-                cross += 1
-            else:
-                x = layer(x, cos, sin, caches[own] if caches else None, start)
-                own += 1
-        return self.norm(x)
-
-    def step(
-        self,
-        input_ids: Tensor,
+        token_ids: Tensor,
         positions: Tensor,
-        cached: Sequence[KeyValue],
-        cross: Sequence[KeyValue] | None,
-        cross_mask: Tensor | None,
-        sees_images: Tensor | None,
-        length: int | None = None,
+        past: Sequence[Past],
+        seen: Sequence[Seen],
     ) -> Tensor:
-        """The next tokens of each row, input_ids: [B, S] -> normalised hidden states [B, S, E].
+        """token_ids, positions: [N] -> normalised hidden states [N, E].
 
-        positions: [B], where each row goes on. S is 1 in decoding, a few in verifying a draft.
-        cached: self-attention keys and values [B, G, L, D], one pair a layer, written in place.
-        cross: keys and values [B, G, N, D] of the last group of pictures, one pair for each
-        cross-attention layer; None skips those layers. cross_mask: [B, 1, 1 or S, N], None if all
-        rows see N tokens. sees_images: [B, 1 or S, 1], None if all do. length: how many positions
-        of the cache hold a row once these are written, all if None.
+        past: one for each self-attention layer. seen: one for each cross-attention layer; without
+        any these layers are skipped.
         """
-        x = self.embed_tokens(input_ids)
-        positions = positions[:, None] + torch.arange(input_ids.shape[1], device=x.device)
+        x = self.embed_tokens(token_ids)
         cos, sin = self.rotary(positions)
-        columns = torch.arange(length or cached[0][0].shape[2], device=x.device)
-        mask = (columns <= positions[..., None])[:, None]
-        crossed = own = 0
+        own, cross = iter(past), iter(seen)
         for layer in self.layers:
             if isinstance(layer, SelfAttentionLayer):
-                x = layer.step(x, cos, sin, cached[own], positions, mask)
-                own += 1
-            elif isinstance(layer, CrossAttentionLayer) and cross is not None:
-                x = layer.step(x, *cross[crossed], cross_mask, sees_images)
-                crossed += 1
+                x = layer(x, cos, sin, next(own))
+            elif seen:
+                x = layer(x, next(cross))
         return self.norm(x)
 
 

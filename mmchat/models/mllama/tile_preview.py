@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
-from mmchat.models.mllama.tiling import TileLayout
+from mmchat.models.mllama.tiling import TileLayout, layout_of
 from mmchat.words import plural
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -30,56 +30,17 @@ _ACCENT = (234, 88, 12)
 _WHITE = (255, 255, 255)
 
 
-@dataclass(frozen=True)
-class TileFacts:
-    """Sizes (height, width) in pixels and counts for one picture.
-
-    tokens_per_tile: patches and the class token. vision_tokens: positions that the text can attend
-    to, over all tiles. prompt_tokens: what the picture takes of the context. padding_share: part of
-    the canvas that the picture does not cover, 0 to 1.
-    """
-
-    image_size: tuple[int, int]
-    resized: tuple[int, int]
-    canvas: tuple[int, int]
-    aspect_ratio: tuple[int, int]
-    aspect_ratio_id: int
-    tile_size: int
-    num_tiles: int
-    tokens_per_tile: int
-    vision_tokens: int
-    prompt_tokens: int
-    padding_share: float
-
-
-def tile_facts(layout: TileLayout, vision_config: VisionConfig) -> TileFacts:
-    """Collect the facts of a layout."""
-    area = layout.canvas[0] * layout.canvas[1]
-    return TileFacts(
-        image_size=layout.image_size,
-        resized=layout.resized,
-        canvas=layout.canvas,
-        aspect_ratio=layout.aspect_ratio,
-        aspect_ratio_id=layout.aspect_ratio_id,
-        tile_size=layout.tile_size,
-        num_tiles=layout.num_tiles,
-        tokens_per_tile=vision_config.tokens_per_tile,
-        vision_tokens=layout.num_tiles * vision_config.tokens_per_tile,
-        prompt_tokens=1,
-        padding_share=1 - layout.resized[0] * layout.resized[1] / area,
-    )
-
-
-def describe(facts: TileFacts) -> tuple[str, str]:
-    """The facts as two lines: sizes, then grid and tokens. Sizes are written width x height."""
-    original, resized, canvas = map(_size, (facts.image_size, facts.resized, facts.canvas))
-    fitted = "kept as it is" if facts.resized == facts.image_size else f"resized to {resized}"
-    rows, columns = facts.aspect_ratio
+def describe(layout: TileLayout, config: VisionConfig) -> tuple[str, str]:
+    """The layout as two lines: sizes, then grid and tokens. Sizes are written width x height."""
+    original, resized, canvas = map(_size, (layout.image_size, layout.resized, layout.canvas))
+    fitted = "kept as it is" if layout.resized == layout.image_size else f"resized to {resized}"
+    rows, columns = layout.aspect_ratio
     grid = f"{plural(rows, 'row')}, {plural(columns, 'column')}"
+    padding = 1 - math.prod(layout.resized) / math.prod(layout.canvas)
     return (
         f"{original} pixels, {fitted}, on a canvas of {canvas}",
-        f"{plural(facts.num_tiles, 'tile')} of {facts.tile_size} pixels ({grid}) · "
-        f"{facts.vision_tokens:,} vision tokens · {facts.padding_share:.0%} padding",
+        f"{plural(layout.num_tiles, 'tile')} of {layout.tile_size} pixels ({grid}) · "
+        f"{layout.num_tiles * config.tokens_per_tile:,} vision tokens · {padding:.0%} padding",
     )
 
 
@@ -87,12 +48,13 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[1]} x {size[0]}"
 
 
-def draw_tile_preview(image: Image, layout: TileLayout, facts: TileFacts) -> PILImage.Image:
+def draw_tile_preview(image: Image, config: VisionConfig) -> PILImage.Image:
     """Draw the picture as the model gets it, with grid, tile numbers, hatched padding and a title.
 
     Tiles are numbered in the order in which the model reads them. Returns an RGB picture of about
     1,200 pixels on its longer side.
     """
+    layout = layout_of(config, image.height, image.width)
     scale = _SMOOTH * _LONG_SIDE / max(layout.canvas)
     height, width = (round(side * scale) for side in layout.canvas)
     margin, title = _SMOOTH * _MARGIN, _SMOOTH * _TITLE_HEIGHT
@@ -104,7 +66,7 @@ def draw_tile_preview(image: Image, layout: TileLayout, facts: TileFacts) -> PIL
     inner = max(1, round(layout.resized[0] * scale)), max(1, round(layout.resized[1] * scale))
     sheet.paste(_canvas(image, layout, (height, width), inner), (left, top))
     draw = ImageDraw.Draw(sheet)
-    _draw_title(draw, image.source, describe(facts), sheet_width)
+    _draw_title(draw, image.source, describe(layout, config), sheet_width)
     _draw_grid(draw, layout, (left, top, left + width, top + height))
     right_of = (left + inner[1], top, left + width, top + height)
     below = (left, top + inner[0], left + inner[1], top + height)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmchat.models.prompt import MediaFacts
-from mmchat.words import grid, pixels
+from mmchat.words import pixels, plural
 
 if TYPE_CHECKING:
     from mmchat.models.mllama.config import VisionConfig
@@ -89,18 +89,33 @@ def facts(config: VisionConfig, height: int, width: int) -> MediaFacts:
     return layout_facts(layout_of(config, height, width), config)
 
 
+def picture_size(config: VisionConfig, tiles: int) -> tuple[int, int] | None:
+    """(height, width) of a picture on so many tiles, two rows of them where that is a square."""
+    if not 1 <= tiles <= config.max_num_tiles:
+        return None
+    rows = 2 if tiles == 4 else 1
+    return rows * config.image_size, tiles // rows * config.image_size
+
+
 def layout_facts(layout: TileLayout, config: VisionConfig) -> MediaFacts:
     """The same of a picture that lies so."""
     padding = 1 - math.prod(layout.resized) / math.prod(layout.canvas)
+    resized, canvas = pixels(layout.resized), pixels(layout.canvas)
+    cut = plural(layout.num_tiles, "tile")
+    if layout.num_tiles > 1:
+        rows, columns = layout.aspect_ratio
+        cut += f" ({plural(rows, 'row')}, {plural(columns, 'column')})"
     return MediaFacts(
         size=layout.image_size,
         resized=layout.resized,
         grid=layout.aspect_ratio,
         tokens=layout.num_tiles * config.tokens_per_tile,
         positions=1,
+        placed=f"{resized} on a canvas of {canvas}",
+        cut=cut,
         lines=(
-            ("canvas", f"{pixels(layout.canvas)}, {grid(layout.aspect_ratio)}"),
-            ("on the canvas", f"{pixels(layout.resized)} at the top left, {padding:.0%} padding"),
+            ("canvas", f"{canvas}, {cut}"),
+            ("on the canvas", f"{resized} at the top left, {padding:.0%} padding"),
         ),
         details={
             "canvas": list(layout.canvas),

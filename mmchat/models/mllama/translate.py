@@ -7,12 +7,13 @@ what this model cannot do is refused.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mmchat.errors import quoted
-from mmchat.models.family import FamilyParams
+from mmchat.models.family import Translated
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.params import parse
 from mmchat.strict_json import Where, as_object
@@ -62,7 +63,7 @@ def from_hf_config(
     preprocessor: Mapping[str, Any] | None,
     where: Where,
     preprocessor_where: Where | None = None,
-) -> FamilyParams:
+) -> MllamaConfig:
     """Translate the Hub's config.json (both spellings of RoPE) and preprocessor_config.json."""
     vision_where, text_where = where.child("vision_config"), where.child("text_config")
     vision = as_object(found.get("vision_config", {}), vision_where)
@@ -85,8 +86,7 @@ def from_hf_config(
             "alpha": "checkpoint",
         },
     }
-    family = parse(sections, where)
-    config: MllamaConfig = family.config
+    config = parse(sections, where)
     ratios = [list(ratio) for ratio in config.vision_config.aspect_ratios]
     expected = {
         "supported_aspect_ratios": ratios,
@@ -98,7 +98,7 @@ def from_hf_config(
     _check_preprocessor(
         preprocessor or {}, config, preprocessor_where or Where("preprocessor_config.json")
     )
-    return family
+    return config
 
 
 def _check_preprocessor(found: Mapping[str, Any], config: MllamaConfig, where: Where) -> None:
@@ -144,10 +144,24 @@ def _hf_rope(text: Mapping[str, Any], where: Where) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def from_meta_params(found: Mapping[str, Any], where: Where) -> FamilyParams:
-    """Translate Meta's params.json; the vision tower's sizes are fixed in Meta's code."""
-    if isinstance(found.get("model"), dict):
-        found, where = found["model"], where.child("model")
+def from_makers(
+    found: Mapping[str, Any], folders: str, where: Where
+) -> Translated[MllamaConfig] | None:
+    """Translate Meta's params.json, which does not say whether the model chats; None for others."""
+    if isinstance(nested := found.get("model"), dict) and "dim" in nested:
+        found, where = nested, where.child("model")
+    if "dim" not in found:
+        return None
+    config = from_meta_params(found, where)
+    if "instruct" in folders or "guard" in folders:
+        return Translated(config, is_chat=True)
+    # Of the released models, only the 11B base model has tiles of 448 pixels.
+    is_base = re.search(r"\d+b-vision", folders) or config.vision_config.image_size == 448
+    return Translated(config, is_chat=False if is_base else None)
+
+
+def from_meta_params(found: Mapping[str, Any], where: Where) -> MllamaConfig:
+    """Translate the numbers of Meta's; the vision tower's sizes are fixed in Meta's code."""
     numbers = _MetaNumbers(found, where)
     width = numbers.integer("dim", 8, 32_768)
     self_layers = numbers.integer("n_layers", 1, 255)

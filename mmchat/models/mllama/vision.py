@@ -15,6 +15,7 @@ and masks only the pairs in which query and key are both padding. Two exact shor
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +190,18 @@ class VisionModel(nn.Module):
         )
 
     def forward(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        features: list[Tensor] = []
+        for _ in self.slices(tiles, aspect_ratio_ids, features):
+            pass
+        return features[0]
+
+    def slices(
+        self, tiles: Tensor, aspect_ratio_ids: Tensor, features: list[Tensor]
+    ) -> Iterator[None]:
+        """`forward` in slices of a layer, so that others may work between them.
+
+        Its result is added to `features` at the end: nothing else of it is held from outside.
+        """
         num_valid = tiles.shape[1] * self.config.tokens_per_tile
         if not self.padding_is_equal:
             most = self.config.max_num_tiles
@@ -202,13 +215,15 @@ class VisionModel(nn.Module):
             if index in self.config.intermediate_layers_indices:
                 saved[index] = x[:, :num_valid]
             x = layer(x, num_valid, log_counts)
+            yield
         x = self._add_post_tile(self.layernorm_post(x), aspect_ratio_ids, num_tiles)
         last = self.config.num_global_layers - 1
         for index, layer in enumerate(self.global_transformer.layers):
             x = layer(x, num_valid, log_counts, valid_only=index == last)
+            yield
         chosen = [saved[index] for index in self.config.intermediate_layers_indices]
-        features = torch.stack(chosen, dim=-1).flatten(-2)
-        return torch.cat((x[:, :num_valid], features), dim=-1)
+        between = torch.stack(chosen, dim=-1).flatten(-2)
+        features.append(torch.cat((x[:, :num_valid], between), dim=-1))
 
     def _embed(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """Embedded patches and class tokens of the tiles: [I, T·P, E]."""

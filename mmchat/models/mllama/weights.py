@@ -13,7 +13,8 @@ from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.checkpoints.mapping import Rule, scalar, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
-from mmchat.models.mllama.config import MllamaConfig, VisionConfig
+from mmchat.models.family import OtherConfigError
+from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "TileSizeError", "check_weights", "hf_shapes", "hub_entries", "iter_weights", "meta_rules",
-    "meta_shapes", "shard_dims",
+    "check_weights", "hf_shapes", "hub_entries", "iter_weights", "meta_rules", "meta_shapes",
+    "shard_dims",
 ]  # fmt: skip
 
 _META_PROBE = "text_model.tok_embeddings.weight"
@@ -30,14 +31,6 @@ _POSITIONS = (
     "vision_model.gated_positional_embedding.embedding",
     "vision_model.vision_encoder.positional_embedding",
 )
-
-
-class TileSizeError(CheckpointError):
-    """The checkpoint was made for another tile size; `tile_size` is its own, in pixels."""
-
-    def __init__(self, message: str, tile_size: int) -> None:
-        super().__init__(message)
-        self.tile_size = tile_size
 
 
 def iter_weights(
@@ -92,7 +85,7 @@ def check_weights(
     """Compare names, shapes and dtypes with the model's; reads headers only.
 
     wanted: Hub names that must be there, all when None. Returns the checkpoint's entries, by the
-    Hub's or Meta's names. Raises TileSizeError, or CheckpointError with every difference.
+    Hub's or Meta's names. Raises OtherConfigError, or CheckpointError with every difference.
     """
     targets = hf_shapes(config).keys() if wanted is None else wanted
     if checkpoint.format == "meta":
@@ -105,7 +98,7 @@ def check_weights(
     else:
         expected, needed, scalars = hf_shapes(config), set(targets), set()
         entries = _by_hub_name(checkpoint)
-    _check_tile_size(config.vision_config, entries)
+    _check_tile_size(config, entries)
     check_entries(checkpoint, entries, expected, needed, scalars)
     return entries
 
@@ -123,8 +116,9 @@ def _by_hub_name(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
     return entries
 
 
-def _check_tile_size(vision: VisionConfig, entries: Mapping[str, TensorEntry]) -> None:
+def _check_tile_size(config: MllamaConfig, entries: Mapping[str, TensorEntry]) -> None:
     """The table of patch positions tells the tile size: one row per patch and the class token."""
+    vision = config.vision_config
     for name in _POSITIONS:
         entry = entries.get(name)
         if entry is None or len(entry.shape) != 2 or entry.shape[0] == vision.tokens_per_tile:
@@ -132,10 +126,10 @@ def _check_tile_size(vision: VisionConfig, entries: Mapping[str, TensorEntry]) -
         side = isqrt(entry.shape[0] - 1)
         if side and side**2 + 1 == entry.shape[0]:
             found = side * vision.patch_size
-            raise TileSizeError(
+            raise OtherConfigError(
                 f"{shown(entry.file)}: the checkpoint has tiles of {found} px, the params say"
                 f" {vision.image_size}; use the params file of the same model",
-                found,
+                replace(config, vision_config=replace(vision, image_size=found)),
             )
 
 

@@ -2,7 +2,7 @@
 //
 //   query       float    [B, G, R, D], scaled: R query heads share a key head
 //   key, value  uint16_t [B, G, N, D] bfloat16; rows of D lie side by side, heads and batches
-//               where the strides say, in elements
+//               where the strides say, in elements; mmchat_attend_rows: N differs from row to row
 //   mask        uint8_t  [B, N] by its stride, 0 for what may not be seen; or NULL
 //   out         float    [B, G, R, D]; zeros where nothing may be seen
 //
@@ -222,12 +222,21 @@ static void join(State *states, int64_t spans, int64_t queries, int64_t D, float
     }
 }
 
+// The keys and values of one row.
+typedef struct {
+    const uint16_t *key, *value;
+    int64_t length, head_stride;
+} Row;
+
 // Returns 0, or 1 when there is no memory.
-int mmchat_attend(const float *query, const uint16_t *key, const uint16_t *value,
-                  const uint8_t *mask, float *out, int64_t B, int64_t G, int64_t R, int64_t N,
-                  int64_t D, int64_t batch_stride, int64_t head_stride, int64_t mask_stride,
-                  int threads) {
-    const int64_t tiles = (R + QUERIES - 1) / QUERIES, spans = (N + SPAN - 1) / SPAN;
+static int attend(const float *query, const Row *rows, const uint8_t *mask, float *out, int64_t B,
+                  int64_t G, int64_t R, int64_t D, int64_t mask_stride, int threads) {
+    int64_t longest = 0;
+    for (int64_t b = 0; b < B; b++) longest = rows[b].length > longest ? rows[b].length : longest;
+    const int64_t tiles = (R + QUERIES - 1) / QUERIES, spans = (longest + SPAN - 1) / SPAN;
+    const int64_t tasks = B * G * spans;
+    // rows differ in length, so their tasks are dealt out; those of one row stay side by side
+    const int64_t chunk = B > 1 ? 1 : (tasks + threads - 1) / threads;
     float *split = calloc((size_t)(B * G * tiles * QUERIES * D), sizeof(float));
     State *states = malloc(sizeof(State) * (size_t)(B * G * tiles * spans));
     if (split && states) {
@@ -241,28 +250,51 @@ int mmchat_attend(const float *query, const uint16_t *key, const uint16_t *value
             }
 #pragma omp parallel num_threads(threads)
         {
-#pragma omp for schedule(static)
-            for (int64_t task = 0; task < B * G * spans; task++) {
+#pragma omp for schedule(static, chunk)
+            for (int64_t task = 0; task < tasks; task++) {
                 int64_t s = task % spans, h = task / spans, b = h / G, first = s * SPAN;
-                int64_t n = N - first < SPAN ? N - first : SPAN;
-                int64_t at = b * batch_stride + h % G * head_stride + first * D;
+                const Row *row = rows + b;
+                if (first >= row->length) continue;
+                int64_t n = row->length - first < SPAN ? row->length - first : SPAN;
+                int64_t at = h % G * row->head_stride + first * D;
+                const uint16_t *key = row->key + at, *value = row->value + at;
                 const uint8_t *seen = mask ? mask + b * mask_stride + first : NULL;
                 for (int64_t t = 0; t < tiles; t++) {
                     const float *q = split + (h * tiles + t) * QUERIES * D;
                     State *state = states + (h * tiles + t) * spans + s;
-                    if (D == 128) span(q, key + at, value + at, seen, n, 128, state);
-                    else span(q, key + at, value + at, seen, n, D, state);
+                    if (D == 128) span(q, key, value, seen, n, 128, state);
+                    else span(q, key, value, seen, n, D, state);
                 }
             }
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < B * G * tiles; i++) {
                 int64_t h = i / tiles, r = i % tiles * QUERIES;
                 int64_t queries = R - r < QUERIES ? R - r : QUERIES;
-                join(states + i * spans, spans, queries, D, out + (h * R + r) * D);
+                int64_t used = (rows[h / G].length + SPAN - 1) / SPAN;
+                join(states + i * spans, used, queries, D, out + (h * R + r) * D);
             }
         }
     }
     int failed = !split || !states;
     free(split), free(states);
     return failed;
+}
+
+// Rows of one length, whose keys and values lie at one distance. Returns as `attend`.
+int mmchat_attend(const float *query, const uint16_t *key, const uint16_t *value,
+                  const uint8_t *mask, float *out, int64_t B, int64_t G, int64_t R, int64_t N,
+                  int64_t D, int64_t batch_stride, int64_t head_stride, int64_t mask_stride,
+                  int threads) {
+    Row *rows = malloc(sizeof(Row) * (size_t)B);
+    for (int64_t b = 0; rows && b < B; b++)
+        rows[b] = (Row){key + b * batch_stride, value + b * batch_stride, N, head_stride};
+    int failed = !rows || attend(query, rows, mask, out, B, G, R, D, mask_stride, threads);
+    free(rows);
+    return failed;
+}
+
+// Rows of any lengths, wherever they lie: `rows` is [B]. Returns as `attend`.
+int mmchat_attend_rows(const float *query, const Row *rows, float *out, int64_t B, int64_t G,
+                       int64_t R, int64_t D, int threads) {
+    return attend(query, rows, NULL, out, B, G, R, D, 0, threads);
 }

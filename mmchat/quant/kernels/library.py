@@ -85,6 +85,24 @@ class Library:
             raise MemoryError(f"no memory to attend to {length} positions")
         return out.reshape(query.shape).to(query.dtype)
 
+    def attend_rows(
+        self, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> Tensor:
+        """As ops.attend_rows; each row's key and value as `attends` accepts them."""
+        rows = list(zip(keys, values, strict=True))
+        _, groups, _, width = keys[0].shape
+        if not all(k.shape[:2] == (1, groups) and self.attends(k, v) for k, v in rows):
+            raise ValueError("mmchat_attend_rows: keys and values of another dtype or layout")
+        scaled = query.float().reshape(len(rows), groups, -1, width).contiguous() * width**-0.5
+        out = torch.empty_like(scaled)
+        queries = scaled.shape[2]
+        _check("mmchat_attend_rows", [(scaled, torch.float32, (len(rows), groups, queries, width))])
+        places = [(k.data_ptr(), v.data_ptr(), k.shape[2], k.stride(1)) for k, v in rows]
+        sizes = (len(rows), groups, queries, width)
+        if self._run("mmchat_attend_rows", [scaled, torch.tensor(places), out], sizes):
+            raise MemoryError(f"no memory for the attention of {len(rows)} rows")
+        return out.reshape(query.shape).to(query.dtype)
+
     @staticmethod
     def attends(key: Tensor, value: Tensor) -> bool:
         """Whether `attend` reads keys and values of this dtype, width and layout."""

@@ -8,7 +8,7 @@ machine gives the same tokens every time. What is chosen is an operator of torch
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -130,6 +130,23 @@ def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor) -> Parts:
 
 
 # ---- attention ----------------------------------------------------------------------------------
+
+
+def is_fast_for(key: Tensor) -> bool:
+    """Whether `attend` is the way to read these keys: it streams bfloat16 in memory once."""
+    return key.dtype == torch.bfloat16 and key.device.type == "cpu"
+
+
+def attend_rows(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """`attend` of the next token of several rows, each with its own keys [1, G, n, D].
+
+    query: [R, H, D] -> [R, H, D]
+    """
+    library = native.library()
+    if library and all(map(library.attends, keys, values)):
+        return library.attend_rows(query, keys, values)
+    rows = zip(query[:, None, :, None], keys, values, strict=True)
+    return torch.cat([reference.attend(*row, None)[:, :, 0] for row in rows])
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

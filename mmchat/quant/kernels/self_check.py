@@ -89,6 +89,12 @@ def _attention(
             found = library.attend(query, key, value, seen)
             expected = reference.attend(query, key.float(), value.float(), seen)
             yield name, torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        ends = (length, length // 2 + 1)  # rows of two lengths
+        rows = [[x[row, None, :, :end] for row, end in enumerate(ends)] for x in (key, value)]
+        found = library.attend_rows(query[:, :, 0], *rows)
+        for row, (k, v) in enumerate(zip(*rows, strict=True)):
+            expected = reference.attend(query[row, None], k.float(), v.float(), None)[0, :, 0]
+            yield "attention of rows", torch.allclose(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def _rounding(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bool]]:

@@ -29,10 +29,10 @@ def grouped(program: Any, tensors: Sequence[torch.Tensor]) -> list[Any]:
 def check_logits(exported: Any, model: Any, case: str, steps: int) -> None:
     [row] = CASES[case]
     expected = oracle.run(model, [row], steps)
-    cache = exported.new_cache(1, 8)
-    got = [exported.prefill(oracle.inputs_of([row]), cache)]
+    reader = oracle.Reader(exported)
+    got = [reader.prefill(row)]
     for step in range(steps - 1):
-        got.append(exported.decode(expected.tokens[:, step : step + 1], cache))
+        got.append(reader.decode(expected.tokens[:, step : step + 1]))
     assert distance(torch.stack(got, dim=1), expected.steps) < TOLERANCE
 
 
@@ -42,11 +42,11 @@ def check_draft(exported: Any, model: Any, case: str) -> None:
     draft = torch.tensor([[61, 7, 120]])
     logits = []
     for runs in (model, exported):
-        cache = runs.new_cache(1, 8)
-        runs.prefill(oracle.inputs_of([row]), cache)
-        logits.append(runs.verify(draft, cache))
-        cache.truncate(len(row[0]) + 2)
-        logits.append(runs.verify(draft[:, :1], cache))
+        reader = oracle.Reader(runs)
+        reader.prefill(row)
+        logits.append(reader.verify(draft))
+        reader.truncate(len(row[0]) + 2)
+        logits.append(reader.verify(draft[:, :1]))
     assert logits[2].shape == (1, 3, oracle.CONFIG.text_config.vocab_size)
     assert distance(logits[0], logits[2]) < TOLERANCE
     assert distance(logits[1], logits[3]) < TOLERANCE
@@ -56,22 +56,21 @@ def check_any_cut_of_a_prefill(exported: Any, model: Any, case: str) -> None:
     [(ids, pictures)] = CASES[case]
     expected = oracle.run(model, [(ids, pictures)], 1).steps[:, 0]
     for cut in range(1, len(ids)):
-        cache, count = exported.new_cache(1, 8), ids[:cut].count(IMAGE)
-        exported.prefill(oracle.inputs_of([(ids[:cut], pictures[:count])]), cache)
-        second = oracle.inputs_of([(ids[cut:], pictures[count:])], start=cut)
-        assert distance(exported.prefill(second, cache), expected) < TOLERANCE, cut
+        reader, count = oracle.Reader(exported), ids[:cut].count(IMAGE)
+        reader.prefill((ids[:cut], pictures[:count]))
+        got = reader.prefill((ids[cut:], pictures[count:]))
+        assert distance(got, expected) < TOLERANCE, cut
 
 
 def check_a_turn_taken_back(exported: Any, model: Any, encoded: Callable[[], int]) -> None:
     """encoded: how many pictures the programs have encoded so far."""
-    cache = exported.new_cache(1, 8)
+    reader = oracle.Reader(exported)
     first = ([1, 8, IMAGE, 17, 33], [picture((1, 3))])
-    exported.prefill(oracle.inputs_of([first]), cache)
-    unwanted = ([44, IMAGE, 3, 12], [picture((2, 1))])
-    exported.prefill(oracle.inputs_of([unwanted], start=5), cache)
-    exported.decode(torch.tensor([[61]]), cache)
-    cache.truncate(5)
-    got = exported.prefill(oracle.inputs_of([([90, 3], [])], start=5), cache)
+    reader.prefill(first)
+    reader.prefill(([44, IMAGE, 3, 12], [picture((2, 1))]))
+    reader.decode(torch.tensor([[61]]))
+    reader.truncate(5)
+    got = reader.prefill(([90, 3], []))
     fresh = oracle.run(model, [([*first[0], 90, 3], first[1])], 1)
     assert distance(got, fresh.steps[:, 0]) < TOLERANCE
     assert encoded() == 2
@@ -81,4 +80,4 @@ def check_more_pictures_are_refused(exported: Any, ids: list[int]) -> None:
     """ids: of four pictures seen at once, by a model exported for three."""
     row = (ids, [picture((1, 1), seed) for seed in range(4)])
     with pytest.raises(ExportError, match=r"4 pictures .* exported for 3; .* --max-images"):
-        exported.prefill(oracle.inputs_of([row]), exported.new_cache(1, 8))
+        oracle.Reader(exported).prefill(row)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from mmchat.models.mllama import cache, text, vision
-from mmchat.nn import norm
+from mmchat.nn import kv_cache, norm
 from mmchat.nn.kv_cache import LayerCache
 from mmchat.nn.rope import inverse_frequencies, scale_llama3
 from tests.models.mllama import oracle
@@ -99,7 +99,7 @@ def rope_on_the_query_of_cross_attention(model, patch):
     rotary = model.language_model.model.rotary
 
     def turned(module, arguments, query):
-        return text.rotate(query, *rotary(torch.arange(query.shape[2])[None]))
+        return text.rotate(query, *rotary(torch.arange(query.shape[0])))
 
     for layer in cross_layers(model):
         layer.cross_attn.q_norm.register_forward_hook(turned)
@@ -156,13 +156,12 @@ def rotary_positions_in_bfloat16(model, patch):
 
 
 def change_step_mask(patch, change: Callable) -> None:
-    original = text.SelfAttention.step
+    original = kv_cache.causal_mask
 
-    def changed(self, x, cos, sin, cached, positions, mask):
-        columns = torch.arange(mask.shape[-1])
-        return original(self, x, cos, sin, cached, positions, mask & change(columns, positions))
+    def changed(positions, length):
+        return original(positions, length) & change(torch.arange(length), positions)
 
-    patch.setattr(text.SelfAttention, "step", changed)
+    patch.setattr(kv_cache, "causal_mask", changed)
 
 
 @long_text
@@ -181,10 +180,10 @@ def decoding_sees_the_last_1024_positions(model, patch):
 def a_grown_cache_loses_its_last_position(model, patch):
     original = LayerCache._move
 
-    def lossy(self, capacity):
-        original(self, capacity)
+    def lossy(self, slot, capacity):
+        original(self, slot, capacity)
         if capacity > 512:
-            self.key[:, :, 511] = 0
+            self.row(slot)[0][:, :, 511] = 0
 
     patch.setattr(LayerCache, "_move", lossy)
 
@@ -236,7 +235,7 @@ def at_most_two_pictures_are_seen_together(model, patch):
 
 @mutation
 def generated_tokens_see_no_picture(model, patch):
-    patch.setattr(cache.MllamaCache, "decode_images", lambda self: None)
+    patch.setattr(cache.MllamaCache, "seen_steps", lambda self, *rows: [])
 
 
 # Vision

@@ -14,10 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
+from mmchat.models.base import Batch
+from mmchat.models.mllama.config import (
+    ImageProcessorConfig,
+    MllamaConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+)
 from mmchat.models.mllama.image_processor import TiledImage
-from mmchat.models.mllama.model import MllamaForConditionalGeneration, MllamaInputs
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.tiling import TileLayout, layout_facts
+from mmchat.models.prompt import PlacedMedia, Prompt
 
 TOLERANCE = 1e-4  # on logits and features with a standard deviation around 1
 CANVASES = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
@@ -48,6 +56,7 @@ CONFIG = MllamaConfig(
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         max_position_embeddings=131072,
     ),
+    image_processor=ImageProcessorConfig((0.5,) * 3, (0.5,) * 3, "checkpoint"),
 )
 IMAGE = CONFIG.image_token_id
 # For texts of more than a thousand positions: few numbers a position, and rotary frequencies of
@@ -207,55 +216,82 @@ class Outputs:
     tokens: Tensor
 
 
-def inputs_of(rows: Sequence[Row], start: int = 0) -> MllamaInputs:
-    """Rows as a batch padded on the right; the first id stands at position `start`."""
-    width = max(len(ids) for ids, _ in rows)
-    padded = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
-    images = tuple(
-        tuple((start + at, image) for at, image in zip(image_positions(ids), pictures, strict=True))
-        for ids, pictures in rows
-    )
-    return MllamaInputs(padded, tuple(len(ids) for ids, _ in rows), images)
+class Reader:
+    """A model, or what runs one, with a cache of which row i has slot i."""
+
+    def __init__(self, model: Any, rows: int = 1, positions: int = 1, cache: Any = None) -> None:
+        self.model = model
+        self.cache = cache or model.new_cache(rows, positions)
+        self._placed: list[list[PlacedMedia]] = [[] for _ in range(rows)]
+
+    @property
+    def length(self) -> int:
+        return max(self.cache.lengths)
+
+    @torch.inference_mode()
+    def read(self, *rows: Row) -> list[Tensor]:
+        """Logits [S, V] of all positions of each row, which goes on where it ended."""
+        logits = self._forward(rows, range(sum(len(ids) for ids, _ in rows)))
+        return list(logits.split([len(ids) for ids, _ in rows]))
+
+    @torch.inference_mode()
+    def prefill(self, *rows: Row) -> Tensor:
+        """Logits [B, V] of the last position of each row."""
+        ends = torch.tensor([len(ids) for ids, _ in rows]).cumsum(0)
+        return self._forward(rows, (ends - 1).tolist())
+
+    def _forward(self, rows: Sequence[Row], wanted: Sequence[int]) -> Tensor:
+        starts = tuple(self.cache.lengths[: len(rows)])
+        for slot, (ids, pictures) in enumerate(rows):
+            kept = [p for p in self._placed[slot] if p.position < starts[slot]]
+            places = [starts[slot] + at for at in image_positions(ids)]
+            kept += [PlacedMedia(at, 1, p) for at, p in zip(places, pictures, strict=True)]
+            self._placed[slot] = kept
+            self.cache.begin(slot, Prompt((), tuple(kept)))
+            for picture in pictures:
+                if not self.cache.has_media(picture.content_hash):
+                    for _ in self.model.encode(picture, self.cache):
+                        pass
+        counts = tuple(len(ids) for ids, _ in rows)
+        ids = torch.tensor([token for ids, _ in rows for token in ids])
+        batch = Batch(ids, tuple(range(len(rows))), starts, counts, tuple(wanted))
+        return self.model.forward(batch, self.cache)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Read one more token a row, [B, 1]; logits [B, V]."""
+        return self.verify(tokens)[:, -1]
+
+    @torch.inference_mode()
+    def verify(self, tokens: Tensor) -> Tensor:
+        """Read a few more tokens a row, [B, S]; logits [B, S, V]."""
+        rows, count = tokens.shape
+        starts = tuple(self.cache.lengths[:rows])
+        wanted = tuple(range(rows * count))
+        batch = Batch(tokens.flatten(), tuple(range(rows)), starts, (count,) * rows, wanted)
+        return self.model.forward(batch, self.cache).unflatten(0, (rows, count))
+
+    def truncate(self, length: int) -> None:
+        for slot in range(len(self.cache.lengths)):
+            self.cache.truncate(slot, length)
 
 
 def image_positions(ids: Sequence[int]) -> list[int]:
     return [at for at, token in enumerate(ids) if token == IMAGE]
 
 
-def prefill_all(model: MllamaForConditionalGeneration, inputs: MllamaInputs, cache) -> Tensor:
-    """Logits [B, S, V] of every position; `prefill` itself gives those of the last ones."""
-    seen = []
-    hook = model.language_model.model.register_forward_hook(
-        lambda module, arguments, hidden: seen.append(hidden)
-    )
-    try:
-        last = model.prefill(inputs, cache)
-    finally:
-        hook.remove()
-    with torch.inference_mode():
-        logits = model.language_model.lm_head(seen[0]).float()
-    rows = torch.arange(len(inputs.lengths))
-    torch.testing.assert_close(logits[rows, torch.tensor(inputs.lengths) - 1], last)
-    return logits
-
-
-def run(
-    model: MllamaForConditionalGeneration, rows: Sequence[Row], tokens: Tensor | int
-) -> Outputs:
+def run(model: Any, rows: Sequence[Row], tokens: Tensor | int) -> Outputs:
     """Prefill, then decode greedily for `tokens` steps, or along the given tokens [B, n]."""
     forced = None if isinstance(tokens, int) else tokens
     count = tokens if isinstance(tokens, int) else tokens.shape[1]
-    inputs = inputs_of(rows)
-    cache = model.new_cache(len(rows), inputs.input_ids.shape[1] + count)
-    logits = prefill_all(model, inputs, cache)
-    prefill = [row[:length] for row, length in zip(logits, inputs.lengths, strict=True)]
+    reader = Reader(model, len(rows), max(len(ids) for ids, _ in rows) + count)
+    prefill = reader.read(*rows)
     steps = [torch.stack([row[-1] for row in prefill])]
     read = []
     for index in range(count):
         chosen = steps[-1].argmax(-1) if forced is None else forced[:, index]
         read.append(chosen)
         if index + 1 < count:
-            steps.append(model.decode(chosen[:, None], cache))
+            steps.append(reader.decode(chosen[:, None]))
     return Outputs(prefill, torch.stack(steps, dim=1), torch.stack(read, dim=1))
 
 
@@ -275,9 +311,9 @@ def distance(left: Tensor, right: Tensor) -> float:
 
 def write(runtime: Any, rows: list[Row], steps: int) -> list[Tensor]:
     """Logits of a prefill, of `steps` greedy tokens, and of three tokens read at once."""
-    cache = runtime.new_cache(len(rows), 1)
-    logits = [runtime.prefill(inputs_of(rows), cache)]
+    reader = Reader(runtime, len(rows))
+    logits = [reader.prefill(*rows)]
     for _ in range(steps):
-        logits.append(runtime.decode(logits[-1].argmax(-1, keepdim=True), cache))
+        logits.append(reader.decode(logits[-1].argmax(-1, keepdim=True)))
     drafted = torch.stack([logits[i].argmax(-1) for i in range(3)], dim=1)
-    return [*logits, runtime.verify(drafted, cache)]
+    return [*logits, reader.verify(drafted)]

@@ -70,15 +70,15 @@ def test_a_turn_that_is_taken_back_leaves_no_trace(model, exported):
 def test_the_last_position_of_the_context_can_be_read(model, exported):
     traced, _ = exported
     ids = [int(i) for i in torch.randint(1, 200, (LIMITS.max_seq_len,))]
-    cache = traced.new_cache(1, 8)
-    traced.prefill(oracle.inputs_of([(ids[:-1], [])]), cache)
-    got = traced.decode(torch.tensor([ids[-1:]]), cache)
+    reader = oracle.Reader(traced)
+    reader.prefill((ids[:-1], []))
+    got = reader.decode(torch.tensor([ids[-1:]]))
     whole = oracle.run(model, [(ids, [])], 1).steps[:, 0]
     assert distance(got, whole) < TOLERANCE
-    cache.truncate(0)
-    assert distance(traced.prefill(oracle.inputs_of([(ids, [])]), cache), whole) < TOLERANCE
+    reader.truncate(0)
+    assert distance(reader.prefill((ids, [])), whole) < TOLERANCE
     with pytest.raises(ContextLengthExceeded, match="exported for 255; export it again"):
-        traced.decode(torch.tensor([[1]]), cache)
+        reader.decode(torch.tensor([[1]]))
 
 
 @pytest.mark.parametrize("length", [1, 255, 256, 257, 4096])
@@ -92,11 +92,11 @@ def test_more_pictures_than_exported_for_are_refused(exported):
 
 def test_pictures_out_of_sight_do_not_count(model, exported):
     traced, _ = exported
-    cache = traced.new_cache(1, 8)
+    reader = oracle.Reader(traced)
     pictures = [picture((1, 1), seed) for seed in range(5)]
-    for turn, image in enumerate(pictures):
-        traced.prefill(oracle.inputs_of([([IMAGE, 5, 9], [image])], start=3 * turn), cache)
-    got = traced.decode(torch.tensor([[7]]), cache)
+    for image in pictures:
+        reader.prefill(([IMAGE, 5, 9], [image]))
+    got = reader.decode(torch.tensor([[7]]))
     whole = ([*[IMAGE, 5, 9] * 5, 7], pictures)
     assert distance(got, oracle.run(model, [whole], 1).steps[:, 0]) < TOLERANCE
 

@@ -52,13 +52,14 @@ def test_a_long_text_is_read_in_pieces_and_the_cache_grows(model, exported):
     portable, called = exported
     ids = [int(i) for i in torch.randint(1, 200, (LIMITS.max_seq_len,))]
     whole = oracle.run(model, [(ids, [])], 1).steps[:, 0]
-    cache = portable.new_cache(1, 8)
-    assert cache.capacity == 256
-    assert distance(portable.prefill(oracle.inputs_of([(ids, [])]), cache), whole) < TOLERANCE
+    reader = oracle.Reader(portable)
+    [first, *_] = reader.cache.layers
+    assert first.capacity(0) == 256
+    assert distance(reader.prefill((ids, [])), whole) < TOLERANCE
     assert [length for _, length in called] == [128, 128, 44]
-    assert cache.capacity == 512
+    assert first.capacity(0) == 512
     with pytest.raises(ContextLengthExceeded, match="exported for 300; export it again"):
-        portable.decode(torch.tensor([[1]]), cache)
+        reader.decode(torch.tensor([[1]]))
 
 
 @pytest.mark.parametrize("case", ["D_text_only", "C_adjacent_then_apart"])

@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmchat.catalog.find import known_params
+from mmchat.catalog.find import known_specs
+from mmchat.models.base import Batch
+from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.footprint import footprint
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.mllama.text import CrossSegment
+from mmchat.models.mllama.tiling import facts
 from tests.live_memory import LiveMemory
 
-CONFIGS = {params.name: params.config for params in known_params()}
+CONFIGS = {spec.name: spec.config for spec in known_specs()}
 INSTRUCT_11B = CONFIGS["Llama-3.2-11B-Vision-Instruct"]
 INSTRUCT_90B = CONFIGS["Llama-3.2-90B-Vision-Instruct"]
 FEW_LAYERS = {"num_hidden_layers": 5, "cross_attention_layers": (3,)}
@@ -88,7 +90,8 @@ def test_encoding_a_picture_works_in_what_the_formula_says(name, tiles):
         with torch.inference_mode(), LiveMemory([*model.parameters(), pixels]) as memory:
             model.cross_key_values(model.vision_states(pixels, ratio))
     keys_and_values = footprint(config).cache_per_tile * tiles * 4
-    estimate = footprint(config).encode_bytes(tiles, 4)
+    picture = facts(config.vision_config, side, tiles * side)
+    estimate = footprint(config).encode_bytes(picture, 4)
     # the formula leaves out the first keys and values, which are made before the peak can be over
     assert memory.peak <= estimate + keys_and_values
     assert estimate <= 1.05 * memory.peak
@@ -103,13 +106,14 @@ def test_reading_a_prompt_works_in_what_the_formula_says(config, prompt, picture
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = fake_model(config)
         cache = model.new_cache(1, prompt)
-        kept = [t for layer in cache.layers for t in (layer.key, layer.value)]
-        image = [torch.zeros(text.num_key_value_heads, 6404, text.head_dim) for _ in range(2)]
-        segments = [CrossSegment((0,), 0, prompt, ((0,),))] if pictures else []
-        outside = [*model.parameters(), *model.buffers(), *kept, *image]
-        ids = torch.zeros(1, prompt, dtype=torch.long)
+        kept = [t for layer in cache.layers for t in layer.row(0)]
+        image = torch.zeros(2, 1, text.num_key_value_heads, 6404, text.head_dim)
+        if pictures:
+            cache.images[0] = (PlacedImage(0, "picture"),)
+            cache.keep_media("picture", [(image[0], image[1])])
+        outside = [*model.parameters(), *model.buffers(), *kept, image]
+        ids = torch.zeros(prompt, dtype=torch.long)
         with torch.inference_mode(), LiveMemory(outside) as memory:
-            hidden = model.language_model.model(ids, segments, [[tuple(image)]], cache.layers)
-            model.language_model.lm_head(hidden[:, -1]).float()
+            model(Batch.last_of(ids, 0), cache)
     estimate = footprint(config).prefill_bytes(prompt, 4, pictures=pictures)
     assert memory.peak <= estimate <= 1.1 * memory.peak

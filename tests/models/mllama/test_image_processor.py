@@ -11,7 +11,8 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 
 from mmchat.conversation import Image
 from mmchat.images import from_pil
-from mmchat.models.mllama.image_processor import ImageProcessorConfig, preprocess
+from mmchat.models.mllama.config import ImageProcessorConfig
+from mmchat.models.mllama.image_processor import preprocess
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

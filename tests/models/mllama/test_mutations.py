@@ -16,8 +16,9 @@ from mmchat.engine.sampling import Sampler
 from mmchat.models.mllama import meta_format
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.prompt import Prompt
+from mmchat.nn.rope import RotaryEmbedding
 from tests.engine import test_sampling
-from tests.models.mllama import oracle, test_processor, test_weights
+from tests.models.mllama import oracle, test_long_texts, test_processor, test_weights
 from tests.models.mllama import transformers_mllama as theirs
 from tests.models.mllama.mutations import MUTATIONS
 from tests.models.mllama.oracle import CASES, CONFIG, THIN, TOLERANCE, Row, difference
@@ -164,12 +165,20 @@ def fingerprint_of_sizes(patch) -> None:
     patch.setattr(Prompt, "fingerprint", property(sized))
 
 
+def positions_in_float16(patch) -> None:
+    original = RotaryEmbedding.forward
+    patch.setattr(RotaryEmbedding, "forward", lambda self, at: original(self, at.half()))
+
+
 SEEN_BY: dict[Callable, Callable] = {
     penalise_every_occurrence: (
         test_sampling.test_a_token_that_comes_twice_is_penalised_once_for_being_there
     ),
     presence_as_frequency: (
         test_sampling.test_a_token_that_comes_twice_is_penalised_once_for_being_there
+    ),
+    positions_in_float16: (
+        test_long_texts.test_angles_of_late_positions_are_those_of_exact_arithmetic
     ),
     one_key_head_left_as_it_is: test_weights.test_one_key_value_head_is_permuted_as_any_other,
     fingerprint_of_ids_alone: (

@@ -19,8 +19,14 @@ from safetensors.torch import load_file
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.conversation import Image
-from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
-from mmchat.models.mllama.image_processor import ImageProcessorConfig, TiledImage, preprocess
+from mmchat.models.mllama.config import (
+    ImageProcessorConfig,
+    MllamaConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+)
+from mmchat.models.mllama.image_processor import TiledImage, preprocess
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.tiling import choose_layout, layout_facts
 from mmchat.models.mllama.weights import iter_weights, shard_dims
@@ -31,6 +37,9 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 INDEX = json.loads((GOLDEN / "mllama.json").read_text())
 PREPROCESSING = json.loads((GOLDEN / "preprocessing.json").read_text())
 PARAMS, VISION = INDEX["params"], INDEX["vision"]
+NORMALISATION = ImageProcessorConfig(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "drop"
+)
 CONFIG = MllamaConfig(
     vision_config=VisionConfig(
         hidden_size=VISION["width"],
@@ -58,9 +67,7 @@ CONFIG = MllamaConfig(
         rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
         max_position_embeddings=131072,
     ),
-)
-NORMALISATION = ImageProcessorConfig(
-    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), "drop"
+    image_processor=NORMALISATION,
 )
 
 

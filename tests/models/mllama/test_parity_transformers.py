@@ -118,16 +118,16 @@ def test_tables_filled_for_tiles_that_a_canvas_lacks_agree():
 def test_a_picture_added_in_a_later_turn_agrees_with_reading_everything_at_once(ours, corrected):
     first: oracle.Row = ([1, 8, IMAGE, 17, 33], [picture((1, 3))])
     second: oracle.Row = ([44, 90, IMAGE, 3, 12], [picture((2, 1))])
-    cache = ours.new_cache(1, 64)
-    oracle.prefill_all(ours, oracle.inputs_of([first]), cache)
+    reader = oracle.Reader(ours)
+    reader.read(first)
     answer = [61, 7, 120]
     for token in answer:
-        ours.decode(torch.tensor([[token]]), cache)
-    got = oracle.prefill_all(ours, oracle.inputs_of([second], start=cache.length), cache)
+        reader.decode(torch.tensor([[token]]))
+    got = reader.read(second)
     whole: oracle.Row = ([*first[0], *answer, *second[0]], [*first[1], *second[1]])
     expected = theirs.run(corrected, [whole], STEPS)
     assert distance(got[0], expected.prefill[0][-len(second[0]) :]) < TOLERANCE
-    step = ours.decode(expected.tokens[:, :1], cache)
+    step = reader.decode(expected.tokens[:, :1])
     assert distance(step, expected.steps[:, 1]) < TOLERANCE
 
 

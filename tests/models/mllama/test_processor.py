@@ -7,7 +7,6 @@ from PIL import Image as PILImage
 
 from mmchat.conversation import Image, Message, Text
 from mmchat.images import content_hash
-from mmchat.models.mllama.params import ImageProcessorParams
 from mmchat.models.mllama.processor import MllamaProcessor
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tiktoken_file import llama3_special_tokens
@@ -16,7 +15,6 @@ from tests.synthetic_tokenizer import trained_tokens
 
 TOKENS = trained_tokens()
 SPECIALS = {name: len(TOKENS) + i for i, name in enumerate(llama3_special_tokens())}
-NORMALISATION = ImageProcessorParams((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "white")
 
 
 def picture(grey: int) -> Image:
@@ -25,7 +23,7 @@ def picture(grey: int) -> Image:
 
 
 def prompt_about(*pictures: Image):
-    processor = MllamaProcessor(CONFIG, NORMALISATION, BytePairTokenizer(TOKENS, SPECIALS), "white")
+    processor = MllamaProcessor(CONFIG, BytePairTokenizer(TOKENS, SPECIALS), "white")
     return processor.chat([Message("user", (*pictures, Text("What is it?")))])
 
 

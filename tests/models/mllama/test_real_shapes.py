@@ -5,8 +5,14 @@ from math import prod
 import pytest
 import torch
 
-from mmchat.catalog.find import known_params
-from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
+from mmchat.catalog.find import known_specs
+from mmchat.models.mllama.config import (
+    ImageProcessorConfig,
+    MllamaConfig,
+    RopeScaling,
+    TextConfig,
+    VisionConfig,
+)
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.weights import hf_shapes, meta_rules, meta_shapes, shard_dims
 
@@ -43,6 +49,7 @@ def released(text_width: int, tile_size: int) -> MllamaConfig:
             rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
             max_position_embeddings=131072,
         ),
+        image_processor=ImageProcessorConfig((0.5,) * 3, (0.5,) * 3, "checkpoint"),
     )
 
 
@@ -89,7 +96,7 @@ def test_a_shard_of_the_90b_model_has_the_right_bytes():
 
 
 def test_the_known_models_have_these_configurations():
-    known = {params.name: params.config for params in known_params()}
+    known = {spec.name: spec.config for spec in known_specs()}
     assert known.keys() == {*BY_FILE, "tiny"}
     for name, config in BY_FILE.items():
         assert hf_shapes(known[name]) == hf_shapes(config), name
@@ -127,7 +134,7 @@ def test_transformers_has_the_same_names_and_shapes(name):
 
 @pytest.mark.parametrize("name", [*MODELS, "tiny"])
 def test_our_model_has_the_same_names_and_shapes(name):
-    tiny = next(params.config for params in known_params() if params.name == "tiny")
+    tiny = next(spec.config for spec in known_specs() if spec.name == "tiny")
     config = MODELS.get(name, tiny)
     with torch.device("meta"):
         state = MllamaForConditionalGeneration(config).state_dict()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage, visible_images
+from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.mllama.text import CrossSegment
 from tests.models.mllama import oracle, plain_mllama
 from tests.models.mllama.oracle import CANVASES, CASES, CONFIG, IMAGE, TOLERANCE, distance, picture
 
@@ -86,39 +84,16 @@ def test_segments_and_cached_decoding_equal_one_masked_pass(case, model, wide_we
         assert distance(got.steps[row], plain[len(ids) - 1 :]) < TOLERANCE
 
 
-@pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent_then_apart", "D_text_only"])
-def test_the_pass_without_a_cache_equals_the_masked_pass(case, model, wide_weights):
-    [(ids, pictures)] = CASES[case]
-    placed = [
-        PlacedImage(at, image.content_hash)
-        for at, image in zip(oracle.image_positions(ids), pictures, strict=True)
-    ]
-    segments = [
-        CrossSegment((0,), start, end, (tuple(placed.index(image) for image in seen),))
-        for start, end, seen in visible_images(placed, len(ids))
-    ]
-    with torch.inference_mode():
-        states = [
-            model.vision_states(
-                image.pixel_values[None], torch.tensor([image.layout.aspect_ratio_id])
-            )[0]
-            for image in pictures
-        ]
-        got = model(torch.tensor([ids]), segments, states)[0]
-    assert distance(got, plain_logits(wide_weights, ids, pictures)) < TOLERANCE
-
-
 def in_chunks(model: MllamaForConditionalGeneration, row: oracle.Row, cuts: list[int]):
-    """Prefill one row in pieces that end at `cuts`; logits [S, V] and the cache."""
+    """Prefill one row in pieces that end at `cuts`; logits [S, V] and the reader."""
     ids, pictures = row
-    cache, logits, left = model.new_cache(1, len(ids) + STEPS), [], list(pictures)
+    reader, logits, left = oracle.Reader(model), [], list(pictures)
     for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         piece = ids[start:end]
         count = piece.count(IMAGE)
-        inputs = oracle.inputs_of([(piece, left[:count])], start=start)
-        logits.append(oracle.prefill_all(model, inputs, cache)[0])
+        logits += reader.read((piece, left[:count]))
         left = left[count:]
-    return torch.cat(logits), cache
+    return torch.cat(logits), reader
 
 
 @pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent_then_apart", "E_picture_first"])
@@ -126,9 +101,9 @@ def test_prefill_in_chunks_equals_prefill_at_once(case, model):
     [row] = CASES[case]
     whole = oracle.run(model, [row], 2)
     for cut in range(1, len(row[0])):
-        logits, cache = in_chunks(model, row, [cut])
+        logits, reader = in_chunks(model, row, [cut])
         assert distance(logits, whole.prefill[0]) < TOLERANCE, cut
-        step = model.decode(whole.tokens[:, :1], cache)
+        step = reader.decode(whole.tokens[:, :1])
         assert distance(step, whole.steps[:, 1]) < TOLERANCE, cut
     logits, _ = in_chunks(model, row, list(range(1, len(row[0]))))
     assert distance(logits, whole.prefill[0]) < TOLERANCE
@@ -149,76 +124,85 @@ ANSWER = [61, 7, 120, 44]
     ids=["text", "new picture", "two pictures", "same picture again"],
 )
 def test_a_cached_second_turn_equals_a_fresh_prefill(second, model):
-    cache = model.new_cache(1, 8)
-    model.prefill(oracle.inputs_of([FIRST]), cache)
+    reader = oracle.Reader(model)
+    reader.prefill(FIRST)
     for token in ANSWER:
-        model.decode(torch.tensor([[token]]), cache)
-    got = oracle.prefill_all(model, oracle.inputs_of([second], start=cache.length), cache)
+        reader.decode(torch.tensor([[token]]))
+    [got] = reader.read(second)
     whole = ([*FIRST[0], *ANSWER, *second[0]], [*FIRST[1], *second[1]])
     fresh = oracle.run(model, [whole], 2)
-    assert distance(got[0], fresh.prefill[0][-len(second[0]) :]) < TOLERANCE
-    assert distance(model.decode(fresh.tokens[:, :1], cache), fresh.steps[:, 1]) < TOLERANCE
+    assert distance(got, fresh.prefill[0][-len(second[0]) :]) < TOLERANCE
+    assert distance(reader.decode(fresh.tokens[:, :1]), fresh.steps[:, 1]) < TOLERANCE
 
 
 def test_a_turn_that_is_taken_back_leaves_no_trace(model):
-    cache = model.new_cache(1, 8)
-    model.prefill(oracle.inputs_of([FIRST]), cache)
-    end = cache.length
-    unwanted = ([44, IMAGE, 3, 12], [picture((2, 1))])
-    model.prefill(oracle.inputs_of([unwanted], start=end), cache)
-    model.decode(torch.tensor([[61]]), cache)
-    cache.truncate(end)
-    wanted = ([90, 3], [])
-    got = model.prefill(oracle.inputs_of([wanted], start=end), cache)
-    fresh = oracle.run(model, [([*FIRST[0], *wanted[0]], FIRST[1])], 1)
+    reader = oracle.Reader(model)
+    reader.prefill(FIRST)
+    end = reader.length
+    reader.prefill(([44, IMAGE, 3, 12], [picture((2, 1))]))
+    reader.decode(torch.tensor([[61]]))
+    reader.truncate(end)
+    got = reader.prefill(([90, 3], []))
+    fresh = oracle.run(model, [([*FIRST[0], 90, 3], FIRST[1])], 1)
     assert distance(got, fresh.steps[:, 0]) < TOLERANCE
 
 
-def test_a_picture_is_encoded_once_in_a_conversation(model):
-    cache = model.new_cache(1, 8)
-    assert model.encode_images(oracle.inputs_of([FIRST]), cache) == 1
-    assert model.encode_images(oracle.inputs_of([FIRST]), cache) == 0
-    cache.reset()
-    assert model.encode_images(oracle.inputs_of([FIRST]), cache) == 0
+def test_a_picture_is_encoded_once_in_a_conversation(model, monkeypatch):
+    encoded = []
+    original = model.encode
+    monkeypatch.setattr(model, "encode", lambda *given: encoded.append(given) or original(*given))
+    reader = oracle.Reader(model, rows=2)
+    reader.prefill(FIRST)
+    reader.truncate(0)
+    reader.prefill(FIRST, FIRST)
+    assert len(encoded) == 1
 
 
 def test_growing_the_cache_while_decoding_changes_nothing(model, monkeypatch):
     expected = oracle.run(model, [FIRST], STEPS)
     monkeypatch.setattr("mmchat.models.mllama.cache.CAPACITY_STEP", 1)
-    cache = model.new_cache(1, 1)
-    model.prefill(oracle.inputs_of([FIRST]), cache)
+    reader = oracle.Reader(model)
+    reader.prefill(FIRST)
     for step in range(STEPS - 1):
-        got = model.decode(expected.tokens[:, step : step + 1], cache)
+        got = reader.decode(expected.tokens[:, step : step + 1])
         assert distance(got, expected.steps[:, step + 1]) < TOLERANCE
-    assert cache.capacity == len(FIRST[0]) + STEPS - 1
+    assert reader.cache.layers[0].capacity(0) == len(FIRST[0]) + STEPS - 1
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("case", [*CASES, "NO_PICTURE_IN_ONE_ROW"])
-def test_verifying_several_tokens_equals_decoding_one_by_one(case, count, model):
+def test_verifying_several_tokens_equals_decoding_one_by_one(case, count, fixed, model):
     rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
     expected = oracle.run(model, rows, 8)
-    cache = model.new_cache(len(rows), 1)
-    model.prefill(oracle.inputs_of(rows), cache)
-    model.decode(expected.tokens[:, :1], cache)
-    got = model.verify(expected.tokens[:, 1 : 1 + count], cache)
+    reader = reader_of(model, len(rows), fixed=fixed)
+    reader.prefill(*rows)
+    reader.decode(expected.tokens[:, :1])
+    got = reader.verify(expected.tokens[:, 1 : 1 + count])
     assert distance(got, expected.steps[:, 2 : 2 + count]) < TOLERANCE
-    after = model.decode(expected.tokens[:, 1 + count : 2 + count], cache)
+    after = reader.decode(expected.tokens[:, 1 + count : 2 + count])
     assert distance(after, expected.steps[:, 2 + count]) < TOLERANCE
+
+
+def reader_of(model, slots: int, *, fixed: bool) -> oracle.Reader:
+    """With a cache as on a GPU, if `fixed`."""
+    text = model.config.text_config
+    cache = MllamaCache(text, slots, 1, model.device, model.dtype, fixed=fixed)
+    return oracle.Reader(model, slots, cache=cache)
 
 
 @pytest.mark.parametrize("case", ["B_three_pictures", "C_adjacent", "D_text_only"])
 def test_a_rejected_draft_leaves_no_trace(case, model):
     expected = oracle.run(model, CASES[case], 6)
-    cache = model.new_cache(1, 1)
-    model.prefill(oracle.inputs_of(CASES[case]), cache)
-    end = cache.length
+    reader = oracle.Reader(model)
+    reader.prefill(*CASES[case])
+    end = reader.length
     right = expected.tokens[:, :2]
     wrong = (expected.tokens[:, 2:5] + 1) % CONFIG.text_config.vocab_size
-    got = model.verify(torch.cat((right, wrong), dim=1), cache)
+    got = reader.verify(torch.cat((right, wrong), dim=1))
     assert distance(got[:, :2], expected.steps[:, 1:3]) < TOLERANCE
-    cache.truncate(end + 2)
-    got = model.verify(expected.tokens[:, 2:5], cache)
+    reader.truncate(end + 2)
+    got = reader.verify(expected.tokens[:, 2:5])
     assert distance(got, expected.steps[:, 3:6]) < TOLERANCE
 
 
@@ -234,33 +218,30 @@ def test_text_only_needs_no_vision_tower(model, weights):
 # Compiled in one graph
 
 
-def decode_arguments(
+def step_arguments(
     model: MllamaForConditionalGeneration, rows: list[oracle.Row]
-) -> tuple[torch.Tensor, MllamaCache, Callable]:
-    cache = model.new_cache(len(rows), 32)
-    logits = model.prefill(oracle.inputs_of(rows), cache)
-
-    def arguments(tokens: torch.Tensor):
-        images = cache.decode_images()
-        seen = (images.key_values, images.mask, images.sees_images) if images else (None,) * 3
-        cached = [(layer.key, layer.value) for layer in cache.layers]
-        return tokens[:, None], cache.positions, cached, *seen
-
-    return logits.argmax(-1), cache, arguments
+) -> tuple[torch.Tensor, MllamaCache, tuple[Any, ...]]:
+    """Tokens [B] to go on with, a cache in fixed slots, and what `step` reads after the tokens."""
+    reader = reader_of(model, len(rows), fixed=True)
+    logits = reader.prefill(*rows)
+    cache = reader.cache
+    cached = [layer.whole[0] for layer in cache.layers]
+    seen = cache.seen_steps(range(len(rows)), cache.lengths)
+    return logits.argmax(-1), cache, (cache.positions, cached, seen)
 
 
 def compare_compiled_decode(model, rows, backend: str) -> None:
     torch._dynamo.reset()
-    step = torch.compile(model.decode_step, fullgraph=True, dynamic=False, backend=backend)
+    step = torch.compile(model.step, fullgraph=True, dynamic=False, backend=backend)
     expected = oracle.run(model, rows, STEPS)
-    tokens, cache, arguments = decode_arguments(model, rows)
+    tokens, cache, arguments = step_arguments(model, rows)
     for index in range(STEPS - 1):
         with (
             torch.inference_mode(),
             torch.compiler.set_stance("default" if index == 0 else "fail_on_recompile"),
         ):
-            logits = step(*arguments(tokens))
-        cache.advance_all(1)
+            logits = step(tokens[:, None], *arguments)
+        cache.positions += 1
         assert distance(logits, expected.steps[:, index + 1]) < TOLERANCE
         tokens = logits.argmax(-1)
 
@@ -287,14 +268,13 @@ def test_decode_is_one_graph_that_is_never_compiled_again(case, shallow):
 @pytest.mark.parametrize("case", compiled_cases())
 def test_verifying_is_one_graph(case, shallow):
     torch._dynamo.reset()
-    verify = torch.compile(shallow.verify_step, fullgraph=True, dynamic=False, backend="aot_eager")
+    verify = torch.compile(shallow.step, fullgraph=True, dynamic=False, backend="aot_eager")
     rows = COMPILED_CASES[case]
     expected = oracle.run(shallow, rows, STEPS)
-    _, _, arguments = decode_arguments(shallow, rows)
-    _, *rest = arguments(expected.tokens[:, 0])
+    _, _, arguments = step_arguments(shallow, rows)
     with torch.inference_mode():
-        got = verify(expected.tokens[:, :4], *rest)
-    assert distance(got, expected.steps[:, 1:5]) < TOLERANCE
+        got = verify(expected.tokens[:, :4], *arguments)
+    assert distance(got.unflatten(0, (len(rows), 4)), expected.steps[:, 1:5]) < TOLERANCE
 
 
 def compare_compiled_vision(model, canvases, backend: str) -> None:

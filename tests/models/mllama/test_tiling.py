@@ -1,3 +1,4 @@
+import math
 import random
 
 import numpy as np
@@ -9,7 +10,16 @@ from transformers.models.mllama.image_processing_pil_mllama import (
     get_optimal_tiled_canvas,
 )
 
-from mmchat.models.mllama.tiling import choose_layout, supported_aspect_ratios
+from mmchat.catalog.find import find_spec
+from mmchat.models.mllama.footprint import footprint
+from mmchat.models.mllama.tiling import (
+    choose_layout,
+    facts,
+    picture_size,
+    supported_aspect_ratios,
+)
+
+VISION_11B = find_spec("llama3.2-11B").config.vision_config
 
 # (width, height) -> (tiles_h, tiles_w) on tiles of 560 pixels, from runs of Meta's reference.
 META_CASES = {
@@ -55,6 +65,27 @@ def sizes(count: int, seed: int) -> list[tuple[int, int]]:
 def test_the_grid_is_metas(size, grid):
     width, height = size
     assert choose_layout(height, width, 560, 4).aspect_ratio == grid
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "placed", "cut"),
+    [
+        (280, 560, "560 x 280 px on a canvas of 560 x 560 px", "1 tile"),
+        (900, 300, "300 x 900 px on a canvas of 560 x 1120 px", "2 tiles (2 rows, 1 column)"),
+    ],
+)
+def test_facts_are_in_words_of_tiles(height, width, placed, cut):
+    told = facts(VISION_11B, height, width)
+    assert (told.placed, told.cut) == (placed, cut)
+    assert told.lines[0] == ("canvas", f"{placed.rpartition('canvas of ')[2]}, {cut}")
+    assert told.tokens == 1601 * math.prod(told.grid)
+
+
+def test_a_picture_can_be_had_for_each_number_of_tiles_up_to_the_most():
+    sizes = [picture_size(VISION_11B, tiles) for tiles in range(6)]
+    assert (sizes[0], sizes[5]) == (None, None)
+    assert [math.prod(facts(VISION_11B, *size).grid) for size in sizes[1:5]] == [1, 2, 3, 4]
+    assert math.prod(footprint(find_spec("llama3.2-11B").config).largest_picture.grid) == 4
 
 
 def test_an_unenlarged_picture_keeps_its_size():

@@ -1,14 +1,16 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 import transformers
 
-from mmchat.catalog.find import find_params, known_params, load_params
+from mmchat.catalog.find import find_spec, known_specs, load_spec
 from mmchat.errors import ParamsError
-from mmchat.models.mllama.params import parameter_count
-from mmchat.models.mllama.translate import from_hf_config, from_meta_params
+from mmchat.models.family import parameter_count
+from mmchat.models.mllama.family import MllamaFamily
+from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.models.mllama.translate import from_hf_config, from_makers, from_meta_params
 from mmchat.strict_json import Where
 
 WHERE = Where("config.json")
@@ -82,21 +84,22 @@ def transformers_config(config):
     )
 
 
-@pytest.mark.parametrize("params", known_params(), ids=lambda params: params.name)
-def test_both_spellings_of_the_hub_give_our_configuration(params, tmp_path):
-    old = from_hf_config(hub_config(params.config), None, WHERE)
-    assert old.config == params.config
-    transformers_config(params.config).save_pretrained(tmp_path)
+@pytest.mark.parametrize("spec", known_specs(), ids=lambda spec: spec.name)
+def test_both_spellings_of_the_hub_give_our_configuration(spec, tmp_path):
+    pictures = replace(spec.config.image_processor, alpha="checkpoint")
+    expected = replace(spec.config, image_processor=pictures)
+    assert from_hf_config(hub_config(spec.config), None, WHERE) == expected
+    transformers_config(spec.config).save_pretrained(tmp_path)
     new = json.loads((tmp_path / "config.json").read_text())
     assert "rope_parameters" in json.dumps(new)
-    assert from_hf_config(new, None, WHERE).config == params.config
+    assert from_hf_config(new, None, WHERE) == expected
 
 
-@pytest.mark.parametrize("params", known_params(), ids=lambda params: params.name)
-def test_parameters_are_those_of_transformers(params):
+@pytest.mark.parametrize("spec", known_specs(), ids=lambda spec: spec.name)
+def test_parameters_are_those_of_transformers(spec):
     with torch.device("meta"):
-        model = transformers.MllamaForConditionalGeneration(transformers_config(params.config))
-    assert parameter_count(params.config) == sum(p.numel() for p in model.parameters())
+        model = transformers.MllamaForConditionalGeneration(transformers_config(spec.config))
+    assert parameter_count(hf_shapes(spec.config)) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_parameters_are_those_of_transformers(params):
     ],
 )
 def test_published_parameter_totals(name, total):
-    assert find_params(name).parameters == total
+    assert find_spec(name).parameters == total
 
 
 def test_a_config_with_only_what_differs_takes_the_hubs_defaults():
@@ -120,16 +123,17 @@ def test_a_config_with_only_what_differs_takes_the_hubs_defaults():
         "vision_config": {"image_size": 560},
         "text_config": {"rope_scaling": SCALING},
     }
-    assert from_hf_config(found, None, WHERE).config == find_params("llama3.2-11B").config
-    unscaled = from_hf_config({"text_config": {}}, None, WHERE).config.text_config
+    assert from_hf_config(found, None, WHERE) == find_spec("llama3.2-11B").config
+    unscaled = from_hf_config({"text_config": {}}, None, WHERE).text_config
     assert (unscaled.rope_scaling, unscaled.rope_theta) == (None, 500_000.0)
 
 
 def test_the_preprocessors_mean_and_std_are_taken():
     preprocessor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}
-    processor = from_hf_config({}, preprocessor, WHERE).image_processor
+    config = from_hf_config({}, preprocessor, WHERE)
+    processor = config.image_processor
     assert (processor.image_mean, processor.image_std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
-    assert [processor.alpha_for(f) for f in ("hf", "meta")] == ["white", "drop"]
+    assert [MllamaFamily().alpha(config, f) for f in ("hf", "meta")] == ["white", "drop"]
 
 
 @pytest.mark.parametrize(
@@ -153,14 +157,14 @@ def test_another_way_to_prepare_pictures_is_refused(change, message, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(found))
     own, outer = tmp_path / "preprocessor_config.json", tmp_path / "processor_config.json"
     own.write_text(json.dumps(released))
-    load_params(tmp_path / "config.json")
+    load_spec(tmp_path / "config.json")
     own.write_text(json.dumps(released | change))
     with pytest.raises(ParamsError, match=f"preprocessor_config.json: {message}"):
-        load_params(tmp_path / "config.json")
+        load_spec(tmp_path / "config.json")
     own.write_text(json.dumps(released))
     outer.write_text(json.dumps({"image_processor": released | change}))
     with pytest.raises(ParamsError, match=f"/processor_config.json: image_processor.{message}"):
-        load_params(tmp_path / "config.json")
+        load_spec(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -195,15 +199,15 @@ def test_what_the_model_cannot_do_is_refused(found, message):
     ],
 )
 def test_metas_params_give_our_configuration(meta, name):
-    assert from_meta_params(meta, WHERE).config == find_params(name).config
+    assert from_makers(meta, "", WHERE).config == find_spec(name).config
 
 
 def test_an_older_form_nests_the_number_of_cross_attention_layers():
     old = {k: v for k, v in META_11B.items() if k != "vision_num_cross_attention_layers"}
     old["vision_model"] = {"cross_attention_adapter": {"num_layers": 8}}
-    assert from_meta_params(old, WHERE).config == from_meta_params(META_11B, WHERE).config
+    assert from_meta_params(old, WHERE) == from_meta_params(META_11B, WHERE)
     without = {k: v for k, v in META_11B.items() if k != "n_kv_heads"}
-    assert from_meta_params(without, WHERE).config.text_config.num_key_value_heads == 32
+    assert from_meta_params(without, WHERE).text_config.num_key_value_heads == 32
 
 
 @pytest.mark.parametrize(
@@ -214,7 +218,7 @@ def test_cross_attention_layers_are_placed_from_the_last_layer_downwards(
     self_layers, cross, expected
 ):
     meta = META_11B | {"n_layers": self_layers, "vision_num_cross_attention_layers": cross}
-    assert from_meta_params(meta, WHERE).config.text_config.cross_attention_layers == expected
+    assert from_meta_params(meta, WHERE).text_config.cross_attention_layers == expected
 
 
 @pytest.mark.parametrize(

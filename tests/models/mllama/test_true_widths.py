@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmchat.catalog.find import find_params
+from mmchat.catalog.find import find_spec
+from mmchat.models.base import Batch
+from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.mllama.text import CrossSegment
 from tests.models.mllama import oracle
 from tests.models.mllama import transformers_mllama as theirs
 
 
 def few_layers():
     """11B Instruct with a self-, a cross- and a self-attention layer and a small vocabulary."""
-    config = find_params("llama3.2-11B").config
+    config = find_spec("llama3.2-11B").config
     vision = replace(
         config.vision_config,
         num_hidden_layers=2,
@@ -43,8 +44,11 @@ def test_logits_agree_at_the_widths_of_11b():
     ids = torch.tensor([[1, 17, config.image_token_id, 33, 9, 4, 77]])
     ratio = torch.tensor([oracle.CANVASES.index((2, 1)) + 1])
     states = ours.eval().vision_states(tiles[None], ratio)
-    logits = ours(ids, [CrossSegment((0,), 2, 7, ((0,),))], list(states))
     assert states.shape == (1, 2 * 1601, 4096)
+    cache = ours.new_cache(1, 7)
+    cache.images[0] = (PlacedImage(2, "picture"),)
+    cache.keep_media("picture", ours.cross_key_values(states))
+    logits = ours(Batch.all_of(ids[0], 0), cache)[None]
 
     expected = theirs.build(weights, ours=config)
     seen = torch.zeros(1, 7, 1, 4, dtype=torch.long)

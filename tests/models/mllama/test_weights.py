@@ -11,9 +11,9 @@ from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.mapping import to_target
 from mmchat.checkpoints.verify import check_size
 from mmchat.errors import CheckpointError
-from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
+from mmchat.models.family import OtherConfigError
+from mmchat.models.mllama.config import ImageProcessorConfig, MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.weights import (
-    TileSizeError,
     hf_shapes,
     iter_weights,
     meta_rules,
@@ -54,6 +54,7 @@ def small_config(tile_size: int = 42, layers: int = 7) -> MllamaConfig:
             rope_scaling=None,
             max_position_embeddings=256,
         ),
+        image_processor=ImageProcessorConfig((0.5,) * 3, (0.5,) * 3, "checkpoint"),
     )
 
 
@@ -442,18 +443,18 @@ def test_too_many_layers_in_the_params_are_reported(tmp_path, hub):
 
 def test_another_tile_size_is_named(tmp_path, hub):
     save(tmp_path, hub)
-    with pytest.raises(TileSizeError, match="tiles of 42 px, the params say 56") as caught:
+    with pytest.raises(OtherConfigError, match="tiles of 42 px, the params say 56") as caught:
         load(tmp_path, small_config(tile_size=56))
-    assert caught.value.tile_size == 42
+    assert caught.value.fitting == CONFIG
     torch.save(random_meta(), tmp_path / "consolidated.pth")
-    with pytest.raises(TileSizeError) as caught:
+    with pytest.raises(OtherConfigError) as caught:
         load(tmp_path / "consolidated.pth", small_config(tile_size=28))
-    assert caught.value.tile_size == 42
+    assert caught.value.fitting == CONFIG
 
 
 def test_another_tile_size_is_named_also_when_only_text_is_wanted(tmp_path, hub):
     text = {name for name in hub if name.startswith("language_model.")}
-    with pytest.raises(TileSizeError):
+    with pytest.raises(OtherConfigError):
         load(save(tmp_path, hub), small_config(tile_size=56), wanted=text)
 
 

@@ -5,26 +5,28 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mmchat.catalog import params_file
+from mmchat.catalog import spec as spec_module
 from mmchat.catalog.find import (
     ModelSource,
     data_path,
     find_model,
-    find_params,
+    find_spec,
     known_models,
-    known_params,
-    load_params,
-    params_for_tile_size,
+    known_specs,
+    load_spec,
+    params_file_for,
 )
 from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.errors import CheckpointError, ParamsError
 from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama import config as mllama_config
+from mmchat.models.mllama.translate import CLIP_MEAN, CLIP_STD
 from mmchat.strict_json import parse_json
 from tests.models.mllama.test_translate import META_11B, META_90B, hub_config
 
@@ -77,11 +79,11 @@ def cached_model(tmp_path, repo, commit="0a1b2c3d4e", files=("model.safetensors"
 
 def test_every_params_file_is_named_after_its_model_and_names_are_unique():
     folder = data_path("model_params")
-    assert {f"{params.name}.json" for params in known_params()} == {
+    assert {f"{spec.name}.json" for spec in known_specs()} == {
         path.name for path in folder.iterdir()
     }
-    assert known_params()[0].name == "tiny"
-    names = [n.lower() for p in known_params() for n in (p.name, p.repo or "", *p.aliases) if n]
+    assert known_specs()[0].name == "tiny"
+    names = [n.lower() for p in known_specs() for n in (p.name, p.repo or "", *p.aliases) if n]
     assert len(names) == len(set(names))
 
 
@@ -105,8 +107,9 @@ def test_every_params_file_is_named_after_its_model_and_names_are_unique():
     ],
 )
 def test_names_users_know(name, model, tile, chat_format):
-    params = find_params(name)
-    assert (params.name, params.tile_size, params.chat_format) == (model, tile, chat_format)
+    spec = find_spec(name)
+    image_size = spec.family.describe(spec.config).image_size
+    assert (spec.name, image_size, spec.chat_format) == (model, tile, chat_format)
 
 
 def test_the_built_in_model_is_as_its_training_script_builds_it():
@@ -114,11 +117,12 @@ def test_the_built_in_model_is_as_its_training_script_builds_it():
     tree = ast.parse(source)
     (function,) = (n for n in tree.body if getattr(n, "name", "") == "tiny_config")
     scope = dict(vars(mllama_config))
+    scope["CLIP"] = mllama_config.ImageProcessorConfig(CLIP_MEAN, CLIP_STD, "white")
     exec(compile(ast.Module([function], []), "train.py", "exec"), scope)
-    params = find_params("tiny")
+    spec = find_spec("tiny")
     ranks = len(data_path("assets", "tiny", "tokenizer.model").read_text().splitlines())
-    assert params.config == scope["tiny_config"](ranks + 256)
-    assert params.generation.temperature == 0
+    assert spec.config == scope["tiny_config"](ranks + 256)
+    assert spec.generation.temperature == 0
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_the_built_in_model_is_as_its_training_script_builds_it():
 def test_a_wrong_value_names_file_key_and_reason(tmp_path, key, value, message):
     path = write(tmp_path, "bad.json", changed(key, value))
     with pytest.raises(ParamsError) as caught:
-        load_params(path)
+        load_spec(path)
     assert str(caught.value).startswith(f"{path}: {key}: {message}")
 
 
@@ -190,13 +194,13 @@ def test_a_wrong_value_names_file_key_and_reason(tmp_path, key, value, message):
 def test_a_wrong_file_names_file_place_and_reason(tmp_path, found, message):
     path = write(tmp_path, "bad.json", found)
     with pytest.raises(ParamsError) as caught:
-        load_params(path)
+        load_spec(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
 def test_mutated_files_of_all_kinds_raise_nothing_but_our_errors(tmp_path, monkeypatch):
     rng = random.Random(4)
-    hub = hub_config(find_params("llama3.2-11B").config)
+    hub = hub_config(find_spec("llama3.2-11B").config)
     seeds = [json.dumps(value) for value in (GOOD, hub, META_90B, {"model": META_11B})]
     new = [
         "",
@@ -237,14 +241,14 @@ def test_mutated_files_of_all_kinds_raise_nothing_but_our_errors(tmp_path, monke
                 parent, key = rng.choice(list(places(value)))
                 parent[key] = copy.deepcopy(rng.choice(values))
             text = json.dumps(value)
-        monkeypatch.setattr(params_file, "read_json", read_json_of(text))
+        monkeypatch.setattr(spec_module, "read_json", read_json_of(text))
         try:
-            params = load_params(path)
+            spec = load_spec(path)
         except ParamsError as error:
             assert "\n" not in str(error)  # noqa: PT017
         else:
             loaded += 1
-            assert 0 < params.parameters < 10**15
+            assert 0 < spec.parameters < 10**15
     assert 10 < loaded < 1_500
 
 
@@ -285,7 +289,7 @@ def test_a_known_model_that_is_not_here_says_how_to_get_it(monkeypatch):
     assert "mmchat download Llama-3.2-11B-Vision-Instruct" in str(caught.value)
     source = find_model("llama3.2-11B", checkpoint_required=False)
     assert source.checkpoint is source.tokenizer is None
-    assert not any(model.present for model in known_models() if model.params.repo)
+    assert not any(model.present for model in known_models() if model.spec.repo)
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "MMCHAT_OFFLINE"])
@@ -305,19 +309,19 @@ def test_a_known_model_is_found_in_the_hub_cache(tmp_path, name):
     files = ("model-00001-of-00005.safetensors", "original/tokenizer.model", "config.json")
     folder = cached_model(tmp_path, "meta-llama/Llama-3.2-11B-Vision-Instruct", files=files)
     source = find_model(name)
-    assert source.params == find_params("llama3.2-11B")
+    assert source.spec == find_spec("llama3.2-11B")
     assert source.checkpoint == folder
     assert source.tokenizer == folder / "original/tokenizer.model"
-    (model,) = (m for m in known_models() if m.params == source.params)
+    (model,) = (m for m in known_models() if m.spec == source.spec)
     assert (model.present, model.path, model.size) == (True, folder, 1)
 
 
 def test_a_cached_repository_of_somebody_else_is_read_by_its_config(tmp_path):
     folder = cached_model(tmp_path, "unsloth/Llama-3.2-11B-Vision")
-    write(folder, "config.json", hub_config(find_params("llama3.2-11B-base").config))
+    write(folder, "config.json", hub_config(find_spec("llama3.2-11B-base").config))
     source = find_model("unsloth/Llama-3.2-11B-Vision")
     assert source.checkpoint == folder
-    assert source.params.config == find_params("llama3.2-11B-base").config
+    assert source.spec.config == find_spec("llama3.2-11B-base").config
 
 
 def test_the_hub_cache_is_where_the_environment_says(tmp_path, monkeypatch):
@@ -356,28 +360,28 @@ def test_a_damaged_hub_cache_is_passed_over(tmp_path):
     ],
 )
 def test_a_hub_folder_is_translated_and_chat_is_told_from_base(tmp_path, files, chat_format):
-    config = hub_config(find_params("llama3.2-11B").config)
+    config = hub_config(find_spec("llama3.2-11B").config)
     config["text_config"]["eos_token_id"] = 128001
     write(tmp_path, "config.json", config)
     for name, value in {**files, "model.safetensors": "", "tokenizer.json": ""}.items():
         write(tmp_path, name, value)
     for path in (tmp_path, tmp_path / "model.safetensors"):
         source = find_model(path)
-        assert source.params.config == find_params("llama3.2-11B").config
-        assert source.params.chat_format == chat_format
-        assert source.params.parameters == 10_670_220_835
+        assert source.spec.config == find_spec("llama3.2-11B").config
+        assert source.spec.chat_format == chat_format
+        assert source.spec.parameters == 10_670_220_835
         assert source.checkpoint == path
         assert source.tokenizer == tmp_path / "tokenizer.json"
 
 
 def test_the_hubs_generation_config_gives_the_sampling_defaults(tmp_path):
-    write(tmp_path, "config.json", hub_config(find_params("tiny").config))
+    write(tmp_path, "config.json", hub_config(find_spec("tiny").config))
     write(tmp_path, "generation_config.json", {"temperature": 0.3, "top_p": None})
-    generation = load_params(tmp_path / "config.json").generation
+    generation = load_spec(tmp_path / "config.json").generation
     assert (generation.temperature, generation.top_p) == (0.3, 0.9)
     write(tmp_path, "generation_config.json", {"temperature": "hot"})
     with pytest.raises(ParamsError, match=r"generation_config.json: temperature: expected"):
-        load_params(tmp_path / "config.json")
+        load_spec(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -395,10 +399,10 @@ def test_a_folder_of_meta_is_translated(tmp_path, folder, meta, chat_format, not
     weights = write(tmp_path / folder, "consolidated.00.pth", "")
     write(tmp_path / folder, "tokenizer.model", "")
     source = find_model(weights)
-    assert source.params.chat_format == chat_format
-    assert len(source.params.notices) == notices
+    assert source.spec.chat_format == chat_format
+    assert len(source.spec.notices) == notices
     assert source.tokenizer == tmp_path / folder / "tokenizer.model"
-    assert source.params.config == find_model(tmp_path / folder).params.config
+    assert source.spec.config == find_model(tmp_path / folder).spec.config
 
 
 def test_the_form_of_the_predecessor_works_as_documented(tmp_path, monkeypatch):
@@ -410,7 +414,7 @@ def test_the_form_of_the_predecessor_works_as_documented(tmp_path, monkeypatch):
         tokenizer_path="tokenizer.model",
         params_path="model_params/Llama-3.2-11B-Vision-Instruct.json",
     )
-    assert source.params == find_params("llama3.2-11B")
+    assert source.spec == find_spec("llama3.2-11B")
     assert source.checkpoint == Path("consolidated.00.pth")
     assert source.tokenizer == Path("tokenizer.model")
     write(tmp_path, "model_params/Llama-3.2-11B-Vision-Instruct.json", "{}")
@@ -424,7 +428,7 @@ def test_paths_overrule_what_the_name_leads_to(tmp_path):
     tokenizer = write(tmp_path, "mine/tokenizer.json", "")
     source = find_model("llama3.2-11B", checkpoint_path=mine)
     assert (source.checkpoint, source.tokenizer) == (mine, tokenizer)
-    assert source.params == find_params("llama3.2-11B")
+    assert source.spec == find_spec("llama3.2-11B")
     assert find_model("llama3.2-11B", params_path=INSTRUCT).checkpoint == folder
     assert find_model(mine.parent, params_path=INSTRUCT).checkpoint == mine.parent
     both = find_model(mine.parent, params_path=INSTRUCT, checkpoint_path=folder)
@@ -460,18 +464,18 @@ def test_a_folder_without_config_asks_for_params(tmp_path):
 
 def test_no_name_and_no_path_mean_the_built_in_model():
     source = find_model(checkpoint_required=False)
-    assert source.params.name == "tiny"
-    assert find_model(data_path("assets", "tiny")).params == source.params
+    assert source.spec.name == "tiny"
+    assert find_model(data_path("assets", "tiny")).spec == source.spec
 
 
 def test_the_params_file_that_fits_a_tile_size_is_named():
-    base, instruct = find_params("llama3.2-11B-base"), find_params("llama3.2-11B")
-    assert params_for_tile_size(448, instruct) == "Llama-3.2-11B-Vision.json"
-    assert params_for_tile_size(560, base) == "Llama-3.2-11B-Vision-Instruct.json"
-    assert params_for_tile_size(448, find_params("llama3.2-90B")) is None
-    assert params_for_tile_size(560, find_params("llama3.2-90B")).endswith(
-        "90B-Vision-Instruct.json"
-    )
+    base, instruct = find_spec("llama3.2-11B-base"), find_spec("llama3.2-11B")
+    large = find_spec("llama3.2-90B")
+    assert params_file_for(base.config, instruct) == "Llama-3.2-11B-Vision.json"
+    assert params_file_for(instruct.config, base) == "Llama-3.2-11B-Vision-Instruct.json"
+    vision = replace(large.config.vision_config, image_size=448)
+    assert params_file_for(replace(large.config, vision_config=vision), large) is None
+    assert params_file_for(large.config, large).endswith("90B-Vision-Instruct.json")
 
 
 def test_finding_a_model_imports_nothing_heavy():
@@ -486,8 +490,8 @@ def test_finding_a_model_imports_nothing_heavy():
 
 def test_transparent_pictures_follow_the_format_that_the_model_is_loaded_in(tmp_path):
     """A .safetensors beside Meta's weights, such as an adapter, changes nothing."""
-    params = next(p for p in known_params() if p.image_processor.alpha == "checkpoint")
-    source = ModelSource(params, tmp_path, None)
+    spec = next(p for p in known_specs() if p.config.image_processor.alpha == "checkpoint")
+    source = ModelSource(spec, tmp_path, None)
     assert source.format == "hf"  # no weights yet
     (tmp_path / "adapter.safetensors").touch()
     (tmp_path / "consolidated.00.pth").touch()
@@ -496,4 +500,4 @@ def test_transparent_pictures_follow_the_format_that_the_model_is_loaded_in(tmp_
     assert alpha_rule(LoadOptions(alpha="white"), source) == "white"
     (tmp_path / "model.safetensors").touch()
     assert alpha_rule(LoadOptions(), source) == "white"
-    assert ModelSource(params, None, None).format == "hf"
+    assert ModelSource(spec, None, None).format == "hf"

@@ -1,17 +1,17 @@
-"""What a model is, read from JSON: our params files, the Hub's config.json, Meta's params.json."""
+"""What a model is, read from JSON: our params files, the Hub's config.json, the makers' own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.errors import UsageError
-from mmchat.models.family import Family, FamilyParams
-from mmchat.models.registry import get_family
+from mmchat.models.family import Config, Translated, parameter_count
+from mmchat.models.registry import AnyFamily, families, get_family
 from mmchat.strict_json import (
     Where,
     as_object,
@@ -21,6 +21,10 @@ from mmchat.strict_json import (
     quoted,
     read_json,
 )
+
+if TYPE_CHECKING:
+    from mmchat.conversation import Image
+    from mmchat.models.prompt import MediaFacts
 
 ChatFormat = Literal["instruct", "base"]
 
@@ -34,10 +38,10 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True)
-class ModelParams:
+class ModelSpec:
     """Everything about a model but its weights and tokenizer.
 
-    config and image_processor belong to the family. parameters: count in the Hub's format.
+    config belongs to the family. parameters: count in the Hub's format.
     repo: Hub repository, or None. packaged: folder of the checkpoint among our own files, or None.
     source: the file this was read from. notices: what the user should know about how it was read.
     """
@@ -51,23 +55,21 @@ class ModelParams:
     chat_format: ChatFormat
     parameters: int
     generation: GenerationDefaults
-    config: Any
-    image_processor: Any
+    config: Config
     source: Path
     notices: tuple[str, ...] = ()
 
     @property
-    def family(self) -> Family:
+    def family(self) -> AnyFamily:
         return get_family(self.model_type, Where(str(self.source)))
 
-    @property
-    def tile_size(self) -> int:
-        """Side of one tile in pixels."""
-        return self.family.tile_size(self.config)
+    def facts(self, image: Image) -> MediaFacts:
+        """What people are told about a picture."""
+        return self.family.facts(self.config, image.height, image.width)
 
     def context_limit(self, asked: int | None) -> int:
         """Positions to use, all that the model has unless fewer are asked. Raises UsageError."""
-        most = self.config.text_config.max_position_embeddings
+        most = self.config.max_position_embeddings
         if asked is None:
             return most
         if not 1 <= asked <= most:
@@ -105,58 +107,53 @@ _PATTERNS = {
 }
 
 
-def load_params(path: Path | str) -> ModelParams:
-    """Read one JSON file: ours, the Hub's config.json or Meta's params.json, told by its keys.
+def load_spec(path: Path | str) -> ModelSpec:
+    """Read one JSON file: ours, the Hub's config.json or that of a model's makers.
 
     Raises ParamsError that names the file, the key path and the nearest valid key.
     """
     path = Path(path)
     where = Where(str(path))
     found = as_object(read_json(path, where), where)
-    nested = found.get("model")
-    if "dim" in found or (isinstance(nested, dict) and "dim" in nested):
-        return _from_meta(found, path, where)
     if {"architectures", "transformers_version"} & found.keys():
         return _from_hf(found, path, where)
-    return _from_ours(found, path, where)
+    if "model_type" in found:
+        return _from_ours(found, path, where)
+    return _from_makers(found, path, where)
 
 
-def params_document(params: ModelParams) -> dict[str, Any]:
+def params_document(spec: ModelSpec) -> dict[str, Any]:
     """The content of a params file of ours that says the same; without names of other places."""
-    documents = params.family.resolve("documents")
     return {
-        "name": params.name,
-        "model_type": params.model_type,
-        "description": params.description,
+        "name": spec.name,
+        "model_type": spec.model_type,
+        "description": spec.description,
         "aliases": [],
         "repo": None,
-        "chat_format": params.chat_format,
-        "parameters": params.parameters,
-        "generation": asdict(params.generation),
-        **documents.sections(params.config, params.image_processor),
+        "chat_format": spec.chat_format,
+        "parameters": spec.parameters,
+        "generation": asdict(spec.generation),
+        **spec.family.to_sections(spec.config),
     }
 
 
-def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     own = [field.name for field in fields(_Header)]
-    if "model_type" not in found:
-        check_keys(found, ["model_type"], list(found), where)
     family = get_family(found["model_type"], where)
     check_keys(found, [*own[:-1], *family.sections], own[-1:], where)
     own_part = {key: value for key, value in found.items() if key in own}
     header = parse_dataclass(_Header, own_part, where, _BOUNDS)
     _check_patterns(header, where)
     family_part = {key: found[key] for key in family.sections}
-    parsed = family.parse(family_part, where)
-    count = family.parameter_count(parsed.config)
+    config = family.parse(family_part, where)
+    count = parameter_count(family.shapes(config))
     if count != header.parameters:
         raise where.child("parameters").fail(
             f"{header.parameters:,}, but a model of these sizes has {count:,}"
         )
-    return ModelParams(
+    return ModelSpec(
         **{name: getattr(header, name) for name in own},
-        config=parsed.config,
-        image_processor=parsed.image_processor,
+        config=config,
         source=path,
     )
 
@@ -171,58 +168,54 @@ def _check_patterns(header: _Header, where: Where) -> None:
             raise where.child("aliases").child(index).fail(f"{quoted(alias)} is no possible name")
 
 
-def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
+def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     family = get_family(found.get("model_type"), where)
-    parsed = family.from_hf_config(found, *_hf_preprocessor(path.parent, where))
-    generation = _optional_json(path.with_name("generation_config.json")) or {}
-    is_instruct = _has_chat_template(path.parent) or _has_several_stops(generation, found)
-    chat_format: ChatFormat = "instruct" if is_instruct else "base"
-    defaults = _hf_generation(generation, path.with_name("generation_config.json"))
-    return _translated(family, parsed, path, chat_format, defaults)
+    says = family.from_hub(found, *_hf_preprocessor(path.parent, where))
+    place = path.with_name("generation_config.json")
+    generation = _optional_json(place) or {}
+    if says.is_chat is None:
+        is_chat = _has_chat_template(path.parent) or _has_several_stops(generation, found)
+        says = replace(says, is_chat=is_chat)
+    given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
+    return _translated(family, says, path, given, Where(str(place)))
 
 
-def _from_meta(found: Mapping[str, Any], path: Path, where: Where) -> ModelParams:
-    """Meta's file does not say whether the model chats: the names of its folders do, or nothing."""
-    family = get_family("mllama", where)
-    parsed = family.from_meta_params(found, where)
+def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
+    """A file that names no model type: of the family that knows it, or else one of ours."""
     folders = "/".join(path.resolve().parts[-4:-1]).lower()
-    says_chat = "instruct" in folders or "guard" in folders
-    # Of the released models, only the 11B base model has tiles of 448 pixels.
-    says_base = re.search(r"\d+b-vision", folders) or family.tile_size(parsed.config) == 448
-    is_base = bool(says_base) and not says_chat
+    for family in families():
+        if says := family.from_makers(found, folders, where):
+            return _translated(family, says, path, {}, where)
+    raise where.fail("missing key 'model_type'")
+
+
+def _translated(
+    family: AnyFamily,
+    says: Translated[Config],
+    path: Path,
+    generation: Mapping[str, Any],
+    generation_where: Where,
+) -> ModelSpec:
+    folder = path.resolve().parent
     notice = (
         f"{escaped(str(path))} does not say whether this is a chat model; taken for one "
         "(--raw if it is a base model)"
     )
-    notices = () if says_chat or is_base else (notice,)
-    chat_format: ChatFormat = "base" if is_base else "instruct"
-    defaults = GenerationDefaults(0.6, 0.9)
-    return _translated(family, parsed, path, chat_format, defaults, notices)
-
-
-def _translated(
-    family: Family,
-    parsed: FamilyParams,
-    path: Path,
-    chat_format: ChatFormat,
-    generation: GenerationDefaults,
-    notices: tuple[str, ...] = (),
-) -> ModelParams:
-    folder = path.resolve().parent
-    return ModelParams(
+    return ModelSpec(
         name=escaped((folder.parent if folder.name == "original" else folder).name or "model"),
         model_type=family.model_type,
         description=f"Translated from {path.name}.",
         aliases=(),
         repo=None,
         packaged=None,
-        chat_format=chat_format,
-        parameters=family.parameter_count(parsed.config),
-        generation=generation,
-        config=parsed.config,
-        image_processor=parsed.image_processor,
+        chat_format="base" if says.is_chat is False else "instruct",
+        parameters=parameter_count(family.shapes(says.config)),
+        generation=parse_dataclass(
+            GenerationDefaults, {**family.generation, **generation}, generation_where, _BOUNDS
+        ),
+        config=says.config,
         source=path,
-        notices=notices,
+        notices=(notice,) if says.is_chat is None else (),
     )
 
 
@@ -255,9 +248,3 @@ def _has_several_stops(generation: Mapping[str, Any], config: Mapping[str, Any])
     text = config.get("text_config")
     eos = generation.get("eos_token_id") or (text or {}).get("eos_token_id")
     return isinstance(eos, list) and len(eos) > 1
-
-
-def _hf_generation(found: Mapping[str, Any], path: Path) -> GenerationDefaults:
-    values = {"temperature": 0.6, "top_p": 0.9}
-    values |= {key: found[key] for key in values if found.get(key) is not None}
-    return parse_dataclass(GenerationDefaults, values, Where(str(path)), _BOUNDS)

@@ -1,0 +1,60 @@
+"""Mllama's math, weights and programs, as loading and export take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from mmchat.models.base import ExportLimits, Model, RunProgram
+from mmchat.models.family import Alpha
+from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.mllama.processor import MllamaProcessor
+from mmchat.models.mllama.weights import check_weights, hub_entries, iter_weights
+from mmchat.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class MllamaBuild:
+    """See mmchat.models.build.Build."""
+
+    check_weights = staticmethod(check_weights)
+    iter_weights = staticmethod(iter_weights)
+    hub_entries = staticmethod(hub_entries)
+
+    def model(self, config: MllamaConfig) -> MllamaForConditionalGeneration:
+        return MllamaForConditionalGeneration(config)
+
+    def processor(
+        self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Alpha
+    ) -> MllamaProcessor:
+        return MllamaProcessor(config, tokenizer, alpha)
+
+    def programs(self, format: Literal["aoti", "executorch"]) -> MllamaPrograms:
+        return MllamaPrograms(format)
+
+
+class MllamaPrograms:
+    """See mmchat.models.build.Programs. aoti writes into its caches, executorch gives new ones."""
+
+    def __init__(self, format: Literal["aoti", "executorch"]) -> None:
+        if format == "aoti":
+            from mmchat.models.mllama import export as programs
+        else:
+            from mmchat.models.mllama import export_portable as programs
+        self.export_programs, self._model = programs.export_programs, programs.ExportedModel
+
+    def model(
+        self,
+        config: MllamaConfig,
+        limits: ExportLimits,
+        device: torch.device,
+        dtype: torch.dtype,
+        run: RunProgram,
+        weights: Mapping[str, Tensor],
+    ) -> Model:
+        return self._model(config, limits, device, dtype, run, weights)

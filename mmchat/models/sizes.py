@@ -1,0 +1,106 @@
+"""How large a model is and what it works in: numbers and bytes that follow from its config."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from mmchat.models.prompt import MediaFacts
+
+# When a weight is read: for each token, for each token after a picture, or seldom (once a picture,
+# or of a table some rows).
+Reading = Literal["token", "token after a picture", "seldom"]
+# linear_bytes(kind of part, rows, columns): bytes of a linear layer's weight [rows, columns].
+LinearBytes = Callable[[str, int, int], int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model. kind: "text", "head", "vision" or "embedding".
+
+    linears: [rows, columns] of the weights of its linear layers; other: all its other parameters.
+    """
+
+    name: str
+    kind: str
+    reading: Reading
+    linears: tuple[tuple[int, int], ...]
+    other: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(math.prod, self.linears)) + self.other
+
+    def bytes(self, item_bytes: int, linear_bytes: LinearBytes | None = None) -> int:
+        """Bytes in a dtype of `item_bytes`, but for linear layers that `linear_bytes` counts."""
+        if linear_bytes is None:
+            return self.parameters * item_bytes
+        linears = sum(linear_bytes(self.kind, *shape) for shape in self.linears)
+        return linears + self.other * item_bytes
+
+
+@dataclass(frozen=True)
+class Sizes(ABC):
+    """Sizes of one model; a family adds the formulas for what its passes work in.
+
+    cache_per_token: numbers stored for one position, keys and values of all layers together.
+    largest_picture: the one that takes most memory and time. once_a_picture: weights of linear
+    layers that decoding reads only to take in a picture.
+    """
+
+    parts: tuple[Part, ...]
+    cache_per_token: int
+    largest_picture: MediaFacts
+    once_a_picture: tuple[tuple[int, int], ...]
+
+    @abstractmethod
+    def picture_numbers(self, picture: MediaFacts) -> int:
+        """Numbers that are kept of a picture, beside the cache of the positions that it takes."""
+
+    @abstractmethod
+    def encode_bytes(
+        self, picture: MediaFacts, item_bytes: int, *, wide_products: bool = False
+    ) -> int:
+        """Most memory at a time, beyond weights and caches, while a picture is encoded.
+
+        wide_products: linear layers make float32 copies of what they read and write.
+        """
+
+    @abstractmethod
+    def prefill_bytes(
+        self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
+    ) -> int:
+        """Most memory at a time, beyond weights and caches, while a prompt is read in one pass."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    def loaded_parts(self, *, text_only: bool) -> tuple[Part, ...]:
+        """text_only leaves out what only pictures need."""
+        return tuple(
+            part
+            for part in self.parts
+            if not text_only or (part.kind != "vision" and part.reading != "token after a picture")
+        )
+
+    def token_linears(self, *, pictures: bool) -> list[tuple[str, int, int]]:
+        """(kind, rows, columns) of the linear layers that decoding one token reads.
+
+        pictures: there is one in the conversation.
+        """
+        read = [(part.kind, *shape) for part in self._read(pictures) for shape in part.linears]
+        for shape in self.once_a_picture if pictures else ():
+            read.remove(("text", *shape))
+        return read
+
+    def token_others(self, *, pictures: bool) -> int:
+        """Parameters outside of linear layers that decoding one token reads."""
+        return sum(part.other for part in self._read(pictures))
+
+    def _read(self, pictures: bool) -> list[Part]:
+        readings = ("token", "token after a picture")[: 1 + pictures]
+        return [part for part in self.parts if part.reading in readings]
