@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from mmchat.models.base import Batch, Block, Cache, Example
 from mmchat.models.prompt import Media
+from mmchat.nn.attention import KeyValue
+from mmchat.nn.kv_cache import LayerCache, Past, PastRows, Spans, past_steps
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP, GatedMLP
 from mmchat.nn.norm import RMSNorm
-from mmchat.nn.rope import inverse_frequencies, rotate
-from tests.toy._base import Batch, Block, Cache
-from tests.toy.cache import PastRows, ToyCache
+from mmchat.nn.rope import rotate, turns
+from tests.toy.cache import CAPACITY_STEP, ToyCache, own
 from tests.toy.config import ToyConfig
-from tests.toy.processor import ToyMedia
 
-Rows = list[tuple[int, int, int]]  # slot, start and count of each
+
+class ToyVision(nn.Module):
+    """patches: [P, 3·8·8] -> embeddings [P, E]."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.patch_embedding = Linear(3 * config.patch_size**2, size)
+        self.position_embedding = nn.Parameter(torch.zeros(config.positions_per_image, size))
+        self.mlp = MLP(size, config.intermediate_size)
+
+    def slices(self, patches: Tensor) -> Iterator[Tensor]:
+        x = self.patch_embedding(patches) + self.position_embedding
+        yield x
+        yield x + self.mlp(x)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        *_, x = self.slices(patches)
+        return x
 
 
 class ToyLayer(nn.Module):
@@ -35,7 +55,7 @@ class ToyLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(size, config.rms_norm_eps)
         self.mlp = GatedMLP(size, config.intermediate_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: PastRows) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past) -> Tensor:
         normed = self.input_layernorm(x)
         projections = (self.q_proj(normed), self.k_proj(normed), self.v_proj(normed))
         query, key, value = (y.unflatten(-1, (-1, self.head_dim)) for y in projections)
@@ -45,78 +65,122 @@ class ToyLayer(nn.Module):
 
 
 class ToyModel(nn.Module):
-    """models.base.Model."""
+    """models.build.FamilyModel."""
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.config = config
-        size = config.hidden_size
-        self.patch_embedding = Linear(3 * config.patch_size**2, size)
-        self.position_embedding = nn.Parameter(torch.zeros(config.positions_per_image, size))
-        self.vision_mlp = MLP(size, config.intermediate_size)
-        self.embed_tokens = nn.Embedding(config.vocab_size, size)
+        self.vision = ToyVision(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(ToyLayer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(size, config.rms_norm_eps)
-        self.lm_head = Linear(size, config.vocab_size, bias=False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.norm.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.norm.weight.dtype
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.remarks: list[str] = []
 
     def new_cache(self, slots: int, positions: int) -> ToyCache:
         return ToyCache(self.config, slots, positions, self.norm.weight)
 
     def encode(self, media: Media, cache: Cache) -> Iterator[None]:
-        assert isinstance(media, ToyMedia)
-        assert isinstance(cache, ToyCache)
-        x = self.patch_embedding(media.patches.to(self.device, self.dtype))
-        x = x + self.position_embedding
-        yield
-        cache.encoded[media.content_hash] = x + self.vision_mlp(x)
-        yield
+        [patches] = media.tensors
+        x = patches.to(self.norm.weight)
+        for x in self.vision.slices(x):
+            yield
+        own(cache).encoded[media.content_hash] = x
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
-        assert isinstance(cache, ToyCache)
-        rows = list(zip(batch.slots, batch.starts, batch.counts, strict=True))
-        for slot, start, count in rows:
-            if cache.lengths[slot] != start:
-                raise ValueError(f"slot {slot} has {cache.lengths[slot]} positions, not {start}")
-            cache.reserve(slot, start + count)
-        x = self._embed(batch.token_ids, rows, cache)
-        cos, sin = self._angles(rows, cache)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, cache.past(index, batch))
-        for slot, start, count in rows:
-            cache.lengths[slot] = start + count
-        return self.lm_head(self.norm(x[list(batch.wanted)])).float()
+        rows = own(cache)
+        batch.check(rows.lengths)
+        for row in batch.rows():
+            rows.reserve(row.slot, row.end)
+        pictures = rows.pictures(batch)
+        is_step = pictures is None and batch.wants_all and len(batch.slots) == 1
+        reads = self._step if is_step and batch.starts[0] else partial(self._read, pictures)
+        logits = reads(batch, rows)
+        rows.advance(batch)
+        return logits
 
-    def _embed(self, token_ids: Tensor, rows: Rows, cache: ToyCache) -> Tensor:
-        """Rows of the table, and pictures in place of ids that it lacks: [N, E]."""
-        found = []
-        begin = 0
-        for slot, start, count in rows:
-            found += [(begin + at, part) for at, part in cache.pictures(slot, start, count)]
-            begin += count
-        ids = token_ids.clone()
-        for at, part in found:
-            ids[at : at + len(part)] = 0
-        x = self.embed_tokens(ids)
-        for at, part in found:
-            x = torch.cat((x[:at], part, x[at + len(part) :]))
+    def _read(
+        self, pictures: tuple[Tensor, Tensor] | None, batch: Batch, cache: ToyCache
+    ) -> Tensor:
+        """Rows of any lengths."""
+        x = self.embed(batch.token_ids)
+        if pictures is not None:
+            x = x.index_copy(0, *pictures)
+        spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
+        frequencies = [cache.frequencies(row.slot).expand(row.count, -1) for row in batch.rows()]
+        past = [PastRows(layer, spans) for layer in cache.layers]
+        x = self.decode(x, spans.positions(x.device), torch.cat(frequencies), past)
+        return self.head(x[list(batch.wanted)])
+
+    def _step(self, batch: Batch, cache: ToyCache) -> Tensor:
+        """The next few tokens of one row."""
+        [slot], [start] = batch.slots, batch.starts
+        starts = torch.tensor([start], device=batch.token_ids.device)
+        cached = [layer.row(slot) for layer in cache.layers]
+        return self.step(batch.token_ids[None], starts, cache.frequencies(slot), cached)
+
+    def step(
+        self, token_ids: Tensor, starts: Tensor, inv_freq: Tensor, cached: Sequence[KeyValue]
+    ) -> Tensor:
+        """token_ids: [1, S] at starts .. starts + S; starts: [1] -> float32 [S, V]."""
+        return self.head(self.decode_steps(self.embed(token_ids[0]), starts, inv_freq, cached))
+
+    def decode_steps(
+        self, x: Tensor, starts: Tensor, inv_freq: Tensor, cached: Sequence[KeyValue]
+    ) -> Tensor:
+        positions = starts + torch.arange(len(x), device=x.device)
+        past = past_steps(cached, positions[None], cached[0][0].shape[2])
+        return self.decode(x, positions, inv_freq, past)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Rows of the table; of some picture's position, any."""
+        return self.embed_tokens(token_ids.clamp(max=self.config.vocab_size - 1))
+
+    def decode(
+        self, x: Tensor, positions: Tensor, inv_freq: Tensor, past: Sequence[Past]
+    ) -> Tensor:
+        """x: [N, E] -> [N, E]; inv_freq: [D/2], or [N, D/2]."""
+        cos, sin = turns(positions, inv_freq)
+        for layer, of_layer in zip(self.layers, past, strict=True):
+            x = layer(x, cos, sin, of_layer)
         return x
 
-    def _angles(self, rows: Rows, cache: ToyCache) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of all new positions, each row's by its own base: [N, 1, D] twice."""
-        angles = []
-        for slot, start, count in rows:
-            frequencies = inverse_frequencies(self.config.head_dim, cache.rotary_base(slot))
-            angles.append(torch.arange(start, start + count)[:, None] * frequencies)
-        joined = torch.cat(angles).repeat(1, 2)[:, None].to(self.device)
-        return joined.cos(), joined.sin()
+    def head(self, x: Tensor) -> Tensor:
+        return self.lm_head(self.norm(x)).float()
 
     def blocks(self) -> list[Block]:
-        return []
+        layers = list(self.layers)
+        return [
+            Block(layers, "decode", partial(self._example, 1)),
+            Block(layers, "verify", partial(self._example, 3)),
+        ]
+
+    def _example(self, count: int) -> Example:
+        """Arguments of a layer for `count` tokens."""
+        config, like = self.config, self.norm.weight
+        size = (1, config.num_key_value_heads, CAPACITY_STEP, config.head_dim)
+        row = LayerCache(*size, device=like.device, dtype=like.dtype).row(0)
+        positions = torch.arange(count, device=like.device)
+        [past] = past_steps([row], positions[None], CAPACITY_STEP)
+        x = like.new_zeros(count, config.hidden_size)
+        cos, sin = turns(positions, positions.new_zeros(config.head_dim // 2).float())
+        dynamic = [(past.key, 2), (past.value, 2), (past.mask, 3)]
+        if count > 1:
+            dynamic += [(x, 0), (cos, 0), (sin, 0), (past.positions, 1), (past.mask, 2)]
+        return Example((x, cos, sin, past), tuple(dynamic))
+
+    def weight_names(self, *, text_only: bool) -> set[str]:
+        return {n for n in self.state_dict() if not (text_only and n.startswith("vision."))}
+
+    def linear_parts(self) -> dict[str, str]:
+        parts = {"layers": "text", "lm_head": "head", "vision": "vision"}
+        modules = self.named_modules()
+        return {n: parts[n.split(".")[0]] for n, module in modules if isinstance(module, Linear)}
+
+    def fuse_projections(self) -> None:
+        for module in self.modules():
+            if isinstance(module, GatedMLP):
+                module.fuse_projections()
+
+    def finish_loading(self, device: torch.device) -> None:
+        """Nothing follows from the weights."""

@@ -19,11 +19,11 @@ from tests.toy.config import ToyConfig
 
 @dataclass(frozen=True, eq=False)
 class ToyMedia:
-    """patches: [P, 3·8·8] float32 in -0.5 .. 0.5, row by row."""
+    """tensors: the patches [P, 3·8·8], float32 in -0.5 .. 0.5, row by row."""
 
-    patches: torch.Tensor
     content_hash: str
     facts: MediaFacts
+    tensors: tuple[torch.Tensor, ...]
 
 
 class ToyProcessor:
@@ -49,26 +49,15 @@ class ToyProcessor:
         return self._prompt(message.content)
 
     def facts(self, image: Image) -> MediaFacts:
-        config = self.config
-        return MediaFacts(
-            size=(image.height, image.width),
-            resized=(config.image_size, config.image_size),
-            grid=(config.grid, config.grid),
-            tokens=config.positions_per_image,
-            positions=config.positions_per_image,
-            lines=(("patches", f"{config.grid} x {config.grid} of {config.patch_size} px"),),
-        )
+        return self.config.facts(image.height, image.width)
 
     def _header(self, role: str) -> list[int]:
         begin, end = map(self.tokenizer.special_id, ("<|start_header_id|>", "<|end_header_id|>"))
         return [begin, *self.tokenizer.encode(role[0]), end]
 
     def _prompt(self, parts: Iterable[int | Part]) -> Prompt:
-        begin, count = (
-            self.tokenizer.special_id("<|begin_of_text|>"),
-            self.config.positions_per_image,
-        )
-        ids, media = [begin], []
+        count = self.config.positions_per_image
+        ids, media = [self.tokenizer.special_id("<|begin_of_text|>")], []
         for part in parts:
             if isinstance(part, Image):
                 media.append(PlacedMedia(len(ids), count, self._media(part)))
@@ -84,4 +73,4 @@ class ToyProcessor:
         pixels = np.asarray(picture, dtype=np.float32) / 255 - 0.5
         patches = pixels.reshape(grid, patch, grid, patch, 3).transpose(0, 2, 4, 1, 3)
         flat = torch.from_numpy(patches.reshape(grid * grid, -1).copy())
-        return ToyMedia(flat, image.content_hash, self.facts(image))
+        return ToyMedia(image.content_hash, self.facts(image), (flat,))

@@ -3,52 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
 
-from mmchat.conversation import Image, Message, Part, Text
-from mmchat.models.base import common_prefix
-from mmchat.models.prompt import Processor, Prompt
-from mmchat.tokenizers import open_tokenizer
-from tests.synthetic_tokenizer import tiktoken_lines
-from tests.toy._base import Batch, Cache, Model
+from mmchat.conversation import Image
+from mmchat.models.base import Batch, Cache, Model, common_prefix
+from mmchat.models.prompt import Prompt
 from tests.toy.config import CONFIG
 from tests.toy.model import ToyModel
+from tests.toy.pictures import ask, picture
 from tests.toy.processor import ToyProcessor
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory: pytest.TempPathFactory) -> ToyProcessor:
-    path: Path = tmp_path_factory.mktemp("toy") / "tokenizer.model"
-    path.write_bytes(tiktoken_lines([bytes([value]) for value in range(256)]))
-    return ToyProcessor(CONFIG, open_tokenizer(path), "white")
-
-
-@pytest.fixture(scope="module")
-def model() -> ToyModel:
-    model = ToyModel(CONFIG)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(float("norm" in name), 0.125, generator=generator)
-    return model
-
-
-def picture(seed: int, height: int = 30, width: int = 40) -> Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image(PILImage.fromarray(pixels), f"{seed}.png", f"hash {seed}")
-
-
-def ask(processor: Processor, *parts: str | Image) -> Prompt:
-    content: list[Part] = [Text(p) if isinstance(p, str) else p for p in parts]
-    return processor.chat([Message("user", tuple(content))])
 
 
 @pytest.fixture
@@ -58,16 +27,15 @@ def two_pictures(processor: ToyProcessor) -> Prompt:
 
 def encode(model: Model, prompt: Prompt, cache: Cache, slot: int = 0) -> None:
     """Encode the pictures that the slot has not read to their ends."""
-    for placed in prompt.media:
-        unread = placed.position + placed.count > cache.lengths[slot]
-        if unread and not cache.has_media(placed.media.content_hash):
-            for _ in model.encode(placed.media, cache):
+    for media in prompt.unread(cache.lengths[slot]):
+        if not cache.has_media(media.content_hash):
+            for _ in model.encode(media, cache):
                 pass
 
 
 def read(model: Model, cache: Cache, prompt: Prompt, slot: int = 0, piece: int = 1000) -> Tensor:
     """Logits [N, V] of all positions that the slot does not hold, read piece by piece."""
-    cache.open(slot, prompt)
+    cache.begin(slot, prompt)
     encode(model, prompt, cache, slot)
     ids = torch.tensor(prompt.token_ids)
     starts = range(cache.lengths[slot], len(ids), piece)
@@ -110,7 +78,8 @@ def test_a_picture_is_encoded_in_slices(model: ToyModel, two_pictures: Prompt) -
     media = two_pictures.media[0].media
     cache = model.new_cache(1, 0)
     held = [cache.has_media(media.content_hash) for _ in model.encode(media, cache)]
-    assert held == [False, True]
+    assert held == [False, False]
+    assert cache.has_media(media.content_hash)
 
 
 @torch.inference_mode()
@@ -132,7 +101,7 @@ def test_rows_of_different_lengths_are_read_together_as_each_alone(
     prompts = [two_pictures, ask(processor, "no picture"), long]
     cache = model.new_cache(3, 8)
     for slot, prompt in enumerate(prompts):
-        cache.open(slot, prompt)
+        cache.begin(slot, prompt)
         encode(model, prompt, cache, slot)
     lengths = [len(prompt.token_ids) for prompt in prompts]
     assert len(set(lengths)) == 3
@@ -154,7 +123,7 @@ def test_rows_decode_together_with_a_row_that_is_still_reading(
     said = Prompt((*short.token_ids, *b"yes"), (), short.context)
     cache = model.new_cache(2, 8)
     read(model, cache, short, slot=0)
-    cache.open(1, two_pictures)
+    cache.begin(1, two_pictures)
     encode(model, two_pictures, cache, 1)
     length = len(short.token_ids)
     rows = [
@@ -235,7 +204,7 @@ def test_scores_of_all_positions_are_those_of_the_last_of_each_prefix(
     ids = torch.tensor(two_pictures.token_ids)
     for end in range(1, len(ids) + 1):
         cache = model.new_cache(1, 0)
-        cache.open(0, two_pictures)
+        cache.begin(0, two_pictures)
         encode(model, two_pictures, cache)
         assert_equal(model.forward(Batch.last_of(ids[:end], 0), cache), scores[end - 1 : end])
 
@@ -244,7 +213,7 @@ def test_scores_of_all_positions_are_those_of_the_last_of_each_prefix(
 def test_a_piece_may_want_no_logits_or_a_few(model: ToyModel, two_pictures: Prompt) -> None:
     scores = fresh(model, two_pictures)
     cache = model.new_cache(1, 0)
-    cache.open(0, two_pictures)
+    cache.begin(0, two_pictures)
     encode(model, two_pictures, cache)
     ids = torch.tensor(two_pictures.token_ids)
     silent = model.forward(Batch(ids[:13], (0,), (0,), (13,), ()), cache)
@@ -266,8 +235,8 @@ def test_prompts_with_another_rotary_base_share_nothing(
     assert (fresh(model, short)[:40] - fresh(model, long)[:40]).abs().max() > 0.1
     cache = model.new_cache(1, 0)
     read(model, cache, short)
-    with pytest.raises(ValueError, match="rotary base 100, the prompt has rotary base 200"):
-        cache.open(0, long)
+    with pytest.raises(ValueError, match="rotary base 100, not rotary base 200"):
+        cache.begin(0, long)
 
 
 @torch.inference_mode()
@@ -292,7 +261,7 @@ def test_an_answer_keeps_the_rotary_base_of_its_prompt(
 def test_release_keeps_what_is_still_to_be_read(model: ToyModel, two_pictures: Prompt) -> None:
     first, second = (placed.media.content_hash for placed in two_pictures.media)
     cache = model.new_cache(1, 100)
-    cache.open(0, two_pictures)
+    cache.begin(0, two_pictures)
     encode(model, two_pictures, cache)
     ids = torch.tensor(two_pictures.token_ids)
     end = two_pictures.media[1].position + 2
@@ -300,6 +269,7 @@ def test_release_keeps_what_is_still_to_be_read(model: ToyModel, two_pictures: P
     cache.release()
     assert not cache.has_media(first)
     assert cache.has_media(second)
+    cache.drop_media(second)  # needed
     rest = model.forward(Batch.all_of(ids[end:], end), cache)
     assert_equal(torch.cat((begun, rest)), fresh(model, two_pictures))
     cache.drop_media(second)
@@ -308,7 +278,7 @@ def test_release_keeps_what_is_still_to_be_read(model: ToyModel, two_pictures: P
 
 def test_a_row_must_go_on_where_it_ended(model: ToyModel) -> None:
     cache = model.new_cache(1, 4)
-    with pytest.raises(ValueError, match="slot 0 has 0 positions, not 3"):
+    with pytest.raises(ValueError, match=r"read \(1,\) from \(3,\); they hold \(0,\)"):
         model.forward(Batch.last_of(torch.tensor([65]), 3), cache)
 
 
