@@ -12,6 +12,7 @@ import torch
 from mmchat.catalog.find import ModelSource, ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder
+from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError
 from mmchat.estimate.memory import check_memory, used_in_place
@@ -96,7 +97,7 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
         tokenizer = _open_tokenizer(source)
         rules = None if exported else spec.family.shard_axis
         with open_checkpoint(_weights_of(source), merge_rules=rules) as files:
-            running = _run_weights(files, spec, options, as_exported=exported is not None)
+            running = _run_weights(files, spec, options, exported.record if exported else None)
     return _ready(spec, options, running, tokenizer, begin)
 
 
@@ -105,20 +106,20 @@ def load_from_tensors(
 ) -> LoadedModel:
     """`load` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
-    running = _run_weights(files, spec, options, as_exported=False)
+    running = _run_weights(files, spec, options, exported=None)
     return _ready(spec, options, running, tokenizer, begin)
 
 
 def _run_weights(
-    files: Checkpoint, spec: ModelSpec, options: LoadOptions, *, as_exported: bool
+    files: Checkpoint, spec: ModelSpec, options: LoadOptions, exported: ExportRecord | None
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
-    placement = _placement(spec, options, as_exported=as_exported)
+    placement = _placement(spec, options, as_exported=exported is not None)
     notices = _prepare_kernels(placement, options)
-    in_place = as_exported or used_in_place(files, str(placement.dtype).removeprefix("torch."))
+    in_place = exported is not None or used_in_place(files, str(placement.dtype).removeprefix("torch."))
     setup = options.setup(spec, placement, from_file=in_place)
     check_memory(setup, available_memory(placement.device))
-    model = load_weights(files, spec, options, placement, as_exported=as_exported)
+    model = load_weights(files, spec, options, placement, exported=exported)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
     return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks))

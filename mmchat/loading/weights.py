@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmchat.catalog.find import ModelSpec, params_file_for
 from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
@@ -32,9 +33,9 @@ def load_weights(
     options: LoadOptions,
     placement: Placement,
     *,
-    as_exported: bool,
+    exported: ExportRecord | None,
 ) -> FamilyModel:
-    """Build the model of `spec` on the meta device and fill it. as_exported: the form of `files`.
+    """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
@@ -45,7 +46,10 @@ def load_weights(
         model = build.model(spec.config)
     set_formats(model, options.plan)
     try:
-        if as_exported:
+        if exported:
+            if _joins(exported.scheme, exported.device):
+                with shapes_only():
+                    model.fuse_projections()
             count, tensors = _of_export(files, model, options, placement)
         else:
             wanted = model.weight_names(text_only=options.text_only)
@@ -57,20 +61,21 @@ def load_weights(
                 options.progress("weights", done, count)
     except CheckpointError as error:
         raise _with_fitting_params(error, spec) from None
-    stays_in_file = options.quantize == "none" and placement.device.type == "cpu"
-    if not as_exported and not stays_in_file:
+    if not exported and _joins(options.quantize, placement.device.type):
         model.fuse_projections()
     model.finish_loading(placement.device)
     return model
+
+
+def _joins(scheme: str, device_type: str) -> bool:
+    """Whether layers that read the same input are joined; not where weights stay in their file."""
+    return scheme != "none" or device_type != "cpu"
 
 
 def _of_export(
     files: Checkpoint, model: FamilyModel, options: LoadOptions, placement: Placement
 ) -> tuple[int, Iterable[tuple[str, Tensor]]]:
     """How many tensors, their names in the model and what is stored for them."""
-    if any(".qkv_proj." in name for name in files.entries):
-        with shapes_only():
-            model.fuse_projections()
     wanted = model.weight_names(text_only=options.text_only)
     _check(files, model, wanted, placement.dtype)
     names = [name for name in files.entries if name in wanted]

@@ -30,6 +30,7 @@ class LayerCache:
     read all of them; else each has its own and is as long as it needs to be.
     """
 
+    @torch.inference_mode(False)  # tensors of one kind, whoever makes them: see torch.compile
     def __init__(
         self,
         slots: int,
@@ -56,7 +57,7 @@ class LayerCache:
     def capacity(self, slot: int) -> int:
         return self._of(slot)[0].shape[2]
 
-    @torch.inference_mode(False)  # tensors of one kind, whoever makes them: see torch.compile
+    @torch.inference_mode(False)
     def grow(self, slot: int, capacity: int) -> None:
         """Make room for `capacity` positions; what is stored stays, also if memory runs out."""
         if capacity > self.capacity(slot):

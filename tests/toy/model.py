@@ -128,7 +128,7 @@ class ToyModel(nn.Module):
     def decode_steps(
         self, x: Tensor, starts: Tensor, inv_freq: Tensor, cached: Sequence[KeyValue]
     ) -> Tensor:
-        positions = starts + torch.arange(len(x), device=x.device)
+        positions = starts + torch.arange(x.shape[0], device=x.device)
         past = past_steps(cached, positions[None], cached[0][0].shape[2])
         return self.decode(x, positions, inv_freq, past)
 

@@ -61,8 +61,7 @@ class _Examples:
     def own_step(self, count: int) -> Example:
         """Of SelfAttentionLayer for `count` tokens."""
         groups, dim, device = self.text.num_key_value_heads, self.text.head_dim, self.model.device
-        with torch.inference_mode(False):
-            cache = LayerCache(1, groups, CAPACITY_STEP, dim, device=device, dtype=self.model.dtype)
+        cache = LayerCache(1, groups, CAPACITY_STEP, dim, device=device, dtype=self.model.dtype)
         positions = torch.arange(count, device=device)[None]
         [past] = past_steps([cache.row(0)], positions, CAPACITY_STEP)
         cos, sin = self.model.language_model.model.rotary(positions[0])
