@@ -114,10 +114,15 @@ def test_every_round_writes_as_many_tokens_whatever_the_model_says(monkeypatch):
     from mmchat.runtime.eager import EagerRuntime
 
     steps = []
-    decode = EagerRuntime.decode
-    monkeypatch.setattr(EagerRuntime, "decode", lambda *a: (steps.append(1), decode(*a))[1])
+    forward = EagerRuntime.forward
+
+    def counted(self, batch, cache):
+        steps.append(batch.starts[0] > 0)
+        return forward(self, batch, cache)
+
+    monkeypatch.setattr(EagerRuntime, "forward", counted)
     assert run("--context", "8", "--vision", "1").exit_code == 0
-    assert len(steps) == 2 * (2 + 1) * DECODED  # two workloads, two rounds and the warm-up
+    assert sum(steps) == 2 * (2 + 1) * DECODED  # two workloads, two rounds and the warm-up
 
 
 def test_the_lines_of_a_pipe_hold_every_variant(record, capsys):
@@ -179,7 +184,7 @@ def test_what_ends_the_timing_is_said_in_a_line(problem, code, said, monkeypatch
     def fail(*_):
         raise problem
 
-    monkeypatch.setattr(EagerRuntime, "prefill", fail)
+    monkeypatch.setattr(EagerRuntime, "forward", fail)
     done = run()
     assert (done.exit_code, done.stdout) == (code, "")
     assert said in done.stderr
