@@ -29,7 +29,7 @@ def run(
     """Time the variants, which `loaders` give, side by side by the wall clock.
 
     rounds: of each workload, as many as end within `seconds`, at least one. A workload that a
-    variant has too few positions for is left out. say: told what is being done.
+    variant does not take is left out. say: told what is being done.
     Raises MemoryError_, NumericalError and what `loaders` raise.
     """
     models: dict[str, LoadedModel] = {}

@@ -71,7 +71,7 @@ def bench(
         str, _list("Read so many tokens and write after them.", _counts(10**6), may_be_empty=True)
     ] = "64,512",
     vision: Annotated[
-        str, _list("Ask about pictures of 1 to 4 tiles.", _counts(4), may_be_empty=True)
+        str, _list("Ask about pictures of so many tiles.", _counts(10**4), may_be_empty=True)
     ] = "1,4",
     rounds: Annotated[
         int, typer.Option(metavar="N", min=1, help="Rounds, interleaved.", rich_help_panel=HOW)

@@ -74,7 +74,7 @@ def _facts(record: dict[str, Any]) -> Iterator[str]:
         least = f"{rounds[0]} to " if len(rounds) > 1 else ""
         yield f"medians of {least}{words.plural(rounds[-1], 'round')}"
     if record["left_out"]:
-        yield f"left out, for want of positions: {', '.join(record['left_out'])}"
+        yield f"left out, as the model does not take it: {', '.join(record['left_out'])}"
     loading = (f"{name} in {seconds:.2f} s" for name, seconds in record["load_seconds"].items())
     yield f"loaded: {', '.join(loading)}"
     together = " of all together" if len(record["load_seconds"]) > 1 else ""

@@ -116,7 +116,9 @@ def _run_weights(
     """Refused before anything is allocated, if it does not fit into memory."""
     placement = _placement(spec, options, as_exported=exported is not None)
     notices = _prepare_kernels(placement, options)
-    in_place = exported is not None or used_in_place(files, str(placement.dtype).removeprefix("torch."))
+    in_place = exported is not None or used_in_place(
+        files, str(placement.dtype).removeprefix("torch.")
+    )
     setup = options.setup(spec, placement, from_file=in_place)
     check_memory(setup, available_memory(placement.device))
     model = load_weights(files, spec, options, placement, exported=exported)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -132,7 +133,6 @@ def _fits(leaf: Tensor | None, expected: Shape | None) -> bool:
 
 def _steps(model: CompilableModel) -> list[Step]:
     found = []
-    origin = _origin()
     for block in model.blocks():
         if block.use != "decode":
             continue
@@ -142,7 +142,7 @@ def _steps(model: CompilableModel) -> list[Step]:
             _pack(layer)
             weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
             described = (
-                origin,
+                _origin(Path(inspect.getfile(type(layer))).parent),
                 _expected(example),
                 [(n, w.dtype, w.shape, w.stride()) for n, w in weights.items()],
                 [(name, _settings(module)) for name, module in layer.named_modules()],
@@ -166,12 +166,16 @@ def _settings(module: nn.Module) -> list[object]:
 
 
 @functools.cache
-def _origin() -> str:
-    """Changes with the code that is traced, the compiler and the processor."""
+def _origin(family: Path) -> str:
+    """Changes with the code that is traced, the compiler and the processor.
+
+    family: folder of a layer's code, which a family from elsewhere has outside of mmchat.
+    """
     digest = hashlib.sha256(f"{torch.__version__} {processor_identity()} {OPTIONS}".encode())
     package = Path(mmchat.__file__).parent
-    sources = [path for folder in TRACED for path in (package / folder).rglob("*.py")]
-    for path in sorted([*sources, Path(__file__)]):
+    folders = [family, *(package / folder for folder in TRACED)]
+    sources = {path for folder in folders for path in folder.rglob("*.py")}
+    for path in sorted({*sources, Path(__file__)}):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -212,35 +216,38 @@ def _kept(folder: Path, key: str) -> AOTIModelPackageLoader | None:
 def _compile(step: Step, target: Path) -> None:
     import torch._inductor
 
+    leaves, spec = pytree.tree_flatten(step.example.args)  # torch stores no types of others
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own use of old interfaces
         program = torch.export.export(
-            _PureStep(step),
-            (dict(step.weights), *step.example.args),
-            dynamic_shapes=(dict.fromkeys(step.weights), _dynamic_shapes(step.example)),
+            _PureStep(step, spec),
+            (dict(step.weights), *leaves),
+            dynamic_shapes=(
+                dict.fromkeys(step.weights),
+                tuple(_dynamic_shape(leaf, step.example) for leaf in leaves),
+            ),
         )
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(target), inductor_configs=dict(OPTIONS)
         )
 
 
-def _dynamic_shapes(example: Example) -> Any:
-    """Of the arguments, as torch.export.export asks for them."""
-    return pytree.tree_map(
-        lambda leaf: dict.fromkeys(_dynamic_axes(leaf, example), torch.export.Dim.DYNAMIC) or None,
-        example.args,
-    )
+def _dynamic_shape(leaf: Tensor | None, example: Example) -> Any:
+    """Of an argument, as torch.export.export asks for it."""
+    return dict.fromkeys(_dynamic_axes(leaf, example), torch.export.Dim.DYNAMIC) or None
 
 
 class _PureStep(nn.Module):
-    """A step as a function of its weights and arguments."""
+    """A step as a function of its weights and of the leaves of its arguments."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, spec: pytree.TreeSpec) -> None:
         super().__init__()
+        self._spec = spec
         self._call = (_Call(step),)  # in a tuple, so that its weights are not this module's
 
-    def forward(self, weights: dict[str, Tensor], *args: object) -> Tensor:
+    def forward(self, weights: dict[str, Tensor], *leaves: object) -> Tensor:
         named = {f"layer.{name}": weight for name, weight in weights.items()}
+        args = pytree.tree_unflatten(leaves, self._spec)
         return torch.func.functional_call(self._call[0], named, args)
 
 

@@ -165,10 +165,10 @@ def test_nothing_to_time_still_tells_loading_and_memory():
     assert done.stdout.splitlines()[2].startswith("loaded: float32 in ")
 
 
-def test_a_text_of_more_tokens_than_positions_is_left_out():
-    done = run("--context", "8,1000000", "--vision", "")
+def test_more_tokens_or_tiles_than_the_model_takes_are_left_out():
+    done = run("--context", "8,1000000", "--vision", "5")
     assert done.exit_code == 0, done.stderr
-    assert "left out, for want of positions: 1,000,000 tokens" in done.stdout
+    assert "left out, as the model does not take it: 1,000,000 tokens, 5 tiles" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -195,8 +195,8 @@ def test_what_ends_the_timing_is_said_in_a_line(problem, code, said, monkeypatch
     ("arguments", "message"),
     [
         (["--context", "8,x"], "'x' is not a number from 1 to 1,000,000; a list is written 1,4"),
-        (["--vision", "0"], "'0' is not a number from 1 to 4"),
-        (["--vision", "1,5"], "'5' is not a number from 1 to 4"),
+        (["--vision", "0"], "'0' is not a number from 1 to 10,000"),
+        (["--vision", "1,x"], "'x' is not a number from 1 to 10,000"),
         (["--context", "9" * 5000], "is not a number from 1 to 1,000,000"),
         (["--quantize", "none,int5"], "unknown quantisation scheme 'int5'"),
         (["--compile", "off,maybe"], "'maybe' is none of auto, off and on"),

@@ -30,14 +30,14 @@ class ToyVision(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(config.positions_per_image, size))
         self.mlp = MLP(size, config.intermediate_size)
 
-    def slices(self, patches: Tensor) -> Iterator[Tensor]:
-        x = self.patch_embedding(patches) + self.position_embedding
-        yield x
-        yield x + self.mlp(x)
+    def embed(self, patches: Tensor) -> Tensor:
+        return self.patch_embedding(patches) + self.position_embedding
 
     def forward(self, patches: Tensor) -> Tensor:
-        *_, x = self.slices(patches)
-        return x
+        return self.mix(self.embed(patches))
+
+    def mix(self, x: Tensor) -> Tensor:
+        return x + self.mlp(x)
 
 
 class ToyLayer(nn.Module):
@@ -82,9 +82,10 @@ class ToyModel(nn.Module):
 
     def encode(self, media: Media, cache: Cache) -> Iterator[None]:
         [patches] = media.tensors
-        x = patches.to(self.norm.weight)
-        for x in self.vision.slices(x):
-            yield
+        x = self.vision.embed(patches.to(self.norm.weight))
+        yield
+        x = self.vision.mix(x)
+        yield
         own(cache).encoded[media.content_hash] = x
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
