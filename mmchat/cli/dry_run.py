@@ -48,7 +48,8 @@ def _facts(
     prompt_tokens = _prompt_tokens(request, source)
     new_tokens = request.sampling.for_model(spec).max_new_tokens
     limit = spec.context_limit(options.max_seq_len)
-    positions = min((prompt_tokens or 0) + new_tokens, limit)
+    taken = prompt_tokens or sum(picture.positions for _, picture in pictures)
+    positions = min(taken + new_tokens, limit)
     workload = Workload(positions, prompt_tokens or positions, tuple(p for _, p in pictures))
     return {
         "model": spec.name,

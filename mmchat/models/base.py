@@ -216,10 +216,12 @@ class Block:
 class CompilableModel(Model, Protocol):
     """A model whose parts runtimes replace by what they compile."""
 
-    def step(self, token_ids: Tensor, /, *tensors: Any) -> Tensor:
-        """`forward` of the next tokens of some rows, of static tensors, for graphs of a GPU.
+    @property
+    def step(self) -> Callable[..., Tensor]:
+        """step(token_ids, *tensors): the next tokens of some rows, for graphs of a GPU.
 
-        Only tensors of the cache are written, in place.
+        `forward` calls it with static tensors, of which only those of the cache are written, in
+        place.
         """
         ...
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import mmchat
 from mmchat.chat.session import ChatSession
@@ -123,6 +124,29 @@ def test_what_changes_a_program_changes_its_key(weights, monkeypatch):
     monkeypatch.undo()
     native_steps._origin.cache_clear()
     assert keys == keys_of(oracle.build(weights))
+
+
+def test_code_of_a_family_from_elsewhere_changes_a_key(tmp_path):
+    keys = []
+    for content in ("a = 1\n", "a = 2\n"):
+        (tmp_path / "model.py").write_text(content)
+        native_steps._origin.cache_clear()
+        keys.append(native_steps._origin(tmp_path))
+    assert len({*keys, native_steps._origin(Path(oracle.__file__).parent)}) == 3
+
+
+def test_torch_can_store_the_graph_of_each_kind_of_layer(weights, monkeypatch, tmp_path):
+    """As it does when it compiles: types of ours among the arguments are unknown to it."""
+    stored = []
+
+    def compile(graph, **_) -> None:
+        stored.append(pytree.treespec_dumps(graph.call_spec.in_spec))
+
+    monkeypatch.setattr("torch._inductor.aoti_compile_and_package", compile)
+    steps = {step.key: step for step in native_steps._steps(oracle.build(weights))}
+    for step in steps.values():
+        native_steps._compile(step, tmp_path)
+    assert len(stored) == len(steps) == 2
 
 
 def test_other_formats_of_weights_are_other_programs():

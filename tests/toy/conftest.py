@@ -15,7 +15,7 @@ from tests.synthetic_tokenizer import tiktoken_lines
 from tests.toy.config import CONFIG
 from tests.toy.family import ToyFamily
 from tests.toy.model import ToyModel
-from tests.toy.pictures import random_toy
+from tests.toy.pictures import picture, random_toy
 from tests.toy.processor import ToyProcessor
 
 
@@ -59,3 +59,9 @@ def toy(folder: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def processor(folder: Path) -> ToyProcessor:
     return ToyProcessor(CONFIG, open_tokenizer(folder / "tokenizer.model"), "white")
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> str:
+    picture(1).pixels.save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")

@@ -44,9 +44,9 @@ def follow(pipe: Connection, folder: Path) -> None:
     while (told := pickle.loads(pipe.recv_bytes())) is not None:
         name, *given = told
         if name == "forward":
-            pipe.send_bytes(pickle.dumps(runtime.forward(*given, cache)))
+            pipe.send_bytes(pickle.dumps(runtime.forward(given[0], cache)))
         elif name == "encode":
-            for _ in runtime.encode(*given, cache):
+            for _ in runtime.encode(given[0], cache):
                 pass
         else:
             getattr(cache, name)(*given)
