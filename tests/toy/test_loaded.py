@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from mmchat.engine.events import Finished
 from mmchat.engine.generation import encode
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.estimate.memory import Setup
-from mmchat.models.base import Batch, common_prefix
+from mmchat.models.base import Batch, Cache, common_prefix
 from mmchat.nn.kv_cache import PastSteps
 from mmchat.nn.linear import Linear
 from mmchat.runtime import native_steps
 from mmchat.runtime.compiled import CompiledRuntime
 from mmchat.runtime.compiler import CACHE_VARIABLE
+from mmchat.runtime.eager import EagerRuntime
 from tests.toy.asking import (
     GREEDY,
     TURNS,
@@ -35,7 +37,7 @@ from tests.toy.asking import (
     the_toy,
 )
 from tests.toy.config import CONFIG
-from tests.toy.model import ToyLayer
+from tests.toy.model import ToyLayer, ToyModel
 from tests.toy.pictures import ask, picture
 
 pytestmark = [
@@ -80,17 +82,30 @@ def test_quantised_layers_have_their_bits_and_answer(
     toy: str, scheme: str, text: torch.dtype
 ) -> None:
     model = mmchat.load(toy, quantize=scheme, quantize_keep="head")
-    wanted = {"text": text, "head": torch.float32, "vision": torch.int8}
-    for name, part in the_toy(model).linear_parts().items():
-        layer = the_toy(model).get_submodule(name)
-        assert isinstance(layer, Linear)
-        assert layer.held()[0].dtype == wanted[part], name
+    wanted = {"layers": text, "lm_head": torch.float32, "vision": torch.int8}
+    for name, layer in the_toy(model).named_modules():
+        if isinstance(layer, Linear):
+            assert layer.held()[0].dtype == wanted[name.split(".")[0]], name
     assert len(said(model, ("hi", [picture(1)]))[0].output_ids) == 8
+
+
+class RecordingRuntime(EagerRuntime):
+    """reads: where each batch of one row begins and ends."""
+
+    def __init__(self, model: ToyModel, device: torch.device) -> None:
+        super().__init__(model, device)
+        self.reads: list[tuple[int, int]] = []
+
+    def forward(self, batch: Batch, cache: Cache) -> Tensor:
+        self.reads += [(row.start, row.end) for row in batch.rows()]
+        return super().forward(batch, cache)
 
 
 def test_a_second_turn_reads_what_is_new_and_equals_a_fresh_one(toy: str) -> None:
     model = mmchat.load(toy)
-    first, second = said(model, *TURNS)
+    runtime = RecordingRuntime(the_toy(model), CPU)
+    first, second = said(replace(model, runtime=runtime), *TURNS)
+    assert (second.usage.cached_tokens, second.usage.prompt_tokens) in runtime.reads
     assert 1 + 3 + 9 + 2 + 1 + 3 <= second.usage.cached_tokens < second.usage.prompt_tokens
     fresh = model.chat()
     fresh.messages = conversation(model, first)
