@@ -128,7 +128,7 @@ class ToyFamily:
                 linears[part].append((shape[0], shape[1]))
             else:
                 others[part] += math.prod(shape)
-        kinds = {name: (kind, reading) for name, kind, reading in _PARTS.values()}
+        kinds = {part[0]: part[1:] for part in _PARTS.values()}
         keys_and_values = 2 * config.num_key_value_heads * config.head_dim
         return ToySizes(
             parts=tuple(
