@@ -142,7 +142,7 @@ def _steps(model: CompilableModel) -> list[Step]:
             _pack(layer)
             weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
             described = (
-                _origin(Path(inspect.getfile(type(layer))).parent),
+                _origin(_code_of(type(layer))),
                 _expected(example),
                 [(n, w.dtype, w.shape, w.stride()) for n, w in weights.items()],
                 [(name, _settings(module)) for name, module in layer.named_modules()],
@@ -165,17 +165,24 @@ def _settings(module: nn.Module) -> list[object]:
     return [type(module).__qualname__, plain]
 
 
+def _code_of(kind: type) -> Path:
+    """The folder of a class's package, or the file of a module that is in none."""
+    file = Path(inspect.getfile(kind))
+    return file.parent if "." in kind.__module__ else file
+
+
 @functools.cache
-def _origin(family: Path) -> str:
+def _origin(code: Path) -> str:
     """Changes with the code that is traced, the compiler and the processor.
 
-    family: folder of a layer's code, which a family from elsewhere has outside of mmchat.
+    code: a layer's own file or folder, which a family from elsewhere has outside of mmchat.
     """
     digest = hashlib.sha256(f"{torch.__version__} {processor_identity()} {OPTIONS}".encode())
     package = Path(mmchat.__file__).parent
-    folders = [family, *(package / folder for folder in TRACED)]
-    sources = {path for folder in folders for path in folder.rglob("*.py")}
-    for path in sorted({*sources, Path(__file__)}):
+    sources = {Path(__file__)}
+    for place in (code, *(package / folder for folder in TRACED)):
+        sources |= {place} if place.is_file() else set(place.rglob("*.py"))
+    for path in sorted(sources):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -127,12 +127,18 @@ def test_what_changes_a_program_changes_its_key(weights, monkeypatch):
 
 
 def test_code_of_a_family_from_elsewhere_changes_a_key(tmp_path):
+    code = tmp_path / "family" / "model.py"
+    code.parent.mkdir()
     keys = []
     for content in ("a = 1\n", "a = 2\n"):
-        (tmp_path / "model.py").write_text(content)
+        code.write_text(content)
         native_steps._origin.cache_clear()
-        keys.append(native_steps._origin(tmp_path))
-    assert len({*keys, native_steps._origin(Path(oracle.__file__).parent)}) == 3
+        keys += [native_steps._origin(place) for place in (code.parent, code)]
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+    assert native_steps._code_of(Doubling) == Path(__file__).parent
+    (tmp_path / "other.py").write_text("b = 1\n")  # beside a module that is in no package
+    native_steps._origin.cache_clear()
+    assert native_steps._origin(code) == keys[3]
 
 
 def test_torch_can_store_the_graph_of_each_kind_of_layer(weights, monkeypatch, tmp_path):
