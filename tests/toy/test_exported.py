@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 # ---- exported
 
 
-@pytest.mark.parametrize("scheme", ["none", "int8", "int4"])
+@pytest.mark.parametrize("scheme", ["none", "int8"])
 def test_an_export_as_safetensors_says_the_same(
     toy: str, png: str, tmp_path: Path, scheme: str
 ) -> None:
