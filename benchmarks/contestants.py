@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.clock import Elapsed, Stopwatch
 from benchmarks.random_mllama import RandomContext, fill_cache
 from mmchat.conversation import Image, Message
-from mmchat.engine.generation import encode, rest_of
+from mmchat.engine.reading import encode, rest_of
 from mmchat.models.base import Batch
 from mmchat.models.prompt import PlacedMedia, Prompt
 

@@ -30,7 +30,7 @@ from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
 from mmchat.bench.pictures import picture_of
 from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
-from mmchat.engine.generation import encode, rest_of
+from mmchat.engine.reading import encode, rest_of
 from mmchat.evals.scenes import Question, heldout_scenes
 from mmchat.images import from_pil, load_image
 from mmchat.loading.loader import LoadedModel

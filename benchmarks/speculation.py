@@ -16,10 +16,10 @@ import json
 import random
 import re
 import statistics
-import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,9 +28,10 @@ import mmchat
 from benchmarks.entrants import contestant
 from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
 from mmchat.bench.variants import Variant
-from mmchat.engine.drafts import Drafter, Pace
-from mmchat.engine.events import Timings
-from mmchat.engine.generation import generate_tokens
+from mmchat.engine import row
+from mmchat.engine.engine import Engine, run
+from mmchat.engine.events import TextDelta
+from mmchat.engine.request import Request
 from mmchat.engine.sampling import Sampler, SamplingParams
 from mmchat.loading.loader import LoadedModel
 from mmchat.models.prompt import Prompt
@@ -81,19 +82,18 @@ def decode_seconds(
     loaded: LoadedModel, prompt: list[int], answer: list[int], speculate: Any
 ) -> float:
     """Processor seconds for all tokens after the first."""
-    params = SamplingParams(temperature=0, max_new_tokens=len(answer))
-    cache = loaded.runtime.new_cache(1, len(prompt) + len(answer) + 64)
+    params = SamplingParams(temperature=0, max_new_tokens=len(answer), speculate=speculate)
     sampler = Scripted(params, prompt, loaded.vocab_size, loaded.runtime.device)
     sampler.answer = list(answer)
-    drafter = Drafter(prompt, speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
-    tokens = generate_tokens(
-        loaded.runtime, Prompt(tuple(prompt)), cache, sampler, drafter,
-        stop_ids=(), max_new_tokens=len(answer), interrupt=threading.Event(),
-        timings=Timings(started=time.perf_counter()),
-    )  # fmt: skip
-    found = [next(tokens).token_id]
-    begin = time.process_time()
-    found += [token.token_id for token in tokens]
+    engine = Engine(loaded)
+    request = Request(Prompt(tuple(prompt)), params, ignore_stop=True)
+    found: list[int] = []
+    begin = 0.0
+    with patch.object(row, "Sampler", lambda *_: sampler):
+        for _, event in run(engine, [engine.submit(request)]):
+            if isinstance(event, TextDelta) and event.token_id is not None:
+                begin = begin or time.process_time()
+                found.append(event.token_id)
     seconds = time.process_time() - begin
     if found != answer:
         raise SystemExit(f"the answer is not the given one: {found[:20]} for {answer[:20]}")

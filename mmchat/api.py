@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mmchat.catalog.find import ModelSource
-from mmchat.chat.session import ChatSession, Event, ImageSource
+from mmchat.chat.session import ChatSession, Event, ImageSource, check_message, user_message
+from mmchat.conversation import Message
+from mmchat.engine.engine import Engine
+from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
+from mmchat.engine.talks import Talk, hold
+from mmchat.errors import UsageError, check_type
+from mmchat.limits import MOST_ROWS
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions, called_with
+
+MANY_ROWS = 8  # beyond which a CPU gains little
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,35 @@ class Model(loader.LoadedModel):
     ) -> Iterator[Event]:
         """Continue raw text, as base models do."""
         return ChatSession(self).complete(text, images, sampling)
+
+    def generate_many(
+        self,
+        questions: Iterable[str | tuple[str, ImageSource] | Message],
+        sampling: SamplingParams | None = None,
+        *,
+        rows: int = MANY_ROWS,
+    ) -> Iterator[Finished]:
+        """Answer each question in a conversation of its own, `rows` of them at once, in order.
+
+        A question is a text, a text and its pictures as `ChatSession.send` takes them, or a
+        Message. Pictures are opened when it is their turn. Reading raises what `send` does, for
+        the first question that fails.
+        """
+        params = sampling or self.sampling_defaults
+        check_type("rows", rows, int, "a whole number")
+        if not 1 <= rows <= MOST_ROWS:
+            raise UsageError(f"rows must be between 1 and {MOST_ROWS}, not {rows}")
+
+        def talk(question: str | tuple[str, ImageSource] | Message) -> Talk[Finished]:
+            if isinstance(question, Message):
+                check_message(self, question)
+                message = question
+            else:
+                given = question if isinstance(question, tuple) else (question, ())
+                message = user_message(self, *given)
+            return (yield self.request(self.processor.chat([message]), params))
+
+        return hold(Engine(self, rows), map(talk, questions))
 
 
 def load_model(options: LoadOptions, source: ModelSource | None = None) -> Model:

@@ -16,6 +16,7 @@ IMAGE_PIXELS = 64 * MIB  # decoded pixels; the model uses 1.25 million at most
 WEBP_PIXELS = 48 * MIB  # its decoder takes 16 bytes a pixel of DECODE_MEMORY_BYTES
 IMAGE_SIDE_PIXELS = 65_535  # the JPEG maximum
 IMAGES_PER_PROMPT = 16
+MOST_ROWS = 64  # conversations that are answered at once
 IMAGES_PIXELS = 256 * MIB  # of all pictures of a prompt or chat; 16 of 12 million fit
 IMAGES_BYTES = IMAGES_PER_PROMPT * IMAGE_BYTES  # of their files, which wait to be decoded
 

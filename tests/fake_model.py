@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mmchat.conversation import Message
+from mmchat.engine.engine import Engine
+from mmchat.engine.request import request_within
 from mmchat.engine.sampling import SamplingParams
 from mmchat.loading.options import LoadOptions
 from mmchat.models.base import Batch
@@ -53,24 +55,35 @@ class FakeProcessor:
 
 
 class FakeCache:
-    """ids: what was read. is_opened: nothing has been read of the prompt that it is open for."""
+    """rows: what was read, by slot. begun: slots whose prompt has not been read at all."""
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.is_opened = False
+    def __init__(self, slots: int = 1) -> None:
+        self.rows: list[list[int]] = [[] for _ in range(slots)]
+        self.begun: set[int] = set()
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the first slot."""
+        return self.rows[0]
 
     @property
     def lengths(self) -> list[int]:
-        return [len(self.ids)]
+        return list(map(len, self.rows))
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        self.is_opened = True
+        self.begun.add(slot)
 
     def has_media(self, content_hash: str) -> bool:
         return True
 
     def truncate(self, slot: int, length: int) -> None:
-        del self.ids[length:]
+        del self.rows[slot][length:]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.rows[target] = self.rows[source][:length]
+
+    def free(self, slot: int) -> None:
+        self.rows[slot].clear()
 
     def release(self) -> None:
         pass
@@ -97,22 +110,23 @@ class ScriptedRuntime:
         self._begin = 0
 
     def new_cache(self, slots: int, positions: int) -> FakeCache:
-        return FakeCache()
+        return FakeCache(slots)
 
     def forward(self, batch: Batch, cache: FakeCache) -> Tensor:
         ids = batch.token_ids.tolist()
-        if cache.is_opened:
-            cache.is_opened = False
+        [slot] = batch.slots
+        if slot in cache.begun:
+            cache.begun.remove(slot)
             self.prefills.append(ids)
-            cache.ids += ids
+            cache.rows[slot] += ids
             self._script = [*self.answers.pop(0), EOT]
-            self._begin = len(cache.ids)
+            self._begin = len(cache.rows[slot])
             return self._logits([])
         self.reads.append(len(ids))
         rows = []
         for token_id in ids:
-            cache.ids.append(token_id)
-            rows.append(self._logits(cache.ids[self._begin :]))
+            cache.rows[slot].append(token_id)
+            rows.append(self._logits(cache.rows[slot][self._begin :]))
         return torch.cat(rows)
 
     def _logits(self, said: list[int]) -> Tensor:
@@ -126,7 +140,7 @@ class ScriptedRuntime:
 
 def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False) -> Any:
     """What the session needs of a LoadedModel; greedy unless told otherwise."""
-    return SimpleNamespace(
+    model = SimpleNamespace(
         runtime=ScriptedRuntime(answers),
         processor=FakeProcessor(),
         tokenizer=ByteTokenizer(),
@@ -138,3 +152,6 @@ def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False
         remarks=(),
         peak_memory=lambda: 1,
     )
+    model.engine = Engine(model)  # type: ignore[arg-type]
+    model.request = lambda *given: request_within(model.max_seq_len, *given)
+    return model

@@ -10,7 +10,7 @@ import mmchat
 from mmchat.chat.session import ChatSession
 from mmchat.conversation import Conversation, Image, Message, Text, Turn, edited, question
 from mmchat.engine.events import Finished, TextDelta
-from mmchat.engine.generation import encode, rest_of
+from mmchat.engine.reading import encode, rest_of
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import ImageError, PromptError, UsageError
 from mmchat.images import from_pil
@@ -52,7 +52,7 @@ class Talk:
         self.encoded = self.compared = self.cached = 0
 
     def watch(self, monkeypatch):
-        runtime, cache = self.model.runtime, self.session._cache
+        runtime, cache = self.model.runtime, self.model.engine.cache
         encode, forward, begin = runtime.encode, runtime.forward, cache.begin
 
         def counted(media, into):
@@ -177,7 +177,8 @@ def test_a_cache_that_kept_a_stale_position_would_be_seen(model, pictures, monke
     talk.answer(talk.session.ask(question("What is it?", pictures[:1]), talk.sampling()))
     talk.session.conversation = talk.session.conversation.with_image(1, pictures[1])
     prompt = model.processor.chat(talk.session.messages[:-1])
-    talk.session._cached = list(prompt.fingerprint)  # as if the new picture had been read
+    [slot] = model.engine.prefixes.slots
+    slot.marks = list(prompt.fingerprint)  # as if the new picture had been read
     with pytest.raises((AssertionError, KeyError)):  # it was never encoded, either
         talk.answer(talk.session.retry(talk.sampling()))
 
@@ -225,8 +226,8 @@ def test_an_interrupted_answer_is_marked_and_an_empty_one_is_not_kept():
     session.interrupt()  # before it has begun
     finished = finish(events)
     assert finished.reason == "interrupted"
-    assert len(finished.output_ids) == 1
-    assert session.conversation == before.plus(session.conversation.turns[-1])
+    assert finished.output_ids == ()
+    assert session.conversation is before
 
 
 def test_the_budget_counts_what_a_message_would_take():

@@ -13,7 +13,7 @@ PROGRAM = """
 import ctypes, dataclasses, json, pathlib, sys, torch
 from mmchat.estimate.memory import OVERHEAD, Setup, Workload
 from mmchat.hardware.placement import Placement
-from mmchat.engine.generation import encode, rest_of
+from mmchat.engine.reading import encode, rest_of
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.prompt import PlacedMedia, Prompt
 from mmchat.catalog.find import find_spec

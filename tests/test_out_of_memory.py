@@ -71,9 +71,19 @@ class Fault:
 
 
 def bytes_held(session):
-    layers = sum(t.nbytes for layer in session._cache.layers for t in layer.row(0))
-    encoded = session._cache.encoded.values()
+    layers = sum(t.nbytes for layer in session.loaded.engine.cache.layers for t in layer.row(0))
+    encoded = session.loaded.engine.cache.encoded.values()
     return layers + sum(t.nbytes for picture in encoded for pair in picture for t in pair)
+
+
+def forget(model):
+    """Let the next conversation have an engine that has read nothing."""
+    vars(model).pop("engine", None)
+
+
+def held_marks(session):
+    [slot] = session.loaded.engine.prefixes.slots
+    return slot.marks
 
 
 PLACES = {
@@ -102,11 +112,12 @@ def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures
     fresh = ChatSession(model)
     ask(fresh, "What is it?", pictures[:1])
     expected = ask(fresh, "And what now?", pictures[1:])
+    forget(model)
 
     session = ChatSession(model)
     ask(session, "What is it?", pictures[:1])
     before, held = session.conversation, bytes_held(session)
-    cached = list(session._cached)
+    cached = list(held_marks(session))
     with monkeypatch.context() as patch:
         fault = Fault(patch, *PLACES[place](model)[:2], FAILURES[failure], PLACES[place](model)[2])
         with pytest.raises(MemoryError_, match="out of memory while running the model") as caught:
@@ -115,8 +126,9 @@ def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures
     assert caught.value.exit_code == 5
     assert session.conversation is before
     assert bytes_held(session) <= held
-    assert session._cached == cached[: len(session._cached)]
-    assert session._cache.lengths[0] == len(session._cached) > 10  # the first turn is still there
+    assert held_marks(session) == cached[: len(held_marks(session))]
+    # the first turn is still there
+    assert session.loaded.engine.cache.lengths[0] == len(held_marks(session)) > 10
     assert caught.value.__context__ is None
 
     following = ask(session, "And what now?", pictures[1:])
@@ -125,6 +137,7 @@ def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures
 
 
 def test_nothing_of_the_failed_call_is_held_by_the_error(model, pictures, monkeypatch):
+    forget(model)
     session = ChatSession(model)
     fault = Fault(monkeypatch, model.runtime.model.vision_model, "slices", MemoryError())
     with pytest.raises(MemoryError_) as caught:

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmchat.chat.session import ChatSession
-from mmchat.engine import generation
+from mmchat.engine import row
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import NumericalError
@@ -16,7 +16,7 @@ ANSWER = b"A dog and a fox."
 
 @pytest.fixture(autouse=True)
 def device_that_works_by_itself(monkeypatch):
-    monkeypatch.setattr(generation, "is_asynchronous", lambda device: True)
+    monkeypatch.setattr(row, "is_asynchronous", lambda device: True)
 
 
 def greedy(**options):
@@ -33,13 +33,13 @@ def finish(events):
 def order(monkeypatch):
     """What happened in turn: "read" a token on the host, "step" on the device."""
     happened = []
-    read = generation.HostCopy.read
+    read = row.HostCopy.read
 
     def recorded(copy):
         happened.append("read")
         return read(copy)
 
-    monkeypatch.setattr(generation.HostCopy, "read", recorded)
+    monkeypatch.setattr(row.HostCopy, "read", recorded)
     return happened
 
 
@@ -48,7 +48,7 @@ def watched_model(order, *answers):
     forward = model.runtime.forward
 
     def recorded(batch, cache):
-        if not cache.is_opened and batch.counts == (1,):
+        if not cache.begun and batch.counts == (1,):
             order.append("step")
         return forward(batch, cache)
 
@@ -84,11 +84,11 @@ def test_what_nobody_needed_is_not_reused():
     model = fake_model(b"one", b"two", b"three")
     session = ChatSession(model)
     finish(session.send("Hi", sampling=greedy()))
-    assert session._cache.ids == [*b"Hi", EOT, *b"one"]
+    assert session.loaded.engine.cache.ids == [*b"Hi", EOT, *b"one"]
     finished = finish(session.send("Go", sampling=greedy(max_new_tokens=2)))
     assert model.runtime.prefills[1] == [EOT, *b"Go", EOT]
     assert finished.usage.cached_tokens == len(b"Hi.one")
-    assert session._cache.ids[-4:] == [*b"Go", EOT, ord("t")]
+    assert session.loaded.engine.cache.ids[-4:] == [*b"Go", EOT, ord("t")]
     assert finish(session.send("Go", sampling=greedy())).text == "three"
 
 
@@ -102,7 +102,7 @@ def test_an_interrupt_acts_within_one_token(at):
             if count == at:
                 session.interrupt()
     assert (event.reason, event.output_ids) == ("interrupted", tuple(ANSWER[:at]))
-    assert session._cache.ids == [*b"Hi", EOT, *ANSWER[: at - 1]]
+    assert session.loaded.engine.cache.ids == [*b"Hi", EOT, *ANSWER[: at - 1]]
     assert finish(session.send("Go", sampling=greedy())).text == "next"
 
 

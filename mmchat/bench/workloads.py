@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmchat.bench.pictures import picture_of
 from mmchat.conversation import Message, Text
-from mmchat.engine.drafts import Drafter, Pace
+from mmchat.engine.engine import Engine, run
 from mmchat.engine.events import Timings
-from mmchat.engine.generation import generate_tokens
-from mmchat.engine.sampling import Sampler, SamplingParams
+from mmchat.engine.request import Request
+from mmchat.engine.sampling import SamplingParams
 from mmchat.images import load_image
 from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
+    from mmchat.models.prompt import Prompt
 
 DECODED = 8  # tokens that are written after the first
 QUESTION = "What's in this image?"
@@ -82,21 +82,10 @@ class Workload:
         return replace(prompt, token_ids=prompt.token_ids[: self.tokens])
 
 
-def _write(loaded: LoadedModel, prompt: Any, timings: Timings) -> None:
+def _write(loaded: LoadedModel, prompt: Prompt, timings: Timings) -> None:
     """Read the prompt and write 1 + DECODED tokens, whatever they are. Raises NumericalError."""
     params = SamplingParams(temperature=0, max_new_tokens=1 + DECODED, speculate="off")
-    ids = prompt.token_ids
-    sampler = Sampler(params, list(ids), loaded.vocab_size, loaded.runtime.device)
-    drafter = Drafter(ids, params.speculate, Pace(), stop_ids=(), vocab_size=loaded.vocab_size)
-    for _ in generate_tokens(
-        loaded.runtime,
-        prompt,
-        loaded.runtime.new_cache(1, len(ids) + 1 + DECODED),
-        sampler,
-        drafter,
-        stop_ids=(),
-        max_new_tokens=params.max_new_tokens,
-        interrupt=threading.Event(),
-        timings=timings,
-    ):
+    engine = Engine(loaded)  # which holds nothing of the prompt
+    request = Request(prompt, params, ignore_stop=True, timings=timings)
+    for _ in run(engine, [engine.submit(request)]):
         pass

@@ -6,32 +6,22 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmchat.conversation import Conversation, Image, Message, Text, Turn
-from mmchat.engine.drafts import Drafter, Pace
-from mmchat.engine.events import (
-    Event,
-    Finished,
-    Progress,
-    Timings,
-    Usage,
-)
-from mmchat.engine.generation import generate_tokens
-from mmchat.engine.sampling import Sampler, SamplingParams
-from mmchat.engine.text import AnswerText, stream_text
-from mmchat.errors import ContextLengthExceeded, UsageError, check_type
+from mmchat.engine.events import Event, Finished, Progress, Timings
+from mmchat.engine.request import Request
+from mmchat.engine.sampling import SamplingParams
+from mmchat.errors import UsageError, check_type
 from mmchat.hardware.allocation import memory_error
-from mmchat.models.base import common_prefix
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.prompt import Prompt
 
-INITIAL_CAPACITY = 256  # positions beyond the prompt; the cache grows when they are used
-
+T = TypeVar("T")
 # What `images` takes, one or several of them: a path, address or `data:` URL, bytes, a file, and
 # pictures in memory (mmchat.Image, Pillow, numpy, torch).
 ImageSource = Any
@@ -48,8 +38,9 @@ class Budget:
 class ChatSession:
     """A conversation. A turn that fails, or says nothing, leaves it as it was.
 
-    Keys and values of what the conversation already holds are kept between turns, and so is every
-    encoded picture. One answer is written at a time; only `interrupt` is safe from other threads.
+    What it already holds is not read again, nor any picture: that is the engine's, which all
+    conversations with one model share. One answer is written at a time; only `interrupt` is safe
+    from other threads.
     """
 
     def __init__(self, loaded: LoadedModel, system: str | None = None) -> None:
@@ -59,9 +50,6 @@ class ChatSession:
         self.loaded = loaded
         self.conversation = Conversation(system or None)
         self._interrupt = threading.Event()
-        self._cache = loaded.runtime.new_cache(1, INITIAL_CAPACITY)
-        self._cached: list[int | str] = []  # fingerprint of the positions in the cache
-        self._pace = Pace()
 
     @property
     def messages(self) -> list[Message]:
@@ -163,16 +151,14 @@ class ChatSession:
         images: ImageSource | Sequence[ImageSource],
         sampling: SamplingParams | None,
     ) -> Iterator[Event]:
-        message = self._user_message(text, images, self.conversation.images)
+        message = user_message(self.loaded, text, images, self.conversation.images)
         yield from self._turn(self.conversation, message, sampling)
 
     def _turn(
         self, before: Conversation, message: Message, sampling: SamplingParams | None
     ) -> Iterator[Event]:
         """Answer `message` after `before`; the conversation changes when the answer is complete."""
-        check_type("message", message, Message, "a Message")
-        if message.images and self.loaded.options.text_only:
-            raise UsageError("the model was loaded for text only; load it again without text_only")
+        check_message(self.loaded, message)
         history = [*before.messages, message]
         finished = yield from self._answer(lambda: self.loaded.processor.chat(history), sampling)
         if finished.text or finished.reason != "interrupted":
@@ -185,116 +171,82 @@ class ChatSession:
         images: ImageSource | Sequence[ImageSource],
         sampling: SamplingParams | None,
     ) -> Iterator[Event]:
-        message = self._user_message(text, images, [])
+        message = user_message(self.loaded, text, images)
         yield (yield from self._answer(lambda: self.loaded.processor.raw(message), sampling))
-
-    def _user_message(
-        self, text: str, images: ImageSource | Sequence[ImageSource], beside: list[Image]
-    ) -> Message:
-        from mmchat.images import load_images
-
-        check_type("text", text, str, "a string")
-        images = _listed(images)
-        if images and self.loaded.options.text_only:
-            raise UsageError("the model was loaded for text only; load it again without text_only")
-        loaded = load_images(images, alpha=self.loaded.processor.alpha, beside=beside)
-        return Message("user", (*loaded, Text(text)))
 
     def _answer(
         self, make_prompt: Callable[[], Prompt], sampling: SamplingParams | None
     ) -> Generator[Event, None, Finished]:
-        """Yield the events of one answer; return the last one.
-
-        A failure, or a reader that stops, leaves in the cache what it shared with the prompt.
-        """
+        """Yield the events of one answer; return the last one."""
         check_type("sampling", sampling, (SamplingParams, NoneType), "a SamplingParams")
         params = sampling or self.loaded.sampling_defaults
         timings = Timings(load_seconds=self.loaded.load_seconds)
+        yield Progress("preprocessing")
+        prompt = _within_memory(make_prompt)
+        timings.preprocessing_seconds = time.perf_counter() - timings.started
+        return (yield from self._run(self.loaded.request(prompt, params, timings)))
+
+    def _run(self, request: Request) -> Generator[Event, None, Finished]:
+        engine = self.loaded.engine
+        answer = engine.submit(request)
         try:
-            yield Progress("preprocessing")
-            prompt = make_prompt()
-            timings.preprocessing_seconds = time.perf_counter() - timings.started
-            room = self._room(len(prompt.token_ids))
-            params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
-            return (yield from self._run(prompt, params, timings))
-        except BaseException as error:
-            self._cache.truncate(0, len(self._cached))
-            out_of_memory = memory_error(error)
-            if out_of_memory is None:
-                raise
-        # After the handler nothing holds what the failed call had allocated.
-        self._release_memory()
-        try:
-            raise out_of_memory
+            while True:
+                for event in answer.take():
+                    if isinstance(event, Finished):
+                        return event
+                    yield event
+                if answer.error is not None:
+                    raise answer.error
+                if self._interrupt.is_set():
+                    answer.cancel()
+                engine.step()
         finally:
-            del out_of_memory  # it would hold this frame, which would hold it
+            if not answer.is_over:
+                engine.cancel(answer)
 
-    def _release_memory(self) -> None:
-        try:
-            self._cache.release()
-        except (MemoryError, RuntimeError) as error:
-            if memory_error(error) is None:
-                raise
 
-    def _room(self, prompt_tokens: int) -> int:
-        room = self.loaded.max_seq_len - prompt_tokens
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt_tokens} tokens and the context {self.loaded.max_seq_len}; "
-                "shorten the prompt or raise --max-seq-len"
-            )
-        return room
+def user_message(
+    loaded: LoadedModel,
+    text: str,
+    images: ImageSource | Sequence[ImageSource] = (),
+    beside: Sequence[Image] = (),
+) -> Message:
+    """A question with its pictures before it. beside: other pictures of the conversation.
 
-    def _run(
-        self, prompt: Prompt, params: SamplingParams, timings: Timings
-    ) -> Generator[Event, None, Finished]:
-        loaded = self.loaded
-        # The last position is read again even if it is cached: its logits are needed.
-        start = min(common_prefix(self._cached, prompt.fingerprint), len(prompt.token_ids) - 1)
-        self._cache.truncate(0, start)
-        self._cached = self._cached[:start]
-        sampler = Sampler(params, list(prompt.token_ids), loaded.vocab_size, loaded.runtime.device)
-        drafter = Drafter(
-            prompt.token_ids,
-            params.speculate,
-            self._pace,
-            stop_ids=loaded.processor.stop_ids,
-            vocab_size=loaded.vocab_size,
-        )
-        yield Progress("vision" if prompt.media else "prefill")
-        tokens = generate_tokens(
-            loaded.runtime,
-            prompt,
-            self._cache,
-            sampler,
-            drafter,
-            stop_ids=loaded.processor.stop_ids,
-            max_new_tokens=params.max_new_tokens,
-            interrupt=self._interrupt,
-            timings=timings,
-        )
-        answer = yield from stream_text(tokens, AnswerText(loaded.tokenizer, params.stop))
-        self._cached = [*prompt.fingerprint, *answer.ids[:-1]]  # the last one may be unread
-        self._cache.truncate(0, len(self._cached))
-        timings.peak_memory_bytes = loaded.peak_memory()
-        usage = Usage(
-            prompt_tokens=len(prompt.token_ids),
-            cached_tokens=start,
-            completion_tokens=len(answer.ids),
-            image_count=len(prompt.media),
-            image_tokens=sum(placed.media.facts.tokens for placed in prompt.media),
-        )
-        return Finished(
-            answer.reason,
-            "".join(answer.pieces),
-            usage,
-            timings,
-            prompt.token_ids,
-            tuple(answer.ids),
-            tuple(answer.logprobs),
-            sampler.seed,
-            tuple(placed.media.facts for placed in prompt.media),
-        )
+    Raises UsageError, ImageError, NetworkError.
+    """
+    from mmchat.images import load_images
+
+    check_type("text", text, str, "a string")
+    images = _listed(images)
+    _check_vision(loaded, images)
+    pictures = load_images(images, alpha=loaded.processor.alpha, beside=list(beside))
+    return Message("user", (*pictures, Text(text)))
+
+
+def check_message(loaded: LoadedModel, message: Message) -> None:
+    """Raises UsageError if this is no message, or has pictures that the model does not take."""
+    check_type("message", message, Message, "a Message")
+    _check_vision(loaded, message.images)
+
+
+def _check_vision(loaded: LoadedModel, images: Sequence[object]) -> None:
+    if images and loaded.options.text_only:
+        raise UsageError("the model was loaded for text only; load it again without text_only")
+
+
+def _within_memory(make: Callable[[], T]) -> T:
+    """Raises MemoryError_ where memory runs out, which holds nothing of the failed call."""
+    try:
+        return make()
+    except Exception as error:
+        out_of_memory = memory_error(error)
+        if out_of_memory is None:
+            raise
+    try:
+        raise out_of_memory
+    finally:
+        del out_of_memory  # it would hold this frame, which would hold it
 
 
 def _listed(images: Any) -> list[ImageSource]:

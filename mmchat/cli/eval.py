@@ -14,6 +14,7 @@ from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.option_groups import Without, with_option_groups
 from mmchat.evals.contact_sheet import contact_sheet
+from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
@@ -59,6 +60,17 @@ def scenes(
             rich_help_panel=options.INPUT,
         ),
     ] = "plain",
+    rows: Annotated[
+        int,
+        typer.Option(
+            "--rows",
+            metavar="N",
+            min=1,
+            max=MOST_ROWS,
+            help="How many scenes to ask at once.",
+            rich_help_panel=options.INPUT,
+        ),
+    ] = 1,
     wrong: Annotated[
         Path | None,
         typer.Option(
@@ -89,7 +101,7 @@ def scenes(
         model_choice.say_choice(model, source)
     with console.Stages(quiet=quiet) as stages:
         loaded = model_choice.load(model, source, stages)
-    tally, interrupted = _run(loaded, limit, wording, quiet)
+    tally, interrupted = _run(loaded, limit, wording, rows, quiet)
     report = tally.report(by)
     name = source.spec.name
     record = {"model": name, "scenes": limit, "wording": wording, **_record(report, by)}
@@ -106,7 +118,7 @@ def scenes(
 
 
 def _run(
-    model: Model, limit: int, wording: Literal["plain", "unseen"], quiet: bool
+    model: Model, limit: int, wording: Literal["plain", "unseen"], rows: int, quiet: bool
 ) -> tuple[Tally, bool]:
     """(the verdicts, whether Ctrl-C cut them short)."""
     from mmchat.evals.run import Tally, judge_scenes
@@ -115,7 +127,7 @@ def _run(
     tally = Tally()
     try:
         with console.progress_bar("scenes", limit, quiet=quiet) as bar:
-            for verdict in judge_scenes(model, heldout_scenes(limit, wording=wording)):
+            for verdict in judge_scenes(model, heldout_scenes(limit, wording=wording), rows):
                 tally.add(verdict)
                 bar.advance()
     except KeyboardInterrupt:

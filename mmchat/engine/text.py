@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass, field
-
-from mmchat.engine.events import Event, FinishReason, TextDelta, TokenLogprob
-from mmchat.engine.generation import GeneratedToken
 from mmchat.tokenizers.base import StreamDecoder, Tokenizer
 
 
@@ -69,40 +64,3 @@ class StopString:
         while matched and self.text[matched] != char:
             matched = self._shorter[matched - 1]
         return matched + (self.text[matched] == char)
-
-
-@dataclass
-class Answer:
-    """What has been generated in one turn."""
-
-    pieces: list[str] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    reason: FinishReason = "length"
-
-
-def stream_text(
-    tokens: Generator[GeneratedToken, None, FinishReason], text: AnswerText
-) -> Generator[Event, None, Answer]:
-    """Turn tokens into text deltas, up to the end of `tokens` or to a stop string."""
-    answer = Answer()
-    while True:
-        try:
-            token = next(tokens)
-        except StopIteration as end:
-            answer.reason = end.value
-            break
-        answer.ids.append(token.token_id)
-        if token.logprob:
-            answer.logprobs.append(token.logprob)
-        piece = "" if token.is_stop else text.push(token.token_id)
-        answer.pieces.append(piece)
-        yield TextDelta(piece, token.token_id, token.logprob)
-        if text.stopped:
-            answer.reason = "stop_string"
-            break
-    tail = text.flush()
-    if tail:
-        answer.pieces.append(tail)
-        yield TextDelta(tail, None)
-    return answer

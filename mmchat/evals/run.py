@@ -6,28 +6,21 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from mmchat.engine.events import Finished
+from mmchat.conversation import Message, Text
+from mmchat.engine.engine import Engine
+from mmchat.engine.talks import Talk, hold
 
 if TYPE_CHECKING:
-    from mmchat.chat.session import ChatSession
     from mmchat.engine.sampling import SamplingParams
     from mmchat.evals.scenes import Question, Scene
+    from mmchat.loading.loader import LoadedModel
 
 LONGEST_ANSWER = 64  # tokens; the longest right answer is far shorter
 NORMAL_95 = 1.959964  # quantile of the normal distribution for an interval of 95 %
 
 By = Literal["type", "canvas", "tiles", "objects"]
-
-
-class ChatModel(Protocol):
-    """What `mmchat.load` gives."""
-
-    @property
-    def sampling_defaults(self) -> SamplingParams: ...
-
-    def chat(self, system: str | None = None) -> ChatSession: ...
 
 
 @dataclass(frozen=True)
@@ -89,12 +82,16 @@ class Report:
     seconds: float
 
 
-def judge_scenes(model: ChatModel, scenes: Iterable[Scene]) -> Iterator[Verdict]:
-    """Ask every question of every scene, each in a conversation of its own, greedily."""
+def judge_scenes(model: LoadedModel, scenes: Iterable[Scene], rows: int = 1) -> Iterator[Verdict]:
+    """Ask every question of every scene, each in a conversation of its own, greedily.
+
+    rows: conversations at once.
+    """
     sampling = greedy(model.sampling_defaults)
-    for scene in scenes:
-        for question in scene.questions:
-            yield Verdict(scene, question, _ask(model, scene, question, sampling))
+    talks = (
+        _talk(model, scene, question, sampling) for scene in scenes for question in scene.questions
+    )
+    return hold(model.engine if rows == 1 else Engine(model, rows), talks)
 
 
 def greedy(defaults: SamplingParams) -> SamplingParams:
@@ -110,20 +107,22 @@ def greedy(defaults: SamplingParams) -> SamplingParams:
     )
 
 
-def _ask(model: ChatModel, scene: Scene, question: Question, sampling: SamplingParams) -> str:
+def _talk(
+    model: LoadedModel, scene: Scene, question: Question, sampling: SamplingParams
+) -> Talk[Verdict]:
     """The answer, after the questions that go before it in the same conversation."""
     from mmchat.images import from_pil
 
     images = [from_pil(picture, source=f"scene {scene.seed}") for picture in scene.pictures]
-    session, answer = model.chat(), None
+    messages: list[Message] = []
+    answer = ""
     for asked in (*question.earlier, question):
-        for event in session.send(asked.text, images, sampling):
-            if isinstance(event, Finished):
-                answer = event.text
-        images = []
-    if answer is None:
-        raise RuntimeError("the engine ended without a Finished event")
-    return answer
+        content = (*images, Text(asked.text)) if not messages else (Text(asked.text),)
+        messages.append(Message("user", content))
+        finished = yield model.request(model.processor.chat(messages), sampling)
+        answer = finished.text
+        messages.append(Message("assistant", (Text(answer),)))
+    return Verdict(scene, question, answer)
 
 
 class Tally:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmchat.conversation import Image, Message, Text
-from mmchat.engine.generation import encode, rest_of
+from mmchat.engine.reading import encode, rest_of
 from mmchat.errors import ExportError
 from mmchat.models.base import Batch
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from mmchat.errors import MemoryError_
 
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
@@ -22,3 +25,18 @@ def memory_error(error: BaseException) -> MemoryError_ | None:
         "out of memory while running the model; use fewer or smaller pictures, "
         "a shorter context (--max-seq-len), a smaller dtype or another device"
     )
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn an allocator's failure into MemoryError_ with the next step."""
+    try:
+        yield
+    except Exception as error:
+        out_of_memory = memory_error(error)
+        if out_of_memory is None:
+            raise
+        try:
+            raise out_of_memory from None
+        finally:
+            del out_of_memory  # it would hold this frame, which would hold it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from mmchat.catalog.find import ModelSource, ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
+from mmchat.engine.engine import Engine
+from mmchat.engine.events import Timings
+from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError
 from mmchat.estimate.memory import check_memory, used_in_place
@@ -20,6 +24,7 @@ from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement, choose_placement
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.weights import load_weights
+from mmchat.models.prompt import Prompt
 from mmchat.quant.kernels import native
 from mmchat.quant.schemes import find_scheme
 from mmchat.runtime.base import Runtime
@@ -47,6 +52,17 @@ class LoadedModel:
     sampling_defaults: SamplingParams
     load_seconds: float
     remarks: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """Writes the answers of all conversations with this model."""
+        return Engine(self)
+
+    def request(
+        self, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
+    ) -> Request:
+        """To answer `prompt` within the context. Raises ContextLengthExceeded."""
+        return request_within(self.max_seq_len, prompt, sampling, timings)
 
     @property
     def device(self) -> torch.device:

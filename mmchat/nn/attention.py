@@ -52,7 +52,7 @@ def attend(
     if mask is not None and mask.shape[-2] > 1:
         mask = mask.repeat(1, 1, per_group, 1)
     attended = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
-    return attended.reshape(batch, heads, length, dim)
+    return attended.unflatten(2, (per_group, length)).flatten(1, 2)
 
 
 class Row(NamedTuple):

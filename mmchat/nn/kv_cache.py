@@ -1,7 +1,7 @@
 """Keys and values of past positions, and how a batch of rows attends to them.
 
 A layer gets an object that stores the keys and values of the new positions and attends to all of
-them: `attend(query [N, H, D], key [N, G, D], value [N, G, D]) -> [N, H, D]`. PastRows is for rows
+them: `attend(query [N, H, D], key [N, G, D], value [N, G, D]) -> [N, H·D]`. PastRows is for rows
 of any lengths, PastSteps is made of tensors alone and is what compiled layers take.
 """
 
@@ -130,7 +130,7 @@ class PastRows:
             else:
                 mask = self._spans.mask(start, count, query.device) if count > 1 else None
                 rows.append(Row(count, stored[0][:, :, :end], stored[1][:, :, :end], mask))
-        return attend_rows(query, rows)
+        return attend_rows(query, rows).flatten(1)
 
 
 class PastSteps(NamedTuple):
@@ -155,7 +155,8 @@ class PastSteps(NamedTuple):
                 stored[row, :, self.positions] = new.unflatten(0, (rows, count))
         read = [stored[:, :, : self.mask.shape[-1]] for stored in self[:2]]
         query = query.unflatten(0, (rows, count)).transpose(1, 2)
-        return attend(query, *read, mask=self.mask).transpose(1, 2).flatten(0, 1)
+        attended = attend(query, *read, mask=self.mask).transpose(1, 2)
+        return attended.flatten(2).flatten(0, 1)
 
 
 def heads_first(x: Tensor) -> Tensor:

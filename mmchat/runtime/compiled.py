@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mmchat.errors import CompileError, DiskError
+from mmchat.hardware.allocation import memory_errors
 from mmchat.models.base import Batch, Block, Cache, CompilableModel, Use
 from mmchat.models.prompt import Media
 from mmchat.progress import ProgressCallback
 from mmchat.runtime.compiler import compile_errors, keep_compiled_code
 from mmchat.runtime.cuda_graph import StepGraph
-from mmchat.runtime.eager import EagerRuntime, memory_errors
+from mmchat.runtime.eager import EagerRuntime
 from mmchat.runtime.native_steps import NativeStepsRuntime
 
 CompileMode = Literal["auto", "on", "off"]

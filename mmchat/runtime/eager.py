@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from mmchat.hardware.allocation import memory_error
+from mmchat.hardware.allocation import memory_errors
 from mmchat.models.base import Batch, Cache, Model
 from mmchat.models.prompt import Media
 
@@ -35,18 +34,3 @@ class EagerRuntime:
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
         with memory_errors():
             return self.model.forward(batch, cache)
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn an allocator's failure into MemoryError_ with the next step."""
-    try:
-        yield
-    except Exception as error:
-        out_of_memory = memory_error(error)
-        if out_of_memory is None:
-            raise
-        try:
-            raise out_of_memory from None
-        finally:
-            del out_of_memory  # it would hold this frame, which would hold it

@@ -1,14 +1,11 @@
 import json
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from mmchat.engine.events import Finished, Timings, Usage
-from mmchat.engine.sampling import SamplingParams
 from mmchat.evals import run, scenes
 from mmchat.evals.scenes import Question, Scene
+from tests.cli.fake_command import scripted_model
 
 ANSWERS = [b"Red.", b"Two.", b" Blue. "]
 
@@ -113,22 +110,20 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_model_is_loaded(mmc
     assert "no/such/folder" in done.stderr
 
 
-def finished(text):
-    return Finished("stop", text, Usage(0, 0, 0, 0, 0), Timings(), (), (), (), 0, ())
-
-
 def test_a_follow_up_is_asked_after_the_question_before_it():
     asked = []
+    model = scripted_model(b"answer 1", b"answer 2")
+    chat = model.processor.chat
 
-    class Session:
-        def send(self, text, images, sampling):
-            asked.append((text, len(images)))
-            yield finished(f"answer {len(asked)}")
+    def heard(messages):
+        asked.append([(message.text, len(message.images)) for message in messages])
+        return chat(messages)
 
-    model: Any = SimpleNamespace(sampling_defaults=SamplingParams(), chat=Session)
+    model.processor.chat = heard
     first = Question("presence", "Is there a dog?", "Yes, there is a dog.")
     follow = Question("follow", "What colour is it?", "answer 2", earlier=(first,))
     scene = replace(scenes.make_scene(1, kind="objects"), questions=(follow,))
     (verdict,) = run.judge_scenes(model, [scene])
-    assert asked == [("Is there a dog?", 1), ("What colour is it?", 0)]
+    first = [("Is there a dog?", 1)]
+    assert asked == [first, [*first, ("answer 1", 0), ("What colour is it?", 0)]]
     assert verdict.is_right

@@ -11,7 +11,7 @@ import mmchat
 from mmchat.catalog.find import data_path, load_spec
 from mmchat.cli.app import app
 from mmchat.engine.events import Finished
-from mmchat.engine.generation import encode, rest_of
+from mmchat.engine.reading import encode, rest_of
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalError, UsageError
 from mmchat.estimate.memory import Setup

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mmchat.api import Model
 from mmchat.cli.app import app
 from mmchat.engine.events import Event, Finished
-from mmchat.engine.generation import encode
+from mmchat.engine.reading import encode
 from mmchat.engine.sampling import SamplingParams
 from mmchat.models.base import Batch, Cache
 from mmchat.models.prompt import Prompt

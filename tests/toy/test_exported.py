@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import mmchat
-from mmchat.engine.generation import encode
+from mmchat.engine.reading import encode
 from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
 from mmchat.models.base import Batch, ExportLimits

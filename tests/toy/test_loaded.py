@@ -15,7 +15,7 @@ import mmchat
 from mmchat.api import Model
 from mmchat.catalog import find
 from mmchat.engine.events import Finished
-from mmchat.engine.generation import encode
+from mmchat.engine.reading import encode
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.estimate.memory import Setup
 from mmchat.models.base import Batch, Cache, common_prefix

@@ -112,8 +112,8 @@ class MllamaCache:
         """The batch has been read."""
         for row in batch.rows():
             self.lengths[row.slot] = row.end
-        if len(self.lengths) == 1:
-            self.positions += batch.counts[0]  # on the device, without waiting for it
+        if len(batch.slots) == 1:  # on the device, without waiting for it
+            self.positions[batch.slots[0]] += batch.counts[0]
         else:
             self._lengths_changed()
 

@@ -103,12 +103,14 @@ def _mask(position: Tensor, past: int, new: Tensor, per_group: int) -> Tensor:
 def _attend(query: Tensor, parts: Sequence[KeyValue], mask: Tensor | None) -> Tensor:
     """Attention to keys and values that lie in several tensors, none of which is copied.
 
-    query: [S, H, D], parts: [1, G, N, D] twice each -> [S, H, D]. mask: [H/G·S, all N].
+    query: [S, H, D], parts: [1, G, N, D] twice each -> [S, H·D]. mask: [H/G·S, all N].
     Products of three axes suit more runtimes than products of four.
     """
     count, heads, dim = query.shape
     groups = parts[0][0].shape[1]
-    folded = (query.transpose(0, 1) * dim**-0.5).reshape(groups, heads // groups * count, dim)
+    per_group = heads // groups
+    scaled = query.transpose(0, 1) * dim**-0.5
+    folded = scaled.unflatten(0, (groups, per_group)).flatten(1, 2)
     scores = [torch.bmm(folded, key.flatten(0, 1).transpose(1, 2)) for key, _ in parts]
     joined = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     weights = torch.softmax(joined if mask is None else joined + mask, dim=-1)
@@ -119,7 +121,7 @@ def _attend(query: Tensor, parts: Sequence[KeyValue], mask: Tensor | None) -> Te
         product = torch.bmm(here, value.flatten(0, 1))
         out, begin = product if out is None else out + product, end
     assert out is not None  # noqa: S101
-    return out.reshape(heads, count, dim).transpose(0, 1)
+    return out.unflatten(1, (per_group, count)).flatten(0, 1).transpose(0, 1).flatten(1)
 
 
 def export_programs(

@@ -32,7 +32,7 @@ class Seen(Protocol):
         ...
 
     def attend(self, query: Tensor) -> Tensor:
-        """query: [M, H, D] -> [M, H, D]"""
+        """query: [M, H, D] -> [M, H·D]"""
         ...
 
     def put(self, x: Tensor, read: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class SeenRows:
         return x if self._index is None else x[self._index]
 
     def attend(self, query: Tensor) -> Tensor:
-        return attend_rows(query, self._stretches)
+        return attend_rows(query, self._stretches).flatten(1)
 
     def put(self, x: Tensor, read: Tensor) -> Tensor:
         return read if self._index is None else x.index_copy(0, self._index, read)
@@ -78,7 +78,7 @@ class SeenSteps(NamedTuple):
     def attend(self, query: Tensor) -> Tensor:
         query = query.unflatten(0, (self.key.shape[0], -1)).transpose(1, 2)
         read = attend(query, self.key, self.value, mask=self.mask)
-        return read.transpose(1, 2).flatten(0, 1)
+        return read.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def put(self, x: Tensor, read: Tensor) -> Tensor:
         if self.sees is None:
@@ -110,9 +110,9 @@ class SelfAttention(nn.Module):
             query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         else:
             query, key, value = self.qkv_proj(x).split(self.sizes, dim=-1)
-        query, key, value = (y.view(len(x), -1, self.head_dim) for y in (query, key, value))
+        query, key, value = (y.unflatten(-1, (-1, self.head_dim)) for y in (query, key, value))
         attended = past.attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
-        return self.o_proj(attended.flatten(1))
+        return self.o_proj(attended)
 
 
 class CrossAttention(nn.Module):
@@ -138,8 +138,8 @@ class CrossAttention(nn.Module):
         return key, split_heads(self.v_proj(states), self.head_dim)
 
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
-        query = self.q_norm(self.q_proj(x).view(len(x), -1, self.head_dim))
-        return self.o_proj(seen.attend(query).flatten(1))
+        query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
+        return self.o_proj(seen.attend(query))
 
 
 class SelfAttentionLayer(nn.Module):

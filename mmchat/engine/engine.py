@@ -1,0 +1,268 @@
+"""The only loop in the house: many answers, each step one token further and one slice of reading.
+
+A step reads one token, or a draft, of all rows that write, in one forward; then it does one slice
+of the reading of one new prompt: a layer of a picture, or a piece of the text. So those who write
+wait for no one's long prompt, and nobody who waits to be read is forgotten. The engine has no
+thread: whoever calls `step` does the work, one at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from mmchat.engine.drafts import Pace
+from mmchat.engine.events import Event
+from mmchat.engine.prefix import Prefixes
+from mmchat.engine.request import Answer, Request
+from mmchat.engine.row import Row, unanswered
+from mmchat.errors import MemoryError_
+from mmchat.hardware.allocation import memory_error
+from mmchat.models.base import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmchat.loading.loader import LoadedModel
+    from mmchat.runtime.base import Runtime
+
+_END = object()
+PIECE = 512  # positions of a prompt that are read at once while others write
+INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
+
+
+class Engine:
+    """Answers requests for one model. rows: how many it writes at once; others wait.
+
+    Calls from several threads wait for each other.
+    """
+
+    def __init__(self, model: LoadedModel, rows: int = 1) -> None:
+        self.rows = rows
+        self.cache = model.runtime.new_cache(rows, 0 if rows > 1 else INITIAL_POSITIONS)
+        self.prefixes = Prefixes(rows)
+        self._model = model
+        self._runtime = model.runtime
+        self._pace = Pace()
+        self._waiting: deque[Answer] = deque()
+        self._active: list[Row] = []
+        self._turns: deque[Row] = deque()  # of those that read their prompt
+        self._lock = threading.RLock()
+
+    def submit(self, request: Request) -> Answer:
+        """Put a request in the queue; `step` until its answer is over."""
+        answer = Answer(request)
+        with self._lock:
+            self._waiting.append(answer)
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer at once; its slot is free when this returns."""
+        answer.cancel()
+        with self._lock:
+            self._drop_cancelled()
+
+    def step(self) -> bool:
+        """One token of all that write, one slice of what is read; whether there is more to do."""
+        with self._lock:
+            self._drop_cancelled()
+            self._admit()
+            self._write([row for row in self._active if row.is_writing])
+            if self._turns:
+                self._read(self._turns[0])
+            return bool(self._active or self._waiting)
+
+    # ---- who is there
+
+    def _admit(self) -> None:
+        while self._waiting and self.prefixes.has_room:
+            answer = self._waiting.popleft()
+            request = answer.request
+            place = self.prefixes.take(request.prompt, request.owner)
+            try:
+                row = Row(answer, place.slot, place.shared, self._model, self._pace)
+            except Exception as error:
+                place.slot.marks, place.slot.is_taken = [], False
+                answer.error = memory_error(error) or error
+                continue
+            self._active.append(row)
+            self._turns.append(row)
+            with self._ending(row):
+                self._begin(row, place.source.number)
+
+    def _begin(self, row: Row, source: int) -> None:
+        slot, marks = row.slot, row.slot.marks
+        if source != slot.number and row.shared:
+            slot.marks = []  # until it holds them
+            self.cache.copy(source, slot.number, row.shared)
+            slot.marks = marks
+        else:
+            self.cache.truncate(slot.number, row.shared)
+        self.cache.begin(slot.number, row.prompt)
+        row.unseen = row.prompt.unread(row.shared)
+
+    def _drop_cancelled(self) -> None:
+        for answer in [answer for answer in self._waiting if answer.is_cancelled]:
+            self._waiting.remove(answer)
+            answer.add(unanswered(answer.request))
+        for row in [row for row in self._active if row.answer.is_cancelled]:
+            row.finish("interrupted")
+            read = self.cache.lengths[row.slot.number]
+            self._leave(row, row.marks() if row.is_writing else row.prompt.fingerprint[:read])
+
+    def _leave(self, row: Row, marks: Sequence[int | str]) -> None:
+        """The row is over; its slot keeps the positions of `marks` for those who share them."""
+        self._active.remove(row)
+        if row in self._turns:
+            self._turns.remove(row)
+        row.encoding = None
+        slot = row.slot
+        slot.marks, slot.is_taken = list(marks), False
+        self.cache.truncate(slot.number, len(slot.marks))
+
+    @contextmanager
+    def _ending(self, row: Row) -> Iterator[None]:
+        """A failure ends the row, which then keeps what it shared, and no other row."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = memory_error(error) or error
+        # After the handler nothing holds what the failed call had allocated.
+        if failure is not None:
+            row.answer.error = failure
+            self._leave(row, row.slot.marks)
+            if isinstance(failure, MemoryError_):
+                self._release()
+        elif row.is_over:
+            self._leave(row, row.marks())
+
+    def _release(self) -> None:
+        """Give back what no running row needs, as far as that is possible without memory."""
+        try:
+            self.cache.release()
+        except (MemoryError, RuntimeError) as error:
+            if memory_error(error) is None:
+                raise
+
+    # ---- one slice of reading
+
+    def _read(self, row: Row) -> None:
+        with self._ending(row):
+            if self._encode(row):
+                self._turns.rotate(-1)
+            else:
+                self._read_piece(row)
+
+    def _encode(self, row: Row) -> bool:
+        """One slice of a picture; False if there is none to encode."""
+        while row.encoding or row.unseen:
+            if row.encoding is None:
+                media = row.unseen.pop(0)
+                if self.cache.has_media(media.content_hash):
+                    continue
+                row.encoding = self._runtime.encode(media, self.cache)
+            if next(row.encoding, _END) is _END:
+                row.encoding = None
+            return True
+        return False
+
+    def _read_piece(self, row: Row) -> None:
+        import torch
+
+        slot, ids = row.slot.number, row.prompt.token_ids
+        start = self.cache.lengths[slot]
+        if start == row.shared:
+            _wait(self._runtime)
+            row.encoded()
+        others = any(other.is_writing for other in self._active)
+        end = min(start + PIECE, len(ids)) if others else len(ids)
+        piece = torch.tensor(ids[start:end], device=self._runtime.device)
+        logits = self._runtime.forward(Batch.last_of(piece, start, slot), self.cache)
+        self._turns.rotate(-1)
+        if end == len(ids):
+            self._turns.remove(row)
+            row.has_read(logits)
+
+    # ---- one step of writing
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        read = []
+        for row in rows:
+            with self._ending(row):
+                tokens = row.reads()
+                if not row.is_over:
+                    read.append((row, tokens))
+        if read:
+            self._forward(read)
+
+    def _forward(self, read: Sequence[tuple[Row, Tensor]]) -> None:
+        begin = time.perf_counter()
+        if len(read) == 1:
+            [(row, _)] = read
+            with self._ending(row):
+                logits = self._runtime.forward(self._joined(read), self.cache)
+                self._has_stepped(row, logits, time.perf_counter() - begin)
+            return
+        try:
+            logits = self._runtime.forward(self._joined(read), self.cache)
+        except Exception:
+            logits = None
+        if logits is None:  # one of them is to blame: each alone, and the guilty ends
+            self._release()
+            for one in read:
+                self._forward([one])
+            return
+        seconds = time.perf_counter() - begin
+        counts = [len(tokens) for _, tokens in read]
+        for (row, _), part in zip(read, logits.split(counts), strict=True):
+            with self._ending(row):
+                self._has_stepped(row, part, seconds)
+
+    def _has_stepped(self, row: Row, logits: Tensor, seconds: float) -> None:
+        row.has_stepped(logits, seconds)
+        slot = row.slot.number
+        if self.cache.lengths[slot] > row.positions:  # tokens of a draft that were wrong
+            self.cache.truncate(slot, row.positions)
+
+    def _joined(self, read: Sequence[tuple[Row, Tensor]]) -> Batch:
+        import torch
+
+        slots = tuple(row.slot.number for row, _ in read)
+        counts = tuple(len(tokens) for _, tokens in read)
+        ids = read[0][1] if len(read) == 1 else torch.cat([tokens for _, tokens in read])
+        starts = tuple(self.cache.lengths[slot] for slot in slots)
+        return Batch(ids, slots, starts, counts, tuple(range(sum(counts))))
+
+
+def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Event]]:
+    """Step until all of `answers` are over, and give their events as they come.
+
+    A reader that stops cancels them. Raises the error of the first that fails.
+    """
+    try:
+        while True:
+            for answer in answers:
+                for event in answer.take():
+                    yield answer, event
+                if answer.error is not None:
+                    raise answer.error
+            if all(answer.is_over for answer in answers):
+                return
+            engine.step()
+    finally:
+        for answer in answers:
+            if not answer.is_over:
+                engine.cancel(answer)
+
+
+def _wait(runtime: Runtime) -> None:
+    """Let queued work finish, so that it is timed under its own name."""
+    if runtime.device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(runtime.device)

@@ -1,0 +1,80 @@
+"""What the slots of a cache hold, and which of them a new prompt begins in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mmchat.models.base import common_prefix
+from mmchat.models.prompt import Prompt
+
+# A shorter one saves less than it costs to read on in the middle of a text, or to copy.
+SHORTEST_SHARED = 16  # positions
+
+
+@dataclass
+class Slot:
+    """marks: the fingerprint of the positions that it holds. used: when it was given last."""
+
+    number: int
+    marks: list[int | str] = field(default_factory=list)
+    owner: str = ""
+    is_taken: bool = False
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt is read: into `slot`, which holds `shared` positions once these are copied
+    from `source`, if that is another."""
+
+    slot: Slot
+    source: Slot
+    shared: int
+
+
+class Prefixes:
+    """All slots of one cache."""
+
+    def __init__(self, count: int) -> None:
+        self.slots = [Slot(number) for number in range(count)]
+        self._clock = 0
+
+    @property
+    def has_room(self) -> bool:
+        return any(not slot.is_taken for slot in self.slots)
+
+    def take(self, prompt: Prompt, owner: str) -> Place:
+        """A free slot for `prompt`, with the longest beginning that any slot of the owner holds.
+
+        The last position is read again even if it is held: its logits are needed.
+        """
+        marks = prompt.fingerprint
+        free = [slot for slot in self.slots if not slot.is_taken]
+        source, shared = self._best(marks, owner, free)
+        if not shared:
+            place = Place(min(free, key=_age), source, 0)
+        elif source.is_taken or (shared < len(source.marks) and any(not s.marks for s in free)):
+            others = [slot for slot in free if slot is not source]
+            place = Place(min(others, key=_age), source, shared)
+        else:
+            place = Place(source, source, shared)
+        self._clock += 1
+        slot = place.slot
+        slot.marks, slot.owner = list(marks[:shared]), owner
+        slot.is_taken, slot.used = True, self._clock
+        return place
+
+    def _best(self, marks: tuple[int | str, ...], owner: str, free: list[Slot]) -> tuple[Slot, int]:
+        best, shared = free[0], 0
+        for slot in self.slots:
+            if slot.owner == owner:
+                found = min(common_prefix(slot.marks, marks), len(marks) - 1)
+                if found > shared:
+                    best, shared = slot, found
+        is_long = shared >= min(SHORTEST_SHARED, len(marks) // 8)
+        return (best, shared) if is_long else (free[0], 0)
+
+
+def _age(slot: Slot) -> tuple[bool, int]:
+    """Empty slots first, then the one that was given longest ago."""
+    return bool(slot.marks), slot.used

@@ -1,0 +1,81 @@
+"""What is asked of the engine, and the answer that it fills."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from mmchat.engine.events import Event, Finished, Timings
+from mmchat.errors import ContextLengthExceeded
+
+if TYPE_CHECKING:
+    from mmchat.engine.sampling import SamplingParams
+    from mmchat.models.prompt import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt to answer. owner: prompts of one owner share what is cached, of others nothing.
+
+    ignore_stop: write on after tokens that end an answer. timings: what was measured so far; the
+    rest is filled in.
+    """
+
+    prompt: Prompt
+    sampling: SamplingParams
+    owner: str = ""
+    ignore_stop: bool = False
+    timings: Timings = field(default_factory=Timings)
+
+
+def request_within(
+    context: int, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
+) -> Request:
+    """A request whose answer ends where `context` positions do. Raises ContextLengthExceeded."""
+    positions = len(prompt.token_ids)
+    room = context - positions
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"the prompt has {positions} tokens and the context {context}; "
+            "shorten the prompt or raise --max-seq-len"
+        )
+    sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+    return Request(prompt, sampling, timings=timings or Timings())
+
+
+class Answer:
+    """Events of one answer, in order; whoever steps the engine, one other may take them.
+
+    error: why it ended without Finished.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.finished: Finished | None = None
+        self.error: BaseException | None = None
+        self._events: deque[Event] = deque()
+        self._cancelled = threading.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come but what waits to be taken."""
+        return self.finished is not None or self.error is not None
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def take(self) -> list[Event]:
+        """The events that came since the last call."""
+        return [self._events.popleft() for _ in range(len(self._events))]
+
+    def add(self, event: Event) -> None:
+        self._events.append(event)
+        if isinstance(event, Finished):
+            self.finished = event
+
+    def cancel(self) -> None:
+        """End it before the next token; safe from any thread."""
+        self._cancelled.set()

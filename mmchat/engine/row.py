@@ -1,0 +1,284 @@
+"""One answer while it is written: sampling, drafts, text, timings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mmchat.engine.drafts import Drafter, Pace
+from mmchat.engine.events import Finished, FinishReason, Progress, TextDelta, TokenLogprob, Usage
+from mmchat.engine.sampling import NOT_FINITE, Sampler
+from mmchat.engine.text import AnswerText
+from mmchat.errors import NumericalError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mmchat.engine.prefix import Slot
+    from mmchat.engine.request import Answer, Request
+    from mmchat.loading.loader import LoadedModel
+    from mmchat.models.prompt import Media
+
+clock = time.perf_counter
+
+
+class Row:
+    """An answer in its slot: first it reads its prompt, then it writes.
+
+    token, logits: [1, 1] and [1, V], what was sampled last and from what; the token is not in the
+    cache yet. On a device that works by itself the step that reads a token is queued before the
+    token is known here, so the device never waits for the host; a stop then costs a step that
+    nobody needs.
+    """
+
+    def __init__(
+        self, answer: Answer, slot: Slot, shared: int, model: LoadedModel, pace: Pace
+    ) -> None:
+        request = answer.request
+        prompt, params = request.prompt, request.sampling
+        self.answer, self.slot, self.shared = answer, slot, shared
+        self.prompt, self.params, self.timings = prompt, params, request.timings
+        self.encoding: Iterator[None] | None = None
+        self.unseen: list[Media] = []
+        self.token: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._model = model
+        device = model.runtime.device
+        self._sampler = Sampler(params, list(prompt.token_ids), model.vocab_size, device)
+        self._stop_ids = () if request.ignore_stop else model.processor.stop_ids
+        self._drafter = Drafter(
+            prompt.token_ids,
+            params.speculate,
+            pace,
+            stop_ids=self._stop_ids,
+            vocab_size=model.vocab_size,
+        )
+        self._text = AnswerText(model.tokenizer, params.stop)
+        self._pieces: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._arriving: HostCopy | None = None  # of a token that is not known here yet
+        # log-probabilities are read from the device, which waits for all that is queued
+        self._runs_ahead = is_asynchronous(device) and not params.logprobs
+        self._draft: list[int] = []
+        self._first = self._last_arrival = 0.0
+        self.began = clock()
+        answer.add(Progress("vision" if prompt.media else "prefill"))
+
+    @property
+    def is_writing(self) -> bool:
+        return self.token is not None
+
+    @property
+    def is_over(self) -> bool:
+        return self.answer.is_over
+
+    @property
+    def positions(self) -> int:
+        """How many of its positions are right, once its tokens are known."""
+        unread = 0 if self._arriving else 1
+        return len(self.prompt.token_ids) + len(self._ids) - unread
+
+    @property
+    def _left(self) -> int:
+        return self.params.max_new_tokens - len(self._ids)
+
+    # ---- reading and writing
+
+    def encoded(self) -> None:
+        """All pictures are in the cache."""
+        self.timings.vision_seconds = clock() - self.began
+        self.began = clock()
+
+    def has_read(self, logits: Tensor) -> None:
+        """The prompt is read; logits: [1, V] of its last position."""
+        self._sampled(self._sampler.sample(logits), logits)
+        if not self._may_run_ahead():
+            self._arrive()
+
+    def reads(self) -> Tensor:
+        """What the next step reads of this row: [S], the last token and a draft after it."""
+        import torch
+
+        if self._arriving and not self._may_run_ahead():
+            self._arrive()
+        token = self.token
+        if token is None or self.is_over:
+            return torch.empty(0, dtype=torch.long)
+        if self._arriving:
+            return token[0].clamp(min=0)
+        self._draft = self._drafter.draft(self._left - 1)
+        if not self._draft:
+            return token[0]
+        return torch.cat((token[0], torch.tensor(self._draft, device=token.device)))
+
+    def has_stepped(self, logits: Tensor, seconds: float) -> None:
+        """What `reads` said was read. logits: [S, V] of all of it."""
+        if self._arriving:
+            upcoming = self._sampler.sample(logits)
+            self._arrive()
+            self._time_arrival()
+            if not self.is_over:
+                self._sampled(upcoming, logits)
+            return
+        self._last_arrival = 0.0
+        right = 0
+        while True:
+            row = logits[right, None]
+            token = self._sampler.sample(row)
+            if right == len(self._draft) or int(token) != self._draft[right]:
+                break
+            self._emit(self._draft[right], row)
+            right += 1
+            if self.is_over:
+                break
+        if self._draft:
+            self._drafter.verified(len(self._draft), right, seconds)
+        else:
+            self._drafter.stepped(seconds)
+        if not self.is_over:
+            self._sampled(token, row)
+            if not self._may_run_ahead():
+                self._arrive()
+
+    def _sampled(self, token: Tensor, logits: Tensor) -> None:
+        self.token, self._logits = token, logits
+        self._arriving = HostCopy(token)
+
+    def _may_run_ahead(self) -> bool:
+        """Not past the end, and not where a draft may follow: that needs the token's id first."""
+        return self._runs_ahead and self._left > 1 and not self._drafter.draft(1)
+
+    def _arrive(self) -> None:
+        """Wait for the token that was sampled last."""
+        arriving, logits = self._arriving, self._logits
+        if arriving is None or logits is None:
+            return
+        token_id = arriving.read()
+        self._arriving = None
+        self._emit(token_id, logits)
+
+    def _emit(self, token_id: int, logits: Tensor) -> None:
+        """The answer goes on with this token, or ends."""
+        self._drafter.append(token_id)
+        self._time_token()
+        if token_id == NOT_FINITE:
+            raise NumericalError(
+                f"the model produced NaN or infinite logits at token {len(self._ids) + 1}; "
+                "try --dtype float32, or check the weights"
+            )
+        self._ids.append(token_id)
+        is_stop = token_id in self._stop_ids
+        logprob = _logprob(logits, token_id, self.params.logprobs)
+        if logprob:
+            self._logprobs.append(logprob)
+        piece = "" if is_stop else self._text.push(token_id)
+        self._pieces.append(piece)
+        self.answer.add(TextDelta(piece, token_id, logprob))
+        if is_stop:
+            self.finish("stop")
+        elif self._text.stopped:
+            self.finish("stop_string")
+        elif self.answer.is_cancelled:
+            self.finish("interrupted")
+        elif not self._left:
+            self.finish("length")
+
+    def _time_token(self) -> None:
+        now, timings = clock(), self.timings
+        if not self._ids:
+            self._first = now
+            timings.prefill_seconds = now - self.began
+            timings.time_to_first_token = now - timings.started
+            return
+        timings.decode_seconds = now - self._first
+        timings.tokens_per_second = len(self._ids) / timings.decode_seconds
+
+    def _time_arrival(self) -> None:
+        """Between two tokens that came while the device was busy lies one step."""
+        now = clock()
+        if self._last_arrival:
+            self._drafter.stepped(now - self._last_arrival)
+        self._last_arrival = now
+
+    # ---- ending
+
+    def marks(self) -> list[int | str]:
+        """Fingerprint of the positions that its slot may keep: the last token may be unread."""
+        return [*self.prompt.fingerprint, *self._ids[:-1]]
+
+    def finish(self, reason: FinishReason) -> None:
+        tail = self._text.flush()
+        if tail:
+            self._pieces.append(tail)
+            self.answer.add(TextDelta(tail, None))
+        self.timings.peak_memory_bytes = self._model.peak_memory()
+        empty = unanswered(self.answer.request)
+        self.answer.add(
+            replace(
+                empty,
+                reason=reason,
+                text="".join(self._pieces),
+                usage=replace(
+                    empty.usage, cached_tokens=self.shared, completion_tokens=len(self._ids)
+                ),
+                output_ids=tuple(self._ids),
+                logprobs=tuple(self._logprobs),
+                seed=self._sampler.seed,
+            )
+        )
+
+
+def unanswered(request: Request) -> Finished:
+    """The end of an answer that was cancelled before it was begun."""
+    prompt = request.prompt
+    pictures = tuple(placed.media.facts for placed in prompt.media)
+    usage = Usage(
+        prompt_tokens=len(prompt.token_ids),
+        cached_tokens=0,
+        completion_tokens=0,
+        image_count=len(pictures),
+        image_tokens=sum(facts.tokens for facts in pictures),
+    )
+    seed = request.sampling.seed or 0
+    return Finished(
+        "interrupted", "", usage, request.timings, prompt.token_ids, (), (), seed, pictures
+    )
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether work is queued on the device while the host goes on."""
+    return device.type == "cuda"
+
+
+class HostCopy:
+    """A token on its way to the host; work that is queued later does not delay it."""
+
+    def __init__(self, token: Tensor) -> None:
+        import torch
+
+        self._token = token
+        self._arrival: torch.cuda.Event | None = None
+        if token.device.type == "cuda":
+            self._token = torch.empty(token.shape, dtype=token.dtype, pin_memory=True)
+            self._token.copy_(token, non_blocking=True)
+            self._arrival = torch.cuda.Event()
+            self._arrival.record(torch.cuda.current_stream(token.device))
+
+    def read(self) -> int:
+        """Wait for the token."""
+        if self._arrival:
+            self._arrival.synchronize()
+        return int(self._token)
+
+
+def _logprob(logits: Tensor, token_id: int, count: int) -> TokenLogprob | None:
+    if not count:
+        return None
+    scores = logits[0].log_softmax(-1)
+    top = scores.topk(count)
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return TokenLogprob(token_id, float(scores[token_id]), tuple(pairs))

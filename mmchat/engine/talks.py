@@ -1,0 +1,55 @@
+"""Many conversations at once: each asks its next question when the one before is answered."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from typing import TypeVar
+
+from mmchat.engine.engine import Engine
+from mmchat.engine.events import Finished
+from mmchat.engine.request import Answer, Request
+
+T = TypeVar("T")
+# Gives requests, is sent their ends, and returns what came of it.
+Talk = Generator[Request, Finished, T]
+
+
+def hold(engine: Engine, talks: Iterable[Talk[T]]) -> Iterator[T]:
+    """What each of `talks` returns, in their order; as many are held at once as there are rows.
+
+    Talks are begun when there is room for them, so their pictures need not all be in memory. Raises
+    the error of the first request that fails. A reader that stops cancels the rest.
+    """
+    coming = enumerate(talks)
+    going: dict[Answer, tuple[int, Talk[T]]] = {}
+    done: dict[int, T] = {}
+    told, is_more = 0, True
+
+    def go_on(number: int, talk: Talk[T], end: Finished | None) -> None:
+        try:
+            request = next(talk) if end is None else talk.send(end)
+        except StopIteration as stop:
+            done[number] = stop.value
+            return
+        going[engine.submit(request)] = number, talk
+
+    try:
+        while is_more or going:
+            while is_more and len(going) < engine.rows:
+                upcoming = next(coming, None)
+                if upcoming is None:
+                    is_more = False
+                else:
+                    go_on(*upcoming, None)
+            engine.step()
+            for answer in [answer for answer in going if answer.is_over]:
+                number, talk = going.pop(answer)
+                if answer.finished is None:
+                    raise answer.error or RuntimeError("an answer ended without its end")
+                go_on(number, talk, answer.finished)
+            while told in done:
+                yield done.pop(told)
+                told += 1
+    finally:
+        for answer in going:
+            engine.cancel(answer)

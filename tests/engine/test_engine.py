@@ -1,0 +1,414 @@
+"""The engine against a model whose next token follows from all that a row has read."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import mmchat
+from mmchat.conversation import Message, Text
+from mmchat.engine import engine as engine_module
+from mmchat.engine.engine import Engine, run
+from mmchat.engine.events import Finished, Progress, TextDelta
+from mmchat.engine.request import Request
+from mmchat.engine.sampling import SamplingParams
+from mmchat.engine.talks import hold
+from mmchat.errors import MemoryError_, MmchatError, UsageError
+from mmchat.evals.run import judge_scenes
+from mmchat.evals.scenes import heldout_scenes
+from mmchat.models.prompt import PlacedMedia, Prompt
+from tests.fake_model import EOT, VOCAB_SIZE, ByteTokenizer, FakeCache
+
+GUILTY = 251  # a token that breaks every step that reads it
+CURSED = 252  # breaks every step that goes on more than two tokens after a prompt with it
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
+
+
+def after(ids: list[int]) -> int:
+    """The token that a row with these ids goes on with; an answer ends now and then.
+
+    It follows from the last three, so that the last two often came before, and went on otherwise.
+    """
+    mixed = sum((at + 3) * token for at, token in enumerate(ids[-3:])) + len(ids) // 30
+    return EOT if mixed % 19 == 0 else mixed % 5
+
+
+class Cache(FakeCache):
+    """Encoded pictures too; `needed`: what must be encoded before a row is read on."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.encoded: set[str] = set()
+        self.prompts: dict[int, Prompt] = {}
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        self.prompts[slot] = prompt
+
+    def has_media(self, content_hash: str) -> bool:
+        return content_hash in self.encoded
+
+
+class Runtime:
+    """sizes: how many rows and tokens each step read. slices: of pictures, in order."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.sizes: list[tuple[int, int]] = []
+        self.slices: list[str] = []
+        self.error: Exception = RuntimeError("the step fails")
+
+    def new_cache(self, slots: int, positions: int) -> Cache:
+        return Cache(slots)
+
+    def encode(self, media, cache):
+        for _ in range(3):
+            self.slices.append(media.content_hash)
+            yield
+        cache.encoded.add(media.content_hash)
+
+    def forward(self, batch, cache):
+        ids = batch.token_ids.tolist()
+        self.sizes.append((len(batch.slots), len(ids)))
+        batch.check(cache.lengths)
+        late = [row for row in batch.rows() if self._is_late(row, cache)]
+        if GUILTY in ids or late:
+            raise self.error
+        logits = torch.zeros(len(ids), VOCAB_SIZE)
+        for row in batch.rows():
+            held = cache.rows[row.slot]
+            prompt = cache.prompts[row.slot]
+            for media in prompt.media:
+                if row.start <= media.position < row.end:
+                    assert media.media.content_hash in cache.encoded
+            for at in range(row.offset, row.offset + row.count):
+                held.append(ids[at])
+                logits[at, after(held)] = 9.0
+            assert held[: len(prompt.token_ids)] == list(prompt.token_ids[: len(held)])
+        return logits[list(batch.wanted)]
+
+    def _is_late(self, row, cache) -> bool:
+        ids = cache.prompts[row.slot].token_ids
+        return CURSED in ids and row.end > len(ids) + 3
+
+
+def fake_model() -> Any:
+    return SimpleNamespace(
+        runtime=Runtime(),
+        processor=SimpleNamespace(stop_ids=frozenset({EOT})),
+        tokenizer=ByteTokenizer(),
+        vocab_size=VOCAB_SIZE,
+        peak_memory=lambda: 1,
+    )
+
+
+def expected(prompt: Prompt, most: int) -> tuple[int, ...]:
+    ids, said = list(prompt.token_ids), []
+    while len(said) < most and (not said or said[-1] != EOT):
+        said.append(after(ids + said))
+    return tuple(said)
+
+
+def picture(name: str) -> Any:
+    facts = SimpleNamespace(tokens=5)
+    return SimpleNamespace(content_hash=name, facts=facts)
+
+
+def prompt_of(draw: random.Random, shared: list[int]) -> Prompt:
+    """Begins as others do, now and then with pictures."""
+    begin = shared[: draw.choice([0, 0, 20, 40])]
+    most = draw.choice([5, 250])
+    ids = [*begin, *(draw.randrange(most) for _ in range(draw.randint(1, 40)))]
+    places = sorted(draw.sample(range(len(begin), len(ids)), k=draw.choice([0, 0, 0, 1])))
+    media = [PlacedMedia(at, 1, picture(draw.choice("abcd"))) for at in places]
+    return Prompt(tuple(ids), tuple(media))
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [range(40), pytest.param(range(40, 1_000), marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_each_row_says_what_it_says_alone_whatever_goes_on_beside_it(sequences, monkeypatch):
+    """Ten random requests a sequence: queued, cancelled, failing, sharing beginnings, drafting."""
+    monkeypatch.setattr(engine_module, "PIECE", 7)
+    shared_positions = 0
+    for seed in sequences:
+        draw = random.Random(seed)
+        common = [draw.randrange(250) for _ in range(40)]
+        engine = Engine(fake_model(), rows=draw.choice([1, 2, 5]))
+        left, going, ended = 10, [], []
+        steps = 0
+        while left or any(not answer.is_over for answer in going):
+            if left and draw.random() < 0.4:
+                left -= 1
+                params = replace(GREEDY, speculate=draw.choice(["off", 3, "auto"]))
+                prompt = prompt_of(draw, common)
+                if draw.random() < 0.2:
+                    prompt = Prompt((*prompt.token_ids, draw.choice([GUILTY, CURSED])))
+                owner = draw.choice(["", "", "other"])
+                going.append(engine.submit(Request(prompt, params, owner=owner)))
+            if going and draw.random() < 0.03:
+                draw.choice(going).cancel()
+            engine.step()
+            steps += 1
+            assert steps < 3_000, "somebody waits for ever"
+            taken = [slot for slot in engine.prefixes.slots if slot.is_taken]
+            assert len(taken) <= engine.rows
+        assert not engine.step()
+        assert not any(slot.is_taken for slot in engine.prefixes.slots)
+        ended = going
+        for answer in ended:
+            prompt, most = answer.request.prompt, answer.request.sampling.max_new_tokens
+            whole = expected(prompt, most)
+            is_cursed = CURSED in prompt.token_ids
+            if answer.error is not None:
+                assert str(answer.error) == "the step fails"
+                assert GUILTY in prompt.token_ids or is_cursed
+                continue
+            assert answer.is_cancelled or not (is_cursed and len(whole) > 4)
+            assert answer.is_cancelled or GUILTY not in prompt.token_ids
+            if answer.finished is None:
+                assert answer.is_cancelled
+                continue
+            said = answer.finished.output_ids
+            assert said == whole[: len(said)]
+            if not answer.is_cancelled:
+                assert said == whole
+                deltas = [e for e in answer.take() if isinstance(e, TextDelta)]
+                assert [e.token_id for e in deltas if e.token_id is not None] == list(said)
+            shared_positions += answer.finished.usage.cached_tokens
+        for slot in engine.prefixes.slots:
+            assert engine.cache.lengths[slot.number] == len(slot.marks)
+    assert shared_positions > 100
+
+
+def test_owners_share_nothing():
+    model = fake_model()
+    engine = Engine(model, rows=3)
+    prompt = Prompt(tuple(range(60)))
+    cached = []
+    for owner in ("one", "one", "two"):
+        [*_, (_, end)] = run(engine, [engine.submit(Request(prompt, GREEDY, owner=owner))])
+        assert isinstance(end, Finished)
+        cached.append(end.usage.cached_tokens)
+    assert cached == [0, 59, 0]
+
+
+def test_a_long_prompt_is_read_in_pieces_while_others_write():
+    engine = Engine(fake_model(), rows=2)
+    first = engine.submit(Request(Prompt((1, 2, 3)), replace(GREEDY, max_new_tokens=40)))
+    while not any(isinstance(event, TextDelta) for event in first.take()):
+        engine.step()
+    engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
+    sizes = engine._model.runtime.sizes
+    before = len(sizes)
+    engine.step()
+    assert sizes[before:] == [(1, 1), (1, engine_module.PIECE)]
+    for _ in range(3):
+        engine.step()
+    assert sizes[before + 2 :: 2][:3] == [(1, 1)] * 3  # between two pieces everybody writes on
+
+
+def test_two_long_prompts_are_read_in_turns_while_another_writes():
+    engine = Engine(fake_model(), rows=3)
+    engine.submit(Request(Prompt((1, 2, 3)), replace(GREEDY, max_new_tokens=400), ignore_stop=True))
+    for _ in range(3):
+        engine.step()
+    for first in (10, 20):
+        engine.submit(Request(Prompt((first, *range(200)) * 8), GREEDY))
+    read = []
+    for _ in range(6):
+        engine.step()
+        read.append(engine.cache.lengths[1:])
+    piece = engine_module.PIECE
+    assert read[:4] == [[piece, 0], [piece, piece], [2 * piece, piece], [2 * piece, 2 * piece]]
+
+
+def test_one_alone_reads_its_prompt_at_once():
+    engine = Engine(fake_model())
+    engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
+    engine.step()
+    assert engine._model.runtime.sizes == [(1, 1_600)]
+
+
+def test_a_picture_is_encoded_slice_by_slice_and_once_for_all():
+    engine = Engine(fake_model(), rows=2)
+    prompts = [Prompt((9, token, 7), (PlacedMedia(0, 1, picture("p")),)) for token in (1, 2)]
+    first = engine.submit(Request(prompts[0], GREEDY))
+    for _ in range(3):
+        engine.step()
+    assert engine._model.runtime.slices == ["p"] * 3
+    assert [type(event) for event in first.take()] == [Progress]
+    list(run(engine, [first]))
+    list(run(engine, [engine.submit(Request(prompts[1], GREEDY))]))
+    assert engine._model.runtime.slices == ["p"] * 3
+
+
+@pytest.mark.parametrize("after_steps", [0, 1, 2, 3, 4, 6])
+def test_cancelling_frees_the_row_at_once(after_steps):
+    engine = Engine(fake_model(), rows=1)
+    media = (PlacedMedia(1, 1, picture("p")), PlacedMedia(2, 1, picture("q")))
+    answer = engine.submit(Request(Prompt((1, 2, 3, 4), media), GREEDY))
+    for _ in range(after_steps):
+        engine.step()
+    engine.cancel(answer)
+    assert not any(slot.is_taken for slot in engine.prefixes.slots)
+    assert answer.finished is not None
+    assert answer.finished.reason == "interrupted"
+    assert not engine.step()
+    [*_, (_, end)] = run(engine, [engine.submit(Request(Prompt((5, 6)), GREEDY))])
+    assert end.output_ids == expected(Prompt((5, 6)), 12)
+
+
+def test_memory_that_runs_out_ends_one_row():
+    model = fake_model()
+    model.runtime.error = RuntimeError("can't allocate memory")
+    engine = Engine(model, rows=4)
+    prompts = [Prompt((1, 2)), Prompt((3, 4)), Prompt((5, 6))]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    cursed = next(p for p in (Prompt((n, CURSED)) for n in range(99)) if len(expected(p, 12)) > 4)
+    bad = engine.submit(Request(cursed, GREEDY))
+    while engine.step():
+        pass
+    assert isinstance(bad.error, MemoryError_)
+    assert bad.error.__context__ is None
+    for answer, prompt in zip(answers, prompts, strict=True):
+        assert answer.finished is not None
+        assert answer.finished.output_ids == expected(prompt, 12)
+
+
+def test_a_copy_that_fails_leaves_nothing_that_is_taken_for_read(monkeypatch):
+    model = fake_model()
+    engine = Engine(model, rows=2)
+    long, other = Prompt(tuple(range(60))), Prompt((*range(50), 1, 2))
+    for prompt in (long, Prompt((9, 9, 9))):
+        list(run(engine, [engine.submit(Request(prompt, GREEDY))]))
+
+    def fail(*_):
+        raise MemoryError
+
+    first = engine.submit(Request(long, replace(GREEDY, max_new_tokens=50), ignore_stop=True))
+    engine.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.cache, "copy", fail)
+        with pytest.raises(MemoryError_):
+            list(run(engine, [engine.submit(Request(other, GREEDY))]))
+    [*_, (_, end)] = run(engine, [engine.submit(Request(other, GREEDY))])
+    assert end.output_ids == expected(other, 12)
+    list(run(engine, [first]))
+
+
+def test_a_row_that_cannot_be_made_frees_its_slot(monkeypatch):
+    engine = Engine(fake_model())
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmchat.engine.row.Sampler", fail)
+        with pytest.raises(MemoryError_):
+            list(run(engine, [engine.submit(Request(Prompt((1, 2)), GREEDY))]))
+    [*_, (_, end)] = run(engine, [engine.submit(Request(Prompt((1, 2)), GREEDY))])
+    assert end.output_ids == expected(Prompt((1, 2)), 12)
+
+
+def test_answers_read_in_several_threads_are_right():
+    engine, found = Engine(fake_model(), rows=2), {}
+
+    def read(number: int) -> None:
+        for turn in range(20):
+            prompt = Prompt((number, turn, 3))
+            [*_, (_, end)] = run(engine, [engine.submit(Request(prompt, GREEDY))])
+            found[number, turn] = end.output_ids == expected(prompt, 12)
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 80
+    assert all(found.values())
+
+
+def test_a_reader_that_stops_cancels_what_it_reads():
+    engine = Engine(fake_model(), rows=2)
+    answer = engine.submit(Request(Prompt((1, 2, 3)), GREEDY))
+    reading = run(engine, [answer])
+    next(reading)
+    reading.close()
+    assert answer.finished is not None
+    assert not any(slot.is_taken for slot in engine.prefixes.slots)
+
+
+def test_talks_end_in_their_order_and_the_first_failure_is_raised():
+    engine = Engine(fake_model(), rows=3)
+
+    def talk(ids: tuple[int, ...], turns: int):
+        said: list[tuple[int, ...]] = []
+        for _ in range(turns):
+            end = yield Request(Prompt(ids), GREEDY)
+            said.append(end.output_ids)
+            ids = (*ids, *end.output_ids, 8)
+        return said
+
+    found = list(hold(engine, [talk((number, 5), 1 + number % 3) for number in range(9)]))
+    assert [len(said) for said in found] == [1 + number % 3 for number in range(9)]
+    assert found[4][0] == expected(Prompt((4, 5)), 12)
+    with pytest.raises(RuntimeError, match="the step fails"):
+        list(hold(engine, [talk((1, 2), 1), talk((GUILTY,), 1)]))
+    assert not any(slot.is_taken for slot in engine.prefixes.slots)
+
+
+# With the built-in model
+
+
+@dataclass(frozen=True)
+class Compared:
+    same: int
+    ties: int
+
+
+def test_scenes_asked_eight_at_once_get_the_answers_of_one_at_a_time():
+    check_scenes(24)
+
+
+@pytest.mark.slow
+def test_two_hundred_scenes_get_the_same_answers_alone_and_among_seven_others():
+    check_scenes(200)
+
+
+def check_scenes(count: int) -> None:
+    model = mmchat.load("tiny", dtype="float32")
+    scenes = list(heldout_scenes(count))
+    alone, together = (list(judge_scenes(model, scenes, rows)) for rows in (1, 8))
+    assert [v.question for v in alone] == [v.question for v in together]
+    assert [v.answer for v in alone] == [v.answer for v in together]
+
+
+def test_many_questions_are_answered_in_their_order(monkeypatch):
+    model = mmchat.load("tiny", dtype="float32")
+    image = mmchat.load_image("assets/dog.jpg")
+    questions = [
+        Message("user", (image, Text("What's in this image?"))),
+        "Say something.",
+        ("What colour is the dog?", [image]),
+    ]
+    found = list(model.generate_many(questions, GREEDY, rows=2))
+    for question, end in zip(questions, found, strict=True):
+        session = model.chat()
+        if isinstance(question, Message):
+            *_, alone = session.ask(question, GREEDY)
+        else:
+            given = question if isinstance(question, tuple) else (question,)
+            *_, alone = session.send(*given, sampling=GREEDY)
+        assert end.text == alone.text
+    with pytest.raises(UsageError, match="rows must be between 1 and 64, not 0"):
+        model.generate_many([], rows=0)
+    with pytest.raises(UsageError, match="text must be a string, not int"):
+        list(model.generate_many([5]))  # type: ignore[list-item]
+    assert issubclass(UsageError, MmchatError)
