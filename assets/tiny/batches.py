@@ -274,11 +274,10 @@ def _rows(numbers: list[int], all_ids: list[Ids], all_rows: Sequence[Row], pad_i
     pictures = tuple(
         tuple(
             (start + at, picture)
-            for start, (_, group) in zip(row.starts, all_rows[number], strict=True)
+            for start, (_, group) in zip(row.starts, all_rows[number], strict=False)
             for at, picture in enumerate(group)
         )
         for row, number in zip(encoded, numbers, strict=True)
-        if row.starts
     )
     types = tuple(row[-1][0][-1].type for row in rows)
     return Rows(input_ids, wanted, pictures, types, last_answer, tuple(numbers))

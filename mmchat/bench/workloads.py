@@ -85,7 +85,8 @@ class Workload:
 def _write(loaded: LoadedModel, prompt: Prompt, timings: Timings) -> None:
     """Read the prompt and write 1 + DECODED tokens, whatever they are. Raises NumericalError."""
     params = SamplingParams(temperature=0, max_new_tokens=1 + DECODED, speculate="off")
-    engine = Engine(loaded)  # which holds nothing of the prompt
+    room = len(prompt.token_ids) + params.max_new_tokens
+    engine = Engine(loaded, positions=room)  # which holds nothing of the prompt
     request = Request(prompt, params, ignore_stop=True, timings=timings)
     for _ in run(engine, [engine.submit(request)]):
         pass

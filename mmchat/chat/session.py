@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmchat.conversation import Conversation, Image, Message, Text, Turn
 from mmchat.engine.events import Event, Finished, Progress, Timings
-from mmchat.engine.request import Request
+from mmchat.engine.request import Answer, Request
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import UsageError, check_type
 from mmchat.hardware.allocation import memory_error
@@ -50,6 +50,7 @@ class ChatSession:
         self.loaded = loaded
         self.conversation = Conversation(system or None)
         self._interrupt = threading.Event()
+        self._answering: Answer | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -107,8 +108,10 @@ class ChatSession:
         return self._complete(text, images, sampling)
 
     def interrupt(self) -> None:
-        """End the answer that is being written after its next token; safe from any thread."""
+        """End the answer that is being written before its next token; safe from any thread."""
         self._interrupt.set()
+        if self._answering is not None:
+            self._answering.cancel()
 
     def reset(self) -> None:
         """Forget the conversation but for the system prompt; encoded pictures stay."""
@@ -182,13 +185,29 @@ class ChatSession:
         params = sampling or self.loaded.sampling_defaults
         timings = Timings(load_seconds=self.loaded.load_seconds)
         yield Progress("preprocessing")
-        prompt = _within_memory(make_prompt)
+        prompt = self._within_memory(make_prompt)
         timings.preprocessing_seconds = time.perf_counter() - timings.started
         return (yield from self._run(self.loaded.request(prompt, params, timings)))
 
+    def _within_memory(self, make: Callable[[], T]) -> T:
+        """Raises MemoryError_ where memory runs out, which holds nothing of the failed call."""
+        try:
+            return make()
+        except Exception as error:
+            out_of_memory = memory_error(error)
+            if out_of_memory is None:
+                raise
+        self.loaded.engine.release()
+        try:
+            raise out_of_memory
+        finally:
+            del out_of_memory  # it would hold this frame, which would hold it
+
     def _run(self, request: Request) -> Generator[Event, None, Finished]:
         engine = self.loaded.engine
-        answer = engine.submit(request)
+        if self._answering is not None:  # its reader has stopped in the middle
+            engine.cancel(self._answering)
+        self._answering = answer = engine.submit(request)
         try:
             while True:
                 for event in answer.take():
@@ -233,20 +252,6 @@ def check_message(loaded: LoadedModel, message: Message) -> None:
 def _check_vision(loaded: LoadedModel, images: Sequence[object]) -> None:
     if images and loaded.options.text_only:
         raise UsageError("the model was loaded for text only; load it again without text_only")
-
-
-def _within_memory(make: Callable[[], T]) -> T:
-    """Raises MemoryError_ where memory runs out, which holds nothing of the failed call."""
-    try:
-        return make()
-    except Exception as error:
-        out_of_memory = memory_error(error)
-        if out_of_memory is None:
-            raise
-    try:
-        raise out_of_memory
-    finally:
-        del out_of_memory  # it would hold this frame, which would hold it
 
 
 def _listed(images: Any) -> list[ImageSource]:

@@ -36,14 +36,17 @@ INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
 
 class Engine:
-    """Answers requests for one model. rows: how many it writes at once; others wait.
+    """Answers requests for one model. rows: how many it writes at once; others wait. positions:
+    room of each row to begin with.
 
     Calls from several threads wait for each other.
     """
 
-    def __init__(self, model: LoadedModel, rows: int = 1) -> None:
+    def __init__(self, model: LoadedModel, rows: int = 1, positions: int | None = None) -> None:
         self.rows = rows
-        self.cache = model.runtime.new_cache(rows, 0 if rows > 1 else INITIAL_POSITIONS)
+        if positions is None:
+            positions = 0 if rows > 1 else INITIAL_POSITIONS
+        self.cache = model.runtime.new_cache(rows, positions)
         self.prefixes = Prefixes(rows)
         self._model = model
         self._runtime = model.runtime
@@ -52,6 +55,7 @@ class Engine:
         self._active: list[Row] = []
         self._turns: deque[Row] = deque()  # of those that read their prompt
         self._lock = threading.RLock()
+        self._is_stepping = False
 
     def submit(self, request: Request) -> Answer:
         """Put a request in the queue; `step` until its answer is over."""
@@ -64,16 +68,21 @@ class Engine:
         """End an answer at once; its slot is free when this returns."""
         answer.cancel()
         with self._lock:
-            self._drop_cancelled()
+            if not self._is_stepping:  # as when a generator is collected in the middle of a step
+                self._drop_cancelled()
 
     def step(self) -> bool:
         """One token of all that write, one slice of what is read; whether there is more to do."""
         with self._lock:
-            self._drop_cancelled()
-            self._admit()
-            self._write([row for row in self._active if row.is_writing])
-            if self._turns:
-                self._read(self._turns[0])
+            self._is_stepping = True
+            try:
+                self._drop_cancelled()
+                self._admit()
+                self._write([row for row in self._active if row.is_writing])
+                if self._turns:
+                    self._read(self._turns[0])
+            finally:
+                self._is_stepping = False
             return bool(self._active or self._waiting)
 
     # ---- who is there
@@ -85,9 +94,11 @@ class Engine:
             place = self.prefixes.take(request.prompt, request.owner)
             try:
                 row = Row(answer, place.slot, place.shared, self._model, self._pace)
-            except Exception as error:
+            except BaseException as error:
                 place.slot.marks, place.slot.is_taken = [], False
                 answer.error = memory_error(error) or error
+                if not isinstance(error, Exception):
+                    raise
                 continue
             self._active.append(row)
             self._turns.append(row)
@@ -98,6 +109,7 @@ class Engine:
         slot, marks = row.slot, row.slot.marks
         if source != slot.number and row.shared:
             slot.marks = []  # until it holds them
+            self.cache.truncate(slot.number, 0)
             self.cache.copy(source, slot.number, row.shared)
             slot.marks = marks
         else:
@@ -116,32 +128,39 @@ class Engine:
 
     def _leave(self, row: Row, marks: Sequence[int | str]) -> None:
         """The row is over; its slot keeps the positions of `marks` for those who share them."""
+        slot = row.slot
+        slot.marks, slot.is_taken = list(marks), False
         self._active.remove(row)
         if row in self._turns:
             self._turns.remove(row)
-        row.encoding = None
-        slot = row.slot
-        slot.marks, slot.is_taken = list(marks), False
+        row.encoding = row.encodes = None
         self.cache.truncate(slot.number, len(slot.marks))
 
     @contextmanager
     def _ending(self, row: Row) -> Iterator[None]:
-        """A failure ends the row, which then keeps what it shared, and no other row."""
-        failure: Exception | None = None
+        """A failure ends the row, which then keeps what it shared, and no other row.
+
+        So does Ctrl-C in the middle of its work, which is raised.
+        """
+        failure: BaseException | None = None
         try:
             yield
         except Exception as error:
             failure = memory_error(error) or error
+        except BaseException as error:
+            row.answer.error = error
+            self._leave(row, row.slot.marks)
+            raise
         # After the handler nothing holds what the failed call had allocated.
         if failure is not None:
             row.answer.error = failure
             self._leave(row, row.slot.marks)
             if isinstance(failure, MemoryError_):
-                self._release()
+                self.release()
         elif row.is_over:
             self._leave(row, row.marks())
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Give back what no running row needs, as far as that is possible without memory."""
         try:
             self.cache.release()
@@ -162,12 +181,16 @@ class Engine:
         """One slice of a picture; False if there is none to encode."""
         while row.encoding or row.unseen:
             if row.encoding is None:
-                media = row.unseen.pop(0)
+                media = row.unseen[0]
+                if any(other.encodes == media.content_hash for other in self._active):
+                    return True  # another row does
+                row.unseen.pop(0)
                 if self.cache.has_media(media.content_hash):
                     continue
                 row.encoding = self._runtime.encode(media, self.cache)
+                row.encodes = media.content_hash
             if next(row.encoding, _END) is _END:
-                row.encoding = None
+                row.encoding = row.encodes = None
             return True
         return False
 
@@ -206,25 +229,29 @@ class Engine:
             [(row, _)] = read
             with self._ending(row):
                 logits = self._runtime.forward(self._joined(read), self.cache)
-                self._has_stepped(row, logits, time.perf_counter() - begin)
+                self._has_stepped(row, logits, begin)
             return
         try:
             logits = self._runtime.forward(self._joined(read), self.cache)
         except Exception:
             logits = None
+        except BaseException as error:
+            for row, _ in read:
+                row.answer.error = error
+                self._leave(row, row.slot.marks)
+            raise
         if logits is None:  # one of them is to blame: each alone, and the guilty ends
-            self._release()
+            self.release()
             for one in read:
                 self._forward([one])
             return
-        seconds = time.perf_counter() - begin
         counts = [len(tokens) for _, tokens in read]
         for (row, _), part in zip(read, logits.split(counts), strict=True):
             with self._ending(row):
-                self._has_stepped(row, part, seconds)
+                self._has_stepped(row, part, None)
 
-    def _has_stepped(self, row: Row, logits: Tensor, seconds: float) -> None:
-        row.has_stepped(logits, seconds)
+    def _has_stepped(self, row: Row, logits: Tensor, begin: float | None) -> None:
+        row.has_stepped(logits, begin)
         slot = row.slot.number
         if self.cache.lengths[slot] > row.positions:  # tokens of a draft that were wrong
             self.cache.truncate(slot, row.positions)
@@ -246,12 +273,13 @@ def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Eve
     """
     try:
         while True:
+            all_over = all(answer.is_over for answer in answers)  # before the last are taken
             for answer in answers:
                 for event in answer.take():
                     yield answer, event
                 if answer.error is not None:
                     raise answer.error
-            if all(answer.is_over for answer in answers):
+            if all_over:
                 return
             engine.step()
     finally:

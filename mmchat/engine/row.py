@@ -42,6 +42,7 @@ class Row:
         self.answer, self.slot, self.shared = answer, slot, shared
         self.prompt, self.params, self.timings = prompt, params, request.timings
         self.encoding: Iterator[None] | None = None
+        self.encodes: str | None = None  # the content hash of that picture
         self.unseen: list[Media] = []
         self.token: Tensor | None = None
         self._logits: Tensor | None = None
@@ -115,8 +116,11 @@ class Row:
             return token[0]
         return torch.cat((token[0], torch.tensor(self._draft, device=token.device)))
 
-    def has_stepped(self, logits: Tensor, seconds: float) -> None:
-        """What `reads` said was read. logits: [S, V] of all of it."""
+    def has_stepped(self, logits: Tensor, begin: float | None) -> None:
+        """What `reads` said was read. logits: [S, V] of all of it.
+
+        begin: when the step began; None if other rows took part, which tells nothing of drafts.
+        """
         if self._arriving:
             upcoming = self._sampler.sample(logits)
             self._arrive()
@@ -127,22 +131,26 @@ class Row:
         self._last_arrival = 0.0
         right = 0
         while True:
-            row = logits[right, None]
-            token = self._sampler.sample(row)
-            if right == len(self._draft) or int(token) != self._draft[right]:
+            token = self._sampler.sample(logits[right, None])
+            token_id = int(token)  # waits for the device
+            if right == len(self._draft) or token_id != self._draft[right]:
                 break
-            self._emit(self._draft[right], row)
             right += 1
+        if begin is not None:
+            self._tell_pace(right, clock() - begin)
+        for at in range(right):
+            self._emit(self._draft[at], logits[at, None])
             if self.is_over:
-                break
+                return
+        self._sampled(token, logits[right, None])
+        if not self._may_run_ahead():
+            self._arrive()
+
+    def _tell_pace(self, right: int, seconds: float) -> None:
         if self._draft:
             self._drafter.verified(len(self._draft), right, seconds)
         else:
             self._drafter.stepped(seconds)
-        if not self.is_over:
-            self._sampled(token, row)
-            if not self._may_run_ahead():
-                self._arrive()
 
     def _sampled(self, token: Tensor, logits: Tensor) -> None:
         self.token, self._logits = token, logits

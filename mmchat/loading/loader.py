@@ -56,7 +56,7 @@ class LoadedModel:
     @functools.cached_property
     def engine(self) -> Engine:
         """Writes the answers of all conversations with this model."""
-        return Engine(self)
+        return Engine(replace(self))  # a copy, so that the model goes with its last reference
 
     def request(
         self, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None

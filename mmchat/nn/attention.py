@@ -74,7 +74,11 @@ def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
         key, value = torch.cat([row.key for row in rows]), torch.cat([row.value for row in rows])
         together = query.unflatten(0, (len(rows), -1)).transpose(1, 2)
         return attend(together, key, value, causal=True).transpose(1, 2).flatten(0, 1)
-    if len(rows) > 1 and all(row.queries == 1 for row in rows) and ops.is_fast_for(rows[0].key):
+    if (
+        len(rows) > 1
+        and all(row.queries == 1 and row.mask is None for row in rows)
+        and ops.is_fast_for(rows[0].key)
+    ):
         return ops.attend_rows(query, [row.key for row in rows], [row.value for row in rows])
     parts, at = [], 0
     for count, key, value, mask, is_causal in rows:

@@ -60,7 +60,7 @@ class ToyLayer(nn.Module):
         projections = (self.q_proj(normed), self.k_proj(normed), self.v_proj(normed))
         query, key, value = (y.unflatten(-1, (-1, self.head_dim)) for y in projections)
         attended = past.attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
-        x = x + self.o_proj(attended.flatten(-2))
+        x = x + self.o_proj(attended)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -34,6 +34,7 @@ class MllamaCache:
     encoded: for each picture content, [layer] -> keys and values [1, G, M, D]. It is shared by all
     rows and outlives them, so a picture is encoded once; the least recently used go first.
     fixed: steps compute all slots at once, those without a row for nothing, as a GPU does best.
+    static: the room stays what it is, as programs want it.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class MllamaCache:
         dtype: torch.dtype,
         *,
         fixed: bool = False,
+        static: bool = False,
     ) -> None:
+        self.static = static
         self.layers = [
             LayerCache(
                 slots,
@@ -63,7 +66,8 @@ class MllamaCache:
         self.lengths = [0] * slots
         self.images: list[tuple[PlacedImage, ...]] = [()] * slots
         self.encoded: OrderedDict[str, tuple[KeyValue, ...]] = OrderedDict()
-        self.positions = torch.zeros(slots, dtype=torch.long, device=device)  # `lengths`
+        with torch.inference_mode(False):  # whoever makes it, others write it
+            self.positions = torch.zeros(slots, dtype=torch.long, device=device)  # `lengths`
         self._last_groups: tuple[Groups, list[SeenSteps]] = ((), [])
 
     # ---- rows
@@ -93,7 +97,7 @@ class MllamaCache:
 
     def free(self, slot: int) -> None:
         self.truncate(slot, 0)
-        for layer in () if self.fixed else self.layers:
+        for layer in () if self.fixed or self.static else self.layers:
             layer.shrink(slot, 0)
 
     def release(self) -> None:
@@ -103,7 +107,7 @@ class MllamaCache:
             self._last_groups = ((), [])
         for slot, length in enumerate(self.lengths):
             longest = max(self.lengths) if self.fixed else length
-            for layer in self.layers:
+            for layer in () if self.static else self.layers:
                 layer.shrink(slot, _round_up(max(longest, 1)))
         if self.positions.is_cuda:
             torch.cuda.empty_cache()
@@ -112,10 +116,7 @@ class MllamaCache:
         """The batch has been read."""
         for row in batch.rows():
             self.lengths[row.slot] = row.end
-        if len(batch.slots) == 1:  # on the device, without waiting for it
-            self.positions[batch.slots[0]] += batch.counts[0]
-        else:
-            self._lengths_changed()
+            self.positions[row.slot] += row.count  # on the device, without waiting for it
 
     def _lengths_changed(self) -> None:
         self.positions.copy_(torch.tensor(self.lengths))

@@ -164,7 +164,10 @@ class ExportedModel:
         if slots != 1:
             raise ExportError(f"an exported model reads one conversation at a time, not {slots}")
         room = self._capacity(positions)
-        return MllamaCache(self.config.text_config, 1, room, self.device, self.dtype)
+        text, static = self.config.text_config, self._static
+        return MllamaCache(text, 1, room, self.device, self.dtype, static=static)
+
+    _static = True  # caches have one size
 
     def _capacity(self, _wanted: int) -> int:
         return capacity(self.limits.max_seq_len)

@@ -113,14 +113,15 @@ class MllamaForConditionalGeneration(nn.Module):
             positions = cache.positions[slot : slot + 1]
             seen = cache.seen_steps(batch.slots, batch.starts)
             return self.step(token_ids, positions, cached, seen)
-        rows = list(batch.slots)
         cache.reserve(0, max(cache.lengths) + token_ids.shape[1])
         every = token_ids.new_zeros(len(cache.lengths), token_ids.shape[1])
-        every[rows] = token_ids
+        for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be
+            every[slot] = ids  # copied to the device, which waits
         cached = [layer.whole[0] for layer in cache.layers]
         seen = cache.seen_steps(range(len(cache.lengths)), cache.lengths)
         logits = self.step(every, cache.positions, cached, seen)
-        return logits.unflatten(0, every.shape)[rows].flatten(0, 1)
+        by_slot = logits.unflatten(0, every.shape)
+        return torch.cat([by_slot[slot] for slot in batch.slots])
 
     def step(
         self,
