@@ -210,6 +210,8 @@ class ChatSession:
         self._answering = answer = engine.submit(request)
         try:
             while True:
+                if answer is not self._answering:
+                    raise UsageError("another question was asked before this answer was read")
                 for event in answer.take():
                     if isinstance(event, Finished):
                         return event

@@ -112,6 +112,19 @@ def test_an_abandoned_answer_leaves_the_conversation_as_it_was():
     assert finish(session.send("Hi")).text == "two"
 
 
+def test_a_question_after_one_whose_reader_stopped_is_answered_at_once():
+    model = fake_model(b"a very long answer", b"two")
+    session = ChatSession(model)
+    events = session.send("Hi")
+    next(event for event in events if isinstance(event, TextDelta))
+    read = len(model.runtime.reads)
+    assert finish(session.send("Go")).text == "two"
+    assert len(model.runtime.reads) == read + len(b"two")
+    with pytest.raises(UsageError, match="another question was asked before"):
+        next(events)
+    assert [m.text for m in session.messages] == ["Go", "two"]
+
+
 def test_stopping_to_read_at_finished_keeps_the_turn():
     session = ChatSession(fake_model(b"one"))
     for event in session.send("Hi"):

@@ -317,6 +317,62 @@ def test_a_row_that_cannot_be_made_frees_its_slot(monkeypatch):
     assert end.output_ids == expected(Prompt((1, 2)), 12)
 
 
+@pytest.mark.parametrize("place", ["mmchat.engine.row.Sampler", "forward", "encode", "begin"])
+def test_ctrl_c_in_the_middle_of_the_work_frees_the_slot(place, monkeypatch):
+    engine = Engine(fake_model())
+    prompt = Prompt((1, 2), (PlacedMedia(0, 1, picture("p")),))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if place == "begin":
+            patch.setattr(engine.cache, place, interrupted)
+        elif "." in place:
+            patch.setattr(place, interrupted)
+        else:
+            patch.setattr(engine._runtime, place, interrupted)
+        answer = engine.submit(Request(prompt, GREEDY))
+        with pytest.raises(KeyboardInterrupt):
+            list(run(engine, [answer]))
+    assert answer.is_over
+    assert not any(slot.is_taken for slot in engine.prefixes.slots)
+    [*_, (_, end)] = run(engine, [engine.submit(Request(prompt, GREEDY))])
+    assert end.output_ids == expected(prompt, 12)
+
+
+def test_a_reader_that_is_collected_within_a_step_is_dropped_after_it(monkeypatch):
+    engine = Engine(fake_model(), rows=2)
+    other = engine.submit(Request(Prompt((4, 5)), replace(GREEDY, max_new_tokens=30)))
+    for _ in range(3):
+        engine.step()
+    forward = engine._runtime.forward
+
+    def collecting(batch, cache):
+        engine.cancel(other)
+        return forward(batch, cache)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runtime, "forward", collecting)
+        engine.step()
+    prompt = Prompt((1, 2, 3))
+    [*_, (_, end)] = run(engine, [engine.submit(Request(prompt, GREEDY))])
+    assert end.output_ids == expected(prompt, 12)
+    assert other.is_over
+    assert not any(slot.is_taken for slot in engine.prefixes.slots)
+
+
+def test_a_picture_that_another_row_encodes_is_waited_for():
+    engine = Engine(fake_model(), rows=2)
+    prompts = [Prompt((9, token, 7), (PlacedMedia(0, 1, picture("p")),)) for token in (1, 2)]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    list(run(engine, answers))
+    assert engine._model.runtime.slices == ["p"] * 3
+    for answer, prompt in zip(answers, prompts, strict=True):
+        assert answer.finished is not None
+        assert answer.finished.output_ids == expected(prompt, 12)
+
+
 def test_answers_read_in_several_threads_are_right():
     engine, found = Engine(fake_model(), rows=2), {}
 
