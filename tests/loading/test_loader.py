@@ -268,12 +268,12 @@ def test_params_for_other_tiles_are_named_with_the_file_that_fits(
 
 
 def test_a_conversation_with_cached_turns_equals_a_fresh_one(folder, picture):
-    """The second turn continues the cache; a new session reads everything from the start."""
+    """The second turn continues the cache; another model reads everything from the start."""
     model = mmchat.load(folder, device="cpu")
     session = model.chat()
     finish(session.send("What is it?", [picture], GREEDY))
     cached = finish(session.send("And now?", (), GREEDY))
-    fresh = model.chat()
+    fresh = mmchat.load(folder, device="cpu").chat()
     fresh.messages = session.messages[:2]
     whole = finish(fresh.send("And now?", (), GREEDY))
     assert cached.usage.cached_tokens > 0 == whole.usage.cached_tokens
