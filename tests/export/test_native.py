@@ -162,8 +162,8 @@ def tiles_of(programs, folder, paths):
 
 
 def expected_tiles(exported, image):
-    config = exported.processor._image_config
-    tiles = preprocess(image, exported.spec.config.vision_config, config)
+    config = exported.spec.config
+    tiles = preprocess(image, config.vision_config, config.image_processor)
     return tiles.pixel_values.numpy().ravel()
 
 
