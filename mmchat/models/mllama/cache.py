@@ -34,7 +34,6 @@ class MllamaCache:
     encoded: for each picture content, [layer] -> keys and values [1, G, M, D]. It is shared by all
     rows and outlives them, so a picture is encoded once; the least recently used go first.
     fixed: steps compute all slots at once, those without a row for nothing, as a GPU does best.
-    static: the room stays what it is, as programs want it.
     """
 
     def __init__(
@@ -46,9 +45,7 @@ class MllamaCache:
         dtype: torch.dtype,
         *,
         fixed: bool = False,
-        static: bool = False,
     ) -> None:
-        self.static = static
         self.layers = [
             LayerCache(
                 slots,
@@ -97,7 +94,7 @@ class MllamaCache:
 
     def free(self, slot: int) -> None:
         self.truncate(slot, 0)
-        for layer in () if self.fixed or self.static else self.layers:
+        for layer in () if self.fixed else self.layers:
             layer.shrink(slot, 0)
 
     def release(self) -> None:
@@ -107,7 +104,7 @@ class MllamaCache:
             self._last_groups = ((), [])
         for slot, length in enumerate(self.lengths):
             longest = max(self.lengths) if self.fixed else length
-            for layer in () if self.static else self.layers:
+            for layer in self.layers:
                 layer.shrink(slot, _round_up(max(longest, 1)))
         if self.positions.is_cuda:
             torch.cuda.empty_cache()

@@ -164,10 +164,7 @@ class ExportedModel:
         if slots != 1:
             raise ExportError(f"an exported model reads one conversation at a time, not {slots}")
         room = self._capacity(positions)
-        text, static = self.config.text_config, self._static
-        return MllamaCache(text, 1, room, self.device, self.dtype, static=static)
-
-    _static = True  # caches have one size
+        return MllamaCache(self.config.text_config, 1, room, self.device, self.dtype)
 
     def _capacity(self, _wanted: int) -> int:
         return capacity(self.limits.max_seq_len)
@@ -194,6 +191,7 @@ class ExportedModel:
         return self._forward(batch, own(cache))
 
     def _forward(self, batch: Batch, cache: MllamaCache) -> Tensor:
+        cache.reserve(0, capacity(self.limits.max_seq_len))  # `release` may have taken some
         reads = self._decode if batch.counts == (1,) else self._read
         logits = reads(batch, cache)
         cache.advance(batch)

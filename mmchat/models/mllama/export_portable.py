@@ -168,8 +168,6 @@ class ExportedModel(BaseModel):
     def _vision_program(self, num_tiles: int) -> str:
         return f"vision_{num_tiles}"
 
-    _static = False
-
     def _capacity(self, wanted: int) -> int:
         return min(wanted, capacity(self.limits.max_seq_len))
 
