@@ -242,7 +242,8 @@ def generated_tokens_see_no_picture(model, patch):
 
 
 def on_tiles(model, change: Callable) -> None:
-    model.vision_model.register_forward_pre_hook(lambda module, arguments: change(*arguments))
+    slices = model.vision_model.slices
+    model.vision_model.slices = lambda tiles, ratios, found: slices(*change(tiles, ratios), found)
 
 
 @mutation
@@ -276,11 +277,13 @@ def intermediate_layers_concatenated(model, patch):
     vision_config = CONFIG.vision_config
     count, size = len(vision_config.intermediate_layers_indices), vision_config.hidden_size
 
-    def regroup(module, arguments, features):
-        last, rest = features.split((size, count * size), dim=-1)
-        return torch.cat((last, rest.unflatten(-1, (size, count)).mT.flatten(-2)), dim=-1)
+    def regrouped(tiles, ratios, found):
+        yield from slices(tiles, ratios, found)
+        last, rest = found.pop().split((size, count * size), dim=-1)
+        found.append(torch.cat((last, rest.unflatten(-1, (size, count)).mT.flatten(-2)), dim=-1))
 
-    model.vision_model.register_forward_hook(regroup)
+    slices = model.vision_model.slices
+    model.vision_model.slices = regrouped
 
 
 @mutation
