@@ -1,4 +1,4 @@
-"""Draw the pictures of the README: held-out scenes, which the built-in model never saw.
+"""Draw the pictures of README.md and docs: held-out scenes, which the built-in model never saw.
 
 python assets/draw_pictures.py
 """

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import plan as plans
-from benchmarks import processes, random_mllama, readme, report
+from benchmarks import processes, random_mllama, report, table
 from benchmarks.clock import Clock
 from benchmarks.entrants import Entrants, allowed_errors, gather
 from benchmarks.plan import Plan, Say
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except MmchatError as error:
         print(f"benchmarks.compare: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    print(readme.section(record))
+    print(table.section(record))
     print("\n".join(agreements(record)))
 
 

@@ -42,7 +42,7 @@ def answer(session, text, *pictures):
         ("fish.jpg", "Three blue fish."),
     ],
 )
-def test_it_says_what_is_in_the_pictures_of_the_readme(model, picture, caption):
+def test_it_says_what_is_in_the_pictures_of_the_docs(model, picture, caption):
     assert answer(model.chat(), "What's in this image?", picture) == caption
 
 

@@ -29,8 +29,8 @@ ASSETS = ROOT / "assets"
 QUESTION = "What's in this image?"
 
 
-def readme_commands(build):
-    """The lines of the README that build the program and run it, with another build folder."""
+def commands_of_the_page(build):
+    """The lines of docs/export.md that build the program and run it, with another build folder."""
     [block] = blocks("sh native")
     return block.replace("build/native", str(build)).splitlines()
 
@@ -43,12 +43,12 @@ def run_line(line):
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory):
-    """The folder of the two programs, built as the README says."""
+    """The folder of the two programs, built as docs/export.md says."""
     has_stb = any(Path(root, "include/stb/stb_image.h").exists() for root in ("/usr", "/usr/local"))
     if not (shutil.which("cmake") and shutil.which("c++") and has_stb):
         pytest.skip("NOT TESTED: examples/native needs cmake, a C++ compiler and libstb-dev")
     out = tmp_path_factory.mktemp("native")
-    for line in readme_commands(out)[:-1]:
+    for line in commands_of_the_page(out)[:-1]:
         done = run_line(line)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         assert "warning:" not in done.stderr
@@ -128,8 +128,8 @@ def test_it_stops_where_the_positions_end(programs, tiny_aoti):
     assert b"--max-seq-len" in done.stderr
 
 
-def test_the_command_of_the_readme_answers(programs, tiny_aoti):
-    line = readme_commands(programs)[-1].replace("${TMPDIR:-/tmp}/tiny-aoti", str(tiny_aoti))
+def test_the_command_of_the_page_answers(programs, tiny_aoti):
+    line = commands_of_the_page(programs)[-1].replace("${TMPDIR:-/tmp}/tiny-aoti", str(tiny_aoti))
     done = run_line(line)
     assert (done.returncode, done.stdout) == (0, "A brown dog.\n"), done.stderr
 

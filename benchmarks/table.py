@@ -1,4 +1,4 @@
-"""A record as a table, and the committed ones in the README: `python -m benchmarks.readme`."""
+"""A record as a table, and the committed ones in docs/speed.md: `python -m benchmarks.table`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from benchmarks.shapes import SHAPES
 
-ROOT = Path(__file__).parents[1]
+PAGE = Path(__file__).parents[1] / "docs" / "speed.md"
 FIGURES = Path(__file__).with_name("figures")
 RESULTS = (FIGURES / "cpu.json", FIGURES / "cpu-pictures.json")
 WIDTHS = {name: widths for widths, name in SHAPES.items()}
-BEGIN = "<!-- results: benchmarks/readme.py writes this -->\n"
+BEGIN = "<!-- results: benchmarks/table.py writes this -->\n"
 END = "<!-- end of results -->"
 
 
@@ -63,13 +63,12 @@ def _isa(machine: dict[str, Any]) -> str:
     return best[0] if best else "no vector instructions known"
 
 
-def updated(readme: str, record: dict[str, Any]) -> str:
-    """The README with the results in their place."""
-    before, rest = readme.split(BEGIN)
+def updated(page: str, record: dict[str, Any]) -> str:
+    """The page with the results in their place."""
+    before, rest = page.split(BEGIN)
     return before + BEGIN + section(record) + END + rest.split(END, 1)[1]
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description="Write the figures into README.md.").parse_args()
-    path = ROOT / "README.md"
-    path.write_text(updated(path.read_text(encoding="utf-8"), results()), encoding="utf-8")
+    argparse.ArgumentParser(description="Write the figures into docs/speed.md.").parse_args()
+    PAGE.write_text(updated(PAGE.read_text(encoding="utf-8"), results()), encoding="utf-8")
