@@ -117,6 +117,21 @@ def test_the_python_program_answers(program):
     assert done.stdout.strip()
 
 
+def test_every_block_of_commands_is_of_a_kind_that_is_run():
+    kinds = set(re.findall(r"^```((?:sh|bash|console|python).*)$", EVERYTHING, re.M))
+    assert kinds == {"sh", "sh slow", "sh real", "sh terminal", "sh native", "python"}
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    assert len(README.split()) < 1500
+
+
+def test_the_readme_names_every_page_and_every_part_of_the_package():
+    pages = {f"docs/{page.name}" for page in PAGES[1:]}
+    parts = {f"mmchat/{file.parent.name}" for file in (ROOT / "mmchat").glob("*/*.py")}
+    assert pages | parts <= set(re.findall(r"\]\(([^)]+)\)", README))
+
+
 def test_every_named_test_exists():
     named = re.findall(r"(?:`|^)pytest (tests/\S+\.py)(?: -k (\w+))?", EVERYTHING, re.M)
     assert named
