@@ -32,6 +32,7 @@ class Room:
         self.limit = limit
         self._cache, self._prefixes, self._model = cache, prefixes, model
         self._pictures: dict[str, int] = {}  # bytes by content hash, of those that are encoded
+        self._longest = 0  # positions that all slots of a fixed cache have room for
 
     def check(self, request: Request) -> None:
         """Raises MemoryError_ if it would not fit even alone."""
@@ -54,13 +55,16 @@ class Room:
         taken = [slot for slot in self._prefixes.slots if slot.is_taken]
         for slot in taken:
             needed |= slot.pictures
-        rooms = [slot.room for slot in taken]
-        if self._bytes([*rooms, _positions(request)], needed) > self.limit:
+        rooms = [_positions(request), *(slot.room for slot in taken)]
+        if taken and self._cache.fixed:
+            rooms.append(self._longest)  # given back when nobody writes
+        if self._bytes(rooms, needed) > self.limit:
             return None
         while True:
             place = self._prefixes.find(request.prompt, request.owner)
             kept = [slot.room for slot in self._prefixes.slots if slot is not place.slot]
-            held = self._bytes([*kept, _positions(request)], self._encoded() | needed)
+            rooms = [_positions(request), self._longest, *kept]
+            held = self._bytes(rooms, self._encoded() | needed)
             if held <= self.limit or not self._free_one(place, needed):
                 return place
 
@@ -69,6 +73,8 @@ class Room:
         self._prefixes.take(place, request.prompt, request.owner)
         if self.limit is not None:
             place.slot.room = _positions(request)
+            if self._cache.fixed:
+                self._longest = max(self._longest, place.slot.room)
             place.slot.pictures = self._pictures_of(request)
 
     def reserve(self, slot: Slot) -> None:
@@ -112,10 +118,18 @@ class Room:
             if not self._cache.has_media(content_hash):
                 return True
         idle = [slot for slot in self._prefixes.slots if slot.room and not slot.is_taken]
-        idle = [slot for slot in idle if slot is not place.slot]
         if not idle:
-            return False
-        self.free(min(idle, key=lambda slot: (slot is place.source, slot.used)))
+            is_over = self._longest > 0 and not any(s.is_taken for s in self._prefixes.slots)
+            if is_over:
+                self._cache.release()
+                self._longest = 0
+            return is_over
+        # what the request would overwrite, then the others, and last what it shares
+
+        def worth(slot: Slot) -> tuple[bool, bool, int]:
+            return place.shared > 0 and slot is place.source, slot is not place.slot, slot.used
+
+        self.free(min(idle, key=worth))
         return True
 
     def _encoded(self) -> dict[str, int]:
