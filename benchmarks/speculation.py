@@ -29,7 +29,8 @@ from benchmarks.entrants import contestant
 from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
 from mmchat.bench.variants import Variant
 from mmchat.engine import row
-from mmchat.engine.engine import Engine, run
+from mmchat.engine.driver import run
+from mmchat.engine.engine import Engine
 from mmchat.engine.events import TextDelta
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import Sampler, SamplingParams

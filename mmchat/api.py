@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, Event, ImageSource, check_message, user_message
 from mmchat.conversation import Message
-from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
@@ -64,7 +63,7 @@ class Model(loader.LoadedModel):
                 message = user_message(self, *given)
             return (yield self.request(self.processor.chat([message]), params))
 
-        return hold(Engine(self, rows), map(talk, questions))
+        return hold(self.engine_of(rows), map(talk, questions))
 
 
 def load_model(options: LoadOptions, source: ModelSource | None = None) -> Model:

@@ -57,6 +57,8 @@ class FakeProcessor:
 class FakeCache:
     """rows: what was read, by slot. begun: slots whose prompt has not been read at all."""
 
+    fixed = False
+
     def __init__(self, slots: int = 1) -> None:
         self.rows: list[list[int]] = [[] for _ in range(slots)]
         self.begun: set[int] = set()

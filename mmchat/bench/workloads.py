@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.bench.pictures import picture_of
 from mmchat.conversation import Message, Text
-from mmchat.engine.engine import Engine, run
+from mmchat.engine.driver import run
+from mmchat.engine.engine import Engine
 from mmchat.engine.events import Timings
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams

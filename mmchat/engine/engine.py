@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Pace
-from mmchat.engine.events import Event
-from mmchat.engine.prefix import Prefixes
+from mmchat.engine.prefix import Place, Prefixes
+from mmchat.engine.queue import Queue
 from mmchat.engine.request import Answer, Request
+from mmchat.engine.room import Room
 from mmchat.engine.row import Row, unanswered
-from mmchat.errors import MemoryError_
+from mmchat.errors import MemoryError_, NumericalError
 from mmchat.hardware.allocation import memory_error
 from mmchat.models.base import Batch
 
@@ -37,12 +38,19 @@ INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
 class Engine:
     """Answers requests for one model. rows: how many it writes at once; others wait. positions:
-    room of each row to begin with.
+    room of each row to begin with. memory: bytes that rows and their pictures may take, None for
+    any number; a row begins when all that it may come to need is free.
 
-    Calls from several threads wait for each other.
+    Calls of `step` and `cancel` from several threads wait for each other; `submit` waits for none.
     """
 
-    def __init__(self, model: LoadedModel, rows: int = 1, positions: int | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        rows: int = 1,
+        positions: int | None = None,
+        memory: int | None = None,
+    ) -> None:
         self.rows = rows
         if positions is None:
             positions = 0 if rows > 1 else INITIAL_POSITIONS
@@ -51,17 +59,27 @@ class Engine:
         self._model = model
         self._runtime = model.runtime
         self._pace = Pace()
-        self._waiting: deque[Answer] = deque()
+        self._room = Room(self.cache, self.prefixes, model, memory)
+        self._coming: deque[Answer] = deque()  # not in the queue yet
+        self._waiting = Queue(rows)
         self._active: list[Row] = []
         self._turns: deque[Row] = deque()  # of those that read their prompt
         self._lock = threading.RLock()
         self._is_stepping = False
 
-    def submit(self, request: Request) -> Answer:
-        """Put a request in the queue; `step` until its answer is over."""
-        answer = Answer(request)
-        with self._lock:
-            self._waiting.append(answer)
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._active or self._waiting or self._coming)
+
+    def submit(self, request: Request, tell: Callable[[], object] | None = None) -> Answer:
+        """Put a request in the queue; `step` until its answer is over. tell: as in Answer.
+
+        Raises MemoryError_ if it needs more memory than there is for all rows together.
+        """
+        self._room.check(request)
+        answer = Answer(request, tell)
+        self._coming.append(answer)  # what a running step does not look at: nobody waits for it
         return answer
 
     def cancel(self, answer: Answer) -> None:
@@ -83,27 +101,48 @@ class Engine:
                     self._read(self._turns[0])
             finally:
                 self._is_stepping = False
-            return bool(self._active or self._waiting)
+            return self.has_work
+
+    def fail(self, error: BaseException) -> None:
+        """End all answers with this error, as when nobody will step any more."""
+        with self._lock:
+            self._queue_up()
+            for answer in list(self._waiting):
+                self._waiting.remove(answer)
+                answer.fail(error)
+            for row in list(self._active):
+                row.answer.fail(error)
+                self._leave(row, row.slot.marks)
 
     # ---- who is there
 
+    def _queue_up(self) -> None:
+        while self._coming:
+            self._waiting.add(self._coming.popleft())
+
     def _admit(self) -> None:
-        while self._waiting and self.prefixes.has_room:
-            answer = self._waiting.popleft()
-            request = answer.request
-            place = self.prefixes.take(request.prompt, request.owner)
-            try:
-                row = Row(answer, place.slot, place.shared, self._model, self._pace)
-            except BaseException as error:
-                place.slot.marks, place.slot.is_taken = [], False
-                answer.error = memory_error(error) or error
-                if not isinstance(error, Exception):
-                    raise
-                continue
-            self._active.append(row)
-            self._turns.append(row)
-            with self._ending(row):
-                self._begin(row, place.source.number)
+        while self.prefixes.has_room:
+            answer = self._waiting.next(Counter(row.answer.request.owner for row in self._active))
+            place = None if answer is None else self._room.place(answer.request)
+            if answer is None or place is None:
+                return
+            self._waiting.remove(answer)
+            self._take(answer, place)
+
+    def _take(self, answer: Answer, place: Place) -> None:
+        self._room.take(place, answer.request)
+        try:
+            row = Row(answer, place.slot, place.shared, self._model, self._pace)
+        except BaseException as error:
+            self._room.leave(place.slot, [])
+            answer.fail(memory_error(error) or error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        self._active.append(row)
+        self._turns.append(row)
+        with self._ending(row):
+            self._begin(row, place.source.number)
 
     def _begin(self, row: Row, source: int) -> None:
         slot, marks = row.slot, row.slot.marks
@@ -114,10 +153,12 @@ class Engine:
             slot.marks = marks
         else:
             self.cache.truncate(slot.number, row.shared)
+        self._room.reserve(slot)
         self.cache.begin(slot.number, row.prompt)
         row.unseen = row.prompt.unread(row.shared)
 
     def _drop_cancelled(self) -> None:
+        self._queue_up()
         for answer in [answer for answer in self._waiting if answer.is_cancelled]:
             self._waiting.remove(answer)
             answer.add(unanswered(answer.request))
@@ -128,13 +169,11 @@ class Engine:
 
     def _leave(self, row: Row, marks: Sequence[int | str]) -> None:
         """The row is over; its slot keeps the positions of `marks` for those who share them."""
-        slot = row.slot
-        slot.marks, slot.is_taken = list(marks), False
         self._active.remove(row)
         if row in self._turns:
             self._turns.remove(row)
         row.encoding = row.encodes = None
-        self.cache.truncate(slot.number, len(slot.marks))
+        self._room.leave(row.slot, marks)
 
     @contextmanager
     def _ending(self, row: Row) -> Iterator[None]:
@@ -142,28 +181,32 @@ class Engine:
 
         So does Ctrl-C in the middle of its work, which is raised.
         """
-        failure: BaseException | None = None
+        failure: Exception | None = None
         try:
             yield
         except Exception as error:
             failure = memory_error(error) or error
         except BaseException as error:
-            row.answer.error = error
+            row.answer.fail(error)
             self._leave(row, row.slot.marks)
             raise
         # After the handler nothing holds what the failed call had allocated.
         if failure is not None:
-            row.answer.error = failure
-            self._leave(row, row.slot.marks)
-            if isinstance(failure, MemoryError_):
-                self.release()
+            self._end(row, failure)
         elif row.is_over:
             self._leave(row, row.marks())
+
+    def _end(self, row: Row, failure: Exception) -> None:
+        row.answer.fail(failure)
+        # what was not a number lies in the slot, and would spoil whoever is read there next
+        self._leave(row, [] if isinstance(failure, NumericalError) else row.slot.marks)
+        if isinstance(failure, MemoryError_):
+            self.release()
 
     def release(self) -> None:
         """Give back what no running row needs, as far as that is possible without memory."""
         try:
-            self.cache.release()
+            self._room.release()
         except (MemoryError, RuntimeError) as error:
             if memory_error(error) is None:
                 raise
@@ -182,14 +225,15 @@ class Engine:
         while row.encoding or row.unseen:
             if row.encoding is None:
                 media = row.unseen[0]
-                if any(other.encodes == media.content_hash for other in self._active):
+                if any(other.encodes_same(media) for other in self._active):
                     return True  # another row does
                 row.unseen.pop(0)
                 if self.cache.has_media(media.content_hash):
                     continue
                 row.encoding = self._runtime.encode(media, self.cache)
-                row.encodes = media.content_hash
+                row.encodes = media
             if next(row.encoding, _END) is _END:
+                self._room.encoded(row.encodes)
                 row.encoding = row.encodes = None
             return True
         return False
@@ -224,31 +268,40 @@ class Engine:
             self._forward(read)
 
     def _forward(self, read: Sequence[tuple[Row, Tensor]]) -> None:
+        """One step of these rows. If it fails, each takes it alone, and the guilty ends.
+
+        Where memory runs out it is tried again with what idle slots gave back, and then without
+        the youngest row, which ends: the older have more to lose.
+        """
         begin = time.perf_counter()
-        if len(read) == 1:
-            [(row, _)] = read
-            with self._ending(row):
-                logits = self._runtime.forward(self._joined(read), self.cache)
-                self._has_stepped(row, logits, begin)
-            return
-        try:
-            logits = self._runtime.forward(self._joined(read), self.cache)
-        except Exception:
-            logits = None
-        except BaseException as error:
-            for row, _ in read:
-                row.answer.error = error
-                self._leave(row, row.slot.marks)
-            raise
-        if logits is None:  # one of them is to blame: each alone, and the guilty ends
+        logits = self._logits(read)
+        if isinstance(logits, MemoryError_):
             self.release()
+            logits = self._logits(read)
+        if not isinstance(logits, Exception):
+            counts = [len(tokens) for _, tokens in read]
+            for (row, _), part in zip(read, logits.split(counts), strict=True):
+                with self._ending(row):
+                    self._has_stepped(row, part, begin if len(read) == 1 else None)
+        elif len(read) == 1 or isinstance(logits, MemoryError_):
+            self._end(read[-1][0], logits)
+            if len(read) > 1:
+                self._forward(read[:-1])
+        else:
             for one in read:
                 self._forward([one])
-            return
-        counts = [len(tokens) for _, tokens in read]
-        for (row, _), part in zip(read, logits.split(counts), strict=True):
-            with self._ending(row):
-                self._has_stepped(row, part, None)
+
+    def _logits(self, read: Sequence[tuple[Row, Tensor]]) -> Tensor | Exception:
+        """Of all that the rows read, or why there are none."""
+        try:
+            return self._runtime.forward(self._joined(read), self.cache)
+        except Exception as error:
+            return memory_error(error) or error
+        except BaseException as error:
+            for row, _ in read:
+                row.answer.fail(error)
+                self._leave(row, row.slot.marks)
+            raise
 
     def _has_stepped(self, row: Row, logits: Tensor, begin: float | None) -> None:
         row.has_stepped(logits, begin)
@@ -264,28 +317,6 @@ class Engine:
         ids = read[0][1] if len(read) == 1 else torch.cat([tokens for _, tokens in read])
         starts = tuple(self.cache.lengths[slot] for slot in slots)
         return Batch(ids, slots, starts, counts, tuple(range(sum(counts))))
-
-
-def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Event]]:
-    """Step until all of `answers` are over, and give their events as they come.
-
-    A reader that stops cancels them. Raises the error of the first that fails.
-    """
-    try:
-        while True:
-            all_over = all(answer.is_over for answer in answers)  # before the last are taken
-            for answer in answers:
-                for event in answer.take():
-                    yield answer, event
-                if answer.error is not None:
-                    raise answer.error
-            if all_over:
-                return
-            engine.step()
-    finally:
-        for answer in answers:
-            if not answer.is_over:
-                engine.cancel(answer)
 
 
 def _wait(runtime: Runtime) -> None:

@@ -13,13 +13,19 @@ SHORTEST_SHARED = 16  # positions
 
 @dataclass
 class Slot:
-    """marks: the fingerprint of the positions that it holds. used: when it was given last."""
+    """marks: the fingerprint of the positions that it holds. used: when it was given last.
+
+    room: positions that it is promised, pictures: what its row needs, bytes by content hash; where
+    memory is limited.
+    """
 
     number: int
     marks: list[int | str] = field(default_factory=list)
     owner: str = ""
     is_taken: bool = False
     used: int = 0
+    room: int = 0
+    pictures: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Prefixes:
     def has_room(self) -> bool:
         return any(not slot.is_taken for slot in self.slots)
 
-    def take(self, prompt: Prompt, owner: str) -> Place:
+    def find(self, prompt: Prompt, owner: str) -> Place:
         """A free slot for `prompt`, with the longest beginning that any slot of the owner holds.
 
         The last position is read again even if it is held: its logits are needed.
@@ -52,17 +58,18 @@ class Prefixes:
         free = [slot for slot in self.slots if not slot.is_taken]
         source, shared = self._best(marks, owner, free)
         if not shared:
-            place = Place(min(free, key=_age), source, 0)
-        elif source.is_taken or (shared < len(source.marks) and any(not s.marks for s in free)):
+            return Place(min(free, key=_age), source, 0)
+        if source.is_taken or (shared < len(source.marks) and any(not s.marks for s in free)):
             others = [slot for slot in free if slot is not source]
-            place = Place(min(others, key=_age), source, shared)
-        else:
-            place = Place(source, source, shared)
+            return Place(min(others, key=_age), source, shared)
+        return Place(source, source, shared)
+
+    def take(self, place: Place, prompt: Prompt, owner: str) -> None:
+        """Give the prompt its slot."""
         self._clock += 1
         slot = place.slot
-        slot.marks, slot.owner = list(marks[:shared]), owner
+        slot.marks, slot.owner = list(prompt.fingerprint[: place.shared]), owner
         slot.is_taken, slot.used = True, self._clock
-        return place
 
     def _best(self, marks: tuple[int | str, ...], owner: str, free: list[Slot]) -> tuple[Slot, int]:
         best, shared = free[0], 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,13 @@ def request_within(
 class Answer:
     """Events of one answer, in order; whoever steps the engine, one other may take them.
 
-    error: why it ended without Finished.
+    error: why it ended without Finished. tell: called by whoever steps the engine when something
+    came; it must not wait.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, tell: Callable[[], object] | None = None) -> None:
         self.request = request
+        self._tell = tell
         self.finished: Finished | None = None
         self.error: BaseException | None = None
         self._events: deque[Event] = deque()
@@ -75,6 +78,14 @@ class Answer:
         self._events.append(event)
         if isinstance(event, Finished):
             self.finished = event
+        if self._tell is not None:
+            self._tell()
+
+    def fail(self, error: BaseException) -> None:
+        """It ends here, and this is why."""
+        self.error = error
+        if self._tell is not None:
+            self._tell()
 
     def cancel(self) -> None:
         """End it before the next token; safe from any thread."""

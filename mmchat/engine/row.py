@@ -42,7 +42,7 @@ class Row:
         self.answer, self.slot, self.shared = answer, slot, shared
         self.prompt, self.params, self.timings = prompt, params, request.timings
         self.encoding: Iterator[None] | None = None
-        self.encodes: str | None = None  # the content hash of that picture
+        self.encodes: Media | None = None  # that picture
         self.unseen: list[Media] = []
         self.token: Tensor | None = None
         self._logits: Tensor | None = None
@@ -72,6 +72,10 @@ class Row:
     @property
     def is_writing(self) -> bool:
         return self.token is not None
+
+    def encodes_same(self, media: Media) -> bool:
+        """Whether this row encodes a picture of that content now."""
+        return self.encodes is not None and self.encodes.content_hash == media.content_hash
 
     @property
     def is_over(self) -> bool:

@@ -24,7 +24,8 @@ from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement, choose_placement
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.weights import load_weights
-from mmchat.models.prompt import Prompt
+from mmchat.models.prompt import MediaFacts, Prompt
+from mmchat.models.sizes import Sizes
 from mmchat.quant.kernels import native
 from mmchat.quant.schemes import find_scheme
 from mmchat.runtime.base import Runtime
@@ -39,7 +40,8 @@ class LoadedModel:
 
     options: as they were taken, with those of an export in place of what was left open.
     max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
-    those who ask for details.
+    those who ask for details. memory: bytes that rows and their pictures may take beside it, None
+    where that is not known.
     """
 
     spec: ModelSpec
@@ -52,11 +54,16 @@ class LoadedModel:
     sampling_defaults: SamplingParams
     load_seconds: float
     remarks: tuple[str, ...] = ()
+    memory: int | None = None
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """Writes the answers of all conversations with this model."""
+        """Writes the answers of all conversations with this model, one at a time."""
         return Engine(replace(self))  # a copy, so that the model goes with its last reference
+
+    def engine_of(self, rows: int) -> Engine:
+        """Writes several answers at once, as far as memory allows."""
+        return self.engine if rows == 1 else Engine(self, rows, memory=self.memory)
 
     def request(
         self, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
@@ -81,15 +88,29 @@ class LoadedModel:
         """Highest memory use so far, bytes."""
         return peak_memory(self.device)
 
+    @functools.cached_property
+    def _sizes(self) -> Sizes:
+        return self.spec.family.sizes(self.spec.config)
+
+    @property
+    def position_bytes(self) -> int:
+        """What one position takes in the cache."""
+        return self._sizes.cache_per_token * self.dtype.itemsize
+
+    def media_bytes(self, facts: MediaFacts) -> int:
+        """What is kept of a picture."""
+        return self._sizes.picture_numbers(facts) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class _Running:
-    """A model that runs. format: of its weights, "hf" or "meta"; remarks: as in LoadedModel."""
+    """A model that runs. format: of its weights, "hf" or "meta"; the rest as in LoadedModel."""
 
     runtime: Runtime
     placement: Placement
     format: str = "hf"
     remarks: tuple[str, ...] = ()
+    memory: int | None = None
 
 
 def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel:
@@ -136,11 +157,13 @@ def _run_weights(
         files, str(placement.dtype).removeprefix("torch.")
     )
     setup = options.setup(spec, placement, from_file=in_place)
-    check_memory(setup, available_memory(placement.device))
+    available = available_memory(placement.device)
+    need = check_memory(setup, available)
+    memory = None if available is None else available - need.weights - need.working
     model = load_weights(files, spec, options, placement, exported=exported)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
-    return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks))
+    return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks), memory)
 
 
 def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:
@@ -194,6 +217,7 @@ def _ready(
         sampling_defaults=SamplingParams(**vars(spec.generation)),
         load_seconds=time.perf_counter() - begin,
         remarks=running.remarks,
+        memory=running.memory,
     )
 
 

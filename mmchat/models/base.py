@@ -91,6 +91,11 @@ class Cache(Protocol):
         """Positions stored of each slot; `forward` changes them at its end."""
         ...
 
+    @property
+    def fixed(self) -> bool:
+        """Whether all slots have the room of the longest, so that one step computes them all."""
+        ...
+
     def begin(self, slot: int, prompt: Prompt) -> None:
         """Say what the slot will read, of which it may hold the first positions already.
 
@@ -111,8 +116,16 @@ class Cache(Protocol):
         """Let `target` hold the first `length` positions of `source`, and nothing else."""
         ...
 
+    def shrink(self, slot: int) -> None:
+        """Give back the room that the slot's positions do not need, unless all are `fixed`."""
+        ...
+
     def free(self, slot: int) -> None:
-        """Forget a row, and give its memory back."""
+        """Forget a row, give its memory back, and leave nothing of it behind.
+
+        A NaN past the end of a row would spoil those who come after it: a masked position counts 0
+        times its value.
+        """
         ...
 
     def has_media(self, content_hash: str) -> bool:

@@ -69,6 +69,11 @@ class LayerCache:
         if capacity < self.capacity(slot):
             self._move(slot, capacity)
 
+    def clear(self, slot: int) -> None:
+        """Put zeros where the slot's keys and values were."""
+        for stored in self.row(slot):
+            stored.zero_()
+
     def copy(self, source: int, target: int, length: int) -> None:
         """Let `target` begin with the first `length` positions of `source`."""
         for given, taken in zip(self.row(source), self.row(target), strict=True):

@@ -15,7 +15,8 @@ import mmchat
 from mmchat.catalog.find import data_path
 from mmchat.chat.session import ChatSession
 from mmchat.engine.drafts import Drafter, Pace, PromptLookup
-from mmchat.engine.engine import Engine, run
+from mmchat.engine.driver import run
+from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams, filter_logits

@@ -14,7 +14,8 @@ import torch
 import mmchat
 from mmchat.conversation import Message, Text
 from mmchat.engine import engine as engine_module
-from mmchat.engine.engine import Engine, run
+from mmchat.engine.driver import run
+from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished, Progress, TextDelta
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams

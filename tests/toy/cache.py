@@ -23,6 +23,8 @@ class ToyCache:
     encoded: embeddings [P, E] by content hash.
     """
 
+    fixed = False
+
     def __init__(self, config: ToyConfig, slots: int, positions: int, like: Tensor) -> None:
         self._config, self._like = config, like
         size = (slots, config.num_key_value_heads, _round_up(positions), config.head_dim)
@@ -51,10 +53,13 @@ class ToyCache:
             layer.copy(source, target, length)
         self.prompts[target], self.lengths[target] = self.prompts[source], length
 
+    def shrink(self, slot: int) -> None:
+        for layer in self.layers:
+            layer.shrink(slot, _round_up(self.lengths[slot]))
+
     def free(self, slot: int) -> None:
         self.prompts[slot], self.lengths[slot] = NOTHING, 0
-        for layer in self.layers:
-            layer.shrink(slot, 0)
+        self.shrink(slot)
 
     def has_media(self, content_hash: str) -> bool:
         return content_hash in self.encoded
@@ -67,9 +72,8 @@ class ToyCache:
         """Drop pictures whose positions are all read, and room that nothing is stored in."""
         for content_hash in self.encoded.keys() - self._needed():
             del self.encoded[content_hash]
-        for slot, length in enumerate(self.lengths):
-            for layer in self.layers:
-                layer.shrink(slot, _round_up(length))
+        for slot in range(len(self.lengths)):
+            self.shrink(slot)
 
     def advance(self, batch: Batch) -> None:
         for row in batch.rows():

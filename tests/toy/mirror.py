@@ -62,6 +62,10 @@ class MirroredCache:
     def lengths(self) -> Sequence[int]:
         return self.own.lengths
 
+    @property
+    def fixed(self) -> bool:
+        return self.own.fixed
+
     def begin(self, slot: int, prompt: Prompt) -> None:
         media = tuple(replace(p, media=Sent(p.media.content_hash)) for p in prompt.media)
         self._tell("begin", slot, Prompt(prompt.token_ids, media))
@@ -78,6 +82,9 @@ class MirroredCache:
 
     def copy(self, source: int, target: int, length: int) -> None:
         self._both("copy", source, target, length)
+
+    def shrink(self, slot: int) -> None:
+        self._both("shrink", slot)
 
     def free(self, slot: int) -> None:
         self._both("free", slot)

@@ -92,16 +92,20 @@ class MllamaCache:
         self.images[target] = tuple(i for i in self.images[source] if i.position < length)
         self._lengths_changed()
 
+    def shrink(self, slot: int) -> None:
+        for layer in () if self.fixed else self.layers:
+            layer.shrink(slot, _round_up(self.lengths[slot]))
+
     def free(self, slot: int) -> None:
         self.truncate(slot, 0)
-        for layer in () if self.fixed else self.layers:
-            layer.shrink(slot, 0)
+        for layer in self.layers:
+            if self.fixed:
+                layer.clear(slot)
+            else:
+                layer.shrink(slot, 0)
 
     def release(self) -> None:
         self._forget_unused(keep=0)
-        held = {content_hash for group in self._last_groups[0] for content_hash in group}
-        if not held <= self.encoded.keys():
-            self._last_groups = ((), [])
         for slot, length in enumerate(self.lengths):
             longest = max(self.lengths) if self.fixed else length
             for layer in self.layers:
@@ -128,7 +132,7 @@ class MllamaCache:
 
     def drop_media(self, content_hash: str) -> None:
         if not any(image.content_hash == content_hash for row in self.images for image in row):
-            self.encoded.pop(content_hash, None)
+            self._forget(content_hash)
 
     def keep_media(self, content_hash: str, key_values: Sequence[KeyValue]) -> None:
         """Keep a picture's keys and values [1, G, M, D] of each layer, each head's in one piece."""
@@ -139,7 +143,12 @@ class MllamaCache:
         placed = {image.content_hash for row in self.images for image in row}
         unused = [content_hash for content_hash in self.encoded if content_hash not in placed]
         for content_hash in unused[: len(unused) - keep] if keep < len(unused) else ():
-            del self.encoded[content_hash]
+            self._forget(content_hash)
+
+    def _forget(self, content_hash: str) -> None:
+        self.encoded.pop(content_hash, None)
+        if any(content_hash in group for group in self._last_groups[0]):
+            self._last_groups = ((), [])  # which holds its keys and values too
 
     # ---- what the layers are given
 

@@ -122,6 +122,22 @@ def test_rows_in_fixed_slots_decode_beside_slots_that_wait(model):
         assert distance(logits, wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16, 64])
+@torch.inference_mode()
+def test_a_prompt_in_pieces_equals_the_whole_for_every_layout_and_cut(size, model, alone):
+    """Pieces of one size, the first shorter by 0 to size - 1: so cuts come before, between and
+    behind pictures, and all eight canvases are among ROWS."""
+    for number in range(len(ROWS)):
+        length = len(ROWS[number][0])
+        for first in range(1, min(size, length) + 1):
+            cache = model.new_cache(1, 1)
+            talk, read = opened(cache, model, Talk(number, 0)), []
+            while cache.lengths[0] < length:
+                piece = min(size if cache.lengths[0] else first, length - cache.lengths[0])
+                read.append(model.forward(batch_of(cache, [(talk, piece)]), cache))
+            assert distance(torch.cat(read), alone[number]) < 5e-5, (number, first)
+
+
 @pytest.mark.parametrize("fixed", [False, True])
 @torch.inference_mode()
 def test_a_copied_prefix_goes_on_as_its_source(fixed, model, alone):

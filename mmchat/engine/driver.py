@@ -1,0 +1,118 @@
+"""Who steps an engine: the caller's thread, or one of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from mmchat.engine.engine import Engine
+from mmchat.engine.events import Event
+from mmchat.engine.request import Answer, Request
+
+
+def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Event]]:
+    """Step until all of `answers` are over, and give their events as they come.
+
+    A reader that stops cancels them. Raises the error of the first that fails.
+    """
+    try:
+        while True:
+            all_over = all(answer.is_over for answer in answers)  # before the last are taken
+            for answer in answers:
+                for event in answer.take():
+                    yield answer, event
+                if answer.error is not None:
+                    raise answer.error
+            if all_over:
+                return
+            engine.step()
+    finally:
+        for answer in answers:
+            if not answer.is_over:
+                engine.cancel(answer)
+
+
+class EngineThread:
+    """A thread that steps an engine whenever there is something to do.
+
+    Readers may be in any thread, or in an event loop: `submit` does not wait, and `tell` is called
+    in this thread whenever something can be taken. `close` it, or use it in a `with`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.error: BaseException | None = None  # why the thread ended, if it was not closed
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="mmchat engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> EngineThread:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, request: Request, tell: Callable[[], object] | None = None) -> Answer:
+        """Put a request in the queue. Raises MemoryError_, and RuntimeError after the end."""
+        with self._changed:
+            if self._is_closing or self.error is not None:
+                raise RuntimeError("the engine's thread has ended") from self.error
+            answer = self.engine.submit(request, tell)
+            self._changed.notify()
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer before its next token or slice; does not wait for that."""
+        answer.cancel()
+        with self._changed:
+            self._changed.notify()
+
+    def read(self, request: Request) -> Iterator[Event]:
+        """Submit, and give the events as they come. A reader that stops cancels the answer.
+
+        Raises what `submit` does, and the error that ends the answer.
+        """
+        came = threading.Event()
+        answer = self.submit(request, came.set)
+        try:
+            while True:
+                came.wait()
+                came.clear()
+                is_over = answer.is_over  # before the last are taken
+                yield from answer.take()
+                if answer.error is not None:
+                    raise answer.error
+                if is_over:
+                    return
+        finally:
+            if not answer.is_over:
+                self.cancel(answer)
+
+    def close(self) -> None:
+        """End the thread after its step; answers that are not over fail."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        error: BaseException = RuntimeError("the engine's thread was closed")
+        try:
+            while self._has_work():
+                self.engine.step()
+        except BaseException as failure:
+            error = self.error = failure
+        with self._changed:
+            self._is_closing = True
+        self.engine.fail(error)
+
+    def _has_work(self) -> bool:
+        """Wait until there is something to do; False once it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or self.engine.has_work)
+            return not self._is_closing

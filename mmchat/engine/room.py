@@ -1,0 +1,157 @@
+"""Memory of rows and pictures: what is promised to those who write, and kept for who comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mmchat import words
+from mmchat.engine.prefix import Place, Prefixes, Slot
+from mmchat.errors import MemoryError_
+
+if TYPE_CHECKING:
+    from mmchat.engine.request import Request
+    from mmchat.loading.loader import LoadedModel
+    from mmchat.models.base import Cache
+    from mmchat.models.prompt import Media
+
+STEP = 256  # positions; no cache makes room in larger steps
+
+
+class Room:
+    """Keeps a cache within `limit` bytes, None for any number.
+
+    A request is promised all that it may come to need when it is given its slot: memory that runs
+    out in the middle would cost somebody an answer. What idle slots and pictures hold counts too,
+    and goes first, the least recently used before others.
+    """
+
+    def __init__(
+        self, cache: Cache, prefixes: Prefixes, model: LoadedModel, limit: int | None
+    ) -> None:
+        self.limit = limit
+        self._cache, self._prefixes, self._model = cache, prefixes, model
+        self._pictures: dict[str, int] = {}  # bytes by content hash, of those that are encoded
+        self._longest = 0  # positions that all slots of a fixed cache have room for
+
+    def check(self, request: Request) -> None:
+        """Raises MemoryError_ if it would not fit even alone."""
+        if self.limit is None:
+            return
+        need = self._bytes([_positions(request)], self._pictures_of(request))
+        if need > self.limit:
+            raise MemoryError_(
+                f"the prompt of {len(request.prompt.token_ids):,} tokens and an answer of up to "
+                f"{request.sampling.max_new_tokens:,} need {words.size(need)}, and there is room "
+                f"for {words.size(self.limit)}; ask for a shorter answer (--max-new-tokens), or "
+                "with fewer pictures"
+            )
+
+    def place(self, request: Request) -> Place | None:
+        """A free slot for the request; None if it must wait until others are done."""
+        if self.limit is None:
+            return self._prefixes.find(request.prompt, request.owner)
+        needed = self._pictures_of(request)
+        taken = [slot for slot in self._prefixes.slots if slot.is_taken]
+        for slot in taken:
+            needed |= slot.pictures
+        rooms = [_positions(request), *(slot.room for slot in taken)]
+        if taken and self._cache.fixed:
+            rooms.append(self._longest)  # given back when nobody writes
+        if self._bytes(rooms, needed) > self.limit:
+            return None
+        while True:
+            place = self._prefixes.find(request.prompt, request.owner)
+            kept = [slot.room for slot in self._prefixes.slots if slot is not place.slot]
+            rooms = [_positions(request), self._longest, *kept]
+            held = self._bytes(rooms, self._encoded() | needed)
+            if held <= self.limit or not self._free_one(place, needed):
+                return place
+
+    def take(self, place: Place, request: Request) -> None:
+        """Promise the request its memory."""
+        self._prefixes.take(place, request.prompt, request.owner)
+        if self.limit is not None:
+            place.slot.room = _positions(request)
+            if self._cache.fixed:
+                self._longest = max(self._longest, place.slot.room)
+            place.slot.pictures = self._pictures_of(request)
+
+    def reserve(self, slot: Slot) -> None:
+        """Allocate what was promised, once: growing holds the old and the new at the same time."""
+        if self.limit is not None:
+            self._cache.shrink(slot.number)
+            self._cache.reserve(slot.number, slot.room)
+
+    def encoded(self, media: Media | None) -> None:
+        """The cache has this picture now."""
+        if media is not None and self.limit is not None:
+            self._pictures[media.content_hash] = self._model.media_bytes(media.facts)
+
+    def leave(self, slot: Slot, marks: Sequence[int | str]) -> None:
+        """The row is over; its slot keeps the positions of `marks` for those who share them."""
+        slot.marks, slot.is_taken, slot.pictures = list(marks), False, {}
+        self._cache.truncate(slot.number, len(marks))
+        if not marks:
+            self.free(slot)
+        elif self.limit is not None:
+            self._cache.shrink(slot.number)
+            slot.room = _round_up(len(marks))
+
+    def free(self, slot: Slot) -> None:
+        """Forget what an idle slot holds, for good."""
+        slot.marks, slot.room = [], 0
+        self._cache.free(slot.number)
+
+    def release(self) -> None:
+        """Give back what no running row needs, but for the only conversation of a single slot."""
+        slots = self._prefixes.slots
+        for slot in slots if len(slots) > 1 else ():
+            if not slot.is_taken:
+                self.free(slot)
+        self._cache.release()
+
+    def _free_one(self, place: Place, needed: dict[str, int]) -> bool:
+        """Forget a picture that nothing refers to, or else an idle slot; False if there is none."""
+        for content_hash in self._encoded().keys() - needed.keys():
+            self._cache.drop_media(content_hash)
+            if not self._cache.has_media(content_hash):
+                return True
+        idle = [slot for slot in self._prefixes.slots if slot.room and not slot.is_taken]
+        if not idle:
+            is_over = self._longest > 0 and not any(s.is_taken for s in self._prefixes.slots)
+            if is_over:
+                self._cache.release()
+                self._longest = 0
+            return is_over
+        # what the request would overwrite, then the others, and last what it shares
+
+        def worth(slot: Slot) -> tuple[bool, bool, int]:
+            return place.shared > 0 and slot is place.source, slot is not place.slot, slot.used
+
+        self.free(min(idle, key=worth))
+        return True
+
+    def _encoded(self) -> dict[str, int]:
+        """The pictures that the cache still has."""
+        held = self._pictures
+        self._pictures = {name: held[name] for name in held if self._cache.has_media(name)}
+        return self._pictures
+
+    def _bytes(self, rooms: Sequence[int], pictures: dict[str, int]) -> int:
+        positions = sum(rooms)
+        if self._cache.fixed:
+            positions = max(rooms) * len(self._prefixes.slots)
+        return positions * self._model.position_bytes + sum(pictures.values())
+
+    def _pictures_of(self, request: Request) -> dict[str, int]:
+        media = [placed.media for placed in request.prompt.media]
+        return {one.content_hash: self._model.media_bytes(one.facts) for one in media}
+
+
+def _positions(request: Request) -> int:
+    return _round_up(len(request.prompt.token_ids) + request.sampling.max_new_tokens)
+
+
+def _round_up(positions: int) -> int:
+    return -(-positions // STEP) * STEP
