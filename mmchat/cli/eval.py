@@ -34,50 +34,29 @@ def _eval() -> None:
 @with_option_groups
 def scenes(
     limit: Annotated[
-        int,
-        typer.Option(
-            "--limit",
-            metavar="N",
-            min=1,
-            help="How many held-out scenes to ask.",
-            rich_help_panel=options.INPUT,
-        ),
+        int, options.of_input(metavar="N", min=1, help="How many held-out scenes to ask.")
     ] = 200,
     by: Annotated[
         Literal["type", "canvas", "tiles", "objects"],
-        typer.Option(
-            "--by",
+        options.of_output(
             help="What each line of the table is about: the type of question, the canvas, how many"
             " tiles, or how many objects the picture has.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = "type",
     wording: Annotated[
         Literal["plain", "unseen"],
-        typer.Option(
-            "--wording",
-            help="Ask in plain sentences, or in words that the built-in model never saw.",
-            rich_help_panel=options.INPUT,
+        options.of_input(
+            help="Ask in plain sentences, or in words that the built-in model never saw."
         ),
     ] = "plain",
     rows: Annotated[
         int,
-        typer.Option(
-            "--rows",
-            metavar="N",
-            min=1,
-            max=MOST_ROWS,
-            help="How many scenes to ask at once.",
-            rich_help_panel=options.INPUT,
-        ),
+        options.of_input(metavar="N", min=1, max=MOST_ROWS, help="How many scenes to ask at once."),
     ] = 1,
     wrong: Annotated[
         Path | None,
-        typer.Option(
-            "--wrong",
-            metavar="FILE",
-            help="Write an HTML page of the wrong answers with their pictures.",
-            rich_help_panel=options.OUTPUT,
+        options.of_output(
+            metavar="FILE", help="Write an HTML page of the wrong answers with their pictures."
         ),
     ] = None,
     *,
@@ -85,8 +64,6 @@ def scenes(
     as_json: options.Json = False,
     output: options.RecordFile = None,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Ask about held-out drawn scenes; an answer counts if it is exactly the right one.
 
