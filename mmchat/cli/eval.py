@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -103,10 +102,10 @@ def _run(
 
     tally = Tally()
     try:
-        with console.progress_bar("scenes", limit, quiet=quiet) as bar:
+        with console.progress_bar("scenes", limit, quiet=quiet) as advance:
             for verdict in judge_scenes(model, heldout_scenes(limit, wording=wording), rows):
                 tally.add(verdict)
-                bar.advance()
+                advance()
     except KeyboardInterrupt:
         return tally, True
     return tally, False
@@ -147,18 +146,4 @@ def _print_table(report: Report, by: str) -> None:
         for name, score in (*report.parts.items(), ("all", report.overall))
     ]
     heads = (by.upper(), "RIGHT", "ASKED", "ACCURACY", "INTERVAL")
-    if not console.is_terminal(sys.stdout):
-        for row in (heads, *cells):
-            console.write_out("\t".join(row) + "\n")
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(heads[0])
-    for column in heads[1:]:
-        table.add_column(column, justify="right")
-    for row in cells[:-1]:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*cells[-1], style="bold")
-    console.stdout_console().print(table)
+    console.print_table(heads, cells, left=1, last="bold")
