@@ -83,17 +83,17 @@ class ChatSession:
 
     def retry(self, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """Answer the last question again; the old answer stays until the new one is complete."""
-        return self.edit(self._last_turn().question, sampling)
+        return self.edit(self.last_turn().question, sampling)
 
     def edit(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """Ask `message` in place of the last question."""
-        self._last_turn()
+        self.last_turn()
         self._interrupt.clear()
         return self._turn(self.conversation.without_last(), message, sampling)
 
     def undo(self) -> Turn:
         """Take back the last question and its answer. Raises UsageError if there is none."""
-        turn = self._last_turn()
+        turn = self.last_turn()
         self.conversation = self.conversation.without_last()
         return turn
 
@@ -143,7 +143,8 @@ class ChatSession:
         count = bisect_left(counts, True, key=fits)
         return count if count in counts else None
 
-    def _last_turn(self) -> Turn:
+    def last_turn(self) -> Turn:
+        """The last question and its answer. Raises UsageError if there is none."""
         if not self.conversation.turns:
             raise UsageError("nothing has been asked yet")
         return self.conversation.turns[-1]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import words
 from mmchat.cli import console
+from mmchat.cli.console import AnswerStream
 from mmchat.engine.events import Event, Finished, Progress, TextDelta, TokenLogprob
 from mmchat.storage import atomic_file
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mmchat.engine.sampling import SamplingParams
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.prompt import MediaFacts
+    from mmchat.repl.render import MarkdownStream
     from mmchat.tokenizers.base import Tokenizer
 
 Form = Literal["stream", "whole", "json", "json-lines"]
@@ -43,9 +45,9 @@ class Answer:
         self._images = images
         self._form: Form = form
         self._output = output
-        rendered = markdown and console.draws(sys.stdout)
-        self._stream = MarkdownAnswer() if rendered else console.AnswerStream()
-        self._lines: list[str] = []
+        self._stream = _markdown() if markdown and console.draws(sys.stdout) else AnswerStream()
+        self._began = False  # to write text
+        self._lines: list[str] = []  # of JSON, for the file
 
     def read(self, events: Iterable[Event], stages: console.Stages) -> Finished:
         """Write while the events come; returns the last one."""
@@ -61,44 +63,34 @@ class Answer:
                     self._finish(event)
                     return event
         except BaseException:
-            if console.is_terminal(sys.stdout) and self._stream.started:
+            if console.is_terminal(sys.stdout) and self._began:
                 self._stream.finish()  # so that the error starts on its own line
             raise
         raise RuntimeError("the engine ended without a Finished event")
 
     def _delta(self, delta: TextDelta) -> None:
         if self._form == "stream" and self._output is None:
-            self._stream.write(delta.text)
+            self._began = self._began or bool(delta.text)
+            self._stream.feed(delta.text)
         elif self._form == "json-lines":
-            line: dict[str, Any] = {
-                "type": "text",
-                "text": delta.text,
-                "token_id": delta.token_id,
-            }
+            line: dict[str, Any] = {"type": "text", "text": delta.text, "token_id": delta.token_id}
             if delta.logprob is not None:
                 line["logprob"] = logprob_record(delta.logprob, self._model.tokenizer)
             self._json_line(line)
 
     def _finish(self, finished: Finished) -> None:
-        if self._form == "json-lines":
-            self._json_line({"type": "finished", **self.record(finished)})
+        if self._form in ("json", "json-lines"):
+            kind = {"type": "finished"} if self._form == "json-lines" else {}
+            self._json_line({**kind, **self.record(finished)})
             if self._output is not None:
                 atomic_file.write_text(self._output, "".join(self._lines))
-        elif self._form == "json":
-            self._write_whole_json(self.record(finished))
         elif self._output is not None:
             ending = "" if finished.text.endswith("\n") else "\n"
             atomic_file.write_text(self._output, finished.text + ending)
         else:
             if self._form == "whole":
-                self._stream.write(finished.text)
+                self._stream.feed(finished.text)
             self._stream.finish()
-
-    def _write_whole_json(self, record: dict[str, Any]) -> None:
-        if self._output is None:
-            console.print_json(record)
-        else:
-            atomic_file.write_text(self._output, console.to_json(record) + "\n")
 
     def _json_line(self, value: dict[str, Any]) -> None:
         if self._output is None:
@@ -110,6 +102,7 @@ class Answer:
         """The object of --json; None stands for what was not measured."""
         timings = dataclasses.asdict(finished.timings)
         timings.pop("started", None)  # a clock reading without meaning outside
+        pictures = zip(self._images, finished.pictures, strict=True)
         record: dict[str, Any] = {
             "text": finished.text,
             "finish_reason": finished.reason,
@@ -119,7 +112,7 @@ class Answer:
             "seed": finished.seed,
             "usage": dataclasses.asdict(finished.usage),
             "timings": timings,
-            "images": self._image_facts(finished),
+            "images": [image_facts(image.source, facts) for image, facts in pictures],
             "prompt_ids": list(finished.prompt_ids),
             "output_ids": list(finished.output_ids),
         }
@@ -128,29 +121,11 @@ class Answer:
             record["logprobs"] = [logprob_record(entry, tokenizer) for entry in finished.logprobs]
         return record
 
-    def _image_facts(self, finished: Finished) -> list[dict[str, Any]]:
-        pictures = zip(self._images, finished.pictures, strict=True)
-        return [image_facts(image.source, facts) for image, facts in pictures]
 
+def _markdown() -> MarkdownStream:
+    from mmchat.repl.render import MarkdownStream
 
-class MarkdownAnswer:
-    """The answer on a terminal as Markdown; used as console.AnswerStream is."""
-
-    def __init__(self) -> None:
-        from mmchat.repl.render import MarkdownStream
-
-        self._markdown = MarkdownStream(
-            console.write_out, console.buffer_console, console.terminal_size
-        )
-        self.started = False
-
-    def write(self, text: str) -> None:
-        self.started = self.started or bool(text)
-        self._markdown.feed(text)
-
-    def finish(self) -> None:
-        self._markdown.finish()
-        self.started = False
+    return MarkdownStream(console.write_out, console.buffer_console, console.terminal_size)
 
 
 def image_facts(source: str, facts: MediaFacts) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typer.main import get_command
 import mmchat
 from mmchat.cli import console
 from mmchat.cli.help_page import WIDEST, Command, Group, plain_app
+from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.wrong_names import no_such_command, no_such_option
 from mmchat.errors import DiskError, MmchatError, quoted
@@ -60,7 +61,7 @@ def load(name: str) -> Any:
     if isinstance(found, typer.Typer):
         return get_command(found)
     single = plain_app()
-    single.command(name, cls=Command)(found)
+    single.command(name, cls=Command)(with_option_groups(found))
     return get_command(single)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.option_groups import Only, with_option_groups
+from mmchat.cli.option_groups import Only
 from mmchat.errors import MmchatError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.quant.schemes import find_scheme
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mmchat.bench.variants import Variant
     from mmchat.catalog.find import ModelSource
 
-WHAT = "What to time"
-HOW = "How often"
+of_what = partial(typer.Option, rich_help_panel="What to time")
+of_how = partial(typer.Option, rich_help_panel="How often")
 
 
 def words(value: str) -> list[str]:
@@ -38,7 +38,7 @@ def _list(help: str, check: Callable[[str], object], *, may_be_empty: bool = Fal
             check(word)
         return value
 
-    return typer.Option(metavar="LIST", callback=each, help=help, rich_help_panel=WHAT)
+    return of_what(metavar="LIST", callback=each, help=help)
 
 
 def _counts(most: int) -> Callable[[str], None]:
@@ -56,7 +56,6 @@ def _way(word: str) -> None:
         raise typer.BadParameter(f"{word!r} is none of auto, off and on; off,on compares them")
 
 
-@with_option_groups
 def bench(
     *,
     model: Annotated[
@@ -73,24 +72,14 @@ def bench(
     vision: Annotated[
         str, _list("Ask about pictures of so many tiles.", _counts(10**4), may_be_empty=True)
     ] = "1,4",
-    rounds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Rounds, interleaved.", rich_help_panel=HOW)
-    ] = 5,
+    rounds: Annotated[int, of_how(metavar="N", min=1, help="Rounds, interleaved.")] = 5,
     seconds: Annotated[
         float,
-        typer.Option(
-            metavar="S",
-            min=0,
-            max=1e6,
-            help="Begin no round beyond this; one is always run.",
-            rich_help_panel=HOW,
-        ),
+        of_how(metavar="S", min=0, max=1e6, help="Begin no round beyond this; one is always run."),
     ] = 60.0,
     as_json: options.Json = False,
     output: options.RecordFile = None,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Time a model: reading, pictures, and the tokens it writes after them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,24 +13,10 @@ COLUMNS = ("TIMED", "MODEL", "MS", "RANGE", "TOKENS/S", "TIMES AS FAST")
 
 def show_record(record: dict[str, Any]) -> None:
     """Everything to stdout."""
-    rows = list(_rows(record))
-    facts = list(_facts(record))
-    if not console.is_terminal(sys.stdout):
-        for line in (_headline(record), *("\t".join(row) for row in (COLUMNS, *rows)), *facts):
-            console.write_out(f"{line}\n")
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right")
-    last = ""
-    for title, *cells in rows:
-        table.add_row(title if title != last else "", *cells)
-        last = title
-    out = console.stdout_console()
-    for part in (_headline(record), table, *facts):
-        out.print(part)
+    console.write_safely(console.wrapped(_headline(record)) + "\n")
+    console.print_table(COLUMNS, list(_rows(record)), left=2)
+    for fact in _facts(record):
+        console.write_safely(console.wrapped(fact) + "\n")
 
 
 def _headline(record: dict[str, Any]) -> str:

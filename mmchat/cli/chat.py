@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,46 +32,25 @@ if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
     from mmchat.repl.terminal_probe import Answers
 
-CHAT = "Chat"
-
+of_chat = partial(typer.Option, rich_help_panel="Chat")
 FirstImages = Annotated[
     list[str] | None,
-    typer.Option(
-        "-i",
-        "--image-prompt",
-        "--image-prompts",
-        "--image",
+    of_chat(
+        *options.IMAGE_NAMES,
         metavar="PATH|URL",
         help="A picture for the first question; repeatable.",
-        rich_help_panel=CHAT,
     ),
 ]
-Continue = Annotated[
-    bool,
-    typer.Option("--continue", "-c", help="Go on with the last chat.", rich_help_panel=CHAT),
-]
+Continue = Annotated[bool, of_chat("--continue", "-c", help="Go on with the last chat.")]
 Resume = Annotated[
     str | None,
-    typer.Option(
-        "--resume",
-        metavar="[NAME]",
-        help="Go on with a saved chat; without a name, choose one.",
-        rich_help_panel=CHAT,
-    ),
+    of_chat(metavar="[NAME]", help="Go on with a saved chat; without a name, choose one."),
 ]
 NoHistory = Annotated[
-    bool,
-    typer.Option(
-        "--no-history",
-        help="Keep nothing on disk (or set MMCHAT_HISTORY=0).",
-        rich_help_panel=CHAT,
-    ),
+    bool, of_chat("--no-history", help="Keep nothing on disk (or set MMCHAT_HISTORY=0).")
 ]
 ThumbnailMode = Literal["auto", "off", "kitty", "sixel", "blocks"]
-Thumbnails = Annotated[
-    ThumbnailMode,
-    typer.Option(help="How attached pictures are shown.", rich_help_panel=CHAT),
-]
+Thumbnails = Annotated[ThumbnailMode, of_chat(help="How attached pictures are shown.")]
 
 
 class ChatCommand(Command):
@@ -84,7 +64,6 @@ class ChatCommand(Command):
         )
 
 
-@with_option_groups
 def chat(
     images: FirstImages = None,
     system: options.System = None,
@@ -97,8 +76,6 @@ def chat(
     model: LoadOptions,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Chat about pictures. At a terminal \\help lists the commands; pipes get plain text.
 
@@ -134,7 +111,7 @@ def chat(
 
 
 chat_app = plain_app()
-chat_app.command(cls=ChatCommand)(chat)
+chat_app.command(cls=ChatCommand)(with_option_groups(chat))
 
 
 def _saved_chat(continue_last: bool, resume: str | None) -> Path | None:

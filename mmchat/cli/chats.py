@@ -28,8 +28,6 @@ def chats(
     removed: Removed = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     as_json: options.Json = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """List the chats that are kept, newest first, or remove some."""
     from mmchat.repl.chats import list_chats

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmchat import words
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import Progress
     from rich.status import Status
 
 UNBROKEN = 10_000  # columns of a pipe or a file, whose lines end where they end
@@ -109,11 +108,6 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
-def for_stream(text: str, stream: TextIO) -> str:
-    """`text` sanitized if `stream` is a terminal, untouched otherwise."""
-    return sanitize(text) if is_terminal(stream) else text
-
-
 def bold(text: str) -> str:
     """`text` in bold if stdout is a terminal."""
     return f"\x1b[1m{text}\x1b[0m" if draws(sys.stdout) else text
@@ -155,10 +149,9 @@ def _stderr_line(text: str, style: str) -> None:
         write_out(text + "\n", sys.stderr)
 
 
-def print_json(value: Any, stream: TextIO | None = None) -> None:
+def print_json(value: Any) -> None:
     """One JSON value on one line; pure ASCII on a terminal, so that no control character passes."""
-    out = sys.stdout if stream is None else stream
-    write_out(to_json(value, ascii_only=is_terminal(out)) + "\n", out)
+    write_out(to_json(value, ascii_only=is_terminal(sys.stdout)) + "\n")
 
 
 def to_json(value: Any, *, ascii_only: bool = False) -> str:
@@ -186,7 +179,7 @@ def write_out(text: str, stream: TextIO | None = None) -> None:
 def write_safely(text: str, stream: TextIO | None = None) -> None:
     """Text with names from outside in it, to stdout or `stream`."""
     out = sys.stdout if stream is None else stream
-    write_out(for_stream(text, out), out)
+    write_out(sanitize(text) if is_terminal(out) else text, out)
 
 
 def print_path(path: Path) -> None:
@@ -209,6 +202,30 @@ def print_facts(facts: list[tuple[str, str]]) -> None:
     write_safely(words.table(rows) + "\n")
 
 
+def print_table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, last: str = ""
+) -> None:
+    """Rows under their heads to stdout: in columns on a terminal, lines with tabs elsewhere.
+
+    left: columns that begin at one place; the others end at one. last: style of the last row. On a
+    terminal what stands first in several rows is shown once.
+    """
+    if not is_terminal(sys.stdout):
+        write_out("".join("\t".join(row) + "\n" for row in (heads, *rows)))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < left else "right")
+    before = ""
+    for number, (first, *others) in enumerate(rows, start=1):
+        style = last if number == len(rows) else ""
+        table.add_row(first if first != before else "", *others, style=style)
+        before = first
+    stdout_console().print(table)
+
+
 class AnswerStream:
     """The answer on its way to stdout, piece by piece, ending with exactly one newline if none."""
 
@@ -216,12 +233,7 @@ class AnswerStream:
         self._sanitizer = Sanitizer() if is_terminal(sys.stdout) else None
         self._last = ""
 
-    @property
-    def started(self) -> bool:
-        """True while an unfinished line stands on the terminal."""
-        return self._last not in ("", "\n")
-
-    def write(self, text: str) -> None:
+    def feed(self, text: str) -> None:
         shown = self._sanitizer.feed(text) if self._sanitizer else text
         if shown:
             self._last = shown[-1]
@@ -275,31 +287,21 @@ class Stages:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int, *, quiet: bool = False) -> Iterator[ProgressBar]:
-    """A bar on stderr for `total` steps; silent unless stderr is a terminal."""
+def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A bar on stderr for `total` steps, and what moves it on by one.
+
+    Silent unless stderr is a terminal.
+    """
     if quiet or not is_terminal(sys.stderr):
-        yield ProgressBar(None, 0)
+        yield lambda: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     with Progress(*columns, console=stderr_console(), transient=True) as progress:
-        yield ProgressBar(progress, progress.add_task(sanitize(label), total=total))
-
-
-class ProgressBar:
-    """Counts steps; made by `progress_bar`."""
-
-    def __init__(self, progress: Progress | None, task: int) -> None:
-        self._progress = progress
-        self._task = task
-
-    def advance(self, done: int = 1) -> None:
-        if self._progress is not None:
-            from rich.progress import TaskID
-
-            self._progress.advance(TaskID(self._task), done)
+        task = progress.add_task(sanitize(label), total=total)
+        yield lambda: progress.advance(task)
 
 
 def open_missing_streams() -> None:

@@ -21,8 +21,6 @@ FITS = {True: "✔ yes", False: "✘ no", None: "?"}
 def doctor(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Show what this machine can run and how fast, and what is missing.
 

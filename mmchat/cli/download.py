@@ -11,7 +11,6 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
-from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
@@ -57,7 +56,6 @@ class Selection:
         return Request(repo, self.revision, self.weights_format, *patterns, folder, self.token)
 
 
-@with_option_groups
 def download(
     model: Annotated[
         str,
@@ -75,8 +73,6 @@ def download(
     ] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Download a model into the Hugging Face cache, which other tools share.
 

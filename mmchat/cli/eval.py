@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,50 +33,29 @@ def _eval() -> None:
 @with_option_groups
 def scenes(
     limit: Annotated[
-        int,
-        typer.Option(
-            "--limit",
-            metavar="N",
-            min=1,
-            help="How many held-out scenes to ask.",
-            rich_help_panel=options.INPUT,
-        ),
+        int, options.of_input(metavar="N", min=1, help="How many held-out scenes to ask.")
     ] = 200,
     by: Annotated[
         Literal["type", "canvas", "tiles", "objects"],
-        typer.Option(
-            "--by",
+        options.of_output(
             help="What each line of the table is about: the type of question, the canvas, how many"
             " tiles, or how many objects the picture has.",
-            rich_help_panel=options.OUTPUT,
         ),
     ] = "type",
     wording: Annotated[
         Literal["plain", "unseen"],
-        typer.Option(
-            "--wording",
-            help="Ask in plain sentences, or in words that the built-in model never saw.",
-            rich_help_panel=options.INPUT,
+        options.of_input(
+            help="Ask in plain sentences, or in words that the built-in model never saw."
         ),
     ] = "plain",
     rows: Annotated[
         int,
-        typer.Option(
-            "--rows",
-            metavar="N",
-            min=1,
-            max=MOST_ROWS,
-            help="How many scenes to ask at once.",
-            rich_help_panel=options.INPUT,
-        ),
+        options.of_input(metavar="N", min=1, max=MOST_ROWS, help="How many scenes to ask at once."),
     ] = 1,
     wrong: Annotated[
         Path | None,
-        typer.Option(
-            "--wrong",
-            metavar="FILE",
-            help="Write an HTML page of the wrong answers with their pictures.",
-            rich_help_panel=options.OUTPUT,
+        options.of_output(
+            metavar="FILE", help="Write an HTML page of the wrong answers with their pictures."
         ),
     ] = None,
     *,
@@ -85,8 +63,6 @@ def scenes(
     as_json: options.Json = False,
     output: options.RecordFile = None,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Ask about held-out drawn scenes; an answer counts if it is exactly the right one.
 
@@ -126,10 +102,10 @@ def _run(
 
     tally = Tally()
     try:
-        with console.progress_bar("scenes", limit, quiet=quiet) as bar:
+        with console.progress_bar("scenes", limit, quiet=quiet) as advance:
             for verdict in judge_scenes(model, heldout_scenes(limit, wording=wording), rows):
                 tally.add(verdict)
-                bar.advance()
+                advance()
     except KeyboardInterrupt:
         return tally, True
     return tally, False
@@ -170,18 +146,4 @@ def _print_table(report: Report, by: str) -> None:
         for name, score in (*report.parts.items(), ("all", report.overall))
     ]
     heads = (by.upper(), "RIGHT", "ASKED", "ACCURACY", "INTERVAL")
-    if not console.is_terminal(sys.stdout):
-        for row in (heads, *cells):
-            console.write_out("\t".join(row) + "\n")
-        return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(heads[0])
-    for column in heads[1:]:
-        table.add_column(column, justify="right")
-    for row in cells[:-1]:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*cells[-1], style="bold")
-    console.stdout_console().print(table)
+    console.print_table(heads, cells, left=1, last="bold")

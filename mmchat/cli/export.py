@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -13,7 +14,7 @@ from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
-from mmchat.cli.option_groups import Without, with_option_groups
+from mmchat.cli.option_groups import Without
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 from mmchat.words import size
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mmchat.export import ExportReport
     from mmchat.export.plan import Format
 
-EXPORT = "Export"
+of_export = partial(typer.Option, rich_help_panel="Export")
 
 
 def complete_format(incomplete: str) -> list[str]:
@@ -34,66 +35,49 @@ def complete_format(incomplete: str) -> list[str]:
 
 ExportFormat = Annotated[
     str,
-    typer.Option(
-        "--format",
+    of_export(
         metavar="aoti|executorch|safetensors|hf",
         autocompletion=complete_format,
         help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
         " safetensors: the weights, ready to be mapped; hf: a checkpoint as on the Hub, from"
         " Meta's files too.",
-        rich_help_panel=EXPORT,
     ),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="DIR",
-        help="The new folder; else NAME-FORMAT here.",
-        rich_help_panel=EXPORT,
-    ),
+    of_export("-o", "--output", metavar="DIR", help="The new folder; else NAME-FORMAT here."),
 ]
 MaxSeqLen = Annotated[
     int | None,
-    typer.Option(
+    of_export(
         metavar="N",
         help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
         " left out, or the model's own. The cache of aoti has this size from the start.",
-        rich_help_panel=EXPORT,
     ),
 ]
 MaxImages = Annotated[
     int,
-    typer.Option(
+    of_export(
         metavar="N",
         min=1,
         max=16,
         help="Of aoti and executorch: pictures that one question may see.",
-        rich_help_panel=EXPORT,
     ),
 ]
 MaxShardSize = Annotated[
     float | None,
-    typer.Option(
+    of_export(
         metavar="GB",
         min=0.001,
         max=1e6,
         help="Of hf: largest safetensors file; 5 if left out.",
-        rich_help_panel=EXPORT,
     ),
 ]
 Force = Annotated[
-    bool,
-    typer.Option(
-        "--force",
-        help="Replace a folder that something else wrote or changed.",
-        rich_help_panel=EXPORT,
-    ),
+    bool, of_export("--force", help="Replace a folder that something else wrote or changed.")
 ]
 
 
-@with_option_groups
 def export(
     format: ExportFormat = "aoti",
     output: Output = None,
@@ -104,8 +88,6 @@ def export(
     *,
     model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Write a model so that it runs without its checkpoint; the folder's path goes to stdout.
 

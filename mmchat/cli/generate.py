@@ -14,7 +14,6 @@ from mmchat.cli import answer, console, model_choice, options
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_pictures
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError, quoted
@@ -32,7 +31,6 @@ SEARCHED_CHARACTERS = 4_096  # of the prompt, for names of pictures
 MOST_SAID = 3
 
 
-@with_option_groups
 def generate(
     prompt: options.Prompt = None,
     images: options.Images = None,
@@ -50,8 +48,6 @@ def generate(
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Answer a question about pictures, or about none.
 

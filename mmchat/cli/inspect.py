@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.option_groups import Only, with_option_groups
+from mmchat.cli.option_groups import Only
 from mmchat.cli.wrong_names import model_name
 from mmchat.loading.options import LoadOptions
 from mmchat.words import count, plural, size
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
 
-@with_option_groups
 def inspect(
     model: Annotated[
         str,
@@ -38,8 +37,6 @@ def inspect(
     *,
     given: Annotated[LoadOptions, Only("params_path")],
     as_json: options.Json = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Show a model's architecture, sizes and memory needs; loads no weights.
 

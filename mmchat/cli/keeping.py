@@ -28,8 +28,6 @@ ModelOrFolder = Annotated[
 def where(
     model: ModelOrFolder,
     as_json: options.Json = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Print the folder that a model is in."""
     folder = model_folder(model)
@@ -61,8 +59,6 @@ def remove(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Remove what mmchat downloaded or exported of a model.
 

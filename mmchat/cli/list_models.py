@@ -19,8 +19,6 @@ COLUMNS = ("NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "FORMAT", "ALIASES")
 
 def list_models(
     as_json: options.Json = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """List the known models and what is present on disk."""
     models = _entries()

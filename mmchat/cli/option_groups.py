@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-import typer
-
-from mmchat.cli.options import ADDED
+from mmchat.cli.options import LOADING, Color, Debug
+from mmchat.loading.options import LoadOptions
 
 Parameter = inspect.Parameter
 
@@ -35,8 +34,8 @@ class Without(Only):
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with each parameter that is a dataclass replaced by the fields of that dataclass.
 
-    Typer sees one option for each field that is annotated for it or says its `help` in its
-    metadata; the command gets the dataclass, filled with what was given.
+    Typer sees one option for each field that is annotated for it; the command gets the dataclass,
+    filled with what was given. It also sees --color and --debug, which act by their callbacks.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, tuple[Any, list[str]]] = {}
@@ -50,9 +49,11 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             parameters += options
         else:
             parameters.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
+    for name, default, hint in (("color", "auto", Color), ("debug", False, Debug)):
+        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
+    def run(color: str, debug: bool, **given: Any) -> None:
         for name, (group, options) in groups.items():
             values = {option: given.pop(option) for option in options}
             given[name] = group(**{k: v for k, v in values.items() if v is not None})
@@ -64,27 +65,19 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options(group: Any, mark: Only = Without()) -> list[Parameter]:  # noqa: B008
-    hints = get_type_hints(group, include_extras=True)
-    offered = {
-        field.name: field
-        for field in fields(group)
-        if get_origin(hints[field.name]) is Annotated or "help" in field.metadata
-    }
-    if unknown := mark.names - offered.keys():
+    hints = LOADING if group is LoadOptions else get_type_hints(group, include_extras=True)
+    offered = [f for f in fields(group) if get_origin(hints.get(f.name)) is Annotated]
+    names = [field.name for field in offered]
+    if unknown := mark.names.difference(names):
         raise TypeError(f"{group.__name__} has no option {', '.join(unknown)}")
-    chosen = mark.chosen(offered)
-    return [_option(field, hints[name]) for name, field in offered.items() if name in chosen]
-
-
-def _option(field: Field[Any], hint: Any) -> Parameter:
-    default = Parameter.empty if field.default is MISSING else field.default
-    if told := dict(field.metadata):
-        kind, default = told.pop("takes", hint), None if default == () else default
-        panel = told.pop("panel")
-        told |= ADDED.get(field.name, {})
-        if told.pop("is_argument", False):
-            hint = Annotated[kind, typer.Argument(**told)]
-        else:
-            name = f"--{field.name.replace('_', '-')}"
-            hint = Annotated[kind, typer.Option(name, rich_help_panel=panel, **told)]
-    return Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+    chosen = mark.chosen(names)
+    return [
+        Parameter(
+            field.name,
+            Parameter.KEYWORD_ONLY,
+            default=None if field.default == () else field.default,
+            annotation=hints[field.name],
+        )
+        for field in offered
+        if field.name in chosen
+    ]

@@ -1,10 +1,14 @@
-"""Arguments and options shared by the commands, each with its name, range and help in one place."""
+"""Arguments and options shared by the commands, each with its name, range and help in one place.
+
+An option without a name here has that of its parameter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,9 +19,10 @@ from mmchat.input_text import checked
 from mmchat.offline import go_offline
 from mmchat.quant import schemes
 
-INPUT = "Input"
-MODEL = "Model"
-OUTPUT = "Output"
+# An option in one of the groups of the help page
+of_input = partial(typer.Option, rich_help_panel="Input")
+of_model = partial(typer.Option, rich_help_panel="Model")
+of_output = partial(typer.Option, rich_help_panel="Output")
 
 # Filled by --debug on whichever command it is given.
 debug_requested: set[bool] = set()
@@ -58,117 +63,112 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
-# What the command line adds to options of LoadOptions, by their names.
-ADDED: Mapping[str, Mapping[str, Any]] = {
-    "name": {"autocompletion": complete_model, "callback": model_name},
-    "quantize": {"autocompletion": complete_scheme},
-}
-
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug", callback=_request_debug, help="Show tracebacks.", rich_help_panel=OUTPUT
-    ),
-]
-Color = Annotated[
-    console.ColorMode,
-    typer.Option("--color", callback=_set_color, help="Colours.", rich_help_panel=OUTPUT),
-]
-Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", help="No notes on stderr.", rich_help_panel=OUTPUT)
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
-]
+Debug = Annotated[bool, of_output("--debug", callback=_request_debug, help="Show tracebacks.")]
+Color = Annotated[console.ColorMode, of_output("--color", callback=_set_color, help="Colours.")]
+Quiet = Annotated[bool, of_output("-q", "--quiet", help="No notes on stderr.")]
+Json = Annotated[bool, of_output("--json", help="Print one JSON object.")]
 RecordFile = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", metavar="FILE", help="Write JSON to FILE as well.", rich_help_panel=OUTPUT
-    ),
+    Path | None, of_output("-o", "--output", metavar="FILE", help="Write JSON to FILE as well.")
 ]
 OutputFile = Annotated[
-    Path | None,
-    typer.Option(
-        "-o", "--output", metavar="FILE", help="Write to FILE, not stdout.", rich_help_panel=OUTPUT
-    ),
+    Path | None, of_output("-o", "--output", metavar="FILE", help="Write to FILE, not stdout.")
 ]
-
-Offline = Annotated[
+StreamJson = Annotated[bool, of_output("--stream-json", help="One JSON line per token.")]
+NoStream = Annotated[bool, of_output("--no-stream", help="Print the answer when it is whole.")]
+Verbose = Annotated[bool, of_output("-v", "--verbose", help="Timings per stage on stderr.")]
+DryRun = Annotated[
     bool,
-    typer.Option(
-        "--offline",
-        callback=_go_offline,
-        help="Ask no network; HF_HUB_OFFLINE=1 does the same.",
-        rich_help_panel=MODEL,
+    of_output("--dry-run", help="Show prompt tokens, tile grids and memory; load no weights."),
+]
+Logprobs = Annotated[
+    int,
+    of_output(
+        metavar="N",
+        min=int(limits.SAMPLING["logprobs"][0]),
+        max=int(limits.SAMPLING["logprobs"][1]),
+        help="With --json: the N likeliest at every token.",
     ),
 ]
 
 Prompt = Annotated[
     str | None,
-    typer.Option(
+    of_input(
         "-p",
         "--prompt",
         metavar="TEXT",
         help="The question. Text on stdin comes before it, or replaces it.",
-        rich_help_panel=INPUT,
     ),
 ]
+IMAGE_NAMES = ("-i", "--image-prompt", "--image-prompts", "--image")
 Images = Annotated[
     list[str] | None,
-    typer.Option(
-        "-i",
-        "--image-prompt",
-        "--image-prompts",
-        "--image",
+    of_input(
+        *IMAGE_NAMES,
         metavar="PATH|URL|-",
         help="A picture; repeatable. '-' reads its bytes from stdin.",
-        rich_help_panel=INPUT,
     ),
 ]
 System = Annotated[
     str | None,
-    typer.Option(
-        "-s",
-        "--system",
-        metavar="TEXT",
-        callback=_system,
-        help="System message.",
-        rich_help_panel=INPUT,
+    of_input("-s", "--system", metavar="TEXT", callback=_system, help="System message."),
+]
+Raw = Annotated[bool, of_input("--raw", help="No chat format: the prompt as it is (base models).")]
+Offline = Annotated[
+    bool,
+    of_model(
+        "--offline",
+        callback=_go_offline,
+        help="Ask no network; HF_HUB_OFFLINE=1 does the same.",
     ),
 ]
-Raw = Annotated[
-    bool,
-    typer.Option(
-        "--raw", help="No chat format: the prompt as it is (base models).", rich_help_panel=INPUT
-    ),
-]
-Logprobs = Annotated[
-    int,
-    typer.Option(
-        metavar="N",
-        min=int(limits.SAMPLING["logprobs"][0]),
-        max=int(limits.SAMPLING["logprobs"][1]),
-        help="With --json: the N likeliest at every token.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-StreamJson = Annotated[
-    bool,
-    typer.Option("--stream-json", help="One JSON line per token.", rich_help_panel=OUTPUT),
-]
-NoStream = Annotated[
-    bool,
-    typer.Option("--no-stream", help="Print the answer when it is whole.", rich_help_panel=OUTPUT),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option("-v", "--verbose", help="Timings per stage on stderr.", rich_help_panel=OUTPUT),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Show prompt tokens, tile grids and memory; load no weights.",
-        rich_help_panel=OUTPUT,
-    ),
-]
+
+_path = partial(of_model, metavar="PATH")
+# Each field of LoadOptions as an option; `progress` is none.
+LOADING: Mapping[str, Any] = {
+    "name": Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Name, alias or folder of a model; the built-in 'tiny' if left out.",
+            autocompletion=complete_model,
+            callback=model_name,
+        ),
+    ],
+    "device": Annotated[str, of_model(metavar="DEVICE", help="auto, cpu, cuda, cuda:1, mps.")],
+    "dtype": Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        of_model(help="Number format of the weights."),
+    ],
+    "quantize": Annotated[
+        str,
+        of_model(
+            metavar="SCHEME",
+            help="Weights in int8, int4 (-g32, -g64, -g128) or fp8 (CUDA).",
+            autocompletion=complete_scheme,
+        ),
+    ],
+    "quantize_keep": Annotated[
+        list[str] | None,
+        of_model(
+            metavar="PART",
+            help="With --quantize: leave text, head or vision as it is; repeatable.",
+        ),
+    ],
+    "max_seq_len": Annotated[
+        int | None, of_model(metavar="N", min=1, help="Context to reserve, positions.")
+    ],
+    "checkpoint_path": Annotated[
+        Path | None, _path(help="Weights: a folder, a .safetensors or a consolidated.NN.pth.")
+    ],
+    "tokenizer_path": Annotated[Path | None, _path(help="tokenizer.model or tokenizer.json.")],
+    "params_path": Annotated[Path | None, _path(help="A params JSON of a model.")],
+    "text_only": Annotated[bool, of_model("--text-only", help="Leave the vision tower unloaded.")],
+    "alpha": Annotated[
+        Literal["white", "drop"] | None,
+        of_input(help="Transparent pixels: on white, or alpha dropped."),
+    ],
+    "compile": Annotated[
+        Literal["auto", "on", "off"],
+        of_model(help="Compile the layers before the first token; auto does so on CUDA."),
+    ],
+}

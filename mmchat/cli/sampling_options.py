@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSpec
     from mmchat.engine.sampling import SamplingParams
 
-SAMPLING = "Sampling"
-
 
 def _not_empty(values: list[str] | None) -> list[str]:
     if values and "" in values:
@@ -36,77 +34,69 @@ def _option(*names: str, metavar: str = "X", **settings: Any) -> Any:
     low, high = limits.SAMPLING.get(names[-1][2:].replace("-", "_"), (None, math.inf))
     most = None if math.isinf(high) else high
     return typer.Option(
-        *names, metavar=metavar, min=low, max=most, rich_help_panel=SAMPLING, **settings
+        *names, metavar=metavar, min=low, max=most, rich_help_panel="Sampling", **settings
     )
-
-
-MaxNewTokens = Annotated[
-    int | None,
-    _option(
-        "-n", "--max-new-tokens", metavar="N", help="Longest answer, tokens.", show_default="1024"
-    ),
-]
-Temperature = Annotated[
-    float | None,
-    _option(
-        "-t", "--temperature", help="0 takes the likeliest token; the model's own if left out."
-    ),
-]
-TopK = Annotated[
-    int | None, _option("--top-k", metavar="N", help="Only the N likeliest; 0 is all.")
-]
-TopP = Annotated[
-    float | None, _option("--top-p", help="Only the likeliest that hold this probability.")
-]
-MinP = Annotated[
-    float | None,
-    _option("--min-p", help="Only those with this share of the likeliest one's probability."),
-]
-RepetitionPenalty = Annotated[
-    float | None, _option("--repetition-penalty", help="Above 1 discourages tokens seen before.")
-]
-FrequencyPenalty = Annotated[
-    float | None, _option("--frequency-penalty", help="Per earlier occurrence in the answer.")
-]
-PresencePenalty = Annotated[
-    float | None, _option("--presence-penalty", help="Once for tokens already in the answer.")
-]
-Seed = Annotated[
-    int | None, _option("--seed", metavar="N", help="Same seed, same answer; 0 counts.")
-]
-Stop = Annotated[
-    list[str] | None,
-    _option(
-        "--stop", metavar="TEXT", callback=_not_empty, help="Stop before this text; repeatable."
-    ),
-]
-Speculate = Annotated[
-    str,
-    _option(
-        "--speculate",
-        metavar="auto|off|N",
-        callback=_speculate,
-        help=f"Guess the next N tokens (at most {LONGEST_DRAFT}) from the text so far, to be faster"
-        " where it repeats.",
-    ),
-]
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """What was asked for; None leaves it to the model."""
 
-    max_new_tokens: MaxNewTokens = None
-    temperature: Temperature = None
-    top_k: TopK = None
-    top_p: TopP = None
-    min_p: MinP = None
-    repetition_penalty: RepetitionPenalty = None
-    frequency_penalty: FrequencyPenalty = None
-    presence_penalty: PresencePenalty = None
-    seed: Seed = None
-    stop: Stop = None
-    speculate: Speculate = "auto"
+    max_new_tokens: Annotated[
+        int | None,
+        _option(
+            "-n",
+            "--max-new-tokens",
+            metavar="N",
+            help="Longest answer, tokens.",
+            show_default="1024",
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        _option(
+            "-t", "--temperature", help="0 takes the likeliest token; the model's own if left out."
+        ),
+    ] = None
+    top_k: Annotated[
+        int | None, _option("--top-k", metavar="N", help="Only the N likeliest; 0 is all.")
+    ] = None
+    top_p: Annotated[
+        float | None, _option("--top-p", help="Only the likeliest that hold this probability.")
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _option("--min-p", help="Only those with this share of the likeliest one's probability."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None,
+        _option("--repetition-penalty", help="Above 1 discourages tokens seen before."),
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, _option("--frequency-penalty", help="Per earlier occurrence in the answer.")
+    ] = None
+    presence_penalty: Annotated[
+        float | None, _option("--presence-penalty", help="Once for tokens already in the answer.")
+    ] = None
+    seed: Annotated[
+        int | None, _option("--seed", metavar="N", help="Same seed, same answer; 0 counts.")
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        _option(
+            "--stop", metavar="TEXT", callback=_not_empty, help="Stop before this text; repeatable."
+        ),
+    ] = None
+    speculate: Annotated[
+        str,
+        _option(
+            "--speculate",
+            metavar="auto|off|N",
+            callback=_speculate,
+            help=f"Guess the next N tokens (at most {LONGEST_DRAFT}) from the text so far, to be"
+            " faster where it repeats.",
+        ),
+    ] = "auto"
 
     def chosen(self) -> dict[str, Any]:
         """Those that were given, by the names of SamplingParams."""

@@ -10,7 +10,7 @@ import typer
 
 from mmchat.cli import answer, console, options
 from mmchat.cli.model_choice import BUILT_IN, alpha_rule
-from mmchat.cli.option_groups import Only, with_option_groups
+from mmchat.cli.option_groups import Only
 from mmchat.cli.prompt_input import (
     PromptInput,
     expect_pictures,
@@ -28,36 +28,21 @@ if TYPE_CHECKING:
 
 Preview = Annotated[
     Path | None,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="FILE.png",
-        help="Write a preview as PNG.",
-        rich_help_panel=options.OUTPUT,
-    ),
+    options.of_output("-o", "--output", metavar="FILE.png", help="Write a preview as PNG."),
 ]
 
 
-@with_option_groups
 def tiles(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="PATH, URL, or - for stdin.")],
     output: Preview = None,
     model: Annotated[
         str,
-        typer.Option(
-            "--model",
-            callback=model_name,
-            metavar="MODEL",
-            help="Whose tile size to use.",
-            rich_help_panel=options.MODEL,
-        ),
+        options.of_model(callback=model_name, metavar="MODEL", help="Whose tile size to use."),
     ] = BUILT_IN,
     *,
     given: Annotated[LoadOptions, Only("alpha")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Show how a picture is cut into tiles: its canvas, grid, size on it and token count."""
     if output is not None:

@@ -39,8 +39,6 @@ def verify(
     offline: options.Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
-    color: options.Color = "auto",
-    debug: options.Debug = False,
 ) -> None:
     """Check that a model's files are what the Hub, Meta or mmchat recorded, bit for bit.
 

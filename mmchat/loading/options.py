@@ -1,4 +1,4 @@
-"""Every option of loading a model, once: its type, its default, and what `--help` says of it."""
+"""Every option of loading a model, once; the command line takes its own from here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Collection
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -30,18 +30,6 @@ T = TypeVar("T")
 PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path")
 
 
-def _shown(help: str, panel: str = "Model", **more: Any) -> dict[str, Any]:
-    """Metadata of a field that the command line offers.
-
-    more: metavar; min; takes: its type there, if not the field's; is_argument: it stands alone.
-    """
-    return {"help": help, "panel": panel, **more}
-
-
-def _path(help: str) -> dict[str, Any]:
-    return _shown(help, metavar="PATH", takes=Path | None)
-
-
 @dataclass(frozen=True)
 class LoadOptions:
     """Which model to load, and how to run it. Raises UsageError and DeviceError for wrong values.
@@ -55,62 +43,19 @@ class LoadOptions:
     loading is.
     """
 
-    name: str | Path | None = field(
-        default=None,
-        metadata=_shown(
-            "Name, alias or folder of a model; the built-in 'tiny' if left out.",
-            metavar="MODEL",
-            takes=str | None,
-            is_argument=True,
-        ),
-    )
+    name: str | Path | None = None
     _: KW_ONLY
-    device: str = field(
-        default="auto", metadata=_shown("auto, cpu, cuda, cuda:1, mps.", metavar="DEVICE")
-    )
-    dtype: str = field(
-        default="auto",
-        metadata=_shown(
-            "Number format of the weights.",
-            takes=Literal["auto", "float32", "bfloat16", "float16"],
-        ),
-    )
-    quantize: str = field(
-        default="none",
-        metadata=_shown(
-            "Weights in int8, int4 (-g32, -g64, -g128) or fp8 (CUDA).", metavar="SCHEME"
-        ),
-    )
-    quantize_keep: Collection[str] = field(
-        default=(),
-        metadata=_shown(
-            "With --quantize: leave text, head or vision as it is; repeatable.",
-            metavar="PART",
-            takes=list[str] | None,
-        ),
-    )
-    max_seq_len: int | None = field(
-        default=None, metadata=_shown("Context to reserve, positions.", metavar="N", min=1)
-    )
-    checkpoint_path: str | Path | None = field(
-        default=None,
-        metadata=_path("Weights: a folder, a .safetensors or a consolidated.NN.pth."),
-    )
-    tokenizer_path: str | Path | None = field(
-        default=None, metadata=_path("tokenizer.model or tokenizer.json.")
-    )
-    params_path: str | Path | None = field(
-        default=None, metadata=_path("A params JSON of a model.")
-    )
-    text_only: bool = field(default=False, metadata=_shown("Leave the vision tower unloaded."))
-    alpha: Literal["white", "drop"] | None = field(
-        default=None,
-        metadata=_shown("Transparent pixels: on white, or alpha dropped.", panel="Input"),
-    )
-    compile: Literal["auto", "on", "off"] = field(
-        default="auto",
-        metadata=_shown("Compile the layers before the first token; auto does so on CUDA."),
-    )
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str = "none"
+    quantize_keep: Collection[str] = ()
+    max_seq_len: int | None = None
+    checkpoint_path: str | Path | None = None
+    tokenizer_path: str | Path | None = None
+    params_path: str | Path | None = None
+    text_only: bool = False
+    alpha: Literal["white", "drop"] | None = None
+    compile: Literal["auto", "on", "off"] = "auto"
     progress: ProgressCallback | None = None
 
     def __post_init__(self) -> None:

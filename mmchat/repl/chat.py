@@ -19,7 +19,6 @@ from mmchat.errors import (
 from mmchat.input_text import checked
 from mmchat.repl import facts, paths, saving, settings
 from mmchat.repl.keeper import Keeper
-from mmchat.repl.screen import Screen
 from mmchat.words import plural
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from mmchat.chat.session import Budget, ChatSession
     from mmchat.conversation import Image, Message
     from mmchat.engine.events import Event, Finished
+    from mmchat.repl.screen import PlainScreen
+    from mmchat.repl.terminal_screen import TerminalScreen
 
 ANSWER_ROOM = 128  # positions to leave for an answer when old turns have to go
 
@@ -45,7 +46,7 @@ class Chat:
     def __init__(
         self,
         session: ChatSession,
-        screen: Screen,
+        screen: PlainScreen | TerminalScreen,
         sampling: SamplingParams,
         chats: Path,
         *,
@@ -178,9 +179,7 @@ class Chat:
             self.attached = []
 
     def retry(self, sampling: SamplingParams | None = None) -> None:
-        if not self.session.conversation.turns:
-            raise UsageError("nothing has been asked yet")
-        last = self.session.conversation.turns[-1]
+        last = self.session.last_turn()
         sampling = sampling or self.sampling
         if self._is_same_again(sampling):
             self.screen.note(facts.same_again(sampling))
@@ -196,9 +195,7 @@ class Chat:
 
     def edit(self, text: str) -> None:
         """Ask `text` in place of the last question, with the same pictures."""
-        if not self.session.conversation.turns:
-            raise UsageError("nothing has been asked yet")
-        message = edited(self.session.conversation.turns[-1].question, checked(text, "the line"))
+        message = edited(self.session.last_turn().question, checked(text, "the line"))
         sampling = self.sampling
         self._answered(lambda: self.session.edit(message, sampling), message, sampling, undone=1)
 

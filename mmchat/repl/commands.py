@@ -162,10 +162,7 @@ def _retry(chat: Chat, argument: str) -> None:
 @command("edit", "[TEXT]", aliases=("e",))
 def _edit(chat: Chat, argument: str) -> None:
     """Change the last question and ask it again."""
-    turns = chat.session.conversation.turns
-    if not turns:
-        raise UsageError("nothing has been asked yet")
-    text = argument or chat.screen.edit(turns[-1].question.text)
+    text = argument or chat.screen.edit(chat.session.last_turn().question.text)
     if text is None and not chat.screen.interactive:
         raise UsageError("write the new question behind \\edit")
     if not text or not text.strip():

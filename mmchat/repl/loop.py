@@ -157,6 +157,7 @@ class Prompt:
         return toolbar_text(self._chat, self._screen.size()[0])
 
     def _keys(self) -> KeyBindings:
+        from prompt_toolkit.application import run_in_terminal
         from prompt_toolkit.filters import Condition, is_searching
         from prompt_toolkit.key_binding import KeyBindings
         from prompt_toolkit.keys import Keys
@@ -207,7 +208,7 @@ class Prompt:
             text = event.data.replace("\r\n", "\n").replace("\r", "\n")
             sources = dropped_pictures(text)
             if sources and not event.current_buffer.text.startswith(("\\", "/")):
-                run_above_prompt(lambda: self._attach(sources))
+                run_in_terminal(lambda: self._attach(sources))  # above the prompt
             else:
                 event.current_buffer.insert_text(text)
 
@@ -227,13 +228,6 @@ def dropped_pictures(text: str) -> tuple[str, ...]:
         return ()
     local = all("://" not in source and Path(source).is_file() for source in found.sources)
     return found.sources if local else ()
-
-
-def run_above_prompt(action: Callable[[], None]) -> None:
-    """Take the prompt off the screen, act, and draw it again below."""
-    from prompt_toolkit.application import run_in_terminal
-
-    run_in_terminal(action)
 
 
 def open_history(file: Path | None) -> History:

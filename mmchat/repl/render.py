@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 FRAME_SECONDS = 0.05
-_LEFT_TO_RIGHT = "\N{LEFT-TO-RIGHT MARK}"
 
 MakeConsole = Callable[[io.StringIO, int], "Console"]  # (file, columns)
 Size = Callable[[], tuple[int, int]]  # -> columns, rows
@@ -66,12 +65,10 @@ class MarkdownStream:
     def _draw(self, unfinished: str) -> None:
         erased = self._tail.erase()
         committed = "".join(map(self._render, self._blocks.take()))
-        shown = self._tail.draw(unfinished, gap=self._gap_before_tail())
+        gap = self._started and not self._blocks.joins_last
+        shown = self._tail.draw(unfinished, gap=gap)
         if erased + committed + shown:
             self._write(erased + committed + shown)
-
-    def _gap_before_tail(self) -> bool:
-        return self._started and not self._blocks.joins_last
 
     def _render(self, block: Block) -> str:
         """One finished block, as it stays on the screen."""

@@ -1,9 +1,9 @@
-"""What the chat needs of whatever shows it, and the plain form: lines in, text out."""
+"""The screen of a chat without a terminal: lines in, text out. `terminal_screen` has the other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mmchat.engine.events import Event, Finished, TextDelta
 from mmchat.terminal import Sanitizer, one_line, sanitize
@@ -14,49 +14,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OnText = Callable[[str], None]
 Write = Callable[[str], None]
-
-
-class Screen(Protocol):
-    """Shows things to a person or a script."""
-
-    interactive: bool
-
-    def say(self, text: str) -> None:
-        """What a command was asked for."""
-
-    def note(self, text: str) -> None:
-        """One line on what happened."""
-
-    def error(self, text: str) -> None:
-        """One line on what did not."""
-
-    def answer(
-        self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
-    ) -> Finished:
-        """Show an answer while it is written; on_text gets each piece in the calling thread."""
-        ...
-
-    def wait(self, stage: str, work: Callable[[], T]) -> T:
-        """The result of `work`; says what is being done while it takes long."""
-        ...
-
-    def turn(self, question: str, answer: str) -> None:
-        """Show a person what was said before."""
-
-    def confirm(self, question: str) -> bool:
-        """Ask for yes or no; False where nobody can be asked."""
-        ...
-
-    def edit(self, text: str) -> str | None:
-        """Let the person change `text`; None where there is nobody or they gave up."""
-        ...
-
-    def picture(self, image: PIL.Image.Image) -> None:
-        """Show a small picture where that is possible."""
-
-    def copy(self, text: str) -> str:
-        """Put `text` on the clipboard; says how in a few words. Raises UsageError."""
-        ...
 
 
 class PlainScreen:
@@ -77,18 +34,22 @@ class PlainScreen:
         self._quiet = quiet
 
     def say(self, text: str) -> None:
+        """What a command was asked for."""
         self._out(sanitize(text) + "\n" if self._out_is_terminal else text + "\n")
 
     def note(self, text: str) -> None:
+        """One line on what happened."""
         if not self._quiet:
             self._err(sanitize(one_line(text)) + "\n")
 
     def error(self, text: str) -> None:
+        """One line on what did not."""
         self._err(f"mmchat: error: {sanitize(one_line(text))}\n")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
     ) -> Finished:
+        """Show an answer while it is written; on_text gets each piece in the calling thread."""
         sanitizer = Sanitizer() if self._out_is_terminal else None
         last = ""
         for event in events:
@@ -105,21 +66,25 @@ class PlainScreen:
         raise RuntimeError("the engine ended without a Finished event")
 
     def wait(self, stage: str, work: Callable[[], T]) -> T:
+        """The result of `work`; a terminal says what is being done while it takes long."""
         return work()
 
     def turn(self, question: str, answer: str) -> None:
-        pass
+        """Show a person what was said before."""
 
     def confirm(self, question: str) -> bool:
+        """Ask for yes or no; False where nobody can be asked."""
         return False
 
     def edit(self, text: str) -> str | None:
+        """Let the person change `text`; None where there is nobody or they gave up."""
         return None
 
     def picture(self, image: PIL.Image.Image) -> None:
-        pass
+        """Show a small picture where that is possible."""
 
     def copy(self, text: str) -> str:
+        """Put `text` on the clipboard; says how in a few words. Raises UsageError."""
         return system_clipboard(sanitize(text))
 
 

@@ -90,9 +90,7 @@ class TerminalScreen:
                     if text:
                         stage.end()
                         on_text(text)
-                    if stage.active:
-                        stage.draw()
-                    else:
+                    if not stage.draw():
                         stream.feed(text)
             finally:
                 stage.end()
@@ -157,22 +155,18 @@ class StageLine:
         self._since = 0.0
         self._drawn = ""
 
-    @property
-    def active(self) -> bool:
-        return bool(self._name)
-
     def begin(self, name: str) -> None:
         self._name = name
         self._since = self._since or time.monotonic()
 
-    def draw(self) -> None:
+    def draw(self) -> bool:
+        """Whether something is being done; shown if that takes long."""
         seconds = time.monotonic() - self._since
-        if seconds < STAGE_SHOWN_AFTER:
-            return
         text = f"{self._name} ({seconds:.0f} s, Ctrl-C stops)"[: max(self._size()[0] - 1, 1)]
-        if text != self._drawn:
+        if self._name and seconds >= STAGE_SHOWN_AFTER and text != self._drawn:
             self._drawn = text
             self._write(f"\r\x1b[2K{text}")
+        return bool(self._name)
 
     def end(self) -> None:
         self._name = ""
