@@ -20,7 +20,7 @@ from mmchat.engine.events import Finished, Progress, TextDelta
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import hold
-from mmchat.errors import MemoryError_, MmchatError, UsageError
+from mmchat.errors import MemoryError_, MmchatError, NumericalError, UsageError
 from mmchat.evals.run import judge_scenes
 from mmchat.evals.scenes import heldout_scenes
 from mmchat.models.prompt import PlacedMedia, Prompt
@@ -111,6 +111,14 @@ def fake_model() -> Any:
 def expected(prompt: Prompt, most: int) -> tuple[int, ...]:
     ids, said = list(prompt.token_ids), []
     while len(said) < most and (not said or said[-1] != EOT):
+        said.append(after(ids + said))
+    return tuple(said)
+
+
+def endless(ids: list[int], count: int) -> tuple[int, ...]:
+    """What a row says that does not stop."""
+    said: list[int] = []
+    for _ in range(count):
         said.append(after(ids + said))
     return tuple(said)
 
@@ -264,6 +272,73 @@ def test_cancelling_frees_the_row_at_once(after_steps):
     assert not engine.step()
     [*_, (_, end)] = run(engine, [engine.submit(Request(Prompt((5, 6)), GREEDY))])
     assert end.output_ids == expected(Prompt((5, 6)), 12)
+
+
+PLACES = {
+    "in the queue": lambda engine, answer: answer in engine._waiting,
+    "in a picture": lambda engine, answer: any(row.encoding for row in engine._active),
+    "in the prompt": lambda engine, answer: 0 < engine.cache.lengths[1] < 1_500,
+    "while it writes": lambda engine, answer: engine.cache.lengths[1] > 1_503,
+    "in a draft": lambda engine, answer: engine._runtime.sizes[-1][1] > 2,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_cancelling_anywhere_frees_the_row_before_the_next_step(place):
+    """Beside another that writes on and says what it says alone."""
+    engine = Engine(fake_model(), rows=1 if place == "in the queue" else 2)
+    params = replace(GREEDY, max_new_tokens=200, speculate="off")
+    other = engine.submit(Request(Prompt((1, 2, 3)), params, ignore_stop=True))
+    while not other.take():
+        engine.step()
+    ids = (9, *range(30)) if place == "in a draft" else tuple(range(250)) * 6
+    media = (PlacedMedia(1, 1, picture("p")),) if place == "in a picture" else ()
+    params = replace(params, speculate=4 if place == "in a draft" else "off")
+    answer = engine.submit(Request(Prompt(ids, media), params, ignore_stop=True))
+    while not PLACES[place](engine, answer):
+        engine.step()
+        assert engine.has_work, "the place was never reached"
+    engine.cancel(answer)
+    assert answer.finished is not None
+    assert answer.finished.reason == "interrupted"
+    assert sum(slot.is_taken for slot in engine.prefixes.slots) == 1
+    assert not any(row.answer is answer for row in engine._active)
+    while engine.step():
+        pass
+    assert other.finished is not None
+    assert other.finished.output_ids == endless([1, 2, 3], 200)
+
+
+def test_two_hundred_poisons_leave_a_good_answer_and_the_engine_whole(monkeypatch):
+    """Rows that break their step, and rows that are not numbers, beside one that is good."""
+    model = fake_model()
+    engine = Engine(model, rows=3)
+    forward = model.runtime.forward
+
+    def poisoned(batch, cache):
+        logits = forward(batch, cache)
+        for row in batch.rows():
+            if 253 in cache.prompts[row.slot].token_ids:
+                read = range(row.offset, row.offset + row.count)
+                logits[[at for at, one in enumerate(batch.wanted) if one in read]] = float("nan")
+        return logits
+
+    monkeypatch.setattr(model.runtime, "forward", poisoned)
+    params = replace(GREEDY, max_new_tokens=1_500)
+    good = engine.submit(Request(Prompt((1, 2, 3)), params, ignore_stop=True))
+    kinds = {GUILTY: RuntimeError, CURSED: RuntimeError, 253: NumericalError}
+    answers = []
+    for number in range(200):
+        poison = list(kinds)[number % 3]
+        params = replace(GREEDY, max_new_tokens=9)
+        prompt = Prompt((number, 7, poison))
+        answers.append((poison, engine.submit(Request(prompt, params, ignore_stop=True))))
+    while engine.step():
+        pass
+    for poison, answer in answers:
+        assert isinstance(answer.error, kinds[poison])
+    assert good.finished is not None
+    assert good.finished.output_ids == endless([1, 2, 3], 1_500)
 
 
 def test_memory_that_runs_out_ends_one_row():
