@@ -2,7 +2,9 @@
 
 import ast
 import importlib.metadata
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -67,6 +69,50 @@ def test_the_wheel_holds_nothing_else(members):
     assert tops == {"mmchat", f"mmchat-{mmchat.__version__}.dist-info"}
     data = {name.split("/")[2] for name in members if name.startswith(f"{DATA}/")}
     assert data == {"model_params", "assets"}
+
+
+# One mistake a line, each of another kind.
+MISTAKES = """\
+import mmchat
+model = mmchat.load(7)
+mmchat.SamplingParams(temperature="hot")
+model.chat().send(["What?"])
+model.generate_many(["What?"], rows="4")
+[event.answer for event in model.complete("The")]
+"""
+
+
+@pytest.mark.slow  # pyright fetches itself when it runs for the first time
+def test_a_type_checker_reads_the_types_of_the_wheel(members, tmp_path):
+    site = tmp_path / "env/lib" / f"python3.{sys.version_info.minor}" / "site-packages"
+    for name, content in members_under(members, "mmchat/").items():
+        if name.endswith((".py", ".typed")):
+            path = site / "mmchat" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "others.pth").write_text("\n".join(others))
+    for example in (ROOT / "examples").glob("*.py"):
+        shutil.copy(example, tmp_path)
+    (tmp_path / "mistakes.py").write_text(MISTAKES)
+    # reportMissingTypeStubs: what is imported has types of its own, as py.typed says
+    settings = {"venvPath": ".", "venv": "env", "reportMissingTypeStubs": "error"}
+    chosen = {"include": ["*.py"], "typeCheckingMode": "standard"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings | chosen))
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = json.loads(done.stdout)
+    assert report["summary"]["filesAnalyzed"] > 4
+    found = [
+        (Path(fault["file"]).name, fault["range"]["start"]["line"] + 1)
+        for fault in report["generalDiagnostics"]
+    ]
+    assert set(found) == {("mistakes.py", line) for line in range(2, 7)}, done.stdout
 
 
 def third_party(folder: Path) -> set[str]:

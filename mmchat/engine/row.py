@@ -84,6 +84,7 @@ class Row:
     @property
     def positions(self) -> int:
         """How many of its positions are right, once its tokens are known."""
+        # a token on its way is not among the ids yet; one that has arrived is, but is not read
         unread = 0 if self._arriving else 1
         return len(self.prompt.token_ids) + len(self._ids) - unread
 
@@ -114,7 +115,7 @@ class Row:
         if token is None or self.is_over:
             return torch.empty(0, dtype=torch.long)
         if self._arriving:
-            return token[0].clamp(min=0)
+            return token[0].clamp(min=0)  # NOT_FINITE has no row in the embedding
         self._draft = self._drafter.draft(self._left - 1)
         if not self._draft:
             return token[0]
@@ -126,13 +127,13 @@ class Row:
         begin: when the step began; None if other rows took part, which tells nothing of drafts.
         """
         if self._arriving:
-            upcoming = self._sampler.sample(logits)
+            upcoming = self._sampler.sample(logits)  # queued before the host waits in `_arrive`
             self._arrive()
             self._time_arrival()
             if not self.is_over:
                 self._sampled(upcoming, logits)
             return
-        self._last_arrival = 0.0
+        self._last_arrival = 0.0  # the host waits below: the next arrival would be timed with that
         right = 0
         while True:
             token = self._sampler.sample(logits[right, None])
@@ -275,6 +276,7 @@ class HostCopy:
         self._token = token
         self._arrival: torch.cuda.Event | None = None
         if token.device.type == "cuda":
+            # a copy to memory that is not pinned would wait for the device
             self._token = torch.empty(token.shape, dtype=token.dtype, pin_memory=True)
             self._token.copy_(token, non_blocking=True)
             self._arrival = torch.cuda.Event()

@@ -118,6 +118,7 @@ class Sampler:
 
         self.params = params
         self.seed = secrets.randbits(32) if params.seed is None else params.seed
+        # its own, so that what a row draws does not depend on the rows beside it
         self._generator = torch.Generator(device).manual_seed(self.seed)
         self._counts = torch.zeros(vocab_size, device=device)
         self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
@@ -140,7 +141,7 @@ class Sampler:
             token = (probabilities / noise).argmax()
         self._counts.index_add_(0, token[None], self._one)
         self._seen[token[None]] = True
-        finite = torch.isfinite(scores).all()
+        finite = torch.isfinite(scores).all()  # on the device: whoever reads the token finds out
         return torch.where(finite, token, NOT_FINITE)[None, None]
 
     def _penalize(self, logits: Tensor) -> Tensor:

@@ -137,6 +137,7 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
     )
     if plan.format != "executorch":
         return load(options, source)
+    # weights are rounded afterwards, to the form that XNNPACK takes, which is not ours
     loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
     if options.quantize == "none":
         return loaded

@@ -38,7 +38,7 @@ def attend(
     """
     batch, heads, length, dim = query.shape
     groups = key.shape[1]
-    if causal:
+    if causal:  # by torch: heads that are folded into positions are in no causal order
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=heads != groups
         )
@@ -68,9 +68,10 @@ class Row(NamedTuple):
 def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
     """Attention of rows that lie one behind the other, each to its own keys and values.
 
-    query: [N, H, D] -> [N, H, D]. Nothing is padded or copied, whatever the lengths are.
+    query: [N, H, D] -> [N, H, D]. Nothing is padded, whatever the lengths are.
     """
     if len(rows) > 1 and _are_causal_of_one_length(rows):
+        # new prompts, as in training: one product, for which their keys are copied
         key, value = torch.cat([row.key for row in rows]), torch.cat([row.value for row in rows])
         together = query.unflatten(0, (len(rows), -1)).transpose(1, 2)
         return attend(together, key, value, causal=True).transpose(1, 2).flatten(0, 1)

@@ -45,6 +45,7 @@ class LayerCache:
         self.whole: list[KeyValue] = []  # one for all slots, or one a slot
         for _ in range(1 if fixed else slots):
             shape = (slots if fixed else 1, groups, capacity, head_dim)
+            # not torch.empty: what is masked is multiplied by 0, and NaN would stay
             key = torch.zeros(*shape, **options)  # type: ignore[arg-type]
             self.whole.append((key, torch.zeros_like(key)))
 
@@ -129,8 +130,8 @@ class PastRows:
             stored = self._layer.row(slot)
             end, at = start + count, at + count
             for kept, fresh in zip(stored, new, strict=True):
-                kept[:, :, start:end] = fresh.detach()
-            if start == 0:
+                kept[:, :, start:end] = fresh.detach()  # the cache outlives the graph of gradients
+            if start == 0:  # the new keys themselves: gradients flow through them
                 rows.append(Row(count, new[0], new[1], is_causal=count > 1))
             else:
                 mask = self._spans.mask(start, count, query.device) if count > 1 else None

@@ -48,6 +48,7 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.format is PLAIN:
             weight = self.weight
+            # on a CPU the kernel reads these at the speed of memory; it has no gradient
             reads_fast = weight.dtype == torch.bfloat16 and weight.is_cpu
             if not reads_fast or (
                 torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad)

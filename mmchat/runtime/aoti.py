@@ -48,6 +48,7 @@ class AotiPrograms:
             ) from None
         names = loader.get_constant_fqns()
         constants = {n: self._weights[n.removeprefix(WEIGHT_PREFIX)] for n in names}
+        # the last: they stay ours, and are not copied
         loader.load_constants(constants, False, True, True)
         return loader
 

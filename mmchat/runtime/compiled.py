@@ -151,7 +151,7 @@ class CompiledRuntime(EagerRuntime):
         try:
             with compile_errors():
                 yield from super().encode(media, cache)
-        except CompileError as error:
+        except CompileError as error:  # nothing of the picture is in the cache before its end
             self._go_eager(error)
             yield from super().encode(media, cache)
 

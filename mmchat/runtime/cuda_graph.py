@@ -23,7 +23,7 @@ def record_cuda(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]
 
     Running `step` again must change nothing that one run did not.
     """
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # torch asks that what is captured has run on another stream before
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UPS):
@@ -69,7 +69,7 @@ class StepGraph:
             self._recordings[token_ids.shape] = recording
         recording.token_ids.copy_(token_ids)
         recording.replay()
-        return recording.logits.clone()
+        return recording.logits.clone()  # the next replay overwrites them
 
     def _record(self, token_ids: Tensor, tensors: Sequence[Any]) -> Recording:
         static_ids = token_ids.clone()

@@ -25,7 +25,7 @@ class EagerRuntime:
         with memory_errors():
             return self.model.new_cache(slots, positions)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # entered by each next(): it does not hold for the caller in between
     def encode(self, media: Media, cache: Cache) -> Iterator[None]:
         with memory_errors():
             yield from self.model.encode(media, cache)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TRACED = ("models", "nn", "quant")  # folders of mmchat whose code ends up in a program
 ENDING = ".pt2"
-OPTIONS = {"cpp.dynamic_threads": True}
+OPTIONS = {"cpp.dynamic_threads": True}  # as many as the process that runs it has
 SETTINGS = bool | int | float | str | tuple | Format | None  # types of a module's settings
 
 
@@ -98,7 +98,8 @@ class NativeStep:
         return self._program.boxed_run([*self._weights, *given])[0]
 
 
-Shape = tuple[torch.dtype, tuple[int | None, ...]]  # None: an axis of any size but 0 and 1
+# None: an axis of any size but 0 and 1, which torch takes for constants.
+Shape = tuple[torch.dtype, tuple[int | None, ...]]
 
 
 def _expected(example: Example) -> list[Shape | None]:
@@ -123,7 +124,7 @@ def _fits(leaf: Tensor | None, expected: Shape | None) -> bool:
     dtype, sizes = expected
     return (
         leaf.dtype == dtype
-        and leaf.is_contiguous()
+        and leaf.is_contiguous()  # a program computes addresses as its example lay
         and leaf.dim() == len(sizes)
         and all(
             n > 1 if size is None else n == size for n, size in zip(leaf.shape, sizes, strict=True)

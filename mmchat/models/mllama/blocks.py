@@ -31,7 +31,7 @@ def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
         (CrossAttentionLayer, "verify", partial(examples.cross_step, DRAFT)),
         (VisionLayer, "vision", partial(examples.vision, False)),
         (GatedVisionLayer, "vision", partial(examples.vision, False)),
-        (GatedVisionLayer, "vision", partial(examples.vision, True)),
+        (GatedVisionLayer, "vision", partial(examples.vision, True)),  # as the last layer runs
     ]
     blocks = [
         Block(

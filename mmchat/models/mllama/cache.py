@@ -15,8 +15,10 @@ from mmchat.models.prompt import Prompt
 from mmchat.nn.attention import KeyValue, Row
 from mmchat.nn.kv_cache import LayerCache, PastRows, Spans
 
-CAPACITY_STEP = 256  # positions
-LONGEST_STEP = 65  # positions: a token and the longest draft after it
+CAPACITY_STEP = 256  # positions; seldom enough, for graphs are captured anew when a cache grows
+# Positions: a token and the longest draft after it, engine.drafts.LONGEST_DRAFT, which may not be
+# imported here.
+LONGEST_STEP = 65
 ENCODED_IMAGES_KEPT = 4  # beyond those in the text; one of 11B takes up to 210 MB
 
 
@@ -159,9 +161,9 @@ class MllamaCache:
             batch.wants_all
             and len(set(batch.counts)) == 1
             and batch.counts[0] <= LONGEST_STEP
-            and min(batch.starts) > 0
+            and min(batch.starts) > 0  # those from 0 are differentiable; steps write in place
             and (self.fixed or len(batch.slots) == 1)
-            and not any(
+            and not any(  # in a step all positions of a row see the same pictures
                 row.start <= image.position < row.end
                 for row in batch.rows()
                 for image in self.images[row.slot]

@@ -108,6 +108,7 @@ def export_programs(
     examples = Examples(model)
     ids, tiles = examples.ids, examples.tiles
     cached, cross = examples.cached(capacity(limits.max_seq_len)), examples.cross()
+    # From 2 on: torch takes sizes of 1 for constants, and a single position is `decode`.
     new = Dim("new_positions", min=2, max=limits.max_seq_len)
     past = Dim("all_positions", min=2, max=limits.max_seq_len)
     rows = Dim("wanted", min=1, max=limits.max_seq_len)

@@ -32,6 +32,7 @@ from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import heads_first
 
+# Both are small because ExecuTorch plans memory for the most that a program may be given.
 LONGEST_PIECE = 128  # positions read at once
 MOST_WANTED = 16  # logits returned at once
 
@@ -220,7 +221,7 @@ class ExportedModel(BaseModel):
         return logits[0]
 
     def _nothing(self) -> list[Tensor]:
-        """In the place of the keys and values of pictures."""
+        """In the place of the keys and values of pictures: a program takes a tile or more."""
         text, tokens = self.config.text_config, self.config.vision_config.tokens_per_tile
         empty = torch.zeros(1, text.num_key_value_heads, tokens, text.head_dim, dtype=self.dtype)
         return [empty] * (2 * len(text.cross_attention_layers))

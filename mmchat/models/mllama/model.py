@@ -113,6 +113,7 @@ class MllamaForConditionalGeneration(nn.Module):
             positions = cache.positions[slot : slot + 1]
             seen = cache.seen_steps(batch.slots, batch.starts)
             return self.step(token_ids, positions, cached, seen)
+        # Slots without a row write behind their length, where nobody reads, and need the room too.
         cache.reserve(0, max(cache.lengths) + token_ids.shape[1])
         every = token_ids.new_zeros(len(cache.lengths), token_ids.shape[1])
         for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be

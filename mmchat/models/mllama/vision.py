@@ -213,7 +213,7 @@ class VisionModel(nn.Module):
         saved = {}
         for index, layer in enumerate(self.transformer.layers):
             if index in self.config.intermediate_layers_indices:
-                saved[index] = x[:, :num_valid]
+                saved[index] = x[:, :num_valid]  # its input: transformers takes these a layer late
             x = layer(x, num_valid, log_counts)
             yield
         x = self._add_post_tile(self.layernorm_post(x), aspect_ratio_ids, num_tiles)
@@ -263,6 +263,7 @@ class VisionModel(nn.Module):
         runs = [(num_tiles * tokens, 1), (num_tiles, pads)]  # (how many tokens, count of each)
         if num_tiles != self.config.max_num_tiles:
             runs += [(tokens, missing), (1, missing * pads)]
+        # in float64, so that only the logarithm is rounded
         counts = [torch.full((n,), c, dtype=torch.float64, device=x.device) for n, c in runs]
         return torch.cat(counts).log().to(dtype)
 

@@ -38,7 +38,7 @@ class Float8(Format["Tensor", "Tensor"]):
         import torch
 
         wide = weight.float()
-        scale = (wide.abs().amax(1) / LARGEST).clamp(min=1e-12)
+        scale = (wide.abs().amax(1) / LARGEST).clamp(min=1e-12)  # rows of zeros are divided too
         return (wide / scale[:, None]).to(torch.float8_e4m3fn), scale
 
     def widen(self, weight: Tensor, scale: Tensor) -> Tensor:

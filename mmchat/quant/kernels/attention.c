@@ -208,7 +208,7 @@ static void join(State *states, int64_t spans, int64_t queries, int64_t D, float
         for (int64_t s = 0; s < spans; s++) most = fmaxf(most, states[s].most[r]);
         float sums[LARGEST_HEAD] = {0};
         for (int64_t s = 0; s < spans; s++) {
-            if (!(states[s].total[r] != 0)) continue;
+            if (!(states[s].total[r] != 0)) continue;  // nothing was seen; NaN goes on
             float share = expf(states[s].most[r] - most);
             total += share * states[s].total[r];
             for (int64_t d = 0; d < D; d++) sums[d] += share * states[s].out[r][d];
@@ -237,6 +237,7 @@ static int attend(const float *query, const Row *rows, const uint8_t *mask, floa
     const int64_t tasks = B * G * spans;
     // rows differ in length, so their tasks are dealt out; those of one row stay side by side
     const int64_t chunk = B > 1 ? 1 : (tasks + threads - 1) / threads;
+    // zeroed: the last tile of a head may lack queries, and is computed whole
     float *split = calloc((size_t)(B * G * tiles * QUERIES * D), sizeof(float));
     State *states = malloc(sizeof(State) * (size_t)(B * G * tiles * spans));
     if (split && states) {
@@ -262,6 +263,7 @@ static int attend(const float *query, const Row *rows, const uint8_t *mask, floa
                 for (int64_t t = 0; t < tiles; t++) {
                     const float *q = split + (h * tiles + t) * QUERIES * D;
                     State *state = states + (h * tiles + t) * spans + s;
+                    // a constant for the compiler: the width of the heads of 11B and 90B
                     if (D == 128) span(q, key, value, seen, n, 128, state);
                     else span(q, key, value, seen, n, D, state);
                 }

