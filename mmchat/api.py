@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, Event, ImageSource, check_message, user_message
 from mmchat.conversation import Message
-from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
@@ -46,6 +45,7 @@ class Model(loader.LoadedModel):
     ) -> Iterator[Finished]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.
 
+        An exported folder of programs answers one at a time.
         A question is a text, a text and its pictures as `ChatSession.send` takes them, or a
         Message. Pictures are opened when it is their turn. Reading raises what `send` does, for
         the first question that fails.
@@ -64,7 +64,7 @@ class Model(loader.LoadedModel):
                 message = user_message(self, *given)
             return (yield self.request(self.processor.chat([message]), params))
 
-        return hold(Engine(self, rows), map(talk, questions))
+        return hold(self.engine_of(rows), map(talk, questions))
 
 
 def load_model(options: LoadOptions, source: ModelSource | None = None) -> Model:

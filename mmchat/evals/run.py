@@ -9,7 +9,6 @@ from math import sqrt
 from typing import TYPE_CHECKING, Literal
 
 from mmchat.conversation import Message, Text
-from mmchat.engine.engine import Engine
 from mmchat.engine.talks import Talk, hold
 
 if TYPE_CHECKING:
@@ -85,13 +84,13 @@ class Report:
 def judge_scenes(model: LoadedModel, scenes: Iterable[Scene], rows: int = 1) -> Iterator[Verdict]:
     """Ask every question of every scene, each in a conversation of its own, greedily.
 
-    rows: conversations at once.
+    rows: conversations at once; an exported folder of programs has one.
     """
     sampling = greedy(model.sampling_defaults)
     talks = (
         _talk(model, scene, question, sampling) for scene in scenes for question in scene.questions
     )
-    return hold(model.engine if rows == 1 else Engine(model, rows), talks)
+    return hold(model.engine_of(rows), talks)
 
 
 def greedy(defaults: SamplingParams) -> SamplingParams:

@@ -22,6 +22,7 @@ from mmchat.errors import CheckpointError
 from mmchat.estimate.memory import check_memory, used_in_place
 from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement, choose_placement
+from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.weights import load_weights
 from mmchat.models.prompt import Prompt
@@ -39,7 +40,7 @@ class LoadedModel:
 
     options: as they were taken, with those of an export in place of what was left open.
     max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
-    those who ask for details.
+    those who ask for details. most_rows: conversations that it reads at once; programs read one.
     """
 
     spec: ModelSpec
@@ -52,11 +53,17 @@ class LoadedModel:
     sampling_defaults: SamplingParams
     load_seconds: float
     remarks: tuple[str, ...] = ()
+    most_rows: int = MOST_ROWS
 
     @functools.cached_property
     def engine(self) -> Engine:
         """Writes the answers of all conversations with this model."""
         return Engine(replace(self))  # a copy, so that the model goes with its last reference
+
+    def engine_of(self, rows: int) -> Engine:
+        """One that writes `rows` answers at once, or as many as the model reads."""
+        rows = min(rows, self.most_rows)
+        return self.engine if rows == 1 else Engine(self, rows)
 
     def request(
         self, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
@@ -84,12 +91,13 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Running:
-    """A model that runs. format: of its weights, "hf" or "meta"; remarks: as in LoadedModel."""
+    """A model that runs. format: of its weights, "hf" or "meta"; the rest is as in LoadedModel."""
 
     runtime: Runtime
     placement: Placement
     format: str = "hf"
     remarks: tuple[str, ...] = ()
+    most_rows: int = MOST_ROWS
 
 
 def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel:
@@ -150,7 +158,7 @@ def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions)
     runtime = open_programs(folder, spec, placement, options.progress)
     if folder.record.format == "aoti":
         runtime.notices += _prepare_kernels(placement, options)
-    return _Running(runtime, placement)
+    return _Running(runtime, placement, most_rows=1)
 
 
 def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
@@ -194,6 +202,7 @@ def _ready(
         sampling_defaults=SamplingParams(**vars(spec.generation)),
         load_seconds=time.perf_counter() - begin,
         remarks=running.remarks,
+        most_rows=running.most_rows,
     )
 
 

@@ -75,7 +75,10 @@ class Programs(Protocol[C, M_in]):
         run: RunProgram,
         weights: Mapping[str, Tensor],
     ) -> Model:
-        """The model that calls them. weights: what they read; empty where they hold them."""
+        """The model that calls them, for one row at a time.
+
+        weights: what they read; empty where they hold them.
+        """
         ...
 
 
