@@ -83,7 +83,8 @@ class Programs(Protocol[C, M_in]):
 
 
 class Build(Protocol[C, M]):
-    """A family's math. Reading weights raises CheckpointError."""
+    """A family's math. Reading weights raises CheckpointError; models.hub_weights has the methods
+    for weights that are named as the model's."""
 
     def model(self, config: C) -> M:
         """The model with random or, on the meta device, no weights."""
