@@ -60,6 +60,7 @@ class ToyFamily:
 
     model_type = "toy"
     sections = ("toy",)
+    program_formats = ("aoti",)
     generation = MappingProxyType({"temperature": 0.5, "top_p": 0.8})
 
     def parse(self, sections: Mapping[str, Any], where: Where) -> ToyConfig:

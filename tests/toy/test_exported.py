@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from typer.testing import CliRunner
 
 import mmchat
+from mmchat.cli.app import app
 from mmchat.engine.reading import encode
-from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
 from mmchat.limits import MOST_ROWS
 from mmchat.models.base import Batch, ExportLimits
@@ -104,9 +105,14 @@ def test_its_programs_say_the_same(toy: str, png: str, tmp_path: Path) -> None:
         assert_same(mine, plain)
 
 
-def test_a_format_without_programs_is_refused() -> None:
-    with pytest.raises(ExportError, match="use --format aoti"):
-        ToyBuild().programs("executorch")
+def test_a_format_without_programs_is_refused(toy: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(
+        app, ["export", toy, "-o", str(tmp_path / "out"), "--format", "executorch"]
+    )
+    assert refused.exit_code == 2
+    assert "has no programs for executorch; use --format aoti, safetensors or hf" in " ".join(
+        refused.stderr.split()
+    )
 
 
 # ---- mirrored
