@@ -45,6 +45,7 @@ class Model(loader.LoadedModel):
     ) -> Iterator[Finished]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.
 
+        An exported folder of programs answers one at a time.
         A question is a text, a text and its pictures as `ChatSession.send` takes them, or a
         Message. Pictures are opened when it is their turn. Reading raises what `send` does, for
         the first question that fails.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from typing import TYPE_CHECKING
 
 from mmchat.errors import UsageError
@@ -35,3 +37,10 @@ def picture_of(spec: ModelSpec, cells: int, seed: int) -> bytes:
     if size is None:
         raise UsageError(f"{spec.name} cuts no picture into {cells}; ask for fewer")
     return picture_file(*size, seed)
+
+
+def fewest_and_most(spec: ModelSpec) -> list[int]:
+    """Into how many the model cuts its smallest and its largest pictures."""
+    most = math.prod(spec.family.sizes(spec.config).largest_picture.grid)
+    fewest = (n for n in range(1, most) if spec.family.picture_size(spec.config, n))
+    return [*itertools.islice(fewest, 1), most]

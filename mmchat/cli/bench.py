@@ -33,8 +33,8 @@ def words(value: str) -> list[str]:
 def _list(help: str, check: Callable[[str], object], *, may_be_empty: bool = False) -> Any:
     """An option of several words with commas between them, each of which `check` admits."""
 
-    def each(value: str) -> str:
-        for word in words(value) or ([] if may_be_empty else [value]):
+    def each(value: str | None) -> str | None:
+        for word in () if value is None else words(value) or ([] if may_be_empty else [value]):
             check(word)
         return value
 
@@ -70,8 +70,13 @@ def bench(
         str, _list("Read so many tokens and write after them.", _counts(10**6), may_be_empty=True)
     ] = "64,512",
     vision: Annotated[
-        str, _list("Ask about pictures of so many tiles.", _counts(10**4), may_be_empty=True)
-    ] = "1,4",
+        str | None,
+        _list(
+            "Ask about pictures of so many tiles; the least and the most if left out.",
+            _counts(10**4),
+            may_be_empty=True,
+        ),
+    ] = None,
     rounds: Annotated[int, of_how(metavar="N", min=1, help="Rounds, interleaved.")] = 5,
     seconds: Annotated[
         float,
@@ -91,11 +96,13 @@ def bench(
     if not quiet:
         model_choice.say_choice(model, source)
     choices = _choices(model, source, words(quantize), words(compile), quiet)
+    from mmchat.bench.pictures import fewest_and_most
     from mmchat.bench.run import run
     from mmchat.bench.workloads import Workload
 
     workloads = [Workload(tokens=int(word)) for word in words(context)]
-    workloads += [Workload(cells=int(word)) for word in words(vision)]
+    cells = fewest_and_most(source.spec) if vision is None else map(int, words(vision))
+    workloads += [Workload(cells=number) for number in cells]
     with console.Stages(quiet=quiet) as stages:
         loaders = {way: partial(_load, chosen, stages) for way, chosen in choices.items()}
         record = run(loaders, workloads, stages.show, rounds=rounds, seconds=seconds)

@@ -77,6 +77,8 @@ def scenes(
         model_choice.say_choice(model, source)
     with console.Stages(quiet=quiet) as stages:
         loaded = model_choice.load(model, source, stages)
+    if rows > loaded.most_rows and not quiet:
+        console.note(f"exported programs read one conversation at a time, not {rows}")
     tally, interrupted = _run(loaded, limit, wording, rows, quiet)
     report = tally.report(by)
     name = source.spec.name

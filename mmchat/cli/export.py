@@ -56,12 +56,12 @@ MaxSeqLen = Annotated[
     ),
 ]
 MaxImages = Annotated[
-    int,
+    int | None,
     of_export(
         metavar="N",
         min=1,
         max=16,
-        help="Of aoti and executorch: pictures that one question may see.",
+        help="Of aoti and executorch: pictures that one question may see; 16 if left out.",
     ),
 ]
 MaxShardSize = Annotated[
@@ -82,7 +82,7 @@ def export(
     format: ExportFormat = "aoti",
     output: Output = None,
     max_seq_len: MaxSeqLen = None,
-    max_images: MaxImages = 16,
+    max_images: MaxImages = None,
     max_shard_size: MaxShardSize = None,
     force: Force = False,
     *,

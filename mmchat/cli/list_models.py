@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSpec
     from mmchat.hub.holdings import Holding
 
-COLUMNS = ("NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "FORMAT", "ALIASES")
+COLUMNS = ("NAME", "KIND", "PARAMETERS", "IMAGE", "ON DISK", "FORMAT", "ALIASES")
 
 
 def list_models(
@@ -69,7 +69,7 @@ def _record(entry: Entry) -> dict[str, Any]:
         "description": spec.description if spec else None,
         "chat_format": spec.chat_format if spec else None,
         "parameters": spec.parameters if spec else None,
-        "tile_size": spec.family.describe(spec.config).image_size if spec else None,
+        "image_size": spec.family.describe(spec.config).image_size if spec else None,
         "aliases": list(spec.aliases) if spec else [],
         "repo": spec.repo if spec else entry.name,
         "state": held.state,

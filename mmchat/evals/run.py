@@ -84,7 +84,7 @@ class Report:
 def judge_scenes(model: LoadedModel, scenes: Iterable[Scene], rows: int = 1) -> Iterator[Verdict]:
     """Ask every question of every scene, each in a conversation of its own, greedily.
 
-    rows: conversations at once.
+    rows: conversations at once; an exported folder of programs has one.
     """
     sampling = greedy(model.sampling_defaults)
     talks = (

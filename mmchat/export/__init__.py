@@ -54,6 +54,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = _NO_PROGRESS) ->
     """
     begin = time.perf_counter()
     source = plan.model.find()
+    plan.check_family(source.spec)
     replaces = check_target(plan.folder, source, force=plan.force)
     if source.checkpoint:
         papers_beside(source.checkpoint)  # raises now, not after minutes

@@ -71,7 +71,7 @@ class LoadedExport:
 
         progress("comparing with the model", 0, 1)
         exported = load(LoadOptions(work, device=str(self._original.device)))
-        return check_same(self._original, exported, self._plan.max_images)
+        return check_same(self._original, exported, self._plan.image_limit)
 
     def peak_memory(self) -> int:
         """Highest memory use so far, bytes."""
@@ -95,7 +95,7 @@ class LoadedExport:
             executorch=executorch_version() if plan.format == "executorch" else "",
             processor=processor_name() if plan.format == "aoti" else "",
             max_seq_len=original.max_seq_len,
-            max_images=plan.max_images,
+            max_images=plan.image_limit,
             programs=(),
         )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from mmchat.errors import UsageError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.spelling import closest
+
+if TYPE_CHECKING:
+    from mmchat.catalog.find import ModelSpec
 
 Format = Literal["aoti", "executorch", "safetensors", "hf"]
 
@@ -16,6 +19,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 DEFAULT_MAX_SEQ_LEN = 4096  # positions; the static cache of an 11B model takes 537 MB for them
 LEAST_MAX_SEQ_LEN = 64
 MOST_IMAGES = 16  # the default too
+PROGRAMS: tuple[str, ...] = ("aoti", "executorch")  # the formats that are made of programs
 _WORDS_FOR_HF = ("convert", "huggingface", "hugging-face", "hub", "transformers")
 
 
@@ -34,8 +38,8 @@ class ExportPlan:
     """What to export, where to, and as what.
 
     A model whose max_seq_len is open takes the default, or its own if that is less. max_images:
-    pictures that one question may see, 1 to MOST_IMAGES. max_shard_bytes: of a file of weights;
-    None takes the default.
+    pictures that one question may see, 1 to MOST_IMAGES, which None takes. max_shard_bytes: of a
+    file of weights; None takes the default.
 
     Raises UsageError when it is made.
     """
@@ -43,7 +47,7 @@ class ExportPlan:
     model: LoadOptions
     folder: Path
     format: Format = "aoti"
-    max_images: int = MOST_IMAGES
+    max_images: int | None = None
     max_shard_bytes: int | None = None
     force: bool = False
 
@@ -60,24 +64,42 @@ class ExportPlan:
             )
         self._check_sizes()
 
-    def _check_sizes(self) -> None:
-        if not 1 <= self.max_images <= MOST_IMAGES:
+    @property
+    def image_limit(self) -> int:
+        """Pictures that one question may see."""
+        return MOST_IMAGES if self.max_images is None else self.max_images
+
+    def check_family(self, spec: ModelSpec) -> None:
+        """Raises UsageError where models of this kind have no programs for the format."""
+        made = spec.family.program_formats
+        if self.format in PROGRAMS and self.format not in made:
+            others = [name for name in FORMATS if name in made or name not in PROGRAMS]
             raise UsageError(
-                f"--max-images {self.max_images} is out of range: programs are made for 1 to"
+                f"{quoted(spec.name)} has no programs for {self.format}; use --format"
+                f" {', '.join(others[:-1])} or {others[-1]}"
+            )
+
+    def _check_sizes(self) -> None:
+        images, positions = self.max_images, self.model.max_seq_len
+        if self.format not in PROGRAMS:
+            self._check_left_out("--max-images", images, "any number of pictures")
+            self._check_left_out("--max-seq-len", positions, "any length")
+        if images is not None and not 1 <= images <= MOST_IMAGES:
+            raise UsageError(
+                f"--max-images {images} is out of range: programs are made for 1 to"
                 f" {MOST_IMAGES} pictures; give a number of these"
             )
-        asked = self.model.max_seq_len
-        if asked is None:
-            return
-        if self.format in ("safetensors", "hf"):
+        if positions is not None and positions < LEAST_MAX_SEQ_LEN:
             raise UsageError(
-                f"--max-seq-len {asked} is for aoti and executorch; {self.format} takes"
-                " any length, so leave it out"
-            )
-        if asked < LEAST_MAX_SEQ_LEN:
-            raise UsageError(
-                f"--max-seq-len {asked} is too short for a prompt and its answer; give"
+                f"--max-seq-len {positions} is too short for a prompt and its answer; give"
                 f" {LEAST_MAX_SEQ_LEN} positions or more"
+            )
+
+    def _check_left_out(self, option: str, value: int | None, takes: str) -> None:
+        if value is not None:
+            raise UsageError(
+                f"{option} {value} is for aoti and executorch; {self.format} takes {takes}, so"
+                " leave it out"
             )
 
     def _check_hf(self) -> None:

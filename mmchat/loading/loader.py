@@ -22,6 +22,7 @@ from mmchat.errors import CheckpointError
 from mmchat.estimate.memory import check_memory, used_in_place
 from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement, choose_placement
+from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.weights import load_weights
 from mmchat.models.prompt import MediaFacts, Prompt
@@ -41,7 +42,7 @@ class LoadedModel:
     options: as they were taken, with those of an export in place of what was left open.
     max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
     those who ask for details. memory: bytes that rows and their pictures may take beside it, None
-    where that is not known.
+    where that is not known. most_rows: conversations that it reads at once; programs read one.
     """
 
     spec: ModelSpec
@@ -55,6 +56,7 @@ class LoadedModel:
     load_seconds: float
     remarks: tuple[str, ...] = ()
     memory: int | None = None
+    most_rows: int = MOST_ROWS
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -62,7 +64,8 @@ class LoadedModel:
         return Engine(replace(self))  # a copy, so that the model goes with its last reference
 
     def engine_of(self, rows: int) -> Engine:
-        """Writes several answers at once, as far as memory allows."""
+        """Writes `rows` answers at once, or as many as the model reads and memory allows."""
+        rows = min(rows, self.most_rows)
         return self.engine if rows == 1 else Engine(self, rows, memory=self.memory)
 
     def request(
@@ -111,6 +114,7 @@ class _Running:
     format: str = "hf"
     remarks: tuple[str, ...] = ()
     memory: int | None = None
+    most_rows: int = MOST_ROWS
 
 
 def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel:
@@ -173,7 +177,7 @@ def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions)
     runtime = open_programs(folder, spec, placement, options.progress)
     if folder.record.format == "aoti":
         runtime.notices += _prepare_kernels(placement, options)
-    return _Running(runtime, placement)
+    return _Running(runtime, placement, most_rows=1)
 
 
 def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
@@ -218,6 +222,7 @@ def _ready(
         load_seconds=time.perf_counter() - begin,
         remarks=running.remarks,
         memory=running.memory,
+        most_rows=running.most_rows,
     )
 
 

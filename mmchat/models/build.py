@@ -75,12 +75,16 @@ class Programs(Protocol[C, M_in]):
         run: RunProgram,
         weights: Mapping[str, Tensor],
     ) -> Model:
-        """The model that calls them. weights: what they read; empty where they hold them."""
+        """The model that calls them, for one row at a time.
+
+        weights: what they read; empty where they hold them.
+        """
         ...
 
 
 class Build(Protocol[C, M]):
-    """A family's math. Reading weights raises CheckpointError."""
+    """A family's math. Reading weights raises CheckpointError; models.hub_weights has the methods
+    for weights that are named as the model's."""
 
     def model(self, config: C) -> M:
         """The model with random or, on the meta device, no weights."""
@@ -110,4 +114,6 @@ class Build(Protocol[C, M]):
         """Hub name, shape and dtype of all that `iter_weights` gives, in its order."""
         ...
 
-    def programs(self, format: Literal["aoti", "executorch"]) -> Programs[C, M]: ...
+    def programs(self, format: Literal["aoti", "executorch"]) -> Programs[C, M]:
+        """For one of Family.program_formats."""
+        ...

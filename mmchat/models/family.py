@@ -103,6 +103,11 @@ class Family(Protocol[C, M]):
         """temperature and top_p where a file of others says nothing of them."""
         ...
 
+    @property
+    def program_formats(self) -> tuple[Literal["aoti", "executorch"], ...]:
+        """What `Build.programs` has."""
+        ...
+
     def parse(self, sections: Mapping[str, Any], where: Where) -> C: ...
 
     def from_hub(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +40,30 @@ class Part:
             return self.parameters * item_bytes
         linears = sum(linear_bytes(self.kind, *shape) for shape in self.linears)
         return linears + self.other * item_bytes
+
+
+PartName = tuple[str, str, Reading]  # name, kind and reading of a Part
+
+
+def parts_of(
+    shapes: Mapping[str, tuple[int, ...]],
+    part_of: Callable[[str], PartName],
+    is_table: Callable[[str], bool],
+) -> tuple[Part, ...]:
+    """The parts of a model whose tensors have these shapes, in the order of their first tensors.
+
+    Weights with two axes are those of linear layers, but for tables of embeddings.
+    """
+    linears: dict[PartName, list[tuple[int, int]]] = {}
+    others: dict[PartName, int] = {}
+    for name, shape in shapes.items():
+        part = part_of(name)
+        found = linears.setdefault(part, [])
+        if len(shape) == 2 and name.endswith(".weight") and not is_table(name):
+            found.append((shape[0], shape[1]))
+        else:
+            others[part] = others.get(part, 0) + math.prod(shape)
+    return tuple(Part(*part, tuple(linears[part]), others.get(part, 0)) for part in linears)
 
 
 @dataclass(frozen=True)

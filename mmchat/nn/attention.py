@@ -43,7 +43,7 @@ def attend(
             query, key, value, is_causal=True, enable_gqa=heads != groups
         )
     boolean = mask is None or mask.dtype == torch.bool
-    if length == 1 and boolean and ops.is_fast_for(key):
+    if length == 1 and boolean and _reads_fast(query, key, value):
         return ops.attend(query, key, value, mask)
     if heads == groups:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -78,7 +78,7 @@ def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
     if (
         len(rows) > 1
         and all(row.queries == 1 and row.mask is None for row in rows)
-        and ops.is_fast_for(rows[0].key)
+        and all(_reads_fast(query, row.key, row.value) for row in rows)
     ):
         return ops.attend_rows(query, [row.key for row in rows], [row.value for row in rows])
     parts, at = [], 0
@@ -91,3 +91,8 @@ def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
 
 def _are_causal_of_one_length(rows: Sequence[Row]) -> bool:
     return all(row.is_causal and row.queries == rows[0].queries for row in rows)
+
+
+def _reads_fast(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether one query is best read by the kernels for it, which give no gradient."""
+    return ops.is_fast_for(key) and not ops.needs_gradient(query, key, value)

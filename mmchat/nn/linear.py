@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmchat.quant import operators as _operators  # noqa: F401  a compiler finds the products there
 from mmchat.quant.formats.base import Format
 from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.kernels import ops
 from mmchat.quant.schemes import Plan
 
 
@@ -50,9 +51,7 @@ class Linear(nn.Linear):
             weight = self.weight
             # on a CPU the kernel reads these at the speed of memory; it has no gradient
             reads_fast = weight.dtype == torch.bfloat16 and weight.is_cpu
-            if not reads_fast or (
-                torch.is_grad_enabled() and (weight.requires_grad or input.requires_grad)
-            ):
+            if not reads_fast or ops.needs_gradient(input, weight):
                 return F.linear(input, weight, self.bias)
         elif self.format.repacks:
             self.repack()

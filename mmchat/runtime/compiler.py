@@ -80,7 +80,7 @@ def _disk_fault(error: Exception) -> str | None:
 
 def _reason(error: Exception) -> str | None:
     """Why compiling failed, in one line; None if `error` is about something else."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
     from torch._inductor.exc import CppCompileError, InvalidCxxCompiler, TritonMissing
 
     causes = list(_causes(error))
@@ -90,6 +90,8 @@ def _reason(error: Exception) -> str | None:
         return "Triton is not installed, or does not know this GPU"
     if any(isinstance(cause, CppCompileError) for cause in causes):
         return "the C++ compiler failed; --debug shows what it said"
+    if isinstance(error, FailOnRecompileLimitHit):
+        return "more shapes came than torch.compile keeps code for"
     if not isinstance(error, TorchDynamoException):
         return None
     first_line = next(iter(str(error).strip().splitlines()), "")

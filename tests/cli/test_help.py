@@ -52,7 +52,7 @@ def test_defaults_are_shown_also_those_of_the_model(mmchat_command):
         ("generate", "Guess the next N tokens (at most 64) from"),
         ("generate", "With --json: the N likeliest at every token. [default: 0; 0<=x<=20]"),
         ("chat", "Context to reserve, positions. [x>=1]"),
-        ("export", "pictures that one question may see. [default: 16; 1<=x<=16]"),
+        ("export", "pictures that one question may see; 16 if left out. [1<=x<=16]"),
     ],
 )
 def test_numbers_that_are_refused_are_outside_of_the_range_that_is_shown(

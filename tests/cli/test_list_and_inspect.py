@@ -12,7 +12,7 @@ from tests.cli.fake_loading import known_spec
 def test_list_piped_is_plain_columns(run_real):
     done = run_real("list")
     header, *rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert header == ["NAME", "KIND", "PARAMETERS", "TILE", "ON DISK", "FORMAT", "ALIASES"]
+    assert header == ["NAME", "KIND", "PARAMETERS", "IMAGE", "ON DISK", "FORMAT", "ALIASES"]
     by_name = {row[0]: row for row in rows}
     assert by_name["Llama-3.2-11B-Vision"][1:5] == ["base", "10.6 B", "448 px", "no"]
     assert by_name["Llama-3.2-90B-Vision-Instruct"][1:5] == ["instruct", "88.6 B", "560 px", "no"]
@@ -26,7 +26,7 @@ def test_list_on_a_terminal_is_a_table_that_cuts_no_name(run_real, monkeypatch, 
     monkeypatch.setenv("TERM", "xterm")
     shown = re.sub(r"\x1b\[\d*m", "", run_real("list").stdout)
     titles = shown.split()[:7]
-    assert titles == ["NAME", "KIND", "PARAMETERS", "TILE", "ON", "DISK", "FORMAT"]
+    assert titles == ["NAME", "KIND", "PARAMETERS", "IMAGE", "ON", "DISK", "FORMAT"]
     first, *rest = shown.splitlines()
     start = first.index("KIND")
     rows = [line for line in rest if not line.startswith("  ")]

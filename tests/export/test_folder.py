@@ -43,7 +43,7 @@ def programs(folder):
     return claim(folder, format="aoti", programs=("decode",), max_seq_len=512)
 
 
-def plan_of(folder, format="aoti", max_images=16, **options):
+def plan_of(folder, format="aoti", max_images=None, **options):
     return ExportPlan(LoadOptions(**options), folder, format, max_images)
 
 
@@ -54,6 +54,8 @@ def plan_of(folder, format="aoti", max_images=16, **options):
         ({"format": "safetensors", "max_seq_len": 64}, "safetensors takes any length"),
         ({"max_images": 0}, "--max-images 0 is out of range: .* 1 to 16 pictures; give a number"),
         ({"max_images": 17}, "--max-images 17 is out of range"),
+        ({"format": "safetensors", "max_images": 16}, "safetensors takes any number of pictures"),
+        ({"format": "hf", "max_images": 2}, "--max-images 2 is for aoti and executorch; hf takes"),
         ({"quantize_keep": ("head",)}, "--quantize-keep head keeps nothing without --quantize"),
         ({"quantize": "int3"}, "unknown quantisation scheme 'int3'"),
     ],

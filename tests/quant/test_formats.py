@@ -103,3 +103,16 @@ def test_a_format_needs_to_say_its_tensors_and_how_to_widen_them() -> None:
         for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
             off = run(x) - expected
             assert off.norm() < 0.01 * expected.norm()  # bfloat16 where that is fast
+
+
+@pytest.mark.parametrize("format", [f for f in FORMATS if f != FP8], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_passes_rounded_weights_to_what_they_multiply(
+    format: Format, dtype: torch.dtype
+) -> None:
+    layer = rounded_layer(format, torch.randn(8, 128))
+    x = torch.randn(3, 128, dtype=dtype, requires_grad=True)
+    out = torch.randn(3, 8, dtype=dtype)
+    [gradient] = torch.autograd.grad(layer(x), x, out)
+    expected = out.float() @ layer.format.widen(*layer.held()).float()
+    torch.testing.assert_close(gradient.float(), expected, atol=0.1, rtol=0.02)

@@ -15,6 +15,7 @@ from torch._inductor.exc import CppCompileError, InductorError
 import mmchat
 from benchmarks.random_mllama import fill_cache, random_context
 from mmchat.errors import CompileError, DiskError
+from mmchat.models.base import Batch
 from mmchat.models.mllama import cache as cache_module
 from mmchat.runtime.compiled import ALL_USES, CompiledRuntime, make_runtime
 from mmchat.runtime.compiler import CACHE_VARIABLE, compile_errors, keep_compiled_code
@@ -109,6 +110,24 @@ def test_more_rows_than_the_example_has_are_compiled_when_they_come(weights):
     for mine, plain in zip(oracle.write(runtime, rows, 3), expected, strict=True):
         assert distance(mine, plain) < TOLERANCE
     assert runtime.notices == []
+
+
+def test_more_shapes_than_torch_compiles_are_read_eagerly(weights):
+    plain = EagerRuntime(oracle.build(weights), CPU)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        runtime = compile_model(oracle.build(weights), uses=["decode"])
+        found, expected = (_checks_a_draft(each) for each in (runtime, plain))
+    assert runtime.notices == [
+        "no longer compiled: more shapes came than torch.compile keeps code for"
+    ]
+    assert torch.equal(found, expected)
+
+
+def _checks_a_draft(runtime: EagerRuntime) -> torch.Tensor:
+    """Logits of three tokens that are read at once after a prompt of four."""
+    cache = runtime.new_cache(1, 8)
+    runtime.forward(Batch.last_of(torch.arange(4), 0), cache)
+    return runtime.forward(Batch.all_of(torch.arange(3), 4), cache)
 
 
 def test_a_random_context_compiles_nothing_either(traced):

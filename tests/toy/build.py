@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.mapped_file import TensorEntry
-from mmchat.checkpoints.verify import check_entries
-from mmchat.errors import ContextLengthExceeded, ExportError
+from mmchat.errors import ContextLengthExceeded
 from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
 from mmchat.models.family import Alpha
+from mmchat.models.hub_weights import HubWeights
 from mmchat.models.prompt import Media
 from mmchat.tokenizers.base import Tokenizer
 from tests.toy.cache import ToyCache, own
@@ -24,33 +22,17 @@ from tests.toy.model import ToyModel
 from tests.toy.processor import ToyProcessor
 
 
-class ToyBuild:
+class ToyBuild(HubWeights[ToyConfig]):
+    def shapes(self, config: ToyConfig) -> dict[str, tuple[int, ...]]:
+        return ToyFamily().shapes(config)
+
     def model(self, config: ToyConfig) -> ToyModel:
         return ToyModel(config)
 
     def processor(self, config: ToyConfig, tokenizer: Tokenizer, alpha: Alpha) -> ToyProcessor:
         return ToyProcessor(config, tokenizer, alpha)
 
-    def check_weights(
-        self, checkpoint: Checkpoint, config: ToyConfig, wanted: Collection[str] | None = None
-    ) -> None:
-        shapes = ToyFamily().shapes(config)
-        check_entries(checkpoint, checkpoint.entries, shapes, shapes if wanted is None else wanted)
-
-    def iter_weights(
-        self, checkpoint: Checkpoint, config: ToyConfig, wanted: Collection[str] | None = None
-    ) -> Iterator[tuple[str, Tensor]]:
-        self.check_weights(checkpoint, config, wanted)
-        names = [name for name in checkpoint.entries if wanted is None or name in wanted]
-        return ((name, checkpoint.read(name)) for name in names)
-
-    def hub_entries(self, checkpoint: Checkpoint, config: ToyConfig) -> list[TensorEntry]:
-        self.check_weights(checkpoint, config)
-        return list(checkpoint.entries.values())
-
     def programs(self, format: Literal["aoti", "executorch"]) -> ToyPrograms:
-        if format != "aoti":
-            raise ExportError(f"a toy has no programs for {format}; use --format aoti")
         return ToyPrograms()
 
 

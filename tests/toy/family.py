@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -14,7 +13,7 @@ from PIL.Image import Resampling
 from mmchat.conversation import Image
 from mmchat.models.family import Alpha, Description, Translated
 from mmchat.models.prompt import MediaFacts
-from mmchat.models.sizes import Part, Reading, Sizes
+from mmchat.models.sizes import PartName, Sizes, parts_of
 from mmchat.strict_json import Where, check_keys, parse_dataclass
 from mmchat.tokenizers.base import Tokenizer
 from tests.toy.config import ToyConfig
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 # First part of a weight's name -> name, kind and reading of the part of the model.
-_PARTS: dict[str, tuple[str, str, Reading]] = {
+_PARTS: dict[str, PartName] = {
     "vision": ("picture encoder", "vision", "seldom"),
     "layers": ("decoder", "text", "token"),
     "embed_tokens": ("token embedding", "embedding", "seldom"),
@@ -61,6 +60,7 @@ class ToyFamily:
 
     model_type = "toy"
     sections = ("toy",)
+    program_formats = ("aoti",)
     generation = MappingProxyType({"temperature": 0.5, "top_p": 0.8})
 
     def parse(self, sections: Mapping[str, Any], where: Where) -> ToyConfig:
@@ -120,20 +120,12 @@ class ToyFamily:
         return shapes
 
     def sizes(self, config: ToyConfig) -> ToySizes:
-        linears: dict[str, list[tuple[int, int]]] = {name: [] for name, *_ in _PARTS.values()}
-        others = dict.fromkeys(linears, 0)
-        for name, shape in self.shapes(config).items():
-            part = _PARTS[name.split(".")[0]][0]
-            if len(shape) == 2 and name.endswith(".weight") and "embed_tokens" not in name:
-                linears[part].append((shape[0], shape[1]))
-            else:
-                others[part] += math.prod(shape)
-        kinds = {part[0]: part[1:] for part in _PARTS.values()}
         keys_and_values = 2 * config.num_key_value_heads * config.head_dim
         return ToySizes(
-            parts=tuple(
-                Part(name, *kinds[name], tuple(found), others[name])
-                for name, found in linears.items()
+            parts=parts_of(
+                self.shapes(config),
+                lambda name: _PARTS[name.split(".")[0]],
+                is_table=lambda name: name.startswith("embed_tokens"),
             ),
             cache_per_token=keys_and_values * config.num_hidden_layers,
             largest_picture=config.facts(config.image_size, config.image_size),

@@ -108,6 +108,12 @@ def test_bench_times_pictures_of_its_own_number_of_cells(toy: str) -> None:
     assert found["left_out"] == ["4 tiles"]
 
 
+def test_bench_times_its_pictures_unasked(toy: str) -> None:
+    found = json.loads(run("bench", toy, "--context", "", "--rounds", "1", "--json"))
+    assert {each["prompt"] for each in found["measured"]} == {"9 tiles"}
+    assert found["left_out"] == []
+
+
 def test_dry_run_without_a_tokenizer_counts_the_positions_of_pictures(
     toy: str, png: str, tmp_path: Path
 ) -> None:

@@ -11,14 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from typer.testing import CliRunner
 
 import mmchat
+from mmchat.cli.app import app
 from mmchat.engine.reading import encode
-from mmchat.errors import ExportError
 from mmchat.export.aoti import trace
+from mmchat.limits import MOST_ROWS
 from mmchat.models.base import Batch, ExportLimits
 from mmchat.runtime.eager import EagerRuntime
 from tests.toy.asking import (
+    GREEDY,
     TURNS,
     ask_json,
     assert_close,
@@ -84,6 +87,11 @@ def test_its_graphs_say_the_same(toy: str) -> None:
     assert_close(steps(EagerRuntime(programs, CPU), prompt, b"abcd"), expected)
     pieces = [read(EagerRuntime(programs, CPU), programs.new_cache(1, 0), prompt, 4)]
     assert_close(torch.cat(pieces), read(model.runtime, model.runtime.new_cache(1, 0), prompt))
+    exported = replace(model, runtime=EagerRuntime(programs, CPU), most_rows=1)
+    questions = [text for text, _ in TURNS]
+    answers = [list(each.generate_many(questions, GREEDY)) for each in (exported, model)]
+    for mine, plain in zip(*answers, strict=True):
+        assert_same(mine, plain)
 
 
 @pytest.mark.slow
@@ -91,13 +99,20 @@ def test_its_graphs_say_the_same(toy: str) -> None:
 def test_its_programs_say_the_same(toy: str, png: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("export", toy, "-o", str(out), "--format", "aoti", "--max-seq-len", "128")
-    for mine, plain in zip(*(said(mmchat.load(f), *TURNS) for f in (out, toy)), strict=True):
+    models = [mmchat.load(folder) for folder in (out, toy)]
+    assert [model.most_rows for model in models] == [1, MOST_ROWS]
+    for mine, plain in zip(*(said(model, *TURNS) for model in models), strict=True):
         assert_same(mine, plain)
 
 
-def test_a_format_without_programs_is_refused() -> None:
-    with pytest.raises(ExportError, match="use --format aoti"):
-        ToyBuild().programs("executorch")
+def test_a_format_without_programs_is_refused(toy: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(
+        app, ["export", toy, "-o", str(tmp_path / "out"), "--format", "executorch"]
+    )
+    assert refused.exit_code == 2
+    assert "has no programs for executorch; use --format aoti, safetensors or hf" in " ".join(
+        refused.stderr.split()
+    )
 
 
 # ---- mirrored

@@ -30,6 +30,7 @@ class MllamaFamily:
 
     model_type = "mllama"
     sections = params.SECTIONS
+    program_formats = ("aoti", "executorch")
     generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
     parse = staticmethod(params.parse)
     to_sections = staticmethod(params.to_sections)

@@ -9,7 +9,7 @@ from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.mllama.tiling import facts
 from mmchat.models.prompt import MediaFacts
-from mmchat.models.sizes import Part, Reading, Sizes
+from mmchat.models.sizes import PartName, Sizes, parts_of
 
 
 @dataclass(frozen=True)
@@ -60,50 +60,39 @@ class MllamaSizes(Sizes):
 
 def footprint(config: MllamaConfig) -> MllamaSizes:
     """Sizes that follow from the configuration alone."""
-    linears: dict[str, list[tuple[int, int]]] = {}
-    others: dict[str, int] = {}
-    once = []
-    for name, shape in hf_shapes(config).items():
-        part = _part_of(name, config)
-        shapes = linears.setdefault(part, [])
-        if len(shape) == 2 and name.endswith(".weight") and "embed" not in name:
-            shapes.append((shape[0], shape[1]))
-            if name.endswith(("cross_attn.k_proj.weight", "cross_attn.v_proj.weight")):
-                once.append((shape[0], shape[1]))
-        else:
-            others[part] = others.get(part, 0) + math.prod(shape)
+    shapes = hf_shapes(config)
     vision, text = config.vision_config, config.text_config
     keys_and_values = 2 * text.num_key_value_heads * text.head_dim
     return MllamaSizes(
         config=config,
-        parts=tuple(
-            Part(name, *_KINDS[name], tuple(shapes), others.get(name, 0))
-            for name, shapes in linears.items()
+        parts=parts_of(
+            shapes, lambda name: _part_of(name, config), is_table=lambda name: "embed" in name
         ),
         cache_per_token=keys_and_values * len(text.self_attention_layers),
         cache_per_tile=keys_and_values * len(text.cross_attention_layers) * vision.tokens_per_tile,
         largest_picture=facts(vision, vision.image_size, vision.max_num_tiles * vision.image_size),
-        once_a_picture=tuple(once),
+        once_a_picture=tuple(
+            (shape[0], shape[1])
+            for name, shape in shapes.items()
+            if name.endswith(("cross_attn.k_proj.weight", "cross_attn.v_proj.weight"))
+        ),
     )
 
 
-_KINDS: dict[str, tuple[str, Reading]] = {
-    "vision encoder": ("vision", "seldom"),
-    "projector": ("vision", "seldom"),
-    "cross-attention layers": ("text", "token after a picture"),
-    "self-attention layers": ("text", "token"),
-    "token embedding": ("embedding", "seldom"),
-    "head": ("head", "token"),
-}
+_VISION: PartName = ("vision encoder", "vision", "seldom")
+_PROJECTOR: PartName = ("projector", "vision", "seldom")
+_CROSS: PartName = ("cross-attention layers", "text", "token after a picture")
+_SELF: PartName = ("self-attention layers", "text", "token")
+_EMBEDDING: PartName = ("token embedding", "embedding", "seldom")
+_HEAD: PartName = ("head", "head", "token")
 
 
-def _part_of(name: str, config: MllamaConfig) -> str:
+def _part_of(name: str, config: MllamaConfig) -> PartName:
     if name.startswith("vision_model."):
-        return "vision encoder"
+        return _VISION
     if name.startswith("multi_modal_projector."):
-        return "projector"
+        return _PROJECTOR
     if name.startswith("language_model.model.layers."):
         index = int(name.split(".")[3])
-        is_cross = index in config.text_config.cross_attention_layers
-        return "cross-attention layers" if is_cross else "self-attention layers"
-    return "token embedding" if "embed_tokens" in name else "head"
+        return _CROSS if index in config.text_config.cross_attention_layers else _SELF
+    return _EMBEDDING if "embed_tokens" in name else _HEAD

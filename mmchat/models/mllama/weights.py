@@ -14,6 +14,7 @@ from mmchat.checkpoints.mapping import Rule, scalar, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
+from mmchat.models.hub_weights import entries_by_name, read_entries
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
@@ -46,13 +47,7 @@ def iter_weights(
     if checkpoint.format == "meta":
         rules = [rule for rule in meta_rules(config) if rule.target in names]
         return _translated(checkpoint, _in_file_order(checkpoint, rules))
-    return _direct(checkpoint, {name: entries[name].name for name in entries if name in names})
-
-
-def _direct(checkpoint: Checkpoint, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    for name, stored in names.items():
-        yield name, checkpoint.read(stored)
-        checkpoint.release(stored)
+    return read_entries(checkpoint, entries, names)
 
 
 def _translated(checkpoint: Checkpoint, rules: list[Rule]) -> Iterator[tuple[str, Tensor]]:
@@ -97,22 +92,9 @@ def check_weights(
         _check_ranks(checkpoint, expected)
     else:
         expected, needed, scalars = hf_shapes(config), set(targets), set()
-        entries = _by_hub_name(checkpoint)
+        entries = entries_by_name(checkpoint, hub_name)
     _check_tile_size(config, entries)
     check_entries(checkpoint, entries, expected, needed, scalars)
-    return entries
-
-
-def _by_hub_name(checkpoint: Checkpoint) -> dict[str, TensorEntry]:
-    entries: dict[str, TensorEntry] = {}
-    for name, entry in checkpoint.entries.items():
-        hub = hub_name(name)
-        if hub in entries:
-            raise CheckpointError(
-                f"{shown(entry.file)}: tensors {shown(entries[hub].name)} and {shown(name)} are two"
-                " spellings of the same"
-            )
-        entries[hub] = entry
     return entries
 
 

@@ -61,7 +61,7 @@ class Format(Generic[*Held]):
 
     def product(self, x: Tensor, *held: *Held) -> Tensor:
         """x · Wᵀ; x: [..., K] -> [..., N] in x's dtype."""
-        if x.is_cpu:
+        if x.is_cpu and not kernels.ops.needs_gradient(x):
             return kernels.ops.run(self.operator, self.on_cpu, x, *held)
         return self.on_gpu(x, *held)
 
@@ -70,7 +70,7 @@ class Format(Generic[*Held]):
         return kernels.ops.in_chunks(self.widen, x, *held)
 
     def on_gpu(self, x: Tensor, *held: *Held) -> Tensor:
-        """`product` on all other devices."""
+        """`product` on all other devices, and where x needs a gradient."""
         return x @ self.widen(*held).to(x.dtype).T
 
     def repack(self, *held: *Held) -> tuple[Format, dict[str, Any]] | None:  # noqa: ARG002

@@ -56,6 +56,11 @@ def probe() -> list[Choice]:
     return [Choice(use, kernel, native.reason()) for use, kernel in zip(uses, found, strict=True)]
 
 
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether a gradient is asked for through any of them: compiled kernels give none."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 # ---- products -----------------------------------------------------------------------------------
 
 

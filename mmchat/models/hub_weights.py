@@ -1,0 +1,79 @@
+"""Weights of checkpoints whose tensors are named as those of the model, as on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from mmchat.checkpoints.mapped_file import TensorEntry, shown
+from mmchat.checkpoints.verify import check_entries
+from mmchat.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmchat.checkpoints.checkpoint import Checkpoint
+
+C = TypeVar("C")  # the family's config
+
+
+class HubWeights(Generic[C]):
+    """`check_weights`, `iter_weights` and `hub_entries` of models.build.Build.
+
+    For a family whose modules carry the Hub's names; it says `shapes`, those of Family.shapes.
+    """
+
+    def shapes(self, config: C) -> Mapping[str, tuple[int, ...]]:
+        raise NotImplementedError
+
+    def hub_name(self, name: str) -> str:
+        """The model's name of a tensor that is stored as `name`, where there are spellings."""
+        return name
+
+    def check_weights(
+        self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None
+    ) -> dict[str, TensorEntry]:
+        entries = entries_by_name(checkpoint, self.hub_name)
+        shapes = self.shapes(config)
+        check_entries(checkpoint, entries, shapes, shapes if wanted is None else wanted)
+        return entries
+
+    def iter_weights(
+        self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        entries = self.check_weights(checkpoint, config, wanted)
+        return read_entries(checkpoint, entries, entries if wanted is None else wanted)
+
+    def hub_entries(self, checkpoint: Checkpoint, config: C) -> list[TensorEntry]:
+        entries = self.check_weights(checkpoint, config)
+        return [replace(entry, name=name) for name, entry in entries.items()]
+
+
+def entries_by_name(
+    checkpoint: Checkpoint, hub_name: Callable[[str], str]
+) -> dict[str, TensorEntry]:
+    """What the checkpoint holds by the model's names, in the order of the files.
+
+    Raises CheckpointError if two tensors have one name.
+    """
+    entries: dict[str, TensorEntry] = {}
+    for name, entry in checkpoint.entries.items():
+        hub = hub_name(name)
+        if hub in entries:
+            raise CheckpointError(
+                f"{shown(entry.file)}: tensors {shown(entries[hub].name)} and {shown(name)} are two"
+                " spellings of the same"
+            )
+        entries[hub] = entry
+    return entries
+
+
+def read_entries(
+    checkpoint: Checkpoint, entries: Mapping[str, TensorEntry], wanted: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """(the model's name, tensor) of the `wanted`; each is given back when the next is taken."""
+    for name, entry in entries.items():
+        if name in wanted:
+            yield name, checkpoint.read(entry.name)
+            checkpoint.release(entry.name)
