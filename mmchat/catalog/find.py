@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat import words
-from mmchat.catalog.spec import ChatFormat, GenerationDefaults, ModelSpec, load_spec
+from mmchat.catalog.spec import ModelSpec, load_spec
 from mmchat.checkpoints.checkpoint import checkpoint_format
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
@@ -19,23 +19,6 @@ from mmchat.models.family import Config
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
-
-__all__ = [
-    "ChatFormat",
-    "GenerationDefaults",
-    "KnownModel",
-    "ModelSource",
-    "ModelSpec",
-    "data_path",
-    "find_model",
-    "find_spec",
-    "known_models",
-    "known_specs",
-    "load_spec",
-    "nearest_names",
-    "params_file_for",
-    "repo_of",
-]
 
 DEFAULT_MODEL = "tiny"
 _TOKENIZER_FILES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")

@@ -28,8 +28,6 @@ from mmchat.storage.safe_files import sync
 from mmchat.storage.space import check_space
 from mmchat.storage.staged_folder import staged_folder
 
-__all__ = ["ExportPlan", "ExportReport", "export_model"]
-
 _NO_PROGRESS: ProgressCallback = lambda stage, done, total: None  # noqa: E731, ARG005
 
 _PAPERS = 64 * 10**6  # bytes, for what comes with the weights
