@@ -6,20 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmchat.api import Model as Model
-    from mmchat.api import load as load
-    from mmchat.chat.session import ChatSession as ChatSession
-    from mmchat.conversation import Image as Image
-    from mmchat.conversation import Message as Message
-    from mmchat.conversation import Text as Text
-    from mmchat.engine.events import Finished as Finished
-    from mmchat.engine.events import Progress as Progress
-    from mmchat.engine.events import TextDelta as TextDelta
-    from mmchat.engine.events import Timings as Timings
-    from mmchat.engine.events import Usage as Usage
-    from mmchat.engine.sampling import SamplingParams as SamplingParams
-    from mmchat.errors import MmchatError as MmchatError
-    from mmchat.images import load_image as load_image
+    from mmchat.api import Model, load
+    from mmchat.chat.session import ChatSession
+    from mmchat.conversation import Image, Message, Text
+    from mmchat.engine.events import Finished, Progress, TextDelta, Timings, Usage
+    from mmchat.engine.sampling import SamplingParams
+    from mmchat.errors import MmchatError
+    from mmchat.images import load_image
 
     __version__: str
 

@@ -5,7 +5,7 @@ All of it is immutable, so that a turn that fails has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -169,12 +169,9 @@ class Conversation:
                 return [] if image is None else [image]
             return [part]
 
-        return self._map_parts(exchange)
-
-    def _map_parts(self, change: Callable[[Part], Iterable[Part]]) -> Conversation:
         turns = []
         for turn in self.turns:
-            parts = tuple(new for part in turn.question.content for new in change(part))
+            parts = tuple(new for part in turn.question.content for new in exchange(part))
             turns.append(replace(turn, question=Message("user", parts)))
         return replace(self, turns=tuple(turns))
 

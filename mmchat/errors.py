@@ -23,6 +23,8 @@ A message says which value, why not, and what to do next, in one line. Any other
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _WITHOUT_QUOTES = (int, float, bytes, list, tuple, dict, type(None))
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
@@ -116,6 +118,15 @@ class ExportError(MmchatError):
 
 class NumericalError(MmchatError):
     """The model produced NaN or infinite logits."""
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Within the block, an OSError becomes a DiskError that says `what` could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{what}: {error.strerror or error}") from None
 
 
 def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:

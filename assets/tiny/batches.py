@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import tiktoken
 import torch
+from loosen import loosen
 from PIL import Image as PILImage
 from torch import Tensor
 
 from mmchat.conversation import Image
 from mmchat.evals.scenes import Question, Scene, make_scene
-from mmchat.evals.scenes.phrasings import loosen
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
 from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
 from mmchat.models.mllama.image_processor import preprocess

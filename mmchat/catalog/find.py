@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmchat import words
-from mmchat.catalog.spec import ChatFormat, GenerationDefaults, ModelSpec, load_spec
+from mmchat.catalog.spec import ModelSpec, load_spec
 from mmchat.checkpoints.checkpoint import checkpoint_format
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
@@ -20,24 +20,6 @@ from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
 
-__all__ = [
-    "ChatFormat",
-    "GenerationDefaults",
-    "KnownModel",
-    "ModelSource",
-    "ModelSpec",
-    "data_path",
-    "find_model",
-    "find_spec",
-    "known_models",
-    "known_specs",
-    "load_spec",
-    "nearest_names",
-    "params_file_for",
-    "repo_of",
-]
-
-DEFAULT_MODEL = "tiny"
 _TOKENIZER_FILES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
 
 # x:latest, x:11b, x:11b-instruct, x:11b-instruct-q4_K_M
@@ -176,22 +158,13 @@ def find_model(
     elif place is not None and known is None:
         spec = _params_beside(place)
     else:
-        spec = known or _built_in()
+        spec = known or known_specs()[0]
     checkpoint = checkpoint or place or _folder_on_disk(spec)
     if checkpoint is None and checkpoint_required:
         raise CheckpointError(_how_to_get(spec))
     if tokenizer is None and checkpoint is not None:
         tokenizer = _tokenizer_beside(checkpoint)
     return ModelSource(spec, checkpoint, tokenizer)
-
-
-def _built_in() -> ModelSpec:
-    spec = find_spec(DEFAULT_MODEL)
-    if spec is None:
-        raise ParamsError(
-            f"{escaped(str(data_path('model_params')))}: {DEFAULT_MODEL}.json is missing"
-        )
-    return spec
 
 
 def _expanded(path: str | Path) -> Path:

@@ -38,12 +38,11 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Everything about a model but its weights and tokenizer.
+class _Header:
+    """The keys of a params file that are the same for every family.
 
-    config belongs to the family. parameters: count in the Hub's format.
-    repo: Hub repository, or None. packaged: folder of the checkpoint among our own files, or None.
-    source: the file this was read from. notices: what the user should know about how it was read.
+    parameters: count in the Hub's format. repo: Hub repository, or None. packaged: folder of the
+    checkpoint among our own files, or None.
     """
 
     name: str
@@ -51,10 +50,20 @@ class ModelSpec:
     description: str
     aliases: tuple[str, ...]
     repo: str | None
-    packaged: str | None
     chat_format: ChatFormat
     parameters: int
     generation: GenerationDefaults
+    packaged: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(_Header):
+    """Everything about a model but its weights and tokenizer.
+
+    config belongs to the family. source: the file this was read from. notices: what the user should
+    know about how it was read.
+    """
+
     config: Config
     source: Path
     notices: tuple[str, ...] = ()
@@ -77,21 +86,6 @@ class ModelSpec:
                 f"--max-seq-len {asked} is out of range; {self.name} takes 1 to {most:,} positions"
             )
         return asked
-
-
-@dataclass(frozen=True)
-class _Header:
-    """The keys of a params file that are the same for every family."""
-
-    name: str
-    model_type: str
-    description: str
-    aliases: tuple[str, ...]
-    repo: str | None
-    chat_format: ChatFormat
-    parameters: int
-    generation: GenerationDefaults
-    packaged: str | None = None
 
 
 _BOUNDS = {
@@ -151,11 +145,7 @@ def _from_ours(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
         raise where.child("parameters").fail(
             f"{header.parameters:,}, but a model of these sizes has {count:,}"
         )
-    return ModelSpec(
-        **{name: getattr(header, name) for name in own},
-        config=config,
-        source=path,
-    )
+    return ModelSpec(**vars(header), config=config, source=path)
 
 
 def _check_patterns(header: _Header, where: Where) -> None:
@@ -207,7 +197,6 @@ def _translated(
         description=f"Translated from {path.name}.",
         aliases=(),
         repo=None,
-        packaged=None,
         chat_format="base" if says.is_chat is False else "instruct",
         parameters=parameter_count(family.shapes(says.config)),
         generation=parse_dataclass(

@@ -82,10 +82,6 @@ class Manifest:
     written: str = ""
     export: ExportRecord | None = None
 
-    @property
-    def total_bytes(self) -> int:
-        return sum(record.size for record in self.files.values())
-
 
 _EXPORT_BOUNDS = {ExportRecord: {"max_seq_len": _EXPORT_NUMBERS, "max_images": _EXPORT_NUMBERS}}
 

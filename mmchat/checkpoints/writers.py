@@ -18,7 +18,7 @@ from mmchat.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.checkpoints.names import is_name, real_path
 from mmchat.checkpoints.safetensors_file import DTYPES
-from mmchat.errors import CheckpointError, DiskError
+from mmchat.errors import CheckpointError, disk_errors
 from mmchat.progress import ProgressCallback
 from mmchat.storage.safe_files import open_regular
 
@@ -103,13 +103,10 @@ def _write_tensor(file: BinaryIO, entry: TensorEntry, tensor: Tensor) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """A file that did not exist, open for writing; durable after the block. Raises DiskError."""
-    try:
-        with path.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise DiskError(f"cannot write {shown(path)}: {error.strerror or error}") from None
+    with disk_errors(f"cannot write {shown(path)}"), path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:

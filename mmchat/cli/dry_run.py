@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmchat.cli import console
 from mmchat.cli.answer import image_facts
 from mmchat.cli.model_choice import alpha_rule
-from mmchat.conversation import Image, Message, Text
+from mmchat.conversation import Conversation, question
 from mmchat.storage import atomic_file
 from mmchat.words import pixels, size
 
@@ -105,14 +105,10 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
     processor = spec.family.build().processor(
         spec.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
     )
-    content: tuple[Text | Image, ...] = (*request.images, Text(request.text))
-    message = Message("user", content)
+    message = question(request.text, request.images)
     if request.raw or spec.chat_format == "base":
         return len(processor.raw(message).token_ids)
-    messages = [message]
-    if request.system:
-        messages.insert(0, Message("system", (Text(request.system),)))
-    return len(processor.chat(messages).token_ids)
+    return len(processor.chat([*Conversation(request.system).messages, message]).token_ids)
 
 
 def _lines(
@@ -120,22 +116,21 @@ def _lines(
 ) -> list[tuple[str, str]]:
     tokens, memory = facts["prompt_tokens"], facts["memory"]
     known = "unknown, the tokenizer is not here" if tokens is None else f"{tokens:,} tokens"
+    scheme = "" if facts["quantize"] == "none" else f", weights in {facts['quantize']}"
+    in_file = memory["in_file"]
+    left = f", and {size(in_file)} more that stay in their file" if in_file else ""
     return [
         ("model", facts["model"]),
-        ("device", f"{facts['device']}, {facts['dtype']}{_scheme(facts['quantize'])}"),
+        ("device", f"{facts['device']}, {facts['dtype']}{scheme}"),
         *(("picture", _picture(*picture)) for picture in pictures),
         ("prompt", known),
         ("answer", f"at most {facts['max_new_tokens']:,} tokens, context {facts['context']:,}"),
         ("memory, about", f"{size(memory['total'])}{_verdict(memory)}"),
-        ("  weights", f"{size(memory['weights'])}{_in_file(memory['in_file'])}"),
-        ("  cache", f"{size(memory['cache'])}"),
+        ("  weights", f"{size(memory['weights'])}{left}"),
+        ("  cache", size(memory["cache"])),
         *([("  pictures", size(memory["pictures"]))] if memory["pictures"] else []),
         ("  working", size(memory["working"])),
     ]
-
-
-def _scheme(name: str) -> str:
-    return "" if name == "none" else f", weights in {name}"
 
 
 def _verdict(memory: dict[str, Any]) -> str:
@@ -143,10 +138,6 @@ def _verdict(memory: dict[str, Any]) -> str:
         return ""
     free = f"{size(memory['available'])} are free"
     return f"; {free}, it fits" if memory["fits"] else f", but {free}; {memory['advice']}"
-
-
-def _in_file(number: int) -> str:
-    return f", and {size(number)} more that stay in their file" if number else ""
 
 
 def _picture(source: str, facts: MediaFacts) -> str:

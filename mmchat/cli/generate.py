@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from mmchat.cli import answer, console, model_choice, options
-from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE, first_interrupt_calls
+from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_pictures
@@ -108,13 +108,15 @@ class Request:
 
 def run(request: Request, form: answer.Form, output: Path | None) -> None:
     """Load the model, write the answer, leave with 130 if Ctrl-C cut it short."""
+    from mmchat.repl.answering import interrupts
+
     with console.Stages(quiet=request.quiet) as stages:
         model = model_choice.load(request.model, request.source, stages)
         session = model.chat(system=request.system)
         events = _events(model, session, request)
         is_chat = not request.raw and model.spec.chat_format == "instruct"
         sink = answer.Answer(model, request.images, form, output, markdown=is_chat)
-        with first_interrupt_calls(session.interrupt):
+        with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
     cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))
     if cut and not request.quiet and form in ("stream", "whole"):

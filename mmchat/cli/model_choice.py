@@ -8,7 +8,6 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mmchat import limits
@@ -58,13 +57,6 @@ def alpha_rule(options: LoadOptions, source: ModelSource) -> Literal["white", "d
     return options.alpha or source.spec.family.alpha(source.spec.config, source.format)
 
 
-def _weight_files(source: ModelSource) -> list[Path]:
-    from mmchat.checkpoints.hub_cache import weight_files
-
-    place = source.checkpoint
-    return weight_files(place) if place and place.is_dir() else [place] if place else []
-
-
 def check_address_space() -> None:
     """Raises MemoryError_ where torch cannot even be imported: the import would end in a crash."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -89,9 +81,10 @@ def _import_torch() -> None:
 
 
 def _read_weights_ahead(source: ModelSource) -> None:
+    from mmchat.checkpoints.hub_cache import weight_files
     from mmchat.checkpoints.read_ahead import read_ahead
     from mmchat.hardware.memory import host_memory
 
-    memory = host_memory()
-    if memory is not None:
-        read_ahead(_weight_files(source), memory.available)
+    place, memory = source.checkpoint, host_memory()
+    if place is not None and memory is not None:
+        read_ahead(weight_files(place) if place.is_dir() else [place], memory.available)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmchat.catalog.find import ModelSource, find_spec
+from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     ExportRecord,
@@ -18,7 +19,7 @@ from mmchat.checkpoints.manifest import (
     write_manifest,
 )
 from mmchat.checkpoints.writers import papers_beside
-from mmchat.errors import UsageError, quoted
+from mmchat.errors import CheckpointError, UsageError, quoted
 from mmchat.export.hub_folder import HubExport
 from mmchat.export.loaded import LoadedExport
 from mmchat.export.plan import ExportPlan
@@ -27,10 +28,6 @@ from mmchat.progress import ProgressCallback
 from mmchat.storage.safe_files import sync
 from mmchat.storage.space import check_space
 from mmchat.storage.staged_folder import staged_folder
-
-__all__ = ["ExportPlan", "ExportReport", "export_model"]
-
-_NO_PROGRESS: ProgressCallback = lambda stage, done, total: None  # noqa: E731, ARG005
 
 _PAPERS = 64 * 10**6  # bytes, for what comes with the weights
 
@@ -46,7 +43,7 @@ class ExportReport:
     peak_memory: int
 
 
-def export_model(plan: ExportPlan, progress: ProgressCallback = _NO_PROGRESS) -> ExportReport:
+def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None) -> ExportReport:
     """Write the model of `plan` to its folder, and compare the two before the folder appears.
 
     Raises UsageError, ParamsError, CheckpointError, DeviceError, MemoryError_, ExportError,
@@ -79,11 +76,14 @@ def _opened(
     if made_by_us and (content := _not_a_checkpoint(made_by_us.record, plan)):
         again = quoted(made_by_us.source, 300)
         raise UsageError(f"{quoted(made_by_us.path, 300)} holds {content}; export {again} instead")
-    if plan.format == "hf":
-        with HubExport.opened(plan, source) as model:
-            yield model
-    else:
+    if plan.format != "hf":
         yield LoadedExport(plan, source, progress)
+        return
+    if source.checkpoint is None:
+        raise CheckpointError(f"{source.spec.name}: its weights are needed to export it")
+    rules = source.spec.family.shard_axis
+    with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
+        yield HubExport(plan, source, files)
 
 
 def _not_a_checkpoint(record: ExportRecord, plan: ExportPlan) -> str:

@@ -6,7 +6,6 @@ No model is built: memory holds one tensor.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,16 +43,6 @@ class HubExport:
             dtype = dtype_name(plan.model.dtype)
             self._entries = [replace(entry, dtype=dtype) for entry in self._entries]
         self.num_bytes = sum(entry.num_bytes for entry in self._entries)
-
-    @classmethod
-    @contextmanager
-    def opened(cls, plan: ExportPlan, source: ModelSource) -> Iterator[HubExport]:
-        """The export of `source`, with its checkpoint open in the block."""
-        if source.checkpoint is None:
-            raise CheckpointError(f"{source.spec.name}: its weights are needed to export it")
-        rules = source.spec.family.shard_axis
-        with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
-            yield cls(plan, source, files)
 
     def write(self, work: Path, progress: ProgressCallback) -> ExportRecord | None:
         """Write all but what is copied; no record, for the folder is a checkpoint as any other."""

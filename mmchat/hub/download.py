@@ -13,7 +13,7 @@ from pathlib import Path
 from mmchat.checkpoints.hub_cache import commit_of, repo_folder
 from mmchat.checkpoints.manifest import Manifest, read_manifest
 from mmchat.checkpoints.names import COMMIT, REVISION
-from mmchat.errors import CheckpointError, DiskError, NetworkError, UsageError, quoted
+from mmchat.errors import CheckpointError, NetworkError, UsageError, disk_errors, quoted
 from mmchat.hub.client import HubClient, HubFile
 from mmchat.hub.places import CachePlace, FolderPlace, Place, is_whole, old_manifest, place_at
 from mmchat.hub.selection import WeightsFormat, select
@@ -189,17 +189,13 @@ def carry_out(
     plan.check_space()
     request, place = plan.request, plan.place
     manifest = Manifest({}, request.repo, request.revision, plan.commit, request.selections)
-    try:
-        with alone_in(place.work, waiting) as has_waited:
-            if has_waited:
-                plan = replace(plan, missing=tuple(f for f in plan.missing if not place.has(f)))
-            if plan.missing:
-                _fetch_all(HubClient(request.repo, request.token), plan, max(1, workers), report)
-            place.finish(plan.files, manifest)
-    except OSError as error:
-        raise DiskError(
-            f"{quoted(plan.folder, 300)}: cannot be written: {error.strerror or error}"
-        ) from None
+    cannot = f"{quoted(plan.folder, 300)}: cannot be written"
+    with disk_errors(cannot), alone_in(place.work, waiting) as has_waited:
+        if has_waited:
+            plan = replace(plan, missing=tuple(f for f in plan.missing if not place.has(f)))
+        if plan.missing:
+            _fetch_all(HubClient(request.repo, request.token), plan, max(1, workers), report)
+        place.finish(plan.files, manifest)
     return plan.folder
 
 

@@ -64,18 +64,25 @@ def batches(events: Iterable[Event], frame_seconds: float) -> Iterator[list[Even
 
 
 @contextmanager
-def interrupts(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C within the block calls `stop`, the next one raises HardStop."""
+def interrupts(stop: Callable[[], None], again: type[BaseException] = HardStop) -> Iterator[None]:
+    """The first Ctrl-C within the block calls `stop`, the next one raises `again`.
+
+    A process that ignores SIGINT (a background job) goes on ignoring it.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.SIG_IGN:
+        yield
+        return
     pressed = False
 
     def on_interrupt(_signal_number: int, _frame: FrameType | None) -> None:
         nonlocal pressed
         if pressed:
-            raise HardStop
+            raise again
         pressed = True
         stop()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.errors import DiskError, MmchatError, SavedChatError, UsageError, quoted
+from mmchat.errors import DiskError, MmchatError, SavedChatError, UsageError, disk_errors, quoted
 from mmchat.repl import saving
 from mmchat.repl.saving import DOCUMENT, PICTURES
 from mmchat.strict_json import nearest
@@ -54,15 +54,12 @@ class ChatFolder:
         Raises DiskError.
         """
         pictures = self.path / PICTURES
-        try:
+        with disk_errors(f"cannot remove {quoted(self.path, 300)}"):
             is_ours = pictures.is_dir() and not pictures.is_symlink()
             for file in pictures.iterdir() if is_ours else ():
                 if file.suffix == ".png" and saving.HASH.fullmatch(file.stem):
                     file.unlink()
             (self.path / DOCUMENT).unlink(missing_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise DiskError(f"cannot remove {quoted(self.path, 300)}: {reason}") from None
         for folder in (pictures, self.path):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -99,10 +96,8 @@ def hold(path: Path) -> ChatFolder | None:
 
     Where the file system has no locks, nothing is refused.
     """
-    try:
+    with disk_errors(f"cannot open {quoted(path)}"):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise DiskError(f"cannot open {quoted(path)}: {error.strerror or error}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

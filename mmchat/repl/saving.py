@@ -18,7 +18,7 @@ from mmchat import limits
 from mmchat.conversation import Conversation, Image, Message, Part, Text, Turn
 from mmchat.engine.events import FinishReason
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import DiskError, SavedChatError, UsageError, quoted
+from mmchat.errors import DiskError, SavedChatError, UsageError, disk_errors, quoted
 from mmchat.images.png import png_bytes
 from mmchat.storage import atomic_file
 from mmchat.storage.safe_files import is_temporary
@@ -160,13 +160,10 @@ def _has_others(path: Path) -> bool:
 
 def make_private_folder(path: Path) -> None:
     """Make a folder, and those above it that are missing, for the user alone. Raises DiskError."""
-    try:
+    with disk_errors(f"cannot make the folder {quoted(path)}"):
         for folder in (*reversed(path.parents), path):
             if not folder.is_dir():
                 folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DiskError(f"cannot make the folder {quoted(path)}: {reason}") from None
 
 
 def read(path: Path, beside: Iterable[Image] = ()) -> SavedChat:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from mmchat.errors import DiskError, quoted
+from mmchat.errors import DiskError, disk_errors, quoted
 
 _SPARE = 0.01  # of the bytes to write, kept free beside them
 
@@ -23,10 +23,8 @@ def free_bytes(folder: Path) -> int:
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
-    try:
+    with disk_errors(quoted(place, 300)):
         return shutil.disk_usage(place).free
-    except OSError as error:
-        raise DiskError(f"{quoted(place, 300)}: {error.strerror or error}") from None
 
 
 def check_space(folder: Path, size: int, what: str, option: str = "--output") -> None:

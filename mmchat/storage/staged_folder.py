@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmchat.errors import DiskError, UsageError, quoted
+from mmchat.errors import DiskError, UsageError, disk_errors, quoted
 from mmchat.storage.safe_files import hold, make_folder, remove_left, sync
 
 _PREFIX = ".mmchat-new-"
@@ -30,15 +30,12 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     the next one removes. Raises DiskError, and UsageError when another run writes the same folder.
     """
     outside = folder.parent / f"{_PREFIX}{folder.name}"
-    try:
-        with _made(outside, folder):
-            work = outside / "new"
-            work.mkdir()
-            yield work
-            _put(work, folder, outside, replace=replace)
-            sync(folder.parent)
-    except OSError as error:
-        raise DiskError(f"cannot write {quoted(folder, 300)}: {error.strerror or error}") from None
+    with disk_errors(f"cannot write {quoted(folder, 300)}"), _made(outside, folder):
+        work = outside / "new"
+        work.mkdir()
+        yield work
+        _put(work, folder, outside, replace=replace)
+        sync(folder.parent)
 
 
 @contextmanager

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from mmchat.errors import CheckpointError
 from mmchat.strict_json import escaped
-from mmchat.tokenizers.base import StreamDecoder, Tokenizer
-
-__all__ = ["StreamDecoder", "Tokenizer", "open_tokenizer"]
+from mmchat.tokenizers.base import Tokenizer
 
 _NAMES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
 

@@ -6,8 +6,9 @@ from typing import get_args
 
 import pytest
 
+from assets.tiny.loosen import loosen
 from mmchat.evals.scenes import QUESTION_TYPES, SCENE_KINDS, heldout_scenes, make_scene
-from mmchat.evals.scenes.phrasings import Wording, choose, loosen, phrasings, readings
+from mmchat.evals.scenes.phrasings import Wording, choose, phrasings, readings
 
 # Kinds of phrasings that the questions of a type use, where they are not named like it.
 KINDS_OF_TYPE = {

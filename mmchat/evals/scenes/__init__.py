@@ -37,16 +37,6 @@ from mmchat.evals.scenes.world import (
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = [
-    "MAX_LEVEL",
-    "QUESTION_TYPES",
-    "SCENE_KINDS",
-    "Question",
-    "Scene",
-    "heldout_scenes",
-    "make_scene",
-]
-
 Split = Literal["train", "heldout"]
 # How often a canvas (tiles_h, tiles_w) is drawn when none is asked for.
 CANVAS_WEIGHTS = {

@@ -172,16 +172,16 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def draw_item(draw: ImageDraw.ImageDraw, item: Item, shade: int = 0) -> None:
-    """Draw one item; `shade` is added to every colour channel."""
-    red, green, blue = (min(255, max(0, part + shade)) for part in COLOURS[item.colour])
+def draw_item(draw: ImageDraw.ImageDraw, item: Item) -> None:
+    """Draw one item."""
+    colour = COLOURS[item.colour]
     if item.text:
         left, top, width, height = item.box
         middle = (left + width / 2, top + height / 2)
         font = _font(round(height / 1.2))
-        draw.text(middle, item.text, fill=(red, green, blue), font=font, anchor="mm")
+        draw.text(middle, item.text, fill=colour, font=font, anchor="mm")
     else:
-        DRAWINGS[item.kind](Pen(draw, item, (red, green, blue)))
+        DRAWINGS[item.kind](Pen(draw, item, colour))
 
 
 def draw_view(view: View) -> Image.Image:
