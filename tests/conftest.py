@@ -12,6 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.kinds import (  # noqa: F401 - hooks
+    pytest_configure,
+    pytest_itemcollected,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: more threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

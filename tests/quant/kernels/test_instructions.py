@@ -159,6 +159,7 @@ def test_rounding_and_widening_are_those_of_the_reference(library: Library) -> N
         assert float((library.widen_int4(*weights) != wide).float().mean()) < 0.01
 
 
+@pytest.mark.process
 @on_x86
 @pytest.mark.parametrize("name", VNNI)
 def test_the_real_instructions_are_compiled(name: str, tmp_path: Path) -> None:
