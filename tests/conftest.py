@@ -19,6 +19,9 @@ from tests.kinds import (  # noqa: F401 - hooks
     pytest_runtest_setup,
 )
 
+# Workers and the processes of tests compile what they import once for all, not each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: more threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

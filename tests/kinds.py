@@ -10,7 +10,7 @@ from __future__ import annotations
 import _posixsubprocess
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -43,6 +43,11 @@ FREE = (
 )
 
 _seen: list[str] = []  # how the test that runs now left this process
+
+
+def some(values: Iterable[Any], usual: Container[Any]) -> list[Any]:
+    """Values for `parametrize`: tests of those that are not in `usual` are slow."""
+    return [v if v in usual else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def _is_free(frame: FrameType | None) -> bool:

@@ -37,7 +37,7 @@ ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
 INT8 = ("random", "-128", "127", "-128 and 127 in turn")
 INT4 = ("random", "0", "15", "0 and 15 in turn")
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.process]  # compiles each set anew
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 intrinsics")
 
 
@@ -159,7 +159,6 @@ def test_rounding_and_widening_are_those_of_the_reference(library: Library) -> N
         assert float((library.widen_int4(*weights) != wide).float().mean()) < 0.01
 
 
-@pytest.mark.process
 @on_x86
 @pytest.mark.parametrize("name", VNNI)
 def test_the_real_instructions_are_compiled(name: str, tmp_path: Path) -> None:
