@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import signal
@@ -64,3 +65,9 @@ def no_network() -> Iterator[None]:
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--offline` holds for the process that it was given to: here, for all tests behind it."""
     monkeypatch.delenv("MMCHAT_OFFLINE", raising=False)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives to the end: no later search for garbage need look through it."""
+    gc.collect()
+    gc.freeze()
