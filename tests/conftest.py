@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import signal
@@ -11,6 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.kinds import (  # noqa: F401 - hooks
+    pytest_configure,
+    pytest_itemcollected,
+    pytest_runtest_call,
+    pytest_runtest_setup,
+)
+
+# Workers and the processes of tests compile what they import once for all, not each for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core: more threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -54,3 +65,9 @@ def no_network() -> Iterator[None]:
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--offline` holds for the process that it was given to: here, for all tests behind it."""
     monkeypatch.delenv("MMCHAT_OFFLINE", raising=False)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported lives to the end: no later search for garbage need look through it."""
+    gc.collect()
+    gc.freeze()

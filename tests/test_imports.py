@@ -28,6 +28,7 @@ LIGHT_MODULES = (
 )
 
 
+@pytest.mark.process
 def test_import_contracts_hold():
     program = (
         "import sys; from importlinter.cli import lint_imports;"
@@ -39,6 +40,7 @@ def test_import_contracts_hold():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.process
 def test_light_modules_import_nothing_heavy():
     program = (
         "import sys, importlib\n"
@@ -52,6 +54,7 @@ def test_light_modules_import_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -83,6 +86,7 @@ def test_what_needs_no_torch_is_refused_without_it(arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("exported", [False, True])
 def test_an_answer_needs_nothing_of_torchs_compiler(exported, tmp_path):
     """Loading it takes two seconds, and some operations on the meta device do that."""

@@ -66,6 +66,7 @@ def with_marks(lines: list[str]) -> list[Any]:
     return [pytest.param(line, marks=[] if is_quick(line) else pytest.mark.slow) for line in lines]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", with_marks(commands("sh")))
 def test_the_command_works(command):
     done = run(command)
@@ -98,12 +99,14 @@ def test_the_command_for_real_weights_is_understood(mmchat_command, monkeypatch,
     assert (done.stdout, done.exit_code) == ("A brown dog.\n", 0), done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", commands("sh terminal"))
 def test_the_terminal_command_starts_and_leaves(command):
     done = run(f"echo '\\quit' | {command}")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "program",
     [

@@ -127,6 +127,7 @@ def test_once_is_what_a_process_of_its_own_does(index, name, capsys):
     assert 0 < found["weight_bytes"] < found["peak_memory_bytes"]
 
 
+@pytest.mark.process
 def test_peak_memory_is_that_of_one_process_each(tmp_path):
     found = run(tmp_path / "found.json", "--vs", "nothing", "--measure", "memory")
     [plain] = found["memory"]

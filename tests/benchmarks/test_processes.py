@@ -39,6 +39,7 @@ def test_each_way_of_running_the_model_is_started_twice(variants, started, monke
     assert len(set(caches)) == len(started)
 
 
+@pytest.mark.process
 def test_a_child_runs_nothing_of_the_working_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("mmchat", "json"):

@@ -478,6 +478,7 @@ def test_the_params_file_that_fits_a_tile_size_is_named():
     assert params_file_for(large.config, large).endswith("90B-Vision-Instruct.json")
 
 
+@pytest.mark.process
 def test_finding_a_model_imports_nothing_heavy():
     code = (
         "import sys; from mmchat.catalog.find import *; known_models(); "

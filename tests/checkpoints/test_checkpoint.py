@@ -349,6 +349,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.process
 def test_headers_are_read_without_torch_numpy_or_safetensors(tmp_path):
     write_sharded(tmp_path)
     write_pth(tmp_path / "consolidated.pth")

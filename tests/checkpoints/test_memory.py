@@ -94,6 +94,7 @@ def test_loading_2_gib_needs_less_than_1_gib_more(folder, write):
     assert loaded < growth < loaded + GIB
 
 
+@pytest.mark.process
 def test_opening_a_huge_file_reads_only_its_header(tmp_path):
     """A tensor of 64 GiB, of which nothing is on the disk, is known at once."""
     size = 64 * GIB

@@ -206,6 +206,7 @@ def test_code_in_a_pickle_is_refused_and_never_run(tmp_path, path, name, place):
         assert not canary.exists()
 
 
+@pytest.mark.process
 def test_the_canary_would_sing(tmp_path):
     canary = tmp_path / "canary"
     pickle.loads(pickle.dumps(evil_objects(canary)["os.system"]))

@@ -90,6 +90,7 @@ def test_a_line_typed_in_another_encoding_is_not_sent(mmchat_command, folder):
     assert session.conversation.turns == ()
 
 
+@pytest.mark.process
 def test_a_piped_chat_writes_no_escape_codes_and_imports_no_editor(folder):
     script = json.dumps({"answers": ["One **dog**.", "Two."]})
     program = (
@@ -110,6 +111,7 @@ def test_a_piped_chat_writes_no_escape_codes_and_imports_no_editor(folder):
     assert done.stderr.startswith(b"attached My Cat.png: 100 x 300 px, ")
 
 
+@pytest.mark.process
 def test_help_imports_no_editor():
     program = (
         "import sys\nfrom mmchat.cli.app import app\n"

@@ -21,6 +21,8 @@ from tests.cli.hub_fixtures import (
 )
 from tests.hub_server import LARGE
 
+pytestmark = pytest.mark.process
+
 WEIGHTS_PATH = "model.safetensors"
 
 

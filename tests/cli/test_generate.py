@@ -382,12 +382,14 @@ def interrupting(mmchat_command, after, times=1):
     model.runtime.logits_hook = hook
 
 
+@pytest.mark.process
 def test_ctrl_c_keeps_what_was_said_and_exits_130(mmchat_command):
     interrupting(mmchat_command, after=4)
     done = mmchat_command("generate", "-q", "-p", "x")
     assert (done.stdout, done.stderr, done.exit_code) == ("A br\n", "", 130)
 
 
+@pytest.mark.process
 def test_ctrl_c_with_json_still_prints_the_object(mmchat_command):
     interrupting(mmchat_command, after=4)
     done = mmchat_command("generate", "-q", "-p", "x", "--json")
@@ -395,12 +397,14 @@ def test_ctrl_c_with_json_still_prints_the_object(mmchat_command):
     assert done.exit_code == 130
 
 
+@pytest.mark.process
 def test_a_second_ctrl_c_aborts_at_once(mmchat_command):
     interrupting(mmchat_command, after=4, times=2)
     done = mmchat_command("generate", "-q", "-p", "x")
     assert (done.stdout, done.exit_code) == ("A b", 130)
 
 
+@pytest.mark.process
 def test_ctrl_c_means_the_usual_again_afterwards(mmchat_command):
     before = signal.getsignal(signal.SIGINT)
     interrupting(mmchat_command, after=2)

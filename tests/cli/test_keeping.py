@@ -17,6 +17,8 @@ from mmchat.checkpoints.manifest import (
 from mmchat.hub.holdings import remove, repo_removal
 from tests.cli.hub_fixtures import COMMIT, FILES, REPO, USUAL, WEIGHTS
 
+pytestmark = pytest.mark.process
+
 
 def flip(path, bit=12_345):
     """Change one bit of a file, behind every link."""

@@ -19,6 +19,8 @@ import pytest
 
 from tests.repl.screens import Terminal
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 HOSTILE = "red \x1b[31mrose \x1b]52;c;aGk=\x07and \u202eback"
 

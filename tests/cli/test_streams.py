@@ -12,6 +12,8 @@ import pytest
 from mmchat.catalog.find import data_path
 from mmchat.cli import console
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 DOG = data_path("assets", "dog.jpg")
 FAKE = 'tests.cli.fake_program \'{"answer": "A brown dog."}\''

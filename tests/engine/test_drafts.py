@@ -24,6 +24,7 @@ from mmchat.errors import NumericalError, UsageError
 from mmchat.models.prompt import Prompt
 from mmchat.repl import settings
 from tests.fake_model import EOT, FakeCache, fake_model
+from tests.kinds import some
 from tests.loading.test_loader import small_config, write_hf_folder
 from tests.models.mllama.oracle import random_weights
 
@@ -342,16 +343,16 @@ def exact_distribution(table, params, start, length):
     return found
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"temperature": 1.0, "top_p": 1.0},
-        {"temperature": 0.7, "top_p": 0.9},
-        {"temperature": 1.3, "top_k": 3, "top_p": 1.0},
-        {"temperature": 1.0, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.4},
-        {"temperature": 1.0, "top_p": 1.0, "frequency_penalty": 0.8, "presence_penalty": 0.5},
-    ],
-)
+DISTRIBUTIONS = [
+    {"temperature": 0.7, "top_p": 0.9},
+    {"temperature": 1.0, "top_p": 1.0},
+    {"temperature": 1.3, "top_k": 3, "top_p": 1.0},
+    {"temperature": 1.0, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.4},
+    {"temperature": 1.0, "top_p": 1.0, "frequency_penalty": 0.8, "presence_penalty": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", some(DISTRIBUTIONS, DISTRIBUTIONS[:1]))
 def test_samples_with_drafts_follow_the_exact_distribution(options, monkeypatch):
     """Chi-square over all continuations of three tokens; half of the drafts are improbable."""
     table = torch.randn(4, 4, generator=torch.Generator().manual_seed(3)) * 1.5
@@ -441,7 +442,7 @@ SAMPLINGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("sampling", some(SAMPLINGS, {"greedy", "all"}))
 @pytest.mark.parametrize("which", ["random_model", "tiny"])
 def test_several_turns_with_pictures_say_the_same(which, sampling, request, monkeypatch):
     model = request.getfixturevalue(which)

@@ -506,7 +506,7 @@ class Compared:
 
 
 def test_scenes_asked_eight_at_once_get_the_answers_of_one_at_a_time():
-    check_scenes(24)
+    check_scenes(12)
 
 
 @pytest.mark.slow

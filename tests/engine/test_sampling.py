@@ -44,6 +44,7 @@ def test_samples_follow_the_softmax():
     assert (shares(draws(logits), 4) - expected).abs().max() < 0.015
 
 
+@pytest.mark.slow
 def test_temperature_divides_the_logits():
     logits = [0.0, 1.0, 2.0]
     expected = (torch.tensor(logits) / 2).softmax(-1)

@@ -360,6 +360,7 @@ def run(*args, before=""):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 def test_the_command_prints_the_folder_and_the_model_answers(meta_folder, tmp_path):
     folder = tmp_path / "out"
     done = run("export", str(meta_folder), "--format", "hf", "-o", str(folder))
@@ -368,6 +369,7 @@ def test_the_command_prints_the_folder_and_the_model_answers(meta_folder, tmp_pa
     assert run("verify", str(folder)).returncode == 0
 
 
+@pytest.mark.process
 def test_a_full_disk_is_said_and_leaves_nothing(meta_folder, tmp_path):
     folder = tmp_path / "out"
     command = ("export", str(meta_folder), "--format", "hf", "-o", str(folder))

@@ -140,6 +140,7 @@ def test_this_machine_can_be_read():
     assert found is None or 0 <= found.available <= found.total
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone hands the figure on")
 def test_the_peak_is_not_that_of_the_process_that_started_this_one():
     program = """
@@ -174,6 +175,7 @@ def control_group():
     folder.rmdir()
 
 
+@pytest.mark.process
 def test_the_limit_of_a_real_control_group_is_seen_and_what_is_taken_is_counted(control_group):
     script = """
 from mmchat.limits import MIB

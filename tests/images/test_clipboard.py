@@ -66,6 +66,7 @@ def png(color: tuple[int, int, int]) -> bytes:
 PROGRAMS = [("wl-paste", "WAYLAND_DISPLAY"), ("xclip", "DISPLAY")]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("program", "variable"), PROGRAMS)
 def test_a_copied_picture_is_read(desktop, program, variable):
     desktop.has(program, variable)
@@ -76,6 +77,7 @@ def test_a_copied_picture_is_read(desktop, program, variable):
     assert (desktop.folder / "asked").read_text().splitlines()[-1].endswith("image/png")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("program", "variable"), PROGRAMS)
 def test_a_copied_file_is_read(desktop, program, variable):
     desktop.has(program, variable)
@@ -84,6 +86,7 @@ def test_a_copied_file_is_read(desktop, program, variable):
     assert copied().pixels.getpixel((0, 0)) == (0, 200, 0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("program", "variable"), PROGRAMS)
 @pytest.mark.parametrize("kinds", [{}, {"TEXT": b"hello"}, {"text_uri-list": b"https://x/a\n"}])
 def test_text_or_nothing_is_no_picture(desktop, program, variable, kinds):
@@ -94,6 +97,7 @@ def test_text_or_nothing_is_no_picture(desktop, program, variable, kinds):
         copied()
 
 
+@pytest.mark.process
 def test_a_damaged_picture_is_named(desktop):
     desktop.has("xclip", "DISPLAY")
     desktop.holds(image_png=png((1, 2, 3))[:40])
@@ -101,6 +105,7 @@ def test_a_damaged_picture_is_named(desktop):
         copied()
 
 
+@pytest.mark.process
 def test_a_clipboard_that_does_not_answer_is_given_up(desktop, monkeypatch):
     desktop.has("xclip", "DISPLAY", wait="exec sleep 60;")
     monkeypatch.setattr(clipboard, "SECONDS", 0.3)

@@ -538,6 +538,7 @@ def test_bombs_are_refused_from_the_header(size, monkeypatch):
         decode(bomb, "PNG", limits.IMAGE_PIXELS)
 
 
+@pytest.mark.process
 def test_a_bomb_costs_no_memory():
     code = """
 import io, resource, sys

@@ -339,6 +339,7 @@ def test_a_silent_server_meets_the_idle_limit(server, monkeypatch):
     assert "sent nothing for 0.1 s" in refuse(server.url + "/silent")
 
 
+@pytest.mark.process
 def test_a_closed_port_and_an_unknown_host_are_told_apart(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -651,6 +652,7 @@ def test_a_proxy_that_refuses_is_named(secure, proxy, status, words):
     assert "secret" not in message
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -19,6 +19,8 @@ from mmchat import limits
 from mmchat.errors import ImageError
 from mmchat.images import load_image, worker
 
+pytestmark = pytest.mark.process
+
 REQUEST = {"kind": "PNG", "alpha": "white", "max_pixels": 10**6, "cpu_seconds": 10, "memory": 2**30}
 
 

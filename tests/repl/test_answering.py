@@ -41,6 +41,7 @@ def test_the_model_runs_in_another_thread_and_its_error_is_raised_here():
         list(found)
 
 
+@pytest.mark.process
 def test_the_first_interrupt_stops_and_the_second_ends():
     before = signal.getsignal(signal.SIGINT)
     stopped = []

@@ -143,6 +143,7 @@ def test_removing_a_chat_leaves_what_is_not_of_it(keeper, tmp_path):
     assert not (tmp_path / "whole").exists()
 
 
+@pytest.mark.process
 def test_two_windows_go_on_with_one_chat_and_no_turn_is_lost(tmp_path):
     place = tmp_path / "state" / "mmchat" / "chats"
     start = ChatTerminal(tmp_path, ["It is **red**."])

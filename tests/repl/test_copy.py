@@ -65,6 +65,7 @@ def test_a_script_gets_the_reason(monkeypatch):
         plain.copy("x")
 
 
+@pytest.mark.process
 def test_a_clipboard_program_gets_the_text(screen, monkeypatch, tmp_path):
     pyperclip = pytest.importorskip("pyperclip")
     program = tmp_path / "xclip"

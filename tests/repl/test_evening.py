@@ -17,6 +17,8 @@ from PIL import Image
 from mmchat.repl.commands import COMMANDS
 from tests.repl.terminals import READY, ROOT, SECONDS, ChatTerminal, colors
 
+pytestmark = pytest.mark.process
+
 ANSWERS = [
     "A **red** square.",
     "Two pictures:\n\n- one red\n- one blue",

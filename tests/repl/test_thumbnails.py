@@ -161,6 +161,7 @@ def line(monkeypatch):
     line.stdin.close()
 
 
+@pytest.mark.process
 def test_keys_pressed_before_during_and_after_the_answers_are_kept(line):
     line.press("What is\rit")  # Return, while the terminal still makes a newline of it
     written = []
@@ -173,6 +174,7 @@ def test_keys_pressed_before_during_and_after_the_answers_are_kept(line):
     assert found.typed == "What is\rit?\r"
 
 
+@pytest.mark.process
 def test_a_silent_terminal_is_not_waited_for_long_and_loses_no_key(line):
     begun = time.monotonic()
     with asked(lambda text: None) as answers:
@@ -182,6 +184,7 @@ def test_a_silent_terminal_is_not_waited_for_long_and_loses_no_key(line):
     assert time.monotonic() - begun < 30  # no hang
 
 
+@pytest.mark.process
 def test_slow_answers_in_pieces_are_put_together(line):
     def answer() -> None:
         for piece in re.findall(".{1,4}", SIXEL):
@@ -196,6 +199,7 @@ def test_slow_answers_in_pieces_are_put_together(line):
     assert found == Answers(sixel=True, cell=(16, 8))
 
 
+@pytest.mark.process
 def test_nothing_is_asked_where_no_answer_is_needed(line):
     line.press("a")
     with asked(lambda text: pytest.fail(text), ask=False) as answers:
@@ -211,6 +215,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.process
 def test_a_terminal_with_kitty_graphics_gets_the_picture_and_no_history_leaves_nothing(folder):
     chat = PictureTerminal(folder, ["One."], "--no-history", reply=KITTY)
     chat.line("drawing.png")
@@ -231,6 +236,7 @@ def test_a_terminal_with_kitty_graphics_gets_the_picture_and_no_history_leaves_n
     assert not (folder / "state").exists()
 
 
+@pytest.mark.process
 def test_a_terminal_with_sixel_gets_the_picture_and_typing_ahead_is_kept(folder):
     chat = PictureTerminal(folder, ["One.", "Two."], reply="ab" + SIXEL, typed="drawing.png\r")
     chat.wait("attached drawing.png")
@@ -246,6 +252,7 @@ def test_a_terminal_with_sixel_gets_the_picture_and_typing_ahead_is_kept(folder)
     assert chat.end() == 0
 
 
+@pytest.mark.process
 def test_a_terminal_that_answers_late_gets_blocks_and_no_junk(folder, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     chat = PictureTerminal(folder, ["One."], reply="")

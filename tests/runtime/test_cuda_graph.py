@@ -129,10 +129,10 @@ def test_what_a_step_returned_survives_the_next_step(replayed):
 
 @pytest.mark.parametrize("case", [*CASES, "NO_PICTURE_IN_ONE_ROW"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_step_never_waits_for_the_device_and_mixes_none_in(case, count):
+def test_a_step_never_waits_for_the_device_and_mixes_none_in(case, count, weights):
     """A capture fails on both; meta tensors have no value to tell and meet no others."""
     rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
-    real = oracle.build(oracle.random_weights())
+    real = oracle.build(weights)
     text, slots = real.config.text_config, len(rows)
     cache = cache_module.MllamaCache(text, slots, 32, CPU, torch.float32, fixed=True)
     oracle.Reader(real, slots, cache=cache).prefill(*rows)

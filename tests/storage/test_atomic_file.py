@@ -84,6 +84,7 @@ def run(script, path):
     return subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode
 
 
+@pytest.mark.process
 def test_what_a_killed_run_left_goes_with_the_next_write(tmp_path):
     assert run(KILLED, tmp_path / "a.txt") == -9
     assert run(KILLED, tmp_path / "b.txt") == -9
@@ -93,6 +94,7 @@ def test_what_a_killed_run_left_goes_with_the_next_write(tmp_path):
     assert names == [".mmchat-notes.tmp", "c.txt"]
 
 
+@pytest.mark.process
 def test_the_file_that_another_run_writes_now_stays(tmp_path):
     with safe_files.temporary_file(tmp_path) as (temporary, _):
         assert run(WRITER, tmp_path / "c.txt") == 0
@@ -100,6 +102,7 @@ def test_the_file_that_another_run_writes_now_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]
 
 
+@pytest.mark.process
 @pytest.mark.timeout(20)
 def test_links_and_pipes_with_a_temporary_name_are_let_be(tmp_path):
     (tmp_path / "mine").write_text("mine")

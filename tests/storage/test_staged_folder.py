@@ -206,6 +206,7 @@ def test_a_disk_that_cannot_keep_it_is_said(tmp_path, monkeypatch, number):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_killed_at_any_moment_the_folder_is_whole(tmp_path):
     folder = tmp_path / "new"
     make(folder, "before")

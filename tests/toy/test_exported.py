@@ -118,6 +118,7 @@ def test_a_format_without_programs_is_refused(toy: str, tmp_path: Path) -> None:
 # ---- mirrored
 
 
+@pytest.mark.process
 def test_a_second_process_follows(toy: str) -> None:
     model = mmchat.load(toy)
     mirrored = MirroredRuntime(model.runtime, Path(toy))

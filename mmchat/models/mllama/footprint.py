@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.tensor_names import hf_shapes
@@ -58,6 +59,7 @@ class MllamaSizes(Sizes):
         return numbers * item_bytes + rotation + logits + wide
 
 
+@lru_cache(maxsize=16)  # `doctor` asks for each model in each scheme
 def footprint(config: MllamaConfig) -> MllamaSizes:
     """Sizes that follow from the configuration alone."""
     shapes = hf_shapes(config)

@@ -10,6 +10,7 @@ import torch
 
 from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from tests.kinds import some
 from tests.models.mllama import oracle, plain_mllama
 from tests.models.mllama.oracle import CANVASES, CASES, CONFIG, IMAGE, TOLERANCE, distance, picture
 
@@ -170,7 +171,7 @@ def test_growing_the_cache_while_decoding_changes_nothing(model, monkeypatch):
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", some([2, 3, 5], [3]))
 @pytest.mark.parametrize("case", [*CASES, "NO_PICTURE_IN_ONE_ROW"])
 def test_verifying_several_tokens_equals_decoding_one_by_one(case, count, fixed, model):
     rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
@@ -252,20 +253,16 @@ COMPILED_CASES = {
     "one and two pictures": CASES["G_one_and_two_pictures"],
     "one and no picture": oracle.NO_PICTURE_IN_ONE_ROW,
 }
-USUAL = "one and two pictures"
+USUAL = "one and two pictures"  # tracing all takes most of a minute
 
 
-def compiled_cases() -> list[Any]:
-    """One of them is traced by default; tracing all takes most of a minute."""
-    return [pytest.param(c, marks=[] if c == USUAL else pytest.mark.slow) for c in COMPILED_CASES]
-
-
-@pytest.mark.parametrize("case", compiled_cases())
+@pytest.mark.parametrize("case", some(COMPILED_CASES, [USUAL]))
 def test_decode_is_one_graph_that_is_never_compiled_again(case, shallow):
     compare_compiled_decode(shallow, COMPILED_CASES[case], "aot_eager")
 
 
-@pytest.mark.parametrize("case", compiled_cases())
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COMPILED_CASES)
 def test_verifying_is_one_graph(case, shallow):
     torch._dynamo.reset()
     verify = torch.compile(shallow.step, fullgraph=True, dynamic=False, backend="aot_eager")
@@ -289,9 +286,8 @@ def compare_compiled_vision(model, canvases, backend: str) -> None:
         assert distance(got, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    "canvases", [[(1, 3)], pytest.param([(1, 1), (3, 1), (2, 2)], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("canvases", [[(1, 3)], [(1, 1), (3, 1), (2, 2)]])
 def test_the_vision_encoder_is_one_graph(canvases, shallow):
     compare_compiled_vision(shallow, canvases, "aot_eager")
 

@@ -37,7 +37,7 @@ ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
 INT8 = ("random", "-128", "127", "-128 and 127 in turn")
 INT4 = ("random", "0", "15", "0 and 15 in turn")
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.process]  # compiles each set anew
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 intrinsics")
 
 

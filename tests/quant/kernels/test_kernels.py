@@ -242,6 +242,7 @@ def test_the_probe_names_a_kernel_and_a_reason_for_each_use(machine: str) -> Non
     assert {choice.kernel.startswith("torch") for choice in choices} == {fallback}
 
 
+@pytest.mark.process
 def test_the_operators_need_nothing_of_torchs_compiler():
     """Programs that were compiled ahead of time call them, where its import would cost seconds."""
     program = """

@@ -15,6 +15,8 @@ from mmchat.quant.kernels.library import Library
 from mmchat.storage import safe_files
 from tests.quant.kernels.available import needs_kernels
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
