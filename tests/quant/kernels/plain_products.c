@@ -2,8 +2,8 @@
 // processor. Linked with the kernels; prints their instructions and what the processor says it has
 // (on Linux), then each fault; ends with 1 if there was one.
 //
-// Activations are whole numbers with 127 in each block, so that rounding leaves them as they are, and
-// scales are powers of two. The products are then whole numbers, which must come out exactly.
+// Activations are whole numbers with 127 in each block, times a power of two, so that rounding leaves
+// them as they are, and all scales are powers of two. The products must then come out exactly.
 
 #include <math.h>
 #include <stdint.h>
@@ -73,11 +73,13 @@ static void fill(int8_t *w, int64_t count, int kind) {
     for (int64_t i = 0; i < count; i++) w[i] = kind ? KINDS[kind][i % 2] : draw(-128, 127);
 }
 
-static void activations(float *x, int64_t count, int kind) {
+// random ones with scales that differ from block to block and from token to token
+static void activations(float *x, int64_t K, int64_t count, int kind) {
     for (int64_t i = 0; i < count; i++) {
         int extreme = KINDS[kind][i % 2];
         x[i] = (float)(kind ? (extreme < -127 ? -127 : extreme) : draw(-127, 127));
         if (!kind && i % 64 == 5) x[i] = i / 64 % 2 ? -127 : 127;
+        if (!kind) x[i] = ldexpf(x[i], (i / K + i % K / 64) % 3 - 1);
     }
 }
 
@@ -87,14 +89,14 @@ static void products(int64_t K, int weights, int tokens, int fewest) {
     uint16_t *half = malloc(MOST * K * 2), *scale = malloc(MOST * K * 2), *zero = malloc(MOST * K * 2);
     float *x = malloc(MOST * K * 4), y[MOST * MOST], wscale[MOST];
     double plain[MOST][MOST];
-    fill(w, MOST * K, weights), activations(x, MOST * K, tokens);
+    fill(w, MOST * K, weights), activations(x, K, MOST * K, tokens);
     for (int n = 0; n < MOST; n++) wscale[n] = ldexpf(1, n % 5 - 2);
     for (int64_t i = 0; i < MOST * K; i++) half[i] = to_bf16((float)w[i]);
     for (int n = 0; n < MOST; n++)
         for (int m = 0; m < MOST; m++) {
-            int64_t sum = 0;
-            for (int64_t k = 0; k < K; k++) sum += (int64_t)w[n * K + k] * (int64_t)x[m * K + k];
-            plain[m][n] = (double)sum;
+            int64_t sum = 0;  // of halves
+            for (int64_t k = 0; k < K; k++) sum += w[n * K + k] * (int64_t)(2 * x[m * K + k]);
+            plain[m][n] = (double)sum / 2;
         }
     for (int M = fewest; M <= MOST; M++)
         for (int N = 1 + (M - 1) % 3; N <= MOST; N += 3) {  // each with each third of the others
@@ -121,7 +123,7 @@ static void products(int64_t K, int weights, int tokens, int fewest) {
             scale[i] = to_bf16(ldexpf(1, i % 3 - 1)), zero[i] = to_bf16((float)(i % 7) - 3);
         for (int n = 0; n < MOST; n++)
             for (int m = 0; m < MOST; m++) {
-                double sum = 0;  // of halves, exact
+                double sum = 0;  // of quarters, exact
                 for (int64_t k = 0; k < K; k++) {
                     int level = packed[(n * K + k) / 2] >> k % 2 * 4 & 15;
                     int64_t g = n * groups + k / group;
@@ -147,7 +149,7 @@ static void hostile_products(void) {
     static uint16_t half[N * K];
     static float x[M * K], y[M * N], wscale[N] = {1, 1, 1};
     for (int odd = 0; odd < 2; odd++) {
-        fill(w, N * K, 2), activations(x, M * K, 0);
+        fill(w, N * K, 2), activations(x, K, M * K, 0);
         x[2 * K + 70] = odd ? NAN : INFINITY;
         for (int i = 0; i < N * K; i++) half[i] = to_bf16(1);
         mmchat_linear_int8(w, wscale, x, y, M, N, K, THREADS);
