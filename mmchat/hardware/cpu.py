@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,13 @@ ISA_FLAGS = (
     "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
+# Instruction sets of ARM that kernels are written for: the word of the auxiliary vector in which
+# Linux tells of them (AT_HWCAP, AT_HWCAP2), the bit (asm/hwcap.h), and what macOS calls them.
+_AUXILIARY_WORDS = (16, 26)
+_ARM_FEATURES = {
+    "asimddp": (0, 1 << 20, b"hw.optional.arm.FEAT_DotProd"),
+    "i8mm": (1, 1 << 13, b"hw.optional.arm.FEAT_I8MM"),
+}
 _UNIT = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 
@@ -37,6 +46,35 @@ def describe_cpu(root: Path = Path("/")) -> Cpu:
         isa=tuple(flag for flag in ISA_FLAGS if flag in present),
         llc_bytes=_last_level_cache(root / "sys/devices/system/cpu/cpu0/cache"),
     )
+
+
+def is_arm() -> bool:
+    """Whether this is a 64-bit ARM processor."""
+    return platform.machine() in ("aarch64", "arm64")
+
+
+def arm_features() -> tuple[str, ...]:
+    """Which of asimddp and i8mm this ARM processor has, as Linux or macOS says."""
+    library = ctypes.CDLL(None)
+    if platform.system() == "Darwin":
+        return tuple(name for name, (*_, key) in _ARM_FEATURES.items() if _sysctl(library, key))
+    library.getauxval.restype = ctypes.c_ulong
+    return hwcap_features([library.getauxval(ctypes.c_ulong(word)) for word in _AUXILIARY_WORDS])
+
+
+def hwcap_features(words: Sequence[int]) -> tuple[str, ...]:
+    """arm_features by the words AT_HWCAP and AT_HWCAP2 of Linux."""
+    return tuple(name for name, (word, bit, _) in _ARM_FEATURES.items() if words[word] & bit)
+
+
+def _sysctl(library: ctypes.CDLL, name: bytes) -> int:
+    """A whole number that macOS holds under `name`; 0 where it does not know it."""
+    value = ctypes.c_int(0)
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    failed = library.sysctlbyname(
+        name, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)
+    )
+    return 0 if failed else value.value
 
 
 def processor_identity(root: Path = Path("/")) -> str:

@@ -1,4 +1,15 @@
-from mmchat.hardware.cpu import Cpu, describe_cpu, processor_identity
+import platform
+
+import pytest
+
+from mmchat.hardware.cpu import (
+    ISA_FLAGS,
+    Cpu,
+    arm_features,
+    describe_cpu,
+    hwcap_features,
+    processor_identity,
+)
 
 CPUINFO = """processor\t: 0
 model name\t: Example 9000 CPU
@@ -47,3 +58,28 @@ def test_the_identity_of_a_processor_changes_with_its_instruction_sets(tmp_path)
         (tmp_path / "proc/cpuinfo").write_text(lines)
         seen.add(processor_identity(tmp_path))
     assert len(seen) == 2
+
+
+def test_arm_tells_its_instruction_sets_by_bits():
+    assert hwcap_features([0, 0]) == ()
+    assert hwcap_features([1 << 20, 0]) == ("asimddp",)
+    assert hwcap_features([1 << 20, 1 << 13]) == ("asimddp", "i8mm")
+    assert hwcap_features([1 << 13, 1 << 20]) == ()
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="as Linux tells it")
+def test_the_bits_are_asked_for_by_the_kernels_own_call():
+    assert set(arm_features()) <= set(ISA_FLAGS)
+
+
+def test_macos_is_asked_by_name(monkeypatch):
+    class System:
+        def sysctlbyname(self, name, value, size, *_):
+            if name == b"hw.optional.arm.FEAT_I8MM":
+                return -1  # an older macOS does not know it
+            value._obj.value = 1
+            return 0
+
+    monkeypatch.setattr("mmchat.hardware.cpu.platform.system", lambda: "Darwin")
+    monkeypatch.setattr("mmchat.hardware.cpu.ctypes.CDLL", lambda _: System())
+    assert arm_features() == ("asimddp",)

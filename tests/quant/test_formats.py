@@ -7,6 +7,7 @@ import torch
 
 from mmchat.nn.linear import Linear
 from mmchat.quant import operators
+from mmchat.quant.formats import int4
 from mmchat.quant.formats.base import Format, Stored
 from mmchat.quant.formats.fp8 import FP8
 from mmchat.quant.formats.int4 import Int4
@@ -51,6 +52,58 @@ def test_without_a_compiler_int4_runs_in_torchs_own_kernel(
     assert held <= size * 1.3  # the scales; the weights are there once
     with pytest.raises(RuntimeError, match="load them anew to save"):
         layer.state_dict()
+
+
+def metal(x: torch.Tensor, weight: torch.Tensor, group: int, groups: torch.Tensor) -> torch.Tensor:
+    """torch's kernel on Apple GPUs as Quantized.metal and Quantized.mm have it, in float32."""
+    assert (weight.dtype, weight.dim(), weight.is_contiguous()) == (torch.int32, 4, True)
+    rows = weight.shape[0] * 8
+    assert x.dim() == 2
+    assert x.is_contiguous()
+    assert groups.dtype == x.dtype
+    assert groups.shape == (x.shape[1] // group, rows, 2)
+    levels = weight.view(torch.uint8).reshape(rows, -1)
+    levels = torch.stack((levels & 15, levels >> 4), -1).flatten(1).float()
+    scale, zero = (part.T.float().repeat_interleave(group, 1) for part in groups.unbind(-1))
+    return (x.float() @ (levels * scale + (zero - scale * 8)).T).to(x.dtype)
+
+
+@pytest.fixture
+def apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's kernel for it is there, on the CPU."""
+    monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", metal)
+    monkeypatch.setattr(int4, "_metal_is_right", int4._metal_is_right.__wrapped__)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 32, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int4_on_apple_gpus_is_the_product_of_the_weights(
+    apple_gpu: None, group: int, tokens: int, dtype: torch.dtype
+) -> None:
+    held = Int4(group).quantize(torch.randn(24, 384))
+    found = int4._for_metal(*held)
+    assert found
+    format, tensors = found
+    assert tensors["weight"] is held[0]  # nothing is held twice
+    x = torch.randn(tokens, 1, 384).to(dtype)
+    expected = x.float() @ Int4(group).widen(*held).T
+    y = format.product(x, *tensors.values())
+    assert (y.dtype, y.shape) == (dtype, (tokens, 1, 24))
+    assert (y.float() - expected).norm() < 0.01 * expected.norm()
+
+
+def test_int4_on_apple_gpus_is_widened_where_torchs_kernel_does_not_serve(
+    apple_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert int4._for_metal(*Int4(64).quantize(torch.randn(20, 128))) is None
+    held = Int4(64).quantize(torch.randn(24, 128))
+    assert int4._for_metal(*held)
+    turned = lambda x, weight, *more: metal(x, weight.flip(0), *more)  # noqa: E731
+    monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", turned)
+    assert int4._for_metal(*held) is None
+    monkeypatch.undo()  # torch has it for GPUs alone
+    assert int4._for_metal(*held) is None
 
 
 def test_float8_layers_multiply_what_they_hold() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,14 @@ from mmchat.quant import kernels
 from mmchat.quant.formats.base import Format, Stored
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 # Rows of torch's own int4 kernel: it asks for a multiple of 16 and takes 64 together.
 PACKED_MULTIPLE, PACKED_ROWS = 16, 64
+# Of its kernel for Apple GPUs: rows are a multiple, and tokens up to which it moves fewer bytes
+# than widening: half a byte of each weight for each token, not about 30 for all.
+METAL_MULTIPLE, METAL_TOKENS = 8, 32
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
         self, weight: Tensor, scale: Tensor, zero: Tensor
     ) -> tuple[Format, dict[str, Tensor]] | None:
         """The order of torch's own kernel, where no compiled one serves the weights."""
+        if weight.device.type == "mps":
+            return _for_metal(weight, scale, zero)
         if kernels.native.library() is not None or weight.device.type != "cpu":
             return None
         if weight.shape[0] % PACKED_MULTIPLE:
@@ -58,8 +65,14 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
             rows = weight[begin:end]  # whose levels take 8 bytes a byte, as int32
             levels = torch.stack((rows & 15, rows >> 4), dim=-1).flatten(1).to(torch.int32)
             packed[begin:end] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
-        groups = torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()
-        return PackedInt4(), {"weight": packed, "weight_scale": groups}
+        return PackedInt4(), {"weight": packed, "weight_scale": _joined(scale, zero)}
+
+
+def _joined(scale: Tensor, zero: Tensor) -> Tensor:
+    """Scales and zeros [N, G] as torch's kernels read them: [G, N, 2]."""
+    import torch
+
+    return torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()
 
 
 class PackedInt4(Format["Tensor", "Tensor"]):
@@ -75,3 +88,57 @@ class PackedInt4(Format["Tensor", "Tensor"]):
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
         multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
         return kernels.ops.shaped(multiply(rows, weight, x.shape[-1] // len(groups), groups), x)
+
+
+class MetalInt4(Format["Tensor", "Tensor"]):
+    """int4 for torch's kernel on Apple GPUs, which has not been run on one yet. weight: uint8
+    [N, K/2] as Int4's; weight_scale: bfloat16 [K/group_size, N, 2], scale and zero."""
+
+    name = "int4"
+    is_portable = False
+
+    def widen(self, weight: Tensor, groups: Tensor) -> Tensor:
+        scale, zero = groups.unbind(-1)
+        return kernels.reference.widen_int4(weight, scale.T, zero.T)
+
+    def product(self, x: Tensor, weight: Tensor, groups: Tensor) -> Tensor:
+        import torch
+
+        if kernels.ops.tokens(x) > METAL_TOKENS:
+            return self.on_gpu(x, weight, groups)
+        rows, width = x.reshape(-1, x.shape[-1]).contiguous(), x.shape[-1]
+        # the shape that torch asks for; the kernel reads rows as they are
+        shaped = weight.view(torch.int32).reshape(len(weight) // METAL_MULTIPLE, width // 32, 32, 1)
+        multiply = torch.ops.aten._weight_int4pack_mm
+        y = multiply(rows, shaped, width // len(groups), groups.to(x.dtype))
+        return kernels.ops.shaped(y, x)
+
+
+def _for_metal(
+    weight: Tensor, scale: Tensor, zero: Tensor
+) -> tuple[Format, dict[str, Tensor]] | None:
+    """Weights on an Apple GPU for torch's kernel; None where that does not give their products."""
+    group = 2 * weight.shape[1] // scale.shape[1]
+    if weight.shape[0] % METAL_MULTIPLE or not _metal_is_right(weight.device, group):
+        return None
+    return MetalInt4(), {"weight": weight, "weight_scale": _joined(scale, zero)}
+
+
+@functools.cache
+def _metal_is_right(device: torch.device, group: int) -> bool:
+    """Whether torch's kernel is there and gives the product of a small weight."""
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randint(0, 256, (16, 2 * group), dtype=torch.uint8, generator=draw)
+    x, scale, zero = (
+        torch.randn(rows, width, generator=draw).bfloat16()
+        for rows, width in ((3, 4 * group), (16, 4), (16, 4))
+    )
+    expected = x.float() @ kernels.reference.widen_int4(weight, scale, zero).T
+    held = weight.to(device), _joined(scale, zero).to(device)
+    try:
+        found = MetalInt4().product(x.to(device), *held).cpu().float()
+    except RuntimeError:
+        return False
+    return bool((found - expected).norm() < 0.02 * expected.norm())  # rounded to bfloat16

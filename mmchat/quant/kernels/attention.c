@@ -41,6 +41,10 @@ typedef struct {
 #define LOG2E 1.44269504f
 #define LEAST -126.0f     // of the exponent of 2; what is smaller is taken for it
 
+#ifdef HAVE_NEON
+#include "attention_neon.h"
+#endif
+
 #ifdef HAVE_AVX2
 INLINE __m256 exp_lanes(__m256 x) {
     static const float c[] = EXP_COEFFICIENTS;
@@ -118,6 +122,10 @@ INLINE void block_scores(const float *q, const uint16_t *key, const uint16_t *va
         }
         _mm256_storeu_ps(scores + j * QUERIES, two_scores(q, key + j * D, D));
     }
+#elif defined(HAVE_NEON)
+    (void)value;
+    neon_scores(q, key, n, D, scores);
+    j = n;
 #endif
     for (; j < n; j++)
         for (int r = 0; r < QUERIES; r++) {
@@ -139,6 +147,9 @@ INLINE void block_softmax(float *scores, int64_t n, State *state, float *shrink)
     __m256 two = _mm256_broadcast_ps((const __m128 *)most);
     for (; j + 2 <= n; j += 2) two = _mm256_max_ps(two, _mm256_loadu_ps(scores + j * QUERIES));
     _mm_storeu_ps(most, _mm_max_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1)));
+#elif defined(HAVE_NEON)
+    neon_most(scores, n, most);
+    j = n;
 #endif
     for (; j < n; j++)
         for (int r = 0; r < QUERIES; r++) most[r] = fmaxf(most[r], scores[j * QUERIES + r]);
@@ -158,6 +169,9 @@ INLINE void block_softmax(float *scores, int64_t n, State *state, float *shrink)
         _mm256_storeu_ps(scores + j * QUERIES, p);
     }
     _mm_storeu_ps(total, _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1)));
+#elif defined(HAVE_NEON)
+    neon_shares(scores, n, zero, total);
+    j = n;
 #endif
     for (; j < n; j++)
         for (int r = 0; r < QUERIES; r++)
@@ -169,6 +183,8 @@ INLINE void block_values(const float *p, const uint16_t *value, int64_t n, const
                          const float *shrink, State *state) {
 #ifdef HAVE_AVX2
     for (int64_t d = 0; d < D; d += 16) add_values(p, value, n, D, shrink, state, d);
+#elif defined(HAVE_NEON)
+    neon_values(p, value, n, D, shrink, state);
 #else
     for (int r = 0; r < QUERIES; r++)
         for (int64_t d = 0; d < D; d++) state->out[r][d] *= shrink[r];

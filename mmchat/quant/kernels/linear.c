@@ -26,7 +26,7 @@
 #include "bfloat16.h"
 
 #ifdef _OPENMP
-#include <omp.h>
+int omp_get_thread_num(void);  // omp.h does not come with every compiler that has OpenMP
 #define THREAD omp_get_thread_num()
 #else
 #define THREAD 0
@@ -48,6 +48,10 @@
 #define GAP 1024          // floats between what two threads write, which no prefetcher bridges
 
 #define INLINE static inline __attribute__((always_inline))
+
+#ifdef HAVE_NEON
+#include "linear_neon.h"
+#endif
 
 // ---- activations -------------------------------------------------------------------------------
 
@@ -154,6 +158,9 @@ INLINE void int8_tile(const int rows, const int tokens, int64_t apart, const int
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++)
             y[t * N + r * apart] = sum_lanes(acc[r][t]) * wscale[r * apart];
+#elif defined(HAVE_NEON)
+    (void)blocks;
+    neon_int8_tile(rows, tokens, apart, w, wscale, q, xscale, y, N, K);
 #else
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
@@ -194,6 +201,8 @@ INLINE float int4_steps(const int group, const uint16_t *scale, const uint16_t *
         _mm256_storeu_ps(steps + g, s);
     }
     total = sum_lanes(offsets);
+#elif defined(HAVE_NEON)
+    total = neon_int4_steps(group, scale, zero, xscale, sum, steps, groups, &g);
 #endif
     for (; g < groups; g++) {
         float s = bf16_to_float(scale[g]);
@@ -281,6 +290,8 @@ INLINE void int4_tile(const int rows, const int tokens, int64_t apart, const int
             for (int i = 1; i < sums; i++) total = _mm256_add_ps(total, acc[r][i][t]);
             y[t * N + r * apart] = sum_lanes(total) + offset[r][t];
         }
+#elif defined(HAVE_NEON)
+    neon_int4_tile(rows, tokens, apart, group, w, q, xscale, steps, offset, y, N, K);
 #else
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
@@ -324,6 +335,8 @@ INLINE void bf16_tile(const int rows, const int tokens, int64_t apart, const uin
     }
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) y[t * N + r * apart] = sum_lanes(acc[r][t]);
+#elif defined(HAVE_NEON)
+    neon_bf16_tile(rows, tokens, apart, w, x, y, N, K);
 #else
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) {
@@ -456,6 +469,12 @@ const char *mmchat_instructions(void) {
     return "AVX VNNI";
 #elif defined(HAVE_AVX2)
     return "AVX2";
+#elif defined(HAVE_NEON) && defined(__ARM_FEATURE_MATMUL_INT8)
+    return "NEON i8mm";
+#elif defined(HAVE_NEON) && defined(__ARM_FEATURE_DOTPROD)
+    return "NEON dotprod";
+#elif defined(HAVE_NEON)
+    return "NEON";
 #else
     return "portable C";
 #endif

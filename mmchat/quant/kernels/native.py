@@ -9,22 +9,39 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from mmchat.errors import DiskError
 from mmchat.hardware import kept_code
-from mmchat.hardware.cpu import processor_identity
+from mmchat.hardware.cpu import arm_features, is_arm, processor_identity
 from mmchat.progress import ProgressCallback
 from mmchat.quant.kernels import self_check
 from mmchat.quant.kernels.library import Library, UnavailableError
 from mmchat.storage.atomic_file import write_text
 
 SOURCES = ("linear.c", "attention.c", "quantize.c")
-HEADERS = ("bfloat16.h",)
+HEADERS = ("bfloat16.h", "linear_neon.h", "attention_neon.h")
+
+
+def arm_flags(features: Collection[str]) -> tuple[str, ...]:
+    """For an ARM processor with these of hardware.cpu.arm_features, as gcc and clang take them.
+
+    Apple's clang knows no -march=native.
+    """
+    if "asimddp" not in features:
+        return ("-march=armv8-a",)
+    return ("-march=armv8.2-a+dotprod" + "+i8mm" * ("i8mm" in features),)
+
+
+_IS_MAC = platform.system() == "Darwin"
+# Apple's clang has OpenMP, though its driver does not know the word.
+_OPENMP = ("-Xclang", "-fopenmp") if _IS_MAC else ("-fopenmp",)
+_MACHINE = arm_flags(arm_features()) if is_arm() else ("-march=native",)
 # Not -ffast-math, which may take NaN for impossible: NaN and infinity must be carried through.
-_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+_FLAGS = ("-O3", *_MACHINE, "-fno-math-errno", "-fno-trapping-math", *_OPENMP, "-fPIC")
 _COMPILE_SECONDS = 600  # 5 s on an idle machine
 
 
@@ -40,8 +57,12 @@ def reason() -> str:
 
 
 def is_wanted() -> bool:
-    """Whether there should be kernels: on Linux, unless the user switches them off."""
-    return platform.system() == "Linux" and os.environ.get("MMCHAT_NATIVE_KERNELS", "1") != "0"
+    """Whether there should be kernels: where they are built, unless the user switches them off."""
+    return _is_built_here() and os.environ.get("MMCHAT_NATIVE_KERNELS", "1") != "0"
+
+
+def _is_built_here() -> bool:
+    return platform.system() == "Linux" or (_IS_MAC and is_arm())
 
 
 def prepare(progress: ProgressCallback | None = None) -> None:
@@ -74,14 +95,22 @@ def cache_folder() -> Path:
 
 
 def _compiler() -> str:
-    if platform.system() != "Linux":
+    if not _is_built_here():
         raise UnavailableError(f"not built on {platform.system()}")
     if not is_wanted():
         raise UnavailableError("switched off by MMCHAT_NATIVE_KERNELS=0")
-    compiler = shutil.which(os.environ.get("CC") or "gcc")
-    if compiler is None:
-        raise UnavailableError("no C compiler here; install gcc")
+    compiler = shutil.which(os.environ.get("CC") or ("clang" if _IS_MAC else "gcc"))
+    if compiler is None or (_IS_MAC and not _has_developer_tools()):
+        remedy = "run xcode-select --install" if _IS_MAC else "install gcc"
+        raise UnavailableError(f"no C compiler here; {remedy}")
     return compiler
+
+
+@functools.cache
+def _has_developer_tools() -> bool:
+    """Whether clang of macOS is more than a stand-in, which opens a window to offer them."""
+    found = shutil.which("xcode-select")
+    return found is not None and not subprocess.run([found, "-p"], capture_output=True).returncode  # noqa: S603
 
 
 def _compiled() -> Path:
@@ -120,10 +149,11 @@ def _checked(path: Path, *, briefly: bool) -> Library:
 
 def _compile(compiler: str, target: Path) -> None:
     """The OpenMP runtime is torch's own, already in the process, so that threads are shared."""
-    here = Path(__file__).parent
+    here, runtime = Path(__file__).parent, Path(torch.__file__).parent / "lib"
+    openmp = ("-lomp", f"-Wl,-rpath,{runtime}") if _IS_MAC else ()
     command = [
         compiler, *_FLAGS, "-shared", *(str(here / name) for name in SOURCES),
-        "-L", str(Path(torch.__file__).parent / "lib"), "-lm", "-o", str(target),
+        "-L", str(runtime), *openmp, "-lm", "-o", str(target),
     ]  # fmt: skip
     try:
         done = subprocess.run(  # noqa: S603

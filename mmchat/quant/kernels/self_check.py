@@ -1,8 +1,9 @@
 """Compare every function of the compiled kernels with its reference, on every branch that it has.
 
-Products are of whole numbers and powers of two with 127 in each block of activations, so that
-rounding leaves them as they are: they must come out exactly. Widths leave every remainder of the
-blocks and groups that are taken together, and 1 to 9 rows and tokens every remainder of those.
+Products are of whole numbers times powers of two, with 127 the largest of each block of
+activations, so that rounding leaves them as they are: they must come out exactly. Widths leave
+every remainder of the blocks and groups that are taken together, and 1 to 9 rows and tokens every
+remainder of those.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ def _products(
         q = torch.randint(-128, 128, (MOST, width), generator=draw).to(torch.int8)
         if width != WIDE:  # the largest products, as long as float32 holds their sum
             x[0], q[0] = 127, -128
+        # activation scales that differ from block to block and from token to token
+        x *= 2.0 ** ((torch.arange(width) // BLOCK + torch.arange(MOST)[:, None]) % 3 - 1)
         scale = 2.0 ** (torch.arange(MOST) % 5 - 2)
         yield "bf16", _exact(library.linear_bf16, counts, x, q.float(), q.bfloat16())
         wide = reference.widen_int8(q, scale, torch.float32)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmchat.hardware.cpu import arm_features, is_arm
 from mmchat.quant.kernels import native, reference, self_check
 from mmchat.quant.kernels.library import BLOCK, Library
 from tests.quant.kernels.available import needs_kernels
@@ -27,6 +28,13 @@ BUILDS = {
     "AVX-512 VNNI": (*EMULATED, "-DEMULATE_AVX512_VNNI"),
     "AVX VNNI": (*EMULATED, "-DEMULATE_AVX_VNNI"),
 }
+NEON = {
+    "NEON": (),
+    "NEON dotprod": ("asimddp",),
+    "NEON i8mm": ("asimddp", "i8mm"),
+}
+if is_arm():  # other processors emulate it, in test_arm
+    BUILDS = {name: native.arm_flags(features) for name, features in NEON.items()}
 VNNI = {
     "AVX-512 VNNI": (*AVX2, "-mavx512vl", "-mavx512vnni"),
     "AVX VNNI": (*AVX2, "-mavxvnni"),
@@ -46,7 +54,10 @@ def build(request: pytest.FixtureRequest) -> str:
     """One set of instructions; a name of BUILDS."""
     name: str = request.param
     capable = torch.backends.cpu.get_cpu_capability()
-    if name != "portable C" and not capable.startswith(("AVX2", "AVX512")):
+    if name in NEON:
+        if set(NEON[name]) - set(arm_features()):
+            pytest.skip(f"this processor has not got {name}")
+    elif name != "portable C" and not capable.startswith(("AVX2", "AVX512")):
         pytest.skip(f"runs on AVX2; this is {capable}")
     return name
 
@@ -55,7 +66,7 @@ def build(request: pytest.FixtureRequest) -> str:
 def library(build: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
     """The kernels with these instructions; at -O1, which takes half the time to compile."""
     target = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    kept = [flag for flag in native._FLAGS if flag not in ("-march=native", "-O3")]
+    kept = [flag for flag in native._FLAGS if not flag.startswith(("-march=", "-O"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "_FLAGS", ("-O1", *kept, *BUILDS[build]))
         native._compile(native._compiler(), target)

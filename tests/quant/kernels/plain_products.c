@@ -1,0 +1,263 @@
+// Runs the C kernels against plain arithmetic, where there is no Python: under an emulator of another
+// processor. Linked with the kernels; prints their instructions and what the processor says it has
+// (on Linux), then each fault; ends with 1 if there was one.
+//
+// Activations are whole numbers with 127 in each block, times a power of two, so that rounding leaves
+// them as they are, and all scales are powers of two. The products must then come out exactly.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+
+#define MOST 9       // rows and tokens
+#define WIDE 32832   // so many activations that a few tokens are taken at a time
+#define THREADS 2
+
+const char *mmchat_instructions(void);
+int mmchat_linear_int8(const int8_t *, const float *, const float *, float *, int64_t, int64_t,
+                       int64_t, int);
+int mmchat_linear_int4(const uint8_t *, const uint16_t *, const uint16_t *, const float *, float *,
+                       int64_t, int64_t, int64_t, int64_t, int);
+int mmchat_linear_bf16(const uint16_t *, const float *, float *, int64_t, int64_t, int64_t, int);
+int mmchat_attend(const float *, const uint16_t *, const uint16_t *, const uint8_t *, float *,
+                  int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
+typedef struct {
+    const uint16_t *key, *value;
+    int64_t length, head_stride;
+} Row;
+int mmchat_attend_rows(const float *, const Row *, float *, int64_t, int64_t, int64_t, int64_t, int);
+
+static uint32_t state = 7;
+static long checks, faults;
+
+static int draw(int low, int high) {  // both included
+    state = state * 1664525u + 1013904223u;
+    return low + (int)((state >> 8) % (uint32_t)(high - low + 1));
+}
+
+static float real(void) {  // from -2 to 2
+    return (float)(draw(-1000, 1000) + draw(-1000, 1000)) / 1000;
+}
+
+static uint16_t to_bf16(float value) {  // cut
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return (uint16_t)(bits >> 16);
+}
+
+static float from_bf16(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static void check(int is_right, const char *what, int64_t a, int64_t b, int64_t c, int64_t d) {
+    checks++;
+    if (is_right) return;
+    if (++faults <= 20)
+        printf("%s is wrong: %lld %lld %lld %lld\n", what, (long long)a, (long long)b, (long long)c,
+               (long long)d);
+}
+
+// ---- products: whole numbers -------------------------------------------------------------------
+
+static const int KINDS[][2] = {{0, 0}, {-128, -128}, {127, 127}, {-128, 127}};  // 0: random
+
+static void fill(int8_t *w, int64_t count, int kind) {
+    for (int64_t i = 0; i < count; i++) w[i] = kind ? KINDS[kind][i % 2] : draw(-128, 127);
+}
+
+// random ones with scales that differ from block to block and from token to token
+static void activations(float *x, int64_t K, int64_t count, int kind) {
+    for (int64_t i = 0; i < count; i++) {
+        int extreme = KINDS[kind][i % 2];
+        x[i] = (float)(kind ? (extreme < -127 ? -127 : extreme) : draw(-127, 127));
+        if (!kind && i % 64 == 5) x[i] = i / 64 % 2 ? -127 : 127;
+        if (!kind) x[i] = ldexpf(x[i], (i / K + i % K / 64) % 3 - 1);
+    }
+}
+
+static void products(int64_t K, int weights, int tokens, int fewest) {
+    int8_t *w = malloc(MOST * K);
+    uint8_t *packed = malloc(MOST * K / 2);
+    uint16_t *half = malloc(MOST * K * 2), *scale = malloc(MOST * K * 2), *zero = malloc(MOST * K * 2);
+    float *x = malloc(MOST * K * 4), y[MOST * MOST], wscale[MOST];
+    double plain[MOST][MOST];
+    fill(w, MOST * K, weights), activations(x, K, MOST * K, tokens);
+    for (int n = 0; n < MOST; n++) wscale[n] = ldexpf(1, n % 5 - 2);
+    for (int64_t i = 0; i < MOST * K; i++) half[i] = to_bf16((float)w[i]);
+    for (int n = 0; n < MOST; n++)
+        for (int m = 0; m < MOST; m++) {
+            int64_t sum = 0;  // of halves
+            for (int64_t k = 0; k < K; k++) sum += w[n * K + k] * (int64_t)(2 * x[m * K + k]);
+            plain[m][n] = (double)sum / 2;
+        }
+    for (int M = fewest; M <= MOST; M++)
+        for (int N = 1 + (M - 1) % 3; N <= MOST; N += 3) {  // each with each third of the others
+            mmchat_linear_int8(w, wscale, x, y, M, N, K, THREADS);
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < N; n++)
+                    check(y[m * N + n] == plain[m][n] * wscale[n], "int8", M, N, K, m * N + n);
+            if (weights == 0 && tokens == 0) {  // others may have sums of more than 24 bits
+                mmchat_linear_bf16(half, x, y, M, N, K, THREADS);
+                for (int m = 0; m < M; m++)
+                    for (int n = 0; n < N; n++)
+                        check(y[m * N + n] == plain[m][n], "bf16", M, N, K, m * N + n);
+            }
+        }
+    for (int64_t group = 32; group <= 128; group *= 2) {
+        const int64_t groups = K / group;
+        if (K % group) continue;
+        for (int64_t i = 0; i < MOST * K / 2; i++) {
+            int low = (uint8_t)w[2 * i] >> 4, high = (uint8_t)w[2 * i + 1] >> 4;
+            if (weights) low = KINDS[weights][0] < 0 ? 0 : 15, high = KINDS[weights][1] < 0 ? 0 : 15;
+            packed[i] = (uint8_t)(low | high << 4);
+        }
+        for (int64_t i = 0; i < MOST * groups; i++)
+            scale[i] = to_bf16(ldexpf(1, i % 3 - 1)), zero[i] = to_bf16((float)(i % 7) - 3);
+        for (int n = 0; n < MOST; n++)
+            for (int m = 0; m < MOST; m++) {
+                double sum = 0;  // of quarters, exact
+                for (int64_t k = 0; k < K; k++) {
+                    int level = packed[(n * K + k) / 2] >> k % 2 * 4 & 15;
+                    int64_t g = n * groups + k / group;
+                    sum += ((level - 8) * (double)from_bf16(scale[g]) + from_bf16(zero[g])) * x[m * K + k];
+                }
+                plain[m][n] = sum;
+            }
+        for (int M = fewest; M <= MOST; M++)
+            for (int N = 1 + (M - 1) % 3; N <= MOST; N += 3) {
+                mmchat_linear_int4(packed, scale, zero, x, y, M, N, K, group, THREADS);
+                for (int m = 0; m < M; m++)
+                    for (int n = 0; n < N; n++)
+                        check(y[m * N + n] == plain[m][n], "int4", group, M, N, K);
+            }
+    }
+    free(w), free(packed), free(half), free(scale), free(zero), free(x);
+}
+
+// What is infinite or no number makes its own token so, and no other.
+static void hostile_products(void) {
+    enum { K = 192, M = 5, N = 3 };
+    static int8_t w[N * K];
+    static uint16_t half[N * K];
+    static float x[M * K], y[M * N], wscale[N] = {1, 1, 1};
+    for (int odd = 0; odd < 2; odd++) {
+        fill(w, N * K, 2), activations(x, K, M * K, 0);
+        x[2 * K + 70] = odd ? NAN : INFINITY;
+        for (int i = 0; i < N * K; i++) half[i] = to_bf16(1);
+        mmchat_linear_int8(w, wscale, x, y, M, N, K, THREADS);
+        for (int i = 0; i < M * N; i++) check(!isfinite(y[i]) == (i / N == 2), "int8 of NaN", odd, i, 0, 0);
+        mmchat_linear_bf16(half, x, y, M, N, K, THREADS);
+        for (int i = 0; i < M * N; i++) check(!isfinite(y[i]) == (i / N == 2), "bf16 of NaN", odd, i, 0, 0);
+    }
+}
+
+// ---- attention: doubles ------------------------------------------------------------------------
+
+#define BATCH 2
+#define HEADS 2
+
+static void expected(const float *q, const uint16_t *key, const uint16_t *value, const uint8_t *seen,
+                     int64_t n, int64_t D, double *out) {
+    double *score = malloc(sizeof(double) * n), most = -INFINITY, total = 0;
+    for (int64_t j = 0; j < n; j++) {
+        score[j] = 0;
+        for (int64_t d = 0; d < D; d++) score[j] += (double)q[d] * from_bf16(key[j * D + d]);
+        if ((!seen || seen[j]) && score[j] > most) most = score[j];
+    }
+    for (int64_t d = 0; d < D; d++) out[d] = 0;
+    for (int64_t j = 0; j < n; j++) {
+        if (seen && !seen[j]) continue;
+        double p = exp(score[j] - most);
+        total += p;
+        for (int64_t d = 0; d < D; d++) out[d] += p * from_bf16(value[j * D + d]);
+    }
+    for (int64_t d = 0; d < D && total; d++) out[d] /= total;
+    free(score);
+}
+
+static int near(const float *found, const double *plain, int64_t D) {
+    for (int64_t d = 0; d < D; d++)
+        if (!(fabs(found[d] - plain[d]) <= 1e-5 + 1e-4 * fabs(plain[d]))) return 0;
+    return 1;
+}
+
+static void attention(int64_t length, int64_t D, int64_t R, float spread) {
+    const int64_t heads = BATCH * HEADS, count = heads * length * D;
+    float *q = malloc(heads * R * D * 4), *out = malloc(heads * R * D * 4);
+    uint16_t *key = malloc(count * 2), *value = malloc(count * 2);
+    uint8_t *mask = malloc(BATCH * length);
+    double plain[256];
+    for (int64_t i = 0; i < heads * R * D; i++) q[i] = real() * spread / sqrtf((float)D);
+    for (int64_t i = 0; i < count; i++) key[i] = to_bf16(real()), value[i] = to_bf16(real());
+    for (int64_t i = 0; i < BATCH * length; i++) mask[i] = i % length == length - 1 || draw(0, 9) < 6;
+    for (int masked = 0; masked < 2; masked++) {
+        mmchat_attend(q, key, value, masked ? mask : NULL, out, BATCH, HEADS, R, length, D,
+                      HEADS * length * D, length * D, length, THREADS);
+        for (int64_t i = 0; i < heads * R; i++) {
+            int64_t h = i / R;
+            expected(q + i * D, key + h * length * D, value + h * length * D,
+                     masked ? mask + h / HEADS * length : NULL, length, D, plain);
+            check(near(out + i * D, plain, D), masked ? "masked attention" : "attention", length, D, R, i);
+        }
+    }
+    Row rows[BATCH];
+    for (int b = 0; b < BATCH; b++)
+        rows[b] = (Row){key + b * HEADS * length * D, value + b * HEADS * length * D,
+                        b ? length / 2 + 1 : length, length * D};
+    mmchat_attend_rows(q, rows, out, BATCH, HEADS, R, D, THREADS);
+    for (int64_t i = 0; i < heads * R; i++) {
+        int64_t h = i / R;
+        expected(q + i * D, key + h * length * D, value + h * length * D, NULL, rows[h / HEADS].length, D,
+                 plain);
+        check(near(out + i * D, plain, D), "attention of rows", length, D, R, i);
+    }
+    memset(mask, 0, BATCH * length);
+    mmchat_attend(q, key, value, mask, out, BATCH, HEADS, R, length, D, HEADS * length * D, length * D,
+                  length, THREADS);
+    for (int64_t i = 0; i < heads * R * D; i++) check(out[i] == 0, "attention to nothing", length, D, R, i);
+    value[(length - 1) * D + 3] = 0x7fc0;  // NaN, of the first head
+    mmchat_attend(q, key, value, NULL, out, BATCH, HEADS, R, length, D, HEADS * length * D, length * D, 0,
+                  THREADS);
+    for (int64_t i = 0; i < heads * R * D; i++)
+        check(isnan(out[i]) == (i < R * D && i % D == 3), "attention to a NaN value", length, D, R, i);
+    key[(length - 1) * D + 3] = 0x7fc0;
+    mmchat_attend(q, key, value, NULL, out, BATCH, HEADS, R, length, D, HEADS * length * D, length * D, 0,
+                  THREADS);
+    for (int64_t i = 0; i < heads * R * D; i++)
+        check(isnan(out[i]) == (i < R * D), "attention to a NaN key", length, D, R, i);
+    free(q), free(out), free(key), free(value), free(mask);
+}
+
+int main(void) {
+    static const int64_t WIDTHS[] = {64, 128, 192, 256, 640, 576, 1152};  // every remainder of groups
+    static const int64_t LENGTHS[] = {1, 2, 3, 63, 65, 513, 578};
+    static const int64_t HEAD_WIDTHS[] = {16, 48, 128, 256};
+    printf("%s\n", mmchat_instructions());
+#ifdef __linux__
+    printf("%lu %lu\n", getauxval(AT_HWCAP), getauxval(AT_HWCAP2));
+#else
+    printf("0 0\n");
+#endif
+    fflush(stdout);  // what an unknown instruction would lose
+    for (int i = 0; i < 7; i++)
+        for (int weights = 0; weights < 4; weights++)
+            for (int tokens = 0; tokens < 4; tokens++)
+                if (WIDTHS[i] == 640 || weights + tokens == 0) products(WIDTHS[i], weights, tokens, 1);
+    products(WIDE, 0, 0, MOST);
+    hostile_products();
+    for (int i = 0; i < 7; i++)
+        for (int j = 0; j < 4; j++)
+            for (int64_t R = 1 + (i + j) % 4; R <= 9; R += 4)  // a remainder of QUERIES each
+                if (LENGTHS[i] < 100 || R <= 4) attention(LENGTHS[i], HEAD_WIDTHS[j], R, 1);
+    attention(200, 64, 4, 40);  // scores far apart
+    printf("%ld checks, %ld faults\n", checks, faults);
+    return faults > 0;
+}

@@ -1,0 +1,100 @@
+"""The C kernels of ARM, cross-compiled and run by an emulator, against plain integer arithmetic."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmchat.hardware.cpu import hwcap_features
+from mmchat.quant.kernels import native
+
+CROSS, EMULATOR, DISASSEMBLER = (
+    "aarch64-linux-gnu-gcc",
+    "qemu-aarch64",
+    "aarch64-linux-gnu-objdump",
+)
+CHECKS = Path(__file__).with_name("plain_products.c")
+KERNELS = [Path(native.__file__).with_name(name) for name in ("linear.c", "attention.c")]
+# instruction sets: their name, a processor that has them and no more, an instruction of the last
+CPUS = {
+    (): ("NEON", "cortex-a72", "smlal2"),
+    ("asimddp",): ("NEON dotprod", "cortex-a76", "sdot"),
+    ("asimddp", "i8mm"): ("NEON i8mm", "max", "smmla"),
+}
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math")
+QUIET = {
+    **os.environ,
+    "OMP_WAIT_POLICY": "passive",
+}  # threads that wait leave the emulator its core
+
+needs_emulator = pytest.mark.skipif(
+    not all(map(shutil.which, (CROSS, EMULATOR, DISASSEMBLER))),
+    reason="NOT TESTED: the kernels of ARM need gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and"
+    " qemu-user",
+)
+needs_clang = pytest.mark.skipif(
+    not shutil.which("clang"), reason="NOT TESTED: the kernels of ARM by clang, which is not here"
+)
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=QUIET, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    return done.stdout
+
+
+def check(features: tuple[str, ...], folder: Path, *compiler: str) -> None:
+    """Compile the kernels for a processor with `features`, and run the checks on one."""
+    objects = []
+    for source in (CHECKS, *KERNELS):
+        objects.append(folder / f"{source.stem}.o")
+        run(*compiler, *FLAGS, *native.arm_flags(features), "-c", source, "-o", objects[-1])
+    name, cpu, _ = CPUS[features]
+    text = run(DISASSEMBLER, "-d", folder / "linear.o")
+    used = {
+        known: bool(re.search(rf"\b{mnemonic}\b", text)) for known, (*_, mnemonic) in CPUS.items()
+    }
+    assert used[features]
+    assert not any(used[more] for more in CPUS if len(more) > len(features))
+    run(CROSS, "-static", "-fopenmp", *objects, "-lm", "-o", folder / "checks")
+    instructions, words, *faults, count = run(EMULATOR, "-cpu", cpu, folder / "checks").splitlines()
+    assert instructions == name
+    assert hwcap_features([int(word) for word in words.split()]) == features
+    assert faults == []
+    assert int(count.split()[0]) > 100_000
+
+
+@pytest.mark.slow
+@needs_emulator
+@pytest.mark.parametrize("features", CPUS)
+def test_the_products_of_each_instruction_set_are_exact(
+    features: tuple[str, ...], tmp_path: Path
+) -> None:
+    check(features, tmp_path, CROSS, "-fopenmp")
+
+
+@pytest.mark.slow
+@needs_emulator
+@needs_clang
+@pytest.mark.parametrize("features", [("asimddp",), ("asimddp", "i8mm")])
+def test_clang_which_macos_has_compiles_them_as_well(
+    features: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Run without OpenMP, whose library for ARM is not here; compiled with it too."""
+    clang = ("clang", "--target=aarch64-linux-gnu")
+    check(features, tmp_path, *clang)
+    for source in KERNELS:
+        openmp = ("-Xclang", "-fopenmp", "-O1", *native.arm_flags(features))
+        run(*clang, *openmp, "-c", source, "-o", tmp_path / "openmp.o")
+
+
+def test_the_flags_say_what_the_processor_has() -> None:
+    assert native.arm_flags(()) == ("-march=armv8-a",)
+    assert native.arm_flags(("i8mm",)) == ("-march=armv8-a",)
+    assert native.arm_flags(("asimddp",)) == ("-march=armv8.2-a+dotprod",)
+    assert native.arm_flags(("asimddp", "i8mm")) == ("-march=armv8.2-a+dotprod+i8mm",)
