@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from mmchat.runtime.base import Runtime
 
 _END = object()
-PIECE = 512  # positions of a prompt that are read at once while others write
+# Positions of a prompt that are read at once while others write: large enough that products of
+# matrices run at full speed, small enough that a piece of it is no long silence for the others.
+PIECE = 512
 INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
 
@@ -52,7 +54,7 @@ class Engine:
         memory: int | None = None,
     ) -> None:
         self.rows = rows
-        if positions is None:
+        if positions is None:  # of several rows many may never be used
             positions = 0 if rows > 1 else INITIAL_POSITIONS
         self.cache = model.runtime.new_cache(rows, positions)
         self.prefixes = Prefixes(rows)
@@ -147,7 +149,7 @@ class Engine:
     def _begin(self, row: Row, source: int) -> None:
         slot, marks = row.slot, row.slot.marks
         if source != slot.number and row.shared:
-            slot.marks = []  # until it holds them
+            slot.marks = []  # until it holds them: copying may run out of memory
             self.cache.truncate(slot.number, 0)
             self.cache.copy(source, slot.number, row.shared)
             slot.marks = marks
