@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -60,10 +61,20 @@ class Batch:
 
     def check(self, lengths: Sequence[int]) -> None:
         """Raises ValueError unless each row goes on where its slot ends, and reads something."""
-        held = tuple(lengths[slot] for slot in self.slots)
-        if self.starts != held or len(set(self.slots)) < len(self.slots) or min(self.counts) < 1:
+        held = tuple(lengths[slot] for slot in self.slots if 0 <= slot < len(lengths))
+        total = len(self.token_ids)
+        fits = (
+            self.slots
+            and self.starts == held
+            and len(set(self.slots)) == len(self.slots) == len(held) == len(self.counts)
+            and min(self.counts) >= 1
+            and sum(self.counts) == total
+            and all(a < b for a, b in pairwise((-1, *self.wanted, total)))
+        )
+        if not fits:
             raise ValueError(
-                f"slots {self.slots} read {self.counts} from {self.starts}; they hold {held}"
+                f"slots {self.slots} read {self.counts} of {total} tokens from {self.starts}; they"
+                f" hold {held}; wanted are {self.wanted[:9]}"
             )
 
     @classmethod

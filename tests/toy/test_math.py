@@ -278,7 +278,7 @@ def test_release_keeps_what_is_still_to_be_read(model: ToyModel, two_pictures: P
 
 def test_a_row_must_go_on_where_it_ended(model: ToyModel) -> None:
     cache = model.new_cache(1, 4)
-    with pytest.raises(ValueError, match=r"read \(1,\) from \(3,\); they hold \(0,\)"):
+    with pytest.raises(ValueError, match=r"read \(1,\) of 1 tokens from \(3,\); they hold \(0,\)"):
         model.forward(Batch.last_of(torch.tensor([65]), 3), cache)
 
 
