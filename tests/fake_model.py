@@ -152,8 +152,10 @@ def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False
         load_seconds=0.5,
         sampling_defaults=SamplingParams(temperature=0.0),
         remarks=(),
+        most_rows=1,
         peak_memory=lambda: 1,
     )
     model.engine = Engine(model)  # type: ignore[arg-type]
+    model.engine_of = lambda rows: model.engine
     model.request = lambda *given: request_within(model.max_seq_len, *given)
     return model

@@ -27,7 +27,6 @@ ALLOWED = {
     "cli/bench.py": {"tile"},  # help of `bench --vision`
     "cli/doctor.py": {"tile"},  # the note below its table
     "cli/eval.py": {"tile"},  # `--by tiles`
-    "cli/list_models.py": {"TILE", "tile"},  # a column, and a key of --json
     "cli/options.py": {"tile"},  # help of --dry-run
     "cli/tiles.py": {"tile"},  # the command
     "cli/wrong_names.py": {"tile"},  # the command
