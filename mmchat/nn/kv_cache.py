@@ -153,6 +153,8 @@ class PastSteps(NamedTuple):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, count = self.positions.shape
+        if key.requires_grad:  # the cache would keep the graph of every step
+            key, value = key.detach(), value.detach()
         for stored, new in zip(self[:2], (key, value), strict=True):
             if rows == 1:  # faster than by two indices
                 stored.index_copy_(2, self.positions[0], heads_first(new))

@@ -228,6 +228,16 @@ def test_gradients_of_rows_together_are_those_of_the_plain_model(weights):
     assert IMAGE in ids
 
 
+def test_steps_leave_no_graph_in_the_cache(weights):
+    model = oracle.build(weights)
+    model.requires_grad_(True)
+    cache = model.new_cache(1, 8)
+    model(Batch.last_of(torch.tensor([1, 5, 9]), 0), cache)
+    for step in range(2):
+        model(Batch.last_of(torch.tensor([7]), 3 + step), cache)
+    assert not cache.layers[0].row(0)[0].requires_grad
+
+
 def test_rows_of_one_length_have_the_gradients_of_each_alone(weights):
     """Which is how the built-in model is trained."""
     model = oracle.build(weights)
