@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mmchat.catalog.find import ModelSource
-from mmchat.chat.session import ChatSession, Event, ImageSource, check_message, user_message
+from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
 from mmchat.conversation import Message
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
@@ -26,15 +26,6 @@ class Model(loader.LoadedModel):
     def chat(self, system: str | None = None) -> ChatSession:
         """Begin a conversation."""
         return ChatSession(self, system)
-
-    def complete(
-        self,
-        text: str,
-        images: ImageSource | Sequence[ImageSource] = (),
-        sampling: SamplingParams | None = None,
-    ) -> Iterator[Event]:
-        """Continue raw text, as base models do."""
-        return ChatSession(self).complete(text, images, sampling)
 
     def generate_many(
         self,

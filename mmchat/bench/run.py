@@ -10,7 +10,7 @@ from mmchat.bench.report import environment, rounded, spread
 from mmchat.bench.rounds import interleave, summary
 from mmchat.bench.variants import Variant
 from mmchat.bench.workloads import Workload
-from mmchat.hardware.allocation import memory_error
+from mmchat.hardware.allocation import memory_errors
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -58,13 +58,8 @@ def run(
 
 def _time(workload: Workload, loaded: LoadedModel, index: int) -> dict[str, float]:
     """Seconds of each stage in a round; the one before the first is -1."""
-    try:
+    with memory_errors():
         return workload.time(loaded, 1 + index)
-    except (MemoryError, RuntimeError) as error:
-        out_of_memory = memory_error(error)
-        if out_of_memory is None:
-            raise
-        raise out_of_memory from None
 
 
 def _rows(

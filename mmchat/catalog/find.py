@@ -81,10 +81,6 @@ class KnownModel:
     path: Path | None
     size: int
 
-    @property
-    def present(self) -> bool:
-        return self.path is not None
-
 
 def data_path(*parts: str) -> Path:
     """A file of ours: inside the wheel, or in the checkout that an editable install points to."""

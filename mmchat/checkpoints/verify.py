@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import ITEM_BYTES, TensorEntry, shown
@@ -41,13 +41,9 @@ def check_entries(
         if name in entries and (problem := _fault(entries[name], shape, name in scalars))
     ]
     faults = [
-        _listed(
-            "missing", [_with_hint(name, unexpected) for name in missing[:_LISTED]], len(missing)
-        ),
-        _listed(
-            "unexpected", [_place(entries[name]) for name in unexpected[:_LISTED]], len(unexpected)
-        ),
-        _listed("wrong", wrong[:_LISTED], len(wrong)),
+        _listed("missing", missing, lambda name: _with_hint(name, unexpected)),
+        _listed("unexpected", unexpected, lambda name: _place(entries[name])),
+        _listed("wrong", wrong, str),
     ]
     if not any(faults):
         return
@@ -92,6 +88,7 @@ def _fault(entry: TensorEntry, shape: tuple[int, ...], is_scalar: bool) -> str |
     return f"{_place(entry)}: expected {wanted}, found {found}"
 
 
-def _listed(kind: str, items: Iterable[str], count: int) -> str:
-    rest = f" and {count - _LISTED:,} more" if count > _LISTED else ""
-    return f"{count:,} {kind}: {', '.join(items)}{rest}" if count else ""
+def _listed(kind: str, items: Sequence[str], describe: Callable[[str], str]) -> str:
+    rest = f" and {len(items) - _LISTED:,} more" if len(items) > _LISTED else ""
+    shown = ", ".join(map(describe, items[:_LISTED]))
+    return f"{len(items):,} {kind}: {shown}{rest}" if items else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -134,10 +133,6 @@ def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
     return asked(console.write_out, ask=mode in ("auto", "sixel", "kitty"))
 
 
-def _make_console(file: io.StringIO, columns: int) -> Any:
-    return console.buffer_console(file, columns)
-
-
 @dataclass(frozen=True)
 class Opening:
     """How a chat begins.
@@ -191,7 +186,9 @@ def _run_terminal(
     from mmchat.repl.terminal_screen import TerminalScreen, quiet_keys, sane_terminal
 
     drawing = thumbnail.choose(opening.thumbnails, answers)
-    screen = TerminalScreen(console.write_out, _make_console, drawing, color=console.uses_color())
+    screen = TerminalScreen(
+        console.write_out, console.buffer_console, drawing, color=console.uses_color()
+    )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
     history = chats.parent / "prompts" if opening.keeps else None
     code = 1

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 UNBROKEN = 10_000  # columns of a pipe or a file, whose lines end where they end
 ColorMode = Literal["auto", "always", "never"]
 _color: ColorMode = "auto"
+_AS_IT_IS: Any = {"markup": False, "highlight": False, "emoji": False}  # text, for rich
 
 
 def set_color(mode: ColorMode) -> None:
@@ -36,23 +37,14 @@ def set_color(mode: ColorMode) -> None:
     _color = mode
 
 
-def stdout_console() -> Console:
-    return _console(stderr=False)
-
-
-def stderr_console() -> Console:
-    return _console(stderr=True)
-
-
-def _console(*, stderr: bool) -> Console:
+def rich_console(*, stderr: bool = True) -> Console:
+    """What draws on stderr, or on stdout."""
     from rich.console import Console
 
     return Console(
         stderr=stderr,
         width=None if is_terminal(sys.stderr if stderr else sys.stdout) else UNBROKEN,
-        markup=False,
-        highlight=False,
-        emoji=False,
+        **_AS_IT_IS,
         no_color=True if _color == "never" else None,
         force_terminal=True if _color == "always" else None,
     )
@@ -65,9 +57,7 @@ def buffer_console(file: io.StringIO, columns: int) -> Console:
     return Console(
         file=file,
         width=columns,
-        markup=False,
-        highlight=False,
-        emoji=False,
+        **_AS_IT_IS,
         force_terminal=True,
         no_color=None if uses_color() else True,
         legacy_windows=False,
@@ -138,13 +128,10 @@ def _stderr_line(text: str, style: str) -> None:
     text = one_line(text)
     if is_terminal(sys.stderr):
         text = filled(sanitize(text), terminal_size()[0])
-    colored = _color == "always" or (
-        _color == "auto" and is_terminal(sys.stderr) and not os.environ.get("NO_COLOR")
-    )
-    if colored:
+    if uses_color() and (is_terminal(sys.stderr) or _color == "always"):
         from rich.text import Text
 
-        stderr_console().print(Text(text, style=style), soft_wrap=True)
+        rich_console().print(Text(text, style=style), soft_wrap=True)
     else:
         write_out(text + "\n", sys.stderr)
 
@@ -223,7 +210,7 @@ def print_table(
         style = last if number == len(rows) else ""
         table.add_row(first if first != before else "", *others, style=style)
         before = first
-    stdout_console().print(table)
+    rich_console(stderr=False).print(table)
 
 
 class AnswerStream:
@@ -262,7 +249,7 @@ class Stages:
         if self._status is not None:
             self._status.update(text)
             return
-        console = stderr_console()
+        console = rich_console()
         if not console.is_dumb_terminal:
             self._status = console.status(text)
             self._status.start()
@@ -299,7 +286,7 @@ def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[]
     from rich.progress import TimeRemainingColumn as Remaining
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+    with Progress(*columns, console=rich_console(), transient=True) as progress:
         task = progress.add_task(sanitize(label), total=total)
         yield lambda: progress.advance(task)
 

@@ -50,9 +50,9 @@ def _entries() -> list[Entry]:
     for model in known_models():
         repo = model.spec.repo
         if repo is None:
-            formats = ("safetensors",) if model.present else ()
-            state = "present" if model.present else "absent"
-            held = Holding(state, model.path, formats, model.size)
+            held = Holding("absent")
+            if model.path is not None:
+                held = Holding("present", model.path, ("safetensors",), model.size)
         else:
             held = holding(repo)
         entries.append(Entry(model.spec.name, model.spec, held))

@@ -76,5 +76,5 @@ def transfer_bars(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console.stderr_console(), transient=True) as progress:
+    with Progress(*columns, console=console.rich_console(), transient=True) as progress:
         yield TransferBars(progress, sizes, total)

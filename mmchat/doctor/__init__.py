@@ -30,7 +30,7 @@ class Diagnosis:
         return {
             "verdict": asdict(self.verdict),
             "problems": [asdict(problem) for problem in self.problems],
-            **self.machine.as_dict(),
+            **asdict(self.machine),
             "models": models,
         }
 

@@ -9,7 +9,7 @@ cache as long as there is room and gives them up when there is not.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmchat import words
@@ -58,8 +58,7 @@ class MemoryNeed:
         return self.weights + self.cache + self.pictures + self.working
 
     def as_dict(self) -> dict[str, int]:
-        parts = {"weights": self.weights, "cache": self.cache, "pictures": self.pictures}
-        return {**parts, "working": self.working, "total": self.total, "in_file": self.in_file}
+        return {**asdict(self), "total": self.total}
 
 
 @dataclass(frozen=True)

@@ -94,13 +94,11 @@ def _expectations(folder: Path) -> tuple[list[_Expected], list[Fault]]:
         manifest = read_manifest(path)
     except CheckpointError:
         faults = [Fault(path.name, "the record itself is damaged")]
-    known = _by_manifest(manifest) if manifest else _by_blob_names(folder)
+    recorded = manifest.files.items() if manifest else ()
+    known = [_Expected(name, "manifest", r.sha256, r.size) for name, r in recorded]
+    if manifest is None:
+        known += _by_blob_names(folder)
     return [*known, *_by_checklists(folder, manifest)], faults
-
-
-def _by_manifest(manifest: Manifest) -> Iterator[_Expected]:
-    for name, record in manifest.files.items():
-        yield _Expected(name, "manifest", record.sha256, record.size)
 
 
 def _by_blob_names(folder: Path) -> Iterator[_Expected]:

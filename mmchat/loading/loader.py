@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,7 +136,9 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
     else:
         tokenizer = _open_tokenizer(source)
         rules = None if exported else spec.family.shard_axis
-        with open_checkpoint(_weights_of(source), merge_rules=rules) as files:
+        if source.checkpoint is None:
+            raise CheckpointError(f"no weights of {spec.name} are here; give --checkpoint-path")
+        with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
             running = _run_weights(files, spec, options, exported.record if exported else None)
     return _ready(spec, options, running, tokenizer, begin)
 
@@ -224,13 +225,6 @@ def _ready(
         memory=running.memory,
         most_rows=running.most_rows,
     )
-
-
-def _weights_of(source: ModelSource) -> Path:
-    if source.checkpoint is None:
-        name = source.spec.name
-        raise CheckpointError(f"no weights of {name} are here; give --checkpoint-path")
-    return source.checkpoint
 
 
 def _open_tokenizer(source: ModelSource) -> Tokenizer:

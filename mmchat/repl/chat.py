@@ -92,7 +92,9 @@ class Chat:
                 command, argument = found
                 command.run(self, argument)
             elif text.strip():
-                self._message(text)
+                if reason := paths.folder_named(text):
+                    raise UsageError(f"{reason}; nothing was sent")
+                self.take(paths.read_line(text))
         except MmchatError as error:
             self.fail(error)
         except KeyboardInterrupt:
@@ -103,11 +105,6 @@ class Chat:
     def fail(self, error: MmchatError) -> None:
         self.first_error = self.first_error or error.exit_code
         self.screen.error(str(error))
-
-    def _message(self, text: str) -> None:
-        if reason := paths.folder_named(text):
-            raise UsageError(f"{reason}; nothing was sent")
-        self.take(paths.read_line(text))
 
     def take(self, found: paths.Found) -> None:
         """Attach what a text names and ask its question: both, or neither."""

@@ -65,9 +65,13 @@ def question_line(question: Message) -> str:
     return names + question.text
 
 
+def setting_names(sampling: SamplingParams) -> list[str]:
+    """What `\\set` sets."""
+    return [field.name for field in fields(sampling) if field.name != "logprobs"]
+
+
 def settings(sampling: SamplingParams) -> str:
-    names = [field.name for field in fields(sampling) if field.name != "logprobs"]
-    return table([(name, shown(getattr(sampling, name))) for name in names])
+    return table([(name, shown(getattr(sampling, name))) for name in setting_names(sampling)])
 
 
 def shown(value: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from mmchat.errors import UsageError, quoted
@@ -22,7 +22,7 @@ _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')""")
 
 def candidates(chat: Chat, argument: str) -> Iterable[str]:
     words = argument.split(" ")
-    settings = [field.name for field in fields(chat.sampling) if field.name != "logprobs"]
+    settings = facts.setting_names(chat.sampling)
     if len(words) < 2:
         return settings
     if words[0] not in settings:
@@ -41,7 +41,7 @@ def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
     """Raises UsageError for an unknown name or a value that does not fit."""
     name, _, text = argument.partition(" ")
     text = text.strip()
-    settings = [field.name for field in fields(sampling) if field.name != "logprobs"]
+    settings = facts.setting_names(sampling)
     if name not in settings:
         close = closest(name, settings, cutoff=0.4)
         advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(settings)}"

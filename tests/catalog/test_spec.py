@@ -289,7 +289,7 @@ def test_a_known_model_that_is_not_here_says_how_to_get_it(monkeypatch):
     assert "mmchat download Llama-3.2-11B-Vision-Instruct" in str(caught.value)
     source = find_model("llama3.2-11B", checkpoint_required=False)
     assert source.checkpoint is source.tokenizer is None
-    assert not any(model.present for model in known_models() if model.spec.repo)
+    assert not any(model.path for model in known_models() if model.spec.repo)
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "MMCHAT_OFFLINE"])
@@ -313,7 +313,7 @@ def test_a_known_model_is_found_in_the_hub_cache(tmp_path, name):
     assert source.checkpoint == folder
     assert source.tokenizer == folder / "original/tokenizer.model"
     (model,) = (m for m in known_models() if m.spec == source.spec)
-    assert (model.present, model.path, model.size) == (True, folder, 1)
+    assert (model.path, model.size) == (folder, 1)
 
 
 def test_a_cached_repository_of_somebody_else_is_read_by_its_config(tmp_path):

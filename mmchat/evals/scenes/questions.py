@@ -232,15 +232,12 @@ class Asker:
                     asked.append((first, self._where(item, it=True)))
         pair = self._two_singles()
         if pair:
-            ask = self.rng.choice((self._colour_of_one, self._where))
+            ask = self.rng.choice((lambda item: self._colour(item, 1), self._where))
             again = ask(pair[1])
             asked.append((ask(pair[0]), self._ask("follow", "and", again.answer, pair[1].kind)))
         return [
             Question("follow", again.text, again.answer, earlier=(first,)) for first, again in asked
         ]
-
-    def _colour_of_one(self, item: Item) -> Question:
-        return self._colour(item, 1)
 
     def all(self) -> list[Question]:
         """Every question that this picture allows, in random order."""

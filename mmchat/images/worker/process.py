@@ -47,17 +47,16 @@ def _limit(request: dict[str, Any]) -> None:
 
 def _answer(request: dict[str, Any], data: bytes, answers: IO[bytes]) -> None:
     kind, max_pixels = request["kind"], request["max_pixels"]
+    picture = None
     try:
         if request.get("only_size"):
             answer = {"size": announced_size(data, kind, max_pixels)}
-            answers.write(json.dumps(answer).encode() + b"\n")
-            return
-        picture, notices = decode(data, kind, max_pixels)
+        else:
+            picture, notices = decode(data, kind, max_pixels)
+            answer = {"size": picture.size, "notices": notices}
     except RefusedError as refusal:
         answer = {"reason": str(refusal), "missing_extra": refusal.missing_extra}
-        answers.write(json.dumps(answer).encode() + b"\n")
-        return
-    answer = {"size": picture.size, "notices": notices}
     answers.write(json.dumps(answer).encode() + b"\n")
-    for _, strip in rgb_strips(picture, request["alpha"]):
-        answers.write(strip.tobytes())
+    if picture is not None:
+        for _, strip in rgb_strips(picture, request["alpha"]):
+            answers.write(strip.tobytes())
