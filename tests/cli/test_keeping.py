@@ -17,7 +17,7 @@ from mmchat.checkpoints.manifest import (
 from mmchat.hub.holdings import remove, repo_removal
 from tests.cli.hub_fixtures import COMMIT, FILES, REPO, USUAL, WEIGHTS
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]  # long: begun early
 
 
 def flip(path, bit=12_345):

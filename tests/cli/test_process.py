@@ -19,7 +19,7 @@ import pytest
 
 from tests.repl.screens import Terminal
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]  # long: begun early
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "red \x1b[31mrose \x1b]52;c;aGk=\x07and \u202eback"

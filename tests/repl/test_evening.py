@@ -17,7 +17,7 @@ from PIL import Image
 from mmchat.repl.commands import COMMANDS
 from tests.repl.terminals import READY, ROOT, SECONDS, ChatTerminal, colors
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]  # long: begun early
 
 ANSWERS = [
     "A **red** square.",

@@ -13,7 +13,6 @@ from mmchat.conversation import Image
 from mmchat.images import from_pil
 from mmchat.models.mllama.config import ImageProcessorConfig
 from mmchat.models.mllama.image_processor import preprocess
-from tests.kinds import some
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -71,7 +70,14 @@ def grid(steps: int, largest: int) -> list[tuple[int, int]]:
     return [(h, w) for h in [*sides, *nearby] for w in [*sides, *nearby]]
 
 
-@pytest.mark.parametrize(("side", "steps"), some([(112, 22), (448, 6), (560, 6)], [(112, 22)]))
+@pytest.mark.parametrize(
+    ("side", "steps"),
+    [
+        (112, 22),
+        pytest.param(448, 6, marks=pytest.mark.slow),
+        pytest.param(560, 6, marks=pytest.mark.slow),
+    ],
+)
 def test_pixels_equal_the_hub_processor_bit_for_bit(side, steps):
     for height, width in grid(steps, 1500):
         check_equal_to_the_hub(picture(height, width, 1500), side)
