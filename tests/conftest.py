@@ -54,3 +54,11 @@ def no_network() -> Iterator[None]:
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--offline` holds for the process that it was given to: here, for all tests behind it."""
     monkeypatch.delenv("MMCHAT_OFFLINE", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The defaults of whoever runs the tests do not count."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+    for name in ("MODEL", "QUANTIZE", "DEVICE"):
+        monkeypatch.delenv(f"MMCHAT_{name}", raising=False)
