@@ -67,6 +67,14 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MMCHAT_OFFLINE", raising=False)
 
 
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The defaults of whoever runs the tests do not count."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+    for name in ("MODEL", "QUANTIZE", "DEVICE"):
+        monkeypatch.delenv(f"MMCHAT_{name}", raising=False)
+
+
 def pytest_collection_finish() -> None:
     """What was imported lives to the end: no later search for garbage need look through it."""
     gc.collect()

@@ -20,9 +20,10 @@ from typer.main import get_command
 import mmchat
 from mmchat.cli import console
 from mmchat.cli.help_page import WIDEST, Command, Group, plain_app
+from mmchat.cli.no_command import with_command
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.options import Debug, debug_requested
-from mmchat.cli.wrong_names import no_such_command, no_such_option
+from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value
 from mmchat.errors import DiskError, MmchatError, quoted
 
 # name -> the first sentence of its help
@@ -43,11 +44,12 @@ COMMANDS = {
     "doctor": "Show what this machine can run and how fast, and what is missing.",
     "bench": "Time a model: reading, pictures, and the tokens it writes after them.",
     "eval": "Measure a model's accuracy.",
+    "config": "Show the defaults of model, quantize and device, and their file.",
 }
 # Where a command is, if not in the module and the function of its name
 _PLACES = {
     "chat": "chat:chat_app", "list": "list_models:list_models", "where": "keeping:where",
-    "remove": "keeping:remove", "eval": "eval:eval_app",
+    "remove": "keeping:remove", "eval": "eval:eval_app", "config": "config:config_app",
 }  # fmt: skip
 USAGE_EXIT_CODE, MEMORY_EXIT_CODE, DISK_EXIT_CODE, CLOSED_PIPE_EXIT_CODE = 2, 5, 7, 141
 OUT_OF_MEMORY = "out of memory; try a smaller --max-seq-len or --dtype bfloat16"
@@ -71,12 +73,14 @@ class MmchatGroup(Group):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for parameter in self.get_params(ctx):  # for None Typer would load its validator: 60 ms
             parameter.default = parameter.default or False
+        if not ctx.resilient_parsing:
+            args = with_command(args, COMMANDS, load)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(no_such_command(name, COMMANDS))
+            ctx.fail(no_such_command(name, args[1:], COMMANDS))
         _, command, rest = super().resolve_command(ctx, args)
         return (name, load(name), rest) if command else (None, None, rest)
 
@@ -141,7 +145,7 @@ def _wrong_usage(error: typer.TyperException) -> str:
     if hasattr(error, "possibilities"):  # as only the error of an unknown option has
         text = no_such_option(error, lambda: {name: load(name) for name in COMMANDS})
     else:
-        text = error.format_message()
+        text = no_such_value(error.format_message())
     if faults := getattr(error.__cause__, "errors", None):  # the validator names no value
         value = quoted(faults()[0]["input"])
         text = text.replace("Value error, ", "").replace("Input should", f"{value} should")
@@ -153,7 +157,10 @@ app = plain_app(
     name="mmchat",
     cls=MmchatGroup,
     add_completion=True,
-    help="Chat about pictures with Llama 3.2 Vision (Mllama) on your own machine.",
+    help=(
+        "Chat about pictures with Llama 3.2 Vision (Mllama) on your own machine."
+        " Without a command: chat on a terminal, generate in a pipe."
+    ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDEST},
     pretty_exceptions_enable=False,
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,12 +15,19 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.chats import chats_folder, choose_chat
+from mmchat.cli.defaults import one_model, with_defaults
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.option_groups import with_option_groups
-from mmchat.cli.prompt_input import expect_pictures, picture_named, refuse_base64
+from mmchat.cli.option_groups import Without, with_option_groups
+from mmchat.cli.positional import sort_words
+from mmchat.cli.prompt_input import (
+    check_pictures,
+    expect_pictures,
+    picture_named,
+    refuse_base64,
+)
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError
 from mmchat.input_text import lines
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
     from mmchat.repl.terminal_probe import Answers
 
+CLIPBOARD = "clipboard"
 of_chat = partial(typer.Option, rich_help_panel="Chat")
 FirstImages = Annotated[
     list[str] | None,
@@ -64,6 +73,7 @@ class ChatCommand(Command):
 
 
 def chat(
+    words: options.Words = None,
     images: FirstImages = None,
     system: options.System = None,
     continue_last: Continue = False,
@@ -71,8 +81,10 @@ def chat(
     no_history: NoHistory = False,
     thumbnails: Thumbnails = "auto",
     *,
+    ctx: typer.Context,
     sampling: SamplingOptions,
-    model: LoadOptions,
+    name: options.ModelName = None,
+    model: Annotated[LoadOptions, Without("name")],
     offline: options.Offline = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -80,30 +92,44 @@ def chat(
 
     Drop a picture into the window, or type its path, and ask. Chats are kept; see --continue.
     """
+    said = sort_words(words or [])
+    images = [*said.pictures, *(images or [])]
     if continue_last and resume is not None:
         raise UsageError("--continue and --resume contradict each other; give one of them")
-    if "-" in (images or []):
+    if "-" in images:
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
+    model = replace(model, name=one_model(said.model, name))
+    model = with_defaults(model, ctx)
     source = find_or_offer(model)
     if source.spec.chat_format == "base":
         raise UsageError(
             f"{source.spec.name} is a base model, which continues text and cannot chat; "
             "use its Instruct sibling, or mmchat generate"
         )
+    check_pictures([image for image in images if image != CLIPBOARD])
+    is_asked = resume == ""  # which of the chats, while the model loads
+    saved = None if is_asked else _saved_chat(continue_last, resume)
     model_choice.begin_loading(source)
     expect_pictures()
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     if terminal and not quiet:
         say_choice(model, source)
-    saved = _saved_chat(continue_last, resume)
+    if not quiet:
+        for line in said.notes:
+            console.note(line)
+    if is_asked:
+        saved = choose_chat(chats_folder())
     with _asked(thumbnails, terminal) as answers:
         with console.Stages(quiet=quiet) as stages:
             session = model_choice.load(model, source, stages).chat(system=system)
-        said = answers()
+        answers_of_it = answers()
     params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
-    opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)
+    question = said.question or ""
+    opening = Opening(
+        question, images, saved, sampling.chosen(), thumbnails, answers_of_it, keeps, quiet
+    )
     code = _run(session, params, opening)
     if code:
         raise typer.Exit(code)
@@ -119,9 +145,7 @@ def _saved_chat(continue_last: bool, resume: str | None) -> Path | None:
     folder = chats_folder()
     if continue_last:
         return chats.latest_chat(folder)
-    if resume is None:
-        return None
-    return chats.find_chat(resume, folder) if resume else choose_chat(folder)
+    return None if resume is None else chats.find_chat(resume, folder)
 
 
 def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
@@ -137,10 +161,11 @@ def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
 class Opening:
     """How a chat begins.
 
-    given: settings of the command line, which overrule saved ones. answers: what the terminal said,
-    None without one.
+    question: asked at once, if there is one. given: settings of the command line, which overrule
+    saved ones. answers: what the terminal said, None without one.
     """
 
+    question: str
     images: list[str]
     saved: Path | None
     given: dict[str, Any]
@@ -171,7 +196,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
         is_typed = console.is_terminal(sys.stdin)
         prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
         with picture_named():
-            return run_plain(chat, lines(sys.stdin.buffer, "stdin", refuse_base64), prompt)
+            typed = lines(sys.stdin.buffer, "stdin", refuse_base64)
+            return run_plain(chat, chain(_first_line(opening), typed), prompt)
     finally:
         chat.keeper.start_new()
 
@@ -196,12 +222,17 @@ def _run_terminal(
         with sane_terminal(_write_if_possible), quiet_keys():
             screen.note("\\help lists the commands, Ctrl-D leaves")
             _begin(chat, opening)
-            code = run_terminal(chat, screen, history, answers)
+            code = run_terminal(chat, screen, history, answers, _first_line(opening))
     except HardStop:
         _leave_now(INTERRUPTED_EXIT_CODE)
     except SystemExit as leaving:  # SIGTERM or SIGHUP, perhaps while the model works
         _leave_now(leaving.code if isinstance(leaving.code, int) else 1)
     return code
+
+
+def _first_line(opening: Opening) -> list[str]:
+    """The question of the command line, which no command is made of and no picture is read from."""
+    return [f"\\say {opening.question}"] if opening.question else []
 
 
 def _begin(chat: Chat, opening: Opening) -> None:

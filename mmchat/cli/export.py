@@ -12,6 +12,7 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
+from mmchat.cli.defaults import with_defaults
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
 from mmchat.cli.option_groups import Without
@@ -86,6 +87,7 @@ def export(
     max_shard_size: MaxShardSize = None,
     force: Force = False,
     *,
+    ctx: typer.Context,
     model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
     quiet: options.Quiet = False,
 ) -> None:
@@ -97,6 +99,7 @@ def export(
     """
     from mmchat.export import ExportPlan, export_model
 
+    model = with_defaults(model, ctx, "quantize")
     named = model.name or model.checkpoint_path or BUILT_IN
     folder = (output or Path(f"{Path(named).expanduser().absolute().name}-{format}")).expanduser()
     folder = folder.absolute()

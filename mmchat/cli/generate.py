@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mmchat.cli import answer, console, model_choice, options
+from mmchat.cli.defaults import one_model, with_defaults
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import PromptInput, expect_pictures, gather, load_pictures
+from mmchat.cli.option_groups import Without
+from mmchat.cli.positional import sort_words
+from mmchat.cli.prompt_input import (
+    PromptInput,
+    check_pictures,
+    expect_pictures,
+    gather,
+    load_pictures,
+)
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import UsageError, quoted
 from mmchat.loading.options import LoadOptions
@@ -32,13 +41,16 @@ MOST_SAID = 3
 
 
 def generate(
+    words: options.Words = None,
     prompt: options.Prompt = None,
     images: options.Images = None,
     system: options.System = None,
     raw: options.Raw = False,
     *,
+    ctx: typer.Context,
     sampling: SamplingOptions,
-    model: LoadOptions,
+    name: options.ModelName = None,
+    model: Annotated[LoadOptions, Without("name")],
     offline: options.Offline = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = 0,
@@ -51,8 +63,11 @@ def generate(
 ) -> None:
     """Answer a question about pictures, or about none.
 
-    The answer alone goes to stdout. Try: mmchat generate -p "What's in this image?" -i dog.jpg
+    The answer alone goes to stdout. Try: mmchat generate "What's in this image?" dog.jpg
     """
+    said = sort_words(words or [], has_prompt=prompt is not None)
+    prompt = said.question if prompt is None else prompt
+    images = [*said.pictures, *(images or [])]
     _refuse_pair("--json", as_json, "--stream-json", stream_json)
     _refuse_pair("--no-stream", no_stream, "--stream-json", stream_json)
     _refuse_pair("--quiet", quiet, "--verbose", verbose)
@@ -65,12 +80,19 @@ def generate(
     output = None if output == Path("-") else output
     if output is not None:
         atomic_file.check_writable(output)
-        _refuse_overwriting_input(output, images or [])
-    given = gather(prompt, images or [], allow_blank=raw)
+        _refuse_overwriting_input(output, images)
+    check_pictures(images)
+    given = gather(prompt, images, allow_blank=raw)
+    model = replace(model, name=one_model(said.model, name))
+    model = with_defaults(model, ctx)
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
     if not quiet:
         say_choice(model, source)
+        for line in (*said.notes, *given.notes):
+            console.note(line)
         _say_not_sent(given)
+    if system is not None and source.spec.chat_format == "base":
+        raise UsageError(f"--system does not fit {source.spec.name}: a base model has no roles")
     if not dry_run:
         model_choice.begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(model, source), quiet)
@@ -133,8 +155,6 @@ def _events(model: Model, session: ChatSession, request: Request) -> Iterator[Ev
     spec = model.spec
     sampling = request.sampling.for_model(spec, logprobs=request.logprobs)
     if request.raw or spec.chat_format == "base":
-        if request.system is not None:
-            raise UsageError(f"--system does not fit {spec.name}: a base model has no roles")
         return session.complete(request.text, request.images, sampling)
     return session.send(request.text, request.images, sampling)
 

@@ -39,7 +39,8 @@ def _by_group(command: Any, ctx: Any, formatter: Any) -> None:
     for parameter in command.get_params(ctx):
         title = parameter.rich_help_panel or f"{parameter.param_type_name.title()}s"
         if row := parameter.get_help_record(ctx):
-            sections.setdefault(title, []).append(row)
+            name, help = row
+            sections.setdefault(title, []).append((name.removesuffix(" <list[str]>"), help))
     sections["Options"] = sections.pop("Options")  # --help comes last
     for title, rows in filter(lambda section: section[1], sections.items()):
         with formatter.section(title):

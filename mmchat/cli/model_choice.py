@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import threading
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from mmchat.loading.options import LoadOptions
 
 BUILT_IN = "tiny"
+_VARIABLES_ELSEWHERE = {  # of other programs for Llama, and the options here
+    "CHECKPOINT_PATH": "--checkpoint-path",
+    "CHECKPOINT_DIR": "--checkpoint-path",
+    "TOKENIZER_PATH": "--tokenizer-path",
+    "MODEL_TYPE": "--params-path",
+}
 
 
 def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> Model:
@@ -46,6 +53,9 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
     """Notes on stderr: the built-in model was taken, and how its params were read."""
     if options.name is None and not (options.checkpoint_path or options.params_path):
         console.note(f"using the built-in model {source.spec.name!r}; see 'mmchat list'")
+        for variable, option in _VARIABLES_ELSEWHERE.items():
+            if os.environ.get(variable):
+                console.note(f"{variable} is set, which mmchat does not read; {option} says it")
     for notice in source.spec.notices:
         console.note(notice)
     if options.quantize == "none" and re.search(r":\d+b-instruct-q\d", str(options.name)):

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from mmchat.cli.options import LOADING, Color, Debug
+from typer.models import ArgumentInfo
+
+from mmchat.cli.defaults import one_model
+from mmchat.cli.options import LOADING, Color, Debug, ModelName
+from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 
 Parameter = inspect.Parameter
@@ -35,7 +39,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with each parameter that is a dataclass replaced by the fields of that dataclass.
 
     Typer sees one option for each field that is annotated for it; the command gets the dataclass,
-    filled with what was given. It also sees --color and --debug, which act by their callbacks.
+    filled with what was given. It also sees --color and --debug, which act by their callbacks, and
+    --model beside an argument MODEL, which then may be given in either way.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, tuple[Any, list[str]]] = {}
@@ -49,11 +54,20 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             parameters += options
         else:
             parameters.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
+    argument, is_required = _model_argument(parameters)
+    if argument:
+        parameters.append(
+            Parameter("named", Parameter.KEYWORD_ONLY, default=None, annotation=ModelName)
+        )
     for name, default, hint in (("color", "auto", Color), ("debug", False, Debug)):
         parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
 
     @functools.wraps(command)
     def run(color: str, debug: bool, **given: Any) -> None:
+        if argument:
+            given[argument] = one_model(given[argument], given.pop("named"))
+            if is_required and given[argument] is None:
+                raise UsageError("no MODEL is given; 'mmchat list' shows those that are known")
         for name, (group, options) in groups.items():
             values = {option: given.pop(option) for option in options}
             given[name] = group(**{k: v for k, v in values.items() if v is not None})
@@ -62,6 +76,22 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _model_argument(parameters: list[Parameter]) -> tuple[str, bool]:
+    """The argument MODEL and whether it must be given, which Typer then leaves to us; or ""."""
+    for index, parameter in enumerate(parameters):
+        settings = get_args(parameter.annotation)[1:]
+        found = next((s for s in settings if isinstance(s, ArgumentInfo)), None)
+        if found and found.metavar in ("MODEL", "MODEL|PATH", "MODEL|REPO"):
+            is_required = parameter.default is Parameter.empty
+            if is_required:
+                parameters[index] = parameter.replace(
+                    default=None,
+                    annotation=Annotated[get_args(parameter.annotation)[0] | None, found],
+                )
+            return parameter.name, is_required
+    return "", False
 
 
 def _options(group: Any, mark: Only = Without()) -> list[Parameter]:  # noqa: B008

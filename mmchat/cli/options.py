@@ -122,6 +122,26 @@ Offline = Annotated[
     ),
 ]
 
+MODEL_NAMES = ("-m", "--model")
+ModelName = Annotated[
+    str | None,
+    of_model(
+        *MODEL_NAMES,
+        metavar="MODEL",
+        help="The model, as MODEL says it.",
+        autocompletion=complete_model,
+        callback=model_name,
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="MODEL|QUESTION|PICTURE",
+        help="A known model or its folder; the question; pictures: PATH, URL, or - for stdin.",
+        autocompletion=complete_model,
+    ),
+]
+
 _path = partial(of_model, metavar="PATH")
 # Each field of LoadOptions as an option; `progress` is none.
 LOADING: Mapping[str, Any] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
+import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -19,26 +21,36 @@ if TYPE_CHECKING:
     from mmchat.conversation import Image
 
 STDIN = "-"
+USUAL_QUESTION = "What's in this image?"
 SILENT_STDIN_SECONDS = 2.0
 BASE64_LETTERS = 64  # of a line of base64, where it has lines
 
 
 @dataclass(frozen=True)
 class PromptInput:
-    """The question and where its pictures are; `stdin_image` are the bytes of `-i -`."""
+    """The question and where its pictures are; `stdin_image` are the bytes of the source `-`.
+
+    notes: what was taken for granted.
+    """
 
     text: str
     sources: tuple[str, ...]
     stdin_image: bytes | None
+    notes: tuple[str, ...] = ()
 
 
 def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> PromptInput:
     """Join stdin and --prompt, stdin first; stdin is the picture instead if a source is `-`.
 
-    Raises UsageError if there is no prompt or stdin is asked for two things, PromptError if the
-    text is too long or not UTF-8.
+    A picture on stdin beside a prompt is the first picture. Pictures without any text, where no
+    text can come, get the usual question. Raises UsageError if there is no prompt or stdin is asked
+    for two things, PromptError if the text is too long or not UTF-8, or the pictures are too many.
     """
     prompt = None if prompt is None else checked(prompt, "--prompt")
+    notes: tuple[str, ...] = ()
+    if prompt is None and sources and STDIN not in sources and not allow_blank and not _can_come():
+        prompt = USUAL_QUESTION
+        notes = (f'no question is given; asking "{prompt}"',)
     if sources.count(STDIN) > 1:
         raise UsageError(
             "'-i -' is given twice, but stdin holds one picture; give the other a path"
@@ -49,13 +61,17 @@ def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> Prom
         image = read_image_bytes()
         text = prompt
     else:
-        image = None
-        text = _join(_stdin_text(have_prompt=prompt is not None), prompt)
+        piped, image = _stdin_text(have_prompt=prompt is not None)
+        text = _join(piped, prompt)
+        sources = sources if image is None else [STDIN, *sources]
+    if len(sources) > limits.IMAGES_PER_PROMPT:
+        count, limit = len(sources), limits.IMAGES_PER_PROMPT
+        raise PromptError(f"{count} pictures are given; one prompt takes at most {limit}")
     if len(text.encode()) > limits.PROMPT_BYTES:
         raise PromptError(f"the prompt is longer than {limits.PROMPT_BYTES // limits.MIB} MiB")
     if not text.strip() and not (allow_blank and sources):
         raise UsageError("the prompt is empty; give a question with --prompt TEXT or on stdin")
-    return PromptInput(text, tuple(sources), image)
+    return PromptInput(text, tuple(sources), image, notes)
 
 
 def read_image_bytes() -> bytes:
@@ -75,11 +91,20 @@ def expect_pictures() -> None:
     worker.pool.start()
 
 
+def check_pictures(sources: Sequence[str]) -> None:
+    """See that files are there and are pictures, before anything slow is begun; fetches nothing.
+
+    Raises ImageError.
+    """
+    from mmchat.images.sources import check_file
+
+    for source in sources:
+        if source != STDIN:
+            check_file(source)
+
+
 def load_pictures(given: PromptInput, alpha: Literal["white", "drop"]) -> list[Image]:
-    """Decode every picture in order. Raises PromptError, and what `images.load_images` raises."""
-    if len(given.sources) > limits.IMAGES_PER_PROMPT:
-        count, limit = len(given.sources), limits.IMAGES_PER_PROMPT
-        raise PromptError(f"{count} pictures are given; one prompt takes at most {limit}")
+    """Decode every picture in order. Raises what `images.load_images` raises."""
     if not given.sources:
         return []
     from mmchat.images import load_images
@@ -96,17 +121,37 @@ def _join(piped: str, prompt: str | None) -> str:
     return f"{piped.rstrip()}\n\n{prompt}"
 
 
-def _stdin_text(*, have_prompt: bool) -> str:
-    """Text piped into stdin, without its last newline; empty if stdin is a terminal."""
+def _can_come() -> bool:
+    """Whether stdin may hold something: it is no terminal and not /dev/null."""
+    try:
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):
+        return True
+
+
+def _stdin_text(*, have_prompt: bool) -> tuple[str, bytes | None]:
+    """Text piped into stdin, without its last newline, or else a picture beside a prompt.
+
+    Nothing if stdin is a terminal.
+    """
     if console.is_terminal(sys.stdin):
         if not have_prompt:
             raise UsageError("no prompt is given; use --prompt TEXT or pipe the text into stdin")
-        return ""
-    data = _read_stdin(limits.PROMPT_BYTES, PromptError, "text")
+        return "", None
+    data = _read_stdin(limits.PROMPT_BYTES, PromptError, "text", or_picture=have_prompt)
+    if have_prompt and _is_picture(data):
+        return "", data
     with picture_named():
         text = decoded(data, "stdin")
     refuse_base64(data)
-    return text.removesuffix("\n").removesuffix("\r")
+    return text.removesuffix("\n").removesuffix("\r"), None
+
+
+def _is_picture(data: bytes) -> bool:
+    from mmchat.images.formats import picture_format
+
+    head = data[:512]
+    return b"\0" in head and picture_format(head) is not None  # "BMW" begins like a BMP
 
 
 @contextmanager
@@ -143,14 +188,22 @@ def refuse_base64(data: bytes) -> None:
         )
 
 
-def _read_stdin(limit: int, error: type[Exception], what: str) -> bytes:
-    """All bytes of stdin; says that it waits when nothing comes for a while."""
+def _read_stdin(
+    limit: int, error: type[Exception], what: str, *, or_picture: bool = False
+) -> bytes:
+    """All bytes of stdin; says that it waits when nothing comes for a while.
+
+    or_picture: where they are one, it may be as large as a picture.
+    """
     stream: BinaryIO = sys.stdin.buffer
     waiting = threading.Timer(SILENT_STDIN_SECONDS, _say_waiting, [stream])
     waiting.daemon = True
     waiting.start()
     try:
         data = stream.read(limit + 1)
+        if or_picture and len(data) > limit and _is_picture(data):
+            limit, error, what = limits.IMAGE_BYTES, ImageError, "picture"
+            data += stream.read(limit + 1 - len(data))
     except OSError as problem:
         raise error(f"stdin cannot be read: {problem.strerror or problem}") from None
     finally:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmchat.cli import answer, console, options
-from mmchat.cli.model_choice import BUILT_IN, alpha_rule
+from mmchat.cli.defaults import with_defaults
+from mmchat.cli.model_choice import alpha_rule
 from mmchat.cli.option_groups import Only
 from mmchat.cli.prompt_input import (
     PromptInput,
@@ -36,10 +37,17 @@ def tiles(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="PATH, URL, or - for stdin.")],
     output: Preview = None,
     model: Annotated[
-        str,
-        options.of_model(callback=model_name, metavar="MODEL", help="Whose tile size to use."),
-    ] = BUILT_IN,
+        str | None,
+        options.of_model(
+            *options.MODEL_NAMES,
+            callback=model_name,
+            metavar="MODEL",
+            help="Whose tile size to use.",
+            autocompletion=options.complete_model,
+        ),
+    ] = None,
     *,
+    ctx: typer.Context,
     given: Annotated[LoadOptions, Only("alpha")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -52,7 +60,8 @@ def tiles(
             )
         atomic_file.check_writable(output)
     expect_pictures()
-    source = replace(given, name=model).find(checkpoint_required=False)
+    given = with_defaults(replace(given, name=model), ctx)
+    source = given.find(checkpoint_required=False)
     data = read_image_bytes() if image == "-" else None
     [picture] = load_pictures(PromptInput("", (image,), data), alpha_rule(given, source))
     spec = source.spec

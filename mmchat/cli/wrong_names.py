@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -23,8 +22,37 @@ _WITH_A_PICTURE = {
 _ASK = "to ask about it: mmchat generate -i {0} --prompt TEXT"
 _ELSEWHERE = {  # commands of other programs for models
     "run": "chat", "pull": "download", "rm": "remove", "ls": "list", "show": "inspect",
-    "convert": "export --format hf",
+    "convert": "export --format hf", "help": "--help", "ps": "doctor", "push": "export",
+    "vision-plain": "chat", "plain": "chat", "interactive": "chat", "repl": "chat",
+    "info": "inspect", "models": "list", "get": "download", "delete": "remove",
+    "describe": "generate", "prompt": "generate", "ask": "generate", "benchmark": "bench",
+    "settings": "config show",
 }  # fmt: skip
+_NO_SERVER = (
+    "; mmchat has no server and no page for a browser: 'mmchat chat' chats at the terminal, "
+    "'mmchat generate --json' is for programs"
+)
+_SERVERS = {"serve", "server", "browser", "web", "ui", "api", "start"}
+_OPTIONS_ELSEWHERE = {  # of other programs
+    "--max-tokens": "-n, --max-new-tokens", "--n-predict": "-n, --max-new-tokens",
+    "--num-predict": "-n, --max-new-tokens", "--predict": "-n, --max-new-tokens",
+    "--max-length": "-n, --max-new-tokens", "--temp": "-t, --temperature",
+    "--ctx-size": "--max-seq-len", "--num-ctx": "--max-seq-len", "--max-model-len": "--max-seq-len",
+    "--isq": "--quantize int4", "--bits": "--quantize int4", "--q4": "--quantize int4",
+    "--q8": "--quantize int8", "--load-in-4bit": "--quantize int4",
+    "--load-in-8bit": "--quantize int8", "--fp16": "--dtype float16", "--bf16": "--dtype bfloat16",
+    "--gpu": "--device cuda", "--cuda": "--device cuda", "--n-gpu-layers": "--device cuda",
+    "--ngl": "--device cuda", "--cpu": "--device cpu", "--model-id": "--model",
+    "--checkpoint": "--checkpoint-path", "--ckpt-dir": "--checkpoint-path",
+    "--tokenizer": "--tokenizer-path", "--mmproj": "--checkpoint-path, which holds the vision too",
+    "--system-prompt": "--system", "--text": "--prompt", "--question": "--prompt",
+    "--file": "--image-prompt", "--url": "--image-prompt", "--urls": "--image-prompt",
+    "--attachment": "--image-prompt", "--picture": "--image-prompt",
+    "--repeat-penalty": "--repetition-penalty", "--verbose-prompt": "--dry-run",
+    "--model-type": "--params-path", "--continue-chat": "--continue",
+}  # fmt: skip
+_KINDS = ("-a", "--arch", "--architecture")
+_QUESTION_WORDS = {"what", "that"}  # spelt nearly as "chat"
 
 
 def model_name(context: typer.Context, name: str | None) -> str | None:
@@ -45,20 +73,37 @@ def model_name(context: typer.Context, name: str | None) -> str | None:
     return name
 
 
-def no_such_command(name: str, commands: Iterable[str]) -> str:
-    """The message of a usage error; a model or its folder gets the command that asks it."""
-    from mmchat.catalog.find import find_spec, nearest_names
-    from mmchat.repl.paths import looks_like_picture
+def is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
+    """Whether a first word that is no command was meant for one, or for a model, by a slip.
+
+    A single bare word may be anything; beside other words it is the question, or begins it.
+    """
+    from mmchat.cli.positional import mistyped, names_something
+
+    if name in _ELSEWHERE or name in _SERVERS:
+        return True
+    if names_something(name):
+        return False
+    words = [word for word in behind if not word.startswith("-") or word == "-"]
+    near = closest(name, commands, cutoff=0.7)
+    is_said = bool(words) and name.lower() in _QUESTION_WORDS
+    return bool(near and not is_said) or bool(mistyped(name)) or not words
+
+
+def no_such_command(name: str, behind: Sequence[str], commands: Iterable[str]) -> str:
+    """The message of a usage error; a model that is meant gets the command that asks it."""
+    from mmchat.cli.positional import mistyped
 
     message = f"No such command {quoted(name)}"
-    if looks_like_picture(name):
-        return f"{message}; {_ASK.format(shlex.quote(name))}"
+    if name in _SERVERS:
+        return message + _NO_SERVER
+    if name == "help" and behind and behind[0] in set(commands):
+        return f"{message}; did you mean 'mmchat {behind[0]} --help'?"
     if meant := [_ELSEWHERE[name]] if name in _ELSEWHERE else closest(name, commands, cutoff=0.7):
         return f"{message}; did you mean 'mmchat {meant[0]}'?"
-    is_model = find_spec(name) is not None or Path(name).is_dir()
-    if models := [name] if is_model else nearest_names(name):
+    if models := [near for near in mistyped(name) if near]:
         return f"{message}; to ask a model: mmchat generate {models[0]} --prompt TEXT"
-    return message
+    return f"{message}; if it is the question: mmchat generate --prompt {shlex.quote(name)}"
 
 
 def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str:
@@ -70,6 +115,10 @@ def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str
     for argument in _arguments(own):
         if name in (f"--{argument.lower()}", f"-{argument[0].lower()}"):
             return f"{message}; {argument} stands alone: {error.ctx.command_path} {argument}"
+    if name in _OPTIONS_ELSEWHERE:
+        return f"{message}; did you mean {_OPTIONS_ELSEWHERE[name]}?"
+    if name in _KINDS:
+        return f"{message}; the kind of model is read from its files: --model says which one"
     longs = [option for option in _options(own) if option.startswith("--")]
     prefixed = (option for option in longs if len(name) > 3 and option.startswith(name))
     if near := [*closest(name, longs, cutoff=0.75), *prefixed]:
@@ -80,6 +129,20 @@ def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str
     if len(having) == 1 and not is_argument:
         return f"{message}; 'mmchat {having[0]}' has it"
     return message
+
+
+def no_such_value(message: str) -> str:
+    """The message of Typer's error, with the dtype that another program's word stands for."""
+    from mmchat.hardware.placement import DTYPES
+
+    word = re.search(r"'([^']+)' is not one of .*float16", message)
+    if word is None:
+        return message
+    name = word[1].lower()
+    meant = DTYPES.get(name) or DTYPES.get(re.sub(r"^f(?=\d)", "fp", name))
+    if meant is None and (bits := re.match(r"(?:q|int)([48])", name)):
+        meant = f"--quantize int{bits[1]}"
+    return f"{message.rstrip('.')}; did you mean {meant}?" if meant else message
 
 
 def _arguments(command: Any) -> list[str]:

@@ -19,7 +19,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mmchat import limits
 from mmchat.errors import ImageError, UsageError, quoted
-from mmchat.images.formats import picture_format
+from mmchat.images.formats import explain_foreign, picture_format
 from mmchat.spelling import closest
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
@@ -129,6 +129,25 @@ def _read_file(path: Path) -> bytes:
     if stat.S_ISDIR(mode):
         raise ImageError(f"{shown} is a folder; give a picture file")
     raise ImageError(f"{shown} is a device, not a file; give a picture file")
+
+
+def check_file(source: str) -> None:
+    """Raise ImageError if a path or `file:` address is no picture by its first bytes.
+
+    Nothing is asked of the network, and no pipe is read, which cannot be read again.
+    """
+    found = _SCHEME.match(source)
+    scheme = found[1].lower() if found else ""
+    if scheme in ("data", "http", "https"):
+        return
+    try:
+        if stat.S_ISFIFO(Path(source).expanduser().stat().st_mode):
+            return
+    except (OSError, ValueError, RuntimeError):  # reading it says why
+        pass
+    encoded = read_source(source)
+    if picture_format(encoded.data) is None:
+        raise ImageError(f"{quoted(encoded.name)} {explain_foreign(encoded.data)}")
 
 
 def holds_picture(path: Path) -> bool:

@@ -7,10 +7,11 @@ int8, which cost little and lose more. Embeddings and norms keep their dtype. fp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from mmchat.errors import UsageError
+from mmchat.errors import UsageError, quoted
 from mmchat.quant.formats.base import Format
 from mmchat.quant.formats.fp8 import FP8
 from mmchat.quant.formats.int4 import Int4
@@ -65,7 +66,18 @@ def find_scheme(name: str) -> Format:
     """The format of the scheme called `name`. Raises UsageError with the names."""
     if name in SCHEMES:
         return SCHEMES[name]
-    raise UsageError(f"unknown quantisation scheme {name!r}; use one of {', '.join(SCHEMES)}")
+    raise UsageError(
+        f"unknown quantisation scheme {quoted(name)}{_meant(name)}; use one of {', '.join(SCHEMES)}"
+    )
+
+
+def _meant(name: str) -> str:
+    """What the scheme of another program comes nearest to."""
+    if re.fullmatch(r"(?i)(b?f|fp|float|bfloat)(16|32)|half", name):
+        return " (a number format, which --dtype takes)"
+    if bits := re.fullmatch(r"(?i)(?:q|int|w|nf|fp|af|iq)?([48])(?:[-_]?bits?|[-_k].*)?", name):
+        return f" (did you mean int{bits[1]}?)"
+    return " (did you mean int4?)" if name.lower() in ("awq", "gptq", "hqq", "bnb") else ""
 
 
 def check_parts(keep: Collection[str]) -> None:

@@ -51,16 +51,24 @@ def run_plain(chat: Chat, lines: Iterable[str], prompt: Callable[[str], None] | 
 
 
 def run_terminal(
-    chat: Chat, screen: TerminalScreen, history_file: Path | None, answers: Answers
+    chat: Chat,
+    screen: TerminalScreen,
+    history_file: Path | None,
+    answers: Answers,
+    first: Iterable[str] = (),
 ) -> int:
     """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt.
 
-    answers: of the terminal, with the keys that were typed before there was a prompt.
+    answers: of the terminal, with the keys that were typed before there was a prompt. first: lines
+    to begin with, which are shown as if they were typed.
     """
     prompt = Prompt(chat, screen, history_file)
     prompt.type_ahead(answers)
     screen.ask = prompt.ask
     try:
+        for line in first:
+            screen.note(PROMPT + line.removeprefix("\\say "))
+            chat.line(line)
         while True:
             chat.line(prompt.read())
     except (Leave, EOFError):

@@ -14,20 +14,20 @@ from mmchat.cli import model_choice
     ("args", "line"),
     [
         (
-            ("generate", "What's in this image?"),
+            ("inspect", "What's in this image?"),
             'mmchat: error: MODEL "What\'s in this image?" looks like a question;'
             " to ask it: mmchat generate --prompt 'What'\"'\"'s in this image?'",
         ),
-        (("generate", "Why?", "-p", "x"), "mmchat: error: MODEL 'Why?' looks like a question;"),
-        (("generate", "", "-p", "x"), "mmchat: error: MODEL is empty;"),
+        (("generate", "Why?", "-p", "x"), "'Why?' and --prompt are two questions; give one of"),
+        (("generate", "", "-p", "x"), "mmchat: error: an argument is empty; leave it out, or"),
+        (("bench", "", "-q"), "mmchat: error: MODEL is empty;"),
         (
-            ("generate", "my dog.jfif"),
+            ("export", "my dog.jfif"),
             "mmchat: error: MODEL 'my dog.jfif' is a picture;"
             " to ask about it: mmchat generate -i 'my dog.jfif' --prompt TEXT\n",
         ),
-        (("chat", "a.HEICS"), "MODEL 'a.HEICS' is a picture; to chat about it: mmchat chat -i a.H"),
         (("export", "https://a.b/c.jpg?d=1"), "is a picture; to ask about it: mmchat generate -i "),
-        (("chat", "dog.jpg"), "is a picture; to chat about it: mmchat chat -i dog.jpg\n"),
+        (("chat", "-m", "dog.jpg"), "is a picture; to chat about it: mmchat chat -i dog.jpg\n"),
         (("inspect", "dog.jpg"), "is a picture; to see its tiles: mmchat tiles dog.jpg\n"),
         (("tiles", "--model", "a.png", "x"), "is a picture; give it alone: mmchat tiles a.png\n"),
         (("export", "dog.jpg"), "to ask about it: mmchat generate -i dog.jpg --prompt TEXT\n"),
@@ -38,13 +38,72 @@ from mmchat.cli import model_choice
             "'convert'; did you mean 'mmchat export --format hf'? (see",
         ),
         (("export", "--format", "huggingface"), "'huggingface'; did you mean --format hf?\n"),
-        (("dog.jpg",), "'dog.jpg'; to ask about it: mmchat generate -i dog.jpg --prompt TEXT (see"),
-        (("generate", "--model", "x"), ": --model; MODEL stands alone: mmchat generate MODEL (see"),
-        (("chat", "-m", "x"), "No such option: -m; MODEL stands alone: mmchat chat MODEL (see"),
+        (
+            ("generate", "tiny", "-m", "x", "-p", "?"),
+            "MODEL 'tiny' and --model 'x' are two models;",
+        ),
+        (
+            ("generate", "tiny", "mllama-tiny", "-p", "x"),
+            "'tiny' and 'mllama-tiny' are two models;",
+        ),
+        (("inspect", "tiny", "-m", "x"), "MODEL 'tiny' and --model 'x' are two models; give one\n"),
+        (
+            ("inspect",),
+            "mmchat: error: no MODEL is given; 'mmchat list' shows those that are known",
+        ),
         (("tiles", "-i", "x"), "No such option: -i; IMAGE stands alone: mmchat tiles IMAGE (see"),
         (("doctor", "--model", "x"), "error: No such option: --model (see 'mmchat doctor --help')"),
         (("pull", "llama3.2-vision"), "'pull'; did you mean 'mmchat download'? (see"),
-        (("serve",), "mmchat: error: No such command 'serve' (see 'mmchat --help')"),
+        (
+            ("serve",),
+            "'serve'; mmchat has no server and no page for a browser: 'mmchat chat' chats",
+        ),
+        (
+            ("browser",),
+            "has no server and no page for a browser: 'mmchat chat' chats at the termin",
+        ),
+        (("help",), "No such command 'help'; did you mean 'mmchat --help'? (see 'mmchat --help')"),
+        (("help", "chat"), "No such command 'help'; did you mean 'mmchat chat --help'? (see"),
+        (("run", "tiny", "Why?"), "No such command 'run'; did you mean 'mmchat chat'? (see"),
+        (("rm", "tiny"), "No such command 'rm'; did you mean 'mmchat remove'? (see"),
+        (("ls",), "No such command 'ls'; did you mean 'mmchat list'? (see"),
+        (("ps",), "No such command 'ps'; did you mean 'mmchat doctor'? (see"),
+        (("show", "tiny"), "No such command 'show'; did you mean 'mmchat inspect'? (see"),
+        (("vision-plain", "-a", "vllama"), "'vision-plain'; did you mean 'mmchat chat'? (see"),
+        (
+            ("generate", "-a", "vllama"),
+            "No such option: -a; the kind of model is read from its fil",
+        ),
+        (("generate", "--isq", "Q4K"), "No such option: --isq; did you mean --quantize int4? (see"),
+        (
+            ("generate", "--max-tokens", "9"),
+            "--max-tokens; did you mean -n, --max-new-tokens? (see",
+        ),
+        (("chat", "--n-predict", "9"), "--n-predict; did you mean -n, --max-new-tokens? (see"),
+        (
+            ("generate", "--quantize", "q4"),
+            "scheme 'q4' (did you mean int4?); use one of none, int8",
+        ),
+        (
+            ("generate", "--quantize", "Q8_0"),
+            "scheme 'Q8_0' (did you mean int8?); use one of none,",
+        ),
+        (
+            ("generate", "--quantize", "fp16"),
+            "'fp16' (a number format, which --dtype takes); use on",
+        ),
+        (
+            ("generate", "--dtype", "fp16"),
+            "'fp16' is not one of 'auto', 'float32', 'bfloat16', 'flo",
+        ),
+        (
+            ("generate", "--dtype", "bf16"),
+            "'float16'; did you mean bfloat16? (see 'mmchat generate",
+        ),
+        (
+            ("generate", "--dtype", "q4"),
+            "'float16'; did you mean --quantize int4? (see 'mmchat gen",
+        ),
         (("generate",), "mmchat: error: the prompt is empty; give a question with --prompt TEXT"),
         (("generate", "-p", "  "), "mmchat: error: the prompt is empty;"),
         (("generate", "-i", "-"), "mmchat: error: '-i -' takes the picture from stdin"),
@@ -121,8 +180,15 @@ from mmchat.cli import model_choice
         (("chat", "-p", "hi"), "No such option: -p; 'mmchat generate' has it (see 'mmchat chat"),
         (("genrate", "-p", "x"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
         (("tyni",), "'tyni'; to ask a model: mmchat generate tiny --prompt TEXT (see"),
-        (("llama3.2-11B",), "to ask a model: mmchat generate llama3.2-11B --prompt TEXT (see"),
-        (("frobnicate",), "mmchat: error: No such command 'frobnicate' (see 'mmchat --help')"),
+        (
+            ("llama3.2-11B",),
+            "mmchat: error: the prompt is empty; give a question with --prompt TEXT",
+        ),
+        (
+            ("frobnicate",),
+            "mmchat: error: No such command 'frobnicate'; if it is the question:"
+            " mmchat generate --prompt frobnicate (see 'mmchat --help')\n",
+        ),
         (("generate", "-p"), "error: Option '-p' requires an argument (see 'mmchat --help')"),
         (("tiles",), "Missing argument 'IMAGE'"),
         (("eval", "scenes", "--limit", "0"), "'--limit': '0' should be greater than or equal to 1"),

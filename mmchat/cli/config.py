@@ -1,0 +1,40 @@
+"""`mmchat config`: where the defaults of options come from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from mmchat.cli import console, options
+from mmchat.cli.defaults import config_path, defaults
+from mmchat.cli.help_page import Command, plain_app
+from mmchat.cli.option_groups import with_option_groups
+
+config_app = plain_app(help="Show the defaults of model, quantize and device, and their file.")
+
+
+@config_app.command(cls=Command, short_help="Print where config.toml is, or would be.")
+@with_option_groups
+def path() -> None:
+    """Print where config.toml is, or would be.
+
+    It may hold lines such as: model = "llama3.2-11B", quantize = "int4", device = "cuda".
+    """
+    console.print_path(config_path())
+
+
+@config_app.command(cls=Command, short_help="Show each default and where it comes from.")
+@with_option_groups
+def show(as_json: options.Json = False) -> None:
+    """Show each default and where it comes from.
+
+    An option comes before its variable (MMCHAT_MODEL, MMCHAT_QUANTIZE, MMCHAT_DEVICE), this before
+    config.toml, and this before what is built in.
+    """
+    found = defaults()
+    if as_json:
+        console.print_json({name: asdict(default) for name, default in found.items()})
+        return
+    width = max(len(default.value) for default in found.values())
+    console.print_facts(
+        [(name, f"{one.value:<{width}}  {one.origin}") for name, one in found.items()]
+    )

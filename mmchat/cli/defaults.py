@@ -1,0 +1,170 @@
+"""Defaults of options: an MMCHAT_ variable, else config.toml, else what is built in."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmchat.cli.model_choice import BUILT_IN
+from mmchat.errors import MmchatError, UsageError, quoted
+from mmchat.hardware.placement import check_device_name
+from mmchat.loading.options import LoadOptions
+from mmchat.quant.schemes import find_scheme
+from mmchat.spelling import closest
+
+if TYPE_CHECKING:
+    import typer
+
+# name, which is also the option's -> what is built in
+BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": "none", "device": "auto"}
+NOWHERE = "built in"
+_MOST_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Default:
+    """origin: the variable or file that says so, or NOWHERE."""
+
+    value: str
+    origin: str
+
+    @property
+    def is_chosen(self) -> bool:
+        return self.origin != NOWHERE
+
+
+def config_path() -> Path:
+    """Where the file would be; it need not be there."""
+    import platformdirs
+
+    return platformdirs.user_config_path("mmchat", appauthor=False) / "config.toml"
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting: MMCHAT_MODEL."""
+    return f"MMCHAT_{name.upper()}"
+
+
+def defaults() -> dict[str, Default]:
+    """Each setting by name. Raises UsageError for what no setting may be, with its place."""
+    path = config_path()
+    filed, shown = _read(path), _shown(path)
+    found = {}
+    for name, built_in in BUILT_IN_VALUES.items():
+        if value := os.environ.get(variable(name)):
+            found[name] = Default(value, variable(name))
+            _check(name, value, variable(name))
+        else:
+            is_filed = name in filed
+            found[name] = Default(filed.get(name, built_in), shown if is_filed else NOWHERE)
+    return found
+
+
+def with_defaults(options: LoadOptions, context: typer.Context, *without: str) -> LoadOptions:
+    """`options` with what the command line left open taken from `defaults`, but for `without`.
+
+    What is exported in some scheme stays so. Raises what finding the model of a default raises,
+    with its place.
+    """
+    chosen = {
+        name: default
+        for name, default in defaults().items()
+        if default.is_chosen and name not in without
+    }
+    taken: dict[str, Any] = {}
+    has_paths = options.checkpoint_path or options.params_path
+    if options.name is None and not has_paths and "model" in chosen:
+        taken["name"] = chosen["model"].value
+        _check_model(chosen["model"])
+    offered = {parameter.name for parameter in context.command.params}
+    for name in ("quantize", "device"):
+        source = context.get_parameter_source(name)
+        is_open = name in offered and source is not None and source.name == "DEFAULT"
+        if name in chosen and is_open:
+            taken[name] = chosen[name].value
+    if "quantize" in taken and _is_exported(taken.get("name", options.name)):
+        del taken["quantize"]
+    return replace(options, **taken)
+
+
+def one_model(argument: Any, option: Any) -> Any:
+    """The model of MODEL or of --model. Raises UsageError if both are given and differ."""
+    if argument is not None and option is not None and argument != option:
+        raise UsageError(
+            f"MODEL {quoted(argument)} and --model {quoted(option)} are two models; give one"
+        )
+    return option if argument is None else argument
+
+
+def _is_exported(name: Any) -> bool:
+    from mmchat.checkpoints.exported_folder import exported_folder
+
+    try:
+        return name is not None and exported_folder(Path(name).expanduser()) is not None
+    except (MmchatError, OSError, ValueError, RuntimeError):  # finding it says what is wrong
+        return False
+
+
+def _check_model(default: Default) -> None:
+    from mmchat.catalog.find import find_model
+
+    try:
+        find_model(default.value, checkpoint_required=False)
+    except MmchatError as error:
+        raise type(error)(f"{default.origin}, model = {quoted(default.value)}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The settings of the file; none if it is not there. Raises UsageError."""
+    shown = _shown(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be read: {error.strerror or error}") from None
+    if len(data) > _MOST_BYTES:
+        raise UsageError(f"{shown} is larger than {_MOST_BYTES // 1024} KiB; it holds three lines")
+    try:
+        table = tomllib.loads(data.decode())
+    except UnicodeDecodeError:
+        raise UsageError(f"{shown} is not UTF-8 text; save it as UTF-8") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(
+            f'{shown} is not TOML: {error}; a line is written model = "tiny"'
+        ) from None
+    for name, value in table.items():
+        _check(name, value, f"{shown}: {name if name.isidentifier() else quoted(name)}")
+    return table
+
+
+def _check(name: str, value: object, place: str) -> None:
+    """place: where the setting stands, for the message. Raises UsageError."""
+    given = f"{place} = {quoted(value)}"
+    known = ", ".join(BUILT_IN_VALUES)
+    if name not in BUILT_IN_VALUES:
+        near = closest(name, BUILT_IN_VALUES, cutoff=0.6)
+        hint = f"did you mean {near[0]}?" if near else f"there are {known}"
+        raise UsageError(f"{given}: there is no such setting; {hint}")
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{given}: {name} is a text in quotes, such as {_example(name)}")
+    try:
+        if name == "quantize":
+            find_scheme(value)
+        elif name == "device":
+            check_device_name(value)
+    except MmchatError as error:
+        raise UsageError(f"{given}: {error}") from None
+
+
+def _example(name: str) -> str:
+    return {"model": '"llama3.2-11B"', "quantize": '"int4"', "device": '"cpu"'}[name]
+
+
+def _shown(path: Path) -> str:
+    text = str(path)
+    return text if text.isprintable() else quoted(text, 300)

@@ -1,0 +1,61 @@
+"""`mmchat` with words or options but no command: which one is meant."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Collection
+from typing import Any
+
+from mmchat.cli import console
+from mmchat.cli.wrong_names import is_slip
+
+_OWN = ("--help", "-h", "--version", "--install-completion", "--show-completion")
+
+
+def with_command(
+    args: list[str], commands: Collection[str], load: Callable[[str], Any]
+) -> list[str]:
+    """`args` with the command that is meant where they name none.
+
+    On a terminal that is `chat`, unless an option is one of `generate` alone; in a pipe
+    `generate`. `mmchat` alone stays as it is where stdin can hold nothing, and so does a first word
+    that was meant for a command. load: gives a command with its parameters.
+    """
+    count = next((i for i, arg in enumerate(args) if arg != "--debug"), len(args))
+    debug, rest = args[:count], args[count:]
+    if not rest:
+        if console.is_terminal(sys.stdin):
+            return [*debug, "chat"]
+        return [*debug, "generate"] if _is_piped() else args
+    first = rest[0]
+    if first in commands or first.partition("=")[0] in _OWN:
+        return args
+    if first.startswith("-") and first != "-":
+        if any(arg in commands for arg in rest):
+            return args  # an option in front of its command
+    elif is_slip(first, rest[1:], commands):
+        return args
+    return [*debug, _meant(rest, load), *rest]
+
+
+def _meant(args: list[str], load: Callable[[str], Any]) -> str:
+    if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stdout)):
+        return "generate"
+    alone = _options(load("generate")) - _options(load("chat"))
+    given = {re.match(r"--[^=]+|-.|", arg)[0] for arg in args}  # type: ignore[index]
+    return "generate" if given & alone else "chat"
+
+
+def _options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a pipe, a socket or a file, and not /dev/null."""
+    try:
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
