@@ -49,7 +49,7 @@ Resume = Annotated[
 NoHistory = Annotated[
     bool, of_chat("--no-history", help="Keep nothing on disk (or set MMCHAT_HISTORY=0).")
 ]
-ThumbnailMode = Literal["auto", "off", "kitty", "sixel", "blocks"]
+ThumbnailMode = Literal["auto", "off", "kitty", "iterm2", "sixel", "blocks"]
 Thumbnails = Annotated[ThumbnailMode, of_chat(help="How attached pictures are shown.")]
 
 
@@ -94,7 +94,8 @@ def chat(
     model_choice.begin_loading(source)
     expect_pictures()
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
-    if terminal and not quiet:
+    typed = console.is_terminal(sys.stdin)
+    if typed and not quiet:
         say_choice(model, source)
     saved = _saved_chat(continue_last, resume)
     with _asked(thumbnails, terminal) as answers:
@@ -103,7 +104,7 @@ def chat(
         said = answers()
     params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
-    keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
+    keeps = keeps and (typed or saved is not None)
     opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)
     code = _run(session, params, opening)
     if code:
@@ -131,7 +132,7 @@ def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
         return nullcontext(lambda: None)
     from mmchat.repl.terminal_probe import asked
 
-    return asked(console.write_out, ask=mode in ("auto", "sixel", "kitty"))
+    return asked(console.write_out, ask=mode not in ("off", "blocks"))
 
 
 def _make_console(file: io.StringIO, columns: int) -> Any:
@@ -172,8 +173,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
     try:
-        _begin(chat, opening)
         is_typed = console.is_terminal(sys.stdin)
+        _begin(chat, opening, is_typed=is_typed)
         prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
         with picture_named():
             return run_plain(chat, lines(sys.stdin.buffer, "stdin", refuse_base64), prompt)
@@ -197,8 +198,7 @@ def _run_terminal(
     code = 1
     try:
         with sane_terminal(_write_if_possible), quiet_keys():
-            screen.note("\\help lists the commands, Ctrl-D leaves")
-            _begin(chat, opening)
+            _begin(chat, opening, is_typed=True)
             code = run_terminal(chat, screen, history, answers)
     except HardStop:
         _leave_now(INTERRUPTED_EXIT_CODE)
@@ -207,11 +207,16 @@ def _run_terminal(
     return code
 
 
-def _begin(chat: Chat, opening: Opening) -> None:
-    """Resume and attach what the arguments ask for; errors end the command."""
-    from mmchat.repl import saving
+def _begin(chat: Chat, opening: Opening, *, is_typed: bool) -> None:
+    """Greet a person; resume and attach what the arguments ask for. Errors end the command."""
+    from mmchat.repl import greeting, saving
 
     saved = opening.saved
+    if is_typed and not opening.quiet:
+        if saved is None and not opening.images:
+            chat.screen.greet(greeting.LINES, greeting.to_try(chat.spec))
+        else:
+            chat.screen.note(greeting.LINES[-1])
     if saved is not None:
         chat.resume(saving.read(saved), saved, opening.given)
     if opening.images:
