@@ -122,8 +122,13 @@ def filled(text: str, columns: int, indent: str = "") -> str:
 def _filled_line(line: str, columns: int, indent: str) -> str:
     if cells(line) <= columns:
         return line
-    rows = [line[: len(line) - len(line.lstrip(" "))]]
-    for word in _UNIT.findall(line):
+    return hanging(line[: len(line) - len(line.lstrip(" "))], line, columns, indent)
+
+
+def hanging(head: str, text: str, columns: int, indent: str) -> str:
+    """`head`, a space and the words of `text`, on lines as those of `filled`."""
+    rows = [head]
+    for word in _UNIT.findall(text):
         longer = f"{rows[-1]} {word}" if rows[-1].strip() else rows[-1] + word
         if cells(longer) <= columns or not rows[-1].strip():
             rows[-1] = longer

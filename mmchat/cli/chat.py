@@ -57,7 +57,7 @@ Resume = Annotated[
 NoHistory = Annotated[
     bool, of_chat("--no-history", help="Keep nothing on disk (or set MMCHAT_HISTORY=0).")
 ]
-ThumbnailMode = Literal["auto", "off", "kitty", "sixel", "blocks"]
+ThumbnailMode = Literal["auto", "off", "kitty", "iterm2", "sixel", "blocks"]
 Thumbnails = Annotated[ThumbnailMode, of_chat(help="How attached pictures are shown.")]
 
 
@@ -112,7 +112,8 @@ def chat(
     model_choice.begin_loading(source)
     expect_pictures()
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
-    if terminal and not quiet:
+    typed = console.is_terminal(sys.stdin)
+    if typed and not quiet:
         say_choice(model, source)
     if not quiet:
         for line in said.notes:
@@ -125,7 +126,7 @@ def chat(
         answers_of_it = answers()
     params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
-    keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
+    keeps = keeps and (typed or saved is not None)
     question = said.question or ""
     opening = Opening(
         question, images, saved, sampling.chosen(), thumbnails, answers_of_it, keeps, quiet
@@ -154,7 +155,7 @@ def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
         return nullcontext(lambda: None)
     from mmchat.repl.terminal_probe import asked
 
-    return asked(console.write_out, ask=mode in ("auto", "sixel", "kitty"))
+    return asked(console.write_out, ask=mode not in ("off", "blocks"))
 
 
 @dataclass(frozen=True)
@@ -192,8 +193,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
     try:
-        _begin(chat, opening)
         is_typed = console.is_terminal(sys.stdin)
+        _begin(chat, opening, is_typed=is_typed)
         prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
         with picture_named():
             typed = lines(sys.stdin.buffer, "stdin", refuse_base64)
@@ -220,8 +221,7 @@ def _run_terminal(
     code = 1
     try:
         with sane_terminal(_write_if_possible), quiet_keys():
-            screen.note("\\help lists the commands, Ctrl-D leaves")
-            _begin(chat, opening)
+            _begin(chat, opening, is_typed=True)
             code = run_terminal(chat, screen, history, answers, _first_line(opening))
     except HardStop:
         _leave_now(INTERRUPTED_EXIT_CODE)
@@ -235,11 +235,16 @@ def _first_line(opening: Opening) -> list[str]:
     return [f"\\say {opening.question}"] if opening.question else []
 
 
-def _begin(chat: Chat, opening: Opening) -> None:
-    """Resume and attach what the arguments ask for; errors end the command."""
-    from mmchat.repl import saving
+def _begin(chat: Chat, opening: Opening, *, is_typed: bool) -> None:
+    """Greet a person; resume and attach what the arguments ask for. Errors end the command."""
+    from mmchat.repl import greeting, saving
 
     saved = opening.saved
+    if is_typed and not opening.quiet:
+        if saved is None and not opening.images and not opening.question:
+            chat.screen.greet(greeting.LINES, greeting.to_try(chat.spec))
+        else:
+            chat.screen.note(greeting.LINES[-1])
     if saved is not None:
         chat.resume(saving.read(saved), saved, opening.given)
     if opening.images:

@@ -29,6 +29,12 @@ UNBROKEN = 10_000  # columns of a pipe or a file, whose lines end where they end
 ColorMode = Literal["auto", "always", "never"]
 _color: ColorMode = "auto"
 _AS_IT_IS: Any = {"markup": False, "highlight": False, "emoji": False}  # text, for rich
+ANSWER_STYLES = {  # of Markdown, where rich's own need a dark background
+    "markdown.code": "cyan",
+    "markdown.code_block": "cyan",
+    "markdown.link": "none",
+    "markdown.link_url": "underline",
+}
 
 
 def set_color(mode: ColorMode) -> None:
@@ -53,9 +59,11 @@ def rich_console(*, stderr: bool = True) -> Console:
 def buffer_console(file: io.StringIO, columns: int) -> Console:
     """A Console that writes for a terminal of `columns`, but into `file`."""
     from rich.console import Console
+    from rich.theme import Theme
 
     return Console(
         file=file,
+        theme=Theme(ANSWER_STYLES),
         width=columns,
         **_AS_IT_IS,
         force_terminal=True,

@@ -164,8 +164,8 @@ class Chat:
         return images
 
     def show_picture(self, image: Image, done: str = "attached") -> None:
-        self.screen.picture(image.pixels)
-        self.screen.note(f"{done} {facts.picture_line(image, self.spec)}")
+        name = f"{done} {paths.short_name(image.source)}"
+        self.screen.picture(image.pixels, name, facts.picture_facts(image, self.spec))
 
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""

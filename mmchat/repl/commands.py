@@ -17,7 +17,7 @@ from mmchat.repl import chats, export, facts, paths, saving, settings
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 from mmchat.storage import atomic_file
-from mmchat.words import table, timings
+from mmchat.words import timings
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -49,12 +49,18 @@ def _image(chat: Chat, argument: str) -> None:
 def _images(chat: Chat, argument: str) -> None:
     """List the pictures with their numbers."""
     asked = len(chat.session.conversation.images)
-    lines = [
-        f"{number}  {facts.picture_line(image, chat.spec)}"
-        + ("  (for the next question)" if number > asked else "")
+    rows = [
+        (
+            str(number),
+            facts.picture_line(image, chat.spec)
+            + ("  (for the next question)" if number > asked else ""),
+        )
         for number, image in enumerate(chat.pictures(), start=1)
     ]
-    chat.screen.say("\n".join(lines) or "no pictures")
+    if rows:
+        chat.screen.table(rows)
+    else:
+        chat.screen.say("no pictures")
 
 
 def _picture_numbers(chat: Chat, argument: str) -> Iterable[str]:
@@ -104,7 +110,7 @@ def _tiles(chat: Chat, argument: str) -> None:
         chat.screen.note(f"wrote {str(file)!r}")
     chat.screen.picture(drawing)
     line = "picture", facts.picture_line(image, chat.spec)
-    chat.screen.say(table([line, *chat.spec.facts(image).lines]))
+    chat.screen.table([line, *chat.spec.facts(image).lines])
 
 
 @command("system", "[TEXT|none]")
@@ -122,7 +128,7 @@ def _system(chat: Chat, argument: str) -> None:
 def _set(chat: Chat, argument: str) -> None:
     """Show or change how to answer: temperature 0.8."""
     if not argument:
-        chat.screen.say(facts.settings(chat.sampling))
+        chat.screen.table(facts.settings(chat.sampling))
         return
     chat.sampling = settings.changed(chat.sampling, argument)
     chat.keeper.save(chat.session.conversation)
@@ -141,7 +147,7 @@ def _show(chat: Chat, argument: str) -> None:
         ("system", chat.session.conversation.system or "none"),
         ("saved in", str(folder.path) if folder else "nowhere so far"),
     ]
-    chat.screen.say(table(rows) + "\n" + facts.settings(chat.sampling))
+    chat.screen.table([*rows, *facts.settings(chat.sampling)])
 
 
 @command("undo", aliases=("u",))
@@ -261,7 +267,7 @@ def _stats(chat: Chat, argument: str) -> None:
     """Show the timings of the last answer."""
     if chat.last is None:
         raise UsageError("there is no answer to time yet")
-    chat.screen.say(table(timings(chat.last)))
+    chat.screen.table(timings(chat.last))
 
 
 @command("help", "[COMMAND]", complete=lambda chat, argument: COMMANDS, aliases=("h", "?"))
@@ -272,16 +278,17 @@ def _help(chat: Chat, argument: str) -> None:
         raise UsageError(f"there is no command {quoted(argument)}; \\help lists them")
     shown = [names()[word]] if word else list(COMMANDS.values())
     rows = [(f"\\{found.name} {found.usage}".rstrip(), found.help) for found in shown]
-    text = table(rows)
-    if not word:
-        text += "\n\n" + KEYS
-    chat.screen.say(text)
+    chat.screen.table(rows if word else [*rows, ("", ""), *KEYS])
 
 
-KEYS = """Drop a picture into the window, paste or type its path, and ask about it;
-\\image clipboard takes a copied one. Alt-Enter starts a new line,
-Tab completes, Ctrl-R searches, Ctrl-X Ctrl-E opens an editor,
-Ctrl-C stops an answer, Ctrl-D leaves."""
+KEYS = [
+    ("Alt-Enter", "Start a new line"),
+    ("Tab", "Complete a command, a value or a path"),
+    ("Ctrl-R", "Search earlier lines"),
+    ("Ctrl-X Ctrl-E", "Open your editor"),
+    ("Ctrl-C", "Stop an answer"),
+    ("Ctrl-D", "Leave"),
+]
 
 
 @command("quit", aliases=("q", "exit", "bye"))

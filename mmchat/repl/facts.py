@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.errors import quoted
 from mmchat.repl.paths import short_name
-from mmchat.words import cut, pixels, table
+from mmchat.words import cut, pixels
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSpec
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from mmchat.engine.sampling import SamplingParams
 
 
-def picture_line(image: Image, spec: ModelSpec) -> str:
-    """Name, size, what was done to it, grid and cost."""
+def picture_facts(image: Image, spec: ModelSpec) -> list[str]:
+    """Size, what was done to it, grid and cost."""
     facts = spec.facts(image)
     parts = [pixels(facts.size), *image.notices, facts.cut, f"{facts.tokens:,} vision tokens"]
-    return f"{short_name(image.source)}: {', '.join(filter(None, parts))}"
+    return [part for part in parts if part]
+
+
+def picture_line(image: Image, spec: ModelSpec) -> str:
+    """Its name and its facts."""
+    return f"{short_name(image.source)}: {', '.join(picture_facts(image, spec))}"
 
 
 def ending(finished: Finished, sampling: SamplingParams, positions: int, *, kept: bool) -> str:
@@ -70,8 +75,9 @@ def setting_names(sampling: SamplingParams) -> list[str]:
     return [field.name for field in fields(sampling) if field.name != "logprobs"]
 
 
-def settings(sampling: SamplingParams) -> str:
-    return table([(name, shown(getattr(sampling, name))) for name in setting_names(sampling)])
+def settings(sampling: SamplingParams) -> list[tuple[str, str]]:
+    """(name, value) of each."""
+    return [(name, shown(getattr(sampling, name))) for name in setting_names(sampling)]
 
 
 def shown(value: object) -> str:

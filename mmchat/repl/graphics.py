@@ -1,6 +1,7 @@
-"""Pictures as terminals take them: kitty's graphics protocol and Sixel.
+"""Pictures as terminals take them: kitty's graphics protocol, iTerm2's and Sixel.
 
-Sources: sw.kovidgoyal.net/kitty/graphics-protocol; VT330/VT340 manual, chapter 14. Each function
+Sources: sw.kovidgoyal.net/kitty/graphics-protocol; iterm2.com/documentation-images.html;
+VT330/VT340 manual, chapter 14. Each function
 returns the characters that draw at the cursor; where the cursor is afterwards depends on the
 terminal, so that the caller puts it back.
 """
@@ -27,6 +28,13 @@ def kitty(picture: Any, columns: int, rows: int) -> str:
         first = f"a=T,f=100,C=1,c={columns},r={rows}," if number == 1 else ""
         parts.append(f"\x1b_G{first}q=2,m={int(number < len(chunks))};{chunk}\x1b\\")
     return "".join(parts)
+
+
+def iterm2(picture: Any, columns: int, rows: int) -> str:
+    """An RGB picture stretched over `columns` x `rows` cells."""
+    png = png_bytes(picture)
+    how = f"inline=1;size={len(png)};width={columns};height={rows};preserveAspectRatio=0"
+    return f"\x1b]1337;File={how}:{base64.b64encode(png).decode()}\x07"
 
 
 def sixel(picture: Any, colors: int = 256) -> str:

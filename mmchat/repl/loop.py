@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.formatted_text import StyleAndTextTuples
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.key_binding.key_processor import KeyPress
@@ -91,6 +92,8 @@ class Prompt:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
         from prompt_toolkit.filters import Condition
+        from prompt_toolkit.lexers import SimpleLexer
+        from prompt_toolkit.output import ColorDepth
         from prompt_toolkit.styles import Style
 
         from mmchat.repl.completion import ChatCompleter
@@ -100,7 +103,7 @@ class Prompt:
         self._pressed_at = float("-inf")
         self._is_editing = False
         self._session: PromptSession[str] = PromptSession(
-            history=open_history(history_file),
+            history=open_history(history_file, screen.to_try),
             auto_suggest=AutoSuggestFromHistory(),
             completer=ChatCompleter(chat),
             complete_while_typing=Condition(self._is_command),
@@ -112,16 +115,30 @@ class Prompt:
             key_bindings=self._keys(),
             bottom_toolbar=self._toolbar,
             reserve_space_for_menu=4,
-            style=Style.from_dict({"bottom-toolbar": "noreverse fg:ansibrightblack"}),
+            lexer=SimpleLexer("class:question"),
+            color_depth=None if screen.color else ColorDepth.MONOCHROME,
+            # Dim, not grey: some themes give the background that very grey.
+            style=Style.from_dict(
+                {
+                    "bottom-toolbar": "noreverse dim",
+                    "rule": "dim",
+                    "sign": "ansimagenta bold",
+                    "question": "ansimagenta",
+                }
+            ),
         )
 
     def read(self) -> str:
         """The next message or command. Raises EOFError (Ctrl-D) and KeyboardInterrupt (Ctrl-C)."""
         self._pressed_at = float("-inf")
-        if self._screen.wrote:
-            self._screen.write("\n")
+        text = self._session.prompt(self._message)
         self._screen.wrote = False
-        return self._session.prompt(PROMPT)
+        return text
+
+    def _message(self) -> StyleAndTextTuples:
+        """A rule and the sign; of a line that was sent the rule goes, and leaves its row blank."""
+        rule = "" if self._session.app.is_done else "─" * self._screen.size()[0]
+        return [("class:rule", f"{rule}\n"), ("class:sign", PROMPT)]
 
     def ask(self, prompt: str, default: str) -> str | None:
         """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
@@ -238,18 +255,21 @@ def dropped_pictures(text: str) -> tuple[str, ...]:
     return found.sources if local else ()
 
 
-def open_history(file: Path | None) -> History:
-    """Lines of earlier chats; in memory only where there is no file, or it cannot be used."""
+def open_history(file: Path | None, to_try: Sequence[str] = ()) -> History:
+    """Lines of earlier chats; in memory only where there is no file, or it cannot be used.
+
+    to_try: lines that come before them, and are not kept.
+    """
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     if file is None:
-        return InMemoryHistory()
+        return InMemoryHistory(to_try[::-1])
     try:
         saving.make_private_folder(file.parent)
         if not file.exists():
             atomic_file.write_bytes(file, b"", mode=saving.PRIVATE_FILE)
     except (OSError, MmchatError):
-        return InMemoryHistory()
+        return InMemoryHistory(to_try[::-1])
 
     class KeptHistory(FileHistory):
         """Goes on in memory when the disk is full: an error here would stop the prompt."""
@@ -260,8 +280,8 @@ def open_history(file: Path | None) -> History:
 
         def load_history_strings(self) -> Iterable[str]:
             try:
-                return list(super().load_history_strings())
+                return [*to_try, *super().load_history_strings()]
             except OSError:
-                return []
+                return to_try
 
     return KeptHistory(str(file))

@@ -37,6 +37,8 @@ _PIECE = re.compile(
 )  # of a word as a shell reads it
 _QUOTED = re.compile(f"(?:{_PIECE.pattern})++", re.DOTALL)
 _OPENING, _CLOSING = "([{<\"'", "\"'.,;:!?)]}>"
+_BESIDE = " \t\n,;:\"'()[]{}<>"  # between pictures that stand together
+_SENTENCE_ENDS = ("?", "!", ".", ":", "…", "？", "。", "！")
 _ENTRIES_SEARCHED = 2_000
 _LOOKS = 400  # questions to the disk about one text
 _PATH_CHARACTERS = 4_096
@@ -149,16 +151,28 @@ def _question(text: str, names: list[_Name]) -> str:
     sources = [name for name in names if name.kind == "source"]
     end = 0
     for name in sources:
-        if text[end : name.start].strip(" \t\n,;:\"'()[]{}<>"):
+        if text[end : name.start].strip(_BESIDE):
             break
         end = name.end
     if end == sources[-1].end:
         return text[end:].lstrip(" \t\n,;:\"')]}>")
+    if question := _question_before(text, sources):
+        return question
     pieces, end = [], 0
     for name in sources:
         pieces += [text[end : name.start], short_name(name.name)]
         end = name.end
     return "".join([*pieces, text[end:]])
+
+
+def _question_before(text: str, sources: list[_Name]) -> str:
+    """The text before the pictures, if they all follow it and it is a sentence that has ended."""
+    ends = [name.end for name in sources]
+    starts = [*(name.start for name in sources[1:]), len(text)]
+    if any(text[end:start].strip(_BESIDE) for end, start in zip(ends, starts, strict=True)):
+        return ""
+    question = text[: sources[0].start].rstrip(" \t\n\"'([{<")
+    return question if question.endswith(_SENTENCE_ENDS) else ""
 
 
 def _words(text: str) -> list[_Word]:
@@ -178,10 +192,19 @@ def _words(text: str) -> list[_Word]:
         core = raw.lstrip(_OPENING)
         start = at + len(raw) - len(core)
         core = core.rstrip(_CLOSING)
-        name = core if _DRIVE.match(core) else re.sub(r"\\(.)", r"\1", core, flags=re.DOTALL)
-        words.append(_Word(start, start + len(core), name))
+        for piece in _listed(core):
+            name = piece if _DRIVE.match(piece) else re.sub(r"\\(.)", r"\1", piece, flags=re.DOTALL)
+            words.append(_Word(start, start + len(piece), name))
+            start += len(piece) + 1
         at += len(raw)
     return words
+
+
+def _listed(word: str) -> list[str]:
+    """The pictures of `a.jpg,b.jpg`; a word that is no such list is one piece."""
+    pieces = re.split("[,;]", word)
+    is_list = len(pieces) > 1 and all(map(looks_like_picture, pieces))
+    return pieces if is_list and not _is_fetched(word) else [word]
 
 
 def _at(pattern: re.Pattern[str], text: str, at: int) -> str:

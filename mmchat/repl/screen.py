@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from mmchat.engine.events import Event, Finished, TextDelta
 from mmchat.terminal import Sanitizer, one_line, sanitize
+from mmchat.words import table
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -69,6 +70,15 @@ class PlainScreen:
         """The result of `work`; a terminal says what is being done while it takes long."""
         return work()
 
+    def greet(self, lines: Sequence[str], to_try: Sequence[str]) -> None:
+        """Show a person what can be done here, and lines to try."""
+        for line in [*lines, *(f"to try: {line}" for line in to_try)]:
+            self.note(line)
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """(label, value) each, as `say` does."""
+        self.say(table(rows))
+
     def turn(self, question: str, answer: str) -> None:
         """Show a person what was said before."""
 
@@ -80,8 +90,10 @@ class PlainScreen:
         """Let the person change `text`; None where there is nobody or they gave up."""
         return None
 
-    def picture(self, image: PIL.Image.Image) -> None:
-        """Show a small picture where that is possible."""
+    def picture(self, image: PIL.Image.Image, name: str = "", facts: Sequence[str] = ()) -> None:
+        """Show a small picture where that is possible, and note what is said of it, if anything."""
+        if name:
+            self.note(f"{name}: {', '.join(facts)}")
 
     def copy(self, text: str) -> str:
         """Put `text` on the clipboard; says how in a few words. Raises UsageError."""

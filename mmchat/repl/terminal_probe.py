@@ -25,13 +25,17 @@ PATIENCE = 1.0  # seconds from the questions to the last answer
 _KITTY = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\"
 _CELL_SIZE = "\x1b[16t"
 _SIXEL_COLORS = "\x1b[?1;1;0S"
+_VERSION = "\x1b[>q"  # the terminal's name and version, where it has this question
 _ATTRIBUTES = "\x1b[c"  # primary device attributes; every terminal answers
 _KITTY_ANSWER = re.compile(r"\x1b_G[^\x1b]*i=31[^\x1b]*;OK\x1b\\")
 _CELL_SIZE_ANSWER = re.compile(r"\x1b\[6;(\d{1,4});(\d{1,4})t")
 _SIXEL_COLORS_ANSWER = re.compile(r"\x1b\[\?1;0;(\d{1,6})S")
 _ATTRIBUTES_ANSWER = re.compile(r"\x1b\[\?([\d;]*)c")
-ANSWER = re.compile(r"\x1b_G[^\x1b]*\x1b\\|\x1b\[6;\d+;\d+t|\x1b\[\?[\d;]*[cS]")
-_BEGUN = re.compile(r"\x1b(_G[^\x1b]*\x1b?|\[\?[\d;]*|\[6;[\d;]*)$")
+_ITERM2_ANSWER = re.compile(r"\x1bP>\|iTerm2[^\x1b]*\x1b\\")
+ANSWER = re.compile(
+    r"\x1b_G[^\x1b]*\x1b\\|\x1bP>\|[^\x1b]*\x1b\\|\x1b\[6;\d+;\d+t|\x1b\[\?[\d;]*[cS]"
+)
+_BEGUN = re.compile(r"\x1b(_G[^\x1b]*\x1b?|P>\|[^\x1b]*\x1b?|\[\?[\d;]*|\[6;[\d;]*)$")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Answers:
     """
 
     kitty: bool = False
+    iterm2: bool = False
     sixel: bool = False
     cell: tuple[int, int] | None = None
     sixel_colors: int = 256
@@ -50,15 +55,16 @@ class Answers:
 
 
 def questions(environment: Mapping[str, str]) -> str:
-    """What to write to the terminal; kitty's question only where it can do no harm.
+    """What to write to the terminal; two of the questions only where they can do no harm.
 
-    tmux and screen would take it for a title, the Linux console and Terminal.app would print it.
+    tmux and screen would take kitty's for a title, the Linux console and Terminal.app would print
+    it; the name of the terminal is not that of tmux.
     """
     prints = environment.get("TERM_PROGRAM") == "Apple_Terminal" or (
         environment.get("TERM", "").startswith("linux")
     )
-    kitty = "" if prints or is_multiplexed(environment) else _KITTY
-    return f"\x1b7{kitty}{_CELL_SIZE}{_SIXEL_COLORS}{_ATTRIBUTES}\x1b8\x1b[K"
+    some = "" if prints or is_multiplexed(environment) else _KITTY + _VERSION
+    return f"\x1b7{some}{_CELL_SIZE}{_SIXEL_COLORS}{_ATTRIBUTES}\x1b8\x1b[K"
 
 
 def is_multiplexed(environment: Mapping[str, str]) -> bool:
@@ -74,12 +80,19 @@ def read_answers(text: str) -> Answers:
     size = (int(cell[1]), int(cell[2])) if cell else None
     return Answers(
         kitty=bool(_KITTY_ANSWER.search(text)),
+        iterm2=bool(_ITERM2_ANSWER.search(text)),
         sixel=attributes is not None and "4" in attributes[1].split(";")[1:],
         cell=size if size and min(size) > 0 else None,
         sixel_colors=min(max(int(colors[1]), 2), 256) if colors else 256,
         typed=_BEGUN.sub("", ANSWER.sub("", text)),
         complete=attributes is not None,
     )
+
+
+def is_iterm2(environment: Mapping[str, str]) -> bool:
+    """Whether iTerm2 says that it is the terminal; the second name passes through ssh."""
+    names = environment.get("TERM_PROGRAM"), environment.get("LC_TERMINAL")
+    return "iTerm.app" in names or "iTerm2" in names
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import shutil
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,12 @@ from mmchat.errors import UsageError
 from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
 from mmchat.repl.screen import OnText, T, Write, system_clipboard
-from mmchat.terminal import filled, one_line, sanitize
+from mmchat.terminal import cells, filled, hanging, one_line, sanitize
 from mmchat.words import STAGES
 
 if TYPE_CHECKING:
     import PIL.Image
+    from rich.console import Console
 
     from mmchat.repl.thumbnail import Thumbnails
 
@@ -29,6 +31,8 @@ STAGE_SHOWN_AFTER = 0.3  # seconds; a step that is shorter is not worth a line
 OSC_52_BYTES = 100_000  # terminals drop longer ones
 # Cursor, colours, bracketed paste and mouse as they are outside of programs.
 SANE = "\x1b[?25h\x1b[0m\x1b[?2004l"
+# Select Graphic Rendition. Magenta and red can be read on light and on dark backgrounds alike.
+QUIET, ACCENT, WRONG = "2", "35", "31"
 
 
 class TerminalScreen:
@@ -40,11 +44,12 @@ class TerminalScreen:
         self, write: Write, make_console: MakeConsole, thumbnails: Thumbnails, *, color: bool
     ) -> None:
         self.wrote = False  # since the last prompt
+        self.to_try: Sequence[str] = ()  # lines that the Up key brings
         self._write = write
         self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
         self._make_console = make_console
         self._thumbnails = thumbnails
-        self._color = color
+        self.color = color
 
     def write(self, text: str) -> None:
         self.wrote = self.wrote or bool(text)
@@ -59,22 +64,57 @@ class TerminalScreen:
         self.write(filled(sanitize(text), self.size()[0], "    ") + "\n")
 
     def note(self, text: str) -> None:
-        self._line(one_line(text), "2")
+        self._line(one_line(text), QUIET)
 
     def error(self, text: str) -> None:
-        self._line(one_line(text), "31")
+        self._line(one_line(text), WRONG)
 
-    def _line(self, text: str, style: str) -> None:
-        safe = filled(sanitize(text), self.size()[0])
-        self.write(f"\x1b[{style}m{safe}\x1b[0m\n" if self._color else safe + "\n")
+    def _line(self, text: str, style: str, indent: str = "") -> None:
+        safe = filled(sanitize(text), self.size()[0], indent)
+        self.write(self._styled(safe, style) + "\n")
 
-    def picture(self, image: PIL.Image.Image) -> None:
-        self.write(self._thumbnails.draw(image, self._make_console, self.size()))
+    def _styled(self, text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if self.color and style and text else text
+
+    def greet(self, lines: Sequence[str], to_try: Sequence[str]) -> None:
+        self.to_try = to_try
+        self.write("\n")
+        self._line(lines[0], "")
+        for line in lines[1:]:
+            self.note(line)
+        if to_try:
+            self.write("\n")
+            self.note("To try; the Up key brings them:")
+        for line in to_try:
+            self._line(f"  {line}", ACCENT, "    ")
+
+    def table(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Values wrap in their column, or under their label where that leaves them little room."""
+        columns = self.size()[0]
+        width = max(cells(label) for label, _ in rows) + 2
+        is_narrow = width > columns // 2 and any(width + cells(v) > columns for _, v in rows)
+        for label, value in rows:
+            head = label + " " * (1 if is_narrow else width - cells(label) - 1)
+            text = hanging(head, one_line(value), columns, " " * (4 if is_narrow else width))
+            self.write(sanitize(text).rstrip() + "\n")
+
+    def picture(self, image: PIL.Image.Image, name: str = "", facts: Sequence[str] = ()) -> None:
+        def beside(columns: int) -> list[str]:
+            rows = [filled(sanitize(one_line(line)), columns).split("\n") for line in facts]
+            head = filled(sanitize(one_line(name)), columns).split("\n") if name else []
+            return head + [self._styled(row, QUIET) for lines in rows for row in lines]
+
+        drawn = self._thumbnails.draw(image, self._make_console, self.size(), beside)
+        self.write(drawn)
+        if name and not drawn:
+            self.note(f"{name}: {', '.join(facts)}")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
     ) -> Finished:
         """Show an answer as Markdown; Ctrl-C stops it, twice raises HardStop."""
+        if self.wrote:  # a picture, or a note about the question
+            self.write("\n")
         stream = MarkdownStream(self.write, self._make_console, self.size)
         stage = StageLine(self.write, self.size)
         finished = None
@@ -118,8 +158,14 @@ class TerminalScreen:
 
     def turn(self, question: str, answer: str) -> None:
         self.write("\n")
-        self._line(f"> {question}", "2")
-        stream = MarkdownStream(self.write, self._make_console, self.size)
+        self._line(f"> {question}", QUIET)
+
+        def dimmed(file: io.StringIO, columns: int) -> Console:
+            console = self._make_console(file, columns)
+            console.style = "dim"
+            return console
+
+        stream = MarkdownStream(self.write, dimmed, self.size)
         stream.feed(answer)
         stream.finish()
 

@@ -1,22 +1,26 @@
-"""Small pictures in the terminal: by kitty's graphics protocol, by Sixel, or as half blocks."""
+"""Small pictures in the terminal: by kitty's protocol, iTerm2's, by Sixel, or as half blocks."""
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.repl import graphics
 from mmchat.repl.render import MakeConsole
-from mmchat.repl.terminal_probe import Answers, is_multiplexed
+from mmchat.repl.terminal_probe import Answers, is_iterm2, is_multiplexed
 
 if TYPE_CHECKING:
     import PIL.Image
 
-ThumbnailMode = Literal["auto", "off", "kitty", "sixel", "blocks"]
-Way = Literal["off", "kitty", "sixel", "blocks"]
-COLUMNS, ROWS = 32, 10
+ThumbnailMode = Literal["auto", "off", "kitty", "iterm2", "sixel", "blocks"]
+Way = Literal["off", "kitty", "iterm2", "sixel", "blocks"]
+COLUMNS, ROWS = 32, 9
+GAP = 2  # columns between a picture and what is said beside it
+ROOM = 16  # columns; where there are fewer beside a picture, it is said below
 _UPPER_HALF = "▀"
 
 
@@ -28,31 +32,54 @@ class Thumbnails:
     cell: tuple[int, int] = (20, 10)
     sixel_colors: int = 256
 
-    def draw(self, picture: PIL.Image.Image, make_console: MakeConsole, size: Any) -> str:
+    def draw(
+        self,
+        picture: PIL.Image.Image,
+        make_console: MakeConsole,
+        size: tuple[int, int],
+        facts: Callable[[int], list[str]] = lambda columns: [],
+    ) -> str:
         """The characters that show `picture`, ending at the start of the line below it.
 
-        size: columns and rows of the terminal.
+        size: columns and rows of the terminal. facts: what is said beside the picture, as rows for
+        so many columns.
         """
         if self.way == "off":
             return ""
         columns, rows = self._cells(picture.size, size)
+        room = size[0] - columns - GAP - 1
+        beside, below = (facts(room), []) if room >= ROOM else ([], facts(size[0]))
+        height = max(rows, len(beside))
         if self.way == "blocks":
             buffer = io.StringIO()
             make_console(buffer, size[0]).print(_blocks(picture, columns, rows), end="")
-            return buffer.getvalue()
+            drawn, gap = "", " " * GAP
+            pieces = [*buffer.getvalue().splitlines(), *[" " * columns] * (height - rows)]
+        else:
+            # Terminals leave the cursor in different places: make room, draw, put it back.
+            code = self._code(picture, columns, rows)
+            drawn, gap = "\n" * height + f"\x1b[{height}A\x1b7{code}\x1b8", f"\x1b[{columns + GAP}C"
+            pieces = [""] * height
+        lines = [
+            piece + (gap + fact if fact else "")
+            for piece, fact in zip_longest(pieces, beside, fillvalue="")
+        ]
+        return drawn + "".join(f"{line}\n" for line in [*lines, *below])
+
+    def _code(self, picture: PIL.Image.Image, columns: int, rows: int) -> str:
+        """What a terminal that knows pictures draws at the cursor, over so many cells."""
         small = picture.convert("RGB").resize((columns * self.cell[1], rows * self.cell[0]))
         if self.way == "kitty":
-            drawn = graphics.kitty(small, columns, rows)
-        else:
-            drawn = graphics.sixel(small, self.sixel_colors)
-        # Terminals leave the cursor in different places: make room, draw, put it back.
-        return "\n" * rows + f"\x1b[{rows}A\x1b7{drawn}\x1b8\x1b[{rows}B"
+            return graphics.kitty(small, columns, rows)
+        if self.way == "iterm2":
+            return graphics.iterm2(small, columns, rows)
+        return graphics.sixel(small, self.sixel_colors)
 
     def _cells(self, size: tuple[int, int], terminal: tuple[int, int]) -> tuple[int, int]:
         """Columns and rows that keep the proportions and fit the terminal."""
         width, height = size
         ratio = self.cell[0] / self.cell[1]
-        most_columns = max(min(COLUMNS, terminal[0] - 1), 1)
+        most_columns = max(min(COLUMNS, terminal[0] * 2 // 5), 1)
         most_rows = max(min(ROWS, terminal[1] - 3), 1)
         scale = min(most_columns / width, ratio * most_rows / height)
         columns, rows = round(width * scale), round(height * scale / ratio)
@@ -62,14 +89,16 @@ class Thumbnails:
 def choose(mode: ThumbnailMode, answers: Answers) -> Thumbnails:
     """As asked for, or with `auto` the best that the terminal said it can do."""
     way: Way = _best(answers) if mode == "auto" else mode
-    if way == "kitty" and is_multiplexed(os.environ):
-        way = "blocks"  # tmux and screen take kitty's sequences for a title
+    if way in ("kitty", "iterm2") and is_multiplexed(os.environ):
+        way = "blocks"  # tmux and screen take kitty's sequences for a title, and drop iTerm2's
     return Thumbnails(way, answers.cell or Thumbnails.cell, answers.sixel_colors)
 
 
 def _best(answers: Answers) -> Way:
     if answers.kitty:
         return "kitty"
+    if (answers.iterm2 or is_iterm2(os.environ)) and not is_multiplexed(os.environ):
+        return "iterm2"
     if answers.sixel:
         return "sixel"
     no_colors = os.environ.get("TERM", "dumb") in ("dumb", "vt100") or os.environ.get("NO_COLOR")

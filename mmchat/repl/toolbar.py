@@ -5,45 +5,54 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmchat.errors import MmchatError
-from mmchat.repl.paths import short_name
-from mmchat.terminal import sanitize
+from mmchat.terminal import one_line, sanitize
 from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
 
+GAP = 3  # columns between two facts
+NAME = 20  # columns of a name
+LAYOUTS = (
+    "name device labelled pictures speed",
+    "name labelled pictures speed",
+    "name context pictures speed",
+    "name context pictures",
+    "context pictures",
+)
+
 
 def toolbar_text(chat: Chat, columns: int) -> str:
-    """The facts, on as many lines as they need."""
+    """The facts on one line, each in a place of its own; on a narrow one those that matter most."""
     loaded = chat.session.loaded
-    dtype = str(loaded.dtype).removeprefix("torch.")
-    parts = [f"{chat.spec.name}, {loaded.device} {dtype}"]
+    limit = f"{loaded.max_seq_len:,}"
     try:
-        budget = chat.budget()
-        parts.append(f"context {budget.used:,}/{budget.limit:,}")
+        context = f"{chat.budget().used:,}/{limit}"
     except MmchatError:
-        parts.append("context over its limit")
-    if chat.attached:
-        parts.append(" + ".join(_picture(chat, i) for i in range(len(chat.attached))))
-    elif images := chat.session.conversation.images:
-        parts.append(f"{plural(len(images), 'picture')} in the chat")
-    if chat.last and chat.last.timings.tokens_per_second:
-        timings = chat.last.timings
-        parts.append(
-            f"{timings.tokens_per_second:.1f} tokens/s, first {timings.time_to_first_token:.2f} s"
-        )
-    lines = [""]
-    for part in parts:
-        safe = sanitize(part.replace("\n", " "))[: max(columns - 1, 1)]
-        joined = f"{lines[-1]} | {safe}" if lines[-1] else safe
-        if len(joined) < columns:
-            lines[-1] = joined
-        else:
-            lines.append(safe)
-    return "\n".join(lines)
+        context = f"over {limit}"
+    new, pictures = len(chat.attached), len(chat.pictures())
+    speed = chat.last and chat.last.timings.tokens_per_second
+    facts = {
+        "name": _short(min(chat.spec.name, *chat.spec.aliases[:1], key=len)),
+        "device": f"{loaded.device} {loaded.dtype}".replace("torch.", ""),
+        "context": context,
+        "labelled": f"context {context}",
+        "pictures": plural(pictures, "picture") + f", {new} new" * bool(new),
+        "speed": f"{speed:.1f} tokens/s" if speed else "",
+    }
+    most = {key: len(text) for key, text in facts.items()}  # columns that a fact may ever need
+    most |= {"context": 2 * len(limit) + 1, "labelled": 2 * len(limit) + 9}
+    most |= {"pictures": len("16 pictures, 1 new"), "speed": len("999.9 tokens/s")}
+    fitting = [
+        layout.split()
+        for layout in LAYOUTS
+        if sum(most[key] + GAP for key in layout.split()) - GAP < columns
+    ]
+    shown = fitting[0] if fitting else ["context"]
+    line = (" " * GAP).join(facts[key].ljust(most[key]) for key in shown)
+    return sanitize(line)[: max(columns - 1, 1)].rstrip()
 
 
-def _picture(chat: Chat, index: int) -> str:
-    image = chat.attached[index]
-    rows, columns = chat.spec.facts(image).grid
-    return f"{short_name(image.source)} {rows}x{columns}"
+def _short(name: str) -> str:
+    name = one_line(name)
+    return name if len(name) <= NAME else name[: NAME - 1] + "…"

@@ -11,21 +11,24 @@ from PIL import Image
 
 from tests.repl.terminals import ChatTerminal
 
-_STRINGS = re.compile(r"\x1b_G(.*?)\x1b\\|\x1bP(.*?)\x1b\\", re.DOTALL)
+_STRINGS = re.compile(r"\x1b_G(.*?)\x1b\\|\x1bP(.*?)\x1b\\|\x1b\]1337;File=(.*?)\x07", re.DOTALL)
 _ASKED = "\x1b[c"
+_VERSION = "\x1b[>q"
 
 KITTY = "\x1b_Gi=31;OK\x1b\\\x1b[6;18;9t\x1b[?62;c"
+ITERM2 = "\x1bP>|iTerm2 3.5.14\x1b\\\x1b[6;17;8t\x1b[?62;4;22c"
 SIXEL = "\x1b[6;16;8t\x1b[?1;0;256S\x1b[?62;4;22c"
 PLAIN = "\x1b[?62;22c"
 
 
 class PictureTerminal(ChatTerminal):
-    """Gives `reply` to the questions; pictures lie in `kitty` and `sixels`."""
+    """Gives `reply` to the questions; pictures lie in `kitty`, `iterm2` and `sixels`."""
 
     def __init__(self, *arguments, reply: str, **options) -> None:
         self.reply = reply
         self.is_asked = False
         self.kitty: list[tuple[dict[str, str], Image.Image]] = []
+        self.iterm2: list[tuple[dict[str, str], Image.Image]] = []
         self.sixels: list[Image.Image] = []
         self._held = ""
         self._payload = ""
@@ -35,16 +38,23 @@ class PictureTerminal(ChatTerminal):
     def write(self, text: str) -> None:
         """Take escape strings out, which pyte would print, and answer the questions once."""
         text = _STRINGS.sub(self._keep, self._held + text)
-        start = max(text.rfind("\x1b_"), text.rfind("\x1bP"))
+        start = max(map(text.rfind, ("\x1b_", "\x1bP", "\x1b]1337")))
         text, self._held = (text[:start], text[start:]) if start >= 0 else (text, "")
         if _ASKED in text and not self.is_asked:
             self.is_asked = True
             self.child.send(self.reply)
-        super().write(text.replace(_ASKED, ""))
+        super().write(text.replace(_ASKED, "").replace(_VERSION, ""))
 
     def _keep(self, found: re.Match[str]) -> str:
         if found[2] is not None:
             self.sixels.append(decoded_sixels(found[2]))
+            return ""
+        if found[3] is not None:
+            head, _, payload = found[3].partition(":")
+            data = base64.b64decode(payload, validate=True)
+            keys = dict(pair.split("=") for pair in head.split(";"))
+            assert (keys["inline"], int(keys["size"])) == ("1", len(data))
+            self.iterm2.append((keys, Image.open(io.BytesIO(data))))
             return ""
         head, _, payload = found[1].partition(";")
         keys = dict(pair.split("=") for pair in head.split(","))

@@ -50,7 +50,7 @@ class ChatTerminal(Terminal):
             "COLORTERM": "truecolor",
             "OMP_NUM_THREADS": "1",
         }
-        for name in ("NO_COLOR", "TMUX", "TERM_PROGRAM", "COLUMNS", "LINES"):
+        for name in ("NO_COLOR", "TMUX", "TERM_PROGRAM", "LC_TERMINAL", "COLUMNS", "LINES"):
             environment.pop(name, None)
         self.child = pexpect.spawn(
             sys.executable,

@@ -41,15 +41,15 @@ def test_a_first_evening(folder):
     assert "context 0/131,072" in chat.bottom()
 
     chat.line("red.png")  # a picture by its name
-    assert "attached red.png: 200 x 200 px, 1 tile" in chat.text()
+    assert re.search(r"▀  attached red\.png\n▀+  200 x 200 px\n▀+  1 tile\n", chat.text())
     assert "c80000" in colors(chat)
-    assert "red.png 1x1" in chat.bottom()
+    assert "1 picture, 1 new" in chat.bottom()
     chat.line("What is it?")
     assert chat.lines().count("A red square.") == 1
-    assert "tokens/s, first" in chat.bottom()
+    assert "tokens/s" in chat.bottom()
 
     chat.paste(f"{folder}/My\\ Blue\\ Picture.png ")  # a dropped one
-    chat.wait(r"attached My Blue Picture.png: 1100 x 500 px, 2 tiles \(1 row, 2 columns\)")
+    chat.wait(r"attached My Blue Picture\.png\n▀+  1100 x 500 px\n▀+  2 tiles \(1 row, 2 columns\)")
     chat.line("And both?")
     assert [line for line in chat.lines() if "•" in line] == [" • one red", " • one blue"]
 

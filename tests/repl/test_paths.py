@@ -10,7 +10,16 @@ NARROW = "Screenshot 2026-11-20 at 6.10.00\u202fPM.png"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    for name in ("dog.png", "My Dog.png", "CAT.JPG", "it's.png", "notes.txt", "ä.png", NARROW):
+    for name in (
+        "dog.png",
+        "My Dog.png",
+        "CAT.JPG",
+        "it's.png",
+        "notes.txt",
+        "ä.png",
+        NARROW,
+        "both,two.png",
+    ):
         (tmp_path / name).write_bytes(b"x")
     for name in ("photo", "dog.jfif"):
         (tmp_path / name).write_bytes(b"\xff\xd8\xff")
@@ -45,6 +54,9 @@ ATTACHED = [
     ("{d}/Screenshot 2026-11-20 at 6.10.00 PM.png", ["{d}/" + NARROW]),
     ("{d}/Screenshot\\ 2026-11-20\\ at\\ 6.10.00\u202fPM.png", ["{d}/" + NARROW]),
     ("a\u0308.png", ["ä.png"]),
+    ("dog.png,CAT.JPG", ["dog.png", "CAT.JPG"]),
+    ("{d}/dog.png;{d}/My\\ Dog.png,ä.png", ["{d}/dog.png", "{d}/My Dog.png", "ä.png"]),
+    ("both,two.png", ["both,two.png"]),
     ("{d}/notes.txt", ["{d}/notes.txt"]),
     ("https://example.org/dog.png", ["https://example.org/dog.png"]),
     ("https://example.org/dog.JPG?w=100&h=2#x", ["https://example.org/dog.JPG?w=100&h=2#x"]),
@@ -65,6 +77,14 @@ PROSE = [
     ("{d}/My\\ Dog.png what is this?", ["{d}/My Dog.png"], "what is this?"),
     ("{d}/My Dog.png what is this?", ["{d}/My Dog.png"], "what is this?"),
     ("What is in {d}/dog.png?", ["{d}/dog.png"], "What is in dog.png?"),
+    ("What is this? {d}/dog.png", ["{d}/dog.png"], "What is this?"),
+    ("What is this? '{d}/My Dog.png' ", ["{d}/My Dog.png"], "What is this?"),
+    ("What is this? {d}/My Dog.png", ["{d}/My Dog.png"], "What is this?"),
+    ("What changed? (dog.png, CAT.JPG)", ["dog.png", "CAT.JPG"], "What changed?"),
+    ("What changed?\ndog.png\nCAT.JPG", ["dog.png", "CAT.JPG"], "What changed?"),
+    ("dog.png,CAT.JPG What changed?", ["dog.png", "CAT.JPG"], "What changed?"),
+    ("Tell me what this is dog.png", ["dog.png"], "Tell me what this is dog.png"),
+    ("Is it CAT.JPG? Or not? dog.png", ["CAT.JPG", "dog.png"], "Is it CAT.JPG? Or not? dog.png"),
     ("What is in {d}/My Dog.png ?", ["{d}/My Dog.png"], "What is in My Dog.png ?"),
     ("What is in My Dog.png?", ["My Dog.png"], "What is in My Dog.png?"),
     ("I named it dog.png yesterday", ["dog.png"], "I named it dog.png yesterday"),

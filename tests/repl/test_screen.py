@@ -1,6 +1,7 @@
 """Toolbar, completion and exports, without a terminal."""
 
 import io
+import re
 
 import pytest
 from PIL import Image as PILImage
@@ -35,15 +36,31 @@ def offered(chat, text, *, tab=True):
 
 
 def test_the_toolbar_tells_model_context_pictures_and_speed(chat):
-    assert toolbar_text(chat, 200) == (
-        "Llama-3.2-11B-Vision-Instruct, cpu float32 | context 0/1,000"
-    )
+    def told(columns):
+        return re.split(r"  +", toolbar_text(chat, columns))
+
+    assert told(200) == ["llama3.2-11B", "cpu float32", "context 0/1,000", "0 pictures"]
     chat.line("wide one.png")
-    assert toolbar_text(chat, 200).endswith("| wide one.png 1x2")
+    assert told(200)[-1] == "1 picture, 1 new"
     chat.line("Hi")
-    assert "| 1 picture in the chat | " in toolbar_text(chat, 200)
-    assert toolbar_text(chat, 200).split(" | ")[-1].endswith(" s")
-    assert all(len(line) < 50 for line in toolbar_text(chat, 50).split("\n"))
+    *_, context, pictures, speed = told(80)
+    assert re.fullmatch(r"context \d+/1,000", context)
+    assert pictures == "1 picture"
+    assert re.fullmatch(r"[\d.]+ tokens/s", speed)
+
+
+@pytest.mark.parametrize("columns", [10, 20, 40, 60, 80, 200])
+def test_the_toolbar_is_one_line_and_its_facts_stay_in_their_places(chat, columns):
+    chat.session.loaded.max_seq_len = 131_072
+    before = toolbar_text(chat, columns)
+    chat.line("wide one.png")
+    chat.line("Hi")
+    after = toolbar_text(chat, columns)
+    for line in (before, after):
+        assert "\n" not in line
+        assert len(line) < columns
+    assert after.find("picture") == before.find("picture")
+    assert (before.find("picture") > 0) == (columns >= 40)
 
 
 @pytest.mark.parametrize(

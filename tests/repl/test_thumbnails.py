@@ -15,7 +15,7 @@ from mmchat.cli.console import buffer_console
 from mmchat.repl import graphics, thumbnail
 from mmchat.repl.terminal_probe import Answers, asked, questions, read_answers
 from mmchat.repl.thumbnail import Thumbnails
-from tests.repl.pictures import KITTY, PLAIN, SIXEL, PictureTerminal, decoded_sixels
+from tests.repl.pictures import ITERM2, KITTY, PLAIN, SIXEL, PictureTerminal, decoded_sixels
 from tests.repl.screens import Terminal
 from tests.repl.terminals import colors
 
@@ -68,12 +68,13 @@ def test_few_colours_are_drawn_exactly():
     assert difference(decoded_sixels(graphics.sixel(picture)[2:-2]), picture) == 0
 
 
-@pytest.mark.parametrize("way", ["kitty", "sixel"])
+@pytest.mark.parametrize("way", ["kitty", "iterm2", "sixel"])
 def test_the_cursor_is_below_a_picture_wherever_the_terminal_leaves_it(way):
     terminal = Terminal(columns=60, rows=8)
     terminal.write("before\n" * 6)
     drawn = Thumbnails(way).draw(drawing(64, 64), buffer_console, (60, 8))
-    terminal.write(re.sub(r"\x1b[_P].*\x1b\\", "\x1b[3;40H", drawn))  # as a terminal may move it
+    codes = r"\x1b[_P].*\x1b\\|\x1b\]1337.*\x07"
+    terminal.write(re.sub(codes, "\x1b[3;40H", drawn))  # as a terminal may move it
     terminal.write("after")
     assert terminal.lines() == ["before"] * 6 + [""] * 5 + ["after"]
 
@@ -86,6 +87,9 @@ def test_the_cursor_is_below_a_picture_wherever_the_terminal_leaves_it(way):
     [
         (KITTY, Answers(kitty=True, cell=(18, 9))),
         (SIXEL, Answers(sixel=True, cell=(16, 8))),
+        (ITERM2, Answers(iterm2=True, sixel=True, cell=(17, 8))),
+        ("\x1bP>|XTerm(399)\x1b\\" + PLAIN, Answers()),
+        ("x\x1bP>|iTer", Answers(typed="x", complete=False)),
         ("\x1b[?1;0;16S\x1b[?4;6c", Answers(sixel_colors=16)),  # 4 as the class is no Sixel
         ("\x1b_Gi=31;ENOTSUPPORTED:no\x1b\\" + PLAIN, Answers()),
         ("\x1b_Gi=7;OK\x1b\\\x1b[6;0;0t\x1b[?1;0;0S" + PLAIN, Answers(sixel_colors=2)),
@@ -108,9 +112,10 @@ def test_answers_are_told_from_typed_keys(answer, found):
         {**XTERM, "TERM_PROGRAM": "Apple_Terminal"},
     ],
 )  # fmt: skip
-def test_kitty_is_not_asked_for_where_the_question_would_show(environment):
-    assert "\x1b_" in questions(XTERM)
-    assert "\x1b_" not in questions(environment)
+def test_what_would_show_is_not_asked(environment):
+    for question in ("\x1b_", "\x1b[>q"):
+        assert question in questions(XTERM)
+        assert question not in questions(environment)
     assert "\x1b[c" in questions(environment)
 
 
@@ -120,6 +125,13 @@ def test_kitty_is_not_asked_for_where_the_question_would_show(environment):
         ("auto", Answers(kitty=True, sixel=True), XTERM, "kitty"),
         ("auto", Answers(sixel=True), XTERM, "sixel"),
         ("auto", Answers(), XTERM, "blocks"),
+        ("auto", Answers(iterm2=True, sixel=True), XTERM, "iterm2"),
+        ("auto", Answers(), {**XTERM, "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
+        ("auto", Answers(complete=False), {**XTERM, "LC_TERMINAL": "iTerm2"}, "iterm2"),
+        ("auto", Answers(kitty=True), {**XTERM, "LC_TERMINAL": "iTerm2"}, "kitty"),
+        ("auto", Answers(sixel=True), {**XTERM, "LC_TERMINAL": "iTerm2", "TMUX": "x"}, "sixel"),
+        ("auto", Answers(), {"TERM": "screen", "LC_TERMINAL": "iTerm2"}, "blocks"),
+        ("iterm2", Answers(), {**XTERM, "TMUX": "x"}, "blocks"),
         ("auto", Answers(), {**XTERM, "NO_COLOR": "1"}, "off"),
         ("auto", Answers(), {"TERM": "vt100"}, "off"),
         ("kitty", Answers(), XTERM, "kitty"),
@@ -131,7 +143,7 @@ def test_kitty_is_not_asked_for_where_the_question_would_show(environment):
 def test_the_best_way_that_the_terminal_knows_is_taken(
     mode, answers, environment, way, monkeypatch
 ):
-    for name in ("NO_COLOR", "TMUX"):
+    for name in ("NO_COLOR", "TMUX", "TERM_PROGRAM", "LC_TERMINAL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -227,13 +239,30 @@ def test_a_terminal_with_kitty_graphics_gets_the_picture_and_no_history_leaves_n
         assert difference(picture, original.resize(picture.size)) == 0
     assert chat.sixels == []
     lines = chat.lines()
-    at = lines.index("attached drawing.png: 320 x 200 px, 1 tile, 1,601 vision tokens")
-    assert lines[at - rows - 1 : at] == ["> drawing.png", *[""] * rows]
+    at = lines.index("> drawing.png") + 1
+    facts = ["attached drawing.png", "320 x 200 px", "1 tile", "1,601 vision tokens"]
+    beside = [" " * (columns + thumbnail.GAP) + fact for fact in facts]
+    assert lines[at : at + rows] == [*beside, *[""] * (rows - len(facts))]
     chat.line("What is it?")
     assert "One." in chat.lines()
     chat.send("\x04")
     assert chat.end() == 0
     assert not (folder / "state").exists()
+
+
+@pytest.mark.process
+def test_iterm2_gets_the_picture_by_its_own_protocol(folder):
+    chat = PictureTerminal(folder, ["One."], reply=ITERM2)
+    chat.line("drawing.png")
+    [(keys, picture)] = chat.iterm2
+    columns, rows = int(keys["width"]), int(keys["height"])
+    assert picture.size == (8 * columns, 17 * rows)
+    with Image.open(folder / "drawing.png") as original:
+        assert difference(picture, original.resize(picture.size)) == 0
+    assert (chat.kitty, chat.sixels) == ([], [])
+    assert "iTerm2" not in chat.text()
+    chat.send("\x04")
+    assert chat.end() == 0
 
 
 @pytest.mark.process
