@@ -273,6 +273,7 @@ def test_nothing_at_all_is_chat_on_a_terminal_and_help_where_nothing_can_come(mo
     assert no_command.with_command([], COMMANDS, load) == ["chat"]
 
 
+@pytest.mark.process
 def test_a_picture_alone_gets_the_usual_question_where_no_text_can_come():
     script = json.dumps({"answer": "A brown dog."})
     done = subprocess.run(
