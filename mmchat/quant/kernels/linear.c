@@ -1,4 +1,4 @@
-// y = x · Wᵀ for few tokens and large weights, which stream from memory once.
+// y = x · Wᵀ of large weights, which stream from memory once for the tokens of a prompt's part.
 //
 // Weights are plain row-major matrices, as they are stored in files:
 //   bf16   uint16_t [N, K]
@@ -45,8 +45,8 @@
 #define AHEAD 1024        // bytes of each stream that are asked for before they are needed
 #define AHEAD_INT4 2048   // likewise of int4
 #define AHEAD_SCALES 2    // rows whose scales of int4 are asked for before they are needed
-#define MANY 13           // tokens from which weights of int8 and groups of 64 are brought into order
-#define MANY_OTHERS 5     // tokens from which those of groups of 32 and 128 are
+#define MANY 13           // tokens from which int8 and groups of 64 are brought into order first
+#define MANY_OTHERS 5     // tokens from which groups of 32 and 128 are
 #define PANEL 16          // rows of them that are in order together
 #define SPAN 512          // columns likewise
 #define STRIPE 128        // rows whose sums stay close to a core
@@ -372,12 +372,12 @@ static void split_token(const float *x, float *out, int64_t K) {
 // ---- many tokens -------------------------------------------------------------------------------
 //
 // The weights of PANEL rows and SPAN columns are brought into the order in which products read
-// them, and then meet all tokens of a window. A vector has four columns of eight rows. It meets four
-// activations of a token, repeated, so that each lane adds up the products of one row: no lanes are
-// added to each other, and levels of int4 are scaled once for 32 columns. On a Zen 3 a product with
-// 64 tokens takes 0.72 of the time with int4 (groups of 32 and 128: 0.54) and 0.79 with int8, 0.9 of
-// what its integer instructions allow. Bringing weights into order costs as much as three tokens,
-// so that fewer than MANY read them as they lie.
+// them, and then meet all tokens of a window. A vector has four columns of eight rows. It meets
+// four activations of a token, repeated, so that each lane adds up the products of one row: no lanes
+// are added to each other, and levels of int4 are scaled once for 32 columns. On a Zen 3 a product
+// with 64 tokens takes 0.7 of the time with int4 (groups of 32 and 128: 0.54) and 0.79 with int8,
+// 0.9 of what its integer instructions allow. Bringing weights into order costs as much as three
+// tokens, so that fewer than MANY read them as they lie.
 
 #ifdef HAVE_AVX2
 typedef struct {
