@@ -31,7 +31,7 @@ def values(draw: random.Random, *shape: int) -> Tensor:
 
 
 def products(library: Library, draw: random.Random) -> None:
-    rows, tokens = draw.randint(1, 70), draw.choice((1, 1, 2, 3, 4, 5, 8, 17, 33))
+    rows, tokens = draw.randint(1, 70), draw.choice((1, 1, 2, 3, 4, 5, 8, 17, 33, 67))
     width = BLOCK * draw.randint(1, 9)
     weight, x = values(draw, rows, width), values(draw, tokens, width)
     library.linear_bf16(x, weight.bfloat16())

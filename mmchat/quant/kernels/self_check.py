@@ -1,9 +1,9 @@
 """Compare every function of the compiled kernels with its reference, on every branch that it has.
 
-Products are of whole numbers times powers of two, with 127 the largest of each block of
-activations, so that rounding leaves them as they are: they must come out exactly. Widths leave
-every remainder of the blocks and groups that are taken together, and 1 to 9 rows and tokens every
-remainder of those.
+Products are of whole numbers and powers of two with 127 or 254 in each block of activations, so
+that rounding leaves them as they are: they must come out exactly. Widths leave every remainder of
+the blocks and groups that are taken together, and 1 to 9 rows and tokens every remainder of those.
+Shapes of many tokens leave every remainder of the tokens and rows that are in order together.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from torch import Tensor
 from mmchat.quant.kernels import reference
 from mmchat.quant.kernels.library import BLOCK, GROUPS, Library
 
-MOST = 9  # rows and tokens
+# Tokens and rows of products. From 5 or 13 tokens on weights are brought into order, 16 rows at a
+# time; of 67 tokens each half is a window of its own.
+FEW = tuple((count, count * 4 % 9 + 1) for count in range(1, 10))
+MANY = ((5, 17), (7, 34), (8, 16), (13, 16), (14, 35), (15, 50), (16, 31), (67, 33))
 WIDTHS = (64, 128, 192, 256, 320, 576, 1152)
 WIDE = 32_832  # so many activations that a few tokens are taken at a time
+LONG = 4_160  # so many of 67 tokens that the sums of several rows in order are kept meanwhile
 # (positions, width, queries that share a key) of attention; spans have 512 positions
 ATTENTION = ((1, 16, 1), (2, 128, 4), (65, 64, 3), (130, 256, 5), (513, 128, 9), (578, 32, 2))
 
@@ -26,14 +30,17 @@ ATTENTION = ((1, 16, 1), (2, 128, 4), (65, 64, 3), (130, 256, 5), (513, 128, 9),
 def first_fault(library: Library, *, briefly: bool = False) -> str | None:
     """What the first function that is wrong computes; None if all are right.
 
-    briefly: one shape of products and attention, in 3 ms; all shapes of all take 0.2 s.
+    briefly: two shapes of products, one of attention, in 3 ms; all shapes of all take 0.2 s.
     """
     draw = torch.Generator().manual_seed(0)
     if briefly:
-        checks = [_products(library, draw, (384,), (7,)), _attention(library, draw, ATTENTION[2:3])]
+        products = _products(library, draw, (384,), (FEW[6], MANY[4]))
+        checks = [products, _attention(library, draw, ATTENTION[2:3])]
     else:
         checks = [
-            _products(library, draw, (*WIDTHS, WIDE), range(1, MOST + 1)),
+            _products(library, draw, (*WIDTHS, WIDE), FEW),
+            _products(library, draw, WIDTHS, MANY),
+            _products(library, draw, (LONG,), MANY[-1:]),
             _attention(library, draw, ATTENTION),
             _rounding(library, draw),
         ]
@@ -41,39 +48,46 @@ def first_fault(library: Library, *, briefly: bool = False) -> str | None:
 
 
 def _products(
-    library: Library, draw: torch.Generator, widths: Sequence[int], counts: Sequence[int]
+    library: Library,
+    draw: torch.Generator,
+    widths: Sequence[int],
+    shapes: Sequence[tuple[int, int]],
 ) -> Iterator[tuple[str, bool]]:
+    tokens, rows = map(max, zip(*shapes, strict=True))
     for width in widths:
-        x = torch.randint(-127, 128, (MOST, width), generator=draw).float()
+        x = torch.randint(-127, 128, (tokens, width), generator=draw).float()
         x[:, 5::BLOCK] = 127
-        q = torch.randint(-128, 128, (MOST, width), generator=draw).to(torch.int8)
-        if width != WIDE:  # the largest products, as long as float32 holds their sum
+        blocks = torch.arange(width // BLOCK) + torch.arange(tokens)[:, None]
+        x *= (1 + blocks % 2).repeat_interleave(BLOCK, 1)  # their scales are 1 and 2 in turn
+        q = torch.randint(-128, 128, (rows, width), generator=draw).to(torch.int8)
+        if width not in (LONG, WIDE):  # the largest products, as long as float32 holds their sum
             x[0], q[0] = 127, -128
-        # activation scales that differ from block to block and from token to token
-        x *= 2.0 ** ((torch.arange(width) // BLOCK + torch.arange(MOST)[:, None]) % 3 - 1)
-        scale = 2.0 ** (torch.arange(MOST) % 5 - 2)
-        yield "bf16", _exact(library.linear_bf16, counts, x, q.float(), q.bfloat16())
+        scale = 2.0 ** (torch.arange(rows) % 5 - 2)
+        yield "bf16", _exact(library.linear_bf16, shapes, x, q.float(), q.bfloat16())
         wide = reference.widen_int8(q, scale, torch.float32)
-        yield "int8", _exact(library.linear_int8, counts, x, wide, q, scale)
+        yield "int8", _exact(library.linear_int8, shapes, x, wide, q, scale)
         yield "wide int8", torch.equal(library.widen_int8(q, scale).float(), wide)
         packed = q[:, : width // 2].contiguous().view(torch.uint8)
         for group in GROUPS:
             if width % group:
                 continue
-            at = torch.arange(MOST * width // group).reshape(MOST, -1)
+            at = torch.arange(rows * width // group).reshape(rows, -1)
             int4 = packed, (2.0 ** (at % 3 - 1)).bfloat16(), (at % 7 - 3.0).bfloat16()
             wide = reference.widen_int4(*int4, torch.float32)
-            yield f"int4-g{group}", _exact(library.linear_int4, counts, x, wide, *int4)
+            yield f"int4-g{group}", _exact(library.linear_int4, shapes, x, wide, *int4)
             yield f"wide int4-g{group}", torch.equal(library.widen_int4(*int4).float(), wide)
 
 
 def _exact(
-    linear: Callable[..., Tensor], counts: Sequence[int], x: Tensor, wide: Tensor, *weights: Tensor
+    linear: Callable[..., Tensor],
+    shapes: Sequence[tuple[int, int]],
+    x: Tensor,
+    wide: Tensor,
+    *weights: Tensor,
 ) -> bool:
-    """Whether so many tokens, and each number of rows with one of them, give the products."""
+    """Whether so many of the tokens with so many of the rows give the products."""
     expected = x @ wide.T
-    for tokens in counts:
-        rows = tokens * 4 % MOST + 1
+    for tokens, rows in shapes:
         found = linear(x[:tokens], *(weight[:rows] for weight in weights))
         if not torch.equal(found, expected[:tokens, :rows]):
             return False

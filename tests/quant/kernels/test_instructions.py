@@ -39,8 +39,8 @@ VNNI = {
     "AVX-512 VNNI": (*AVX2, "-mavx512vl", "-mavx512vnni"),
     "AVX VNNI": (*AVX2, "-mavxvnni"),
 }
-TOKENS = (1, 2, 3, 4, 5, 8)
-ROWS = 11  # which 4 does not divide
+TOKENS = (1, 2, 3, 4, 5, 8, 15, 66)
+ROWS = 35  # which neither 4 nor 16 divides
 ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
 INT8 = ("random", "-128", "127", "-128 and 127 in turn")
 INT4 = ("random", "0", "15", "0 and 15 in turn")

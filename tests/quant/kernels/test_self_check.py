@@ -61,6 +61,12 @@ def test_a_fault_of_some_tokens_or_rows_is_seen(name: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("name", LINEARS)
+@pytest.mark.parametrize("shape", self_check.MANY)
+def test_a_fault_of_many_tokens_is_seen(name: str, shape: tuple[int, int]) -> None:
+    assert sees(name, lambda x, weight, *_: (len(x), len(weight)) == shape)
+
+
+@pytest.mark.parametrize("name", LINEARS)
 @pytest.mark.parametrize("blocks", [0, 1, 2, 3])
 def test_a_fault_of_what_is_left_of_a_row_is_seen(name: str, blocks: int) -> None:
     assert sees(name, lambda x, *_: x.shape[1] // 64 % 4 == blocks)
@@ -93,6 +99,11 @@ def test_a_fault_of_attention_to_long_texts_is_seen(has_mask: bool) -> None:
         ("for (; g < groups; g++) {", "for (; g + 1 < groups; g++) {"),
         ("for (; b < blocks; b++)", "for (; b < blocks - 1; b++)"),
         ("for (; m < m1; m++) { CALL(one", "for (; m + 1 < m1; m++) { CALL(one"),
+        ("k < columns; k += 32) {", "k < columns - 32; k += 32) {"),
+        ("for (; g < groups; g++)\n", "for (; g + 1 < groups; g++)\n"),
+        ("sums + (p - p0) * PANEL * count", "sums"),
+        ("xscale += ends_block;", "xscale += 0;"),
+        ("of->y + (m0 + t) * N", "of->y + t * N"),
         ("D == 128) span(q, key, value,", "D == 128) span(q, key, key,"),
     ],
 )
