@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,8 +26,6 @@ from mmchat.input_text import lines
 from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
-    from mmchat.chat.session import ChatSession
-    from mmchat.engine.sampling import SamplingParams
     from mmchat.repl.chat import Chat
     from mmchat.repl.terminal_probe import Answers
 
@@ -103,8 +101,21 @@ def chat(
     params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (console.is_terminal(sys.stdin) or saved is not None)
-    opening = Opening(images or [], saved, sampling.chosen(), thumbnails, said, keeps, quiet)
-    code = _run(session, params, opening)
+    from mmchat.repl import saving
+    from mmchat.repl.chat import Chat
+
+    def begin(opened: Chat) -> None:
+        """Resume and attach what the arguments ask for; errors end the command."""
+        if saved is not None:
+            opened.resume(saving.read(saved), saved, sampling.chosen())
+        if images:
+            opened.attach(images)
+
+    make = partial(Chat, session, sampling=params, chats=chats_folder(), saves=keeps)
+    if said is None:
+        code = _run_plain(make, begin, quiet)
+    else:
+        code = _run_terminal(make, begin, thumbnails, said)
     if code:
         raise typer.Exit(code)
 
@@ -133,41 +144,20 @@ def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
     return asked(console.write_out, ask=mode in ("auto", "sixel", "kitty"))
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How a chat begins.
-
-    given: settings of the command line, which overrule saved ones. answers: what the terminal said,
-    None without one.
-    """
-
-    images: list[str]
-    saved: Path | None
-    given: dict[str, Any]
-    thumbnails: ThumbnailMode
-    answers: Answers | None
-    keeps: bool
-    quiet: bool
-
-
-def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> int:
-    """Open the chat on the right kind of screen; returns the exit code."""
-    from mmchat.repl.chat import Chat
+def _run_plain(make: Callable[[Any], Chat], begin: Callable[[Chat], None], quiet: bool) -> int:
+    """Open the chat for pipes; returns the exit code."""
     from mmchat.repl.loop import run_plain
     from mmchat.repl.screen import PlainScreen
 
-    chats = chats_folder()
-    if opening.answers is not None:
-        return _run_terminal(session, sampling, chats, opening, opening.answers)
     screen = PlainScreen(
         console.write_out,
         lambda text: console.write_out(text, sys.stderr),
         out_is_terminal=console.is_terminal(sys.stdout),
-        quiet=opening.quiet,
+        quiet=quiet,
     )
-    chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
+    chat = make(screen)
     try:
-        _begin(chat, opening)
+        begin(chat)
         is_typed = console.is_terminal(sys.stdin)
         prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
         with picture_named():
@@ -177,42 +167,34 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
 
 
 def _run_terminal(
-    session: ChatSession, sampling: SamplingParams, chats: Path, opening: Opening, answers: Answers
+    make: Callable[[Any], Chat],
+    begin: Callable[[Chat], None],
+    thumbnails: ThumbnailMode,
+    answers: Answers,
 ) -> int:
+    """Open the chat at a terminal; returns the exit code."""
     from mmchat.repl import thumbnail
     from mmchat.repl.answering import HardStop
-    from mmchat.repl.chat import Chat
     from mmchat.repl.loop import run_terminal
     from mmchat.repl.terminal_screen import TerminalScreen, quiet_keys, sane_terminal
 
-    drawing = thumbnail.choose(opening.thumbnails, answers)
+    drawing = thumbnail.choose(thumbnails, answers)
     screen = TerminalScreen(
         console.write_out, console.buffer_console, drawing, color=console.uses_color()
     )
-    chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
-    history = chats.parent / "prompts" if opening.keeps else None
+    chat = make(screen)
+    history = chat.keeper.chats.parent / "prompts" if chat.keeper.saves else None
     code = 1
     try:
         with sane_terminal(_write_if_possible), quiet_keys():
             screen.note("\\help lists the commands, Ctrl-D leaves")
-            _begin(chat, opening)
+            begin(chat)
             code = run_terminal(chat, screen, history, answers)
     except HardStop:
         _leave_now(INTERRUPTED_EXIT_CODE)
     except SystemExit as leaving:  # SIGTERM or SIGHUP, perhaps while the model works
         _leave_now(leaving.code if isinstance(leaving.code, int) else 1)
     return code
-
-
-def _begin(chat: Chat, opening: Opening) -> None:
-    """Resume and attach what the arguments ask for; errors end the command."""
-    from mmchat.repl import saving
-
-    saved = opening.saved
-    if saved is not None:
-        chat.resume(saving.read(saved), saved, opening.given)
-    if opening.images:
-        chat.attach(opening.images)
 
 
 def _write_if_possible(text: str) -> None:
