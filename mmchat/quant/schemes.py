@@ -52,7 +52,9 @@ class Plan:
 
 def make_plan(scheme: str, keep: Collection[str] = ()) -> Plan:
     """A plan from names. Raises UsageError, also for parts kept of nothing."""
-    check_parts(keep)
+    for part in keep:
+        if part not in PARTS:
+            raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")
     if find_scheme(scheme) == PLAIN and keep:
         raise UsageError(
             f"--quantize-keep {' '.join(keep)} keeps nothing without --quantize; add"
@@ -66,10 +68,3 @@ def find_scheme(name: str) -> Format:
     if name in SCHEMES:
         return SCHEMES[name]
     raise UsageError(f"unknown quantisation scheme {name!r}; use one of {', '.join(SCHEMES)}")
-
-
-def check_parts(keep: Collection[str]) -> None:
-    """Raises UsageError for a part that no model has."""
-    for part in keep:
-        if part not in PARTS:
-            raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")
