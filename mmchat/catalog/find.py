@@ -19,8 +19,7 @@ from mmchat.models.family import Config
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
-
-_TOKENIZER_FILES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+from mmchat.tokenizers import tokenizer_in
 
 # x:latest, x:11b, x:11b-instruct, x:11b-instruct-q4_K_M
 _TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASCII)
@@ -159,7 +158,7 @@ def find_model(
     if checkpoint is None and checkpoint_required:
         raise CheckpointError(_how_to_get(spec))
     if tokenizer is None and checkpoint is not None:
-        tokenizer = _tokenizer_beside(checkpoint)
+        tokenizer = tokenizer_in(_folder_of(checkpoint))
     return ModelSource(spec, checkpoint, tokenizer)
 
 
@@ -287,11 +286,6 @@ def _how_to_get(spec: ModelSpec) -> str:
         f"https://huggingface.co/{spec.repo}, then 'mmchat download {spec.name}' "
         f"(about {words.size(2 * spec.parameters)}), or give --checkpoint-path"
     )
-
-
-def _tokenizer_beside(checkpoint: Path) -> Path | None:
-    folder = _folder_of(checkpoint)
-    return next((folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()), None)
 
 
 def _folder_of(checkpoint: Path) -> Path:

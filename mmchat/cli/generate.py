@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -191,14 +192,8 @@ def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> 
 
 def _refuse_overwriting_input(output: Path, sources: list[str]) -> None:
     for source in sources:
-        if _are_one_file(source, output):
-            raise UsageError(
-                f"--output {str(output)!r} would replace the picture that is asked about"
-            )
-
-
-def _are_one_file(source: str, output: Path) -> bool:
-    try:
-        return Path(source).expanduser().samefile(output)
-    except (OSError, ValueError, RuntimeError):  # one is not there, or is no name
-        return False
+        with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
+            if Path(source).expanduser().samefile(output):
+                raise UsageError(
+                    f"--output {str(output)!r} would replace the picture that is asked about"
+                )

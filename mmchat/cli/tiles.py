@@ -25,7 +25,7 @@ from mmchat.storage import atomic_file
 from mmchat.words import pixels
 
 if TYPE_CHECKING:
-    from mmchat.models.prompt import MediaFacts
+    pass
 
 Preview = Annotated[
     Path | None,
@@ -77,15 +77,11 @@ def tiles(
     if as_json:
         console.print_json({"model": spec.name, **answer.image_facts(picture.source, facts)})
     else:
-        model = f"{spec.name}, {family.describe(config).pictures}"
-        console.print_facts(fact_lines(model, picture.source, facts))
-
-
-def fact_lines(model: str, source: str, facts: MediaFacts) -> list[tuple[str, str]]:
-    """(label, value) lines of a picture's facts; sizes are width x height. model: what sees it."""
-    return [
-        ("picture", f"{source}, {pixels(facts.size)}"),
-        ("model", model),
-        *facts.lines,
-        ("tokens", f"{facts.tokens:,} to attend to"),
-    ]
+        console.print_facts(  # sizes are width x height
+            [
+                ("picture", f"{picture.source}, {pixels(facts.size)}"),
+                ("model", f"{spec.name}, {family.describe(config).pictures}"),
+                *facts.lines,
+                ("tokens", f"{facts.tokens:,} to attend to"),
+            ]
+        )

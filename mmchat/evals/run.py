@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Literal
 
 from mmchat.conversation import Message, Text
+from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
 
 if TYPE_CHECKING:
-    from mmchat.engine.sampling import SamplingParams
     from mmchat.evals.scenes import Question, Scene
     from mmchat.loading.loader import LoadedModel
 
@@ -86,24 +86,11 @@ def judge_scenes(model: LoadedModel, scenes: Iterable[Scene], rows: int = 1) -> 
 
     rows: conversations at once; an exported folder of programs has one.
     """
-    sampling = greedy(model.sampling_defaults)
+    sampling = SamplingParams(temperature=0, speculate="off", max_new_tokens=LONGEST_ANSWER)
     talks = (
         _talk(model, scene, question, sampling) for scene in scenes for question in scene.questions
     )
     return hold(model.engine_of(rows), talks)
-
-
-def greedy(defaults: SamplingParams) -> SamplingParams:
-    """The most probable token each time, whatever the model's defaults are."""
-    return replace(
-        defaults,
-        temperature=0.0,
-        repetition_penalty=1.0,
-        frequency_penalty=0.0,
-        presence_penalty=0.0,
-        speculate="off",
-        max_new_tokens=LONGEST_ANSWER,
-    )
 
 
 def _talk(

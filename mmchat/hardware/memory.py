@@ -19,7 +19,7 @@ _NO_LIMIT = 2**60  # version 1 says "no limit" with a number of about 2**63
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Main memory in bytes; swap does not count.
+    """Main memory in bytes, of the machine or within one control group; swap does not count.
 
     total: of the machine, or the container's limit if that is lower. available: what can still be
     had, the page cache included, since it is given up on demand. limited_by: the cgroup folder
@@ -29,15 +29,6 @@ class HostMemory:
     total: int
     available: int
     limited_by: Path | None = None
-
-
-@dataclass(frozen=True)
-class _Limit:
-    """One control group: its limit and what may still be taken within it, bytes."""
-
-    folder: Path
-    limit: int
-    available: int
 
 
 def host_memory(root: Path = _ROOT) -> HostMemory | None:
@@ -51,9 +42,9 @@ def host_memory(root: Path = _ROOT) -> HostMemory | None:
         return None
     total, available, decides = *machine, None
     for group in _limits(root):
-        total = min(total, group.limit)
+        total = min(total, group.total)
         if group.available < available:
-            available, decides = group.available, group.folder
+            available, decides = group.available, group.limited_by
     return HostMemory(total, max(available, 0), decides)
 
 
@@ -100,7 +91,7 @@ def _machine(root: Path) -> tuple[int, int] | None:
     return None
 
 
-def _limits(root: Path) -> Iterator[_Limit]:
+def _limits(root: Path) -> Iterator[HostMemory]:
     """The process's control group and those above it, as far as they are visible."""
     paths = dict(_own_groups(root))
     for mount in kernel_text(root / "proc/self/mountinfo").splitlines():
@@ -149,17 +140,19 @@ def _upwards(top: Path, path: str) -> Iterator[Path]:
     yield top
 
 
-def _version_2(folder: Path) -> _Limit | None:
+def _version_2(folder: Path) -> HostMemory | None:
     limits = [_number(folder / name) for name in ("memory.max", "memory.high")]
     return _limit(folder, limits, _number(folder / "memory.current"), "")
 
 
-def _version_1(folder: Path) -> _Limit | None:
+def _version_1(folder: Path) -> HostMemory | None:
     limits = [_number(folder / "memory.limit_in_bytes")]
     return _limit(folder, limits, _number(folder / "memory.usage_in_bytes"), "total_")
 
 
-def _limit(folder: Path, limits: list[int | None], used: int | None, prefix: str) -> _Limit | None:
+def _limit(
+    folder: Path, limits: list[int | None], used: int | None, prefix: str
+) -> HostMemory | None:
     """None without a limit. File pages and slabs that can be given up do not count as used."""
     given = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
     if not given or used is None:
@@ -170,7 +163,7 @@ def _limit(folder: Path, limits: list[int | None], used: int | None, prefix: str
     dirty = sum(stat.get(f"{prefix}{name}", 0) for name in ("dirty", "writeback"))
     dirty += sum(stat.get(name, 0) for name in ("file_dirty", "file_writeback"))
     used -= max(reclaimable - dirty, 0)
-    return _Limit(folder, min(given), min(given) - max(used, 0))
+    return HostMemory(min(given), min(given) - max(used, 0), folder)
 
 
 def _number(path: Path) -> int | None:

@@ -53,7 +53,9 @@ class Plan:
 
 def make_plan(scheme: str, keep: Collection[str] = ()) -> Plan:
     """A plan from names. Raises UsageError, also for parts kept of nothing."""
-    check_parts(keep)
+    for part in keep:
+        if part not in PARTS:
+            raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")
     if find_scheme(scheme) == PLAIN and keep:
         raise UsageError(
             f"--quantize-keep {' '.join(keep)} keeps nothing without --quantize; add"
@@ -78,10 +80,3 @@ def _meant(name: str) -> str:
     if bits := re.fullmatch(r"(?i)(?:q|int|w|nf|fp|af|iq)?([48])(?:[-_]?bits?|[-_k].*)?", name):
         return f" (did you mean int{bits[1]}?)"
     return " (did you mean int4?)" if name.lower() in ("awq", "gptq", "hqq", "bnb") else ""
-
-
-def check_parts(keep: Collection[str]) -> None:
-    """Raises UsageError for a part that no model has."""
-    for part in keep:
-        if part not in PARTS:
-            raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")

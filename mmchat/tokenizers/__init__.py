@@ -11,6 +11,11 @@ from mmchat.tokenizers.base import Tokenizer
 _NAMES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
 
 
+def tokenizer_in(folder: Path) -> Path | None:
+    """The first of the files that a tokenizer may be in, of those that `folder` has."""
+    return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+
+
 def open_tokenizer(path: Path | str) -> Tokenizer:
     """Open a tokenizer.model, a tokenizer.json, or the first of them in a folder.
 
@@ -19,7 +24,7 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        found = next((path / name for name in _NAMES if (path / name).is_file()), None)
+        found = tokenizer_in(path)
         if found is None:
             raise CheckpointError(
                 f"{escaped(str(path))}: neither tokenizer.model nor tokenizer.json there; name the"

@@ -38,7 +38,9 @@ def test_help_fits_the_terminal_and_names_every_option_whole(monkeypatch, capsys
 def test_defaults_are_shown_also_those_of_the_model(mmchat_command):
     page = " ".join(mmchat_command("chat", "--help").stdout.split())
     assert "-n, --max-new-tokens N Longest answer, tokens. [default: (1024); x>=1]" in page
-    assert "--thumbnails <auto|off|kitty|iterm2|sixel|blocks> How attached pictures are shown." in page
+    assert (
+        "--thumbnails <auto|off|kitty|iterm2|sixel|blocks> How attached pictures are shown." in page
+    )
     assert "-i, --image-prompt, --image-prompts, --image PATH|URL A picture" in page
 
 
