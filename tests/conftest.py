@@ -15,7 +15,6 @@ import pytest
 
 from tests.kinds import (  # noqa: F401 - hooks
     pytest_configure,
-    pytest_itemcollected,
     pytest_runtest_call,
     pytest_runtest_setup,
 )

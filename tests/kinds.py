@@ -33,7 +33,6 @@ LEAVES = {
     "socket.bind",
     "subprocess.Popen",
 }
-FIXTURES = {"machine", "members", "running"}  # a hub, a built wheel, a web server
 # What Python tells no audit hook.
 UNTOLD = ((os, "openpty"), (_posixsubprocess, "fork_exec"))
 FREE = (
@@ -87,12 +86,6 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.addaudithook(_audit)
     for module, name in UNTOLD:
         _watch(module, name)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_itemcollected(item: pytest.Item) -> None:
-    if isinstance(item, pytest.Function) and FIXTURES & set(item.fixturenames):
-        item.add_marker("process")
 
 
 def pytest_runtest_setup() -> None:

@@ -48,6 +48,7 @@ def members_under(members: dict[str, bytes], prefix: str) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.process
 def test_the_wheel_holds_the_package(members):
     packed = {
         name: content
@@ -57,6 +58,7 @@ def test_the_wheel_holds_the_package(members):
     assert packed == files_under(ROOT / "mmchat")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("folder", ["model_params", "assets/tiny"])
 def test_the_wheel_holds_our_data(members, folder):
     packed = members_under(members, f"{DATA}/{folder}/")
@@ -64,6 +66,7 @@ def test_the_wheel_holds_our_data(members, folder):
     assert packed == files_under(ROOT / folder)
 
 
+@pytest.mark.process
 def test_the_wheel_holds_nothing_else(members):
     tops = {name.split("/")[0] for name in members}
     assert tops == {"mmchat", f"mmchat-{mmchat.__version__}.dist-info"}

@@ -22,6 +22,8 @@ from mmchat.images import load_image
 from mmchat.images.web import fetch
 from mmchat.images.web.ip_rules import is_metadata, is_public
 
+pytestmark = pytest.mark.process
+
 
 def picture() -> bytes:
     buffer = io.BytesIO()
@@ -339,7 +341,6 @@ def test_a_silent_server_meets_the_idle_limit(server, monkeypatch):
     assert "sent nothing for 0.1 s" in refuse(server.url + "/silent")
 
 
-@pytest.mark.process
 def test_a_closed_port_and_an_unknown_host_are_told_apart(monkeypatch):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -652,7 +653,6 @@ def test_a_proxy_that_refuses_is_named(secure, proxy, status, words):
     assert "secret" not in message
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -15,7 +15,7 @@ from mmchat.quant.kernels.library import Library
 from mmchat.storage import safe_files
 from tests.quant.kernels.available import needs_kernels
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]  # long: begun early
 
 
 @pytest.fixture
