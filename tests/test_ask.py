@@ -97,7 +97,7 @@ def test_settings_of_a_request_are_those_of_sampling():
         ),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
-            "messages[0]['content'][0]['image_url']['url'] must be an address, a path or a data: URL",
+            "messages[0]['content'][0]['image_url']['url'] must be an address, a path or",
         ),
     ],
 )
@@ -112,6 +112,22 @@ def test_pictures_are_opened_all_of_them_or_none(model):
         model.ask([{"role": "user", "content": [PICTURE, wrong, TEXT]}])
     with pytest.raises(UsageError, match="pictures of messages stand in them"):
         model.ask([{"role": "user", "content": [TEXT]}], DOG)
+
+
+@pytest.mark.parametrize(
+    ("name", "lead"),
+    [
+        ("generate_config", "sampling=mmchat.SamplingParams(…) of ask and send says that"),
+        ("urls", "pictures are given to ask and send"),
+        ("torch_dtype", "dtype=… says that"),
+        ("load_in_4bit", "quantize='int4' says that"),
+        ("nonsense", ""),
+    ],
+)
+def test_arguments_of_other_programs_get_a_lead(name, lead):
+    reason = f"load(): got an unexpected keyword argument '{name}'" + (f"; {lead}" if lead else "")
+    with pytest.raises(TypeError, match=f"^{re.escape(reason)}$"):
+        mmchat.load("tiny", **{name: 1})
 
 
 def test_a_model_is_shown_in_a_line(model):
