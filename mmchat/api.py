@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmchat.catalog.find import ModelSource
-from mmchat.chat import foreign
 from mmchat.chat.session import ChatSession, Event, ImageSource, check_message, user_message
-from mmchat.conversation import Conversation, Message
+from mmchat.conversation import Message
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
@@ -45,6 +44,8 @@ class Model(loader.LoadedModel):
         pictures are parts with an image_url; or a dictionary with such `messages` and settings
         beside them. Raises what `ChatSession.send` does.
         """
+        from mmchat.chat import foreign
+
         session = self.chat()
         if isinstance(question, str):
             events = session.send(question, list(pictures), sampling)
@@ -58,7 +59,7 @@ class Model(loader.LoadedModel):
             *before, last = foreign.as_messages(list(question), self.processor.alpha)
             if last.role != "user":
                 raise UsageError(f"the last message must be of the role user, not {last.role}")
-            session.conversation = Conversation.of(before)
+            session.messages = before
             events = session.ask(last, sampling)
         for event in events:
             if isinstance(event, Finished):
