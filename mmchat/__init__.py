@@ -1,4 +1,15 @@
-"""mmchat: Llama 3.2 Vision (Mllama) on your own machine. Everything here loads on first use."""
+"""mmchat: Llama 3.2 Vision (Mllama) on your own machine. Everything here loads on first use.
+
+    model = mmchat.load("tiny")
+    print(model.ask("What's in this image?", "dog.jpg"))
+
+load             a model by name, folder or Hub id, with the options of the command line
+Model            ask, chat, complete, generate_many
+ChatSession      a conversation; model.chat() begins one, send() gives the answer as events
+SamplingParams   how tokens are chosen, and how many
+TextDelta        a piece of an answer; Finished is its end, with the whole text
+MmchatError      what a user can cause; its text is one line
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
@@ -22,6 +23,48 @@ MANY_ROWS = 8  # beyond which a CPU gains little
 @dataclass(frozen=True)
 class Model(loader.LoadedModel):
     """A loaded model to talk to."""
+
+    def __repr__(self) -> str:
+        scheme = "" if self.options.quantize == "none" else f", {self.options.quantize}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"<mmchat.Model {self.spec.name}: {self.device}, {dtype}{scheme},"
+            f" context {self.max_seq_len}>"
+        )
+
+    def ask(
+        self,
+        question: str | Sequence[Message | dict[str, Any]] | dict[str, Any],
+        *pictures: ImageSource,
+        sampling: SamplingParams | None = None,
+    ) -> str:
+        """The whole answer to a question about pictures, or about none. Nothing is kept of it.
+
+        question: a text; or messages as OpenAI's chat takes them, `{"role", "content"}`, whose
+        pictures are parts with an image_url; or a dictionary with such `messages` and settings
+        beside them. Raises what `ChatSession.send` does.
+        """
+        from mmchat.chat import foreign
+
+        session = self.chat()
+        if isinstance(question, str):
+            events = session.send(question, list(pictures), sampling)
+        else:
+            if pictures:
+                raise UsageError("pictures of messages stand in them, as parts with an image_url")
+            if isinstance(question, dict):
+                defaults = sampling or self.sampling_defaults
+                question, sampling = foreign.as_request(question, defaults)
+            check_type("question", question, (list, tuple), "a text, messages or a dictionary")
+            *before, last = foreign.as_messages(list(question), self.processor.alpha)
+            if last.role != "user":
+                raise UsageError(f"the last message must be of the role user, not {last.role}")
+            session.messages = before
+            events = session.ask(last, sampling)
+        for event in events:
+            if isinstance(event, Finished):
+                return event.text
+        raise RuntimeError("the engine ended without a Finished event")
 
     def chat(self, system: str | None = None) -> ChatSession:
         """Begin a conversation."""

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmchat import limits
 from mmchat.cli.model_choice import BUILT_IN
 from mmchat.errors import MmchatError, UsageError, quoted
 from mmchat.hardware.placement import check_device_name
 from mmchat.loading.options import LoadOptions
 from mmchat.quant.schemes import find_scheme
 from mmchat.spelling import closest
+from mmchat.strict_json import Where, escaped, read_bounded
 
 if TYPE_CHECKING:
     import typer
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 # name, which is also the option's -> what is built in
 BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": "none", "device": "auto"}
 NOWHERE = "built in"
-_MOST_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def variable(name: str) -> str:
 def defaults() -> dict[str, Default]:
     """Each setting by name. Raises UsageError for what no setting may be, with its place."""
     path = config_path()
-    filed, shown = _read(path), _shown(path)
+    filed, shown = _read(path), escaped(str(path))
     found = {}
     for name, built_in in BUILT_IN_VALUES.items():
         if value := os.environ.get(variable(name)):
@@ -119,26 +120,25 @@ def _check_model(default: Default) -> None:
 
 def _read(path: Path) -> dict[str, str]:
     """The settings of the file; none if it is not there. Raises UsageError."""
-    shown = _shown(path)
+    where = Where(str(path), error=UsageError)
     try:
-        with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+        if path.stat().st_size == 0:
+            return {}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise UsageError(f"{shown} cannot be read: {error.strerror or error}") from None
-    if len(data) > _MOST_BYTES:
-        raise UsageError(f"{shown} is larger than {_MOST_BYTES // 1024} KiB; it holds three lines")
+        raise where.fail(f"cannot be read ({error.strerror})") from None
+    data = read_bounded(path, limits.CONFIG_TOML_BYTES, where)
     try:
         table = tomllib.loads(data.decode())
     except UnicodeDecodeError:
-        raise UsageError(f"{shown} is not UTF-8 text; save it as UTF-8") from None
+        raise where.fail("not UTF-8 text; save it as UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(
-            f'{shown} is not TOML: {error}; a line is written model = "tiny"'
-        ) from None
+        raise where.fail(f'not TOML: {error}; a line is written model = "tiny"') from None
     for name, value in table.items():
-        _check(name, value, f"{shown}: {name if name.isidentifier() else quoted(name)}")
+        _check(
+            name, value, f"{escaped(str(path))}: {name if name.isidentifier() else quoted(name)}"
+        )
     return table
 
 
@@ -163,8 +163,3 @@ def _check(name: str, value: object, place: str) -> None:
 
 def _example(name: str) -> str:
     return {"model": '"llama3.2-11B"', "quantize": '"int4"', "device": '"cpu"'}[name]
-
-
-def _shown(path: Path) -> str:
-    text = str(path)
-    return text if text.isprintable() else quoted(text, 300)

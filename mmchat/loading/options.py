@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_SAMPLED = "sampling=mmchat.SamplingParams(…) of ask and send says that"
+_LEADS = {  # arguments of other programs
+    **dict.fromkeys(("generate_config", "generation_config", "temperature", "top_p"), _SAMPLED),
+    **dict.fromkeys(("max_tokens", "max_new_tokens"), _SAMPLED),
+    **dict.fromkeys(("urls", "images", "image"), "pictures are given to ask and send"),
+    **dict.fromkeys(("model", "model_id", "model_path", "repo_id"), "name=… says that"),
+    **dict.fromkeys(("torch_dtype", "precision"), "dtype=… says that"),
+    "device_map": "device=… says that",
+    "load_in_4bit": "quantize='int4' says that",
+    "load_in_8bit": "quantize='int8' says that",
+}
 PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path")
 
 
@@ -155,7 +166,8 @@ def called_with(make: Callable[P, Any]) -> Callable[[Callable[[Any], T]], Callab
             try:
                 given.bind(*args, **kwargs)
             except TypeError as error:  # by the name that was called
-                raise TypeError(f"{function.__name__}(): {error}") from None
+                lead = next((f"; {_LEADS[n]}" for n in kwargs if n in _LEADS), "")
+                raise TypeError(f"{function.__name__}(): {error}{lead}") from None
             return function(make(*args, **kwargs))
 
         call.__doc__ = "\n\n".join(filter(None, map(inspect.getdoc, (function, make))))

@@ -98,10 +98,10 @@ def test_show_says_where_each_value_comes_from(mmchat_command, config, monkeypat
             + ", ".join(SCHEMES),
         ),
         ('device = "gpu"', ": device = 'gpu': unknown device 'gpu' (did you mean cuda, or mps on"),
-        ("model = tiny", " is not TOML: Invalid value (at line 1, column 9); a line is written mo"),
-        (b"\xff", " is not UTF-8 text; save it as UTF-8"),
-        ("#" * 70_000, " is larger than 64 KiB; it holds three lines"),
-        ("a = " + "[" * 5_000, " is not TOML: "),
+        ("model = tiny", ": not TOML: Invalid value (at line 1, column 9); a line is written mo"),
+        (b"\xff", ": not UTF-8 text; save it as UTF-8"),
+        ("#" * 70_000, ": 70,000 bytes; such a file has at most 65,536"),
+        ("a = " + "[" * 5_000, ": not TOML: "),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", [("config", "show"), ("generate", "-p", "x"), ("chat",)])

@@ -15,7 +15,7 @@ import mmchat
 from mmchat.checkpoints import exported_folder
 from mmchat.cli.app import app
 from mmchat.cli.option_groups import Only, Without, with_option_groups
-from mmchat.cli.options import LOADING
+from mmchat.cli.options import LOADING, ModelName
 from mmchat.errors import DeviceError, UsageError
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions, called_with
@@ -100,9 +100,10 @@ def test_every_option_is_one_of_generate_and_says_what_it_does():
     assert progress.name == "progress"
     assert "--progress" not in shown
     for option in offered:
-        name = "MODEL" if option.name == "name" else f"--{option.name.replace('_', '-')}"
-        assert f" {name} " in shown
-        assert get_args(LOADING[option.name])[1].help in shown
+        settings = ModelName if option.name == "name" else LOADING[option.name]
+        name = "model" if option.name == "name" else option.name.replace("_", "-")
+        assert f" --{name} " in shown
+        assert get_args(settings)[1].help in shown
 
 
 # A command with options of its own, and some of a group

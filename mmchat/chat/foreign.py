@@ -1,0 +1,90 @@
+"""Questions in the form that OpenAI's chat takes, as messages and sampling of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from mmchat.conversation import Message, Part, Text
+from mmchat.engine.sampling import SamplingParams
+from mmchat.errors import UsageError, check_type, quoted
+
+_SAMPLING = {  # their name -> ours
+    "max_tokens": "max_new_tokens", "max_completion_tokens": "max_new_tokens",
+    **{name: name for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop",
+       "frequency_penalty", "presence_penalty", "repetition_penalty")},
+}  # fmt: skip
+_WITHOUT_MEANING = {"model", "stream", "stream_options", "user", "metadata", "n"}
+
+
+def as_request(
+    given: Mapping[str, Any], defaults: SamplingParams
+) -> tuple[list[Any], SamplingParams]:
+    """(messages, sampling) of a whole request; `model` is the one that is asked.
+
+    Raises UsageError for a key that would change the answer and is not known here.
+    """
+    changed: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _SAMPLING and value is not None:
+            changed[_SAMPLING[name]] = value
+        elif name not in ("messages", *_SAMPLING, *_WITHOUT_MEANING):
+            raise UsageError(f"{quoted(name)} of a request is not known; leave it out")
+    if given.get("n") not in (None, 1):
+        raise UsageError(f"n must be 1, not {quoted(given['n'])}")
+    if "stop" in changed:
+        stop = changed["stop"]
+        changed["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    messages = given.get("messages")
+    check_type("messages", messages, list, "a list of {'role': …, 'content': …}")
+    return messages or [], replace(defaults, **changed)
+
+
+def as_messages(given: list[Any], alpha: Literal["white", "drop"]) -> list[Message]:
+    """Messages of `{"role", "content"}`; their pictures are opened, all of them or none.
+
+    Raises UsageError for another form, and what opening pictures raises.
+    """
+    from mmchat.images import load_images
+
+    if not given:
+        raise UsageError("messages is empty; give at least one of the role user")
+    read = [one if isinstance(one, Message) else _parts(one, i) for i, one in enumerate(given)]
+    sources = [part for one in read if isinstance(one, tuple) for part in one[1] if part[0]]
+    images = iter(load_images([source for source, _ in sources], alpha=alpha))
+    messages = []
+    for one in read:
+        if isinstance(one, tuple):
+            role, parts = one
+            content: list[Part] = [next(images) if url else Text(text) for url, text in parts]
+            one = Message(role, tuple(content))
+        messages.append(one)
+    return messages
+
+
+def _parts(message: Any, index: int) -> tuple[Any, list[tuple[str, str]]]:
+    """The role, and (address of a picture or "", text) of each part."""
+    where = f"messages[{index}]"
+    check_type(where, message, dict, "{'role': …, 'content': …}")
+    role = {"developer": "system"}.get(message.get("role"), message.get("role"))
+    content = message.get("content")
+    if isinstance(content, str):
+        return role, [("", content)]
+    check_type(f"{where}['content']", content, list, "a text or a list of parts")
+    return role, [_part(part, f"{where}['content'][{i}]") for i, part in enumerate(content)]
+
+
+def _part(part: Any, where: str) -> tuple[str, str]:
+    check_type(where, part, dict, "a part such as {'type': 'text', 'text': …}")
+    kind = part.get("type")
+    if kind in ("text", "input_text"):
+        check_type(f"{where}['text']", part.get("text"), str, "a string")
+        return "", part["text"]
+    if kind in ("image_url", "input_image"):
+        place = part.get("image_url")
+        url = place.get("url") if isinstance(place, dict) else place
+        check_type(f"{where}['image_url']['url']", url, str, "an address, a path or a data: URL")
+        if url:
+            return url, ""
+    raise UsageError(f"{where} is of type {quoted(kind)}; parts are text and image_url with a url")
