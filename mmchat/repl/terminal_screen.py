@@ -74,7 +74,8 @@ class TerminalScreen:
         self.write(self._styled(safe, style) + "\n")
 
     def _styled(self, text: str, style: str) -> str:
-        return f"\x1b[{style}m{text}\x1b[0m" if self.color and style and text else text
+        is_styled = text and style and (self.color or style == QUIET)  # dim is no colour
+        return f"\x1b[{style}m{text}\x1b[0m" if is_styled else text
 
     def greet(self, lines: Sequence[str], to_try: Sequence[str]) -> None:
         self.to_try = to_try
