@@ -144,9 +144,9 @@ class Chat:
         is_first, self.attached = not self.attached, self.attached + loaded
         for image in loaded:
             self.show_picture(image)
-        earlier = self.session.conversation.images
-        if earlier and is_first and not self.spec.family.describe(self.spec.config).sees_earlier:
-            self.screen.note(facts.unseen(len(earlier)))
+        sees_earlier = self.spec.family.describe(self.spec.config).sees_earlier
+        if is_first and self.session.conversation.images and not sees_earlier:
+            self.screen.note(facts.OUT_OF_SIGHT)
 
     def load(self, sources: Sequence[str], beside: Iterable[Image]) -> list[Image]:
         """Pictures by path, address or "clipboard", which the chat will hold beside others."""

@@ -29,10 +29,7 @@ def picture_line(image: Image, spec: ModelSpec) -> str:
     return f"{short_name(image.source)}: {', '.join(picture_facts(image, spec))}"
 
 
-def unseen(count: int) -> str:
-    """That so many earlier pictures are out of sight once there are new ones."""
-    one = "the earlier picture" if count == 1 else f"the {count} earlier pictures"
-    return f"the next answers no longer see {one}; to compare, attach pictures together"
+OUT_OF_SIGHT = "earlier pictures are out of sight now; to compare, attach pictures together"
 
 
 def ending(finished: Finished, sampling: SamplingParams, positions: int, *, kept: bool) -> str:

@@ -121,9 +121,7 @@ class Prompt:
     def read(self) -> str:
         """The next message or command. Raises EOFError (Ctrl-D) and KeyboardInterrupt (Ctrl-C)."""
         self._pressed_at = float("-inf")
-        if self._screen.wrote:
-            self._screen.write("\n")
-        self._screen.wrote = False
+        self._screen.leave_blank()
         return self._session.prompt([("class:sign", PROMPT)])
 
     def ask(self, prompt: str, default: str) -> str | None:
@@ -235,6 +233,7 @@ class Prompt:
             self._chat.attach(sources)
         except MmchatError as error:
             self._chat.fail(error)
+        self._screen.leave_blank()
 
 
 def dropped_pictures(text: str) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class TerminalScreen:
     def __init__(
         self, write: Write, make_console: MakeConsole, thumbnails: Thumbnails, *, color: bool
     ) -> None:
-        self.wrote = False  # since the last prompt
+        self.wrote = False  # since the last blank row or prompt
         self.to_try: Sequence[str] = ()  # lines that the Up key brings
         self._write = write
         self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
@@ -55,6 +55,12 @@ class TerminalScreen:
     def write(self, text: str) -> None:
         self.wrote = self.wrote or bool(text)
         self._write(text)
+
+    def leave_blank(self) -> None:
+        """A blank row below what was written, unless there is one."""
+        if self.wrote:
+            self.write("\n")
+        self.wrote = False
 
     def size(self) -> tuple[int, int]:
         """Columns and rows."""
@@ -107,16 +113,17 @@ class TerminalScreen:
             return [*head, *quiet] if name else []
 
         drawn = self._thumbnails.draw(image, self._make_console, self.size(), beside)
-        self.write(drawn)
-        if name and not drawn:
+        if drawn:
+            self.write(drawn + "\n")
+            self.wrote = False
+        elif name:
             self.note(f"{name}: {', '.join(facts)}")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
     ) -> Finished:
         """Show an answer as Markdown; Ctrl-C stops it, twice raises HardStop."""
-        if self.wrote:  # a picture, or a note about the question
-            self.write("\n")
+        self.leave_blank()
         stream = MarkdownStream(self.write, self._make_console, self.size)
         stage = StageLine(self.write, self.size)
         finished = None

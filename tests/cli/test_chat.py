@@ -225,13 +225,13 @@ def test_what_becomes_of_earlier_pictures_and_answers_is_said(mmchat_command):
     lines += ["\\replace 1 dog.png", "\\drop 2", "dog.png Now?"]
     done = piped(mmchat_command, lines, b"1", b"2", b"3")
     stay = "earlier answers stay as they are; \\retry answers the last question again"
-    unseen = "the next answers no longer see {}; to compare, attach pictures together"
+    unseen = "earlier pictures are out of sight now; to compare, attach pictures together"
     kept = ("picture", "attached")
     assert [line for line in done.stderr.splitlines() if not line.startswith(kept)] == [
-        unseen.format("the earlier picture"),  # once for the two of the second question
+        unseen,  # once for the two of the second question
         stay,
         stay,
-        unseen.format("the 2 earlier pictures"),
+        unseen,
     ]
 
 
