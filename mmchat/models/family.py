@@ -70,6 +70,7 @@ class Description:
     image_size: side in pixels of the square that the encoder sees at once. pictures: what a picture
     becomes, such as "tiles of 560 px". lines: (label, value) of the architecture; details: the same
     for JSON. cache_lines, cache_details: what a picture takes in the cache, in 16 bits.
+    sees_earlier: whether text also sees the pictures before the last ones that stand together.
     """
 
     image_size: int
@@ -78,6 +79,7 @@ class Description:
     details: Mapping[str, Any]
     cache_lines: tuple[tuple[str, str], ...]
     cache_details: Mapping[str, int]
+    sees_earlier: bool = True
 
 
 def parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> int:

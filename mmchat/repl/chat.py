@@ -138,9 +138,12 @@ class Chat:
     def attach(self, sources: Sequence[str]) -> None:
         """Load pictures for the next question: all of them or none. Raises ImageError, …"""
         loaded = self.load(sources, self.pictures())
-        self.attached += loaded
+        is_first, self.attached = not self.attached, self.attached + loaded
         for image in loaded:
             self.show_picture(image)
+        sees_earlier = self.spec.family.describe(self.spec.config).sees_earlier
+        if is_first and self.session.conversation.images and not sees_earlier:
+            self.screen.note(facts.OUT_OF_SIGHT)
 
     def load(self, sources: Sequence[str], beside: Iterable[Image]) -> list[Image]:
         """Pictures by path, address or "clipboard", which the chat will hold beside others."""

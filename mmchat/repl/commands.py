@@ -74,8 +74,10 @@ def _drop(chat: Chat, argument: str) -> None:
     if not argument and not pictures:
         raise UsageError("there are no pictures to drop")
     number = _number(argument, "the picture", default=len(pictures))
+    asked = len(chat.session.conversation.images)
     chat.exchange(number, None)
     chat.screen.note(f"picture {number}, {paths.short_name(pictures[number - 1].source)}, is out")
+    _say_answers_stay(chat, number, asked)
 
 
 @command("replace", "N PATH|URL", complete="paths")
@@ -87,10 +89,20 @@ def _replace(chat: Chat, argument: str) -> None:
         raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
     others = chat.pictures()
     at = _number(number, "the picture")
+    asked = len(chat.session.conversation.images)
     del others[at - 1 : at]
     [image] = chat.load(found.sources, others)
     chat.exchange(at, image)
     chat.show_picture(image, f"picture {number} is now")
+    _say_answers_stay(chat, at, asked)
+
+
+def _say_answers_stay(chat: Chat, number: int, asked: int) -> None:
+    """If picture `number` was one of those `asked` about."""
+    if number <= asked:
+        chat.screen.note(
+            "earlier answers stay as they are; \\retry answers the last question again"
+        )
 
 
 @command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
@@ -198,16 +210,24 @@ def _forget(chat: Chat, argument: str) -> None:
 
 @command("save", "[NAME|PATH.json]", complete="paths")
 def _save(chat: Chat, argument: str) -> None:
-    """Name the chat, or write a copy to a path."""
+    """Name the chat; a path gets a copy."""
     if not chat.session.conversation.turns:
         raise UsageError("there is nothing to save yet")
     held = chat.keeper.folder
     name = paths.plain(argument) or (held.path.name if held else chats.new_name())
-    if chats.is_name(name):
-        chat.keeper.save_as(name, chat.session.conversation)
-    else:
+    shown = quoted(name, 300)
+    back = f"\\load {shlex.quote(name)} brings it back"
+    if not chats.is_name(name):
         saving.write(_file(chat, argument, "chat"), chat.as_saved(chat.session.conversation))
-    chat.screen.note(f"saved as {quoted(name, 300)}; \\load {shlex.quote(name)} brings it back")
+        said = f"a copy as it is now is in {shown}; {back}"
+    else:
+        chat.keeper.save_as(name, chat.session.conversation)
+        said = f"saved as {shown}; {back}"
+        if not chat.keeper.saves:
+            said += "; what follows is saved by the next \\save"
+        elif held and held.is_named and held.path.name != name:
+            said = f"goes on as {shown}; {quoted(held.path.name)} stays as it was"
+    chat.screen.note(said)
     chat.say_unasked()
 
 

@@ -29,6 +29,9 @@ def picture_line(image: Image, spec: ModelSpec) -> str:
     return f"{short_name(image.source)}: {', '.join(picture_facts(image, spec))}"
 
 
+OUT_OF_SIGHT = "earlier pictures are out of sight now; to compare, attach pictures together"
+
+
 def ending(finished: Finished, sampling: SamplingParams, positions: int, *, kept: bool) -> str:
     """What the reader should know about how an answer ended; empty if it just did.
 

@@ -17,7 +17,6 @@ from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.formatted_text import StyleAndTextTuples
     from prompt_toolkit.history import History
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.key_binding.key_processor import KeyPress
@@ -121,7 +120,6 @@ class Prompt:
             style=Style.from_dict(
                 {
                     "bottom-toolbar": "noreverse dim",
-                    "rule": "dim",
                     "sign": "ansimagenta bold",
                     "question": "ansimagenta",
                 }
@@ -131,14 +129,8 @@ class Prompt:
     def read(self) -> str:
         """The next message or command. Raises EOFError (Ctrl-D) and KeyboardInterrupt (Ctrl-C)."""
         self._pressed_at = float("-inf")
-        text = self._session.prompt(self._message)
-        self._screen.wrote = False
-        return text
-
-    def _message(self) -> StyleAndTextTuples:
-        """A rule and the sign; of a line that was sent the rule goes, and leaves its row blank."""
-        rule = "" if self._session.app.is_done else "─" * self._screen.size()[0]
-        return [("class:rule", f"{rule}\n"), ("class:sign", PROMPT)]
+        self._screen.leave_blank()
+        return self._session.prompt([("class:sign", PROMPT)])
 
     def ask(self, prompt: str, default: str) -> str | None:
         """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
@@ -175,11 +167,16 @@ class Prompt:
         return self._session.default_buffer.text.startswith("\\")
 
     def _toolbar(self) -> str:
+        # The rule is here, below the cursor: above it a window made narrower would keep a copy.
+        columns = self._screen.size()[0]
+        return "─" * columns + "\n" + self._toolbar_line(columns)
+
+    def _toolbar_line(self, columns: int) -> str:
         if time.monotonic() - self._pressed_at < LEAVE_SECONDS:
             return "Ctrl-C again leaves, Ctrl-D too"
         if self._is_editing:
             return "Enter asks this in place of the last question; Esc or Ctrl-C keeps the old one"
-        return toolbar_text(self._chat, self._screen.size()[0])
+        return toolbar_text(self._chat, columns)
 
     def _keys(self) -> KeyBindings:
         from prompt_toolkit.application import run_in_terminal
@@ -244,6 +241,7 @@ class Prompt:
             self._chat.attach(sources)
         except MmchatError as error:
             self._chat.fail(error)
+        self._screen.leave_blank()
 
 
 def dropped_pictures(text: str) -> tuple[str, ...]:

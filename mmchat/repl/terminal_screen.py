@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mmchat.engine.events import Event, Finished, Progress, TextDelta
 from mmchat.errors import UsageError
 from mmchat.repl.answering import batches, interrupts
-from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream
+from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream, wrapped
 from mmchat.repl.screen import OnText, T, Write, system_clipboard
 from mmchat.terminal import cells, filled, hanging, one_line, sanitize
 from mmchat.words import STAGES
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from mmchat.repl.thumbnail import Thumbnails
 
+ROOMY = 20  # rows; on lower terminals the greeting is shorter
 STAGE_SHOWN_AFTER = 0.3  # seconds; a step that is shorter is not worth a line
 OSC_52_BYTES = 100_000  # terminals drop longer ones
 # Cursor, colours, bracketed paste and mouse as they are outside of programs.
@@ -43,7 +44,7 @@ class TerminalScreen:
     def __init__(
         self, write: Write, make_console: MakeConsole, thumbnails: Thumbnails, *, color: bool
     ) -> None:
-        self.wrote = False  # since the last prompt
+        self.wrote = False  # since the last blank row or prompt
         self.to_try: Sequence[str] = ()  # lines that the Up key brings
         self._write = write
         self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
@@ -54,6 +55,12 @@ class TerminalScreen:
     def write(self, text: str) -> None:
         self.wrote = self.wrote or bool(text)
         self._write(text)
+
+    def leave_blank(self) -> None:
+        """A blank row below what was written, unless there is one."""
+        if self.wrote:
+            self.write("\n")
+        self.wrote = False
 
     def size(self) -> tuple[int, int]:
         """Columns and rows."""
@@ -74,13 +81,14 @@ class TerminalScreen:
         self.write(self._styled(safe, style) + "\n")
 
     def _styled(self, text: str, style: str) -> str:
-        return f"\x1b[{style}m{text}\x1b[0m" if self.color and style and text else text
+        is_styled = text and style and (self.color or style == QUIET)  # dim is no colour
+        return f"\x1b[{style}m{text}\x1b[0m" if is_styled else text
 
     def greet(self, lines: Sequence[str], to_try: Sequence[str]) -> None:
         self.to_try = to_try
         self.write("\n")
         self._line(lines[0], "")
-        for line in lines[1:]:
+        for line in lines[1:] if self.size()[1] >= ROOMY else lines[-1:]:
             self.note(line)
         if to_try:
             self.write("\n")
@@ -100,21 +108,22 @@ class TerminalScreen:
 
     def picture(self, image: PIL.Image.Image, name: str = "", facts: Sequence[str] = ()) -> None:
         def beside(columns: int) -> list[str]:
-            rows = [filled(sanitize(one_line(line)), columns).split("\n") for line in facts]
-            head = filled(sanitize(one_line(name)), columns).split("\n") if name else []
-            return head + [self._styled(row, QUIET) for lines in rows for row in lines]
+            head, *rest = [wrapped(sanitize(one_line(line)), columns) for line in (name, *facts)]
+            quiet = [self._styled(row, QUIET) for rows in rest for row in rows]
+            return [*head, *quiet] if name else []
 
         drawn = self._thumbnails.draw(image, self._make_console, self.size(), beside)
-        self.write(drawn)
-        if name and not drawn:
+        if drawn:
+            self.write(drawn + "\n")
+            self.wrote = False
+        elif name:
             self.note(f"{name}: {', '.join(facts)}")
 
     def answer(
         self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
     ) -> Finished:
         """Show an answer as Markdown; Ctrl-C stops it, twice raises HardStop."""
-        if self.wrote:  # a picture, or a note about the question
-            self.write("\n")
+        self.leave_blank()
         stream = MarkdownStream(self.write, self._make_console, self.size)
         stage = StageLine(self.write, self.size)
         finished = None
@@ -211,7 +220,7 @@ class StageLine:
         text = f"{self._name} ({seconds:.0f} s, Ctrl-C stops)"[: max(self._size()[0] - 1, 1)]
         if self._name and seconds >= STAGE_SHOWN_AFTER and text != self._drawn:
             self._drawn = text
-            self._write(f"\r\x1b[2K{text}")
+            self._write(f"\r\x1b[2K\x1b[{QUIET}m{text}\x1b[0m")
         return bool(self._name)
 
     def end(self) -> None:

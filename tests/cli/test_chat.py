@@ -222,6 +222,47 @@ def test_pictures_can_be_dropped_and_replaced_after_they_were_asked_about(mmchat
     ]
 
 
+def test_what_becomes_of_earlier_pictures_and_answers_is_said(mmchat_command):
+    lines = ["dog.png", "\\replace 1 My Cat.png", "What?", "dog.png", "My Cat.png", "And?"]
+    lines += ["\\replace 1 dog.png", "\\drop 2", "dog.png Now?"]
+    done = piped(mmchat_command, lines, b"1", b"2", b"3")
+    stay = "earlier answers stay as they are; \\retry answers the last question again"
+    unseen = "earlier pictures are out of sight now; to compare, attach pictures together"
+    kept = ("picture", "attached")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(kept)] == [
+        unseen,  # once for the two of the second question
+        stay,
+        stay,
+        unseen,
+    ]
+
+
+def test_what_saving_did_is_said(mmchat_command, folder):
+    lines = ["Hi", "\\save trip", "\\save ./copy.json"]
+    done = piped(mmchat_command, lines, b"Hello.")
+    later = "; what follows is saved by the next \\save"
+    assert done.stderr.splitlines() == [
+        f"saved as 'trip'; \\load trip brings it back{later}",
+        "a copy as it is now is in './copy.json'; \\load ./copy.json brings it back",
+    ]
+    lines = ["And?", "\\save trip", "\\save other", "Last?"]
+    done = piped(mmchat_command, lines, b"Yes.", b"No.", args=["--resume", "trip"])
+    assert done.stderr.splitlines()[1:] == [
+        "saved as 'trip'; \\load trip brings it back",
+        "goes on as 'other'; 'trip' stays as it was",
+    ]
+    place = folder / "state" / "mmchat" / "chats"
+    turns = {
+        name: len(json.loads((place / name / "chat.json").read_text())["turns"])
+        for name in ("trip", "other")
+    }
+    assert turns == {"trip": 2, "other": 3}
+    done = piped(
+        mmchat_command, ["Hu", "\\save"], b"Ha.", args=["--no-history", "--resume", "trip"]
+    )
+    assert done.stderr.splitlines()[-1].endswith(later)
+
+
 def test_settings_are_shown_as_they_are_set(mmchat_command):
     lines = [
         "\\set temperature 0.8",
@@ -473,7 +514,7 @@ def test_only_an_answer_that_would_be_the_same_is_said_to_be(mmchat_command):
         "\\set seed 7", "\\retry", "\\retry",
     ]  # fmt: skip
     done = piped(mmchat_command, lines, *[b"x"] * 20, args=["-t", "0"])
-    other = ("attached", "picture", "seed")
+    other = ("attached", "picture", "seed", "earlier answers stay")
     notes = [line for line in done.stderr.splitlines() if not line.startswith(other)]
     at_zero = "at temperature 0 the answer is the same; try \\retry temperature 0.8"
     assert notes == [
@@ -560,7 +601,7 @@ def test_what_leaves_with_turns_is_said(mmchat_command):
 
 def test_a_picture_in_the_place_of_another_is_said_so(mmchat_command):
     done = piped(mmchat_command, ["\\image dog.png What?", "\\replace 1 My Cat.png"], b"1")
-    assert "picture 1 is now My Cat.png: 100 x 300 px" in done.stderr.splitlines()[-1]
+    assert "picture 1 is now My Cat.png: 100 x 300 px" in done.stderr.splitlines()[-2]
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,18 @@ from rich.text import Text
 from tests.repl.terminals import ROOT, ChatTerminal
 
 LINES = (
-    r"\image assets/dog.jpg What's in this image?",
+    "assets/dog.jpg What's in this image?",
     "What colour is the dog?",
-    r"\image assets/street.jpg What's in this image?",
+    "assets/street.jpg What's in this image?",
 )
 _NAMES = {"brown": "yellow", "default": None}
+
+
+class DrawnTerminal(ChatTerminal):
+    """Shows what is dim in grey: pyte knows no dim."""
+
+    def write(self, text: str) -> None:
+        super().write(re.sub(r"\x1b\[(0;)?2m", "\x1b[\\g<1>90m", text))
 
 
 def color(name: str) -> str | None:
@@ -42,7 +49,10 @@ def picture_of(chat: ChatTerminal) -> Text:
         cells = [row[column] for column in range(chat.screen.columns)]
         for (fg, bg, bold), run in groupby(cells, key=lambda c: (c.fg, c.bg, c.bold)):
             style = Style(color=color(fg), bgcolor=color(bg), bold=bold)
-            text.append("".join(cell.data for cell in run), style)
+            shown = "".join(cell.data for cell in run)
+            blank = len(shown) - len(shown.lstrip(" "))
+            text.append(" " * blank, Style(bgcolor=style.bgcolor))  # else some viewers drop it
+            text.append(shown[blank:], style)
         text.append("\n")
     text.rstrip()
     return text
@@ -52,8 +62,7 @@ def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "tiny"
     target = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "assets" / "chat.svg"
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "assets").symlink_to(ROOT / "assets")
-        chat = ChatTerminal(Path(folder), model=model)
+        chat = DrawnTerminal(Path(folder), model=model, cwd=ROOT)
         for line in LINES:
             chat.line(line)
         drawn = picture_of(chat)

@@ -33,8 +33,12 @@ class ChatTerminal(Terminal):
         thumbnails: str = "blocks",
         typed: str = "",
         columns: int = 90,
+        cwd: Path | None = None,
     ) -> None:
-        """Says `answers` in turn, or is the real `model`; `typed` is typed before it starts."""
+        """Says `answers` in turn, or is the real `model`; `typed` is typed before it starts.
+
+        folder: HOME, with the chats that are kept; the working folder, too, unless `cwd` is.
+        """
         super().__init__(columns=columns, rows=24)
         script = json.dumps({"answers": answers, "delay": delay})
         arguments = ["-m", "tests.repl.fake_chat", script, "chat", "--thumbnails", thumbnails]
@@ -55,7 +59,7 @@ class ChatTerminal(Terminal):
         self.child = pexpect.spawn(
             sys.executable,
             [*arguments, *options],
-            cwd=str(folder),
+            cwd=str(cwd or folder),
             env=environment,
             dimensions=(24, columns),
             encoding="utf-8",

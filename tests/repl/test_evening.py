@@ -88,12 +88,63 @@ def test_a_first_evening(folder):
 
     again = ChatTerminal(folder, ANSWERS[-1:], "--continue")
     assert "going on after 3 turns with 1 picture" in again.text()
+    assert "Drop a picture" not in again.text()
+    assert "\x1b[2m> first line" in again.written  # the last turn is dim
+    assert "\x1b[2mThree lines came.\x1b[0m" in again.written
     again.line("Hello again")
     assert "Welcome back." in again.lines()
     again.send("\x04")
     assert again.end() == 0
     for file in (folder / "state").rglob("*"):
         assert stat.S_IMODE(file.stat().st_mode) == (0o700 if file.is_dir() else 0o600), file
+
+
+def test_the_first_screen_greets_and_the_built_in_model_offers_what_it_answers(folder):
+    chat = ChatTerminal(folder, model="tiny", cwd=ROOT)
+    at = chat.lines().index("Drop a picture into this window, or type its path, and ask about it.")
+    tried = [line.strip() for line in chat.lines()[at + 5 : at + 8]]
+    assert tried == [
+        "assets/dog.jpg What's in this image?",
+        "What colour is the dog?",
+        "assets/street.jpg What's in this image?",
+    ]
+    for count, said in ((1, "A brown dog."), (2, "It is brown.")):
+        chat.send("\x1b[A" * count)
+        chat.line("")
+        assert said in chat.lines()
+    rows = chat.screen.buffer.values()
+    accent = {"".join(c.data for c in row.values() if c.fg == "magenta").strip() for row in rows}
+    assert f"> {tried[1]}" in accent
+    chat.send("\x04")
+    assert chat.end() == 0
+
+
+def test_a_window_made_narrower_keeps_no_copy_of_the_rule(folder):
+    chat = ChatTerminal(folder, ["One."], columns=80)
+    chat.line("Hi")
+    for columns in (60, 40):
+        chat.child.setwinsize(24, columns)
+        chat.screen.resize(24, columns)
+        chat.settle()
+        rules = [line for line in chat.lines() if "─" in line]
+        assert rules == ["─" * columns]
+    chat.send("\x04")
+    assert chat.end() == 0
+
+
+def test_without_colour_what_is_quiet_is_dim_and_nothing_has_a_colour(folder, monkeypatch):
+    chat = ChatTerminal(folder, ["A `b`."], "--color", "never")
+    chat.line("red.png What is it?")
+    chat.line("\\drop 9")
+    codes = {
+        int(n)
+        for found in re.findall(r"\x1b\[([\d;]*)m", chat.written)
+        for n in found.split(";")
+        if n
+    }
+    assert codes <= {0, 1, 2, 22}
+    chat.send("\x04")
+    assert chat.end() == 0
 
 
 def test_keys_at_the_prompt(folder):
@@ -183,11 +234,13 @@ def test_a_killed_chat_loses_at_most_two_seconds(folder):
     chat.child.close(force=True)
 
 
-def test_help_on_a_narrow_terminal_breaks_between_words(folder):
+def test_help_on_a_narrow_terminal_breaks_between_words_and_hangs(folder):
     chat = ChatTerminal(folder, [], columns=40)
     chat.line("\\help")
     lines = chat.lines()
     assert max(map(len, lines)) <= 40
+    at = lines.index("\\undo  Take back the last question and")
+    assert lines[at + 1] == "    its answer"
     words = {word for line in lines for word in line.split()}
     for found in COMMANDS.values():  # no word is cut in two
         assert set(found.help.split()) <= words, found.name
@@ -241,6 +294,7 @@ def test_a_terminal_without_control_codes_gets_a_prompt_and_no_codes(folder):
         for line in ("red.png", "What is it?"):
             child.expect_exact("> ")
             written += child.before
+            assert "Drop a picture into this window" in written
             child.sendline(line)
         child.expect_exact("> ")
         written += child.before

@@ -14,6 +14,7 @@ from PIL import Image
 from mmchat.cli.console import buffer_console
 from mmchat.repl import graphics, thumbnail
 from mmchat.repl.terminal_probe import Answers, asked, questions, read_answers
+from mmchat.repl.terminal_screen import TerminalScreen
 from mmchat.repl.thumbnail import Thumbnails
 from tests.repl.pictures import ITERM2, KITTY, PLAIN, SIXEL, PictureTerminal, decoded_sixels
 from tests.repl.screens import Terminal
@@ -52,6 +53,19 @@ def test_thumbnails_keep_to_their_room(size, monkeypatch):
     assert len(lines[0]) <= thumbnail.COLUMNS
     assert terminal.screen.buffer[0][0].fg == "010203"
     assert Thumbnails("off").draw(picture, buffer_console, (60, 20)) == ""
+
+
+@pytest.mark.parametrize("columns", [12, 40, 80])
+def test_what_is_said_beside_a_picture_never_breaks_into_it(columns):
+    terminal = Terminal(columns=columns, rows=40)
+    screen = TerminalScreen(terminal.write, buffer_console, Thumbnails("blocks"), color=True)
+    screen.size = terminal.size
+    name = "attached " + "犬" * 30 + "a" * 30 + ".png"
+    screen.picture(drawing(64, 36), name, ["640 x 480 px", "1 tile", *["fact"] * 12])
+    lines = terminal.lines()
+    assert len(lines) == terminal.written.count("\n")  # no row was wrapped by the terminal
+    assert len({line.count("▀") for line in lines if "▀" in line}) == 1
+    assert lines[-1].strip() == "fact"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (64, 36)])

@@ -105,6 +105,7 @@ class MllamaFamily:
             },
             cache_lines=(("pictures", f"{size(tile_bytes)} a tile in bfloat16"),),
             cache_details={"cache_bytes_per_tile": tile_bytes},
+            sees_earlier=False,
         )
 
     def facts(self, config: MllamaConfig, height: int, width: int) -> MediaFacts:
