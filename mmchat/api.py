@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,9 @@ class Model(loader.LoadedModel):
     ) -> Iterator[Finished]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.
 
-        An exported folder of programs answers one at a time.
         A question is a text, a text and its pictures as `ChatSession.send` takes them, or a
-        Message. Pictures are opened when it is their turn. Reading raises what `send` does, for
-        the first question that fails.
+        Message. Pictures are opened when it is their turn. Exported programs answer one at a time.
+        Reading raises what `send` does, for the first question that fails.
         """
         params = sampling or self.sampling_defaults
         check_type("rows", rows, int, "a whole number")
