@@ -34,7 +34,7 @@ class Model(loader.LoadedModel):
 
     def ask(
         self,
-        question: str | Sequence[Message | dict[str, Any]] | dict[str, Any],
+        question: str | list[Message | dict[str, Any]] | dict[str, Any],
         *pictures: ImageSource,
         sampling: SamplingParams | None = None,
     ) -> str:
@@ -56,7 +56,7 @@ class Model(loader.LoadedModel):
                 defaults = sampling or self.sampling_defaults
                 question, sampling = foreign.as_request(question, defaults)
             check_type("question", question, (list, tuple), "a text, messages or a dictionary")
-            *before, last = foreign.as_messages(list(question), self.processor.alpha)
+            *before, last = foreign.as_messages([*question], self.processor.alpha)
             if last.role != "user":
                 raise UsageError(f"the last message must be of the role user, not {last.role}")
             session.messages = before
