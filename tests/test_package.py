@@ -187,3 +187,9 @@ def test_a_warning_of_a_library_is_none(module):
 def test_a_test_that_is_skipped_says_why(pytestconfig):
     """Those of heavy peers, of kernels and of examples/native are left out where these are not."""
     assert "-rs" in pytestconfig.getini("addopts")
+
+
+def test_the_wheel_holds_the_pictures_that_the_chat_offers_to_try(members):
+    packed = members_under(members, f"{DATA}/assets/")
+    for name in ("dog.jpg", "street.jpg"):
+        assert packed[name] == (ROOT / "assets" / name).read_bytes()
