@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
-from mmchat.evals.run import greedy
+from mmchat.engine.sampling import SamplingParams
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
 from mmchat.loading.options import LoadOptions
 from tests.loading.test_loader import finish
 
+GREEDY = SamplingParams(temperature=0.0, speculate="off", max_new_tokens=64)
+
 
 def answers(model: Any, question: str, pictures: Any) -> tuple[int, ...]:
     """The tokens of a greedy answer about drawn pictures."""
     images = [from_pil(picture) for picture in pictures]
-    done = finish(model.chat().send(question, images, greedy(model.sampling_defaults)))
+    done = finish(model.chat().send(question, images, GREEDY))
     return done.output_ids
 
 

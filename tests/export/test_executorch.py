@@ -10,10 +10,9 @@ import mmchat
 from mmchat.checkpoints.exported_folder import PROGRAM_NAME
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from mmchat.errors import ContextLengthExceeded, ExportError
-from mmchat.evals.run import greedy
 from mmchat.evals.scenes import heldout_scenes
 from mmchat.images import from_pil
-from tests.export.conftest import answers
+from tests.export.conftest import GREEDY, answers
 from tests.loading.test_loader import finish
 from tests.models.mllama import oracle
 
@@ -41,10 +40,10 @@ def test_the_logits_are_the_models_at_every_length(models):
 def test_a_longer_text_or_more_pictures_name_the_way_out(models):
     exported = models[1]
     with pytest.raises(ContextLengthExceeded):
-        finish(exported.chat().send("red " * 1100, (), greedy(exported.sampling_defaults)))
+        finish(exported.chat().send("red " * 1100, (), GREEDY))
     pictures = [from_pil(p) for s in heldout_scenes(4) for p in s.pictures[:1]]
     with pytest.raises(ExportError, match="exported for 3; export it again"):
-        finish(exported.chat().send("And?", pictures, greedy(exported.sampling_defaults)))
+        finish(exported.chat().send("And?", pictures, GREEDY))
 
 
 def test_the_file_holds_the_weights_once(tiny_executorch, models):

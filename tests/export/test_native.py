@@ -14,12 +14,12 @@ from PIL import Image as PILImage
 
 import mmchat
 from mmchat.checkpoints.manifest import MANIFEST_NAME
-from mmchat.evals.run import greedy
 from mmchat.evals.scenes import make_scene
 from mmchat.export.token_table import write_token_table
 from mmchat.images import from_pil, load_image
 from mmchat.models.mllama.image_processor import preprocess
 from mmchat.tokenizers import open_tokenizer
+from tests.export.conftest import GREEDY
 from tests.loading.test_loader import finish
 from tests.synthetic_tokenizer import CORPUS, tiktoken_lines, trained_tokens
 from tests.test_readme import ENVIRONMENT, ROOT, blocks
@@ -74,7 +74,7 @@ def answer(programs, folder, question, *pictures, limit=64):
 
 
 def expected_answer(exported, question, *pictures, limit=64):
-    params = replace(greedy(exported.sampling_defaults), max_new_tokens=limit)
+    params = replace(GREEDY, max_new_tokens=limit)
     return finish(exported.chat().send(question, pictures, params)).text + "\n"
 
 

@@ -4,10 +4,9 @@ import pytest
 
 import mmchat
 from mmchat.engine.sampling import SamplingParams
-from mmchat.evals.run import greedy
 from mmchat.evals.scenes import heldout_scenes, make_scene
 from mmchat.images import from_pil
-from tests.export.conftest import answers
+from tests.export.conftest import GREEDY, answers
 from tests.loading.test_loader import finish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -51,7 +50,7 @@ def test_three_turns_with_a_new_picture_and_a_cached_one(models):
     heard = []
     for model in models:
         session = model.chat()
-        params = greedy(model.sampling_defaults)
+        params = GREEDY
         heard.append([finish(session.send(text, images, params)) for text, images in turns])
     for own, other in zip(*heard, strict=True):
         assert own.output_ids == other.output_ids
