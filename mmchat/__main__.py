@@ -19,6 +19,8 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, _leave)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _leave)
         _leave_working_folder_out()
         if not sys.warnoptions:  # third-party warnings are no news for a user; -W shows them
             warnings.simplefilter("ignore")
@@ -57,9 +59,12 @@ def _here() -> str:
 def _leave(signal_number: int, frame: FrameType | None) -> None:
     """End by SystemExit, so that terminal and files are put right; 143 for SIGTERM, 129 for SIGHUP.
 
-    Within an import it waits for the end: libraries catch everything there.
+    Ctrl-C is a KeyboardInterrupt, as always. Within an import all wait for its end: libraries catch
+    everything there, and where two threads import, a lock of the import itself may never be free.
     """
     if not _is_importing(frame):
+        if signal_number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + signal_number)
     signal.signal(signal.SIGALRM, lambda _, inside: _leave(signal_number, inside))
     signal.setitimer(signal.ITIMER_REAL, 0.02)

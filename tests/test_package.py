@@ -189,6 +189,7 @@ def test_a_test_that_is_skipped_says_why(pytestconfig):
     assert "-rs" in pytestconfig.getini("addopts")
 
 
+@pytest.mark.process
 def test_the_wheel_holds_the_pictures_that_the_chat_offers_to_try(members):
     packed = members_under(members, f"{DATA}/assets/")
     for name in ("dog.jpg", "street.jpg"):

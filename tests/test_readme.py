@@ -150,7 +150,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_linked_file_and_heading_exists():
-    for page in (*PAGES, *ROOT.glob("*.md"), BENCHMARKS, ROOT / "assets" / "tiny" / "README.md"):
+    others = [ROOT / "assets" / "tiny" / "README.md", ROOT / "examples" / "README.md"]
+    for page in (*PAGES, *ROOT.glob("*.md"), BENCHMARKS, *others):
         text = page.read_text(encoding="utf-8")
         for link in re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", text):
             path, _, anchor = "".join(link).partition("#")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmchat.models.prompt import Prompt
 
 T = TypeVar("T")
+_OVERTAKEN = "another question was asked before this answer was read"
 # What `images` takes, one or several of them: a path, address or `data:` URL, bytes, a file, and
 # pictures in memory (mmchat.Image, Pillow, numpy, torch).
 ImageSource = Any
@@ -79,7 +80,7 @@ class ChatSession:
     def ask(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """`send` of a message whose pictures stand where they should."""
         self._interrupt.clear()
-        return self._turn(self.conversation, message, sampling)
+        return self._turn(_all, message, sampling)
 
     def retry(self, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """Answer the last question again; the old answer stays until the new one is complete."""
@@ -89,7 +90,7 @@ class ChatSession:
         """Ask `message` in place of the last question."""
         self.last_turn()
         self._interrupt.clear()
-        return self._turn(self.conversation.without_last(), message, sampling)
+        return self._turn(Conversation.without_last, message, sampling)
 
     def undo(self) -> Turn:
         """Take back the last question and its answer. Raises UsageError if there is none."""
@@ -156,15 +157,22 @@ class ChatSession:
         sampling: SamplingParams | None,
     ) -> Iterator[Event]:
         message = user_message(self.loaded, text, images, self.conversation.images)
-        yield from self._turn(self.conversation, message, sampling)
+        yield from self._turn(_all, message, sampling)
 
     def _turn(
-        self, before: Conversation, message: Message, sampling: SamplingParams | None
+        self,
+        kept: Callable[[Conversation], Conversation],
+        message: Message,
+        sampling: SamplingParams | None,
     ) -> Iterator[Event]:
-        """Answer `message` after `before`; the conversation changes when the answer is complete."""
+        """Answer `message` after what is `kept`; the conversation changes when that is complete."""
         check_message(self.loaded, message)
+        begun = self.conversation
+        before = kept(begun)
         history = [*before.messages, message]
         finished = yield from self._answer(lambda: self.loaded.processor.chat(history), sampling)
+        if self.conversation is not begun:
+            raise UsageError(_OVERTAKEN)
         if finished.text or finished.reason != "interrupted":
             self.conversation = before.plus(Turn(message, finished.text, finished.reason))
         yield finished
@@ -212,7 +220,7 @@ class ChatSession:
         try:
             while True:
                 if answer is not self._answering:
-                    raise UsageError("another question was asked before this answer was read")
+                    raise UsageError(_OVERTAKEN)
                 for event in answer.take():
                     if isinstance(event, Finished):
                         return event
@@ -225,6 +233,10 @@ class ChatSession:
         finally:
             if not answer.is_over:
                 engine.cancel(answer)
+
+
+def _all(conversation: Conversation) -> Conversation:
+    return conversation
 
 
 def user_message(

@@ -112,6 +112,16 @@ def test_an_abandoned_answer_leaves_the_conversation_as_it_was():
     assert finish(session.send("Hi")).text == "two"
 
 
+def test_a_turn_that_was_overtaken_does_not_undo_the_one_that_was_kept():
+    session = ChatSession(fake_model(b"two", b"one"))
+    first = session.send("Hi")
+    next(first)
+    finish(session.send("Go"))
+    with pytest.raises(UsageError, match="another question was asked before"):
+        list(first)
+    assert [message.text for message in session.messages] == ["Go", "two"]
+
+
 def test_a_question_after_one_whose_reader_stopped_is_answered_at_once():
     model = fake_model(b"a very long answer", b"two")
     session = ChatSession(model)

@@ -138,9 +138,10 @@ def test_sigterm_exits_143_without_a_traceback(start):
     assert (process.returncode, err) == (143, b"")
 
 
-def test_a_signal_within_an_import_that_catches_everything_ends_the_command(tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_within_an_import_that_catches_everything_ends_the_command(sent, code, tmp_path):
     (tmp_path / "greedy.py").write_text(
-        "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\n    sum(range(10**5))\n"
+        f"import os, signal\ntry:\n    os.kill(os.getpid(), signal.{sent})\n    sum(range(10**5))\n"
         "except BaseException:\n    pass\n"
     )
     program = (
@@ -152,7 +153,7 @@ def test_a_signal_within_an_import_that_catches_everything_ends_the_command(tmp_
         [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout, done.stderr) == (143, b"", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGHUP, 129), (signal.SIGTERM, 143)])
