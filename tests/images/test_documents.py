@@ -116,6 +116,16 @@ def test_a_data_url_may_hold_a_document():
     assert len(load_images([f"data:application/pdf;base64,{text}"])) == 3
 
 
+def test_an_address_may_name_pages_and_a_place_in_a_picture_is_none(monkeypatch):
+    from mmchat.images import web
+
+    monkeypatch.setattr(web, "fetch", lambda _: pages("PDF"))
+    names = [image.source for image in load_images(["https://a.org/paper.pdf#page=2"])]
+    assert names == ["https://a.org/paper.pdf page 2"]
+    monkeypatch.setattr(web, "fetch", lambda _: pages("PNG", 1))
+    assert load_image("https://a.org/dog.png#2").source == "https://a.org/dog.png#2"
+
+
 @pytest.mark.parametrize("behind", ["#4", "#0", "#3-2", "#1-", "#,", "#1,9", "#9999999999"])
 def test_pages_that_are_not_there(document, behind):
     with pytest.raises(ImageError, match=r"pages are written '#3', '#3-5' or '#1,4'"):
