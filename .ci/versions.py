@@ -30,7 +30,7 @@ def lowest() -> list[str]:
     """NAME==VERSION of what users install, extras of one package included; not torch."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["heif"], *extras["tokenizers"]]
+    wanted = [*project["dependencies"], *extras["heif"], *extras["pdf"], *extras["tokenizers"]]
     wanted += [*extras["clipboard"], *extras["bench"]]
     pairs = [re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted]
     return [f"{name}=={version}" for name, version in pairs if name != "torch"]

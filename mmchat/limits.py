@@ -28,7 +28,13 @@ JPEG_EXIF_SEGMENTS = 16
 PNG_CHUNKS = 65_536  # encoders write data in chunks of 8 KiB
 GIF_BLOCKS = 65_536
 GIF_COMMENT_BLOCKS = 1_024
-TIFF_PAGES = 10_000  # counted, for a notice; only the first is read
+TIFF_PAGES = 10_000  # counted; what follows is not
+
+# Documents, whose pages are pictures
+DOCUMENT_PAGES = IMAGES_PER_PROMPT  # that are taken of one
+PDF_PAGE_POINTS = 14_400  # a side, of 1/72 inch; the format's own limit
+PDF_DOTS_PER_INCH = 200  # that a page is drawn with,
+PDF_SIDE_PIXELS = 2_240  # and how long its longer side becomes at most
 
 # The process that decodes pictures
 DECODE_CPU_SECONDS = 10.0  # for one picture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,6 +35,18 @@ def count(number: float) -> str:
 def plural(number: int, noun: str) -> str:
     """`1 token`, `2 tokens`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def first_pictures(fits: Callable[[int], bool], count: int) -> str:
+    """`; the first 3 of its 12 pictures fit, …`: the most that do; empty if none or all do.
+
+    fits: whether that many of `count` do.
+    """
+    most = next((number for number in range(count - 1, 0, -1) if fits(number)), 0)
+    if not most:
+        return ""
+    which, pages = ("first", "#1") if most == 1 else (f"first {most}", f"#1-{most}")
+    return f"; the {which} of its {count} pictures would fit (of a document: paper.pdf{pages})"
 
 
 def pace(speed: float) -> str:

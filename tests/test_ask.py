@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image as PILImage
 
 import mmchat
 from mmchat.chat.foreign import as_messages, as_request
@@ -64,6 +65,16 @@ def test_parts_keep_their_order_and_pictures_may_be_data_urls():
     [message] = as_messages([{"role": "user", "content": [TEXT, url, TEXT, PICTURE]}], "white")
     assert [type(part).__name__ for part in message.content] == ["Text", "Image", "Text", "Image"]
     assert message.images[0].content_hash == message.images[1].content_hash
+
+
+def test_the_pages_of_a_document_stand_where_it_stood(tmp_path):
+    pages = [PILImage.new("RGB", (30, 40), colour) for colour in ("red", "lime", "blue")]
+    pages[0].save(tmp_path / "paper.pdf", save_all=True, append_images=pages[1:])
+    paper = {"type": "image_url", "image_url": str(tmp_path / "paper.pdf#2-3")}
+    [message] = as_messages([{"role": "user", "content": [paper, TEXT, PICTURE]}], "white")
+    assert [type(part).__name__ for part in message.content] == ["Image", "Image", "Text", "Image"]
+    names = [image.source.rpartition("/")[2] for image in message.images]
+    assert names == ["paper.pdf page 2", "paper.pdf page 3", "dog.jpg"]
 
 
 def test_settings_of_a_request_are_those_of_sampling():

@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "mmchat"
 # What is dangerous, and the files that may do it.
 PLACES: dict[str, set[str]] = {
     "opens a picture": {"images/decode.py"},
+    "opens a document": {"images/pdf.py"},
+    "draws a page": {"images/decode.py"},
     "decodes a picture": {"images/worker/process.py"},
     "unpickles or runs code": {
         "images/clipboard.py",  # runs wl-paste and xclip
@@ -61,6 +63,8 @@ CALLS = {
     "PIL.Image.open": "opens a picture",
     "PIL.ImageFile.Parser": "opens a picture",
     "pillow_heif.open_heif": "opens a picture",
+    "pypdfium2.PdfDocument": "opens a document",
+    "mmchat.images.pdf.draw": "draws a page",
     "mmchat.images.decode.decode": "decodes a picture",
     "torch.load": "unpickles or runs code",
     "numpy.load": "unpickles or runs code",

@@ -46,18 +46,20 @@ def as_messages(given: list[Any], alpha: Literal["white", "drop"]) -> list[Messa
 
     Raises UsageError for another form, and what opening pictures raises.
     """
-    from mmchat.images import load_images
+    from mmchat.images import load_each
 
     if not given:
         raise UsageError("messages is empty; give at least one of the role user")
     read = [one if isinstance(one, Message) else _parts(one, i) for i, one in enumerate(given)]
     sources = [part for one in read if isinstance(one, tuple) for part in one[1] if part[0]]
-    images = iter(load_images([source for source, _ in sources], alpha=alpha))
+    images = iter(load_each([source for source, _ in sources], alpha=alpha))
     messages = []
     for one in read:
         if isinstance(one, tuple):
             role, parts = one
-            content: list[Part] = [next(images) if url else Text(text) for url, text in parts]
+            content: list[Part] = []
+            for url, text in parts:
+                content += next(images) if url else [Text(text)]
             one = Message(role, tuple(content))
         messages.append(one)
     return messages

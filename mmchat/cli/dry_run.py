@@ -12,7 +12,7 @@ from mmchat.cli.answer import image_facts
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.conversation import Conversation, question
 from mmchat.storage import atomic_file
-from mmchat.words import pixels, size
+from mmchat.words import first_pictures, pixels, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSource
@@ -123,7 +123,7 @@ def _lines(
         ("model", facts["model"]),
         ("device", f"{facts['device']}, {facts['dtype']}{scheme}"),
         *(("picture", _picture(*picture)) for picture in pictures),
-        ("prompt", known),
+        ("prompt", known + _over(facts, pictures)),
         ("answer", f"at most {facts['max_new_tokens']:,} tokens, context {facts['context']:,}"),
         ("memory, about", f"{size(memory['total'])}{_verdict(memory)}"),
         ("  weights", f"{size(memory['weights'])}{left}"),
@@ -131,6 +131,16 @@ def _lines(
         *([("  pictures", size(memory["pictures"]))] if memory["pictures"] else []),
         ("  working", size(memory["working"])),
     ]
+
+
+def _over(facts: dict[str, Any], pictures: Sequence[tuple[str, MediaFacts]]) -> str:
+    """What is said of a prompt that leaves no room for an answer."""
+    tokens, context = facts["prompt_tokens"], facts["context"]
+    if tokens is None or tokens < context:
+        return ""
+    taken = [picture.positions for _, picture in pictures]
+    fits = lambda count: tokens - sum(taken[count:]) < context  # noqa: E731
+    return f", too many for the context{first_pictures(fits, len(taken))}"
 
 
 def _verdict(memory: dict[str, Any]) -> str:

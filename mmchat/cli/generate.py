@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
@@ -174,12 +175,13 @@ def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: b
 
 def _say_not_sent(given: PromptInput) -> None:
     """Name what reads like a picture in the prompt and is not given as one."""
-    from mmchat.repl.paths import looks_like_picture, read_line, short_name
+    from mmchat.repl.paths import looks_like_picture, read_line, short_name, without_pages
 
     found = read_line(given.text[:SEARCHED_CHARACTERS])
     named = [*found.sources, *filter(looks_like_picture, (*found.missing, *found.mentioned))]
-    sent = {short_name(source) for source in given.sources}
-    for name in [name for name in named if short_name(name) not in sent][:MOST_SAID]:
+    sent = {without_pages(short_name(source)) for source in given.sources}
+    left = [name for name in named if without_pages(short_name(name)) not in sent]
+    for name in left[:MOST_SAID]:
         shown = quoted(name)
         typed = shown if "…" in shown else shlex.quote(name)
         console.note(f"{shown} in the prompt is not attached; -i {typed} does that")
@@ -191,7 +193,9 @@ def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> 
 
 
 def _refuse_overwriting_input(output: Path, sources: list[str]) -> None:
-    for source in sources:
+    from mmchat.repl.paths import without_pages
+
+    for source in itertools.chain.from_iterable((s, without_pages(s)) for s in sources):
         with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
             if Path(source).expanduser().samefile(output):
                 raise UsageError(

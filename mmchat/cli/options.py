@@ -105,7 +105,8 @@ Images = Annotated[
     of_input(
         *IMAGE_NAMES,
         metavar="PATH|URL|-",
-        help="A picture; repeatable. '-' reads its bytes from stdin.",
+        help="A picture, or a document, whose pages are pictures: paper.pdf, paper.pdf#3-5."
+        " Repeatable. '-' reads its bytes from stdin.",
     ),
 ]
 System = Annotated[

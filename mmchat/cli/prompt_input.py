@@ -151,7 +151,8 @@ def _is_picture(data: bytes) -> bool:
     from mmchat.images.formats import picture_format
 
     head = data[:512]
-    return b"\0" in head and picture_format(head) is not None  # "BMW" begins like a BMP
+    is_binary = b"\0" in head or head.startswith(b"%PDF-")  # "BMW" begins like a BMP
+    return is_binary and picture_format(head) is not None
 
 
 @contextmanager

@@ -12,12 +12,7 @@ from mmchat.cli import answer, console, options
 from mmchat.cli.defaults import with_defaults
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.cli.option_groups import Only
-from mmchat.cli.prompt_input import (
-    PromptInput,
-    expect_pictures,
-    load_pictures,
-    read_image_bytes,
-)
+from mmchat.cli.prompt_input import expect_pictures, read_image_bytes
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
@@ -59,11 +54,17 @@ def tiles(
                 f"--output {str(output)!r}: the preview is a PNG; end the name in .png"
             )
         atomic_file.check_writable(output)
+    from mmchat.images import load_image
+
     expect_pictures()
     given = with_defaults(replace(given, name=model), ctx)
     source = given.find(checkpoint_required=False)
-    data = read_image_bytes() if image == "-" else None
-    [picture] = load_pictures(PromptInput("", (image,), data), alpha_rule(given, source))
+    piped = read_image_bytes() if image == "-" else None
+    picture = load_image(
+        image if piped is None else piped,
+        alpha=alpha_rule(given, source),
+        name=None if piped is None else "stdin",
+    )
     spec = source.spec
     family, config = spec.family, spec.config
     facts = spec.facts(picture)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from mmchat import words
 from mmchat.engine.events import Event, Finished, Timings
 from mmchat.errors import ContextLengthExceeded
 
@@ -38,9 +39,11 @@ def request_within(
     positions = len(prompt.token_ids)
     room = context - positions
     if room < 1:
+        sizes = [placed.count for placed in prompt.media]
+        fitting = words.first_pictures(lambda n: room + sum(sizes[n:]) >= 1, len(sizes))
         raise ContextLengthExceeded(
             f"the prompt has {positions} tokens and the context {context}; "
-            "shorten the prompt or raise --max-seq-len"
+            f"shorten the prompt or raise --max-seq-len{fitting}"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
     return Request(prompt, sampling, timings=timings or Timings())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmchat.engine.request import Request
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.base import Cache
-    from mmchat.models.prompt import Media
+    from mmchat.models.prompt import Media, PlacedMedia
 
 STEP = 256  # positions; no cache makes room in larger steps
 
@@ -40,11 +40,17 @@ class Room:
             return
         need = self._bytes([_positions(request)], self._pictures_of(request))
         if need > self.limit:
+            limit, media = self.limit, request.prompt.media
+
+            def fits(count: int) -> bool:
+                left = _positions(request) - sum(placed.count for placed in media[count:])
+                return self._bytes([_round_up(left)], self._bytes_of(media[:count])) <= limit
+
             raise MemoryError_(
                 f"the prompt of {len(request.prompt.token_ids):,} tokens and an answer of up to "
                 f"{request.sampling.max_new_tokens:,} need {words.size(need)}, and there is room "
                 f"for {words.size(self.limit)}; ask for a shorter answer (--max-new-tokens), or "
-                "with fewer pictures"
+                f"with fewer pictures{words.first_pictures(fits, len(media))}"
             )
 
     def place(self, request: Request) -> Place | None:
@@ -145,7 +151,11 @@ class Room:
         return positions * self._model.position_bytes + sum(pictures.values())
 
     def _pictures_of(self, request: Request) -> dict[str, int]:
-        media = [placed.media for placed in request.prompt.media]
+        return self._bytes_of(request.prompt.media)
+
+    def _bytes_of(self, placed: Sequence[PlacedMedia]) -> dict[str, int]:
+        """By content hash: what occurs twice is kept once."""
+        media = [one.media for one in placed]
         return {one.content_hash: self._model.media_bytes(one.facts) for one in media}
 
 

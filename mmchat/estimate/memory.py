@@ -150,7 +150,25 @@ def check_memory(setup: Setup, available: int | None) -> MemoryNeed:
 
 
 def advice(setup: Setup, available: int) -> str:
-    """The next step for a setup that does not fit: the nearest ones that do."""
+    """The next step for a setup that does not fit, and how many of its pictures would."""
+    pictures = setup.expected.pictures
+
+    def fits(count: int) -> bool:
+        return _with_first(setup, count).need().total <= available
+
+    return _nearest(setup, available) + words.first_pictures(fits, len(pictures))
+
+
+def _with_first(setup: Setup, count: int) -> Setup:
+    """The setup for the first `count` of its pictures."""
+    work = setup.expected
+    left = sum(one.positions for one in work.pictures[count:])
+    fewer = Workload(work.positions - left, max(work.prompt - left, 1), work.pictures[:count])
+    return replace(setup, workload=fewer)
+
+
+def _nearest(setup: Setup, available: int) -> str:
+    """The setups that fit and are nearest to one that does not."""
     others = [(flags, other.need().total) for flags, other in _alternatives(setup)]
     found = next(((flags, total) for flags, total in others if total <= available), None)
     context = _longest_context(setup, available)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,10 +16,11 @@ from mmchat import limits
 from mmchat.conversation import Image
 from mmchat.errors import ImageError, MemoryError_, MissingExtra, UsageError, check_type, quoted
 from mmchat.images import worker
-from mmchat.images.bounds import RefusedError, check_size
-from mmchat.images.formats import explain_foreign, picture_format
+from mmchat.images.bounds import RefusedError, check_size, tiff_pages
+from mmchat.images.formats import PAGED, explain_foreign, picture_format
 from mmchat.images.in_memory import pixel_count, upright_picture
-from mmchat.images.sources import Encoded, Source, read_source
+from mmchat.images.pages import page_numbers
+from mmchat.images.sources import Encoded, Source, check_paged, read_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,12 +41,14 @@ def load_image(
 ) -> Image:
     """Open a picture from a path, an address, a `data:` URL, bytes or a binary stream.
 
-    Or take one that is in memory: of Pillow, an array of numpy, a tensor (see `in_memory`).
+    Or take one that is in memory: of Pillow, an array of numpy, a tensor (see `in_memory`). Of a
+    document (PDF, TIFF) it is the first page, or the one that is named: `paper.pdf#3`.
 
     alpha: "white" composites transparent pixels over white, "drop" ignores their transparency.
     name: shown in place of the source. allow_fetch: whether http and https addresses are fetched.
     Raises ImageError if it cannot be read, is over the limits or is no picture; NetworkError if a
-    fetch fails; MissingExtra for HEIC without pillow-heif; UsageError for arguments of other types.
+    fetch fails; MissingExtra for HEIC without pillow-heif and PDF without pypdfium2; UsageError for
+    arguments of other types.
     """
     if not (isinstance(alpha, str) and alpha in ("white", "drop")):
         raise UsageError(f"alpha must be 'white' or 'drop', not {quoted(alpha)}")
@@ -53,7 +57,16 @@ def load_image(
     held = upright_picture(source)
     if held is not None:
         return _of_held(held, name or "picture", alpha)
-    return _decode(read_source(source, name=name, allow_fetch=allow_fetch), alpha)  # type: ignore[arg-type]
+    encoded = read_source(source, name=name, allow_fetch=allow_fetch)  # type: ignore[arg-type]
+    if encoded.pages:
+        pages = _pages(encoded)
+        if len(pages) > 1:
+            raise ImageError(
+                f"{quoted(encoded.name)} is asked for {len(pages)} pages, and this takes one;"
+                f" write '#{pages[0].page}'"
+            )
+        [encoded] = pages
+    return _decode(encoded, alpha)
 
 
 def load_images(
@@ -65,37 +78,84 @@ def load_images(
 ) -> list[Image]:
     """Open the pictures of one prompt or chat, all of them or none.
 
+    Each page of a document (PDF, TIFF) is a picture, or each that is named (`paper.pdf#3-5`).
     Together with those that it has already (`beside`) they have at most limits.IMAGES_PIXELS; their
     sizes are read from their headers before the first of them is decoded. names: shown in place of
     the sources. Raises what `load_image` raises, and MemoryError_ if they are too large together.
     """
+    each = load_each(sources, alpha=alpha, names=names, beside=beside)
+    return [image for images in each for image in images]
+
+
+def load_each(
+    sources: Sequence[Source | Held | Image],
+    *,
+    alpha: Alpha = "white",
+    names: Sequence[str | None] | None = None,
+    beside: Iterable[Image] = (),
+) -> list[list[Image]]:
+    """`load_images`, with the pictures of each source by themselves."""
     have = _pixels([*beside, *(source for source in sources if isinstance(source, Image))])
     _check_together(have)
-    opened: list[Any] = []
+    opened: list[list[tuple[Any, str | None]]] = []
     size = 0
     for source, name in zip(sources, names or [None] * len(sources), strict=True):
-        if not isinstance(source, Image) and pixel_count(source) is None:
-            source = read_source(source, name=name)  # type: ignore[arg-type]
-            size += len(source.data)
-            if size > limits.IMAGES_BYTES:
-                most = limits.IMAGES_BYTES // limits.MIB
-                raise MemoryError_(
-                    f"the files of the pictures have more than {most:,} MiB together"
-                )
-        opened.append((source, name))
-    if have + len(opened) * limits.IMAGE_PIXELS > limits.IMAGES_PIXELS:
-        _check_together(have + sum(_announced(source) for source, _ in opened))
-    images = []
-    for source, name in opened:
-        if isinstance(source, Image):
-            images.append(source)
+        if isinstance(source, Image) or pixel_count(source) is not None:
+            opened.append([(source, name)])
             continue
-        is_file = isinstance(source, Encoded)
-        image = _decode(source, alpha) if is_file else load_image(source, alpha=alpha, name=name)
-        images.append(image)
-        have += image.width * image.height
-        _check_together(have)  # a file may hold more than its header says
-    return images
+        encoded = read_source(source, name=name)  # type: ignore[arg-type]
+        size += len(encoded.data)
+        if size > limits.IMAGES_BYTES:
+            most = limits.IMAGES_BYTES // limits.MIB
+            raise MemoryError_(f"the files of the pictures have more than {most:,} MiB together")
+        opened.append([(page, None) for page in _pages(encoded)])
+    count = sum(map(len, opened))
+    if count > max(limits.IMAGES_PER_PROMPT, len(sources)):
+        raise ImageError(
+            f"the pages and pictures are {count} together, and one prompt takes at most"
+            f" {limits.IMAGES_PER_PROMPT}; name fewer pages, as in 'paper.pdf#1-3'"
+        )
+    if have + count * limits.IMAGE_PIXELS > limits.IMAGES_PIXELS:
+        _check_together(have + sum(_announced(one) for group in opened for one, _ in group))
+    each: list[list[Image]] = []
+    for group in opened:
+        each.append([])
+        for source, name in group:
+            if isinstance(source, Image):
+                each[-1].append(source)
+                continue
+            is_file = isinstance(source, Encoded)
+            image = (
+                _decode(source, alpha) if is_file else load_image(source, alpha=alpha, name=name)
+            )
+            each[-1].append(image)
+            have += image.width * image.height
+            _check_together(have)  # a file may hold more than its header says
+    return each
+
+
+def _pages(encoded: Encoded) -> list[Encoded]:
+    """The pages of a document that are meant, each by itself; what is none, as it is.
+
+    Raises ImageError, also if they are not there or are too many.
+    """
+    kind = picture_format(encoded.data)
+    if kind is not None:
+        check_paged(encoded, kind)
+    if kind not in PAGED:
+        return [encoded]
+    if kind == "TIFF":
+        count = len(tiff_pages(encoded.data))
+    else:
+        with _asked(encoded, only_pages=True) as (_, answer):
+            count = answer["pages"]
+    if count == 1 and not encoded.pages:
+        return [encoded]
+    try:
+        numbers = page_numbers(encoded.pages, count)
+    except RefusedError as reason:
+        raise ImageError(f"{quoted(encoded.name)} {reason}") from None
+    return [replace(encoded, name=f"{encoded.name} page {n}", page=n) for n in numbers]
 
 
 def _pixels(images: Iterable[Image]) -> int:
@@ -141,6 +201,7 @@ def _asked(encoded: Encoded, **request: Any) -> Iterator[tuple[worker.Worker, di
         raise ImageError(f"{shown} {explain_foreign(encoded.data)}")
     request |= {
         "kind": kind,
+        "page": encoded.page,
         "max_pixels": limits.IMAGE_PIXELS,
         "cpu_seconds": limits.DECODE_CPU_SECONDS,
         "memory": limits.DECODE_MEMORY_BYTES,

@@ -19,6 +19,9 @@ _JPEG_SCAN, _JPEG_END, _JPEG_APP1 = 0xDA, 0xD9, 0xE1
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 _JPEG_WITHOUT_LENGTH = frozenset({0x01, 0xD8})
 _GIF_EXTENSION, _GIF_COMMENT = 0x21, 0xFE
+_TIFF_KIND, _TIFF_SHORT = 254, 3
+_TIFF_EXTRA = 0b101  # of the bits: a smaller copy, a mask
+_PDF_OBJECT = re.compile(rb"[0-9]\s+[0-9]+\s+obj")
 
 
 class RefusedError(Exception):
@@ -56,8 +59,12 @@ def check_parts(data: bytes, kind: str) -> None:
             raise RefusedError(f"has more than {limit:,} {part}; save it anew in another program")
 
 
-def tiff_pages(data: bytes) -> int:
-    """The pages of a TIFF, counted along their chain; at most limits.TIFF_PAGES and one more."""
+def tiff_pages(data: bytes) -> list[int]:
+    """The frames of a TIFF that are pages, numbered from 0 along their chain.
+
+    Behind the first, smaller copies of a page and masks are none. At most limits.TIFF_PAGES frames
+    and one more are looked at.
+    """
     order = "little" if data[:2] == b"II" else "big"
     is_big = data[2:4] in (b"+\0", b"\0+")
     count_bytes, entry_bytes, offset_bytes = (8, 20, 8) if is_big else (2, 12, 4)
@@ -65,12 +72,31 @@ def tiff_pages(data: bytes) -> int:
     def number(at: int, size: int) -> int:
         return int.from_bytes(data[at : at + size], order)
 
+    def is_extra(entry: int) -> bool:
+        """What the first entry says, which is the one on the kind of frame where there is one."""
+        size = 2 if number(entry + 2, 2) == _TIFF_SHORT else 4
+        value = number(entry + entry_bytes - offset_bytes, size)
+        return number(entry, 2) == _TIFF_KIND and bool(value & _TIFF_EXTRA)
+
     seen: set[int] = set()
+    pages: list[int] = []
     at = number(8, 8) if is_big else number(4, 4)
     while at and at not in seen and at < len(data) and len(seen) <= limits.TIFF_PAGES:
+        if not (seen and is_extra(at + count_bytes)):
+            pages.append(len(seen))
         seen.add(at)
         at = number(at + count_bytes + entry_bytes * number(at, count_bytes), offset_bytes)
-    return len(seen)
+    return pages
+
+
+def check_pdf_end(data: bytes) -> None:
+    """Raise RefusedError if a PDF does not end as one does.
+
+    A reader repairs a file that is cut short, with fewer pages or those of an older state.
+    """
+    end = data.rfind(b"startxref")
+    if end < 0 or _PDF_OBJECT.search(data, end):
+        raise RefusedError("is cut short; copy or download it again")
 
 
 def all_scans_begin(data: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Decodes a picture file. The only place that hands outside bytes to Pillow.
+"""Decodes a picture file. The only place that hands outside bytes to Pillow (`pdf`: to PDFium).
 
 It runs in the decode worker, a process of its own with bounds on time and memory (`worker`). What
 makes decoding long without making the picture large (scans, segments, pages) is counted before
@@ -17,9 +17,10 @@ from PIL import Image as PILImage
 
 from mmchat import limits
 from mmchat.errors import quoted
+from mmchat.images import pdf
 from mmchat.images.bounds import RefusedError, all_scans_begin, check_parts, check_size, tiff_pages
 from mmchat.images.colour import eight_bits
-from mmchat.images.formats import HEIF, READ
+from mmchat.images.formats import HEIF, PAGED, PDF, READ
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -44,21 +45,35 @@ _TIFF_COMPRESSIONS = frozenset(
 )
 
 
-def decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, list[str]]:
+def decode(
+    data: bytes, kind: str, max_pixels: int, page: int | None = None
+) -> tuple[PILImage.Image, list[str]]:
     """The first frame, upright, in its own mode of at most 8 bits, and the notices.
 
-    kind: as `formats.picture_format` tells it. Raises RefusedError, whatever is wrong.
+    kind: as `formats.picture_format` tells it. page: of a document, from 1; None: the first, with
+    a notice if there are more. Raises RefusedError, whatever is wrong.
     """
     max_pixels = _most_pixels(kind, max_pixels)
     with _reasons(max_pixels):
         check_parts(data, kind)
-        read = {HEIF: _decode_heif, "JPEG": _decode_jpeg}.get(kind, _decode)
-        picture, notices = read(data, kind, max_pixels)
+        if kind in PAGED:
+            picture, notices = _decode_page(data, kind, max_pixels, page)
+        else:
+            read = {HEIF: _decode_heif, "JPEG": _decode_jpeg}.get(kind, _decode)
+            picture, notices = read(data, kind, max_pixels)
         picture, dark = eight_bits(picture)
         return picture, notices + dark
 
 
-def announced_size(data: bytes, kind: str, max_pixels: int) -> tuple[int, int]:
+def count_pages(data: bytes, kind: str) -> int:
+    """How many pages a document has. Raises RefusedError."""
+    with _reasons(0):
+        return pdf.count_pages(data) if kind == PDF else len(tiff_pages(data))
+
+
+def announced_size(
+    data: bytes, kind: str, max_pixels: int, page: int | None = None
+) -> tuple[int, int]:
     """Width and height that `decode` will give the picture, turned or not; only headers are read.
 
     Raises RefusedError.
@@ -68,7 +83,9 @@ def announced_size(data: bytes, kind: str, max_pixels: int) -> tuple[int, int]:
         check_parts(data, kind)
         if kind == HEIF:
             return _heif_container(data, max_pixels).size
-        with _opened(data, kind, max_pixels) as (picture, _):
+        if kind == PDF:
+            return pdf.page_size(data, page or 1)
+        with _opened(data, kind, max_pixels, _frame(data, kind, page)) as (picture, _):
             return picture.size
 
 
@@ -107,8 +124,35 @@ def _decode_jpeg(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Imag
         return picture, [*notices, "its end marker is missing; the picture is whole"]
 
 
-def _decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, list[str]]:
-    with _opened(data, kind, max_pixels) as (picture, notices):
+def _decode_page(
+    data: bytes, kind: str, max_pixels: int, page: int | None
+) -> tuple[PILImage.Image, list[str]]:
+    if kind == PDF:
+        picture, notices = pdf.draw(data, page or 1), []
+    else:
+        picture, notices = _decode(data, kind, max_pixels, _frame(data, kind, page))
+    count = count_pages(data, kind) if page is None else 1
+    if count > 1:
+        is_all = kind == PDF or count <= limits.TIFF_PAGES
+        shown = f"{count:,}" if is_all else f"more than {limits.TIFF_PAGES:,}"
+        notices.append(f"only the first of {shown} pages is used")
+    return picture, notices
+
+
+def _frame(data: bytes, kind: str, page: int | None) -> int:
+    """Where a page of a TIFF stands among its frames, from 0."""
+    if kind != "TIFF" or page is None:
+        return 0
+    frames = tiff_pages(data)
+    if page > len(frames):
+        raise RefusedError(f"has no page {page:,}")
+    return frames[page - 1]
+
+
+def _decode(
+    data: bytes, kind: str, max_pixels: int, frame: int = 0
+) -> tuple[PILImage.Image, list[str]]:
+    with _opened(data, kind, max_pixels, frame) as (picture, notices):
         _check_kind(picture)
         orientation = _orientation(picture) if kind == "TIFF" else 1
         picture.load()
@@ -124,17 +168,21 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, li
             upright = picture.copy()
         if remaining != 1 or orientation != 1:
             notices.append("turned upright, as its metadata says")
-        notices.extend(_frames_notice(picture, kind, data))
+        notices.extend(_frames_notice(picture, kind))
     return upright, notices
 
 
 @contextmanager
-def _opened(data: bytes, kind: str, max_pixels: int) -> Iterator[tuple[PILImage.Image, list[str]]]:
+def _opened(
+    data: bytes, kind: str, max_pixels: int, frame: int = 0
+) -> Iterator[tuple[PILImage.Image, list[str]]]:
     """A picture whose header alone is read, and whose size is checked; and the notices."""
     if kind not in READ:
         raise ValueError(kind)
     notices = []
     with PILImage.open(io.BytesIO(data), formats=(kind,)) as picture:
+        if frame:
+            picture.seek(frame)
         if picture.width * picture.height > max_pixels and _halve(picture):
             notices.append("decoded at half its size, because it is larger than the limit")
         check_size(picture.size, max_pixels)
@@ -203,14 +251,10 @@ def _orientation(picture: PILImage.Image) -> int:
         return 1
 
 
-def _frames_notice(picture: Any, kind: str, data: bytes) -> list[str]:
+def _frames_notice(picture: Any, kind: str) -> list[str]:
     """What is left out of a file with several frames; phones add a hidden second one to JPEG."""
-    if kind == "JPEG":
+    if kind in ("JPEG", "TIFF"):  # pages of a TIFF are no frames
         return []
-    if kind == "TIFF":  # Pillow would parse each page
-        count = tiff_pages(data)
-        shown = f"{count:,}" if count <= limits.TIFF_PAGES else f"more than {limits.TIFF_PAGES:,}"
-        return [f"only the first of {shown} pages is used"] if count > 1 else []
     try:
         if kind == "GIF":  # counting would mean to read the whole file
             animated = getattr(picture, "is_animated", False)

@@ -8,6 +8,8 @@ import re
 # Pillow's names of the formats that are read. Never those with interpreters or rare decoders.
 READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HEIF = "HEIF"
+PDF = "PDF"
+PAGED = (PDF, "TIFF")  # documents, of which each page is a picture
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -19,13 +21,13 @@ _MAGIC = {
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
+    b"%PDF-": PDF,
 }
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 
 _CONVERT = "save it as PNG or JPEG first"
 _FOREIGN = {
-    b"%PDF": "is a PDF; convert the page to PNG first, for example with pdftoppm -png",
     b"\0\0\0\x0cJXL ": f"is a JPEG XL picture, which is not read; {_CONVERT}",
     b"\xff\x0a": f"is a JPEG XL picture, which is not read; {_CONVERT}",
     b"\0\0\0\x0cjP  ": f"is a JPEG 2000 picture, which is not read; {_CONVERT}",
@@ -52,7 +54,7 @@ _TEXT = (
 
 
 def picture_format(data: bytes) -> str | None:
-    """Pillow's name of the format that `data` starts like, "HEIF", or None."""
+    """Pillow's name of the format that `data` starts like, "HEIF", "PDF", or None."""
     for magic, name in _MAGIC.items():
         if data.startswith(magic):
             return name
@@ -81,7 +83,7 @@ def explain_foreign(data: bytes) -> str:
         for pattern, reason in _TEXT:
             if pattern.search(text):
                 return reason
-    return "is not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC)"
+    return "is not a picture in a known format (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, PDF)"
 
 
 def is_data_url(data: bytes) -> bool:

@@ -19,7 +19,8 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mmchat import limits
 from mmchat.errors import ImageError, UsageError, quoted
-from mmchat.images.formats import explain_foreign, picture_format
+from mmchat.images.formats import PAGED, explain_foreign, picture_format
+from mmchat.images.pages import HOW, split_pages
 from mmchat.spelling import closest
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
@@ -27,6 +28,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _ENTRIES_SEARCHED = 2_000  # of a folder, for a name like the one that is missing
 _URL_LETTERS = bytes.maketrans(b"-_", b"+/")
+_DATA_KINDS = ("application/octet-stream", "application/pdf")
 _REASONS = {
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "its links go round in a circle",
@@ -36,10 +38,16 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Encoded:
-    """A picture file in memory. name: what the user called it, unescaped, for display."""
+    """A picture file in memory. name: what the user called it, unescaped, for display.
+
+    pages: those that were asked for of a document, as in `paper.pdf#3-5`. page: the one that this
+    is, from 1; None: the first, and what is left out is said.
+    """
 
     data: bytes
     name: str
+    pages: str = ""
+    page: int | None = None
 
 
 def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = True) -> Encoded:
@@ -61,7 +69,7 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
             path = Path(source)
         except TypeError:  # of an object that gives bytes, or anything else
             raise UsageError(f"{type(source).__name__} gives no path as text") from None
-        return Encoded(_read_file(path), name or str(path))
+        return _read_path(str(path), name or str(path))
     if hasattr(source, "read"):
         return Encoded(_read_stream(source, name or "stream"), name or "stream")
     raise UsageError(
@@ -80,10 +88,14 @@ def _read_text(text: str, name: str | None, allow_fetch: bool) -> Encoded:
             raise ImageError("pictures from the network are switched off; give a file")
         from mmchat.images.web import fetch
 
-        return Encoded(fetch(text), name or text)
+        data = fetch(text)
+        place, pages = split_pages(text)
+        if pages and picture_format(data) in PAGED:  # else it is a place in the picture
+            return Encoded(data, name or place, pages)
+        return Encoded(data, name or text)
     if scheme == "file":
-        path = _file_url_path(text)
-        return Encoded(_read_file(path), name or str(path))
+        path = str(_file_url_path(text))
+        return _read_path(path, name or path)
     if "://" in text[:32] and found:
         raise ImageError(
             f"{quoted(text)} cannot be opened: addresses start with http: or https:; "
@@ -91,7 +103,22 @@ def _read_text(text: str, name: str | None, allow_fetch: bool) -> Encoded:
         )
     if not text:
         raise ImageError("the name of the picture is empty; give a file or an address")
-    return Encoded(_read_file(Path(text)), name or text)
+    return _read_path(text, name or text)
+
+
+def _read_path(path: str, name: str) -> Encoded:
+    """A file, or pages of one: what is there by its whole name has no pages behind it."""
+    file, pages = split_pages(path)
+    if not pages or _is_there(path):
+        return Encoded(_read_file(Path(path)), name)
+    return Encoded(_read_file(Path(file)), file if name == path else name, pages)
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return os.path.lexists(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _file_url_path(url: str) -> Path:
@@ -141,13 +168,24 @@ def check_file(source: str) -> None:
     if scheme in ("data", "http", "https"):
         return
     try:
-        if stat.S_ISFIFO(Path(source).expanduser().stat().st_mode):
+        if stat.S_ISFIFO(Path(split_pages(source)[0]).expanduser().stat().st_mode):
             return
     except (OSError, ValueError, RuntimeError):  # reading it says why
         pass
     encoded = read_source(source)
-    if picture_format(encoded.data) is None:
+    kind = picture_format(encoded.data)
+    if kind is None:
         raise ImageError(f"{quoted(encoded.name)} {explain_foreign(encoded.data)}")
+    check_paged(encoded, kind)
+
+
+def check_paged(encoded: Encoded, kind: str) -> None:
+    """Raise ImageError if pages are asked for of what has none. kind: its format."""
+    if encoded.pages and kind not in PAGED:
+        pages = quoted("#" + encoded.pages)
+        raise ImageError(
+            f"{quoted(encoded.name)} is a picture ({kind}) without pages; omit {pages}"
+        )
 
 
 def holds_picture(path: Path) -> bool:
@@ -163,6 +201,9 @@ def holds_picture(path: Path) -> bool:
 
 def _suggestion(path: Path) -> str:
     """`; is it 'x.png'?` with the name in the same folder that is most like the missing one."""
+    file, mark, _ = str(path).rpartition("#")
+    if mark and _is_there(file):
+        return f"; {HOW}"
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry in itertools.islice(entries, _ENTRIES_SEARCHED)]
@@ -202,7 +243,7 @@ def _read_data_url(url: str) -> bytes:
     kind, *parameters = head[len("data:") :].lower().split(";")
     if not comma:
         raise ImageError("the data: URL has no comma; write data:image/png;base64,…")
-    if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+    if kind and not (kind.startswith("image/") or kind in _DATA_KINDS):
         raise ImageError(f"the data: URL holds {quoted(kind)}, not a picture")
     is_base64 = "base64" in (parameter.strip() for parameter in parameters)
     if not is_base64:

@@ -91,7 +91,10 @@ def _replace(chat: Chat, argument: str) -> None:
     at = _number(number, "the picture")
     asked = len(chat.session.conversation.images)
     del others[at - 1 : at]
-    [image] = chat.load(found.sources, others)
+    images = chat.load(found.sources, others)
+    if len(images) > 1:
+        raise UsageError(f"these are {len(images)} pages; name one, as in: \\replace 1 paper.pdf#2")
+    [image] = images
     chat.exchange(at, image)
     chat.show_picture(image, f"picture {number} is now")
     _say_answers_stay(chat, at, asked)

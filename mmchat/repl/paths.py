@@ -22,12 +22,12 @@ from mmchat.terminal import one_line
 # The last ones are not read, but the reason is then given.
 _ENDINGS = (
     "jpg jpeg jpe jfif jif pjpeg pjp mpo png apng webp gif bmp dib tif tiff avif avifs heic heif"
-    " heics hif svg jxl jp2 j2k ico psd dng cr2 cr3 nef arw"
+    " heics hif pdf svg jxl jp2 j2k ico psd dng cr2 cr3 nef arw"
 )
 EXTENSIONS = frozenset(_ENDINGS.split())
 CLIPBOARD = "clipboard"
 _ADDRESS = re.compile(r"(https?|file)://", re.IGNORECASE)
-_DATA = re.compile(r"data:image/", re.IGNORECASE)
+_DATA = re.compile(r"data:(image/|application/pdf[;,])", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:\\")  # of Windows
 # Not \s: names of files hold no-break spaces.
 _SPACE = re.compile(r"[ \t\r\n]*+")
@@ -274,11 +274,19 @@ def _folder_text(path: Path) -> str:
 
 
 def existing(name: str, listings: dict[Path, dict[str, Path]] | None = None) -> Path | None:
-    """The file that a path or file: address means, or None.
+    """The file that a path or file: address means, or None; pages behind its name stay there.
 
     Spaces and accents may be coded otherwise. listings: what was read of folders before.
     """
     listings = {} if listings is None else listings
+    if found := _existing(name, listings):
+        return found
+    whole = without_pages(name)
+    found = _existing(whole, listings) if whole != name else None
+    return Path(str(found) + name[len(whole) :]) if found else None
+
+
+def _existing(name: str, listings: dict[Path, dict[str, Path]]) -> Path | None:
     try:
         path = _local_path(name).expanduser()
         if path.exists():
@@ -321,8 +329,17 @@ def looks_like_picture(name: str) -> bool:
     """True if a path or address ends like the name of a picture, whatever its case."""
     if _DATA.match(name):
         return True
-    path = re.split(r"[?#]", name, maxsplit=1)[0] if _ADDRESS.match(name) else name
+    path = re.split(r"[?#]", name, maxsplit=1)[0] if _ADDRESS.match(name) else without_pages(name)
     return path.rpartition(".")[2].lower() in EXTENSIONS and "." in path
+
+
+def without_pages(name: str) -> str:
+    """`paper.pdf` of `paper.pdf#3-5`."""
+    if "#" not in name:
+        return name
+    from mmchat.images.pages import split_pages
+
+    return split_pages(name)[0]
 
 
 def short_name(source: str) -> str:

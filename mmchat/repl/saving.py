@@ -200,15 +200,17 @@ def _read_images(
     entries: Collection[ImageRecord], folder: Path, where: Where, beside: Iterable[Image]
 ) -> dict[str, Image]:
     """The pictures by their hashes, if their pixels are those that these promise."""
-    from mmchat.images import load_images
+    from mmchat.images import load_each
 
     sources = {entry.content_hash: _image_source(entry, folder, where) for entry in entries}
     names = [f"picture {content_hash[:8]}" for content_hash in sources]
-    images = load_images(list(sources.values()), names=names, beside=beside)
-    for content_hash, image in zip(sources, images, strict=True):
-        if image.content_hash != content_hash:
-            raise where.fail(f"{image.source} was changed after it was saved")
-    return dict(zip(sources, images, strict=True))
+    each = load_each(list(sources.values()), names=names, beside=beside)
+    images = {}
+    for content_hash, name, found in zip(sources, names, each, strict=True):
+        if [image.content_hash for image in found] != [content_hash]:
+            raise where.fail(f"{name} was changed after it was saved")
+        images[content_hash] = found[0]
+    return images
 
 
 def _image_source(entry: ImageRecord, folder: Path, where: Where) -> Path | bytes:

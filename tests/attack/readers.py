@@ -26,6 +26,7 @@ from mmchat.strict_json import loads
 from mmchat.terminal import sanitize
 from mmchat.tokenizers import open_tokenizer
 from tests.checkpoints.hostile_files import members_of, write_pth, write_safetensors
+from tests.images.test_documents import one_page
 from tests.meta_checkpoint import meta_params
 from tests.repl.screens import SAMPLE, Terminal
 from tests.synthetic_tokenizer import all_splits, hub_bytes, tiktoken_lines, trained_tokens
@@ -160,7 +161,15 @@ def _pictures() -> dict[str, Reader]:
         file = io.BytesIO()
         small.save(file, kind, **options)
         wholes.append(file.getvalue())
-    return {"picture": Reader(load_image, wholes, (MmchatError,), 60_000)}
+    file = io.BytesIO()
+    small.save(file, "PDF", save_all=True, append_images=[small])
+    text = b"BT /F 20 Tf 5 9 Td (a page) Tj ET 1 0 0 rg 9 9 m 60 70 3 30 9 40 c f"
+    font = b"/Resources <</Font <</F <</Type /Font /Subtype /Type1 /BaseFont /Helvetica>> >> >>"
+    documents = [file.getvalue(), one_page(content=text, more=font)]
+    return {
+        "picture": Reader(load_image, wholes, (MmchatError,), 60_000),
+        "document": Reader(load_image, documents, (MmchatError,), 10_000),
+    }
 
 
 def _texts() -> dict[str, Reader]:

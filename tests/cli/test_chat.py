@@ -287,6 +287,25 @@ def test_a_full_context_names_what_would_have_to_go(mmchat_command):
     assert done.stdout.splitlines()[0] == "x" * 10
 
 
+def test_pages_of_a_document_are_pictures(mmchat_command, tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    pages = [Image.new("RGB", (30, 40), colour) for colour in ("red", "lime", "blue")]
+    pages[0].save("paper.pdf", save_all=True, append_images=pages[1:])
+    lines = [
+        "\\image paper.pdf#2-3",
+        "\\replace 2 paper.pdf",
+        "\\replace 2 paper.pdf#1",
+        "\\images",
+    ]
+    done = piped(mmchat_command, lines)
+    assert re.findall(r"(?m)^(\d)  (paper.*):", done.stdout) == [
+        ("1", "paper.pdf page 2"), ("2", "paper.pdf page 1"),
+    ]  # fmt: skip
+    assert "these are 3 pages; name one, as in: \\replace 1 paper.pdf#2" in done.stderr
+
+
 def test_a_base_model_cannot_chat(mmchat_command):
     mmchat_command.use(params="llama3.2-11B-base")
     done = mmchat_command("chat")

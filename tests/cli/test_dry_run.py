@@ -42,3 +42,17 @@ def test_a_dry_run_refuses_what_an_export_does_not_have(run_real, export):
     done = run_real("generate", str(folder), "-p", "x", "--dry-run", "--quantize", other)
     assert f"was exported with --quantize {scheme}, which cannot be changed" in done.stderr
     assert done.exit_code == 2
+
+
+def test_how_many_pictures_fit_the_context_is_said(run_real, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (20, 10)).save(tmp_path / "dog.png")
+    asked = ["generate", "tiny", "-p", "x", *["-i", str(tmp_path / "dog.png")] * 3]
+    tokens = json.loads(run_real(*asked, "--dry-run", "--json").stdout)["prompt_tokens"]
+    for less, which in ((0, "first 2"), (1, "first")):
+        done = run_real(*asked, "--dry-run", "--max-seq-len", str(tokens - less))
+        assert f"too many for the context; the {which} of its 3 pictures would fit" in done.stdout
+    done = run_real(*asked, "--max-seq-len", str(tokens))
+    assert "; the first 2 of its 3 pictures would fit (of a document: paper.pdf#1-2)" in done.stderr
+    assert done.exit_code == 2

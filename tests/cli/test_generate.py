@@ -454,3 +454,23 @@ def test_a_picture_that_the_prompt_names_and_nobody_sends_is_said(
     assert len(line) < 300
     page = "see https://example.org/page"
     assert "not attached" not in mmchat_command("generate", "-p", page).stderr
+
+
+def test_pages_of_a_document_are_pictures(mmchat_command, tmp_path):
+    from PIL import Image
+
+    first, *rest = [Image.new("RGB", (30, 40), colour) for colour in ("red", "lime", "blue")]
+    paper = tmp_path / "paper.pdf"
+    first.save(paper, "PDF", save_all=True, append_images=rest)
+    shown = mmchat_command("generate", "-p", "x", f"{paper}#2-3", "--dry-run", "--json")
+    sources = [picture["source"] for picture in json.loads(shown.stdout)["images"]]
+    assert sources == [f"{paper} page 2", f"{paper} page 3"]
+    piped = mmchat_command("generate", "-p", "x", "--dry-run", "--json", stdin=paper.read_bytes())
+    sources = [picture["source"] for picture in json.loads(piped.stdout)["images"]]
+    assert sources == ["stdin page 1", "stdin page 2", "stdin page 3"]
+    asked = mmchat_command("generate", f"Is it in {paper}?", f"{paper}#2")
+    assert (asked.exit_code, "is not attached" in asked.stderr) == (0, False)
+    before = paper.read_bytes()
+    over = mmchat_command("generate", "-p", "x", "-i", f"{paper}#2", "-o", str(paper))
+    assert "would replace the picture" in over.stderr
+    assert (over.exit_code, paper.read_bytes() == before) == (2, True)

@@ -146,6 +146,9 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers():
     with pytest.raises(MemoryError_, match=r"there is room for 7.5 KiB"):
         engine.submit(request(1, pictures="abdgi"))
     assert not engine.has_work
+    fewer = r"with fewer pictures; the first 4 of its 5 pictures would fit \(.*paper.pdf#1-4\)"
+    with pytest.raises(MemoryError_, match=fewer):
+        engine.submit(request(1, pictures="abdgi"))
 
 
 def test_what_is_idle_goes_before_anybody_waits():

@@ -153,6 +153,16 @@ def test_text_only_is_offered_where_no_scheme_fits():
     assert "--text-only" not in message(with_pictures, 6 * GIB)
 
 
+def test_how_many_of_the_pictures_fit_is_said():
+    pictures = tuple(picture(4) for _ in range(6))
+    wanted = setup(workload=Workload(300, 100, pictures))
+    enough = setup(workload=Workload(300, 100, pictures[:4])).need().total
+    assert message(wanted, enough).endswith(
+        "; the first 4 of its 6 pictures would fit (of a document: paper.pdf#1-4)"
+    )
+    assert "of its 6 pictures" not in message(wanted, 3 * GIB)
+
+
 def test_where_nothing_fits_the_least_is_said():
     said = message(setup(B90, "cuda"), 8 * GIB)
     assert "; even --quantize int4-g128 --text-only needs" in said

@@ -104,8 +104,8 @@ def test_counting_goes_over_the_file_once():
             return super().__getitem__(where)
 
     data = Watched(b"II*\0\x08\0\0\0" + struct.pack("<HI", 0, 8))  # a page that follows itself
-    assert tiff_pages(data) == 1
-    assert Watched.read < 20
+    assert tiff_pages(data) == [0]
+    assert Watched.read < 30
     for kind, start in (("PNG", b"\x89PNG\r\n\x1a\n"), ("GIF", b"GIF89a\1\0\1\0\0\0\0")):
         Watched.read = 0
         check_parts(Watched(start + b"\xff\xff\xff\xff" * 1000), kind)
@@ -125,9 +125,9 @@ def test_the_pages_of_a_tiff_are_counted(order, big, count):
     data = byte_order + head
     for index in range(count):
         data += page(len(data) + len(page(0)) if index + 1 < count else 0)
-    assert tiff_pages(data) == count
+    assert tiff_pages(data) == list(range(count))
     frames = [SMALL] * (count - 1)
-    assert tiff_pages(encode("TIFF", save_all=True, append_images=frames)) == count
+    assert tiff_pages(encode("TIFF", save_all=True, append_images=frames)) == list(range(count))
 
 
 def test_a_tiff_of_very_many_pages_is_read_and_said():

@@ -126,7 +126,6 @@ def test_heic_without_the_extra_names_it(monkeypatch):
     ("data", "words"),
     [
         (b"", "is empty"),
-        (b"%PDF-1.7\n", "PDF; convert"),
         (b'<?xml version="1.0"?>\n<!-- x --><svg xmlns="http://www.w3.org/2000/svg">', "SVG"),
         (b"<svg/>", "not a picture in a known format"),
         (b"\n <!DOCTYPE html><html></html>", "web page"),

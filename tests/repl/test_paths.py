@@ -19,6 +19,7 @@ def folder(tmp_path, monkeypatch):
         "ä.png",
         NARROW,
         "both,two.png",
+        "paper.pdf",
     ):
         (tmp_path / name).write_bytes(b"x")
     for name in ("photo", "dog.jfif"):
@@ -31,6 +32,10 @@ def folder(tmp_path, monkeypatch):
 
 
 ATTACHED = [
+    ("paper.pdf", ["paper.pdf"]),
+    ("paper.pdf#2", ["paper.pdf#2"]),
+    ("./paper.pdf#3-5 dog.png", ["paper.pdf#3-5", "dog.png"]),
+    ("paper.pdf#1,4", ["paper.pdf#1,4"]),
     ("dog.png", ["dog.png"]),
     ("dog.png ", ["dog.png"]),
     ("./dog.png", ["dog.png"]),

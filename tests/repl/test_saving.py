@@ -1,5 +1,7 @@
 """Saved chats come back as they were, and files that are not chats are refused in one line."""
 
+import base64
+import io
 import json
 import stat
 
@@ -98,7 +100,19 @@ BROKEN = [
         lambda d: change(d, images=[{**d["images"][0], "data": d["images"][1]["data"]}]),
         "was changed after it was saved",
     ),
+    (
+        lambda d: change(d, images=[{**d["images"][0], "data": two_pages()}]),
+        "was changed after it was saved",
+    ),
 ]
+
+
+def two_pages() -> str:
+    """A document in the place of a picture."""
+    file = io.BytesIO()
+    page = PILImage.new("RGB", (8, 8))
+    page.save(file, "TIFF", save_all=True, append_images=[page])
+    return base64.b64encode(file.getvalue()).decode()
 
 
 @pytest.mark.parametrize(("damage", "message"), BROKEN)

@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 
 from mmchat.images.bounds import RefusedError
 from mmchat.images.colour import rgb_strips
-from mmchat.images.decode import announced_size, decode
+from mmchat.images.decode import announced_size, count_pages, decode
 
 
 def serve() -> None:
@@ -46,13 +46,15 @@ def _limit(request: dict[str, Any]) -> None:
 
 
 def _answer(request: dict[str, Any], data: bytes, answers: IO[bytes]) -> None:
-    kind, max_pixels = request["kind"], request["max_pixels"]
+    kind, max_pixels, page = request["kind"], request["max_pixels"], request["page"]
     picture = None
     try:
-        if request.get("only_size"):
-            answer = {"size": announced_size(data, kind, max_pixels)}
+        if request.get("only_pages"):
+            answer = {"pages": count_pages(data, kind)}
+        elif request.get("only_size"):
+            answer = {"size": announced_size(data, kind, max_pixels, page)}
         else:
-            picture, notices = decode(data, kind, max_pixels)
+            picture, notices = decode(data, kind, max_pixels, page)
             answer = {"size": picture.size, "notices": notices}
     except RefusedError as refusal:
         answer = {"reason": str(refusal), "missing_extra": refusal.missing_extra}
