@@ -20,6 +20,8 @@ from mmchat.strict_json import Where, escaped, read_bounded
 if TYPE_CHECKING:
     import typer
 
+    from mmchat.checkpoints.exported_folder import ExportedFolder
+
 # name, which is also the option's -> what is built in
 BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": "none", "device": "auto"}
 NOWHERE = "built in"
@@ -67,8 +69,8 @@ def defaults() -> dict[str, Default]:
 def with_defaults(options: LoadOptions, context: typer.Context, *without: str) -> LoadOptions:
     """`options` with what the command line left open taken from `defaults`, but for `without`.
 
-    What is exported in some scheme stays so. Raises what finding the model of a default raises,
-    with its place.
+    What is exported in some scheme, or for one device, stays so. Raises what finding the model of a
+    default raises, with its place.
     """
     chosen = {
         name: default
@@ -86,8 +88,11 @@ def with_defaults(options: LoadOptions, context: typer.Context, *without: str) -
         is_open = name in offered and source is not None and source.name == "DEFAULT"
         if name in chosen and is_open:
             taken[name] = chosen[name].value
-    if "quantize" in taken and _is_exported(taken.get("name", options.name)):
-        del taken["quantize"]
+    exported = _exported(taken.get("name", options.checkpoint_path or options.name))
+    if exported is not None:
+        taken.pop("quantize", None)
+        if exported.record.programs:  # which are made for one device
+            taken.pop("device", None)
     return replace(options, **taken)
 
 
@@ -100,13 +105,13 @@ def one_model(argument: Any, option: Any) -> Any:
     return option if argument is None else argument
 
 
-def _is_exported(name: Any) -> bool:
+def _exported(name: Any) -> ExportedFolder | None:
     from mmchat.checkpoints.exported_folder import exported_folder
 
     try:
-        return name is not None and exported_folder(Path(name).expanduser()) is not None
+        return None if name is None else exported_folder(Path(name).expanduser())
     except (MmchatError, OSError, ValueError, RuntimeError):  # finding it says what is wrong
-        return False
+        return None
 
 
 def _check_model(default: Default) -> None:

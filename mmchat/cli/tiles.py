@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,6 @@ from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 from mmchat.words import pixels
-
-if TYPE_CHECKING:
-    pass
 
 Preview = Annotated[
     Path | None,

@@ -89,32 +89,39 @@ class Engine:
         answer.cancel()
         with self._lock:
             if not self._is_stepping:  # as when a generator is collected in the middle of a step
-                self._drop_cancelled()
+                with self._working():
+                    self._drop_cancelled()
 
     def step(self) -> bool:
         """One token of all that write, one slice of what is read; whether there is more to do."""
-        with self._lock:
-            self._is_stepping = True
-            try:
-                self._drop_cancelled()
-                self._admit()
-                self._write([row for row in self._active if row.is_writing])
-                if self._turns:
-                    self._read(self._turns[0])
-            finally:
-                self._is_stepping = False
+        with self._lock, self._working():
+            self._drop_cancelled()
+            self._admit()
+            self._write([row for row in self._active if row.is_writing])
+            if self._turns:
+                self._read(self._turns[0])
             return self.has_work
 
     def fail(self, error: BaseException) -> None:
         """End all answers with this error, as when nobody will step any more."""
-        with self._lock:
+        with self._lock, self._working():
             self._queue_up()
             for answer in list(self._waiting):
                 self._waiting.remove(answer)
                 answer.fail(error)
-            for row in list(self._active):
+            for row in self._active:
                 row.answer.fail(error)
+            for row in list(self._active):
                 self._leave(row, row.slot.marks)
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Whoever cancels from within is heard afterwards."""
+        self._is_stepping = True
+        try:
+            yield
+        finally:
+            self._is_stepping = False
 
     # ---- who is there
 
@@ -132,8 +139,8 @@ class Engine:
             self._take(answer, place)
 
     def _take(self, answer: Answer, place: Place) -> None:
-        self._room.take(place, answer.request)
         try:
+            self._room.take(place, answer.request)
             row = Row(answer, place.slot, place.shared, self._model, self._pace)
         except BaseException as error:
             self._room.leave(place.slot, [])
@@ -207,11 +214,12 @@ class Engine:
 
     def release(self) -> None:
         """Give back what no running row needs, as far as that is possible without memory."""
-        try:
-            self._room.release()
-        except (MemoryError, RuntimeError) as error:
-            if memory_error(error) is None:
-                raise
+        with self._lock:
+            try:
+                self._room.release()
+            except (MemoryError, RuntimeError) as error:
+                if memory_error(error) is None:
+                    raise
 
     # ---- one slice of reading
 

@@ -81,14 +81,20 @@ class Answer:
         self._events.append(event)
         if isinstance(event, Finished):
             self.finished = event
-        if self._tell is not None:
-            self._tell()
+        self._told()
 
     def fail(self, error: BaseException) -> None:
         """It ends here, and this is why."""
         self.error = error
+        self._told()
+
+    def _told(self) -> None:
         if self._tell is not None:
-            self._tell()
+            try:
+                self._tell()
+            except Exception:  # as of an event loop that is closed: nobody reads any more
+                self._tell = None
+                self.cancel()
 
     def cancel(self) -> None:
         """End it before the next token; safe from any thread."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmchat import words
+from mmchat.engine.drafts import LONGEST_DRAFT
 from mmchat.engine.prefix import Place, Prefixes, Slot
 from mmchat.errors import MemoryError_
+from mmchat.hardware.allocation import memory_error
 
 if TYPE_CHECKING:
     from mmchat.engine.request import Request
@@ -38,18 +41,19 @@ class Room:
         """Raises MemoryError_ if it would not fit even alone."""
         if self.limit is None:
             return
-        need = self._bytes([_positions(request)], self._pictures_of(request))
+        need = self._bytes([self._positions(request)], self._pictures_of(request))
         if need > self.limit:
             limit, media = self.limit, request.prompt.media
 
             def fits(count: int) -> bool:
-                left = _positions(request) - sum(placed.count for placed in media[count:])
+                left = self._positions(request) - sum(placed.count for placed in media[count:])
                 return self._bytes([_round_up(left)], self._bytes_of(media[:count])) <= limit
 
             raise MemoryError_(
                 f"the prompt of {len(request.prompt.token_ids):,} tokens and an answer of up to "
                 f"{request.sampling.max_new_tokens:,} need {words.size(need)}, and there is room "
-                f"for {words.size(self.limit)}; ask for a shorter answer (--max-new-tokens), or "
+                f"for {words.size(self.limit)}; ask for a shorter answer (--max-new-tokens), "
+                f"{'with fewer rows at once, ' if self._cache.fixed else ''}or "
                 f"with fewer pictures{words.first_pictures(fits, len(media))}"
             )
 
@@ -61,27 +65,34 @@ class Room:
         taken = [slot for slot in self._prefixes.slots if slot.is_taken]
         for slot in taken:
             needed |= slot.pictures
-        rooms = [_positions(request), *(slot.room for slot in taken)]
+        own = self._positions(request)
+        rooms = [own, *(slot.room for slot in taken)]
         if taken and self._cache.fixed:
             rooms.append(self._longest)  # given back when nobody writes
         if self._bytes(rooms, needed) > self.limit:
             return None
         while True:
             place = self._prefixes.find(request.prompt, request.owner)
-            kept = [slot.room for slot in self._prefixes.slots if slot is not place.slot]
-            rooms = [_positions(request), self._longest, *kept]
-            held = self._bytes(rooms, self._encoded() | needed)
-            if held <= self.limit or not self._free_one(place, needed):
+            if self._holds(place.slot, own, needed) <= self.limit:
+                return place
+            if place.shared and not place.source.is_taken and not self._others(place):
+                # rather cut the source than lose it
+                place = replace(place, slot=place.source)
+                if self._holds(place.slot, own, needed) <= self.limit:
+                    return place
+            if not self._free_one(place, needed):
                 return place
 
     def take(self, place: Place, request: Request) -> None:
         """Promise the request its memory."""
         self._prefixes.take(place, request.prompt, request.owner)
         if self.limit is not None:
-            place.slot.room = _positions(request)
+            place.slot.room = self._positions(request)
             if self._cache.fixed:
                 self._longest = max(self._longest, place.slot.room)
             place.slot.pictures = self._pictures_of(request)
+            for content_hash in place.slot.pictures.keys() & self._pictures.keys():
+                self._pictures[content_hash] = self._pictures.pop(content_hash)  # used last
 
     def reserve(self, slot: Slot) -> None:
         """Allocate what was promised, once: growing holds the old and the new at the same time."""
@@ -101,8 +112,17 @@ class Room:
         if not marks:
             self.free(slot)
         elif self.limit is not None:
+            self._shrink(slot, len(marks))
+
+    def _shrink(self, slot: Slot, positions: int) -> None:
+        try:
             self._cache.shrink(slot.number)
-            slot.room = _round_up(len(marks))
+        except (MemoryError, RuntimeError) as error:  # the smaller one is made beside the larger
+            if memory_error(error) is None:
+                raise
+            self.free(slot)
+        else:
+            slot.room = _round_up(positions)
 
     def free(self, slot: Slot) -> None:
         """Forget what an idle slot holds, for good."""
@@ -119,11 +139,11 @@ class Room:
 
     def _free_one(self, place: Place, needed: dict[str, int]) -> bool:
         """Forget a picture that nothing refers to, or else an idle slot; False if there is none."""
-        for content_hash in self._encoded().keys() - needed.keys():
+        for content_hash in [name for name in self._encoded() if name not in needed]:
             self._cache.drop_media(content_hash)
             if not self._cache.has_media(content_hash):
                 return True
-        idle = [slot for slot in self._prefixes.slots if slot.room and not slot.is_taken]
+        idle = self._idle()
         if not idle:
             is_over = self._longest > 0 and not any(s.is_taken for s in self._prefixes.slots)
             if is_over:
@@ -138,6 +158,17 @@ class Room:
         self.free(min(idle, key=worth))
         return True
 
+    def _idle(self) -> list[Slot]:
+        return [slot for slot in self._prefixes.slots if slot.room and not slot.is_taken]
+
+    def _others(self, place: Place) -> list[Slot]:
+        return [slot for slot in self._idle() if slot is not place.source]
+
+    def _holds(self, given: Slot, positions: int, needed: dict[str, int]) -> int:
+        """Bytes of everything, once a slot is given so many positions."""
+        kept = [slot.room for slot in self._prefixes.slots if slot is not given]
+        return self._bytes([positions, self._longest, *kept], self._encoded() | needed)
+
     def _encoded(self) -> dict[str, int]:
         """The pictures that the cache still has."""
         held = self._pictures
@@ -145,10 +176,18 @@ class Room:
         return self._pictures
 
     def _bytes(self, rooms: Sequence[int], pictures: dict[str, int]) -> int:
-        positions = sum(rooms)
+        positions, beside = sum(rooms), 0
         if self._cache.fixed:
-            positions = max(rooms) * len(self._prefixes.slots)
-        return positions * self._model.position_bytes + sum(pictures.values())
+            slots = len(self._prefixes.slots)
+            positions = max(rooms) * slots
+            # a step of several slots reads copies of what they see, each as long as the longest
+            beside = slots * max(pictures.values(), default=0) if slots > 1 else 0
+        return positions * self._model.position_bytes + sum(pictures.values()) + beside
+
+    def _positions(self, request: Request) -> int:
+        most = len(request.prompt.token_ids) + request.sampling.max_new_tokens
+        # one row's draft is written in all slots, also behind those that are full
+        return _round_up(most + (LONGEST_DRAFT + 1 if self._cache.fixed else 0))
 
     def _pictures_of(self, request: Request) -> dict[str, int]:
         return self._bytes_of(request.prompt.media)
@@ -157,10 +196,6 @@ class Room:
         """By content hash: what occurs twice is kept once."""
         media = [one.media for one in placed]
         return {one.content_hash: self._model.media_bytes(one.facts) for one in media}
-
-
-def _positions(request: Request) -> int:
-    return _round_up(len(request.prompt.token_ids) + request.sampling.max_new_tokens)
 
 
 def _round_up(positions: int) -> int:

@@ -106,6 +106,21 @@ def test_a_failure_of_one_answer_is_raised_to_its_reader_alone():
         assert thread.is_alive
 
 
+def test_a_reader_that_cannot_be_told_costs_nobody_else_an_answer():
+    """As an event loop that was closed."""
+
+    def closed() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    with EngineThread(Engine(fake_model(), rows=2)) as thread:
+        gone = [thread.submit(request(number, 3, most=5_000), closed) for number in range(3)]
+        good = request(7, 8)
+        assert last(thread.read(good)) == expected(good.prompt, 12)
+        wait_for(lambda: not thread.engine.has_work)
+        assert thread.is_alive
+    assert all(answer.is_over and answer.error is None for answer in gone)
+
+
 def test_what_can_never_fit_is_refused_at_once():
     with EngineThread(Engine(counted_model(), memory=ROW)) as thread:
         with pytest.raises(MemoryError_):

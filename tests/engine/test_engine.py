@@ -274,6 +274,24 @@ def test_cancelling_frees_the_row_at_once(after_steps):
     assert end.output_ids == expected(Prompt((5, 6)), 12)
 
 
+def test_an_answer_that_cancels_another_as_it_ends_is_heard_once():
+    engine = Engine(fake_model(), rows=2)
+    params = replace(GREEDY, max_new_tokens=100)
+    others = []
+    first = engine.submit(
+        Request(Prompt((1, 2)), params, ignore_stop=True),
+        lambda: [engine.cancel(other) for other in others if first.is_over],
+    )
+    others.append(engine.submit(Request(Prompt((3, 4)), params, ignore_stop=True)))
+    for _ in range(5):
+        engine.step()
+    engine.cancel(first)
+    while engine.step():
+        pass
+    for answer in (first, *others):
+        assert [type(event) for event in answer.take()].count(Finished) == 1
+
+
 PLACES = {
     "in the queue": lambda engine, answer: answer in engine._waiting,
     "in a picture": lambda engine, answer: any(row.encoding for row in engine._active),

@@ -177,6 +177,29 @@ def test_the_least_recently_used_goes_and_the_prefix_that_is_asked_for_stays():
     assert end.usage.cached_tokens == 0
 
 
+def test_a_prefix_is_cut_rather_than_lost_where_a_copy_does_not_fit():
+    engine = Engine(counted_model(), rows=2, memory=ROW * 3 // 2)
+    ids = tuple(range(200))
+    list(run(engine, [engine.submit(request(*ids))]))
+    [*_, (_, end)] = run(engine, [engine.submit(request(*ids[:150], 7, 8))])
+    assert end.usage.cached_tokens == 150
+    assert end.output_ids == expected(Prompt((*ids[:150], 7, 8)), 12)
+
+
+def test_memory_that_runs_out_while_a_slot_is_shrunk_costs_what_it_holds(monkeypatch):
+    engine = Engine(counted_model(), rows=2, memory=4 * ROW)
+
+    def fail(slot):
+        if engine.cache.lengths[slot]:
+            raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(engine.cache, "shrink", fail)
+    first = engine.submit(request(1, 2))
+    finish(engine)
+    assert said(first) == expected(Prompt((1, 2)), 12)
+    assert engine.cache.bytes == 0
+
+
 @pytest.mark.parametrize(
     "sequences",
     [range(20), pytest.param(range(20, 200), marks=pytest.mark.slow)],

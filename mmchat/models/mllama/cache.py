@@ -108,6 +108,7 @@ class MllamaCache:
 
     def release(self) -> None:
         self._forget_unused(keep=0)
+        self._last_groups = ((), [])  # copies of pictures, where several are seen together
         for slot, length in enumerate(self.lengths):
             longest = max(self.lengths) if self.fixed else length
             for layer in self.layers:
@@ -214,6 +215,7 @@ class MllamaCache:
         rows = zip(slots, ends, strict=True)
         groups = tuple(_last_group(visible_images(self.images[slot], end)) for slot, end in rows)
         if groups != self._last_groups[0]:
+            self._last_groups = ((), [])  # before the next is made
             self._last_groups = groups, self._gather(groups)
         return self._last_groups[1]
 
