@@ -88,10 +88,11 @@ def with_defaults(options: LoadOptions, context: typer.Context, *without: str) -
         is_open = name in offered and source is not None and source.name == "DEFAULT"
         if name in chosen and is_open:
             taken[name] = chosen[name].value
-    exported = _exported(taken.get("name", options.checkpoint_path or options.name))
-    if exported is not None:
-        taken.pop("quantize", None)
-        if exported.record.programs:  # which are made for one device
+    if taken.keys() & {"quantize", "device"}:
+        exported = _exported(taken.get("name", options.checkpoint_path or options.name))
+        if exported is not None:
+            taken.pop("quantize", None)
+        if exported is not None and exported.record.programs:  # which are made for one device
             taken.pop("device", None)
     return replace(options, **taken)
 
