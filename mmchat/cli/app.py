@@ -99,6 +99,10 @@ class MmchatGroup(Group):
             result = CLOSED_PIPE_EXIT_CODE
         except Exception as error:
             result = _report(error)
+            try:
+                sys.stdout.flush()
+            except (OSError, ValueError):  # Python would try again at the end, and exit with 120
+                console.forget(sys.stdout)
         sys.exit(result if isinstance(result, int) else 0)
 
 

@@ -162,7 +162,7 @@ def test_a_signal_while_a_chat_loads_leaves_the_terminal_as_it_was(sent, code, t
         "import sys, time\nfrom mmchat.cli import model_choice\n"
         "from tests.cli.fake_loading import install\nfrom tests.cli.fake_program import scripted\n"
         "install(scripted(''), setattr)\n"
-        "def load(*_):\n    sys.stderr.write('LOADING')\n    time.sleep(60)\n"
+        "def load(*_):\n    print('LOADING', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
         "model_choice.load = load\nfrom mmchat.__main__ import main\nmain()\n"
     )
     terminal, inner = pty.openpty()
@@ -171,7 +171,7 @@ def test_a_signal_while_a_chat_loads_leaves_the_terminal_as_it_was(sent, code, t
         stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
     )  # fmt: skip
     assert process.stderr is not None
-    assert process.stderr.read(7) == b"LOADING"
+    assert process.stderr.read(8) == b"LOADING\n"
     assert not termios.tcgetattr(inner)[3] & termios.ECHO
     process.send_signal(sent)
     assert process.wait(60) == code

@@ -21,7 +21,14 @@ from mmchat.images import load_image, worker
 
 pytestmark = pytest.mark.process
 
-REQUEST = {"kind": "PNG", "alpha": "white", "max_pixels": 10**6, "cpu_seconds": 10, "memory": 2**30}
+REQUEST = {
+    "kind": "PNG",
+    "page": None,
+    "alpha": "white",
+    "max_pixels": 10**6,
+    "cpu_seconds": 10,
+    "memory": 2**30,
+}
 
 
 @pytest.fixture
