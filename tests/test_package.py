@@ -81,7 +81,7 @@ model = mmchat.load(7)
 mmchat.SamplingParams(temperature="hot")
 model.chat().send(["What?"])
 model.generate_many(["What?"], rows="4")
-[event.answer for event in model.complete("The")]
+[event.answer for event in model.chat().complete("The")]
 """
 
 

@@ -22,7 +22,7 @@ from mmchat.checkpoints.writers import papers_beside
 from mmchat.errors import CheckpointError, UsageError, quoted
 from mmchat.export.hub_folder import HubExport
 from mmchat.export.loaded import LoadedExport
-from mmchat.export.plan import ExportPlan
+from mmchat.export.plan import ExportPlan as ExportPlan
 from mmchat.export.target import check_target
 from mmchat.progress import ProgressCallback
 from mmchat.storage.safe_files import sync
