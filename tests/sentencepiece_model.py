@@ -23,13 +23,14 @@ SYLLABLES = (
     "éa",
     "犬",
 )
+ENDS = ("", ".", ":")
 
 
 def lines(seed: int, count: int) -> list[str]:
     chosen = random.Random(seed)
     return [
         " ".join(
-            "".join(chosen.choices(SYLLABLES, k=chosen.randint(1, 3))) + chosen.choice(("", ".", ":"))
+            "".join((*chosen.choices(SYLLABLES, k=chosen.randint(1, 3)), chosen.choice(ENDS)))
             for _ in range(chosen.randint(2, 9))
         )
         for _ in range(count)

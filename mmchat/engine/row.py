@@ -57,7 +57,7 @@ class Row:
             stop_ids=self._stop_ids,
             vocab_size=model.vocab_size,
         )
-        self._text = AnswerText(model.tokenizer, params.stop)
+        self._text = AnswerText(model.tokenizer, params.stop, prompt.lead)
         self._pieces: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -101,6 +101,7 @@ class Row:
 
     def has_read(self, logits: Tensor) -> None:
         """The prompt is read; logits: [1, V] of its last position."""
+        logits = self._writable(logits)
         self._sampled(self._sampler.sample(logits), logits)
         if not self._may_run_ahead():
             self._arrive()
@@ -126,6 +127,7 @@ class Row:
 
         begin: when the step began; None if other rows took part, which tells nothing of drafts.
         """
+        logits = self._writable(logits)
         if self._arriving:
             upcoming = self._sampler.sample(logits)  # queued before the host waits in `_arrive`
             self._arrive()
@@ -156,6 +158,10 @@ class Row:
             self._drafter.verified(len(self._draft), right, seconds)
         else:
             self._drafter.stepped(seconds)
+
+    def _writable(self, logits: Tensor) -> Tensor:
+        """[S, V] -> [S, v], without rows of the head that stand for no token."""
+        return logits[:, : self._model.vocab_size]
 
     def _sampled(self, token: Tensor, logits: Tensor) -> None:
         self.token, self._logits = token, logits

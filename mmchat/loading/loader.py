@@ -33,6 +33,9 @@ from mmchat.runtime.compiled import make_runtime
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
 
+# Rows of a head that makers add to their tokens, for a size that divides well.
+MOST_SPARE_ROWS = 128
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -84,7 +87,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Tokens that the model can write."""
-        return self.spec.config.vocab_size
+        return min(self.spec.config.vocab_size, self.tokenizer.vocab_size)
 
     def peak_memory(self) -> int:
         """Highest memory use so far, bytes."""
@@ -231,7 +234,7 @@ def _open_tokenizer(source: ModelSource) -> Tokenizer:
     path = source.tokenizer_file()
     tokenizer = open_tokenizer(path)
     rows = source.spec.config.vocab_size
-    if tokenizer.vocab_size != rows:
+    if not 0 <= rows - tokenizer.vocab_size < MOST_SPARE_ROWS:
         raise CheckpointError(
             f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "
             f"model {source.spec.name} has {rows}; give the tokenizer that came with the weights"

@@ -131,6 +131,10 @@ class Family(Protocol[C, M]):
         """
         ...
 
+    def companion(self, config: C) -> str | None:
+        """The repository whose weights the model needs beside its own; None for nothing."""
+        ...
+
     def to_sections(self, config: C) -> dict[str, Any]:
         """The JSON that `parse` reads."""
         ...

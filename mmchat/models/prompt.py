@@ -70,12 +70,14 @@ class Prompt:
 
     media: its pictures in order. context: what else the keys and values of every position depend
     on, such as a rotary base that follows from the length. It is only compared: prompts that differ
-    in it share nothing.
+    in it share nothing. lead: what the first tokens of an answer may begin with in this format and
+    is no part of its text.
     """
 
     token_ids: tuple[int, ...]
     media: tuple[PlacedMedia, ...] = ()
     context: str = ""
+    lead: str = ""
 
     @property
     def fingerprint(self) -> tuple[int | str, ...]:

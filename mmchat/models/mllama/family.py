@@ -48,6 +48,9 @@ class MllamaFamily:
         config = translate.from_hf_config(found, preprocessor, where, preprocessor_where)
         return Translated(config, is_chat=None)
 
+    def companion(self, config: MllamaConfig) -> None:
+        return None
+
     def hub_documents(
         self,
         config: MllamaConfig,
