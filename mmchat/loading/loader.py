@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mmchat.catalog.find import ModelSource, ModelSpec
-from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.engine.engine import Engine
@@ -138,10 +138,7 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
         running = _run_programs(exported, spec, options)
     else:
         tokenizer = _open_tokenizer(source)
-        rules = None if exported else spec.family.shard_axis
-        if source.checkpoint is None:
-            raise CheckpointError(f"no weights of {spec.name} are here; give --checkpoint-path")
-        with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
+        with source.open_weights() as files:
             running = _run_weights(files, spec, options, exported.record if exported else None)
     return _ready(spec, options, running, tokenizer, begin)
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Alpha = Literal["white", "drop"]
 
+# In front of the names of tensors that come from the repository of Family.companion.
+COMPANION = "companion."
+
 
 class Config(Protocol):
     """All that one model's config says to those outside of its family; frozen, compared by value.

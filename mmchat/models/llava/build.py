@@ -10,12 +10,12 @@ from typing import Literal, NoReturn
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.errors import ExportError
-from mmchat.models.family import Alpha, OtherConfigError
+from mmchat.models.family import COMPANION, Alpha, OtherConfigError
 from mmchat.models.hub_weights import HubWeights, entries_by_name
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.processor import LlavaProcessor
-from mmchat.models.llava.tensor_names import COMPANION, VISION, hub_name, hub_shapes
+from mmchat.models.llava.tensor_names import VISION, hub_name, hub_shapes
 from mmchat.tokenizers.base import Tokenizer
 
 _POSITIONS = f"{VISION}embeddings.position_embedding.weight"

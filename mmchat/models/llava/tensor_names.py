@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 
+from mmchat.models.family import COMPANION
 from mmchat.models.llava.config import LlavaConfig, TextConfig, VisionConfig
 
 Shape = tuple[int, ...]
 
 VISION = "vision_tower.vision_model."
-# In front of the names of a vision encoder that lies in a repository of its own.
-COMPANION = "companion."
 
 # How other writers begin a name -> how the Hub's checkpoints of LLaVA-1.5 do. The first that fits
 # counts. `model.…` without more are the original checkpoints' own, the rest is what transformers

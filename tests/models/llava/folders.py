@@ -80,5 +80,5 @@ def tower_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {n.removeprefix(start): t for n, t in weights.items() if n.startswith(start)}
     found["vision_model.embeddings.position_ids"] = torch.arange(26)[None]
     found["text_model.final_layer_norm.weight"] = torch.ones(4)
-    found["text_projection.weight"] = found["visual_projection.weight"] = torch.ones(2, 2)
+    found |= {f"{kind}_projection.weight": torch.ones(2, 2) for kind in ("text", "visual")}
     return found | {"logit_scale": torch.tensor(2.6)}

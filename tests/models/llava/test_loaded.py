@@ -174,7 +174,7 @@ def test_another_tokenizer_is_refused(folder, tmp_path):
 
 
 def test_programs_are_refused_with_what_can_be_done(folder, tmp_path):
-    said = run("export", str(folder), "-o", str(tmp_path / "out"), "--format", "aoti", code=1)
+    said = run("export", str(folder), "-o", str(tmp_path / "out"), "--format", "aoti", code=2)
     assert "safetensors" in said
 
 

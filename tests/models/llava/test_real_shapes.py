@@ -8,6 +8,7 @@ from math import prod
 import pytest
 import torch
 
+from mmchat.catalog.find import find_spec
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.tensor_names import VISION, hub_shapes, is_unused
@@ -43,6 +44,15 @@ def test_totals_are_those_of_the_released_models(config, tensors, total):
     shapes = hub_shapes(config)
     assert len(shapes) == tensors
     assert parameters(shapes) == total
+
+
+@pytest.mark.parametrize(("name", "size"), [("llava", "7B"), ("llava:13b", "13B")])
+def test_the_known_models_have_these_configurations(name, size):
+    spec = find_spec(name)
+    assert spec is not None
+    assert spec.config == HUB[size]
+    assert spec.family.companion(spec.config) is None
+    assert spec.family.companion(ORIGINAL[size]) == "openai/clip-vit-large-patch14-336"
 
 
 @pytest.mark.parametrize("config", [HUB["7B"], HUB["13B"]])
