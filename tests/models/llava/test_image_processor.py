@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def picture(height: int, width: int, seed: int = 0) -> Image:
 
 def theirs(config: LlavaConfig):
     side = config.vision_config.image_size
-    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    size: Any = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
     if config.image_processor.square == "pad":
         return LlavaImageProcessorPil(do_pad=True, **size)
     return CLIPImageProcessorPil(**size)
@@ -56,7 +57,7 @@ def test_pixels_are_those_of_transformers_bit_for_bit(size, config):
 
 @pytest.mark.parametrize("size", [(61, 90), (90, 61), (3, 200), (200, 3)])
 def test_a_square_made_in_strips_is_the_one_that_is_made_whole(size, monkeypatch):
-    whole = square_pixels(picture(*size).pixels, CONFIG)
+    whole = np.asarray(square_pixels(picture(*size).pixels, CONFIG))
     monkeypatch.setattr(image_processor, "_STRIP_PIXELS", 450)
     assert np.array_equal(np.asarray(square_pixels(picture(*size).pixels, CONFIG)), whole)
 

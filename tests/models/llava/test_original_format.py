@@ -6,6 +6,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,8 +96,9 @@ def test_it_answers_as_the_same_weights_in_the_hubs_format(folder, tower, tmp_pa
 
 def test_every_tensor_comes_out_bit_for_bit(folder, tower):
     source = find_model(folder, vision_tower=tower)
+    made_for: Any = source.spec.config
     with source.open_weights() as files:
-        found = {n: t.clone() for n, t in LlavaBuild().iter_weights(files, source.spec.config)}
+        found = {n: t.clone() for n, t in LlavaBuild().iter_weights(files, made_for)}
     assert found.keys() == hub_shapes(CONFIG).keys()
     assert all(torch.equal(found[name].float(), WEIGHTS[name]) for name in found)
 
