@@ -53,6 +53,13 @@ FETCH_WAIT_SECONDS = 10.0  # that a busy server may ask for
 # Text
 PROMPT_BYTES = 4 * MIB
 
+# Requests to a server
+REQUEST_BYTES = 32 * MIB
+LARGE_REQUEST_BYTES = 64 * KIB  # beyond it JSON is parsed in a thread
+REQUEST_MESSAGES = 256
+REQUEST_PARTS = 64  # of one message
+REQUEST_PICTURES = 8
+
 # Sampling: the least and the greatest value of each setting, in every place where it can be given
 SAMPLING: Mapping[str, tuple[float, float]] = {
     "temperature": (0, 100),
