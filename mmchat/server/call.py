@@ -18,7 +18,8 @@ from mmchat.server.log import bug
 from mmchat.server.service import Service
 from mmchat.server.stream import Json
 
-OWNER = "mmchat.owner"  # of the scope: the name of the key that was given, "" without keys
+# Of the scope: the name of the key that was given, "" without keys; and tokens of the answers
+OWNER, TOKENS = "mmchat.owner", "mmchat.tokens"
 
 
 class Call:
@@ -34,6 +35,11 @@ class Call:
         self.body: dict[str, Any] = {}
         self.opened = ExitStack()
         self.timings = Timings()
+
+    def count(self, tokens: int) -> None:
+        """So many more were written, for the log."""
+        scope = self.request.scope
+        scope[TOKENS] = scope.get(TOKENS, 0) + tokens
 
     @property
     def path(self) -> str:
@@ -64,8 +70,9 @@ Handler = Callable[[Call], Awaitable[Response]]
 class Endpoint:
     """A handler as an application: its errors become answers, and it ends when the client goes."""
 
-    def __init__(self, service: Service, handler: Handler) -> None:
+    def __init__(self, service: Service, handler: Handler, route: str) -> None:
         self._service, self._handler = service, handler
+        self.route = route  # for the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(self._service, scope, receive)

@@ -77,6 +77,23 @@ class Service:
         """Whether anybody is being served."""
         return self._served.total() > 0
 
+    @property
+    def status(self) -> str:
+        """ "ok" if an answer would be begun now; else why not."""
+        thread = self._thread
+        if self.is_draining:
+            return "draining"
+        if thread is None:
+            return "loading"
+        if thread.error is not None:
+            return "dead"
+        return "stalled" if thread.engine.is_stalled(self._patience) else "ok"
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a step may take while others wait: a CPU reads a long prompt for minutes."""
+        return 300.0 if self.model.device.type == "cpu" else 30.0
+
     def drain(self) -> None:
         """Begin no more answers, nor those that wait."""
         self.is_draining = True
