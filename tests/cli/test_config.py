@@ -51,6 +51,14 @@ def test_an_option_comes_before_a_variable_before_the_file_before_what_is_built_
     assert taken(mmchat_command, "--params-path", "x.json")[0] is None
 
 
+def test_parts_are_kept_from_a_default_scheme(mmchat_command, monkeypatch):
+    monkeypatch.setenv("MMCHAT_QUANTIZE", "int8")
+    for command in (["generate", "-p", "x"], ["chat"]):
+        mmchat_command.use(b"x")
+        assert mmchat_command(*command, "--quantize-keep", "head", stdin="hi").exit_code == 0
+        assert mmchat_command.loaded.pop().quantize_keep == ("head",)
+
+
 def test_chat_takes_them_too(mmchat_command, config):
     config('quantize = "int4"')
     mmchat_command("chat", stdin="hi")
