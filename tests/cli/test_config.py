@@ -82,14 +82,20 @@ def test_the_file_is_where_config_path_says(mmchat_command, config):
 def test_show_says_where_each_value_comes_from(mmchat_command, config, monkeypatch):
     path = config('quantize = "int4"')
     monkeypatch.setenv("MMCHAT_DEVICE", "cuda:1")
-    assert mmchat_command("config", "show").stdout == (
+    shown = mmchat_command("config", "show").stdout
+    assert shown == (
         f"model     tiny    built in\nquantize  int4    {path}\ndevice    cuda:1  MMCHAT_DEVICE\n"
+        f"file      {path}\n"
     )
+    assert mmchat_command("config").stdout == shown
     assert json.loads(mmchat_command("config", "show", "--json").stdout) == {
         "model": {"value": "tiny", "origin": "built in"},
         "quantize": {"value": "int4", "origin": str(path)},
         "device": {"value": "cuda:1", "origin": "MMCHAT_DEVICE"},
+        "file": str(path),
     }
+    path.unlink()
+    assert mmchat_command("config").stdout.endswith(f"file      {path} (not there)\n")
 
 
 @pytest.mark.parametrize(

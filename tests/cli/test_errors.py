@@ -62,8 +62,8 @@ from mmchat.cli import model_choice
             ("browser",),
             "has no server and no page for a browser: 'mmchat chat' chats at the termin",
         ),
-        (("help",), "No such command 'help'; did you mean 'mmchat --help'? (see 'mmchat --help')"),
-        (("help", "chat"), "No such command 'help'; did you mean 'mmchat chat --help'? (see"),
+        (("help", "genrate"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
+        (("eval",), "Missing command; there is scenes (see 'mmchat eval --help')"),
         (("run", "tiny", "Why?"), "No such command 'run'; did you mean 'mmchat chat'? (see"),
         (("rm", "tiny"), "No such command 'rm'; did you mean 'mmchat remove'? (see"),
         (("ls",), "No such command 'ls'; did you mean 'mmchat list'? (see"),
@@ -154,7 +154,6 @@ from mmchat.cli import model_choice
         (("chat", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --quan"),
         (("export", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --qu"),
         (("eval", "scenes", "--quantize-keep", "head"), "add --quantize int8 or int4, or leave"),
-        (("eval",), "mmchat: error: Missing command (see 'mmchat eval --help')"),
         (
             ("generate", "-p", "x", "--repetition-penalty", "0"),
             "'--repetition-penalty': '0' should be gr",
@@ -177,7 +176,7 @@ from mmchat.cli import model_choice
         (("generate", "--tempertaure", "1"), ": --tempertaure; did you mean --temperature? (see"),
         (("generate", "--max-new", "1"), "--max-new; did you mean --max-new-tokens? (see"),
         (("generate", "--foo"), "error: No such option: --foo (see 'mmchat generate --help')"),
-        (("chat", "-p", "hi"), "No such option: -p; 'mmchat generate' has it (see 'mmchat chat"),
+        (("chat", "-p", "hi"), "No such option: -p; the question stands alone: mmchat chat TEXT"),
         (("genrate", "-p", "x"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
         (("tyni",), "'tyni'; to ask a model: mmchat generate tiny --prompt TEXT (see"),
         (
