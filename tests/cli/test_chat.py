@@ -477,6 +477,14 @@ def test_pictures_that_nobody_asked_about_are_not_saved_and_that_is_said(mmchat_
     assert said not in done.stderr
 
 
+@pytest.mark.parametrize("given", [(), ("--no-history",)])
+def test_an_export_without_a_name_has_that_of_the_chat(mmchat_command, folder, given):
+    lines = ["Hi", "\\save trip", "\\export md"]
+    done = piped(mmchat_command, lines, b"1", args=given)
+    assert "wrote 'trip.md'" in done.stderr
+    assert (folder / "trip.md").is_file()
+
+
 def test_export_is_a_page_that_runs_nothing(mmchat_command):
     lines = ["\\image dog.png <b>What?</b>", "\\export html x.html", "\\export md x.md"]
     done = piped(mmchat_command, lines, b"<script>alert(1)</script>")
