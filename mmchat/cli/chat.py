@@ -96,9 +96,12 @@ def chat(
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
     source = find_or_offer(model)
     if source.spec.chat_format == "base":
+        from mmchat.catalog.find import answering_sibling
+
+        instead = answering_sibling(source.spec) or "an Instruct model"
         raise UsageError(
             f"{source.spec.name} is a base model, which continues text and cannot chat; "
-            "use its Instruct sibling, or mmchat generate"
+            f"{instead} can, and mmchat generate lets it continue"
         )
     check_pictures([image for image in images if image != CLIPBOARD])
     is_asked = resume == ""  # which of the chats, while the model loads

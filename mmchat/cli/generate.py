@@ -83,6 +83,8 @@ def generate(
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
     if not quiet:
         say_choice(model, source)
+        if not raw:
+            _say_base(source)
         for line in (*said.notes, *given.notes):
             console.note(line)
         _say_not_sent(given)
@@ -164,6 +166,15 @@ def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: b
             for notice in image.notices:
                 console.note(f"{image.source}: {notice}")
     return images
+
+
+def _say_base(source: ModelSource) -> None:
+    """That no answer is to be expected, where one is from a model of nearly the same name."""
+    from mmchat.catalog.find import answering_sibling
+
+    if sibling := answering_sibling(source.spec):
+        name = source.spec.name
+        console.note(f"{name} is a base model, which continues the text; {sibling} answers")
 
 
 def _say_not_sent(given: PromptInput) -> None:

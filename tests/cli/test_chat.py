@@ -310,7 +310,7 @@ def test_a_base_model_cannot_chat(mmchat_command):
     mmchat_command.use(params="llama3.2-11B-base")
     done = mmchat_command("chat")
     assert done.exit_code == 2
-    assert "is a base model, which continues text and cannot chat" in done.stderr
+    assert "is a base model, which continues text and cannot chat; llama3.2-11B can" in done.stderr
 
 
 def test_piped_chats_are_not_kept_unless_they_continue_one(mmchat_command, folder):

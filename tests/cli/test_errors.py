@@ -336,6 +336,13 @@ def test_the_output_may_not_replace_the_picture(mmchat_command, picture):
     assert picture.read_bytes() == before
 
 
+def test_a_base_model_is_said_to_continue_the_text_unless_that_is_asked(mmchat_command):
+    mmchat_command.use(b"x", b"x", params="llama3.2-11B-vision")
+    note = "Llama-3.2-11B-Vision is a base model, which continues the text; llama3.2-11B answers\n"
+    assert mmchat_command("generate", "-p", "x").stderr.endswith(note)
+    assert note not in mmchat_command("generate", "-p", "x", "--raw").stderr
+
+
 def test_a_base_model_takes_no_system_message(mmchat_command):
     mmchat_command.use(b"x", params="llama3.2-11B-base")
     done = mmchat_command("generate", "-q", "-p", "x", "-s", "y")
