@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
@@ -12,11 +12,12 @@ from mmchat.conversation import Message
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
-from mmchat.errors import UsageError, check_type
+from mmchat.errors import MmchatError, UsageError, check_type
 from mmchat.limits import MOST_ROWS
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions, called_with
 
+Question = str | tuple[str, ImageSource] | Message
 MANY_ROWS = 8  # beyond which a CPU gains little
 
 
@@ -70,32 +71,60 @@ class Model(loader.LoadedModel):
         """Begin a conversation."""
         return ChatSession(self, system)
 
+    @overload
     def generate_many(
         self,
-        questions: Iterable[str | tuple[str, ImageSource] | Message],
+        questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
         rows: int = MANY_ROWS,
-    ) -> Iterator[Finished]:
+        return_exceptions: Literal[False] = False,
+    ) -> Iterator[Finished]: ...
+
+    @overload
+    def generate_many(
+        self,
+        questions: Iterable[Question],
+        sampling: SamplingParams | None = None,
+        *,
+        rows: int = MANY_ROWS,
+        return_exceptions: bool,
+    ) -> Iterator[Finished | MmchatError]: ...
+
+    def generate_many(
+        self,
+        questions: Iterable[Question],
+        sampling: SamplingParams | None = None,
+        *,
+        rows: int = MANY_ROWS,
+        return_exceptions: bool = False,
+    ) -> Iterator[Finished | MmchatError]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.
 
         A question is a text, a text and its pictures as `ChatSession.send` takes them, or a
         Message. Pictures are opened when it is their turn. Exported programs answer one at a time.
-        Reading raises what `send` does, for the first question that fails.
+        Reading raises what `send` does, for the first question that fails; return_exceptions: its
+        error stands in the place of its answer, and the others are answered.
         """
         params = sampling or self.sampling_defaults
         check_type("rows", rows, int, "a whole number")
+        check_type("return_exceptions", return_exceptions, bool, "True or False")
         if not 1 <= rows <= MOST_ROWS:
             raise UsageError(f"rows must be between 1 and {MOST_ROWS}, not {rows}")
 
-        def talk(question: str | tuple[str, ImageSource] | Message) -> Talk[Finished]:
-            if isinstance(question, Message):
-                check_message(self, question)
-                message = question
-            else:
-                given = question if isinstance(question, tuple) else (question, ())
-                message = user_message(self, *given)
-            return (yield self.request(self.processor.chat([message]), params))
+        def talk(question: Question) -> Talk[Finished | MmchatError]:
+            try:
+                if isinstance(question, Message):
+                    check_message(self, question)
+                    message = question
+                else:
+                    given = question if isinstance(question, tuple) else (question, ())
+                    message = user_message(self, *given)
+                return (yield self.request(self.processor.chat([message]), params))
+            except MmchatError as error:
+                if not return_exceptions:
+                    raise
+                return error.with_traceback(None)  # which would hold the pictures
 
         return hold(self.engine_of(rows), map(talk, questions))
 

@@ -120,6 +120,15 @@ def find_spec(name: str) -> ModelSpec | None:
     return None
 
 
+def answering_sibling(base: ModelSpec) -> str:
+    """What is typed for the model that answers questions where `base` continues text; "" if none.
+
+    Meta calls the base models by the shorter names, which are typed by mistake.
+    """
+    sibling = find_spec(f"{base.name}-Instruct") if base.chat_format == "base" else None
+    return sibling.aliases[0] if sibling else ""
+
+
 def params_file_for(config: Config, like: ModelSpec) -> str | None:
     """The params file of the known model that has this config, a chat model if `like` is one."""
     fitting = [spec for spec in known_specs() if spec.config == config]

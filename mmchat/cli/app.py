@@ -83,7 +83,7 @@ class MmchatGroup(Group):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = _ALIASES.get(args[0], args[0])
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(no_such_command(name, args[1:], COMMANDS))
+            ctx.fail(no_such_command(name, COMMANDS))
         _, command, rest = super().resolve_command(ctx, [name, *args[1:]])
         return (name, load(name), rest) if command else (None, None, rest)
 
@@ -153,6 +153,8 @@ def _wrong_usage(error: typer.TyperException) -> str:
         text = no_such_option(error, lambda: {name: load(name) for name in COMMANDS})
     else:
         text = no_such_value(error.format_message())
+        if text.startswith("Missing command"):
+            text = f"Missing command; there is {' and '.join(context.command.commands)}"
     if faults := getattr(error.__cause__, "errors", None):  # the validator names no value
         value = quoted(faults()[0]["input"])
         text = text.replace("Value error, ", "").replace("Input should", f"{value} should")

@@ -20,7 +20,14 @@ from mmchat.engine.events import Finished, Progress, TextDelta
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import hold
-from mmchat.errors import MemoryError_, MmchatError, NumericalError, UsageError
+from mmchat.errors import (
+    ContextLengthExceeded,
+    ImageError,
+    MemoryError_,
+    MmchatError,
+    NumericalError,
+    UsageError,
+)
 from mmchat.evals.run import judge_scenes
 from mmchat.evals.scenes import heldout_scenes
 from mmchat.models.prompt import PlacedMedia, Prompt
@@ -559,6 +566,22 @@ def test_many_questions_are_answered_in_their_order(monkeypatch):
         assert end.text == alone.text
     with pytest.raises(UsageError, match="rows must be between 1 and 64, not 0"):
         model.generate_many([], rows=0)
+    with pytest.raises(UsageError, match="return_exceptions must be True or False, not int"):
+        model.generate_many([], return_exceptions=1)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="text must be a string, not int"):
         list(model.generate_many([5]))  # type: ignore[list-item]
     assert issubclass(UsageError, MmchatError)
+
+
+def test_one_question_that_fails_can_leave_the_others():
+    model = mmchat.load("tiny", dtype="float32", max_seq_len=64)
+    good = ("What's in this image?", "assets/dog.jpg")
+    questions = [("What is it?", "nope.jpg"), good, "many words " * 99, 5, good]
+    with pytest.raises(ImageError, match="does not exist"):
+        list(model.generate_many(questions, GREEDY))  # type: ignore[arg-type]
+    found = list(model.generate_many(questions, GREEDY, rows=2, return_exceptions=True))  # type: ignore[arg-type]
+    texts = [end.text if isinstance(end, Finished) else end.__class__ for end in found]
+    answer = "A brown dog."
+    assert texts == [ImageError, answer, ContextLengthExceeded, UsageError, answer]
+    assert isinstance(found[0], ImageError)
+    assert found[0].__traceback__ is None
