@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.defaults import with_defaults
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.errors import MissingExtra, UsageError, quoted
@@ -124,7 +123,6 @@ def serve(
         bool, _of_access("--log-content", help="Log questions and answers. Off for a reason.")
     ] = False,
     *,
-    ctx: typer.Context,
     model: LoadOptions,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
@@ -153,7 +151,6 @@ def serve(
         page=not no_page,
         log_content=log_content,
     )
-    model = with_defaults(model, ctx)
     source = model.find()
     if source.spec.chat_format == "base":
         raise UsageError(
