@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -48,13 +49,14 @@ def tiles_of(content: bytes) -> dict[str, Any]:
     count = rows * columns
     canvas = f"{columns * TILE} x {rows * TILE} px, {count} tiles"
     return {
-        "width": width,
-        "height": height,
+        "size": [height, width],
         "resized": [round(height * factor), round(width * factor)],
         "grid": [rows, columns],
         "tokens": count * TOKENS_A_TILE,
         "positions": 1,
         "lines": [["canvas", canvas]],
+        "details": {"tile_size": TILE},
+        "notices": [],
     }
 
 
@@ -75,10 +77,10 @@ class FakeServer:
             routes=[
                 Route("/", self._page),
                 Route("/page/tiles", self._tiles, methods=["POST"]),
-                Route("/page/{path:path}", self._file),
                 Route("/health", lambda _: JSONResponse({"status": self.status})),
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/{path:path}", self._file),
             ]
         )
 
@@ -142,7 +144,8 @@ class FakeServer:
             return refusal
         self.tiles_asked += 1
         try:
-            return JSONResponse(tiles_of(await request.body()))
+            data = (await request.json())["image_url"].partition("base64,")[2]
+            return JSONResponse({"pictures": [tiles_of(base64.b64decode(data))]})
         except OSError:
             return _error(400, "invalid_image", "this is no picture that mmchat can read")
 

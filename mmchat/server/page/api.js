@@ -32,6 +32,9 @@ async function ask(path, options = {}) {
   return answer;
 }
 
+const post = (path, body, signal) => ask(path, { method: "POST", signal,
+  headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
 async function failure(answer) {
   const said = await answer.json().then((body) => body.error ?? {}, () => ({}));
   const message = said.message ?? `The server answered ${answer.status}.`;
@@ -59,22 +62,19 @@ export async function meet() {
   server.context = data[0].meta?.n_ctx ?? data[0].meta?.n_ctx_train ?? 0;
 }
 
-/** What the model makes of a picture: {width, height, resized, grid, tokens, positions, lines}. */
-export async function tiles(blob) {
-  const type = blob.type || "application/octet-stream";
-  const answer = await ask("page/tiles", {
-    method: "POST", body: blob, headers: { "Content-Type": type } });
-  return answer.json();
+/**
+ * What the model makes of a picture, given as data: {size, resized, grid, tokens, positions, lines,
+ * details, notices}; sizes are [height, width] in pixels, grid is [rows, columns].
+ */
+export async function tiles(dataUrl) {
+  const answer = await post("page/tiles", { image_url: dataUrl });
+  return (await answer.json()).pictures[0];
 }
 
 /** Yields {text, tokens} as they come, and {finish, usage, timings} where the server says them. */
 export async function* chat(body, signal) {
-  const answer = await ask("v1/chat/completions", {
-    method: "POST",
-    signal,
-    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
-  });
+  const asked = { ...body, stream: true, stream_options: { include_usage: true } };
+  const answer = await post("v1/chat/completions", asked, signal);
   for await (const data of events(answer.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);

@@ -44,8 +44,8 @@ function openChat(chat) {
   const hash = tree.lastNode(chat) ? `#${chat.id}` : "";
   if (location.hash !== hash) history.pushState(null, "", hash || location.pathname);
   show();
-  $("scroll").scrollTop = $("scroll").scrollHeight;
-  box.focus();
+  toEnd();
+  if (!hasTouch()) box.focus(); // there the keyboard would cover the page
 }
 
 function openNew() {
@@ -84,7 +84,7 @@ function showMeter() {
     + Math.ceil(box.text.value.length / 4);
   const share = (value) => `${Math.min(100, (100 * value) / api.server.context)}%`;
   const meter = $("meter");
-  meter.hidden = false;
+  meter.hidden = !used && !box.pictures.length;
   meter.querySelector(".meter-used").style.width = share(used);
   meter.querySelector(".meter-next").style.width = share(next);
   meter.querySelector(".meter-text").textContent = `${number(used)} / ${number(api.server.context)}`;
@@ -134,11 +134,11 @@ async function run(chat, question, node) {
   running.set(chat.id, { controller, node });
   await save(chat);
   show();
-  $("scroll").scrollTop = $("scroll").scrollHeight;
+  toEnd();
   await answer(chat, question, node, { signal: controller.signal, save: () => save(chat),
     paint: () => chat === current && paint(node) });
   running.delete(chat.id);
-  if (chat === current) keepAtEnd(show);
+  if (chat === current) show();
   else sidebar.show();
   showMeter();
   if (node.error?.kind === "gone" || node.error?.kind === "broken") watch();
@@ -153,15 +153,28 @@ function paint(node) {
   isPainting = true;
   requestAnimationFrame(() => {
     isPainting = false;
-    keepAtEnd(() => thread.paint(node));
+    thread.paint(node);
   });
 }
 
-function keepAtEnd(change) {
+function toEnd() {
+  $("scroll").scrollTop = $("scroll").scrollHeight;
+}
+
+/** Whoever is at the end stays there while the chat grows; whoever reads above is left alone. */
+function followEnd() {
   const scroll = $("scroll");
-  const wasAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < NEAR_END;
-  change();
-  if (wasAtEnd) scroll.scrollTop = scroll.scrollHeight;
+  let isAtEnd = true;
+  scroll.addEventListener("scroll", () => {
+    const left = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight;
+    isAtEnd = left < NEAR_END;
+    $("to-end").hidden = left < 4 * NEAR_END;
+  }, { passive: true });
+  const watcher = new ResizeObserver(() => isAtEnd && toEnd());
+  watcher.observe(scroll);
+  watcher.observe($("thread"));
+  $("to-end").append(icon("down"));
+  $("to-end").addEventListener("click", toEnd);
 }
 
 function stop() {
@@ -323,7 +336,7 @@ async function enterKey(isWrong = false) {
 async function meet() {
   try {
     await api.meet();
-    $("model").textContent = `${api.server.model} answers on your own machine and can be wrong.`;
+    $("model").textContent = `${api.server.model} can be wrong. Look twice.`;
     await pictures.remeasure(box.pictures);
     box.update();
   } catch (error) {
@@ -334,6 +347,7 @@ async function meet() {
 
 // --- the frame
 
+const hasTouch = () => matchMedia("(pointer: coarse)").matches;
 const isPhone = () => matchMedia("(max-width: 760px)").matches;
 
 function setSidebar(isOpen) {
@@ -362,13 +376,7 @@ function buildFrame() {
     box.text.value = question;
     box.trySend();
   }));
-  const end = $("to-end");
-  const scroll = $("scroll");
-  end.append(icon("down"));
-  end.addEventListener("click", () => scroll.scrollTo({ top: scroll.scrollHeight }));
-  scroll.addEventListener("scroll", () => {
-    end.hidden = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 4 * NEAR_END;
-  }, { passive: true });
+  followEnd();
   takeDropsAndPastes($("veil"));
   listen({ stop, openNew, toggleSidebar, showSettings, openShortcuts, retry, edit, turn,
     isBusy: () => running.has(current.id), node: (id) => current.nodes[id], box,

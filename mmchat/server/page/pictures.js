@@ -26,7 +26,7 @@ const record = ({ id, name, blob, facts }) => ({ id, name, blob, facts });
 
 async function measure(picture) {
   try {
-    picture.facts = await api.tiles(picture.blob);
+    picture.facts = await api.tiles(await dataUrl(picture.blob));
     picture.error = null;
     await store.put("pictures", record(picture)).catch(() => {});
   } catch (error) {
@@ -91,15 +91,17 @@ export function figure(picture) {
     frame.classList.add("unseen"); // the model may still read it: HEIC, TIFF
     image.replaceWith(icon("picture"));
   });
+  image.addEventListener("load", () =>
+    frame.style.setProperty("--ratio", image.naturalWidth / image.naturalHeight));
   if (picture.facts) frame.append(gridLines(picture.facts));
   return frame;
 }
 
 /** The lines lie where the tiles meet; the picture fills the canvas from the top left. */
-function gridLines({ grid, resized, canvas }) {
+function gridLines({ grid, resized, details }) {
   const [rows, columns] = grid;
   const [height, width] = resized;
-  const tile = canvas ? canvas[0] / rows : Math.max(height / rows, width / columns);
+  const tile = details.tile_size ?? Math.max(height / rows, width / columns);
   const lines = h("span.tiles", { "aria-hidden": "true" });
   const line = (look, side, share) => {
     if (share >= 1) return;
@@ -131,11 +133,11 @@ export function show(picture, { replace, remove } = {}) {
   const facts = h("dl.facts");
   const say = (label, value) => facts.append(h("div", {}, h("dt", {}, label), h("dd", {}, value)));
   if (picture.facts) {
-    const { width, height, lines, tokens, positions } = picture.facts;
+    const { size: [height, width], lines, tokens, positions } = picture.facts;
     say("picture", `${number(width)} × ${number(height)} px`);
     for (const [label, value] of lines) say(label, value);
     say("tokens", `${number(tokens)} to attend to`);
-    say("in the context", `${number(positions)} of its positions`);
+    say("context", `${number(positions)} ${positions === 1 ? "position" : "positions"}`);
   } else {
     say("cost", cost(picture));
   }

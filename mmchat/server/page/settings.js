@@ -146,8 +146,7 @@ export function askText(title, label, value) {
 export function openShortcuts() {
   const isMac = /Mac|iPhone|iPad/.test(navigator.platform);
   const named = (key) => (isMac ? key.replace("Ctrl", "⌘").replace("Alt", "⌥") : key);
-  const keys = (list) => list.flatMap((press, n) => [n ? " or " : "",
-    h("kbd", {}, named(press))]);
+  const keys = (list) => list.flatMap((press) => [h("kbd", {}, named(press)), " "]);
   openDialog("Keyboard", h("dl.shortcuts", {}, ...SHORTCUTS.map(([what, ...presses]) =>
     h("div", {}, h("dt", {}, what), h("dd", {}, ...keys(presses))))), { look: "small" });
 }

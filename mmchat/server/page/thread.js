@@ -185,9 +185,11 @@ class Answer {
 
   footer() {
     const { node, act } = this;
-    const row = [branches(node, this.siblings, act),
-      copyButton(() => node.text, "Copy the answer"),
-      iconButton("retry", "Answer again", () => act.retry(node)), statistics(node.stats)];
+    const row = [branches(node, this.siblings, act)];
+    if (node.text) {
+      row.push(copyButton(() => node.text, "Copy the answer"),
+        iconButton("retry", "Answer again", () => act.retry(node)), statistics(node.stats));
+    }
     const made = [h("div.row", {}, ...row.filter(Boolean))];
     if (node.tokens?.length) made.push(probabilities(node.tokens));
     return made;

@@ -25,7 +25,7 @@ export function welcome(ask) {
     h("div.backdrop-tiles", { "aria-hidden": "true" }),
     h("p.display", {}, "Show me something."),
     h("p.lede", {}, "Drop a picture, paste one, or take a photo, and ask about it. "
-      + "Nothing leaves this machine."),
+      + "It goes to your own server and nowhere else."),
     h("ul.cards", { "aria-label": "Examples" }, ...cards),
   ];
 }
