@@ -4,33 +4,33 @@ import { answer } from "./answer.js";
 import * as api from "./api.js";
 import * as tree from "./chat.js";
 import { activeBox, Composer, takeDropsAndPastes } from "./composer.js";
-import { $, announce, h, icon, iconButton, number, openMenu, toast } from "./dom.js";
+import { $, announce, h, icon, iconButton, toast } from "./dom.js";
+import { closeOnPhone, followEnd, hasTouch, isPhone, setSidebar, showMeter, toEnd, toggle,
+  toggleSidebar } from "./frame.js";
 import { listen } from "./keys.js";
+import { Library } from "./library.js";
 import * as pictures from "./pictures.js";
-import { applyTheme, askKey, askText, openSettings, openShortcuts, schemaProblem } from "./settings.js";
+import { applyTheme, askKey, openSettings, openShortcuts, schemaProblem } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
 import * as store from "./store.js";
 import { Thread } from "./thread.js";
-import * as transfer from "./transfer.js";
 import { watchServer } from "./watch.js";
 import { welcome } from "./welcome.js";
 
-const NEAR_END = 60; // pixels from the end that still count as being there
-
-let chats = [];
 let current = tree.newChat();
 let editing = null; // {node, box}
 const running = new Map(); // chat id -> {controller, node}
 const drafts = new Map(); // chat id -> {text, pictures}
 
-const box = new Composer({ submit: send, changed: showMeter, up: editLast });
+const box = new Composer({ submit: send, changed: updateMeter, up: editLast });
 const stopButton = h("button.stop", { hidden: true, onclick: stop, title: "Stop (Esc)" },
   icon("stop"), "Stop");
 const thread = new Thread($("thread"), { retry, edit, turn, resend, replace, removePicture,
   openSettings: showSettings });
-const sidebar = new Sidebar({ chats: () => chats, current: () => current,
+const library = new Library({ changed: show, deleted, restored: openChat });
+const sidebar = new Sidebar({ chats: () => library.chats, current: () => current,
   isRunning: (chat) => running.has(chat.id), open: (chat) => { openChat(chat); closeOnPhone(); },
-  menu: chatMenu });
+  menu: (chat, anchor) => library.menu(chat, anchor) });
 const watch = watchServer($("banner"), { found: meet, resend: () => resend(tree.lastNode(current)) });
 
 // --- the chat that is shown
@@ -51,6 +51,13 @@ function openChat(chat) {
 function openNew() {
   openChat(tree.newChat());
   closeOnPhone();
+}
+
+/** A chat is gone, or all are. */
+function deleted(chat) {
+  for (const [id, { controller }] of running) if (!chat || chat.id === id) controller.abort();
+  if (!chat || chat === current) openNew();
+  else show();
 }
 
 function show() {
@@ -76,32 +83,8 @@ function activeSettings() {
   return tags;
 }
 
-function showMeter() {
-  if (!api.server.context) return;
-  const last = tree.path(current).findLast((node) => node.stats?.total);
-  const used = last?.stats.total ?? 0;
-  const next = box.pictures.reduce((sum, one) => sum + (one.facts?.positions ?? 0), 0)
-    + Math.ceil(box.text.value.length / 4);
-  const share = (value) => `${Math.min(100, (100 * value) / api.server.context)}%`;
-  const meter = $("meter");
-  meter.hidden = !used && !box.pictures.length;
-  meter.querySelector(".meter-used").style.width = share(used);
-  meter.querySelector(".meter-next").style.width = share(next);
-  meter.querySelector(".meter-text").textContent = `${number(used)} / ${number(api.server.context)}`;
-  meter.setAttribute("aria-valuemax", api.server.context);
-  meter.setAttribute("aria-valuenow", used);
-  meter.setAttribute("aria-valuetext", `${number(used)} of ${number(api.server.context)} tokens`);
-  meter.title = `The conversation fills ${number(used)} of ${number(api.server.context)} tokens`;
-  meter.classList.toggle("full", used > 0.9 * api.server.context);
-}
-
-async function save(chat) {
-  if (!chats.includes(chat)) chats.push(chat);
-  try {
-    await store.put("chats", chat);
-  } catch (error) {
-    announce(`This chat could not be kept: ${error.message}`);
-  }
+function updateMeter() {
+  showMeter(current, box);
 }
 
 // --- asking and answering
@@ -132,16 +115,16 @@ async function run(chat, question, node) {
   }
   const controller = new AbortController();
   running.set(chat.id, { controller, node });
-  await save(chat);
+  await library.save(chat);
   show();
   toEnd();
-  await answer(chat, question, node, { signal: controller.signal, save: () => save(chat),
+  await answer(chat, question, node, { signal: controller.signal, save: () => library.save(chat),
     paint: () => chat === current && paint(node) });
   running.delete(chat.id);
   if (chat === current) show();
   else sidebar.show();
-  showMeter();
-  if (node.error?.kind === "gone" || node.error?.kind === "broken") watch();
+  updateMeter();
+  if (["gone", "broken", "busy"].includes(node.error?.kind)) watch();
   if (node.error?.kind === "key" && await enterKey()) resend(node);
 }
 
@@ -155,26 +138,6 @@ function paint(node) {
     isPainting = false;
     thread.paint(node);
   });
-}
-
-function toEnd() {
-  $("scroll").scrollTop = $("scroll").scrollHeight;
-}
-
-/** Whoever is at the end stays there while the chat grows; whoever reads above is left alone. */
-function followEnd() {
-  const scroll = $("scroll");
-  let isAtEnd = true;
-  scroll.addEventListener("scroll", () => {
-    const left = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight;
-    isAtEnd = left < NEAR_END;
-    $("to-end").hidden = left < 4 * NEAR_END;
-  }, { passive: true });
-  const watcher = new ResizeObserver(() => isAtEnd && toEnd());
-  watcher.observe(scroll);
-  watcher.observe($("thread"));
-  $("to-end").append(icon("down"));
-  $("to-end").addEventListener("click", toEnd);
 }
 
 function stop() {
@@ -202,7 +165,7 @@ function resend(node) {
 function turn(node, step) {
   const next = tree.turn(current, node, step);
   if (!next || running.has(current.id)) return;
-  save(current);
+  library.save(current);
   show();
   const shown = $("thread").querySelector(`[data-node="${next.id}"]`);
   const [count, at] = tree.place(current, next);
@@ -250,80 +213,15 @@ async function removePicture(node, id) {
   if (old) editing.box.remove(old);
 }
 
-// --- chats as a whole
-
-function chatMenu(chat, anchor) {
-  openMenu(anchor, [
-    ["Rename", () => rename(chat), "edit"],
-    ["Save as Markdown", async () => transfer.download(transfer.fileName(chat, "md"),
-      await transfer.asMarkdown(chat), "text/markdown"), "down"],
-    ["Save as JSON", async () => transfer.download(transfer.fileName(chat, "json"),
-      await transfer.asJson([chat]), "application/json"), "down"],
-    ["Delete", () => remove(chat), "trash", "danger"],
-  ]);
-}
-
-async function rename(chat) {
-  const title = await askText("Rename this chat", "Title", chat.title);
-  if (!title) return;
-  chat.title = title;
-  await save(chat);
-  show();
-}
-
-/** Gone from sight at once, for good when it can no longer be taken back. */
-async function remove(chat) {
-  running.get(chat.id)?.controller.abort();
-  chats = chats.filter((other) => other !== chat);
-  await store.remove("chats", chat.id);
-  if (chat === current) openNew();
-  else show();
-  toast("Chat deleted", "Undo", async () => {
-    await save(chat);
-    openChat(chat);
-  });
-}
-
-/** Pictures that no chat holds any more, of deleted chats and unsent questions. */
-async function sweep() {
-  const held = new Set(chats.flatMap(tree.pictureIds));
-  for (const { id } of await store.all("pictures")) if (!held.has(id)) await pictures.forget(id);
-}
-
-const data = {
-  exportAll: async () => transfer.download("mmchat-chats.json", await transfer.asJson(chats),
-    "application/json"),
-  importAll: () => {
-    const input = h("input", { type: "file", accept: ".json,application/json", hidden: true });
-    input.addEventListener("change", async () => {
-      try {
-        const read = await transfer.read(input.files[0]);
-        chats.push(...read);
-        show();
-        toast(`${read.length} ${read.length === 1 ? "chat" : "chats"} imported`);
-      } catch (error) {
-        toast(error.message);
-      }
-    });
-    input.click();
-  },
-  removeAll: () => toast("Delete all chats and pictures for good?", "Delete all", async () => {
-    for (const { controller } of running.values()) controller.abort();
-    await store.removeAll();
-    chats = [];
-    openNew();
-  }),
-};
+// --- settings and the server
 
 function showSettings() {
   const changed = () => {
-    if (chats.includes(current)) save(current);
+    if (library.chats.includes(current)) library.save(current);
     box.extras.replaceChildren(...activeSettings());
   };
-  openSettings(current, changed, data);
+  openSettings(current, changed, library);
 }
-
-// --- the server
 
 async function enterKey(isWrong = false) {
   const given = await askKey(isWrong || Boolean(api.server.key));
@@ -346,20 +244,6 @@ async function meet() {
 }
 
 // --- the frame
-
-const hasTouch = () => matchMedia("(pointer: coarse)").matches;
-const isPhone = () => matchMedia("(max-width: 760px)").matches;
-
-function setSidebar(isOpen) {
-  document.body.dataset.sidebar = isOpen ? "open" : "closed";
-  $("sidebar").inert = !isOpen;
-  toggle.setAttribute("aria-expanded", String(isOpen));
-  if (!isPhone()) store.saveSettings({ sidebar: isOpen });
-}
-
-const toggleSidebar = () => setSidebar(document.body.dataset.sidebar !== "open");
-const closeOnPhone = () => isPhone() && setSidebar(false);
-const toggle = iconButton("sidebar", "Chats (Ctrl+B)", toggleSidebar, { "aria-controls": "sidebar" });
 
 function buildFrame() {
   $("bar-left").append(toggle);
@@ -389,11 +273,11 @@ async function start() {
   buildFrame();
   setSidebar(!isPhone() && store.settings.sidebar);
   const stays = await store.openStore();
-  chats = (await store.all("chats")).map(tree.settle);
-  const byHash = () => chats.find((chat) => chat.id === location.hash.slice(1));
-  addEventListener("popstate", () => openChat(byHash() ?? tree.newChat()));
-  openChat(byHash() ?? tree.newChat());
-  await sweep();
+  await library.load();
+  const byAddress = () => library.find(location.hash.slice(1)) ?? tree.newChat();
+  addEventListener("popstate", () => openChat(byAddress()));
+  openChat(byAddress());
+  await library.sweep();
   if (!stays) toast("This browser keeps nothing here: the chats go when the page is closed.");
   await meet();
   document.body.dataset.ready = "true";

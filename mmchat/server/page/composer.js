@@ -52,7 +52,7 @@ export class Composer {
     if (event.key === "Enter" && !event.shiftKey && !isPhone) {
       event.preventDefault();
       this.trySend();
-    } else if (event.key === "ArrowUp" && !this.text.value && !this.cancel) {
+    } else if (event.key === "ArrowUp" && !event.altKey && !this.text.value && !this.cancel) {
       event.preventDefault();
       this.up();
     } else if (event.key === "Escape" && this.cancel) {

@@ -30,8 +30,8 @@ export function applyTheme() {
   document.documentElement.dataset.theme = settings.theme;
 }
 
-/** data: {exportAll, importAll, removeAll}; changed() after each change of the chat. */
-export function openSettings(chat, changed, data) {
+/** library: whose chats are exported, imported, deleted. changed() after each change of the chat. */
+export function openSettings(chat, changed, library) {
   const form = h("form.settings", { onsubmit: (event) => event.preventDefault() });
   const section = (title, ...rows) => form.append(h("section", {}, h("h3", {}, title), ...rows));
   section("This chat", systemField(chat, changed), ...formatFields(chat, changed));
@@ -44,8 +44,9 @@ export function openSettings(chat, changed, data) {
   const action = (symbol, label, run, look = "") =>
     h("button", { class: `plain ${look}`, onclick: () => { dialog.close(); run(); } }, icon(symbol), label);
   section("Your chats", h("p.hint", {}, "They are kept in this browser and nowhere else."),
-    h("div.row", {}, action("down", "Export all", data.exportAll),
-      action("new", "Import", data.importAll), action("trash", "Delete all", data.removeAll, "danger")));
+    h("div.row", {}, action("down", "Export all", () => library.exportAll()),
+      action("new", "Import", () => library.importAll()),
+      action("trash", "Delete all", () => library.removeAll(), "danger")));
   const dialog = openDialog("Settings", form, { look: "drawer" });
 }
 

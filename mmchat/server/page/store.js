@@ -42,6 +42,10 @@ export async function all(name) {
   return database ? result(open(name, "readonly").getAll()) : [...memory[name].values()];
 }
 
+export async function ids(name) {
+  return database ? result(open(name, "readonly").getAllKeys()) : [...memory[name].keys()];
+}
+
 export async function remove(name, id) {
   if (database) await result(open(name, "readwrite").delete(id));
   else memory[name].delete(id);
