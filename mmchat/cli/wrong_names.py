@@ -26,13 +26,9 @@ _ELSEWHERE = {  # commands of other programs for models
     "vision-plain": "chat", "plain": "chat", "interactive": "chat", "repl": "chat",
     "info": "inspect", "models": "list", "get": "download", "delete": "remove",
     "describe": "generate", "prompt": "generate", "ask": "generate", "benchmark": "bench",
-    "settings": "config show",
+    "settings": "config show", "browser": "serve", "web": "serve", "ui": "serve", "api": "serve",
+    "start": "serve",
 }  # fmt: skip
-_NO_SERVER = (
-    "; mmchat has no server and no page for a browser: 'mmchat chat' chats at the terminal, "
-    "'mmchat generate --json' is for programs"
-)
-_SERVERS = {"serve", "server", "browser", "web", "ui", "api", "start"}
 _OPTIONS_ELSEWHERE = {  # of other programs
     "--max-tokens": "-n, --max-new-tokens", "--n-predict": "-n, --max-new-tokens",
     "--num-predict": "-n, --max-new-tokens", "--predict": "-n, --max-new-tokens",
@@ -80,7 +76,7 @@ def is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
     """
     from mmchat.cli.positional import mistyped, names_something
 
-    if name in _ELSEWHERE or name in _SERVERS:
+    if name in _ELSEWHERE:
         return True
     if names_something(name):
         return False
@@ -95,8 +91,6 @@ def no_such_command(name: str, behind: Sequence[str], commands: Iterable[str]) -
     from mmchat.cli.positional import mistyped
 
     message = f"No such command {quoted(name)}"
-    if name in _SERVERS:
-        return message + _NO_SERVER
     if name == "help" and behind and behind[0] in set(commands):
         return f"{message}; did you mean 'mmchat {behind[0]} --help'?"
     if meant := [_ELSEWHERE[name]] if name in _ELSEWHERE else closest(name, commands, cutoff=0.7):

@@ -68,11 +68,27 @@ class Engine:
         self._turns: deque[Row] = deque()  # of those that read their prompt
         self._lock = threading.RLock()
         self._is_stepping = False
+        self._step_began = time.monotonic()
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._active or self._waiting or self._coming)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a row."""
+        return len(self._coming) + len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many are read or written now."""
+        return len(self._active)
+
+    def is_stalled(self, seconds: float) -> bool:
+        """Whether some wait while one step takes longer than that."""
+        taken = time.monotonic() - self._step_began
+        return self.waiting > 0 and self._is_stepping and taken > seconds
 
     def submit(self, request: Request, tell: Callable[[], object] | None = None) -> Answer:
         """Put a request in the queue; `step` until its answer is over. tell: as in Answer.
@@ -95,6 +111,7 @@ class Engine:
     def step(self) -> bool:
         """One token of all that write, one slice of what is read; whether there is more to do."""
         with self._lock, self._working():
+            self._step_began = time.monotonic()
             self._drop_cancelled()
             self._admit()
             self._write([row for row in self._active if row.is_writing])

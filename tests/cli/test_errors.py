@@ -54,14 +54,7 @@ from mmchat.cli import model_choice
         (("tiles", "-i", "x"), "No such option: -i; IMAGE stands alone: mmchat tiles IMAGE (see"),
         (("doctor", "--model", "x"), "error: No such option: --model (see 'mmchat doctor --help')"),
         (("pull", "llama3.2-vision"), "'pull'; did you mean 'mmchat download'? (see"),
-        (
-            ("serve",),
-            "'serve'; mmchat has no server and no page for a browser: 'mmchat chat' chats",
-        ),
-        (
-            ("browser",),
-            "has no server and no page for a browser: 'mmchat chat' chats at the termin",
-        ),
+        (("browser", "llama3.2"), "No such command 'browser'; did you mean 'mmchat serve'? (see"),
         (("help",), "No such command 'help'; did you mean 'mmchat --help'? (see 'mmchat --help')"),
         (("help", "chat"), "No such command 'help'; did you mean 'mmchat chat --help'? (see"),
         (("run", "tiny", "Why?"), "No such command 'run'; did you mean 'mmchat chat'? (see"),
