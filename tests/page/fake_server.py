@@ -11,30 +11,17 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-PAGE = Path(__file__).parents[2] / "mmchat" / "server" / "page"
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(self), microphone=()",
-    "Cache-Control": "no-store",
-}
+from mmchat.server import page
+
 TILE = 112  # pixels, as the built-in model's
 MOST_TILES = 4
 TOKENS_A_TILE = 65
@@ -75,7 +62,6 @@ class FakeServer:
         self.reset()
         self.app = Starlette(
             routes=[
-                Route("/", self._page),
                 Route("/page/tiles", self._tiles, methods=["POST"]),
                 Route("/health", lambda _: JSONResponse({"status": self.status})),
                 Route("/v1/models", self._models),
@@ -123,11 +109,9 @@ class FakeServer:
         finally:
             self.stop()
 
-    async def _page(self, _: Request) -> Response:
-        return FileResponse(PAGE / "index.html", headers=HEADERS)
-
     async def _file(self, request: Request) -> Response:
-        return FileResponse(PAGE / request.path_params["path"], headers=HEADERS)
+        content, kind = page.files()[request.url.path]
+        return Response(content, headers=page.HEADERS, media_type=kind)
 
     def _refusal(self, request: Request) -> Response | None:
         given = request.headers.get("Authorization", "")

@@ -264,8 +264,8 @@ def test_chats_leave_and_come_back_as_files(visit, new_visit, tmp_path):
 
     text = save("Save as Markdown")
     assert text.name == "what-is-this.md"
-    wanted = "# What is this?\n\n## You\n\n*Picture: dog.jpg*\n\nWhat is this?\n\n## tiny\n\nA brown dog.\n"
-    assert text.read_text("utf-8") == wanted
+    parts = ["# What is this?", "## You", "*Picture: dog.jpg*", "What is this?", "## tiny"]
+    assert text.read_text("utf-8") == "\n\n".join([*parts, "A brown dog.\n"])
     kept = save("Save as JSON")
     other = new_visit().open()
     for path in (tmp_path / "other.json", kept):
@@ -287,7 +287,8 @@ def test_a_growing_answer_reads_as_the_whole_does(visit):
     """Blocks that have ended are not read again; what they look like must not depend on it."""
     visit.server.answers = [
         "# Title\n\nA *word*, and\na line.\n\n- one\n- two\n\n  more of two\n\n1. first\n\n"
-        "| a | b |\n|---|--:|\n| 1 | 2 |\n\n```py\nx = 1\n\ny = 2\n```\n\n> quoted\n> twice\n\n---\n\nend"
+        "| a | b |\n|---|--:|\n| 1 | 2 |\n\n```py\nx = 1\n\ny = 2\n```\n\n> quoted\n> twice\n\n"
+        "---\n\nend"
     ]
     visit.server.pause = 0.01
     markup = "document.querySelector('.answer .prose').cloneNode(true)"

@@ -64,11 +64,15 @@ export async function meet() {
 
 /**
  * What the model makes of a picture, given as data: {size, resized, grid, tokens, positions, lines,
- * details, notices}; sizes are [height, width] in pixels, grid is [rows, columns].
+ * details, notices, pages}; sizes are [height, width] in pixels, grid is [rows, columns]. Of several
+ * pages the first is described, and tokens and positions are those of all.
  */
 export async function tiles(dataUrl) {
   const answer = await post("page/tiles", { image_url: dataUrl });
-  return (await answer.json()).pictures[0];
+  const { pictures } = await answer.json();
+  const sum = (name) => pictures.reduce((so, page) => so + page[name], 0);
+  return { ...pictures[0], tokens: sum("tokens"), positions: sum("positions"),
+    pages: pictures.length };
 }
 
 /** Yields {text, tokens} as they come, and {finish, usage, timings} where the server says them. */

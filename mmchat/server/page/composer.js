@@ -1,7 +1,7 @@
 // The box in which a question is written, with its pictures. One stands below the chat; another takes
 // the place of a question that is edited.
 
-import { announce, h, icon, iconButton } from "./dom.js";
+import { announce, h, icon, iconButton, tameName, toast } from "./dom.js";
 import * as pictures from "./pictures.js";
 
 let active = null; // the box that gets what is dropped on the page or pasted anywhere
@@ -65,8 +65,8 @@ export class Composer {
   async attach(files, instead = null) {
     const given = [...files];
     const isPicture = (file) => !file.type || file.type.startsWith("image/");
-    const refused = given.filter((file) => !isPicture(file));
-    if (refused.length) announce(`Not a picture: ${refused.map((file) => file.name).join(", ")}`);
+    const refused = given.filter((file) => !isPicture(file)).map((file) => tameName(file.name));
+    if (refused.length) toast(`Not a picture: ${refused.join(", ")}`);
     for (const file of given.filter(isPicture)) {
       const picture = await pictures.take(file, () => this.update());
       const at = instead ? this.pictures.indexOf(instead) : -1;
@@ -92,7 +92,7 @@ export class Composer {
     if (this.isBusy || (!text && !this.pictures.length)) return;
     const bad = this.pictures.find((picture) => picture.error);
     if (bad) {
-      announce(`${bad.name} cannot be sent: ${bad.error}`);
+      toast(`${bad.name} cannot be sent: ${bad.error}`);
       return;
     }
     const given = this.pictures;

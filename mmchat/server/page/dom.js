@@ -133,6 +133,7 @@ export function openMenu(anchor, choices) {
 }
 
 export const number = (value) => Math.round(value).toLocaleString("en-US");
+export const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 export const newId = () => crypto.randomUUID?.() ?? [...crypto.getRandomValues(new Uint8Array(16))]
   .map((byte) => byte.toString(16).padStart(2, "0")).join("");
 

@@ -37,9 +37,12 @@ export function toEnd() {
 export function followEnd() {
   const scroll = $("scroll");
   let isAtEnd = true;
+  let last = 0;
   scroll.addEventListener("scroll", () => {
     const left = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight;
-    isAtEnd = left < NEAR_END;
+    // the chat may have grown since it was scrolled to its end: only a move upwards leaves the end
+    isAtEnd = left < NEAR_END || (isAtEnd && scroll.scrollTop >= last);
+    last = scroll.scrollTop;
     $("to-end").hidden = left < 4 * NEAR_END;
   }, { passive: true });
   const watcher = new ResizeObserver(() => isAtEnd && toEnd());

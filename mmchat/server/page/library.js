@@ -1,7 +1,7 @@
 // The chats of this browser as a whole: kept, renamed, deleted, written to files and read from them.
 
 import * as tree from "./chat.js";
-import { announce, h, openMenu, toast } from "./dom.js";
+import { announce, counted, h, openMenu, toast } from "./dom.js";
 import * as pictures from "./pictures.js";
 import { askText } from "./settings.js";
 import * as store from "./store.js";
@@ -86,7 +86,7 @@ export class Library {
         const read = await transfer.read(input.files[0]);
         this.chats.push(...read);
         this.changed();
-        toast(`${read.length} ${read.length === 1 ? "chat" : "chats"} imported`);
+        toast(`${counted(read.length, "chat")} imported`);
       } catch (error) {
         toast(error.message);
       }

@@ -1,7 +1,7 @@
 // A picture of the reader: kept as it was given, shown with the tiles that the model cuts it into.
 
 import * as api from "./api.js";
-import { h, icon, iconButton, newId, number, openDialog, tameName } from "./dom.js";
+import { counted, h, icon, iconButton, newId, number, openDialog, tameName } from "./dom.js";
 import * as store from "./store.js";
 
 const LARGEST = 20 * 1024 * 1024; // bytes that are sent as they are
@@ -78,9 +78,9 @@ export function dataUrl(blob) {
 export function cost(picture) {
   if (picture.error) return picture.error;
   if (!picture.facts) return "cost not known yet";
-  const { grid, tokens } = picture.facts;
-  const count = grid[0] * grid[1];
-  return `${count} ${count === 1 ? "tile" : "tiles"} · ${number(tokens)} tokens`;
+  const { grid, pages, tokens } = picture.facts;
+  const tiles = counted(grid[0] * grid[1], "tile");
+  return `${pages > 1 ? counted(pages, "page") : tiles} · ${number(tokens)} tokens`;
 }
 
 /** The picture with the lines of its tiles over it, and room for what lies above them. */
@@ -117,7 +117,8 @@ function gridLines({ grid, resized, details }) {
 /** What waits in a box to be sent, with what it costs. */
 export function chip(picture, { replace, remove }) {
   const words = h("span.chip-words", {}, h("span.chip-name", { title: picture.name }, picture.name),
-    h("span.chip-cost", {}, cost(picture)));
+    h("span.chip-cost", {}, cost(picture)),
+    ...(picture.facts?.notices ?? []).map((notice) => h("span.chip-cost", {}, notice)));
   const view = h("button.chip-view", { "aria-label": `Show ${picture.name}`,
     onclick: () => show(picture) }, figure(picture));
   const made = h("li.chip", {}, view, words,
@@ -137,7 +138,8 @@ export function show(picture, { replace, remove } = {}) {
     say("picture", `${number(width)} × ${number(height)} px`);
     for (const [label, value] of lines) say(label, value);
     say("tokens", `${number(tokens)} to attend to`);
-    say("context", `${number(positions)} ${positions === 1 ? "position" : "positions"}`);
+    say("context", counted(positions, "position"));
+    for (const notice of picture.facts.notices) say("note", notice);
   } else {
     say("cost", cost(picture));
   }
