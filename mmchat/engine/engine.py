@@ -68,11 +68,34 @@ class Engine:
         self._turns: deque[Row] = deque()  # of those that read their prompt
         self._lock = threading.RLock()
         self._is_stepping = False
+        self._step_began = time.monotonic()
+        self.steps: Counter[int] = Counter()  # by how many rows they wrote
+        self.encoded = self.known = 0  # pictures of prompts: encoded, and found in the cache
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._active or self._waiting or self._coming)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a row."""
+        return len(self._coming) + len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many are read or written now."""
+        return len(self._active)
+
+    @property
+    def bytes_used(self) -> int:
+        """Of rows, pictures, and what is kept of those that are over; 0 without a limit."""
+        return self._room.used
+
+    def is_stalled(self, seconds: float) -> bool:
+        """Whether some wait while one step takes longer than that."""
+        taken = time.monotonic() - self._step_began
+        return self.waiting > 0 and self._is_stepping and taken > seconds
 
     def submit(self, request: Request, tell: Callable[[], object] | None = None) -> Answer:
         """Put a request in the queue; `step` until its answer is over. tell: as in Answer.
@@ -95,6 +118,7 @@ class Engine:
     def step(self) -> bool:
         """One token of all that write, one slice of what is read; whether there is more to do."""
         with self._lock, self._working():
+            self._step_began = time.monotonic()
             self._drop_cancelled()
             self._admit()
             self._write([row for row in self._active if row.is_writing])
@@ -239,10 +263,12 @@ class Engine:
                     return True  # another row does
                 row.unseen.pop(0)
                 if self.cache.has_media(media.content_hash):
+                    self.known += 1
                     continue
                 row.encoding = self._runtime.encode(media, self.cache)
                 row.encodes = media
             if next(row.encoding, _END) is _END:
+                self.encoded += 1
                 self._room.encoded(row.encodes)
                 row.encoding = row.encodes = None
             return True
@@ -279,6 +305,7 @@ class Engine:
                 if not row.is_over:
                     read.append((row, tokens))
         if read:
+            self.steps[len(read)] += 1
             self._forward(read)
 
     def _forward(self, read: Sequence[tuple[Row, Tensor]]) -> None:

@@ -41,13 +41,18 @@ class Timings:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. image_tokens: vision tokens that the text could attend to."""
+    """Token counts. image_tokens: vision tokens that the text could attend to.
+
+    draft_tokens: guessed and checked, of which accepted_tokens were right.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     image_count: int
     image_tokens: int
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

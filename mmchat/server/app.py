@@ -1,4 +1,4 @@
-"""The routes, each with its handler."""
+"""The routes, each with its handler, and the checks around all of them."""
 
 from __future__ import annotations
 
@@ -7,31 +7,43 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from mmchat.server import models, openai_chat
-from mmchat.server.call import Call, Endpoint, Handler, error_response
+from mmchat.server import models, openai_chat, page
+from mmchat.server.call import Endpoint, Handler, error_response
+from mmchat.server.checks import Checks
 from mmchat.server.errors import ApiError
+from mmchat.server.health import health
+from mmchat.server.metrics import metrics
 from mmchat.server.service import Service
-from mmchat.server.stream import Json
 
+# Open to everybody: that the server lives, and the page, which knows nothing without a key.
+OPEN_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/", page.root),
+    ("GET", "/health", health),
+    ("GET", "/healthz", health),
+    ("GET", "/v1/health", health),
+)
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models", models.list_models),
     ("GET", "/v1/models/{id:path}", models.one_model),
     ("POST", "/v1/chat/completions", openai_chat.chat_completions),
+    ("POST", "/page/tiles", page.tiles),
+    ("GET", "/metrics", metrics),
 )
 
 
-def make_app(service: Service) -> Starlette:
+def make_app(service: Service) -> ASGIApp:
     """The application of all ports."""
+    statics = sorted(page.files().keys() - {"/"}) if service.options.page else []
+    opened = [*OPEN_ROUTES, *(("GET", path, page.static) for path in statics)]
     routes = [
-        Route(path, Endpoint(service, handler), methods=[method])
-        for method, path, handler in ROUTES
+        Route(path, Endpoint(service, handler, f"{method} {path}"), methods=[method])
+        for method, path, handler in (*opened, *ROUTES)
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
-
-
-async def health(call: Call) -> Response:
-    return Json({"status": "ok"})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False
+    return Checks(app, service, frozenset(path for _, path, _ in opened))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

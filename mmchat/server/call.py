@@ -18,13 +18,15 @@ from mmchat.server.log import bug
 from mmchat.server.service import Service
 from mmchat.server.stream import Json
 
-OWNER = "mmchat.owner"  # of the scope: the name of the key that was given, "" without keys
+# Of the scope: the name of the key that was given, "" without keys; and tokens of the answers
+OWNER, TOKENS = "mmchat.owner", "mmchat.tokens"
 
 
 class Call:
     """What a handler gets. body: the JSON object that was sent, {} if nothing was.
 
-    opened: what ends with the call, however it ends. timings: they begin with it.
+    opened: what ends with the call, however it ends. waiting: what ends when its answer begins.
+    timings: they begin with it.
     """
 
     def __init__(self, service: Service, scope: Scope, receive: Receive) -> None:
@@ -33,7 +35,13 @@ class Call:
         self.owner: str = scope.get(OWNER, "")
         self.body: dict[str, Any] = {}
         self.opened = ExitStack()
+        self.waiting = self.opened.enter_context(ExitStack())
         self.timings = Timings()
+
+    def count(self, tokens: int) -> None:
+        """So many more were written, for the log."""
+        scope = self.request.scope
+        scope[TOKENS] = scope.get(TOKENS, 0) + tokens
 
     @property
     def path(self) -> str:
@@ -49,6 +57,7 @@ class Call:
                 raise ApiError("body_too_large", f"the body is larger than {most} MiB")
         if not data:
             return
+        self.waiting.enter_context(self.service.holding(len(data)))
         try:
             if len(data) > limits.LARGE_REQUEST_BYTES:
                 self.body = await self.service.apart(strict_json.parse_object, bytes(data))
@@ -64,8 +73,9 @@ Handler = Callable[[Call], Awaitable[Response]]
 class Endpoint:
     """A handler as an application: its errors become answers, and it ends when the client goes."""
 
-    def __init__(self, service: Service, handler: Handler) -> None:
+    def __init__(self, service: Service, handler: Handler, route: str) -> None:
         self._service, self._handler = service, handler
+        self.route = route  # for the log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(self._service, scope, receive)

@@ -9,15 +9,31 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from mmchat import limits
 from mmchat.conversation import Image
-from mmchat.errors import ImageError, MmchatError
+from mmchat.errors import ImageError, MemoryError_, MmchatError
 from mmchat.images.formats import picture_format
 from mmchat.images.sources import read_source
 from mmchat.server.errors import ApiError, api_error
+from mmchat.server.media import read_media
 from mmchat.server.options import ServerOptions
 
 if TYPE_CHECKING:
     from mmchat.images.colour import Alpha
+
+_NO_PICTURE = (
+    "this is no picture: send it as a data:image/…;base64,… URL"
+    " (the server's --media-dir allows paths)"
+)
+_NO_ADDRESSES = (
+    "pictures by address are off here: send them as data:image/…;base64,… URLs"
+    " (the server's --allow-remote-images allows addresses)"
+)
+_NOT_FETCHED = (
+    "the picture cannot be fetched: it must be at an https address of a public and allowed host,"
+    f" answer within {limits.SERVER_FETCH_SECONDS:g} s and have at most"
+    f" {limits.SERVER_FETCH_BYTES // limits.MIB} MiB"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,8 @@ def open_pictures(
         beside = [image for images in opened for image in images]
         try:
             images = load_images([data], alpha=alpha, names=[picture.param], beside=beside)
+        except MemoryError_ as error:  # too large together: no use to try again
+            raise ApiError("invalid_image", str(error), picture.param) from None
         except MmchatError as error:
             raise api_error(error, picture.param) from None
         opened.append([_of_owner(image, owner) for image in images])
@@ -59,6 +77,7 @@ def _of_owner(image: Image, owner: str) -> Image:
 
 
 def _read(picture: Picture, options: ServerOptions) -> bytes:
+    """Raises ApiError."""
     source = picture.source
     scheme = source[:16].lower().partition(":")[0]
     if scheme == "data":
@@ -66,21 +85,35 @@ def _read(picture: Picture, options: ServerOptions) -> bytes:
             return read_source(source).data
         except ImageError as error:
             raise api_error(error, picture.param) from None
+    if scheme in ("http", "https"):
+        return _fetched(picture, options)
     if (found := _bare_base64(source)) is not None:
         return found
-    if scheme in ("http", "https"):
-        raise ApiError(
-            "image_fetch_refused",
-            "pictures by address are off here; send them as data:image/…;base64,… URLs"
-            " (the server's --allow-remote-images allows addresses)",
-            picture.param,
-        )
-    raise ApiError(
-        "invalid_image",
-        "this is no picture: send a data:image/…;base64,… URL"
-        " (the server's --media-dir allows paths)",
-        picture.param,
-    )
+    if options.media_dir is None:
+        raise ApiError("invalid_image", _NO_PICTURE, picture.param)
+    found = read_media(options.media_dir, source)
+    if found is None:  # whatever lies outside, or does not: the same words
+        raise ApiError("invalid_image", "there is no such picture here", picture.param)
+    return found
+
+
+def _fetched(picture: Picture, options: ServerOptions) -> bytes:
+    if options.remote_images is None:
+        raise ApiError("image_fetch_refused", _NO_ADDRESSES, picture.param)
+    from mmchat.images.web import fetch
+
+    try:
+        if picture.source[:6].lower() == "https:":
+            return fetch(
+                picture.source,
+                max_bytes=limits.SERVER_FETCH_BYTES,
+                allow_private=False,
+                hosts=options.remote_images,
+                seconds=limits.SERVER_FETCH_SECONDS,
+            )
+    except MmchatError:  # one answer for all, so that nobody can look around by it
+        pass
+    raise ApiError("image_fetch_refused", _NOT_FETCHED, picture.param)
 
 
 def _bare_base64(source: str) -> bytes | None:

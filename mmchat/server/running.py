@@ -17,6 +17,7 @@ import uvicorn
 from mmchat.errors import UsageError
 from mmchat.server.app import make_app
 from mmchat.server.options import ServerOptions
+from mmchat.server.protocol import Protocol
 from mmchat.server.service import Service
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class _Running:
             uvicorn.Config(
                 make_app(self.service),
                 loop="asyncio",
-                http="h11",
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,
