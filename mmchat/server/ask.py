@@ -160,7 +160,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
     service = call.service
     thread, model = service.thread, service.model
     refuse_grammar(ask)
-    call.opened.enter_context(service.serving(call.owner))
+    call.serve()
     sampling = replace(model.sampling_defaults, **ask.settings)
     context = min(ask.context or model.max_seq_len, model.max_seq_len)
 
