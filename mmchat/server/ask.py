@@ -13,6 +13,7 @@ from mmchat.conversation import IMAGE_MARK, Image, Message, Part, Role, Text
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.request import Request, request_within
 from mmchat.errors import MemoryError_
+from mmchat.server import log
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, api_error
 from mmchat.server.pictures import Picture, open_pictures
@@ -129,6 +130,8 @@ class Answering:
     def _end(self) -> None:
         finished = self._finished = self._answer.finished
         if finished is not None:
+            if self._call.service.options.log_content:
+                log.content("answer", finished.text)
             self._call.count(finished.usage.completion_tokens)
             seconds = time.perf_counter() - finished.timings.started
             self._call.service.metrics.answered(finished, self.queue_seconds or 0.0, seconds)
@@ -166,6 +169,8 @@ async def begin(call: Call, ask: Ask) -> Answering:
 
     def make() -> Request:
         prompt = _prompt(call, ask)
+        if service.options.log_content:
+            log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         seconds = time.perf_counter() - call.timings.started
         timings = replace(call.timings, preprocessing_seconds=seconds)
         made = request_within(context, prompt, sampling, timings)

@@ -86,9 +86,9 @@ class Service:
         return self._thread.engine
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the engine's thread has failed: no answer will ever be written."""
-        return self._thread is not None and self._thread.error is not None
+    def failure(self) -> BaseException | None:
+        """Why the engine's thread has ended: no answer will ever be written."""
+        return self._thread.error if self._thread is not None else None
 
     @property
     def is_busy(self) -> bool:
@@ -103,7 +103,7 @@ class Service:
             return "draining"
         if thread is None:
             return "loading"
-        if thread.error is not None:
+        if self.failure is not None:
             return "dead"
         return "stalled" if thread.engine.is_stalled(self._patience) else "ok"
 
