@@ -9,7 +9,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mmchat.server import models, ollama, ollama_models, openai_chat, openai_completions, page
+from mmchat.server import (
+    models,
+    ollama,
+    ollama_models,
+    openai_chat,
+    openai_completions,
+    page,
+    responses,
+)
 from mmchat.server.call import Endpoint, Handler, error_response
 from mmchat.server.checks import Checks
 from mmchat.server.errors import ApiError
@@ -29,6 +37,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{id:path}", models.one_model),
     ("POST", "/v1/chat/completions", openai_chat.chat_completions),
     ("POST", "/v1/completions", openai_completions.completions),
+    ("POST", "/v1/responses", responses.responses),
     ("POST", "/page/tiles", page.tiles),
     ("GET", "/metrics", metrics),
     ("POST", "/api/chat", ollama.chat),

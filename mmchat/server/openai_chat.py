@@ -42,7 +42,7 @@ class ImageUrl(Body):
 
 
 class Part(Body):
-    type: Literal["text", "input_text", "image_url", "input_image"]
+    type: Literal["text", "input_text", "output_text", "image_url", "input_image"]
     text: str | None = None
     image_url: Annotated[ImageUrl, BeforeValidator(_as_url)] | None = None
 
@@ -101,20 +101,20 @@ def _ask(request: ChatRequest) -> Ask:
         logprobs=max(request.top_logprobs or 0, 1) if request.logprobs else None,
     )
     return Ask(
-        tuple(_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
+        tuple(asked_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
         settings,
         schema=_schema(request.response_format),
         tools=("tools", request.tools) if request.tools else None,
     )
 
 
-def _message(message: ChatMessage, param: str) -> AskedMessage:
+def asked_message(message: ChatMessage, param: str) -> AskedMessage:
     parts = (_part(one, f"{param}.content.{i}") for i, one in enumerate(message.content))
     return AskedMessage(role(message.role, param), tuple(parts), param)
 
 
 def _part(part: Part, param: str) -> str | Picture:
-    if part.type in ("text", "input_text"):
+    if part.type.endswith("text"):
         if part.text is None:
             raise ApiError("invalid_value", f"{param}.text is missing", f"{param}.text")
         return part.text

@@ -27,11 +27,14 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def refuse_unsupported(body: Mapping[str, Any]) -> None:
+def refuse_unsupported(
+    body: Mapping[str, Any], fields: Mapping[str, tuple[Any, ...]] = _WITHOUT_EFFECT
+) -> None:
     """Raises ApiError for what is not done here and may not be left out silently."""
-    for name, harmless in _WITHOUT_EFFECT.items():
+    for name, harmless in fields.items():
         value = body.get(name)
-        if value is not None and (isinstance(value, bool) or value not in harmless):
+        same = (value == one and type(value) is type(one) for one in harmless)
+        if value is not None and not any(same):
             raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
 
 
