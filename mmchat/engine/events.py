@@ -51,8 +51,8 @@ class Usage:
     completion_tokens: int
     image_count: int
     image_tokens: int
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
+    draft_tokens: int = field(default=0, compare=False)  # how it was written, not what
+    accepted_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
