@@ -60,6 +60,7 @@ QUEUED_BYTES = 1024 * MIB  # of all bodies and laid out pictures that wait for a
 REQUEST_MESSAGES = 256
 REQUEST_PARTS = 64  # of one message
 REQUEST_PICTURES = 8
+REQUEST_PROMPTS = 256  # that are continued
 REQUEST_HEADERS = 100
 REQUEST_HEADER_BYTES = 32 * KIB  # together
 HEADER_SECONDS = 10.0  # from the beginning of a connection or request to the end of its headers

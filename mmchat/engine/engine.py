@@ -284,12 +284,16 @@ class Engine:
             row.encoded()
         others = any(other.is_writing for other in self._active)
         end = min(start + PIECE, len(ids)) if others else len(ids)
+        end = row.scores.end(start, end)
         piece = torch.tensor(ids[start:end], device=self._runtime.device)
-        logits = self._runtime.forward(Batch.last_of(piece, start, slot), self.cache)
+        wanted = row.scores.wanted(start, end)
+        batch = Batch(piece, (slot,), (start,), (end - start,), wanted)
+        logits = self._runtime.forward(batch, self.cache)
+        row.scores.read(logits, end)
         self._turns.rotate(-1)
         if end == len(ids):
             self._turns.remove(row)
-            row.has_read(logits)
+            row.has_read(logits[-1:])
 
     # ---- one step of writing
 

@@ -76,7 +76,10 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete. pictures: one entry for each of the prompt."""
+    """The answer is complete. pictures: one entry for each of the prompt.
+
+    prompt_logprobs: of the tokens of the prompt that were to be scored.
+    """
 
     reason: FinishReason
     text: str
@@ -87,6 +90,7 @@ class Finished:
     logprobs: tuple[TokenLogprob, ...]
     seed: int
     pictures: tuple[MediaFacts, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 Event = Progress | TextDelta | Finished

@@ -22,7 +22,8 @@ class Request:
     """A prompt to answer. owner: prompts of one owner share what is cached, of others nothing.
 
     ignore_stop: write on after tokens that end an answer. timings: what was measured so far; the
-    rest is filled in.
+    rest is filled in. score_from: log-probabilities of the prompt's tokens from this one on are
+    wanted; at least 1, and behind all pictures. Raises ValueError if it is not.
     """
 
     prompt: Prompt
@@ -30,6 +31,21 @@ class Request:
     owner: str = ""
     ignore_stop: bool = False
     timings: Timings = field(default_factory=Timings)
+    score_from: int | None = None
+
+    def __post_init__(self) -> None:
+        behind = max((placed.end for placed in self.prompt.media), default=1)
+        if self.score_from is not None and self.score_from < behind:
+            raise ValueError(f"score_from must be {behind} or more, not {self.score_from}")
+
+    @property
+    def shareable(self) -> int:
+        """How many positions need not be read again where a cache holds them.
+
+        Logits are needed of the last, and of those before tokens that are scored.
+        """
+        last = len(self.prompt.token_ids) - 1
+        return last if self.score_from is None else min(last, self.score_from - 1)
 
 
 def request_within(

@@ -66,7 +66,7 @@ class Room:
     def place(self, request: Request) -> Place | None:
         """A free slot for the request; None if it must wait until others are done."""
         if self.limit is None:
-            return self._prefixes.find(request.prompt, request.owner)
+            return self._prefixes.find(request)
         needed = self._pictures_of(request)
         taken = [slot for slot in self._prefixes.slots if slot.is_taken]
         for slot in taken:
@@ -78,7 +78,7 @@ class Room:
         if self._bytes(rooms, needed) > self.limit:
             return None
         while True:
-            place = self._prefixes.find(request.prompt, request.owner)
+            place = self._prefixes.find(request)
             if self._holds(place.slot, own, needed) <= self.limit:
                 return place
             if place.shared and not place.source.is_taken and not self._others(place):
@@ -91,7 +91,7 @@ class Room:
 
     def take(self, place: Place, request: Request) -> None:
         """Promise the request its memory."""
-        self._prefixes.take(place, request.prompt, request.owner)
+        self._prefixes.take(place, request)
         if self.limit is not None:
             place.slot.room = self._positions(request)
             if self._cache.fixed:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Finished, FinishReason, Progress, TextDelta, TokenLogprob, Usage
 from mmchat.engine.sampling import NOT_FINITE, Sampler
+from mmchat.engine.scoring import PromptScores, token_logprobs
 from mmchat.engine.text import AnswerText
 from mmchat.errors import NumericalError
 
@@ -44,6 +45,7 @@ class Row:
         self.encoding: Iterator[None] | None = None
         self.encodes: Media | None = None  # that picture
         self.unseen: list[Media] = []
+        self.scores = PromptScores(prompt.token_ids, request.score_from, params.logprobs)
         self.token: Tensor | None = None
         self._logits: Tensor | None = None
         self._model = model
@@ -188,8 +190,9 @@ class Row:
             )
         self._ids.append(token_id)
         is_stop = token_id in self._stop_ids
-        logprob = _logprob(logits, token_id, self.params.logprobs)
-        if logprob:
+        logprob: TokenLogprob | None = None
+        if self.params.logprobs:
+            [logprob] = token_logprobs(logits, [token_id], self.params.logprobs)
             self._logprobs.append(logprob)
         piece = "" if is_stop else self._text.push(token_id)
         self._pieces.append(piece)
@@ -247,6 +250,7 @@ class Row:
                 ),
                 output_ids=tuple(self._ids),
                 logprobs=tuple(self._logprobs),
+                prompt_logprobs=tuple(self.scores.entries),
                 seed=self._sampler.seed,
             )
         )
@@ -294,12 +298,3 @@ class HostCopy:
         if self._arrival:
             self._arrival.synchronize()
         return int(self._token)
-
-
-def _logprob(logits: Tensor, token_id: int, count: int) -> TokenLogprob | None:
-    if not count:
-        return None
-    scores = logits[0].log_softmax(-1)
-    top = scores.topk(count)
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return TokenLogprob(token_id, float(scores[token_id]), tuple(pairs))

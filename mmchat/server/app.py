@@ -9,7 +9,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mmchat.server import models, openai_chat, page
+from mmchat.server import (
+    models,
+    ollama,
+    ollama_models,
+    openai_chat,
+    openai_completions,
+    page,
+    responses,
+)
 from mmchat.server.call import Endpoint, Handler, error_response
 from mmchat.server.checks import Checks
 from mmchat.server.errors import ApiError
@@ -28,8 +36,18 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models", models.list_models),
     ("GET", "/v1/models/{id:path}", models.one_model),
     ("POST", "/v1/chat/completions", openai_chat.chat_completions),
+    ("POST", "/v1/completions", openai_completions.completions),
+    ("POST", "/v1/responses", responses.responses),
     ("POST", "/page/tiles", page.tiles),
     ("GET", "/metrics", metrics),
+    ("POST", "/api/chat", ollama.chat),
+    ("POST", "/api/generate", ollama.generate),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("POST", "/api/show", ollama_models.show),
+    ("GET", "/api/ps", ollama_models.ps),
+    ("GET", "/api/version", ollama_models.version),
+    ("POST", "/api/pull", ollama_models.pull),
+    *(("POST", f"/api/{name}", ollama_models.refused) for name in ollama_models.REFUSED),
 )
 
 

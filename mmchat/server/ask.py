@@ -43,15 +43,18 @@ class AskedMessage:
 class Ask:
     """What is asked.
 
-    prompt: messages; or a text or token ids, which are continued without the chat format.
+    prompt: messages; or one message or token ids, which are continued without the chat format.
     settings: fields of SamplingParams; the rest is as the model's makers recommend.
     context: positions of prompt and answer, if fewer than the server allows.
+    before: ids of a conversation that the messages go on with. score_from: as in engine.request.
     schema, tools: the grammar that the answer must follow, by the field that asked for it.
     """
 
-    prompt: tuple[AskedMessage, ...] | str | tuple[int, ...]
+    prompt: tuple[AskedMessage, ...] | AskedMessage | tuple[int, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     context: int | None = None
+    before: tuple[int, ...] = ()
+    score_from: int | None = None
     schema: tuple[str, Any] | None = None
     tools: tuple[str, Any] | None = None
 
@@ -79,6 +82,10 @@ class Answering:
         call.service.answers.add(self)
         call.opened.callback(call.service.answers.discard, self)
         call.opened.callback(self.close)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self._answer.request.prompt.token_ids
 
     @property
     def finished(self) -> Finished:
@@ -156,7 +163,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
     service = call.service
     thread, model = service.thread, service.model
     refuse_grammar(ask)
-    call.opened.enter_context(service.serving(call.owner))
+    call.serve()
     sampling = replace(model.sampling_defaults, **ask.settings)
     context = min(ask.context or model.max_seq_len, model.max_seq_len)
 
@@ -164,9 +171,10 @@ async def begin(call: Call, ask: Ask) -> Answering:
         prompt = _prompt(call, ask)
         if service.options.log_content:
             log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
-        call.timings.preprocessing_seconds = time.perf_counter() - call.timings.started
-        made = request_within(context, prompt, sampling, call.timings)
-        return replace(made, owner=call.owner)
+        seconds = time.perf_counter() - call.timings.started
+        timings = replace(call.timings, preprocessing_seconds=seconds)
+        made = request_within(context, prompt, sampling, timings)
+        return replace(made, owner=call.owner, score_from=ask.score_from)
 
     try:
         request = await service.apart(make)
@@ -197,19 +205,52 @@ def _prompt(call: Call, ask: Ask) -> Prompt:
     from mmchat.models.prompt import Prompt
 
     processor = call.service.model.processor
-    if isinstance(ask.prompt, str):
-        return processor.raw(Message("user", (Text(ask.prompt),)))
-    messages = [one for one in ask.prompt if isinstance(one, AskedMessage)]
-    if len(messages) < len(ask.prompt):
-        ids = tuple(one for one in ask.prompt if isinstance(one, int))
-        if not all(0 <= token_id < call.service.model.vocab_size for token_id in ids):
-            raise ApiError("invalid_value", "there are token ids that the model has not", "prompt")
-        return Prompt(ids)
+    asked = (ask.prompt,) if isinstance(ask.prompt, AskedMessage) else ask.prompt
+    messages = [one for one in asked if isinstance(one, AskedMessage)]
+    if len(messages) < len(asked):
+        return Prompt(_ids(call, [one for one in asked if isinstance(one, int)], "prompt"))
     _check_messages(call, messages)
     pictures = [picture for message in messages for picture in message.pictures]
     opened = open_pictures(pictures, call.service.options, processor.alpha, call.owner)
     images = iter(opened)
-    return processor.chat([_message(one, [next(images) for _ in one.pictures]) for one in messages])
+    made = [_message(one, [next(images) for _ in one.pictures]) for one in messages]
+    if isinstance(ask.prompt, AskedMessage):
+        return processor.raw(made[0])
+    return _behind(_ids(call, ask.before, "context"), processor.chat(made))
+
+
+def _ids(call: Call, ids: Sequence[int], param: str) -> tuple[int, ...]:
+    if not all(0 <= token_id < call.service.model.vocab_size for token_id in ids):
+        raise ApiError(
+            "invalid_value", f"{param} has token ids that the model has not, or of a picture", param
+        )
+    return tuple(ids)
+
+
+def _behind(before: tuple[int, ...], prompt: Prompt) -> Prompt:
+    """The prompt as more of what `before` has begun."""
+    if not before:
+        return prompt
+    if prompt.media:
+        raise ApiError(
+            "invalid_value", "context goes on by text alone; send messages with pictures", "context"
+        )
+    new = prompt.token_ids
+    begins_again = new[:1] == before[:1]
+    return replace(prompt, token_ids=before + new[begins_again:])
+
+
+_ROLES: Mapping[str, Role] = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+}  # fmt: skip
+
+
+def role(name: str, param: str) -> Role:
+    """What a client calls the speaker of a message. Raises ApiError."""
+    if name not in _ROLES:
+        known = ", ".join(_ROLES)
+        raise ApiError("invalid_value", f"a role is one of {known}", f"{param}.role")
+    return _ROLES[name]
 
 
 def _check_messages(call: Call, messages: Sequence[AskedMessage]) -> None:

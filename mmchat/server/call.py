@@ -37,6 +37,13 @@ class Call:
         self.opened = ExitStack()
         self.waiting = self.opened.enter_context(ExitStack())
         self.timings = Timings()
+        self._is_served = False
+
+    def serve(self) -> None:
+        """It is one more request of its owner, however many answers it has. Raises ApiError."""
+        if not self._is_served:
+            self.opened.enter_context(self.service.serving(self.owner))
+            self._is_served = True
 
     def count(self, tokens: int) -> None:
         """So many more were written, for the log."""

@@ -47,7 +47,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _strings(value: Any) -> Any:
+def strings(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -81,7 +81,7 @@ RepetitionPenalty = Annotated[float, _within("repetition_penalty"), NUMBER]
 Seed = Annotated[int, _within("seed"), NUMBER]
 Logprobs = Annotated[int, _within("logprobs"), NUMBER]
 StopString = Annotated[str, BeforeValidator(_not_empty)]
-Stops = Annotated[list[StopString], Field(max_length=MOST_STOPS), BeforeValidator(_strings)]
+Stops = Annotated[list[StopString], Field(max_length=MOST_STOPS), BeforeValidator(strings)]
 
 
 class Sampled(Body):

@@ -8,26 +8,22 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from mmchat.conversation import Role
-from mmchat.engine.events import TextDelta, TokenLogprob
-from mmchat.server.ask import Answering, Ask, AskedMessage, begin
+from mmchat.engine.events import TokenLogprob
+from mmchat.server.ask import Answering, Ask, AskedMessage, begin, role
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Bool, Flag, Length, Logprobs, Sampled, read
 from mmchat.server.openai_forms import (
     FINISH_REASONS,
+    entries,
     head,
-    logprob,
+    logprobs,
     refuse_unsupported,
     timings,
     usage,
 )
 from mmchat.server.pictures import Picture
 from mmchat.server.stream import DONE, Json, Stream, sse
-
-_ROLES: dict[str, Role] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
-}  # fmt: skip
 
 
 def _as_url(value: Any) -> Any:
@@ -46,7 +42,7 @@ class ImageUrl(Body):
 
 
 class Part(Body):
-    type: Literal["text", "input_text", "image_url", "input_image"]
+    type: Literal["text", "input_text", "output_text", "image_url", "input_image"]
     text: str | None = None
     image_url: Annotated[ImageUrl, BeforeValidator(_as_url)] | None = None
 
@@ -105,24 +101,20 @@ def _ask(request: ChatRequest) -> Ask:
         logprobs=max(request.top_logprobs or 0, 1) if request.logprobs else None,
     )
     return Ask(
-        tuple(_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
+        tuple(asked_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
         settings,
         schema=_schema(request.response_format),
         tools=("tools", request.tools) if request.tools else None,
     )
 
 
-def _message(message: ChatMessage, param: str) -> AskedMessage:
-    role = _ROLES.get(message.role)
-    if role is None:
-        known = ", ".join(_ROLES)
-        raise ApiError("invalid_value", f"a role is one of {known}", f"{param}.role")
+def asked_message(message: ChatMessage, param: str) -> AskedMessage:
     parts = (_part(one, f"{param}.content.{i}") for i, one in enumerate(message.content))
-    return AskedMessage(role, tuple(parts), param)
+    return AskedMessage(role(message.role, param), tuple(parts), param)
 
 
 def _part(part: Part, param: str) -> str | Picture:
-    if part.type in ("text", "input_text"):
+    if part.type.endswith("text"):
         if part.text is None:
             raise ApiError("invalid_value", f"{param}.text is missing", f"{param}.text")
         return part.text
@@ -170,9 +162,9 @@ async def _chunks(
     yield chunk({"role": "assistant", "content": ""})
     async for deltas in answering:
         text = "".join(delta.text for delta in deltas)
-        logprobs = _logprobs(call, request, _entries(deltas))
-        if text or (logprobs and logprobs["content"]):
-            yield chunk({"content": text}, logprobs)
+        found = _logprobs(call, request, entries(deltas))
+        if text or (found and found["content"]):
+            yield chunk({"content": text}, found)
     finished = answering.finished
     yield chunk({}, None, FINISH_REASONS[finished.reason])
     if wants_usage:
@@ -181,17 +173,10 @@ async def _chunks(
     yield DONE
 
 
-def _entries(deltas: Iterable[TextDelta]) -> list[TokenLogprob]:
-    return [delta.logprob for delta in deltas if delta.logprob is not None]
-
-
 def _logprobs(
-    call: Call, request: ChatRequest, entries: Iterable[TokenLogprob]
+    call: Call, request: ChatRequest, found: Iterable[TokenLogprob]
 ) -> dict[str, Any] | None:
-    """The token that ended the answer is not part of it."""
     if not request.logprobs:
         return None
-    model, top = call.service.model, request.top_logprobs or 0
-    stops = model.processor.stop_ids
-    content = [logprob(model, entry, top) for entry in entries if entry.token_id not in stops]
+    content = logprobs(call.service.model, found, request.top_logprobs or 0)
     return {"content": content, "refusal": None}

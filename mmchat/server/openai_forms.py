@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mmchat.engine.events import Finished, TokenLogprob
+from mmchat.engine.events import Finished, TextDelta, TokenLogprob
 from mmchat.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -27,11 +27,14 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def refuse_unsupported(body: Mapping[str, Any]) -> None:
+def refuse_unsupported(
+    body: Mapping[str, Any], fields: Mapping[str, tuple[Any, ...]] = _WITHOUT_EFFECT
+) -> None:
     """Raises ApiError for what is not done here and may not be left out silently."""
-    for name, harmless in _WITHOUT_EFFECT.items():
+    for name, harmless in fields.items():
         value = body.get(name)
-        if value is not None and (isinstance(value, bool) or value not in harmless):
+        same = (value == one and type(value) is type(one) for one in harmless)
+        if value is not None and not any(same):
             raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
 
 
@@ -57,20 +60,26 @@ def served_name(call: Call, asked: Any) -> str:
     return spec.name
 
 
-def usage(finished: Finished) -> dict[str, Any]:
-    counts = finished.usage
+def usage(*answers: Finished) -> dict[str, Any]:
+    """Of all answers to one request together."""
+
+    def total(name: str) -> int:
+        return sum(getattr(finished.usage, name) for finished in answers)
+
+    prompt, completion = total("prompt_tokens"), total("completion_tokens")
+    accepted = total("accepted_tokens")
     return {
-        "prompt_tokens": counts.prompt_tokens,
-        "completion_tokens": counts.completion_tokens,
-        "total_tokens": counts.prompt_tokens + counts.completion_tokens,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
         "prompt_tokens_details": {
-            "cached_tokens": counts.cached_tokens,
-            "image_tokens": counts.image_tokens,
+            "cached_tokens": total("cached_tokens"),
+            "image_tokens": total("image_tokens"),
         },
         "completion_tokens_details": {
             "reasoning_tokens": 0,
-            "accepted_prediction_tokens": counts.accepted_tokens,
-            "rejected_prediction_tokens": counts.draft_tokens - counts.accepted_tokens,
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": total("draft_tokens") - accepted,
         },
     }
 
@@ -100,13 +109,32 @@ def _rate(count: int, seconds: float) -> float | None:
     return round(count / seconds, 3) if seconds else None
 
 
-def logprob(model: LoadedModel, entry: TokenLogprob, top: int) -> dict[str, Any]:
-    """A token may be half a character: its `bytes` are exact."""
+def entries(deltas: Iterable[TextDelta]) -> list[TokenLogprob]:
+    return [delta.logprob for delta in deltas if delta.logprob is not None]
+
+
+def logprobs(model: LoadedModel, found: Iterable[TokenLogprob], top: int) -> list[dict[str, Any]]:
+    """Of the tokens of an answer; what ended it is not part of it.
+
+    A token may be half a character: its `bytes` are exact.
+    """
 
     def one(token_id: int, value: float) -> dict[str, Any]:
         data = model.tokenizer.token_bytes(token_id)
-        value = value if math.isfinite(value) else -9999.0  # as OpenAI says it of the impossible
-        return {"token": data.decode(errors="replace"), "logprob": value, "bytes": list(data)}
+        text = data.decode(errors="replace")
+        return {"token": text, "logprob": finite(value), "bytes": list(data)}
 
-    likeliest = [one(*pair) for pair in entry.top[:top]]
-    return {**one(entry.token_id, entry.logprob), "top_logprobs": likeliest}
+    stops = model.processor.stop_ids
+    return [
+        {
+            **one(entry.token_id, entry.logprob),
+            "top_logprobs": [one(*pair) for pair in entry.top[:top]],
+        }
+        for entry in found
+        if entry.token_id not in stops
+    ]
+
+
+def finite(value: float) -> float:
+    """A log-probability as JSON can say it; OpenAI gives the impossible this one."""
+    return value if math.isfinite(value) else -9999.0
