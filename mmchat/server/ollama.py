@@ -44,6 +44,7 @@ class ChatMessage(Body):
 class ChatRequest(Asked):
     messages: Annotated[list[ChatMessage], _absent([])] = Field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
+    truncate: Bool | None = None
 
 
 class GenerateRequest(Asked):
@@ -66,6 +67,7 @@ async def chat(call: Call) -> Response:
         tuple(_message(one, f"messages.{at}") for at, one in enumerate(asked.messages)),
         asked.settings(call),
         asked.num_ctx,
+        drops_oldest=asked.truncate is not False,
         schema=asked.json_schema,
         tools=("tools", asked.tools) if asked.tools else None,
     )

@@ -185,6 +185,19 @@ def test_a_smaller_num_ctx_is_kept_and_a_larger_one_is_said(client):
     assert "131072" in larger.headers["x-mmchat-notice"]
 
 
+def test_a_conversation_that_is_too_long_loses_its_oldest_messages(client):
+    system = {"role": "system", "content": "Be brief."}
+    turns = [user("Hello"), {"role": "assistant", "content": "Hello!"}] * 4
+    asked = [system, *turns, user("What can you do?")]
+    short = chat(client, system, *turns[-2:], user("What can you do?")).json()
+    options = GREEDY | {"num_ctx": short["prompt_eval_count"] + 3}
+    answer = chat(client, *asked, options=options).json()
+    assert answer["prompt_eval_count"] == short["prompt_eval_count"]
+    refused = chat(client, *asked, options=options, truncate=False)
+    assert refused.status_code == 400
+    assert chat(client, system, *turns, user("x " * 99), options=options).status_code == 400
+
+
 @pytest.mark.parametrize(
     ("route", "body", "status", "text"),
     [
