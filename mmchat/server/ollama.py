@@ -63,8 +63,9 @@ async def chat(call: Call) -> Response:
     check_asked(call, asked)
     if not asked.messages:
         return Json(_line(asked, {"message": _said("")}, loaded(asked)))
+    messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
     ask = Ask(
-        tuple(_message(one, f"messages.{at}") for at, one in enumerate(asked.messages)),
+        tuple(one for one in messages if one.parts or one.role != "system"),
         asked.settings(call),
         asked.num_ctx,
         drops_oldest=asked.truncate is not False,

@@ -145,7 +145,10 @@ def test_probabilities_stand_in_the_lines(client):
 
 def test_what_clients_always_send_changes_nothing(client):
     more = {"tools": [], "think": False, "format": "", "keep_alive": "5m", "truncate": True}
-    usual, same = chat(client, user("Hello")).json(), chat(client, user("Hello"), **more).json()
+    system = {"role": "system", "content": ""}
+    usual = chat(client, user("Hello")).json()
+    same = chat(client, system, user("Hello"), **more).json()
+    assert usual["prompt_eval_count"] == same["prompt_eval_count"]
     assert usual["message"] == same["message"]
     sent = json.dumps({"model": "tiny", "prompt": "Hello", "suffix": "", "template": None})
     response = client.post("/api/generate", content=sent)  # litellm says no content type
