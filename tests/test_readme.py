@@ -140,7 +140,7 @@ def port():
 def test_the_server_is_asked_as_the_page_says(port, kind, tmp_path):
     assert blocks(kind)
     for block in blocks(kind):
-        block = block.replace("5000", str(port))
+        block = block.replace("5000", str(port)).replace("11434", str(port))
         python = f"{shlex.quote(sys.executable)} -c {shlex.quote(block)}"
         command = python if kind.startswith("python") else f"set -e; {block}"
         done = run(command.replace("curl ", "curl -sS "), TMPDIR=str(tmp_path))

@@ -17,6 +17,7 @@ from mmchat.server import log
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, api_error
 from mmchat.server.pictures import Picture, open_pictures
+from mmchat.server.shorter import that_fits
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
@@ -47,6 +48,7 @@ class Ask:
     settings: fields of SamplingParams; the rest is as the model's makers recommend.
     context: positions of prompt and answer, if fewer than the server allows.
     before: ids of a conversation that the messages go on with. score_from: as in engine.request.
+    drops_oldest: the oldest messages may be left out to fit.
     schema, tools: the grammar that the answer must follow, by the field that asked for it.
     """
 
@@ -55,6 +57,7 @@ class Ask:
     context: int | None = None
     before: tuple[int, ...] = ()
     score_from: int | None = None
+    drops_oldest: bool = False
     schema: tuple[str, Any] | None = None
     tools: tuple[str, Any] | None = None
 
@@ -167,7 +170,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
     sampling = replace(model.sampling_defaults, **ask.settings)
     context = min(ask.context or model.max_seq_len, model.max_seq_len)
 
-    def make() -> Request:
+    def make(ask: Ask) -> Request:
         prompt = _prompt(call, ask)
         if service.options.log_content:
             log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
@@ -177,7 +180,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
         return replace(made, owner=call.owner, score_from=ask.score_from)
 
     try:
-        request = await service.apart(make)
+        request = await service.apart(that_fits, ask, make)
     except Exception as error:
         raise api_error(error) from error
     call.waiting.enter_context(service.holding(_bytes(request)))

@@ -44,6 +44,7 @@ class ChatMessage(Body):
 class ChatRequest(Asked):
     messages: Annotated[list[ChatMessage], _absent([])] = Field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
+    truncate: Bool | None = None
 
 
 class GenerateRequest(Asked):
@@ -62,10 +63,12 @@ async def chat(call: Call) -> Response:
     check_asked(call, asked)
     if not asked.messages:
         return Json(_line(asked, {"message": _said("")}, loaded(asked)))
+    messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
     ask = Ask(
-        tuple(_message(one, f"messages.{at}") for at, one in enumerate(asked.messages)),
+        tuple(one for one in messages if one.parts or one.role != "system"),
         asked.settings(call),
         asked.num_ctx,
+        drops_oldest=asked.truncate is not False,
         schema=asked.json_schema,
         tools=("tools", asked.tools) if asked.tools else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -173,15 +174,13 @@ def statistics(answering: Answering) -> dict[str, Any]:
     """Of the last line; times are nanoseconds."""
     finished = answering.finished
     counts, times = finished.usage, finished.timings
-    waited = answering.queue_seconds or 0.0
-    read = times.vision_seconds + times.prefill_seconds
     return {
         "done": True,
         "done_reason": FINISH_REASONS[finished.reason],
-        "total_duration": _ns(times.preprocessing_seconds + waited + read + times.decode_seconds),
-        "load_duration": _ns(waited),
+        "total_duration": _ns(time.perf_counter() - times.started),
+        "load_duration": _ns(answering.queue_seconds or 0.0),
         "prompt_eval_count": counts.prompt_tokens,
-        "prompt_eval_duration": _ns(read),
+        "prompt_eval_duration": _ns(times.vision_seconds + times.prefill_seconds),
         "eval_count": counts.completion_tokens,
         "eval_duration": _ns(times.decode_seconds),
     }

@@ -83,12 +83,11 @@ def _ask(request: ResponseRequest) -> Ask:
         max_new_tokens=request.max_output_tokens,
         logprobs=max(request.top_logprobs or 0, 1) if request.wants_logprobs else None,
     )
-    tools = [_tool(tool, f"tools.{at}") for at, tool in enumerate(request.tools or ())]
     return Ask(
         tuple(_messages(request)),
         settings,
         schema=_schema(request.text.format if request.text else None),
-        tools=("tools", tools) if tools else None,
+        tools=("tools", request.tools) if request.tools else None,
     )
 
 
@@ -105,14 +104,6 @@ def _messages(request: ResponseRequest) -> list[AskedMessage]:
                 "unsupported_parameter", "such an item is not supported here", f"{param}.type"
             )
     return messages
-
-
-def _tool(tool: Mapping[str, Any], param: str) -> dict[str, Any]:
-    """In the form of chat completions, where its fields have an object of their own."""
-    if tool.get("type") != "function":
-        raise ApiError("unsupported_parameter", "tools here are functions", f"{param}.type")
-    fields = {name: value for name, value in tool.items() if name != "type"}
-    return {"type": "function", "function": fields}
 
 
 def _schema(form: TextFormat | None) -> tuple[str, Any] | None:

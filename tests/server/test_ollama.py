@@ -145,7 +145,10 @@ def test_probabilities_stand_in_the_lines(client):
 
 def test_what_clients_always_send_changes_nothing(client):
     more = {"tools": [], "think": False, "format": "", "keep_alive": "5m", "truncate": True}
-    usual, same = chat(client, user("Hello")).json(), chat(client, user("Hello"), **more).json()
+    system = {"role": "system", "content": ""}
+    usual = chat(client, user("Hello")).json()
+    same = chat(client, system, user("Hello"), **more).json()
+    assert usual["prompt_eval_count"] == same["prompt_eval_count"]
     assert usual["message"] == same["message"]
     sent = json.dumps({"model": "tiny", "prompt": "Hello", "suffix": "", "template": None})
     response = client.post("/api/generate", content=sent)  # litellm says no content type
@@ -183,6 +186,19 @@ def test_a_smaller_num_ctx_is_kept_and_a_larger_one_is_said(client):
     larger = chat(client, user("Hello"), options=GREEDY | {"num_ctx": 131_072})
     assert larger.status_code == 200
     assert "131072" in larger.headers["x-mmchat-notice"]
+
+
+def test_a_conversation_that_is_too_long_loses_its_oldest_messages(client):
+    system = {"role": "system", "content": "Be brief."}
+    turns = [user("Hello"), {"role": "assistant", "content": "Hello!"}] * 4
+    asked = [system, *turns, user("What can you do?")]
+    short = chat(client, system, *turns[-2:], user("What can you do?")).json()
+    options = GREEDY | {"num_ctx": short["prompt_eval_count"] + 3}
+    answer = chat(client, *asked, options=options).json()
+    assert answer["prompt_eval_count"] == short["prompt_eval_count"]
+    refused = chat(client, *asked, options=options, truncate=False)
+    assert refused.status_code == 400
+    assert chat(client, system, *turns, user("x " * 99), options=options).status_code == 400
 
 
 @pytest.mark.parametrize(
