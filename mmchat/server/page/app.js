@@ -115,7 +115,7 @@ async function run(chat, question, node) {
   }
   const controller = new AbortController();
   running.set(chat.id, { controller, node });
-  await library.save(chat);
+  await library.save(chat, question);
   show();
   toEnd();
   await answer(chat, question, node, { signal: controller.signal, save: () => library.save(chat),

@@ -17,7 +17,7 @@ export class Composer {
       oninput: () => this.update(), onkeydown: (event) => this.key(event),
       onfocus: () => { active = this; } });
     this.chips = h("ul.chips", { "aria-label": "Pictures of this question" });
-    this.send = h("button.send", { "aria-label": "Send", title: "Send (Enter)",
+    this.send = h("button.send", { "aria-disabled": "true", "aria-label": "Send", title: "Send (Enter)",
       onclick: () => this.trySend() }, icon("send"));
     const attach = async (files) => this.attach(await files);
     this.element = h("div.composer", {}, this.chips, this.text, h("div.row", {},

@@ -132,6 +132,17 @@ export function openMenu(anchor, choices) {
   items[0].focus();
 }
 
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    announce("Copied");
+    return true;
+  } catch {
+    toast("The browser lets a page copy on https and on localhost only.");
+    return false;
+  }
+}
+
 export const number = (value) => Math.round(value).toLocaleString("en-US");
 export const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 export const newId = () => crypto.randomUUID?.() ?? [...crypto.getRandomValues(new Uint8Array(16))]

@@ -21,10 +21,12 @@ export class Library {
     return this.chats.find((chat) => chat.id === id) ?? null;
   }
 
-  async save(chat) {
+  /** newest: a question whose pictures are not stored yet. */
+  async save(chat, newest = null) {
     if (!this.chats.includes(chat)) this.chats.push(chat);
     try {
       await store.put("chats", chat);
+      if (newest) await pictures.keep(newest.pictures);
     } catch (error) {
       announce(`This chat could not be kept: ${error.message}`);
     }
