@@ -17,13 +17,17 @@ export class Library {
     this.chats = (await store.all("chats")).map(tree.settle);
   }
 
+  has(chat) {
+    return this.chats.includes(chat);
+  }
+
   find(id) {
     return this.chats.find((chat) => chat.id === id) ?? null;
   }
 
   /** newest: a question whose pictures are not stored yet. */
   async save(chat, newest = null) {
-    if (!this.chats.includes(chat)) this.chats.push(chat);
+    if (!this.has(chat)) this.chats.push(chat);
     try {
       await store.put("chats", chat);
       if (newest) await pictures.keep(newest.pictures);
