@@ -260,6 +260,23 @@ def test_a_question_that_is_not_sent_stays_in_its_chat(visit):
     assert visit.box.input_value() == "Another half"
 
 
+def test_two_tabs_of_one_chat_lose_nothing(visit, new_visit):
+    visit.server.answers = ["First.", "Second.", "Third."]
+    visit.ask("One")
+    page = visit.page.context.new_page()
+    other = type(visit)(page, visit.server)
+    page.goto(visit.page.url)
+    other.ready()
+    other.ask("Two")
+    turned_to = "() => document.dispatchEvent(new Event('visibilitychange'))"
+    visit.page.evaluate(turned_to)
+    visit.answers.get_by_text("Second.").wait_for()
+    visit.ask("Three")
+    other.page.reload()
+    other.ready()
+    assert other.answers.locator(".prose").all_inner_texts() == ["First.", "Second.", "Third."]
+
+
 def test_chats_leave_and_come_back_as_files(visit, new_visit, tmp_path):
     visit.pick("dog.jpg")
     visit.ask("What is this?")

@@ -23,7 +23,7 @@ let editing = null; // {node, box}
 const running = new Map(); // chat id -> {controller, node}
 const drafts = new Map(); // chat id -> {text, pictures}
 
-const box = new Composer({ submit: send, changed: updateMeter, up: editLast });
+const box = new Composer({ submit: send, changed: () => showMeter(current, box), up: editLast });
 const stopButton = h("button.stop", { hidden: true, onclick: stop, title: "Stop (Esc)" },
   icon("stop"), "Stop");
 const thread = new Thread($("thread"), { retry, edit, turn, resend, replace, removePicture,
@@ -89,10 +89,6 @@ function activeSettings() {
   return tags;
 }
 
-function updateMeter() {
-  showMeter(current, box);
-}
-
 // --- asking and answering
 
 function send(text, given) {
@@ -130,7 +126,6 @@ async function run(chat, question, node) {
   running.delete(chat.id);
   if (chat === current) show();
   else sidebar.show();
-  updateMeter();
   if (["gone", "broken", "busy"].includes(node.error?.kind)) watch();
   if (node.error?.kind === "key" && await enterKey() && chat === current) resend(node);
 }
@@ -275,6 +270,14 @@ function buildFrame() {
     search: () => { setSidebar(true); $("search").focus(); } });
 }
 
+async function refresh() {
+  if (document.hidden || running.size || editing) return;
+  const newest = await library.refresh(current);
+  if (newest !== current) thread.views.clear();
+  current = newest;
+  show();
+}
+
 async function start() {
   applyTheme();
   buildFrame();
@@ -282,6 +285,7 @@ async function start() {
   const stays = await store.openStore();
   await library.load();
   const byAddress = () => library.find(location.hash.slice(1)) ?? newChat();
+  document.addEventListener("visibilitychange", refresh);
   addEventListener("popstate", () => openChat(byAddress()));
   openChat(byAddress());
   await library.sweep();

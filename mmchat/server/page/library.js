@@ -17,6 +17,15 @@ export class Library {
     this.chats = (await store.all("chats")).map(tree.settle);
   }
 
+  /** What other tabs have written since. Of `chat` whichever was changed last is kept, and returned. */
+  async refresh(chat) {
+    await this.load();
+    const at = this.chats.findIndex((other) => other.id === chat.id);
+    if (at < 0 || this.chats[at].updated > chat.updated) return this.chats[at] ?? chat;
+    this.chats[at] = chat;
+    return chat;
+  }
+
   has(chat) {
     return this.chats.includes(chat);
   }
