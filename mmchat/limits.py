@@ -56,6 +56,7 @@ PROMPT_BYTES = 4 * MIB
 # Requests to a server
 REQUEST_BYTES = 32 * MIB
 LARGE_REQUEST_BYTES = 64 * KIB  # beyond it JSON is parsed in a thread
+QUEUED_BYTES = 1024 * MIB  # of all bodies and laid out pictures that wait for a row
 REQUEST_MESSAGES = 256
 REQUEST_PARTS = 64  # of one message
 REQUEST_PICTURES = 8

@@ -172,8 +172,9 @@ serve_app.command(cls=ServeCommand)(with_option_groups(serve))
 
 
 def _serve(server: ServerOptions, model: LoadOptions, source: ModelSource, quiet: bool) -> int:
-    from mmchat.server import running
+    from mmchat.server import log, running
 
+    log.to_stderr(quiet=quiet)
     sockets = running.bind(server)
     address = running.url(sockets[0])
 
@@ -182,6 +183,8 @@ def _serve(server: ServerOptions, model: LoadOptions, source: ModelSource, quiet
             return model_choice.load(model, source, stages)
 
     def ready(service: Service) -> None:
+        if server.log_content:
+            console.note("every question and answer is written to stderr (--log-content)")
         if not quiet:
             room = f" in {size(service.memory)}" if service.memory else ""
             also = f" and {running.url(sockets[1])}" if len(sockets) > 1 else ""

@@ -69,6 +69,8 @@ class Engine:
         self._lock = threading.RLock()
         self._is_stepping = False
         self._step_began = time.monotonic()
+        self.steps: Counter[int] = Counter()  # by how many rows they wrote
+        self.encoded = self.known = 0  # pictures of prompts: encoded, and found in the cache
 
     @property
     def has_work(self) -> bool:
@@ -84,6 +86,11 @@ class Engine:
     def running(self) -> int:
         """How many are read or written now."""
         return len(self._active)
+
+    @property
+    def bytes_used(self) -> int:
+        """Of rows, pictures, and what is kept of those that are over; 0 without a limit."""
+        return self._room.used
 
     def is_stalled(self, seconds: float) -> bool:
         """Whether some wait while one step takes longer than that."""
@@ -256,10 +263,12 @@ class Engine:
                     return True  # another row does
                 row.unseen.pop(0)
                 if self.cache.has_media(media.content_hash):
+                    self.known += 1
                     continue
                 row.encoding = self._runtime.encode(media, self.cache)
                 row.encodes = media
             if next(row.encoding, _END) is _END:
+                self.encoded += 1
                 self._room.encoded(row.encodes)
                 row.encoding = row.encodes = None
             return True
@@ -292,6 +301,7 @@ class Engine:
                 if not row.is_over:
                     read.append((row, tokens))
         if read:
+            self.steps[len(read)] += 1
             self._forward(read)
 
     def _forward(self, read: Sequence[tuple[Row, Tensor]]) -> None:

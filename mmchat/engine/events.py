@@ -41,13 +41,18 @@ class Timings:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. image_tokens: vision tokens that the text could attend to."""
+    """Token counts. image_tokens: vision tokens that the text could attend to.
+
+    draft_tokens: guessed and checked, of which accepted_tokens were right.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     image_count: int
     image_tokens: int
+    draft_tokens: int = field(default=0, compare=False)  # how it was written, not what
+    accepted_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ class Room:
         self._pictures: dict[str, int] = {}  # bytes by content hash, of those that are encoded
         self._longest = 0  # positions that all slots of a fixed cache have room for
 
+    @property
+    def used(self) -> int:
+        """Bytes that are promised or kept now, where there is a limit; from any thread."""
+        rooms = [slot.room for slot in self._prefixes.slots]
+        return self._bytes([self._longest, *rooms], dict(self._pictures))
+
     def check(self, request: Request) -> None:
         """Raises MemoryError_ if it would not fit even alone."""
         if self.limit is None:

@@ -65,6 +65,7 @@ class Row:
         # log-probabilities are read from the device, which waits for all that is queued
         self._runs_ahead = is_asynchronous(device) and not params.logprobs
         self._draft: list[int] = []
+        self._drafted = self._accepted = 0
         self._first = self._last_arrival = 0.0
         self.began = clock()
         answer.add(Progress("vision" if prompt.media else "prefill"))
@@ -141,6 +142,8 @@ class Row:
             if right == len(self._draft) or token_id != self._draft[right]:
                 break
             right += 1
+        self._drafted += len(self._draft)
+        self._accepted += right
         if begin is not None:
             self._tell_pace(right, clock() - begin)
         for at in range(right):
@@ -236,7 +239,11 @@ class Row:
                 reason=reason,
                 text="".join(self._pieces),
                 usage=replace(
-                    empty.usage, cached_tokens=self.shared, completion_tokens=len(self._ids)
+                    empty.usage,
+                    cached_tokens=self.shared,
+                    completion_tokens=len(self._ids),
+                    draft_tokens=self._drafted,
+                    accepted_tokens=self._accepted,
                 ),
                 output_ids=tuple(self._ids),
                 logprobs=tuple(self._logprobs),

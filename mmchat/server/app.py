@@ -14,6 +14,7 @@ from mmchat.server.call import Endpoint, Handler, error_response
 from mmchat.server.checks import Checks
 from mmchat.server.errors import ApiError
 from mmchat.server.health import health
+from mmchat.server.metrics import metrics
 from mmchat.server.service import Service
 
 # Open to everybody: that the server lives, and the page, which knows nothing without a key.
@@ -28,6 +29,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models/{id:path}", models.one_model),
     ("POST", "/v1/chat/completions", openai_chat.chat_completions),
     ("POST", "/page/tiles", page.tiles),
+    ("GET", "/metrics", metrics),
 )
 
 
@@ -41,7 +43,7 @@ def make_app(service: Service) -> ASGIApp:
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
     app.router.redirect_slashes = False
-    return Checks(app, service.options, frozenset(path for _, path, _ in opened))
+    return Checks(app, service, frozenset(path for _, path, _ in opened))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -12,6 +12,8 @@ from mmchat import limits
 from mmchat.conversation import IMAGE_MARK, Image, Message, Part, Role, Text
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.request import Request, request_within
+from mmchat.errors import MemoryError_
+from mmchat.server import log
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, api_error
 from mmchat.server.pictures import Picture, open_pictures
@@ -60,15 +62,23 @@ class Answering:
     finished: the end, once the iteration is over. queue_seconds: how long it waited for a row.
     """
 
-    def __init__(self, thread: EngineThread, request: Request) -> None:
+    def __init__(self, call: Call, thread: EngineThread, request: Request) -> None:
         loop = asyncio.get_running_loop()
         self._came = asyncio.Event()
-        self._thread = thread
+        self._call, self._thread = call, thread
         self._submitted = time.perf_counter()
-        self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(self._came.set))
+        try:
+            self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(self._came.set))
+        except MemoryError_ as error:  # it would not fit even alone: no use to try again
+            raise ApiError("context_length_exceeded", str(error)) from None
+        except RuntimeError as error:
+            raise api_error(error) from error
         self.queue_seconds: float | None = None  # None: it still waits
         self._finished: Finished | None = None
         self._refused: ApiError | None = None
+        call.service.answers.add(self)
+        call.opened.callback(call.service.answers.discard, self)
+        call.opened.callback(self.close)
 
     @property
     def finished(self) -> Finished:
@@ -83,7 +93,7 @@ class Answering:
                 await self._came.wait()
         except TimeoutError:
             self.close()
-            raise ApiError("overloaded", retry_after=30) from None
+            raise ApiError("overloaded", retry_after=self._call.service.retry_after) from None
         self._check()
         self.queue_seconds = time.perf_counter() - self._submitted
 
@@ -99,7 +109,7 @@ class Answering:
                 yield deltas
             self._check()
             if is_over:
-                self._finished = self._answer.finished
+                self._end()
                 return
             if deltas:
                 await asyncio.sleep(JOIN_SECONDS)
@@ -110,6 +120,15 @@ class Answering:
             pass
         return self.finished
 
+    def _end(self) -> None:
+        finished = self._finished = self._answer.finished
+        if finished is not None:
+            if self._call.service.options.log_content:
+                log.content("answer", finished.text)
+            self._call.count(finished.usage.completion_tokens)
+            seconds = time.perf_counter() - finished.timings.started
+            self._call.service.metrics.answered(finished, self.queue_seconds or 0.0, seconds)
+
     def refuse(self, error: ApiError) -> None:
         """Do not begin it, if it still waits."""
         if self.queue_seconds is None:
@@ -119,6 +138,7 @@ class Answering:
     def close(self) -> None:
         """Nobody reads any more: its row is free before the next step."""
         if not self._answer.is_over:
+            self._call.service.metrics.counts["requests_cancelled_total"] += 1
             self._thread.cancel(self._answer)
 
     def _check(self) -> None:
@@ -142,20 +162,27 @@ async def begin(call: Call, ask: Ask) -> Answering:
 
     def make() -> Request:
         prompt = _prompt(call, ask)
+        if service.options.log_content:
+            log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         call.timings.preprocessing_seconds = time.perf_counter() - call.timings.started
         made = request_within(context, prompt, sampling, call.timings)
         return replace(made, owner=call.owner)
 
     try:
         request = await service.apart(make)
-        answering = Answering(thread, request)
     except Exception as error:
         raise api_error(error) from error
-    service.answers.add(answering)
-    call.opened.callback(service.answers.discard, answering)
-    call.opened.callback(answering.close)
+    call.waiting.enter_context(service.holding(_bytes(request)))
+    answering = Answering(call, thread, request)
     await answering.begun()
+    call.waiting.close()
     return answering
+
+
+def _bytes(request: Request) -> int:
+    """What its pictures take while it waits."""
+    media = (placed.media for placed in request.prompt.media)
+    return sum(tensor.nbytes for one in media for tensor in one.tensors)
 
 
 def refuse_grammar(ask: Ask) -> None:

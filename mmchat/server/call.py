@@ -25,7 +25,8 @@ OWNER, TOKENS = "mmchat.owner", "mmchat.tokens"
 class Call:
     """What a handler gets. body: the JSON object that was sent, {} if nothing was.
 
-    opened: what ends with the call, however it ends. timings: they begin with it.
+    opened: what ends with the call, however it ends. waiting: what ends when its answer begins.
+    timings: they begin with it.
     """
 
     def __init__(self, service: Service, scope: Scope, receive: Receive) -> None:
@@ -34,6 +35,7 @@ class Call:
         self.owner: str = scope.get(OWNER, "")
         self.body: dict[str, Any] = {}
         self.opened = ExitStack()
+        self.waiting = self.opened.enter_context(ExitStack())
         self.timings = Timings()
 
     def count(self, tokens: int) -> None:
@@ -55,6 +57,7 @@ class Call:
                 raise ApiError("body_too_large", f"the body is larger than {most} MiB")
         if not data:
             return
+        self.waiting.enter_context(self.service.holding(len(data)))
         try:
             if len(data) > limits.LARGE_REQUEST_BYTES:
                 self.body = await self.service.apart(strict_json.parse_object, bytes(data))

@@ -15,7 +15,8 @@ from mmchat import limits
 from mmchat.server import log
 from mmchat.server.call import OWNER, TOKENS, error_response
 from mmchat.server.errors import ApiError
-from mmchat.server.options import ServerOptions, is_loopback
+from mmchat.server.options import is_loopback
+from mmchat.server.service import Service
 
 GONE = 499  # in the log: the client went before there was an answer
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
@@ -52,8 +53,10 @@ class Checks:
     open_paths: what anybody may see, without a key.
     """
 
-    def __init__(self, app: ASGIApp, options: ServerOptions, open_paths: frozenset[str]) -> None:
-        self._app, self._options, self._open_paths = app, options, open_paths
+    def __init__(self, app: ASGIApp, service: Service, open_paths: frozenset[str]) -> None:
+        self._app, self._open_paths = app, open_paths
+        self._options = options = service.options
+        self._metrics = service.metrics
         self._keys = [(name, key.encode()) for name, key in options.keys.items()]
         self._hosts = _LOCAL | {_bracketed(host.lower()) for host in options.allowed_hosts}
 
@@ -84,6 +87,7 @@ class Checks:
                 await response(scope, receive, guarded)
         route = getattr(scope.get("endpoint"), "route", "-")
         seconds = time.perf_counter() - begin
+        self._metrics.requests[_api(scope["path"]), status or GONE] += 1
         log.request(scope.get(OWNER, ""), route, status or GONE, scope.get(TOKENS, 0), seconds)
 
     def _refusal(self, scope: Scope) -> Response | None:
@@ -200,6 +204,12 @@ def _check_body(asked: _Asked) -> None:
     is_browser = asked.origin is not None or any(name.startswith("sec-fetch-") for name in headers)
     if asked.method == "POST" and is_browser and kind != "application/json":
         raise ApiError("unsupported_media_type", "send JSON: Content-Type: application/json")
+
+
+def _api(path: str) -> str:
+    """As metrics name it."""
+    first = path.split("/", 2)[1] if path.startswith("/") else ""
+    return {"v1": "openai", "api": "ollama"}.get(first, "other")
 
 
 def _bracketed(host: str) -> str:

@@ -57,6 +57,10 @@ def _not_empty(value: str) -> str:
     return value
 
 
+def _flag(value: Any) -> Any:
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
 def _within(name: str) -> Any:
     low, high = SAMPLING[name]
     return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else min(high, LARGEST_INTEGER))
@@ -64,6 +68,7 @@ def _within(name: str) -> Any:
 
 NUMBER = BeforeValidator(_number)
 Bool = StrictBool
+Flag = Annotated[StrictBool, BeforeValidator(_flag)]  # "true" too, as torchchat sends `stream`
 Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
 Real = Annotated[float, NUMBER]
 Length = Annotated[int, _within("max_new_tokens"), NUMBER]

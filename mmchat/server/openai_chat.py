@@ -13,7 +13,7 @@ from mmchat.engine.events import TextDelta, TokenLogprob
 from mmchat.server.ask import Answering, Ask, AskedMessage, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Length, Logprobs, Sampled, read
+from mmchat.server.fields import Body, Bool, Flag, Length, Logprobs, Sampled, read
 from mmchat.server.openai_forms import (
     FINISH_REASONS,
     head,
@@ -78,7 +78,7 @@ class ChatRequest(Sampled):
     max_completion_tokens: Length | None = None
     logprobs: Bool | None = None
     top_logprobs: Logprobs | None = None
-    stream: Bool | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None

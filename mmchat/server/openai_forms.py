@@ -69,8 +69,8 @@ def usage(finished: Finished) -> dict[str, Any]:
         },
         "completion_tokens_details": {
             "reasoning_tokens": 0,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
+            "accepted_prediction_tokens": counts.accepted_tokens,
+            "rejected_prediction_tokens": counts.draft_tokens - counts.accepted_tokens,
         },
     }
 

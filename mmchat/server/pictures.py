@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmchat import limits
 from mmchat.conversation import Image
-from mmchat.errors import ImageError, MmchatError
+from mmchat.errors import ImageError, MemoryError_, MmchatError
 from mmchat.images.formats import picture_format
 from mmchat.images.sources import read_source
 from mmchat.server.errors import ApiError, api_error
@@ -60,6 +60,8 @@ def open_pictures(
         beside = [image for images in opened for image in images]
         try:
             images = load_images([data], alpha=alpha, names=[picture.param], beside=beside)
+        except MemoryError_ as error:  # too large together: no use to try again
+            raise ApiError("invalid_image", str(error), picture.param) from None
         except MmchatError as error:
             raise api_error(error, picture.param) from None
         opened.append([_of_owner(image, owner) for image in images])

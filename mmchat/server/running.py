@@ -10,11 +10,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
 from mmchat.errors import UsageError
+from mmchat.server import log
 from mmchat.server.app import make_app
 from mmchat.server.options import ServerOptions
 from mmchat.server.protocol import Protocol
@@ -71,11 +72,19 @@ def serve(
     code = asyncio.run(running.run(list(sockets)))
     if running.error is not None:
         raise running.error
-    if running.loading.is_alive():  # torch does not survive an end of Python within its import
-        sys.stderr.flush()
-        os._exit(code)
-    running.service.close()
+    closing = threading.Thread(target=running.service.close, daemon=True)
+    closing.start()
+    closing.join(LAST_SECONDS)
+    # torch survives no end of Python within its import; a step on a CPU may take minutes
+    if running.loading.is_alive() or closing.is_alive():
+        _leave(code)
     return code
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process as it is."""
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Server(uvicorn.Server):
@@ -142,15 +151,14 @@ class _Running:
     def _end(self, number: int) -> None:
         """The first signal ends it when all answers are written, the second one at once."""
         if self._code is not None:
-            sys.stderr.flush()
-            os._exit(128 + number)
+            _leave(128 + number)
         self._code = 0
 
     async def _until_it_ends(self, serving: asyncio.Future[None]) -> None:
         while self._code is None and self.error is None and not serving.done():
-            if self.service.is_dead:
+            if self.service.failure is not None:
+                log.bug(self.service.failure)
                 self._code = 1
-                return
             await asyncio.sleep(TICK_SECONDS)
         self.service.drain()
 
@@ -159,6 +167,6 @@ class _Running:
         for seconds in (self._options.drain_seconds, LAST_SECONDS):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while self.service.is_busy and not self.service.is_dead:
+                    while self.service.is_busy:
                         await asyncio.sleep(TICK_SECONDS)
             self.service.interrupt()

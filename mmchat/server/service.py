@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from math import ceil
+from statistics import median
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from mmchat import limits
 from mmchat.server.errors import ApiError
+from mmchat.server.metrics import Metrics
 from mmchat.server.options import CPU_ROWS, DEVICE_ROWS, ServerOptions
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
+    from mmchat.engine.engine import Engine
     from mmchat.loading.loader import LoadedModel
     from mmchat.server.ask import Answering
 
@@ -27,7 +33,10 @@ class Service:
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
+        self.metrics = Metrics()
         self.is_draining = False
+        self.held_bytes = 0  # of requests that wait for a row
+        self._took: deque[float] = deque([1.0], 64)  # seconds, of the last answers
         self._model: LoadedModel | None = None
         self._thread: EngineThread | None = None
         self._workers = ThreadPoolExecutor(WORKERS, "mmchat request")
@@ -65,12 +74,21 @@ class Service:
             raise ApiError("draining")
         if self._thread is None:
             raise ApiError("loading")
+        if self._thread.error is not None:
+            raise ApiError("server_error")
         return self._thread
 
     @property
-    def is_dead(self) -> bool:
-        """Whether the engine's thread has failed: no answer will ever be written."""
-        return self._thread is not None and self._thread.error is not None
+    def engine(self) -> Engine:
+        """Raises ApiError while the model is being loaded."""
+        if self._thread is None:
+            raise ApiError("loading")
+        return self._thread.engine
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the engine's thread has ended: no answer will ever be written."""
+        return self._thread.error if self._thread is not None else None
 
     @property
     def is_busy(self) -> bool:
@@ -85,7 +103,7 @@ class Service:
             return "draining"
         if thread is None:
             return "loading"
-        if thread.error is not None:
+        if self.failure is not None:
             return "dead"
         return "stalled" if thread.engine.is_stalled(self._patience) else "ok"
 
@@ -109,12 +127,31 @@ class Service:
     def serving(self, owner: str) -> Iterator[None]:
         """A request of `owner` waits, or is answered. Raises ApiError if too many do."""
         if self._served[owner] >= self.rows + self.options.queue:
-            raise ApiError("rate_limit_exceeded", retry_after=1)
+            raise ApiError("rate_limit_exceeded", retry_after=self.retry_after)
         self._served[owner] += 1
+        begin = time.monotonic()
         try:
             yield
         finally:
             self._served[owner] -= 1
+            self._took.append(time.monotonic() - begin)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until those who are here now may have been served."""
+        seconds = self._served.total() * median(self._took) / self.rows
+        return max(1, min(ceil(seconds), 60))
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """So many bytes wait with a request. Raises ApiError if all have too many together."""
+        if self.held_bytes + size > limits.QUEUED_BYTES:
+            raise ApiError("overloaded", "too much data waits already; try again", retry_after=5)
+        self.held_bytes += size
+        try:
+            yield
+        finally:
+            self.held_bytes -= size
 
     async def apart(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do this in a thread: the loop, which serves everybody, must not wait for it."""

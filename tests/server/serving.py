@@ -62,6 +62,8 @@ def serving(*options: str, ready: bool = True, **environment: str) -> Iterator[S
         process.kill()
         process.wait()
         reader.join()
+        if process.stderr:
+            process.stderr.close()
 
 
 def exchange(port: int, data: bytes, *, seconds: float = 20, end: bool = False) -> bytes:
