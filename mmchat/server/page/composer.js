@@ -61,13 +61,12 @@ export class Composer {
     }
   }
 
-  /** Takes files that are pictures, and says which are not. */
+  /** Takes files that are pictures or documents, and says which are neither. */
   async attach(files, instead = null) {
     const given = [...files];
-    const isPicture = (file) => !file.type || file.type.startsWith("image/");
-    const refused = given.filter((file) => !isPicture(file)).map((file) => tameName(file.name));
+    const refused = given.filter((file) => !pictures.mayBePicture(file)).map(({ name }) => tameName(name));
     if (refused.length) toast(`Not a picture: ${refused.join(", ")}`);
-    for (const file of given.filter(isPicture)) {
+    for (const file of given.filter(pictures.mayBePicture)) {
       const picture = await pictures.take(file, () => this.update());
       const at = instead ? this.pictures.indexOf(instead) : -1;
       if (at >= 0) this.pictures.splice(at, 1, picture);

@@ -157,10 +157,13 @@ export function show(picture, { replace, remove } = {}) {
   if (remove) row.append(h("button.plain", { onclick: act(remove) }, icon("trash"), "Remove"));
 }
 
+/** The server says the rest; a file of no type may be a picture that the browser does not know. */
+export const mayBePicture = ({ type }) => /^(image\/|application\/pdf$|$)/.test(type);
+
 /** Lets the reader pick files; resolves to them, none where nothing was picked. */
 export function pick({ several = true, camera = false } = {}) {
   return new Promise((resolve) => {
-    const input = h("input", { type: "file", accept: "image/*", multiple: several, hidden: true });
+    const input = h("input", { type: "file", accept: "image/*,application/pdf", multiple: several, hidden: true });
     if (camera) input.setAttribute("capture", "environment");
     const end = (files) => { input.remove(); resolve(files); };
     input.addEventListener("change", () => end([...input.files]));
