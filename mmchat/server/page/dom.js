@@ -77,7 +77,7 @@ export function announce(text) {
   while (log.childElementCount > LONGEST_LOG) log.firstElementChild.remove();
 }
 
-/** A passing message at the bottom, with one thing that can be done about it. */
+/** A passing message, with one thing that can be done about it. */
 export function toast(text, label, act, { seconds = 8 } = {}) {
   const box = h("div.toast", {}, h("span", {}, text));
   const close = () => box.remove();
