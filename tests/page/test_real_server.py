@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 
 from tests.page.fake_server import FakeServer
 
@@ -43,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
         assert process.wait(30) == 0, log.read_text()
 
 
-def test_a_first_visit(new_visit, server, screenshot):
+def test_a_first_visit(new_visit, server, screenshot, tmp_path):
     """Also while the model is being loaded: the page is there before it."""
     visit = new_visit(viewport={"width": 1280, "height": 800})
     visit.page.goto(server.url)
@@ -56,6 +57,12 @@ def test_a_first_visit(new_visit, server, screenshot):
     assert "a green tree" in visit.answers.last.inner_text()
     assert "tokens/s" in visit.answers.last.inner_text()
     screenshot(visit, "real")
+    with visit.page.expect_file_chooser() as chooser:
+        visit.button("Add pictures").click()
+    pages = [Image.new("RGB", (100, 50 * n)) for n in (1, 2)]
+    pages[0].save(tmp_path / "two.pdf", save_all=True, append_images=pages[1:])
+    chooser.value.set_files(tmp_path / "two.pdf")
+    visit.chips.get_by_text("2 pages").wait_for()
 
 
 def test_another_origin_reaches_nothing(new_visit, server):

@@ -248,6 +248,35 @@ def test_chats_are_kept_found_and_deleted(visit):
     rows.get_by_text("My dog").wait_for()
 
 
+def test_a_question_that_is_not_sent_stays_in_its_chat(visit):
+    visit.ask("What is this?")
+    visit.box.fill("Half a question")
+    visit.page.keyboard.press("Control+Shift+O")
+    assert visit.box.input_value() == ""
+    visit.box.fill("Another half")
+    visit.page.locator("#chats .chat").click()
+    assert visit.box.input_value() == "Half a question"
+    visit.page.keyboard.press("Control+Shift+O")
+    assert visit.box.input_value() == "Another half"
+
+
+def test_two_tabs_of_one_chat_lose_nothing(visit, new_visit):
+    visit.server.answers = ["First.", "Second.", "Third."]
+    visit.ask("One")
+    page = visit.page.context.new_page()
+    other = type(visit)(page, visit.server)
+    page.goto(visit.page.url)
+    other.ready()
+    other.ask("Two")
+    turned_to = "() => document.dispatchEvent(new Event('visibilitychange'))"
+    visit.page.evaluate(turned_to)
+    visit.answers.get_by_text("Second.").wait_for()
+    visit.ask("Three")
+    other.page.reload()
+    other.ready()
+    assert other.answers.locator(".prose").all_inner_texts() == ["First.", "Second.", "Third."]
+
+
 def test_chats_leave_and_come_back_as_files(visit, new_visit, tmp_path):
     visit.pick("dog.jpg")
     visit.ask("What is this?")
@@ -320,6 +349,20 @@ def test_an_answer_is_followed_only_from_its_end(visit):
     assert scroll.evaluate("e => e.scrollTop") == 0
     visit.button("To the end").click()
     assert scroll.evaluate(end) < 5
+
+
+def test_a_chat_that_is_deleted_while_it_answers_stays_away(visit):
+    visit.server.answers, visit.server.pause = ["Slowly does it. " * 60], 0.02
+    visit.send("First")
+    visit.answers.get_by_text("Slowly").wait_for()
+    visit.button("More about First").click()
+    visit.page.get_by_role("menuitem", name="Delete").click()
+    visit.page.locator("#welcome").wait_for()
+    visit.page.wait_for_timeout(200)
+    visit.page.reload()
+    visit.ready()
+    assert visit.page.locator("#chats .chat").count() == 0
+    assert visit.server.abandoned == 1
 
 
 def test_a_chat_answers_while_another_is_read(visit):

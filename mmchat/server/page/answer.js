@@ -80,6 +80,7 @@ export async function answer(chat, question, node, { signal, paint, save }) {
       node.error = { kind: error.kind ?? "broken", text: error.message, wait: error.wait ?? 0 };
     }
   }
+  chat.updated = Date.now();
   node.stats = statistics({ begun, first, used, timings });
   save();
   paint();

@@ -17,12 +17,13 @@ import { Thread } from "./thread.js";
 import { watchServer } from "./watch.js";
 import { welcome } from "./welcome.js";
 
-let current = tree.newChat();
+let blank = tree.newChat(); // not begun yet; its draft is kept, too
+let current = blank;
 let editing = null; // {node, box}
 const running = new Map(); // chat id -> {controller, node}
 const drafts = new Map(); // chat id -> {text, pictures}
 
-const box = new Composer({ submit: send, changed: updateMeter, up: editLast });
+const box = new Composer({ submit: send, changed: () => showMeter(current, box), up: editLast });
 const stopButton = h("button.stop", { hidden: true, onclick: stop, title: "Stop (Esc)" },
   icon("stop"), "Stop");
 const thread = new Thread($("thread"), { retry, edit, turn, resend, replace, removePicture,
@@ -48,8 +49,13 @@ function openChat(chat) {
   if (!hasTouch()) box.focus(); // there the keyboard would cover the page
 }
 
+function newChat() {
+  if (tree.lastNode(blank)) blank = tree.newChat();
+  return blank;
+}
+
 function openNew() {
-  openChat(tree.newChat());
+  openChat(newChat());
   closeOnPhone();
 }
 
@@ -83,10 +89,6 @@ function activeSettings() {
   return tags;
 }
 
-function updateMeter() {
-  showMeter(current, box);
-}
-
 // --- asking and answering
 
 function send(text, given) {
@@ -115,17 +117,17 @@ async function run(chat, question, node) {
   }
   const controller = new AbortController();
   running.set(chat.id, { controller, node });
-  await library.save(chat);
+  await library.save(chat, question);
   show();
   toEnd();
-  await answer(chat, question, node, { signal: controller.signal, save: () => library.save(chat),
+  await answer(chat, question, node, { signal: controller.signal,
+    save: () => library.has(chat) && library.save(chat), // it may have been deleted meanwhile
     paint: () => chat === current && paint(node) });
   running.delete(chat.id);
   if (chat === current) show();
   else sidebar.show();
-  updateMeter();
   if (["gone", "broken", "busy"].includes(node.error?.kind)) watch();
-  if (node.error?.kind === "key" && await enterKey()) resend(node);
+  if (node.error?.kind === "key" && await enterKey() && chat === current) resend(node);
 }
 
 let isPainting = false;
@@ -163,8 +165,8 @@ function resend(node) {
 }
 
 function turn(node, step) {
-  const next = tree.turn(current, node, step);
-  if (!next || running.has(current.id)) return;
+  const next = running.has(current.id) ? null : tree.turn(current, node, step);
+  if (!next) return;
   library.save(current);
   show();
   const shown = $("thread").querySelector(`[data-node="${next.id}"]`);
@@ -217,7 +219,7 @@ async function removePicture(node, id) {
 
 function showSettings() {
   const changed = () => {
-    if (library.chats.includes(current)) library.save(current);
+    if (library.has(current)) library.save(current);
     box.extras.replaceChildren(...activeSettings());
   };
   openSettings(current, changed, library);
@@ -268,13 +270,22 @@ function buildFrame() {
     search: () => { setSidebar(true); $("search").focus(); } });
 }
 
+async function refresh() {
+  if (document.hidden || running.size || editing) return;
+  const newest = await library.refresh(current);
+  if (newest !== current) thread.views.clear();
+  current = newest;
+  show();
+}
+
 async function start() {
   applyTheme();
   buildFrame();
   setSidebar(!isPhone() && store.settings.sidebar);
   const stays = await store.openStore();
   await library.load();
-  const byAddress = () => library.find(location.hash.slice(1)) ?? tree.newChat();
+  const byAddress = () => library.find(location.hash.slice(1)) ?? newChat();
+  document.addEventListener("visibilitychange", refresh);
   addEventListener("popstate", () => openChat(byAddress()));
   openChat(byAddress());
   await library.sweep();

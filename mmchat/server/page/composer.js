@@ -17,7 +17,7 @@ export class Composer {
       oninput: () => this.update(), onkeydown: (event) => this.key(event),
       onfocus: () => { active = this; } });
     this.chips = h("ul.chips", { "aria-label": "Pictures of this question" });
-    this.send = h("button.send", { "aria-label": "Send", title: "Send (Enter)",
+    this.send = h("button.send", { "aria-disabled": "true", "aria-label": "Send", title: "Send (Enter)",
       onclick: () => this.trySend() }, icon("send"));
     const attach = async (files) => this.attach(await files);
     this.element = h("div.composer", {}, this.chips, this.text, h("div.row", {},
@@ -61,13 +61,12 @@ export class Composer {
     }
   }
 
-  /** Takes files that are pictures, and says which are not. */
+  /** Takes files that are pictures or documents, and says which are neither. */
   async attach(files, instead = null) {
     const given = [...files];
-    const isPicture = (file) => !file.type || file.type.startsWith("image/");
-    const refused = given.filter((file) => !isPicture(file)).map((file) => tameName(file.name));
+    const refused = given.filter((file) => !pictures.mayBePicture(file)).map(({ name }) => tameName(name));
     if (refused.length) toast(`Not a picture: ${refused.join(", ")}`);
-    for (const file of given.filter(isPicture)) {
+    for (const file of given.filter(pictures.mayBePicture)) {
       const picture = await pictures.take(file, () => this.update());
       const at = instead ? this.pictures.indexOf(instead) : -1;
       if (at >= 0) this.pictures.splice(at, 1, picture);

@@ -77,7 +77,7 @@ export function announce(text) {
   while (log.childElementCount > LONGEST_LOG) log.firstElementChild.remove();
 }
 
-/** A passing message at the bottom, with one thing that can be done about it. */
+/** A passing message, with one thing that can be done about it. */
 export function toast(text, label, act, { seconds = 8 } = {}) {
   const box = h("div.toast", {}, h("span", {}, text));
   const close = () => box.remove();
@@ -130,6 +130,17 @@ export function openMenu(anchor, choices) {
   menu.style.top = `${below ? at.bottom + 6 : at.top - 6 - menu.offsetHeight}px`;
   anchor.setAttribute("aria-expanded", "true");
   items[0].focus();
+}
+
+export async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    announce("Copied");
+    return true;
+  } catch {
+    toast("The browser lets a page copy on https and on localhost only.");
+    return false;
+  }
 }
 
 export const number = (value) => Math.round(value).toLocaleString("en-US");

@@ -30,7 +30,7 @@ export function showMeter(chat, box) {
 }
 
 export function toEnd() {
-  $("scroll").scrollTop = $("scroll").scrollHeight;
+  $("scroll").scrollTop = $("thread").childElementCount ? $("scroll").scrollHeight : 0;
 }
 
 /** Whoever is at the end stays there while the chat grows; whoever reads above is left alone. */

@@ -1,5 +1,7 @@
 // The keyboard: every shortcut that the list in settings.js names, but those of the box itself.
 
+import { copy } from "./dom.js";
+
 const TURN = ".turn";
 
 /** act: what the keys do; act.box is the box below the chat. */
@@ -56,7 +58,7 @@ function onTurn(event, act) {
   const runs = {
     ArrowLeft: () => act.turn(node, -1),
     ArrowRight: () => act.turn(node, 1),
-    c: () => navigator.clipboard.writeText(node.text),
+    c: () => copy(node.text),
     e: isQuestion && (() => act.edit(node)),
     r: !isQuestion && (() => act.retry(node)),
   };

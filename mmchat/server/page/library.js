@@ -17,14 +17,29 @@ export class Library {
     this.chats = (await store.all("chats")).map(tree.settle);
   }
 
+  /** What other tabs have written since. Of `chat` whichever was changed last is kept, and returned. */
+  async refresh(chat) {
+    await this.load();
+    const at = this.chats.findIndex((other) => other.id === chat.id);
+    if (at < 0 || this.chats[at].updated > chat.updated) return this.chats[at] ?? chat;
+    this.chats[at] = chat;
+    return chat;
+  }
+
+  has(chat) {
+    return this.chats.includes(chat);
+  }
+
   find(id) {
     return this.chats.find((chat) => chat.id === id) ?? null;
   }
 
-  async save(chat) {
-    if (!this.chats.includes(chat)) this.chats.push(chat);
+  /** newest: a question whose pictures are not stored yet. */
+  async save(chat, newest = null) {
+    if (!this.has(chat)) this.chats.push(chat);
     try {
       await store.put("chats", chat);
+      if (newest) await pictures.keep(newest.pictures);
     } catch (error) {
       announce(`This chat could not be kept: ${error.message}`);
     }

@@ -2,7 +2,7 @@
 // rendered here by createElement and text nodes: what a model writes cannot become code, load a
 // picture or hide where a link goes.
 
-import { h, iconButton } from "./dom.js";
+import { copy, h, iconButton } from "./dom.js";
 
 const reader = globalThis.markdownit({ html: false, linkify: false, typographer: false });
 const TAGS = new Set(["p", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td",
@@ -80,10 +80,11 @@ function leaf(token) {
 }
 
 export function codeBlock(code, language = "") {
-  const copy = iconButton("copy", "Copy the code", () => navigator.clipboard.writeText(code));
+  const text = h("code", {}, code);
+  const button = iconButton("copy", "Copy the code", () => copy(text.textContent));
   const name = language.slice(0, 24) || "text";
-  return h("div.code", {}, h("div.code-head", {}, h("span", {}, name), copy),
-    h("pre", { tabindex: "0", role: "region", "aria-label": `Code, ${name}` }, h("code", {}, code)));
+  return h("div.code", {}, h("div.code-head", {}, h("span", {}, name), button),
+    h("pre", { tabindex: "0", role: "region", "aria-label": `Code, ${name}` }, text));
 }
 
 /** Markdown that grows: blocks that have ended stay as they are, only the last is read again. */
@@ -111,9 +112,23 @@ export class GrowingMarkdown {
       this.open.before(closed);
       this.start += lineStart(rest, last.map[0]);
     }
-    this.open.replaceChildren();
-    fill(this.open, tokens.slice(keep));
+    const fresh = document.createDocumentFragment();
+    fill(fresh, tokens.slice(keep));
+    match(this.open, fresh);
   }
+}
+
+/** Makes `old` like `fresh`, and leaves alone what is alike: that keeps its layout and selection. */
+function match(old, fresh) {
+  const wanted = [...fresh.childNodes];
+  for (const [n, node] of wanted.entries()) {
+    const there = old.childNodes[n];
+    if (!there) old.append(node);
+    else if (there.isEqualNode(node)) continue;
+    else if (there.cloneNode().isEqualNode(node.cloneNode())) match(there, node);
+    else there.replaceWith(node);
+  }
+  while (old.childNodes.length > wanted.length) old.lastChild.remove();
 }
 
 function lineStart(text, line) {

@@ -16,21 +16,24 @@ export async function take(file, change) {
   const picture = { id: newId(), name: tameName(file.name || "pasted picture"), blob };
   picture.url = URL.createObjectURL(blob);
   loaded.set(picture.id, picture);
-  await store.put("pictures", record(picture)).catch(() => {}); // no room: it lives with the page
   picture.measured = measure(picture).then(change);
   change();
   return picture;
 }
 
-const record = ({ id, name, blob, facts }) => ({ id, name, blob, facts });
-
 async function measure(picture) {
   try {
     picture.facts = await api.tiles(await dataUrl(picture.blob));
     picture.error = null;
-    await store.put("pictures", record(picture)).catch(() => {});
   } catch (error) {
     if (error.kind === "refused" && error.status < 500) picture.error = error.message;
+  }
+}
+
+/** Stores the pictures of a question that is sent; those of others live as long as the page. */
+export async function keep(ids) {
+  for (const { id, name, blob, facts } of ids.map((id) => loaded.get(id)).filter(Boolean)) {
+    await store.put("pictures", { id, name, blob, facts });
   }
 }
 
@@ -154,10 +157,13 @@ export function show(picture, { replace, remove } = {}) {
   if (remove) row.append(h("button.plain", { onclick: act(remove) }, icon("trash"), "Remove"));
 }
 
+/** The server says the rest; a file of no type may be a picture that the browser does not know. */
+export const mayBePicture = ({ type }) => /^(image\/|application\/pdf$|$)/.test(type);
+
 /** Lets the reader pick files; resolves to them, none where nothing was picked. */
 export function pick({ several = true, camera = false } = {}) {
   return new Promise((resolve) => {
-    const input = h("input", { type: "file", accept: "image/*", multiple: several, hidden: true });
+    const input = h("input", { type: "file", accept: "image/*,application/pdf", multiple: several, hidden: true });
     if (camera) input.setAttribute("capture", "environment");
     const end = (files) => { input.remove(); resolve(files); };
     input.addEventListener("change", () => end([...input.files]));

@@ -1,7 +1,7 @@
 // The turns of a chat as they are seen, kept from paint to paint so that focus and place stay.
 
 import { place } from "./chat.js";
-import { announce, h, icon, iconButton, number } from "./dom.js";
+import { announce, copy, h, icon, iconButton, number } from "./dom.js";
 import { codeBlock, GrowingMarkdown, render } from "./markdown.js";
 import * as pictures from "./pictures.js";
 
@@ -58,9 +58,8 @@ function branches(node, [count, at], act) {
 
 function copyButton(text, label) {
   const button = iconButton("copy", label, async () => {
-    await navigator.clipboard.writeText(text());
+    if (!await copy(text())) return;
     button.replaceChildren(icon("check"));
-    announce("Copied");
     setTimeout(() => button.replaceChildren(icon("copy")), 1500);
   });
   return button;
