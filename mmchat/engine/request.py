@@ -13,6 +13,7 @@ from mmchat.engine.events import Event, Finished, Timings
 from mmchat.errors import ContextLengthExceeded
 
 if TYPE_CHECKING:
+    from mmchat.engine.grammar import Grammar
     from mmchat.engine.sampling import SamplingParams
     from mmchat.models.prompt import Prompt
 
@@ -22,7 +23,7 @@ class Request:
     """A prompt to answer. owner: prompts of one owner share what is cached, of others nothing.
 
     ignore_stop: write on after tokens that end an answer. timings: what was measured so far; the
-    rest is filled in.
+    rest is filled in. grammar: what the answer must be.
     """
 
     prompt: Prompt
@@ -30,10 +31,15 @@ class Request:
     owner: str = ""
     ignore_stop: bool = False
     timings: Timings = field(default_factory=Timings)
+    grammar: Grammar | None = None
 
 
 def request_within(
-    context: int, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
+    context: int,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    timings: Timings | None = None,
+    grammar: Grammar | None = None,
 ) -> Request:
     """A request whose answer ends where `context` positions do. Raises ContextLengthExceeded."""
     positions = len(prompt.token_ids)
@@ -46,7 +52,7 @@ def request_within(
             f"shorten the prompt or raise --max-seq-len{fitting}"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-    return Request(prompt, sampling, timings=timings or Timings())
+    return Request(prompt, sampling, timings=timings or Timings(), grammar=grammar)
 
 
 class Answer:
