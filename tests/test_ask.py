@@ -125,7 +125,10 @@ def test_an_answer_obeys_a_schema(model):
         ({"messages": [], "response_format": {"type": "xml"}}, "response_format of type 'xml' is"),
         ({"messages": [], "response_format": {"type": "json_schema"}}, "response_format of type"),
         ([{"role": "assistant", "content": "x"}], "the last message must be of the role user, not"),
-        ([{"role": "x", "content": "x"}], "a role is one of system, user, assistant, not 'x'"),
+        (
+            [{"role": "x", "content": "x"}],
+            "a role is one of system, user, assistant, tool, not 'x'",
+        ),
         ([{"role": "user"}], "messages[0]['content'] must be a text or a list of parts, not None"),
         (
             [{"role": "user", "content": [{"type": "audio"}]}],

@@ -59,8 +59,8 @@ def test_the_chat_takes_a_schema_and_lets_it_go(mmchat_command, file):
     mmchat_command.use(b"It is " + ANSWER, b"A dog.")
     typed = f"\\set schema '{file}'\nWhat?\n\\set schema none\nAnd?\n\\set schema {{\n"
     done = mmchat_command("chat", stdin=typed)
-    answer, free = done.stdout.splitlines()
-    assert (json.loads(answer), free) == ({"a": "cat"}, "A dog.")
+    *answer, free = done.stdout.splitlines()
+    assert (json.loads("".join(answer)), free) == ({"a": "cat"}, "A dog.")
     assert "schema is {" in done.stderr
     assert "schema is none" in done.stderr
     assert "error: schema: not valid JSON" in done.stderr
