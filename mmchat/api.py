@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 from mmchat.catalog.find import ModelSource
@@ -38,15 +38,19 @@ class Model(loader.LoadedModel):
         question: str | list[Message | dict[str, Any]] | dict[str, Any],
         *pictures: ImageSource,
         sampling: SamplingParams | None = None,
+        schema: Any = None,
     ) -> str:
         """The whole answer to a question about pictures, or about none. Nothing is kept of it.
 
         question: a text; or messages as OpenAI's chat takes them, `{"role", "content"}`, whose
         pictures are parts with an image_url; or a dictionary with such `messages` and settings
-        beside them. Raises what `ChatSession.send` does.
+        beside them. schema: the answer is JSON that obeys it, as SamplingParams says. Raises what
+        `ChatSession.send` does.
         """
         from mmchat.chat import foreign
 
+        if schema is not None:
+            sampling = replace(sampling or self.sampling_defaults, schema=schema)
         session = self.chat()
         if isinstance(question, str):
             events = session.send(question, list(pictures), sampling)

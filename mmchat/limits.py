@@ -85,6 +85,11 @@ SAMPLING: Mapping[str, tuple[float, float]] = {
     "logprobs": (0, 20),
 }
 
+# JSON schemas, which answers are held to; their depth is that of all JSON from outside
+SCHEMA_BYTES = 64 * KIB
+SCHEMA_SECONDS = 2.0  # to compile one
+GRAMMAR_SYMBOLS = 100_000  # of one that is compiled
+
 # Checkpoint files
 SAFETENSORS_HEADER_BYTES = 8 * MIB
 PTH_PICKLE_BYTES = 16 * MIB

@@ -134,7 +134,8 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         session = model.chat(system=request.system)
         events = _events(model, session, request)
         is_chat = not request.raw and model.spec.chat_format == "instruct"
-        sink = answer.Answer(model, request.images, form, output, markdown=is_chat)
+        markdown = is_chat and request.sampling.schema is None
+        sink = answer.Answer(model, request.images, form, output, markdown=markdown)
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
     cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))

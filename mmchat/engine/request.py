@@ -13,6 +13,7 @@ from mmchat.engine.events import Event, Finished, Timings
 from mmchat.errors import ContextLengthExceeded
 
 if TYPE_CHECKING:
+    from mmchat.engine.grammar import Grammar
     from mmchat.engine.sampling import SamplingParams
     from mmchat.models.prompt import Prompt
 
@@ -23,7 +24,8 @@ class Request:
 
     ignore_stop: write on after tokens that end an answer. timings: what was measured so far; the
     rest is filled in. score_from: log-probabilities of the prompt's tokens from this one on are
-    wanted; at least 1, and behind all pictures. Raises ValueError if it is not.
+    wanted; at least 1, and behind all pictures. Raises ValueError if it
+    is not. grammar: what the answer must be.
     """
 
     prompt: Prompt
@@ -32,6 +34,7 @@ class Request:
     ignore_stop: bool = False
     timings: Timings = field(default_factory=Timings)
     score_from: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         behind = max((placed.end for placed in self.prompt.media), default=1)
@@ -49,7 +52,11 @@ class Request:
 
 
 def request_within(
-    context: int, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
+    context: int,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    timings: Timings | None = None,
+    grammar: Grammar | None = None,
 ) -> Request:
     """A request whose answer ends where `context` positions do. Raises ContextLengthExceeded."""
     positions = len(prompt.token_ids)
@@ -62,7 +69,7 @@ def request_within(
             f"shorten the prompt or raise --max-seq-len{fitting}"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-    return Request(prompt, sampling, timings=timings or Timings())
+    return Request(prompt, sampling, timings=timings or Timings(), grammar=grammar)
 
 
 class Answer:

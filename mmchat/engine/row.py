@@ -65,7 +65,10 @@ class Row:
         self._logprobs: list[TokenLogprob] = []
         self._arriving: HostCopy | None = None  # of a token that is not known here yet
         # log-probabilities are read from the device, which waits for all that is queued
-        self._runs_ahead = is_asynchronous(device) and not params.logprobs
+        # A grammar needs each token before it can say what may follow. What it says is found out
+        # here while the device works on the step that is queued already.
+        self._guide = request.grammar.begin() if request.grammar else None
+        self._runs_ahead = is_asynchronous(device) and not params.logprobs and not self._guide
         self._draft: list[int] = []
         self._drafted = self._accepted = 0
         self._first = self._last_arrival = 0.0
@@ -104,7 +107,7 @@ class Row:
 
     def has_read(self, logits: Tensor) -> None:
         """The prompt is read; logits: [1, V] of its last position."""
-        self._sampled(self._sampler.sample(logits), logits)
+        self._sampled(self._sample(logits), logits)
         if not self._may_run_ahead():
             self._arrive()
 
@@ -119,7 +122,7 @@ class Row:
             return torch.empty(0, dtype=torch.long)
         if self._arriving:
             return token[0].clamp(min=0)  # NOT_FINITE has no row in the embedding
-        self._draft = self._drafter.draft(self._left - 1)
+        self._draft = self._drafted()
         if not self._draft:
             return token[0]
         return torch.cat((token[0], torch.tensor(self._draft, device=token.device)))
@@ -130,7 +133,7 @@ class Row:
         begin: when the step began; None if other rows took part, which tells nothing of drafts.
         """
         if self._arriving:
-            upcoming = self._sampler.sample(logits)  # queued before the host waits in `_arrive`
+            upcoming = self._sample(logits)  # queued before the host waits in `_arrive`
             self._arrive()
             self._time_arrival()
             if not self.is_over:
@@ -139,10 +142,11 @@ class Row:
         self._last_arrival = 0.0  # the host waits below: the next arrival would be timed with that
         right = 0
         while True:
-            token = self._sampler.sample(logits[right, None])
+            token = self._sample(logits[right, None])
             token_id = int(token)  # waits for the device
             if right == len(self._draft) or token_id != self._draft[right]:
                 break
+            self._accept(token_id)
             right += 1
         self._drafted += len(self._draft)
         self._accepted += right
@@ -155,6 +159,24 @@ class Row:
         self._sampled(token, logits[right, None])
         if not self._may_run_ahead():
             self._arrive()
+
+    def _drafted(self) -> list[int]:
+        """What the next tokens may be: what must follow, else a guess, as far as it can be right.
+
+        A draft ends before the answer does, since nothing can follow there.
+        """
+        if self._guide is None:
+            return self._drafter.draft(self._left - 1)
+        draft = self._drafter.draft(self._left - 1, self._guide.forced())
+        ends = next((at for at, one in enumerate(draft) if one in self._stop_ids), len(draft))
+        return self._guide.valid(draft[:ends])
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        return self._sampler.sample(logits, self._guide.allowed() if self._guide else None)
+
+    def _accept(self, token_id: int) -> None:
+        if self._guide and token_id != NOT_FINITE:
+            self._guide.accept(token_id)
 
     def _tell_pace(self, right: int, seconds: float) -> None:
         if self._draft:
@@ -177,6 +199,7 @@ class Row:
             return
         token_id = arriving.read()
         self._arriving = None
+        self._accept(token_id)
         self._emit(token_id, logits)
 
     def _emit(self, token_id: int, logits: Tensor) -> None:
@@ -201,6 +224,8 @@ class Row:
             self.finish("stop")
         elif self._text.stopped:
             self.finish("stop_string")
+        elif self._guide and self._guide.length == len(self._ids):
+            self.finish("stop")  # the value is complete: no token would say so
         elif self.answer.is_cancelled:
             self.finish("interrupted")
         elif not self._left:

@@ -15,6 +15,7 @@ from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.engine.engine import Engine
 from mmchat.engine.events import Timings
+from mmchat.engine.grammar import Grammar, Grammars
 from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError
@@ -67,11 +68,25 @@ class LoadedModel:
         rows = min(rows, self.most_rows)
         return self.engine if rows == 1 else Engine(self, rows, memory=self.memory)
 
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiles what answers of this model must be."""
+        return Grammars(self.tokenizer, self.processor.stop_ids, self.vocab_size)
+
     def request(
-        self, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        timings: Timings | None = None,
+        grammar: Grammar | None = None,
     ) -> Request:
-        """To answer `prompt` within the context. Raises ContextLengthExceeded."""
-        return request_within(self.max_seq_len, prompt, sampling, timings)
+        """To answer `prompt` within the context. grammar: instead of that of the sampling's schema.
+
+        Raises ContextLengthExceeded, SchemaError, MissingExtra.
+        """
+        if grammar is None and sampling.schema is not None:
+            grammar = self.grammars.compile(sampling.schema)
+        return request_within(self.max_seq_len, prompt, sampling, timings, grammar)
 
     @property
     def device(self) -> torch.device:

@@ -104,8 +104,12 @@ class Processor(Protocol):
     @property
     def alpha(self) -> Literal["white", "drop"]: ...
 
-    def chat(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt that lets the assistant answer `messages`, in the chat format."""
+    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        """The prompt that lets the assistant answer `messages`, in the chat format.
+
+        tools: functions that it may call, as OpenAI's chat declares them: `{"type": "function",
+        "function": {"name", "description", "parameters"}}`.
+        """
         ...
 
     def raw(self, message: Message) -> Prompt:

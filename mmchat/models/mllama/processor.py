@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from mmchat.conversation import Image, Message
 from mmchat.models.mllama import prompt, tiling
@@ -33,8 +33,8 @@ class MllamaProcessor:
         self._tiled: OrderedDict[str, TiledImage] = OrderedDict()
         self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Message]) -> Prompt:
-        ids = prompt.chat_ids(messages, self.tokenizer, self.config.image_token_id)
+    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        ids = prompt.chat_ids(messages, self.tokenizer, self.config.image_token_id, tools=tools)
         return self._with_tiles(ids)
 
     def raw(self, message: Message) -> Prompt:
