@@ -77,6 +77,10 @@ class Message:
     role: Role
     content: tuple[Part, ...]
 
+    if TYPE_CHECKING:  # what is taken is more than what is kept
+
+        def __init__(self, role: Role, content: str | Part | Sequence[Part]) -> None: ...
+
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             roles = ", ".join(get_args(Role))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from mmchat.engine.drafts import LONGEST_DRAFT, Speculate
 from mmchat.errors import UsageError, quoted
+from mmchat.leads import OF_SAMPLING, with_leads
 from mmchat.limits import SAMPLING
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     seed: int | None = None
     max_new_tokens: int = 1024
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     logprobs: int = 0
     speculate: Speculate = "auto"
 
@@ -67,6 +68,9 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most probable token is taken every time."""
         return self.temperature < LEAST_TEMPERATURE
+
+
+SamplingParams.__init__ = with_leads(OF_SAMPLING)(SamplingParams.__init__)
 
 
 def checked(name: str, value: Any) -> float:
