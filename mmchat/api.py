@@ -13,6 +13,7 @@ from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
 from mmchat.errors import MmchatError, UsageError, check_type
+from mmchat.leads import OF_ASK, with_leads
 from mmchat.limits import MOST_ROWS
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions, called_with
@@ -33,6 +34,7 @@ class Model(loader.LoadedModel):
             f" context {self.max_seq_len}>"
         )
 
+    @with_leads(OF_ASK)
     def ask(
         self,
         question: str | list[Message | dict[str, Any]] | dict[str, Any],

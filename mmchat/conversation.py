@@ -91,6 +91,10 @@ class Message:
     content: tuple[Part, ...]
     calls: tuple[ToolCall, ...] = ()
 
+    if TYPE_CHECKING:  # what is taken is more than what is kept
+
+        def __init__(self, role: Role, content: str | Part | Sequence[Part]) -> None: ...
+
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             roles = ", ".join(get_args(Role))

@@ -179,3 +179,19 @@ def test_help_begins_with_the_names_that_matter():
     found = re.findall(r"^    (\w+)  +\S", page, re.M)
     assert found[: len(names)] == names
     assert set(names) <= set(mmchat.__all__)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda model: model.chat().send("Hi", urls=["x"]), "ChatSession.send() has no 'urls'; im"),
+        (lambda model: model.chat().complete("Hi", image="x"), "'image'; images=… takes files and"),
+        (lambda model: model.ask("Hi", images=["x"]), "Model.ask() has no 'images'; pictures s"),
+        (lambda model: model.ask("Hi", max_tokens=3), "sampling=mmchat.SamplingParams(…) of ask"),
+        (lambda model: model.ask("Hi", foo=3), "got an unexpected keyword argument 'foo'"),
+        (lambda _: SamplingParams(max_tokens=3), "SamplingParams() has no 'max_tokens'; max_new_t"),
+    ],
+)  # fmt: skip
+def test_arguments_of_questions_and_sampling_get_one_too(model, call, reason):
+    with pytest.raises(TypeError, match=re.escape(reason)):
+        call(model)

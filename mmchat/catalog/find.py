@@ -288,12 +288,12 @@ def _how_to_get(spec: ModelSpec) -> str:
     if is_hub_offline():
         return (
             f"{spec.name} is not on this machine, and this run is offline; "
-            "copy its files here and give --checkpoint-path"
+            "copy its files here and give their folder as the model"
         )
     return (
         f"{spec.name} is not on this machine; accept its licence at "
         f"https://huggingface.co/{spec.repo}, then 'mmchat download {spec.name}' "
-        f"(about {words.size(2 * spec.parameters)}), or give --checkpoint-path"
+        f"(about {words.size(2 * spec.parameters)}), or give the folder that it is in"
     )
 
 

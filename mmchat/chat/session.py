@@ -16,6 +16,7 @@ from mmchat.engine.request import Answer, Request
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import UsageError, check_type
 from mmchat.hardware.allocation import memory_error
+from mmchat.leads import OF_SEND, with_leads
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -62,6 +63,7 @@ class ChatSession:
     def messages(self, messages: Sequence[Message]) -> None:
         self.conversation = Conversation.of(messages)
 
+    @with_leads(OF_SEND)
     def send(
         self,
         text: str,
@@ -101,6 +103,7 @@ class ChatSession:
         self.conversation = self.conversation.without_last()
         return turn
 
+    @with_leads(OF_SEND)
     def complete(
         self,
         text: str,

@@ -85,13 +85,13 @@ def with_defaults(
     if values["name"] is None and not has_paths and "model" in chosen:
         taken["name"] = chosen["model"].value
         _check_model(chosen["model"])
-    exported = _exported(values.get("checkpoint_path") or taken["name"])
+    offered = {"quantize", "device"} & chosen.keys() & values.keys()
+    sources = {name: context.get_parameter_source(name) for name in offered}
+    is_open = [name for name, source in sources.items() if source and source.name == "DEFAULT"]
+    exported = _exported(values.get("checkpoint_path") or taken["name"]) if is_open else None
     has_device = exported is not None and exported.record.programs  # which are made for one
     stays = {"quantize": exported is not None, "device": has_device}
-    for name in stays.keys() & chosen.keys() & values.keys():
-        source = context.get_parameter_source(name)
-        if not stays[name] and source is not None and source.name == "DEFAULT":
-            taken[name] = chosen[name].value
+    taken |= {name: chosen[name].value for name in is_open if not stays[name]}
     return taken
 
 

@@ -147,6 +147,8 @@ def _lines(report: ExportReport) -> list[str]:
     rows = report.sizes | {"in all": sum(report.sizes.values())}
     width = max(24, *(len(name) + 2 for name in rows))
     lines = [f"{name:<{width}}{size(number):>12}" for name, number in rows.items()]
+    if report.dtype is not None:
+        lines.append(f"in {report.dtype} (see --dtype)")
     peak = size(report.peak_memory)
     lines.append(f"{report.seconds:.0f} s, peak memory {peak}")
     if report.difference is not None:

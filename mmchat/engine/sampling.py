@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmchat.engine.drafts import LONGEST_DRAFT, Speculate
 from mmchat.engine.schema import as_text
 from mmchat.errors import UsageError, quoted
+from mmchat.leads import OF_SAMPLING, with_leads
 from mmchat.limits import SAMPLING
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     seed: int | None = None
     max_new_tokens: int = 1024
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     logprobs: int = 0
     speculate: Speculate = "auto"
     schema: Any = None
@@ -73,6 +74,9 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most probable token is taken every time."""
         return self.temperature < LEAST_TEMPERATURE
+
+
+SamplingParams.__init__ = with_leads(OF_SAMPLING)(SamplingParams.__init__)
 
 
 def checked(name: str, value: Any) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmchat.tokenizers.base import StreamDecoder, Tokenizer
 
 
 class AnswerText:
     """Token ids in, text out: never half a character, never part of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._stops = [StopString(text) for text in stop]
         self.stopped = False

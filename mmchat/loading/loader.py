@@ -198,7 +198,7 @@ def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions)
 
 def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
     """Where the model runs. Raises DeviceError, also where it cannot multiply the weights."""
-    placement = choose_placement(options.device, options.dtype, spec.parameters)
+    placement = choose_placement(str(options.device), str(options.dtype), spec.parameters)
     find_scheme(options.quantize).check_device(placement.device)
     return replace(placement, reason="as exported") if as_exported else placement
 

@@ -66,8 +66,9 @@ def test_chat_takes_them_too(mmchat_command, config):
 
 
 def test_a_default_scheme_is_not_for_what_is_exported_in_one(run_real, config, tmp_path):
-    done = run_real("export", "tiny", "--format", "safetensors", "-q", "-o", str(tmp_path / "x"))
+    done = run_real("export", "tiny", "--format", "safetensors", "-o", str(tmp_path / "x"))
     assert done.exit_code == 0, done.stderr
+    assert "\nin float32 (see --dtype)\n" in done.stderr
     config('quantize = "int4"')
     done = run_real("generate", str(tmp_path / "x"), "-q", "-p", "x", "--dry-run", "--json")
     assert (done.stderr, json.loads(done.stdout)["quantize"]) == ("", "none")

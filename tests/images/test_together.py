@@ -36,10 +36,10 @@ def decoded(monkeypatch):
     monkeypatch.setattr(limits, "IMAGES_PIXELS", 3_000)
     requests, ask = [], worker.Worker.ask
 
-    def asked(self, request, data):
+    def asked(self, request, data, *more):
         if not request.get("only_size"):
             requests.append(request)
-        return ask(self, request, data)
+        return ask(self, request, data, *more)
 
     monkeypatch.setattr(worker.Worker, "ask", asked)
     return requests
