@@ -146,6 +146,7 @@ def screenshot() -> Callable[[Visit, str], None]:
 
     def keep(visit: Visit, name: str) -> None:
         if folder := os.environ.get("MMCHAT_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
             visit.page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
 
     return keep

@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "mmchat" / "server" / "page"
 MODULES = sorted(PAGE.glob("*.js"))
 MARKDOWN_IT = "391f2aa638e75e6c7859d0a5c5650ef0956722a45998f17e05b83bc655778e1e"  # 15.0.3, MIT
-AXE = {"axe.min.js": None, "axe.LICENSE": None}
 # What parses text as markup or code; Trusted Types refuse it too, but only when it runs.
 PARSERS = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|createContextualFragment"
@@ -25,7 +24,6 @@ LONGEST = 300  # lines of a module
 def test_the_library_is_the_released_one():
     library = PAGE / "vendor" / "markdown-it.umd.min.js"
     assert hashlib.sha256(library.read_bytes()).hexdigest() == MARKDOWN_IT
-    assert "MIT" not in library.name
     assert "Permission is hereby granted" in (PAGE / "vendor/markdown-it.LICENSE").read_text(
         "utf-8"
     )
