@@ -64,13 +64,13 @@ class Row:
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._arriving: HostCopy | None = None  # of a token that is not known here yet
-        # log-probabilities are read from the device, which waits for all that is queued
         # A grammar needs each token before it can say what may follow. What it says is found out
         # here while the device works on the step that is queued already.
         self._guide = request.grammar.begin() if request.grammar else None
+        # log-probabilities are read from the device, which waits for all that is queued
         self._runs_ahead = is_asynchronous(device) and not params.logprobs and not self._guide
         self._draft: list[int] = []
-        self._drafted = self._accepted = 0
+        self._guessed = self._guessed_right = 0
         self._first = self._last_arrival = 0.0
         self.began = clock()
         answer.add(Progress("vision" if prompt.media else "prefill"))
@@ -148,8 +148,8 @@ class Row:
                 break
             self._accept(token_id)
             right += 1
-        self._drafted += len(self._draft)
-        self._accepted += right
+        self._guessed += len(self._draft)
+        self._guessed_right += right
         if begin is not None:
             self._tell_pace(right, clock() - begin)
         for at in range(right):
@@ -270,8 +270,8 @@ class Row:
                     empty.usage,
                     cached_tokens=self.shared,
                     completion_tokens=len(self._ids),
-                    draft_tokens=self._drafted,
-                    accepted_tokens=self._accepted,
+                    draft_tokens=self._guessed,
+                    accepted_tokens=self._guessed_right,
                 ),
                 output_ids=tuple(self._ids),
                 logprobs=tuple(self._logprobs),
