@@ -106,9 +106,9 @@ class Room:
             self._cache.shrink(slot.number)
             self._cache.reserve(slot.number, slot.room)
 
-    def encoded(self, media: Media | None) -> None:
+    def encoded(self, media: Media) -> None:
         """The cache has this picture now."""
-        if media is not None and self.limit is not None:
+        if self.limit is not None:
             self._pictures[media.content_hash] = self._model.media_bytes(media.facts)
 
     def leave(self, slot: Slot, marks: Sequence[int | str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from mmchat.engine.sampling import NOT_FINITE, Sampler
 from mmchat.engine.scoring import PromptScores, token_logprobs
 from mmchat.engine.text import AnswerText
 from mmchat.errors import NumericalError
+from mmchat.models.base import cache_lacks
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mmchat.engine.prefix import Slot
     from mmchat.engine.request import Answer, Request
     from mmchat.loading.loader import LoadedModel
+    from mmchat.models.base import Cache
     from mmchat.models.prompt import Media
 
 clock = time.perf_counter
@@ -42,8 +43,6 @@ class Row:
         prompt, params = request.prompt, request.sampling
         self.answer, self.slot, self.shared = answer, slot, shared
         self.prompt, self.params, self.timings = prompt, params, request.timings
-        self.encoding: Iterator[None] | None = None
-        self.encodes: Media | None = None  # that picture
         self.unseen: list[Media] = []
         self.scores = PromptScores(prompt.token_ids, request.score_from, params.logprobs)
         self.token: Tensor | None = None
@@ -79,9 +78,10 @@ class Row:
     def is_writing(self) -> bool:
         return self.token is not None
 
-    def encodes_same(self, media: Media) -> bool:
-        """Whether this row encodes a picture of that content now."""
-        return self.encodes is not None and self.encodes.content_hash == media.content_hash
+    def unencoded(self, cache: Cache) -> list[Media]:
+        """The pictures that must be encoded before it reads on."""
+        self.unseen = cache_lacks(cache, self.unseen)
+        return self.unseen
 
     @property
     def is_over(self) -> bool:

@@ -166,10 +166,11 @@ class Model(Protocol):
         """Room for so many rows, each of `positions` to begin with."""
         ...
 
-    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
-        """Put a picture into the cache; each next() does one slice of the work.
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+        """Put the first of these pictures into the cache; each next() does one slice of the work.
 
-        The cache has the picture at the end, and nothing of it before.
+        Others go with it where that costs less than one by one and makes no slice long. The cache
+        has them at the end, and nothing of them before.
         """
         ...
 
@@ -262,3 +263,8 @@ def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
             break
         shared += 1
     return shared
+
+
+def cache_lacks(cache: Cache, media: Sequence[Media]) -> list[Media]:
+    """Those pictures that are still to be encoded."""
+    return [one for one in media if not cache.has_media(one.content_hash)]

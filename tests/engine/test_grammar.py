@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from json import loads
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +28,6 @@ from mmchat.engine.schema import as_text, mapped, places, read
 from mmchat.errors import MissingExtra, NumericalError, SchemaError
 from mmchat.models.base import Batch
 from mmchat.models.prompt import Prompt
-from mmchat.strict_json import loads
 from mmchat.tokenizers import open_tokenizer
 from tests.fake_model import FakeCache
 

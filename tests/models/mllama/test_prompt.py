@@ -93,7 +93,7 @@ parts = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(parts, min_size=1, max_size=3))
 def test_image_ids_equal_pictures_and_text_adds_no_special_id(turns):
     messages = [user(*(picture() if p is None else p for p in turn)) for turn in turns]
