@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import webbrowser
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -94,6 +95,9 @@ def serve(
     strict_model: Annotated[
         bool, _of_server("--strict-model", help="Refuse requests that name another model.")
     ] = False,
+    open_page: Annotated[
+        bool, _of_server("--open", help="Open the page in a browser when it is ready.")
+    ] = False,
     no_page: Annotated[bool, _of_server("--no-page", help="No page for a browser.")] = False,
     api_key_file: Annotated[
         Path | None,
@@ -164,14 +168,16 @@ def serve(
         model = replace(model, max_seq_len=most)
     if not quiet:
         model_choice.say_choice(model, source)
-    raise typer.Exit(_serve(server, model, source, quiet))
+    raise typer.Exit(_serve(server, model, source, quiet, open_page))
 
 
 serve_app = plain_app()
 serve_app.command(cls=ServeCommand)(with_option_groups(serve))
 
 
-def _serve(server: ServerOptions, model: LoadOptions, source: ModelSource, quiet: bool) -> int:
+def _serve(
+    server: ServerOptions, model: LoadOptions, source: ModelSource, quiet: bool, open_page: bool
+) -> int:
     from mmchat.server import log, running
 
     log.to_stderr(quiet=quiet)
@@ -183,6 +189,8 @@ def _serve(server: ServerOptions, model: LoadOptions, source: ModelSource, quiet
             return model_choice.load(model, source, stages)
 
     def ready(service: Service) -> None:
+        if open_page:
+            webbrowser.open(address)
         if server.log_content:
             console.note("every question and answer is written to stderr (--log-content)")
         if not quiet:

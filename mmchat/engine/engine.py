@@ -70,7 +70,7 @@ class Engine:
         self._is_stepping = False
         self._step_began = time.monotonic()
         self.steps: Counter[int] = Counter()  # by how many rows they wrote
-        self.encoded = self.known = 0  # pictures of prompts: encoded, and found in the cache
+        self.encoded = self.known = 0  # pictures of prompts: encoded, and known already
 
     @property
     def has_work(self) -> bool:
@@ -189,6 +189,7 @@ class Engine:
         self._room.reserve(slot)
         self.cache.begin(slot.number, row.prompt)
         row.unseen = row.prompt.unread(row.shared)
+        self.known += len(row.prompt.media) - len(row.unseen)
 
     def _drop_cancelled(self) -> None:
         self._queue_up()

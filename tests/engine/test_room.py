@@ -126,6 +126,40 @@ def said(answer: Answer) -> tuple[int, ...]:
     return answer.finished.output_ids
 
 
+def test_the_engine_tells_what_it_does():
+    engine = Engine(counted_model(), rows=2, memory=8 * ROW)
+    for number in (1, 2, 3):
+        engine.submit(request(number, pictures="a"))
+    assert (engine.waiting, engine.running, engine.bytes_used) == (3, 0, 0)
+    engine.step()
+    assert (engine.waiting, engine.running) == (1, 2)
+    assert engine.bytes_used >= 2 * 256 * POSITION_BYTES
+    finish(engine)
+    assert (engine.waiting, engine.running) == (0, 0)
+    assert (engine.encoded, engine.known) == (1, 2)
+    assert set(engine.steps) <= {1, 2}
+    assert engine.steps[2] > 0
+    assert not engine.is_stalled(0)
+
+
+def test_a_step_that_takes_too_long_is_seen_by_those_who_wait(monkeypatch):
+    engine = Engine(counted_model(), rows=1)
+    seen = []
+
+    def looks(batch, cache):
+        seen.append((engine.is_stalled(-1), engine.is_stalled(60)))
+        return forward(batch, cache)
+
+    runtime = engine._runtime
+    forward = runtime.forward
+    monkeypatch.setattr(runtime, "forward", looks)
+    engine.submit(request(1))
+    engine.step()
+    engine.submit(request(2))
+    engine.step()
+    assert seen == [(False, False), (True, False)]
+
+
 def test_rows_wait_until_there_is_memory():
     """Forty requests, memory for three."""
     engine = Engine(counted_model(), rows=8, memory=3 * ROW)
