@@ -288,7 +288,7 @@ class Engine:
         end = row.scores.end(start, end)
         piece = torch.tensor(ids[start:end], device=self._runtime.device)
         wanted = row.scores.wanted(start, end)
-        batch = Batch(piece, (slot,), (start,), (end - start,), wanted)
+        batch = Batch(piece, (slot,), (start,), (end - start,), wanted, scores=len(wanted) > 1)
         logits = self._runtime.forward(batch, self.cache)
         row.scores.read(logits, end)
         self._turns.rotate(-1)
