@@ -395,7 +395,11 @@ class Engine:
         counts = tuple(len(tokens) for _, tokens in read)
         ids = read[0][1] if len(read) == 1 else torch.cat([tokens for _, tokens in read])
         starts = tuple(self.cache.lengths[slot] for slot in slots)
-        return Batch(ids, slots, starts, counts, tuple(at for row in wanted for at in row))
+        scores = any(
+            len(own) > 1 and not row.is_writing for own, (row, _) in zip(wanted, read, strict=True)
+        )
+        numbers = tuple(at for own in wanted for at in own)
+        return Batch(ids, slots, starts, counts, numbers, scores)
 
 
 def _wait(runtime: Runtime) -> None:

@@ -39,7 +39,8 @@ class Batch:
 
     token_ids: [N]. slots: where each row lives in the cache, each in its own. starts: positions
     that it has read. counts: tokens that it reads now: 1 decodes, a few check a draft, many are a
-    prompt or a piece of one. wanted: which of the N give logits, rising.
+    prompt or a piece of one. wanted: which of the N give logits, rising. scores: they are many
+    of a prompt; slots without a row must not be computed beside it.
     """
 
     token_ids: Tensor
@@ -47,6 +48,7 @@ class Batch:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     wanted: tuple[int, ...]
+    scores: bool = False
 
     @property
     def wants_all(self) -> bool:

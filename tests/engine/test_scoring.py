@@ -18,7 +18,9 @@ from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.scoring import PIECE, PromptScores
 from mmchat.errors import NumericalError
 from mmchat.models.base import Batch
+from mmchat.models.mllama import model
 from mmchat.models.prompt import PlacedMedia, Prompt
+from mmchat.nn.linear import Linear
 
 TOP = 5
 PARAMS = SamplingParams(temperature=0.0, max_new_tokens=3, logprobs=TOP)
@@ -92,6 +94,27 @@ def test_others_write_on_meanwhile_and_nobody_disturbs_anybody(tiny, prompt):
     for answer, one in zip(asked, (prompt, short), strict=True):
         check(tiny, one, answer.finished.prompt_logprobs)
     assert len(writing.finished.output_ids) == 30
+
+
+def test_no_idle_slot_is_computed_beside_it_where_steps_take_all(tiny, prompt, monkeypatch):
+    made = model.MllamaCache
+    monkeypatch.setattr(
+        model, "MllamaCache", lambda *args, **given: made(*args, **{**given, "fixed": True})
+    )
+    rows = []
+    head = Linear.forward
+
+    def counted(layer, x):
+        if layer.out_features == tiny.vocab_size:
+            rows.append(x.shape[:-1].numel())
+        return head(layer, x)
+
+    monkeypatch.setattr(Linear, "forward", counted)
+    end = scored(Engine(tiny, rows=8), prompt)
+    read = len(prompt.token_ids) // PIECE + 1
+    assert max(rows[:read]) == PIECE
+    assert rows[-1] == 8
+    check(tiny, prompt, end.prompt_logprobs)
 
 
 def test_without_score_from_nothing_is_scored_and_the_last_position_is_enough():
