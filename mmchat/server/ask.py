@@ -164,7 +164,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
     Raises ApiError.
     """
     service = call.service
-    thread, model = service.thread, service.model
+    _, model = service.thread, service.model  # both are there, or it is refused at once
     refuse_grammar(ask)
     call.serve()
     sampling = replace(model.sampling_defaults, **ask.settings)
@@ -184,7 +184,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
     except Exception as error:
         raise api_error(error) from error
     call.waiting.enter_context(service.holding(_bytes(request)))
-    answering = Answering(call, thread, request)
+    answering = Answering(call, service.thread, request)  # which may be draining by now
     await answering.begun()
     call.waiting.close()
     return answering

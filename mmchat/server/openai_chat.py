@@ -85,6 +85,8 @@ async def chat_completions(call: Call) -> Response:
     request = read(ChatRequest, call.body)
     answer = head(call, "chat.completion", "chatcmpl-")
     answering = await begin(call, _ask(request))
+    call.body.clear()  # its pictures may have many MiB, and the answer may take long
+    request.messages.clear()
     if request.stream:
         return Stream(_chunks(call, request, answering, answer))
     return Json(await _whole(call, request, answering, answer))

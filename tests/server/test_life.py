@@ -229,6 +229,20 @@ def test_a_drain_lets_answers_end_and_begins_none(serve):
     asyncio.run(run())
 
 
+def test_who_is_still_prepared_when_a_drain_begins_is_not_begun(serve, monkeypatch):
+    service = serve()
+    prompt = ask._prompt
+
+    def drains(*given):
+        service.is_draining = True
+        return prompt(*given)
+
+    monkeypatch.setattr(ask, "_prompt", drains)
+    refused = asyncio.run(call(make_app(service), question(), body()))
+    assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
+    assert not service.is_busy
+
+
 def test_what_is_not_ready_after_a_drain_ends_as_far_as_it_is(serve):
     service = serve()
 
