@@ -143,7 +143,7 @@ def declared(*extras: str) -> dict[str, str]:
 
 def test_what_the_package_imports_is_declared_and_the_reverse():
     imported = third_party(ROOT / "mmchat") - {"mmchat"}
-    optional = declared("heif", "pdf", "tokenizers", "clipboard")
+    optional = declared("heif", "pdf", "tokenizers", "clipboard", "server")
     assert imported == declared().keys() | optional.keys()
 
 
@@ -155,7 +155,7 @@ def test_what_only_the_tests_import_is_declared():
 
 def test_every_dependency_has_a_lowest_and_a_highest_version():
     ranges = declared() | declared(
-        "heif", "pdf", "tokenizers", "clipboard", "bench", "test", "executorch"
+        "heif", "pdf", "tokenizers", "clipboard", "server", "bench", "test", "executorch"
     )
     assert len(ranges) > 25
     for name, versions in ranges.items():
