@@ -211,6 +211,12 @@ class Drafter:
                 return draft[: count + 1]
         return draft
 
+    def shortened(self, draft: list[int]) -> list[int]:
+        """What was left of a draft, with a length that drafts have where these are chosen here."""
+        if self._length != "auto":
+            return draft
+        return draft[: max((n for n in _DRAFT_LENGTHS if n <= len(draft)), default=0)]
+
     def stepped(self, seconds: float) -> None:
         """A step without a draft took so long."""
         self._pace.stepped(seconds)

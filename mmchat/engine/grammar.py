@@ -32,8 +32,6 @@ T = TypeVar("T")
 _WHITESPACE = r"\n? {0,12}"
 # Text that does not begin as a call does; (?s:.) is any character, line breaks too.
 _TEXT_OR = "start: TEXT | value\nTEXT: /\\s*[^\\s{{](?s:.)*/\nvalue: %json {}\n"
-
-
 _WHOLE = "$defs", "whole"  # where a schema is put to look at a part of it
 _SAID = (
     (r"^Unimplemented keys: \[(.*)\]$", r"\1 cannot be enforced; leave it out"),

@@ -63,10 +63,10 @@ class Row:
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._arriving: HostCopy | None = None  # of a token that is not known here yet
-        # A grammar needs each token before it can say what may follow. What it says is found out
-        # here while the device works on the step that is queued already.
         self._guide = request.grammar.begin() if request.grammar else None
-        # log-probabilities are read from the device, which waits for all that is queued
+        # Log-probabilities are read from the device, which waits for all that is queued. A grammar
+        # needs each token before it can say what may follow; it finds that out while the device
+        # works on the step that reads the token.
         self._runs_ahead = is_asynchronous(device) and not params.logprobs and not self._guide
         self._draft: list[int] = []
         self._guessed = self._guessed_right = 0
@@ -169,7 +169,7 @@ class Row:
             return self._drafter.draft(self._left - 1)
         draft = self._drafter.draft(self._left - 1, self._guide.forced())
         ends = next((at for at, one in enumerate(draft) if one in self._stop_ids), len(draft))
-        return self._guide.valid(draft[:ends])
+        return self._drafter.shortened(self._guide.valid(draft[:ends]))
 
     def _sample(self, logits: Tensor) -> Tensor:
         return self._sampler.sample(logits, self._guide.allowed() if self._guide else None)

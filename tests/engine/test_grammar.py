@@ -19,6 +19,7 @@ import mmchat
 from mmchat import limits
 from mmchat.catalog.find import data_path
 from mmchat.engine import grammar, row
+from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.driver import run
 from mmchat.engine.engine import Engine
 from mmchat.engine.grammar import Grammars
@@ -171,7 +172,7 @@ SCHEMAS = st.recursive(
 def test_whatever_the_model_would_say_the_answer_obeys(schema, seed, temperature):
     [end] = answers(request(schema, seed, seed=seed, temperature=temperature))
     assert end.reason == "stop", end
-    assert obeys(loads(end.text.encode()), schema)
+    assert obeys(json.loads(end.text), schema)
     *said, last = end.output_ids
     assert not any(map(TOKENIZER.is_special, said))
     assert last in STOPS or not TOKENIZER.is_special(last)
@@ -208,10 +209,18 @@ def test_text_that_must_come_is_read_in_one_step():
     assert len(drafted.runtime.reads) <= len(plain.runtime.reads) / 2
 
 
+def test_drafts_that_are_cut_have_a_length_that_is_timed():
+    ids = list(range(20))
+    for speculate, length in (("auto", 7), (20, 9)):
+        drafter = Drafter(ids, speculate, Pace(), stop_ids=(), vocab_size=99)
+        assert drafter.shortened(ids[:9]) == ids[:length]
+        assert drafter.shortened([]) == []
+
+
 def test_any_filter_and_penalty_leaves_something_that_may_come():
     hard = {"top_k": 1, "top_p": 0.0, "min_p": 1.0, "repetition_penalty": 9.0}
     [end] = answers(request(CAT, **hard, frequency_penalty=2.0, temperature=50.0))
-    assert obeys(loads(end.text.encode()), {**CAT, "properties": _with_minimum(CAT)})
+    assert obeys(json.loads(end.text), {**CAT, "properties": _with_minimum(CAT)})
 
 
 def _with_minimum(schema):
