@@ -26,7 +26,7 @@ _ELSEWHERE = {  # commands of other programs for models
     "vision-plain": "chat", "plain": "chat", "interactive": "chat", "repl": "chat",
     "info": "inspect", "models": "list", "get": "download", "delete": "remove",
     "prompt": "generate", "ask": "generate", "benchmark": "bench",
-    "settings": "config show",
+    "settings": "config show", "version": "--version",
 }  # fmt: skip
 _NO_SERVER = (
     "; mmchat has no server and no page for a browser: 'mmchat chat' chats at the terminal, "
