@@ -13,7 +13,7 @@ from mmchat.cli import console
 from mmchat.cli.wrong_names import is_slip
 
 _HELP_BEGINS_QUESTION = 3  # words, as in: help me with dog.jpg
-_OWN = ("--help", "-h", "--version", "--install-completion", "--show-completion")
+_OWN = ("--help", "-h", "--version", "-V", "--install-completion", "--show-completion")
 
 
 def with_command(

@@ -27,7 +27,7 @@ _ELSEWHERE = {  # commands of other programs for models
     "info": "inspect", "models": "list", "get": "download", "delete": "remove",
     "prompt": "generate", "ask": "generate", "benchmark": "bench",
     "settings": "config show", "browser": "serve", "web": "serve", "ui": "serve", "api": "serve",
-    "start": "serve",
+    "start": "serve", "version": "--version",
 }  # fmt: skip
 _OPTIONS_ELSEWHERE = {  # of other programs
     "--max-tokens": "-n, --max-new-tokens", "--n-predict": "-n, --max-new-tokens",

@@ -60,6 +60,7 @@ from mmchat.cli import model_choice
         (("run", "tiny", "Why?"), "No such command 'run'; did you mean 'mmchat chat'? (see"),
         (("rm", "tiny"), "No such command 'rm'; did you mean 'mmchat remove'? (see"),
         (("ls",), "No such command 'ls'; did you mean 'mmchat list'? (see"),
+        (("version",), "No such command 'version'; did you mean 'mmchat --version'? (see"),
         (("ps",), "No such command 'ps'; did you mean 'mmchat doctor'? (see"),
         (("show", "tiny"), "No such command 'show'; did you mean 'mmchat inspect'? (see"),
         (("vision-plain", "-a", "vllama"), "'vision-plain'; did you mean 'mmchat chat'? (see"),

@@ -252,8 +252,9 @@ def test_without_a_command_it_is_chat_on_a_terminal_and_generate_elsewhere(
 
 @pytest.mark.parametrize(
     "line",
-    ["generate x", "--help", "-h", "--version", "--show-completion=bash", "genrate 'What?' dog.jpg",
-     "frobnicate", "frobnicate -q", "pull llama3.2-vision", "tyni a.jpg", "chta"],
+    ["generate x", "--help", "-h", "-V", "--version", "--show-completion=bash",
+     "genrate 'What?' dog.jpg", "frobnicate", "frobnicate -q", "pull llama3.2-vision", "tyni a.jpg",
+     "chta"],
 )  # fmt: skip
 def test_what_names_a_command_or_was_meant_to_stays_as_it_is(line):
     args = shlex.split(line)
