@@ -131,9 +131,12 @@ class _Running:
     most_rows: int = MOST_ROWS
 
 
-def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel:
+def load(
+    options: LoadOptions, source: ModelSource | None = None, *, repack: bool = True
+) -> LoadedModel:
     """Find, check and load a model. source: what `options.find()` gave, if it was asked already.
 
+    repack: bring weights into the order that this machine reads fastest, in which none are saved.
     Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError, CompileError,
     ExportError.
     """
@@ -154,7 +157,8 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
         if source.checkpoint is None:
             raise CheckpointError(f"no weights of {spec.name} are here; give --checkpoint-path")
         with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
-            running = _run_weights(files, spec, options, exported.record if exported else None)
+            record = exported.record if exported else None
+            running = _run_weights(files, spec, options, record, repack=repack)
     return _ready(spec, options, running, tokenizer, begin)
 
 
@@ -168,7 +172,12 @@ def load_from_tensors(
 
 
 def _run_weights(
-    files: Checkpoint, spec: ModelSpec, options: LoadOptions, exported: ExportRecord | None
+    files: Checkpoint,
+    spec: ModelSpec,
+    options: LoadOptions,
+    exported: ExportRecord | None,
+    *,
+    repack: bool = True,
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
     placement = _placement(spec, options, as_exported=exported is not None)
@@ -180,7 +189,7 @@ def _run_weights(
     available = available_memory(placement.device)
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    model = load_weights(files, spec, options, placement, exported=exported)
+    model = load_weights(files, spec, options, placement, exported=exported, repack=repack)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
     return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks), memory)
