@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from dataclasses import replace
-from json import loads
 from types import SimpleNamespace
 from typing import Any
 
