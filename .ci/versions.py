@@ -31,7 +31,7 @@ def lowest() -> list[str]:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"], *extras["heif"], *extras["pdf"], *extras["tokenizers"]]
-    wanted += [*extras["clipboard"], *extras["bench"]]
+    wanted += [*extras["clipboard"], *extras["server"], *extras["bench"]]
     pairs = [re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted]
     return [f"{name}=={version}" for name, version in pairs if name != "torch"]
 

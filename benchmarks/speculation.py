@@ -47,8 +47,8 @@ class Scripted(Sampler):
 
     answer: list[int]
 
-    def sample(self, logits: Tensor) -> Tensor:
-        super().sample(logits)
+    def sample(self, logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+        super().sample(logits, allowed)
         return torch.tensor([[self.answer.pop(0)]])
 
 

@@ -1,5 +1,7 @@
 """Ask one question about many pictures, four at a time; the answers come in the pictures' order.
 
+A picture that cannot be read has its error in the place of an answer.
+
 python examples/many_pictures.py
 python examples/many_pictures.py "What is printed here?" scans/*.png
 """
@@ -15,9 +17,11 @@ def main(question: str = "What's in this image?", *pictures: str) -> None:
     model = mmchat.load("tiny")
     paths = pictures or PICTURES
     sampling = mmchat.SamplingParams(temperature=0, max_new_tokens=64)
-    answers = model.generate_many([(question, path) for path in paths], sampling, rows=4)
+    questions = [(question, path) for path in paths]
+    answers = model.generate_many(questions, sampling, rows=4, return_exceptions=True)
     for path, answer in zip(paths, answers, strict=True):
-        print(f"{path}: {answer.text}")
+        failed = isinstance(answer, mmchat.MmchatError)
+        print(f"{path}: {answer if failed else answer.text}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     print(model.ask("What's in this image?", "dog.jpg"))
 
 load             a model by name, folder or Hub id, with the options of the command line
-Model            ask, chat, complete, generate_many
+Model            ask, chat, generate_many
 ChatSession      a conversation; model.chat() begins one, send() gives the answer as events
 SamplingParams   how tokens are chosen, and how many
 TextDelta        a piece of an answer; Finished is its end, with the whole text

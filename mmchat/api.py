@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, overload
 
 from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
@@ -12,11 +12,13 @@ from mmchat.conversation import Message
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
-from mmchat.errors import UsageError, check_type
+from mmchat.errors import MmchatError, UsageError, check_type
+from mmchat.leads import OF_ASK, with_leads
 from mmchat.limits import MOST_ROWS
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions, called_with
 
+Question = str | tuple[str, ImageSource] | Message
 MANY_ROWS = 8  # beyond which a CPU gains little
 
 
@@ -32,20 +34,25 @@ class Model(loader.LoadedModel):
             f" context {self.max_seq_len}>"
         )
 
+    @with_leads(OF_ASK)
     def ask(
         self,
         question: str | list[Message | dict[str, Any]] | dict[str, Any],
         *pictures: ImageSource,
         sampling: SamplingParams | None = None,
+        schema: Any = None,
     ) -> str:
         """The whole answer to a question about pictures, or about none. Nothing is kept of it.
 
         question: a text; or messages as OpenAI's chat takes them, `{"role", "content"}`, whose
         pictures are parts with an image_url; or a dictionary with such `messages` and settings
-        beside them. Raises what `ChatSession.send` does.
+        beside them. schema: the answer is JSON that obeys it, as SamplingParams says. Raises what
+        `ChatSession.send` does.
         """
         from mmchat.chat import foreign
 
+        if schema is not None:
+            sampling = replace(sampling or self.sampling_defaults, schema=schema)
         session = self.chat()
         if isinstance(question, str):
             events = session.send(question, list(pictures), sampling)
@@ -70,32 +77,60 @@ class Model(loader.LoadedModel):
         """Begin a conversation."""
         return ChatSession(self, system)
 
+    @overload
     def generate_many(
         self,
-        questions: Iterable[str | tuple[str, ImageSource] | Message],
+        questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
         rows: int = MANY_ROWS,
-    ) -> Iterator[Finished]:
+        return_exceptions: Literal[False] = False,
+    ) -> Iterator[Finished]: ...
+
+    @overload
+    def generate_many(
+        self,
+        questions: Iterable[Question],
+        sampling: SamplingParams | None = None,
+        *,
+        rows: int = MANY_ROWS,
+        return_exceptions: bool,
+    ) -> Iterator[Finished | MmchatError]: ...
+
+    def generate_many(
+        self,
+        questions: Iterable[Question],
+        sampling: SamplingParams | None = None,
+        *,
+        rows: int = MANY_ROWS,
+        return_exceptions: bool = False,
+    ) -> Iterator[Finished | MmchatError]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.
 
         A question is a text, a text and its pictures as `ChatSession.send` takes them, or a
         Message. Pictures are opened when it is their turn. Exported programs answer one at a time.
-        Reading raises what `send` does, for the first question that fails.
+        Reading raises what `send` does, for the first question that fails; return_exceptions: its
+        error stands in the place of its answer, and the others are answered.
         """
         params = sampling or self.sampling_defaults
         check_type("rows", rows, int, "a whole number")
+        check_type("return_exceptions", return_exceptions, bool, "True or False")
         if not 1 <= rows <= MOST_ROWS:
             raise UsageError(f"rows must be between 1 and {MOST_ROWS}, not {rows}")
 
-        def talk(question: str | tuple[str, ImageSource] | Message) -> Talk[Finished]:
-            if isinstance(question, Message):
-                check_message(self, question)
-                message = question
-            else:
-                given = question if isinstance(question, tuple) else (question, ())
-                message = user_message(self, *given)
-            return (yield self.request(self.processor.chat([message]), params))
+        def talk(question: Question) -> Talk[Finished | MmchatError]:
+            try:
+                if isinstance(question, Message):
+                    check_message(self, question)
+                    message = question
+                else:
+                    given = question if isinstance(question, tuple) else (question, ())
+                    message = user_message(self, *given)
+                return (yield self.request(self.processor.chat([message]), params))
+            except MmchatError as error:
+                if not return_exceptions:
+                    raise
+                return error.with_traceback(None)  # which would hold the pictures
 
         return hold(self.engine_of(rows), map(talk, questions))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 IMAGE_MARK = "<|image|>"
 
 FinishReason = Literal["stop", "length", "stop_string", "interrupted"]
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,32 @@ Part = Text | Image
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the assistant asks for. arguments: JSON text, as it was written."""
+
+    name: str
+    arguments: str = "{}"
+
+    def __post_init__(self) -> None:
+        check_type("the name of a call", self.name, str, "a string")
+        check_type("the arguments of a call", self.arguments, str, "JSON text")
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of one speaker; `content` keeps the order of text and pictures.
 
-    A string as content is its text. Raises UsageError for another role or other parts.
+    A string as content is its text. calls: what the assistant asks for after its text; what came of
+    a call is a message of the role "tool". Raises UsageError for another role or other parts.
     """
 
     role: Role
     content: tuple[Part, ...]
+    calls: tuple[ToolCall, ...] = ()
+
+    if TYPE_CHECKING:  # what is taken is more than what is kept
+
+        def __init__(self, role: Role, content: str | Part | Sequence[Part]) -> None: ...
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
@@ -88,6 +106,12 @@ class Message:
         for part in parts:
             check_type("a part of a message", part, (Text, Image), "a Text or an Image")
         object.__setattr__(self, "content", tuple(parts))
+        check_type("the calls of a message", self.calls, (tuple, list), "a list of ToolCall")
+        for call in self.calls:
+            check_type("a call of a message", call, ToolCall, "a ToolCall")
+        if self.calls and self.role != "assistant":
+            raise UsageError(f"only the assistant calls tools, not a message of {self.role}")
+        object.__setattr__(self, "calls", tuple(self.calls))
 
     @property
     def text(self) -> str:
@@ -132,6 +156,8 @@ class Conversation:
         pairs = list(zip(rest[::2], rest[1::2], strict=False))
         if len(rest) % 2 or any((q.role, a.role) != ("user", "assistant") for q, a in pairs):
             raise PromptError("a conversation is user and assistant messages in turn")
+        if any(answer.calls for _, answer in pairs):
+            raise PromptError("a conversation holds no calls of tools; give their messages alone")
         return cls(system, tuple(Turn(q, a.text) for q, a in pairs))
 
     @property

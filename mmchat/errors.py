@@ -2,6 +2,7 @@
 
 MmchatError                    exit 1
 ├── UsageError                 exit 2   arguments that contradict each other
+│   └── SchemaError            exit 2   a JSON schema that no answer can be held to
 ├── PromptError                exit 2   text or pictures that cannot form a prompt
 │   └── ContextLengthExceeded  exit 2
 ├── ParamsError                exit 3   a params JSON or config is wrong
@@ -40,6 +41,10 @@ class UsageError(MmchatError):
     """Arguments that contradict each other or miss something."""
 
     exit_code = 2
+
+
+class SchemaError(UsageError):
+    """A JSON schema that is none, is too large, or asks for what cannot be enforced."""
 
 
 class PromptError(MmchatError):

@@ -53,6 +53,24 @@ FETCH_WAIT_SECONDS = 10.0  # that a busy server may ask for
 # Text
 PROMPT_BYTES = 4 * MIB
 
+# Requests to a server
+REQUEST_BYTES = 32 * MIB
+LARGE_REQUEST_BYTES = 64 * KIB  # beyond it JSON is parsed in a thread
+QUEUED_BYTES = 1024 * MIB  # of all bodies and laid out pictures that wait for a row
+REQUEST_MESSAGES = 256
+REQUEST_PARTS = 64  # of one message
+REQUEST_PICTURES = 8
+REQUEST_PROMPTS = 256  # that are continued
+REQUEST_HEADERS = 100
+REQUEST_HEADER_BYTES = 32 * KIB  # together
+HEADER_SECONDS = 10.0  # from the beginning of a connection or request to the end of its headers
+BODY_SECONDS = 30.0  # from there to the end of its body, and one more for each MiB
+UNREAD_SECONDS = 60.0  # that a client may leave unread what it was sent
+CONNECTIONS = 1_024
+CONNECTIONS_PER_ADDRESS = 64  # of another machine
+SERVER_FETCH_BYTES = 20 * MIB  # a picture that a client names by its address
+SERVER_FETCH_SECONDS = 15.0
+
 # Sampling: the least and the greatest value of each setting, in every place where it can be given
 SAMPLING: Mapping[str, tuple[float, float]] = {
     "temperature": (0, 100),
@@ -66,6 +84,11 @@ SAMPLING: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, math.inf),
     "logprobs": (0, 20),
 }
+
+# JSON schemas, which answers are held to; their depth is that of all JSON from outside
+SCHEMA_BYTES = 64 * KIB
+SCHEMA_SECONDS = 2.0  # to compile one
+GRAMMAR_SYMBOLS = 100_000  # of one that is compiled
 
 # Checkpoint files
 SAFETENSORS_HEADER_BYTES = 8 * MIB

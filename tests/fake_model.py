@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mmchat.conversation import Message
 from mmchat.engine.engine import Engine
-from mmchat.engine.request import request_within
+from mmchat.engine.grammar import Grammars
 from mmchat.engine.sampling import SamplingParams
+from mmchat.loading.loader import LoadedModel
 from mmchat.loading.options import LoadOptions
 from mmchat.models.base import Batch
 from mmchat.models.prompt import Prompt
@@ -29,6 +30,9 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def encode_rest(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         return b"".join(self.token_bytes(i) for i in ids).decode(errors="replace")
@@ -157,5 +161,6 @@ def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False
     )
     model.engine = Engine(model)  # type: ignore[arg-type]
     model.engine_of = lambda rows: model.engine
-    model.request = lambda *given: request_within(model.max_seq_len, *given)
+    model.grammars = Grammars(model.tokenizer, model.processor.stop_ids, VOCAB_SIZE)
+    model.request = lambda *given: LoadedModel.request(model, *given)
     return model

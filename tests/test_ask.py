@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import pydoc
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image as PILImage
 import mmchat
 from mmchat.chat.foreign import as_messages, as_request
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import ImageError, UsageError
+from mmchat.errors import ImageError, SchemaError, UsageError
 
 DOG = str(Path(__file__).parents[1] / "assets" / "dog.jpg")
 QUESTION = "What's in this image?"
@@ -90,6 +91,28 @@ def test_settings_of_a_request_are_those_of_sampling():
     assert sampling == expected
 
 
+ANIMAL = {
+    "type": "object",
+    "properties": {"a": {"enum": ["dog"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+def test_an_answer_obeys_a_schema(model):
+    sampling = mmchat.SamplingParams(temperature=0.0, max_new_tokens=200)
+    form = {"type": "json_schema", "json_schema": {"name": "animal", "schema": ANIMAL}}
+    request = {"messages": [{"role": "user", "content": "What is it?"}], "response_format": form}
+    answers = [
+        model.ask("What is it?", sampling=sampling, schema=ANIMAL),
+        model.ask(request, sampling=sampling),
+        list(model.chat().send("What is it?", (), sampling, schema=json.dumps(ANIMAL)))[-1].text,
+    ]
+    assert [json.loads(answer)["a"] for answer in answers] == ["dog"] * 3
+    with pytest.raises(SchemaError, match='"not" cannot be enforced'):
+        model.ask("What is it?", schema={"not": {}})
+
+
 @pytest.mark.parametrize(
     ("question", "reason"),
     [
@@ -99,8 +122,13 @@ def test_settings_of_a_request_are_those_of_sampling():
         ({"messages": 1}, "messages must be a list of {'role': …, 'content': …}, not int 1"),
         ({"messages": [], "tools": []}, "'tools' of a request is not known; leave it out"),
         ({"messages": [], "n": 2}, "n must be 1, not 2"),
+        ({"messages": [], "response_format": {"type": "xml"}}, "response_format of type 'xml' is"),
+        ({"messages": [], "response_format": {"type": "json_schema"}}, "response_format of type"),
         ([{"role": "assistant", "content": "x"}], "the last message must be of the role user, not"),
-        ([{"role": "x", "content": "x"}], "a role is one of system, user, assistant, not 'x'"),
+        (
+            [{"role": "x", "content": "x"}],
+            "a role is one of system, user, assistant, tool, not 'x'",
+        ),
         ([{"role": "user"}], "messages[0]['content'] must be a text or a list of parts, not None"),
         (
             [{"role": "user", "content": [{"type": "audio"}]}],
@@ -151,3 +179,19 @@ def test_help_begins_with_the_names_that_matter():
     found = re.findall(r"^    (\w+)  +\S", page, re.M)
     assert found[: len(names)] == names
     assert set(names) <= set(mmchat.__all__)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda model: model.chat().send("Hi", urls=["x"]), "ChatSession.send() has no 'urls'; im"),
+        (lambda model: model.chat().complete("Hi", image="x"), "'image'; images=… takes files and"),
+        (lambda model: model.ask("Hi", images=["x"]), "Model.ask() has no 'images'; pictures s"),
+        (lambda model: model.ask("Hi", max_tokens=3), "sampling=mmchat.SamplingParams(…) of ask"),
+        (lambda model: model.ask("Hi", foo=3), "got an unexpected keyword argument 'foo'"),
+        (lambda _: SamplingParams(max_tokens=3), "SamplingParams() has no 'max_tokens'; max_new_t"),
+    ],
+)  # fmt: skip
+def test_arguments_of_questions_and_sampling_get_one_too(model, call, reason):
+    with pytest.raises(TypeError, match=re.escape(reason)):
+        call(model)

@@ -27,6 +27,7 @@ PLACES: dict[str, set[str]] = {
         "hub/client.py",
         "images/web/__init__.py",
         "images/web/transport.py",
+        "server/running.py",  # listens
     },
     "writes a file": {
         "storage/atomic_file.py",
@@ -56,6 +57,9 @@ PLACES: dict[str, set[str]] = {
         "runtime/native_steps.py",  # the source that a program was made from
         "hardware/cpu.py",
         "cli/console.py",
+        "cli/serve.py",  # opens a browser
+        "server/media.py",  # below the folder that --media-dir names, component by component
+        "server/page.py",  # of the package itself
     },
 }
 
@@ -143,7 +147,7 @@ def call_findings(call: ast.Call, names: dict[str, str]) -> Iterator[str]:
         if not full.startswith("mmchat.storage.atomic_file."):
             yield "writes a file"
     elif method in ("open", "fdopen") and CALLS.get(full) != "opens a picture":
-        mode = open_mode(call, is_method=full not in ("open", "io.open", "os.fdopen"))
+        mode = open_mode(call, is_method=full not in ("open", "io.open", "os.fdopen", "os.open"))
         yield "writes a file" if set(mode) & set("wax+") else "opens for reading"
     elif method in ("read_text", "read_bytes"):
         yield "opens for reading"

@@ -8,7 +8,16 @@ from PIL import Image as PILImage
 
 import mmchat
 from mmchat.chat.session import ChatSession
-from mmchat.conversation import Conversation, Image, Message, Text, Turn, edited, question
+from mmchat.conversation import (
+    Conversation,
+    Image,
+    Message,
+    Text,
+    ToolCall,
+    Turn,
+    edited,
+    question,
+)
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.reading import encode, rest_of
 from mmchat.engine.sampling import SamplingParams
@@ -279,3 +288,13 @@ def test_pictures_are_exchanged_by_number_in_any_turn(pictures):
 def test_messages_in_another_order_are_no_conversation():
     with pytest.raises(PromptError, match="in turn"):
         Conversation.of([Message("user", (Text("a"),))])
+
+
+def test_only_the_assistant_calls_tools_and_no_conversation_holds_calls():
+    call = ToolCall("weather", "{}")
+    with pytest.raises(UsageError, match="only the assistant calls tools, not a message of user"):
+        Message("user", "x", (call,))
+    with pytest.raises(UsageError, match="a call of a message must be a ToolCall"):
+        Message("assistant", "x", ("weather",))
+    with pytest.raises(PromptError, match="holds no calls of tools"):
+        Conversation.of([Message("user", "x"), Message("assistant", "y", (call,))])

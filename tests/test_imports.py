@@ -55,6 +55,22 @@ def test_light_modules_import_nothing_heavy():
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("command", ["serve", "server"])
+def test_the_help_of_the_server_needs_neither_torch_nor_its_extra(command):
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('starlette', 'uvicorn', 'h11', 'torch', 'pydantic')))\n"
+        "from mmchat.cli.app import app\n"
+        f"app([{command!r}, '--help'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--allow-remote-images" in done.stdout
+
+
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -67,6 +83,9 @@ def test_light_modules_import_nothing_heavy():
         ("export", "tyni"),
         ("export", "tiny", "-o", "no-such-folder/out"),
         ("export", "tiny", "--format", "executorch", "--dtype", "bfloat16"),
+        ("serve", "tyni"),
+        ("serve", "--host", "0.0.0.0"),
+        ("serve", "--kv-memory", "much"),
     ],
 )
 def test_what_needs_no_torch_is_refused_without_it(arguments):

@@ -84,6 +84,20 @@ model.generate_many(["What?"], rows="4")
 [event.answer for event in model.chat().complete("The")]
 """
 
+# What is taken although it is kept as something else.
+RIGHT = """\
+import mmchat
+import torch
+model = mmchat.load("tiny", device=torch.device("cpu"), dtype=torch.float32)
+message = mmchat.Message("user", "Hello")
+message.content[0]
+sampling = mmchat.SamplingParams(stop="x")
+for end in model.generate_many(["What?", ("What?", "dog.jpg"), message], sampling):
+    end.text
+for end in model.generate_many(["What?"], return_exceptions=True):
+    end.text if isinstance(end, mmchat.Finished) else end.exit_code
+"""
+
 
 @pytest.mark.slow  # pyright fetches itself when it runs for the first time
 def test_a_type_checker_reads_the_types_of_the_wheel(members, tmp_path):
@@ -98,6 +112,7 @@ def test_a_type_checker_reads_the_types_of_the_wheel(members, tmp_path):
     for example in (ROOT / "examples").glob("*.py"):
         shutil.copy(example, tmp_path)
     (tmp_path / "mistakes.py").write_text(MISTAKES)
+    (tmp_path / "right.py").write_text(RIGHT)
     # reportMissingTypeStubs: what is imported has types of its own, as py.typed says
     settings = {"venvPath": ".", "venv": "env", "reportMissingTypeStubs": "error"}
     chosen = {"include": ["*.py"], "typeCheckingMode": "standard"}
@@ -143,7 +158,7 @@ def declared(*extras: str) -> dict[str, str]:
 
 def test_what_the_package_imports_is_declared_and_the_reverse():
     imported = third_party(ROOT / "mmchat") - {"mmchat"}
-    optional = declared("heif", "pdf", "tokenizers", "clipboard")
+    optional = declared("heif", "pdf", "tokenizers", "clipboard", "server")
     assert imported == declared().keys() | optional.keys()
 
 
@@ -155,7 +170,7 @@ def test_what_only_the_tests_import_is_declared():
 
 def test_every_dependency_has_a_lowest_and_a_highest_version():
     ranges = declared() | declared(
-        "heif", "pdf", "tokenizers", "clipboard", "bench", "test", "executorch"
+        "heif", "pdf", "tokenizers", "clipboard", "server", "bench", "test", "executorch"
     )
     assert len(ranges) > 25
     for name, versions in ranges.items():

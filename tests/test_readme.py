@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import mmchat_command  # noqa: F401
+from tests.server.serving import serving
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -120,9 +121,40 @@ def test_the_python_program_answers(program):
     assert done.stdout.strip()
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("command", commands("sh serve"))
+def test_the_server_starts_and_ends(command):
+    with serving(*shlex.split(command)[2:]) as served:
+        assert served.end() == 0
+
+
+@pytest.fixture(scope="module")
+def port():
+    """Of a server that may read the pictures of the repository."""
+    with serving("--media-dir", str(ROOT / "assets")) as served:
+        yield served.port
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["sh server", "python server"])
+def test_the_server_is_asked_as_the_page_says(port, kind, tmp_path):
+    assert blocks(kind)
+    for block in blocks(kind):
+        block = block.replace("5000", str(port)).replace("11434", str(port))
+        python = f"{shlex.quote(sys.executable)} -c {shlex.quote(block)}"
+        command = python if kind.startswith("python") else f"set -e; {block}"
+        done = run(command.replace("curl ", "curl -sS "), TMPDIR=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert "error" not in done.stdout
+        assert done.stdout.strip()
+
+
 def test_every_block_of_commands_is_of_a_kind_that_is_run():
     kinds = set(re.findall(r"^```((?:sh|bash|console|python).*)$", EVERYTHING, re.M))
-    assert kinds == {"sh", "sh slow", "sh real", "sh terminal", "sh native", "python"}
+    assert kinds == {
+        "sh", "sh slow", "sh real", "sh terminal", "sh native", "sh serve", "sh server", "python",
+        "python server",
+    }  # fmt: skip
 
 
 def test_the_readme_is_read_in_a_few_minutes():

@@ -144,6 +144,15 @@ def find_spec(name: str) -> ModelSpec | None:
     return None
 
 
+def answering_sibling(base: ModelSpec) -> str:
+    """What is typed for the model that answers questions where `base` continues text; "" if none.
+
+    Meta calls the base models by the shorter names, which are typed by mistake.
+    """
+    sibling = find_spec(f"{base.name}-Instruct") if base.chat_format == "base" else None
+    return sibling.aliases[0] if sibling else ""
+
+
 def params_file_for(config: Config, like: ModelSpec) -> str | None:
     """The params file of the known model that has this config, a chat model if `like` is one."""
     fitting = [spec for spec in known_specs() if spec.config == config]
@@ -344,12 +353,12 @@ def _how_to_get(spec: ModelSpec) -> str:
     if is_hub_offline():
         return (
             f"{spec.name} is not on this machine, and this run is offline; "
-            "copy its files here and give --checkpoint-path"
+            "copy its files here and give their folder as the model"
         )
     return (
         f"{spec.name} is not on this machine; accept its licence at "
         f"https://huggingface.co/{spec.repo}, then 'mmchat download {spec.name}' "
-        f"(about {words.size(2 * spec.parameters)}), or give --checkpoint-path"
+        f"(about {words.size(2 * spec.parameters)}), or give the folder that it is in"
     )
 
 

@@ -29,7 +29,9 @@ def as_request(
     for name, value in given.items():
         if name in _SAMPLING and value is not None:
             changed[_SAMPLING[name]] = value
-        elif name not in ("messages", *_SAMPLING, *_WITHOUT_MEANING):
+        elif name == "response_format" and value is not None:
+            changed["schema"] = _schema(value)
+        elif name not in ("messages", "response_format", *_SAMPLING, *_WITHOUT_MEANING):
             raise UsageError(f"{quoted(name)} of a request is not known; leave it out")
     if given.get("n") not in (None, 1):
         raise UsageError(f"n must be 1, not {quoted(given['n'])}")
@@ -39,6 +41,22 @@ def as_request(
     messages = given.get("messages")
     check_type("messages", messages, list, "a list of {'role': …, 'content': …}")
     return messages or [], replace(defaults, **changed)
+
+
+def _schema(form: Any) -> Any:
+    """The schema of a response_format; None for plain text."""
+    check_type("response_format", form, dict, "{'type': …}")
+    match form:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": schema}}:
+            return schema
+    raise UsageError(
+        f"response_format of type {quoted(form.get('type'))} is not known, or has no schema; there"
+        " are text, json_object, and json_schema with json_schema.schema"
+    )
 
 
 def as_messages(given: list[Any], alpha: Literal["white", "drop"]) -> list[Message]:

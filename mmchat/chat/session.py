@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +16,7 @@ from mmchat.engine.request import Answer, Request
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import UsageError, check_type
 from mmchat.hardware.allocation import memory_error
+from mmchat.leads import OF_SEND, with_leads
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -62,20 +63,24 @@ class ChatSession:
     def messages(self, messages: Sequence[Message]) -> None:
         self.conversation = Conversation.of(messages)
 
+    @with_leads(OF_SEND)
     def send(
         self,
         text: str,
         images: ImageSource | Sequence[ImageSource] = (),
         sampling: SamplingParams | None = None,
+        *,
+        schema: Any = None,
     ) -> Iterator[Event]:
         """Ask, and read the answer as it is written. Pictures go before the text.
 
-        images: one or a list of what mmchat.load_image takes, or of mmchat.Image. Reading raises
-        UsageError, ImageError, NetworkError, PromptError, ContextLengthExceeded, MemoryError_,
-        NumericalError.
+        images: one or a list of what mmchat.load_image takes, or of mmchat.Image. schema: in place
+        of that of `sampling`. Reading raises UsageError, ImageError, NetworkError, PromptError,
+        ContextLengthExceeded, MemoryError_, NumericalError; with a schema SchemaError and
+        MissingExtra.
         """
         self._interrupt.clear()
-        return self._send(text, images, sampling)
+        return self._send(text, images, sampling, schema)
 
     def ask(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """`send` of a message whose pictures stand where they should."""
@@ -98,6 +103,7 @@ class ChatSession:
         self.conversation = self.conversation.without_last()
         return turn
 
+    @with_leads(OF_SEND)
     def complete(
         self,
         text: str,
@@ -155,7 +161,11 @@ class ChatSession:
         text: str,
         images: ImageSource | Sequence[ImageSource],
         sampling: SamplingParams | None,
+        schema: Any,
     ) -> Iterator[Event]:
+        if schema is not None:
+            _check_sampling(sampling)
+            sampling = replace(sampling or self.loaded.sampling_defaults, schema=schema)
         message = user_message(self.loaded, text, images, self.conversation.images)
         yield from self._turn(_all, message, sampling)
 
@@ -190,7 +200,7 @@ class ChatSession:
         self, make_prompt: Callable[[], Prompt], sampling: SamplingParams | None
     ) -> Generator[Event, None, Finished]:
         """Yield the events of one answer; return the last one."""
-        check_type("sampling", sampling, (SamplingParams, NoneType), "a SamplingParams")
+        _check_sampling(sampling)
         params = sampling or self.loaded.sampling_defaults
         timings = Timings(load_seconds=self.loaded.load_seconds)
         yield Progress("preprocessing")
@@ -262,6 +272,10 @@ def check_message(loaded: LoadedModel, message: Message) -> None:
     """Raises UsageError if this is no message, or has pictures that the model does not take."""
     check_type("message", message, Message, "a Message")
     _check_vision(loaded, message.images)
+
+
+def _check_sampling(sampling: object) -> None:
+    check_type("sampling", sampling, (SamplingParams, NoneType), "a SamplingParams")
 
 
 def _check_vision(loaded: LoadedModel, images: Sequence[object]) -> None:

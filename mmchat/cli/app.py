@@ -30,6 +30,7 @@ from mmchat.errors import DiskError, MmchatError, quoted
 COMMANDS = {
     "generate": "Answer a question about pictures, or about none.",
     "chat": "Chat about pictures.",
+    "serve": "Serve a model: OpenAI's API, Ollama's, and a page for a browser.",
     "chats": "List the chats that are kept, newest first, or remove some.",
     "list": "List the known models and what is present on disk.",
     "download": "Download a model into the Hugging Face cache, which other tools share.",
@@ -50,7 +51,9 @@ COMMANDS = {
 _PLACES = {
     "chat": "chat:chat_app", "list": "list_models:list_models", "where": "keeping:where",
     "remove": "keeping:remove", "eval": "eval:eval_app", "config": "config:config_app",
+    "serve": "serve:serve_app",
 }  # fmt: skip
+_ALIASES = {"server": "serve"}
 USAGE_EXIT_CODE, MEMORY_EXIT_CODE, DISK_EXIT_CODE, CLOSED_PIPE_EXIT_CODE = 2, 5, 7, 141
 OUT_OF_MEMORY = "out of memory; try a smaller --max-seq-len or --dtype bfloat16"
 BUG = "this is a bug in mmchat; please report it with the lines above"
@@ -74,14 +77,14 @@ class MmchatGroup(Group):
         for parameter in self.get_params(ctx):  # for None Typer would load its validator: 60 ms
             parameter.default = parameter.default or False
         if not ctx.resilient_parsing:
-            args = with_command(args, COMMANDS, load)
+            args = with_command(args, {*COMMANDS, *_ALIASES}, load)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name = args[0]
+        name = _ALIASES.get(args[0], args[0])
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(no_such_command(name, args[1:], COMMANDS))
-        _, command, rest = super().resolve_command(ctx, args)
+            ctx.fail(no_such_command(name, COMMANDS))
+        _, command, rest = super().resolve_command(ctx, [name, *args[1:]])
         return (name, load(name), rest) if command else (None, None, rest)
 
     def main(self, *args: Any, **settings: Any) -> Any:
@@ -150,6 +153,8 @@ def _wrong_usage(error: typer.TyperException) -> str:
         text = no_such_option(error, lambda: {name: load(name) for name in COMMANDS})
     else:
         text = no_such_value(error.format_message())
+        if text.startswith("Missing command"):
+            text = f"Missing command; there is {' and '.join(context.command.commands)}"
     if faults := getattr(error.__cause__, "errors", None):  # the validator names no value
         value = quoted(faults()[0]["input"])
         text = text.replace("Value error, ", "").replace("Input should", f"{value} should")
@@ -183,7 +188,9 @@ def _root(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "-V", "--version", callback=_print_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.defaults import with_defaults
 from mmchat.cli.option_groups import Only
 from mmchat.errors import MmchatError, quoted
 from mmchat.loading.options import LoadOptions
@@ -59,7 +58,6 @@ def _way(word: str) -> None:
 
 def bench(
     *,
-    ctx: typer.Context,
     model: Annotated[
         LoadOptions,
         Only("name", "device", "dtype", "checkpoint_path", "tokenizer_path", "params_path"),
@@ -94,7 +92,6 @@ def bench(
     """
     if output is not None:
         atomic_file.check_writable(output)
-    model = with_defaults(model, ctx, "quantize")
     source = model.find()
     if not quiet:
         model_choice.say_choice(model, source)

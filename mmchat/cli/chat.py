@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -15,13 +15,12 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.chats import chats_folder, choose_chat
-from mmchat.cli.defaults import one_model, with_defaults
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.option_groups import Without, with_option_groups
-from mmchat.cli.positional import sort_words
+from mmchat.cli.option_groups import with_option_groups
+from mmchat.cli.positional import Said
 from mmchat.cli.prompt_input import (
     check_pictures,
     expect_pictures,
@@ -73,7 +72,7 @@ class ChatCommand(Command):
 
 
 def chat(
-    words: options.Words = None,
+    said: Said,
     images: FirstImages = None,
     system: options.System = None,
     continue_last: Continue = False,
@@ -81,10 +80,8 @@ def chat(
     no_history: NoHistory = False,
     thumbnails: Thumbnails = "auto",
     *,
-    ctx: typer.Context,
     sampling: SamplingOptions,
-    name: options.ModelName = None,
-    model: Annotated[LoadOptions, Without("name")],
+    model: LoadOptions,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -92,19 +89,19 @@ def chat(
 
     Drop a picture into the window, or type its path, and ask. Chats are kept; see --continue.
     """
-    said = sort_words(words or [])
     images = [*said.pictures, *(images or [])]
     if continue_last and resume is not None:
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in images:
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
-    model = replace(model, name=one_model(said.model, name))
-    model = with_defaults(model, ctx)
     source = find_or_offer(model)
     if source.spec.chat_format == "base":
+        from mmchat.catalog.find import answering_sibling
+
+        instead = answering_sibling(source.spec) or "an Instruct model"
         raise UsageError(
             f"{source.spec.name} is a base model, which continues text and cannot chat; "
-            "use its Instruct sibling, or mmchat generate"
+            f"{instead} can, and mmchat generate lets it continue"
         )
     check_pictures([image for image in images if image != CLIPBOARD])
     is_asked = resume == ""  # which of the chats, while the model loads

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+import typer
+
 from mmchat.cli import console, options
 from mmchat.cli.defaults import config_path, defaults
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.option_groups import with_option_groups
 
 config_app = plain_app(help="Show the defaults of model, quantize and device, and their file.")
+
+
+@config_app.callback(invoke_without_command=True)
+def _config(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        _show()
 
 
 @config_app.command(cls=Command, short_help="Print where config.toml is, or would be.")
@@ -30,11 +38,15 @@ def show(as_json: options.Json = False) -> None:
     An option comes before its variable (MMCHAT_MODEL, MMCHAT_QUANTIZE, MMCHAT_DEVICE), this before
     config.toml, and this before what is built in.
     """
-    found = defaults()
+    _show(as_json)
+
+
+def _show(as_json: bool = False) -> None:
+    found, file = defaults(), config_path()
     if as_json:
-        console.print_json({name: asdict(default) for name, default in found.items()})
+        settings = {name: asdict(default) for name, default in found.items()}
+        console.print_json({**settings, "file": str(file) if file.exists() else None})
         return
     width = max(len(default.value) for default in found.values())
-    console.print_facts(
-        [(name, f"{one.value:<{width}}  {one.origin}") for name, one in found.items()]
-    )
+    rows = [(name, f"{one.value:<{width}}  {one.origin}") for name, one in found.items()]
+    console.print_facts([*rows, ("file", f"{file}{'' if file.exists() else ' (not there)'}")])

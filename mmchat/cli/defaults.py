@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from mmchat import limits
 from mmchat.cli.model_choice import BUILT_IN
 from mmchat.errors import MmchatError, UsageError, quoted
 from mmchat.hardware.placement import check_device_name
-from mmchat.loading.options import LoadOptions
 from mmchat.quant.schemes import find_scheme
 from mmchat.spelling import closest
 from mmchat.strict_json import Where, escaped, read_bounded
@@ -66,35 +66,33 @@ def defaults() -> dict[str, Default]:
     return found
 
 
-def with_defaults(options: LoadOptions, context: typer.Context, *without: str) -> LoadOptions:
-    """`options` with what the command line left open taken from `defaults`, but for `without`.
+def with_defaults(
+    values: dict[str, Any], context: typer.Context, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """Fields of LoadOptions, what the command line left open taken from `defaults`.
 
-    What is exported in some scheme, or for one device, stays so. Raises what finding the model of a
-    default raises, with its place.
+    values: all that the command offers, with the name. without: settings that have no default
+    there. What is exported in some scheme, or for one device, stays so. Raises what finding the
+    model of a default raises, with its place.
     """
     chosen = {
         name: default
         for name, default in defaults().items()
         if default.is_chosen and name not in without
     }
-    taken: dict[str, Any] = {}
-    has_paths = options.checkpoint_path or options.params_path
-    if options.name is None and not has_paths and "model" in chosen:
+    taken = dict(values)
+    has_paths = values.get("checkpoint_path") or values.get("params_path")
+    if values["name"] is None and not has_paths and "model" in chosen:
         taken["name"] = chosen["model"].value
         _check_model(chosen["model"])
-    offered = {parameter.name for parameter in context.command.params}
-    for name in ("quantize", "device"):
-        source = context.get_parameter_source(name)
-        is_open = name in offered and source is not None and source.name == "DEFAULT"
-        if name in chosen and is_open:
-            taken[name] = chosen[name].value
-    if taken.keys() & {"quantize", "device"}:
-        exported = _exported(taken.get("name", options.checkpoint_path or options.name))
-        if exported is not None:
-            taken.pop("quantize", None)
-        if exported is not None and exported.record.programs:  # which are made for one device
-            taken.pop("device", None)
-    return replace(options, **taken)
+    offered = {"quantize", "device"} & chosen.keys() & values.keys()
+    sources = {name: context.get_parameter_source(name) for name in offered}
+    is_open = [name for name, source in sources.items() if source and source.name == "DEFAULT"]
+    exported = _exported(values.get("checkpoint_path") or taken["name"]) if is_open else None
+    has_device = exported is not None and exported.record.programs  # which are made for one
+    stays = {"quantize": exported is not None, "device": has_device}
+    taken |= {name: chosen[name].value for name in is_open if not stays[name]}
+    return taken
 
 
 def one_model(argument: Any, option: Any) -> Any:

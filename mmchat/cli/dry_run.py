@@ -43,7 +43,7 @@ def _facts(
     from mmchat.hardware.placement import choose_placement
 
     spec, options = source.spec, request.model
-    placement = choose_placement(options.device, options.dtype, spec.parameters)
+    placement = choose_placement(str(options.device), str(options.dtype), spec.parameters)
     dtype = str(placement.dtype).removeprefix("torch.")
     prompt_tokens = _prompt_tokens(request, source)
     new_tokens = request.sampling.for_model(spec).max_new_tokens

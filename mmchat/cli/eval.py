@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.defaults import with_defaults
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.option_groups import Without, with_option_groups
@@ -60,7 +59,6 @@ def scenes(
         ),
     ] = None,
     *,
-    ctx: typer.Context,
     model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
     as_json: options.Json = False,
     output: options.RecordFile = None,
@@ -74,7 +72,6 @@ def scenes(
     for path in (output, wrong):
         if path is not None:
             atomic_file.check_writable(path)
-    model = with_defaults(model, ctx)
     source = model.find()
     if not quiet:
         model_choice.say_choice(model, source)

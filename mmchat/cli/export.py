@@ -12,10 +12,9 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
-from mmchat.cli.defaults import with_defaults
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
-from mmchat.cli.option_groups import Without
+from mmchat.cli.option_groups import NoDefault, Without
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 from mmchat.words import size
@@ -87,8 +86,11 @@ def export(
     max_shard_size: MaxShardSize = None,
     force: Force = False,
     *,
-    ctx: typer.Context,
-    model: Annotated[LoadOptions, Without("max_seq_len", "text_only", "alpha", "compile")],
+    model: Annotated[
+        LoadOptions,
+        Without("max_seq_len", "text_only", "alpha", "compile"),
+        NoDefault("quantize"),
+    ],
     quiet: options.Quiet = False,
 ) -> None:
     """Write a model so that it runs without its checkpoint; the folder's path goes to stdout.
@@ -99,7 +101,6 @@ def export(
     """
     from mmchat.export import ExportPlan, export_model
 
-    model = with_defaults(model, ctx, "quantize")
     named = model.name or model.checkpoint_path or BUILT_IN
     folder = (output or Path(f"{Path(named).expanduser().absolute().name}-{format}")).expanduser()
     folder = folder.absolute()
@@ -146,6 +147,8 @@ def _lines(report: ExportReport) -> list[str]:
     rows = report.sizes | {"in all": sum(report.sizes.values())}
     width = max(24, *(len(name) + 2 for name in rows))
     lines = [f"{name:<{width}}{size(number):>12}" for name, number in rows.items()]
+    if report.dtype is not None:
+        lines.append(f"in {report.dtype} (see --dtype)")
     peak = size(report.peak_memory)
     lines.append(f"{report.seconds:.0f} s, peak memory {peak}")
     if report.difference is not None:

@@ -6,19 +6,17 @@ import itertools
 import shlex
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from mmchat.cli import answer, console, model_choice, options
-from mmchat.cli.defaults import one_model, with_defaults
 from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.option_groups import Without
-from mmchat.cli.positional import sort_words
+from mmchat.cli.positional import Said
 from mmchat.cli.prompt_input import (
     PromptInput,
     check_pictures,
@@ -43,16 +41,14 @@ MOST_SAID = 3
 
 
 def generate(
-    words: options.Words = None,
+    said: Said,
     prompt: options.Prompt = None,
     images: options.Images = None,
     system: options.System = None,
     raw: options.Raw = False,
     *,
-    ctx: typer.Context,
     sampling: SamplingOptions,
-    name: options.ModelName = None,
-    model: Annotated[LoadOptions, Without("name")],
+    model: LoadOptions,
     offline: options.Offline = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = 0,
@@ -67,7 +63,6 @@ def generate(
 
     The answer alone goes to stdout. Try: mmchat generate "What's in this image?" dog.jpg
     """
-    said = sort_words(words or [], has_prompt=prompt is not None)
     prompt = said.question if prompt is None else prompt
     images = [*said.pictures, *(images or [])]
     _refuse_pair("--json", as_json, "--stream-json", stream_json)
@@ -85,11 +80,11 @@ def generate(
         _refuse_overwriting_input(output, images)
     check_pictures(images)
     given = gather(prompt, images, allow_blank=raw)
-    model = replace(model, name=one_model(said.model, name))
-    model = with_defaults(model, ctx)
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
     if not quiet:
         say_choice(model, source)
+        if not raw:
+            _say_base(source)
         for line in (*said.notes, *given.notes):
             console.note(line)
         _say_not_sent(given)
@@ -139,7 +134,8 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         session = model.chat(system=request.system)
         events = _events(model, session, request)
         is_chat = not request.raw and model.spec.chat_format == "instruct"
-        sink = answer.Answer(model, request.images, form, output, markdown=is_chat)
+        markdown = is_chat and request.sampling.schema is None
+        sink = answer.Answer(model, request.images, form, output, markdown=markdown)
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
     cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))
@@ -171,6 +167,15 @@ def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: b
             for notice in image.notices:
                 console.note(f"{image.source}: {notice}")
     return images
+
+
+def _say_base(source: ModelSource) -> None:
+    """That no answer is to be expected, where one is from a model of nearly the same name."""
+    from mmchat.catalog.find import answering_sibling
+
+    if sibling := answering_sibling(source.spec):
+        name = source.spec.name
+        console.note(f"{name} is a base model, which continues the text; {sibling} answers")
 
 
 def _say_not_sent(given: PromptInput) -> None:

@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+import typer
 from typer.models import ArgumentInfo
 
-from mmchat.cli.defaults import one_model
-from mmchat.cli.options import LOADING, Color, Debug, ModelName
+from mmchat.cli.defaults import one_model, with_defaults
+from mmchat.cli.options import LOADING, Color, Debug, ModelName, Words
+from mmchat.cli.positional import Said, sort_words
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 
 Parameter = inspect.Parameter
+_KEYWORD = Parameter.KEYWORD_ONLY
 
 
 class Only:
@@ -35,41 +38,61 @@ class Without(Only):
         return frozenset(names) - self.names
 
 
+class NoDefault(Only):
+    """Annotated[LoadOptions, NoDefault("quantize")]: of its defaults, the command takes all others.
+
+    They are those of `defaults`, for what the command line leaves open.
+    """
+
+
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with each parameter that is a dataclass replaced by the fields of that dataclass.
 
     Typer sees one option for each field that is annotated for it; the command gets the dataclass,
-    filled with what was given. It also sees --color and --debug, which act by their callbacks, and
-    --model beside an argument MODEL, which then may be given in either way.
+    filled with what was given; LoadOptions also with the defaults of what was not. It also sees
+    --color and --debug, which act by their callbacks, and --model beside an argument MODEL, which
+    then may be given in either way. In place of Said it sees the words that are sorted into it.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, tuple[Any, list[str]]] = {}
+    groups: dict[str, tuple[Any, list[str], set[str]]] = {}
     parameters: list[Parameter] = []
+    said = ""
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
         group, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(group):
-            options = _options(group, *(mark for mark in marks if isinstance(mark, Only)))
-            groups[parameter.name] = group, [option.name for option in options]
+        if group is Said:
+            said = parameter.name
+            parameters.append(parameter.replace(annotation=Words, kind=_KEYWORD, default=None))
+        elif is_dataclass(group):
+            options = _options(group, *(mark for mark in marks if type(mark) in (Only, Without)))
+            if group is LoadOptions and any(map(_argument_settings, parameters)):
+                options = [_as_option(o) if o.name == "name" else o for o in options]
+            without = {n for mark in marks if isinstance(mark, NoDefault) for n in mark.names}
+            groups[parameter.name] = group, [option.name for option in options], without
             parameters += options
         else:
-            parameters.append(parameter.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(annotation=hint, kind=_KEYWORD))
     argument, is_required = _model_argument(parameters)
     if argument:
-        parameters.append(
-            Parameter("named", Parameter.KEYWORD_ONLY, default=None, annotation=ModelName)
-        )
+        parameters.append(Parameter("named", _KEYWORD, default=None, annotation=ModelName))
     for name, default, hint in (("color", "auto", Color), ("debug", False, Debug)):
-        parameters.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hint))
+        parameters.append(Parameter(name, _KEYWORD, default=default, annotation=hint))
+    parameters.append(Parameter("ctx", _KEYWORD, annotation=typer.Context))
 
     @functools.wraps(command)
-    def run(color: str, debug: bool, **given: Any) -> None:
+    def run(ctx: typer.Context, color: str, debug: bool, **given: Any) -> None:
         if argument:
             given[argument] = one_model(given[argument], given.pop("named"))
             if is_required and given[argument] is None:
                 raise UsageError("no MODEL is given; 'mmchat list' shows those that are known")
-        for name, (group, options) in groups.items():
+        if said:
+            has_prompt = given.get("prompt") is not None
+            given[said] = sort_words(given[said] or [], has_prompt=has_prompt)
+            given["name"] = one_model(given[said].model, given["name"])
+        for name, (group, options, without) in groups.items():
             values = {option: given.pop(option) for option in options}
+            if group is LoadOptions and "name" in values:
+                values = with_defaults(values, ctx, without)
             given[name] = group(**{k: v for k, v in values.items() if v is not None})
         command(**given)
 
@@ -78,11 +101,21 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _as_option(name: Parameter) -> Parameter:
+    """MODEL as --model, where another argument stands in its place."""
+    return name.replace(annotation=ModelName)
+
+
+def _argument_settings(parameter: Parameter) -> ArgumentInfo | None:
+    """None for an option."""
+    settings = get_args(parameter.annotation)[1:]
+    return next((s for s in settings if isinstance(s, ArgumentInfo)), None)
+
+
 def _model_argument(parameters: list[Parameter]) -> tuple[str, bool]:
     """The argument MODEL and whether it must be given, which Typer then leaves to us; or ""."""
     for index, parameter in enumerate(parameters):
-        settings = get_args(parameter.annotation)[1:]
-        found = next((s for s in settings if isinstance(s, ArgumentInfo)), None)
+        found = _argument_settings(parameter)
         if found and found.metavar in ("MODEL", "MODEL|PATH", "MODEL|REPO"):
             is_required = parameter.default is Parameter.empty
             if is_required:
@@ -104,7 +137,7 @@ def _options(group: Any, mark: Only = Without()) -> list[Parameter]:  # noqa: B0
     return [
         Parameter(
             field.name,
-            Parameter.KEYWORD_ONLY,
+            _KEYWORD,
             default=None if field.default == () else field.default,
             annotation=hints[field.name],
         )

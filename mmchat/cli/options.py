@@ -129,7 +129,7 @@ ModelName = Annotated[
     of_model(
         *MODEL_NAMES,
         metavar="MODEL",
-        help="The model, as MODEL says it.",
+        help="Name, alias or folder of a model.",
         autocompletion=complete_model,
         callback=model_name,
     ),

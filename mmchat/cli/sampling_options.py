@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat import limits
+from mmchat.engine import grammar, schema
 from mmchat.engine.drafts import LONGEST_DRAFT
 from mmchat.input_text import checked
 
@@ -27,6 +28,15 @@ def _speculate(value: str) -> str:
     if value in ("auto", "off") or (value.isdecimal() and int(value) <= LONGEST_DRAFT):
         return value
     raise typer.BadParameter(f"{value!r} is not auto, off or a number from 0 to {LONGEST_DRAFT}")
+
+
+def _schema(value: str | None) -> str | None:
+    """Refused before a model is loaded, if it is."""
+    if value is None:
+        return None
+    text = schema.read(value)
+    grammar.check(text)
+    return text
 
 
 def _option(*names: str, metavar: str = "X", **settings: Any) -> Any:
@@ -97,6 +107,15 @@ class SamplingOptions:
             " faster where it repeats.",
         ),
     ] = "auto"
+    schema: Annotated[
+        str | None,
+        _option(
+            "--schema",
+            metavar="FILE|JSON",
+            callback=_schema,
+            help="Answer in JSON that obeys this JSON schema (needs mmchat[server]).",
+        ),
+    ] = None
 
     def chosen(self) -> dict[str, Any]:
         """Those that were given, by the names of SamplingParams."""

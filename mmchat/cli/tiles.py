@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmchat.cli import answer, console, options
-from mmchat.cli.defaults import with_defaults
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.cli.option_groups import Only
 from mmchat.cli.prompt_input import expect_pictures, read_image_bytes
-from mmchat.cli.wrong_names import model_name
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -28,19 +25,8 @@ Preview = Annotated[
 def tiles(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="PATH, URL, or - for stdin.")],
     output: Preview = None,
-    model: Annotated[
-        str | None,
-        options.of_model(
-            *options.MODEL_NAMES,
-            callback=model_name,
-            metavar="MODEL",
-            help="Whose tile size to use.",
-            autocompletion=options.complete_model,
-        ),
-    ] = None,
     *,
-    ctx: typer.Context,
-    given: Annotated[LoadOptions, Only("alpha")],
+    given: Annotated[LoadOptions, Only("name", "alpha")],
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -54,7 +40,6 @@ def tiles(
     from mmchat.images import load_image
 
     expect_pictures()
-    given = with_defaults(replace(given, name=model), ctx)
     source = given.find(checkpoint_required=False)
     piped = read_image_bytes() if image == "-" else None
     picture = load_image(

@@ -22,17 +22,13 @@ _WITH_A_PICTURE = {
 _ASK = "to ask about it: mmchat generate -i {0} --prompt TEXT"
 _ELSEWHERE = {  # commands of other programs for models
     "run": "chat", "pull": "download", "rm": "remove", "ls": "list", "show": "inspect",
-    "convert": "export --format hf", "help": "--help", "ps": "doctor", "push": "export",
+    "convert": "export --format hf", "ps": "doctor", "push": "export",
     "vision-plain": "chat", "plain": "chat", "interactive": "chat", "repl": "chat",
     "info": "inspect", "models": "list", "get": "download", "delete": "remove",
-    "describe": "generate", "prompt": "generate", "ask": "generate", "benchmark": "bench",
-    "settings": "config show",
+    "prompt": "generate", "ask": "generate", "benchmark": "bench",
+    "settings": "config show", "browser": "serve", "web": "serve", "ui": "serve", "api": "serve",
+    "start": "serve", "version": "--version",
 }  # fmt: skip
-_NO_SERVER = (
-    "; mmchat has no server and no page for a browser: 'mmchat chat' chats at the terminal, "
-    "'mmchat generate --json' is for programs"
-)
-_SERVERS = {"serve", "server", "browser", "web", "ui", "api", "start"}
 _OPTIONS_ELSEWHERE = {  # of other programs
     "--max-tokens": "-n, --max-new-tokens", "--n-predict": "-n, --max-new-tokens",
     "--num-predict": "-n, --max-new-tokens", "--predict": "-n, --max-new-tokens",
@@ -80,7 +76,7 @@ def is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
     """
     from mmchat.cli.positional import mistyped, names_something
 
-    if name in _ELSEWHERE or name in _SERVERS:
+    if name in _ELSEWHERE:
         return True
     if names_something(name):
         return False
@@ -90,15 +86,11 @@ def is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
     return bool(near and not is_said) or bool(mistyped(name)) or not words
 
 
-def no_such_command(name: str, behind: Sequence[str], commands: Iterable[str]) -> str:
+def no_such_command(name: str, commands: Iterable[str]) -> str:
     """The message of a usage error; a model that is meant gets the command that asks it."""
     from mmchat.cli.positional import mistyped
 
     message = f"No such command {quoted(name)}"
-    if name in _SERVERS:
-        return message + _NO_SERVER
-    if name == "help" and behind and behind[0] in set(commands):
-        return f"{message}; did you mean 'mmchat {behind[0]} --help'?"
     if meant := [_ELSEWHERE[name]] if name in _ELSEWHERE else closest(name, commands, cutoff=0.7):
         return f"{message}; did you mean 'mmchat {meant[0]}'?"
     if models := [near for near in mistyped(name) if near]:
@@ -115,6 +107,8 @@ def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str
     for argument in _arguments(own):
         if name in (f"--{argument.lower()}", f"-{argument[0].lower()}"):
             return f"{message}; {argument} stands alone: {error.ctx.command_path} {argument}"
+    if name in ("-p", "--prompt") and error.ctx.info_name == "chat":
+        return f"{message}; the question stands alone: {error.ctx.command_path} TEXT"
     if name in _OPTIONS_ELSEWHERE:
         return f"{message}; did you mean {_OPTIONS_ELSEWHERE[name]}?"
     if name in _KINDS:

@@ -30,30 +30,41 @@ class Verdict:
 
 
 def recommend(machine: Machine, outlooks: Sequence[Outlook]) -> Verdict:
-    """The largest chat model that writes pleasantly, in its most exact scheme that does.
+    """The largest chat model that writes pleasantly, unquantised if it does so then.
 
-    If none does, the smallest, in the most exact scheme of those that are nearly its fastest. Only
-    models from the Hub count.
+    If none does, the smallest. They are all of the first family of which one fits: sizes of
+    different families do not say which is better. Where weights have to be rounded, the scheme is
+    the most exact of those that are nearly the fastest: int8 is hardly more exact than int4
+    (docs/quantization.md), and larger. Only models from the Hub count.
     """
     chat = [outlook for outlook in outlooks if outlook.spec.repo and outlook.is_chat]
-    fitting = [outlook for outlook in chat if outlook.fits is not False]
+    fitting = _of_one_family([outlook for outlook in chat if outlook.fits is not False])
     if not fitting:
-        return _too_little(machine, chat)
-    pleasant = [o for o in fitting if o.speeds and o.speeds[1] >= PLEASANT]
-    if pleasant:
-        best = max(pleasant, key=lambda o: o.spec.parameters)  # the first is the most exact
-    else:
-        least = min(o.spec.parameters for o in fitting)
-        smallest = [o for o in fitting if o.spec.parameters == least]
-        fastest = max(o.speeds[1] if o.speeds else 0.0 for o in smallest)
-        best = next(o for o in smallest if not o.speeds or o.speeds[1] >= NEARLY * fastest)
+        return _too_little(machine, _of_one_family(chat))
+    pleasant = [o.spec.parameters for o in fitting if _speed(o) >= PLEASANT]
+    parameters = max(pleasant) if pleasant else min(o.spec.parameters for o in fitting)
+    schemes = [o for o in fitting if o.spec.parameters == parameters]  # the most exact first
+    nearly = NEARLY * max(map(_speed, schemes))
+    best = next(
+        o for o in schemes if _speed(o) >= (min(nearly, PLEASANT) if o.scheme == "none" else nearly)
+    )
     return _recommended(best)
+
+
+def _of_one_family(outlooks: Sequence[Outlook]) -> list[Outlook]:
+    """Those of the first one's."""
+    return [o for o in outlooks if o.spec.model_type == outlooks[0].spec.model_type]
+
+
+def _speed(outlook: Outlook) -> float:
+    """Tokens a second with a picture; 0 where nothing was measured."""
+    return outlook.speeds[1] if outlook.speeds else 0.0
 
 
 def _recommended(best: Outlook) -> Verdict:
     flag = "" if best.scheme == "none" else f" --quantize {best.scheme}"
     scheme = "unquantised" if best.scheme == "none" else f"in {best.scheme}"
-    speed = best.speeds[1] if best.speeds else None
+    speed = _speed(best) or None
     about = f": about {pace(speed)} tokens/s with a picture" if speed else ""
     commands = [f"mmchat chat {best.short}{flag}"]
     if holding(best.spec.repo or "").state in ("absent", "incomplete"):

@@ -1,7 +1,7 @@
 """The only loop in the house: many answers, each step one token further and one slice of reading.
 
 A step reads one token, or a draft, of all rows that write, in one forward; then it does one slice
-of the reading of one new prompt: a layer of a picture, or a piece of the text. So those who write
+of reading: of the pictures that new prompts wait for, or pieces of their text. So those who write
 wait for no one's long prompt, and nobody who waits to be read is forgotten. The engine has no
 thread: whoever calls `step` does the work, one at a time.
 """
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Pace
+from mmchat.engine.encoding import Encoding
 from mmchat.engine.prefix import Place, Prefixes
 from mmchat.engine.queue import Queue
 from mmchat.engine.request import Answer, Request
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmchat.loading.loader import LoadedModel
+    from mmchat.models.prompt import Media
     from mmchat.runtime.base import Runtime
 
-_END = object()
-# Positions of a prompt that are read at once while others write: large enough that products of
-# matrices run at full speed, small enough that a piece of it is no long silence for the others.
+# Positions of prompts that are read at once while others write: large enough that products of
+# matrices run at full speed, small enough that reading them is no long silence for the others.
 PIECE = 512
 INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
@@ -66,13 +67,37 @@ class Engine:
         self._waiting = Queue(rows)
         self._active: list[Row] = []
         self._turns: deque[Row] = deque()  # of those that read their prompt
+        self._encoding: Encoding | None = None  # what some of them wait for
         self._lock = threading.RLock()
         self._is_stepping = False
+        self._step_began = time.monotonic()
+        self.steps: Counter[int] = Counter()  # by how many rows they wrote
+        self.encoded = self.known = 0  # pictures of prompts: encoded, and known already
 
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
         return bool(self._active or self._waiting or self._coming)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a row."""
+        return len(self._coming) + len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many are read or written now."""
+        return len(self._active)
+
+    @property
+    def bytes_used(self) -> int:
+        """Of rows, pictures, and what is kept of those that are over; 0 without a limit."""
+        return self._room.used
+
+    def is_stalled(self, seconds: float) -> bool:
+        """Whether some wait while one step takes longer than that."""
+        taken = time.monotonic() - self._step_began
+        return self.waiting > 0 and self._is_stepping and taken > seconds
 
     def submit(self, request: Request, tell: Callable[[], object] | None = None) -> Answer:
         """Put a request in the queue; `step` until its answer is over. tell: as in Answer.
@@ -95,11 +120,12 @@ class Engine:
     def step(self) -> bool:
         """One token of all that write, one slice of what is read; whether there is more to do."""
         with self._lock, self._working():
+            self._step_began = time.monotonic()
             self._drop_cancelled()
             self._admit()
             self._write([row for row in self._active if row.is_writing])
             if self._turns:
-                self._read(self._turns[0])
+                self._read()
             return self.has_work
 
     def fail(self, error: BaseException) -> None:
@@ -165,6 +191,7 @@ class Engine:
         self._room.reserve(slot)
         self.cache.begin(slot.number, row.prompt)
         row.unseen = row.prompt.unread(row.shared)
+        self.known += len(row.prompt.media) - len(row.unencoded(self.cache))
 
     def _drop_cancelled(self) -> None:
         self._queue_up()
@@ -181,7 +208,8 @@ class Engine:
         self._active.remove(row)
         if row in self._turns:
             self._turns.remove(row)
-        row.encoding = row.encodes = None
+        if self._encoding and not any(map(self._encoding.is_for, self._turns)):
+            self._encoding = None
         self._room.leave(row.slot, marks)
 
     @contextmanager
@@ -223,49 +251,64 @@ class Engine:
 
     # ---- one slice of reading
 
-    def _read(self, row: Row) -> None:
+    def _read(self) -> None:
+        row = self._turns[0]
+        if not row.unencoded(self.cache):
+            self._read_pieces()
+            return
+        self._encode()
+        if self._turns and self._turns[0] is row:
+            self._turns.rotate(-1)
+
+    def _encode(self) -> None:
+        """One slice of the pictures that were begun, or of the first that somebody waits for.
+
+        Those of all rows are offered: what a model encodes together costs it less. If that fails,
+        the first is tried alone; if it fails too, the row that waits for it ends.
+        """
+        encoding = self._encoding or Encoding(self._unencoded())
+        self._encoding = None  # unless it goes on
+        row = next(row for row in self._turns if encoding.is_for(row))
         with self._ending(row):
-            if self._encode(row):
-                self._turns.rotate(-1)
-            else:
-                self._read_piece(row)
-
-    def _encode(self, row: Row) -> bool:
-        """One slice of a picture; False if there is none to encode."""
-        while row.encoding or row.unseen:
-            if row.encoding is None:
-                media = row.unseen[0]
-                if any(other.encodes_same(media) for other in self._active):
-                    return True  # another row does
-                row.unseen.pop(0)
+            if encoding.step(self._runtime, self.cache, self.release):
+                self._encoding = encoding
+                return
+            for media in encoding.media:
                 if self.cache.has_media(media.content_hash):
-                    continue
-                row.encoding = self._runtime.encode(media, self.cache)
-                row.encodes = media
-            if next(row.encoding, _END) is _END:
-                self._room.encoded(row.encodes)
-                row.encoding = row.encodes = None
-            return True
-        return False
+                    self._room.encoded(media)
+                    waiting = [one.content_hash for row in self._turns for one in row.unseen]
+                    self.encoded += 1
+                    self.known += waiting.count(media.content_hash) - 1
 
-    def _read_piece(self, row: Row) -> None:
+    def _unencoded(self) -> list[Media]:
+        """The pictures that rows wait for, in their turns, each content once."""
+        waited = (media for row in self._turns for media in row.unencoded(self.cache))
+        return list({media.content_hash: media for media in waited}.values())
+
+    def _read_pieces(self) -> None:
+        """Pieces of the prompts whose pictures are encoded, as many as a slice takes."""
         import torch
 
-        slot, ids = row.slot.number, row.prompt.token_ids
-        start = self.cache.lengths[slot]
-        if start == row.shared:
-            _wait(self._runtime)
-            row.encoded()
-        others = any(other.is_writing for other in self._active)
-        end = min(start + PIECE, len(ids)) if others else len(ids)
-        piece = torch.tensor(ids[start:end], device=self._runtime.device)
-        logits = self._runtime.forward(Batch.last_of(piece, start, slot), self.cache)
+        ready = [row for row in self._turns if not row.unencoded(self.cache)]
+        left = PIECE
+        if not any(row.is_writing for row in self._active):  # nobody waits for the first
+            left = max(PIECE, len(ready[0].prompt.token_ids))
+        read = []
+        for row in ready:
+            start = self.cache.lengths[row.slot.number]
+            if start == row.shared:
+                _wait(self._runtime)
+                row.encoded()
+            end = row.scores.end(start, min(start + left, len(row.prompt.token_ids)))
+            piece = row.prompt.token_ids[start:end]
+            read.append((row, torch.tensor(piece, device=self._runtime.device)))
+            left -= len(piece)
+            if not left:
+                break
         self._turns.rotate(-1)
-        if end == len(ids):
-            self._turns.remove(row)
-            row.has_read(logits)
+        self._forward(read)
 
-    # ---- one step of writing
+    # ---- one step of rows
 
     def _write(self, rows: Sequence[Row]) -> None:
         read = []
@@ -275,24 +318,26 @@ class Engine:
                 if not row.is_over:
                     read.append((row, tokens))
         if read:
+            self.steps[len(read)] += 1
             self._forward(read)
 
     def _forward(self, read: Sequence[tuple[Row, Tensor]]) -> None:
         """One step of these rows. If it fails, each takes it alone, and the guilty ends.
 
         Where memory runs out it is tried again with what idle slots gave back, and then without
-        the youngest row, which ends: the older have more to lose.
+        the last row, the youngest, which ends: the older have more to lose.
         """
         begin = time.perf_counter()
-        logits = self._logits(read)
+        wanted = self._wanted(read)
+        logits = self._logits(read, wanted)
         if isinstance(logits, MemoryError_):
             self.release()
-            logits = self._logits(read)
+            logits = self._logits(read, wanted)
         if not isinstance(logits, Exception):
-            counts = [len(tokens) for _, tokens in read]
+            counts = [len(each) for each in wanted]
             for (row, _), part in zip(read, logits.split(counts), strict=True):
                 with self._ending(row):
-                    self._has_stepped(row, part, begin if len(read) == 1 else None)
+                    self._has_read(row, part, begin if len(read) == 1 else None)
         elif len(read) == 1 or isinstance(logits, MemoryError_):
             self._end(read[-1][0], logits)
             if len(read) > 1:
@@ -301,10 +346,13 @@ class Engine:
             for one in read:
                 self._forward([one])
 
-    def _logits(self, read: Sequence[tuple[Row, Tensor]]) -> Tensor | Exception:
-        """Of all that the rows read, or why there are none."""
+    def _logits(
+        self, read: Sequence[tuple[Row, Tensor]], wanted: Sequence[Sequence[int]]
+    ) -> Tensor | Exception:
+        """Of what the rows want, without rows of the head that stand for no token; or why none."""
         try:
-            return self._runtime.forward(self._joined(read), self.cache)
+            logits = self._runtime.forward(self._joined(read, wanted), self.cache)
+            return logits[:, : self._model.vocab_size]
         except Exception as error:
             return memory_error(error) or error
         except BaseException as error:
@@ -313,20 +361,46 @@ class Engine:
                 self._leave(row, row.slot.marks)
             raise
 
-    def _has_stepped(self, row: Row, logits: Tensor, begin: float | None) -> None:
-        row.has_stepped(logits, begin)
+    def _has_read(self, row: Row, logits: Tensor, begin: float | None) -> None:
         slot = row.slot.number
-        if self.cache.lengths[slot] > row.positions:  # tokens of a draft that were wrong
-            self.cache.truncate(slot, row.positions)
+        if row.is_writing:
+            row.has_stepped(logits, begin)
+            if self.cache.lengths[slot] > row.positions:  # tokens of a draft that were wrong
+                self.cache.truncate(slot, row.positions)
+            return
+        row.scores.read(logits, self.cache.lengths[slot])
+        if self.cache.lengths[slot] == len(row.prompt.token_ids):
+            self._turns.remove(row)
+            row.has_read(logits[-1:])
 
-    def _joined(self, read: Sequence[tuple[Row, Tensor]]) -> Batch:
+    def _wanted(self, read: Sequence[tuple[Row, Tensor]]) -> list[Sequence[int]]:
+        """Which tokens of each row give logits: all where it writes, else the last and the scored.
+
+        Numbered through all rows.
+        """
+        wanted, begin = [], 0
+        for row, tokens in read:
+            start, end = self.cache.lengths[row.slot.number], begin + len(tokens)
+            if row.is_writing:
+                wanted.append(range(begin, end))
+            else:
+                own = row.scores.wanted(start, start + len(tokens))
+                wanted.append([begin + at for at in own])
+            begin = end
+        return wanted
+
+    def _joined(self, read: Sequence[tuple[Row, Tensor]], wanted: Sequence[Sequence[int]]) -> Batch:
         import torch
 
         slots = tuple(row.slot.number for row, _ in read)
         counts = tuple(len(tokens) for _, tokens in read)
         ids = read[0][1] if len(read) == 1 else torch.cat([tokens for _, tokens in read])
         starts = tuple(self.cache.lengths[slot] for slot in slots)
-        return Batch(ids, slots, starts, counts, tuple(range(sum(counts))))
+        scores = any(
+            len(own) > 1 and not row.is_writing for own, (row, _) in zip(wanted, read, strict=True)
+        )
+        numbers = tuple(at for own in wanted for at in own)
+        return Batch(ids, slots, starts, counts, numbers, scores)
 
 
 def _wait(runtime: Runtime) -> None:

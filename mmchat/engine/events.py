@@ -41,13 +41,18 @@ class Timings:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. image_tokens: vision tokens that the text could attend to."""
+    """Token counts. image_tokens: vision tokens that the text could attend to.
+
+    draft_tokens: guessed and checked, of which accepted_tokens were right.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     image_count: int
     image_tokens: int
+    draft_tokens: int = field(default=0, compare=False)  # how it was written, not what
+    accepted_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The answer is complete. pictures: one entry for each of the prompt."""
+    """The answer is complete. pictures: one entry for each of the prompt.
+
+    prompt_logprobs: of the tokens of the prompt that were to be scored.
+    """
 
     reason: FinishReason
     text: str
@@ -82,6 +90,7 @@ class Finished:
     logprobs: tuple[TokenLogprob, ...]
     seed: int
     pictures: tuple[MediaFacts, ...]
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 Event = Progress | TextDelta | Finished

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from mmchat.engine.request import Request
 from mmchat.models.base import common_prefix
-from mmchat.models.prompt import Prompt
 
 # A shorter one saves less than it costs to read on in the middle of a text, or to copy.
 SHORTEST_SHARED = 16  # positions
@@ -49,14 +49,13 @@ class Prefixes:
     def has_room(self) -> bool:
         return any(not slot.is_taken for slot in self.slots)
 
-    def find(self, prompt: Prompt, owner: str) -> Place:
-        """A free slot for `prompt`, with the longest beginning that any slot of the owner holds.
+    def find(self, request: Request) -> Place:
+        """A free slot for its prompt, with the longest beginning that any slot of the owner holds.
 
-        The last position is read again even if it is held: its logits are needed.
+        A position whose logits are needed is read again even if it is held.
         """
-        marks = prompt.fingerprint
         free = [slot for slot in self.slots if not slot.is_taken]
-        source, shared = self._best(marks, owner, free)
+        source, shared = self._best(request, free)
         if not shared:
             return Place(min(free, key=_age), source, 0)
         if source.is_taken or (shared < len(source.marks) and any(not s.marks for s in free)):
@@ -64,18 +63,19 @@ class Prefixes:
             return Place(min(others, key=_age), source, shared)
         return Place(source, source, shared)
 
-    def take(self, place: Place, prompt: Prompt, owner: str) -> None:
-        """Give the prompt its slot."""
+    def take(self, place: Place, request: Request) -> None:
+        """Give the request its slot."""
         self._clock += 1
         slot = place.slot
-        slot.marks, slot.owner = list(prompt.fingerprint[: place.shared]), owner
+        slot.marks, slot.owner = list(request.prompt.fingerprint[: place.shared]), request.owner
         slot.is_taken, slot.used = True, self._clock
 
-    def _best(self, marks: tuple[int | str, ...], owner: str, free: list[Slot]) -> tuple[Slot, int]:
+    def _best(self, request: Request, free: list[Slot]) -> tuple[Slot, int]:
+        marks, most = request.prompt.fingerprint, request.shareable
         best, shared = free[0], 0
         for slot in self.slots:
-            if slot.owner == owner:
-                found = min(common_prefix(slot.marks, marks), len(marks) - 1)
+            if slot.owner == request.owner:
+                found = min(common_prefix(slot.marks, marks), most)
                 if found > shared:
                     best, shared = slot, found
         is_long = shared >= min(SHORTEST_SHARED, len(marks) // 8)

@@ -22,6 +22,9 @@ class Queue:
     def __iter__(self) -> Iterator[Answer]:
         return (answer for answers in self._by_owner.values() for answer in answers)
 
+    def __len__(self) -> int:
+        return sum(map(len, list(self._by_owner.values())))
+
     def __bool__(self) -> bool:
         return bool(self._by_owner)
 

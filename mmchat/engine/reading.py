@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mmchat.models.base import Batch
+from mmchat.models.base import Batch, cache_lacks
 
 if TYPE_CHECKING:
     from mmchat.models.base import Cache, Model
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def encode(runtime: Runtime | Model, prompt: Prompt, cache: Cache) -> None:
     """Begin `prompt` in the cache's first slot, and encode the pictures that it needs."""
     cache.begin(0, prompt)
-    for media in prompt.unread(cache.lengths[0]):
-        if not cache.has_media(media.content_hash):
-            for _ in runtime.encode(media, cache):
-                pass
+    unread = prompt.unread(cache.lengths[0])
+    while lacking := cache_lacks(cache, unread):
+        for _ in runtime.encode(lacking, cache):
+            pass
 
 
 def rest_of(prompt: Prompt, cache: Cache, device: torch.device) -> Batch:

@@ -13,6 +13,7 @@ from mmchat.engine.events import Event, Finished, Timings
 from mmchat.errors import ContextLengthExceeded
 
 if TYPE_CHECKING:
+    from mmchat.engine.grammar import Grammar
     from mmchat.engine.sampling import SamplingParams
     from mmchat.models.prompt import Prompt
 
@@ -22,7 +23,9 @@ class Request:
     """A prompt to answer. owner: prompts of one owner share what is cached, of others nothing.
 
     ignore_stop: write on after tokens that end an answer. timings: what was measured so far; the
-    rest is filled in.
+    rest is filled in. score_from: log-probabilities of the prompt's tokens from this one on are
+    wanted; at least 1, and behind all pictures. Raises ValueError if it
+    is not. grammar: what the answer must be.
     """
 
     prompt: Prompt
@@ -30,10 +33,30 @@ class Request:
     owner: str = ""
     ignore_stop: bool = False
     timings: Timings = field(default_factory=Timings)
+    score_from: int | None = None
+    grammar: Grammar | None = None
+
+    def __post_init__(self) -> None:
+        behind = max((placed.end for placed in self.prompt.media), default=1)
+        if self.score_from is not None and self.score_from < behind:
+            raise ValueError(f"score_from must be {behind} or more, not {self.score_from}")
+
+    @property
+    def shareable(self) -> int:
+        """How many positions need not be read again where a cache holds them.
+
+        Logits are needed of the last, and of those before tokens that are scored.
+        """
+        last = len(self.prompt.token_ids) - 1
+        return last if self.score_from is None else min(last, self.score_from - 1)
 
 
 def request_within(
-    context: int, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
+    context: int,
+    prompt: Prompt,
+    sampling: SamplingParams,
+    timings: Timings | None = None,
+    grammar: Grammar | None = None,
 ) -> Request:
     """A request whose answer ends where `context` positions do. Raises ContextLengthExceeded."""
     positions = len(prompt.token_ids)
@@ -46,7 +69,7 @@ def request_within(
             f"shorten the prompt or raise --max-seq-len{fitting}"
         )
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-    return Request(prompt, sampling, timings=timings or Timings())
+    return Request(prompt, sampling, timings=timings or Timings(), grammar=grammar)
 
 
 class Answer:

@@ -37,6 +37,12 @@ class Room:
         self._pictures: dict[str, int] = {}  # bytes by content hash, of those that are encoded
         self._longest = 0  # positions that all slots of a fixed cache have room for
 
+    @property
+    def used(self) -> int:
+        """Bytes that are promised or kept now, where there is a limit; from any thread."""
+        rooms = [slot.room for slot in self._prefixes.slots]
+        return self._bytes([self._longest, *rooms], dict(self._pictures))
+
     def check(self, request: Request) -> None:
         """Raises MemoryError_ if it would not fit even alone."""
         if self.limit is None:
@@ -60,7 +66,7 @@ class Room:
     def place(self, request: Request) -> Place | None:
         """A free slot for the request; None if it must wait until others are done."""
         if self.limit is None:
-            return self._prefixes.find(request.prompt, request.owner)
+            return self._prefixes.find(request)
         needed = self._pictures_of(request)
         taken = [slot for slot in self._prefixes.slots if slot.is_taken]
         for slot in taken:
@@ -72,7 +78,7 @@ class Room:
         if self._bytes(rooms, needed) > self.limit:
             return None
         while True:
-            place = self._prefixes.find(request.prompt, request.owner)
+            place = self._prefixes.find(request)
             if self._holds(place.slot, own, needed) <= self.limit:
                 return place
             if place.shared and not place.source.is_taken and not self._others(place):
@@ -85,7 +91,7 @@ class Room:
 
     def take(self, place: Place, request: Request) -> None:
         """Promise the request its memory."""
-        self._prefixes.take(place, request.prompt, request.owner)
+        self._prefixes.take(place, request)
         if self.limit is not None:
             place.slot.room = self._positions(request)
             if self._cache.fixed:
@@ -100,9 +106,9 @@ class Room:
             self._cache.shrink(slot.number)
             self._cache.reserve(slot.number, slot.room)
 
-    def encoded(self, media: Media | None) -> None:
+    def encoded(self, media: Media) -> None:
         """The cache has this picture now."""
-        if media is not None and self.limit is not None:
+        if self.limit is not None:
             self._pictures[media.content_hash] = self._model.media_bytes(media.facts)
 
     def leave(self, slot: Slot, marks: Sequence[int | str]) -> None:

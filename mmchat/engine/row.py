@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Finished, FinishReason, Progress, TextDelta, TokenLogprob, Usage
 from mmchat.engine.sampling import NOT_FINITE, Sampler
+from mmchat.engine.scoring import PromptScores, token_logprobs
 from mmchat.engine.text import AnswerText
 from mmchat.errors import NumericalError
+from mmchat.models.base import cache_lacks
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from mmchat.engine.prefix import Slot
     from mmchat.engine.request import Answer, Request
     from mmchat.loading.loader import LoadedModel
+    from mmchat.models.base import Cache
     from mmchat.models.prompt import Media
 
 clock = time.perf_counter
@@ -41,9 +43,8 @@ class Row:
         prompt, params = request.prompt, request.sampling
         self.answer, self.slot, self.shared = answer, slot, shared
         self.prompt, self.params, self.timings = prompt, params, request.timings
-        self.encoding: Iterator[None] | None = None
-        self.encodes: Media | None = None  # that picture
         self.unseen: list[Media] = []
+        self.scores = PromptScores(prompt.token_ids, request.score_from, params.logprobs)
         self.token: Tensor | None = None
         self._logits: Tensor | None = None
         self._model = model
@@ -62,9 +63,13 @@ class Row:
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._arriving: HostCopy | None = None  # of a token that is not known here yet
-        # log-probabilities are read from the device, which waits for all that is queued
-        self._runs_ahead = is_asynchronous(device) and not params.logprobs
+        self._guide = request.grammar.begin() if request.grammar else None
+        # Log-probabilities are read from the device, which waits for all that is queued. A grammar
+        # needs each token before it can say what may follow; it finds that out while the device
+        # works on the step that reads the token.
+        self._runs_ahead = is_asynchronous(device) and not params.logprobs and not self._guide
         self._draft: list[int] = []
+        self._guessed = self._guessed_right = 0
         self._first = self._last_arrival = 0.0
         self.began = clock()
         answer.add(Progress("vision" if prompt.media else "prefill"))
@@ -73,9 +78,10 @@ class Row:
     def is_writing(self) -> bool:
         return self.token is not None
 
-    def encodes_same(self, media: Media) -> bool:
-        """Whether this row encodes a picture of that content now."""
-        return self.encodes is not None and self.encodes.content_hash == media.content_hash
+    def unencoded(self, cache: Cache) -> list[Media]:
+        """The pictures that must be encoded before it reads on."""
+        self.unseen = cache_lacks(cache, self.unseen)
+        return self.unseen
 
     @property
     def is_over(self) -> bool:
@@ -101,8 +107,7 @@ class Row:
 
     def has_read(self, logits: Tensor) -> None:
         """The prompt is read; logits: [1, V] of its last position."""
-        logits = self._writable(logits)
-        self._sampled(self._sampler.sample(logits), logits)
+        self._sampled(self._sample(logits), logits)
         if not self._may_run_ahead():
             self._arrive()
 
@@ -117,7 +122,7 @@ class Row:
             return torch.empty(0, dtype=torch.long)
         if self._arriving:
             return token[0].clamp(min=0)  # NOT_FINITE has no row in the embedding
-        self._draft = self._drafter.draft(self._left - 1)
+        self._draft = self._drafted()
         if not self._draft:
             return token[0]
         return torch.cat((token[0], torch.tensor(self._draft, device=token.device)))
@@ -127,9 +132,8 @@ class Row:
 
         begin: when the step began; None if other rows took part, which tells nothing of drafts.
         """
-        logits = self._writable(logits)
         if self._arriving:
-            upcoming = self._sampler.sample(logits)  # queued before the host waits in `_arrive`
+            upcoming = self._sample(logits)  # queued before the host waits in `_arrive`
             self._arrive()
             self._time_arrival()
             if not self.is_over:
@@ -138,11 +142,14 @@ class Row:
         self._last_arrival = 0.0  # the host waits below: the next arrival would be timed with that
         right = 0
         while True:
-            token = self._sampler.sample(logits[right, None])
+            token = self._sample(logits[right, None])
             token_id = int(token)  # waits for the device
             if right == len(self._draft) or token_id != self._draft[right]:
                 break
+            self._accept(token_id)
             right += 1
+        self._guessed += len(self._draft)
+        self._guessed_right += right
         if begin is not None:
             self._tell_pace(right, clock() - begin)
         for at in range(right):
@@ -153,15 +160,29 @@ class Row:
         if not self._may_run_ahead():
             self._arrive()
 
+    def _drafted(self) -> list[int]:
+        """What the next tokens may be: what must follow, else a guess, as far as it can be right.
+
+        A draft ends before the answer does, since nothing can follow there.
+        """
+        if self._guide is None:
+            return self._drafter.draft(self._left - 1)
+        draft = self._drafter.draft(self._left - 1, self._guide.forced())
+        ends = next((at for at, one in enumerate(draft) if one in self._stop_ids), len(draft))
+        return self._drafter.shortened(self._guide.valid(draft[:ends]))
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        return self._sampler.sample(logits, self._guide.allowed() if self._guide else None)
+
+    def _accept(self, token_id: int) -> None:
+        if self._guide and token_id != NOT_FINITE:
+            self._guide.accept(token_id)
+
     def _tell_pace(self, right: int, seconds: float) -> None:
         if self._draft:
             self._drafter.verified(len(self._draft), right, seconds)
         else:
             self._drafter.stepped(seconds)
-
-    def _writable(self, logits: Tensor) -> Tensor:
-        """[S, V] -> [S, v], without rows of the head that stand for no token."""
-        return logits[:, : self._model.vocab_size]
 
     def _sampled(self, token: Tensor, logits: Tensor) -> None:
         self.token, self._logits = token, logits
@@ -178,6 +199,7 @@ class Row:
             return
         token_id = arriving.read()
         self._arriving = None
+        self._accept(token_id)
         self._emit(token_id, logits)
 
     def _emit(self, token_id: int, logits: Tensor) -> None:
@@ -191,8 +213,9 @@ class Row:
             )
         self._ids.append(token_id)
         is_stop = token_id in self._stop_ids
-        logprob = _logprob(logits, token_id, self.params.logprobs)
-        if logprob:
+        logprob: TokenLogprob | None = None
+        if self.params.logprobs:
+            [logprob] = token_logprobs(logits, [token_id], self.params.logprobs)
             self._logprobs.append(logprob)
         piece = "" if is_stop else self._text.push(token_id)
         self._pieces.append(piece)
@@ -201,6 +224,8 @@ class Row:
             self.finish("stop")
         elif self._text.stopped:
             self.finish("stop_string")
+        elif self._guide and self._guide.length == len(self._ids):
+            self.finish("stop")  # the value is complete: no token would say so
         elif self.answer.is_cancelled:
             self.finish("interrupted")
         elif not self._left:
@@ -242,10 +267,15 @@ class Row:
                 reason=reason,
                 text="".join(self._pieces),
                 usage=replace(
-                    empty.usage, cached_tokens=self.shared, completion_tokens=len(self._ids)
+                    empty.usage,
+                    cached_tokens=self.shared,
+                    completion_tokens=len(self._ids),
+                    draft_tokens=self._guessed,
+                    accepted_tokens=self._guessed_right,
                 ),
                 output_ids=tuple(self._ids),
                 logprobs=tuple(self._logprobs),
+                prompt_logprobs=tuple(self.scores.entries),
                 seed=self._sampler.seed,
             )
         )
@@ -293,12 +323,3 @@ class HostCopy:
         if self._arrival:
             self._arrival.synchronize()
         return int(self._token)
-
-
-def _logprob(logits: Tensor, token_id: int, count: int) -> TokenLogprob | None:
-    if not count:
-        return None
-    scores = logits[0].log_softmax(-1)
-    top = scores.topk(count)
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return TokenLogprob(token_id, float(scores[token_id]), tuple(pairs))

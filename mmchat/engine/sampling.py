@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from mmchat.engine.drafts import LONGEST_DRAFT, Speculate
+from mmchat.engine.schema import as_text
 from mmchat.errors import UsageError, quoted
+from mmchat.leads import OF_SAMPLING, with_leads
 from mmchat.limits import SAMPLING
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class SamplingParams:
     or one such string.
     logprobs: how many alternatives to report for each token. speculate: how many tokens to guess
     from the text so far and check at once; "auto": as many as pay. The answer stays the same.
+    schema: the answer is JSON that obeys this JSON schema: a dictionary, a class with
+    model_json_schema, or JSON text, which is what is kept.
     """
 
     temperature: float = 0.6
@@ -47,15 +51,18 @@ class SamplingParams:
     presence_penalty: float = 0.0
     seed: int | None = None
     max_new_tokens: int = 1024
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     logprobs: int = 0
     speculate: Speculate = "auto"
+    schema: Any = None
 
     def __post_init__(self) -> None:
         for name in SAMPLING:
             if name != "seed" or self.seed is not None:
                 object.__setattr__(self, name, checked(name, getattr(self, name)))
         object.__setattr__(self, "stop", _stop_strings(self.stop))
+        if self.schema is not None:
+            object.__setattr__(self, "schema", as_text(self.schema))
         value, most = self.speculate, LONGEST_DRAFT
         is_word = isinstance(value, str) and value in ("auto", "off")
         if not (is_word or (type(value) is int and 0 <= value <= most)):
@@ -67,6 +74,9 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most probable token is taken every time."""
         return self.temperature < LEAST_TEMPERATURE
+
+
+SamplingParams.__init__ = with_leads(OF_SAMPLING)(SamplingParams.__init__)
 
 
 def checked(name: str, value: Any) -> float:
@@ -126,11 +136,17 @@ class Sampler:
         self._seen[torch.tensor(known, dtype=torch.long, device=device)] = True
         self._one = torch.ones(1, device=device)
 
-    def sample(self, logits: Tensor) -> Tensor:
-        """logits: float32 [1, V] -> token id [1, 1], or NOT_FINITE in its place."""
+    def sample(self, logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """logits: float32 [1, V] -> token id [1, 1], or NOT_FINITE in its place.
+
+        allowed: bool [V], the tokens that may come; None: all.
+        """
         import torch
 
         scores = self._penalize(logits[0])
+        finite = torch.isfinite(scores).all()  # on the device: whoever reads the token finds out
+        if allowed is not None:  # before anything is dropped: one of these must be left
+            scores = scores.masked_fill(~allowed.to(scores.device), -torch.inf)
         if self.params.is_greedy:
             token = scores.argmax()
         else:
@@ -141,7 +157,6 @@ class Sampler:
             token = (probabilities / noise).argmax()
         self._counts.index_add_(0, token[None], self._one)
         self._seen[token[None]] = True
-        finite = torch.isfinite(scores).all()  # on the device: whoever reads the token finds out
         return torch.where(finite, token, NOT_FINITE)[None, None]
 
     def _penalize(self, logits: Tensor) -> Tensor:

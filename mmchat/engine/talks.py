@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished
 from mmchat.engine.request import Answer, Request
+from mmchat.errors import MmchatError
 
 T = TypeVar("T")
-# Gives requests, is sent their ends, and returns what came of it.
+# Gives requests, is sent their ends or their errors, and returns what came of it.
 Talk = Generator[Request, Finished, T]
 
 
@@ -18,20 +20,25 @@ def hold(engine: Engine, talks: Iterable[Talk[T]]) -> Iterator[T]:
     """What each of `talks` returns, in their order; as many are held at once as there are rows.
 
     Talks are begun when there is room for them, so their pictures need not all be in memory. Raises
-    the error of the first request that fails. A reader that stops cancels the rest.
+    the first error that a talk does not catch. A reader that stops cancels the rest.
     """
     coming = enumerate(talks)
     going: dict[Answer, tuple[int, Talk[T]]] = {}
     done: dict[int, T] = {}
     told, is_more = 0, True
 
-    def go_on(number: int, talk: Talk[T], end: Finished | None) -> None:
-        try:
-            request = next(talk) if end is None else talk.send(end)
-        except StopIteration as stop:
-            done[number] = stop.value
-            return
-        going[engine.submit(request)] = number, talk
+    def go_on(number: int, talk: Talk[T], advance: Callable[[], Request]) -> None:
+        while True:
+            try:
+                request = advance()
+            except StopIteration as stop:
+                done[number] = stop.value
+                return
+            try:
+                going[engine.submit(request)] = number, talk
+                return
+            except MmchatError as error:
+                advance = partial(talk.throw, error)
 
     try:
         while is_more or going:
@@ -40,13 +47,16 @@ def hold(engine: Engine, talks: Iterable[Talk[T]]) -> Iterator[T]:
                 if upcoming is None:
                     is_more = False
                 else:
-                    go_on(*upcoming, None)
+                    number, talk = upcoming
+                    go_on(number, talk, partial(next, talk))
             engine.step()
             for answer in [answer for answer in going if answer.is_over]:
                 number, talk = going.pop(answer)
                 if answer.finished is None:
-                    raise answer.error or RuntimeError("an answer ended without its end")
-                go_on(number, talk, answer.finished)
+                    error = answer.error or RuntimeError("an answer ended without its end")
+                    go_on(number, talk, partial(talk.throw, error))
+                else:
+                    go_on(number, talk, partial(talk.send, answer.finished))
             while told in done:
                 yield done.pop(told)
                 told += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmchat.tokenizers.base import StreamDecoder, Tokenizer
 
 
@@ -11,7 +13,7 @@ class AnswerText:
     lead: what is left out if the text begins with it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], lead: str = "") -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], lead: str = "") -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._stops = [StopString(text) for text in stop]
         self._lead = lead

@@ -33,13 +33,17 @@ _PAPERS = 64 * 10**6  # bytes, for what comes with the weights
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: bytes by file. difference: of logits, as a share of the largest one."""
+    """What was written: bytes by file. difference: of logits, as a share of the largest one.
+
+    dtype: of the activations, and of the weights that no scheme holds; None: as in the checkpoint.
+    """
 
     folder: Path
     sizes: dict[str, int]
     difference: float | None
     seconds: float
     peak_memory: int
+    dtype: str | None
 
 
 def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None) -> ExportReport:
@@ -63,7 +67,8 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
             difference = model.compare(work, progress)
             sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
         peak = model.peak_memory()
-    return ExportReport(plan.folder, sizes, difference, time.perf_counter() - begin, peak)
+    dtype = record.dtype if record else None
+    return ExportReport(plan.folder, sizes, difference, time.perf_counter() - begin, peak, dtype)
 
 
 @contextmanager

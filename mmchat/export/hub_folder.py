@@ -40,7 +40,7 @@ class HubExport:
         self._weights = source.spec.family.build()
         self._entries = self._weights.hub_entries(files, source.spec.config)
         if plan.model.dtype != "auto":
-            dtype = dtype_name(plan.model.dtype)
+            dtype = dtype_name(str(plan.model.dtype))
             self._entries = [replace(entry, dtype=dtype) for entry in self._entries]
         self.num_bytes = sum(entry.num_bytes for entry in self._entries)
 

@@ -144,6 +144,7 @@ def _pages(encoded: Encoded) -> list[Encoded]:
         check_paged(encoded, kind)
     if kind not in PAGED:
         return [encoded]
+    encoded = replace(encoded, document=object())
     if kind == "TIFF":
         count = len(tiff_pages(encoded.data))
     else:
@@ -208,7 +209,7 @@ def _asked(encoded: Encoded, **request: Any) -> Iterator[tuple[worker.Worker, di
     }
     try:
         with worker.pool.worker() as decoder:
-            answer = decoder.ask(request, encoded.data)
+            answer = decoder.ask(request, encoded.data, encoded.document)
             if "reason" not in answer:
                 yield decoder, answer
                 return

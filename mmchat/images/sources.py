@@ -41,13 +41,15 @@ class Encoded:
     """A picture file in memory. name: what the user called it, unescaped, for display.
 
     pages: those that were asked for of a document, as in `paper.pdf#3-5`. page: the one that this
-    is, from 1; None: the first, and what is left out is said.
+    is, from 1; None: the first, and what is left out is said. document: one object for all pages of
+    a document, whose bytes go to the decoder once; None for other pictures.
     """
 
     data: bytes
     name: str
     pages: str = ""
     page: int | None = None
+    document: object = None
 
 
 def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = True) -> Encoded:

@@ -15,6 +15,7 @@ from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.engine.engine import Engine
 from mmchat.engine.events import Timings
+from mmchat.engine.grammar import Grammar, Grammars
 from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError
@@ -70,11 +71,25 @@ class LoadedModel:
         rows = min(rows, self.most_rows)
         return self.engine if rows == 1 else Engine(self, rows, memory=self.memory)
 
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiles what answers of this model must be."""
+        return Grammars(self.tokenizer, self.processor.stop_ids, self.vocab_size)
+
     def request(
-        self, prompt: Prompt, sampling: SamplingParams, timings: Timings | None = None
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        timings: Timings | None = None,
+        grammar: Grammar | None = None,
     ) -> Request:
-        """To answer `prompt` within the context. Raises ContextLengthExceeded."""
-        return request_within(self.max_seq_len, prompt, sampling, timings)
+        """To answer `prompt` within the context. grammar: instead of that of the sampling's schema.
+
+        Raises ContextLengthExceeded, SchemaError, MissingExtra.
+        """
+        if grammar is None and sampling.schema is not None:
+            grammar = self.grammars.compile(sampling.schema)
+        return request_within(self.max_seq_len, prompt, sampling, timings, grammar)
 
     @property
     def device(self) -> torch.device:
@@ -119,9 +134,12 @@ class _Running:
     most_rows: int = MOST_ROWS
 
 
-def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel:
+def load(
+    options: LoadOptions, source: ModelSource | None = None, *, repack: bool = True
+) -> LoadedModel:
     """Find, check and load a model. source: what `options.find()` gave, if it was asked already.
 
+    repack: bring weights into the order that this machine reads fastest, in which none are saved.
     Raises ParamsError, CheckpointError, DeviceError, MemoryError_, UsageError, CompileError,
     ExportError.
     """
@@ -139,7 +157,8 @@ def load(options: LoadOptions, source: ModelSource | None = None) -> LoadedModel
     else:
         tokenizer = _open_tokenizer(source)
         with source.open_weights() as files:
-            running = _run_weights(files, spec, options, exported.record if exported else None)
+            record = exported.record if exported else None
+            running = _run_weights(files, spec, options, record, repack=repack)
     return _ready(spec, options, running, tokenizer, begin)
 
 
@@ -153,7 +172,12 @@ def load_from_tensors(
 
 
 def _run_weights(
-    files: Checkpoint, spec: ModelSpec, options: LoadOptions, exported: ExportRecord | None
+    files: Checkpoint,
+    spec: ModelSpec,
+    options: LoadOptions,
+    exported: ExportRecord | None,
+    *,
+    repack: bool = True,
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
     placement = _placement(spec, options, as_exported=exported is not None)
@@ -165,7 +189,7 @@ def _run_weights(
     available = available_memory(placement.device)
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    model = load_weights(files, spec, options, placement, exported=exported)
+    model = load_weights(files, spec, options, placement, exported=exported, repack=repack)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
     return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks), memory)
@@ -183,7 +207,7 @@ def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions)
 
 def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
     """Where the model runs. Raises DeviceError, also where it cannot multiply the weights."""
-    placement = choose_placement(options.device, options.dtype, spec.parameters)
+    placement = choose_placement(str(options.device), str(options.dtype), spec.parameters)
     find_scheme(options.quantize).check_device(placement.device)
     return replace(placement, reason="as exported") if as_exported else placement
 

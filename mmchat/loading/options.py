@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from mmchat.errors import UsageError, check_type, quoted
 from mmchat.hardware.placement import check_device_name
+from mmchat.leads import OF_LOAD, lead
 from mmchat.progress import ProgressCallback
 from mmchat.quant.schemes import Plan, make_plan
 
 if TYPE_CHECKING:
+    import torch
+
     from mmchat.catalog.find import ModelSource, ModelSpec
     from mmchat.checkpoints.exported_folder import ExportedFolder
     from mmchat.estimate.memory import Setup
@@ -27,17 +30,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SAMPLED = "sampling=mmchat.SamplingParams(…) of ask and send says that"
-_LEADS = {  # arguments of other programs
-    **dict.fromkeys(("generate_config", "generation_config", "temperature", "top_p"), _SAMPLED),
-    **dict.fromkeys(("max_tokens", "max_new_tokens"), _SAMPLED),
-    **dict.fromkeys(("urls", "images", "image"), "pictures are given to ask and send"),
-    **dict.fromkeys(("model", "model_id", "model_path", "repo_id"), "name=… says that"),
-    **dict.fromkeys(("torch_dtype", "precision"), "dtype=… says that"),
-    "device_map": "device=… says that",
-    "load_in_4bit": "quantize='int4' says that",
-    "load_in_8bit": "quantize='int8' says that",
-}
 PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path", "vision_tower")
 
 
@@ -57,8 +49,8 @@ class LoadOptions:
 
     name: str | Path | None = None
     _: KW_ONLY
-    device: str = "auto"
-    dtype: str = "auto"
+    device: str | torch.device = "auto"
+    dtype: str | torch.dtype = "auto"
     quantize: str = "none"
     quantize_keep: Collection[str] = ()
     max_seq_len: int | None = None
@@ -95,7 +87,7 @@ class LoadOptions:
             raise UsageError(f"progress must be a function, not {type(self.progress).__name__}")
         if self.alpha not in (None, "white", "drop"):
             raise UsageError(f"alpha must be 'white' or 'drop', not {quoted(self.alpha)}")
-        check_device_name(self.device)
+        check_device_name(str(self.device))
         take("quantize_keep", self.plan.keep)
 
     @property
@@ -129,13 +121,13 @@ class LoadOptions:
         """
         record = folder.record
         folder.check_scheme(self.quantize, self.quantize_keep)
-        folder.check_dtype(self.dtype)
+        folder.check_dtype(str(self.dtype))
         taken = replace(self, dtype=record.dtype, quantize=record.scheme, quantize_keep=record.keep)
         if not record.programs:
             return taken
         if self.compile == "on":
             raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
-        device = folder.device_for(self.device)
+        device = folder.device_for(str(self.device))
         return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
 
     def setup(self, spec: ModelSpec, placement: Placement, **known: Any) -> Setup:
@@ -173,8 +165,8 @@ def called_with(make: Callable[P, Any]) -> Callable[[Callable[[Any], T]], Callab
             try:
                 given.bind(*args, **kwargs)
             except TypeError as error:  # by the name that was called
-                lead = next((f"; {_LEADS[n]}" for n in kwargs if n in _LEADS), "")
-                raise TypeError(f"{function.__name__}(): {error}{lead}") from None
+                found = lead(kwargs, OF_LOAD)
+                raise TypeError(f"{function.__name__}(): {error}{found}") from None
             return function(make(*args, **kwargs))
 
         call.__doc__ = "\n\n".join(filter(None, map(inspect.getdoc, (function, make))))

@@ -2,7 +2,7 @@
 
 Those of a checkpoint are translated, converted and, where a scheme asks for it, rounded. Those of
 `mmchat export --format safetensors` lie as a loaded model has them, projections joined, so nothing
-is computed and on the CPU nothing is copied.
+is computed, and on the CPU nothing is copied but what is brought into another order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import OtherConfigError
-from mmchat.nn.linear import set_formats
+from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
 
 _SHOWN = 5  # differences that a message names
@@ -34,8 +34,11 @@ def load_weights(
     placement: Placement,
     *,
     exported: ExportRecord | None,
+    repack: bool,
 ) -> FamilyModel:
     """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
+
+    repack: as in loader.load.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
@@ -64,7 +67,22 @@ def load_weights(
     if not exported and _joins(options.quantize, placement.device.type):
         model.fuse_projections()
     model.finish_loading(placement.device)
+    if repack:
+        _repack(model, files if exported else None)
     return model
+
+
+def _repack(model: FamilyModel, mapped: Checkpoint | None) -> None:
+    """Repack the weights layer by layer, so that one of them alone is there twice.
+
+    mapped: where they lie in files, whose pages are given back.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, Linear):
+            names = layer.tensor_names
+            if layer.repack() and mapped:
+                for tensor in names:
+                    mapped.release(f"{name}.{tensor}")
 
 
 def _joins(scheme: str, device_type: str) -> bool:

@@ -39,7 +39,8 @@ class Batch:
 
     token_ids: [N]. slots: where each row lives in the cache, each in its own. starts: positions
     that it has read. counts: tokens that it reads now: 1 decodes, a few check a draft, many are a
-    prompt or a piece of one. wanted: which of the N give logits, rising.
+    prompt or a piece of one. wanted: which of the N give logits, rising. scores: they are many
+    of a prompt; slots without a row must not be computed beside it.
     """
 
     token_ids: Tensor
@@ -47,6 +48,7 @@ class Batch:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     wanted: tuple[int, ...]
+    scores: bool = False
 
     @property
     def wants_all(self) -> bool:
@@ -166,10 +168,11 @@ class Model(Protocol):
         """Room for so many rows, each of `positions` to begin with."""
         ...
 
-    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
-        """Put a picture into the cache; each next() does one slice of the work.
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+        """Put the first of these pictures into the cache; each next() does one slice of the work.
 
-        The cache has the picture at the end, and nothing of it before.
+        Others go with it where that costs less than one by one and makes no slice long. The cache
+        has them at the end, and nothing of them before.
         """
         ...
 
@@ -262,3 +265,8 @@ def common_prefix(first: Sequence[object], second: Sequence[object]) -> int:
             break
         shared += 1
     return shared
+
+
+def cache_lacks(cache: Cache, media: Sequence[Media]) -> list[Media]:
+    """Those pictures that are still to be encoded."""
+    return [one for one in media if not cache.has_media(one.content_hash)]

@@ -106,8 +106,17 @@ class Processor(Protocol):
     @property
     def alpha(self) -> Literal["white", "drop"]: ...
 
-    def chat(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt that lets the assistant answer `messages`, in the chat format."""
+    @property
+    def takes_tools(self) -> bool:
+        """Whether its models were taught to call tools."""
+        ...
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        """The prompt that lets the assistant answer `messages`, in the chat format.
+
+        tools: functions that it may call, as OpenAI's chat declares them: `{"type": "function",
+        "function": {"name", "description", "parameters"}}`; UsageError unless it takes_tools.
+        """
         ...
 
     def raw(self, message: Message) -> Prompt:

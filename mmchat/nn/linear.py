@@ -58,13 +58,16 @@ class Linear(nn.Linear):
         y, bias = self.format.product(input, *self.held()), self.bias
         return y if bias is None else y + bias
 
-    def repack(self) -> None:
-        """Bring the weight into the order that this machine reads fastest, if it has one.
+    def repack(self) -> bool:
+        """Bring the weight into the order that this machine reads fastest; False if it is.
 
-        Done at first use, or before the weight is handed to a compiled program.
+        Done when a model has been loaded, and at first use where it has not been.
         """
-        if not torch.compiler.is_compiling() and (found := self.format.repack(*self.held())):
+        if torch.compiler.is_compiling() or not self.format.repacks:
+            return False
+        if found := self.format.repack(*self.held()):
             self._hold(*found)
+        return found is not None
 
     def _hold(self, format: Format, tensors: Mapping[str, Tensor]) -> None:
         for name in self.tensor_names:
@@ -74,9 +77,12 @@ class Linear(nn.Linear):
         self.format, self.tensor_names = format, tuple(tensors)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if not self.format.is_portable:
-            raise RuntimeError("the weights are in this processor's order; load them anew to save")
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.format.is_portable:
+            for name in self.tensor_names:
+                del destination[prefix + name]
+            for name, tensor in self.format.unpack(*self.held()).items():
+                destination[prefix + name] = tensor
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.format}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmchat.quant.formats.base import Format
-from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int4 import Int4, PackedInt4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
 from mmchat.quant.kernels.ops import register
@@ -24,5 +24,6 @@ def register_product(format: Format) -> None:
     register(format.operator, f"({arguments}) -> Tensor", format.on_cpu, _product)
 
 
-for _format in (PLAIN, INT8, Int4(64)):  # the size of the groups follows from the tensors
+# the size of the groups follows from the tensors
+for _format in (PLAIN, INT8, Int4(64), PackedInt4(64)):
     register_product(_format)

@@ -251,7 +251,9 @@ class Chat:
 
         self.keeper.save(unfinished())
         try:
-            self.last = self.screen.answer(events, self.session.interrupt, on_text)
+            self.last = self.screen.answer(
+                events, self.session.interrupt, on_text, is_json=sampling.schema is not None
+            )
         except MmchatError:
             self.keeper.save(before)
             raise

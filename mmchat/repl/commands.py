@@ -217,7 +217,7 @@ def _save(chat: Chat, argument: str) -> None:
     if not chat.session.conversation.turns:
         raise UsageError("there is nothing to save yet")
     held = chat.keeper.folder
-    name = paths.plain(argument) or (held.path.name if held else chats.new_name())
+    name = paths.plain(argument) or _name(chat)
     shown = quoted(name, 300)
     back = f"\\load {shlex.quote(name)} brings it back"
     if not chats.is_name(name):
@@ -249,7 +249,7 @@ def _export(chat: Chat, argument: str) -> None:
     kind, _, name = argument.partition(" ")
     if kind not in export.KINDS:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
-    file = _file(chat, name.strip() or f"{chats.new_name()}.{kind}", kind)
+    file = _file(chat, name.strip() or f"{_name(chat)}.{kind}", kind)
     text = export.document(kind, chat.session.conversation, chat.spec.name)
     atomic_file.write_text(file, text, mode=saving.PRIVATE_FILE)
     chat.screen.note(f"wrote {str(file)!r}")
@@ -318,6 +318,12 @@ KEYS = [
 def _quit(chat: Chat, argument: str) -> None:
     """Leave."""
     raise Leave
+
+
+def _name(chat: Chat) -> str:
+    """That of the chat, if it is kept, else the time."""
+    held = chat.keeper.folder
+    return held.path.name if held else chats.new_name()
 
 
 def _file(chat: Chat, name: str, kind: str) -> Path:

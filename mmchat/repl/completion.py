@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from mmchat.repl import commands, paths
+from mmchat.repl import commands, paths, settings
 from mmchat.repl.registry import Command
 from mmchat.terminal import sanitize
 
@@ -50,9 +50,9 @@ class ChatCompleter(Completer):
                 yield Completion(text[0] + name, -len(text), display_meta=meta)
 
     def _arguments(self, found: Command, argument: str) -> Iterable[Completion]:
+        word = re.search(r"(?:\\.|\S)*$", argument)
+        begun = word[0] if word else ""
         if found.complete == "paths":
-            word = re.search(r"(?:\\.|\S)*$", argument)
-            begun = word[0] if word else ""
             if found.name == "image":
                 for address in [*self._chat.addresses, paths.CLIPBOARD]:
                     if begun and address.startswith(begun):
@@ -62,6 +62,8 @@ class ChatCompleter(Completer):
             for candidate in found.complete(self._chat, argument):
                 if candidate.startswith(argument):
                     yield Completion(candidate, -len(argument))
+            if found.complete is settings.candidates and argument.startswith("schema "):
+                yield from path_completions(begun)
 
 
 def path_completions(begun: str) -> Iterable[Completion]:

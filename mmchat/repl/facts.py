@@ -89,7 +89,8 @@ def shown(value: object) -> str:
         return "none"
     if isinstance(value, tuple):
         return " ".join(map(repr, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"  # a schema
 
 
 def some(names: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LINES = (
     "Drop a picture into this window, or type its path, and ask about it.",
-    "JPEG, PNG, WebP, GIF, AVIF, TIFF and more; several at once; addresses, too.",
+    "JPEG, PNG, WebP, GIF, TIFF, pages of a PDF; several at once; addresses, too.",
     "\\help lists the commands, Ctrl-D leaves.",
 )
 _TO_TRY = (

@@ -48,7 +48,12 @@ class PlainScreen:
         self._err(f"mmchat: error: {sanitize(one_line(text))}\n")
 
     def answer(
-        self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
+        self,
+        events: Iterable[Event],
+        interrupt: Callable[[], None],
+        on_text: OnText,
+        *,
+        is_json: bool = False,
     ) -> Finished:
         """Show an answer while it is written; on_text gets each piece in the calling thread."""
         sanitizer = Sanitizer() if self._out_is_terminal else None

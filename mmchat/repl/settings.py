@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from mmchat.engine import grammar, schema
 from mmchat.errors import UsageError, quoted
 from mmchat.repl import facts
+from mmchat.repl.paths import plain
 from mmchat.repl.saving import SETTINGS
 from mmchat.spelling import closest
 
@@ -33,6 +35,8 @@ def candidates(chat: Chat, argument: str) -> Iterable[str]:
         "seed": ["none", "0"],
         "speculate": ["auto", "off"],
     }
+    if words[0] == "schema":  # files are offered beside it
+        return ["schema none"]
     current = facts.shown(getattr(chat.sampling, words[0]))
     return dict.fromkeys(f"{words[0]} {v}" for v in [current, *known.get(words[0], [])])
 
@@ -70,6 +74,8 @@ def _value(name: str, text: str, kind: type) -> Any:
         return () if text == "none" else _strings(text)
     if name == "seed" and text == "none":
         return None
+    if name == "schema":
+        return None if text == "none" else _schema(text)
     if name == "speculate" and not text.isdecimal():
         return text
     try:
@@ -77,6 +83,13 @@ def _value(name: str, text: str, kind: type) -> Any:
     except ValueError:
         wanted = "a number" if hint is float else "a whole number"
         raise UsageError(f"{name} is {wanted}, not {quoted(text)}") from None
+
+
+def _schema(text: str) -> str:
+    """A schema that answers can be held to, or SchemaError."""
+    found = schema.read(text if text.startswith("{") else plain(text))
+    grammar.check(found)
+    return found
 
 
 def _strings(text: str) -> tuple[str, ...]:

@@ -120,11 +120,18 @@ class TerminalScreen:
             self.note(f"{name}: {', '.join(facts)}")
 
     def answer(
-        self, events: Iterable[Event], interrupt: Callable[[], None], on_text: OnText
+        self,
+        events: Iterable[Event],
+        interrupt: Callable[[], None],
+        on_text: OnText,
+        *,
+        is_json: bool = False,
     ) -> Finished:
-        """Show an answer as Markdown; Ctrl-C stops it, twice raises HardStop."""
+        """Show an answer as Markdown, or as code; Ctrl-C stops it, twice raises HardStop."""
         self.leave_blank()
         stream = MarkdownStream(self.write, self._make_console, self.size)
+        if is_json:  # no line of JSON begins as the end of such a block does
+            stream.feed("```json\n")
         stage = StageLine(self.write, self.size)
         finished = None
         with quiet_keys(), interrupts(interrupt):

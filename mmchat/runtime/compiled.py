@@ -7,7 +7,7 @@ not beside eager decoding: while torch.fx traces, it replaces nn.Module.__call__
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import MethodType, NoneType
 from typing import Any, Literal
 
@@ -147,7 +147,7 @@ class CompiledRuntime(EagerRuntime):
         if error:
             self.notices.append(f"no longer compiled: {error}")
 
-    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
         try:
             with compile_errors():
                 yield from super().encode(media, cache)

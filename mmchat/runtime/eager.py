@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class EagerRuntime:
             return self.model.new_cache(slots, positions)
 
     @torch.inference_mode()  # entered by each next(): it does not hold for the caller in between
-    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
         with memory_errors():
             yield from self.model.encode(media, cache)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels.library import BLOCK, Library
+from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 EXTREMES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 127.5, 3e38, -3e38)
 
@@ -42,6 +42,10 @@ def products(library: Library, draw: random.Random) -> None:
     packed = library.quantize_int4(weight, group)
     library.linear_int4(x, *packed)
     library.widen_int4(*packed)
+    if library.packs_int4 and rows >= PANEL:
+        stream = library.pack_int4(*(part[: rows // PANEL * PANEL] for part in packed))
+        library.linear_packed_int4(x, stream)
+        library.widen_packed_int4(stream, width)
 
 
 def attention(library: Library, draw: random.Random) -> None:

@@ -300,7 +300,7 @@ def test_offline_a_model_that_is_not_here_is_not_offered_for_download(monkeypatc
         find_model("llama3.2-11B")
     assert str(caught.value) == (
         "Llama-3.2-11B-Vision-Instruct is not on this machine, and this run is offline; "
-        "copy its files here and give --checkpoint-path"
+        "copy its files here and give their folder as the model"
     )
 
 

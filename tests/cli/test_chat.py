@@ -310,7 +310,7 @@ def test_a_base_model_cannot_chat(mmchat_command):
     mmchat_command.use(params="llama3.2-11B-base")
     done = mmchat_command("chat")
     assert done.exit_code == 2
-    assert "is a base model, which continues text and cannot chat" in done.stderr
+    assert "is a base model, which continues text and cannot chat; llama3.2-11B can" in done.stderr
 
 
 def test_piped_chats_are_not_kept_unless_they_continue_one(mmchat_command, folder):
@@ -475,6 +475,14 @@ def test_pictures_that_nobody_asked_about_are_not_saved_and_that_is_said(mmchat_
         assert done.stderr.endswith(f"2 pictures were {said}they are not saved\n")
     done = piped(mmchat_command, ["dog.png What?"], b"A dog.", args=["--resume", "one"])
     assert said not in done.stderr
+
+
+@pytest.mark.parametrize("given", [(), ("--no-history",)])
+def test_an_export_without_a_name_has_that_of_the_chat(mmchat_command, folder, given):
+    lines = ["Hi", "\\save trip", "\\export md"]
+    done = piped(mmchat_command, lines, b"1", args=given)
+    assert "wrote 'trip.md'" in done.stderr
+    assert (folder / "trip.md").is_file()
 
 
 def test_export_is_a_page_that_runs_nothing(mmchat_command):

@@ -51,6 +51,14 @@ def test_an_option_comes_before_a_variable_before_the_file_before_what_is_built_
     assert taken(mmchat_command, "--params-path", "x.json")[0] is None
 
 
+def test_parts_are_kept_from_a_default_scheme(mmchat_command, monkeypatch):
+    monkeypatch.setenv("MMCHAT_QUANTIZE", "int8")
+    for command in (["generate", "-p", "x"], ["chat"]):
+        mmchat_command.use(b"x")
+        assert mmchat_command(*command, "--quantize-keep", "head", stdin="hi").exit_code == 0
+        assert mmchat_command.loaded.pop().quantize_keep == ("head",)
+
+
 def test_chat_takes_them_too(mmchat_command, config):
     config('quantize = "int4"')
     mmchat_command("chat", stdin="hi")
@@ -58,8 +66,9 @@ def test_chat_takes_them_too(mmchat_command, config):
 
 
 def test_a_default_scheme_is_not_for_what_is_exported_in_one(run_real, config, tmp_path):
-    done = run_real("export", "tiny", "--format", "safetensors", "-q", "-o", str(tmp_path / "x"))
+    done = run_real("export", "tiny", "--format", "safetensors", "-o", str(tmp_path / "x"))
     assert done.exit_code == 0, done.stderr
+    assert "\nin float32 (see --dtype)\n" in done.stderr
     config('quantize = "int4"')
     done = run_real("generate", str(tmp_path / "x"), "-q", "-p", "x", "--dry-run", "--json")
     assert (done.stderr, json.loads(done.stdout)["quantize"]) == ("", "none")
@@ -74,14 +83,20 @@ def test_the_file_is_where_config_path_says(mmchat_command, config):
 def test_show_says_where_each_value_comes_from(mmchat_command, config, monkeypatch):
     path = config('quantize = "int4"')
     monkeypatch.setenv("MMCHAT_DEVICE", "cuda:1")
-    assert mmchat_command("config", "show").stdout == (
+    shown = mmchat_command("config", "show").stdout
+    assert shown == (
         f"model     tiny    built in\nquantize  int4    {path}\ndevice    cuda:1  MMCHAT_DEVICE\n"
+        f"file      {path}\n"
     )
+    assert mmchat_command("config").stdout == shown
     assert json.loads(mmchat_command("config", "show", "--json").stdout) == {
         "model": {"value": "tiny", "origin": "built in"},
         "quantize": {"value": "int4", "origin": str(path)},
         "device": {"value": "cuda:1", "origin": "MMCHAT_DEVICE"},
+        "file": str(path),
     }
+    path.unlink()
+    assert mmchat_command("config").stdout.endswith(f"file      {path} (not there)\n")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_of_a_small_model_no_speed_is_told():
     [
         (7.5, 30, "11B", "int4"),
         (24, 30, "11B", "int4"),  # int8 would be too slow
-        (24, 60, "11B", "int8"),  # pleasant, and more exact than int4
+        (24, 60, "11B", "int4"),  # int8 is pleasant too, but larger and slower
         (24, 200, "11B", "none"),
         (200, 200, "11B", "none"),  # the 90B would be too slow
         (60, 500, "90B", "int4"),
@@ -126,6 +126,12 @@ def test_of_a_small_model_no_speed_is_told():
 def test_the_verdict_is_the_largest_model_that_writes_pleasantly(free, rate, model, scheme):
     chosen = said(written_down(free, rate))
     assert (chosen.model, chosen.scheme) == (f"Llama-3.2-{model}-Vision-Instruct", scheme)
+
+
+def test_int8_is_recommended_where_int4_is_hardly_faster():
+    machine = written_down(24, 60)
+    machine.reading.linears["int4"] = 32 * GB
+    assert said(machine).scheme == "int8"
 
 
 def test_the_verdict_says_the_pace_and_the_commands():
@@ -143,6 +149,17 @@ def test_the_verdict_says_the_pace_and_the_commands():
 def test_a_model_that_is_here_is_not_downloaded_again(monkeypatch):
     monkeypatch.setattr("mmchat.doctor.verdict.holding", lambda repo: Holding("present"))
     assert said(written_down(24, 200)).commands == ("mmchat chat llama3.2-11B",)
+
+
+def test_where_only_another_family_fits_it_is_recommended():
+    chosen = said(written_down(6.6))
+    assert (chosen.model, chosen.scheme) == ("llava-1.5-7b-hf", "int4")
+
+
+def test_of_each_family_the_smallest_comes_first():
+    names = list(dict.fromkeys(o.short for o in found(written_down(24))))
+    assert names[0] == "tiny"
+    assert names[-2:] == ["llava-1.5-7b", "llava-1.5-13b"]
 
 
 def test_too_little_memory_leaves_the_built_in_model():

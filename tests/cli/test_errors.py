@@ -54,19 +54,13 @@ from mmchat.cli import model_choice
         (("tiles", "-i", "x"), "No such option: -i; IMAGE stands alone: mmchat tiles IMAGE (see"),
         (("doctor", "--model", "x"), "error: No such option: --model (see 'mmchat doctor --help')"),
         (("pull", "llama3.2-vision"), "'pull'; did you mean 'mmchat download'? (see"),
-        (
-            ("serve",),
-            "'serve'; mmchat has no server and no page for a browser: 'mmchat chat' chats",
-        ),
-        (
-            ("browser",),
-            "has no server and no page for a browser: 'mmchat chat' chats at the termin",
-        ),
-        (("help",), "No such command 'help'; did you mean 'mmchat --help'? (see 'mmchat --help')"),
-        (("help", "chat"), "No such command 'help'; did you mean 'mmchat chat --help'? (see"),
+        (("browser", "llama3.2"), "No such command 'browser'; did you mean 'mmchat serve'? (see"),
+        (("help", "genrate"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
+        (("eval",), "Missing command; there is scenes (see 'mmchat eval --help')"),
         (("run", "tiny", "Why?"), "No such command 'run'; did you mean 'mmchat chat'? (see"),
         (("rm", "tiny"), "No such command 'rm'; did you mean 'mmchat remove'? (see"),
         (("ls",), "No such command 'ls'; did you mean 'mmchat list'? (see"),
+        (("version",), "No such command 'version'; did you mean 'mmchat --version'? (see"),
         (("ps",), "No such command 'ps'; did you mean 'mmchat doctor'? (see"),
         (("show", "tiny"), "No such command 'show'; did you mean 'mmchat inspect'? (see"),
         (("vision-plain", "-a", "vllama"), "'vision-plain'; did you mean 'mmchat chat'? (see"),
@@ -154,7 +148,6 @@ from mmchat.cli import model_choice
         (("chat", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --quan"),
         (("export", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --qu"),
         (("eval", "scenes", "--quantize-keep", "head"), "add --quantize int8 or int4, or leave"),
-        (("eval",), "mmchat: error: Missing command (see 'mmchat eval --help')"),
         (
             ("generate", "-p", "x", "--repetition-penalty", "0"),
             "'--repetition-penalty': '0' should be gr",
@@ -177,7 +170,7 @@ from mmchat.cli import model_choice
         (("generate", "--tempertaure", "1"), ": --tempertaure; did you mean --temperature? (see"),
         (("generate", "--max-new", "1"), "--max-new; did you mean --max-new-tokens? (see"),
         (("generate", "--foo"), "error: No such option: --foo (see 'mmchat generate --help')"),
-        (("chat", "-p", "hi"), "No such option: -p; 'mmchat generate' has it (see 'mmchat chat"),
+        (("chat", "-p", "hi"), "No such option: -p; the question stands alone: mmchat chat TEXT"),
         (("genrate", "-p", "x"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
         (("tyni",), "'tyni'; to ask a model: mmchat generate tiny --prompt TEXT (see"),
         (
@@ -335,6 +328,13 @@ def test_the_output_may_not_replace_the_picture(mmchat_command, picture):
     assert done.exit_code == 2
     assert "would replace the picture" in done.stderr
     assert picture.read_bytes() == before
+
+
+def test_a_base_model_is_said_to_continue_the_text_unless_that_is_asked(mmchat_command):
+    mmchat_command.use(b"x", b"x", params="llama3.2-11B-vision")
+    note = "Llama-3.2-11B-Vision is a base model, which continues the text; llama3.2-11B answers\n"
+    assert mmchat_command("generate", "-p", "x").stderr.endswith(note)
+    assert note not in mmchat_command("generate", "-p", "x", "--raw").stderr
 
 
 def test_a_base_model_takes_no_system_message(mmchat_command):

@@ -252,12 +252,36 @@ def test_without_a_command_it_is_chat_on_a_terminal_and_generate_elsewhere(
 
 @pytest.mark.parametrize(
     "line",
-    ["generate x", "--help", "-h", "--version", "--show-completion=bash", "genrate 'What?' dog.jpg",
-     "frobnicate", "frobnicate -q", "pull llama3.2-vision", "tyni a.jpg", "chta", "-q generate x"],
+    ["generate x", "--help", "-h", "-V", "--version", "--show-completion=bash",
+     "genrate 'What?' dog.jpg", "frobnicate", "frobnicate -q", "pull llama3.2-vision", "tyni a.jpg",
+     "chta"],
 )  # fmt: skip
 def test_what_names_a_command_or_was_meant_to_stays_as_it_is(line):
     args = shlex.split(line)
     assert no_command.with_command(args, COMMANDS, load) == args
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("-q generate x", "generate -q x"),
+        ("-m tiny list", "list -m tiny"),
+        ("--debug --device cpu -n 3 chat", "--debug chat --device cpu -n 3"),
+        ("-n3 --device=cpu chat", "chat -n3 --device=cpu"),
+        ("-m tiny -p list", "generate -m tiny -p list"),
+        ("-s chat -i list.png What? list", "generate -s chat -i list.png What? list"),
+        ("-q - list", "generate -q - list"),
+        ("help", "--help"),
+        ("help generate", "generate --help"),
+        ("help config show", "config show --help"),
+        ("--debug help nope", "--debug nope --help"),
+        ("help me with dog.jpg", "generate help me with dog.jpg"),
+        ("describe dog.jpg", "generate describe dog.jpg"),
+    ],
+)
+def test_options_may_stand_in_front_of_the_command_and_help_is_one(line, meant):
+    args = shlex.split(line)
+    assert no_command.with_command(args, COMMANDS, load) == shlex.split(meant)
 
 
 def test_nothing_at_all_is_chat_on_a_terminal_and_help_where_nothing_can_come(monkeypatch, capfd):

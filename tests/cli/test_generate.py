@@ -221,6 +221,8 @@ def test_json_is_one_object_with_every_fact(mmchat_command, picture):
             "completion_tokens": 13,
             "image_count": 1,
             "image_tokens": 130,
+            "draft_tokens": 0,
+            "accepted_tokens": 0,
         },
         "images": [
             {

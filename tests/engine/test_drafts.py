@@ -362,11 +362,11 @@ def test_samples_with_drafts_follow_the_exact_distribution(options, monkeypatch)
     counts, accepted = Counter(), 0
     model = fake_model()
     model.runtime, model.vocab_size = MarkovRuntime(table), 4
+    engine = Engine(model)
     for seed in range(runs):
         guesses = drafter([], speculate=2)
         guesses.draft = lambda most: next(drafts)[:most]
         monkeypatch.setattr("mmchat.engine.row.Drafter", lambda *_, made=guesses, **__: made)
-        engine = Engine(model)
         sampling = replace(params, seed=seed, max_new_tokens=3)
         request = Request(Prompt((start,)), sampling, ignore_stop=True)
         events = [event for _, event in run(engine, [engine.submit(request)])]

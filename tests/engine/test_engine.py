@@ -20,7 +20,14 @@ from mmchat.engine.events import Finished, Progress, TextDelta
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import hold
-from mmchat.errors import MemoryError_, MmchatError, NumericalError, UsageError
+from mmchat.errors import (
+    ContextLengthExceeded,
+    ImageError,
+    MemoryError_,
+    MmchatError,
+    NumericalError,
+    UsageError,
+)
 from mmchat.evals.run import judge_scenes
 from mmchat.evals.scenes import heldout_scenes
 from mmchat.models.prompt import PlacedMedia, Prompt
@@ -68,10 +75,11 @@ class Runtime:
         return Cache(slots)
 
     def encode(self, media, cache):
+        group = media[:2]
         for _ in range(3):
-            self.slices.append(media.content_hash)
+            self.slices.append("".join(one.content_hash for one in group))
             yield
-        cache.encoded.add(media.content_hash)
+        cache.encoded.update(one.content_hash for one in group)
 
     def forward(self, batch, cache):
         ids = batch.token_ids.tolist()
@@ -245,6 +253,120 @@ def test_one_alone_reads_its_prompt_at_once():
     assert engine._model.runtime.sizes == [(1, 1_600)]
 
 
+def with_pictures(names: str, *ids: int) -> Prompt:
+    return Prompt(ids, tuple(PlacedMedia(at, 1, picture(name)) for at, name in enumerate(names)))
+
+
+def test_pictures_of_several_rows_are_encoded_together_and_their_prompts_read_so():
+    engine = Engine(fake_model(), rows=4)
+    prompts = [with_pictures(name, 9, number, 7) for number, name in enumerate("abab")]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    while not engine._model.runtime.sizes:
+        engine.step()
+    assert engine._model.runtime.slices == ["ab"] * 3  # the model takes two
+    assert engine._model.runtime.sizes == [(4, 12)]
+    while engine.step():
+        pass
+    for answer, prompt in zip(answers, prompts, strict=True):
+        assert answer.finished is not None
+        assert answer.finished.output_ids == expected(prompt, 12)
+
+
+def test_prompts_that_are_read_together_share_the_positions_of_a_piece():
+    engine = Engine(fake_model(), rows=5)
+    engine.submit(Request(Prompt((1, 2, 3)), replace(GREEDY, max_new_tokens=99), ignore_stop=True))
+    engine.step()
+    piece = engine_module.PIECE
+    for length in (piece // 2, piece, 10):
+        ids = (length % 250, *range(200), *range(200), *range(200))
+        engine.submit(Request(Prompt(ids[:length]), GREEDY))
+    read = []
+    for _ in range(2):
+        engine.step()
+        read.append(engine.cache.lengths[1:4])
+    half = piece // 2
+    assert read[0] == [half, half, 0]
+    assert read[1][1:] == [piece, 10]
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [(RuntimeError("no"), RuntimeError), (RuntimeError("can't allocate memory"), MemoryError_)],
+)
+def test_a_picture_that_fails_ends_the_row_that_needs_it(failure, kind, monkeypatch):
+    engine = Engine(fake_model(), rows=3)
+    encode, tried = engine._runtime.encode, []
+
+    def failing(media, cache):
+        for _ in encode(media, cache):
+            names = "".join(one.content_hash for one in media)
+            if "b" in names[:2]:
+                tried.append(names)
+                raise failure
+            yield
+
+    monkeypatch.setattr(engine._runtime, "encode", failing)
+    prompts = [with_pictures(name, 9, number, 7) for number, name in enumerate("abc")]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    while engine.step():
+        pass
+    assert isinstance(answers[1].error, kind)
+    assert tried[0] == "abc"
+    assert tried[-1] == "b"
+    assert len(tried) < 5
+    for number in (0, 2):
+        end = answers[number].finished
+        assert end is not None
+        assert end.output_ids == expected(prompts[number], 12)
+    assert not any(slot.is_taken for slot in engine.prefixes.slots)
+
+
+def test_memory_that_runs_out_for_a_picture_is_looked_for_once(monkeypatch):
+    engine = Engine(fake_model(), rows=3)
+    encode, tried = engine._runtime.encode, []
+
+    def narrow(media, cache):
+        tried.append(len(media))
+        if len(tried) == 1:
+            raise MemoryError
+        yield from encode(media, cache)
+
+    monkeypatch.setattr(engine._runtime, "encode", narrow)
+    prompt = with_pictures("a", 9, 1, 7)
+    [*_, (_, end)] = run(engine, [engine.submit(Request(prompt, GREEDY))])
+    assert isinstance(end, Finished)
+    assert end.output_ids == expected(prompt, 12)
+    assert tried == [1, 1]
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_row_that_is_cancelled_among_pictures_leaves_those_of_others(gone):
+    engine = Engine(fake_model(), rows=2)
+    prompts = [with_pictures(name, 9, number, 7) for number, name in enumerate("ab")]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    for _ in range(2):
+        engine.step()
+    engine.cancel(answers[gone])
+    assert sum(slot.is_taken for slot in engine.prefixes.slots) == 1
+    while engine.step():
+        pass
+    assert engine._model.runtime.slices == ["ab"] * 3
+    left = answers[1 - gone].finished
+    assert left is not None
+    assert left.output_ids == expected(prompts[1 - gone], 12)
+
+
+def test_when_nobody_waits_for_the_pictures_any_more_they_are_dropped():
+    engine = Engine(fake_model(), rows=2)
+    answers = [engine.submit(Request(with_pictures(name, 9, 7), GREEDY)) for name in "ab"]
+    for _ in range(2):
+        engine.step()
+    for answer in answers:
+        engine.cancel(answer)
+    assert engine._encoding is None
+    assert not engine.step()
+
+
 def test_a_picture_is_encoded_slice_by_slice_and_once_for_all():
     engine = Engine(fake_model(), rows=2)
     prompts = [Prompt((9, token, 7), (PlacedMedia(0, 1, picture("p")),)) for token in (1, 2)]
@@ -261,7 +383,7 @@ def test_a_picture_is_encoded_slice_by_slice_and_once_for_all():
 @pytest.mark.parametrize("after_steps", [0, 1, 2, 3, 4, 6])
 def test_cancelling_frees_the_row_at_once(after_steps):
     engine = Engine(fake_model(), rows=1)
-    media = (PlacedMedia(1, 1, picture("p")), PlacedMedia(2, 1, picture("q")))
+    media = tuple(PlacedMedia(at, 1, picture(name)) for at, name in enumerate("pqr", start=1))
     answer = engine.submit(Request(Prompt((1, 2, 3, 4), media), GREEDY))
     for _ in range(after_steps):
         engine.step()
@@ -294,7 +416,7 @@ def test_an_answer_that_cancels_another_as_it_ends_is_heard_once():
 
 PLACES = {
     "in the queue": lambda engine, answer: answer in engine._waiting,
-    "in a picture": lambda engine, answer: any(row.encoding for row in engine._active),
+    "in a picture": lambda engine, answer: engine._encoding is not None,
     "in the prompt": lambda engine, answer: 0 < engine.cache.lengths[1] < 1_500,
     "while it writes": lambda engine, answer: engine.cache.lengths[1] > 1_503,
     "in a draft": lambda engine, answer: engine._runtime.sizes[-1][1] > 2,
@@ -559,6 +681,22 @@ def test_many_questions_are_answered_in_their_order(monkeypatch):
         assert end.text == alone.text
     with pytest.raises(UsageError, match="rows must be between 1 and 64, not 0"):
         model.generate_many([], rows=0)
+    with pytest.raises(UsageError, match="return_exceptions must be True or False, not int"):
+        model.generate_many([], return_exceptions=1)  # type: ignore[call-overload]
     with pytest.raises(UsageError, match="text must be a string, not int"):
         list(model.generate_many([5]))  # type: ignore[list-item]
     assert issubclass(UsageError, MmchatError)
+
+
+def test_one_question_that_fails_can_leave_the_others():
+    model = mmchat.load("tiny", dtype="float32", max_seq_len=64)
+    good = ("What's in this image?", "assets/dog.jpg")
+    questions = [("What is it?", "nope.jpg"), good, "many words " * 99, 5, good]
+    with pytest.raises(ImageError, match="does not exist"):
+        list(model.generate_many(questions, GREEDY))  # type: ignore[arg-type]
+    found = list(model.generate_many(questions, GREEDY, rows=2, return_exceptions=True))  # type: ignore[arg-type]
+    texts = [end.text if isinstance(end, Finished) else end.__class__ for end in found]
+    answer = "A brown dog."
+    assert texts == [ImageError, answer, ContextLengthExceeded, UsageError, answer]
+    assert isinstance(found[0], ImageError)
+    assert found[0].__traceback__ is None

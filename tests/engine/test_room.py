@@ -88,8 +88,9 @@ class CountedRuntime(Runtime):
     def encode(self, media, cache):
         for _ in range(3):
             yield
-        cache.sizes[media.content_hash] = media.facts.tokens * TOKEN_BYTES
-        cache.encoded.add(media.content_hash)
+        for one in media[:2]:
+            cache.sizes[one.content_hash] = one.facts.tokens * TOKEN_BYTES
+            cache.encoded.add(one.content_hash)
 
 
 def counted_model(*, fixed: bool = False) -> Any:
@@ -124,6 +125,40 @@ def said(answer: Answer) -> tuple[int, ...]:
     assert answer.error is None
     assert answer.finished is not None
     return answer.finished.output_ids
+
+
+def test_the_engine_tells_what_it_does():
+    engine = Engine(counted_model(), rows=2, memory=8 * ROW)
+    for number in (1, 2, 3):
+        engine.submit(request(number, pictures="a"))
+    assert (engine.waiting, engine.running, engine.bytes_used) == (3, 0, 0)
+    engine.step()
+    assert (engine.waiting, engine.running) == (1, 2)
+    assert engine.bytes_used >= 2 * 256 * POSITION_BYTES
+    finish(engine)
+    assert (engine.waiting, engine.running) == (0, 0)
+    assert (engine.encoded, engine.known) == (1, 2)
+    assert set(engine.steps) <= {1, 2}
+    assert engine.steps[2] > 0
+    assert not engine.is_stalled(0)
+
+
+def test_a_step_that_takes_too_long_is_seen_by_those_who_wait(monkeypatch):
+    engine = Engine(counted_model(), rows=1)
+    seen = []
+
+    def looks(batch, cache):
+        seen.append((engine.is_stalled(-1), engine.is_stalled(60)))
+        return forward(batch, cache)
+
+    runtime = engine._runtime
+    forward = runtime.forward
+    monkeypatch.setattr(runtime, "forward", looks)
+    engine.submit(request(1))
+    engine.step()
+    engine.submit(request(2))
+    engine.step()
+    assert seen == [(False, False), (True, False)]
 
 
 def test_rows_wait_until_there_is_memory():

@@ -165,6 +165,18 @@ def test_too_many_pages_are_refused_before_one_is_drawn(monkeypatch):
     assert asked == [True] * 3
 
 
+def test_a_document_goes_to_the_decoder_once_for_all_its_pages(monkeypatch, document):
+    sent, dumps = [], worker.json.dumps
+    monkeypatch.setattr(worker.json, "dumps", lambda it: (sent.append(it["bytes"]), dumps(it))[1])
+    images = load_images([document])
+    assert sent == [document.stat().st_size, *[None] * (len(sent) - 1)]
+    assert len(sent) >= len(images) == 3
+    other = load_images([document, document])  # each again, when it is its turn
+    assert [i.content_hash for i in other] == [i.content_hash for i in images] * 2
+    alone = [load_image(f"{document}#{number}") for number in (1, 2, 3)]
+    assert [i.content_hash for i in images] == [i.content_hash for i in alone]
+
+
 def test_smaller_copies_and_masks_in_a_tiff_are_no_pages():
     import struct
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 from PIL import ImageFile, ImageOps
-from transformers.image_transforms import convert_to_rgb as hf_convert_to_rgb
 
 from mmchat import limits
 from mmchat.errors import ImageError, MissingExtra, UsageError
@@ -199,10 +198,17 @@ def picture_of_each_mode() -> dict[str, PILImage.Image]:
     }
 
 
+def rgb_of_the_hub(picture: PILImage.Image) -> np.ndarray:
+    # takes a second to import, which those who run other tests need not wait for
+    from transformers.image_transforms import convert_to_rgb
+
+    return convert_to_rgb(picture, return_numpy=True)
+
+
 @pytest.mark.parametrize("mode", picture_of_each_mode())
 def test_each_mode_becomes_rgb_as_in_the_hub_processor_and_in_metas(mode):
     picture = picture_of_each_mode()[mode]
-    white = hf_convert_to_rgb(picture.copy(), return_numpy=True)
+    white = rgb_of_the_hub(picture.copy())
     assert np.array_equal(pixels(from_pil(picture, alpha="white")), white)
     with warnings.catch_warnings(action="ignore"):
         meta = picture.convert("RGB")
@@ -220,7 +226,7 @@ def test_alpha_of_a_tall_picture_is_right_across_the_bands():
     tall = PILImage.fromarray(
         np.random.default_rng(3).integers(0, 256, (1300, 1000, 4), dtype=np.uint8)
     )
-    assert np.array_equal(pixels(from_pil(tall)), hf_convert_to_rgb(tall, return_numpy=True))
+    assert np.array_equal(pixels(from_pil(tall)), rgb_of_the_hub(tall))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

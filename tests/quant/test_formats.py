@@ -10,9 +10,10 @@ from mmchat.quant import operators
 from mmchat.quant.formats import int4
 from mmchat.quant.formats.base import Format, Stored
 from mmchat.quant.formats.fp8 import FP8
-from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int4 import Int4, PackedInt4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.kernels import native, ops
+from tests.quant.kernels.available import needs_packing
 
 FORMATS = (INT8, Int4(32), Int4(64), Int4(128), FP8)
 
@@ -33,6 +34,52 @@ def test_rows_that_torchs_kernel_does_not_take_are_computed_too(
     monkeypatch.setattr(native, "library", lambda: None)
     x = torch.randn(3, 128)  # rounded to bfloat16, of which sums may cancel
     assert (layer(x) - x @ wide.T).norm() < 0.003 * (x.abs() @ wide.abs().T).norm()
+
+
+@needs_packing
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 5, 70])
+def test_int4_is_held_once_in_the_order_of_the_compiled_kernel(group: int, tokens: int) -> None:
+    layer = rounded_layer(Int4(group), torch.randn(168, 384))
+    wide, size = layer.format.widen(*layer.held()), sum(t.nbytes for t in layer.buffers())
+    stored = layer.state_dict()
+    assert layer.repack()
+    assert not layer.repack()
+    assert layer.format == PackedInt4(group)
+    assert sum(tensor.nbytes for tensor in layer.buffers()) == size
+    assert layer.format.nbytes(168, 384, item_bytes=2) == size
+    assert torch.equal(layer.format.widen(*layer.held()), wide)
+    x = torch.randn(2, tokens, 384)
+    expected = x @ wide.T
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    for run in (layer, compiled):
+        assert (run(x) - expected).norm() < 0.012 * expected.norm()
+    saved = layer.state_dict()  # as they came
+    assert saved.keys() == stored.keys()
+    assert all(torch.equal(saved[name], stored[name]) for name in stored)
+
+
+@needs_packing
+@pytest.mark.parametrize(("rows", "width"), [(1, 128), (12, 128), (8, 96)])
+def test_int4_of_other_shapes_stays_as_it_lies(rows: int, width: int) -> None:
+    layer = rounded_layer(Int4(32), torch.randn(rows, width))
+    assert not layer.repack()
+    assert layer.format == Int4(32)
+    x = torch.randn(3, width)
+    wide = layer.format.widen(*layer.held())
+    assert (layer(x) - x @ wide.T).norm() < 0.012 * (x.abs() @ wide.abs().T).norm()
+
+
+@needs_packing
+def test_packed_int4_is_widened_on_other_devices_and_for_gradients() -> None:
+    layer = rounded_layer(Int4(64), torch.randn(16, 128))
+    wide = layer.format.widen(*layer.held())
+    x = torch.randn(3, 128, requires_grad=True)
+    layer.repack()
+    out = torch.randn(3, 16)
+    [gradient] = torch.autograd.grad(layer(x), x, out)
+    assert torch.equal(gradient, out @ wide)
+    assert layer.to("meta")(x.to("meta")).shape == (3, 16)
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])

@@ -1,6 +1,7 @@
 """Toolbar, completion and exports, without a terminal."""
 
 import io
+import os
 import re
 
 import pytest
@@ -9,11 +10,14 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from mmchat.chat.session import ChatSession
+from mmchat.cli.console import buffer_console
 from mmchat.engine.sampling import SamplingParams
 from mmchat.repl.chat import Chat
 from mmchat.repl.completion import ChatCompleter
 from mmchat.repl.loop import dropped_pictures
 from mmchat.repl.screen import PlainScreen
+from mmchat.repl.terminal_screen import TerminalScreen
+from mmchat.repl.thumbnail import Thumbnails
 from mmchat.repl.toolbar import toolbar_text
 from tests.cli.fake_command import scripted_model
 
@@ -109,3 +113,23 @@ def test_the_rows_of_tiles_are_told_and_drawn(chat, tmp_path):
     assert chat.first_error == 0
     with PILImage.open(tmp_path / "tiles.png") as drawn:
         assert drawn.width > 500
+
+
+def test_tab_offers_files_of_a_schema(chat, tmp_path):
+    (tmp_path / "animal.json").write_text("{}")
+    assert offered(chat, f"\\set schema {tmp_path}/ani") == [f"\\set schema {tmp_path}/animal.json"]
+    assert "\\set schema none" in offered(chat, "\\set schema ")
+
+
+@pytest.mark.process
+def test_json_is_shown_as_it_is_and_not_as_markdown(monkeypatch):
+    written: list[str] = []
+    screen = TerminalScreen(written.append, buffer_console, Thumbnails(), color=False)
+    text = '{"a": "*x* `y`"}'
+    model = scripted_model(text.encode())
+    events = ChatSession(model).send("x")
+    keyboard, keys = os.openpty()
+    with os.fdopen(keys) as typed, os.fdopen(keyboard):
+        monkeypatch.setattr("sys.stdin", typed)
+        screen.answer(events, lambda: None, lambda piece: None, is_json=True)
+    assert text in "".join(written)

@@ -17,7 +17,7 @@ from mmchat.errors import CompileError, DiskError
 from mmchat.models.base import Example
 from mmchat.models.mllama import cache as cache_module
 from mmchat.nn.linear import Linear
-from mmchat.quant.formats.int4 import PackedInt4
+from mmchat.quant.formats.int4 import TorchInt4
 from mmchat.quant.kernels import native
 from mmchat.runtime import native_steps
 from mmchat.runtime.compiled import make_runtime
@@ -213,7 +213,7 @@ def test_packed_int4_weights_are_packed_before_a_program_takes_them(monkeypatch)
     model = mmchat.load("tiny", quantize="int4-g32").runtime.model
     for step in native_steps._steps(model):
         linears = [part for part in step.layer.modules() if isinstance(part, Linear)]
-        assert {type(linear.format) for linear in linears} == {PackedInt4}
+        assert {type(linear.format) for linear in linears} == {TorchInt4}
         packed = {id(linear.weight) for linear in linears}
         assert packed <= {id(weight) for weight in step.weights.values()}
 

@@ -115,9 +115,9 @@ class MirroredRuntime:
     def new_cache(self, slots: int, positions: int) -> MirroredCache:
         return MirroredCache(self._runtime.new_cache(slots, positions), self._tell)
 
-    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
         assert isinstance(cache, MirroredCache)
-        self._tell("encode", Sent(media.content_hash, media.tensors))
+        self._tell("encode", [Sent(one.content_hash, one.tensors) for one in media])
         return self._runtime.encode(media, cache.own)
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:

@@ -80,13 +80,13 @@ class ToyModel(nn.Module):
     def new_cache(self, slots: int, positions: int) -> ToyCache:
         return ToyCache(self.config, slots, positions, self.norm.weight)
 
-    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
-        [patches] = media.tensors
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+        [patches] = media[0].tensors
         x = self.vision.embed(patches.to(self.norm.weight))
         yield
         x = self.vision.mix(x)
         yield
-        own(cache).encoded[media.content_hash] = x
+        own(cache).encoded[media[0].content_hash] = x
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
         rows = own(cache)

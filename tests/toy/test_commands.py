@@ -35,6 +35,8 @@ def test_generate_answers_about_a_picture(toy: str, png: str) -> None:
         "completion_tokens": 8,
         "image_count": 1,
         "image_tokens": 9,
+        "draft_tokens": 0,
+        "accepted_tokens": 0,
     }
     picture(2).pixels.save(png)
     assert ask_json(toy, png)["output_ids"] != answer["output_ids"]

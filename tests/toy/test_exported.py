@@ -66,6 +66,7 @@ def test_an_export_as_a_folder_of_the_hub_says_the_same(toy: str, png: str, tmp_
     assert ask_json(out, png)["output_ids"] == ask_json(toy, png)["output_ids"]
 
 
+@pytest.mark.slow  # as Mllama's, in tests/models/mllama/test_export.py
 def test_its_graphs_say_the_same(toy: str) -> None:
     """What is compiled ahead of time, before it is compiled."""
     model = mmchat.load(toy)

@@ -155,7 +155,7 @@ def test_pieces_scores_truncation_and_shared_prefixes(loaded: Model) -> None:
     cache.begin(1, other)
     for media in other.unread(14):
         if not cache.has_media(media.content_hash):
-            list(runtime.encode(media, cache))
+            list(runtime.encode([media], cache))
     ids = torch.tensor(other.token_ids)
     close(runtime.forward(Batch.all_of(ids[14:], 14, 1), cache), fresh[14:])
     cache = runtime.new_cache(1, 0)

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmchat.conversation import Image
-from mmchat.models.base import Batch, Cache, Model, common_prefix
+from mmchat.models.base import Batch, Cache, Model, cache_lacks, common_prefix
 from mmchat.models.prompt import Prompt
 from tests.toy.config import CONFIG
 from tests.toy.model import ToyModel
@@ -27,10 +27,10 @@ def two_pictures(processor: ToyProcessor) -> Prompt:
 
 def encode(model: Model, prompt: Prompt, cache: Cache, slot: int = 0) -> None:
     """Encode the pictures that the slot has not read to their ends."""
-    for media in prompt.unread(cache.lengths[slot]):
-        if not cache.has_media(media.content_hash):
-            for _ in model.encode(media, cache):
-                pass
+    unread = prompt.unread(cache.lengths[slot])
+    while lacking := cache_lacks(cache, unread):
+        for _ in model.encode(lacking, cache):
+            pass
 
 
 def read(model: Model, cache: Cache, prompt: Prompt, slot: int = 0, piece: int = 1000) -> Tensor:
@@ -77,7 +77,7 @@ def test_a_picture_takes_nine_positions_whose_order_matters(
 def test_a_picture_is_encoded_in_slices(model: ToyModel, two_pictures: Prompt) -> None:
     media = two_pictures.media[0].media
     cache = model.new_cache(1, 0)
-    held = [cache.has_media(media.content_hash) for _ in model.encode(media, cache)]
+    held = [cache.has_media(media.content_hash) for _ in model.encode([media], cache)]
     assert held == [False, False]
     assert cache.has_media(media.content_hash)
 

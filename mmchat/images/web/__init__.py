@@ -20,7 +20,7 @@ from mmchat.errors import ImageError, NetworkError, NotFoundError, quoted
 from mmchat.offline import is_offline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     import httpx2
 
@@ -33,13 +33,20 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _RETRIED = (429, 503)
 
 
-def fetch(url: str, *, max_bytes: int = limits.IMAGE_BYTES, allow_private: bool = True) -> bytes:
+def fetch(
+    url: str,
+    *,
+    max_bytes: int = limits.IMAGE_BYTES,
+    allow_private: bool = True,
+    hosts: Collection[str] = (),
+    seconds: float = limits.FETCH_TOTAL_SECONDS,
+) -> bytes:
     """Return the body behind an http or https address.
 
     allow_private: whether the address itself may lead to this machine or a private network; a
-    redirect never may, unless the address did. Raises ImageError for an address that is no valid
-    web address or a body over `max_bytes`, NetworkError for everything that the server or the
-    network does.
+    redirect never may, unless the address did. hosts: the only ones that are asked, redirects
+    included; empty: all. Raises ImageError for an address that is no valid web address or a body
+    over `max_bytes`, NetworkError for everything that the server or the network does.
     """
     address = _parse(url)
     if is_offline():
@@ -49,7 +56,7 @@ def fetch(url: str, *, max_bytes: int = limits.IMAGE_BYTES, allow_private: bool 
     from mmchat.images.web.transport import CheckedTransport
 
     with (
-        CheckedTransport(allow_private) as transport,
+        CheckedTransport(allow_private, hosts, seconds) as transport,
         _explained(address, transport),
         httpx2.Client(
             transport=transport,
@@ -136,7 +143,7 @@ def _reason(problem: httpx2.HTTPError, transport: CheckedTransport) -> str:
     if "location header" in str(problem):
         return "redirects to an invalid address"
     if transport.remaining() <= 0:  # it was cut then, which looks like any other end
-        limit = f"took longer than {limits.FETCH_TOTAL_SECONDS:g} s"
+        limit = f"took longer than {transport.seconds:g} s"
         return f"{limit}{through}; download it and give the file"
     if isinstance(problem, httpx2.ConnectTimeout):
         return f"did not accept a connection within {limits.FETCH_CONNECT_SECONDS:g} s{through}"

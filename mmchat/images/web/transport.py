@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 import urllib.request
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -40,18 +41,26 @@ class CheckedTransport(httpx2.BaseTransport):
 
     A host is looked up once, its addresses are checked, and the connection goes to one of these.
     Through a proxy the proxy looks it up; what is checked then is what the name means here.
-    url, proxy: of the last request, for messages.
+    hosts: the only ones that are asked, if there are any. url, proxy: of the last request, for
+    messages.
     """
 
-    def __init__(self, allow_private: bool) -> None:
+    def __init__(
+        self,
+        allow_private: bool,
+        hosts: Collection[str] = (),
+        seconds: float = limits.FETCH_TOTAL_SECONDS,
+    ) -> None:
+        self.seconds = seconds
+        self._hosts = {host.lower() for host in hosts}
         self.url: httpx2.URL | None = None
         self.proxy: str | None = None
         self._may_be_private = allow_private
         self._allow_private = allow_private
-        self._end = time.monotonic() + limits.FETCH_TOTAL_SECONDS
+        self._end = time.monotonic() + seconds
         self._transports: list[httpx2.HTTPTransport] = []
         self._sockets: list[socket.socket] = []
-        self._watch = threading.Timer(limits.FETCH_TOTAL_SECONDS, self._cut)
+        self._watch = threading.Timer(seconds, self._cut)
         self._watch.daemon = True
         self._watch.start()
 
@@ -85,9 +94,13 @@ class CheckedTransport(httpx2.BaseTransport):
                     f"{_shown(before)} redirects from https to http; that is not followed"
                 )
         self.url = url
+        if self._hosts and url.host.lower() not in self._hosts:
+            raise NetworkError(f"{_shown(url)} is on a host that is not allowed")
         proxy = _proxy_for(url)
         self.proxy = proxy and re.sub(r"//.*@", "//", proxy)
-        addresses = self._look_up(url, must_be_found=proxy is None)
+        # a proxy may find what is not found here, which is then not known to be public
+        must_be_found = proxy is None or not self._may_be_private
+        addresses = self._look_up(url, must_be_found=must_be_found)
         self._check(url, addresses)
         if proxy is not None:
             return self._send(request, url, proxy)

@@ -55,20 +55,25 @@ class Worker:
             reason = problem.strerror or "unknown reason"
             raise ImageError(f"no process can be started to decode pictures: {reason}") from None
         self._is_late = False
+        self._document: object = None  # whose bytes it has
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError, AttributeError):  # a wish, and of Linux alone
                 fcntl.fcntl(cast(IO[bytes], pipe), fcntl.F_SETPIPE_SZ, limits.MIB)
         self._to = cast(IO[bytes], self._process.stdin)
         self._from = cast(IO[bytes], self._process.stdout)
 
-    def ask(self, request: dict[str, Any], data: bytes) -> dict[str, Any]:
+    def ask(self, request: dict[str, Any], data: bytes, document: object = None) -> dict[str, Any]:
         """Send a picture and return the answer; its pixels, if there are any, must be read next.
 
-        Raises WorkerError.
+        document: stands for `data`, which is sent once for all that is asked of it in a row; None:
+        each time. Raises WorkerError.
         """
+        is_there = document is not None and document is self._document
+        self._document = document
+        sent = None if is_there else len(data)
         try:
-            self._to.write(json.dumps({**request, "bytes": len(data)}).encode() + b"\n")
-            self._to.write(data)
+            self._to.write(json.dumps({**request, "bytes": sent}).encode() + b"\n")
+            self._to.write(b"" if is_there else data)
             self._to.flush()
             return json.loads(self._from.readline(_ANSWER_BYTES))
         except (OSError, ValueError):  # a broken pipe, or no whole answer

@@ -1,7 +1,8 @@
 """What runs in the decode worker: reads pictures from stdin, writes their pixels to stdout.
 
-A request is a line of JSON, then the bytes of the file. The answer is a line of JSON, then, if the
-picture was asked for and read, its pixels: 3 bytes each, row by row.
+A request is a line of JSON, then the bytes of the file; if its `bytes` is null, it is about the
+file before. The answer is a line of JSON, then, if the picture was asked for and read, its pixels:
+3 bytes each, row by row.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ def serve() -> None:
     for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE):
         resource.setrlimit(limit, (0, 0))
     PILImage.preinit()  # the common decoders are there when the first picture comes
+    data = b""
     while line := requests.readline():
         request = json.loads(line)
-        data = requests.read(request["bytes"])
+        if request["bytes"] is not None:
+            data = requests.read(request["bytes"])
         _limit(request)
         _answer(request, data, answers)
         answers.flush()

@@ -55,12 +55,12 @@ class LlavaForConditionalGeneration(nn.Module):
             fixed=self.like.is_cuda,
         )
 
-    def encode(self, media: Media, cache: Cache) -> Iterator[None]:
-        """Put a picture into the cache; each next() computes one layer."""
-        [pixels] = media.tensors
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+        """Put the first picture into the cache, by itself; each next() computes one layer."""
+        [pixels] = media[0].tensors
         features: list[Tensor] = []
         yield from self.vision_tower.slices(pixels[None].to(self.like), features)
-        own(cache).encoded[media.content_hash] = self.multi_modal_projector(features.pop())[0]
+        own(cache).encoded[media[0].content_hash] = self.multi_modal_projector(features.pop())[0]
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
         """Read new positions of several rows into the cache; float32 logits [W, V].

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from mmchat.conversation import Image, Message
-from mmchat.errors import CheckpointError
+from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.llava import prompt, squares
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.image_processor import SquareImage, preprocess
@@ -19,10 +20,12 @@ SQUARES_KEPT = 16
 
 
 class LlavaProcessor:
-    """Builds prompts for one model (models.prompt.Processor). Recent pictures are kept as squares.
+    """Builds prompts for one model (models.prompt.Processor), also in several threads at once.
 
-    Raises CheckpointError for a tokenizer of another kind.
+    Recent pictures are kept as squares. Raises CheckpointError for a tokenizer of another kind.
     """
+
+    takes_tools = False
 
     def __init__(
         self, config: LlavaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
@@ -36,8 +39,14 @@ class LlavaProcessor:
         self.alpha: Literal["white", "drop"] = alpha
         self.stop_ids = frozenset({tokenizer.special_id("</s>")})
         self._squares: OrderedDict[str, SquareImage] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Message]) -> Prompt:
+    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        """Raises UsageError for tools, of which its models were taught nothing."""
+        if tools:
+            raise UsageError(
+                "LLaVA-1.5 was not taught to call tools; leave them out, or ask a Llama 3.2 model"
+            )
         return self._prompt(prompt.chat_parts(messages), lead=prompt.LEAD)
 
     def raw(self, message: Message) -> Prompt:
@@ -54,9 +63,13 @@ class LlavaProcessor:
         return Prompt(ids.input_ids, media, lead=lead)
 
     def _square(self, image: Image) -> SquareImage:
-        if image.content_hash not in self._squares:
-            self._squares[image.content_hash] = preprocess(image, self.config)
+        with self._lock:
+            square = self._squares.get(image.content_hash)
+        if square is None:
+            square = preprocess(image, self.config)
+        with self._lock:
+            self._squares[image.content_hash] = square
+            self._squares.move_to_end(image.content_hash)
             while len(self._squares) > SQUARES_KEPT:
                 self._squares.popitem(last=False)
-        self._squares.move_to_end(image.content_hash)
-        return self._squares[image.content_hash]
+        return square

@@ -44,8 +44,8 @@ class PromptIds:
 def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
     """A conversation in the format "vicuna_v1", up to where the answer begins.
 
-    Raises PromptError for no messages, a system message behind others, pictures that the user did
-    not send, tags that do not fit, and over the limits.
+    Raises PromptError for no messages, a system message behind others, calls of tools, pictures
+    that the user did not send, tags that do not fit, and over the limits.
     """
     if not messages:
         raise PromptError("the conversation is empty; send a message")
@@ -120,6 +120,10 @@ def _check(messages: Sequence[Message]) -> None:
         if message.role != "user" and message.images:
             raise PromptError(
                 f"a {message.role} message holds a picture; only user messages can, put it there"
+            )
+        if message.role == "tool" or message.calls:
+            raise PromptError(
+                "LLaVA-1.5 was not taught to call tools; leave calls and their results out"
             )
         if message.role == "system" and place_of:
             raise PromptError("a system message can only be the first; put it there")

@@ -160,6 +160,7 @@ class MllamaCache:
         in fixed slots, of several."""
         return (
             batch.wants_all
+            and not batch.scores
             and len(set(batch.counts)) == 1
             and batch.counts[0] <= LONGEST_STEP
             and min(batch.starts) > 0  # those from 0 are differentiable; steps write in place

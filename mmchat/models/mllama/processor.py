@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from mmchat.conversation import Image, Message
 from mmchat.models.mllama import prompt, tiling
@@ -17,7 +18,12 @@ TILED_IMAGES_KEPT = 16
 
 
 class MllamaProcessor:
-    """Builds prompts for one model (models.prompt.Processor). Recent pictures are kept as tiles."""
+    """Builds prompts for one model (models.prompt.Processor), also in several threads at once.
+
+    Recent pictures are kept as tiles.
+    """
+
+    takes_tools = True
 
     def __init__(
         self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
@@ -27,9 +33,10 @@ class MllamaProcessor:
         self.tokenizer = tokenizer
         self.stop_ids = prompt.stop_ids(tokenizer)
         self._tiled: OrderedDict[str, TiledImage] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Message]) -> Prompt:
-        ids = prompt.chat_ids(messages, self.tokenizer, self.config.image_token_id)
+    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        ids = prompt.chat_ids(messages, self.tokenizer, self.config.image_token_id, tools=tools)
         return self._with_tiles(ids)
 
     def raw(self, message: Message) -> Prompt:
@@ -44,11 +51,13 @@ class MllamaProcessor:
         return Prompt(ids.input_ids, media)
 
     def _tile(self, image: Image) -> TiledImage:
-        if image.content_hash not in self._tiled:
-            self._tiled[image.content_hash] = preprocess(
-                image, self.config.vision_config, self.config.image_processor
-            )
+        with self._lock:
+            tiled = self._tiled.get(image.content_hash)
+        if tiled is None:
+            tiled = preprocess(image, self.config.vision_config, self.config.image_processor)
+        with self._lock:
+            self._tiled[image.content_hash] = tiled
+            self._tiled.move_to_end(image.content_hash)
             while len(self._tiled) > TILED_IMAGES_KEPT:
                 self._tiled.popitem(last=False)
-        self._tiled.move_to_end(image.content_hash)
-        return self._tiled[image.content_hash]
+        return tiled

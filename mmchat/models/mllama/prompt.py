@@ -7,15 +7,25 @@ match in number (format: llama_models, ChatFormat; no system block without a sys
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mmchat import limits
-from mmchat.conversation import Image, Message, Part
+from mmchat.conversation import Image, Message, Part, Text, ToolCall
 from mmchat.errors import PromptError
 from mmchat.tokenizers.base import Tokenizer
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
+# To the letter as in the chat template of the checkpoints, where no space follows the full stop.
+_TOOLS = (
+    "Given the following functions, please respond with a JSON for a function call with its proper"
+    " arguments that best answers the given prompt.\n\n"
+    'Respond in the format {"name": function name, "parameters": dictionary of argument name and'
+    " its value}.Do not use variables.\n\n"
+)
+_HEADERS = {"tool": "ipython"}  # by role, where it is another word
 
 
 @dataclass(frozen=True)
@@ -33,13 +43,18 @@ def chat_ids(
     image_token_id: int,
     *,
     add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> PromptIds:
     """A conversation in the instruct format, with the header of the answer at its end.
 
-    Raises PromptError for no messages, pictures that the user did not send, and over the limits.
+    tools: declared in the first message of the user, as models of this family were taught. Raises
+    PromptError for no messages, pictures that the user did not send, tools without a question, and
+    over the limits.
     """
     if not messages:
         raise PromptError("the conversation is empty; send a message")
+    if tools:
+        messages = _with_tools(messages, tools)
     _check_limits(messages)
     builder = _Builder(tokenizer, image_token_id)
     builder.special("<|begin_of_text|>")
@@ -48,8 +63,10 @@ def chat_ids(
             raise PromptError(
                 f"a {message.role} message holds a picture; only user messages can, put it there"
             )
-        builder.header(message.role)
+        builder.header(_HEADERS.get(message.role, message.role))
         builder.parts(message.content)
+        if message.calls:
+            builder.parts([Text("; ".join(map(_as_written, message.calls)))])
         builder.special("<|eot_id|>")
     if add_generation_prompt:
         builder.header("assistant")
@@ -73,10 +90,32 @@ def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(map(tokenizer.special_id, STOP_TOKENS))
 
 
+def _with_tools(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> Sequence[Message]:
+    """The same with the tools before the first text of the user, behind pictures before that."""
+    at = next((at for at, message in enumerate(messages) if message.role == "user"), None)
+    if at is None:
+        raise PromptError("tools need a question: send a user message")
+    declared = "".join(f"{json.dumps(tool, indent=4, ensure_ascii=False)}\n\n" for tool in tools)
+    content = list(messages[at].content)
+    texts = [(n, part.text) for n, part in enumerate(content) if isinstance(part, Text)]
+    place, question = texts[0] if texts else (len(content), "")
+    # One text, as in the template: tokens do not merge where parts meet.
+    content[place : place + 1] = [Text(_TOOLS + declared + question.strip())]
+    return [*messages[:at], replace(messages[at], content=tuple(content)), *messages[at + 1 :]]
+
+
+def _as_written(call: ToolCall) -> str:
+    name = json.dumps(call.name, ensure_ascii=False)
+    return f'{{"name": {name}, "parameters": {call.arguments}}}'
+
+
 def _check_limits(messages: Iterable[Message]) -> None:
     size = images = 0
     for message in messages:
         size += len(message.text.encode("utf-8", "replace"))
+        size += sum(len(call.name) + len(call.arguments) for call in message.calls)
         images += len(message.images)
     if images > limits.IMAGES_PER_PROMPT:
         raise PromptError(

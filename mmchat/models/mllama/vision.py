@@ -225,6 +225,16 @@ class VisionModel(nn.Module):
         between = torch.stack(chosen, dim=-1).flatten(-2)
         features.append(torch.cat((x[:, :num_valid], between), dim=-1))
 
+    def layer_work(self, images: int, num_tiles: int) -> int:
+        """Multiply-adds of the matrix products of a layer for pictures of so many tiles."""
+        config = self.config
+        computed = min(num_tiles + 1, config.max_num_tiles)  # with one of padding
+        if not self.padding_is_equal:
+            computed = config.max_num_tiles
+        size = config.hidden_size
+        of_token = 4 * size * size + 2 * size * config.intermediate_size
+        return images * computed * config.tokens_per_tile * of_token
+
     def _embed(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """Embedded patches and class tokens of the tiles: [I, T·P, E]."""
         images, num_tiles, channels, side, _ = tiles.shape

@@ -76,3 +76,7 @@ class Format(Generic[*Held]):
     def repack(self, *held: *Held) -> tuple[Format, dict[str, Any]] | None:  # noqa: ARG002
         """The format and the tensors that this machine reads faster; None: `held` as they are."""
         return None
+
+    def unpack(self, *held: *Held) -> dict[str, Any]:  # noqa: ARG002
+        """Of a format that is not portable, the tensors that `repack` was given, to be saved."""
+        raise RuntimeError("the weights are in this processor's order; load them anew to save")

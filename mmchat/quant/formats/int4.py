@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Rows of torch's own int4 kernel: it asks for a multiple of 16 and takes 64 together.
-PACKED_MULTIPLE, PACKED_ROWS = 16, 64
+TORCH_MULTIPLE, TORCH_ROWS = 16, 64
 # Of its kernel for Apple GPUs: rows are a multiple, and tokens up to which it moves fewer bytes
 # than widening: half a byte of each weight for each token, not about 30 for all.
 METAL_MULTIPLE, METAL_TOKENS = 8, 32
@@ -51,21 +51,31 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
     def repack(
         self, weight: Tensor, scale: Tensor, zero: Tensor
     ) -> tuple[Format, dict[str, Tensor]] | None:
-        """The order of torch's own kernel, where no compiled one serves the weights."""
+        """The order of the compiled kernel, or where there is none of torch's own.
+
+        Rows that fill no panel of the compiled one stay as they are, and so does all on ARM, whose
+        kernels have been timed nowhere.
+        """
         if weight.device.type == "mps":
             return _for_metal(weight, scale, zero)
-        if kernels.native.library() is not None or weight.device.type != "cpu":
+        if weight.device.type != "cpu":
             return None
-        if weight.shape[0] % PACKED_MULTIPLE:
+        if library := kernels.native.library():
+            rows, half, ops = *weight.shape, kernels.ops
+            if not library.packs_int4 or rows % ops.PANEL or 2 * half % ops.BLOCK:
+                return None
+            held = (tensor.contiguous() for tensor in (weight, scale, zero))
+            return PackedInt4(self.group_size), {"weight": library.pack_int4(*held)}
+        if weight.shape[0] % TORCH_MULTIPLE:
             return None
         import torch
 
         packed = torch.empty_like(weight)
-        for begin, end in kernels.ops.spans(len(weight), 8 * weight.shape[1], PACKED_ROWS):
+        for begin, end in kernels.ops.spans(len(weight), 8 * weight.shape[1], TORCH_ROWS):
             rows = weight[begin:end]  # whose levels take 8 bytes a byte, as int32
             levels = torch.stack((rows & 15, rows >> 4), dim=-1).flatten(1).to(torch.int32)
             packed[begin:end] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
-        return PackedInt4(), {"weight": packed, "weight_scale": _joined(scale, zero)}
+        return TorchInt4(), {"weight": packed, "weight_scale": _joined(scale, zero)}
 
 
 def _joined(scale: Tensor, zero: Tensor) -> Tensor:
@@ -75,7 +85,38 @@ def _joined(scale: Tensor, zero: Tensor) -> Tensor:
     return torch.stack((scale, zero), dim=-1).transpose(0, 1).contiguous()
 
 
-class PackedInt4(Format["Tensor", "Tensor"]):
+@dataclass(frozen=True)
+class PackedInt4(Format["Tensor"]):
+    """int4 in the order of the compiled kernel: weight: uint8 [N, K/2 + 4 K/group_size], levels,
+    scales and zeros of 8 rows in one stream (kernels.reference.pack_int4 says how)."""
+
+    group_size: int
+
+    name = "int4"
+    operator = "linear_packed_int4"
+    is_portable = False
+
+    def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
+        return {"weight": ("uint8", (rows, columns // 2 + 4 * columns // self.group_size))}
+
+    def unpack(self, weight: Tensor) -> dict[str, Tensor]:
+        names = ("weight", "weight_scale", "weight_zero")
+        held = kernels.reference.unpack_int4(weight, self.group_size)
+        return dict(zip(names, held, strict=True))
+
+    def widen(self, weight: Tensor) -> Tensor:
+        reference = kernels.reference
+        return reference.widen_int4(*reference.unpack_int4(weight, self.group_size))
+
+    def on_cpu(self, x: Tensor, weight: Tensor) -> Tensor:
+        ops, library = kernels.ops, kernels.ops.library_for(x)
+        if library is None:  # switched off since
+            return super().on_cpu(x, weight)
+        widen = functools.partial(library.widen_packed_int4, width=x.shape[-1])
+        return ops.rounded(library.linear_packed_int4, widen, x, weight)
+
+
+class TorchInt4(Format["Tensor", "Tensor"]):
     """int4 in the order of torch's own kernel for this processor: weight: uint8 [N, K/2],
     weight_scale: bfloat16 [K/group_size, N, 2], scale and zero."""
 

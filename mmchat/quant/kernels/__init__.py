@@ -6,8 +6,8 @@ that of memory. torch's own products reach a fraction of it, or lack the format.
 for them where there is no compiler (`reference`, and torch's own kernels). `ops` picks one by what
 the machine has; its `probe` says which and why.
 
-All weights are row-major (mmchat.quant.formats), so that a tensor mapped from a file is used where
-it lies.
+Weights are row-major (mmchat.quant.formats), so that a tensor mapped from a file is used where it
+lies. Only int4 is brought into another order when it is loaded, where the processor has AVX2.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor
 
 BLOCK = 64  # K must be a multiple of it
 GROUPS = (32, 64, 128)  # of int4 weights
+PANEL = 8  # rows of packed int4 that lie together
 LARGEST_HEAD = 256  # as in attention.c
 
 
@@ -33,6 +34,7 @@ class Library:
             self._c = ctypes.CDLL(str(path))
             self._c.mmchat_instructions.restype = ctypes.c_char_p
             self.instructions = self._c.mmchat_instructions().decode()
+            self.packs_int4 = hasattr(self._c, "mmchat_pack_int4")  # with AVX2
         except (OSError, AttributeError) as error:
             raise UnavailableError(f"the compiled kernels do not load: {error}") from None
 
@@ -50,6 +52,12 @@ class Library:
         """x: float32 [M, K], weight: uint8 [N, K/2], scale, zero: [N, K/group] -> [M, N]."""
         reads, group = _int4(weight, scale, zero)
         return self._linear("mmchat_linear_int4", x, 2 * weight.shape[1], reads, group)
+
+    def linear_packed_int4(self, x: Tensor, packed: Tensor) -> Tensor:
+        """x: float32 [M, K], packed: as pack_int4 gives it, of N rows -> [M, N]."""
+        width = x.shape[-1]
+        reads, group = _packed(packed, width)
+        return self._linear("mmchat_linear_packed_int4", x, width, reads, group)
 
     def _linear(self, name: str, x: Tensor, width: int, weight: list[Read], *more: int) -> Tensor:
         if width % BLOCK:
@@ -150,6 +158,22 @@ class Library:
         self._call("mmchat_widen_int4", reads, [out], rows, width, group)
         return out
 
+    def pack_int4(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+        """As reference.pack_int4."""
+        (rows, half), (reads, group) = weight.shape, _int4(weight, scale, zero)
+        if rows % PANEL or 2 * half % BLOCK:
+            raise ValueError(f"int4 weights [{rows}, {2 * half}] cannot be packed")
+        out = torch.empty(rows, half + 4 * scale.shape[1], dtype=torch.uint8)
+        self._call("mmchat_pack_int4", reads, [out], rows, 2 * half, group)
+        return out
+
+    def widen_packed_int4(self, packed: Tensor, width: int) -> Tensor:
+        """The weights that were packed, bfloat16 [N, K] of K = width."""
+        reads, group = _packed(packed, width)
+        out = torch.empty(packed.shape[0], width, dtype=torch.bfloat16)
+        self._call("mmchat_widen_packed_int4", reads, [out], *out.shape, group)
+        return out
+
     def _call(self, name: str, reads: list[Read], writes: list[Tensor], *sizes: int) -> int:
         """C functions take what they read, what they write, which is made here, and sizes."""
         _check(name, reads)
@@ -183,6 +207,15 @@ def _int4(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[list[Read], int]
         raise ValueError(f"int4 weights {tuple(weight.shape)} with scales {tuple(scale.shape)}")
     shared = torch.bfloat16, (rows, groups)
     return [(weight, torch.uint8, (rows, half)), (scale, *shared), (zero, *shared)], group
+
+
+def _packed(packed: Tensor, width: int) -> tuple[list[Read], int]:
+    """What is read of packed int4 weights of this width, and the size of their groups."""
+    rows, row_bytes = packed.shape
+    for group in GROUPS:
+        if 2 * group * row_bytes == (group + 8) * width and not (width % group or rows % PANEL):
+            return [(packed, torch.uint8, (rows, row_bytes))], group
+    raise ValueError(f"packed int4 weights {tuple(packed.shape)} of a width of {width}")
 
 
 def _check(name: str, reads: list[Read]) -> None:

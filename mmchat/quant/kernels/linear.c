@@ -1,6 +1,6 @@
 // y = x · Wᵀ of large weights, which stream from memory once for the tokens of a prompt's part.
 //
-// Weights are plain row-major matrices, as they are stored in files:
+// Weights are plain row-major matrices, as they are stored in files, or packed int4 (below):
 //   bf16   uint16_t [N, K]
 //   int8   int8_t   [N, K],   w = q · scale[n]
 //   int4   uint8_t  [N, K/2], byte j holds elements 2j (low) and 2j+1 (high), 0..15,
@@ -14,8 +14,8 @@
 //
 // Rows that are read together lie far apart: of four, row n goes with n + N/4, n + N/2 and n + 3N/4.
 // Each is then one unbroken stream, which the processor's own prefetcher follows: on a Zen 3 products
-// with int8 weights take 0.7 of the time of four neighbouring rows, and bfloat16 0.85. Rows of int4
-// are two at a time: their scales and zeros are streams of their own.
+// with int8 weights take 0.7 of the time of four neighbouring rows, and bfloat16 0.85. Rows of int4 as
+// they lie are two at a time: their scales and zeros are streams of their own.
 
 #include <float.h>
 #include <math.h>
@@ -39,14 +39,15 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 
 #define BLOCK 64          // activations that share a scale
 #define TOKENS 4          // tokens that share one read of a weight
+#define PACKED 8          // rows of int4 that are packed together
 #define ROWS 4            // rows of int8 and bf16 read together for one or two tokens
 #define ROWS_INT4 2       // rows of int4 for one token; one row at a time meets two
 #define CACHED 262144     // bytes of activations that stay close to a core
 #define AHEAD 1024        // bytes of each stream that are asked for before they are needed
 #define AHEAD_INT4 2048   // likewise of int4
 #define AHEAD_SCALES 2    // rows whose scales of int4 are asked for before they are needed
-#define MANY 13           // tokens from which int8 and groups of 64 are brought into order first
-#define MANY_OTHERS 5     // tokens from which groups of 32 and 128 are
+#define MANY 13           // tokens from which int8 is brought into order first
+#define MANY_INT4 9       // tokens from which int4 that was not packed is packed first
 #define PANEL 16          // rows of them that are in order together
 #define SPAN 512          // columns likewise
 #define STRIPE 128        // rows whose sums stay close to a core
@@ -62,7 +63,7 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 // ---- activations -------------------------------------------------------------------------------
 
 typedef struct {
-    int8_t *q;     // [M, K], each block in the order that the weights need
+    const int8_t *q;     // [M, K], each block in the order that the weights need
     float *scale;  // [M, K / 64]
     float *sum;    // [M, K / group]: sum of the rounded activations of a weight group
 } Activations;
@@ -385,22 +386,35 @@ static void split_token(const float *x, float *out, int64_t K) {
         }
 }
 
-// ---- many tokens -------------------------------------------------------------------------------
+// ---- int4 in one stream ------------------------------------------------------------------------
 //
-// The weights of PANEL rows and SPAN columns are brought into the order in which products read
-// them, and then meet all tokens of a window. A vector has four columns of eight rows. It meets
-// four activations of a token, repeated, so that each lane adds up the products of one row: no lanes
-// are added to each other, and levels of int4 are scaled once for 32 columns. On a Zen 3 a product
-// with 64 tokens takes 0.7 of the time with int4 (groups of 32 and 128: 0.54) and 0.79 with int8,
-// 0.9 of what its integer instructions allow. Bringing weights into order costs as much as three
-// tokens, so that fewer than MANY read them as they lie.
+// Rows of int4 as they lie are three streams each, of weights, scales and zeros, on which products
+// with one token wait: they reach 0.7 of what memory gives. A panel of PACKED rows is a single one:
+//
+//   for each group: bfloat16 scale[PACKED], zero[PACKED], uint8_t [group / 8, PACKED, 4],
+//
+// where four bytes of a row hold 8 of its columns, as above. Weights are packed when they are loaded.
+// A vector has four bytes of each row and meets four activations, repeated, so that each lane adds up
+// the products of one row: no lanes are added to each other, and scales serve where they lie. Up to
+// TOKENS tokens share what was read and brought out of its halves of bytes, and two panels share the
+// activations. They lie far apart, as rows do above. Sums are added in the same order for any number
+// of tokens. ARM and plain C read rows as they lie: what would be faster there was measured nowhere.
 
 #ifdef HAVE_AVX2
-typedef struct {
-    int8_t weight[SPAN * PANEL];      // [SPAN / 4, PANEL, 4]: int8, or levels of int4
-    float scale[SPAN / 32 * PANEL];   // of int4: [groups, PANEL]
-    float offset[SPAN / 32 * PANEL];  // of int4: zero - 8 · scale
-} Panel;
+
+// Bytes of a panel.
+INLINE int64_t packed_bytes(int64_t K, int64_t group) {
+    return K / group * (2 * 2 * PACKED + PACKED * group / 2);
+}
+
+// Additions stay in order. Compilers make trees of them, for which there are too few registers.
+#define KEEP(v) __asm__("" : "+x"(v))
+
+INLINE __m256i repeated(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+}
 
 // Eight vectors, each with four neighbouring bytes of eight rows, which lie `apart` bytes apart.
 INLINE void turn(const uint8_t *w, int64_t apart, __m256i *out) {
@@ -423,18 +437,157 @@ INLINE void turn(const uint8_t *w, int64_t apart, __m256i *out) {
     }
 }
 
-// Four vectors, each with one of four neighbouring numbers of eight rows.
-INLINE void turn_bf16(const uint16_t *in, int64_t apart, __m256 *out) {
-    __m128i row[8], pair[4], even[2], odd[2];
-    for (int r = 0; r < 8; r++) row[r] = _mm_loadl_epi64((const __m128i *)(in + r * apart));
-    for (int r = 0; r < 4; r++) pair[r] = _mm_unpacklo_epi16(row[r], row[r + 4]);
-    even[0] = _mm_unpacklo_epi16(pair[0], pair[2]), odd[0] = _mm_unpacklo_epi16(pair[1], pair[3]);
-    even[1] = _mm_unpackhi_epi16(pair[0], pair[2]), odd[1] = _mm_unpackhi_epi16(pair[1], pair[3]);
-    for (int i = 0; i < 2; i++) {
-        out[2 * i] = widen_bf16(_mm_unpacklo_epi16(even[i], odd[i]));
-        out[2 * i + 1] = widen_bf16(_mm_unpackhi_epi16(even[i], odd[i]));
+static void pack_panel(const uint8_t *w, const uint16_t *scale, const uint16_t *zero, uint8_t *to,
+                       int64_t K, int64_t group) {
+    const int64_t groups = K / group;
+    for (int64_t k = 0; k < K; k += BLOCK) {
+        __m256i turned[8];
+        turn(w + k / 2, K / 2, turned);
+        for (int i = 0; i < 8; i++) {
+            const int64_t at = k + 8 * i, g = at / group;
+            if (at % group == 0) {
+                uint16_t *shared = (uint16_t *)to;
+                for (int r = 0; r < PACKED; r++) {
+                    shared[r] = scale[r * groups + g];
+                    shared[PACKED + r] = zero[r * groups + g];
+                }
+                to += 4 * PACKED;
+            }
+            _mm256_storeu_si256((__m256i *)to, turned[i]);
+            to += 4 * PACKED;
+        }
     }
 }
+
+// Two panels and some tokens.
+typedef struct {
+    const uint8_t *w;          // the first panel
+    int64_t apart;             // bytes to the other one, whose rows are
+    int64_t further;           // so many further on
+    Activations x;             // at the first token
+    float *y;                  // [tokens, N], at the first row and token
+    int64_t N, K;
+} PackedTile;
+
+// 32 columns at a time, whose sums fit int16.
+INLINE void packed_int4_tile(const int tokens, const int group, const PackedTile *tile) {
+    const int step = group > BLOCK ? group : BLOCK;
+    const int64_t K = tile->K, blocks = K / BLOCK, groups = K / group;
+    const __m256i low = _mm256_set1_epi8(0x0f);
+    const uint8_t *w[2] = {tile->w, tile->w + tile->apart};
+    const int8_t *q = tile->x.q;
+    const float *xscale = tile->x.scale, *sum = tile->x.sum;
+    __m256 acc[TOKENS][2];
+    for (int t = 0; t < tokens; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
+    for (int64_t k = 0; k < K; k += step) {
+        __m256 scale[2];
+        __m256i total[TOKENS][2];
+#pragma GCC unroll 4
+        for (int part = 0; part < step / 32; part++) {
+            if (part * 32 % group == 0) {
+                for (int p = 0; p < 2; p++) {
+                    _mm_prefetch((const char *)w[p] + AHEAD_INT4, _MM_HINT_T0);
+                    scale[p] = bf16_lanes((const uint16_t *)w[p]);
+                    __m256 zero = bf16_lanes((const uint16_t *)w[p] + PACKED);
+                    __m256 offset = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale[p], zero);
+                    for (int t = 0; t < tokens; t++)
+                        acc[t][p] = _mm256_fmadd_ps(offset, _mm256_broadcast_ss(sum + t * groups),
+                                                    acc[t][p]);
+                    w[p] += 4 * PACKED;
+                }
+                sum++;
+            }
+            __m256i dot[TOKENS][2];
+            for (int t = 0; t < tokens; t++) dot[t][0] = dot[t][1] = _mm256_setzero_si256();
+            for (int p = 0; p < 2; p++)
+                for (int i = 0; i < 128; i += 64)
+                    _mm_prefetch((const char *)w[p] + AHEAD_INT4 + i, _MM_HINT_T0);
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) {
+                __m256i both[2];
+                for (int p = 0; p < 2; p++) {
+                    both[p] = _mm256_loadu_si256((const __m256i *)w[p]);
+                    w[p] += 4 * PACKED;
+                }
+#pragma GCC unroll 2
+                for (int odd = 0; odd < 2; odd++) {
+                    __m256i levels[2];
+                    for (int p = 0; p < 2; p++)
+                        levels[p] = _mm256_and_si256(
+                            odd ? _mm256_srli_epi16(both[p], 4) : both[p], low);
+                    for (int t = 0; t < tokens; t++) {
+                        const int8_t *x = q + t * K + part / 2 * BLOCK + part % 2 * 16;
+                        __m256i four = repeated(x + odd * BLOCK / 2 + 4 * i);
+                        for (int p = 0; p < 2; p++) {
+                            dot[t][p] = add_levels(dot[t][p], levels[p], four);
+                            KEEP(dot[t][p]);
+                        }
+                    }
+                }
+            }
+            for (int t = 0; t < tokens; t++)
+                for (int p = 0; p < 2; p++) {
+                    __m256i here = levels_sum(dot[t][p]);
+                    total[t][p] = group == 32 || part % 2 == 0 ? here
+                                                               : _mm256_add_epi32(total[t][p], here);
+                    if (group == 32 || part % 2 == 1)
+                        acc[t][p] = _mm256_fmadd_ps(
+                            _mm256_cvtepi32_ps(total[t][p]),
+                            _mm256_mul_ps(scale[p],
+                                          _mm256_broadcast_ss(xscale + t * blocks + part / 2)),
+                            acc[t][p]);
+                }
+        }
+        q += step, xscale += step / BLOCK;
+    }
+    for (int t = 0; t < tokens; t++)
+        for (int p = 0; p < 2; p++)
+            _mm256_storeu_ps(tile->y + t * tile->N + p * tile->further, acc[t][p]);
+}
+
+#define DEFINE(group, tokens)                                                                     \
+    static __attribute__((noinline)) void packed_int4_##group##_##tokens(const PackedTile *tile) { \
+        packed_int4_tile(tokens, group, tile);                                                    \
+    }
+#define DEFINE_ALL(group) DEFINE(group, 1) DEFINE(group, 2) DEFINE(group, 3) DEFINE(group, 4)
+DEFINE_ALL(32)
+DEFINE_ALL(64)
+DEFINE_ALL(128)
+#undef DEFINE_ALL
+#undef DEFINE
+
+static void (*const PACKED_TILES[3][TOKENS])(const PackedTile *) = {
+    {packed_int4_32_1, packed_int4_32_2, packed_int4_32_3, packed_int4_32_4},
+    {packed_int4_64_1, packed_int4_64_2, packed_int4_64_3, packed_int4_64_4},
+    {packed_int4_128_1, packed_int4_128_2, packed_int4_128_3, packed_int4_128_4},
+};
+
+// The panels of `tile`, which is at its first token, against `count` tokens.
+static void packed_products(PackedTile tile, int64_t group, int64_t count) {
+    for (int64_t left = count, tokens; left; left -= tokens) {
+        const int64_t tiles = (left + TOKENS - 1) / TOKENS;
+        tokens = (left + tiles - 1) / tiles;  // 5 are 3 and 2: a single one costs half of four
+        PACKED_TILES[group / 64][tokens - 1](&tile);
+        tile.x.q += tokens * tile.K, tile.x.scale += tokens * (tile.K / BLOCK);
+        tile.x.sum += tokens * (tile.K / group), tile.y += tokens * tile.N;
+    }
+}
+#endif
+
+// ---- many tokens -------------------------------------------------------------------------------
+//
+// The weights of PANEL rows and SPAN columns are brought into the order in which products read
+// them, and then meet all tokens of a window. A vector has four columns of eight rows. It meets
+// four activations of a token, repeated, so that each lane adds up the products of one row: no lanes
+// are added to each other. On a Zen 3 a product with 64 tokens takes 0.79 of the time, 0.9 of what its
+// integer instructions allow. Bringing weights into order costs as much as three tokens, so that
+// fewer than MANY read them as they lie. int4 that was not packed when it was loaded, as in compiled
+// exports, is packed for MANY_INT4 tokens, two panels at a time.
+
+#ifdef HAVE_AVX2
+typedef struct {
+    int8_t weight[SPAN * PANEL];  // [SPAN / 4, PANEL, 4]
+} Panel;
 
 static void int8_panel(Panel *to, const int8_t *w, int64_t K, int64_t columns) {
     for (int r = 0; r < PANEL; r += 8)
@@ -448,66 +601,20 @@ static void int8_panel(Panel *to, const int8_t *w, int64_t K, int64_t columns) {
         }
 }
 
-static void int4_panel(Panel *to, const uint8_t *w, const uint16_t *scale, const uint16_t *zero,
-                       int64_t K, int64_t columns, int64_t group) {
-    const __m256i low = _mm256_set1_epi8(0x0f);
-    for (int r = 0; r < PANEL; r += 8)
-        for (int64_t k = 0; k < columns; k += BLOCK) {
-            __m256i turned[8];
-            turn(w + (r * K + k) / 2, K / 2, turned);
-            for (int i = 0; i < 8; i++) {  // four with even columns, then four with odd ones, twice
-                int8_t *at = to->weight + (k + i / 4 * 32 + i % 4 * 4) * PANEL + 4 * r;
-                __m256i odd = _mm256_and_si256(_mm256_srli_epi16(turned[i], 4), low);
-                _mm256_storeu_si256((__m256i *)at, _mm256_and_si256(turned[i], low));
-                _mm256_storeu_si256((__m256i *)(at + 16 * PANEL), odd);
-            }
-        }
-    const int64_t groups = columns / group, apart = K / group;
-    int64_t g = 0;
-    for (; g + 4 <= groups; g += 4)
-        for (int r = 0; r < PANEL; r += 8) {
-            __m256 s[4], z[4];
-            turn_bf16(scale + r * apart + g, apart, s);
-            turn_bf16(zero + r * apart + g, apart, z);
-            for (int i = 0; i < 4; i++) {
-                const int64_t at = (g + i) * PANEL + r;
-                _mm256_storeu_ps(to->scale + at, s[i]);
-                _mm256_storeu_ps(to->offset + at, _mm256_fnmadd_ps(_mm256_set1_ps(8), s[i], z[i]));
-            }
-        }
-    for (; g < groups; g++)
-        for (int r = 0; r < PANEL; r++) {
-            float s = bf16_to_float(scale[r * apart + g]);
-            to->scale[g * PANEL + r] = s;
-            to->offset[g * PANEL + r] = bf16_to_float(zero[r * apart + g]) - 8.0f * s;
-        }
-}
-
 // A panel and up to TOKENS tokens, at the first column of the panel.
 typedef struct {
     const Panel *panel;
     const int8_t *q;        // [tokens, K]
     const float *xscale;    // [tokens, K / BLOCK]
-    const float *sum;       // [tokens, K / group]
     float *out;             // [tokens, PANEL], to which the products are added
-    int64_t K, columns, group;
-    const uint8_t *next;    // the panel after this one,
-    int64_t apart;          // bytes between its rows,
+    int64_t K, columns;
+    const int8_t *next;     // the panel after this one,
     int64_t first, end;     // and which bytes of each row are asked for meanwhile
 } Tile;
 
 // Into the second cache: in the first, rows whose distance is a power of two push each other out.
-INLINE void ask_for(const uint8_t *row, int64_t first, int64_t end) {
+INLINE void ask_for(const int8_t *row, int64_t first, int64_t end) {
     for (; first < end; first += 64) _mm_prefetch((const char *)row + first, _MM_HINT_T1);
-}
-
-// Additions stay in order. Compilers make trees of them, for which there are too few registers.
-#define KEEP(v) __asm__("" : "+x"(v))
-
-INLINE __m256i repeated(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, 4);
-    return _mm256_set1_epi32(four);
 }
 
 INLINE void add_product(float *out, __m256i dot, __m256 scale) {
@@ -517,15 +624,15 @@ INLINE void add_product(float *out, __m256i dot, __m256 scale) {
 
 // What is read in loops is copied first, as a store might change it for all that a compiler knows.
 INLINE void int8_panel_tile(const int tokens, const Tile *tile) {
-    const int64_t K = tile->K, columns = tile->columns, apart = tile->apart;
+    const int64_t K = tile->K, columns = tile->columns;
     const int64_t first = tile->first, end = tile->end;
     const int8_t *w = tile->panel->weight, *x[TOKENS];
-    const uint8_t *row = tile->next;
+    const int8_t *row = tile->next;
     const float *xscale = tile->xscale;
     float *out = tile->out;
     for (int t = 0; t < tokens; t++) x[t] = tile->q + t * K;
-    for (int64_t k = 0; k < columns; k += BLOCK, xscale++, row += BLOCK * PANEL / SPAN * apart) {
-        for (int r = 0; r < BLOCK * PANEL / SPAN; r++) ask_for(row + r * apart, first, end);
+    for (int64_t k = 0; k < columns; k += BLOCK, xscale++, row += BLOCK * PANEL / SPAN * K) {
+        for (int r = 0; r < BLOCK * PANEL / SPAN; r++) ask_for(row + r * K, first, end);
         __m256i dot[TOKENS][2];
         for (int t = 0; t < tokens; t++) dot[t][0] = dot[t][1] = _mm256_setzero_si256();
         for (int i = 0; i < BLOCK; i += 16) {
@@ -550,88 +657,32 @@ INLINE void int8_panel_tile(const int tokens, const Tile *tile) {
     }
 }
 
-INLINE void int4_panel_tile(const int tokens, const Tile *tile) {
-    const int64_t K = tile->K, columns = tile->columns, apart = tile->apart;
-    const int64_t first = tile->first, end = tile->end, blocks = K / BLOCK;
-    const int64_t group = tile->group, groups = K / group, own = columns / group;
-    const int8_t *w = tile->panel->weight, *x[TOKENS];
-    const uint8_t *row = tile->next;
-    const float *scale = tile->panel->scale, *offset = tile->panel->offset;
-    const float *xscale = tile->xscale, *sum = tile->sum;
-    float *out = tile->out;
-    for (int t = 0; t < tokens; t++) x[t] = tile->q + t * K;
-    for (int64_t k = 0; k < columns; k += 32, row += 32 * PANEL / SPAN * apart) {
-        for (int r = 0; r < 32 * PANEL / SPAN; r++) ask_for(row + r * apart, first, end);
-        __m256i dot[TOKENS][2];
-        for (int t = 0; t < tokens; t++) dot[t][0] = dot[t][1] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++)  // the even columns, then the odd ones, which lie 32 further on
-#pragma GCC unroll 2
-            for (int r = 0; r < 2; r++, w += 32) {
-                __m256i levels = _mm256_loadu_si256((const __m256i *)w);
-                for (int t = 0; t < tokens; t++) {
-                    __m256i four = repeated(x[t] + i / 4 * 32 + i % 4 * 4);
-                    dot[t][r] = add_levels(dot[t][r], levels, four);
-                    KEEP(dot[t][r]);
-                }
-            }
-        for (int r = 0; r < 2; r++)
-            for (int t = 0; t < tokens; t++)
-                add_product(out + t * PANEL + 8 * r, levels_sum(dot[t][r]),
-                            _mm256_mul_ps(_mm256_loadu_ps(scale + 8 * r),
-                                          _mm256_broadcast_ss(xscale + t * blocks)));
-        const int ends_block = (k & 32) != 0;
-        for (int t = 0; t < tokens; t++) x[t] += ends_block ? 48 : 16;
-        xscale += ends_block;
-        if (((k + 32) & (group - 1)) == 0) scale += PANEL;  // groups are powers of two
+#define DEFINE(tokens)                                                                            \
+    static __attribute__((noinline)) void int8_tile_##tokens(const Tile *tile) {                  \
+        int8_panel_tile(tokens, tile);                                                            \
     }
-    __m256 total[TOKENS][2];
-    for (int t = 0; t < tokens; t++)
-        for (int r = 0; r < 2; r++) total[t][r] = _mm256_loadu_ps(out + t * PANEL + 8 * r);
-    for (int64_t g = 0; g < own; g++, offset += PANEL)
-        for (int t = 0; t < tokens; t++)
-            for (int r = 0; r < 2; r++)
-                total[t][r] = _mm256_fmadd_ps(_mm256_broadcast_ss(sum + t * groups + g),
-                                              _mm256_loadu_ps(offset + 8 * r), total[t][r]);
-    for (int t = 0; t < tokens; t++)
-        for (int r = 0; r < 2; r++) _mm256_storeu_ps(out + t * PANEL + 8 * r, total[t][r]);
-}
-
-#define DEFINE(kind, tokens)                                                                      \
-    static __attribute__((noinline)) void kind##_tile_##tokens(const Tile *tile) {                \
-        kind##_panel_tile(tokens, tile);                                                          \
-    }
-DEFINE(int8, 1)
-DEFINE(int8, 2)
-DEFINE(int8, 3)
-DEFINE(int8, 4)
-DEFINE(int4, 1)
-DEFINE(int4, 2)
-DEFINE(int4, 3)
-DEFINE(int4, 4)
+DEFINE(1)
+DEFINE(2)
+DEFINE(3)
+DEFINE(4)
 #undef DEFINE
 
-static void (*const TILES[2][TOKENS])(const Tile *) = {
-    {int8_tile_1, int8_tile_2, int8_tile_3, int8_tile_4},
-    {int4_tile_1, int4_tile_2, int4_tile_3, int4_tile_4},
-};
+static void (*const TILES[TOKENS])(const Tile *) = {int8_tile_1, int8_tile_2, int8_tile_3,
+                                                    int8_tile_4};
 
-// What a product reads and writes, rounded activations included; wscale is of int8, scale and zero
-// of int4, and the group of int8 is 0.
+// What a product reads and writes, rounded activations included.
 typedef struct {
-    const uint8_t *w;
+    const int8_t *w;
     const float *wscale;
-    const uint16_t *scale, *zero;
     const int8_t *q;
-    const float *xscale, *sum;
+    const float *xscale;
     float *y;
-    int64_t M, N, K, group;
+    int64_t M, N, K;
 } Product;
 
 // y but for the rows that fill no panel; for all threads of a team to call.
 static void panel_products(const Product *of, int threads) {
-    const int64_t M = of->M, N = of->N, K = of->K, group = of->group;
-    const int is_int4 = group > 0, packed = is_int4 ? 2 : 1;  // columns in a byte
+    const int64_t M = of->M, N = of->N, K = of->K;
     const int64_t panels = N / PANEL, each = (panels + threads - 1) / threads;
     const int64_t stripe = M * K <= CACHED ? 1 : each < STRIPE / PANEL ? each : STRIPE / PANEL;
     const int64_t windows = (M + WINDOW - 1) / WINDOW, per_window = (M + windows - 1) / windows;
@@ -643,8 +694,8 @@ static void panel_products(const Product *of, int threads) {
         const int64_t p1 = p0 + stripe < panels ? p0 + stripe : panels;
         for (int64_t m0 = 0; m0 < M; m0 += window) {
             const int64_t count = m0 + window < M ? window : M - m0;
-            const int64_t bytes = SPAN / packed, tiles = (count + TOKENS - 1) / TOKENS;
-            const int64_t share = (bytes / 64 + tiles - 1) / tiles * 64;  // that each tile asks for
+            const int64_t tiles = (count + TOKENS - 1) / TOKENS;
+            const int64_t share = (SPAN / 64 + tiles - 1) / tiles * 64;  // that each tile asks for
             memset(sums, 0, sizeof(float) * (size_t)((p1 - p0) * PANEL * count));
             for (int64_t k = 0; k < K; k += SPAN)
                 for (int64_t p = p0; p < p1; p++) {
@@ -656,27 +707,14 @@ static void panel_products(const Product *of, int threads) {
                                  .out = sums + (p - p0) * PANEL * count,
                                  .K = K,
                                  .columns = columns,
-                                 .group = group,
-                                 .next = of->w + next / packed,
-                                 .apart = K / packed};
-                    if (is_int4) {
-                        int4_panel(&panel, of->w + begin / 2, of->scale + begin / group,
-                                   of->zero + begin / group, K, columns, group);
-                        for (int64_t r = 0; r < PANEL; r++) {
-                            const int64_t g = (next + r * K) / group;
-                            _mm_prefetch((const char *)(of->scale + g), _MM_HINT_T1);
-                            _mm_prefetch((const char *)(of->zero + g), _MM_HINT_T1);
-                        }
-                    } else {
-                        int8_panel(&panel, (const int8_t *)of->w + begin, K, columns);
-                    }
+                                 .next = of->w + next};
+                    int8_panel(&panel, of->w + begin, K, columns);
                     for (int64_t t = 0; t < count; t += TOKENS) {
                         const int64_t at = (m0 + t) * K + k, left = count - t;
                         tile.q = of->q + at, tile.xscale = of->xscale + at / BLOCK;
-                        if (is_int4) tile.sum = of->sum + at / group;
                         tile.first = t / TOKENS * share;
-                        tile.end = tile.first + share < bytes ? tile.first + share : bytes;
-                        TILES[is_int4][left < TOKENS ? left - 1 : TOKENS - 1](&tile);
+                        tile.end = tile.first + share < SPAN ? tile.first + share : SPAN;
+                        TILES[left < TOKENS ? left - 1 : TOKENS - 1](&tile);
                         tile.out += TOKENS * PANEL;
                     }
                 }
@@ -684,22 +722,21 @@ static void panel_products(const Product *of, int threads) {
             for (int64_t p = p0; p < p1; p++)
                 for (int64_t t = 0; t < count; t++)
                     for (int64_t n = p * PANEL; n < (p + 1) * PANEL; n += 8, sum += 8) {
-                        __m256 total = _mm256_loadu_ps(sum);
-                        if (!is_int4) total = _mm256_mul_ps(total, _mm256_loadu_ps(of->wscale + n));
-                        _mm256_storeu_ps(of->y + (m0 + t) * N + n, total);
+                        __m256 scale = _mm256_loadu_ps(of->wscale + n);
+                        _mm256_storeu_ps(of->y + (m0 + t) * N + n,
+                                         _mm256_mul_ps(_mm256_loadu_ps(sum), scale));
                     }
         }
     }
 }
 #endif
 
-// Rows that panels take of a product with M tokens. group: 0 for int8.
-static int64_t rows_in_panels(int64_t M, int64_t N, int64_t group) {
+// Rows that are brought into order for M tokens, where `many` of them make it worth while.
+static int64_t rows_in_panels(int64_t M, int64_t N, int64_t many) {
 #ifdef HAVE_AVX2
-    const int64_t many = group == 32 || group == 128 ? MANY_OTHERS : MANY;
     return M < many ? 0 : N / PANEL * PANEL;
 #else
-    (void)M, (void)N, (void)group;
+    (void)M, (void)N, (void)many;
     return 0;
 #endif
 }
@@ -736,7 +773,7 @@ static int64_t tokens_at_once(int64_t bytes_per_token) {
 int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, float *y, int64_t M,
                        int64_t N, int64_t K, int threads) {
     const int64_t blocks = K / BLOCK, window = tokens_at_once(K);
-    const int64_t first = rows_in_panels(M, N, 0);
+    const int64_t first = rows_in_panels(M, N, MANY);
     int8_t *q = malloc((size_t)(M * K));
     float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
     if (q && xs) {
@@ -746,7 +783,7 @@ int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, flo
             for (int64_t m = 0; m < M; m++)
                 round_token(x + m * K, K, 0, 0, q + m * K, xs + m * blocks, NULL);
 #ifdef HAVE_AVX2
-            const Product all = {.w = (const uint8_t *)w, .wscale = wscale, .q = q, .xscale = xs,
+            const Product all = {.w = w, .wscale = wscale, .q = q, .xscale = xs,
                                  .y = y, .M = M, .N = N, .K = K};
             if (first) panel_products(&all, threads);
 #endif
@@ -769,8 +806,12 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
     int8_t *q = malloc((size_t)(M * K));
     float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
     float *sum = malloc(sizeof(float) * (size_t)(M * groups));
-    const int64_t first = rows_in_panels(M, N, group);
-    const int64_t own = ROWS_INT4 * TOKENS * groups + GAP;
+    const int64_t first = rows_in_panels(M, N, MANY_INT4);
+    int64_t own = ROWS_INT4 * TOKENS * groups;  // floats of a thread: the steps of a tile
+#ifdef HAVE_AVX2
+    if (first) own += PANEL / PACKED * packed_bytes(K, group) / 4;  // or packed rows
+#endif
+    own += GAP;
     float *scratch = malloc(sizeof(float) * (size_t)(own * threads));
     if (q && xs && sum && scratch) {
 #pragma omp parallel num_threads(threads)
@@ -780,9 +821,25 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
             for (int64_t m = 0; m < M; m++)
                 round_token(x + m * K, K, group, 1, q + m * K, xs + m * blocks, sum + m * groups);
 #ifdef HAVE_AVX2
-            const Product all = {.w = w, .scale = scale, .zero = zero, .q = q, .xscale = xs,
-                                 .sum = sum, .y = y, .M = M, .N = N, .K = K, .group = group};
-            if (first) panel_products(&all, threads);
+            const int64_t bytes = packed_bytes(K, group);
+            for (int64_t m = 0; first && m < M; m += WINDOW)
+#pragma omp for schedule(static) nowait
+                for (int64_t n = 0; n < first; n += PANEL) {
+                    uint8_t *panels = (uint8_t *)steps;
+                    for (int64_t r = 0; r < PANEL; r += PACKED)
+                        pack_panel(w + (n + r) * K / 2, scale + (n + r) * groups,
+                                   zero + (n + r) * groups, panels + r / PACKED * bytes, K, group);
+                    const PackedTile tile = {
+                        .w = panels,
+                        .apart = bytes,
+                        .further = PACKED,
+                        .x = {q + m * K, xs + m * blocks, sum + m * groups},
+                        .y = y + m * N + n,
+                        .N = N,
+                        .K = K,
+                    };
+                    packed_products(tile, group, m + WINDOW < M ? WINDOW : M - m);
+                }
 #endif
 #define CALL(rows, tokens, n, m)                                                                  \
     int4_tile(rows, tokens, apart, GROUP, w + (n)*K / 2, scale + (n)*groups, zero + (n)*groups,   \
@@ -803,6 +860,54 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
     free(q), free(xs), free(sum), free(scratch);
     return failed;
 }
+
+#ifdef HAVE_AVX2
+// to: uint8_t [N / PACKED, packed_bytes]; N is a multiple of PACKED. Pages of 2 MB are not asked for:
+// products with one token would take 0.9 of the time, but packing four times as long.
+void mmchat_pack_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *zero, uint8_t *to,
+                      int64_t N, int64_t K, int64_t group, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < N; n += PACKED)
+        pack_panel(w + n * K / 2, scale + n * (K / group), zero + n * (K / group),
+                   to + n / PACKED * packed_bytes(K, group), K, group);
+}
+
+int mmchat_linear_packed_int4(const uint8_t *w, const float *x, float *y, int64_t M, int64_t N,
+                              int64_t K, int64_t group, int threads) {
+    const int64_t blocks = K / BLOCK, groups = K / group, bytes = packed_bytes(K, group);
+    const int64_t panels = N / PACKED, pairs = (panels + 1) / 2;
+    int8_t *q = malloc((size_t)(M * K));
+    float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
+    float *sum = malloc(sizeof(float) * (size_t)(M * groups));
+    if (q && xs && sum) {
+#pragma omp parallel num_threads(threads)
+        {
+#pragma omp for schedule(static)
+            for (int64_t m = 0; m < M; m++)
+                round_token(x + m * K, K, group, 1, q + m * K, xs + m * blocks, sum + m * groups);
+            for (int64_t m = 0; m < M; m += WINDOW) {
+#pragma omp for schedule(static) nowait
+                for (int64_t i = 0; i < pairs; i++) {
+                    const int64_t apart = i + pairs < panels ? pairs : 0;  // of an odd number
+                    const PackedTile tile = {
+                        .w = w + i * bytes,
+                        .apart = apart * bytes,
+                        .further = apart * PACKED,
+                        .x = {q + m * K, xs + m * blocks, sum + m * groups},
+                        .y = y + m * N + i * PACKED,
+                        .N = N,
+                        .K = K,
+                    };
+                    packed_products(tile, group, m + WINDOW < M ? WINDOW : M - m);
+                }
+            }
+        }
+    }
+    int failed = !q || !xs || !sum;
+    free(q), free(xs), free(sum);
+    return failed;
+}
+#endif
 
 int mmchat_linear_bf16(const uint16_t *w, const float *x, float *y, int64_t M, int64_t N,
                        int64_t K, int threads) {

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mmchat.quant.kernels import native, reference
-from mmchat.quant.kernels.library import BLOCK, Library
+from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
 # bfloat16 weights where their products are not fast.
@@ -97,7 +97,7 @@ def in_chunks(widen: Callable[..., Tensor], x: Tensor, *weight: Any) -> Tensor:
     flat = x.reshape(-1, x.shape[-1]).to(wide)
     rows = weight[0].shape[0]
     out = torch.empty(flat.shape[0], rows, dtype=wide)
-    for begin, end in spans(rows, flat.shape[1] * wide.itemsize):
+    for begin, end in spans(rows, flat.shape[1] * wide.itemsize, PANEL):
         chunk = widen(*(tensor[begin:end] for tensor in weight))
         torch.mm(flat, chunk.to(wide).T, out=out[:, begin:end])
     return shaped(out, x)

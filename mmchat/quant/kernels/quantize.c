@@ -140,16 +140,37 @@ void mmchat_widen_int8(const int8_t *q, const float *scale, uint16_t *w, int64_t
         for (int64_t k = 0; k < K; k++) w[n * K + k] = to_bf16((float)q[n * K + k] * scale[n]);
 }
 
+INLINE void widen_group(const uint8_t *q, uint16_t scale, uint16_t zero, uint16_t *w,
+                        int64_t group) {
+    float s = bf16_to_float(scale), z = bf16_to_float(zero);
+    for (int64_t i = 0; i < group / 2; i++) {
+        w[2 * i] = to_bf16((float)((q[i] & 15) - 8) * s + z);
+        w[2 * i + 1] = to_bf16((float)((q[i] >> 4) - 8) * s + z);
+    }
+}
+
 void mmchat_widen_int4(const uint8_t *q, const uint16_t *scale, const uint16_t *zero, uint16_t *w,
                        int64_t rows, int64_t K, int64_t group, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t g = 0; g < rows * K / group; g++) {
-        float s = bf16_to_float(scale[g]), z = bf16_to_float(zero[g]);
-        const uint8_t *in = q + g * group / 2;
-        uint16_t *out = w + g * group;
-        for (int i = 0; i < group / 2; i++) {
-            out[2 * i] = to_bf16((float)((in[i] & 15) - 8) * s + z);
-            out[2 * i + 1] = to_bf16((float)((in[i] >> 4) - 8) * s + z);
+    for (int64_t g = 0; g < rows * K / group; g++)
+        widen_group(q + g * group / 2, scale[g], zero[g], w + g * group, group);
+}
+
+// q: packed, as linear.c has it; rows are a multiple of 8.
+void mmchat_widen_packed_int4(const uint8_t *q, uint16_t *w, int64_t rows, int64_t K,
+                              int64_t group, int threads) {
+    const int64_t groups = K / group;
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t n = 0; n < rows; n += 8)
+        for (int64_t g = 0; g < groups; g++) {
+            const uint8_t *in = q + (n / 8 * groups + g) * (32 + 4 * group);
+            for (int r = 0; r < 8; r++) {
+                uint8_t row[64];
+                uint16_t scale, zero;
+                memcpy(&scale, in + 2 * r, 2), memcpy(&zero, in + 16 + 2 * r, 2);
+                for (int64_t i = 0; i < group / 8; i++)
+                    memcpy(row + 4 * i, in + 32 + 32 * i + 4 * r, 4);
+                widen_group(row, scale, zero, w + (n + r) * K + g * group, group);
+            }
         }
-    }
 }

@@ -76,6 +76,29 @@ def widen_int4(
     return (grouped * scale.float()[..., None] + zero.float()[..., None]).flatten(1).to(dtype)
 
 
+def pack_int4(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """uint8 [N, K/2], bfloat16 [N, K/group] twice -> uint8 [N, K/2 + 4 K/group].
+
+    Of every 8 rows, which N is a multiple of: for each group 8 scales, 8 zeros, and for each 8 of
+    its columns 4 bytes of each row.
+    """
+    panels, groups = weight.shape[0] // 8, scale.shape[1]
+    shared = torch.stack((scale, zero)).unflatten(1, (panels, 8)).permute(1, 3, 0, 2)
+    shared = shared.contiguous().view(torch.uint8).flatten(2)  # [panels, groups, 32]
+    levels = weight.reshape(panels, 8, groups, -1, 4).permute(0, 2, 3, 1, 4).flatten(2)
+    return torch.cat((shared, levels), dim=-1).reshape(weight.shape[0], -1)
+
+
+def unpack_int4(packed: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, scale and zero, of which pack_int4 makes `packed`."""
+    rows = packed.shape[0]
+    blocks = packed.reshape(rows // 8, -1, 32 + 4 * group)  # of the groups of 8 rows
+    shared = blocks[..., :32].contiguous().view(torch.bfloat16).unflatten(-1, (2, 8))
+    scale, zero = shared.permute(2, 0, 3, 1).flatten(1, 2).contiguous()
+    levels = blocks[..., 32:].unflatten(-1, (-1, 8, 4)).permute(0, 3, 1, 2, 4)
+    return levels.reshape(rows, -1), scale, zero
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of the next token: query [B, H, 1, D], key, value [B, G, N, D] -> [B, H, 1, D].
 

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from mmchat.quant.kernels import reference
-from mmchat.quant.kernels.library import BLOCK, GROUPS, Library
+from mmchat.quant.kernels.library import BLOCK, GROUPS, PANEL, Library
 
-# Tokens and rows of products. From 5 or 13 tokens on weights are brought into order, 16 rows at a
-# time; of 67 tokens each half is a window of its own.
+# Tokens and rows of products. From 9 or 13 tokens on weights are brought into order, 16 rows at a
+# time; of 67 tokens some are in a window of their own.
 FEW = tuple((count, count * 4 % 9 + 1) for count in range(1, 10))
 MANY = ((5, 17), (7, 34), (8, 16), (13, 16), (14, 35), (15, 50), (16, 31), (67, 33))
+# Of packed int4: one, two or three panels, of which two are read together, and tokens that are
+# shared out in every way; of 65 one is in a window of its own.
+PACKED = tuple((count, PANEL * (1 + count % 3)) for count in (*range(1, 10), 65, 67))
 WIDTHS = (64, 128, 192, 256, 320, 576, 1152)
 WIDE = 32_832  # so many activations that a few tokens are taken at a time
 LONG = 4_160  # so many of 67 tokens that the sums of several rows in order are kept meanwhile
@@ -34,13 +37,13 @@ def first_fault(library: Library, *, briefly: bool = False) -> str | None:
     """
     draw = torch.Generator().manual_seed(0)
     if briefly:
-        products = _products(library, draw, (384,), (FEW[6], MANY[4]))
+        products = _products(library, draw, (384,), (FEW[6], MANY[4]), PACKED[4:5])
         checks = [products, _attention(library, draw, ATTENTION[2:3])]
     else:
         checks = [
-            _products(library, draw, (*WIDTHS, WIDE), FEW),
-            _products(library, draw, WIDTHS, MANY),
-            _products(library, draw, (LONG,), MANY[-1:]),
+            _products(library, draw, (*WIDTHS, WIDE), FEW, PACKED[:9]),
+            _products(library, draw, WIDTHS, MANY, PACKED[9:]),
+            _products(library, draw, (LONG,), MANY[-1:], PACKED[-1:]),
             _attention(library, draw, ATTENTION),
             _rounding(library, draw),
         ]
@@ -52,8 +55,10 @@ def _products(
     draw: torch.Generator,
     widths: Sequence[int],
     shapes: Sequence[tuple[int, int]],
+    packed_shapes: Sequence[tuple[int, int]],
 ) -> Iterator[tuple[str, bool]]:
-    tokens, rows = map(max, zip(*shapes, strict=True))
+    """packed_shapes: of packed int4, whose rows are a multiple of 8."""
+    tokens, rows = map(max, zip(*shapes, *packed_shapes, strict=True))
     for width in widths:
         x = torch.randint(-127, 128, (tokens, width), generator=draw).float()
         x[:, 5::BLOCK] = 127
@@ -76,6 +81,15 @@ def _products(
             wide = reference.widen_int4(*int4, torch.float32)
             yield f"int4-g{group}", _exact(library.linear_int4, shapes, x, wide, *int4)
             yield f"wide int4-g{group}", torch.equal(library.widen_int4(*int4).float(), wide)
+            if not library.packs_int4:
+                continue
+            whole = rows // PANEL * PANEL
+            int4, wide = tuple(tensor[:whole] for tensor in int4), wide[:whole]
+            stream, name = library.pack_int4(*int4), f"packed int4-g{group}"
+            yield name, torch.equal(stream, reference.pack_int4(*int4))
+            yield name, _exact(library.linear_packed_int4, packed_shapes, x, wide, stream)
+            widened = library.widen_packed_int4(stream, width)
+            yield f"wide {name}", torch.equal(widened.float(), wide)
 
 
 def _exact(

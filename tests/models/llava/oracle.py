@@ -137,7 +137,7 @@ def encode(model: Model, prompt: Prompt, cache: Cache, slot: int = 0) -> None:
     """Encode the pictures that the slot has not read to their ends."""
     for media in prompt.unread(cache.lengths[slot]):
         if not cache.has_media(media.content_hash):
-            for _ in model.encode(media, cache):
+            for _ in model.encode([media], cache):
                 pass
 
 

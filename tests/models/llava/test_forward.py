@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,9 +66,9 @@ def test_pieces_that_are_cut_inside_a_picture_equal_the_whole(model, piece):
 @torch.inference_mode()
 def test_a_picture_is_encoded_a_layer_at_a_time_as_far_as_its_features_need(model):
     cache = model.new_cache(1, 0)
-    held = [cache.has_media(A.content_hash) for _ in model.encode(A, cache)]
+    held = [cache.has_media(A.content_hash) for _ in model.encode([A, B], cache)]
     assert held == [False] * (CONFIG.vision_config.num_hidden_layers - 1)
-    assert cache.has_media(A.content_hash)
+    assert list(cache.encoded) == [A.content_hash]
     assert cache.encoded[A.content_hash].shape == (25, CONFIG.text_config.hidden_size)
 
 
@@ -98,6 +99,21 @@ def test_rows_with_and_without_pictures_are_read_together_as_each_alone(model, f
         for slot, one in enumerate(longer):
             end = cache.lengths[slot]
             assert_equal(steps[slot : slot + 1], fresh(model, one)[end - 1 : end])
+
+
+@torch.inference_mode()
+def test_scoring_a_prompt_computes_no_other_slot(model):
+    cache = fixed_cache(model, 2)
+    for slot in (0, 1):
+        cache.begin(slot, PLAIN)
+    ids = torch.tensor(PLAIN.token_ids)
+    first = Batch(ids[:2], (0,), (0,), (2,), (0, 1), scores=True)
+    step = Batch(ids[2:4], (0,), (2,), (2,), (0, 1))
+    model.forward(first, cache)
+    assert cache.is_step(step)
+    scored = replace(step, scores=True)
+    assert not cache.is_step(scored)
+    assert_equal(model.forward(scored, cache), fresh(model, PLAIN)[2:4])
 
 
 def fixed_cache(model: LlavaForConditionalGeneration, slots: int) -> EmbeddingCache:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from typer.testing import CliRunner
 import mmchat
 from mmchat.api import Model
 from mmchat.cli.app import app
+from mmchat.conversation import ToolCall
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import CheckpointError, PromptError
+from mmchat.errors import CheckpointError, PromptError, UsageError
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.runtime.eager import EagerRuntime
 from tests.models.llava import oracle
@@ -107,6 +109,50 @@ def test_a_second_turn_reads_on_and_answers_as_a_fresh_one(model):
 def test_the_space_in_front_of_an_answer_is_left_out(model):
     answer = finished(model.chat().send("dog", [], GREEDY))
     assert answer.text == model.tokenizer.decode(answer.output_ids).removeprefix(" ")
+
+
+def test_prompts_are_scored_by_the_tokens_that_there_are(model):
+    prompt = model.processor.raw(mmchat.Message("user", (mmchat.Text("the dog in"),)))
+    request = replace(model.request(prompt, GREEDY), score_from=1)
+    answer = model.engine.submit(request)
+    while model.engine.step():
+        pass
+    assert answer.finished is not None
+    math = math_of(model)
+    with torch.inference_mode():
+        rows = oracle.read(math, math.new_cache(1, 0), prompt)
+    expected = rows[:-1, : model.tokenizer.vocab_size].log_softmax(-1)
+    ids = torch.tensor(prompt.token_ids[1:])
+    found = torch.tensor([one.logprob for one in answer.finished.prompt_logprobs])
+    torch.testing.assert_close(found, expected.gather(-1, ids[:, None])[:, 0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("speculate", ["off", "auto"])
+def test_an_answer_obeys_a_schema_also_where_its_text_is_drafted(model, speculate):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"the dog": {"enum": ["in the image", "é"]}, "犬": {"type": "boolean"}},
+        "required": ["the dog", "犬"],
+        "additionalProperties": False,
+    }
+    for seed in range(4):
+        sampling = SamplingParams(
+            schema=schema, seed=seed, temperature=1.0, max_new_tokens=200, speculate=speculate
+        )
+        answer = finished(model.chat().send("dog", [picture(30, 40)], sampling))
+        assert answer.reason == "stop"
+        assert json.loads(answer.text).keys() == {"the dog", "犬"}
+
+
+def test_tools_are_refused(model):
+    question = mmchat.Message("user", "dog")
+    with pytest.raises(UsageError, match="was not taught to call tools; leave them out"):
+        model.processor.chat([question], [{"type": "function", "function": {"name": "look"}}])
+    call = mmchat.Message("assistant", "", calls=(ToolCall("look"),))
+    for message in (call, mmchat.Message("tool", "a dog")):
+        with pytest.raises(PromptError, match="leave calls and their results out"):
+            model.processor.chat([question, message])
 
 
 def test_many_questions_at_once_are_answered_as_each_alone(model):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch
+from mmchat.models.base import Batch, cache_lacks
 from mmchat.models.mllama.config import (
     ImageProcessorConfig,
     MllamaConfig,
@@ -248,10 +248,9 @@ class Reader:
             kept += [PlacedMedia(at, 1, p) for at, p in zip(places, pictures, strict=True)]
             self._placed[slot] = kept
             self.cache.begin(slot, Prompt((), tuple(kept)))
-            for picture in pictures:
-                if not self.cache.has_media(picture.content_hash):
-                    for _ in self.model.encode(picture, self.cache):
-                        pass
+            while lacking := cache_lacks(self.cache, pictures):
+                for _ in self.model.encode(lacking, self.cache):
+                    pass
         counts = tuple(len(ids) for ids, _ in rows)
         ids = torch.tensor([token for ids, _ in rows for token in ids])
         batch = Batch(ids, tuple(range(len(rows))), starts, counts, tuple(wanted))

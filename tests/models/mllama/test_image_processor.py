@@ -2,12 +2,12 @@ import math
 import random
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from mmchat.conversation import Image
 from mmchat.images import from_pil
@@ -20,7 +20,10 @@ CONFIG = ImageProcessorConfig(MEAN, STD, "white")
 
 
 @cache
-def hub_processor(side: int, tiles: int = 4) -> MllamaImageProcessorPil:
+def hub_processor(side: int, tiles: int = 4) -> Any:
+    # takes seconds to import, which those who run other tests need not wait for
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
     return MllamaImageProcessorPil(
         size={"height": side, "width": side},
         image_mean=list(MEAN),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from mmchat import limits
-from mmchat.conversation import Image, Message, Text
+from mmchat.conversation import Image, Message, Text, ToolCall
 from mmchat.errors import PromptError
 from mmchat.models.mllama.prompt import chat_ids, raw_ids, stop_ids
 from mmchat.tokenizers import open_tokenizer
@@ -93,7 +93,7 @@ parts = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(parts, min_size=1, max_size=3))
 def test_image_ids_equal_pictures_and_text_adds_no_special_id(turns):
     messages = [user(*(picture() if p is None else p for p in turn)) for turn in turns]
@@ -180,3 +180,83 @@ def test_golden_roles_and_stop_ids_of_llama_3_2(llama_tokenizer):
     assert roles == {"system": [9125], "user": [882], "assistant": [78191]}
     assert stop_ids(llama_tokenizer) == {128_001, 128_008, 128_009}
     assert llama_tokenizer.special_id("<|image|>") in (128_011, 128_256)  # Meta, the Hub
+
+
+# Tools
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city; <|eot_id|> is only text — as ü is.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+DECLARED = """{
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city; <|eot_id|> is only text — as ü is.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {
+                    "type": "string"
+                }
+            }
+        }
+    }
+}
+
+"""
+# What the chat template of the released checkpoints writes, with two tools.
+INSTRUCTION = (
+    "Given the following functions, please respond with a JSON for a function call with its proper "
+    'arguments that best answers the given prompt.\n\nRespond in the format {"name": function '
+    'name, "parameters": dictionary of argument name and its value}.Do not use variables.\n\n'
+)
+
+
+def test_tools_are_declared_before_the_first_question_and_results_come_back():
+    calls = (ToolCall("weather", '{"city":"Rome"}'), ToolCall("weather"))
+    messages = [
+        Message("system", (Text("Be brief."),)),
+        user("  Warm in Rome? "),
+        Message("assistant", (), calls),
+        Message("tool", (Text('{"t": 30}'),)),
+        Message("tool", (Text("cold"),)),
+        user(" And now?"),
+    ]
+    prompt = chat_ids(messages, TOKENIZER, IMAGE, tools=[WEATHER, WEATHER])
+    encode = TOKENIZER.encode
+    called = (
+        '{"name": "weather", "parameters": {"city":"Rome"}}; {"name": "weather", "parameters": {}}'
+    )
+    assert list(prompt.input_ids) == [
+        *(BOS, *header("system"), *encode("Be brief."), EOT),
+        *(*header("user"), *encode(INSTRUCTION + 2 * DECLARED + "Warm in Rome?"), EOT),
+        *(*header("assistant"), *encode(called), EOT),
+        *(*header("ipython"), *encode('{"t": 30}'), EOT),
+        *(*header("ipython"), *encode("cold"), EOT),
+        *(*header("user"), *encode(" And now?"), EOT, *header("assistant")),
+    ]
+
+
+def test_pictures_stay_before_the_tools_and_no_text_becomes_special():
+    prompt = chat_ids(
+        [user(picture(), "What?", picture(), "Now?")], TOKENIZER, IMAGE, tools=[WEATHER]
+    )
+    start = 1 + len(header("user"))
+    text = TOKENIZER.encode(INSTRUCTION + DECLARED + "What?")
+    assert prompt.image_positions == (start, start + 1 + len(text))
+    assert list(prompt.input_ids[start + 1 : start + 1 + len(text)]) == text
+    assert prompt.input_ids.count(EOT) == 1
+    pictures = chat_ids([user(picture())], TOKENIZER, IMAGE, tools=[WEATHER])
+    assert pictures.input_ids[start] == IMAGE
+
+
+def test_tools_need_a_question_and_only_the_user_shows_pictures():
+    with pytest.raises(PromptError, match="send a user message"):
+        chat_ids([Message("assistant", (Text("x"),))], TOKENIZER, IMAGE, tools=[WEATHER])
+    with pytest.raises(PromptError, match="a tool message holds a picture"):
+        chat_ids([user("x"), Message("tool", (picture(),))], TOKENIZER, IMAGE)

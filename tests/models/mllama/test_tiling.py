@@ -1,14 +1,10 @@
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers.models.mllama.image_processing_pil_mllama import (
-    get_all_supported_aspect_ratios,
-    get_image_size_fit_to_canvas,
-    get_optimal_tiled_canvas,
-)
 
 from mmchat.catalog.find import find_spec
 from mmchat.models.mllama.footprint import footprint
@@ -41,9 +37,16 @@ META_CASES = {
 }
 
 
+def hub() -> Any:
+    # takes seconds to import, which those who run other tests need not wait for
+    from transformers.models.mllama import image_processing_pil_mllama
+
+    return image_processing_pil_mllama
+
+
 def hub_layout(height: int, width: int, side: int, tiles: int):
-    canvas = get_optimal_tiled_canvas(height, width, tiles, side)
-    size = get_image_size_fit_to_canvas(height, width, *canvas, side)
+    canvas = hub().get_optimal_tiled_canvas(height, width, tiles, side)
+    size = hub().get_image_size_fit_to_canvas(height, width, *canvas, side)
     return tuple(int(v) for v in canvas), tuple(int(v) for v in size)
 
 
@@ -123,7 +126,7 @@ def test_the_grid_is_the_same_when_scales_are_float32_as_in_metas_code(side):
 
 @pytest.mark.parametrize("tiles", [1, 2, 4, 6])
 def test_the_ids_are_the_hubs(tiles):
-    assert list(supported_aspect_ratios(tiles)) == get_all_supported_aspect_ratios(tiles)
+    assert list(supported_aspect_ratios(tiles)) == hub().get_all_supported_aspect_ratios(tiles)
     for height, width in sizes(300, seed=tiles):
         layout = choose_layout(height, width, 112, tiles)
         assert supported_aspect_ratios(tiles)[layout.aspect_ratio_id - 1] == layout.aspect_ratio

@@ -3,7 +3,6 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-import transformers
 
 from mmchat.catalog.find import find_spec, known_specs, load_spec
 from mmchat.errors import ParamsError
@@ -72,6 +71,8 @@ def hub_config(config):
 
 
 def transformers_config(config):
+    import transformers
+
     found = hub_config(config)
     found["text_config"]["rope_parameters"] = {
         **found["text_config"].pop("rope_scaling"),
@@ -97,6 +98,8 @@ def test_both_spellings_of_the_hub_give_our_configuration(spec, tmp_path):
 
 @pytest.mark.parametrize("spec", known_specs(), ids=lambda spec: spec.name)
 def test_parameters_are_those_of_transformers(spec):
+    import transformers
+
     with torch.device("meta"):
         model = transformers.MllamaForConditionalGeneration(transformers_config(spec.config))
     assert parameter_count(hf_shapes(spec.config)) == sum(p.numel() for p in model.parameters())

@@ -9,16 +9,17 @@ cross-attention block but not its attention branch, in which they then see every
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import MllamaConfig, MllamaForConditionalGeneration
-from transformers.initialization import no_init_weights
-from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 from mmchat.models.mllama.config import MllamaConfig as OurConfig
 from tests.models.mllama.oracle import CANVASES, CONFIG, IMAGE, Outputs, Row, image_positions
 from tests.models.mllama.plain_mllama import cross_mask
+
+if TYPE_CHECKING:  # takes seconds to import, which those who run other tests need not wait for
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
 
 PAD = 4
 
@@ -32,6 +33,9 @@ def build(
     ours: OurConfig = CONFIG,
 ) -> MllamaForConditionalGeneration:
     """transformers' model with these weights; the two flags correct faults 1 and 2."""
+    from transformers import MllamaForConditionalGeneration
+    from transformers.initialization import no_init_weights
+
     config = _config(ours)
     config._attn_implementation = attention
     with no_init_weights():  # all are set below
@@ -48,11 +52,13 @@ def build(
 
 
 def _config(ours: OurConfig) -> MllamaConfig:
+    from transformers.models.mllama import configuration_mllama as theirs
+
     vision, text = ours.vision_config, ours.text_config
     scaling = vars(text.rope_scaling) if text.rope_scaling else {}
     rope = {"rope_type": "llama3" if scaling else "default", **scaling}
-    return MllamaConfig(
-        vision_config=MllamaVisionConfig(
+    return theirs.MllamaConfig(
+        vision_config=theirs.MllamaVisionConfig(
             hidden_size=vision.hidden_size,
             intermediate_size=vision.intermediate_size,
             num_hidden_layers=vision.num_hidden_layers,
@@ -66,7 +72,7 @@ def _config(ours: OurConfig) -> MllamaConfig:
             norm_eps=vision.norm_eps,
             supported_aspect_ratios=[list(canvas) for canvas in CANVASES],
         ),
-        text_config=MllamaTextConfig(
+        text_config=theirs.MllamaTextConfig(
             vocab_size=text.vocab_size,
             hidden_size=text.hidden_size,
             intermediate_size=text.intermediate_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mmchat.hardware.cpu import is_arm
 from mmchat.quant.kernels import native
 from mmchat.quant.kernels.library import UnavailableError
 
@@ -18,3 +19,6 @@ def reason_for_none() -> str:
 
 
 needs_kernels = pytest.mark.skipif(bool(reason_for_none()), reason=f"kernels: {reason_for_none()}")
+needs_packing = pytest.mark.skipif(
+    bool(reason_for_none()) or is_arm(), reason="int4 is packed for x86 processors with AVX2"
+)

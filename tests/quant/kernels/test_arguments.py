@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mmchat.quant.kernels import native
+from mmchat.quant.kernels import native, reference
 from tests.quant.kernels.available import needs_kernels
 
 pytestmark = needs_kernels
@@ -20,11 +20,13 @@ def arguments(name: str) -> list[torch.Tensor]:
     library = native.library()
     assert library
     int8, int4 = library.quantize_int8(WEIGHT), library.quantize_int4(WEIGHT, 64)
+    packed = reference.pack_int4(*library.quantize_int4(torch.randn(16, 128), 64))
     x = torch.randn(3, 128)
     return {
         "linear_bf16": [x, WEIGHT.bfloat16()],
         "linear_int8": [x, *int8],
         "linear_int4": [x, *int4],
+        "linear_packed_int4": [x, packed],
         "widen_int8": [*int8],
         "widen_int4": [*int4],
         "quantize_int8": [WEIGHT],
@@ -37,7 +39,8 @@ def arguments(name: str) -> list[torch.Tensor]:
 
 
 NAMES = (
-    "linear_bf16", "linear_int8", "linear_int4", "widen_int8", "widen_int4", "quantize_int8",
+    "linear_bf16", "linear_int8", "linear_int4", "linear_packed_int4", "widen_int8", "widen_int4",
+    "quantize_int8",
 )  # fmt: skip
 
 
@@ -69,7 +72,10 @@ CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_wrong_argument_is_refused(name: str, change: str) -> None:
-    function = getattr(native.library(), name)
+    library = native.library()
+    if "packed" in name and not (library and library.packs_int4):
+        pytest.skip("int4 is read as it lies here")
+    function = getattr(library, name)
     for position, tensor in enumerate(arguments(name)):
         given = arguments(name)
         given[position] = CHANGES[change](tensor)
@@ -88,6 +94,21 @@ def test_rows_that_are_missing_are_seen() -> None:
         given[-1] = given[-1][:-1]
         with pytest.raises(ValueError, match="expected"):
             getattr(library, name)(*given)
+
+
+def test_rows_that_fill_no_panel_are_not_packed() -> None:
+    library = native.library()
+    assert library
+    if not library.packs_int4:
+        pytest.skip(f"{library.instructions} reads int4 as it lies")
+    with pytest.raises(ValueError, match="cannot be packed"):
+        library.pack_int4(*library.quantize_int4(WEIGHT, 64))  # 6
+    packed = library.pack_int4(*library.quantize_int4(torch.randn(8, 128), 64))
+    for given in (packed[:6], packed[:, :-1].contiguous()):
+        with pytest.raises(ValueError, match="packed int4 weights"):
+            library.linear_packed_int4(torch.randn(3, 128), given)
+        with pytest.raises(ValueError, match="packed int4 weights"):
+            library.widen_packed_int4(given, 128)
 
 
 @pytest.mark.parametrize("group", [0, 16, 48, 256])

@@ -125,6 +125,28 @@ def test_int4_products_are_exact(library: Library, tokens: int, group: int) -> N
         assert torch.equal(found, x.double() @ wide.T)
 
 
+@pytest.mark.parametrize("tokens", [*range(1, 10), 66])
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("rows", [8, 16, 40])  # 40: two pairs and one left
+def test_packed_int4_products_are_exact(
+    library: Library, tokens: int, group: int, rows: int
+) -> None:
+    if not library.packs_int4:
+        pytest.skip(f"{library.instructions} reads int4 as it lies")
+    width = 1152
+    at = torch.arange(rows * width // group).reshape(rows, -1)
+    scale, zero = (2.0 ** (at % 3 - 1)).bfloat16(), (at % 7 - 3.0).bfloat16()
+    for kind, pattern in itertools.product(INT4, ACTIVATIONS):
+        levels = whole(kind, 0, 15, rows, width).to(torch.uint8)
+        held = levels[:, ::2] | levels[:, 1::2] << 4, scale, zero
+        packed = library.pack_int4(*held)
+        assert torch.equal(packed, reference.pack_int4(*held))
+        wide = reference.widen_int4(*held, torch.float64)
+        assert torch.equal(library.widen_packed_int4(packed, width).double(), wide)
+        x = activations(pattern, tokens, width)
+        assert torch.equal(library.linear_packed_int4(x, packed).double(), x.double() @ wide.T)
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_bfloat16_products_are_exact(library: Library, tokens: int) -> None:
     x, weight = activations("random", tokens, 192), whole("random", -128, 127, ROWS, 192)

@@ -11,11 +11,11 @@ import torch
 
 from mmchat.quant import operators  # noqa: F401  the test of compiled graphs calls them
 from mmchat.quant.formats.base import Format
-from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int4 import Int4, PackedInt4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
 from mmchat.quant.kernels import native, ops, reference
-from tests.quant.kernels.available import needs_kernels, reason_for_none
+from tests.quant.kernels.available import needs_kernels, needs_packing, reason_for_none
 
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 70, 300)
 GROUPS = (32, 64, 128)
@@ -81,6 +81,32 @@ def test_an_int4_product_is_that_of_the_rounded_weights(
     assert relative(Int4(group).product(x, *weight), expected) < 0.012
 
 
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_packed_int4_product_is_that_of_the_rounded_weights(
+    machine: str, tokens: int, group: int
+) -> None:
+    x = torch.randn(tokens, 384) + 0.3
+    weight = Int4(group).quantize(torch.randn(72, 384) + 0.1)
+    expected = x.double() @ reference.widen_int4(*weight, torch.float64).T
+    packed = PackedInt4(group), reference.pack_int4(*weight)  # without kernels it is widened
+    assert relative(packed[0].product(x, packed[1]), expected) < 0.012
+
+
+@needs_packing
+@pytest.mark.parametrize("group", GROUPS)
+def test_packed_rows_give_the_same_bits_whatever_else_is_computed(group: int) -> None:
+    """Tokens that are checked together come to what each alone would."""
+    library = native.library()
+    assert library
+    x = torch.randn(70, 384)
+    packed = library.pack_int4(*Int4(group).quantize(torch.randn(72, 384)))
+    found = library.linear_packed_int4(x, packed)
+    for tokens in range(1, 10):
+        assert torch.equal(library.linear_packed_int4(x[:tokens], packed), found[:tokens])
+    assert torch.equal(library.linear_packed_int4(x, packed[16:32]), found[:, 16:32])
+
+
 @needs_kernels
 @pytest.mark.parametrize("tokens", [1, 7, 70])
 def test_the_number_of_threads_changes_no_bit(tokens: int, restored_threads: None) -> None:
@@ -94,7 +120,8 @@ def test_the_number_of_threads_changes_no_bit(tokens: int, restored_threads: Non
             INT8.product(x, *int8),
             Int4(64).product(x, *int4),
         )
-        found.append(torch.stack(products))
+        packed = PackedInt4(64).product(x, reference.pack_int4(*(part[:128] for part in int4)))
+        found.append(torch.cat([*products, packed], dim=1))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -222,6 +249,7 @@ def test_compiled_graphs_keep_the_kernels_whole() -> None:
         PLAIN: (weight.bfloat16(),),
         INT8: INT8.quantize(weight),
         Int4(32): Int4(32).quantize(weight),
+        PackedInt4(32): (reference.pack_int4(*Int4(32).quantize(torch.randn(16, 128))),),
     }
     x = torch.randn(2, 128)
     for format, tensors in formats.items():

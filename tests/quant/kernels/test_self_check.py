@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmchat.quant.kernels import native, self_check
-from tests.quant.kernels.available import needs_kernels
+from tests.quant.kernels.available import needs_kernels, needs_packing
 
 pytestmark = needs_kernels
 
@@ -60,6 +60,23 @@ def test_a_fault_of_some_tokens_or_rows_is_seen(name: str, count: int) -> None:
     assert sees(name, lambda x, weight, *_: len(weight) == count)
 
 
+@needs_packing
+@pytest.mark.parametrize("shape", self_check.PACKED)
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_a_fault_of_packed_int4_is_seen(shape: tuple[int, int], group: int) -> None:
+    def is_case(x: torch.Tensor, packed: torch.Tensor) -> bool:
+        held = packed.shape[1] == x.shape[1] // 2 + 4 * x.shape[1] // group
+        return held and (len(x), len(packed)) == shape
+
+    assert sees("linear_packed_int4", is_case)
+
+
+@needs_packing
+@pytest.mark.parametrize("name", ["pack_int4", "widen_packed_int4"])
+def test_a_fault_of_packing_is_seen(name: str) -> None:
+    assert sees(name, lambda *_: True, off=1)
+
+
 @pytest.mark.parametrize("name", LINEARS)
 @pytest.mark.parametrize("shape", self_check.MANY)
 def test_a_fault_of_many_tokens_is_seen(name: str, shape: tuple[int, int]) -> None:
@@ -100,9 +117,11 @@ def test_a_fault_of_attention_to_long_texts_is_seen(has_mask: bool) -> None:
         ("for (; b < blocks; b++)", "for (; b < blocks - 1; b++)"),
         ("for (; m < m1; m++) { CALL(one", "for (; m + 1 < m1; m++) { CALL(one"),
         ("k < columns; k += 32) {", "k < columns - 32; k += 32) {"),
-        ("for (; g < groups; g++)\n", "for (; g + 1 < groups; g++)\n"),
         ("sums + (p - p0) * PANEL * count", "sums"),
-        ("xscale += ends_block;", "xscale += 0;"),
+        ("i + pairs < panels ? pairs : 0", "0"),
+        ("xscale += step / BLOCK", "xscale += 1"),
+        ("tile.y += tokens * tile.N", "tile.y += tile.N"),
+        ("m + WINDOW < M ? WINDOW : M - m", "M - m < WINDOW ? M - m : WINDOW - 1"),
         ("of->y + (m0 + t) * N", "of->y + t * N"),
         ("D == 128) span(q, key, value,", "D == 128) span(q, key, key,"),
     ],

@@ -1,0 +1,70 @@
+"""The routes, each with its handler, and the checks around all of them."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from mmchat.server import (
+    models,
+    ollama,
+    ollama_models,
+    openai_chat,
+    openai_completions,
+    page,
+    responses,
+)
+from mmchat.server.call import Endpoint, Handler, error_response
+from mmchat.server.checks import Checks
+from mmchat.server.errors import ApiError
+from mmchat.server.health import health
+from mmchat.server.metrics import metrics
+from mmchat.server.service import Service
+
+# Open to everybody: that the server lives, and the page, which knows nothing without a key.
+OPEN_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/", page.root),
+    ("GET", "/health", health),
+    ("GET", "/healthz", health),
+    ("GET", "/v1/health", health),
+)
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/v1/models", models.list_models),
+    ("GET", "/v1/models/{id:path}", models.one_model),
+    ("POST", "/v1/chat/completions", openai_chat.chat_completions),
+    ("POST", "/v1/completions", openai_completions.completions),
+    ("POST", "/v1/responses", responses.responses),
+    ("POST", "/page/tiles", page.tiles),
+    ("GET", "/metrics", metrics),
+    ("POST", "/api/chat", ollama.chat),
+    ("POST", "/api/generate", ollama.generate),
+    ("GET", "/api/tags", ollama_models.tags),
+    ("POST", "/api/show", ollama_models.show),
+    ("GET", "/api/ps", ollama_models.ps),
+    ("GET", "/api/version", ollama_models.version),
+    ("POST", "/api/pull", ollama_models.pull),
+    *(("POST", f"/api/{name}", ollama_models.refused) for name in ollama_models.REFUSED),
+)
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The application of all ports."""
+    statics = sorted(page.files().keys() - {"/"}) if service.options.page else []
+    opened = [*OPEN_ROUTES, *(("GET", path, page.static) for path in statics)]
+    routes = [
+        Route(path, Endpoint(service, handler, f"{method} {path}"), methods=[method])
+        for method, path, handler in (*opened, *ROUTES)
+    ]
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+    app.router.redirect_slashes = False
+    return Checks(app, service, frozenset(path for _, path, _ in opened))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    code = {404: "not_found", 405: "method_not_allowed"}.get(status, "server_error")
+    return error_response(ApiError(code), request.scope["path"])

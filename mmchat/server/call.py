@@ -1,0 +1,137 @@
+"""One request while it is served: its body, its owner, and its end if the client goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mmchat import limits, strict_json
+from mmchat.engine.events import Timings
+from mmchat.server.errors import ApiError, api_error
+from mmchat.server.log import bug
+from mmchat.server.service import Service
+from mmchat.server.stream import Json
+
+# Of the scope: the name of the key that was given, "" without keys; and tokens of the answers
+OWNER, TOKENS = "mmchat.owner", "mmchat.tokens"
+
+
+class Call:
+    """What a handler gets. body: the JSON object that was sent, {} if nothing was.
+
+    opened: what ends with the call, however it ends. waiting: what ends when its answer begins.
+    timings: they begin with it.
+    """
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive) -> None:
+        self.service = service
+        self.request = Request(scope, receive)
+        self.owner: str = scope.get(OWNER, "")
+        self.body: dict[str, Any] = {}
+        self.opened = ExitStack()
+        self.waiting = self.opened.enter_context(ExitStack())
+        self.timings = Timings()
+        self._is_served = False
+
+    def serve(self) -> None:
+        """It is one more request of its owner, however many answers it has. Raises ApiError."""
+        if not self._is_served:
+            self.opened.enter_context(self.service.serving(self.owner))
+            self._is_served = True
+
+    def count(self, tokens: int) -> None:
+        """So many more were written, for the log."""
+        scope = self.request.scope
+        scope[TOKENS] = scope.get(TOKENS, 0) + tokens
+
+    @property
+    def path(self) -> str:
+        return self.request.scope["path"]
+
+    async def read(self) -> None:
+        """Read the body. Raises ApiError, ClientDisconnect."""
+        data = bytearray()
+        async for chunk in self.request.stream():
+            data += chunk
+            if len(data) > limits.REQUEST_BYTES:
+                most = limits.REQUEST_BYTES // limits.MIB
+                raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+        if not data:
+            return
+        self.waiting.enter_context(self.service.holding(len(data)))
+        try:
+            if len(data) > limits.LARGE_REQUEST_BYTES:
+                self.body = await self.service.apart(strict_json.parse_object, bytes(data))
+            else:
+                self.body = strict_json.parse_object(bytes(data))
+        except ValueError as error:  # its text is ours
+            raise ApiError("invalid_json", f"the body is {error}") from None
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+class Endpoint:
+    """A handler as an application: its errors become answers, and it ends when the client goes."""
+
+    def __init__(self, service: Service, handler: Handler, route: str) -> None:
+        self._service, self._handler = service, handler
+        self.route = route  # for the log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = Call(self._service, scope, receive)
+        with call.opened:
+            try:
+                response = await self._read(call)
+                if response is None:
+                    await _while_connected(receive, self._answer(call, send))
+                else:
+                    await response(scope, receive, send)
+            except ClientDisconnect:
+                return
+
+    async def _read(self, call: Call) -> Response | None:
+        try:
+            await call.read()
+        except ApiError as error:
+            return error_response(error, call.path)
+        return None
+
+    async def _answer(self, call: Call, send: Send) -> None:
+        try:
+            response = await self._handler(call)
+        except Exception as failure:
+            error = api_error(failure)
+            if error.code == "server_error":
+                bug(failure)
+            response = error_response(error, call.path)
+        await response(call.request.scope, call.request.receive, send)
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """In the form of the API of `path`."""
+    return Json(error.in_form_of(path), error.status, error.headers)
+
+
+async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
+    """Cancel the work when the client has gone. Its whole body was read before."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]

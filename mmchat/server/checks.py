@@ -1,0 +1,217 @@
+"""Who may ask, and in what form: one application around all routes, so that none can forget it."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmchat import limits
+from mmchat.server import log
+from mmchat.server.call import OWNER, TOKENS, error_response
+from mmchat.server.errors import ApiError
+from mmchat.server.options import is_loopback
+from mmchat.server.service import Service
+
+GONE = 499  # in the log: the client went before there was an answer
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?")
+_LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_SINGLE = ("host", "origin", "content-length", "content-type", "authorization", "x-api-key")
+_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"cache-control": b"no-store",
+    b"cross-origin-resource-policy": b"same-origin",
+}
+_TOKENS = re.compile(r"[\w, -]{1,1024}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request before its body."""
+
+    scope: Scope
+    headers: Mapping[str, str]
+
+    @property
+    def method(self) -> str:
+        return self.scope["method"]
+
+    @property
+    def origin(self) -> str | None:
+        return self.headers.get("origin")
+
+
+class Checks:
+    """Refuses before the body is read. What may pass has its owner in the scope.
+
+    open_paths: what anybody may see, without a key.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, open_paths: frozenset[str]) -> None:
+        self._app, self._open_paths = app, open_paths
+        self._options = options = service.options
+        self._metrics = service.metrics
+        self._keys = [(name, key.encode()) for name, key in options.keys.items()]
+        self._hosts = _LOCAL | {_bracketed(host.lower()) for host in options.allowed_hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin, status = time.perf_counter(), 0
+
+        async def guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                present = {name for name, _ in message["headers"]}
+                missing = (pair for pair in _HEADERS.items() if pair[0] not in present)
+                cors = self._cors(scope)
+                message = {**message, "headers": [*message["headers"], *missing, *cors]}
+            await send(message)
+
+        try:
+            response = self._refusal(scope)
+            app = self._app if response is None else response
+            await app(scope, receive, guarded)
+        except Exception as failure:
+            log.bug(failure)
+            if not status:
+                response = error_response(ApiError("server_error"), scope["path"])
+                await response(scope, receive, guarded)
+        route = getattr(scope.get("endpoint"), "route", "-")
+        seconds = time.perf_counter() - begin
+        self._metrics.requests[_api(scope["path"]), status or GONE] += 1
+        log.request(scope.get(OWNER, ""), route, status or GONE, scope.get(TOKENS, 0), seconds)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        try:
+            asked = _Asked(scope, _headers(scope))
+            self._check_form(asked)
+            self._check_place(asked)
+            if asked.method == "OPTIONS":
+                return self._preflight(asked)
+            scope[OWNER] = self._owner(asked)
+            _check_body(asked)
+        except ApiError as error:
+            response = error_response(error, scope["path"])
+            if scope["method"] != "GET":  # its body is not read: nothing behind it can be
+                response.headers["connection"] = "close"
+            return response
+        return None
+
+    def _check_form(self, asked: _Asked) -> None:
+        if asked.method not in METHODS:
+            raise ApiError("method_not_allowed")
+        if not asked.scope["path"].startswith("/"):
+            raise ApiError("invalid_request", "the target must be a path")
+        if {"content-length", "transfer-encoding"} <= asked.headers.keys():
+            raise ApiError(
+                "invalid_request", "Content-Length and Transfer-Encoding exclude another"
+            )
+
+    def _check_place(self, asked: _Asked) -> None:
+        """Against pages that have their own name lead here, and pages that ask from elsewhere."""
+        host = asked.headers.get("host")
+        if host is None:
+            client = asked.scope.get("client")
+            if asked.origin is not None or not (client and is_loopback(client[0])):
+                raise ApiError("host_not_allowed")
+        elif not self._is_allowed(host, asked.scope.get("server")):
+            raise ApiError("host_not_allowed")
+        if asked.origin in self._options.allowed_origins:
+            return
+        same = (f"http://{host}", f"https://{host}")
+        if asked.origin is not None and asked.origin.lower() not in map(str.lower, same):
+            raise ApiError("origin_not_allowed")
+        if asked.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            raise ApiError("origin_not_allowed")
+
+    def _is_allowed(self, host: str, server: tuple[str, int | None] | None) -> bool:
+        found = _HOST.fullmatch(host)
+        if found is None or int(found[2] or 0) > 65_535:
+            return False
+        # the address that was connected to: no name can be made to say it
+        bound = {_bracketed(server[0].lower())} if server else set()
+        return found[1].lower() in self._hosts | bound
+
+    def _preflight(self, asked: _Asked) -> Response:
+        if asked.origin not in self._options.allowed_origins:
+            raise ApiError("origin_not_allowed")
+        headers = {"access-control-allow-methods": "GET, POST", "access-control-max-age": "600"}
+        wanted = asked.headers.get("access-control-request-headers", "")
+        if _TOKENS.fullmatch(wanted):
+            headers["access-control-allow-headers"] = wanted
+        return Response(status_code=204, headers=headers)
+
+    def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        if not self._options.allowed_origins:
+            return []
+        vary = [(b"vary", b"Origin")]
+        for name, value in scope["headers"]:
+            if name == b"origin" and value.decode("latin-1") in self._options.allowed_origins:
+                return [*vary, (b"access-control-allow-origin", value)]
+        return vary
+
+    def _owner(self, asked: _Asked) -> str:
+        """The name of the key; "" where there are none. Raises ApiError."""
+        if not self._keys or asked.scope["path"] in self._open_paths:
+            return ""
+        kind, _, given = asked.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer":
+            given = asked.headers.get("x-api-key", "")
+        data, owner = given.strip().encode(), None
+        for name, key in self._keys:  # all of them, so that the time tells nothing
+            if hmac.compare_digest(data, key):
+                owner = name
+        if owner is None:
+            raise ApiError("invalid_api_key")
+        return owner
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """Raises ApiError for too many, and for several where one counts."""
+    pairs = scope["headers"]
+    size = sum(len(name) + len(value) for name, value in pairs)
+    if len(pairs) > limits.REQUEST_HEADERS or size > limits.REQUEST_HEADER_BYTES:
+        raise ApiError("headers_too_large")
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in pairs:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        if name in headers and name in _SINGLE:
+            raise ApiError("invalid_request", f"there are two headers {name}")
+        headers[name] = value
+    return headers
+
+
+def _check_body(asked: _Asked) -> None:
+    headers = asked.headers
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError("unsupported_media_type", "send the body without Content-Encoding")
+    length = headers.get("content-length", "0")
+    if len(length) > 18 or not length.isdecimal() or int(length) > limits.REQUEST_BYTES:
+        most = limits.REQUEST_BYTES // limits.MIB
+        raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+    # A form of a page can send text without asking first, but not JSON. Programs may call it as
+    # they like; browsers say who they are.
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_browser = asked.origin is not None or any(name.startswith("sec-fetch-") for name in headers)
+    if asked.method == "POST" and is_browser and kind != "application/json":
+        raise ApiError("unsupported_media_type", "send JSON: Content-Type: application/json")
+
+
+def _api(path: str) -> str:
+    """As metrics name it."""
+    first = path.split("/", 2)[1] if path.startswith("/") else ""
+    return {"v1": "openai", "api": "ollama"}.get(first, "other")
+
+
+def _bracketed(host: str) -> str:
+    """An address as a Host header says it."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -1,0 +1,128 @@
+"""Counts and times of all requests, in Prometheus' text format. Nothing of a request is a label."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from mmchat.engine.events import Finished
+
+if TYPE_CHECKING:
+    from mmchat.engine.engine import Engine
+    from mmchat.server.call import Call
+    from mmchat.server.service import Service
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_HISTOGRAMS = {
+    "time_to_first_token_seconds": "From the request to the first token.",
+    "inter_token_latency_seconds": "Between two tokens of one answer, on average.",
+    "request_queue_seconds": "Waiting for a row.",
+    "vision_seconds": "Encoding the pictures of a prompt.",
+    "prefill_seconds": "Reading a prompt.",
+    "e2e_request_latency_seconds": "From the request to the end of its answer.",
+}
+_COUNTERS = {
+    "requests_cancelled_total": "Answers whose client went.",
+    "prompt_tokens_total": "Tokens of prompts.",
+    "generation_tokens_total": "Tokens written.",
+    "images_total": "Pictures of prompts.",
+    "prefix_cached_tokens_total": "Tokens of prompts that had been read before.",
+    "draft_tokens_total": "Tokens guessed.",
+    "draft_accepted_total": "Tokens guessed right.",
+}
+
+
+@dataclass
+class _Histogram:
+    total: float = 0.0
+    counts: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(_SECONDS, value)] += times
+        self.total += value * times
+
+
+class Metrics:
+    """Written and read by the event loop alone."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()  # by API and status
+        self.counts: Counter[str] = Counter()
+        self._histograms = {name: _Histogram() for name in _HISTOGRAMS}
+
+    def answered(self, finished: Finished, queue_seconds: float, seconds: float) -> None:
+        """An answer came to its end, `seconds` after it was asked for."""
+        usage, times = finished.usage, finished.timings
+        self.counts.update(
+            prompt_tokens_total=usage.prompt_tokens,
+            generation_tokens_total=usage.completion_tokens,
+            images_total=usage.image_count,
+            prefix_cached_tokens_total=usage.cached_tokens,
+            draft_tokens_total=usage.draft_tokens,
+            draft_accepted_total=usage.accepted_tokens,
+        )
+        observe = self._histograms
+        observe["request_queue_seconds"].observe(queue_seconds)
+        observe["e2e_request_latency_seconds"].observe(seconds)
+        if usage.completion_tokens:
+            observe["time_to_first_token_seconds"].observe(times.time_to_first_token)
+            observe["prefill_seconds"].observe(times.prefill_seconds)
+        if usage.image_count:
+            observe["vision_seconds"].observe(times.vision_seconds)
+        if (gaps := usage.completion_tokens - 1) > 0:
+            observe["inter_token_latency_seconds"].observe(times.decode_seconds / gaps, gaps)
+
+    def text(self, service: Service, engine: Engine) -> str:
+        return "".join(f"{line}\n" for line in self._lines(service, engine))
+
+    def _lines(self, service: Service, engine: Engine) -> Iterator[str]:
+        gauges = {
+            "requests_running": ("Answers that are read or written.", engine.running),
+            "requests_waiting": ("Requests that wait for a row.", engine.waiting),
+            "kv_bytes_used": ("Memory of rows and pictures.", engine.bytes_used),
+            "kv_bytes_budget": ("What they may take; 0 is any.", service.memory or 0),
+        }
+        for name, (text, value) in gauges.items():
+            yield from _family(name, "gauge", text, {"": value})
+        requests = {f'{{api="{api}",code="{code}"}}': n for (api, code), n in self.requests.items()}
+        yield from _family("requests_total", "counter", "Answers by status.", requests)
+        for name, text in _COUNTERS.items():
+            yield from _family(name, "counter", text, {"": self.counts[name]})
+        text = "Pictures that had been encoded before."
+        yield from _family("image_cache_hits_total", "counter", text, {"": engine.known})
+        for name, text in _HISTOGRAMS.items():
+            found = self._histograms[name]
+            buckets = _buckets(_SECONDS, found.counts, found.total)
+            yield from _family(name, "histogram", text, buckets)
+        rows = sorted(engine.steps.copy().items())
+        text, most = "Rows that a step wrote.", tuple(range(1, service.rows + 1))
+        counts = [dict(rows).get(n, 0) for n in most] + [0]
+        total = sum(n * count for n, count in rows)
+        yield from _family("decode_rows", "histogram", text, _buckets(most, counts, total))
+
+
+def _family(name: str, kind: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
+    yield f"# HELP mmchat_{name} {text}"
+    yield f"# TYPE mmchat_{name} {kind}"
+    for labels, value in values.items():
+        yield f"mmchat_{name}{labels} {value}"
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[str, float]:
+    """Each bucket holds what those before it do."""
+    pairs = zip((*bounds, "+Inf"), accumulate(counts), strict=True)
+    values: dict[str, float] = {f'_bucket{{le="{bound}"}}': count for bound, count in pairs}
+    return {**values, "_sum": total, "_count": sum(counts)}
+
+
+async def metrics(call: Call) -> Response:
+    service = call.service
+    text = service.metrics.text(service, service.engine)
+    return Response(text, media_type=MEDIA_TYPE)

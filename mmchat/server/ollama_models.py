@@ -1,0 +1,137 @@
+"""What Ollama's programs ask about models: which there are, and what they can. None is managed."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+from starlette.responses import Response
+
+import mmchat
+from mmchat import words
+from mmchat.server.call import Call
+from mmchat.server.errors import ApiError
+from mmchat.server.fields import Body, Bool, read
+from mmchat.server.models import STARTED, names
+from mmchat.server.ollama_forms import OLLAMA_NAMES, check_body, check_name, rfc3339
+from mmchat.server.stream import NDJSON, Json, Stream, ndjson
+
+VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
+REFUSED = ("push", "create", "copy", "delete", "embed", "embeddings", "blobs/{digest}")
+_MODIFIED = rfc3339(datetime.fromtimestamp(STARTED, UTC))
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class Named(Body):
+    model: str | None = None
+    name: str | None = None  # as older clients say it
+    stream: Bool | None = None
+
+
+async def tags(call: Call) -> Response:
+    theirs = OLLAMA_NAMES.get(call.service.model.spec.model_type)
+    listed = list(dict.fromkeys([*names(call), *([f"{theirs}:latest"] if theirs else [])]))
+    capabilities = {"capabilities": _capabilities(call)}
+    return Json({"models": [_entry(call, name) | capabilities for name in listed]})
+
+
+async def ps(call: Call) -> Response:
+    model = call.service.model
+    entry = _entry(call, model.spec.name)
+    in_device = entry["size"] if model.device.type != "cpu" else 0
+    stays_until = datetime.now(UTC) + timedelta(days=365)  # as long as the server, that is
+    running = {
+        "size_vram": in_device,
+        "expires_at": rfc3339(stays_until),
+        "context_length": model.max_seq_len,
+    }
+    return Json({"models": [entry | running]})
+
+
+async def show(call: Call) -> Response:
+    _check(call)
+    spec = call.service.model.spec
+    defaults = spec.generation
+    family = spec.model_type
+    return Json(
+        {
+            "license": "",
+            "modelfile": f"# served by mmchat\nFROM {spec.name}\n",
+            "parameters": f"temperature {defaults.temperature}\ntop_p {defaults.top_p}",
+            "template": "{{ .Prompt }}",
+            "details": _details(call),
+            "model_info": {
+                "general.architecture": family,
+                "general.basename": spec.name,
+                "general.parameter_count": spec.parameters,
+                f"{family}.context_length": call.service.model.max_seq_len,
+                f"{family}.vocab_size": call.service.model.vocab_size,
+            },
+            "capabilities": _capabilities(call),
+            "modified_at": _MODIFIED,
+        }
+    )
+
+
+async def version(call: Call) -> Response:
+    return Json({"version": VERSION}, headers={"x-mmchat-version": mmchat.__version__})
+
+
+async def pull(call: Call) -> Response:
+    """The model is here; no other one is fetched."""
+    asked = _check(call)
+    if asked.stream is False:
+        return Json({"status": "success"})
+
+    async def lines():
+        for status in ("pulling manifest", "success"):
+            yield ndjson({"status": status})
+
+    return Stream(lines(), NDJSON)
+
+
+async def refused(call: Call) -> Response:
+    """Models are not managed over the network: a server of them was emptied that way."""
+    raise ApiError("not_implemented", "models are not managed over the network, nor embedded")
+
+
+def _check(call: Call) -> Named:
+    check_body(call)
+    asked = read(Named, call.body)
+    check_name(call, asked.model or asked.name or "")
+    return asked
+
+
+def _entry(call: Call, name: str) -> dict[str, Any]:
+    spec, details = call.service.model.spec, _details(call)
+    level = details["quantization_level"]
+    [bits, *_] = re.findall(r"\d+", level)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": _MODIFIED,
+        "size": spec.parameters * int(bits) // 8,
+        "digest": sha256(f"{spec.name} {level}".encode()).hexdigest(),
+        "details": details,
+    }
+
+
+def _details(call: Call) -> dict[str, Any]:
+    model = call.service.model
+    scheme, dtype = model.options.quantize, str(model.dtype).removeprefix("torch.")
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": model.spec.model_type,
+        "families": [model.spec.model_type],
+        "parameter_size": words.count(model.spec.parameters).replace(" ", ""),
+        "quantization_level": _DTYPES.get(dtype, "F32") if scheme == "none" else scheme.upper(),
+    }
+
+
+def _capabilities(call: Call) -> list[str]:
+    model = call.service.model
+    sees = [] if model.options.text_only else ["vision"]
+    return ["completion", *sees, *(["tools"] if model.processor.takes_tools else [])]

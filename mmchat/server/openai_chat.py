@@ -1,0 +1,184 @@
+"""POST /v1/chat/completions: OpenAI's form of messages, and of answers, whole or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from starlette.responses import Response
+
+from mmchat.engine.events import TokenLogprob
+from mmchat.server.ask import Answering, Ask, AskedMessage, begin, role
+from mmchat.server.call import Call
+from mmchat.server.errors import ApiError
+from mmchat.server.fields import Body, Bool, Flag, Length, Logprobs, Sampled, read
+from mmchat.server.openai_forms import (
+    FINISH_REASONS,
+    entries,
+    head,
+    logprobs,
+    refuse_unsupported,
+    timings,
+    usage,
+)
+from mmchat.server.pictures import Picture
+from mmchat.server.stream import DONE, Json, Stream, sse
+
+
+def _as_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str) else value
+
+
+def _as_parts(value: Any) -> Any:
+    if value is None:
+        return []
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class ImageUrl(Body):
+    url: str
+    detail: Literal["low", "high", "auto", "original"] | None = None
+
+
+class Part(Body):
+    type: Literal["text", "input_text", "output_text", "image_url", "input_image"]
+    text: str | None = None
+    image_url: Annotated[ImageUrl, BeforeValidator(_as_url)] | None = None
+
+
+class ChatMessage(Body):
+    role: str
+    content: Annotated[list[Part], BeforeValidator(_as_parts)] = Field(default_factory=list)
+
+
+class StreamOptions(Body):
+    include_usage: Bool | None = None
+
+
+class JsonSchema(Body):
+    name: str | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    strict: Bool | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    object_schema: dict[str, Any] | None = Field(None, alias="schema")  # of llama-server
+
+
+class ChatRequest(Sampled):
+    messages: list[ChatMessage]
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None
+    logprobs: Bool | None = None
+    top_logprobs: Logprobs | None = None
+    stream: Flag | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+async def chat_completions(call: Call) -> Response:
+    refuse_unsupported(call.body)
+    request = read(ChatRequest, call.body)
+    answer = head(call, "chat.completion", "chatcmpl-")
+    answering = await begin(call, _ask(request))
+    call.body.clear()  # its pictures may have many MiB, and the answer may take long
+    request.messages.clear()
+    if request.stream:
+        return Stream(_chunks(call, request, answering, answer))
+    return Json(await _whole(call, request, answering, answer))
+
+
+def _ask(request: ChatRequest) -> Ask:
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(
+            "invalid_value", "top_logprobs needs logprobs: true beside it", "top_logprobs"
+        )
+    most = [n for n in (request.max_tokens, request.max_completion_tokens) if n is not None]
+    settings = request.settings(
+        max_new_tokens=min(most, default=None),
+        logprobs=max(request.top_logprobs or 0, 1) if request.logprobs else None,
+    )
+    return Ask(
+        tuple(asked_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
+        settings,
+        schema=_schema(request.response_format),
+        tools=("tools", request.tools) if request.tools else None,
+    )
+
+
+def asked_message(message: ChatMessage, param: str) -> AskedMessage:
+    parts = (_part(one, f"{param}.content.{i}") for i, one in enumerate(message.content))
+    return AskedMessage(role(message.role, param), tuple(parts), param)
+
+
+def _part(part: Part, param: str) -> str | Picture:
+    if part.type.endswith("text"):
+        if part.text is None:
+            raise ApiError("invalid_value", f"{param}.text is missing", f"{param}.text")
+        return part.text
+    if part.image_url is None:
+        raise ApiError("invalid_value", f"{param}.image_url is missing", f"{param}.image_url")
+    return Picture(part.image_url.url, f"{param}.image_url")
+
+
+def _schema(form: ResponseFormat | None) -> tuple[str, Any] | None:
+    """The field that asks for JSON, and the schema that it must have."""
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return "response_format", form.object_schema or {"type": "object"}
+    param = "response_format.json_schema.schema"
+    if form.json_schema is None or form.json_schema.json_schema is None:
+        raise ApiError("invalid_value", f"{param} is missing", param)
+    return param, form.json_schema.json_schema
+
+
+async def _whole(
+    call: Call, request: ChatRequest, answering: Answering, head: dict[str, Any]
+) -> dict[str, Any]:
+    finished = await answering.whole()
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": finished.text, "refusal": None},
+        "logprobs": _logprobs(call, request, finished.logprobs),
+        "finish_reason": FINISH_REASONS[finished.reason],
+    }
+    times = timings(finished, answering.queue_seconds)
+    return {**head, "choices": [choice], "usage": usage(finished), "timings": times}
+
+
+async def _chunks(
+    call: Call, request: ChatRequest, answering: Answering, head: dict[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    wants_usage = bool(request.stream_options and request.stream_options.include_usage)
+    head = {**head, "object": "chat.completion.chunk"} | ({"usage": None} if wants_usage else {})
+
+    def chunk(delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return sse({**head, "choices": [choice]})
+
+    yield chunk({"role": "assistant", "content": ""})
+    async for deltas in answering:
+        text = "".join(delta.text for delta in deltas)
+        found = _logprobs(call, request, entries(deltas))
+        if text or (found and found["content"]):
+            yield chunk({"content": text}, found)
+    finished = answering.finished
+    yield chunk({}, None, FINISH_REASONS[finished.reason])
+    if wants_usage:
+        times = timings(finished, answering.queue_seconds)
+        yield sse({**head, "choices": [], "usage": usage(finished), "timings": times})
+    yield DONE
+
+
+def _logprobs(
+    call: Call, request: ChatRequest, found: Iterable[TokenLogprob]
+) -> dict[str, Any] | None:
+    if not request.logprobs:
+        return None
+    content = logprobs(call.service.model, found, request.top_logprobs or 0)
+    return {"content": content, "refusal": None}

@@ -1,0 +1,75 @@
+"""The page: its static files, and what it asks about a picture before it is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import PlainTextResponse, Response
+
+from mmchat.server.call import Call
+from mmchat.server.errors import ApiError
+from mmchat.server.pictures import Picture, open_pictures
+from mmchat.server.stream import Json
+
+FOLDER = Path(__file__).with_name("page")
+_TYPES = {
+    ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript",
+    ".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg",
+    ".ico": "image/x-icon", ".txt": "text/plain",
+    ".webmanifest": "application/manifest+json",
+}  # fmt: skip
+# Nothing but its own files; no string becomes markup or code.
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
+    " img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "permissions-policy": "camera=(self), microphone=()",
+    "cache-control": "no-cache",
+}
+
+
+@cache
+def files() -> Mapping[str, tuple[bytes, str]]:
+    """Path of each file of the page -> (content, type). What is no file of it has no path."""
+    found = {}
+    for path in sorted(FOLDER.rglob("*")):
+        if path.is_file() and path.suffix in _TYPES:
+            name = path.relative_to(FOLDER).as_posix()
+            found["/" + name.removesuffix("index.html")] = path.read_bytes(), _TYPES[path.suffix]
+    return found
+
+
+async def root(call: Call) -> Response:
+    """The page for browsers; programs of Ollama ask here whether it runs."""
+    wants_page = "text/html" in call.request.headers.get("accept", "")
+    if wants_page and call.service.options.page and "/" in files():
+        return await static(call)
+    return PlainTextResponse("Ollama is running")
+
+
+async def static(call: Call) -> Response:
+    data, kind = files()[call.path]
+    return Response(data, headers=HEADERS, media_type=kind)
+
+
+async def tiles(call: Call) -> Response:
+    """`{"image_url": …}` -> what the model makes of it: a picture, or each page of a document."""
+    source = call.body.get("image_url")
+    if not isinstance(source, str):
+        raise ApiError("invalid_value", "image_url: input should be a valid string", "image_url")
+    processor, options = call.service.model.processor, call.service.options
+    picture = Picture(source, "image_url")
+
+    def facts() -> list[dict[str, Any]]:
+        [images] = open_pictures([picture], options, processor.alpha, call.owner)
+        return [
+            {**asdict(processor.facts(image)), "notices": list(image.notices)} for image in images
+        ]
+
+    return Json({"pictures": await call.service.apart(facts)})

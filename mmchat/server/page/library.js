@@ -1,0 +1,111 @@
+// The chats of this browser as a whole: kept, renamed, deleted, written to files and read from them.
+
+import * as tree from "./chat.js";
+import { announce, counted, h, openMenu, toast } from "./dom.js";
+import * as pictures from "./pictures.js";
+import { askText } from "./settings.js";
+import * as store from "./store.js";
+import * as transfer from "./transfer.js";
+
+export class Library {
+  /** changed(): something is other than shown. deleted(chat), restored(chat): of one, null: of all. */
+  constructor({ changed, deleted, restored }) {
+    Object.assign(this, { chats: [], changed, deleted, restored });
+  }
+
+  async load() {
+    this.chats = (await store.all("chats")).map(tree.settle);
+  }
+
+  /** What other tabs have written since. Of `chat` whichever was changed last is kept, and returned. */
+  async refresh(chat) {
+    await this.load();
+    const at = this.chats.findIndex((other) => other.id === chat.id);
+    if (at < 0 || this.chats[at].updated > chat.updated) return this.chats[at] ?? chat;
+    this.chats[at] = chat;
+    return chat;
+  }
+
+  has(chat) {
+    return this.chats.includes(chat);
+  }
+
+  find(id) {
+    return this.chats.find((chat) => chat.id === id) ?? null;
+  }
+
+  /** newest: a question whose pictures are not stored yet. */
+  async save(chat, newest = null) {
+    if (!this.has(chat)) this.chats.push(chat);
+    try {
+      await store.put("chats", chat);
+      if (newest) await pictures.keep(newest.pictures);
+    } catch (error) {
+      announce(`This chat could not be kept: ${error.message}`);
+    }
+  }
+
+  menu(chat, anchor) {
+    const { download, fileName } = transfer;
+    openMenu(anchor, [
+      ["Rename", () => this.rename(chat), "edit"],
+      ["Save as Markdown", async () =>
+        download(fileName(chat, "md"), await transfer.asMarkdown(chat), "text/markdown"), "down"],
+      ["Save as JSON", async () =>
+        download(fileName(chat, "json"), await transfer.asJson([chat]), "application/json"), "down"],
+      ["Delete", () => this.remove(chat), "trash", "danger"],
+    ]);
+  }
+
+  async rename(chat) {
+    const title = await askText("Rename this chat", "Title", chat.title);
+    if (!title) return;
+    chat.title = title;
+    await this.save(chat);
+    this.changed();
+  }
+
+  /** Its pictures go when the page is opened next: until then it can be taken back. */
+  async remove(chat) {
+    this.chats = this.chats.filter((other) => other !== chat);
+    await store.remove("chats", chat.id);
+    this.deleted(chat);
+    toast("Chat deleted", "Undo", async () => {
+      await this.save(chat);
+      this.restored(chat);
+    });
+  }
+
+  removeAll() {
+    toast("Delete all chats and pictures for good?", "Delete all", async () => {
+      this.chats = [];
+      await store.removeAll();
+      this.deleted(null);
+    });
+  }
+
+  /** Forgets pictures that no chat holds: of deleted chats, of questions never sent. */
+  async sweep() {
+    const held = new Set(this.chats.flatMap(tree.pictureIds));
+    for (const id of await store.ids("pictures")) if (!held.has(id)) await pictures.forget(id);
+  }
+
+  async exportAll() {
+    transfer.download("mmchat-chats.json", await transfer.asJson(this.chats), "application/json");
+  }
+
+  importAll() {
+    const input = h("input", { type: "file", accept: ".json,application/json", hidden: true });
+    input.addEventListener("change", async () => {
+      try {
+        const read = await transfer.read(input.files[0]);
+        this.chats.push(...read);
+        this.changed();
+        toast(`${counted(read.length, "chat")} imported`);
+      } catch (error) {
+        toast(error.message);
+      }
+    });
+    input.click();
+  }
+}

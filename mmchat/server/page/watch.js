@@ -1,0 +1,50 @@
+// The calm banner: the server is away, is loading, is back.
+
+import * as api from "./api.js";
+import { h } from "./dom.js";
+
+const FIRST_MS = 1000;
+const LONGEST_MS = 10_000;
+const GOODBYE_MS = 8000;
+const WORDS = {
+  gone: "The server does not answer. Nothing is lost; the page keeps looking for it.",
+  loading: "The model is still loading.",
+  draining: "The server is about to stop. It finishes what it has begun.",
+};
+
+/** Returns watch(): looks for the server until it is well, then calls found(). */
+export function watchServer(banner, { found, resend }) {
+  let isWatching = false;
+
+  const say = (look, text, ...more) => {
+    banner.className = look;
+    banner.replaceChildren(h("span.lamp", { "aria-hidden": "true" }), h("span", {}, text), ...more);
+    banner.hidden = false;
+  };
+
+  const back = () => {
+    const failed = document.querySelector(".turn:last-child .notice.bad");
+    const again = failed && h("button.link", { onclick: () => { banner.hidden = true; resend(); } },
+      "Send again");
+    say("well", "The server is back.", again ?? "");
+    if (!failed) setTimeout(() => { if (!isWatching) banner.hidden = true; }, GOODBYE_MS);
+    found();
+  };
+
+  return async function watch() {
+    if (isWatching) return;
+    isWatching = true;
+    let wait = FIRST_MS;
+    let hasWaited = false;
+    for (;;) {
+      const state = await api.health();
+      if (state === "ok") break;
+      hasWaited = true;
+      say("away", WORDS[state] ?? WORDS.gone);
+      await new Promise((resolve) => setTimeout(resolve, wait));
+      wait = Math.min(LONGEST_MS, wait * 1.5);
+    }
+    isWatching = false;
+    if (hasWaited) back();
+  };
+}

@@ -1,0 +1,126 @@
+"""Pictures of a request: `data:` URLs and base64; addresses and files where that is allowed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from mmchat import limits
+from mmchat.conversation import Image
+from mmchat.errors import ImageError, MemoryError_, MmchatError
+from mmchat.images.formats import picture_format
+from mmchat.images.sources import read_source
+from mmchat.server.errors import ApiError, api_error
+from mmchat.server.media import read_media
+from mmchat.server.options import ServerOptions
+
+if TYPE_CHECKING:
+    from mmchat.images.colour import Alpha
+
+_NO_PICTURE = (
+    "this is no picture: send it as a data:image/…;base64,… URL"
+    " (the server's --media-dir allows paths)"
+)
+_NO_ADDRESSES = (
+    "pictures by address are off here: send them as data:image/…;base64,… URLs"
+    " (the server's --allow-remote-images allows addresses)"
+)
+_NOT_FETCHED = (
+    "the picture cannot be fetched: it must be at an https address of a public and allowed host,"
+    f" answer within {limits.SERVER_FETCH_SECONDS:g} s and have at most"
+    f" {limits.SERVER_FETCH_BYTES // limits.MIB} MiB"
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a client gave it. param: the field that it stands in."""
+
+    source: str
+    param: str
+
+
+def open_pictures(
+    pictures: Sequence[Picture], options: ServerOptions, alpha: Alpha, owner: str
+) -> list[list[Image]]:
+    """The pictures of each: a document has several. Raises ApiError with the field.
+
+    What is cached of them is found by their hash, which is another for every owner: else one could
+    tell by the time it takes what others have shown.
+    """
+    from mmchat.images import load_images
+
+    opened: list[list[Image]] = []
+    for picture in pictures:
+        data = _read(picture, options)
+        beside = [image for images in opened for image in images]
+        try:
+            images = load_images([data], alpha=alpha, names=[picture.param], beside=beside)
+        except MemoryError_ as error:  # too large together: no use to try again
+            raise ApiError("invalid_image", str(error), picture.param) from None
+        except MmchatError as error:
+            raise api_error(error, picture.param) from None
+        opened.append([_of_owner(image, owner) for image in images])
+    return opened
+
+
+def _of_owner(image: Image, owner: str) -> Image:
+    if not owner:
+        return image
+    return replace(
+        image, content_hash=sha256(f"{owner}\n{image.content_hash}".encode()).hexdigest()
+    )
+
+
+def _read(picture: Picture, options: ServerOptions) -> bytes:
+    """Raises ApiError."""
+    source = picture.source
+    scheme = source[:16].lower().partition(":")[0]
+    if scheme == "data":
+        try:
+            return read_source(source).data
+        except ImageError as error:
+            raise api_error(error, picture.param) from None
+    if scheme in ("http", "https"):
+        return _fetched(picture, options)
+    if (found := _bare_base64(source)) is not None:
+        return found
+    if options.media_dir is None:
+        raise ApiError("invalid_image", _NO_PICTURE, picture.param)
+    found = read_media(options.media_dir, source)
+    if found is None:  # whatever lies outside, or does not: the same words
+        raise ApiError("invalid_image", "there is no such picture here", picture.param)
+    return found
+
+
+def _fetched(picture: Picture, options: ServerOptions) -> bytes:
+    if options.remote_images is None:
+        raise ApiError("image_fetch_refused", _NO_ADDRESSES, picture.param)
+    from mmchat.images.web import fetch
+
+    try:
+        if picture.source[:6].lower() == "https:":
+            return fetch(
+                picture.source,
+                max_bytes=limits.SERVER_FETCH_BYTES,
+                allow_private=False,
+                hosts=options.remote_images,
+                seconds=limits.SERVER_FETCH_SECONDS,
+            )
+    except MmchatError:  # one answer for all, so that nobody can look around by it
+        pass
+    raise ApiError("image_fetch_refused", _NOT_FETCHED, picture.param)
+
+
+def _bare_base64(source: str) -> bytes | None:
+    """What it decodes to, if that begins like a picture."""
+    try:
+        if picture_format(base64.b64decode(source[:64].strip()[:44])) is None:
+            return None
+        return base64.b64decode("".join(source.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return None

@@ -1,0 +1,159 @@
+"""What all requests share: the model, the thread of its engine, and who is being served."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from math import ceil
+from statistics import median
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from mmchat import limits
+from mmchat.server.errors import ApiError
+from mmchat.server.metrics import Metrics
+from mmchat.server.options import CPU_ROWS, DEVICE_ROWS, ServerOptions
+
+if TYPE_CHECKING:
+    from mmchat.engine.driver import EngineThread
+    from mmchat.engine.engine import Engine
+    from mmchat.loading.loader import LoadedModel
+    from mmchat.server.ask import Answering
+
+P = ParamSpec("P")
+T = TypeVar("T")
+WORKERS = 2  # threads that parse large bodies, open pictures and build prompts
+
+
+class Service:
+    """A model that is served. Until `use` gives it one, it is loading."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self.options = options
+        self.metrics = Metrics()
+        self.is_draining = False
+        self.held_bytes = 0  # of requests that wait for a row
+        self._took: deque[float] = deque([1.0], 64)  # seconds, of the last answers
+        self._model: LoadedModel | None = None
+        self._thread: EngineThread | None = None
+        self._workers = ThreadPoolExecutor(WORKERS, "mmchat request")
+        self._served: Counter[str] = Counter()  # requests by owner, waiting ones included
+        self.answers: set[Answering] = set()  # that are written, or wait for a row
+
+    def use(self, model: LoadedModel) -> None:
+        """Serve this model from now on."""
+        from mmchat.engine.driver import EngineThread
+        from mmchat.engine.engine import Engine
+
+        usual = CPU_ROWS if model.device.type == "cpu" else DEVICE_ROWS
+        self.rows = min(self.options.rows or usual, model.most_rows)
+        self.memory = self.options.kv_memory or model.memory
+        self._thread = EngineThread(Engine(model, self.rows, memory=self.memory))
+        self._model = model
+
+    def close(self) -> None:
+        """End the engine; answers that are not over fail."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.close()
+
+    @property
+    def model(self) -> LoadedModel:
+        """Raises ApiError while it is being loaded."""
+        if self._model is None:
+            raise ApiError("loading")
+        return self._model
+
+    @property
+    def thread(self) -> EngineThread:
+        """Raises ApiError where no answer can be begun."""
+        if self.is_draining:
+            raise ApiError("draining")
+        if self._thread is None:
+            raise ApiError("loading")
+        if self._thread.error is not None:
+            raise ApiError("server_error")
+        return self._thread
+
+    @property
+    def engine(self) -> Engine:
+        """Raises ApiError while the model is being loaded."""
+        if self._thread is None:
+            raise ApiError("loading")
+        return self._thread.engine
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the engine's thread has ended: no answer will ever be written."""
+        return self._thread.error if self._thread is not None else None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anybody is being served."""
+        return self._served.total() > 0
+
+    @property
+    def status(self) -> str:
+        """ "ok" if an answer would be begun now; else why not."""
+        thread = self._thread
+        if self.is_draining:
+            return "draining"
+        if thread is None:
+            return "loading"
+        if self.failure is not None:
+            return "dead"
+        return "stalled" if thread.engine.is_stalled(self._patience) else "ok"
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a step may take while others wait: a CPU reads a long prompt for minutes."""
+        return 300.0 if self.model.device.type == "cpu" else 30.0
+
+    def drain(self) -> None:
+        """Begin no more answers, nor those that wait."""
+        self.is_draining = True
+        for answer in list(self.answers):
+            answer.refuse(ApiError("draining"))
+
+    def interrupt(self) -> None:
+        """End the answers that are being written, as far as they are."""
+        for answer in list(self.answers):
+            answer.close()
+
+    @contextmanager
+    def serving(self, owner: str) -> Iterator[None]:
+        """A request of `owner` waits, or is answered. Raises ApiError if too many do."""
+        if self._served[owner] >= self.rows + self.options.queue:
+            raise ApiError("rate_limit_exceeded", retry_after=self.retry_after)
+        self._served[owner] += 1
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._served[owner] -= 1
+            self._took.append(time.monotonic() - begin)
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds until those who are here now may have been served."""
+        seconds = self._served.total() * median(self._took) / self.rows
+        return max(1, min(ceil(seconds), 60))
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """So many bytes wait with a request. Raises ApiError if all have too many together."""
+        if self.held_bytes + size > limits.QUEUED_BYTES:
+            raise ApiError("overloaded", "too much data waits already; try again", retry_after=5)
+        self.held_bytes += size
+        try:
+            yield
+        finally:
+            self.held_bytes -= size
+
+    async def apart(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do this in a thread: the loop, which serves everybody, must not wait for it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, lambda: work(*args, **kwargs))

@@ -1,0 +1,104 @@
+"""Answers as they are sent: one JSON, or many of them in a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mmchat.server.errors import api_error
+from mmchat.server.log import bug
+
+KEEP_ALIVE_SECONDS = 10.0  # a CPU reads a long prompt for minutes, in which proxies lose patience
+
+
+def json_bytes(value: Any) -> bytes:
+    """Half of a surrogate pair, as a client may send it, becomes `?`."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
+
+
+class Json(Response):
+    """One JSON object."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(json_bytes(value), status, headers)
+
+
+def sse(value: Any, event: str | None = None) -> bytes:
+    """A server-sent event."""
+    name = f"event: {event}\n".encode() if event else b""
+    return name + b"data: " + json_bytes(value) + b"\n\n"
+
+
+def ndjson(value: Any) -> bytes:
+    return json_bytes(value) + b"\n"
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the items of a stream are sent. keep_alive: what says nothing, if there is such."""
+
+    media_type: str
+    keep_alive: bytes
+    encode: Any
+
+
+SSE = Form("text/event-stream", b": keep-alive\n\n", sse)
+NDJSON = Form("application/x-ndjson", b"", ndjson)
+
+
+class Stream(Response):
+    """Sends what `items` yields, encoded already. An error within is its last item."""
+
+    def __init__(self, items: AsyncGenerator[bytes, None], form: Form = SSE) -> None:
+        super().__init__(None, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self.headers["content-type"] = form.media_type
+        self._items, self._form = items, form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        try:
+            await self._send_items(send)
+        except Exception as failure:
+            error = api_error(failure)
+            if error.code == "server_error":
+                bug(failure)
+            await _send(send, self._form.encode(error.in_form_of(scope["path"])))
+        finally:
+            await self._items.aclose()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_items(self, send: Send) -> None:
+        while True:
+            coming = asyncio.ensure_future(anext(self._items, None))
+            try:
+                while not (await asyncio.wait([coming], timeout=KEEP_ALIVE_SECONDS))[0]:
+                    if self._form.keep_alive:
+                        await _send(send, self._form.keep_alive)
+            finally:
+                if not coming.done():
+                    coming.cancel()
+                    await asyncio.wait([coming])
+            item = coming.result()
+            if item is None:
+                return
+            await _send(send, item)
+
+
+async def _send(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})

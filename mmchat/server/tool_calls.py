@@ -1,0 +1,257 @@
+"""Calls of tools, told from the text of an answer while it is written."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from mmchat.conversation import FinishReason, ToolCall
+
+_ID_LETTERS = string.ascii_letters + string.digits
+_SPACES = " \t\r\n"
+_BETWEEN = _SPACES + ";,[]"  # calls, and around a list of them
+# The beginning of a call: place -> what may stand there -> the place behind it. White space may
+# stand between any two. Models write `arguments` for `parameters`, and some say first that it is a
+# function. At "name" stands the name of a tool.
+_HEADER = {
+    "call": {"{": "key"},
+    "key": {'"type"': "type:", '"name"': "name:"},
+    "type:": {":": "type"},
+    "type": {'"function"': "type,"},
+    "type,": {",": "name key"},
+    "name key": {'"name"': "name:"},
+    "name:": {":": "name"},
+    "name,": {",": "arguments key", "}": "no arguments"},
+    "arguments key": {'"parameters"': "arguments:", '"arguments"': "arguments:"},
+    "arguments:": {":": "value"},
+    "value": {"{": "arguments"},
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """Text that is no part of a call."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class CallBegin:
+    """A call of a declared tool; what it is given comes next."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class CallArguments:
+    """The next piece of the arguments' JSON text; all pieces together are that text, unchanged."""
+
+    index: int
+    text: str
+
+
+Piece = Content | CallBegin | CallArguments
+
+
+def new_id() -> str:
+    """As OpenAI's look."""
+    return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(24))
+
+
+class CallStream:
+    """Characters of an answer in, content and calls out: each character is looked at once.
+
+    So it does not matter where the text is cut into deltas. Text is held back only while it can
+    still be the beginning of a call `{"name": …, "parameters": {…}}` of one of `names`. Calls may
+    stand beside text, and be separated by `;`, `,` or line breaks. What is like a call of another
+    name is content.
+
+    calls: those whose arguments are complete. is_done: nothing that follows is wanted, as after
+    the first call if they are not `parallel`.
+    """
+
+    def __init__(
+        self,
+        names: Collection[str],
+        *,
+        parallel: bool = True,
+        make_id: Callable[[], str] = new_id,
+    ) -> None:
+        self.calls: list[ToolCall] = []
+        self.is_done = False
+        self._names, self._parallel, self._make_id = frozenset(names), parallel, make_id
+        self._step = self._between if names else self._text
+        self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
+        self._held: list[str] = []  # what may turn out to be content
+        self._begun = 0
+        self._header = _Header(self._names)
+        self._nesting = _Nesting()
+        self._arguments: list[str] = []
+
+    def feed(self, text: str) -> list[Piece]:
+        """What is certain after this text; neighbours of a kind are one piece."""
+        for char in text:
+            if self.is_done:
+                break
+            self._step(char)
+        return self._taken()
+
+    def end(self) -> list[Piece]:
+        """What was held back, once nothing follows."""
+        if not (self._begun and self._step == self._between):  # else it separates nothing
+            self._release()
+        return self._taken()
+
+    def finish_reason(self, reason: FinishReason) -> Literal["stop", "length", "tool_calls"]:
+        """As OpenAI's chat says it; an answer that was cut is of length, calls or not."""
+        is_whole = reason in ("stop", "stop_string")
+        if self.is_done or (is_whole and self._begun):
+            return "tool_calls"
+        return "stop" if is_whole else "length"
+
+    # ---- where in the answer
+
+    def _text(self, char: str) -> None:
+        if char == "{" and self._names:
+            self._begin_header(char)
+        else:
+            self._add(None, char)
+
+    def _between(self, char: str) -> None:
+        """At the start, or behind a call."""
+        if char == "{":
+            self._begin_header(char)
+        elif char in _BETWEEN:
+            self._held.append(char)
+        else:
+            self._release()
+            self._step = self._text
+            self._text(char)
+
+    def _begin_header(self, char: str) -> None:
+        self._header = _Header(self._names)
+        self._step = self._in_header
+        self._in_header(char)
+
+    def _in_header(self, char: str) -> None:
+        if not self._header.feed(char):
+            self._release()
+            self._step = self._text
+            self._text(char)  # which may begin a call itself
+        elif not self._header.is_whole:
+            self._held.append(char)
+        else:
+            self._begin_call(char)
+
+    def _begin_call(self, char: str) -> None:
+        self._held.clear()
+        begin = CallBegin(self._begun, self._make_id(), self._header.name)
+        self._pieces.append((begin, []))
+        self._begun += 1
+        self._arguments, self._nesting = [], _Nesting()
+        if self._header.place == "arguments":
+            self._step = self._in_arguments
+            self._in_arguments(char)
+        else:
+            self._argue("{}")
+            self._end_call()
+
+    def _in_arguments(self, char: str) -> None:
+        self._argue(char)
+        if not self._nesting.feed(char):
+            self._nesting.depth = 1  # of the call, whose end is looked for now
+            self._step = self._behind_arguments
+
+    def _behind_arguments(self, char: str) -> None:
+        if not self._nesting.feed(char):
+            self._end_call()
+
+    def _end_call(self) -> None:
+        self.calls.append(ToolCall(self._header.name, "".join(self._arguments)))
+        self._step = self._between
+        self.is_done = not self._parallel
+
+    # ---- what comes out
+
+    def _argue(self, text: str) -> None:
+        self._arguments.append(text)
+        self._add(self._begun - 1, text)
+
+    def _release(self) -> None:
+        if self._held:
+            self._add(None, "".join(self._held))
+            self._held.clear()
+
+    def _add(self, kind: int | None, text: str) -> None:
+        """kind: the call whose arguments it is part of, None for content."""
+        if not self._pieces or self._pieces[-1][0] != kind:
+            self._pieces.append((kind, []))
+        self._pieces[-1][1].append(text)
+
+    def _taken(self) -> list[Piece]:
+        pieces, self._pieces = self._pieces, []
+        return [_piece(kind, "".join(texts)) for kind, texts in pieces]
+
+
+def _piece(kind: CallBegin | int | None, text: str) -> Piece:
+    if isinstance(kind, CallBegin):
+        return kind
+    return Content(text) if kind is None else CallArguments(kind, text)
+
+
+class _Header:
+    """The beginning of a call, up to the first character of its arguments.
+
+    name: of the tool, once it is known. place: in _HEADER.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = {f'"{name}"': "name," for name in names}
+        self._word = ""
+        self.name = ""
+        self.place = "call"
+
+    @property
+    def is_whole(self) -> bool:
+        return self.place in ("arguments", "no arguments")
+
+    def feed(self, char: str) -> bool:
+        """Whether the text can still be, or is, the beginning of a call."""
+        if not self._word and char in _SPACES:
+            return True
+        self._word += char
+        expected = self._names if self.place == "name" else _HEADER[self.place]
+        if self._word not in expected:
+            return any(one.startswith(self._word) for one in expected)
+        if self.place == "name":
+            self.name = self._word[1:-1]
+        self.place, self._word = expected[self._word], ""
+        return True
+
+
+class _Nesting:
+    """How deep in objects and lists a JSON text is; what strings hold does not count."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self._in_string = self._is_escaped = False
+
+    def feed(self, char: str) -> int:
+        """The depth after this character."""
+        if self._is_escaped:
+            self._is_escaped = False
+        elif self._in_string:
+            self._is_escaped = char == "\\"
+            self._in_string = char != '"'
+        elif char == '"':
+            self._in_string = True
+        elif char in "{[":
+            self.depth += 1
+        elif char in "}]":
+            self.depth -= 1
+        return self.depth

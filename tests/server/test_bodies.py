@@ -1,0 +1,97 @@
+"""Whatever a body says, it is answered, or refused in the form of its API; no route breaks."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+LEAKS = re.compile(r"0x[0-9a-f]{6}|/home|/work|Traceback|site-packages|<class|object at")
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.5, 5.0, 2**53, -1e9]),
+    st.sampled_from(["", "a", "user", "tiny", "json", "text", "5m", "data:,", "\ud800"]),
+    st.just("<|image|>"),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["type", "text", "role", "content"]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)
+SAMPLED = (
+    "temperature", "top_p", "top_k", "min_p", "seed", "stop", "frequency_penalty", "stream",
+    "logprobs", "top_logprobs", "model",
+)  # fmt: skip
+OLLAMA = ("model", "stream", "format", "options", "keep_alive", "think", "logprobs", "images")
+FIELDS = {
+    "/v1/completions": (*SAMPLED, "prompt", "max_tokens", "echo", "n", "stream_options"),
+    "/v1/responses": (*SAMPLED, "input", "instructions", "text", "tools", "include", "store"),
+    "/api/chat": (*OLLAMA, "messages", "tools"),
+    "/api/generate": (*OLLAMA, "prompt", "system", "raw", "context", "suffix"),
+    "/api/show": ("model", "name"),
+    "/api/pull": ("model", "name", "stream"),
+}
+GOOD = {
+    "/v1/completions": {"prompt": "a", "max_tokens": 1},
+    "/v1/responses": {"input": "a", "max_output_tokens": 1},
+    "/api/chat": {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "a"}],
+        "options": {"num_predict": 1},
+    },
+    "/api/generate": {"model": "tiny", "prompt": "a", "options": {"num_predict": 1}},
+    "/api/show": {"model": "tiny"},
+    "/api/pull": {"model": "tiny"},
+}
+OPTIONS = ("temperature", "top_k", "top_p", "seed", "stop", "num_predict", "num_ctx", "num_gpu")
+
+
+def bodies(path):
+    """A good body, some fields of which say something else."""
+    changes = st.dictionaries(st.sampled_from(FIELDS[path]), VALUES, min_size=1, max_size=2)
+    return changes.map(lambda changed: GOOD[path] | changed)
+
+
+def check(client, path, body):
+    response = client.post(path, content=json.dumps(body))  # half of a surrogate pair, too
+    if response.status_code == 200:
+        return
+    assert response.status_code in (400, 404), response.text
+    error = response.json()["error"]
+    text = error if path.startswith("/api/") else error["message"]
+    assert isinstance(text, str)
+    assert text
+    assert not LEAKS.search(text), text
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_every_body_is_answered_or_refused(client, path):
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(bodies(path))
+    def attack(body):
+        check(client, path, body)
+
+    attack()
+    assert client.post(path, json=GOOD[path]).status_code == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", FIELDS)
+def test_many_bodies_are_answered_or_refused(client, path):
+    @settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(bodies(path))
+    def attack(body):
+        check(client, path, body)
+
+    attack()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.sampled_from(OPTIONS), SCALARS, max_size=3))
+def test_every_option_of_ollama_is_taken_or_refused(client, options):
+    check(client, "/api/chat", GOOD["/api/chat"] | {"options": {"num_predict": 1} | options})

@@ -1,0 +1,303 @@
+"""From the queue to the end: who waits, who goes, and how a server ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from mmchat import limits
+from mmchat.server import ask
+from mmchat.server.app import ROUTES, make_app
+from mmchat.server.options import ServerOptions
+from mmchat.server.service import Service
+from tests.server.asgi import ask as ask_now
+from tests.server.asgi import call, scope
+
+CHAT = "/v1/chat/completions"
+KEYS = {"one": "a-key-of-somebody-1", "two": "a-key-of-another-22"}
+
+
+class Endless:
+    """The processor of a model whose answers end at max_tokens alone."""
+
+    stop_ids = frozenset()
+
+    def __init__(self, processor):
+        self._processor = processor
+
+    def __getattr__(self, name):
+        return getattr(self._processor, name)
+
+
+@pytest.fixture
+def serve(tiny):
+    """A function that makes a service of such a model."""
+    made = []
+
+    def make(**options) -> Service:
+        service = Service(ServerOptions(**{"rows": 1, **options}))
+        service.use(replace(tiny, processor=Endless(tiny.processor)))
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        service.close()
+
+
+def body(count: int = 30, **more) -> list[bytes]:
+    """A question with an answer of so many tokens."""
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, **more}
+    return [json.dumps({**asked, "max_tokens": count}).encode()]
+
+
+def question(key: str = "") -> dict:
+    return scope("POST", CHAT, [("x-api-key", KEYS[key])] if key else ())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Until another thread has done something."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+def begin(app, count: int, *, key: str = "", gone=None, **more) -> asyncio.Task:
+    return asyncio.ensure_future(call(app, question(key), body(count, **more), gone))
+
+
+# ---- the client goes
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_frees_its_row(serve, stream):
+    service = serve()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        first = begin(app, 2_000, gone=gone, stream=stream)
+        await until(lambda: service.engine.running == 1)
+        waiting_gone = asyncio.Event()
+        waiting = begin(app, 5, gone=waiting_gone, stream=stream)
+        third = begin(app, 5)
+        await until(lambda: service.engine.waiting == 2)
+        waiting_gone.set()  # ik_llama#1929: this must not stop the one that runs
+        await waiting
+        await until(lambda: service.engine.waiting == 1)
+        assert service.engine.running == 1
+        gone.set()
+        await first
+        assert (await third).json()["usage"]["completion_tokens"] == 5
+        await until(lambda: not service.engine.has_work)
+        assert not service.is_busy
+        assert service.held_bytes == 0
+
+    asyncio.run(run())
+    assert service.metrics.counts["requests_cancelled_total"] == 2
+
+
+def test_a_client_that_goes_in_its_upload_or_before_its_prompt_is_forgotten(serve, monkeypatch):
+    service = serve()
+
+    async def run() -> None:
+        app = make_app(service)
+
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            raise AssertionError("nobody is there")
+
+        await app(question(), receive, send)
+        gone = asyncio.Event()
+        gone.set()
+        await begin(app, 5, gone=gone)
+        assert not service.is_busy
+
+    asyncio.run(run())
+
+
+# ---- the queue
+
+
+def test_a_full_queue_says_when_to_come_back_and_only_to_its_owner(serve):
+    service = serve(keys=KEYS, queue=1)
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        running = begin(app, 2_000, key="one", gone=gone)
+        waiting = begin(app, 5, key="one")
+        await until(lambda: service.engine.running + service.engine.waiting == 2)
+        refused = await begin(app, 5, key="one")
+        assert refused.status == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        other = begin(app, 5, key="two")
+        await until(lambda: service.engine.waiting == 2)
+        gone.set()
+        await running
+        assert ((await waiting).status, (await other).status) == (200, 200)
+
+    asyncio.run(run())
+
+
+def test_who_waits_too_long_is_told(serve, monkeypatch):
+    monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
+    service = serve()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        running = begin(app, 2_000, gone=gone)
+        await until(lambda: service.engine.running == 1)
+        refused = await begin(app, 5, stream=True)
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert refused.headers["retry-after"]
+        gone.set()
+        await running
+
+    asyncio.run(run())
+
+
+def test_bodies_that_wait_are_bounded_together(serve, monkeypatch):
+    monkeypatch.setattr(limits, "QUEUED_BYTES", 3 * len(body(2_000)[0]))
+    service = serve()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        running = begin(app, 2_000, gone=gone)
+        await until(lambda: service.engine.running == 1)
+        waiting = [begin(app, 2_000, gone=gone) for _ in range(3)]
+        await until(lambda: service.engine.waiting == 3)
+        refused = await begin(app, 2_000)
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        gone.set()
+        await asyncio.gather(running, *waiting)
+        assert service.held_bytes == 0
+
+    asyncio.run(run())
+
+
+def test_memory_for_three_writes_three_at_once(serve):
+    positions = 256  # of one such request, rounded up
+    one = serve().model.position_bytes * positions
+    service = serve(rows=8, kv_memory=3 * one)
+    most = 0
+
+    async def run() -> None:
+        nonlocal most
+        app = make_app(service)
+        tasks = [begin(app, 20, seed=i) for i in range(10)]
+        while not all(task.done() for task in tasks):
+            most = max(most, service.engine.running)
+            await asyncio.sleep(0.002)
+        assert [task.result().status for task in tasks] == [200] * 10
+        refused = await begin(app, 1_500)
+        assert (refused.status, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+    asyncio.run(run())
+    assert 1 < most <= 3
+
+
+# ---- the end
+
+
+def test_a_drain_lets_answers_end_and_begins_none(serve):
+    service = serve()
+
+    async def run() -> None:
+        app = make_app(service)
+        running = begin(app, 60, stream=True)
+        await until(lambda: service.engine.running == 1)
+        waiting = begin(app, 5, stream=True)
+        await until(lambda: service.engine.waiting == 1)
+        service.drain()
+        for refused in (await waiting, await begin(app, 5)):
+            assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
+            assert refused.headers["retry-after"]
+            assert refused.headers["x-should-retry"] == "false"
+        assert (await call(app, scope("GET", "/health"))).json() == {"status": "draining"}
+        answer = await running
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert answer.body.count(b'"finish_reason":"length"') == 1
+
+    asyncio.run(run())
+
+
+def test_who_is_still_prepared_when_a_drain_begins_is_not_begun(serve, monkeypatch):
+    service = serve()
+    prompt = ask._prompt
+
+    def drains(*given):
+        service.is_draining = True
+        return prompt(*given)
+
+    monkeypatch.setattr(ask, "_prompt", drains)
+    refused = asyncio.run(call(make_app(service), question(), body()))
+    assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
+    assert not service.is_busy
+
+
+def test_what_is_not_ready_after_a_drain_ends_as_far_as_it_is(serve):
+    service = serve()
+
+    async def run() -> None:
+        app = make_app(service)
+        running = begin(app, 2_000, stream=True)
+        whole = begin(app, 2_000)
+        await until(lambda: service.engine.running == 1 and service.engine.waiting == 1)
+        service.drain()
+        service.interrupt()
+        answer = await running
+        assert answer.body.count(b'"finish_reason":"length"') == 1
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert (await whole).status == 503
+
+    asyncio.run(run())
+
+
+def test_while_the_model_is_loaded_it_says_so():
+    """CVE-2026-114051: a server that cannot answer must not look healthy."""
+    app = make_app(Service(ServerOptions()))
+    assert ask_now(app, "GET", "/health").status == 503
+    assert ask_now(app, "GET", "/health").json() == {"status": "loading"}
+    for method, path, _ in ROUTES:
+        refused = ask_now(app, method, path, body={"messages": [], "image_url": "x", "model": "x"})
+        assert refused.status == 503, path
+        assert refused.headers["retry-after"]
+
+
+def test_the_end_of_the_engine_is_seen_by_all(serve, monkeypatch):
+    service = serve()
+
+    async def run() -> None:
+        app = make_app(service)
+        running = begin(app, 2_000, stream=True)
+        await until(lambda: service.engine.running == 1)
+
+        def fails() -> bool:
+            raise RuntimeError("0x7ffdeadbeef /home/somebody")
+
+        monkeypatch.setattr(service.engine, "step", fails)
+        answer = await running
+        event = answer.body.decode().strip().rpartition("data: ")[2]
+        assert json.loads(event)["error"]["code"] == "server_error"
+        assert "0x7f" not in answer.body.decode()
+        assert service.failure is not None
+        health = await call(app, scope("GET", "/health"))
+        assert (health.status, health.json()) == (503, {"status": "dead"})
+        assert (await begin(app, 5)).status == 500
+
+    asyncio.run(run())
+
+
+def test_a_step_that_hangs_while_others_wait_is_no_health(serve, monkeypatch):
+    service = serve()
+    assert service.status == "ok"
+    monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 300)
+    assert service.status == "stalled"
