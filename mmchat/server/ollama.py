@@ -32,6 +32,7 @@ from mmchat.server.pictures import Picture
 from mmchat.server.stream import NDJSON, Json, Stream, ndjson
 from mmchat.server.told import Told
 from mmchat.server.tool_calls import Content
+from mmchat.server.tools import MOST_TOOLS
 
 # How a route says a piece of the answer: text, and calls of tools
 Say = Callable[[str, Sequence[ToolCall]], Mapping[str, Any]]
@@ -54,11 +55,14 @@ class EarlierCall(Body):
     function: Function
 
 
+EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+
+
 class ChatMessage(Body):
     role: str
     content: Annotated[str, _absent("")] = ""
     images: list[str] | None = None
-    tool_calls: list[EarlierCall] | None = None
+    tool_calls: EarlierCalls | None = None
 
 
 class ChatRequest(Asked):

@@ -26,6 +26,7 @@ from mmchat.server.pictures import Picture
 from mmchat.server.stream import DONE, Json, Stream, sse
 from mmchat.server.told import MadeCall, Told
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
+from mmchat.server.tools import MOST_TOOLS
 
 
 def _as_url(value: Any) -> Any:
@@ -63,8 +64,11 @@ class EarlierCall(Body):
     function: Function
 
 
+EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+
+
 class CallingMessage(ChatMessage):
-    tool_calls: list[EarlierCall] | None = None
+    tool_calls: EarlierCalls | None = None
 
 
 class StreamOptions(Body):

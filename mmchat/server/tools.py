@@ -78,10 +78,10 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
     rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
     are bound. Raises ToolError.
     """
+    if len(tools or []) > MOST_TOOLS:
+        raise ToolError(f"there are more than {MOST_TOOLS} tools", "tools")
     found = [_tool(tool, f"tools.{index}") for index, tool in enumerate(tools or [])]
     names = [tool.name for tool in found]
-    if len(found) > MOST_TOOLS:
-        raise ToolError(f"there are more than {MOST_TOOLS} tools", "tools")
     if twice := {name for name in names if names.count(name) > 1}:
         raise ToolError(f"two tools are called {quoted(min(twice))}", "tools")
     mode, chosen = _choice(choice)
