@@ -93,7 +93,12 @@ class Message:
 
     if TYPE_CHECKING:  # what is taken is more than what is kept
 
-        def __init__(self, role: Role, content: str | Part | Sequence[Part]) -> None: ...
+        def __init__(
+            self,
+            role: Role,
+            content: str | Part | Sequence[Part],
+            calls: Sequence[ToolCall] = (),
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):

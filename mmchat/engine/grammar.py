@@ -54,7 +54,8 @@ class Grammars:
         SchemaError, MissingExtra.
         """
         matcher = _compiled(schemas.as_text(schema), self._tokenizer, lenient, or_text)
-        return Grammar(matcher, self._vocab_size, tuple(matcher.get_grammar_warnings()))
+        notices = tuple(map(_notice, matcher.get_grammar_warnings()))
+        return Grammar(matcher, self._vocab_size, notices)
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -216,6 +217,10 @@ def _in_our_words(reason: str) -> str:
         if count:
             return reason
     return f"{reason}; change that"
+
+
+def _notice(warning: str) -> str:
+    return re.sub(r"^Unimplemented keys: \[(.*)\]$", r"\1 is not enforced", warning)
 
 
 def _first_line(error: str) -> str:

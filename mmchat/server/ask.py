@@ -9,15 +9,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mmchat import limits
-from mmchat.conversation import IMAGE_MARK, Image, Message, Part, Role, Text
+from mmchat.conversation import IMAGE_MARK, Image, Message, Part, Role, Text, ToolCall
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.request import Request, request_within
 from mmchat.errors import MemoryError_
 from mmchat.server import log
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, api_error
+from mmchat.server.held import Schema, grammar_of
 from mmchat.server.pictures import Picture, open_pictures
 from mmchat.server.shorter import that_fits
+from mmchat.server.tools import NO_TOOLS, Plan
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
@@ -29,11 +31,15 @@ JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent togeth
 
 @dataclass(frozen=True)
 class AskedMessage:
-    """A message as it was sent. param: the field that it stands in, as `messages.2`."""
+    """A message as it was sent. param: the field that it stands in, as `messages.2`.
+
+    calls: of tools, by the assistant.
+    """
 
     role: Role
     parts: tuple[str | Picture, ...]
     param: str
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def pictures(self) -> list[Picture]:
@@ -49,7 +55,7 @@ class Ask:
     context: positions of prompt and answer, if fewer than the server allows.
     before: ids of a conversation that the messages go on with. score_from: as in engine.request.
     drops_oldest: the oldest messages may be left out to fit.
-    schema, tools: the grammar that the answer must follow, by the field that asked for it.
+    schema: what the text must be. plan: the tools that may or must be called.
     """
 
     prompt: tuple[AskedMessage, ...] | AskedMessage | tuple[int, ...]
@@ -58,19 +64,21 @@ class Ask:
     before: tuple[int, ...] = ()
     score_from: int | None = None
     drops_oldest: bool = False
-    schema: tuple[str, Any] | None = None
-    tools: tuple[str, Any] | None = None
+    schema: Schema | None = None
+    plan: Plan = NO_TOOLS
 
 
 class Answering:
     """An answer while it is written: iterate over the tokens that came together.
 
-    finished: the end, once the iteration is over. queue_seconds: how long it waited for a row.
+    plan: the calls that are looked for in it. finished: the end, once the iteration is over.
+    queue_seconds: how long it waited for a row.
     """
 
-    def __init__(self, call: Call, thread: EngineThread, request: Request) -> None:
+    def __init__(self, call: Call, thread: EngineThread, request: Request, plan: Plan) -> None:
         loop = asyncio.get_running_loop()
         self._came = asyncio.Event()
+        self.plan = plan
         self._call, self._thread = call, thread
         self._submitted = time.perf_counter()
         try:
@@ -89,6 +97,12 @@ class Answering:
     @property
     def prompt_ids(self) -> tuple[int, ...]:
         return self._answer.request.prompt.token_ids
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What of a schema is not enforced."""
+        grammar = self._answer.request.grammar
+        return grammar.notices if grammar else ()
 
     @property
     def finished(self) -> Finished:
@@ -145,6 +159,11 @@ class Answering:
             self._refused = error
             self._came.set()
 
+    def end(self) -> None:
+        """No more of it is wanted; what came so far is the answer."""
+        if not self._answer.is_over:
+            self._thread.cancel(self._answer)
+
     def close(self) -> None:
         """Nobody reads any more: its row is free before the next step."""
         if not self._answer.is_over:
@@ -165,10 +184,13 @@ async def begin(call: Call, ask: Ask) -> Answering:
     """
     service = call.service
     _, model = service.thread, service.model  # both are there, or it is refused at once
-    refuse_grammar(ask)
     call.serve()
     sampling = replace(model.sampling_defaults, **ask.settings)
     context = min(ask.context or model.max_seq_len, model.max_seq_len)
+
+    def work() -> Request:
+        grammar = grammar_of(model, ask.schema, ask.plan)
+        return replace(that_fits(ask, make), grammar=grammar)
 
     def make(ask: Ask) -> Request:
         prompt = _prompt(call, ask)
@@ -180,11 +202,12 @@ async def begin(call: Call, ask: Ask) -> Answering:
         return replace(made, owner=call.owner, score_from=ask.score_from)
 
     try:
-        request = await service.apart(that_fits, ask, make)
+        request = await service.apart(work)
     except Exception as error:
         raise api_error(error) from error
     call.waiting.enter_context(service.holding(_bytes(request)))
-    answering = Answering(call, service.thread, request)  # which may be draining by now
+    # the server may be draining by now
+    answering = Answering(call, service.thread, request, ask.plan)
     await answering.begun()
     call.waiting.close()
     return answering
@@ -194,13 +217,6 @@ def _bytes(request: Request) -> int:
     """What its pictures take while it waits."""
     media = (placed.media for placed in request.prompt.media)
     return sum(tensor.nbytes for one in media for tensor in one.tensors)
-
-
-def refuse_grammar(ask: Ask) -> None:
-    """The place of grammars and tools, until there are any."""
-    for asked in (ask.schema, ask.tools):
-        if asked is not None:
-            raise ApiError("unsupported_parameter", param=asked[0])
 
 
 def _prompt(call: Call, ask: Ask) -> Prompt:
@@ -219,7 +235,7 @@ def _prompt(call: Call, ask: Ask) -> Prompt:
     made = [_message(one, [next(images) for _ in one.pictures]) for one in messages]
     if isinstance(ask.prompt, AskedMessage):
         return processor.raw(made[0])
-    return _behind(_ids(call, ask.before, "context"), processor.chat(made))
+    return _behind(_ids(call, ask.before, "context"), processor.chat(made, ask.plan.declared))
 
 
 def _ids(call: Call, ids: Sequence[int], param: str) -> tuple[int, ...]:
@@ -245,6 +261,7 @@ def _behind(before: tuple[int, ...], prompt: Prompt) -> Prompt:
 
 _ROLES: Mapping[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+    "tool": "tool",
 }  # fmt: skip
 
 
@@ -254,6 +271,17 @@ def role(name: str, param: str) -> Role:
         known = ", ".join(_ROLES)
         raise ApiError("invalid_value", f"a role is one of {known}", f"{param}.role")
     return _ROLES[name]
+
+
+def calling(message: AskedMessage, calls: Sequence[ToolCall]) -> AskedMessage:
+    """The same with calls of tools. Raises ApiError."""
+    if calls and message.role != "assistant":
+        raise ApiError(
+            "invalid_value",
+            f"only the assistant calls tools, not a message of {message.role}",
+            f"{message.param}.tool_calls",
+        )
+    return replace(message, calls=tuple(calls))
 
 
 def _check_messages(call: Call, messages: Sequence[AskedMessage]) -> None:
@@ -271,7 +299,7 @@ def _check_messages(call: Call, messages: Sequence[AskedMessage]) -> None:
                 f"{message.param} has more than {limits.REQUEST_PARTS} parts",
                 f"{message.param}.content",
             )
-        if not message.parts and message.role != "assistant":
+        if not message.parts and message.role not in ("assistant", "tool"):
             raise ApiError("invalid_value", f"{message.param} is empty", f"{message.param}.content")
         for picture in message.pictures:
             pictures += 1
@@ -308,11 +336,11 @@ def _message(asked: AskedMessage, images: Sequence[list[Image]]) -> Message:
     if not images or text.count(IMAGE_MARK) != len(images):
         for part in asked.parts:
             parts += [Text(part)] if isinstance(part, str) else next(coming)
-        return Message(asked.role, tuple(parts))
+        return Message(asked.role, tuple(parts), asked.calls)
     for part in asked.parts:
         if isinstance(part, str):
             first, *others = part.split(IMAGE_MARK)
             parts += [Text(first)] if first else []
             for piece in others:
                 parts += [*next(coming), *([Text(piece)] if piece else [])]
-    return Message(asked.role, tuple(parts))
+    return Message(asked.role, tuple(parts), asked.calls)

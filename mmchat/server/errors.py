@@ -13,6 +13,7 @@ from mmchat.errors import (
     NetworkError,
     NumericalError,
     PromptError,
+    SchemaError,
     UsageError,
 )
 
@@ -92,6 +93,7 @@ class ApiError(Exception):
 _OURS: tuple[tuple[type[MmchatError], str], ...] = (
     (ContextLengthExceeded, "context_length_exceeded"),
     (PromptError, "invalid_value"),
+    (SchemaError, "invalid_schema"),
     (UsageError, "invalid_value"),
     (ImageError, "invalid_image"),
     (MissingExtra, "invalid_image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -9,11 +10,14 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
+from mmchat import strict_json
+from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import Answering, Ask, AskedMessage, begin, role
+from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Bool, Whole, read
+from mmchat.server.held import notice_header, planned
 from mmchat.server.ollama_forms import (
     Asked,
     check_asked,
@@ -23,22 +27,42 @@ from mmchat.server.ollama_forms import (
     rfc3339,
     statistics,
 )
-from mmchat.server.openai_forms import entries, logprobs
+from mmchat.server.openai_forms import logprobs
 from mmchat.server.pictures import Picture
 from mmchat.server.stream import NDJSON, Json, Stream, ndjson
+from mmchat.server.told import Told
+from mmchat.server.tool_calls import Content
+from mmchat.server.tools import MOST_TOOLS
 
-# How a route says a piece of the answer
-Say = Callable[[str], Mapping[str, Any]]
+# How a route says a piece of the answer: text, and calls of tools
+Say = Callable[[str, Sequence[ToolCall]], Mapping[str, Any]]
 
 
 def _absent(empty: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: empty if value is None else value)
 
 
+def _json_text(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
+class Function(Body):
+    name: str
+    arguments: Annotated[str, BeforeValidator(_json_text), _absent("{}")] = "{}"
+
+
+class EarlierCall(Body):
+    function: Function
+
+
+EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+
+
 class ChatMessage(Body):
     role: str
     content: Annotated[str, _absent("")] = ""
     images: list[str] | None = None
+    tool_calls: EarlierCalls | None = None
 
 
 class ChatRequest(Asked):
@@ -62,7 +86,7 @@ async def chat(call: Call) -> Response:
     asked = read(ChatRequest, call.body)
     check_asked(call, asked)
     if not asked.messages:
-        return Json(_line(asked, {"message": _said("")}, loaded(asked)))
+        return Json(_line(asked, {"message": _said("", ())}, loaded(asked)))
     messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
     ask = Ask(
         tuple(one for one in messages if one.parts or one.role != "system"),
@@ -70,9 +94,9 @@ async def chat(call: Call) -> Response:
         asked.num_ctx,
         drops_oldest=asked.truncate is not False,
         schema=asked.json_schema,
-        tools=("tools", asked.tools) if asked.tools else None,
+        plan=planned(asked.tools),
     )
-    return await _answer(call, asked, ask, lambda text: {"message": _said(text)})
+    return await _answer(call, asked, ask, lambda *said: {"message": _said(*said)})
 
 
 async def generate(call: Call) -> Response:
@@ -91,7 +115,9 @@ async def generate(call: Call) -> Response:
         before=tuple(asked.context or ()),
         schema=asked.json_schema,
     )
-    return await _answer(call, asked, ask, lambda text: {"response": text}, context=not asked.raw)
+    return await _answer(
+        call, asked, ask, lambda text, _: {"response": text}, context=not asked.raw
+    )
 
 
 def _prompt(asked: GenerateRequest) -> tuple[AskedMessage, ...] | AskedMessage:
@@ -106,7 +132,9 @@ def _prompt(asked: GenerateRequest) -> tuple[AskedMessage, ...] | AskedMessage:
 
 def _message(message: ChatMessage, param: str) -> AskedMessage:
     parts = _parts(message.content, message.images, f"{param}.images")
-    return AskedMessage(role(message.role.lower(), param), parts, param)
+    asked = AskedMessage(role(message.role.lower(), param), parts, param)
+    functions = [one.function for one in message.tool_calls or ()]
+    return calling(asked, [ToolCall(f.name, f.arguments or "{}") for f in functions])
 
 
 def _parts(text: str, images: Sequence[str] | None, param: str) -> tuple[str | Picture, ...]:
@@ -115,8 +143,18 @@ def _parts(text: str, images: Sequence[str] | None, param: str) -> tuple[str | P
     return (*pictures, *((text,) if text else ()))
 
 
-def _said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def _said(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """A call whose arguments are no object is said as text."""
+    listed = []
+    for made in calls:
+        try:
+            arguments = strict_json.parse_object(made.arguments.encode())
+        except ValueError:
+            text += f'{{"name": "{made.name}", "parameters": {made.arguments}}}'
+        else:
+            listed.append({"function": {"name": made.name, "arguments": arguments}})
+    message = {"role": "assistant", "content": text}
+    return {**message, "tool_calls": listed} if listed else message
 
 
 def _line(asked: Asked, *parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,26 +169,30 @@ async def _answer(
 ) -> Response:
     """context: say the ids of the conversation at the end, which a client may send back."""
     answering = await begin(call, ask)
+    told = Told(answering)
     if asked.stream is False:
-        finished = await answering.whole()
-        more = _logprobs(call, asked, finished.logprobs)
-        end = _end(answering, context=context)
-        response: Response = Json(_line(asked, say(finished.text), more, end))
+        said = await told.read()
+        more = _logprobs(call, asked, answering.finished.logprobs)
+        end = _end(told, context=context)
+        response: Response = Json(_line(asked, say(said.text, told.stream.calls), more, end))
     else:
-        response = Stream(_lines(call, asked, answering, say, context=context), NDJSON)
-    response.headers.update(notices(call, asked))
+        response = Stream(_lines(call, asked, told, say, context=context), NDJSON)
+    response.headers.update(notice_header([*notices(call, asked), *answering.notices]))
     return response
 
 
 async def _lines(
-    call: Call, asked: Asked, answering: Answering, say: Say, *, context: bool
+    call: Call, asked: Asked, told: Told, say: Say, *, context: bool
 ) -> AsyncGenerator[bytes, None]:
-    async for deltas in answering:
-        text = "".join(delta.text for delta in deltas)
-        more = _logprobs(call, asked, entries(deltas))
-        if text or more:
-            yield ndjson(_line(asked, say(text), more, {"done": False}))
-    yield ndjson(_line(asked, say(""), _end(answering, context=context)))
+    count = 0
+    async for pieces, listed in told:
+        text = "".join(piece.text for piece in pieces if isinstance(piece, Content))
+        calls = told.stream.calls[count:]  # those that are complete now
+        count += len(calls)
+        more = _logprobs(call, asked, listed)
+        if text or calls or more:
+            yield ndjson(_line(asked, say(text, calls), more, {"done": False}))
+    yield ndjson(_line(asked, say("", ()), _end(told, context=context)))
 
 
 def _logprobs(
@@ -162,7 +204,7 @@ def _logprobs(
     return {"logprobs": listed} if listed else {}
 
 
-def _end(answering: Answering, *, context: bool) -> dict[str, Any]:
-    finished = answering.finished
+def _end(told: Told, *, context: bool) -> dict[str, Any]:
+    finished = told.answering.finished
     ids = [*finished.prompt_ids, *finished.output_ids]
-    return statistics(answering) | ({"context": ids} if context else {})
+    return statistics(told.answering, told.finish_reason) | ({"context": ids} if context else {})

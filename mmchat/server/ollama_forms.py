@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -27,8 +26,8 @@ from mmchat.server.fields import (
     Whole,
     strings,
 )
+from mmchat.server.held import Schema
 from mmchat.server.models import names
-from mmchat.server.openai_forms import FINISH_REASONS
 
 # What Ollama calls the models of a family, with any tag.
 OLLAMA_NAMES = {"mllama": "llama3.2-vision", "llava": "llava"}
@@ -116,15 +115,14 @@ class Asked(Body):
         return self.options.num_ctx if self.options else None
 
     @property
-    def json_schema(self) -> tuple[str, Any] | None:
-        """The field that asks for JSON, and the schema that it must have."""
+    def json_schema(self) -> Schema | None:
         if self.format is None or self.format == "":
             return None
         if isinstance(self.format, dict):
-            return "format", self.format
+            return Schema("format", self.format, is_lenient=True)
         if self.format != "json":
             raise ApiError("invalid_value", 'format is "json" or a JSON schema', "format")
-        return "format", {"type": "object"}
+        return Schema("format", {"type": "object"})
 
 
 def check_asked(call: Call, asked: Asked) -> None:
@@ -164,21 +162,21 @@ def loaded(asked: Asked) -> dict[str, Any]:
     return {"done": True, "done_reason": "unload" if asked.unloads else "load"}
 
 
-def notices(call: Call, asked: Asked) -> Mapping[str, str]:
-    """Headers that say what is done otherwise than asked."""
+def notices(call: Call, asked: Asked) -> list[str]:
+    """What is done otherwise than asked."""
     most = call.service.model.max_seq_len
     if asked.num_ctx is None or asked.num_ctx <= most:
-        return {}
-    return {"x-mmchat-notice": f"num_ctx {asked.num_ctx} is more than the {most} of this server"}
+        return []
+    return [f"num_ctx {asked.num_ctx} is more than the {most} of this server"]
 
 
-def statistics(answering: Answering) -> dict[str, Any]:
-    """Of the last line; times are nanoseconds."""
+def statistics(answering: Answering, reason: str) -> dict[str, Any]:
+    """Of the last line; times are nanoseconds. reason: as OpenAI says it."""
     finished = answering.finished
     counts, times = finished.usage, finished.timings
     return {
         "done": True,
-        "done_reason": FINISH_REASONS[finished.reason],
+        "done_reason": "stop" if reason == "tool_calls" else reason,
         "total_duration": _ns(time.perf_counter() - times.started),
         "load_duration": _ns(answering.queue_seconds or 0.0),
         "prompt_eval_count": counts.prompt_tokens,

@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
+from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import Answering, Ask, AskedMessage, begin, role
+from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Bool, Flag, Length, Logprobs, Sampled, read
+from mmchat.server.held import Schema, notice_header, planned
 from mmchat.server.openai_forms import (
-    FINISH_REASONS,
-    entries,
     head,
     logprobs,
     refuse_unsupported,
@@ -24,13 +24,16 @@ from mmchat.server.openai_forms import (
 )
 from mmchat.server.pictures import Picture
 from mmchat.server.stream import DONE, Json, Stream, sse
+from mmchat.server.told import MadeCall, Told
+from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
+from mmchat.server.tools import MOST_TOOLS
 
 
 def _as_url(value: Any) -> Any:
     return {"url": value} if isinstance(value, str) else value
 
 
-def _as_parts(value: Any) -> Any:
+def parts_of(value: Any) -> Any:
     if value is None:
         return []
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
@@ -49,7 +52,23 @@ class Part(Body):
 
 class ChatMessage(Body):
     role: str
-    content: Annotated[list[Part], BeforeValidator(_as_parts)] = Field(default_factory=list)
+    content: Annotated[list[Part], BeforeValidator(parts_of)] = Field(default_factory=list)
+
+
+class Function(Body):
+    name: str
+    arguments: str | None = None
+
+
+class EarlierCall(Body):
+    function: Function
+
+
+EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+
+
+class CallingMessage(ChatMessage):
+    tool_calls: EarlierCalls | None = None
 
 
 class StreamOptions(Body):
@@ -69,7 +88,7 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(Sampled):
-    messages: list[ChatMessage]
+    messages: list[CallingMessage]
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
     logprobs: Bool | None = None
@@ -78,6 +97,8 @@ class ChatRequest(Sampled):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: Bool | None = None
 
 
 async def chat_completions(call: Call) -> Response:
@@ -87,9 +108,13 @@ async def chat_completions(call: Call) -> Response:
     answering = await begin(call, _ask(request))
     call.body.clear()  # its pictures may have many MiB, and the answer may take long
     request.messages.clear()
+    told = Told(answering)
     if request.stream:
-        return Stream(_chunks(call, request, answering, answer))
-    return Json(await _whole(call, request, answering, answer))
+        response: Response = Stream(_chunks(call, request, told, answer))
+    else:
+        response = Json(await _whole(call, request, told, answer))
+    response.headers.update(notice_header(answering.notices))
+    return response
 
 
 def _ask(request: ChatRequest) -> Ask:
@@ -103,11 +128,17 @@ def _ask(request: ChatRequest) -> Ask:
         logprobs=max(request.top_logprobs or 0, 1) if request.logprobs else None,
     )
     return Ask(
-        tuple(asked_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
+        tuple(_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
         settings,
         schema=_schema(request.response_format),
-        tools=("tools", request.tools) if request.tools else None,
+        plan=planned(request.tools, request.tool_choice, request.parallel_tool_calls),
     )
+
+
+def _message(message: CallingMessage, param: str) -> AskedMessage:
+    functions = [one.function for one in message.tool_calls or ()]
+    calls = [ToolCall(function.name, function.arguments or "{}") for function in functions]
+    return calling(asked_message(message, param), calls)
 
 
 def asked_message(message: ChatMessage, param: str) -> AskedMessage:
@@ -125,34 +156,40 @@ def _part(part: Part, param: str) -> str | Picture:
     return Picture(part.image_url.url, f"{param}.image_url")
 
 
-def _schema(form: ResponseFormat | None) -> tuple[str, Any] | None:
-    """The field that asks for JSON, and the schema that it must have."""
+def _schema(form: ResponseFormat | None) -> Schema | None:
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return "response_format", form.object_schema or {"type": "object"}
+        if form.object_schema is not None:
+            return Schema("response_format.schema", form.object_schema)
+        return Schema("response_format", {"type": "object"})
     param = "response_format.json_schema.schema"
     if form.json_schema is None or form.json_schema.json_schema is None:
         raise ApiError("invalid_value", f"{param} is missing", param)
-    return param, form.json_schema.json_schema
+    return Schema(param, form.json_schema.json_schema, form.json_schema.strict is False)
 
 
 async def _whole(
-    call: Call, request: ChatRequest, answering: Answering, head: dict[str, Any]
+    call: Call, request: ChatRequest, told: Told, head: dict[str, Any]
 ) -> dict[str, Any]:
-    finished = await answering.whole()
+    said = await told.read()
+    finished = told.answering.finished
+    message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+    if said.calls:
+        message["content"] = said.text or None
+        message["tool_calls"] = [_call(one) for one in said.calls]
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": finished.text, "refusal": None},
+        "message": message,
         "logprobs": _logprobs(call, request, finished.logprobs),
-        "finish_reason": FINISH_REASONS[finished.reason],
+        "finish_reason": told.finish_reason,
     }
-    times = timings(finished, answering.queue_seconds)
+    times = timings(finished, told.answering.queue_seconds)
     return {**head, "choices": [choice], "usage": usage(finished), "timings": times}
 
 
 async def _chunks(
-    call: Call, request: ChatRequest, answering: Answering, head: dict[str, Any]
+    call: Call, request: ChatRequest, told: Told, head: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
     wants_usage = bool(request.stream_options and request.stream_options.include_usage)
     head = {**head, "object": "chat.completion.chunk"} | ({"usage": None} if wants_usage else {})
@@ -162,17 +199,34 @@ async def _chunks(
         return sse({**head, "choices": [choice]})
 
     yield chunk({"role": "assistant", "content": ""})
-    async for deltas in answering:
-        text = "".join(delta.text for delta in deltas)
-        found = _logprobs(call, request, entries(deltas))
-        if text or (found and found["content"]):
-            yield chunk({"content": text}, found)
-    finished = answering.finished
-    yield chunk({}, None, FINISH_REASONS[finished.reason])
+    async for pieces, listed in told:
+        found = _logprobs(call, request, listed)
+        if not pieces and found and found["content"]:
+            pieces = [Content("")]
+        for piece in pieces:
+            yield chunk(_delta(piece), found)
+            found = None if found is None else {**found, "content": []}  # told already
+    finished = told.answering.finished
+    yield chunk({}, None, told.finish_reason)
     if wants_usage:
-        times = timings(finished, answering.queue_seconds)
+        times = timings(finished, told.answering.queue_seconds)
         yield sse({**head, "choices": [], "usage": usage(finished), "timings": times})
     yield DONE
+
+
+def _call(made: MadeCall) -> dict[str, Any]:
+    function = {"name": made.name, "arguments": made.arguments}
+    return {"id": made.id, "type": "function", "function": function}
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    match piece:
+        case Content(text):
+            return {"content": text}
+        case CallBegin(index, id_, name):
+            return {"tool_calls": [{"index": index, **_call(MadeCall(id_, name))}]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
 def _logprobs(

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from mmchat.engine.events import Finished
-from mmchat.server.ask import Answering, Ask, AskedMessage, begin
+from mmchat.conversation import ToolCall
+from mmchat.engine.events import Finished, TokenLogprob
+from mmchat.server.ask import Ask, AskedMessage, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Bool, Length, Logprobs, Sampled, read
-from mmchat.server.openai_chat import ChatMessage, asked_message
+from mmchat.server.held import Schema, notice_header, planned
+from mmchat.server.openai_chat import ChatMessage, Part, asked_message, parts_of
 from mmchat.server.openai_forms import (
-    FINISH_REASONS,
-    entries,
     logprobs,
     refuse_unsupported,
     served_name,
     usage,
 )
 from mmchat.server.stream import Json, Stream, sse
+from mmchat.server.told import Told
+from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
 
 # What would need a memory of earlier requests, or of prompts
 _OF_A_STATE: Mapping[str, tuple[Any, ...]] = {
     "previous_response_id": (), "conversation": (), "background": (False,), "prompt": (),
 }  # fmt: skip
 _WITHOUT_WORDS = ("reasoning", "compaction")  # items that others' models left in a history
+Event = tuple[str, dict[str, Any]]  # its name, and what it says
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -39,13 +43,19 @@ def _as_items(value: Any) -> Any:
 
 
 class Item(ChatMessage):
+    """A message, a call, or what came of one."""
+
     type: str | None = None
     role: str = ""
+    name: str | None = None
+    arguments: str | None = None
+    output: Annotated[list[Part], BeforeValidator(parts_of)] = Field(default_factory=list)
 
 
 class TextFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    strict: Bool | None = None
 
 
 class TextOptions(Body):
@@ -58,6 +68,8 @@ class ResponseRequest(Sampled):
     max_output_tokens: Length | None = None
     text: TextOptions | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: Bool | None = None
     include: list[str] | None = None
     top_logprobs: Logprobs | None = None
     stream: Bool | None = None
@@ -73,9 +85,14 @@ async def responses(call: Call) -> Response:
     request = read(ResponseRequest, call.body)
     form = _Form(call, request)
     answering = await begin(call, _ask(request))
+    events = _events(form, Told(answering))
     if request.stream:
-        return Stream(_events(form, answering))
-    return Json(form.response(await answering.whole()))
+        response: Response = Stream(_encoded(events))
+    else:
+        *_, (_, last) = [event async for event in events]
+        response = Json(last["response"])
+    response.headers.update(notice_header(answering.notices))
+    return response
 
 
 def _ask(request: ResponseRequest) -> Ask:
@@ -87,18 +104,27 @@ def _ask(request: ResponseRequest) -> Ask:
         tuple(_messages(request)),
         settings,
         schema=_schema(request.text.format if request.text else None),
-        tools=("tools", request.tools) if request.tools else None,
+        plan=planned(request.tools, request.tool_choice, request.parallel_tool_calls),
     )
 
 
 def _messages(request: ResponseRequest) -> list[AskedMessage]:
-    messages = []
+    messages: list[AskedMessage] = []
     if request.instructions:
         messages.append(AskedMessage("system", (request.instructions,), "instructions"))
     for at, item in enumerate(request.input):
         param = f"input.{at}"
         if item.type in (None, "message"):
             messages.append(asked_message(item, param))
+        elif item.type == "function_call":
+            called = AskedMessage("assistant", (), param)
+            if messages and messages[-1].role == "assistant":
+                called = messages.pop()
+            made = ToolCall(item.name or "", item.arguments or "{}")
+            messages.append(replace(called, calls=(*called.calls, made)))
+        elif item.type == "function_call_output":
+            result = ChatMessage(role="tool", content=item.output)
+            messages.append(asked_message(result, param))
         elif item.type not in _WITHOUT_WORDS:
             raise ApiError(
                 "unsupported_parameter", "such an item is not supported here", f"{param}.type"
@@ -106,15 +132,14 @@ def _messages(request: ResponseRequest) -> list[AskedMessage]:
     return messages
 
 
-def _schema(form: TextFormat | None) -> tuple[str, Any] | None:
-    """The field that asks for JSON, and the schema that it must have."""
+def _schema(form: TextFormat | None) -> Schema | None:
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return "text.format", {"type": "object"}
+        return Schema("text.format", {"type": "object"})
     if form.json_schema is None:
         raise ApiError("invalid_value", "text.format.schema is missing", "text.format.schema")
-    return "text.format.schema", form.json_schema
+    return Schema("text.format.schema", form.json_schema, form.strict is False)
 
 
 class _Form:
@@ -122,7 +147,6 @@ class _Form:
 
     def __init__(self, call: Call, request: ResponseRequest) -> None:
         self._call, self._request = call, request
-        self.item_id = f"msg_{secrets.token_hex(12)}"
         self._head = {
             "id": f"resp_{secrets.token_hex(12)}",
             "object": "response",
@@ -131,14 +155,14 @@ class _Form:
             "instructions": request.instructions,
             "max_output_tokens": request.max_output_tokens,
             "metadata": {},
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": request.temperature,
             "text": {"format": {"type": request.text.format.type}}
             if request.text and request.text.format
             else {"format": {"type": "text"}},
-            "tool_choice": "auto",
+            "tool_choice": request.tool_choice or "auto",
             "tools": request.tools or [],
             "top_p": request.top_p,
             "error": None,
@@ -148,66 +172,107 @@ class _Form:
         state = {"status": "in_progress", "incomplete_details": None, "usage": None}
         return {**self._head, **state, "output": []}
 
-    def response(self, finished: Finished) -> dict[str, Any]:
-        cut = FINISH_REASONS[finished.reason] == "length"
+    def response(self, finished: Finished, items: list[dict[str, Any]]) -> dict[str, Any]:
+        cut = items[-1]["status"] == "incomplete"
         return {
             **self._head,
             "status": "incomplete" if cut else "completed",
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [self.message(self.part(finished), cut=cut)],
+            "output": items,
             "usage": _usage(finished),
         }
 
-    def message(self, *parts: dict[str, Any], cut: bool = False) -> dict[str, Any]:
-        status = "incomplete" if cut else "completed" if parts else "in_progress"
-        return {
-            "id": self.item_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": list(parts),
-        }
-
-    def part(self, finished: Finished | None = None) -> dict[str, Any]:
-        text, found = (finished.text, finished.logprobs) if finished else ("", ())
-        told = self.logprobs(found)
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": told}
-
-    def logprobs(self, found: Any) -> list[dict[str, Any]]:
+    def logprobs(self, found: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
         if not self._request.wants_logprobs:
             return []
         return logprobs(self._call.service.model, found, self._request.top_logprobs or 0)
 
 
-async def _events(form: _Form, answering: Answering) -> AsyncGenerator[bytes, None]:
+class _Output:
+    """The items of an answer, and the events that tell them as they grow."""
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+        self._open: dict[str, Any] = {}  # the last of them, while it grows
+
+    def add(self, piece: Piece, listed: list[dict[str, Any]]) -> Iterator[Event]:
+        match piece:
+            case Content(text):
+                if self._open.get("type") != "message":
+                    yield from self._begin("msg", "message", role="assistant", content=[])
+                    part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+                    self._open["content"].append(part)
+                    yield "content_part.added", {**self._of_part, "part": part}
+                [part] = self._open["content"]
+                part["text"] += text
+                part["logprobs"] += listed
+                if text or listed:
+                    more = {"delta": text, "logprobs": listed}
+                    yield "output_text.delta", {**self._of_part, **more}
+            case CallBegin(_, id_, name):
+                yield from self._begin("fc", "function_call", call_id=id_, name=name, arguments="")
+            case CallArguments(_, text):
+                self._open["arguments"] += text
+                yield "function_call_arguments.delta", {**self._of_item, "delta": text}
+
+    def end(self, status: str) -> Iterator[Event]:
+        """Nothing more of the last item comes."""
+        item, self._open["status"] = self._open, status
+        if item["type"] == "message":
+            [part] = item["content"]
+            said = {"text": part["text"], "logprobs": part["logprobs"]}
+            yield "output_text.done", {**self._of_part, **said}
+            yield "content_part.done", {**self._of_part, "part": part}
+        else:
+            said = {"name": item["name"], "arguments": item["arguments"]}
+            yield "function_call_arguments.done", {**self._of_item, **said}
+        yield "output_item.done", {"output_index": len(self.items) - 1, "item": item}
+        self._open = {}
+
+    def _begin(self, prefix: str, kind: str, **fields: Any) -> Iterator[Event]:
+        if self._open:
+            yield from self.end("completed")
+        id_ = f"{prefix}_{secrets.token_hex(12)}"
+        self._open = {"id": id_, "type": kind, "status": "in_progress", **fields}
+        self.items.append(self._open)
+        yield "output_item.added", {"output_index": len(self.items) - 1, "item": self._open}
+
+    @property
+    def _of_item(self) -> dict[str, Any]:
+        return {"output_index": len(self.items) - 1, "item_id": self._open["id"]}
+
+    @property
+    def _of_part(self) -> dict[str, Any]:
+        return {**self._of_item, "content_index": 0}
+
+
+async def _events(form: _Form, told: Told) -> AsyncGenerator[Event, None]:
+    """What an event says may change once the next is asked for."""
+    output = _Output()
+    yield "created", {"response": form.begun()}
+    yield "in_progress", {"response": form.begun()}
+    async for pieces, entries in told:
+        listed = form.logprobs(entries)
+        for piece in pieces or ([Content("")] if listed else []):
+            for event in output.add(piece, listed):
+                yield event
+            listed = []
+    if not output.items:
+        for event in output.add(Content(""), []):
+            yield event
+    cut = told.finish_reason == "length"
+    for event in output.end("incomplete" if cut else "completed"):
+        yield event
+    whole = form.response(told.answering.finished, output.items)
+    yield whole["status"], {"response": whole}
+
+
+async def _encoded(events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
     number = 0
-
-    def event(kind: str, **fields: Any) -> bytes:
-        nonlocal number
+    async for kind, fields in events:
         name = f"response.{kind}"
-        data = sse({"type": name, "sequence_number": number, **fields}, name)
+        yield sse({"type": name, "sequence_number": number, **fields}, name)
         number += 1
-        return data
-
-    item = {"output_index": 0}
-    part = {**item, "item_id": form.item_id, "content_index": 0}
-    yield event("created", response=form.begun())
-    yield event("in_progress", response=form.begun())
-    yield event("output_item.added", **item, item=form.message())
-    yield event("content_part.added", **part, part=form.part())
-    async for deltas in answering:
-        text = "".join(delta.text for delta in deltas)
-        told = form.logprobs(entries(deltas))
-        if text or told:
-            yield event("output_text.delta", **part, delta=text, logprobs=told)
-    finished = answering.finished
-    whole = form.response(finished)
-    [message] = whole["output"]
-    [said] = message["content"]
-    yield event("output_text.done", **part, text=said["text"], logprobs=said["logprobs"])
-    yield event("content_part.done", **part, part=said)
-    yield event("output_item.done", **item, item=message)
-    yield event(whole["status"], response=whole)
 
 
 def _usage(finished: Finished) -> dict[str, Any]:

@@ -4,9 +4,7 @@ How an API uses it, from request to answer:
 
     plan = plan_of(body.tools, body.tool_choice, body.parallel_tool_calls)   # ToolError: 400
     prompt = model.processor.chat(messages, tools=plan.declared)             # off the loop
-    grammar = plan.grammar and model.grammars.compile(
-        plan.grammar, lenient=not plan.is_strict, or_text=plan.or_text       # SchemaError: 400
-    )
+    grammar = grammar_of(model, schema, plan)                                # ApiError: 400
     request = replace(made, grammar=grammar)                                 # made: a Request
     calls = CallStream(plan.names, parallel=plan.parallel)
     for delta in answering:
@@ -44,23 +42,31 @@ class ToolError(UsageError):
 
 @dataclass(frozen=True)
 class Plan:
-    """declared: what the prompt shows. names: of tools that may be called. grammar: the schema of a
-    call, if the answer is held to it; or_text: text may come instead. is_strict: refuse what cannot
-    be enforced. parallel: several calls in one answer.
+    """declared: what the prompt shows. names: of tools that may be called.
+
+    calls: the schema of a call of each, and places: the fields of their parameters. is_held: the
+    answer must be one of calls; or_text: or text. is_strict: refuse what cannot be enforced.
+    parallel: several calls in one answer.
     """
 
     declared: tuple[dict[str, Any], ...] = ()
     names: frozenset[str] = frozenset()
-    grammar: dict[str, Any] | None = None
+    calls: tuple[dict[str, Any], ...] = ()
+    places: tuple[str, ...] = ()
+    is_held: bool = False
     or_text: bool = False
     is_strict: bool = False
     parallel: bool = True
+
+
+NO_TOOLS = Plan()
 
 
 @dataclass(frozen=True)
 class _Tool:
     name: str
     parameters: Mapping[str, Any]
+    param: str
     strict: bool
     declaration: dict[str, Any]
 
@@ -72,10 +78,10 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
     rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
     are bound. Raises ToolError.
     """
+    if len(tools or []) > MOST_TOOLS:
+        raise ToolError(f"there are more than {MOST_TOOLS} tools", "tools")
     found = [_tool(tool, f"tools.{index}") for index, tool in enumerate(tools or [])]
     names = [tool.name for tool in found]
-    if len(found) > MOST_TOOLS:
-        raise ToolError(f"there are more than {MOST_TOOLS} tools", "tools")
     if twice := {name for name in names if names.count(name) > 1}:
         raise ToolError(f"two tools are called {quoted(min(twice))}", "tools")
     mode, chosen = _choice(choice)
@@ -85,7 +91,7 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
             what = quoted(missing[0]) if missing else "any tool"
             raise ToolError(f"tool_choice asks for {what}, which tools do not hold", "tool_choice")
     if mode == "none" or not found:
-        return Plan()
+        return NO_TOOLS
     usable = [tool for tool in found if chosen is None or tool.name in chosen]
     is_strict = any(tool.strict for tool in usable)
     must = mode == "required"
@@ -94,7 +100,9 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
     return Plan(
         declared=tuple(tool.declaration for tool in usable),
         names=frozenset(tool.name for tool in usable),
-        grammar=_calls(bound) if must or is_strict else None,
+        calls=_calls(bound),
+        places=tuple(tool.param for tool in usable),
+        is_held=must or is_strict,
         or_text=not must,
         is_strict=is_strict,
         parallel=parallel is not False,
@@ -124,7 +132,8 @@ def _tool(given: Any, param: str) -> _Tool:
             raise ToolError(f"{param}.description must be text", f"{param}.description")
         declared["description"] = description
     declaration = {"type": "function", "function": {**declared, "parameters": parameters}}
-    return _Tool(name, parameters, function.get("strict") is True, declaration)
+    is_strict = function.get("strict") is True
+    return _Tool(name, parameters, f"{param}.parameters", is_strict, declaration)
 
 
 def _choice(choice: Any) -> tuple[Literal["none", "auto", "required"], list[str] | None]:
@@ -160,21 +169,17 @@ def _allowed(
     return mode, names
 
 
-def _calls(tools: Sequence[_Tool]) -> dict[str, Any]:
-    """The schema of one call of any of the tools."""
-    return {
-        "anyOf": [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool.name},
-                    "parameters": moved(
-                        tool.parameters, ("anyOf", index, "properties", "parameters")
-                    ),
-                },
-                "required": ["name", "parameters"],
-                "additionalProperties": False,
-            }
-            for index, tool in enumerate(tools)
-        ]
-    }
+def _calls(tools: Sequence[_Tool]) -> tuple[dict[str, Any], ...]:
+    """The schema of a call of each, as one of the schemas of an anyOf."""
+    return tuple(
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                "parameters": moved(tool.parameters, ("anyOf", index, "properties", "parameters")),
+            },
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        }
+        for index, tool in enumerate(tools)
+    )

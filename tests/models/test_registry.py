@@ -30,6 +30,8 @@ ALLOWED = {
     "cli/options.py": {"tile"},  # help of --dry-run
     "cli/tiles.py": {"tile"},  # the command
     "cli/wrong_names.py": {"tile"},  # the command
+    "server/app.py": {"tile"},  # the route `/page/tiles`
+    "server/page.py": {"tile"},  # what answers there
     "evals/run.py": {"tile"},  # `--by tiles`
     "evals/scenes/__init__.py": {"tile"},  # sizes in which scenes are drawn
     "evals/scenes/world.py": {"tile", "TILE"},

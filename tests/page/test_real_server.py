@@ -65,6 +65,26 @@ def test_a_first_visit(new_visit, server, screenshot, tmp_path):
     visit.chips.get_by_text("2 pages").wait_for()
 
 
+def test_a_schema_holds_the_answer_or_is_refused_in_words(new_visit, server):
+    visit = new_visit()
+    visit.page.goto(server.url)
+    visit.page.locator("#model").get_by_text("tiny").wait_for(timeout=60_000)
+
+    def schema(text):
+        visit.page.keyboard.press("Control+,")
+        dialog = visit.page.get_by_role("dialog", name="Settings")
+        dialog.get_by_text("JSON by schema").click()
+        dialog.get_by_label("JSON schema").fill(text)
+        dialog.get_by_role("button", name="Close").click()
+
+    schema('{"enum": ["a zebra", "an okapi"]}')
+    visit.ask("What is this?")
+    assert visit.answers.last.locator(".code").inner_text().endswith(('"a zebra"', '"an okapi"'))
+    schema('{"type": "array", "uniqueItems": true}')
+    visit.send("What is this?")
+    visit.answers.last.get_by_text('"uniqueItems" cannot be enforced').wait_for()
+
+
 def test_another_origin_reaches_nothing(new_visit, server):
     """Neither by a script nor by what a browser sends without asking first."""
     with FakeServer().running() as elsewhere:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import ollama
+import openai
 import pytest
 from starlette.testclient import TestClient
 
@@ -42,6 +47,29 @@ def client(service: Service) -> TestClient:
 def dog() -> str:
     """A picture as a data: URL."""
     return "data:image/jpeg;base64," + base64.b64encode((ASSETS / "dog.jpg").read_bytes()).decode()
+
+
+@pytest.fixture
+def theirs(client, monkeypatch):
+    monkeypatch.setattr(platform, "platform", lambda: "Linux")  # which asks a process
+    return openai.OpenAI(
+        base_url="http://localhost/v1", api_key="unused", http_client=client, max_retries=0
+    )
+
+
+@pytest.fixture
+def their(service):
+    """Runs what is done with a client of Ollama."""
+
+    def do(work):
+        async def within():
+            transport = httpx.ASGITransport(make_app(service))
+            async with ollama.AsyncClient("http://localhost", transport=transport) as client:
+                return await work(client)
+
+        return asyncio.run(within())
+
+    return do
 
 
 def about(url: Any, text: str = "What is in this picture?", **more: Any) -> dict[str, Any]:

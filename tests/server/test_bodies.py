@@ -28,15 +28,18 @@ SAMPLED = (
     "logprobs", "top_logprobs", "model",
 )  # fmt: skip
 OLLAMA = ("model", "stream", "format", "options", "keep_alive", "think", "logprobs", "images")
+TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 FIELDS = {
+    "/v1/chat/completions": (*SAMPLED, *TOOLS, "messages", "max_tokens", "response_format"),
     "/v1/completions": (*SAMPLED, "prompt", "max_tokens", "echo", "n", "stream_options"),
-    "/v1/responses": (*SAMPLED, "input", "instructions", "text", "tools", "include", "store"),
+    "/v1/responses": (*SAMPLED, "input", "instructions", "text", *TOOLS, "include", "store"),
     "/api/chat": (*OLLAMA, "messages", "tools"),
     "/api/generate": (*OLLAMA, "prompt", "system", "raw", "context", "suffix"),
     "/api/show": ("model", "name"),
     "/api/pull": ("model", "name", "stream"),
 }
 GOOD = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
     "/v1/completions": {"prompt": "a", "max_tokens": 1},
     "/v1/responses": {"input": "a", "max_output_tokens": 1},
     "/api/chat": {

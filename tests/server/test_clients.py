@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import platform
 
-import httpx
 import ollama
 import openai
 import pytest
-from pydantic import BaseModel
 
-from mmchat.server.app import make_app
 from tests.server.conftest import ASSETS
 from tests.server.serving import serving
 
@@ -21,29 +16,6 @@ ANSWER = "A brown dog."
 PICTURE = ASSETS / "dog.jpg"
 MODEL = "llama3.2-vision"
 GREEDY = {"temperature": 0}
-
-
-@pytest.fixture
-def theirs(client, monkeypatch):
-    monkeypatch.setattr(platform, "platform", lambda: "Linux")  # which asks a process
-    return openai.OpenAI(
-        base_url="http://localhost/v1", api_key="unused", http_client=client, max_retries=0
-    )
-
-
-@pytest.fixture
-def their(service):
-    """Runs what is done with a client of Ollama."""
-
-    def do(work):
-        async def within():
-            transport = httpx.ASGITransport(make_app(service))
-            async with ollama.AsyncClient("http://localhost", transport=transport) as client:
-                return await work(client)
-
-        return asyncio.run(within())
-
-    return do
 
 
 def picture_input(dog):
@@ -124,21 +96,6 @@ def test_openai_responses_may_be_cut_and_tell_probabilities(theirs):
     assert [len(entry.top_logprobs) for entry in told] == [2, 2]
 
 
-def test_openai_responses_parse_reaches_the_place_of_grammars(theirs, monkeypatch):
-    class Thing(BaseModel):
-        colour: str
-
-    asked = []
-    monkeypatch.setattr("mmchat.server.ask.refuse_grammar", asked.append)
-    tool = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": True}
-    with pytest.raises(ValueError, match="Invalid JSON"):  # nothing holds the model to it yet
-        theirs.responses.parse(model=MODEL, input="Hello", text_format=Thing, tools=[tool])
-    param, schema = asked[0].schema
-    assert param == "text.format.schema"
-    assert schema["properties"]["colour"]["type"] == "string"
-    assert asked[0].tools == ("tools", [tool])
-
-
 @pytest.mark.parametrize(
     ("more", "param"),
     [
@@ -152,7 +109,6 @@ def test_openai_responses_parse_reaches_the_place_of_grammars(theirs, monkeypatc
         ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
     ],
 )
 def test_openai_responses_say_what_is_wrong(theirs, more, param):

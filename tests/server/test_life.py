@@ -266,8 +266,9 @@ def test_while_the_model_is_loaded_it_says_so():
     app = make_app(Service(ServerOptions()))
     assert ask_now(app, "GET", "/health").status == 503
     assert ask_now(app, "GET", "/health").json() == {"status": "loading"}
+    body = {"messages": [], "prompt": "x", "input": "x", "image_url": "x", "model": "x"}
     for method, path, _ in ROUTES:
-        refused = ask_now(app, method, path, body={"messages": [], "image_url": "x", "model": "x"})
+        refused = ask_now(app, method, path, body=body)
         assert refused.status == 503, path
         assert refused.headers["retry-after"]
 

@@ -285,20 +285,3 @@ def test_what_is_here_need_not_be_pulled(client):
     assert statuses == ["pulling manifest", "success"]
     once = client.post("/api/pull", json={**asked, "stream": False})
     assert once.json() == {"status": "success"}
-
-
-@pytest.mark.parametrize("more", [{"format": {"type": "object"}}, {"format": "json"}])
-def test_a_schema_reaches_the_place_of_grammars(client, monkeypatch, more):
-    asked = []
-    monkeypatch.setattr("mmchat.server.ask.refuse_grammar", asked.append)
-    assert chat(client, user("Hello"), **more).status_code == 200
-    assert generate(client, "Hello", **more).status_code == 200
-    assert [ask.schema for ask in asked] == [("format", {"type": "object"})] * 2
-
-
-def test_tools_reach_the_place_of_tools(client, monkeypatch):
-    asked = []
-    monkeypatch.setattr("mmchat.server.ask.refuse_grammar", asked.append)
-    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
-    assert chat(client, user("Hello"), tools=tools).status_code == 200
-    assert [ask.tools for ask in asked] == [("tools", tools)]

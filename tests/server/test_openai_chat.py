@@ -73,7 +73,6 @@ def test_a_stream_says_the_same_in_chunks(client, dog):
         ({"messages": [{"role": "nobody", "content": "x"}]}, "messages.0.role"),
         (about("data:image/png;base64,AAAA"), "messages.0.content.1.image_url"),
         (about({"url": "x", "detail": "tiny"}), "messages.0.content.1.image_url.detail"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
 def test_what_is_wrong_is_named(client, changed, param):

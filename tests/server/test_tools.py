@@ -15,7 +15,8 @@ import mmchat
 from mmchat.conversation import Message, Text, ToolCall
 from mmchat.engine.driver import run
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import SchemaError
+from mmchat.server.errors import ApiError
+from mmchat.server.held import grammar_of
 from mmchat.server.tool_calls import (
     CallArguments,
     CallBegin,
@@ -217,13 +218,14 @@ def test_a_choice_says_what_is_shown_and_what_must_come():
     allowed = [{"type": "function", "function": {"name": "add"}}]
     assert plan_of(None) == plan_of([]) == plan_of(tools, "none") == Plan()
     auto = plan_of(tools)
-    assert (auto.names, auto.grammar, auto.parallel) == ({"weather", "add"}, None, True)
+    assert (auto.names, auto.is_held, auto.parallel) == ({"weather", "add"}, False, True)
     assert plan_of(tools, "auto", False).parallel is False
     must = plan_of(tools, "required")
-    assert (len(must.grammar["anyOf"]), must.or_text) == (2, False)
+    assert (len(must.calls), must.is_held, must.or_text) == (2, True, False)
+    assert must.places[1] == "tools.1.function.parameters"
     for choice in (allowed[0], {"type": "function", "name": "add"}):
         assert plan_of(tools, choice).names == {"add"}
-        assert plan_of(tools, choice).grammar["anyOf"][0]["properties"]["name"]["const"] == "add"
+        assert plan_of(tools, choice).calls[0]["properties"]["name"]["const"] == "add"
     for inner in ({"mode": "auto", "tools": allowed}, {"mode": "required", "tools": allowed}):
         for choice in (
             {"type": "allowed_tools", "allowed_tools": inner},
@@ -231,7 +233,7 @@ def test_a_choice_says_what_is_shown_and_what_must_come():
         ):
             plan = plan_of(tools, choice)
             assert plan.names == {"add"}
-            assert (plan.grammar is None) == (inner["mode"] == "auto")
+            assert plan.is_held == (inner["mode"] == "required")
 
 
 @pytest.mark.parametrize(
@@ -279,9 +281,7 @@ def asked(model, plan, seed):
     message = Message("user", (Text("How warm is it?"),))
     prompt = model.processor.chat([message], tools=plan.declared)
     params = SamplingParams(temperature=1.5, seed=seed, max_new_tokens=600)
-    grammar = plan.grammar and model.grammars.compile(
-        plan.grammar, lenient=not plan.is_strict, or_text=plan.or_text
-    )
+    grammar = grammar_of(model, None, plan)
     request = model.request(prompt, params, None, grammar)
     [*_, (_, end)] = run(model.engine, [model.engine.submit(request)])
     stream = CallStream(plan.names, parallel=plan.parallel)
@@ -305,7 +305,7 @@ def test_a_call_that_must_come_comes_and_obeys_its_schema(model):
 def test_a_strict_tool_is_called_as_declared_or_not_at_all(model):
     plan = plan_of([function(parameters=CITY, strict=True), function("add", parameters=SUM)])
     assert (plan.or_text, plan.is_strict) == (True, True)
-    grammar = model.grammars.compile(plan.grammar, or_text=True)
+    grammar = grammar_of(model, None, plan)
 
     def fits(text):
         ids = model.tokenizer.encode(text)
@@ -322,11 +322,10 @@ def test_what_cannot_be_enforced_is_refused_of_strict_tools_alone(model):
     for strict in (False, True):
         tool = function(parameters={"type": "object", "propertyNames": {}}, strict=strict)
         plan = plan_of([tool], "required")
-        compile = lambda plan=plan: model.grammars.compile(  # noqa: E731
-            plan.grammar, lenient=not plan.is_strict
-        )
         if not strict:
-            assert compile().notices
+            assert grammar_of(model, None, plan).notices
             continue
-        with pytest.raises(SchemaError, match='parameters: "propertyNames" cannot be enforced'):
-            compile()
+        with pytest.raises(ApiError, match='parameters: "propertyNames" cannot') as caught:
+            grammar_of(model, None, plan)
+        found = caught.value
+        assert (found.code, found.param) == ("invalid_schema", "tools.0.function.parameters")
