@@ -32,7 +32,9 @@ class Named(Body):
 
 async def tags(call: Call) -> Response:
     theirs = OLLAMA_NAMES.get(call.service.model.spec.model_type)
-    listed = list(dict.fromkeys([*names(call), *([f"{theirs}:latest"] if theirs else [])]))
+    listed = dict.fromkeys(names(call))
+    if theirs:
+        listed[f"{theirs}:latest"] = None
     capabilities = {"capabilities": _capabilities(call)}
     return Json({"models": [_entry(call, name) | capabilities for name in listed]})
 

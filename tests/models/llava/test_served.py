@@ -94,3 +94,16 @@ def test_tags_that_do_not_fit_are_refused(client):
     )
     assert response.status_code == 400
     assert "1 <image> tag" in response.json()["error"]["message"]
+
+
+def test_tools_are_refused_unless_they_are_not_to_be_called(client):
+    body = {
+        "model": "tiny-llava",
+        "messages": [{"role": "user", "content": "dog"}],
+        "max_tokens": 2,
+        "tools": [{"type": "function", "function": {"name": "look"}}],
+    }
+    refused = client.post("/v1/chat/completions", json=body)
+    assert refused.status_code == 400
+    assert "was not taught to call tools" in refused.json()["error"]["message"]
+    asked(client, "/v1/chat/completions", **body, tool_choice="none")
