@@ -13,6 +13,7 @@ import pytest
 from mmchat import limits
 from mmchat.server import ask
 from mmchat.server.app import ROUTES, make_app
+from mmchat.server.ollama_models import REFUSED
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service
 from tests.server.asgi import ask as ask_now
@@ -266,8 +267,12 @@ def test_while_the_model_is_loaded_it_says_so():
     app = make_app(Service(ServerOptions()))
     assert ask_now(app, "GET", "/health").status == 503
     assert ask_now(app, "GET", "/health").json() == {"status": "loading"}
-    body = {"messages": [], "prompt": "x", "input": "x", "image_url": "x", "model": "x"}
+    beside = {"/v1/completions": {"prompt": "x"}, "/v1/responses": {"input": "x"}}
+    without_a_model = {"/api/version", *(f"/api/{name}" for name in REFUSED)}
     for method, path, _ in ROUTES:
+        if path in without_a_model:
+            continue
+        body = {"messages": [], "image_url": "x", "model": "x", **beside.get(path, {})}
         refused = ask_now(app, method, path, body=body)
         assert refused.status == 503, path
         assert refused.headers["retry-after"]
