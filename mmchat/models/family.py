@@ -99,6 +99,11 @@ class Family(Protocol[C, M]):
         ...
 
     @property
+    def ollama_name(self) -> str | None:
+        """What Ollama calls its models, with any tag; None if it has none."""
+        ...
+
+    @property
     def sections(self) -> tuple[str, ...]:
         """Keys of a params file that `parse` reads."""
         ...

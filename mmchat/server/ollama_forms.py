@@ -29,8 +29,6 @@ from mmchat.server.fields import (
 from mmchat.server.held import Schema
 from mmchat.server.models import names
 
-# What Ollama calls the models of a family, with any tag.
-OLLAMA_NAMES = {"mllama": "llama3.2-vision", "llava": "llava"}
 MOST_STOPS = 16
 # What Ollama does where a program says nothing: revived programs answer as they did.
 DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
@@ -147,7 +145,7 @@ def check_name(call: Call, asked: str) -> None:
         raise ApiError("invalid_value", "model is required", "model")
     name = asked.casefold()
     known = {one.casefold() for one in names(call)}
-    theirs = OLLAMA_NAMES.get(call.service.model.spec.model_type)
+    theirs = call.service.model.spec.family.ollama_name
     if not ({name, name.removesuffix(":latest")} & known or name.partition(":")[0] == theirs):
         raise ApiError("model_not_found", f"model '{asked}' not found", "model")
 

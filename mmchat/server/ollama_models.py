@@ -15,7 +15,7 @@ from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Bool, read
 from mmchat.server.models import STARTED, names
-from mmchat.server.ollama_forms import OLLAMA_NAMES, check_body, check_name, rfc3339
+from mmchat.server.ollama_forms import check_body, check_name, rfc3339
 from mmchat.server.stream import NDJSON, Json, Stream, ndjson
 
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
@@ -31,7 +31,7 @@ class Named(Body):
 
 
 async def tags(call: Call) -> Response:
-    theirs = OLLAMA_NAMES.get(call.service.model.spec.model_type)
+    theirs = call.service.model.spec.family.ollama_name
     listed = dict.fromkeys(names(call))
     if theirs:
         listed[f"{theirs}:latest"] = None

@@ -59,6 +59,7 @@ class ToyFamily:
     """See mmchat.models.family.Family."""
 
     model_type = "toy"
+    ollama_name = None
     sections = ("toy",)
     program_formats = ("aoti",)
     generation = MappingProxyType({"temperature": 0.5, "top_p": 0.8})

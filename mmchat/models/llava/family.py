@@ -28,6 +28,7 @@ class LlavaFamily:
     """See mmchat.models.family.Family."""
 
     model_type = "llava"
+    ollama_name = "llava"
     sections = params.SECTIONS
     program_formats = ()
     generation = MappingProxyType({"temperature": 0.2, "top_p": 1.0})

@@ -29,6 +29,7 @@ class MllamaFamily:
     """See mmchat.models.family.Family."""
 
     model_type = "mllama"
+    ollama_name = "llama3.2-vision"
     sections = params.SECTIONS
     program_formats = ("aoti", "executorch")
     generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
