@@ -11,11 +11,16 @@ from typing import Literal
 
 from mmchat import words
 from mmchat.catalog.spec import ModelSpec, load_spec
-from mmchat.checkpoints.checkpoint import checkpoint_format
+from mmchat.checkpoints.checkpoint import (
+    Checkpoint,
+    checkpoint_format,
+    open_checkpoint,
+    with_companion,
+)
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
-from mmchat.models.family import Config
+from mmchat.models.family import COMPANION, Config
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
@@ -27,11 +32,30 @@ _TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASC
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model and its files. checkpoint: folder or file; tokenizer: file; None where not found."""
+    """A model and its files. checkpoint, companion: folder or file; tokenizer: file; None where not
+    found. companion: weights of another repository that belong to the model."""
 
     spec: ModelSpec
     checkpoint: Path | None
     tokenizer: Path | None
+    companion: Path | None = None
+
+    def open_weights(self) -> Checkpoint:
+        """The checkpoint, with that of the companion. Raises CheckpointError."""
+        if self.checkpoint is None:
+            raise CheckpointError(
+                f"no weights of {self.spec.name} are here; give --checkpoint-path"
+            )
+        rules = None if self.exported else self.spec.family.shard_axis
+        own = open_checkpoint(self.checkpoint, merge_rules=rules)
+        if self.companion is None:
+            return own
+        try:
+            other = open_checkpoint(self.companion)
+        except BaseException:
+            own.close()
+            raise
+        return with_companion(own, other, COMPANION)
 
     @property
     def format(self) -> Literal["hf", "meta"]:
@@ -142,13 +166,16 @@ def find_model(
     checkpoint_path: str | Path | None = None,
     tokenizer_path: str | Path | None = None,
     params_path: str | Path | None = None,
+    vision_tower: str | Path | None = None,
     checkpoint_required: bool = True,
+    companion_required: bool = True,
 ) -> ModelSource:
     """Find params, weights and tokenizer.
 
     name_or_path: name, alias, Hub repository, folder or weights file; None takes what the paths
-    say, or the built-in model. The other paths overrule what it leads to. With checkpoint_required
-    False, a model whose weights are not on this machine is returned without them.
+    say, or the built-in model. The other paths overrule what it leads to; vision_tower, a path or a
+    Hub repository, where the companion is. With checkpoint_required False, a model whose weights
+    are not on this machine is returned without them; companion_required the same of those.
 
     Raises ParamsError for an unknown name or bad params, CheckpointError for missing files.
     """
@@ -168,7 +195,45 @@ def find_model(
         raise CheckpointError(_how_to_get(spec))
     if tokenizer is None and checkpoint is not None:
         tokenizer = tokenizer_in(_folder_of(checkpoint))
-    return ModelSource(spec, checkpoint, tokenizer)
+    companion = _companion(spec, checkpoint, vision_tower)
+    source = ModelSource(spec, checkpoint, tokenizer, companion)
+    if companion is None and companion_required and checkpoint_required and not source.exported:
+        _refuse_without_companion(spec)
+    return source
+
+
+def _companion(spec: ModelSpec, checkpoint: Path | None, given: str | Path | None) -> Path | None:
+    """Where the companion's weights are; None where there are none, or none are needed."""
+    repo = spec.family.companion(spec.config)
+    if given is not None and repo is None:
+        raise UsageError(
+            f"--vision-tower does not fit {spec.name}: its vision encoder is among its own weights"
+        )
+    if repo is None or exported_folder(checkpoint):
+        return None
+    if given is not None:
+        found, name = _expanded(given), str(given)
+        if _exists(found):
+            return found
+        if not is_repo_id(name):
+            raise CheckpointError(f"--vision-tower {quoted(name, 200)}: no such file or folder")
+        repo = name
+    folder = cached_snapshot(repo)
+    if folder and weight_files(folder):
+        return folder
+    if given is not None:
+        raise CheckpointError(
+            f"--vision-tower {quoted(repo)} is not on this machine; 'mmchat download {repo}'"
+        )
+    return None
+
+
+def _refuse_without_companion(spec: ModelSpec) -> None:
+    if repo := spec.family.companion(spec.config):
+        raise CheckpointError(
+            f"{spec.name} needs the vision encoder {repo}, which is not on this machine; 'mmchat"
+            f" download {repo}' fetches it, or give --vision-tower PATH"
+        )
 
 
 def _expanded(path: str | Path) -> Path:

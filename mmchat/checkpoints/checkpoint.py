@@ -1,4 +1,5 @@
-"""A checkpoint on disk: a file or a folder, Hugging Face's safetensors or Meta's .pth files."""
+"""A checkpoint on disk: a file or a folder, of Hugging Face in safetensors or older .bin files, or
+of Meta in .pth files. Of the latter two only offsets are read; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+BIN_INDEX_NAME = "pytorch_model.bin.index.json"
+BIN_SINGLE_NAME = "pytorch_model.bin"
 # 0 or 1: shards are joined along this axis; None: every shard holds the whole tensor.
 MergeRules = Callable[[str], Literal[0, 1] | None]
 Parts = dict[str, list[tuple[MappedFile, TensorEntry]]]  # the pieces of a tensor, file by file
 
 _HF_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
+_BIN = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
 _META_SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 _REFUSED_ENDINGS = (".bin", ".pkl", ".pickle", ".ckpt", ".pt")
 
@@ -88,6 +92,17 @@ class Checkpoint:
         self.close()
 
 
+def with_companion(own: Checkpoint, companion: Checkpoint, prefix: str) -> Checkpoint:
+    """Both as one, with `prefix` in front of the companion's names. It closes both."""
+    parts = own._parts | {
+        prefix + name: [(file, replace(entry, name=prefix + name)) for file, entry in pieces]
+        for name, pieces in companion._parts.items()
+    }
+    joined = Checkpoint(own.format, own._files + companion._files, parts, own._axes, [])
+    joined.remarks = own.remarks + companion.remarks
+    return joined
+
+
 def _joined(entries: list[TensorEntry], axis: int | None) -> TensorEntry:
     first = entries[0]
     if axis is None:
@@ -147,14 +162,22 @@ def _files_in(folder: Path) -> list[Path]:
     for place in (folder, folder / "original"):
         if place.is_dir() and (found := sorted(place.glob("consolidated*.pth"))):
             return [_inside(file, root) for file in _ranks(found)]
+    for name in (BIN_INDEX_NAME, BIN_SINGLE_NAME):
+        if _exists(folder / name):
+            return [_inside(folder / name, root)]
     raise CheckpointError(f"{shown(folder)}: {_explain_nothing(folder)}")
 
 
 def _explain_nothing(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir())
-    wanted = f"{SINGLE_NAME}, {INDEX_NAME} with its shards, or consolidated*.pth"
+    wanted = (
+        f"{SINGLE_NAME}, {INDEX_NAME} with its shards, consolidated*.pth, or {BIN_SINGLE_NAME} or"
+        f" {BIN_INDEX_NAME} with its shards"
+    )
     if shards := [name for name in names if _HF_SHARD.fullmatch(name)]:
         return f"holds {shown(shards[0])} but no {INDEX_NAME}; download that as well"
+    if shards := [name for name in names if _BIN.fullmatch(name)]:
+        return f"holds {shown(shards[0])} but no {BIN_INDEX_NAME}; download that as well"
     if refused := [name for name in names if name.endswith(_REFUSED_ENDINGS)]:
         return f"holds {shown(refused[0])}, a pickle that may run code when read; needs {wanted}"
     found = f"holds {', '.join(map(shown, names[:5]))}" if names else "is empty"
@@ -168,6 +191,10 @@ def _files_of(path: Path) -> list[Path]:
         raise CheckpointError(
             f"{shown(path)}: no such file or folder{nearest(path.name, siblings)}"
         )
+    if _BIN.fullmatch(path.name) or path.name.endswith(".bin.index.json"):
+        index = path.parent / BIN_INDEX_NAME
+        is_shard = path.name != BIN_SINGLE_NAME and path.suffix == ".bin"
+        return [index] if is_shard and _exists(index) else [path]
     if path.name.endswith(_REFUSED_ENDINGS):
         raise CheckpointError(
             f"{shown(path)}: files ending in {path.suffix} are pickles that may run code when read;"
@@ -216,11 +243,12 @@ def _open_index(index: Path, files: list[MappedFile]) -> Checkpoint:
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise where.fail("no weight_map: it is not the index of a sharded checkpoint")
+    ending = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
     for name, shard in weight_map.items():
-        if not is_name(shard) or not shard.endswith(".safetensors"):
+        if not is_name(shard) or not shard.endswith(ending):
             raise where.fail(
                 f"tensor {shown(name)} is said to be in {shown(shard)}, which is no plain name of a"
-                " .safetensors file"
+                f" {ending} file"
             )
     names = sorted(set(weight_map.values()))
     root = index.parent.resolve()
@@ -252,7 +280,8 @@ def _hub_checkpoint(files: list[MappedFile], stored: Parts) -> Checkpoint:
 def _collect(files: list[MappedFile]) -> Parts:
     parts: Parts = {}
     for file in files:
-        for entry in safetensors_file.read_entries(file):
+        reader = pth_file if file.path.suffix == ".bin" else safetensors_file
+        for entry in reader.read_entries(file):
             if entry.name in parts:
                 other = parts[entry.name][0][1].file.name
                 raise file.error(f"tensor {shown(entry.name)} is also in {shown(other)}")

@@ -64,9 +64,9 @@ def cached_snapshot(repo: str) -> Path | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors or else Meta .pth files in `folder`, or else in its "original" folder."""
+    """The safetensors, else Meta's .pth, else .bin files in `folder` or its "original" folder."""
     for place in (folder, folder / "original"):
-        for pattern in ("*.safetensors", "consolidated*.pth"):
+        for pattern in ("*.safetensors", "consolidated*.pth", "pytorch_model*.bin"):
             if found := sorted(path for path in place.glob(pattern) if path.is_file()):
                 return found
     return []

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmchat.doctor.machine import Device, Machine
     from mmchat.doctor.outlook import Outlook
 
-HEADER = ("MODEL", "SCHEME", "NEEDS", "FITS", "TOKENS/S", "PICTURE")
+HEADER = ("MODEL", "SCHEME", "NEEDS", "FITS", "TOK/S", "PICTURE")
 FITS = {True: "✔ yes", False: "✘ no", None: "?"}
 
 
@@ -107,5 +107,5 @@ def _legend(machine: Machine) -> str:
     where = "on the processor" if machine.device.name == "cpu" else f"on {machine.device.name}"
     return (
         f"In {machine.dtype} {where}, with room for {USUAL_POSITIONS:,} tokens and a picture of 4"
-        " tiles; PICTURE: tokens/s after one. Base and guard models need as much."
+        " tiles; TOK/S: tokens a second, PICTURE: after one. Base and guard models need as much."
     )

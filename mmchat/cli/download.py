@@ -13,7 +13,7 @@ from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
 from mmchat.cli.wrong_names import model_name
-from mmchat.errors import UsageError
+from mmchat.errors import MmchatError, UsageError
 from mmchat.words import plural, size
 
 if TYPE_CHECKING:
@@ -81,19 +81,44 @@ def download(
     """
     from mmchat.hub import download as hub
 
-    request, fetched = selection.request(model), 0
+    done = []
     with interrupt_says("stopped; run the same command to go on"):
-        plan = hub.plan(request)
-        if not quiet:
-            say_plan(plan, dry_run)
-        if dry_run:
-            plan.check_space()
-        else:
-            fetched = carry_out(plan, max_workers, quiet=quiet).arrived
+        request: Request | None = selection.request(model)
+        while request is not None:
+            plan, fetched = hub.plan(request), 0
+            if not quiet:
+                say_plan(plan, dry_run)
+            if dry_run:
+                plan.check_space()
+            else:
+                fetched = carry_out(plan, max_workers, quiet=quiet).arrived
+            done.append((plan, fetched))
+            request = None if len(done) > 1 else _companion(model, plan)
+    records = [_record(plan, dry_run, fetched) for plan, fetched in done]
     if as_json:
-        console.print_json(_record(plan, dry_run, fetched))
+        beside = {"companion": records[1]} if len(records) > 1 else {}
+        console.print_json(records[0] | beside)
     else:
-        console.print_path(plan.folder)
+        console.print_path(done[0][0].folder)
+
+
+def _companion(model: str, plan: Plan) -> Request | None:
+    """What is to be fetched beside a model, whose weights are not complete without it."""
+    from mmchat.catalog.find import find_spec
+    from mmchat.catalog.spec import load_spec
+    from mmchat.hub.download import Request
+
+    if not plan.request.selections:  # single files, by name
+        return None
+    try:
+        spec = find_spec(model) or load_spec(plan.folder / "config.json")
+    except MmchatError:  # no model of ours, or not there in a dry run
+        return None
+    repo = spec.family.companion(spec.config)
+    if repo is None:
+        return None
+    console.note(f"{spec.name} needs the vision encoder {repo} as well")
+    return Request(repo, token=plan.request.token)
 
 
 def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferBars:

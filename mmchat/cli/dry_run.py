@@ -83,15 +83,13 @@ def _memory(
 
 
 def _used_in_place(source: ModelSource, placement: Placement) -> bool:
-    from mmchat.checkpoints.checkpoint import open_checkpoint
     from mmchat.estimate.memory import used_in_place
 
     if source.exported:
         return True
     if source.checkpoint is None:
         return placement.dtype.itemsize == 2
-    rules = source.spec.family.shard_axis
-    with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
+    with source.open_weights() as files:
         return used_in_place(files, str(placement.dtype).removeprefix("torch."))
 
 

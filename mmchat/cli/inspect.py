@@ -15,9 +15,7 @@ from mmchat.loading.options import LoadOptions
 from mmchat.words import count, plural, size
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.find import ModelSource, ModelSpec
     from mmchat.checkpoints.exported_folder import ExportedFolder
     from mmchat.models.family import Description
 
@@ -51,7 +49,7 @@ def inspect(
         facts["export"] = exported and _export_facts(exported)
         in_programs = exported is not None and exported.record.format == "executorch"
         if not in_programs:
-            facts["checkpoint"] = _checkpoint_facts(source.checkpoint, spec)
+            facts["checkpoint"] = _checkpoint_facts(source)
     if as_json:
         console.print_json(facts)
         return
@@ -92,16 +90,14 @@ def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
     return Setup(spec, "cuda", 2, scheme).need().weights
 
 
-def _checkpoint_facts(path: Path, spec: ModelSpec) -> dict[str, Any]:
+def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:
     """Formats, tensors and bytes by dtype, from the headers of the files."""
-    from mmchat.checkpoints.checkpoint import open_checkpoint
-
-    with open_checkpoint(path, merge_rules=spec.family.shard_axis) as opened:
+    with source.open_weights() as opened:
         by_dtype: Counter[str] = Counter()
         for entry in opened.entries.values():
             by_dtype[entry.dtype] += entry.num_bytes
         return {
-            "path": str(path),
+            "path": str(source.checkpoint),
             "format": opened.format,
             "files": len(opened.files),
             "tensors": len(opened.entries),

@@ -181,6 +181,10 @@ LOADING: Mapping[str, Any] = {
     "checkpoint_path": Annotated[
         Path | None, _path(help="Weights: a folder, a .safetensors or a consolidated.NN.pth.")
     ],
+    "vision_tower": Annotated[
+        str | None,
+        of_model("--vision-tower", metavar="PATH|REPO", help="Vision encoder kept apart."),
+    ],
     "tokenizer_path": Annotated[Path | None, _path(help="tokenizer.model or tokenizer.json.")],
     "params_path": Annotated[Path | None, _path(help="A params JSON of a model.")],
     "text_only": Annotated[bool, of_model("--text-only", help="Leave the vision tower unloaded.")],

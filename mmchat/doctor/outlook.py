@@ -12,6 +12,7 @@ from mmchat.doctor.machine import Machine
 from mmchat.estimate.memory import OFFERED_SCHEMES, MemoryNeed, Setup
 from mmchat.estimate.speed import tokens_per_second
 from mmchat.hardware.placement import choose_placement
+from mmchat.models.registry import FAMILIES
 
 # Below this many parameters nobody quantises, and reading the weights is not what takes time.
 _SMALL = 10**9
@@ -49,8 +50,13 @@ class Outlook:
 
 
 def outlooks(machine: Machine) -> Iterator[Outlook]:
-    """Every known model in every scheme that is offered, the smallest model first."""
-    for spec in sorted(known_specs(), key=lambda spec: (spec.parameters, spec.name)):
+    """Every known model in every scheme that is offered; of each family the smallest first."""
+    order = list(FAMILIES)
+
+    def place(spec: ModelSpec) -> tuple[int, int, str]:
+        return order.index(spec.model_type), spec.parameters, spec.name
+
+    for spec in sorted(known_specs(), key=place):
         for scheme in OFFERED_SCHEMES if spec.parameters > _SMALL else OFFERED_SCHEMES[:1]:
             yield _outlook(machine, spec, scheme)
 

@@ -32,14 +32,15 @@ class Verdict:
 def recommend(machine: Machine, outlooks: Sequence[Outlook]) -> Verdict:
     """The largest chat model that writes pleasantly, unquantised if it does so then.
 
-    If none does, the smallest. Where weights have to be rounded, the scheme is the most exact of
-    those that are nearly the fastest: int8 is hardly more exact than int4 (docs/quantization.md),
-    and larger. Only models from the Hub count.
+    If none does, the smallest. They are all of the first family of which one fits: sizes of
+    different families do not say which is better. Where weights have to be rounded, the scheme is
+    the most exact of those that are nearly the fastest: int8 is hardly more exact than int4
+    (docs/quantization.md), and larger. Only models from the Hub count.
     """
     chat = [outlook for outlook in outlooks if outlook.spec.repo and outlook.is_chat]
-    fitting = [outlook for outlook in chat if outlook.fits is not False]
+    fitting = _of_one_family([outlook for outlook in chat if outlook.fits is not False])
     if not fitting:
-        return _too_little(machine, chat)
+        return _too_little(machine, _of_one_family(chat))
     pleasant = [o.spec.parameters for o in fitting if _speed(o) >= PLEASANT]
     parameters = max(pleasant) if pleasant else min(o.spec.parameters for o in fitting)
     schemes = [o for o in fitting if o.spec.parameters == parameters]  # the most exact first
@@ -48,6 +49,11 @@ def recommend(machine: Machine, outlooks: Sequence[Outlook]) -> Verdict:
         o for o in schemes if _speed(o) >= (min(nearly, PLEASANT) if o.scheme == "none" else nearly)
     )
     return _recommended(best)
+
+
+def _of_one_family(outlooks: Sequence[Outlook]) -> list[Outlook]:
+    """Those of the first one's."""
+    return [o for o in outlooks if o.spec.model_type == outlooks[0].spec.model_type]
 
 
 def _speed(outlook: Outlook) -> float:

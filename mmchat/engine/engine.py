@@ -349,9 +349,10 @@ class Engine:
     def _logits(
         self, read: Sequence[tuple[Row, Tensor]], wanted: Sequence[Sequence[int]]
     ) -> Tensor | Exception:
-        """Of what the rows want, or why there are none."""
+        """Of what the rows want, without rows of the head that stand for no token; or why none."""
         try:
-            return self._runtime.forward(self._joined(read, wanted), self.cache)
+            logits = self._runtime.forward(self._joined(read, wanted), self.cache)
+            return logits[:, : self._model.vocab_size]
         except Exception as error:
             return memory_error(error) or error
         except BaseException as error:

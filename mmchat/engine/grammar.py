@@ -268,7 +268,7 @@ class _Words:
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode_rest(text)
 
 
 class _Bytes:

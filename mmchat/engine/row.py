@@ -58,7 +58,7 @@ class Row:
             stop_ids=self._stop_ids,
             vocab_size=model.vocab_size,
         )
-        self._text = AnswerText(model.tokenizer, params.stop)
+        self._text = AnswerText(model.tokenizer, params.stop, prompt.lead)
         self._pieces: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []

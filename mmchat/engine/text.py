@@ -8,21 +8,30 @@ from mmchat.tokenizers.base import StreamDecoder, Tokenizer
 
 
 class AnswerText:
-    """Token ids in, text out: never half a character, never part of a stop string."""
+    """Token ids in, text out: never half a character, never part of a stop string.
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+    lead: what is left out if the text begins with it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], lead: str = "") -> None:
         self._decoder = StreamDecoder(tokenizer)
         self._stops = [StopString(text) for text in stop]
+        self._lead = lead
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """Text that is certain after this token; may be empty."""
-        return self._release(self._decoder.push(token_id))
+        return self._release(self._without_lead(self._decoder.push(token_id)))
 
     def flush(self) -> str:
         """What was held back, once no more tokens follow."""
-        text = self._release(self._decoder.flush())
+        text = self._release(self._without_lead(self._decoder.flush()))
         return text if self.stopped else text + self._held()
+
+    def _without_lead(self, text: str) -> str:
+        if text and self._lead:
+            text, self._lead = text.removeprefix(self._lead), ""
+        return text
 
     def _held(self) -> str:
         """The end of what came that may be the start of a stop string."""

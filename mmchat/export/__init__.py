@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmchat.catalog.find import ModelSource, find_spec
-from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     ExportRecord,
@@ -86,8 +85,7 @@ def _opened(
         return
     if source.checkpoint is None:
         raise CheckpointError(f"{source.spec.name}: its weights are needed to export it")
-    rules = source.spec.family.shard_axis
-    with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
+    with source.open_weights() as files:
         yield HubExport(plan, source, files)
 
 

@@ -46,8 +46,8 @@ class LoadedExport:
         if plan.format == "safetensors":  # programs need those too that are computed anew
             stored = self._model.state_dict()
             tensors = {name: tensor for name, tensor in tensors.items() if name in stored}
-        self._tensors = tensors
-        self.num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        self._tensors = {n: tensor for n, tensor in tensors.items() if not tensor.is_meta}
+        self.num_bytes = sum(tensor.nbytes for tensor in self._tensors.values())
 
     def write(self, work: Path, progress: ProgressCallback) -> ExportRecord | None:
         """Write weights, programs and params; returns what they were made for."""

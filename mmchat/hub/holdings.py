@@ -56,8 +56,10 @@ def holding(repo: str) -> Holding:
         state: State = "unrecorded" if _weights_are_whole(folder) else "incomplete"
     else:
         state = "present" if is_whole(folder, manifest) else "incomplete"
-    formats = {"original" if f.suffix == ".pth" else "safetensors" for f in weight_files(folder)}
-    formats |= set(manifest.selections) if manifest else set()
+    known = {".pth": "original", ".bin": "bin"}
+    formats = {known.get(f.suffix, "safetensors") for f in weight_files(folder)}
+    if "bin" not in formats:  # which stand for the safetensors that a repository lacks
+        formats |= set(manifest.selections) if manifest else set()
     files = {path.resolve() for path in folder.rglob("*") if path.is_file()}
     total = _total([*files, *place.parts()])
     return Holding(state, folder, tuple(sorted(formats)), total, folder.name)

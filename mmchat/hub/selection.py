@@ -18,6 +18,10 @@ _HF_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.json", "chat_template.jinja", *_PAPERS,
 )  # fmt: skip
+# Fetched where a repository has no safetensors; they are read without being unpickled.
+_BIN_FILES = (
+    "pytorch_model.bin", "pytorch_model-?????-of-?????.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 _META_FILES = ("consolidated*.pth", "params.json", "tokenizer.model", "checklist.chk")
 
 
@@ -55,6 +59,8 @@ def _of_format(files: Sequence[HubFile], repo: str, weights_format: WeightsForma
         if not any(file.path.startswith("tokenizer.") for file in chosen):
             chosen += _named(files, ["tokenizer.model"], "original/")
         weights, other = "*.safetensors", "original"
+        if not _named(files, ["*.safetensors"]) and (found := _named(files, _BIN_FILES)):
+            return [*found, *chosen]
     if any(fnmatchcase(file.path, weights) for file in chosen):
         return chosen
     raise NotFoundError(

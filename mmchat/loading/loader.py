@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mmchat.catalog.find import ModelSource, ModelSpec
-from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.engine.engine import Engine
@@ -33,6 +33,9 @@ from mmchat.runtime.base import Runtime
 from mmchat.runtime.compiled import make_runtime
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
+
+# Rows of a head that makers add to their tokens, for a size that divides well.
+MOST_SPARE_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class LoadedModel:
     @property
     def vocab_size(self) -> int:
         """Tokens that the model can write."""
-        return self.spec.config.vocab_size
+        return min(self.spec.config.vocab_size, self.tokenizer.vocab_size)
 
     def peak_memory(self) -> int:
         """Highest memory use so far, bytes."""
@@ -153,10 +156,7 @@ def load(
         running = _run_programs(exported, spec, options)
     else:
         tokenizer = _open_tokenizer(source)
-        rules = None if exported else spec.family.shard_axis
-        if source.checkpoint is None:
-            raise CheckpointError(f"no weights of {spec.name} are here; give --checkpoint-path")
-        with open_checkpoint(source.checkpoint, merge_rules=rules) as files:
+        with source.open_weights() as files:
             record = exported.record if exported else None
             running = _run_weights(files, spec, options, record, repack=repack)
     return _ready(spec, options, running, tokenizer, begin)
@@ -255,7 +255,7 @@ def _open_tokenizer(source: ModelSource) -> Tokenizer:
     path = source.tokenizer_file()
     tokenizer = open_tokenizer(path)
     rows = source.spec.config.vocab_size
-    if tokenizer.vocab_size != rows:
+    if not 0 <= rows - tokenizer.vocab_size < MOST_SPARE_ROWS:
         raise CheckpointError(
             f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "
             f"model {source.spec.name} has {rows}; give the tokenizer that came with the weights"

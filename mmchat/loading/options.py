@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path")
+PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path", "vision_tower")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class LoadOptions:
     """Which model to load, and how to run it. Raises UsageError and DeviceError for wrong values.
 
     name: a known name, a Hub id, a folder or a weights file; None: what the paths say, or the
-    built-in model. The paths overrule what the name leads to. device and dtype may be torch's own.
+    built-in model. The paths overrule what the name leads to. vision_tower: path or Hub id of a
+    vision encoder that is not among the model's weights. device and dtype may be torch's own.
     quantize: a scheme of mmchat.quant.schemes; quantize_keep: parts ("text", "head", "vision") that
     it leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
@@ -56,6 +57,7 @@ class LoadOptions:
     checkpoint_path: str | Path | None = None
     tokenizer_path: str | Path | None = None
     params_path: str | Path | None = None
+    vision_tower: str | Path | None = None
     text_only: bool = False
     alpha: Literal["white", "drop"] | None = None
     compile: Literal["auto", "on", "off"] = "auto"
@@ -101,7 +103,12 @@ class LoadOptions:
         from mmchat.catalog.find import find_model
 
         paths = {name: getattr(self, name) for name in PATHS[1:]}
-        source = find_model(self.name, **paths, checkpoint_required=checkpoint_required)
+        source = find_model(
+            self.name,
+            **paths,
+            checkpoint_required=checkpoint_required,
+            companion_required=not self.text_only,
+        )
         source.spec.context_limit(self.max_seq_len)
         if checkpoint_required and source.exported is None:  # which has a record of its files
             source.tokenizer_file()

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Alpha = Literal["white", "drop"]
 
+# In front of the names of tensors that come from the repository of Family.companion.
+COMPANION = "companion."
+
 
 class Config(Protocol):
     """All that one model's config says to those outside of its family; frozen, compared by value.
@@ -96,6 +99,11 @@ class Family(Protocol[C, M]):
         ...
 
     @property
+    def ollama_name(self) -> str | None:
+        """What Ollama calls its models, with any tag; None if it has none."""
+        ...
+
+    @property
     def sections(self) -> tuple[str, ...]:
         """Keys of a params file that `parse` reads."""
         ...
@@ -129,6 +137,10 @@ class Family(Protocol[C, M]):
 
         folders: the names of those that it lies in, in lower case.
         """
+        ...
+
+    def companion(self, config: C) -> str | None:
+        """The repository whose weights the model needs beside its own; None for nothing."""
         ...
 
     def to_sections(self, config: C) -> dict[str, Any]:

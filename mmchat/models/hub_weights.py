@@ -27,14 +27,14 @@ class HubWeights(Generic[C]):
     def shapes(self, config: C) -> Mapping[str, tuple[int, ...]]:
         raise NotImplementedError
 
-    def hub_name(self, name: str) -> str:
-        """The model's name of a tensor that is stored as `name`, where there are spellings."""
-        return name
+    def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+        """What it holds of the model, by the model's names, where there are other spellings."""
+        return entries_by_name(checkpoint, lambda name: name)
 
     def check_weights(
         self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None
     ) -> dict[str, TensorEntry]:
-        entries = entries_by_name(checkpoint, self.hub_name)
+        entries = self.entries(checkpoint)
         shapes = self.shapes(config)
         check_entries(checkpoint, entries, shapes, shapes if wanted is None else wanted)
         return entries
@@ -51,15 +51,19 @@ class HubWeights(Generic[C]):
 
 
 def entries_by_name(
-    checkpoint: Checkpoint, hub_name: Callable[[str], str]
+    checkpoint: Checkpoint, hub_name: Callable[[str], str | None]
 ) -> dict[str, TensorEntry]:
     """What the checkpoint holds by the model's names, in the order of the files.
+
+    What hub_name gives no name is passed over.
 
     Raises CheckpointError if two tensors have one name.
     """
     entries: dict[str, TensorEntry] = {}
     for name, entry in checkpoint.entries.items():
         hub = hub_name(name)
+        if hub is None:
+            continue
         if hub in entries:
             raise CheckpointError(
                 f"{shown(entry.file)}: tensors {shown(entries[hub].name)} and {shown(name)} are two"

@@ -70,12 +70,14 @@ class Prompt:
 
     media: its pictures in order. context: what else the keys and values of every position depend
     on, such as a rotary base that follows from the length. It is only compared: prompts that differ
-    in it share nothing.
+    in it share nothing. lead: what the first tokens of an answer may begin with in this format and
+    is no part of its text.
     """
 
     token_ids: tuple[int, ...]
     media: tuple[PlacedMedia, ...] = ()
     context: str = ""
+    lead: str = ""
 
     @property
     def fingerprint(self) -> tuple[int | str, ...]:
@@ -104,11 +106,16 @@ class Processor(Protocol):
     @property
     def alpha(self) -> Literal["white", "drop"]: ...
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether its models were taught to call tools."""
+        ...
+
     def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """The prompt that lets the assistant answer `messages`, in the chat format.
 
         tools: functions that it may call, as OpenAI's chat declares them: `{"type": "function",
-        "function": {"name", "description", "parameters"}}`.
+        "function": {"name", "description", "parameters"}}`; UsageError unless it takes_tools.
         """
         ...
 

@@ -24,7 +24,24 @@ def _mllama() -> Family[Any, Any]:
     return MllamaFamily()
 
 
-FAMILIES: dict[str, LoadFamily] = {"mllama": _mllama}
+@cache
+def _llava() -> Family[Any, Any]:
+    from mmchat.models.llava.family import LlavaFamily
+
+    return LlavaFamily()
+
+
+FAMILIES: dict[str, LoadFamily] = {"mllama": _mllama, "llava": _llava}
+# Other model types of config.json files -> the family that reads them.
+_ALSO = {"llava_llama": "llava"}
+# Model types of relatives that are not run -> what they are.
+_NOT_RUN = {
+    "llava_next": "LLaVA-NeXT (1.6), which cuts pictures into tiles",
+    "llava_mistral": "LLaVA with Mistral as its text model",
+    "llava_onevision": "LLaVA-OneVision, with another vision encoder and text model",
+    "llava_qwen": "LLaVA with Qwen as its text model",
+    "llava_mpt": "LLaVA with MPT as its text model",
+}
 
 
 def register(model_type: str, load: LoadFamily) -> None:
@@ -45,9 +62,15 @@ def families() -> Iterator[AnyFamily]:
 
 def get_family(model_type: object, where: Where) -> AnyFamily:
     """The family named by a params file or config; `where`'s error if there is none."""
+    known = ", ".join(map(quoted, FAMILIES))
+    if isinstance(model_type, str) and model_type in _NOT_RUN:
+        raise where.child("model_type").fail(
+            f"{quoted(model_type)} is {_NOT_RUN[model_type]}, which is not supported; mmchat runs"
+            f" {known}"
+        )
+    model_type = _ALSO.get(model_type, model_type) if isinstance(model_type, str) else model_type
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         near = nearest(model_type, list(FAMILIES)) if isinstance(model_type, str) else ""
-        known = ", ".join(map(quoted, FAMILIES))
         raise where.child("model_type").fail(
             f"unknown model type {quoted(model_type)}{near}; mmchat runs {known}"
         )

@@ -10,9 +10,9 @@ from typing import Literal
 
 from mmchat.models.prompt import MediaFacts
 
-# When a weight is read: for each token, for each token after a picture, or seldom (once a picture,
-# or of a table some rows).
-Reading = Literal["token", "token after a picture", "seldom"]
+# When a weight is read: for each token, for each token after a picture, seldom (once a picture, or
+# of a table some rows), or never, so that it is not loaded.
+Reading = Literal["token", "token after a picture", "seldom", "never"]
 # linear_bytes(kind of part, rows, columns): bytes of a linear layer's weight [rows, columns].
 LinearBytes = Callable[[str, int, int], int]
 
@@ -108,7 +108,10 @@ class Sizes(ABC):
         return tuple(
             part
             for part in self.parts
-            if not text_only or (part.kind != "vision" and part.reading != "token after a picture")
+            if part.reading != "never"
+            and (
+                not text_only or (part.kind != "vision" and part.reading != "token after a picture")
+            )
         )
 
     def token_linears(self, *, pictures: bool) -> list[tuple[str, int, int]]:

@@ -29,7 +29,6 @@ from mmchat.server.fields import (
 from mmchat.server.held import Schema
 from mmchat.server.models import names
 
-REVIVED = "llama3.2-vision"  # with any tag: what Ollama called the models that it no longer runs
 MOST_STOPS = 16
 # What Ollama does where a program says nothing: revived programs answer as they did.
 DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
@@ -146,7 +145,8 @@ def check_name(call: Call, asked: str) -> None:
         raise ApiError("invalid_value", "model is required", "model")
     name = asked.casefold()
     known = {one.casefold() for one in names(call)}
-    if not ({name, name.removesuffix(":latest")} & known or name.partition(":")[0] == REVIVED):
+    theirs = call.service.model.spec.family.ollama_name
+    if not ({name, name.removesuffix(":latest")} & known or name.partition(":")[0] == theirs):
         raise ApiError("model_not_found", f"model '{asked}' not found", "model")
 
 

@@ -15,7 +15,7 @@ from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Bool, read
 from mmchat.server.models import STARTED, names
-from mmchat.server.ollama_forms import REVIVED, check_body, check_name, rfc3339
+from mmchat.server.ollama_forms import check_body, check_name, rfc3339
 from mmchat.server.stream import NDJSON, Json, Stream, ndjson
 
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
@@ -31,7 +31,10 @@ class Named(Body):
 
 
 async def tags(call: Call) -> Response:
-    listed = list(dict.fromkeys([*names(call), f"{REVIVED}:latest"]))
+    theirs = call.service.model.spec.family.ollama_name
+    listed = dict.fromkeys(names(call))
+    if theirs:
+        listed[f"{theirs}:latest"] = None
     capabilities = {"capabilities": _capabilities(call)}
     return Json({"models": [_entry(call, name) | capabilities for name in listed]})
 
@@ -131,5 +134,6 @@ def _details(call: Call) -> dict[str, Any]:
 
 
 def _capabilities(call: Call) -> list[str]:
-    sees = [] if call.service.model.options.text_only else ["vision"]
-    return ["completion", *sees, "tools"]
+    model = call.service.model
+    sees = [] if model.options.text_only else ["vision"]
+    return ["completion", *sees, *(["tools"] if model.processor.takes_tools else [])]

@@ -1,10 +1,11 @@
-"""Tokenizers behind one protocol: Meta's tokenizer.model and the Hub's tokenizer.json."""
+"""Tokenizers behind one protocol: tokenizer.model of Llama 3 or Llama 2, and tokenizer.json."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mmchat.errors import CheckpointError
+from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import escaped
 from mmchat.tokenizers.base import Tokenizer
 
@@ -35,6 +36,19 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
         from mmchat.tokenizers.tokenizer_json import open_tokenizer_json
 
         return open_tokenizer_json(path)
+    if _first_byte(path) == b"\n":
+        from mmchat.tokenizers.sentencepiece_file import open_sentencepiece_file
+
+        return open_sentencepiece_file(path)
     from mmchat.tokenizers.tiktoken_file import open_tiktoken_file
 
     return open_tiktoken_file(path)
+
+
+def _first_byte(path: Path) -> bytes:
+    """It tells a SentencePiece model from a tiktoken file; b"" where there is none to read."""
+    try:
+        with open_regular(path.resolve()) as opened:
+            return opened.read(1) or b""
+    except (OSError, RuntimeError, ValueError):
+        return b""  # the reader says what is wrong

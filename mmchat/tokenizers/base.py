@@ -34,6 +34,10 @@ class Tokenizer(Protocol):
         """Ordinary token ids of `text`. Raises PromptError over the size limit."""
         ...
 
+    def encode_rest(self, text: str) -> list[int]:
+        """The same where `text` goes on behind other tokens: their bytes are its bytes."""
+        ...
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 and unknown ids become U+FFFD."""
         ...

@@ -47,6 +47,9 @@ class BytePairTokenizer(TokenTable):
             ids += self._encode_piece(piece)
         return self.checked(ids)
 
+    def encode_rest(self, text: str) -> list[int]:
+        return self.encode(text)
+
     def _encode_piece(self, text: str) -> list[int]:
         try:
             return self._encoding.encode(text, allowed_special=set(), disallowed_special=())

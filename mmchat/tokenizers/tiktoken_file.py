@@ -47,8 +47,6 @@ def parse_tiktoken(data: bytes, where: Where) -> list[bytes]:
 
     Lines end with LF or CRLF; the last may be empty.
     """
-    if data[:1] == b"\n":
-        raise where.fail("not a tiktoken file (a SentencePiece model?); Llama 3.2's is needed")
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()

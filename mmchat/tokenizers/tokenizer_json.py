@@ -243,3 +243,6 @@ class LibraryTokenizer(TokenTable):
                 raise
             raise PromptError(f"the text cannot be encoded: {quoted(str(error))}") from None
         return self.checked(ids)
+
+    def encode_rest(self, text: str) -> list[int]:
+        return self.encode(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image as PILImage
 
-from mmchat.catalog.find import known_specs, load_spec
+from mmchat.catalog.find import find_spec, load_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, FileRecord, Manifest, write_manifest
 from mmchat.checkpoints.pickle_scan import scan
@@ -97,7 +97,7 @@ def _checkpoints(folder: Path) -> dict[str, Reader]:
 def _documents(folder: Path) -> dict[str, Reader]:
     tokens = trained_tokens(merges=20)
     ours = (ROOT / "model_params" / "tiny.json").read_bytes()
-    spec = known_specs()[-1]
+    spec = find_spec("tiny")
     meta = json.dumps(meta_params(spec.config)).encode()
     documents = hf_documents(
         spec.config,

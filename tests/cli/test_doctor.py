@@ -151,6 +151,17 @@ def test_a_model_that_is_here_is_not_downloaded_again(monkeypatch):
     assert said(written_down(24, 200)).commands == ("mmchat chat llama3.2-11B",)
 
 
+def test_where_only_another_family_fits_it_is_recommended():
+    chosen = said(written_down(6.6))
+    assert (chosen.model, chosen.scheme) == ("llava-1.5-7b-hf", "int4")
+
+
+def test_of_each_family_the_smallest_comes_first():
+    names = list(dict.fromkeys(o.short for o in found(written_down(24))))
+    assert names[0] == "tiny"
+    assert names[-2:] == ["llava-1.5-7b", "llava-1.5-13b"]
+
+
 def test_too_little_memory_leaves_the_built_in_model():
     chosen = said(written_down(4))
     assert (chosen.model, chosen.commands) == (None, ("mmchat chat",))

@@ -55,7 +55,13 @@ def test_a_tokenizer_in_metas_folder_is_taken_where_there_is_no_other():
 @pytest.mark.parametrize("weights_format", ["safetensors", "original"])
 def test_a_repository_without_the_format_is_refused(weights_format):
     with pytest.raises(NotFoundError, match=f"no weights in the {weights_format} format"):
-        chosen(["config.json", "pytorch_model.bin"], weights_format)
+        chosen(["config.json", "model.gguf"], weights_format)
+
+
+def test_older_files_are_taken_where_there_are_no_safetensors():
+    shards = {f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)}
+    names = {*shards, "pytorch_model.bin.index.json", "config.json", "tokenizer.model"}
+    assert chosen([*names, "mm_projector.bin", "tf_model.h5"]) == names
 
 
 def test_every_pattern_must_match():

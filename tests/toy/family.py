@@ -59,6 +59,7 @@ class ToyFamily:
     """See mmchat.models.family.Family."""
 
     model_type = "toy"
+    ollama_name = None
     sections = ("toy",)
     program_formats = ("aoti",)
     generation = MappingProxyType({"temperature": 0.5, "top_p": 0.8})
@@ -81,6 +82,9 @@ class ToyFamily:
         return Translated(config, found["is_chat"])
 
     def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
+        return None
+
+    def companion(self, config: ToyConfig) -> None:
         return None
 
     def hub_documents(

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from mmchat.models.base import Block, Example, Use
 from mmchat.models.mllama.cache import CAPACITY_STEP
-from mmchat.models.mllama.text import CrossAttentionLayer, SeenSteps, SelfAttentionLayer
+from mmchat.models.mllama.text import CrossAttentionLayer, SeenSteps
 from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer
+from mmchat.nn.decoder import SelfAttentionLayer
 from mmchat.nn.kv_cache import LayerCache, past_steps
 
 if TYPE_CHECKING:

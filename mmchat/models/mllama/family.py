@@ -29,6 +29,7 @@ class MllamaFamily:
     """See mmchat.models.family.Family."""
 
     model_type = "mllama"
+    ollama_name = "llama3.2-vision"
     sections = params.SECTIONS
     program_formats = ("aoti", "executorch")
     generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
@@ -47,6 +48,9 @@ class MllamaFamily:
     ) -> Translated[MllamaConfig]:
         config = translate.from_hf_config(found, preprocessor, where, preprocessor_where)
         return Translated(config, is_chat=None)
+
+    def companion(self, config: MllamaConfig) -> None:
+        return None
 
     def hub_documents(
         self,

@@ -19,11 +19,11 @@ from mmchat.models.mllama.text import (
     CrossAttentionLayer,
     LanguageModel,
     SeenSteps,
-    SelfAttention,
 )
 from mmchat.models.mllama.vision import VisionModel
 from mmchat.models.prompt import Media
 from mmchat.nn.attention import KeyValue
+from mmchat.nn.decoder import SelfAttention
 from mmchat.nn.kv_cache import Spans, past_steps
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import GatedMLP

@@ -23,6 +23,8 @@ class MllamaProcessor:
     Recent pictures are kept as tiles.
     """
 
+    takes_tools = True
+
     def __init__(
         self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
     ) -> None:

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, TextConfig
 from mmchat.nn.attention import KeyValue, Row, attend, attend_rows, split_heads
+from mmchat.nn.decoder import SelfAttentionLayer
 from mmchat.nn.kv_cache import Past
-from mmchat.nn.linear import Linear, fuse
+from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import GatedMLP
 from mmchat.nn.norm import RMSNorm
-from mmchat.nn.rope import RotaryEmbedding, rotate
+from mmchat.nn.rope import RotaryEmbedding
 
 
 class Seen(Protocol):
@@ -87,34 +88,6 @@ class SeenSteps(NamedTuple):
         return torch.where(self.sees, read, x).flatten(0, 1)
 
 
-class SelfAttention(nn.Module):
-    """Causal grouped-query attention with rotary positions. x: [N, E] -> [N, E]."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = Linear(config.hidden_size, key_size, bias=False)
-        self.v_proj = Linear(config.hidden_size, key_size, bias=False)
-        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.sizes = (config.hidden_size, key_size, key_size)
-        self.qkv_proj: nn.Module | None = None
-
-    def fuse_projections(self) -> None:
-        """Read query, key and value in one product; their own layers go."""
-        fuse(self, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past) -> Tensor:
-        if self.qkv_proj is None:
-            query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        else:
-            query, key, value = self.qkv_proj(x).split(self.sizes, dim=-1)
-        query, key, value = (y.unflatten(-1, (-1, self.head_dim)) for y in (query, key, value))
-        attended = past.attend(rotate(query, cos, sin), rotate(key, cos, sin), value)
-        return self.o_proj(attended)
-
-
 class CrossAttention(nn.Module):
     """Attention from text to vision tokens, without positions; query and key heads are normalised.
 
@@ -140,21 +113,6 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, seen: Seen) -> Tensor:
         query = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
         return self.o_proj(seen.attend(query))
-
-
-class SelfAttentionLayer(nn.Module):
-    """A Llama 3 block: pre-norm self-attention, then a gated MLP."""
-
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.self_attn = SelfAttention(config)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)
-        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class CrossAttentionLayer(nn.Module):
@@ -187,7 +145,7 @@ class TextModel(nn.Module):
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
         cross = set(config.cross_attention_layers)
         self.layers = nn.ModuleList(
-            CrossAttentionLayer(config) if i in cross else SelfAttentionLayer(config)
+            CrossAttentionLayer(config) if i in cross else _self_attention_layer(config)
             for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -217,6 +175,17 @@ class TextModel(nn.Module):
             elif seen:
                 x = layer(x, next(cross))
         return self.norm(x)
+
+
+def _self_attention_layer(config: TextConfig) -> SelfAttentionLayer:
+    return SelfAttentionLayer(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+    )
 
 
 class LanguageModel(nn.Module):

@@ -5,29 +5,29 @@ from __future__ import annotations
 import math
 
 from PIL import Image as PILImage
-from PIL import ImageDraw, ImageFont
+from PIL import ImageDraw
 
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.tiling import TileLayout, layout_of
+from mmchat.models.preview import (
+    ACCENT,
+    BAR,
+    MARGIN,
+    MIN_WIDTH,
+    PAPER,
+    SMOOTH,
+    TITLE_HEIGHT,
+    WHITE,
+    draw_title,
+    font,
+    hatched,
+)
 from mmchat.words import plural
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 _LONG_SIDE = 1120  # of the drawn canvas, pixels
-_MIN_WIDTH = 760
-_MARGIN = 28
-_TITLE_HEIGHT = 104
-_SMOOTH = 2  # everything is drawn this much larger and then reduced
-
-_PAPER = (247, 248, 250)
-_BAR = (23, 32, 46)
-_BAR_TEXT = (255, 255, 255)
-_BAR_FAINT = (166, 180, 200)
-_HATCH_GROUND = (226, 230, 236)
-_HATCH_LINE = (180, 188, 200)
-_ACCENT = (234, 88, 12)
-_WHITE = (255, 255, 255)
 
 
 def describe(layout: TileLayout, config: VisionConfig) -> tuple[str, str]:
@@ -55,23 +55,23 @@ def draw_tile_preview(image: Image, config: VisionConfig) -> PILImage.Image:
     1,200 pixels on its longer side.
     """
     layout = layout_of(config, image.height, image.width)
-    scale = _SMOOTH * _LONG_SIDE / max(layout.canvas)
+    scale = SMOOTH * _LONG_SIDE / max(layout.canvas)
     height, width = (round(side * scale) for side in layout.canvas)
-    margin, title = _SMOOTH * _MARGIN, _SMOOTH * _TITLE_HEIGHT
-    sheet_width = max(width + 2 * margin, _SMOOTH * _MIN_WIDTH)
+    margin, title = SMOOTH * MARGIN, SMOOTH * TITLE_HEIGHT
+    sheet_width = max(width + 2 * margin, SMOOTH * MIN_WIDTH)
     # An odd size would lose its last pixel when the sheet is reduced.
-    size = [side + side % _SMOOTH for side in (sheet_width, title + height + 2 * margin)]
-    sheet = PILImage.new("RGB", (size[0], size[1]), _PAPER)
+    size = [side + side % SMOOTH for side in (sheet_width, title + height + 2 * margin)]
+    sheet = PILImage.new("RGB", (size[0], size[1]), PAPER)
     left, top = (sheet_width - width) // 2, title + margin
     inner = max(1, round(layout.resized[0] * scale)), max(1, round(layout.resized[1] * scale))
     sheet.paste(_canvas(image, layout, (height, width), inner), (left, top))
     draw = ImageDraw.Draw(sheet)
-    _draw_title(draw, image.source, describe(layout, config), sheet_width)
+    draw_title(draw, image.source, describe(layout, config), sheet_width)
     _draw_grid(draw, layout, (left, top, left + width, top + height))
     right_of = (left + inner[1], top, left + width, top + height)
     below = (left, top + inner[0], left + inner[1], top + height)
     _label_padding(draw, max(right_of, below, key=lambda b: (b[2] - b[0]) * (b[3] - b[1])))
-    return sheet.reduce(_SMOOTH)
+    return sheet.reduce(SMOOTH)
 
 
 def _canvas(
@@ -82,10 +82,7 @@ def _canvas(
     size, inner: height and width of the drawn canvas and of the picture on it.
     """
     height, width = size
-    canvas = PILImage.new("RGB", (width, height), _HATCH_GROUND)
-    draw = ImageDraw.Draw(canvas)
-    for start in range(-height, width, 14 * _SMOOTH):
-        draw.line((start, height, start + height, 0), fill=_HATCH_LINE, width=2 * _SMOOTH)
+    canvas = hatched(height, width)
     # By way of the size that the model gets, so that the preview shows what detail is left.
     seen = image.pixels.resize((layout.resized[1], layout.resized[0]), PILImage.Resampling.BILINEAR)
     canvas.paste(seen.resize((inner[1], inner[0]), PILImage.Resampling.BICUBIC), (0, 0))
@@ -94,30 +91,15 @@ def _canvas(
 
 def _label_padding(draw: ImageDraw.ImageDraw, strip: Box) -> None:
     """Write "padding" into the middle of the strip, if it fits."""
-    font = _font(17)
-    half_width = draw.textlength("padding", font=font) / 2 + 14 * _SMOOTH
-    half_height = 16 * _SMOOTH
+    label = font(17)
+    half_width = draw.textlength("padding", font=label) / 2 + 14 * SMOOTH
+    half_height = 16 * SMOOTH
     if strip[2] - strip[0] < 3 * half_width or strip[3] - strip[1] < 3 * half_height:
         return
     x, y = (strip[0] + strip[2]) / 2, (strip[1] + strip[3]) / 2
     box = (x - half_width, y - half_height, x + half_width, y + half_height)
-    draw.rounded_rectangle(box, radius=half_height, fill=_WHITE)
-    draw.text((x, y), "padding", fill=_BAR, font=font, anchor="mm")
-
-
-def _draw_title(draw: ImageDraw.ImageDraw, name: str, lines: tuple[str, str], width: int) -> None:
-    """The dark bar with the name of the picture and its facts."""
-    margin = _SMOOTH * _MARGIN
-    draw.rectangle((0, 0, width + 1, _SMOOTH * _TITLE_HEIGHT), fill=_BAR)
-    rows = (
-        (name, 22, 26, _BAR_TEXT),
-        (lines[0], 16, 56, _BAR_FAINT),
-        (lines[1], 16, 80, _BAR_FAINT),
-    )
-    for text, size, y, colour in rows:
-        font = _font(size)
-        text = _shortened(draw, _one_line(text), font, width - 2 * margin)
-        draw.text((margin, _SMOOTH * y), text, fill=colour, font=font, anchor="lm")
+    draw.rounded_rectangle(box, radius=half_height, fill=WHITE)
+    draw.text((x, y), "padding", fill=BAR, font=label, anchor="mm")
 
 
 def _draw_grid(draw: ImageDraw.ImageDraw, layout: TileLayout, box: Box) -> None:
@@ -126,38 +108,14 @@ def _draw_grid(draw: ImageDraw.ImageDraw, layout: TileLayout, box: Box) -> None:
     rows, columns = layout.aspect_ratio
     xs = [left + round((right - left) * i / columns) for i in range(columns + 1)]
     ys = [top + round((bottom - top) * i / rows) for i in range(rows + 1)]
-    for colour, thickness in ((_WHITE, 5), (_ACCENT, 2)):
+    for colour, thickness in ((WHITE, 5), (ACCENT, 2)):
         for x in xs[1:-1]:
-            draw.line((x, top, x, bottom), fill=colour, width=thickness * _SMOOTH)
+            draw.line((x, top, x, bottom), fill=colour, width=thickness * SMOOTH)
         for y in ys[1:-1]:
-            draw.line((left, y, right, y), fill=colour, width=thickness * _SMOOTH)
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=_ACCENT, width=2 * _SMOOTH)
-    radius, font = 19 * _SMOOTH, _font(22)
+            draw.line((left, y, right, y), fill=colour, width=thickness * SMOOTH)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline=ACCENT, width=2 * SMOOTH)
+    radius, label = 19 * SMOOTH, font(22)
     for number, (y, x) in enumerate(((y, x) for y in ys[:-1] for x in xs[:-1]), start=1):
-        centre = x + radius + 10 * _SMOOTH, y + radius + 10 * _SMOOTH
-        draw.circle(centre, radius, fill=_ACCENT, outline=_WHITE, width=2 * _SMOOTH)
-        draw.text(centre, str(number), fill=_WHITE, font=font, anchor="mm")
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size * _SMOOTH)
-
-
-def _one_line(text: str) -> str:
-    """Control characters would break the line."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
-def _shortened(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    width: float,
-) -> str:
-    """`text`, its middle replaced by dots if it is wider than `width` pixels."""
-    text = text if len(text) <= 400 else f"{text[:200]}…{text[-200:]}"
-    shown, kept = text, len(text)
-    while kept > 2 and draw.textlength(shown, font=font) > width:
-        kept -= 1
-        shown = f"{text[: kept // 2]}…{text[len(text) - kept // 2 :]}"
-    return shown
+        centre = x + radius + 10 * SMOOTH, y + radius + 10 * SMOOTH
+        draw.circle(centre, radius, fill=ACCENT, outline=WHITE, width=2 * SMOOTH)
+        draw.text(centre, str(number), fill=WHITE, font=label, anchor="mm")

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from mmchat.models.mllama import cache, text, vision
-from mmchat.nn import kv_cache, norm
+from mmchat.nn import decoder, kv_cache, norm
 from mmchat.nn.kv_cache import LayerCache
-from mmchat.nn.rope import inverse_frequencies, scale_llama3
+from mmchat.nn.rope import inverse_frequencies, rotate, scale_llama3
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import CONFIG
 
@@ -91,7 +91,7 @@ def rope_on_adjacent_pairs(model, patch):
         even, odd = x[..., ::2], x[..., 1::2]
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
 
-    patch.setattr(text, "rotate", rotate_pairs)
+    patch.setattr(decoder, "rotate", rotate_pairs)
 
 
 @mutation
@@ -99,7 +99,7 @@ def rope_on_the_query_of_cross_attention(model, patch):
     rotary = model.language_model.model.rotary
 
     def turned(module, arguments, query):
-        return text.rotate(query, *rotary(torch.arange(query.shape[0])))
+        return rotate(query, *rotary(torch.arange(query.shape[0])))
 
     for layer in cross_layers(model):
         layer.cross_attn.q_norm.register_forward_hook(turned)

@@ -15,7 +15,7 @@ from mmchat.models.mllama.tiling import facts
 from tests.kinds import some
 from tests.live_memory import LiveMemory
 
-CONFIGS = {spec.name: spec.config for spec in known_specs()}
+CONFIGS = {spec.name: spec.config for spec in known_specs() if spec.model_type == "mllama"}
 INSTRUCT_11B = CONFIGS["Llama-3.2-11B-Vision-Instruct"]
 INSTRUCT_90B = CONFIGS["Llama-3.2-90B-Vision-Instruct"]
 FEW_LAYERS = {"num_hidden_layers": 5, "cross_attention_layers": (3,)}

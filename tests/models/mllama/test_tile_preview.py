@@ -9,6 +9,7 @@ from mmchat.models.mllama import tile_preview
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.tile_preview import describe, draw_tile_preview
 from mmchat.models.mllama.tiling import choose_layout
+from mmchat.models.preview import HATCH_GROUND, HATCH_LINE
 
 
 def vision_config(side: int) -> VisionConfig:
@@ -68,7 +69,7 @@ def test_blue_covers_what_the_picture_covers(size, side):
     # Lines, numbers and the edge of thin pictures cover a part of it.
     assert expected * 0.85 - 12_000 < blue.sum() <= expected * 1.02
     if math.prod(layout.resized) < 0.95 * math.prod(layout.canvas):
-        assert (np.asarray(drawn) == tile_preview._HATCH_GROUND).all(-1).sum() > 1000
+        assert (np.asarray(drawn) == HATCH_GROUND).all(-1).sum() > 1000
 
 
 def test_each_tile_has_its_number_in_its_corner(monkeypatch):
@@ -91,7 +92,7 @@ def test_each_tile_has_its_number_in_its_corner(monkeypatch):
 def test_a_full_canvas_has_no_hatching():
     drawn, layout = preview(560, 1120)
     assert layout.resized == layout.canvas
-    assert not (np.asarray(drawn) == tile_preview._HATCH_LINE).all(-1).any()
+    assert not (np.asarray(drawn) == HATCH_LINE).all(-1).any()
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\nb\x1b[31m\0", "\u72ac.png", ""])

@@ -1,0 +1,73 @@
+"""LLaVA's math and weights, as loading and export take them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from math import isqrt
+from typing import Literal, NoReturn
+
+from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.mapped_file import TensorEntry, shown
+from mmchat.errors import ExportError
+from mmchat.models.family import COMPANION, Alpha, OtherConfigError
+from mmchat.models.hub_weights import HubWeights, entries_by_name
+from mmchat.models.llava.config import LlavaConfig
+from mmchat.models.llava.model import LlavaForConditionalGeneration
+from mmchat.models.llava.processor import LlavaProcessor
+from mmchat.models.llava.tensor_names import VISION, hub_name, hub_shapes
+from mmchat.tokenizers.base import Tokenizer
+
+_POSITIONS = f"{VISION}embeddings.position_embedding.weight"
+
+
+class LlavaBuild(HubWeights[LlavaConfig]):
+    """See mmchat.models.build.Build."""
+
+    def shapes(self, config: LlavaConfig) -> dict[str, tuple[int, ...]]:
+        return hub_shapes(config)
+
+    def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+        """A vision encoder of its own repository stands for one that was left in the checkpoint."""
+        if not any(name.startswith(COMPANION) for name in checkpoint.entries):
+            return entries_by_name(checkpoint, hub_name)
+        return entries_by_name(checkpoint, _hub_name_beside_companion)
+
+    def check_weights(
+        self, checkpoint: Checkpoint, config: LlavaConfig, wanted: Collection[str] | None = None
+    ) -> dict[str, TensorEntry]:
+        _check_picture_size(config, self.entries(checkpoint).get(_POSITIONS))
+        return super().check_weights(checkpoint, config, wanted)
+
+    def model(self, config: LlavaConfig) -> LlavaForConditionalGeneration:
+        return LlavaForConditionalGeneration(config)
+
+    def processor(self, config: LlavaConfig, tokenizer: Tokenizer, alpha: Alpha) -> LlavaProcessor:
+        return LlavaProcessor(config, tokenizer, alpha)
+
+    def programs(self, format: Literal["aoti", "executorch"]) -> NoReturn:
+        raise ExportError(
+            f"LLaVA cannot be exported as {format} programs yet; --format safetensors stores its"
+            " weights as they are loaded"
+        )
+
+
+def _hub_name_beside_companion(name: str) -> str | None:
+    own = hub_name(name)
+    is_left = own is not None and own.startswith(VISION) and not name.startswith(COMPANION)
+    return None if is_left else own
+
+
+def _check_picture_size(config: LlavaConfig, entry: TensorEntry | None) -> None:
+    """The table of positions tells the size of pictures: a row for each patch, and one more."""
+    vision = config.vision_config
+    if entry is None or len(entry.shape) != 2 or entry.shape[0] == vision.num_patches + 1:
+        return
+    side = isqrt(max(entry.shape[0] - 1, 0))
+    if side and side**2 + 1 == entry.shape[0]:
+        found = side * vision.patch_size
+        raise OtherConfigError(
+            f"{shown(entry.file)}: the vision encoder takes pictures of {found} px, and the model"
+            f" gives it those of {vision.image_size} px; use the encoder of the same model",
+            replace(config, vision_config=replace(vision, image_size=found)),
+        )

@@ -1,0 +1,111 @@
+"""Configuration of LLaVA-1.5. Field names are those of the Hub's config.json.
+
+No field of the architecture has a default: every value comes from a file. Height before width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The picture encoder: a CLIP ViT."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_channels: int
+    image_size: int  # side of the square picture, pixels
+    patch_size: int
+    layer_norm_eps: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder: Llama 2 without scaled positions."""
+
+    vocab_size: int  # rows of the embedding and of the head
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class ImageProcessorConfig:
+    """How a picture becomes a normalised square; per channel on the scale 0..1.
+
+    square: "pad" puts it on a square of the mean colour, as in the training of LLaVA-1.5; "crop"
+    takes the middle of it. alpha: what becomes of transparent pixels when it is opened.
+    """
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    square: Literal["pad", "crop"]
+    alpha: Literal["white", "drop"]
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """Which of the encoder's states the text is given.
+
+    layer: 0 is its embedding, i the output of layer i; from the end where negative, without the
+    norm that follows. strategy: "default" leaves out the class token, "full" keeps it. tower: the
+    repository of the encoder's weights where they are not with the others.
+    """
+
+    layer: int
+    strategy: Literal["default", "full"]
+    tower: str | None
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    """Configuration of one LLaVA: vision, text, what joins them, and how pictures are prepared."""
+
+    vision_config: VisionConfig
+    text_config: TextConfig
+    features: FeaturesConfig
+    image_processor: ImageProcessorConfig
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.text_config.max_position_embeddings
+
+    @property
+    def image_token_id(self) -> int:
+        """Marks a picture's positions; the embedding has no row for it, and no text gives it."""
+        return self.text_config.vocab_size
+
+    @property
+    def positions_per_image(self) -> int:
+        return self.vision_config.num_patches + (self.features.strategy == "full")
+
+    @property
+    def vision_layers_used(self) -> int:
+        """How many layers of the encoder come before the features; the rest is not loaded."""
+        layer = self.features.layer
+        return layer if layer >= 0 else self.vision_config.num_hidden_layers + 1 + layer

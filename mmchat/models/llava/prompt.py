@@ -1,0 +1,137 @@
+"""Prompts of LLaVA-1.5 as token ids: the conversation of Vicuna, as it was trained.
+
+Text is encoded in stretches between special ids and pictures, scaffolding included, because its
+tokenizer joins a space to the word behind it. So a user who types "ASSISTANT:" can imitate an
+answer, which no encoding prevents; typed names of special tokens stay text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mmchat import limits
+from mmchat.conversation import Image, Message
+from mmchat.errors import PromptError
+from mmchat.models.placing import place
+from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
+
+TAG = "<image>"
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives"
+    " helpful, detailed, and polite answers to the user's questions."
+)
+LEAD = " "  # in front of an answer, where its tokens have it and its text does not
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an answer, </s>."""
+
+
+Part = str | Image | End
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
+
+    input_ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    images: tuple[Image, ...]
+
+
+def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
+    """A conversation in the format "vicuna_v1", up to where the answer begins.
+
+    Raises PromptError for no messages, a system message behind others, calls of tools, pictures
+    that the user did not send, tags that do not fit, and over the limits.
+    """
+    if not messages:
+        raise PromptError("the conversation is empty; send a message")
+    _check(messages)
+    system = SYSTEM
+    if messages[0].role == "system":
+        system, messages = messages[0].text, messages[1:]
+    if system:
+        yield f"{system} "
+    for message in messages:
+        if message.role == "user":
+            yield "USER: "
+            yield from _question(message)
+            yield " "
+        else:
+            yield f"ASSISTANT: {message.text.strip()}"
+            yield End()
+    yield "ASSISTANT:"
+
+
+def raw_parts(message: Message) -> Iterator[Part]:
+    """A prompt without a conversation, as bases take it: pictures and text."""
+    _check([message])
+    yield from _question(message)
+
+
+def _question(message: Message) -> Iterator[Part]:
+    """Pictures where the tags are, or else first, each on a line of its own."""
+    placed = place(message.text, message.images, TAG)
+    if placed is not None:
+        yield from placed
+        return
+    for image in message.images:
+        yield image
+        yield "\n"
+    yield message.text
+
+
+def ids_of(
+    parts: Iterable[Part], tokenizer: SentencePieceTokenizer, image_id: int, positions: int
+) -> PromptIds:
+    """Encode the parts behind the token that begins every prompt.
+
+    positions: how many ids `image_id` each picture takes.
+    """
+    begin, end = map(tokenizer.special_id, ("<s>", "</s>"))
+    ids, starts, images = [begin], list[int](), list[Image]()
+    text, encode = "", tokenizer.encode
+    for part in (*parts, None):
+        if isinstance(part, str):
+            text += part
+            continue
+        ids += encode(text) if text else []
+        text, encode = "", tokenizer.encode
+        if isinstance(part, End):
+            ids.append(end)
+            encode = tokenizer.encode_rest  # no space is put in front behind an answer
+        elif part is not None:
+            starts.append(len(ids))
+            images.append(part)
+            ids += [image_id] * positions
+    if ids.count(image_id) != positions * len(images):
+        raise PromptError("the text encodes to an image token; this must not happen")
+    return PromptIds(tuple(ids), tuple(starts), tuple(images))
+
+
+def _check(messages: Sequence[Message]) -> None:
+    size = images = 0
+    for place_of, message in enumerate(messages):
+        size += len(message.text.encode("utf-8", "replace"))
+        images += len(message.images)
+        if message.role != "user" and message.images:
+            raise PromptError(
+                f"a {message.role} message holds a picture; only user messages can, put it there"
+            )
+        if message.role == "tool" or message.calls:
+            raise PromptError(
+                "LLaVA-1.5 was not taught to call tools; leave calls and their results out"
+            )
+        if message.role == "system" and place_of:
+            raise PromptError("a system message can only be the first; put it there")
+    if images > limits.IMAGES_PER_PROMPT:
+        raise PromptError(
+            f"the prompt has {images} pictures; at most {limits.IMAGES_PER_PROMPT} are possible"
+        )
+    if size > limits.PROMPT_BYTES:
+        raise PromptError(
+            f"the prompt has {size:,} bytes of text; at most {limits.PROMPT_BYTES:,} are possible"
+        )

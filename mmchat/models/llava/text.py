@@ -1,0 +1,56 @@
+"""The text decoder, Llama 2: what stands at a position, a token or a part of a picture, is given
+as its embedding, and pictures are read as tokens are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from mmchat.models.llava.config import TextConfig
+from mmchat.nn.decoder import SelfAttentionLayer
+from mmchat.nn.kv_cache import Past
+from mmchat.nn.linear import Linear
+from mmchat.nn.norm import RMSNorm
+from mmchat.nn.rope import RotaryEmbedding
+
+
+class TextModel(nn.Module):
+    """Token embedding, the decoder layers and the final norm."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            SelfAttentionLayer(
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_heads=config.num_attention_heads,
+                num_key_value_heads=config.num_key_value_heads,
+                head_dim=config.head_dim,
+                rms_norm_eps=config.rms_norm_eps,
+            )
+            for _ in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config.head_dim, config.rope_theta, None)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[N] -> [N, E]; at the positions of pictures, whose ids have no row, any row."""
+        return self.embed_tokens(token_ids.clamp(max=self.embed_tokens.num_embeddings - 1))
+
+    def forward(self, x: Tensor, positions: Tensor, past: Sequence[Past]) -> Tensor:
+        """x: [N, E] at positions [N] -> normalised hidden states [N, E]. past: one a layer."""
+        cos, sin = self.rotary(positions)
+        for layer, of_layer in zip(self.layers, past, strict=True):
+            x = layer(x, cos, sin, of_layer)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """The text model and its output head."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.model = TextModel(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -1,0 +1,186 @@
+"""The configurations of others to ours: LLaVA's own config.json and that of the Hub's conversions.
+
+Both say `model_type: "llava"`. The original one is flat, names its vision encoder and does not
+describe it; the other has text_config and vision_config. Keys that do not matter here are passed
+over, missing ones take the defaults of their makers, and what this model cannot do is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmchat.errors import quoted
+from mmchat.models.llava.config import LlavaConfig
+from mmchat.models.llava.params import parse
+from mmchat.models.llava.towers import TOWERS, known_tower
+from mmchat.strict_json import Where, as_object
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Defaults of transformers' LlamaConfig and CLIPVisionConfig (of the latter the patch size and what
+# the Hub's files leave out): a saved config.json may leave out every key that equals its default.
+_TEXT: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 2048,
+}
+_VISION = TOWERS["openai/clip-vit-large-patch14-336"]
+_NEXT = (
+    "LLaVA-NeXT (1.6), which cuts pictures into tiles, is not supported;"
+    " mmchat runs LLaVA-1.5, such as llava-hf/llava-1.5-7b-hf"
+)
+_RESCALE = 1 / 255
+_BICUBIC = 3  # Pillow's number
+
+
+def from_hub(
+    found: Mapping[str, Any],
+    preprocessor: Mapping[str, Any] | None,
+    where: Where,
+    preprocessor_where: Where,
+) -> LlavaConfig:
+    """Translate config.json of either kind. Raises where's error."""
+    if found.get("quantization_config") is not None:
+        raise where.child("quantization_config").fail(
+            "a checkpoint quantised by another program; use the original weights"
+        )
+    if "text_config" in found or "vision_config" in found:
+        return _from_conversion(found, preprocessor or {}, where, preprocessor_where)
+    if "mm_vision_tower" in found:
+        return _from_original(found, where)
+    raise where.fail("neither text_config nor mm_vision_tower: it does not describe a LLaVA")
+
+
+def _from_conversion(
+    found: Mapping[str, Any], preprocessor: Mapping[str, Any], where: Where, pictures: Where
+) -> LlavaConfig:
+    vision_where, text_where = where.child("vision_config"), where.child("text_config")
+    vision = as_object(found.get("vision_config", {}), vision_where)
+    text = as_object(found.get("text_config", {}), text_where)
+    for key in ("image_grid_pinpoints", "use_image_newline_parameter"):
+        if found.get(key):
+            raise where.child(key).fail(_NEXT)
+    refuse_other(text, {"model_type": "llama"}, text_where)
+    refuse_other(vision, {"model_type": "clip_vision_model", "hidden_act": "quick_gelu"},
+                 vision_where)  # fmt: skip
+    expected = {
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "tie_word_embeddings": False,
+    }
+    refuse_other(found, expected, where)
+    layer = _or(found, "vision_feature_layer", -2)
+    if isinstance(layer, list):
+        raise where.child("vision_feature_layer").fail("several layers at once are not supported")
+    _check_preprocessor(preprocessor, _or(vision, "image_size", 336), pictures)
+    sections = {
+        "vision_config": {key: _or(vision, key, default) for key, default in _VISION.items()},
+        "text_config": _text(text, text_where),
+        "features": {
+            "layer": layer,
+            "strategy": _or(found, "vision_feature_select_strategy", "default"),
+            "tower": None,
+        },
+        # The same weights as the original's, which were trained with padded squares, although the
+        # conversion's own file says that the middle is cut out.
+        "image_processor": _pictures(preprocessor, square="pad", alpha="white"),
+    }
+    return parse(sections, where)
+
+
+def _from_original(found: Mapping[str, Any], where: Where) -> LlavaConfig:
+    aspect = found.get("image_aspect_ratio")
+    if aspect == "anyres" or str(found.get("mm_patch_merge_type", "flat")) not in ("flat", "None"):
+        raise where.child("mm_patch_merge_type").fail(_NEXT)
+    if aspect not in ("pad", "square", None):
+        raise where.child("image_aspect_ratio").fail(f"{quoted(aspect)} is not supported")
+    expected = {
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_start_end": False,
+        "s2": False,
+        "tie_word_embeddings": False,
+    }
+    refuse_other(found, expected, where)
+    named = found["mm_vision_tower"]
+    tower = known_tower(named) if isinstance(named, str) else None
+    if tower is None:
+        raise where.child("mm_vision_tower").fail(
+            f"{quoted(named)} is not a vision encoder that mmchat knows;"
+            f" these are {', '.join(map(quoted, TOWERS))}"
+        )
+    strategies = {"patch": "default", "cls_patch": "full"}
+    selected = _or(found, "mm_vision_select_feature", "patch")
+    if selected not in strategies:
+        raise where.child("mm_vision_select_feature").fail(f"{quoted(selected)} is not supported")
+    own = found.get("unfreeze_mm_vision_tower") is True  # trained, so it is in the checkpoint
+    sections = {
+        "vision_config": TOWERS[tower],
+        "text_config": _text(found, where),
+        "features": {
+            "layer": _or(found, "mm_vision_select_layer", -2),
+            "strategy": strategies[selected],
+            "tower": None if own else tower,
+        },
+        "image_processor": _pictures({}, square="pad" if aspect == "pad" else "crop", alpha="drop"),
+    }
+    return parse(sections, where)
+
+
+def _text(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
+    refuse_other(
+        found,
+        {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+         "tie_word_embeddings": False},
+        where,
+    )  # fmt: skip
+    text = {key: _or(found, key, default) for key, default in _TEXT.items()}
+    text["num_key_value_heads"] = _or(found, "num_key_value_heads", text["num_attention_heads"])
+    rope = found.get("rope_parameters") or {}
+    scaling = found.get("rope_scaling") or {}
+    for key, given in (("rope_parameters", rope), ("rope_scaling", scaling)):
+        kind = as_object(given, where.child(key)).get("rope_type", given.get("type", "default"))
+        if given and kind != "default":
+            raise where.child(key).fail(f"{quoted(kind)} is not supported")
+    theta = _or(rope, "rope_theta", _or(found, "rope_theta", 10_000.0))
+    return {**text, "rope_theta": theta}
+
+
+def _pictures(preprocessor: Mapping[str, Any], **chosen: str) -> dict[str, Any]:
+    return {
+        "image_mean": _or(preprocessor, "image_mean", list(CLIP_MEAN)),
+        "image_std": _or(preprocessor, "image_std", list(CLIP_STD)),
+        **chosen,
+    }
+
+
+def _check_preprocessor(found: Mapping[str, Any], side: object, where: Where) -> None:
+    """Refuse another way of scaling pictures than that which this model has."""
+    scale = found.get("rescale_factor")
+    if isinstance(scale, float) and abs(scale - _RESCALE) < 1e-6:  # fewer digits
+        found = {**found, "rescale_factor": _RESCALE}
+    size = found.get("size")
+    if isinstance(size, dict) and size.get("shortest_edge") != side:
+        raise where.child("size").fail(f"{quoted(size)} is not supported here, only {side}")
+    steps = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
+    expected = {"resample": _BICUBIC, "rescale_factor": _RESCALE}
+    refuse_other(found, expected | dict.fromkeys(steps, True), where)
+
+
+def _or(found: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value, where a missing key and null mean the default."""
+    value = found.get(key)
+    return default if value is None else value
+
+
+def refuse_other(found: Mapping[str, Any], expected: Mapping[str, Any], where: Where) -> None:
+    for key, value in expected.items():
+        if found.get(key) is not None and found[key] != value:
+            raise where.child(key).fail(
+                f"{quoted(found[key])} is not supported here, only {quoted(value)}"
+            )

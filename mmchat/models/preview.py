@@ -1,0 +1,68 @@
+"""What the previews of all families are drawn with: the bar with the facts, hatched margins."""
+
+from __future__ import annotations
+
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+
+SMOOTH = 2  # everything is drawn this much larger and then reduced
+MARGIN = 28
+TITLE_HEIGHT = 104
+MIN_WIDTH = 760
+
+PAPER = (247, 248, 250)
+BAR = (23, 32, 46)
+_BAR_TEXT = (255, 255, 255)
+_BAR_FAINT = (166, 180, 200)
+HATCH_GROUND = (226, 230, 236)
+HATCH_LINE = (180, 188, 200)
+ACCENT = (234, 88, 12)
+WHITE = (255, 255, 255)
+
+
+def hatched(height: int, width: int) -> PILImage.Image:
+    """Where no picture is."""
+    ground = PILImage.new("RGB", (width, height), HATCH_GROUND)
+    draw = ImageDraw.Draw(ground)
+    for start in range(-height, width, 14 * SMOOTH):
+        draw.line((start, height, start + height, 0), fill=HATCH_LINE, width=2 * SMOOTH)
+    return ground
+
+
+def draw_title(draw: ImageDraw.ImageDraw, name: str, lines: tuple[str, str], width: int) -> None:
+    """The dark bar with the name of the picture and its facts."""
+    margin = SMOOTH * MARGIN
+    draw.rectangle((0, 0, width + 1, SMOOTH * TITLE_HEIGHT), fill=BAR)
+    rows = (
+        (name, 22, 26, _BAR_TEXT),
+        (lines[0], 16, 56, _BAR_FAINT),
+        (lines[1], 16, 80, _BAR_FAINT),
+    )
+    for text, size, y, colour in rows:
+        chosen = font(size)
+        text = _shortened(draw, _one_line(text), chosen, width - 2 * margin)
+        draw.text((margin, SMOOTH * y), text, fill=colour, font=chosen, anchor="lm")
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size * SMOOTH)
+
+
+def _one_line(text: str) -> str:
+    """Control characters would break the line."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _shortened(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    width: float,
+) -> str:
+    """`text`, its middle replaced by dots if it is wider than `width` pixels."""
+    text = text if len(text) <= 400 else f"{text[:200]}…{text[-200:]}"
+    shown, kept = text, len(text)
+    while kept > 2 and draw.textlength(shown, font=font) > width:
+        kept -= 1
+        shown = f"{text[: kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return shown
