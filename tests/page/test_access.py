@@ -45,6 +45,7 @@ def test_everything_by_keyboard(visit):
     keys.type(" Sure?")
     keys.press("Enter")
     visit.answers.get_by_text("Third.").wait_for()
+    visit.answers.last.locator(".stats").wait_for()  # it is complete
     assert visit.asked()[0]["content"][0]["text"].endswith("Really? Sure?")
     with page.expect_file_chooser():
         keys.press("Alt+p")
