@@ -271,7 +271,8 @@ class Engine:
         row = next(row for row in self._turns if encoding.is_for(row))
         with self._ending(row):
             if encoding.step(self._runtime, self.cache, self.release):
-                self._encoding = encoding
+                if any(map(encoding.is_for, self._turns)):  # else the row of the first is gone
+                    self._encoding = encoding
                 return
             for media in encoding.media:
                 if self.cache.has_media(media.content_hash):

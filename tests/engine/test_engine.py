@@ -356,6 +356,30 @@ def test_a_row_that_is_cancelled_among_pictures_leaves_those_of_others(gone):
     assert left.output_ids == expected(prompts[1 - gone], 12)
 
 
+def test_a_picture_that_is_tried_alone_though_its_row_is_gone_is_dropped(monkeypatch):
+    """Two are encoded together, the row of the first is cancelled, then memory runs out."""
+    engine = Engine(fake_model(), rows=2)
+    encode, tried = engine._runtime.encode, []
+
+    def narrow(media, cache):
+        tried.append("".join(one.content_hash for one in media))
+        for at, slice_ in enumerate(encode(media, cache)):
+            if at and len(media) > 1:
+                raise MemoryError
+            yield slice_
+
+    monkeypatch.setattr(engine._runtime, "encode", narrow)
+    prompts = [with_pictures(name, 9, number, 7) for number, name in enumerate("ab")]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    engine.step()
+    engine.cancel(answers[0])
+    while engine.step():
+        pass
+    assert tried == ["ab", "b"]
+    assert answers[1].finished is not None
+    assert answers[1].finished.output_ids == expected(prompts[1], 12)
+
+
 def test_when_nobody_waits_for_the_pictures_any_more_they_are_dropped():
     engine = Engine(fake_model(), rows=2)
     answers = [engine.submit(Request(with_pictures(name, 9, 7), GREEDY)) for name in "ab"]
