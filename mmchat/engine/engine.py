@@ -274,12 +274,15 @@ class Engine:
                 if any(map(encoding.is_for, self._turns)):  # else the row of the first is gone
                     self._encoding = encoding
                 return
+            waiting = Counter(one.content_hash for row in self._turns for one in row.unseen)
             for media in encoding.media:
-                if self.cache.has_media(media.content_hash):
+                rows = waiting[media.content_hash]
+                if not rows:  # its row is gone, and what was promised to it
+                    self.cache.drop_media(media.content_hash)
+                elif self.cache.has_media(media.content_hash):
                     self._room.encoded(media)
-                    waiting = [one.content_hash for row in self._turns for one in row.unseen]
                     self.encoded += 1
-                    self.known += waiting.count(media.content_hash) - 1
+                    self.known += rows - 1
 
     def _unencoded(self) -> list[Media]:
         """The pictures that rows wait for, in their turns, each content once."""
