@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from mmchat.models.prompt import Media
     from mmchat.runtime.base import Runtime
 
-# Positions of prompts that are read at once while others write: large enough that products of
-# matrices run at full speed, small enough that reading them is no long silence for the others.
+# Positions of prompts that are read at once where there are several rows: large enough that
+# products of matrices run at full speed, small enough that those who write or come meanwhile, and
+# whoever cancels, do not wait long.
 PIECE = 512
 INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
@@ -295,7 +296,7 @@ class Engine:
 
         ready = [row for row in self._turns if not row.unencoded(self.cache)]
         left = PIECE
-        if not any(row.is_writing for row in self._active):  # nobody waits for the first
+        if self.rows == 1:  # nobody else can begin meanwhile
             left = max(PIECE, len(ready[0].prompt.token_ids))
         read = []
         for row in ready:

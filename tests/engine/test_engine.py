@@ -249,6 +249,20 @@ def test_two_long_prompts_are_read_in_turns_while_another_writes():
     assert read[:4] == [[piece, 0], [piece, piece], [2 * piece, piece], [2 * piece, 2 * piece]]
 
 
+def test_a_long_prompt_lets_others_begin_where_there_are_several_rows():
+    engine = Engine(fake_model(), rows=2)
+    engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
+    engine.step()
+    sizes = engine._model.runtime.sizes
+    assert sizes == [(1, engine_module.PIECE)]
+    short = engine.submit(Request(Prompt((1, 2, 3)), GREEDY))
+    for _ in range(3):
+        engine.step()
+    piece = engine_module.PIECE
+    assert sizes[1:] == [(1, piece), (2, piece), (1, 1), (1, 1_603 - 3 * piece)]
+    assert any(isinstance(event, TextDelta) for event in short.take())
+
+
 def test_one_alone_reads_its_prompt_at_once():
     engine = Engine(fake_model())
     engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
