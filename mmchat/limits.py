@@ -85,6 +85,8 @@ SAMPLING: Mapping[str, tuple[float, float]] = {
     "logprobs": (0, 20),
 }
 
+STOP_CHARACTERS = 1_024  # of a stop string, which is indexed before the answer begins
+
 # JSON schemas, which answers are held to; their depth is that of all JSON from outside
 SCHEMA_BYTES = 64 * KIB
 SCHEMA_SECONDS = 2.0  # to compile one

@@ -13,15 +13,14 @@ if TYPE_CHECKING:
     from mmchat.models.prompt import Media
     from mmchat.runtime.base import Runtime
 
-_END = object()
-
 
 class Encoding:
-    """media: what is offered to the model, which takes the first and as many others as it likes."""
+    """media: what is offered to the model, which takes the first and as many others as it likes;
+    once it is begun, what was taken."""
 
     def __init__(self, media: Sequence[Media]) -> None:
         self.media = media
-        self._slices: Iterator[None] | None = None
+        self._slices: Iterator[Sequence[Media]] | None = None
         self._is_last_try = False
 
     def is_for(self, row: Row) -> bool:
@@ -39,7 +38,9 @@ class Encoding:
         try:
             if self._slices is None:
                 self._slices = runtime.encode(self.media, cache)
-            return next(self._slices, _END) is not _END
+            taken = next(self._slices, None)
+            self.media = taken or self.media
+            return taken is not None
         except Exception as error:
             out_of_memory = memory_error(error)
             if self._is_last_try or not (out_of_memory or len(self.media) > 1):

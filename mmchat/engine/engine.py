@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from mmchat.models.prompt import Media
     from mmchat.runtime.base import Runtime
 
-# Positions of prompts that are read at once while others write: large enough that products of
-# matrices run at full speed, small enough that reading them is no long silence for the others.
+# Positions of prompts that are read at once where there are several rows: large enough that
+# products of matrices run at full speed, small enough that those who write or come meanwhile, and
+# whoever cancels, do not wait long.
 PIECE = 512
 INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
@@ -271,14 +272,18 @@ class Engine:
         row = next(row for row in self._turns if encoding.is_for(row))
         with self._ending(row):
             if encoding.step(self._runtime, self.cache, self.release):
-                self._encoding = encoding
+                if any(map(encoding.is_for, self._turns)):  # else the row of the first is gone
+                    self._encoding = encoding
                 return
+            waiting = Counter(one.content_hash for row in self._turns for one in row.unseen)
             for media in encoding.media:
-                if self.cache.has_media(media.content_hash):
+                rows = waiting[media.content_hash]
+                if not rows:  # its row is gone, and what was promised to it
+                    self.cache.drop_media(media.content_hash)
+                elif self.cache.has_media(media.content_hash):
                     self._room.encoded(media)
-                    waiting = [one.content_hash for row in self._turns for one in row.unseen]
                     self.encoded += 1
-                    self.known += waiting.count(media.content_hash) - 1
+                    self.known += rows - 1
 
     def _unencoded(self) -> list[Media]:
         """The pictures that rows wait for, in their turns, each content once."""
@@ -291,7 +296,7 @@ class Engine:
 
         ready = [row for row in self._turns if not row.unencoded(self.cache)]
         left = PIECE
-        if not any(row.is_writing for row in self._active):  # nobody waits for the first
+        if self.rows == 1:  # nobody else can begin meanwhile
             left = max(PIECE, len(ready[0].prompt.token_ids))
         read = []
         for row in ready:

@@ -15,8 +15,9 @@ SHORTEST_SHARED = 16  # positions
 class Slot:
     """marks: the fingerprint of the positions that it holds. used: when it was given last.
 
-    room: positions that it is promised, pictures: what its row needs, bytes by content hash; where
-    memory is limited.
+    Where memory is limited: room, positions that it is promised; pictures, what its row needs,
+    bytes by content hash; together, bytes of those that one position sees, which an idle slot holds
+    on to.
     """
 
     number: int
@@ -26,6 +27,7 @@ class Slot:
     used: int = 0
     room: int = 0
     pictures: dict[str, int] = field(default_factory=dict)
+    together: int = 0
 
 
 @dataclass(frozen=True)

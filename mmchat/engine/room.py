@@ -40,27 +40,31 @@ class Room:
     @property
     def used(self) -> int:
         """Bytes that are promised or kept now, where there is a limit; from any thread."""
-        rooms = [slot.room for slot in self._prefixes.slots]
-        return self._bytes([self._longest, *rooms], dict(self._pictures))
+        slots = self._prefixes.slots
+        rooms, together = [slot.room for slot in slots], [slot.together for slot in slots]
+        return self._bytes([self._longest, *rooms], dict(self._pictures), together)
 
     def check(self, request: Request) -> None:
         """Raises MemoryError_ if it would not fit even alone."""
         if self.limit is None:
             return
-        need = self._bytes([self._positions(request)], self._pictures_of(request))
-        if need > self.limit:
-            limit, media = self.limit, request.prompt.media
+        limit, media, positions = self.limit, request.prompt.media, self._positions(request)
 
-            def fits(count: int) -> bool:
-                left = self._positions(request) - sum(placed.count for placed in media[count:])
-                return self._bytes([_round_up(left)], self._bytes_of(media[:count])) <= limit
+        def need_of(count: int) -> int:
+            """With the first so many of its pictures."""
+            left, taken = positions - sum(p.count for p in media[count:]), media[:count]
+            return self._bytes([_round_up(left)], self._bytes_of(taken), [self._together(taken)])
+
+        need = need_of(len(media))
+        if need > limit:
+            fewer = words.first_pictures(lambda count: need_of(count) <= limit, len(media))
 
             raise MemoryError_(
                 f"the prompt of {len(request.prompt.token_ids):,} tokens and an answer of up to "
                 f"{request.sampling.max_new_tokens:,} need {words.size(need)}, and there is room "
-                f"for {words.size(self.limit)}; ask for a shorter answer (--max-new-tokens), "
+                f"for {words.size(limit)}; ask for a shorter answer (--max-new-tokens), "
                 f"{'with fewer rows at once, ' if self._cache.fixed else ''}or "
-                f"with fewer pictures{words.first_pictures(fits, len(media))}"
+                f"with fewer pictures{fewer}"
             )
 
     def place(self, request: Request) -> Place | None:
@@ -75,16 +79,17 @@ class Room:
         rooms = [own, *(slot.room for slot in taken)]
         if taken and self._cache.fixed:
             rooms.append(self._longest)  # given back when nobody writes
-        if self._bytes(rooms, needed) > self.limit:
+        together = [self._together(request.prompt.media), *(slot.together for slot in taken)]
+        if self._bytes(rooms, needed, together) > self.limit:
             return None
         while True:
             place = self._prefixes.find(request)
-            if self._holds(place.slot, own, needed) <= self.limit:
+            if self._holds(place.slot, request, needed) <= self.limit:
                 return place
             if place.shared and not place.source.is_taken and not self._others(place):
                 # rather cut the source than lose it
                 place = replace(place, slot=place.source)
-                if self._holds(place.slot, own, needed) <= self.limit:
+                if self._holds(place.slot, request, needed) <= self.limit:
                     return place
             if not self._free_one(place, needed):
                 return place
@@ -97,6 +102,7 @@ class Room:
             if self._cache.fixed:
                 self._longest = max(self._longest, place.slot.room)
             place.slot.pictures = self._pictures_of(request)
+            place.slot.together = self._together(request.prompt.media)
             for content_hash in place.slot.pictures.keys() & self._pictures.keys():
                 self._pictures[content_hash] = self._pictures.pop(content_hash)  # used last
 
@@ -132,7 +138,7 @@ class Room:
 
     def free(self, slot: Slot) -> None:
         """Forget what an idle slot holds, for good."""
-        slot.marks, slot.room = [], 0
+        slot.marks, slot.room, slot.together = [], 0, 0
         self._cache.free(slot.number)
 
     def release(self) -> None:
@@ -170,10 +176,12 @@ class Room:
     def _others(self, place: Place) -> list[Slot]:
         return [slot for slot in self._idle() if slot is not place.source]
 
-    def _holds(self, given: Slot, positions: int, needed: dict[str, int]) -> int:
-        """Bytes of everything, once a slot is given so many positions."""
-        kept = [slot.room for slot in self._prefixes.slots if slot is not given]
-        return self._bytes([positions, self._longest, *kept], self._encoded() | needed)
+    def _holds(self, given: Slot, request: Request, needed: dict[str, int]) -> int:
+        """Bytes of everything, once a slot is given to the request."""
+        kept = [slot for slot in self._prefixes.slots if slot is not given]
+        rooms = [self._positions(request), self._longest, *(slot.room for slot in kept)]
+        together = [self._together(request.prompt.media), *(slot.together for slot in kept)]
+        return self._bytes(rooms, self._encoded() | needed, together)
 
     def _encoded(self) -> dict[str, int]:
         """The pictures that the cache still has."""
@@ -181,13 +189,15 @@ class Room:
         self._pictures = {name: held[name] for name in held if self._cache.has_media(name)}
         return self._pictures
 
-    def _bytes(self, rooms: Sequence[int], pictures: dict[str, int]) -> int:
+    def _bytes(
+        self, rooms: Sequence[int], pictures: dict[str, int], together: Sequence[int]
+    ) -> int:
         positions, beside = sum(rooms), 0
         if self._cache.fixed:
             slots = len(self._prefixes.slots)
             positions = max(rooms) * slots
             # a step of several slots reads copies of what they see, each as long as the longest
-            beside = slots * max(pictures.values(), default=0) if slots > 1 else 0
+            beside = slots * max(together, default=0) if slots > 1 else 0
         return positions * self._model.position_bytes + sum(pictures.values()) + beside
 
     def _positions(self, request: Request) -> int:
@@ -197,6 +207,15 @@ class Room:
 
     def _pictures_of(self, request: Request) -> dict[str, int]:
         return self._bytes_of(request.prompt.media)
+
+    def _together(self, placed: Sequence[PlacedMedia]) -> int:
+        """Bytes of the most pictures that lie side by side, and so are seen by one position."""
+        most = run = behind = 0
+        for one in placed:
+            size = self._model.media_bytes(one.media.facts)
+            run = run + size if one.position == behind else size
+            most, behind = max(most, run), one.position + 1
+        return most
 
     def _bytes_of(self, placed: Sequence[PlacedMedia]) -> dict[str, int]:
         """By content hash: what occurs twice is kept once."""

@@ -12,7 +12,7 @@ from mmchat.engine.drafts import LONGEST_DRAFT, Speculate
 from mmchat.engine.schema import as_text
 from mmchat.errors import UsageError, quoted
 from mmchat.leads import OF_SAMPLING, with_leads
-from mmchat.limits import SAMPLING
+from mmchat.limits import SAMPLING, STOP_CHARACTERS
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +112,10 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
             raise UsageError(f"a stop string must be text, not {type(item).__name__}")
         if not item:
             raise UsageError("a stop string must not be empty")
+        if len(item) > STOP_CHARACTERS:
+            raise UsageError(
+                f"a stop string must have at most {STOP_CHARACTERS:,} characters, not {len(item):,}"
+            )
     return strings
 
 

@@ -168,11 +168,12 @@ class Model(Protocol):
         """Room for so many rows, each of `positions` to begin with."""
         ...
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         """Put the first of these pictures into the cache; each next() does one slice of the work.
 
-        Others go with it where that costs less than one by one and makes no slice long. The cache
-        has them at the end, and nothing of them before.
+        Others go with it where that costs less than one by one and makes no slice long. Each slice
+        but the last gives those that are being encoded. The cache has them at the end, and nothing
+        of them before.
         """
         ...
 

@@ -147,7 +147,7 @@ class CompiledRuntime(EagerRuntime):
         if error:
             self.notices.append(f"no longer compiled: {error}")
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         try:
             with compile_errors():
                 yield from super().encode(media, cache)

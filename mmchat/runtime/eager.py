@@ -26,7 +26,7 @@ class EagerRuntime:
             return self.model.new_cache(slots, positions)
 
     @torch.inference_mode()  # entered by each next(): it does not hold for the caller in between
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         with memory_errors():
             yield from self.model.encode(media, cache)
 

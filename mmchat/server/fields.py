@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
-from mmchat.limits import SAMPLING
+from mmchat.limits import SAMPLING, STOP_CHARACTERS
 from mmchat.server.errors import ApiError
 
 MOST_STOPS = 4
@@ -80,7 +80,7 @@ Penalty = Annotated[float, _within("frequency_penalty"), NUMBER]
 RepetitionPenalty = Annotated[float, _within("repetition_penalty"), NUMBER]
 Seed = Annotated[int, _within("seed"), NUMBER]
 Logprobs = Annotated[int, _within("logprobs"), NUMBER]
-StopString = Annotated[str, BeforeValidator(_not_empty)]
+StopString = Annotated[str, Field(max_length=STOP_CHARACTERS), BeforeValidator(_not_empty)]
 Stops = Annotated[list[StopString], Field(max_length=MOST_STOPS), BeforeValidator(strings)]
 
 

@@ -46,7 +46,7 @@ class Told:
     def __init__(self, answering: Answering) -> None:
         plan = answering.plan
         self.answering = answering
-        self.stream = CallStream(plan.names, parallel=plan.parallel)
+        self.stream = CallStream(plan.names, parallel=plan.parallel, anywhere=not plan.is_strict)
         self.whole = Whole()
 
     async def __aiter__(self) -> AsyncIterator[tuple[list[Piece], list[TokenLogprob]]]:

@@ -69,7 +69,8 @@ class CallStream:
     So it does not matter where the text is cut into deltas. Text is held back only while it can
     still be the beginning of a call `{"name": …, "parameters": {…}}` of one of `names`. Calls may
     stand beside text, and be separated by `;`, `,` or line breaks. What is like a call of another
-    name is content.
+    name is content. anywhere: else a call is told at the beginning only, which is where a grammar
+    that lets text come as well binds it.
 
     calls: those whose arguments are complete. is_done: nothing that follows is wanted, as after
     the first call if they are not `parallel`.
@@ -80,11 +81,13 @@ class CallStream:
         names: Collection[str],
         *,
         parallel: bool = True,
+        anywhere: bool = True,
         make_id: Callable[[], str] = new_id,
     ) -> None:
         self.calls: list[ToolCall] = []
         self.is_done = False
         self._names, self._parallel, self._make_id = frozenset(names), parallel, make_id
+        self._anywhere = anywhere
         self._step = self._between if names else self._text
         self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
         self._held: list[str] = []  # what may turn out to be content
@@ -117,7 +120,7 @@ class CallStream:
     # ---- where in the answer
 
     def _text(self, char: str) -> None:
-        if char == "{" and self._names:
+        if char == "{" and self._names and self._anywhere:
             self._begin_header(char)
         else:
             self._add(None, char)
@@ -126,7 +129,7 @@ class CallStream:
         """At the start, or behind a call."""
         if char == "{":
             self._begin_header(char)
-        elif char in _BETWEEN:
+        elif char in (_BETWEEN if self._anywhere else _SPACES):
             self._held.append(char)
         else:
             self._release()
@@ -173,7 +176,7 @@ class CallStream:
 
     def _end_call(self) -> None:
         self.calls.append(ToolCall(self._header.name, "".join(self._arguments)))
-        self._step = self._between
+        self._step = self._between if self._anywhere else self._text
         self.is_done = not self._parallel
 
     # ---- what comes out

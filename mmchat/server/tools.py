@@ -6,7 +6,7 @@ How an API uses it, from request to answer:
     prompt = model.processor.chat(messages, tools=plan.declared)             # off the loop
     grammar = grammar_of(model, schema, plan)                                # ApiError: 400
     request = replace(made, grammar=grammar)                                 # made: a Request
-    calls = CallStream(plan.names, parallel=plan.parallel)
+    calls = CallStream(plan.names, parallel=plan.parallel, anywhere=not plan.is_strict)
     for delta in answering:
         for piece in calls.feed(delta.text): …       # Content, CallBegin, CallArguments
         if calls.is_done: close the answering        # the rest is not wanted

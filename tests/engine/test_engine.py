@@ -61,6 +61,9 @@ class Cache(FakeCache):
     def has_media(self, content_hash: str) -> bool:
         return content_hash in self.encoded
 
+    def drop_media(self, content_hash: str) -> None:
+        self.encoded.discard(content_hash)
+
 
 class Runtime:
     """sizes: how many rows and tokens each step read. slices: of pictures, in order."""
@@ -78,7 +81,7 @@ class Runtime:
         group = media[:2]
         for _ in range(3):
             self.slices.append("".join(one.content_hash for one in group))
-            yield
+            yield group
         cache.encoded.update(one.content_hash for one in group)
 
     def forward(self, batch, cache):
@@ -246,6 +249,20 @@ def test_two_long_prompts_are_read_in_turns_while_another_writes():
     assert read[:4] == [[piece, 0], [piece, piece], [2 * piece, piece], [2 * piece, 2 * piece]]
 
 
+def test_a_long_prompt_lets_others_begin_where_there_are_several_rows():
+    engine = Engine(fake_model(), rows=2)
+    engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
+    engine.step()
+    sizes = engine._model.runtime.sizes
+    assert sizes == [(1, engine_module.PIECE)]
+    short = engine.submit(Request(Prompt((1, 2, 3)), GREEDY))
+    for _ in range(3):
+        engine.step()
+    piece = engine_module.PIECE
+    assert sizes[1:] == [(1, piece), (2, piece), (1, 1), (1, 1_603 - 3 * piece)]
+    assert any(isinstance(event, TextDelta) for event in short.take())
+
+
 def test_one_alone_reads_its_prompt_at_once():
     engine = Engine(fake_model())
     engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
@@ -298,12 +315,12 @@ def test_a_picture_that_fails_ends_the_row_that_needs_it(failure, kind, monkeypa
     encode, tried = engine._runtime.encode, []
 
     def failing(media, cache):
-        for _ in encode(media, cache):
+        for taken in encode(media, cache):
             names = "".join(one.content_hash for one in media)
             if "b" in names[:2]:
                 tried.append(names)
                 raise failure
-            yield
+            yield taken
 
     monkeypatch.setattr(engine._runtime, "encode", failing)
     prompts = [with_pictures(name, 9, number, 7) for number, name in enumerate("abc")]
@@ -354,6 +371,56 @@ def test_a_row_that_is_cancelled_among_pictures_leaves_those_of_others(gone):
     left = answers[1 - gone].finished
     assert left is not None
     assert left.output_ids == expected(prompts[1 - gone], 12)
+
+
+def test_a_picture_that_is_tried_alone_though_its_row_is_gone_is_dropped(monkeypatch):
+    """Two are encoded together, the row of the first is cancelled, then memory runs out."""
+    engine = Engine(fake_model(), rows=2)
+    encode, tried = engine._runtime.encode, []
+
+    def narrow(media, cache):
+        tried.append("".join(one.content_hash for one in media))
+        for at, taken in enumerate(encode(media, cache)):
+            if at and len(media) > 1:
+                raise MemoryError
+            yield taken
+
+    monkeypatch.setattr(engine._runtime, "encode", narrow)
+    prompts = [with_pictures(name, 9, number, 7) for number, name in enumerate("ab")]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    engine.step()
+    engine.cancel(answers[0])
+    while engine.step():
+        pass
+    assert tried == ["ab", "b"]
+    assert answers[1].finished is not None
+    assert answers[1].finished.output_ids == expected(prompts[1], 12)
+
+
+def test_what_the_model_did_not_take_keeps_no_picture_of_a_row_that_is_gone():
+    """Of three pictures it takes the first two; the rows of these are cancelled."""
+    engine = Engine(fake_model(), rows=3)
+    prompts = [with_pictures(name, 9, number, 7) for number, name in enumerate("abc")]
+    answers = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts]
+    engine.step()
+    for answer in answers[:2]:
+        engine.cancel(answer)
+    while engine.step():
+        pass
+    assert engine._model.runtime.slices == ["ab"] + ["c"] * 3
+    assert answers[2].finished is not None
+    assert answers[2].finished.output_ids == expected(prompts[2], 12)
+
+
+def test_a_picture_that_was_encoded_beside_another_for_a_row_that_is_gone_is_not_kept():
+    engine = Engine(fake_model(), rows=2)
+    answers = [engine.submit(Request(with_pictures(name, 9, 7), GREEDY)) for name in "ab"]
+    engine.step()
+    engine.cancel(answers[0])
+    while engine.step():
+        pass
+    assert engine.cache.encoded == {"b"}
+    assert (engine.encoded, engine.known) == (1, 0)
 
 
 def test_when_nobody_waits_for_the_pictures_any_more_they_are_dropped():

@@ -42,7 +42,14 @@ class CountedCache(Cache):
     @property
     def bytes(self) -> int:
         positions = max(self.rooms) * len(self.rooms) if self.fixed else sum(self.rooms)
-        return positions * POSITION_BYTES + sum(self.sizes[name] for name in self.encoded)
+        own = positions * POSITION_BYTES + sum(self.sizes[name] for name in self.encoded)
+        return own + (len(self.rooms) * self.longest if self.fixed and len(self.rooms) > 1 else 0)
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the pictures of a row, which it sees together; a step pads all rows to that."""
+        rows = [[p.media.content_hash for p in prompt.media] for prompt in self.prompts.values()]
+        return max((sum(self.sizes.get(name, 0) for name in names) for names in rows), default=0)
 
     def needed(self) -> set[str]:
         return {p.media.content_hash for prompt in self.prompts.values() for p in prompt.media}
@@ -87,7 +94,7 @@ class CountedRuntime(Runtime):
 
     def encode(self, media, cache):
         for _ in range(3):
-            yield
+            yield media[:2]
         for one in media[:2]:
             cache.sizes[one.content_hash] = one.facts.tokens * TOKEN_BYTES
             cache.encoded.add(one.content_hash)
@@ -184,6 +191,22 @@ def test_a_request_that_can_never_fit_is_refused_with_the_numbers():
     fewer = r"with fewer pictures; the first 4 of its 5 pictures would fit \(.*paper.pdf#1-4\)"
     with pytest.raises(MemoryError_, match=fewer):
         engine.submit(request(1, pictures="abdgi"))
+
+
+@pytest.mark.parametrize(("places", "together"), [((0, 1, 2), 3 + 4 + 5), ((0, 3, 4), 4 + 5)])
+def test_fixed_slots_need_room_for_the_most_pictures_that_one_of_them_sees_together(
+    places, together
+):
+    media = tuple(PlacedMedia(at, 1, picture(n)) for at, n in zip(places, "abc", strict=True))
+    asked = Request(Prompt((1,) * 8, media), GREEDY)
+    need = 3 * ROW + (3 + 4 + 5) * TOKEN_BYTES + 3 * together * TOKEN_BYTES
+    engine = Engine(counted_model(fixed=True), rows=3, memory=need)
+    answer = engine.submit(asked)
+    finish(engine)
+    assert said(answer) == expected(asked.prompt, 12)
+    assert engine.bytes_used == need
+    with pytest.raises(MemoryError_, match="with fewer rows at once"):
+        Engine(counted_model(fixed=True), rows=3, memory=need - 1).submit(asked)
 
 
 def test_what_is_idle_goes_before_anybody_waits():

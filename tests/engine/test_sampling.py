@@ -165,6 +165,7 @@ def test_values_out_of_range_are_named(field, value):
         ("stop", 7, "stop must be strings, not int 7"),
         ("stop", b"dog", "stop must be strings, not bytes"),
         ("stop", ["dog", 7], "a stop string must be text, not int"),
+        ("stop", ["x" * 1025], "a stop string must have at most 1,024 characters, not 1,025"),
         ("speculate", True, "speculate must be auto, off or a number from 0 to 64, not True"),
         ("speculate", "7", "speculate must be auto, off or a number"),
         ("speculate", [7], "speculate must be auto, off or a number"),

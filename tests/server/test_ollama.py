@@ -216,6 +216,7 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_messages(client):
         ("chat", {"messages": [user()], "options": {"temperature": "a"}}, 400, "temperature"),
         ("chat", {"messages": [user()], "options": {"num_ctx": True}}, 400, "num_ctx"),
         ("chat", {"messages": [user()], "options": {"stop": ["a"] * 17}}, 400, "stop"),
+        ("chat", {"messages": [user()], "options": {"stop": "a" * 1025}}, 400, "stop.0"),
         ("chat", {"messages": [user()], "options": {"num_ctx": 5}}, 400, "the context 5"),
         ("chat", {"messages": [user()], "stream": "yes"}, 400, "stream"),
         ("chat", {"messages": [user()], "keep_alive": []}, 400, "keep_alive"),

@@ -65,6 +65,7 @@ def test_a_stream_says_the_same_in_chunks(client, dog):
         ({"n": 2}, "n"),
         ({"stop": [""]}, "stop.0"),
         ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a", "b" * 1025]}, "stop.1"),
         ({"max_tokens": 5.5}, "max_tokens"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"messages": []}, "messages"),

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given, settings
@@ -17,6 +18,7 @@ from mmchat.engine.driver import run
 from mmchat.engine.sampling import SamplingParams
 from mmchat.server.errors import ApiError
 from mmchat.server.held import grammar_of
+from mmchat.server.told import Told
 from mmchat.server.tool_calls import (
     CallArguments,
     CallBegin,
@@ -194,6 +196,19 @@ def test_arguments_come_as_they_are_written_and_text_at_once():
     assert len({new_id() for _ in range(1_000)}) == 1_000
 
 
+@pytest.mark.parametrize("text", [
+    f"I look. {CALL}", f"[{CALL}]", f"; {CALL}", f"{{{CALL}", f'{{"name": {CALL}', f"\n\n.{CALL}",
+])  # fmt: skip
+def test_text_that_no_grammar_binds_holds_no_call(text):
+    """As where a tool is strict: only an answer that begins as a call is bound."""
+    for cuts in ((), range(len(text))):
+        found, stream = read(text, cuts, anywhere=False)
+        assert found == (text, [])
+        assert stream.finish_reason("stop") == "stop"
+        assert read(CALL, cuts[: len(CALL)], anywhere=False)[0] == ("", [("weather", ROME)])
+    assert read(CALL + text, anywhere=False)[0] == (text, [("weather", ROME)])
+
+
 def test_without_tools_all_is_content():
     stream = CallStream(())
     assert stream.feed(CALL) == [Content(CALL)]
@@ -284,7 +299,7 @@ def asked(model, plan, seed):
     grammar = grammar_of(model, None, plan)
     request = model.request(prompt, params, None, grammar)
     [*_, (_, end)] = run(model.engine, [model.engine.submit(request)])
-    stream = CallStream(plan.names, parallel=plan.parallel)
+    stream = CallStream(plan.names, parallel=plan.parallel, anywhere=not plan.is_strict)
     return [*stream.feed(end.text), *stream.end()], stream.finish_reason(end.reason)
 
 
@@ -305,6 +320,8 @@ def test_a_call_that_must_come_comes_and_obeys_its_schema(model):
 def test_a_strict_tool_is_called_as_declared_or_not_at_all(model):
     plan = plan_of([function(parameters=CITY, strict=True), function("add", parameters=SUM)])
     assert (plan.or_text, plan.is_strict) == (True, True)
+    loose = 'I look. {"name": "weather", "parameters": {"city": "Paris"}}'
+    assert told(Told(SimpleNamespace(plan=plan)).stream.feed(loose)) == (loose, [])
     grammar = grammar_of(model, None, plan)
 
     def fits(text):

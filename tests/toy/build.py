@@ -125,11 +125,11 @@ class ExportedToy:
     def new_cache(self, slots: int, positions: int) -> ToyCache:
         return ToyCache(self._config, slots, self._limits.max_seq_len, self._like)
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
+        yield media[:1]
         [patches] = media[0].tensors
         [embeddings] = self._run("vision", [patches.to(self._like)])
         own(cache).encoded[media[0].content_hash] = embeddings
-        yield
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
         rows, [row] = own(cache), batch.rows()

@@ -115,7 +115,7 @@ class MirroredRuntime:
     def new_cache(self, slots: int, positions: int) -> MirroredCache:
         return MirroredCache(self._runtime.new_cache(slots, positions), self._tell)
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         assert isinstance(cache, MirroredCache)
         self._tell("encode", [Sent(one.content_hash, one.tensors) for one in media])
         return self._runtime.encode(media, cache.own)

@@ -80,12 +80,12 @@ class ToyModel(nn.Module):
     def new_cache(self, slots: int, positions: int) -> ToyCache:
         return ToyCache(self.config, slots, positions, self.norm.weight)
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         [patches] = media[0].tensors
         x = self.vision.embed(patches.to(self.norm.weight))
-        yield
+        yield media[:1]
         x = self.vision.mix(x)
-        yield
+        yield media[:1]
         own(cache).encoded[media[0].content_hash] = x
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:

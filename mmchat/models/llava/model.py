@@ -55,11 +55,12 @@ class LlavaForConditionalGeneration(nn.Module):
             fixed=self.like.is_cuda,
         )
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         """Put the first picture into the cache, by itself; each next() computes one layer."""
         [pixels] = media[0].tensors
         features: list[Tensor] = []
-        yield from self.vision_tower.slices(pixels[None].to(self.like), features)
+        for _ in self.vision_tower.slices(pixels[None].to(self.like), features):
+            yield media[:1]
         own(cache).encoded[media[0].content_hash] = self.multi_modal_projector(features.pop())[0]
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:

@@ -171,13 +171,13 @@ class ExportedModel:
         return capacity(self.limits.max_seq_len)
 
     @torch.inference_mode()
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         """Put the first picture into the cache, in one go: the programs take one."""
+        yield media[:1]
         tiles, ratio = media[0].tensors
         tiles, ratio = tiles[None].to(self.device, self.dtype), ratio.to(self.device)
         out = self._run(self._vision_program(tiles.shape[1]), (tiles, ratio))
         own(cache).keep_media(media[0].content_hash, pairs(out))
-        yield
 
     def _vision_program(self, num_tiles: int) -> str:
         is_full = num_tiles == self.config.vision_config.max_num_tiles

@@ -75,7 +75,7 @@ class MllamaForConditionalGeneration(nn.Module):
             if isinstance(layer, CrossAttentionLayer)
         ]
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[None]:
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         """Put the first picture into the cache, with those of others that are cheap beside it.
 
         Each next() computes a layer, or more as long as that is SHORT_WORK.
@@ -89,7 +89,7 @@ class MllamaForConditionalGeneration(nn.Module):
         for _ in self.vision_model.slices(tiles, ratios, features):
             work += of_layer
             if work + of_layer > SHORT_WORK:
-                yield
+                yield group
                 work = 0
         states = self.multi_modal_projector(features.pop())
         for one, seen in zip(group, states.split(1), strict=True):

@@ -66,8 +66,8 @@ def test_pieces_that_are_cut_inside_a_picture_equal_the_whole(model, piece):
 @torch.inference_mode()
 def test_a_picture_is_encoded_a_layer_at_a_time_as_far_as_its_features_need(model):
     cache = model.new_cache(1, 0)
-    held = [cache.has_media(A.content_hash) for _ in model.encode([A, B], cache)]
-    assert held == [False] * (CONFIG.vision_config.num_hidden_layers - 1)
+    taken = [(one, cache.has_media(A.content_hash)) for [one] in model.encode([A, B], cache)]
+    assert taken == [(A, False)] * (CONFIG.vision_config.num_hidden_layers - 1)
     assert list(cache.encoded) == [A.content_hash]
     assert cache.encoded[A.content_hash].shape == (25, CONFIG.text_config.hidden_size)
 
