@@ -17,7 +17,7 @@ LONGEST = 8192  # bytes of an input
 
 
 def main() -> None:
-    """Run `sys.argv[1:]`: a reader's name, how many inputs, and a folder for its files."""
+    """Run `sys.argv[1:]`: a reader's name, how many changed inputs, and a folder for its files."""
     name, runs, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     with atheris.instrument_imports(include=["mmchat"]):
         from tests.attack.readers import readers
@@ -31,6 +31,7 @@ def main() -> None:
         with suppress(*reader.errors):
             reader.read(data)
 
+    runs += len(reader.wholes)  # which are read first
     options = {"runs": runs, "seed": 1, "max_len": LONGEST, "timeout": SECONDS}
     options |= {"rss_limit_mb": MEBIBYTES, "artifact_prefix": f"{folder}/"}
     atheris.Setup([sys.argv[0], *(f"-{n}={v}" for n, v in options.items()), str(corpus)], read)
