@@ -88,7 +88,7 @@ class Endpoint:
         call = Call(self._service, scope, receive)
         with call.opened:
             try:
-                response = await self._read(call)
+                response = await self._read(call) if scope["method"] == "POST" else None
                 if response is None:
                     await _while_connected(receive, self._answer(call, send))
                 else:
@@ -120,7 +120,7 @@ def error_response(error: ApiError, path: str) -> Response:
 
 
 async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
-    """Cancel the work when the client has gone. Its whole body was read before."""
+    """Cancel the work when the client has gone. Its body was read before, if it may have one."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
