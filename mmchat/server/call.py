@@ -15,7 +15,7 @@ from mmchat import limits, strict_json
 from mmchat.engine.events import Timings
 from mmchat.server.errors import ApiError, api_error
 from mmchat.server.log import bug
-from mmchat.server.service import Service
+from mmchat.server.service import P, Service, T
 from mmchat.server.stream import Json
 
 # Of the scope: the name of the key that was given, "" without keys; and tokens of the answers
@@ -37,7 +37,7 @@ class Call:
         self.opened = ExitStack()
         self.waiting = self.opened.enter_context(ExitStack())
         self.timings = Timings()
-        self._is_served = False
+        self._is_served = self._is_large = False
 
     def serve(self) -> None:
         """It is one more request of its owner, however many answers it has. Raises ApiError."""
@@ -65,13 +65,17 @@ class Call:
         if not data:
             return
         self.waiting.enter_context(self.service.holding(len(data)))
+        self._is_large = len(data) > limits.LARGE_REQUEST_BYTES
         try:
-            if len(data) > limits.LARGE_REQUEST_BYTES:
-                self.body = await self.service.apart(strict_json.parse_object, bytes(data))
-            else:
-                self.body = strict_json.parse_object(bytes(data))
+            self.body = await self.digest(strict_json.parse_object, bytes(data))
         except ValueError as error:  # its text is ours
             raise ApiError("invalid_json", f"the body is {error}") from None
+
+    async def digest(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something with the body: in a thread if it is large, since all others would wait."""
+        if self._is_large:
+            return await self.service.apart(work, *args, **kwargs)
+        return work(*args, **kwargs)
 
 
 Handler = Callable[[Call], Awaitable[Response]]

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from mmchat import strict_json
+from mmchat import limits, strict_json
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
 from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Whole, read
+from mmchat.server.fields import Body, Bool, Strings, Tools, Whole, read
 from mmchat.server.held import notice_header, planned
 from mmchat.server.ollama_forms import (
     Asked,
@@ -55,40 +55,49 @@ class EarlierCall(Body):
     function: Function
 
 
-EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+EarlierCalls = Annotated[list[EarlierCall], Field(fail_fast=True, max_length=MOST_TOOLS)]
 
 
 class ChatMessage(Body):
     role: str
     content: Annotated[str, _absent("")] = ""
-    images: list[str] | None = None
+    images: Strings | None = None
     tool_calls: EarlierCalls | None = None
 
 
 class ChatRequest(Asked):
-    messages: Annotated[list[ChatMessage], _absent([])] = Field(default_factory=list)
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[
+        list[ChatMessage],
+        Field(fail_fast=True, max_length=limits.REQUEST_MESSAGES),
+        _absent([]),
+    ] = Field(default_factory=list)
+    tools: Tools | None = None
     truncate: Bool | None = None
 
 
 class GenerateRequest(Asked):
     prompt: Annotated[str, _absent("")] = ""
-    images: list[str] | None = None
+    images: Strings | None = None
     system: str | None = None
     suffix: str | None = None
     template: str | None = None
     raw: Bool | None = None
-    context: list[Whole] | None = None
+    context: Annotated[list[Whole], Field(fail_fast=True)] | None = None
 
 
 async def chat(call: Call) -> Response:
     check_body(call)
-    asked = read(ChatRequest, call.body)
+    asked = await call.digest(read, ChatRequest, call.body)
     check_asked(call, asked)
     if not asked.messages:
         return Json(_line(asked, {"message": _said("", ())}, loaded(asked)))
+    ask = await call.digest(_ask, call, asked)
+    return await _answer(call, asked, ask, lambda *said: {"message": _said(*said)})
+
+
+def _ask(call: Call, asked: ChatRequest) -> Ask:
     messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
-    ask = Ask(
+    return Ask(
         tuple(one for one in messages if one.parts or one.role != "system"),
         asked.settings(call),
         asked.num_ctx,
@@ -96,12 +105,11 @@ async def chat(call: Call) -> Response:
         schema=asked.json_schema,
         plan=planned(asked.tools),
     )
-    return await _answer(call, asked, ask, lambda *said: {"message": _said(*said)})
 
 
 async def generate(call: Call) -> Response:
     check_body(call)
-    asked = read(GenerateRequest, call.body)
+    asked = await call.digest(read, GenerateRequest, call.body)
     check_asked(call, asked)
     for name in ("suffix", "template"):
         if getattr(asked, name):

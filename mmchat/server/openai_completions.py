@@ -78,7 +78,7 @@ class CompletionRequest(Sampled):
 
 async def completions(call: Call) -> Response:
     refuse_unsupported(call.body)
-    request = read(CompletionRequest, call.body)
+    request = await call.digest(read, CompletionRequest, call.body)
     if request.most_tokens == 0 and not request.echo:
         raise ApiError("invalid_value", "max_tokens 0 needs echo: true beside it", "max_tokens")
     answer = head(call, "text_completion", "cmpl-")
