@@ -205,7 +205,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
         request = await service.apart(work)
     except Exception as error:
         raise api_error(error) from error
-    call.waiting.enter_context(service.holding(_bytes(request)))
+    call.waiting.enter_context(service.holding())(_bytes(request))
     # the server may be draining by now
     answering = Answering(call, service.thread, request, ask.plan)
     await answering.begun()

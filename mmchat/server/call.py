@@ -57,14 +57,15 @@ class Call:
     async def read(self) -> None:
         """Read the body. Raises ApiError, ClientDisconnect."""
         data = bytearray()
+        hold = self.waiting.enter_context(self.service.holding())
         async for chunk in self.request.stream():
             data += chunk
             if len(data) > limits.REQUEST_BYTES:
                 most = limits.REQUEST_BYTES // limits.MIB
                 raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+            hold(len(chunk))  # as it comes: a slow one takes as much memory
         if not data:
             return
-        self.waiting.enter_context(self.service.holding(len(data)))
         self._is_large = len(data) > limits.LARGE_REQUEST_BYTES
         try:
             self.body = await self.digest(strict_json.parse_object, bytes(data))

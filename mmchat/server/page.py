@@ -63,6 +63,8 @@ async def tiles(call: Call) -> Response:
     source = call.body.get("image_url")
     if not isinstance(source, str):
         raise ApiError("invalid_value", "image_url: input should be a valid string", "image_url")
+    _ = call.service.thread  # a server that ends, or has no model yet, begins nothing
+    call.serve()
     processor, options = call.service.model.processor, call.service.options
     picture = Picture(source, "image_url")
 

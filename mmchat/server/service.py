@@ -143,15 +143,26 @@ class Service:
         return max(1, min(ceil(seconds), 60))
 
     @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """So many bytes wait with a request. Raises ApiError if all have too many together."""
-        if self.held_bytes + size > limits.QUEUED_BYTES:
-            raise ApiError("overloaded", "too much data waits already; try again", retry_after=5)
-        self.held_bytes += size
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """A function to say that so many more bytes wait with a request.
+
+        It raises ApiError if all have too many together.
+        """
+        held = 0
+
+        def more(size: int) -> None:
+            nonlocal held
+            if self.held_bytes + size > limits.QUEUED_BYTES:
+                raise ApiError(
+                    "overloaded", "too much data waits already; try again", retry_after=5
+                )
+            self.held_bytes += size
+            held += size
+
         try:
-            yield
+            yield more
         finally:
-            self.held_bytes -= size
+            self.held_bytes -= held
 
     async def apart(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do this in a thread: the loop, which serves everybody, must not wait for it."""

@@ -307,3 +307,59 @@ def test_a_step_that_hangs_while_others_wait_is_no_health(serve, monkeypatch):
     assert service.status == "ok"
     monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 300)
     assert service.status == "stalled"
+
+
+def test_a_body_is_counted_while_it_comes(serve, monkeypatch):
+    monkeypatch.setattr(limits, "QUEUED_BYTES", 2_500)
+    service = serve()
+
+    async def run() -> None:
+        app, more = make_app(service), asyncio.Event()
+
+        async def slowly():
+            await more.wait()
+            return {"type": "http.disconnect"}
+
+        async def uploads() -> None:
+            parts = iter([b" " * 1_000] * 2)
+
+            async def receive():
+                for part in parts:
+                    return {"type": "http.request", "body": part, "more_body": True}
+                return await slowly()
+
+            async def send(message):
+                raise AssertionError("nobody is there")
+
+            await app(question(), receive, send)
+
+        first = asyncio.ensure_future(uploads())
+        await until(lambda: service.held_bytes == 2_000)
+        refused = await call(app, question(), [b" " * 400, b" " * 400])
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert service.held_bytes == 2_000
+        more.set()
+        await first
+        assert service.held_bytes == 0
+
+    asyncio.run(run())
+
+
+def test_the_tiles_of_the_page_are_requests_like_others(serve, dog):
+    service = serve(queue=0)
+    asked = scope("POST", "/page/tiles"), [json.dumps({"image_url": dog}).encode()]
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        running = begin(app, 2_000, gone=gone)
+        await until(lambda: service.engine.running == 1)
+        assert (await call(app, *asked)).status == 429
+        gone.set()
+        await running
+        assert (await call(app, *asked)).status == 200
+        service.drain()
+        refused = await call(app, *asked)
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
+        assert not service.is_busy
+
+    asyncio.run(run())
