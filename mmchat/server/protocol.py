@@ -44,6 +44,7 @@ class Protocol(H11Protocol):
         super().resume_writing()
         if self._reading is not None:
             self._reading.cancel()
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._deadline, self._reading):
@@ -66,6 +67,8 @@ class Protocol(H11Protocol):
         cycle = self.cycle
         if self.transport.is_closing():
             phase, seconds = None, 0.0
+        elif self.flow.write_paused and cycle is not None and cycle.response_complete:
+            phase, seconds = None, 0.0  # it reads the answer yet, which has a deadline of its own
         elif cycle is None or cycle.response_complete:
             phase, seconds = ("headers", id(cycle)), limits.HEADER_SECONDS
         elif cycle.more_body:

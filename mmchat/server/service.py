@@ -55,10 +55,10 @@ class Service:
         self._model = model
 
     def close(self) -> None:
-        """End the engine; answers that are not over fail."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        """End the engine; answers that are not over fail. Returns when no thread is at work."""
         if self._thread is not None:
             self._thread.close()
+        self._workers.shutdown(cancel_futures=True)
 
     @property
     def model(self) -> LoadedModel:

@@ -93,6 +93,27 @@ def test_who_is_slow_is_let_go(quick):
     assert asyncio.run(run()) == [True] * 5
 
 
+def test_a_large_answer_has_its_time_to_be_read(quick, monkeypatch):
+    """It is complete for the server long before its client has it all."""
+    monkeypatch.setattr(limits, "UNREAD_SECONDS", 0.2)
+
+    async def run() -> list[bool]:
+        one, other = connect(ServerState()), connect(ServerState())
+        for each in (one, other):
+            each.protocol.data_received(HEAD + b"1234")
+            each.protocol.pause_writing()
+            while not each.protocol.cycle.response_complete:
+                each.protocol.flow._is_writable_event.set()  # the last of it fits into the buffer
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        assert not one.transport.aborted
+        one.protocol.resume_writing()
+        await asyncio.sleep(0.05)
+        return [one.transport.aborted, other.transport.aborted]  # no request came, and it reads
+
+    assert asyncio.run(run()) == [True, False]
+
+
 def test_connections_are_counted_together_and_of_one_other_machine(monkeypatch):
     monkeypatch.setattr(limits, "CONNECTIONS", 6)
     monkeypatch.setattr(limits, "CONNECTIONS_PER_ADDRESS", 2)
