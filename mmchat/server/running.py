@@ -137,6 +137,7 @@ class _Running:
             )
         )
         loop = asyncio.get_running_loop()
+        log.take_failures(loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._end, number)
