@@ -95,7 +95,8 @@ class Endpoint:
             try:
                 response = await self._read(call) if scope["method"] == "POST" else None
                 if response is None:
-                    await _while_connected(receive, self._answer(call, send))
+                    if await _is_left(receive, self._answer(call, send)):
+                        call.service.metrics.counts["requests_cancelled_total"] += 1
                 else:
                     await response(scope, receive, send)
             except ClientDisconnect:
@@ -124,8 +125,8 @@ def error_response(error: ApiError, path: str) -> Response:
     return Json(error.in_form_of(path), error.status, error.headers)
 
 
-async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
-    """Cancel the work when the client has gone. Its body was read before, if it may have one."""
+async def _is_left(receive: Receive, work: Awaitable[None]) -> bool:
+    """Do the work, but cancel it if the client goes; whether it went. Its body was read before, if it may have one."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -134,9 +135,11 @@ async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        is_left = not tasks[0].done()
     finally:
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     if isinstance(results[0], Exception):
         raise results[0]
+    return is_left

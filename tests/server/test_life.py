@@ -363,3 +363,26 @@ def test_the_tiles_of_the_page_are_requests_like_others(serve, dog):
         assert not service.is_busy
 
     asyncio.run(run())
+
+
+def test_only_clients_that_go_are_counted_as_gone_and_once(serve, monkeypatch):
+    monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
+    service = serve(rows=2)
+    prompts = json.dumps({"prompt": ["a", "b"], "max_tokens": 1_500}).encode()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        both = call(app, scope("POST", "/v1/completions"), [prompts], gone)
+        running = asyncio.ensure_future(both)
+        await until(lambda: service.engine.running == 2)
+        assert (await begin(app, 5)).status == 503  # it waited too long
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 60)
+        waiting = begin(app, 5)
+        await until(lambda: service.engine.waiting == 1)
+        service.drain()
+        assert (await waiting).status == 503
+        gone.set()
+        await running
+
+    asyncio.run(run())
+    assert service.metrics.counts["requests_cancelled_total"] == 1
