@@ -167,7 +167,6 @@ class Answering:
     def close(self) -> None:
         """Nobody reads any more: its row is free before the next step."""
         if not self._answer.is_over:
-            self._call.service.metrics.counts["requests_cancelled_total"] += 1
             self._thread.cancel(self._answer)
 
     def _check(self) -> None:
@@ -210,6 +209,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
     answering = Answering(call, service.thread, request, ask.plan)
     await answering.begun()
     call.waiting.close()
+    call.body.clear()  # its pictures may have many MiB, and the answer may take long
     return answering
 
 

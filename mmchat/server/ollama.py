@@ -13,7 +13,7 @@ from starlette.responses import Response
 from mmchat import limits, strict_json
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
+from mmchat.server.ask import Answering, Ask, AskedMessage, begin, calling, role
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Bool, Strings, Tools, Whole, read
@@ -91,8 +91,9 @@ async def chat(call: Call) -> Response:
     check_asked(call, asked)
     if not asked.messages:
         return Json(_line(asked, {"message": _said("", ())}, loaded(asked)))
-    ask = await call.digest(_ask, call, asked)
-    return await _answer(call, asked, ask, lambda *said: {"message": _said(*said)})
+    answering = await begin(call, await call.digest(_ask, call, asked))
+    asked.messages.clear()  # as large as the body was
+    return await _answer(call, asked, answering, lambda *said: {"message": _said(*said)})
 
 
 def _ask(call: Call, asked: ChatRequest) -> Ask:
@@ -116,15 +117,20 @@ async def generate(call: Call) -> Response:
             raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
     if not asked.prompt and not asked.images:
         return Json(_line(asked, {"response": ""}, loaded(asked)))
-    ask = Ask(
+    answering = await begin(call, await call.digest(_ask_one, call, asked))
+    asked.prompt, asked.images = "", None  # as large as the body was
+    return await _answer(
+        call, asked, answering, lambda text, _: {"response": text}, context=not asked.raw
+    )
+
+
+def _ask_one(call: Call, asked: GenerateRequest) -> Ask:
+    return Ask(
         _prompt(asked),
         asked.settings(call),
         asked.num_ctx,
         before=tuple(asked.context or ()),
         schema=asked.json_schema,
-    )
-    return await _answer(
-        call, asked, ask, lambda text, _: {"response": text}, context=not asked.raw
     )
 
 
@@ -173,10 +179,9 @@ def _line(asked: Asked, *parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _answer(
-    call: Call, asked: Asked, ask: Ask, say: Say, *, context: bool = False
+    call: Call, asked: Asked, answering: Answering, say: Say, *, context: bool = False
 ) -> Response:
     """context: say the ids of the conversation at the end, which a client may send back."""
-    answering = await begin(call, ask)
     told = Told(answering)
     if asked.stream is False:
         said = await told.read()

@@ -114,8 +114,7 @@ async def chat_completions(call: Call) -> Response:
     request = await call.digest(read, ChatRequest, call.body)
     answer = head(call, "chat.completion", "chatcmpl-")
     answering = await begin(call, await call.digest(_ask, request))
-    call.body.clear()  # its pictures may have many MiB, and the answer may take long
-    request.messages.clear()
+    request.messages.clear()  # as large as the body was
     told = Told(answering)
     if request.stream:
         response: Response = Stream(_chunks(call, request, told, answer))

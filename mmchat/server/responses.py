@@ -90,6 +90,7 @@ async def responses(call: Call) -> Response:
     request = await call.digest(read, ResponseRequest, call.body)
     form = _Form(call, request)
     answering = await begin(call, await call.digest(_ask, request))
+    request.input.clear()  # as large as the body was
     events = _events(form, Told(answering))
     if request.stream:
         response: Response = Stream(_encoded(events))
