@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 QUEUE_SECONDS = 60.0  # that a request waits for a row at most
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
+Opened = Mapping[Picture, list[Image]]  # the pictures of each: a document has several
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,19 @@ class Ask:
     drops_oldest: bool = False
     schema: Schema | None = None
     plan: Plan = NO_TOOLS
+
+    @property
+    def messages(self) -> list[AskedMessage] | None:
+        """None: it is token ids."""
+        asked = (self.prompt,) if isinstance(self.prompt, AskedMessage) else self.prompt
+        messages = [one for one in asked if isinstance(one, AskedMessage)]
+        return messages if len(messages) == len(asked) else None
+
+    @property
+    def ids(self) -> list[int]:
+        """Of a prompt of ids."""
+        asked = () if isinstance(self.prompt, AskedMessage) else self.prompt
+        return [one for one in asked if isinstance(one, int)]
 
 
 class Answering:
@@ -189,10 +203,11 @@ async def begin(call: Call, ask: Ask) -> Answering:
 
     def work() -> Request:
         grammar = grammar_of(model, ask.schema, ask.plan)
-        return replace(that_fits(ask, make), grammar=grammar)
+        opened = _opened(call, ask)
+        return replace(that_fits(ask, lambda ask: make(ask, opened)), grammar=grammar)
 
-    def make(ask: Ask) -> Request:
-        prompt = _prompt(call, ask)
+    def make(ask: Ask, opened: Opened) -> Request:
+        prompt = _prompt(call, ask, opened)
         if service.options.log_content:
             log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         seconds = time.perf_counter() - call.timings.started
@@ -219,20 +234,26 @@ def _bytes(request: Request) -> int:
     return sum(tensor.nbytes for one in media for tensor in one.tensors)
 
 
-def _prompt(call: Call, ask: Ask) -> Prompt:
+def _opened(call: Call, ask: Ask) -> Opened:
+    """Runs in a thread of its own. Raises ApiError."""
+    messages = ask.messages
+    if messages is None:
+        return {}
+    _check_messages(call, messages)
+    pictures = [picture for message in messages for picture in message.pictures]
+    service = call.service
+    opened = open_pictures(pictures, service.options, service.model.processor.alpha, call.owner)
+    return dict(zip(pictures, opened, strict=True))
+
+
+def _prompt(call: Call, ask: Ask, opened: Opened) -> Prompt:
     """Runs in a thread of its own. Raises ApiError, MmchatError."""
     from mmchat.models.prompt import Prompt
 
-    processor = call.service.model.processor
-    asked = (ask.prompt,) if isinstance(ask.prompt, AskedMessage) else ask.prompt
-    messages = [one for one in asked if isinstance(one, AskedMessage)]
-    if len(messages) < len(asked):
-        return Prompt(_ids(call, [one for one in asked if isinstance(one, int)], "prompt"))
-    _check_messages(call, messages)
-    pictures = [picture for message in messages for picture in message.pictures]
-    opened = open_pictures(pictures, call.service.options, processor.alpha, call.owner)
-    images = iter(opened)
-    made = [_message(one, [next(images) for _ in one.pictures]) for one in messages]
+    processor, messages = call.service.model.processor, ask.messages
+    if messages is None:
+        return Prompt(_ids(call, ask.ids, "prompt"))
+    made = [_message(one, [opened[picture] for picture in one.pictures]) for one in messages]
     if isinstance(ask.prompt, AskedMessage):
         return processor.raw(made[0])
     return _behind(_ids(call, ask.before, "context"), processor.chat(made, ask.plan.declared))
