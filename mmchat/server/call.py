@@ -126,7 +126,10 @@ def error_response(error: ApiError, path: str) -> Response:
 
 
 async def _is_left(receive: Receive, work: Awaitable[None]) -> bool:
-    """Do the work, but cancel it if the client goes; whether it went. Its body was read before, if it may have one."""
+    """Do the work, but cancel it if the client goes; whether it went.
+
+    Its body was read before, if it may have one.
+    """
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
