@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
     from mmchat.models.prompt import Prompt
 
-QUEUE_SECONDS = 60.0  # that a request waits for a row at most
+QUEUE_SECONDS = 60.0  # from the whole body of a request to its row at most, pictures included
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
 Opened = Mapping[Picture, list[Image]]  # the pictures of each: a document has several
 
@@ -74,6 +74,10 @@ class Ask:
         asked = (self.prompt,) if isinstance(self.prompt, AskedMessage) else self.prompt
         messages = [one for one in asked if isinstance(one, AskedMessage)]
         return messages if len(messages) == len(asked) else None
+
+    @property
+    def has_pictures(self) -> bool:
+        return any(message.pictures for message in self.messages or ())
 
     @property
     def ids(self) -> list[int]:
@@ -127,11 +131,10 @@ class Answering:
     async def begun(self) -> None:
         """Wait for a row. Raises ApiError."""
         try:
-            async with asyncio.timeout(QUEUE_SECONDS):
-                await self._came.wait()
-        except TimeoutError:
+            await self._came.wait()
+        except asyncio.CancelledError:
             self.close()
-            raise ApiError("overloaded", retry_after=self._call.service.retry_after) from None
+            raise
         self._check()
         self.queue_seconds = time.perf_counter() - self._submitted
 
@@ -193,8 +196,19 @@ class Answering:
 async def begin(call: Call, ask: Ask) -> Answering:
     """Check it, open its pictures, and wait for a row. The answer ends with the call.
 
-    Raises ApiError.
+    Raises ApiError, also if that takes longer than QUEUE_SECONDS.
     """
+    is_wanted = True
+    try:
+        async with asyncio.timeout(QUEUE_SECONDS):
+            return await _begun(call, ask, lambda: is_wanted)
+    except TimeoutError:
+        raise ApiError("overloaded", retry_after=call.service.retry_after) from None
+    finally:
+        is_wanted = False
+
+
+async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answering:
     service = call.service
     _, model = service.thread, service.model  # both are there, or it is refused at once
     call.serve()
@@ -203,7 +217,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
 
     def work() -> Request:
         grammar = grammar_of(model, ask.schema, ask.plan)
-        opened = _opened(call, ask)
+        opened = _opened(call, ask, is_wanted)
         return replace(that_fits(ask, lambda ask: make(ask, opened)), grammar=grammar)
 
     def make(ask: Ask, opened: Opened) -> Request:
@@ -216,7 +230,8 @@ async def begin(call: Call, ask: Ask) -> Answering:
         return replace(made, owner=call.owner, score_from=ask.score_from)
 
     try:
-        request = await service.apart(work)
+        apart = service.apart_with_pictures if ask.has_pictures else service.apart
+        request = await apart(work)
     except Exception as error:
         raise api_error(error) from error
     call.waiting.enter_context(service.holding())(_bytes(request))
@@ -234,15 +249,15 @@ def _bytes(request: Request) -> int:
     return sum(tensor.nbytes for one in media for tensor in one.tensors)
 
 
-def _opened(call: Call, ask: Ask) -> Opened:
+def _opened(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
     """Runs in a thread of its own. Raises ApiError."""
     messages = ask.messages
     if messages is None:
         return {}
     _check_messages(call, messages)
     pictures = [picture for message in messages for picture in message.pictures]
-    service = call.service
-    opened = open_pictures(pictures, service.options, service.model.processor.alpha, call.owner)
+    options, alpha = call.service.options, call.service.model.processor.alpha
+    opened = open_pictures(pictures, options, alpha, call.owner, is_wanted)
     return dict(zip(pictures, opened, strict=True))
 
 

@@ -74,4 +74,4 @@ async def tiles(call: Call) -> Response:
             {**asdict(processor.facts(image)), "notices": list(image.notices)} for image in images
         ]
 
-    return Json({"pictures": await call.service.apart(facts)})
+    return Json({"pictures": await call.service.apart_with_pictures(facts)})

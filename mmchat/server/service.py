@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WORKERS = 2  # threads that parse large bodies, open pictures and build prompts
+WORKERS = 2  # threads that parse large bodies and build prompts, and as many that open pictures
 
 
 class Service:
@@ -40,6 +40,7 @@ class Service:
         self._model: LoadedModel | None = None
         self._thread: EngineThread | None = None
         self._workers = ThreadPoolExecutor(WORKERS, "mmchat request")
+        self._picture_workers = ThreadPoolExecutor(WORKERS, "mmchat pictures")
         self._served: Counter[str] = Counter()  # requests by owner, waiting ones included
         self.answers: set[Answering] = set()  # that are written, or wait for a row
 
@@ -58,7 +59,8 @@ class Service:
         """End the engine; answers that are not over fail. Returns when no thread is at work."""
         if self._thread is not None:
             self._thread.close()
-        self._workers.shutdown(cancel_futures=True)
+        for workers in (self._workers, self._picture_workers):
+            workers.shutdown(cancel_futures=True)
 
     @property
     def model(self) -> LoadedModel:
@@ -168,3 +170,7 @@ class Service:
         """Do this in a thread: the loop, which serves everybody, must not wait for it."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, lambda: work(*args, **kwargs))
+
+    async def apart_with_pictures(self, work: Callable[[], T]) -> T:
+        """The same where pictures are opened, which may take long: texts must not wait for them."""
+        return await asyncio.get_running_loop().run_in_executor(self._picture_workers, work)

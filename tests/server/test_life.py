@@ -7,17 +7,20 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
 from mmchat import limits
-from mmchat.server import ask
+from mmchat.server import ask, pictures
 from mmchat.server.app import ROUTES, make_app
 from mmchat.server.ollama_models import REFUSED
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service
 from tests.server.asgi import ask as ask_now
 from tests.server.asgi import call, scope
+from tests.server.conftest import about
 
 CHAT = "/v1/chat/completions"
 KEYS = {"one": "a-key-of-somebody-1", "two": "a-key-of-another-22"}
@@ -149,13 +152,13 @@ def test_a_full_queue_says_when_to_come_back_and_only_to_its_owner(serve):
 
 
 def test_who_waits_too_long_is_told(serve, monkeypatch):
-    monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
     service = serve()
 
     async def run() -> None:
         app, gone = make_app(service), asyncio.Event()
         running = begin(app, 2_000, gone=gone)
         await until(lambda: service.engine.running == 1)
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
         refused = await begin(app, 5, stream=True)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"]
@@ -366,7 +369,6 @@ def test_the_tiles_of_the_page_are_requests_like_others(serve, dog):
 
 
 def test_only_clients_that_go_are_counted_as_gone_and_once(serve, monkeypatch):
-    monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
     service = serve(rows=2)
     prompts = json.dumps({"prompt": ["a", "b"], "max_tokens": 1_500}).encode()
 
@@ -375,6 +377,7 @@ def test_only_clients_that_go_are_counted_as_gone_and_once(serve, monkeypatch):
         both = call(app, scope("POST", "/v1/completions"), [prompts], gone)
         running = asyncio.ensure_future(both)
         await until(lambda: service.engine.running == 2)
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
         assert (await begin(app, 5)).status == 503  # it waited too long
         monkeypatch.setattr(ask, "QUEUE_SECONDS", 60)
         waiting = begin(app, 5)
@@ -386,3 +389,56 @@ def test_only_clients_that_go_are_counted_as_gone_and_once(serve, monkeypatch):
 
     asyncio.run(run())
     assert service.metrics.counts["requests_cancelled_total"] == 1
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Pictures are read when it is set; read: how many were."""
+    slow = SimpleNamespace(go=Event(), read=0)
+    read = pictures._read
+
+    def reads(*given):
+        slow.read += 1
+        assert slow.go.wait(20)
+        return read(*given)
+
+    monkeypatch.setattr(pictures, "_read", reads)
+    yield slow
+    slow.go.set()
+
+
+def test_who_sends_no_picture_waits_for_none(serve, slow, dog):
+    service = serve(rows=4)
+
+    async def run() -> None:
+        app = make_app(service)
+        shown = [begin(app, 1, **about(dog)) for _ in range(3)]
+        await until(lambda: slow.read > 0)
+        assert (await asyncio.wait_for(begin(app, 1), 10)).status == 200
+        slow.go.set()
+        assert {(await one).status for one in shown} == {200}
+
+    asyncio.run(run())
+
+
+def test_pictures_have_the_deadline_of_their_request(serve, slow, dog, monkeypatch):
+    service = serve()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        twice = about(dog)
+        twice["messages"] *= 2
+        first = begin(app, 1, gone=gone, **twice)
+        await until(lambda: slow.read == 1)
+        gone.set()
+        await first
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.1)
+        refused = await begin(app, 1, **twice)
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert refused.headers["retry-after"]
+        slow.go.set()
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 60)
+        assert (await begin(app, 1, **about(dog))).status == 200  # behind the others
+        assert slow.read == 3  # no second one of those that nobody waits for
+
+    asyncio.run(run())

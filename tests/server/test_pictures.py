@@ -243,3 +243,23 @@ def test_an_answer_keeps_nothing_of_the_body_that_asked_for_it(client, monkeypat
         tracemalloc.stop()
     assert len(kept) == 1
     assert kept[0] < size
+
+
+def test_pages_are_counted_over_all_documents(monkeypatch):
+    first, *others = [Image.new("L", (8, 8), shade) for shade in range(limits.IMAGES_PER_PROMPT)]
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
+    source = base64.b64encode(buffer.getvalue()).decode()
+    documents = [Picture(source, f"field{i}") for i in range(8)]
+    opened = []
+    real = mmchat.images.load_images
+    monkeypatch.setattr(
+        mmchat.images,
+        "load_images",
+        lambda *given, **more: opened.append(1) or real(*given, **more),
+    )
+    assert len(open_pictures(documents[:1], ServerOptions(), "white", "")[0]) == len(others) + 1
+    with pytest.raises(ApiError, match="fewer pages") as caught:
+        open_pictures(documents, ServerOptions(), "white", "")
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "field1")
+    assert len(opened) == 2
