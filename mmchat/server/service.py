@@ -111,8 +111,12 @@ class Service:
 
     @property
     def _patience(self) -> float:
-        """Seconds that a step may take while others wait: a CPU reads a long prompt for minutes."""
-        return 300.0 if self.model.device.type == "cpu" else 30.0
+        """Seconds that a step may take while others wait.
+
+        A CPU reads a long prompt for minutes, and a first step may compile.
+        """
+        is_first = not self.metrics.counts["generation_tokens_total"]
+        return 300.0 if is_first or self.model.device.type == "cpu" else 30.0
 
     def drain(self) -> None:
         """Begin no more answers, nor those that wait."""

@@ -442,3 +442,13 @@ def test_pictures_have_the_deadline_of_their_request(serve, slow, dog, monkeypat
         assert slow.read == 3  # no second one of those that nobody waits for
 
     asyncio.run(run())
+
+
+def test_a_first_step_on_a_device_may_compile(serve, monkeypatch):
+    service = serve()
+    placement = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    service._model = replace(service.model, placement=placement)
+    monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 30)
+    assert service.status == "ok"
+    service.metrics.counts["generation_tokens_total"] += 1  # an answer is there
+    assert service.status == "stalled"
