@@ -61,6 +61,7 @@ REQUEST_MESSAGES = 256
 REQUEST_PARTS = 64  # of one message
 REQUEST_PICTURES = 8
 REQUEST_PROMPTS = 256  # that are continued
+REQUEST_SCORES = 1_000_000  # log-probabilities of the tokens of its prompts
 REQUEST_HEADERS = 100
 REQUEST_HEADER_BYTES = 32 * KIB  # together
 HEADER_SECONDS = 10.0  # from the beginning of a connection or request to the end of its headers

@@ -42,12 +42,22 @@ def as_text(given: object, name: str = "schema") -> str:
     if not isinstance(given, str):
         raise where.fail(f"must be a dictionary or JSON text, not {type(given).__name__}")
     data = given.encode("utf-8", "replace")
-    if len(data) > limits.SCHEMA_BYTES:
-        raise where.fail(f"{len(data):,} bytes; at most {limits.SCHEMA_BYTES:,} are possible")
+    _check_size(data, where)
     found = as_object(parse_json(data, where), where)
     # The library that enforces schemas takes settings of its own from this key.
     found = mapped(found, lambda schema: _without(schema, "x-guidance"))
     return json.dumps(found, ensure_ascii=False, separators=_COMPACT)
+
+
+def check_size(given: object, name: str) -> None:
+    """Raises SchemaError for a schema, or several, over the limit, before anything walks them."""
+    text = json.dumps(given, ensure_ascii=False, separators=_COMPACT)
+    _check_size(text.encode("utf-8", "replace"), Where(name, error=SchemaError))
+
+
+def _check_size(data: bytes, where: Where) -> None:
+    if len(data) > limits.SCHEMA_BYTES:
+        raise where.fail(f"{len(data):,} bytes; at most {limits.SCHEMA_BYTES:,} are possible")
 
 
 def read(argument: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
     from mmchat.models.prompt import Prompt
 
-QUEUE_SECONDS = 60.0  # that a request waits for a row at most
+QUEUE_SECONDS = 60.0  # from the whole body of a request to its row at most, pictures included
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
+Opened = Mapping[Picture, list[Image]]  # the pictures of each: a document has several
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,23 @@ class Ask:
     drops_oldest: bool = False
     schema: Schema | None = None
     plan: Plan = NO_TOOLS
+
+    @property
+    def messages(self) -> list[AskedMessage] | None:
+        """None: it is token ids."""
+        asked = (self.prompt,) if isinstance(self.prompt, AskedMessage) else self.prompt
+        messages = [one for one in asked if isinstance(one, AskedMessage)]
+        return messages if len(messages) == len(asked) else None
+
+    @property
+    def has_pictures(self) -> bool:
+        return any(message.pictures for message in self.messages or ())
+
+    @property
+    def ids(self) -> list[int]:
+        """Of a prompt of ids."""
+        asked = () if isinstance(self.prompt, AskedMessage) else self.prompt
+        return [one for one in asked if isinstance(one, int)]
 
 
 class Answering:
@@ -113,11 +131,10 @@ class Answering:
     async def begun(self) -> None:
         """Wait for a row. Raises ApiError."""
         try:
-            async with asyncio.timeout(QUEUE_SECONDS):
-                await self._came.wait()
-        except TimeoutError:
+            await self._came.wait()
+        except asyncio.CancelledError:
             self.close()
-            raise ApiError("overloaded", retry_after=self._call.service.retry_after) from None
+            raise
         self._check()
         self.queue_seconds = time.perf_counter() - self._submitted
 
@@ -167,7 +184,6 @@ class Answering:
     def close(self) -> None:
         """Nobody reads any more: its row is free before the next step."""
         if not self._answer.is_over:
-            self._call.service.metrics.counts["requests_cancelled_total"] += 1
             self._thread.cancel(self._answer)
 
     def _check(self) -> None:
@@ -180,8 +196,19 @@ class Answering:
 async def begin(call: Call, ask: Ask) -> Answering:
     """Check it, open its pictures, and wait for a row. The answer ends with the call.
 
-    Raises ApiError.
+    Raises ApiError, also if that takes longer than QUEUE_SECONDS.
     """
+    is_wanted = True
+    try:
+        async with asyncio.timeout(QUEUE_SECONDS):
+            return await _begun(call, ask, lambda: is_wanted)
+    except TimeoutError:
+        raise ApiError("overloaded", retry_after=call.service.retry_after) from None
+    finally:
+        is_wanted = False
+
+
+async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answering:
     service = call.service
     _, model = service.thread, service.model  # both are there, or it is refused at once
     call.serve()
@@ -190,10 +217,11 @@ async def begin(call: Call, ask: Ask) -> Answering:
 
     def work() -> Request:
         grammar = grammar_of(model, ask.schema, ask.plan)
-        return replace(that_fits(ask, make), grammar=grammar)
+        opened = _opened(call, ask, is_wanted)
+        return replace(that_fits(ask, lambda ask: make(ask, opened)), grammar=grammar)
 
-    def make(ask: Ask) -> Request:
-        prompt = _prompt(call, ask)
+    def make(ask: Ask, opened: Opened) -> Request:
+        prompt = _prompt(call, ask, opened)
         if service.options.log_content:
             log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         seconds = time.perf_counter() - call.timings.started
@@ -202,14 +230,16 @@ async def begin(call: Call, ask: Ask) -> Answering:
         return replace(made, owner=call.owner, score_from=ask.score_from)
 
     try:
-        request = await service.apart(work)
+        apart = service.apart_with_pictures if ask.has_pictures else service.apart
+        request = await apart(work)
     except Exception as error:
         raise api_error(error) from error
-    call.waiting.enter_context(service.holding(_bytes(request)))
+    call.waiting.enter_context(service.holding())(_bytes(request))
     # the server may be draining by now
     answering = Answering(call, service.thread, request, ask.plan)
     await answering.begun()
     call.waiting.close()
+    call.body.clear()  # its pictures may have many MiB, and the answer may take long
     return answering
 
 
@@ -219,20 +249,26 @@ def _bytes(request: Request) -> int:
     return sum(tensor.nbytes for one in media for tensor in one.tensors)
 
 
-def _prompt(call: Call, ask: Ask) -> Prompt:
+def _opened(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
+    """Runs in a thread of its own. Raises ApiError."""
+    messages = ask.messages
+    if messages is None:
+        return {}
+    _check_messages(call, messages)
+    pictures = [picture for message in messages for picture in message.pictures]
+    options, alpha = call.service.options, call.service.model.processor.alpha
+    opened = open_pictures(pictures, options, alpha, call.owner, is_wanted)
+    return dict(zip(pictures, opened, strict=True))
+
+
+def _prompt(call: Call, ask: Ask, opened: Opened) -> Prompt:
     """Runs in a thread of its own. Raises ApiError, MmchatError."""
     from mmchat.models.prompt import Prompt
 
-    processor = call.service.model.processor
-    asked = (ask.prompt,) if isinstance(ask.prompt, AskedMessage) else ask.prompt
-    messages = [one for one in asked if isinstance(one, AskedMessage)]
-    if len(messages) < len(asked):
-        return Prompt(_ids(call, [one for one in asked if isinstance(one, int)], "prompt"))
-    _check_messages(call, messages)
-    pictures = [picture for message in messages for picture in message.pictures]
-    opened = open_pictures(pictures, call.service.options, processor.alpha, call.owner)
-    images = iter(opened)
-    made = [_message(one, [next(images) for _ in one.pictures]) for one in messages]
+    processor, messages = call.service.model.processor, ask.messages
+    if messages is None:
+        return Prompt(_ids(call, ask.ids, "prompt"))
+    made = [_message(one, [opened[picture] for picture in one.pictures]) for one in messages]
     if isinstance(ask.prompt, AskedMessage):
         return processor.raw(made[0])
     return _behind(_ids(call, ask.before, "context"), processor.chat(made, ask.plan.declared))

@@ -15,7 +15,7 @@ from mmchat import limits, strict_json
 from mmchat.engine.events import Timings
 from mmchat.server.errors import ApiError, api_error
 from mmchat.server.log import bug
-from mmchat.server.service import Service
+from mmchat.server.service import P, Service, T
 from mmchat.server.stream import Json
 
 # Of the scope: the name of the key that was given, "" without keys; and tokens of the answers
@@ -37,7 +37,7 @@ class Call:
         self.opened = ExitStack()
         self.waiting = self.opened.enter_context(ExitStack())
         self.timings = Timings()
-        self._is_served = False
+        self._is_served = self._is_large = False
 
     def serve(self) -> None:
         """It is one more request of its owner, however many answers it has. Raises ApiError."""
@@ -57,21 +57,26 @@ class Call:
     async def read(self) -> None:
         """Read the body. Raises ApiError, ClientDisconnect."""
         data = bytearray()
+        hold = self.waiting.enter_context(self.service.holding())
         async for chunk in self.request.stream():
             data += chunk
             if len(data) > limits.REQUEST_BYTES:
                 most = limits.REQUEST_BYTES // limits.MIB
                 raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+            hold(len(chunk))  # as it comes: a slow one takes as much memory
         if not data:
             return
-        self.waiting.enter_context(self.service.holding(len(data)))
+        self._is_large = len(data) > limits.LARGE_REQUEST_BYTES
         try:
-            if len(data) > limits.LARGE_REQUEST_BYTES:
-                self.body = await self.service.apart(strict_json.parse_object, bytes(data))
-            else:
-                self.body = strict_json.parse_object(bytes(data))
+            self.body = await self.digest(strict_json.parse_object, bytes(data))
         except ValueError as error:  # its text is ours
             raise ApiError("invalid_json", f"the body is {error}") from None
+
+    async def digest(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something with the body: in a thread if it is large, since all others would wait."""
+        if self._is_large:
+            return await self.service.apart(work, *args, **kwargs)
+        return work(*args, **kwargs)
 
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -88,9 +93,10 @@ class Endpoint:
         call = Call(self._service, scope, receive)
         with call.opened:
             try:
-                response = await self._read(call)
+                response = await self._read(call) if scope["method"] == "POST" else None
                 if response is None:
-                    await _while_connected(receive, self._answer(call, send))
+                    if await _is_left(receive, self._answer(call, send)):
+                        call.service.metrics.counts["requests_cancelled_total"] += 1
                 else:
                     await response(scope, receive, send)
             except ClientDisconnect:
@@ -119,8 +125,11 @@ def error_response(error: ApiError, path: str) -> Response:
     return Json(error.in_form_of(path), error.status, error.headers)
 
 
-async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
-    """Cancel the work when the client has gone. Its whole body was read before."""
+async def _is_left(receive: Receive, work: Awaitable[None]) -> bool:
+    """Do the work, but cancel it if the client goes; whether it went.
+
+    Its body was read before, if it may have one.
+    """
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -129,9 +138,11 @@ async def _while_connected(receive: Receive, work: Awaitable[None]) -> None:
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        is_left = not tasks[0].done()
     finally:
         for task in tasks:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
     if isinstance(results[0], Exception):
         raise results[0]
+    return is_left

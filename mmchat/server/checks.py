@@ -23,6 +23,7 @@ METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?")
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _SINGLE = ("host", "origin", "content-length", "content-type", "authorization", "x-api-key")
+_LENGTHS = (b"content-length", b"transfer-encoding")
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"cache-control": b"no-store",
@@ -101,7 +102,7 @@ class Checks:
             _check_body(asked)
         except ApiError as error:
             response = error_response(error, scope["path"])
-            if scope["method"] != "GET":  # its body is not read: nothing behind it can be
+            if _may_have_body(scope):  # which is not read: nothing behind it can be
                 response.headers["connection"] = "close"
             return response
         return None
@@ -190,6 +191,11 @@ def _headers(scope: Scope) -> dict[str, str]:
     return headers
 
 
+def _may_have_body(scope: Scope) -> bool:
+    names = {name for name, _ in scope["headers"]}
+    return scope["method"] not in ("GET", "HEAD") or not names.isdisjoint(_LENGTHS)
+
+
 def _check_body(asked: _Asked) -> None:
     headers = asked.headers
     if headers.get("content-encoding", "identity").lower() != "identity":
@@ -198,6 +204,8 @@ def _check_body(asked: _Asked) -> None:
     if len(length) > 18 or not length.isdecimal() or int(length) > limits.REQUEST_BYTES:
         most = limits.REQUEST_BYTES // limits.MIB
         raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+    if asked.method != "POST" and (int(length) or "transfer-encoding" in headers):
+        raise ApiError("invalid_request", f"{asked.method} takes no body; send none, or POST it")
     # A form of a page can send text without asking first, but not JSON. Programs may call it as
     # they like; browsers say who they are.
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()

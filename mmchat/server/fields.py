@@ -9,10 +9,18 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+)
 
 from mmchat.limits import SAMPLING, STOP_CHARACTERS
 from mmchat.server.errors import ApiError
+from mmchat.server.tools import MOST_TOOLS
 
 MOST_STOPS = 4
 LARGEST_INTEGER = 2**53  # beyond it programs in JavaScript cannot say a number
@@ -81,7 +89,12 @@ RepetitionPenalty = Annotated[float, _within("repetition_penalty"), NUMBER]
 Seed = Annotated[int, _within("seed"), NUMBER]
 Logprobs = Annotated[int, _within("logprobs"), NUMBER]
 StopString = Annotated[str, Field(max_length=STOP_CHARACTERS), BeforeValidator(_not_empty)]
-Stops = Annotated[list[StopString], Field(max_length=MOST_STOPS), BeforeValidator(strings)]
+# Every list ends at its first fault, and at its length: all others wait while it is looked at.
+Stops = Annotated[
+    list[StopString], Field(fail_fast=True, max_length=MOST_STOPS), BeforeValidator(strings)
+]
+Strings = Annotated[list[str], Field(fail_fast=True)]
+Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MOST_TOOLS)]
 
 
 class Sampled(Body):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmchat.engine.schema import moved
+from mmchat.engine.schema import check_size, moved
 from mmchat.errors import MissingExtra, SchemaError
 from mmchat.server.errors import ApiError, api_error
 from mmchat.server.tools import Plan, ToolError, plan_of
@@ -40,6 +40,8 @@ def planned(tools: Any, choice: Any = None, parallel: bool | None = None) -> Pla
         return plan_of(tools, choice, parallel)
     except ToolError as error:
         raise api_error(error, error.param) from None
+    except SchemaError as error:
+        raise api_error(error, "tools") from None
 
 
 def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar | None:
@@ -51,6 +53,10 @@ def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar
     if schema is not None and not plan.names:
         return _compiled(model, schema.value, schema.param, lenient=schema.is_lenient)
     if schema is not None and plan.or_text:
+        try:
+            check_size(schema.value, schema.param)
+        except SchemaError as error:
+            raise api_error(error, schema.param) from None
         text = moved(schema.value, ("anyOf", len(plan.calls)))
         either = {"anyOf": [*plan.calls, text]}
         places = (*plan.places, schema.param)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+import threading
 import traceback
+from typing import Any
 
 logger = logging.getLogger("mmchat.server")
 
@@ -35,3 +38,15 @@ def bug(failure: BaseException) -> None:
     frames = traceback.extract_tb(failure.__traceback__)
     places = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames[-6:]))
     logger.error("%s in %s", type(failure).__name__, places)
+
+
+def take_failures(loop: asyncio.AbstractEventLoop) -> None:
+    """Tell failures that nobody waits for as `bug` does: Python itself would say why."""
+
+    def of_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        failure = context.get("exception")
+        if failure is not None:
+            bug(failure)
+
+    loop.set_exception_handler(of_loop)
+    threading.excepthook = lambda failed: failed.exc_value and bug(failed.exc_value)

@@ -29,7 +29,7 @@ _HISTOGRAMS = {
     "e2e_request_latency_seconds": "From the request to the end of its answer.",
 }
 _COUNTERS = {
-    "requests_cancelled_total": "Answers whose client went.",
+    "requests_cancelled_total": "Requests whose client went before the end of the answer.",
     "prompt_tokens_total": "Tokens of prompts.",
     "generation_tokens_total": "Tokens written.",
     "images_total": "Pictures of prompts.",

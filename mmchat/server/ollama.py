@@ -10,13 +10,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
-from mmchat import strict_json
+from mmchat import limits, strict_json
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
+from mmchat.server.ask import Answering, Ask, AskedMessage, begin, calling, role
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Whole, read
+from mmchat.server.fields import Body, Bool, Strings, Tools, Whole, read
 from mmchat.server.held import notice_header, planned
 from mmchat.server.ollama_forms import (
     Asked,
@@ -55,40 +55,50 @@ class EarlierCall(Body):
     function: Function
 
 
-EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+EarlierCalls = Annotated[list[EarlierCall], Field(fail_fast=True, max_length=MOST_TOOLS)]
 
 
 class ChatMessage(Body):
     role: str
     content: Annotated[str, _absent("")] = ""
-    images: list[str] | None = None
+    images: Strings | None = None
     tool_calls: EarlierCalls | None = None
 
 
 class ChatRequest(Asked):
-    messages: Annotated[list[ChatMessage], _absent([])] = Field(default_factory=list)
-    tools: list[dict[str, Any]] | None = None
+    messages: Annotated[
+        list[ChatMessage],
+        Field(fail_fast=True, max_length=limits.REQUEST_MESSAGES),
+        _absent([]),
+    ] = Field(default_factory=list)
+    tools: Tools | None = None
     truncate: Bool | None = None
 
 
 class GenerateRequest(Asked):
     prompt: Annotated[str, _absent("")] = ""
-    images: list[str] | None = None
+    images: Strings | None = None
     system: str | None = None
     suffix: str | None = None
     template: str | None = None
     raw: Bool | None = None
-    context: list[Whole] | None = None
+    context: Annotated[list[Whole], Field(fail_fast=True)] | None = None
 
 
 async def chat(call: Call) -> Response:
     check_body(call)
-    asked = read(ChatRequest, call.body)
+    asked = await call.digest(read, ChatRequest, call.body)
     check_asked(call, asked)
     if not asked.messages:
         return Json(_line(asked, {"message": _said("", ())}, loaded(asked)))
+    answering = await begin(call, await call.digest(_ask, call, asked))
+    asked.messages.clear()  # as large as the body was
+    return await _answer(call, asked, answering, lambda *said: {"message": _said(*said)})
+
+
+def _ask(call: Call, asked: ChatRequest) -> Ask:
     messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
-    ask = Ask(
+    return Ask(
         tuple(one for one in messages if one.parts or one.role != "system"),
         asked.settings(call),
         asked.num_ctx,
@@ -96,27 +106,31 @@ async def chat(call: Call) -> Response:
         schema=asked.json_schema,
         plan=planned(asked.tools),
     )
-    return await _answer(call, asked, ask, lambda *said: {"message": _said(*said)})
 
 
 async def generate(call: Call) -> Response:
     check_body(call)
-    asked = read(GenerateRequest, call.body)
+    asked = await call.digest(read, GenerateRequest, call.body)
     check_asked(call, asked)
     for name in ("suffix", "template"):
         if getattr(asked, name):
             raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
     if not asked.prompt and not asked.images:
         return Json(_line(asked, {"response": ""}, loaded(asked)))
-    ask = Ask(
+    answering = await begin(call, await call.digest(_ask_one, call, asked))
+    asked.prompt, asked.images = "", None  # as large as the body was
+    return await _answer(
+        call, asked, answering, lambda text, _: {"response": text}, context=not asked.raw
+    )
+
+
+def _ask_one(call: Call, asked: GenerateRequest) -> Ask:
+    return Ask(
         _prompt(asked),
         asked.settings(call),
         asked.num_ctx,
         before=tuple(asked.context or ()),
         schema=asked.json_schema,
-    )
-    return await _answer(
-        call, asked, ask, lambda text, _: {"response": text}, context=not asked.raw
     )
 
 
@@ -165,10 +179,9 @@ def _line(asked: Asked, *parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _answer(
-    call: Call, asked: Asked, ask: Ask, say: Say, *, context: bool = False
+    call: Call, asked: Asked, answering: Answering, say: Say, *, context: bool = False
 ) -> Response:
     """context: say the ids of the conversation at the end, which a client may send back."""
-    answering = await begin(call, ask)
     told = Told(answering)
     if asked.stream is False:
         said = await told.read()

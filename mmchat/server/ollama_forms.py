@@ -32,7 +32,9 @@ from mmchat.server.models import names
 MOST_STOPS = 16
 # What Ollama does where a program says nothing: revived programs answer as they did.
 DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
-Stops = Annotated[list[StopString], Field(max_length=MOST_STOPS), BeforeValidator(strings)]
+Stops = Annotated[
+    list[StopString], Field(fail_fast=True, max_length=MOST_STOPS), BeforeValidator(strings)
+]
 
 
 def _duration(value: Any) -> Any:

@@ -53,7 +53,7 @@ async def ps(call: Call) -> Response:
 
 
 async def show(call: Call) -> Response:
-    _check(call)
+    await _check(call)
     spec = call.service.model.spec
     defaults = spec.generation
     family = spec.model_type
@@ -83,7 +83,7 @@ async def version(call: Call) -> Response:
 
 async def pull(call: Call) -> Response:
     """The model is here; no other one is fetched."""
-    asked = _check(call)
+    asked = await _check(call)
     if asked.stream is False:
         return Json({"status": "success"})
 
@@ -99,9 +99,9 @@ async def refused(call: Call) -> Response:
     raise ApiError("not_implemented", "models are not managed over the network, nor embedded")
 
 
-def _check(call: Call) -> Named:
+async def _check(call: Call) -> Named:
     check_body(call)
-    asked = read(Named, call.body)
+    asked = await call.digest(read, Named, call.body)
     check_name(call, asked.model or asked.name or "")
     return asked
 

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
+from mmchat import limits
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
 from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Flag, Length, Logprobs, Sampled, read
+from mmchat.server.fields import Body, Bool, Flag, Length, Logprobs, Sampled, Tools, read
 from mmchat.server.held import Schema, notice_header, planned
 from mmchat.server.openai_forms import (
     head,
@@ -50,9 +51,14 @@ class Part(Body):
     image_url: Annotated[ImageUrl, BeforeValidator(_as_url)] | None = None
 
 
+Parts = Annotated[
+    list[Part], Field(fail_fast=True, max_length=limits.REQUEST_PARTS), BeforeValidator(parts_of)
+]
+
+
 class ChatMessage(Body):
     role: str
-    content: Annotated[list[Part], BeforeValidator(parts_of)] = Field(default_factory=list)
+    content: Parts = Field(default_factory=list)
 
 
 class Function(Body):
@@ -64,7 +70,7 @@ class EarlierCall(Body):
     function: Function
 
 
-EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+EarlierCalls = Annotated[list[EarlierCall], Field(fail_fast=True, max_length=MOST_TOOLS)]
 
 
 class CallingMessage(ChatMessage):
@@ -88,7 +94,9 @@ class ResponseFormat(Body):
 
 
 class ChatRequest(Sampled):
-    messages: list[CallingMessage]
+    messages: Annotated[
+        list[CallingMessage], Field(fail_fast=True, max_length=limits.REQUEST_MESSAGES)
+    ]
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
     logprobs: Bool | None = None
@@ -96,18 +104,17 @@ class ChatRequest(Sampled):
     stream: Flag | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: Any = None
     parallel_tool_calls: Bool | None = None
 
 
 async def chat_completions(call: Call) -> Response:
     refuse_unsupported(call.body)
-    request = read(ChatRequest, call.body)
+    request = await call.digest(read, ChatRequest, call.body)
     answer = head(call, "chat.completion", "chatcmpl-")
-    answering = await begin(call, _ask(request))
-    call.body.clear()  # its pictures may have many MiB, and the answer may take long
-    request.messages.clear()
+    answering = await begin(call, await call.digest(_ask, request))
+    request.messages.clear()  # as large as the body was
     told = Told(answering)
     if request.stream:
         response: Response = Stream(_chunks(call, request, told, answer))

@@ -78,7 +78,7 @@ class CompletionRequest(Sampled):
 
 async def completions(call: Call) -> Response:
     refuse_unsupported(call.body)
-    request = read(CompletionRequest, call.body)
+    request = await call.digest(read, CompletionRequest, call.body)
     if request.most_tokens == 0 and not request.echo:
         raise ApiError("invalid_value", "max_tokens 0 needs echo: true beside it", "max_tokens")
     answer = head(call, "text_completion", "cmpl-")
@@ -86,9 +86,16 @@ async def completions(call: Call) -> Response:
         first = await begin(call, request.ask(request.prompt[0]))
         return Stream(_chunks(call, request, first, answer))
     ended = await _all(call, request)
+    return await call.service.apart(_whole, call, request, ended, answer)
+
+
+def _whole(
+    call: Call, request: CompletionRequest, ended: Sequence[Finished], head: dict[str, Any]
+) -> Response:
+    """Takes seconds where there are many scores."""
     choices = [_choice(call, request, at, finished) for at, finished in enumerate(ended)]
     times = {"timings": timings(ended[0], None)} if len(ended) == 1 else {}
-    return Json({**answer, "choices": choices, "usage": usage(*ended), **times})
+    return Json({**head, "choices": choices, "usage": usage(*ended), **times})
 
 
 async def _all(call: Call, request: CompletionRequest) -> list[Finished]:
@@ -96,11 +103,18 @@ async def _all(call: Call, request: CompletionRequest) -> list[Finished]:
 
     Raises the first ApiError.
     """
-    room = asyncio.Semaphore(call.service.rows)
+    room, scores = asyncio.Semaphore(call.service.rows), 0
 
     async def one(prompt: Prompt) -> Finished:
+        nonlocal scores
         async with room:
             answering = await begin(call, request.ask(prompt))
+            if request.scores:
+                scores += len(answering.prompt_ids) * max(request.logprobs or 0, 1)
+            if scores > limits.REQUEST_SCORES:
+                most = f"{limits.REQUEST_SCORES:,}"
+                text = f"more than {most} log-probabilities; send fewer prompts, or stream them"
+                raise ApiError("invalid_value", text, "logprobs")
             return _cut(request, await answering.whole())
 
     try:
@@ -155,7 +169,8 @@ async def _pieces(
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Parts of one choice. One that is scored comes whole: its prompt is known at the end."""
     if request.scores or not request.most_tokens:
-        yield _choice(call, request, index, _cut(request, await answering.whole()))
+        finished = _cut(request, await answering.whole())
+        yield await call.service.apart(_choice, call, request, index, finished)
         return
 
     def piece(text: str, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:

@@ -63,6 +63,8 @@ async def tiles(call: Call) -> Response:
     source = call.body.get("image_url")
     if not isinstance(source, str):
         raise ApiError("invalid_value", "image_url: input should be a valid string", "image_url")
+    _ = call.service.thread  # a server that ends, or has no model yet, begins nothing
+    call.serve()
     processor, options = call.service.model.processor, call.service.options
     picture = Picture(source, "image_url")
 
@@ -72,4 +74,4 @@ async def tiles(call: Call) -> Response:
             {**asdict(processor.facts(image)), "notices": list(image.notices)} for image in images
         ]
 
-    return Json({"pictures": await call.service.apart(facts)})
+    return Json({"pictures": await call.service.apart_with_pictures(facts)})

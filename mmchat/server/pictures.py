@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -45,10 +45,15 @@ class Picture:
 
 
 def open_pictures(
-    pictures: Sequence[Picture], options: ServerOptions, alpha: Alpha, owner: str
+    pictures: Sequence[Picture],
+    options: ServerOptions,
+    alpha: Alpha,
+    owner: str,
+    is_wanted: Callable[[], bool] = lambda: True,
 ) -> list[list[Image]]:
     """The pictures of each: a document has several. Raises ApiError with the field.
 
+    is_wanted: whether anybody still waits for them; it is asked before each.
     What is cached of them is found by their hash, which is another for every owner: else one could
     tell by the time it takes what others have shown.
     """
@@ -56,8 +61,9 @@ def open_pictures(
 
     opened: list[list[Image]] = []
     for picture in pictures:
-        data = _read(picture, options)
         beside = [image for images in opened for image in images]
+        _check_next(picture, len(beside), is_wanted)
+        data = _read(picture, options)
         try:
             images = load_images([data], alpha=alpha, names=[picture.param], beside=beside)
         except MemoryError_ as error:  # too large together: no use to try again
@@ -66,6 +72,18 @@ def open_pictures(
             raise api_error(error, picture.param) from None
         opened.append([_of_owner(image, owner) for image in images])
     return opened
+
+
+def _check_next(picture: Picture, opened: int, is_wanted: Callable[[], bool]) -> None:
+    if not is_wanted():
+        raise ApiError("overloaded")
+    most = limits.IMAGES_PER_PROMPT
+    if opened >= most:
+        raise ApiError(
+            "invalid_image",
+            f"there are more than {most} pictures and pages together; send fewer pages",
+            picture.param,
+        )
 
 
 def _of_owner(image: Image, owner: str) -> Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmchat import limits
@@ -30,6 +31,7 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._read_on()
         self._watch()
 
     def on_response_complete(self) -> None:
@@ -44,6 +46,7 @@ class Protocol(H11Protocol):
         super().resume_writing()
         if self._reading is not None:
             self._reading.cancel()
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._deadline, self._reading):
@@ -61,11 +64,23 @@ class Protocol(H11Protocol):
         same = sum(1 for client in clients if client and client[0] == self.client[0])
         return same > limits.CONNECTIONS_PER_ADDRESS
 
+    def _read_on(self) -> None:
+        """uvicorn reads nothing while a next request waits, and would not see its client go."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or self.conn.their_state is not h11.DONE:
+            return
+        if len(self.conn.trailing_data[0]) > limits.REQUEST_HEADER_BYTES:
+            self.transport.abort()
+        else:
+            self.flow.resume_reading()
+
     def _watch(self) -> None:
         """A deadline for what is awaited of the client: it is not put off by what drips in."""
         cycle = self.cycle
         if self.transport.is_closing():
             phase, seconds = None, 0.0
+        elif self.flow.write_paused and cycle is not None and cycle.response_complete:
+            phase, seconds = None, 0.0  # it reads the answer yet, which has a deadline of its own
         elif cycle is None or cycle.response_complete:
             phase, seconds = ("headers", id(cycle)), limits.HEADER_SECONDS
         elif cycle.more_body:

@@ -11,14 +11,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
+from mmchat import limits
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import Finished, TokenLogprob
 from mmchat.server.ask import Ask, AskedMessage, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Length, Logprobs, Sampled, read
+from mmchat.server.fields import Body, Bool, Length, Logprobs, Sampled, Strings, Tools, read
 from mmchat.server.held import Schema, notice_header, planned
-from mmchat.server.openai_chat import ChatMessage, Part, asked_message, parts_of
+from mmchat.server.openai_chat import ChatMessage, Parts, asked_message
 from mmchat.server.openai_forms import (
     logprobs,
     refuse_unsupported,
@@ -49,7 +50,7 @@ class Item(ChatMessage):
     role: str = ""
     name: str | None = None
     arguments: str | None = None
-    output: Annotated[list[Part], BeforeValidator(parts_of)] = Field(default_factory=list)
+    output: Parts = Field(default_factory=list)
 
 
 class TextFormat(Body):
@@ -63,14 +64,18 @@ class TextOptions(Body):
 
 
 class ResponseRequest(Sampled):
-    input: Annotated[list[Item], Field(min_length=1), BeforeValidator(_as_items)]
+    input: Annotated[
+        list[Item],
+        Field(fail_fast=True, min_length=1, max_length=limits.REQUEST_MESSAGES),
+        BeforeValidator(_as_items),
+    ]
     instructions: str | None = None
     max_output_tokens: Length | None = None
     text: TextOptions | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Tools | None = None
     tool_choice: Any = None
     parallel_tool_calls: Bool | None = None
-    include: list[str] | None = None
+    include: Strings | None = None
     top_logprobs: Logprobs | None = None
     stream: Bool | None = None
 
@@ -82,9 +87,10 @@ class ResponseRequest(Sampled):
 async def responses(call: Call) -> Response:
     refuse_unsupported(call.body)
     refuse_unsupported(call.body, _OF_A_STATE)
-    request = read(ResponseRequest, call.body)
+    request = await call.digest(read, ResponseRequest, call.body)
     form = _Form(call, request)
-    answering = await begin(call, _ask(request))
+    answering = await begin(call, await call.digest(_ask, request))
+    request.input.clear()  # as large as the body was
     events = _events(form, Told(answering))
     if request.stream:
         response: Response = Stream(_encoded(events))

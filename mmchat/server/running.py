@@ -75,7 +75,8 @@ def serve(
     closing = threading.Thread(target=running.service.close, daemon=True)
     closing.start()
     closing.join(LAST_SECONDS)
-    # torch survives no end of Python within its import; a step on a CPU may take minutes
+    # torch survives no end of Python within its import; a step on a CPU may take minutes, and so
+    # may a picture, for whose thread Python would wait
     if running.loading.is_alive() or closing.is_alive():
         _leave(code)
     return code
@@ -136,6 +137,7 @@ class _Running:
             )
         )
         loop = asyncio.get_running_loop()
+        log.take_failures(loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 loop.add_signal_handler(number, self._end, number)

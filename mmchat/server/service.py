@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WORKERS = 2  # threads that parse large bodies, open pictures and build prompts
+WORKERS = 2  # threads that parse large bodies and build prompts, and as many that open pictures
 
 
 class Service:
@@ -40,6 +40,7 @@ class Service:
         self._model: LoadedModel | None = None
         self._thread: EngineThread | None = None
         self._workers = ThreadPoolExecutor(WORKERS, "mmchat request")
+        self._picture_workers = ThreadPoolExecutor(WORKERS, "mmchat pictures")
         self._served: Counter[str] = Counter()  # requests by owner, waiting ones included
         self.answers: set[Answering] = set()  # that are written, or wait for a row
 
@@ -55,10 +56,11 @@ class Service:
         self._model = model
 
     def close(self) -> None:
-        """End the engine; answers that are not over fail."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        """End the engine; answers that are not over fail. Returns when no thread is at work."""
         if self._thread is not None:
             self._thread.close()
+        for workers in (self._workers, self._picture_workers):
+            workers.shutdown(cancel_futures=True)
 
     @property
     def model(self) -> LoadedModel:
@@ -109,8 +111,12 @@ class Service:
 
     @property
     def _patience(self) -> float:
-        """Seconds that a step may take while others wait: a CPU reads a long prompt for minutes."""
-        return 300.0 if self.model.device.type == "cpu" else 30.0
+        """Seconds that a step may take while others wait.
+
+        A CPU reads a long prompt for minutes, and a first step may compile.
+        """
+        is_first = not self.metrics.counts["generation_tokens_total"]
+        return 300.0 if is_first or self.model.device.type == "cpu" else 30.0
 
     def drain(self) -> None:
         """Begin no more answers, nor those that wait."""
@@ -143,17 +149,32 @@ class Service:
         return max(1, min(ceil(seconds), 60))
 
     @contextmanager
-    def holding(self, size: int) -> Iterator[None]:
-        """So many bytes wait with a request. Raises ApiError if all have too many together."""
-        if self.held_bytes + size > limits.QUEUED_BYTES:
-            raise ApiError("overloaded", "too much data waits already; try again", retry_after=5)
-        self.held_bytes += size
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """A function to say that so many more bytes wait with a request.
+
+        It raises ApiError if all have too many together.
+        """
+        held = 0
+
+        def more(size: int) -> None:
+            nonlocal held
+            if self.held_bytes + size > limits.QUEUED_BYTES:
+                raise ApiError(
+                    "overloaded", "too much data waits already; try again", retry_after=5
+                )
+            self.held_bytes += size
+            held += size
+
         try:
-            yield
+            yield more
         finally:
-            self.held_bytes -= size
+            self.held_bytes -= held
 
     async def apart(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do this in a thread: the loop, which serves everybody, must not wait for it."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, lambda: work(*args, **kwargs))
+
+    async def apart_with_pictures(self, work: Callable[[], T]) -> T:
+        """The same where pictures are opened, which may take long: texts must not wait for them."""
+        return await asyncio.get_running_loop().run_in_executor(self._picture_workers, work)

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mmchat.engine.schema import moved
+from mmchat.engine.schema import check_size, moved
 from mmchat.errors import UsageError, quoted
 
 MOST_TOOLS = 128
@@ -76,7 +76,7 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
 
     A call that must come is held to the schemas by a grammar, so it comes whatever the model would
     rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
-    are bound. Raises ToolError.
+    are bound. Raises ToolError, and SchemaError if these are too large together.
     """
     if len(tools or []) > MOST_TOOLS:
         raise ToolError(f"there are more than {MOST_TOOLS} tools", "tools")
@@ -97,6 +97,7 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
     must = mode == "required"
     free = {"type": "object"}
     bound = [t if must or t.strict else replace(t, parameters=free) for t in usable]
+    check_size([tool.parameters for tool in bound], "tools")
     return Plan(
         declared=tuple(tool.declaration for tool in usable),
         names=frozenset(tool.name for tool in usable),

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from threading import current_thread
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from mmchat.server import held, tools
+
+CHAT = "/v1/chat/completions"
 LEAKS = re.compile(r"0x[0-9a-f]{6}|/home|/work|Traceback|site-packages|<class|object at")
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.5, 5.0, 2**53, -1e9]),
@@ -98,3 +104,82 @@ def test_many_bodies_are_answered_or_refused(client, path):
 @given(st.dictionaries(st.sampled_from(OPTIONS), SCALARS, max_size=3))
 def test_every_option_of_ollama_is_taken_or_refused(client, options):
     check(client, "/api/chat", GOOD["/api/chat"] | {"options": {"num_predict": 1} | options})
+
+
+MANY = 50_000
+MASSES = {
+    "messages": (CHAT, {"messages": [0] * MANY}, "messages"),
+    "good messages": (CHAT, {"messages": [{"role": "user"}] * MANY}, "messages"),
+    "parts": (CHAT, {"messages": [{"role": "user", "content": [0] * MANY}]}, "messages.0.content"),
+    "stop": (CHAT, GOOD[CHAT] | {"stop": [0] * MANY}, "stop"),
+    "tools": (CHAT, GOOD[CHAT] | {"tools": [0] * MANY}, "tools"),
+    "good tools": (CHAT, GOOD[CHAT] | {"tools": [{}] * MANY}, "tools"),
+    "input": ("/v1/responses", {"input": [0] * MANY}, "input"),
+    "include": ("/v1/responses", GOOD["/v1/responses"] | {"include": [0] * MANY}, "include"),
+    "Ollama's messages": ("/api/chat", GOOD["/api/chat"] | {"messages": [0] * MANY}, "messages"),
+    "images": ("/api/generate", GOOD["/api/generate"] | {"images": [0] * MANY}, "images"),
+    "context": ("/api/generate", GOOD["/api/generate"] | {"context": [[]] * MANY}, "context"),
+}
+
+
+@pytest.mark.parametrize("name", MASSES)
+def test_a_list_of_many_faults_is_refused_by_the_first(client, monkeypatch, name):
+    """All others wait while it is looked at."""
+    path, body, param = MASSES[name]
+    seconds = []
+    check = BaseModel.model_validate.__func__
+
+    def timed(cls, value):
+        begin = time.thread_time()
+        try:
+            return check(cls, value)
+        finally:
+            seconds.append(time.thread_time() - begin)
+
+    monkeypatch.setattr(BaseModel, "model_validate", classmethod(timed))
+    response = client.post(path, json=body)
+    assert response.status_code == 400
+    assert param in response.text
+    assert sum(seconds) < 0.02
+
+
+def test_a_large_body_is_checked_in_a_thread(client, monkeypatch):
+    threads = []
+    check, plan_of = BaseModel.model_validate.__func__, held.plan_of
+
+    def checks(cls, value):
+        threads.append(current_thread())
+        return check(cls, value)
+
+    def plans(*given):
+        threads.append(current_thread())
+        return plan_of(*given)
+
+    monkeypatch.setattr(BaseModel, "model_validate", classmethod(checks))
+    monkeypatch.setattr(held, "plan_of", plans)
+    tools = [{"type": "function", "function": {"name": "a", "description": "a" * 70_000}}]
+    for path in ("/v1/chat/completions", "/v1/responses", "/api/chat"):
+        client.post(path, json=GOOD[path] | {"tools": tools})
+    assert len(threads) == 6
+    assert {thread.name.rpartition("_")[0] for thread in threads} == {"mmchat request"}
+
+
+def test_a_schema_is_measured_before_it_is_walked(client, monkeypatch):
+    moved = held.moved
+    large = {"enum": ["x" * 70_000]}
+
+    def walks(schema, path):
+        assert schema != large
+        return moved(schema, path)
+
+    monkeypatch.setattr(tools, "moved", walks)
+    monkeypatch.setattr(held, "moved", walks)
+    one = {"type": "function", "function": {"name": "a", "parameters": large}}
+    form = {"type": "json_schema", "json_schema": {"schema": large}}
+    small = {"type": "function", "function": {"name": "a"}}
+    for body in (
+        {"tools": [one], "tool_choice": "required"},
+        {"tools": [small], "response_format": form},
+    ):
+        response = client.post(CHAT, json=GOOD[CHAT] | body)
+        assert response.json()["error"]["code"] == "invalid_schema"

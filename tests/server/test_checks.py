@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from mmchat import limits
+from mmchat import limits, strict_json
 from mmchat.errors import UsageError
 from mmchat.server import page
 from mmchat.server.app import OPEN_ROUTES, ROUTES, make_app
@@ -272,3 +272,29 @@ def test_an_unknown_route_answers_in_the_form_of_its_api(app):
     assert ask(app, "GET", "/v1/embeddings").json()["error"]["code"] == "not_found"
     assert ask(app, "GET", "/api/nothing").json() == {"error": "there is no such route"}
     assert ask(app, "GET", "/v1/chat/completions").json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(("method", "path"), [one for one in EVERY if one[0] == "GET"])
+def test_a_route_that_takes_no_body_parses_none(app, keyed, monkeypatch, method, path):
+    """What is open to everybody would else have a parser that is, too."""
+    parsed = []
+    monkeypatch.setattr(strict_json, "parse_object", lambda data: parsed.append(data) or {})
+    for served in (app, keyed):
+        for headers in ([], [("x-api-key", KEY)]):
+            ask(served, method, path, headers, body=b"{}")
+    assert not parsed
+    for headers in ([("content-length", "2")], [("transfer-encoding", "chunked")]):
+        refused = ask(app, method, path, headers, body=b"{}")
+        assert (refused.status, refused.headers["connection"]) == (400, "close")
+    assert ask(app, method, path, [("content-length", "0")]).status < 500
+
+
+@all_routes
+def test_nothing_behind_a_body_that_is_not_read_is_taken_for_a_request(app, method, path):
+    for headers in (
+        [("content-length", "5"), ("transfer-encoding", "chunked")],
+        [("content-length", "5"), ("host", "evil")],
+        [("transfer-encoding", "chunked"), ("host", "evil")],
+    ):
+        refused = ask(app, method, path, headers, body=b"0\r\n\r\n")
+        assert (refused.status, refused.headers["connection"]) == (400, "close")

@@ -20,6 +20,7 @@ class Transport:
 
     def __init__(self, address: str) -> None:
         self.written, self.aborted, self.closed = b"", False, False
+        self.reads = True
         self._address = address
         self.protocol: Protocol
 
@@ -40,9 +41,10 @@ class Transport:
         return self.aborted or self.closed
 
     def pause_reading(self):
-        pass
+        self.reads = False
 
-    resume_reading = pause_reading
+    def resume_reading(self):
+        self.reads = True
 
 
 async def app(scope, receive, send):
@@ -59,7 +61,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(limits, "MIB", 2**40)
 
 
-def connect(state: ServerState, address: str = "127.0.0.1") -> SimpleNamespace:
+def connect(state: ServerState, address: str = "127.0.0.1", app=app) -> SimpleNamespace:
     config = uvicorn.Config(app, log_config=None, lifespan="off", ws="none")
     protocol = Protocol(config, state, {}, asyncio.get_running_loop())
     transport = Transport(address)
@@ -91,6 +93,56 @@ def test_who_is_slow_is_let_go(quick):
         return [one.transport.aborted for one in (idle, head, body, dripping, unread)]
 
     assert asyncio.run(run()) == [True] * 5
+
+
+def test_a_large_answer_has_its_time_to_be_read(quick, monkeypatch):
+    """It is complete for the server long before its client has it all."""
+    monkeypatch.setattr(limits, "UNREAD_SECONDS", 0.2)
+
+    async def run() -> list[bool]:
+        one, other = connect(ServerState()), connect(ServerState())
+        for each in (one, other):
+            each.protocol.data_received(HEAD + b"1234")
+            each.protocol.pause_writing()
+            while not each.protocol.cycle.response_complete:
+                each.protocol.flow._is_writable_event.set()  # the last of it fits into the buffer
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        assert not one.transport.aborted
+        one.protocol.resume_writing()
+        await asyncio.sleep(0.05)
+        return [one.transport.aborted, other.transport.aborted]  # no request came, and it reads
+
+    assert asyncio.run(run()) == [True, False]
+
+
+def test_a_client_that_sends_on_is_still_seen_to_go():
+    """A byte of a next request must not hide the end of the connection."""
+
+    ended = []
+
+    async def waits(scope, receive, send):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ended.append(scope)
+
+    async def run() -> None:
+        one, many = (connect(ServerState(), app=waits) for _ in range(2))
+        for each in (one, many):
+            each.protocol.data_received(HEAD + b"1234")
+            await asyncio.sleep(0.01)
+            each.protocol.data_received(b"G")
+            assert each.transport.reads
+        one.protocol.data_received(b"ET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert one.transport.reads
+        assert not one.transport.aborted
+        one.protocol.connection_lost(None)
+        many.protocol.data_received(b"x" * limits.REQUEST_HEADER_BYTES)
+        assert many.transport.aborted
+        await asyncio.sleep(0.01)
+        assert len(ended) == 2
+
+    asyncio.run(run())
 
 
 def test_connections_are_counted_together_and_of_one_other_machine(monkeypatch):

@@ -7,17 +7,20 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 
 from mmchat import limits
-from mmchat.server import ask
+from mmchat.server import ask, pictures
 from mmchat.server.app import ROUTES, make_app
 from mmchat.server.ollama_models import REFUSED
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service
 from tests.server.asgi import ask as ask_now
 from tests.server.asgi import call, scope
+from tests.server.conftest import about
 
 CHAT = "/v1/chat/completions"
 KEYS = {"one": "a-key-of-somebody-1", "two": "a-key-of-another-22"}
@@ -149,13 +152,13 @@ def test_a_full_queue_says_when_to_come_back_and_only_to_its_owner(serve):
 
 
 def test_who_waits_too_long_is_told(serve, monkeypatch):
-    monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
     service = serve()
 
     async def run() -> None:
         app, gone = make_app(service), asyncio.Event()
         running = begin(app, 2_000, gone=gone)
         await until(lambda: service.engine.running == 1)
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
         refused = await begin(app, 5, stream=True)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"]
@@ -306,4 +309,146 @@ def test_a_step_that_hangs_while_others_wait_is_no_health(serve, monkeypatch):
     service = serve()
     assert service.status == "ok"
     monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 300)
+    assert service.status == "stalled"
+
+
+def test_a_body_is_counted_while_it_comes(serve, monkeypatch):
+    monkeypatch.setattr(limits, "QUEUED_BYTES", 2_500)
+    service = serve()
+
+    async def run() -> None:
+        app, more = make_app(service), asyncio.Event()
+
+        async def slowly():
+            await more.wait()
+            return {"type": "http.disconnect"}
+
+        async def uploads() -> None:
+            parts = iter([b" " * 1_000] * 2)
+
+            async def receive():
+                for part in parts:
+                    return {"type": "http.request", "body": part, "more_body": True}
+                return await slowly()
+
+            async def send(message):
+                raise AssertionError("nobody is there")
+
+            await app(question(), receive, send)
+
+        first = asyncio.ensure_future(uploads())
+        await until(lambda: service.held_bytes == 2_000)
+        refused = await call(app, question(), [b" " * 400, b" " * 400])
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert service.held_bytes == 2_000
+        more.set()
+        await first
+        assert service.held_bytes == 0
+
+    asyncio.run(run())
+
+
+def test_the_tiles_of_the_page_are_requests_like_others(serve, dog):
+    service = serve(queue=0)
+    asked = scope("POST", "/page/tiles"), [json.dumps({"image_url": dog}).encode()]
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        running = begin(app, 2_000, gone=gone)
+        await until(lambda: service.engine.running == 1)
+        assert (await call(app, *asked)).status == 429
+        gone.set()
+        await running
+        assert (await call(app, *asked)).status == 200
+        service.drain()
+        refused = await call(app, *asked)
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
+        assert not service.is_busy
+
+    asyncio.run(run())
+
+
+def test_only_clients_that_go_are_counted_as_gone_and_once(serve, monkeypatch):
+    service = serve(rows=2)
+    prompts = json.dumps({"prompt": ["a", "b"], "max_tokens": 1_500}).encode()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        both = call(app, scope("POST", "/v1/completions"), [prompts], gone)
+        running = asyncio.ensure_future(both)
+        await until(lambda: service.engine.running == 2)
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
+        assert (await begin(app, 5)).status == 503  # it waited too long
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 60)
+        waiting = begin(app, 5)
+        await until(lambda: service.engine.waiting == 1)
+        service.drain()
+        assert (await waiting).status == 503
+        gone.set()
+        await running
+
+    asyncio.run(run())
+    assert service.metrics.counts["requests_cancelled_total"] == 1
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Pictures are read when it is set; read: how many were."""
+    slow = SimpleNamespace(go=Event(), read=0)
+    read = pictures._read
+
+    def reads(*given):
+        slow.read += 1
+        assert slow.go.wait(20)
+        return read(*given)
+
+    monkeypatch.setattr(pictures, "_read", reads)
+    yield slow
+    slow.go.set()
+
+
+def test_who_sends_no_picture_waits_for_none(serve, slow, dog):
+    service = serve(rows=4)
+
+    async def run() -> None:
+        app = make_app(service)
+        shown = [begin(app, 1, **about(dog)) for _ in range(3)]
+        await until(lambda: slow.read > 0)
+        assert (await asyncio.wait_for(begin(app, 1), 10)).status == 200
+        slow.go.set()
+        assert {(await one).status for one in shown} == {200}
+
+    asyncio.run(run())
+
+
+def test_pictures_have_the_deadline_of_their_request(serve, slow, dog, monkeypatch):
+    service = serve()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        twice = about(dog)
+        twice["messages"] *= 2
+        first = begin(app, 1, gone=gone, **twice)
+        await until(lambda: slow.read == 1)
+        gone.set()
+        await first
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.1)
+        refused = await begin(app, 1, **twice)
+        assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert refused.headers["retry-after"]
+        slow.go.set()
+        monkeypatch.setattr(ask, "QUEUE_SECONDS", 60)
+        assert (await begin(app, 1, **about(dog))).status == 200  # behind the others
+        assert slow.read == 3  # no second one of those that nobody waits for
+
+    asyncio.run(run())
+
+
+def test_a_first_step_on_a_device_may_compile(serve, monkeypatch):
+    service = serve()
+    placement = SimpleNamespace(device=SimpleNamespace(type="cuda"))
+    service._model = replace(service.model, placement=placement)
+    monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 30)
+    assert service.status == "ok"
+    service.metrics.counts["generation_tokens_total"] += 1  # an answer is there
     assert service.status == "stalled"

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from mmchat.engine.sampling import SamplingParams
+from mmchat.server import ask
 from mmchat.server.ollama_forms import Options
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -286,3 +287,17 @@ def test_what_is_here_need_not_be_pulled(client):
     assert statuses == ["pulling manifest", "success"]
     once = client.post("/api/pull", json={**asked, "stream": False})
     assert once.json() == {"status": "success"}
+
+
+def test_pictures_are_opened_once_however_much_is_left_out(client, monkeypatch, dog):
+    opened = []
+    real = ask.open_pictures
+    monkeypatch.setattr(ask, "open_pictures", lambda *given: opened.append(given) or real(*given))
+    data = dog.partition(",")[2]
+    old = [{"role": "user", "content": "Hello you " * 300, "images": [data]} for _ in range(5)]
+    body = {"model": "tiny", "messages": [*old, {"role": "user", "content": "Hello"}]}
+    body |= {"stream": False, "options": {"num_predict": 1}}
+    answer = client.post("/api/chat", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["prompt_eval_count"] > 500
+    assert len(opened) == 1

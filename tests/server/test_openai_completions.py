@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
 
+from mmchat import limits
 from mmchat.conversation import Message, Text
 from mmchat.models.base import Batch
+from mmchat.server import openai_completions
 
 URL = "/v1/completions"
 TEXT = "The dog is brown and the fish is é orange"
@@ -181,3 +184,29 @@ def test_what_is_wrong_is_named(client, body, param):
     response = client.post(URL, json=body)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param, response.text
+
+
+def test_scores_are_made_into_a_form_in_a_thread(client, monkeypatch):
+    threads = []
+    form = openai_completions._Tokens.form
+
+    def formed(*given):
+        threads.append(threading.current_thread().name)
+        return form(*given)
+
+    monkeypatch.setattr(openai_completions._Tokens, "form", formed)
+    body = {"prompt": ["Hello you", "there"], "max_tokens": 0, "echo": True, "logprobs": 1}
+    for stream in (False, True):
+        assert client.post(URL, json={**body, "stream": stream}).status_code == 200
+    assert len(threads) == 4
+    assert all(name.startswith("mmchat request") for name in threads)
+
+
+def test_scores_are_bounded_over_all_prompts(client, monkeypatch):
+    monkeypatch.setattr(limits, "REQUEST_SCORES", 60)
+    body = {"prompt": ["a b c d e f g h i j"] * 2, "max_tokens": 0, "echo": True}
+    for top, status in ((1, 200), (5, 400)):
+        answer = client.post(URL, json={**body, "logprobs": top})
+        assert answer.status_code == status
+    assert answer.json()["error"]["param"] == "logprobs"
+    assert client.post(URL, json={**body, "logprobs": 5, "stream": True}).status_code == 200

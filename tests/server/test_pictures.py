@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
+import json
 import os
 import shutil
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,12 @@ from PIL import Image
 
 import mmchat.images.web.transport
 from mmchat import limits
+from mmchat.server.ask import Answering
 from mmchat.server.errors import ApiError
 from mmchat.server.media import read_media
 from mmchat.server.options import ServerOptions
 from mmchat.server.pictures import Picture, open_pictures
-from tests.server.conftest import ASSETS
+from tests.server.conftest import ASSETS, about
 
 DOG = ASSETS / "dog.jpg"
 
@@ -200,3 +204,62 @@ def test_the_fetch_is_short_and_small(monkeypatch):
         "max_bytes": limits.SERVER_FETCH_BYTES, "allow_private": False, "hosts": frozenset(),
         "seconds": limits.SERVER_FETCH_SECONDS,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/api/chat",
+                                  "/api/generate"])  # fmt: skip
+def test_an_answer_keeps_nothing_of_the_body_that_asked_for_it(client, monkeypatch, path):
+    """A request has up to 32 MiB, and its answer may take long."""
+    size = 8 * limits.MIB
+    data = base64.b64encode(DOG.read_bytes() + bytes(size)).decode()
+    url = f"data:image/jpeg;base64,{data}"
+    message = about(url)["messages"][0]
+    item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    theirs = {"role": "user", "content": "Hello", "images": [data]}
+    body = {
+        "/v1/chat/completions": {"messages": [message], "max_tokens": 1},
+        "/v1/responses": {"input": [item], "max_output_tokens": 1},
+        "/api/chat": {"model": "tiny", "messages": [theirs], "stream": False},
+        "/api/generate": {"model": "tiny", "prompt": "Hello", "images": [data], "stream": False},
+    }[path]
+    body["options"] = {"num_predict": 1}
+    content = json.dumps(body).encode()
+    kept = []
+    end = Answering._end
+
+    def looks(answering):
+        gc.collect()
+        kept.append(tracemalloc.get_traced_memory()[0] - before)
+        end(answering)
+
+    monkeypatch.setattr(Answering, "_end", looks)
+    client.post(path, json={**body, "images": None})  # imports
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        kept.clear()
+        assert client.post(path, content=content).status_code == 200
+    finally:
+        tracemalloc.stop()
+    assert len(kept) == 1
+    assert kept[0] < size
+
+
+def test_pages_are_counted_over_all_documents(monkeypatch):
+    first, *others = [Image.new("L", (8, 8), shade) for shade in range(limits.IMAGES_PER_PROMPT)]
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
+    source = base64.b64encode(buffer.getvalue()).decode()
+    documents = [Picture(source, f"field{i}") for i in range(8)]
+    opened = []
+    real = mmchat.images.load_images
+    monkeypatch.setattr(
+        mmchat.images,
+        "load_images",
+        lambda *given, **more: opened.append(1) or real(*given, **more),
+    )
+    assert len(open_pictures(documents[:1], ServerOptions(), "white", "")[0]) == len(others) + 1
+    with pytest.raises(ApiError, match="fewer pages") as caught:
+        open_pictures(documents, ServerOptions(), "white", "")
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "field1")
+    assert len(opened) == 2

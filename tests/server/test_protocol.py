@@ -35,6 +35,11 @@ REQUESTS = {
     "old, without a host": (b"GET /health HTTP/1.0\r\n\r\n", [200]),
     "smuggled behind both lengths": (
         post(b"0\r\n\r\n" + HIDDEN, b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), [400]),
+    "smuggled behind a GET": (
+        b"GET /v1/models HTTP/1.1\r\n" + HEAD
+        + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + HIDDEN, [400]),
+    "body of a GET": (
+        b"GET /health HTTP/1.1\r\n" + HEAD + b"Content-Length: 2\r\n\r\n{}" + HIDDEN, [400]),
     "lengths in the other order": (
         post(b"0\r\n\r\n" + HIDDEN, b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"), [400]),
     "two lengths": (post(b"{}", b"Content-Length: 2\r\nContent-Length: 3\r\n"), [400]),

@@ -153,3 +153,31 @@ def test_the_end_of_the_engine_ends_the_server():
         rest = process.stderr.read()
     assert "RuntimeError in fails" in rest
     assert "canary" not in rest
+
+
+HANGS = """
+import sys, time
+from mmchat.api import load_model
+from mmchat.loading.options import LoadOptions
+from mmchat.server import log, running
+from mmchat.server.options import ServerOptions
+
+def ready(service):
+    service._workers.submit(time.sleep, 60)
+    print("ready", file=sys.stderr, flush=True)
+
+log.to_stderr(quiet=True)
+options = ServerOptions(port=0)
+sockets = running.bind(options)
+sys.exit(running.serve(options, sockets, lambda: load_model(LoadOptions()), ready))
+"""
+
+
+def test_a_picture_that_is_still_decoded_holds_up_no_end():
+    with subprocess.Popen([sys.executable, "-c", HANGS], stderr=subprocess.PIPE) as process:
+        assert process.stderr.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
