@@ -36,7 +36,7 @@ export class Library {
     return this.chats.find((chat) => chat.id === id) ?? null;
   }
 
-  /** given: pictures that are not stored yet, by id. An answer is saved often: a failure is told once. */
+  /** given: ids of pictures to store with it. An answer is saved often: a failure is told once. */
   async save(chat, given = []) {
     if (!this.has(chat)) this.chats.push(chat);
     try {
@@ -76,7 +76,7 @@ export class Library {
     this.changed();
   }
 
-  /** Its pictures go when a page is opened next. This one holds them, so that it can be taken back. */
+  /** Its pictures go when a page is opened next; this one holds them, to take it back. */
   async remove(chat) {
     this.chats = this.chats.filter((other) => other !== chat);
     const held = tree.pictureIds(chat);

@@ -30,7 +30,7 @@ async function measure(picture) {
   }
 }
 
-/** What is stored of those that were taken or found; pictures never sent live as long as the page. */
+/** What is stored of those taken or found; pictures never sent live as long as the page. */
 export const records = (ids) => ids.map((id) => loaded.get(id)).filter(Boolean)
   .map(({ id, name, blob, facts }) => ({ id, name, blob, facts, kept: Date.now() }));
 

@@ -42,7 +42,7 @@ function write(names, act) {
 /** Writes {chats: [...], pictures: [...]}: all, or nothing. */
 export async function put(records) {
   const names = Object.keys(records);
-  const each = (act) => names.forEach((name) => records[name].forEach((record) => act(name, record)));
+  const each = (act) => names.forEach((name) => records[name].forEach((one) => act(name, one)));
   if (!database) each((name, record) => memory[name].set(record.id, record));
   else await write(names, (to) => each((name, record) => to.objectStore(name).put(record)));
 }
