@@ -63,7 +63,8 @@ class Model(loader.LoadedModel):
                 defaults = sampling or self.sampling_defaults
                 question, sampling = foreign.as_request(question, defaults)
             check_type("question", question, (list, tuple), "a text, messages or a dictionary")
-            *before, last = foreign.as_messages([*question], self.processor.alpha)
+            processor = self.processor
+            *before, last = foreign.as_messages([*question], processor.alpha, processor.image_tag)
             if last.role != "user":
                 raise UsageError(f"the last message must be of the role user, not {last.role}")
             session.messages = before

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mmchat.errors import PromptError, UsageError, check_type, quoted
+from mmchat.words import plural
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -207,12 +208,17 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
 
-def question(text: str, images: Sequence[Image], *, marks: bool = False) -> Message:
+def question(text: str, images: Sequence[Image], *, marks: bool = False, tag: str = "") -> Message:
     """A user message with the pictures before the text, where text can see them.
 
     marks: each `<|image|>` in the text is the place of one picture instead; pictures beyond the
-    marks go to the front. Raises PromptError for more marks than pictures.
+    marks go to the front. tag: what the model's own prompts hold in place of a picture; if the text
+    has it, pictures stand there and nowhere else. Raises PromptError for more marks than pictures,
+    and unless there are as many tags as pictures.
     """
+    if tag and tag in text:
+        _check_tags(text, images, tag)
+        return Message("user", arranged([*([image] for image in images), text], [tag]))
     pieces = text.split(IMAGE_MARK) if marks else [text]
     placed = len(pieces) - 1
     if placed > len(images):
@@ -230,6 +236,43 @@ def question(text: str, images: Sequence[Image], *, marks: bool = False) -> Mess
     return Message("user", tuple(parts))
 
 
-def edited(old: Message, text: str) -> Message:
-    """The question `old` with other text; its pictures stay, in front."""
-    return question(text, old.images)
+def edited(old: Message, text: str, *, tag: str = "") -> Message:
+    """The question `old` with other text; its pictures stay, in front or at the tags."""
+    return question(text, old.images, tag=tag)
+
+
+def arranged(parts: Sequence[str | Sequence[Image]], marks: Sequence[str]) -> tuple[Part, ...]:
+    """The content of a message out of texts and pictures that a program sent in this order.
+
+    A list is the pages of one picture. Where the texts hold as many of one of the `marks` as there
+    are pictures, these are their places; any other number of marks is text. So a prompt written
+    with marks is what was meant, and nobody can inject a picture by a text.
+    """
+    pictures = [part for part in parts if not isinstance(part, str)]
+    texts = [part for part in parts if isinstance(part, str)]
+    fits = (m for m in marks if m and pictures and sum(t.count(m) for t in texts) == len(pictures))
+    mark = next(fits, None)
+    content: list[Part] = []
+    if mark is None:
+        for part in parts:
+            content += [Text(part)] if isinstance(part, str) else part
+        return tuple(content)
+    coming = iter(pictures)
+    for text in texts:
+        first, *others = text.split(mark)
+        # Also if empty: a picture at a family's own tag is not one that was put in front.
+        content += [Text(first)] if first or mark != IMAGE_MARK else []
+        for piece in others:
+            content += [*next(coming), *([Text(piece)] if piece else [])]
+    return tuple(content)
+
+
+def _check_tags(text: str, images: Sequence[Image], tag: str) -> None:
+    tags = text.count(tag)
+    if tags != len(images):
+        have = "are" if len(images) != 1 else "is"
+        raise PromptError(
+            f"the text has {plural(tags, f'{tag} tag')}, and there {have}"
+            f" {plural(len(images), 'picture')}; give one for each, or leave the tags out to put"
+            " pictures first"
+        )

@@ -49,6 +49,7 @@ class FakeProcessor:
 
     stop_ids = frozenset({EOT})
     alpha = "white"
+    image_tag = ""
 
     def chat(self, messages: Sequence[Message]) -> Prompt:
         ids = [i for m in messages for i in (*m.text.encode(), EOT)]

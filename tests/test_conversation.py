@@ -15,6 +15,7 @@ from mmchat.conversation import (
     Text,
     ToolCall,
     Turn,
+    arranged,
     edited,
     question,
 )
@@ -271,6 +272,30 @@ def test_pictures_stand_before_the_text_or_at_their_marks(pictures):
     assert question("<|image|>", [first]).text == "<|image|>"
     with pytest.raises(PromptError, match=r"the text has 2 .* marks for 1 pictures"):
         question("<|image|><|image|>", [first], marks=True)
+
+
+def test_pictures_stand_at_the_tags_of_their_family(pictures):
+    first, second, *_ = pictures
+    tagged = question("Is <image> like <image>?", [first, second], tag="<image>")
+    assert tagged.content == (Text("Is "), first, Text(" like "), second, Text("?"))
+    assert question("<image>?", [first], tag="<image>").content == (Text(""), first, Text("?"))
+    assert question("<image>?", [first]).content == (first, Text("<image>?"))
+    assert edited(tagged, "See <image>", tag="").text == "See <image>"
+    with pytest.raises(PromptError, match="the text has 1 <image> tag, and there are 2 pictures"):
+        edited(tagged, "See <image>", tag="<image>")
+
+
+def test_marks_of_programs_are_places_of_as_many_pictures(pictures):
+    first, second, *_ = pictures
+    marks = ("<|image|>", "<image>")
+    pages = [[first, second], "See <image>", "!"]
+    assert arranged(pages, marks) == (Text("See "), first, second, Text("!"))
+    assert arranged([[first], "<|image|>See"], marks) == (first, Text("See"))
+    for text in ("See", "<image> or <image>", "<|image|><|image|>"):
+        assert arranged([[first], text], marks) == (first, Text(text))
+        assert arranged([text], marks) == (Text(text),)
+    torn = [[first], "<ima", "ge>"]  # a mark is within one text
+    assert arranged(torn, marks) == (first, Text("<ima"), Text("ge>"))
 
 
 def test_pictures_are_exchanged_by_number_in_any_turn(pictures):

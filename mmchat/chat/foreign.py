@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from mmchat.conversation import Message, Part, Text
+from mmchat.conversation import IMAGE_MARK, Message, arranged
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import UsageError, check_type, quoted
 
@@ -59,9 +59,10 @@ def _schema(form: Any) -> Any:
     )
 
 
-def as_messages(given: list[Any], alpha: Literal["white", "drop"]) -> list[Message]:
+def as_messages(given: list[Any], alpha: Literal["white", "drop"], tag: str = "") -> list[Message]:
     """Messages of `{"role", "content"}`; their pictures are opened, all of them or none.
 
+    They stand where they are, or at marks, `<|image|>` or `tag`, if there are as many of these.
     Raises UsageError for another form, and what opening pictures raises.
     """
     from mmchat.images import load_each
@@ -75,10 +76,8 @@ def as_messages(given: list[Any], alpha: Literal["white", "drop"]) -> list[Messa
     for one in read:
         if isinstance(one, tuple):
             role, parts = one
-            content: list[Part] = []
-            for url, text in parts:
-                content += next(images) if url else [Text(text)]
-            one = Message(role, tuple(content))
+            content = [next(images) if url else text for url, text in parts]
+            one = Message(role, arranged(content, (IMAGE_MARK, tag)))
         messages.append(one)
     return messages
 

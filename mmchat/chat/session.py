@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmchat.conversation import Conversation, Image, Message, Text, Turn
+from mmchat.conversation import Conversation, Image, Message, Turn, question
 from mmchat.engine.events import Event, Finished, Progress, Timings
 from mmchat.engine.request import Answer, Request
 from mmchat.engine.sampling import SamplingParams
@@ -72,7 +72,9 @@ class ChatSession:
         *,
         schema: Any = None,
     ) -> Iterator[Event]:
-        """Ask, and read the answer as it is written. Pictures go before the text.
+        """Ask, and read the answer as it is written.
+
+        Pictures go before the text, or where its tags are if the model's family has one: `<image>`.
 
         images: one or a list of what mmchat.load_image takes, or of mmchat.Image. schema: in place
         of that of `sampling`. Reading raises UsageError, ImageError, NetworkError, PromptError,
@@ -255,9 +257,10 @@ def user_message(
     images: ImageSource | Sequence[ImageSource] = (),
     beside: Sequence[Image] = (),
 ) -> Message:
-    """A question with its pictures before it. beside: other pictures of the conversation.
+    """A question with its pictures before it, or where its tags are, one for each.
 
-    Raises UsageError, ImageError, NetworkError.
+    beside: other pictures of the conversation. Raises UsageError, ImageError, NetworkError,
+    PromptError.
     """
     from mmchat.images import load_images
 
@@ -265,7 +268,7 @@ def user_message(
     images = _listed(images)
     _check_vision(loaded, images)
     pictures = load_images(images, alpha=loaded.processor.alpha, beside=list(beside))
-    return Message("user", (*pictures, Text(text)))
+    return question(text, pictures, tag=loaded.processor.image_tag)
 
 
 def check_message(loaded: LoadedModel, message: Message) -> None:

@@ -103,7 +103,7 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
     processor = spec.family.build().processor(
         spec.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
     )
-    message = question(request.text, request.images)
+    message = question(request.text, request.images, tag=processor.image_tag)
     if request.raw or spec.chat_format == "base":
         return len(processor.raw(message).token_ids)
     return len(processor.chat([*Conversation(request.system).messages, message]).token_ids)

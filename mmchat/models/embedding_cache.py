@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ CAPACITY_STEP = 256  # positions; seldom enough, for graphs are captured anew wh
 # imported here.
 LONGEST_STEP = 65
 ENCODED_IMAGES_KEPT = 4  # beyond those of open prompts, for a conversation that goes on
-NOTHING = Prompt(())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt has a picture, without its pixels: what is kept of it outlives its request."""
+
+    start: int
+    end: int
+    content_hash: str
 
 
 class EmbeddingCache:
@@ -45,7 +54,7 @@ class EmbeddingCache:
         self.layers = [LayerCache(*size, fixed=fixed, **options) for _ in range(layers)]
         self.fixed = fixed
         self.lengths = [0] * slots
-        self.prompts = [NOTHING] * slots
+        self.places: list[tuple[Place, ...]] = [()] * slots  # of the pictures of each prompt
         self.encoded: OrderedDict[str, Tensor] = OrderedDict()
         with torch.inference_mode(False):  # whoever makes it, others write it
             self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)  # `lengths`
@@ -53,7 +62,9 @@ class EmbeddingCache:
     # ---- rows
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        self.prompts[slot] = prompt
+        self.places[slot] = tuple(
+            Place(placed.position, placed.end, placed.media.content_hash) for placed in prompt.media
+        )
         self._forget_unused(ENCODED_IMAGES_KEPT)
 
     def reserve(self, slot: int, length: int) -> None:
@@ -68,7 +79,7 @@ class EmbeddingCache:
         self.reserve(target, length)
         for layer in self.layers:
             layer.copy(source, target, length)
-        self.prompts[target], self.lengths[target] = self.prompts[source], length
+        self.places[target], self.lengths[target] = self.places[source], length
         self._lengths_changed()
 
     def shrink(self, slot: int) -> None:
@@ -76,7 +87,7 @@ class EmbeddingCache:
             layer.shrink(slot, _round_up(self.lengths[slot]))
 
     def free(self, slot: int) -> None:
-        self.prompts[slot] = NOTHING
+        self.places[slot] = ()
         self.truncate(slot, 0)
         for layer in self.layers:
             if self.fixed:
@@ -116,13 +127,14 @@ class EmbeddingCache:
 
     def _forget_unused(self, keep: int) -> None:
         """Drop the pictures that no open prompt will read, but for the `keep` used last."""
-        unused = [h for h in self.encoded if h not in self._needed()]
+        needed = self._needed()
+        unused = [content_hash for content_hash in self.encoded if content_hash not in needed]
         for content_hash in unused[: max(len(unused) - keep, 0)]:
             del self.encoded[content_hash]
 
     def _needed(self) -> set[str]:
-        rows = zip(self.prompts, self.lengths, strict=True)
-        return {media.content_hash for prompt, length in rows for media in prompt.unread(length)}
+        rows = zip(self.places, self.lengths, strict=True)
+        return {p.content_hash for places, length in rows for p in places if p.end > length}
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Where in the batch pictures lie, [K], and their embeddings there, [K, E].
@@ -140,11 +152,11 @@ class EmbeddingCache:
 
     def _parts(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
         for row in batch.rows():
-            for placed in self.prompts[row.slot].media:
-                first, end = max(placed.position, row.start), min(placed.end, row.end)
+            for place in self.places[row.slot]:
+                first, end = max(place.start, row.start), min(place.end, row.end)
                 if first < end:
-                    embeddings = self.encoded[placed.media.content_hash]
-                    part = embeddings[first - placed.position : end - placed.position]
+                    embeddings = self.encoded[place.content_hash]
+                    part = embeddings[first - place.start : end - place.start]
                     yield first - row.start + row.offset, part
 
     # ---- what the layers are given

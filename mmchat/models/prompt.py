@@ -111,6 +111,11 @@ class Processor(Protocol):
         """Whether its models were taught to call tools."""
         ...
 
+    @property
+    def image_tag(self) -> str:
+        """What its prompts hold in place of a picture, and people write there; "" for nothing."""
+        ...
+
     def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """The prompt that lets the assistant answer `messages`, in the chat format.
 

@@ -172,7 +172,9 @@ class Chat:
 
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""
-        message = question(text, self.attached, marks=bool(self.attached))
+        message = question(
+            text, self.attached, marks=bool(self.attached), tag=self._tag(self.attached)
+        )
         sampling = self.sampling
         asked = lambda: self.session.ask(message, sampling)  # noqa: E731
         if self._answered(asked, message, sampling, undone=0):
@@ -195,9 +197,14 @@ class Chat:
 
     def edit(self, text: str) -> None:
         """Ask `text` in place of the last question, with the same pictures."""
-        message = edited(self.session.last_turn().question, checked(text, "the line"))
+        old = self.session.last_turn().question
+        message = edited(old, checked(text, "the line"), tag=self._tag(old.images))
         sampling = self.sampling
         self._answered(lambda: self.session.edit(message, sampling), message, sampling, undone=1)
+
+    def _tag(self, images: Sequence[Image]) -> str:
+        """Where nothing is attached, nobody means a picture by it."""
+        return self.session.loaded.processor.image_tag if images else ""
 
     def _answered(
         self,

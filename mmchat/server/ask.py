@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mmchat import limits
-from mmchat.conversation import IMAGE_MARK, Image, Message, Part, Role, Text, ToolCall
+from mmchat.conversation import IMAGE_MARK, Image, Message, Role, ToolCall, arranged
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.request import Request, request_within
 from mmchat.errors import MemoryError_
@@ -268,7 +268,8 @@ def _prompt(call: Call, ask: Ask, opened: Opened) -> Prompt:
     processor, messages = call.service.model.processor, ask.messages
     if messages is None:
         return Prompt(_ids(call, ask.ids, "prompt"))
-    made = [_message(one, [opened[picture] for picture in one.pictures]) for one in messages]
+    marks = (IMAGE_MARK, processor.image_tag)
+    made = [_message(one, opened, marks) for one in messages]
     if isinstance(ask.prompt, AskedMessage):
         return processor.raw(made[0])
     return _behind(_ids(call, ask.before, "context"), processor.chat(made, ask.plan.declared))
@@ -361,22 +362,6 @@ def _check_picture(call: Call, message: AskedMessage, picture: Picture, count: i
         )
 
 
-def _message(asked: AskedMessage, images: Sequence[list[Image]]) -> Message:
-    """Where a message has as many marks as pictures, these are their places; else marks are text.
-
-    So a prompt written with marks is what was meant, and nobody can inject a picture by a text.
-    """
-    coming = iter(images)
-    text = "".join(part for part in asked.parts if isinstance(part, str))
-    parts: list[Part] = []
-    if not images or text.count(IMAGE_MARK) != len(images):
-        for part in asked.parts:
-            parts += [Text(part)] if isinstance(part, str) else next(coming)
-        return Message(asked.role, tuple(parts), asked.calls)
-    for part in asked.parts:
-        if isinstance(part, str):
-            first, *others = part.split(IMAGE_MARK)
-            parts += [Text(first)] if first else []
-            for piece in others:
-                parts += [*next(coming), *([Text(piece)] if piece else [])]
-    return Message(asked.role, tuple(parts), asked.calls)
+def _message(asked: AskedMessage, opened: Opened, marks: Sequence[str]) -> Message:
+    parts = [part if isinstance(part, str) else opened[part] for part in asked.parts]
+    return Message(asked.role, arranged(parts, marks), asked.calls)

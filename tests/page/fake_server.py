@@ -121,6 +121,8 @@ class FakeServer:
 
     async def _models(self, request: Request) -> Response:
         model = {"id": "tiny", "object": "model", "meta": {"n_ctx_train": 1024}}
+        if self.status == "loading":
+            return _error(503, "server_error", "the model is being loaded; try again")
         return self._refusal(request) or JSONResponse({"object": "list", "data": [model]})
 
     async def _tiles(self, request: Request) -> Response:

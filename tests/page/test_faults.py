@@ -97,7 +97,40 @@ def test_a_loading_model_is_waited_for(visit):
     visit.server.breaks = 0
     visit.send("What is this?")
     visit.answers.get_by_text("not loaded yet").wait_for()
-    visit.page.get_by_text("The model is still loading.").wait_for()
+    banner = visit.page.locator("#banner")
+    banner.get_by_text("The model is being loaded.").wait_for()
     visit.server.reset()
-    visit.page.locator("#banner").get_by_role("button", name="Send again").click()
+    banner.get_by_text("The model is ready.").wait_for()
+    banner.get_by_role("button", name="Send again").click()
     visit.answers.get_by_text("A brown dog.").wait_for()
+
+
+def test_a_page_that_is_opened_while_the_model_is_loaded(new_visit, server):
+    """Nothing was away, so nothing is back."""
+    server.status = "loading"
+    visit = new_visit().open()
+    banner = visit.page.locator("#banner")
+    banner.get_by_text("The model is being loaded.").wait_for()
+    server.status = "ok"
+    banner.get_by_text("The model is ready.").wait_for()
+    visit.ask("What is this?")
+    assert visit.server.bodies[-1]["model"] == "tiny"
+
+
+def test_what_the_browser_has_no_room_for_is_said(visit, tmp_path):
+    quota = {"origin": visit.server.url.rstrip("/"), "quotaSize": 1}
+    visit.page.context.new_cdp_session(visit.page).send("Storage.overrideQuotaForOrigin", quota)
+    visit.pick("dog.jpg")
+    visit.ask("What is this?")
+    said = visit.page.locator("#toasts").get_by_text("This chat is not kept")
+    said.wait_for()
+    assert "no room left" in said.inner_text()
+    with visit.page.expect_download() as download:
+        visit.button("Save as JSON").click()
+    download.value.save_as(tmp_path / "chat.json")
+    kept = (tmp_path / "chat.json").read_text("utf-8")
+    assert "What is this?" in kept
+    assert "data:image/jpeg;base64," in kept
+    visit.page.reload()
+    visit.ready()
+    assert visit.page.locator(".question").count() == 0

@@ -248,6 +248,68 @@ def test_chats_are_kept_found_and_deleted(visit):
     rows.get_by_text("My dog").wait_for()
 
 
+KEPT = """(change) => new Promise((resolve) => {
+  const request = indexedDB.open("mmchat");
+  request.onsuccess = () => {
+    const pictures = request.result.transaction("pictures", "readwrite").objectStore("pictures");
+    pictures.getAll().onsuccess = ({target}) => {
+      for (const one of target.result) if (change) pictures.put({...one, ...change});
+      resolve(target.result.map((one) => one.name));
+    };
+  };
+})"""
+
+
+def test_a_deleted_chat_comes_back_with_its_pictures(visit):
+    """Also if another tab was opened meanwhile, which forgets what no chat holds."""
+    visit.pick("dog.jpg")
+    visit.ask("What is this?")
+    visit.page.evaluate(KEPT, {"kept": 0})  # long ago
+    visit.page.goto(visit.server.url)
+    visit.ready()  # of another chat: this one's picture was not loaded yet
+    visit.button("More about What is this?").click()
+    visit.page.get_by_role("menuitem", name="Delete").click()
+    visit.button("Undo").wait_for()
+
+    def open_another_tab():
+        page = visit.page.context.new_page()
+        other = type(visit)(page, visit.server)
+        page.goto(visit.server.url)
+        other.ready()
+        page.close()
+
+    open_another_tab()
+    assert visit.page.evaluate(KEPT) == []
+    visit.button("Undo").click()
+    visit.page.locator(".print img").wait_for()
+    assert visit.page.evaluate(KEPT) == ["dog.jpg"]
+    visit.page.reload()
+    visit.ready()
+    visit.ask("And now?")
+    assert pictures_of(visit.asked()[0]) == [DOG]
+    visit.button("More about What is this?").click()
+    visit.page.get_by_role("menuitem", name="Delete").click()
+    visit.button("Undo").wait_for()
+    open_another_tab()
+    assert visit.page.evaluate(KEPT) == ["dog.jpg"]  # too new to be forgotten
+
+
+def test_a_question_under_a_schema_that_is_none_is_kept(visit):
+    visit.page.keyboard.press("Control+,")
+    dialog = visit.page.get_by_role("dialog", name="Settings")
+    dialog.get_by_text("JSON by schema").click()
+    dialog.get_by_label("JSON schema").fill('{"type": ')
+    dialog.get_by_role("button", name="Close").click()
+    visit.pick("dog.jpg")
+    visit.send("What is this?")
+    visit.answers.get_by_text("The JSON schema of this chat is not one yet.").wait_for()
+    visit.page.reload()
+    visit.ready()
+    assert visit.page.locator(".question .print img").count() == 1
+    assert visit.page.locator("#chats .chat").inner_text() == "What is this?"
+    assert not visit.server.bodies
+
+
 def test_a_question_that_is_not_sent_stays_in_its_chat(visit):
     visit.ask("What is this?")
     visit.box.fill("Half a question")

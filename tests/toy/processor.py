@@ -29,6 +29,8 @@ class ToyMedia:
 class ToyProcessor:
     """Builds prompts (models.prompt.Processor)."""
 
+    image_tag = ""
+
     def __init__(
         self, config: ToyConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
     ) -> None:

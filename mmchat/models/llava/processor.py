@@ -26,6 +26,7 @@ class LlavaProcessor:
     """
 
     takes_tools = False
+    image_tag = prompt.TAG
 
     def __init__(
         self, config: LlavaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mmchat import limits
-from mmchat.conversation import Image, Message
+from mmchat.conversation import Image, Message, Text
 from mmchat.errors import PromptError
-from mmchat.models.placing import place
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
 TAG = "<image>"
@@ -45,7 +44,7 @@ def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
     """A conversation in the format "vicuna_v1", up to where the answer begins.
 
     Raises PromptError for no messages, a system message behind others, calls of tools, pictures
-    that the user did not send, tags that do not fit, and over the limits.
+    that the user did not send, and over the limits.
     """
     if not messages:
         raise PromptError("the conversation is empty; send a message")
@@ -73,15 +72,16 @@ def raw_parts(message: Message) -> Iterator[Part]:
 
 
 def _question(message: Message) -> Iterator[Part]:
-    """Pictures where the tags are, or else first, each on a line of its own."""
-    placed = place(message.text, message.images, TAG)
-    if placed is not None:
-        yield from placed
-        return
-    for image in message.images:
-        yield image
-        yield "\n"
-    yield message.text
+    """The parts in their order; pictures in front stand on lines of their own, as in training."""
+    is_front = True
+    for part in message.content:
+        if isinstance(part, Text):
+            is_front = False
+            yield part.text
+            continue
+        yield part
+        if is_front:
+            yield "\n"
 
 
 def ids_of(

@@ -24,6 +24,7 @@ class MllamaProcessor:
     """
 
     takes_tools = True
+    image_tag = ""
 
     def __init__(
         self, config: MllamaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]

@@ -112,12 +112,13 @@ async function run(chat, question, node) {
   if (chat.format === "schema" && schemaProblem(chat.schema)) {
     node.state = "stopped";
     node.error = { kind: "refused", text: "The JSON schema of this chat is not one yet." };
+    await library.save(chat, question.pictures);
     show();
     return;
   }
   const controller = new AbortController();
   running.set(chat.id, { controller, node });
-  await library.save(chat, question);
+  await library.save(chat, question.pictures);
   show();
   toEnd();
   await answer(chat, question, node, { signal: controller.signal,

@@ -1,16 +1,18 @@
 // The chats of this browser as a whole: kept, renamed, deleted, written to files and read from them.
 
 import * as tree from "./chat.js";
-import { announce, counted, h, openMenu, toast } from "./dom.js";
+import { counted, h, openMenu, toast } from "./dom.js";
 import * as pictures from "./pictures.js";
 import { askText } from "./settings.js";
 import * as store from "./store.js";
 import * as transfer from "./transfer.js";
 
+const DAY_MS = 24 * 60 * 60 * 1000;
+
 export class Library {
   /** changed(): something is other than shown. deleted(chat), restored(chat): of one, null: of all. */
   constructor({ changed, deleted, restored }) {
-    Object.assign(this, { chats: [], changed, deleted, restored });
+    Object.assign(this, { chats: [], untold: true, changed, deleted, restored });
   }
 
   async load() {
@@ -34,15 +36,25 @@ export class Library {
     return this.chats.find((chat) => chat.id === id) ?? null;
   }
 
-  /** newest: a question whose pictures are not stored yet. */
-  async save(chat, newest = null) {
+  /** given: ids of pictures to store with it. An answer is saved often: a failure is told once. */
+  async save(chat, given = []) {
     if (!this.has(chat)) this.chats.push(chat);
     try {
-      await store.put("chats", chat);
-      if (newest) await pictures.keep(newest.pictures);
+      await store.put({ chats: [chat], pictures: pictures.records(given) });
+      this.untold = true;
     } catch (error) {
-      announce(`This chat could not be kept: ${error.message}`);
+      const why = error.name === "QuotaExceededError" ? "the browser has no room left for this page"
+        : error.message;
+      if (this.untold || given.length) {
+        toast(`This chat is not kept: ${why}.`, "Save as JSON", () => this.saveAsJson(chat));
+      }
+      this.untold = false;
     }
+  }
+
+  async saveAsJson(chat) {
+    const { asJson, download, fileName } = transfer;
+    download(fileName(chat, "json"), await asJson([chat]), "application/json");
   }
 
   menu(chat, anchor) {
@@ -51,8 +63,7 @@ export class Library {
       ["Rename", () => this.rename(chat), "edit"],
       ["Save as Markdown", async () =>
         download(fileName(chat, "md"), await transfer.asMarkdown(chat), "text/markdown"), "down"],
-      ["Save as JSON", async () =>
-        download(fileName(chat, "json"), await transfer.asJson([chat]), "application/json"), "down"],
+      ["Save as JSON", () => this.saveAsJson(chat), "down"],
       ["Delete", () => this.remove(chat), "trash", "danger"],
     ]);
   }
@@ -65,13 +76,15 @@ export class Library {
     this.changed();
   }
 
-  /** Its pictures go when the page is opened next: until then it can be taken back. */
+  /** Its pictures go when a page is opened next; this one holds them, to take it back. */
   async remove(chat) {
     this.chats = this.chats.filter((other) => other !== chat);
+    const held = tree.pictureIds(chat);
+    await Promise.all(held.map(pictures.find));
     await store.remove("chats", chat.id);
     this.deleted(chat);
     toast("Chat deleted", "Undo", async () => {
-      await this.save(chat);
+      await this.save(chat, held);
       this.restored(chat);
     });
   }
@@ -84,10 +97,12 @@ export class Library {
     });
   }
 
-  /** Forgets pictures that no chat holds: of deleted chats, of questions never sent. */
+  /** Forgets pictures that no chat holds; new ones may be of a chat that another tab has begun. */
   async sweep() {
     const held = new Set(this.chats.flatMap(tree.pictureIds));
-    for (const id of await store.ids("pictures")) if (!held.has(id)) await pictures.forget(id);
+    for (const { id, kept = 0 } of await store.all("pictures")) {
+      if (!held.has(id) && kept < Date.now() - DAY_MS) await pictures.forget(id);
+    }
   }
 
   async exportAll() {

@@ -30,12 +30,9 @@ async function measure(picture) {
   }
 }
 
-/** Stores the pictures of a question that is sent; those of others live as long as the page. */
-export async function keep(ids) {
-  for (const { id, name, blob, facts } of ids.map((id) => loaded.get(id)).filter(Boolean)) {
-    await store.put("pictures", { id, name, blob, facts });
-  }
-}
+/** What is stored of those taken or found; pictures never sent live as long as the page. */
+export const records = (ids) => ids.map((id) => loaded.get(id)).filter(Boolean)
+  .map(({ id, name, blob, facts }) => ({ id, name, blob, facts, kept: Date.now() }));
 
 /** Asks again for what could not be asked: the server was away, or wanted its key. */
 export const remeasure = (pictures) =>

@@ -27,35 +27,42 @@ function result(request) {
   });
 }
 
-const open = (name, mode) => database.transaction(name, mode).objectStore(name);
+const open = (name) => database.transaction(name).objectStore(name);
 
-export async function put(name, record) {
-  if (database) await result(open(name, "readwrite").put(record));
-  else memory[name].set(record.id, record);
+/** Calls act(transaction) and waits until all of it is written; it is that, or nothing of it. */
+function write(names, act) {
+  return new Promise((resolve, reject) => {
+    const transaction = database.transaction(names, "readwrite");
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error ?? new Error("the browser gave up"));
+    act(transaction);
+  });
+}
+
+/** Writes {chats: [...], pictures: [...]}: all, or nothing. */
+export async function put(records) {
+  const names = Object.keys(records);
+  const each = (act) => names.forEach((name) => records[name].forEach((one) => act(name, one)));
+  if (!database) each((name, record) => memory[name].set(record.id, record));
+  else await write(names, (to) => each((name, record) => to.objectStore(name).put(record)));
 }
 
 export async function get(name, id) {
-  return database ? result(open(name, "readonly").get(id)) : memory[name].get(id);
+  return database ? result(open(name).get(id)) : memory[name].get(id);
 }
 
 export async function all(name) {
-  return database ? result(open(name, "readonly").getAll()) : [...memory[name].values()];
-}
-
-export async function ids(name) {
-  return database ? result(open(name, "readonly").getAllKeys()) : [...memory[name].keys()];
+  return database ? result(open(name).getAll()) : [...memory[name].values()];
 }
 
 export async function remove(name, id) {
-  if (database) await result(open(name, "readwrite").delete(id));
+  if (database) await write([name], (from) => from.objectStore(name).delete(id));
   else memory[name].delete(id);
 }
 
 export async function removeAll() {
-  for (const name of NAMES) {
-    if (database) await result(open(name, "readwrite").clear());
-    else memory[name].clear();
-  }
+  if (database) await write(NAMES, (of) => NAMES.forEach((name) => of.objectStore(name).clear()));
+  else NAMES.forEach((name) => memory[name].clear());
 }
 
 const DEFAULTS = { temperature: "", topP: "", maxTokens: "", seed: "", logprobs: false,

@@ -52,15 +52,16 @@ export async function read(file) {
   }
   if (given.version > VERSION) throw new Error("This file was written by a newer mmchat.");
   const names = new Map();
+  const found = [];
   for (const picture of Array.isArray(given.pictures) ? given.pictures : []) {
     const blob = blobOf(picture?.data);
     if (!blob) continue;
     const id = newId();
     names.set(picture.id, id);
-    await store.put("pictures", { id, name: tameName(picture.name ?? "picture"), blob });
+    found.push({ id, name: tameName(picture.name ?? "picture"), blob, kept: Date.now() });
   }
   const chats = given.chats.map((chat) => adopt(chat, (id) => names.get(id))).filter(Boolean);
-  for (const chat of chats) await store.put("chats", chat);
+  await store.put({ chats, pictures: found });
   return chats;
 }
 

@@ -1,4 +1,4 @@
-// The calm banner: the server is away, is loading, is back.
+// The calm banner: the server is away or loads its model; it is back, or ready.
 
 import * as api from "./api.js";
 import { h } from "./dom.js";
@@ -8,7 +8,7 @@ const LONGEST_MS = 10_000;
 const GOODBYE_MS = 8000;
 const WORDS = {
   gone: "The server does not answer. Nothing is lost; the page keeps looking for it.",
-  loading: "The model is still loading.",
+  loading: "The model is being loaded.",
   draining: "The server is about to stop. It finishes what it has begun.",
 };
 
@@ -22,11 +22,11 @@ export function watchServer(banner, { found, resend }) {
     banner.hidden = false;
   };
 
-  const back = () => {
+  const well = (text) => {
     const failed = document.querySelector(".turn:last-child .notice.bad");
     const again = failed && h("button.link", { onclick: () => { banner.hidden = true; resend(); } },
       "Send again");
-    say("well", "The server is back.", again ?? "");
+    say("well", text, again ?? "");
     if (!failed) setTimeout(() => { if (!isWatching) banner.hidden = true; }, GOODBYE_MS);
     found();
   };
@@ -35,16 +35,17 @@ export function watchServer(banner, { found, resend }) {
     if (isWatching) return;
     isWatching = true;
     let wait = FIRST_MS;
-    let hasWaited = false;
+    const seen = new Set();
     for (;;) {
       const state = await api.health();
       if (state === "ok") break;
-      hasWaited = true;
+      seen.add(state);
       say("away", WORDS[state] ?? WORDS.gone);
       await new Promise((resolve) => setTimeout(resolve, wait));
       wait = Math.min(LONGEST_MS, wait * 1.5);
     }
     isWatching = false;
-    if (hasWaited) back();
+    const wasAway = seen.size > Number(seen.has("loading"));
+    if (seen.size) well(wasAway ? "The server is back." : "The model is ready.");
   };
 }

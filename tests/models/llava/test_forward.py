@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -222,6 +224,19 @@ def test_a_few_pictures_that_were_read_are_kept_for_the_next_conversation(model)
         read(model, cache, prompt((1, picture(seed))))
     cache.begin(0, after(prompt((1, picture(8))), 5))
     assert [*cache.encoded] == [f"picture {n}" for n in range(9 - ENCODED_IMAGES_KEPT, 9)]
+
+
+@torch.inference_mode()
+def test_a_slot_keeps_no_pixels(model):
+    """Slots that wait for a prompt like theirs would hold them for as long as the server runs."""
+    cache = model.new_cache(2, 0)
+    asked = prompt((1, 5, picture.__wrapped__(11), 6))  # that nobody else keeps
+    read(model, cache, asked)
+    cache.copy(0, 1, 3)
+    pixels = weakref.ref(asked.media[0].media.tensors[0])
+    del asked
+    gc.collect()
+    assert pixels() is None
 
 
 @torch.inference_mode()

@@ -48,8 +48,8 @@ def finished(events) -> Finished:
     return last
 
 
-def run(*arguments: str, code: int = 0) -> str:
-    done = CliRunner().invoke(app, list(arguments))
+def run(*arguments: str, code: int = 0, typed: str | None = None) -> str:
+    done = CliRunner().invoke(app, list(arguments), input=typed)
     assert done.exit_code == code, done.output
     return done.stdout if code == 0 else done.stderr
 
@@ -169,6 +169,15 @@ def test_tags_and_pictures_are_counted_in_python_and_by_command(model, folder, p
     assert "2 <image> tags, and there is 1 picture" in run(*question, code=2)
     tagged = ("generate", str(folder), "-p", "dog <image>", "-i", png, "-n", "4", "--json")
     assert json.loads(run(*tagged))["text"] is not None
+
+
+def test_tags_in_the_chat_are_places_of_what_is_attached(folder, png, tmp_path):
+    saved = tmp_path / "saved"
+    lines = [f"\\image {png}", "in <image> dog", "What does <image> mean?", f"\\save {saved}"]
+    run("chat", str(folder), "-n", "2", "-t", "0", typed="\n".join([*lines, ""]))
+    turns = json.loads((saved / "chat.json").read_text("utf-8"))["turns"]
+    texts = [[part.get("text") for part in turn["question"]] for turn in turns]
+    assert texts == [["in ", None, " dog"], ["What does <image> mean?"]]
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4"])

@@ -9,7 +9,7 @@ from sentencepiece import SentencePieceProcessor
 from mmchat.conversation import Image, Message, Text, question
 from mmchat.errors import CheckpointError, PromptError
 from mmchat.models.llava.processor import LlavaProcessor
-from mmchat.models.llava.prompt import SYSTEM, chat_parts, raw_parts
+from mmchat.models.llava.prompt import SYSTEM, TAG, chat_parts, raw_parts
 from mmchat.models.prompt import Prompt
 from mmchat.strict_json import Where
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece
@@ -41,7 +41,8 @@ def originals(text: str) -> list[int]:
 
 
 def users(text: str, *images: Image) -> Message:
-    return question(text, images)
+    """As a prompt is asked whose pictures are given apart from it."""
+    return question(text, images, tag=TAG)
 
 
 def answers(text: str) -> Message:
@@ -69,6 +70,18 @@ CONVERSATIONS = {
     ),
     "no system": ([Message("system", (Text(""),)), users("dog")], "USER: dog ASSISTANT:"),
     "tag": ([users("a <image> b", ONE)], f"{SYSTEM} USER: a <image> b ASSISTANT:"),
+    "parts in order": (
+        [Message("user", (Text("a "), ONE, Text(" b "), OTHER, Text(" dog")))],
+        f"{SYSTEM} USER: a <image> b <image> dog ASSISTANT:",
+    ),
+    "picture behind": (
+        [Message("user", (Text("the dog"), ONE))],
+        f"{SYSTEM} USER: the dog<image> ASSISTANT:",
+    ),
+    "pictures in front and behind": (
+        [Message("user", (ONE, Text("dog "), OTHER))],
+        f"{SYSTEM} USER: <image>\ndog <image> ASSISTANT:",
+    ),
     "tags together": (
         [users("<image><image> x", ONE, OTHER)],
         f"{SYSTEM} USER: <image><image> x ASSISTANT:",
@@ -118,6 +131,15 @@ def test_special_text_stays_text(processor):
     assert not said.media
 
 
+def test_a_tag_in_a_message_is_text(processor):
+    for parts in ((Text("What does <image> mean?"),), (ONE, Text("<image> and <image>"))):
+        prompt = processor.chat([Message("user", parts)])
+        images = sum(part is ONE for part in parts)
+        assert len(prompt.media) == images
+        assert prompt.token_ids.count(CONFIG.image_token_id) == 25 * images
+        assert "<image>" in processor.tokenizer.decode(prompt.token_ids)
+
+
 @pytest.mark.parametrize(
     ("text", "images", "message"),
     [
@@ -126,10 +148,9 @@ def test_special_text_stays_text(processor):
         ("<image>", [ONE, OTHER], "1 <image> tag, and there are 2 pictures;"),
     ],
 )
-def test_as_many_tags_as_pictures(text, images, message, processor):
-    for ask in (lambda m: processor.chat([m]), processor.raw):
-        with pytest.raises(PromptError, match=message):
-            ask(users(text, *images))
+def test_a_prompt_has_as_many_tags_as_pictures_apart(text, images, message, processor):
+    with pytest.raises(PromptError, match=message):
+        question(text, images, tag=processor.image_tag)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def asked(client: TestClient, path: str, **body) -> dict:
 
 def test_openai_answers_about_a_picture_as_python_does(client, model, image):
     url = {"url": f"data:image/png;base64,{image}"}
-    parts = [{"type": "text", "text": "dog"}, {"type": "image_url", "image_url": url}]
+    parts = [{"type": "image_url", "image_url": url}, {"type": "text", "text": "dog"}]
     messages = [{"role": "user", "content": parts}]
     sampling = {"temperature": 0, "max_tokens": 8}
     answer = asked(
@@ -87,13 +87,36 @@ def test_ollama_sees_a_llava_without_tools(client, image):
     assert other.status_code == 404
 
 
-def test_tags_that_do_not_fit_are_refused(client):
-    messages = [{"role": "user", "content": "Is <image> a dog?"}]
-    response = client.post(
-        "/v1/chat/completions", json={"model": "tiny-llava", "messages": messages}
-    )
-    assert response.status_code == 400
-    assert "1 <image> tag" in response.json()["error"]["message"]
+def test_parts_keep_their_order_and_tags_are_places_of_as_many_pictures(client, model, image):
+    """From a client as from Python; any other number of tags is text, and refused by nobody."""
+    shown = {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/png;base64,{image}"},
+    }
+
+    def said(text):
+        return {"type": "text", "text": text}
+
+    def answers(*parts):
+        """The length of the prompt and how likely the tokens of its answer were."""
+        messages = [{"role": "user", "content": [*parts]}]
+        body = {"messages": messages, "temperature": 0, "max_tokens": 8, "logprobs": True}
+        found = asked(client, "/v1/chat/completions", model="tiny-llava", **body)
+        greedy = mmchat.SamplingParams(temperature=0.0, max_new_tokens=8)
+        [choice] = found["choices"]
+        assert model.ask(messages, sampling=greedy) == choice["message"]["content"]
+        scores = [token["logprob"] for token in choice["logprobs"]["content"]]
+        return found["usage"]["prompt_tokens"], scores
+
+    length, scores = answers(said("the "), shown, said(" dog "), shown, said(" in"))
+    same = (length, pytest.approx(scores, abs=1e-4))
+    assert answers(shown, shown, said("the <image> dog <image> in")) == same
+    assert answers(shown, said("the <image> dog "), shown, said("<image> in")) == same
+    assert answers(shown, shown, said("the  dog  in")) != same
+    said_alone, tagged = answers(said("What is it?"))[0], answers(said("What is <image>?"))[0]
+    assert abs(tagged - said_alone) < 25  # text, and not a picture's positions
+    one, more = (answers(shown, said(text))[0] for text in ("it", "<image> it <image>"))
+    assert one < more < one + 25
 
 
 def test_tools_are_refused_unless_they_are_not_to_be_called(client):
