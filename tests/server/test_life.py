@@ -13,11 +13,12 @@ from types import SimpleNamespace
 import pytest
 
 from mmchat import limits
+from mmchat.engine.room import Room
 from mmchat.server import ask, pictures
 from mmchat.server.app import ROUTES, make_app
 from mmchat.server.ollama_models import REFUSED
-from mmchat.server.options import ServerOptions
-from mmchat.server.service import Service
+from mmchat.server.options import DEVICE_ROWS, ServerOptions
+from mmchat.server.service import Service, device_rows
 from tests.server.asgi import ask as ask_now
 from tests.server.asgi import call, scope
 from tests.server.conftest import about
@@ -452,3 +453,25 @@ def test_a_first_step_on_a_device_may_compile(serve, monkeypatch):
     assert service.status == "ok"
     service.metrics.counts["generation_tokens_total"] += 1  # an answer is there
     assert service.status == "stalled"
+
+
+@pytest.mark.parametrize("gigabytes", [0.1, 1, 15, 100])
+def test_a_device_has_rows_for_the_longest_request(tiny, gigabytes):
+    """All its rows grow together: 64 of them left too little for one of the whole context."""
+    memory = int(gigabytes * 2**30)
+    model = replace(tiny, max_seq_len=131_072)
+    rows = device_rows(model, memory)
+    picture = model.media_bytes(model.spec.family.sizes(model.spec.config).largest_picture)
+
+    def need(rows: int) -> int:
+        slots = [SimpleNamespace(room=0)] * rows
+        cache, prefixes = SimpleNamespace(fixed=True), SimpleNamespace(slots=slots)
+        room = Room(cache, prefixes, model, memory)
+        return room._bytes([room._positions(longest)], {"a": picture})
+
+    sampling = SimpleNamespace(max_new_tokens=model.max_seq_len - 10)
+    longest = SimpleNamespace(prompt=SimpleNamespace(token_ids=range(10)), sampling=sampling)
+    assert 1 <= rows <= DEVICE_ROWS
+    assert rows == 1 or need(rows) <= memory
+    assert rows == DEVICE_ROWS or need(rows + 1) > memory
+    assert device_rows(model, None) == DEVICE_ROWS

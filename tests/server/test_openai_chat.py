@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from mmchat.server import openai_chat
 from mmchat.server.app import make_app
-from mmchat.server.ask import _prompt
+from mmchat.server.ask import _opened, _prompt
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service
 from tests.server.conftest import ASSETS, about
@@ -150,7 +150,7 @@ def test_marks_are_the_places_of_as_many_pictures(service, dog):
             {"role": "user", "content": content}]})  # fmt: skip
         asked = openai_chat._ask(read)
         call = SimpleNamespace(service=service, owner="")
-        return _prompt(call, asked).token_ids
+        return _prompt(call, asked, _opened(call, asked, lambda: True)).token_ids
 
     def part(text):
         return {"type": "text", "text": text}
