@@ -467,7 +467,7 @@ def test_a_device_has_rows_for_the_longest_request(tiny, gigabytes):
         slots = [SimpleNamespace(room=0)] * rows
         cache, prefixes = SimpleNamespace(fixed=True), SimpleNamespace(slots=slots)
         room = Room(cache, prefixes, model, memory)
-        return room._bytes([room._positions(longest)], {"a": picture})
+        return room._bytes([room._positions(longest)], {"a": picture}, [picture])
 
     sampling = SimpleNamespace(max_new_tokens=model.max_seq_len - 10)
     longest = SimpleNamespace(prompt=SimpleNamespace(token_ids=range(10)), sampling=sampling)
