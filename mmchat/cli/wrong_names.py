@@ -26,8 +26,8 @@ _ELSEWHERE = {  # commands of other programs for models
     "vision-plain": "chat", "plain": "chat", "interactive": "chat", "repl": "chat",
     "info": "inspect", "models": "list", "get": "download", "delete": "remove",
     "prompt": "generate", "ask": "generate", "benchmark": "bench",
-    "settings": "config show", "browser": "serve", "web": "serve", "ui": "serve", "api": "serve",
-    "start": "serve", "version": "--version",
+    "settings": "config show", "browser": "serve --open", "web": "serve --open",
+    "ui": "serve --open", "api": "serve", "start": "serve", "version": "--version",
 }  # fmt: skip
 _OPTIONS_ELSEWHERE = {  # of other programs
     "--max-tokens": "-n, --max-new-tokens", "--n-predict": "-n, --max-new-tokens",

@@ -54,7 +54,10 @@ from mmchat.cli import model_choice
         (("tiles", "-i", "x"), "No such option: -i; IMAGE stands alone: mmchat tiles IMAGE (see"),
         (("doctor", "--model", "x"), "error: No such option: --model (see 'mmchat doctor --help')"),
         (("pull", "llama3.2-vision"), "'pull'; did you mean 'mmchat download'? (see"),
-        (("browser", "llama3.2"), "No such command 'browser'; did you mean 'mmchat serve'? (see"),
+        (
+            ("browser", "llama3.2"),
+            "No such command 'browser'; did you mean 'mmchat serve --open'? (see",
+        ),
         (("help", "genrate"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
         (("eval",), "Missing command; there is scenes (see 'mmchat eval --help')"),
         (("run", "tiny", "Why?"), "No such command 'run'; did you mean 'mmchat chat'? (see"),
