@@ -189,6 +189,13 @@ def as_object(value: Any, where: Where) -> dict[str, Any]:
     return value
 
 
+def check_divides(config: object, divisor: str, dividend: str, where: Where) -> None:
+    """Raises the error of `where` unless the field `divisor` divides the field `dividend`."""
+    small, large = getattr(config, divisor), getattr(config, dividend)
+    if large % small:
+        raise where.child(divisor).fail(f"{small:,} does not divide {dividend} = {large:,}")
+
+
 def check_keys(
     found: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], where: Where
 ) -> None:

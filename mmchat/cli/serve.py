@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
 import webbrowser
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.option_groups import with_option_groups
-from mmchat.errors import MissingExtra, UsageError, quoted
-from mmchat.limits import MOST_ROWS
+from mmchat.cli.serve_options import REMOTE, ServeOptions
+from mmchat.errors import MissingExtra, UsageError
 from mmchat.loading.options import LoadOptions
-from mmchat.server.options import CONTEXT, DEFAULT_PORT, OLLAMA_PORT, ServerOptions, read_keys
+from mmchat.server.options import CONTEXT, ServerOptions
 from mmchat.words import plural, size
 
 if TYPE_CHECKING:
@@ -27,106 +23,17 @@ if TYPE_CHECKING:
     from mmchat.catalog.find import ModelSource
     from mmchat.server.service import Service
 
-KEY_VARIABLE = "MMCHAT_API_KEY"
-_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_REMOTE = "--allow-remote-images"
-_of_server = partial(typer.Option, rich_help_panel="Server")
-_of_access = partial(typer.Option, rich_help_panel="Access")
-
 
 class ServeCommand(Command):
     """Takes `--allow-remote-images` without hosts, too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [f"{arg}=" if arg == _REMOTE else arg for arg in args])
-
-
-def _bytes(text: str | None) -> str | None:
-    """Callback of --kv-memory. Raises BadParameter."""
-    if text is not None and _read_bytes(text) is None:
-        raise typer.BadParameter(f"{quoted(text)} is no size; write 8G, 512M or bytes")
-    return text
-
-
-def _read_bytes(text: str) -> int | None:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    return int(float(found[1]) * _UNITS[found[2].upper()]) if found else None
+        return super().parse_args(ctx, [f"{arg}=" if arg == REMOTE else arg for arg in args])
 
 
 def serve(
-    host: Annotated[
-        str,
-        _of_server(metavar="ADDRESS", help="Where to listen; others than this machine need keys."),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, _of_server(metavar="N", min=0, max=65_535, help="0 takes any that is free.")
-    ] = DEFAULT_PORT,
-    ollama: Annotated[
-        bool,
-        _of_server("--ollama", help=f"Listen on {OLLAMA_PORT} too, where Ollama's programs look."),
-    ] = False,
-    max_rows: Annotated[
-        int | None,
-        _of_server(
-            metavar="N",
-            min=1,
-            max=MOST_ROWS,
-            help="Answers written at once.",
-            show_default="8, on a GPU 64",
-        ),
-    ] = None,
-    kv_memory: Annotated[
-        str | None,
-        _of_server(
-            metavar="SIZE",
-            callback=_bytes,
-            help="Memory for conversations beside the model: 8G, 512M.",
-            show_default="what is free",
-        ),
-    ] = None,
-    queue: Annotated[
-        int, _of_server(metavar="N", min=0, help="Requests of one key that may wait.")
-    ] = 64,
-    drain: Annotated[
-        float,
-        _of_server(metavar="SECONDS", min=0, help="Time for running answers when it ends."),
-    ] = 30,
-    strict_model: Annotated[
-        bool, _of_server("--strict-model", help="Refuse requests that name another model.")
-    ] = False,
-    open_page: Annotated[
-        bool, _of_server("--open", help="Open the page in a browser when it is ready.")
-    ] = False,
-    no_page: Annotated[bool, _of_server("--no-page", help="No page for a browser.")] = False,
-    api_key_file: Annotated[
-        Path | None,
-        _of_access(
-            metavar="FILE",
-            help=f"Keys, one a line, each with a NAME: before it or none; or set {KEY_VARIABLE}.",
-        ),
-    ] = None,
-    allow_remote_images: Annotated[
-        str | None,
-        _of_access(
-            _REMOTE, metavar="[HOST,…]", help="Fetch pictures from https addresses, or these hosts."
-        ),
-    ] = None,
-    media_dir: Annotated[
-        Path | None,
-        _of_access(metavar="DIR", help="Pictures in this folder may be named by their path."),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        _of_access(metavar="NAME", help="A Host under which it is reached; repeatable."),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        _of_access(metavar="ORIGIN", help="A page that may ask: https://…; repeatable."),
-    ] = None,
-    log_content: Annotated[
-        bool, _of_access("--log-content", help="Log questions and answers. Off for a reason.")
-    ] = False,
     *,
+    given: ServeOptions,
     model: LoadOptions,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
@@ -137,24 +44,7 @@ def serve(
     at once.
     """
     _check_extra()
-    hosts = None if allow_remote_images is None else allow_remote_images.split(",")
-    server = ServerOptions(
-        host=host,
-        port=port,
-        ollama_port=OLLAMA_PORT if ollama else None,
-        keys=read_keys(api_key_file, os.environ.get(KEY_VARIABLE)),
-        rows=max_rows,
-        kv_memory=_read_bytes(kv_memory) if kv_memory else None,
-        queue=queue,
-        drain_seconds=drain,
-        remote_images=None if hosts is None else frozenset(filter(None, map(str.strip, hosts))),
-        media_dir=media_dir,
-        allowed_hosts=frozenset(allowed_host or ()),
-        allowed_origins=frozenset(allow_origin or ()),
-        strict_model=strict_model,
-        page=not no_page,
-        log_content=log_content,
-    )
+    server = given.server()
     source = model.find()
     if source.spec.chat_format == "base":
         raise UsageError(
@@ -165,7 +55,7 @@ def serve(
         model = replace(model, max_seq_len=most)
     if not quiet:
         model_choice.say_choice(model, source)
-    raise typer.Exit(_serve(server, model, source, quiet, open_page))
+    raise typer.Exit(_serve(server, model, source, quiet, given.open_page))
 
 
 serve_app = plain_app()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Pace
 from mmchat.engine.encoding import Encoding
+from mmchat.engine.joined import Read, joined
 from mmchat.engine.prefix import Place, Prefixes
 from mmchat.engine.queue import Queue
 from mmchat.engine.request import Answer, Request
@@ -24,7 +25,6 @@ from mmchat.engine.room import Room
 from mmchat.engine.row import Row, unanswered
 from mmchat.errors import MemoryError_, NumericalError
 from mmchat.hardware.allocation import memory_error
-from mmchat.models.base import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -326,21 +326,19 @@ class Engine:
             self.steps[len(read)] += 1
             self._forward(read)
 
-    def _forward(self, read: Sequence[tuple[Row, Tensor]]) -> None:
+    def _forward(self, read: Read) -> None:
         """One step of these rows. If it fails, each takes it alone, and the guilty ends.
 
         Where memory runs out it is tried again with what idle slots gave back, and then without
         the last row, the youngest, which ends: the older have more to lose.
         """
         begin = time.perf_counter()
-        wanted = self._wanted(read)
-        logits = self._logits(read, wanted)
+        logits = self._logits(read)
         if isinstance(logits, MemoryError_):
             self.release()
-            logits = self._logits(read, wanted)
+            logits = self._logits(read)
         if not isinstance(logits, Exception):
-            counts = [len(each) for each in wanted]
-            for (row, _), part in zip(read, logits.split(counts), strict=True):
+            for (row, _), part in zip(read, logits, strict=True):
                 with self._ending(row):
                     self._has_read(row, part, begin if len(read) == 1 else None)
         elif len(read) == 1 or isinstance(logits, MemoryError_):
@@ -351,13 +349,12 @@ class Engine:
             for one in read:
                 self._forward([one])
 
-    def _logits(
-        self, read: Sequence[tuple[Row, Tensor]], wanted: Sequence[Sequence[int]]
-    ) -> Tensor | Exception:
-        """Of what the rows want, without rows of the head that stand for no token; or why none."""
+    def _logits(self, read: Read) -> Sequence[Tensor] | Exception:
+        """Of what each row wants, without rows of the head that stand for no token; or why none."""
         try:
-            logits = self._runtime.forward(self._joined(read, wanted), self.cache)
-            return logits[:, : self._model.vocab_size]
+            batch, counts = joined(read, self.cache.lengths)
+            logits = self._runtime.forward(batch, self.cache)
+            return logits[:, : self._model.vocab_size].split(counts)
         except Exception as error:
             return memory_error(error) or error
         except BaseException as error:
@@ -377,35 +374,6 @@ class Engine:
         if self.cache.lengths[slot] == len(row.prompt.token_ids):
             self._turns.remove(row)
             row.has_read(logits[-1:])
-
-    def _wanted(self, read: Sequence[tuple[Row, Tensor]]) -> list[Sequence[int]]:
-        """Which tokens of each row give logits: all where it writes, else the last and the scored.
-
-        Numbered through all rows.
-        """
-        wanted, begin = [], 0
-        for row, tokens in read:
-            start, end = self.cache.lengths[row.slot.number], begin + len(tokens)
-            if row.is_writing:
-                wanted.append(range(begin, end))
-            else:
-                own = row.scores.wanted(start, start + len(tokens))
-                wanted.append([begin + at for at in own])
-            begin = end
-        return wanted
-
-    def _joined(self, read: Sequence[tuple[Row, Tensor]], wanted: Sequence[Sequence[int]]) -> Batch:
-        import torch
-
-        slots = tuple(row.slot.number for row, _ in read)
-        counts = tuple(len(tokens) for _, tokens in read)
-        ids = read[0][1] if len(read) == 1 else torch.cat([tokens for _, tokens in read])
-        starts = tuple(self.cache.lengths[slot] for slot in slots)
-        scores = any(
-            len(own) > 1 and not row.is_writing for own, (row, _) in zip(wanted, read, strict=True)
-        )
-        numbers = tuple(at for own in wanted for at in own)
-        return Batch(ids, slots, starts, counts, numbers, scores)
 
 
 def _wait(runtime: Runtime) -> None:

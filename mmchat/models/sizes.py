@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from mmchat.models.prompt import MediaFacts
 
@@ -64,6 +64,32 @@ def parts_of(
         else:
             others[part] = others.get(part, 0) + math.prod(shape)
     return tuple(Part(*part, tuple(linears[part]), others.get(part, 0)) for part in linears)
+
+
+class DecoderSizes(Protocol):
+    """What `decoder_pass_bytes` asks of the configuration of a Llama decoder."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+
+def decoder_pass_bytes(
+    text: DecoderSizes, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool
+) -> int:
+    """`Sizes.prefill_bytes` of a decoder of Llama layers."""
+    inner, width = text.intermediate_size, text.hidden_size
+    # gate, up and their product; the input, its norm, the sum so far, and what pictures add
+    numbers = prompt * (3 * inner + (3 + pictures) * width)
+    rotation = 2 * 4 * prompt * text.head_dim
+    logits = 2 * 4 * text.vocab_size
+    wide = 4 * prompt * (width + 2 * inner) if wide_products else 0
+    return numbers * item_bytes + rotation + logits + wide
 
 
 @dataclass(frozen=True)

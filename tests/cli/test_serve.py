@@ -47,6 +47,12 @@ def test_options_become_what_is_served(mmchat_command, served, tmp_path, monkeyp
     assert KEY not in repr(options)
 
 
+def test_a_page_that_is_not_served_is_not_opened(mmchat_command, served):
+    done = mmchat_command("serve", "--open", "--no-page")
+    assert (done.exit_code, served) == (2, [])
+    assert "there is no page to --open" in done.stderr
+
+
 def test_what_is_left_out_is_closed(mmchat_command, served):
     assert mmchat_command("server").exit_code == 0
     [(options, _)] = served

@@ -15,8 +15,8 @@ from torch._inductor.exc import CppCompileError, InductorError
 import mmchat
 from benchmarks.random_mllama import fill_cache, random_context
 from mmchat.errors import CompileError, DiskError
+from mmchat.models import row_cache
 from mmchat.models.base import Batch
-from mmchat.models.mllama import cache as cache_module
 from mmchat.runtime.compiled import ALL_USES, CompiledRuntime, make_runtime
 from mmchat.runtime.compiler import CACHE_VARIABLE, compile_errors, keep_compiled_code
 from mmchat.runtime.eager import EagerRuntime
@@ -76,7 +76,7 @@ def compare(compiled: CompiledRuntime, weights, rows: list[oracle.Row], steps: i
 
 @pytest.mark.parametrize("case", ROWS)
 def test_compiled_equals_eager_and_growth_compiles_nothing(case, traced, weights, monkeypatch):
-    monkeypatch.setattr(cache_module, "CAPACITY_STEP", 8)  # grows twice
+    monkeypatch.setattr(row_cache, "CAPACITY_STEP", 8)  # grows twice
     compare(traced, weights, ROWS[case], steps=14)
 
 
@@ -219,7 +219,7 @@ def test_a_compiler_that_fails_is_no_full_disk():
 @pytest.mark.slow
 def test_code_of_the_inductor_equals_eager(weights, monkeypatch):
     runtime = compile_model(oracle.build(weights), backend="inductor")
-    monkeypatch.setattr(cache_module, "CAPACITY_STEP", 8)
+    monkeypatch.setattr(row_cache, "CAPACITY_STEP", 8)
     for rows in ROWS.values():
         compare(runtime, weights, rows, steps=14)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mmchat.models.mllama import cache as cache_module
+from mmchat.models import row_cache
+from mmchat.models.mllama.cache import MllamaCache
 from mmchat.runtime.cuda_graph import StepGraph
 from mmchat.runtime.eager import EagerRuntime
 from tests.kinds import some
@@ -72,7 +73,7 @@ def go_on(reader, logits: list[Tensor], steps: int) -> None:
 def test_one_capture_serves_all_tokens_until_the_cache_grows(
     plain, replayed, recorder, monkeypatch
 ):
-    monkeypatch.setattr(cache_module, "CAPACITY_STEP", 16)
+    monkeypatch.setattr(row_cache, "CAPACITY_STEP", 16)
     written = []
     for runtime in (plain, replayed):
         reader, logits = start(runtime, GROWING)
@@ -135,7 +136,7 @@ def test_a_step_never_waits_for_the_device_and_mixes_none_in(case, count, weight
     rows = CASES.get(case, oracle.NO_PICTURE_IN_ONE_ROW)
     real = oracle.build(weights)
     text, slots = real.config.text_config, len(rows)
-    cache = cache_module.MllamaCache(text, slots, 32, CPU, torch.float32, fixed=True)
+    cache = MllamaCache(text, slots, 32, torch.zeros(()), fixed=True)
     oracle.Reader(real, slots, cache=cache).prefill(*rows)
 
     def on_device(value):
@@ -158,7 +159,7 @@ def test_a_step_never_waits_for_the_device_and_mixes_none_in(case, count, weight
 def test_a_captured_step_equals_the_plain_one_and_never_synchronises(case, weights, monkeypatch):
     from mmchat.runtime.compiled import CompiledRuntime
 
-    monkeypatch.setattr(cache_module, "CAPACITY_STEP", 16)
+    monkeypatch.setattr(row_cache, "CAPACITY_STEP", 16)
     device = torch.device("cuda")
     written = []
     for make in (EagerRuntime, CompiledRuntime):

@@ -14,8 +14,8 @@ import mmchat
 from mmchat.chat.session import ChatSession
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CompileError, DiskError
+from mmchat.models import row_cache
 from mmchat.models.base import Example
-from mmchat.models.mllama import cache as cache_module
 from mmchat.nn.linear import Linear
 from mmchat.quant.formats.int4 import TorchInt4
 from mmchat.quant.kernels import native
@@ -267,7 +267,7 @@ class Counting:
 )
 def test_native_steps_equal_eager_ones(case, natively, weights, monkeypatch):
     """natively: layers of each step that run as programs; several rows at once do not."""
-    monkeypatch.setattr(cache_module, "CAPACITY_STEP", 8)  # grows twice
+    monkeypatch.setattr(row_cache, "CAPACITY_STEP", 8)  # grows twice
     rows = oracle.NO_PICTURE_IN_ONE_ROW if case == "rows" else CASES[case]
     runtime = NativeStepsRuntime(oracle.build(weights), CPU)
     counting = []

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from mmchat.models.base import Block, Example
-from mmchat.models.embedding_cache import CAPACITY_STEP
 from mmchat.models.llava.vision import VisionLayer
+from mmchat.models.row_cache import CAPACITY_STEP
 from mmchat.nn.decoder import SelfAttentionLayer
 from mmchat.nn.kv_cache import LayerCache, past_steps
 

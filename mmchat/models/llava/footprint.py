@@ -9,7 +9,7 @@ from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.squares import facts
 from mmchat.models.llava.tensor_names import hub_shapes, is_unused
 from mmchat.models.prompt import MediaFacts
-from mmchat.models.sizes import PartName, Sizes, parts_of
+from mmchat.models.sizes import PartName, Sizes, decoder_pass_bytes, parts_of
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,13 @@ class LlavaSizes(Sizes):
     def prefill_bytes(
         self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
     ) -> int:
-        text = self.config.text_config
-        inner, width = text.intermediate_size, text.hidden_size
-        # gate, up and their product; the input, its norm, the sum so far
-        numbers = prompt * (3 * inner + (3 + pictures) * width)
-        rotation = 2 * 4 * prompt * text.head_dim
-        logits = 2 * 4 * text.vocab_size
-        wide = 4 * prompt * (width + 2 * inner) if wide_products else 0
-        return numbers * item_bytes + rotation + logits + wide
+        return decoder_pass_bytes(
+            self.config.text_config,
+            prompt,
+            item_bytes,
+            pictures=pictures,
+            wide_products=wide_products,
+        )
 
 
 @lru_cache(maxsize=16)  # `doctor` asks for each model in each scheme

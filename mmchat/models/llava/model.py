@@ -19,6 +19,7 @@ from mmchat.models.llava.tensor_names import is_unused
 from mmchat.models.llava.text import LanguageModel
 from mmchat.models.llava.vision import Projector, VisionTower
 from mmchat.models.prompt import Media
+from mmchat.models.row_cache import of_slots
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.decoder import SelfAttention
 from mmchat.nn.kv_cache import Spans, past_steps
@@ -91,18 +92,12 @@ class LlavaForConditionalGeneration(nn.Module):
 
     def _step(self, batch: Batch, cache: EmbeddingCache) -> Tensor:
         """A few next tokens of each row; in fixed slots all slots are computed."""
-        token_ids = batch.token_ids.view(len(batch.slots), -1)
         if not cache.fixed:
             [slot] = batch.slots
-            return self.step(token_ids, cache.positions[slot : slot + 1], cache.rows(slot))
-        # Slots without a row write behind their length, where nobody reads, and need the room too.
-        cache.reserve(0, max(cache.lengths) + token_ids.shape[1])
-        every = token_ids.new_zeros(len(cache.lengths), token_ids.shape[1])
-        for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be
-            every[slot] = ids  # copied to the device, which waits
-        logits = self.step(every, cache.positions, [layer.whole[0] for layer in cache.layers])
-        by_slot = logits.unflatten(0, every.shape)
-        return torch.cat([by_slot[slot] for slot in batch.slots])
+            positions = cache.positions[slot : slot + 1]
+            return self.step(batch.token_ids[None], positions, cache.rows(slot))
+        every = cache.in_all_slots(batch)
+        return of_slots(self.step(every, cache.positions, cache.all_rows()), batch)
 
     def step(self, token_ids: Tensor, starts: Tensor, cached: Sequence[KeyValue]) -> Tensor:
         """`forward` as a function of static tensors: the next tokens of R rows.

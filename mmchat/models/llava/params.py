@@ -14,7 +14,7 @@ from mmchat.models.llava.config import (
     VisionConfig,
 )
 from mmchat.models.llava.towers import TOWERS
-from mmchat.strict_json import Where, check_keys, parse_dataclass, quoted
+from mmchat.strict_json import Where, check_divides, check_keys, parse_dataclass, quoted
 
 SECTIONS = ("vision_config", "text_config", "features", "image_processor")
 
@@ -57,8 +57,8 @@ def parse(sections: Mapping[str, Any], where: Where) -> LlavaConfig:
     config = LlavaConfig(*parts)
     _check_heads(config.vision_config, where.child("vision_config"))
     _check_heads(config.text_config, where.child("text_config"))
-    _check_divides(config.vision_config, "patch_size", "image_size", where.child("vision_config"))
-    _check_divides(
+    check_divides(config.vision_config, "patch_size", "image_size", where.child("vision_config"))
+    check_divides(
         config.text_config, "num_key_value_heads", "num_attention_heads", where.child("text_config")
     )
     if config.text_config.head_dim % 2:
@@ -92,10 +92,4 @@ def to_sections(config: LlavaConfig) -> dict[str, Any]:
 
 
 def _check_heads(config: VisionConfig | TextConfig, where: Where) -> None:
-    _check_divides(config, "num_attention_heads", "hidden_size", where)
-
-
-def _check_divides(config: object, divisor: str, dividend: str, where: Where) -> None:
-    small, large = getattr(config, divisor), getattr(config, dividend)
-    if large % small:
-        raise where.child(divisor).fail(f"{small:,} does not divide {dividend} = {large:,}")
+    check_divides(config, "num_attention_heads", "hidden_size", where)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmchat.models.base import Block, Example, Use
-from mmchat.models.mllama.cache import CAPACITY_STEP
 from mmchat.models.mllama.text import CrossAttentionLayer, SeenSteps
 from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer
+from mmchat.models.row_cache import CAPACITY_STEP
 from mmchat.nn.decoder import SelfAttentionLayer
 from mmchat.nn.kv_cache import LayerCache, past_steps
 

@@ -165,7 +165,8 @@ class ExportedModel:
         if slots != 1:
             raise ExportError(f"an exported model reads one conversation at a time, not {slots}")
         room = self._capacity(positions)
-        return MllamaCache(self.config.text_config, 1, room, self.device, self.dtype)
+        like = torch.empty(0, device=self.device, dtype=self.dtype)
+        return MllamaCache(self.config.text_config, 1, room, like)
 
     def _capacity(self, _wanted: int) -> int:
         return capacity(self.limits.max_seq_len)

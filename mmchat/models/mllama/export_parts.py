@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmchat.models.base import ExportLimits
-from mmchat.models.mllama.cache import CAPACITY_STEP
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.row_cache import CAPACITY_STEP
 from mmchat.nn.attention import KeyValue
 
 

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmchat.models.base import Batch, ExportLimits, ExportProgram
-from mmchat.models.mllama.cache import CAPACITY_STEP, MllamaCache, PlacedImage, visible_images
+from mmchat.models.mllama.cache import MllamaCache, PlacedImage, visible_images
 from mmchat.models.mllama.export import ExportedModel as BaseModel
 from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.row_cache import CAPACITY_STEP
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import heads_first
 

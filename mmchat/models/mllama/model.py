@@ -22,6 +22,7 @@ from mmchat.models.mllama.text import (
 )
 from mmchat.models.mllama.vision import VisionModel
 from mmchat.models.prompt import Media
+from mmchat.models.row_cache import of_slots
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.decoder import SelfAttention
 from mmchat.nn.kv_cache import Spans, past_steps
@@ -56,9 +57,8 @@ class MllamaForConditionalGeneration(nn.Module):
 
     def new_cache(self, slots: int, positions: int) -> MllamaCache:
         """An empty cache of so many rows, with room for `positions` in each."""
-        text, device = self.config.text_config, self.device
-        fixed = device.type == "cuda"
-        return MllamaCache(text, slots, positions, device, self.dtype, fixed=fixed)
+        like = self.language_model.model.norm.weight
+        return MllamaCache(self.config.text_config, slots, positions, like, fixed=like.is_cuda)
 
     def vision_states(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """What the text sees of pictures with equal tile counts.
@@ -131,23 +131,15 @@ class MllamaForConditionalGeneration(nn.Module):
 
     def _step(self, batch: Batch, cache: MllamaCache) -> Tensor:
         """A few next tokens of each row; in fixed slots all slots are computed."""
-        token_ids = batch.token_ids.view(len(batch.slots), -1)
         if not cache.fixed:
             [slot] = batch.slots
-            cached = [layer.row(slot) for layer in cache.layers]
+            token_ids = batch.token_ids[None]
             positions = cache.positions[slot : slot + 1]
             seen = cache.seen_steps(batch.slots, batch.starts)
-            return self.step(token_ids, positions, cached, seen)
-        # Slots without a row write behind their length, where nobody reads, and need the room too.
-        cache.reserve(0, max(cache.lengths) + token_ids.shape[1])
-        every = token_ids.new_zeros(len(cache.lengths), token_ids.shape[1])
-        for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be
-            every[slot] = ids  # copied to the device, which waits
-        cached = [layer.whole[0] for layer in cache.layers]
+            return self.step(token_ids, positions, cache.rows(slot), seen)
+        every = cache.in_all_slots(batch)
         seen = cache.seen_steps(range(len(cache.lengths)), cache.lengths)
-        logits = self.step(every, cache.positions, cached, seen)
-        by_slot = logits.unflatten(0, every.shape)
-        return torch.cat([by_slot[slot] for slot in batch.slots])
+        return of_slots(self.step(every, cache.positions, cache.all_rows(), seen), batch)
 
     def step(
         self,

@@ -14,7 +14,7 @@ from mmchat.models.mllama.config import (
     TextConfig,
     VisionConfig,
 )
-from mmchat.strict_json import Where, check_keys, parse_dataclass
+from mmchat.strict_json import Where, check_divides, check_keys, parse_dataclass
 
 SECTIONS = ("vision_config", "text_config", "image_processor")
 
@@ -77,14 +77,14 @@ def to_sections(config: MllamaConfig) -> dict[str, Any]:
 
 
 def _check_vision(config: VisionConfig, where: Where) -> None:
-    _check_divides(config, "attention_heads", "hidden_size", where)
-    _check_divides(config, "patch_size", "image_size", where)
+    check_divides(config, "attention_heads", "hidden_size", where)
+    check_divides(config, "patch_size", "image_size", where)
     _check_layers(config, "intermediate_layers_indices", where)
 
 
 def _check_text(config: TextConfig, where: Where) -> None:
-    _check_divides(config, "num_attention_heads", "hidden_size", where)
-    _check_divides(config, "num_key_value_heads", "num_attention_heads", where)
+    check_divides(config, "num_attention_heads", "hidden_size", where)
+    check_divides(config, "num_key_value_heads", "num_attention_heads", where)
     _check_layers(config, "cross_attention_layers", where)
     if config.head_dim % 2:
         raise where.child("num_attention_heads").fail(
@@ -95,12 +95,6 @@ def _check_text(config: TextConfig, where: Where) -> None:
     scaling = config.rope_scaling
     if scaling and scaling.low_freq_factor >= scaling.high_freq_factor:
         raise where.child("rope_scaling").fail("low_freq_factor must be below high_freq_factor")
-
-
-def _check_divides(config: object, divisor: str, dividend: str, where: Where) -> None:
-    small, large = getattr(config, divisor), getattr(config, dividend)
-    if large % small:
-        raise where.child(divisor).fail(f"{small:,} does not divide {dividend} = {large:,}")
 
 
 def _check_layers(config: VisionConfig | TextConfig, key: str, where: Where) -> None:

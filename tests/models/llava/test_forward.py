@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mmchat.models.base import Batch, common_prefix
-from mmchat.models.embedding_cache import ENCODED_IMAGES_KEPT, EmbeddingCache
+from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.prompt import Prompt
+from mmchat.models.row_cache import ENCODED_IMAGES_KEPT
 from tests.models.llava.oracle import (
     CASES,
     CONFIG,

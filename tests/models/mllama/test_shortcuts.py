@@ -161,7 +161,7 @@ def test_a_picture_is_encoded_once_in_a_conversation(model, monkeypatch):
 
 def test_growing_the_cache_while_decoding_changes_nothing(model, monkeypatch):
     expected = oracle.run(model, [FIRST], STEPS)
-    monkeypatch.setattr("mmchat.models.mllama.cache.CAPACITY_STEP", 1)
+    monkeypatch.setattr("mmchat.models.row_cache.CAPACITY_STEP", 1)
     reader = oracle.Reader(model)
     reader.prefill(FIRST)
     for step in range(STEPS - 1):
@@ -188,7 +188,7 @@ def test_verifying_several_tokens_equals_decoding_one_by_one(case, count, fixed,
 def reader_of(model, slots: int, *, fixed: bool) -> oracle.Reader:
     """With a cache as on a GPU, if `fixed`."""
     text = model.config.text_config
-    cache = MllamaCache(text, slots, 1, model.device, model.dtype, fixed=fixed)
+    cache = MllamaCache(text, slots, 1, torch.zeros((), dtype=model.dtype), fixed=fixed)
     return oracle.Reader(model, slots, cache=cache)
 
 

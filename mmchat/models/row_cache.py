@@ -1,0 +1,186 @@
+"""What the caches of all families share: keys and values of rows in slots, and kept pictures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmchat.models.base import Batch
+from mmchat.models.prompt import Prompt
+from mmchat.nn.attention import KeyValue
+from mmchat.nn.kv_cache import LayerCache, PastRows, Spans
+
+CAPACITY_STEP = 256  # positions; seldom enough, for graphs are captured anew when a cache grows
+# Positions: a token and the longest draft after it, engine.drafts.LONGEST_DRAFT, which may not be
+# imported here.
+LONGEST_STEP = 65
+ENCODED_IMAGES_KEPT = 4  # beyond those that are needed, for a conversation that goes on
+Kept = TypeVar("Kept")
+
+
+class RowCache(ABC, Generic[Kept]):
+    """Rows in their slots, of the dtype and on the device of `like` (models.base.Cache).
+
+    encoded: what is kept of each picture content. It is shared by all rows and outlives them, so a
+    picture is encoded once; the least recently used go first. fixed: steps compute all slots at
+    once, those without a row for nothing, as a GPU does best.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        groups: int,
+        head_dim: int,
+        slots: int,
+        positions: int,
+        like: Tensor,
+        fixed: bool,
+    ) -> None:
+        size = (slots, groups, _round_up(positions), head_dim)
+        options = {"device": like.device, "dtype": like.dtype}
+        self.layers = [LayerCache(*size, fixed=fixed, **options) for _ in range(layers)]
+        self.fixed = fixed
+        self.lengths = [0] * slots
+        self.encoded: OrderedDict[str, Kept] = OrderedDict()
+        with torch.inference_mode(False):  # whoever makes it, others write it
+            self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)  # `lengths`
+
+    # ---- what a family says
+
+    @abstractmethod
+    def _place(self, slot: int, prompt: Prompt) -> None:
+        """Note where a prompt that is about to be read has its pictures."""
+
+    @abstractmethod
+    def _needed(self) -> set[str]:
+        """Contents of the pictures that some row may still look at."""
+
+    @abstractmethod
+    def _begins_picture(self, batch: Batch) -> bool:
+        """Whether a position of the batch is a picture's."""
+
+    # ---- rows
+
+    def begin(self, slot: int, prompt: Prompt) -> None:
+        self._place(slot, prompt)
+        self._forget_unused(ENCODED_IMAGES_KEPT)
+
+    def reserve(self, slot: int, length: int) -> None:
+        for layer in self.layers:
+            layer.grow(slot, _round_up(length))
+
+    def truncate(self, slot: int, length: int) -> None:
+        self.lengths[slot] = min(self.lengths[slot], length)
+        self._lengths_changed()
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.reserve(target, length)
+        for layer in self.layers:
+            layer.copy(source, target, length)
+        self.lengths[target] = length
+        self._lengths_changed()
+
+    def shrink(self, slot: int) -> None:
+        for layer in () if self.fixed else self.layers:
+            layer.shrink(slot, _round_up(self.lengths[slot]))
+
+    def free(self, slot: int) -> None:
+        self.truncate(slot, 0)
+        for layer in self.layers:
+            if self.fixed:
+                layer.clear(slot)
+            else:
+                layer.shrink(slot, 0)
+
+    def release(self) -> None:
+        self._forget_unused(0)
+        for slot, length in enumerate(self.lengths):
+            longest = max(self.lengths) if self.fixed else length
+            for layer in self.layers:
+                layer.shrink(slot, _round_up(max(longest, 1)))
+        if self.positions.is_cuda:
+            torch.cuda.empty_cache()
+
+    def advance(self, batch: Batch) -> None:
+        """The batch has been read."""
+        for row in batch.rows():
+            self.lengths[row.slot] = row.end
+            self.positions[row.slot] += row.count  # on the device, without waiting for it
+
+    def _lengths_changed(self) -> None:
+        self.positions.copy_(torch.tensor(self.lengths))
+
+    # ---- pictures
+
+    def has_media(self, content_hash: str) -> bool:
+        if content_hash not in self.encoded:
+            return False
+        self.encoded.move_to_end(content_hash)
+        return True
+
+    def drop_media(self, content_hash: str) -> None:
+        if content_hash not in self._needed():
+            self._forget(content_hash)
+
+    def _forget_unused(self, keep: int) -> None:
+        """Drop the pictures that no row needs, but for the `keep` used last."""
+        needed = self._needed()
+        unused = [content_hash for content_hash in self.encoded if content_hash not in needed]
+        for content_hash in unused[: max(len(unused) - keep, 0)]:
+            self._forget(content_hash)
+
+    def _forget(self, content_hash: str) -> None:
+        self.encoded.pop(content_hash, None)
+
+    # ---- what the layers are given
+
+    def is_step(self, batch: Batch) -> bool:
+        """Whether a batch is read by static tensors: a next token, or a draft, of one row or,
+        in fixed slots, of several."""
+        return (
+            batch.wants_all
+            and not batch.scores
+            and len(set(batch.counts)) == 1
+            and batch.counts[0] <= LONGEST_STEP
+            and min(batch.starts) > 0  # those from 0 are differentiable; steps write in place
+            and (self.fixed or len(batch.slots) == 1)
+            and not self._begins_picture(batch)
+        )
+
+    def past(self, spans: Spans) -> list[PastRows]:
+        return [PastRows(layer, spans) for layer in self.layers]
+
+    def rows(self, slot: int) -> list[KeyValue]:
+        """Keys and values [1, G, L, D] of one slot, layer by layer."""
+        return [layer.row(slot) for layer in self.layers]
+
+    def all_rows(self) -> list[KeyValue]:
+        """Keys and values [slots, G, L, D] of all fixed slots, layer by layer."""
+        return [layer.whole[0] for layer in self.layers]
+
+    def in_all_slots(self, batch: Batch) -> Tensor:
+        """The tokens of a step in their fixed slots, [slots, S], where there is room for them.
+
+        Slots without a row write behind their length, where nobody reads, and need the room too.
+        """
+        token_ids = batch.token_ids.view(len(batch.slots), -1)
+        self.reserve(0, max(self.lengths) + token_ids.shape[1])
+        every = token_ids.new_zeros(len(self.lengths), token_ids.shape[1])
+        for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be
+            every[slot] = ids  # copied to the device, which waits
+        return every
+
+
+def of_slots(logits: Tensor, batch: Batch) -> Tensor:
+    """The rows of a batch, [R·S, V], from the logits of a step of all slots, [slots·S, V]."""
+    by_slot = logits.unflatten(0, (-1, batch.counts[0]))
+    return torch.cat([by_slot[slot] for slot in batch.slots])
+
+
+def _round_up(length: int) -> int:
+    return -(-length // CAPACITY_STEP) * CAPACITY_STEP
