@@ -19,6 +19,7 @@ from mmchat.hardware.allocation import memory_error
 from mmchat.leads import OF_SEND, with_leads
 
 if TYPE_CHECKING:
+    from mmchat.explain.look import Look
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.prompt import Prompt
 
@@ -121,6 +122,19 @@ class ChatSession:
         self._interrupt.set()
         if self._answering is not None:
             self._answering.cancel()
+
+    def look(self) -> Look:
+        """Where the last answer looked, word by word.
+
+        Raises UsageError for models that do not tell and questions without pictures, and what
+        asking raises.
+        """
+        from mmchat.explain.look import look
+
+        turn = self.last_turn()
+        before = [*self.conversation.without_last().messages, turn.question]
+        prompt = self.loaded.processor.chat(before)
+        return look(self.loaded, prompt, self.conversation.images, turn.answer)
 
     def reset(self) -> None:
         """Forget the conversation but for the system prompt; encoded pictures stay."""

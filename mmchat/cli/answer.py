@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ Form = Literal["stream", "whole", "json", "json-lines"]
 class Answer:
     """Receives the events of one answer and writes them in `form` to stdout or to `output`.
 
-    markdown: the text is Markdown, shown as such on a terminal.
+    markdown: the text is Markdown, shown as such on a terminal. beside: what else JSON says of it.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Answer:
         markdown: bool = False,
     ) -> None:
         self._model = model
+        self.beside: Callable[[Finished], dict[str, Any]] = lambda _: {}
         self._images = images
         self._form: Form = form
         self._output = output
@@ -119,7 +120,7 @@ class Answer:
         if finished.logprobs:
             tokenizer = self._model.tokenizer
             record["logprobs"] = [logprob_record(entry, tokenizer) for entry in finished.logprobs]
-        return record
+        return record | self.beside(finished)
 
 
 def _markdown() -> MarkdownStream:

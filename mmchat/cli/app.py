@@ -42,6 +42,7 @@ COMMANDS = {
     ),
     "inspect": "Show a model's architecture, sizes and memory needs; loads no weights.",
     "tiles": "Show how a picture is cut into tiles: its canvas, grid, size on it and token count.",
+    "look": "Show where an answer looked: how strongly each word read each part of the pictures.",
     "doctor": "Show what this machine can run and how fast, and what is missing.",
     "bench": "Time a model: reading, pictures, and the tokens it writes after them.",
     "eval": "Measure a model's accuracy.",

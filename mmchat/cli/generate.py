@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import shlex
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def generate(
     offline: options.Offline = False,
     as_json: options.Json = False,
     logprobs: options.Logprobs = 0,
+    heat: options.Heat = False,
     stream_json: options.StreamJson = False,
     no_stream: options.NoStream = False,
     output: options.OutputFile = None,
@@ -72,6 +74,9 @@ def generate(
     _refuse_pair("--text-only", model.text_only, "--image-prompt", bool(images))
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
+    if heat and not (as_json or stream_json):
+        raise UsageError("--heat needs --json or --stream-json; mmchat look draws it")
+    _refuse_pair("--raw", raw, "--heat", heat)
     if images:
         expect_pictures()
     output = None if output == Path("-") else output
@@ -90,11 +95,15 @@ def generate(
         _say_not_sent(given)
     if system is not None and source.spec.chat_format == "base":
         raise UsageError(f"--system does not fit {source.spec.name}: a base model has no roles")
+    if heat:
+        from mmchat.cli.look import check_source
+
+        check_source(source)
     if not dry_run:
         model_choice.begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(model, source), quiet)
     request = Request(
-        given.text, pictures, system, raw, model, source, sampling, logprobs, quiet, verbose
+        given.text, pictures, system, raw, model, source, sampling, logprobs, heat, quiet, verbose
     )
     if dry_run:
         from mmchat.cli.dry_run import show_dry_run
@@ -121,6 +130,7 @@ class Request:
     source: ModelSource
     sampling: SamplingOptions
     logprobs: int
+    heat: bool
     quiet: bool
     verbose: bool
 
@@ -136,6 +146,10 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         is_chat = not request.raw and model.spec.chat_format == "instruct"
         markdown = is_chat and request.sampling.schema is None
         sink = answer.Answer(model, request.images, form, output, markdown=markdown)
+        if request.heat:
+            from mmchat.cli.look import heat_of
+
+            sink.beside = functools.partial(heat_of, session)
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
     cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))

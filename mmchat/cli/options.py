@@ -89,6 +89,9 @@ Logprobs = Annotated[
         help="With --json: the N likeliest at every token.",
     ),
 ]
+Heat = Annotated[
+    bool, of_output("--heat", help="With --json: where each word looked; see mmchat look.")
+]
 
 Prompt = Annotated[
     str | None,

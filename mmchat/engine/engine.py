@@ -295,6 +295,8 @@ class Engine:
         import torch
 
         ready = [row for row in self._turns if not row.unencoded(self.cache)]
+        if watching := [row for row in ready if row.watch]:  # which are read alone
+            ready = watching[:1] if ready[0].watch else [r for r in ready if not r.watch]
         left = PIECE
         if self.rows == 1:  # nobody else can begin meanwhile
             left = max(PIECE, len(ready[0].prompt.token_ids))

@@ -36,4 +36,5 @@ def joined(read: Read, lengths: Sequence[int]) -> tuple[Batch, list[int]]:
         scores = scores or (len(own) > 1 and not row.is_writing)
         offset += count
     ids = read[0][1] if len(read) == 1 else torch.cat([tokens for _, tokens in read])
-    return Batch(ids, slots, starts, counts, tuple(wanted), scores), of_rows
+    watch = None if read[0][0].is_writing else read[0][0].watch
+    return Batch(ids, slots, starts, counts, tuple(wanted), scores, watch), of_rows

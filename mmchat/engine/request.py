@@ -15,6 +15,7 @@ from mmchat.errors import ContextLengthExceeded
 if TYPE_CHECKING:
     from mmchat.engine.grammar import Grammar
     from mmchat.engine.sampling import SamplingParams
+    from mmchat.models.base import Watch
     from mmchat.models.prompt import Prompt
 
 
@@ -25,7 +26,8 @@ class Request:
     ignore_stop: write on after tokens that end an answer. timings: what was measured so far; the
     rest is filled in. score_from: log-probabilities of the prompt's tokens from this one on are
     wanted; at least 1, and behind all pictures. Raises ValueError if it
-    is not. grammar: what the answer must be.
+    is not. grammar: what the answer must be. watch: what is seen of pictures is wanted, from its
+    first position on.
     """
 
     prompt: Prompt
@@ -35,6 +37,7 @@ class Request:
     timings: Timings = field(default_factory=Timings)
     score_from: int | None = None
     grammar: Grammar | None = None
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         behind = max((placed.end for placed in self.prompt.media), default=1)
@@ -47,8 +50,10 @@ class Request:
 
         Logits are needed of the last, and of those before tokens that are scored.
         """
-        last = len(self.prompt.token_ids) - 1
-        return last if self.score_from is None else min(last, self.score_from - 1)
+        most = len(self.prompt.token_ids) - 1
+        if self.score_from is not None:
+            most = min(most, self.score_from - 1)
+        return most if self.watch is None else min(most, self.watch.first)
 
 
 def request_within(

@@ -44,6 +44,7 @@ class Row:
         self.answer, self.slot, self.shared = answer, slot, shared
         self.prompt, self.params, self.timings = prompt, params, request.timings
         self.unseen: list[Media] = []
+        self.watch = request.watch
         self.scores = PromptScores(prompt.token_ids, request.score_from, params.logprobs)
         self.token: Tensor | None = None
         self._logits: Tensor | None = None

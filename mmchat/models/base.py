@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 # ---- one forward --------------------------------------------------------------------------------
 
 
+class Watch:
+    """What positions of a prompt read of its pictures, filled while the prompt is read.
+
+    first: the first of these positions. read: position -> the places of the pictures that it sees,
+    and the share of each of their tokens, one picture behind the other: float32 [M], sums to 1.
+    Models whose text does not read pictures by cross-attention, and programs, fill nothing.
+    """
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.read: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+
+
 @dataclass(frozen=True)
 class Reading:
     """One row of a batch: positions start .. start + count of `slot`, from `offset` of the N."""
@@ -40,7 +53,7 @@ class Batch:
     token_ids: [N]. slots: where each row lives in the cache, each in its own. starts: positions
     that it has read. counts: tokens that it reads now: 1 decodes, a few check a draft, many are a
     prompt or a piece of one. wanted: which of the N give logits, rising. scores: they are many
-    of a prompt; slots without a row must not be computed beside it.
+    of a prompt; slots without a row must not be computed beside it. watch: of the only row.
     """
 
     token_ids: Tensor
@@ -49,6 +62,7 @@ class Batch:
     counts: tuple[int, ...]
     wanted: tuple[int, ...]
     scores: bool = False
+    watch: Watch | None = None
 
     @property
     def wants_all(self) -> bool:

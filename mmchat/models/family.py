@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from mmchat.errors import CheckpointError
-from mmchat.models.prompt import MediaFacts
+from mmchat.models.prompt import MediaFacts, PatchMap
 from mmchat.models.sizes import Sizes
 from mmchat.strict_json import Where
 
@@ -169,6 +169,10 @@ class Family(Protocol[C, M]):
 
     def facts(self, config: C, height: int, width: int) -> MediaFacts:
         """What people are told about a picture of `height` x `width` pixels."""
+        ...
+
+    def patches(self, config: C, height: int, width: int) -> PatchMap | None:
+        """What text reads of a picture of this size by cross-attention; None if it reads none."""
         ...
 
     def draw(self, config: C, image: Image) -> Drawing:

@@ -33,6 +33,19 @@ class MediaFacts:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PatchMap:
+    """Which of a picture's vision tokens stand for which part of it.
+
+    token: number of the token of each patch, [rows][columns]; those of nothing but padding are not
+    among them. cell: height and width of a patch in pixels of the picture; the last ones may reach
+    beyond its edge.
+    """
+
+    token: tuple[tuple[int, ...], ...]
+    cell: tuple[float, float]
+
+
 class Media(Protocol):
     """A picture as the family's encoder takes it."""
 

@@ -145,6 +145,7 @@ class RowCache(ABC, Generic[Kept]):
         return (
             batch.wants_all
             and not batch.scores
+            and not batch.watch
             and len(set(batch.counts)) == 1
             and batch.counts[0] <= LONGEST_STEP
             and min(batch.starts) > 0  # those from 0 are differentiable; steps write in place

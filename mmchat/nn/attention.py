@@ -55,6 +55,16 @@ def attend(
     return attended.unflatten(2, (per_group, length)).flatten(1, 2)
 
 
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """What `attend` gives each key without a mask, the mean over the heads.
+
+    query: [S, H, D], key: [G, N, D] -> float32 [S, N]; each row sums to 1.
+    """
+    grouped = query.float().unflatten(1, (key.shape[0], -1))
+    scores = torch.einsum("sgpd,gnd->gpsn", grouped, key.float()) * query.shape[-1] ** -0.5
+    return scores.softmax(-1).mean((0, 1))
+
+
 class Row(NamedTuple):
     """So many queries and what they attend to: key, value [1, G, n, D]; mask as in `attend`."""
 

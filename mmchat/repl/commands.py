@@ -128,6 +128,28 @@ def _tiles(chat: Chat, argument: str) -> None:
     chat.screen.table([line, *chat.spec.facts(image).lines])
 
 
+@command("look", "[WORD] [FILE.png|FILE.html]")
+def _look(chat: Chat, argument: str) -> None:
+    """Show where the last answer, or a word of it, looked."""
+    from mmchat.explain.draw import draw_look
+    from mmchat.explain.show import look_rows, rendered
+
+    words = argument.split()
+    kind = Path(words[-1]).suffix.lower() if words else ""
+    name = words.pop() if kind in (".png", ".html") else ""
+    question = chat.session.last_turn().question.text
+    found = chat.screen.wait("looking", chat.session.look)
+    word = found.find(" ".join(words)) if words else None
+    if name:
+        file = _file(chat, name, kind[1:])
+        content = rendered(kind, found, word, question, chat.spec.name)
+        atomic_file.write_bytes(file, content, mode=saving.PRIVATE_FILE)
+        chat.screen.note(f"wrote {str(file)!r}")
+    chat.screen.picture(draw_look(found, word))
+    rows = look_rows(found, word)
+    chat.screen.table([(text, f"{place}  {share}") for text, place, share in rows])
+
+
 @command("system", "[TEXT|none]")
 def _system(chat: Chat, argument: str) -> None:
     """Show or change the system prompt."""

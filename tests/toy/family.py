@@ -152,6 +152,9 @@ class ToyFamily:
     def facts(self, config: ToyConfig, height: int, width: int) -> MediaFacts:
         return config.facts(height, width)
 
+    def patches(self, config: ToyConfig, height: int, width: int) -> None:
+        return None
+
     def draw(self, config: ToyConfig, image: Image) -> Drawing:
         size = config.image_size
         seen = image.pixels.resize((size, size), Resampling.BILINEAR)

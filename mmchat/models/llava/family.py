@@ -103,6 +103,9 @@ class LlavaFamily:
     def facts(self, config: LlavaConfig, height: int, width: int) -> MediaFacts:
         return squares.facts(config, height, width)
 
+    def patches(self, config: LlavaConfig, height: int, width: int) -> None:
+        return None  # pictures lie among the text
+
     def draw(self, config: LlavaConfig, image: Image) -> Drawing:
         from mmchat.models.llava.preview import draw_preview
 

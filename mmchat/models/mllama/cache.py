@@ -82,7 +82,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
 
     def seen(self, batch: Batch) -> list[SeenRows]:
         """One for each cross-attention layer; none if no position sees a picture."""
-        stretches = list(self._stretches(batch))
+        stretches = list(self.stretches(batch))
         if not stretches:
             return []
         positions = [at for begin, end, _ in stretches for at in range(begin, end)]
@@ -91,19 +91,19 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
             index = torch.tensor(positions, device=self.positions.device)
         return [
             SeenRows(
-                [Row(end - begin, *self._joined(g, layer)) for begin, end, g in stretches], index
+                [Row(e - b, *self._joined(_hashes(seen), layer)) for b, e, seen in stretches], index
             )
             for layer in range(self.num_cross_layers)
         ]
 
-    def _stretches(self, batch: Batch) -> Iterator[tuple[int, int, Group]]:
+    def stretches(self, batch: Batch) -> Iterator[tuple[int, int, list[PlacedImage]]]:
         """Of the batch's positions that see pictures: first, end, and which they see."""
         for row in batch.rows():
             shift = row.offset - row.start
             for first, end, images in visible_images(self.images[row.slot], row.end):
                 begin = max(first, row.start)
                 if begin < end:
-                    yield begin + shift, end + shift, _hashes(images)
+                    yield begin + shift, end + shift, images
 
     def _joined(self, group: Group, layer: int) -> KeyValue:
         """Keys and values of pictures one after the other, [1, G, M, D]; of one, not a copy."""

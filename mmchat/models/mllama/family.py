@@ -13,7 +13,7 @@ from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.footprint import MllamaSizes, footprint
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes
-from mmchat.models.prompt import MediaFacts
+from mmchat.models.prompt import MediaFacts, PatchMap
 from mmchat.strict_json import Where
 from mmchat.words import size
 
@@ -114,6 +114,9 @@ class MllamaFamily:
 
     def facts(self, config: MllamaConfig, height: int, width: int) -> MediaFacts:
         return tiling.facts(config.vision_config, height, width)
+
+    def patches(self, config: MllamaConfig, height: int, width: int) -> PatchMap:
+        return tiling.patches(config.vision_config, height, width)
 
     def draw(self, config: MllamaConfig, image: Image) -> Drawing:
         from mmchat.models.mllama.tile_preview import draw_tile_preview

@@ -21,6 +21,7 @@ from mmchat.models.mllama.text import (
     SeenSteps,
 )
 from mmchat.models.mllama.vision import VisionModel
+from mmchat.models.mllama.watch import watched
 from mmchat.models.prompt import Media
 from mmchat.models.row_cache import of_slots
 from mmchat.nn.attention import KeyValue
@@ -69,11 +70,11 @@ class MllamaForConditionalGeneration(nn.Module):
 
     def cross_key_values(self, states: Tensor) -> list[KeyValue]:
         """Vision states [I, N, E] -> keys and values [I, G, N, D] for each cross layer."""
-        return [
-            layer.cross_attn.key_value(states)
-            for layer in self.language_model.model.layers
-            if isinstance(layer, CrossAttentionLayer)
-        ]
+        return [layer.cross_attn.key_value(states) for layer in self._cross_layers()]
+
+    def _cross_layers(self) -> list[CrossAttentionLayer]:
+        layers = self.language_model.model.layers
+        return [layer for layer in layers if isinstance(layer, CrossAttentionLayer)]
 
     def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         """Put the first picture into the cache, with those of others that are cheap beside it.
@@ -124,7 +125,8 @@ class MllamaForConditionalGeneration(nn.Module):
         spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
         positions = spans.positions(self.device)
         text = self.language_model
-        hidden = text.model(batch.token_ids, positions, cache.past(spans), cache.seen(batch))
+        seen = watched(cache.seen(batch), batch, cache, self._cross_layers())
+        hidden = text.model(batch.token_ids, positions, cache.past(spans), seen)
         if not batch.wants_all:
             hidden = hidden[list(batch.wanted)]
         return text.lm_head(hidden).float()

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmchat.models.prompt import MediaFacts
+from mmchat.models.prompt import MediaFacts, PatchMap
 from mmchat.words import pixels, plural
 
 if TYPE_CHECKING:
@@ -87,6 +87,26 @@ def layout_of(config: VisionConfig, height: int, width: int) -> TileLayout:
 def facts(config: VisionConfig, height: int, width: int) -> MediaFacts:
     """What people are told about a picture of `height` x `width` pixels."""
     return layout_facts(layout_of(config, height, width), config)
+
+
+def patches(config: VisionConfig, height: int, width: int) -> PatchMap:
+    """Where the patches of a picture of `height` x `width` pixels lie, without those of padding."""
+    layout = layout_of(config, height, width)
+    side, columns = config.image_size // config.patch_size, layout.aspect_ratio[1]
+    rows, cols = (math.ceil(pixels / config.patch_size) for pixels in layout.resized)
+
+    def token(y: int, x: int) -> int:
+        tile = y // side * columns + x // side
+        # each tile's class token is its first
+        return tile * config.tokens_per_tile + 1 + y % side * side + x % side
+
+    return PatchMap(
+        tuple(tuple(token(y, x) for x in range(cols)) for y in range(rows)),
+        (
+            config.patch_size * height / layout.resized[0],
+            config.patch_size * width / layout.resized[1],
+        ),
+    )
 
 
 def picture_size(config: VisionConfig, tiles: int) -> tuple[int, int] | None:

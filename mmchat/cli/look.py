@@ -1,0 +1,121 @@
+"""`mmchat look`: where an answer looked, word by word."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmchat.cli import answer, console, model_choice, options
+from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
+from mmchat.cli.model_choice import alpha_rule, say_choice
+from mmchat.cli.offer import find_or_offer
+from mmchat.cli.positional import Said
+from mmchat.cli.prompt_input import check_pictures, expect_pictures, gather, load_pictures
+from mmchat.cli.sampling_options import SamplingOptions
+from mmchat.errors import UsageError
+from mmchat.loading.options import LoadOptions
+from mmchat.storage import atomic_file
+
+if TYPE_CHECKING:
+    from mmchat.catalog.find import ModelSource
+    from mmchat.chat.session import ChatSession
+    from mmchat.engine.events import Finished
+
+ENDINGS = (".png", ".html")
+Output = Annotated[
+    Path | None,
+    options.of_output(
+        "-o",
+        "--output",
+        metavar="FILE.png|.html",
+        help="Write a picture, or a page where a word that is pointed at lights up.",
+    ),
+]
+Wanted = Annotated[
+    str | None,
+    options.of_output("--word", metavar="TEXT|N", help="This word alone, or the one of a number."),
+]
+
+
+def look(
+    said: Said,
+    prompt: options.Prompt = None,
+    images: options.Images = None,
+    system: options.System = None,
+    *,
+    sampling: SamplingOptions,
+    model: LoadOptions,
+    offline: options.Offline = False,
+    word: Wanted = None,
+    as_json: options.Json = False,
+    output: Output = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show where an answer looked: how strongly each word read each part of the pictures.
+
+    That is where cross-attention reads, not why the model said so.
+    """
+    prompt = said.question if prompt is None else prompt
+    images = [*said.pictures, *(images or [])]
+    if output is not None:
+        if output.suffix.lower() not in ENDINGS:
+            raise UsageError(f"--output {str(output)!r}: end the name in .png or .html")
+        atomic_file.check_writable(output)
+    check_pictures(images)
+    given = gather(prompt, images, allow_blank=False)
+    if not given.sources:
+        raise UsageError("there is no picture to look at; give one with -i")
+    expect_pictures()
+    source = find_or_offer(model)
+    check_source(source)
+    if not quiet:
+        say_choice(model, source)
+        for line in (*said.notes, *given.notes):
+            console.note(line)
+    model_choice.begin_loading(source)
+    pictures = load_pictures(given, alpha_rule(model, source))
+    from mmchat.repl.answering import interrupts
+
+    with console.Stages(quiet=quiet) as stages:
+        loaded = model_choice.load(model, source, stages)
+        session = loaded.chat(system=system)
+        events = session.send(given.text, pictures, sampling.for_model(loaded.spec))
+        sink = answer.Answer(loaded, pictures, "json" if as_json else "stream", None)
+        sink.beside = functools.partial(heat_of, session)
+        with interrupts(session.interrupt, KeyboardInterrupt):
+            finished = sink.read(events, stages)
+        if finished.reason == "interrupted":
+            raise typer.Exit(INTERRUPTED_EXIT_CODE)
+        stages.show("looking")
+        found = session.look()
+    from mmchat.explain.show import HEADS, look_rows, rendered
+
+    chosen = None if word is None else found.find(word)
+    if output is not None:
+        content = rendered(output.suffix.lower(), found, chosen, given.text, loaded.spec.name)
+        atomic_file.write_bytes(output, content)
+    if not as_json:
+        console.print_table(HEADS, look_rows(found, chosen), left=2)
+
+
+def check_source(source: ModelSource) -> None:
+    """Raises UsageError for models that do not tell where they look."""
+    from mmchat.explain.look import check_family
+
+    check_family(source.spec)
+    if source.spec.chat_format == "base":
+        raise UsageError(f"{source.spec.name} is a base model, which answers no question")
+    if source.exported and source.exported.record.programs:
+        raise UsageError("programs do not tell where they look; load the weights instead")
+
+
+def heat_of(session: ChatSession, finished: Finished) -> dict[str, Any]:
+    """What --json says beside the answer."""
+    from mmchat.explain.show import look_record
+
+    if not finished.text.strip():
+        return {"heat": None}
+    return {"heat": look_record(session.look())}

@@ -1,0 +1,205 @@
+"""Where an answer looked: for each of its words, how strongly it read each part of each picture.
+
+One pass over the prompt and the answer, after the answer, takes the weights of cross-attention out;
+nothing of the generation changes. They say where the model reads, not why it answers so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmchat.conversation import Image
+from mmchat.engine.driver import run
+from mmchat.engine.request import Request, request_within
+from mmchat.engine.sampling import SamplingParams
+from mmchat.errors import UsageError
+from mmchat.models.base import Watch
+
+if TYPE_CHECKING:
+    from mmchat.catalog.spec import ModelSpec
+    from mmchat.loading.loader import LoadedModel
+    from mmchat.models.prompt import Prompt
+    from mmchat.tokenizers.base import Tokenizer
+
+# What is shown of a word: its share, times how much larger that is than the mean over the words, to
+# this power. The ratio alone lights up what nobody reads, and
+# the share alone what all words read. On drawn scenes of one and of three objects the brightest
+# place lay on the word's own object in 86 and 80 % of 200 and 600; by the ratio alone 38 and 66 %,
+# by the share alone 94 and 81 %, where the built-in model has no place that all words read.
+_POWER = 2
+_FLOOR = 0.5  # of the mean share, on both sides of the ratio: a rounding error is no interest
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one word read of one picture.
+
+    image: its number in the conversation, from 0. shares: [rows, columns] of its patches, what of
+    all that the word read went to each; beyond them only class tokens and padding are read.
+    """
+
+    image: int
+    shares: np.ndarray
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the answer, text[start:end], and what it read of the pictures that it sees."""
+
+    text: str
+    start: int
+    end: int
+    seen: tuple[Seen, ...]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where an answer looked.
+
+    grids: (rows, columns) of each picture's patches. cells: height and width of one in its pixels.
+    """
+
+    answer: str
+    images: tuple[Image, ...]
+    grids: tuple[tuple[int, int], ...]
+    cells: tuple[tuple[float, float], ...]
+    words: tuple[Word, ...]
+
+    def heat(self, word: Word) -> list[np.ndarray | None]:
+        """For each picture, what `word` read, and more than the answer's words do on average.
+
+        [rows, columns] from 0 to 1, where 1 is the brightest place of all its pictures; None for a
+        picture that the word does not see. Some places are read by every word, whatever it is:
+        beside them nothing else would show.
+        """
+        maps: list[np.ndarray | None] = [None] * len(self.images)
+        for seen in word.seen:
+            maps[seen.image] = _weighed(seen.shares, self._mean(seen.image))
+        return _to_one(maps)
+
+    def overall(self) -> list[np.ndarray | None]:
+        """The same of the whole answer, which has nothing to be compared with."""
+        seen = {seen.image for word in self.words for seen in word.seen}
+        return _to_one([self._mean(i) if i in seen else None for i in range(len(self.images))])
+
+    def find(self, wanted: str) -> Word:
+        """The first word that says `wanted`, or the word of this number, from 1.
+
+        Raises UsageError with the words there are.
+        """
+        if wanted.isdecimal() and 1 <= int(wanted) <= len(self.words):
+            return self.words[int(wanted) - 1]
+        for word in self.words:
+            if _bare(word.text) == _bare(wanted):
+                return word
+        listed = " ".join(f"{n} {word.text}" for n, word in enumerate(self.words[:30], start=1))
+        raise UsageError(f"{wanted!r} is no word of the answer; its words are: {listed}")
+
+    def _mean(self, image: int) -> np.ndarray:
+        shares = [seen.shares for word in self.words for seen in word.seen if seen.image == image]
+        return np.mean(shares, axis=0)
+
+
+def _weighed(shares: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    floor = _FLOOR * float(mean.mean())
+    return shares * ((shares + floor) / (mean + floor)) ** _POWER
+
+
+def _to_one(maps: list[np.ndarray | None]) -> list[np.ndarray | None]:
+    top = max((float(one.max()) for one in maps if one is not None), default=0.0)
+    return [one / top if one is not None and top > 0 else one for one in maps]
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"^\W+|\W+$", "", text).casefold()
+
+
+def check_family(spec: ModelSpec) -> None:
+    """Raises UsageError if models of this kind do not read pictures by cross-attention."""
+    if spec.family.patches(spec.config, 64, 64) is None:
+        raise UsageError(
+            f"{spec.name} has no cross-attention: its pictures lie among the text, so there is no"
+            " telling which word looked where; Llama 3.2 Vision tells"
+        )
+
+
+def look(loaded: LoadedModel, prompt: Prompt, images: Sequence[Image], answer: str) -> Look:
+    """Where `answer` to `prompt` looked; images: those of the prompt.
+
+    Raises UsageError for models that do not tell, for an answer without words and a prompt without
+    pictures, ContextLengthExceeded, MemoryError_, NumericalError.
+    """
+    request = look_request(loaded, prompt, answer)
+    for _ in run(loaded.engine, [submitted := loaded.engine.submit(request)]):
+        pass
+    if submitted.error is not None:
+        raise submitted.error
+    return looked(loaded, images, answer, request)
+
+
+def look_request(loaded: LoadedModel, prompt: Prompt, answer: str) -> Request:
+    """What is asked of the engine for `looked`. Raises as `look` does."""
+    check_family(loaded.spec)
+    if not prompt.media:
+        raise UsageError("there is no picture to look at")
+    if not answer.strip():
+        raise UsageError("the answer has no words")
+    last = len(prompt.token_ids) - 1  # which the first token of the answer was written from
+    ids = (*prompt.token_ids, *loaded.tokenizer.encode(answer))
+    once = SamplingParams(temperature=0.0, max_new_tokens=1)
+    request = request_within(loaded.max_seq_len, replace(prompt, token_ids=ids), once)
+    return replace(request, watch=Watch(last))
+
+
+def looked(loaded: LoadedModel, images: Sequence[Image], answer: str, request: Request) -> Look:
+    """What a finished request of `look_request` tells."""
+    watch = request.watch
+    if watch is None or not watch.read:
+        raise UsageError("programs do not tell where they look; load the weights instead")
+    family, config = loaded.spec.family, loaded.spec.config
+    patches = [family.patches(config, image.height, image.width) for image in images]
+    found = [one for one in patches if one is not None]  # of this family all or none
+    number = {placed.position: i for i, placed in enumerate(request.prompt.media)}
+    sizes = [placed.media.facts.tokens for placed in request.prompt.media]
+    words = []
+    for start, end, positions in _words(loaded.tokenizer, answer, watch.first):
+        shares: dict[int, list[np.ndarray]] = {}
+        for position in positions:
+            if position not in watch.read:
+                continue
+            places, read = watch.read[position]
+            at = 0
+            for image in map(number.__getitem__, places):
+                part = read[at : at + sizes[image]].numpy()
+                shares.setdefault(image, []).append(part[np.array(found[image].token)])
+                at += sizes[image]
+        seen = tuple(Seen(image, np.mean(parts, axis=0)) for image, parts in shares.items())
+        words.append(Word(answer[start:end], start, end, seen))
+    grids = tuple((len(one.token), len(one.token[0])) for one in found)
+    return Look(answer, tuple(images), grids, tuple(one.cell for one in found), tuple(words))
+
+
+def _words(tokenizer: Tokenizer, answer: str, first: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Of each word where it begins and ends, and the positions that its tokens were read at.
+
+    A token is written from what the position before it read: the first one from `first`.
+    """
+    ends = []  # of each token, in bytes
+    at = 0
+    for token_id in tokenizer.encode(answer):
+        at += len(tokenizer.token_bytes(token_id))
+        ends.append(at)
+    for match in re.finditer(r"\S+", answer):
+        begin = len(answer[: match.start()].encode())
+        end = begin + len(match[0].encode())
+        positions = [
+            first + token
+            for token, (left, right) in enumerate(zip([0, *ends], ends, strict=False))
+            if left < end and right > begin
+        ]
+        yield match.start(), match.end(), positions

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+from PIL import Image
+
+from mmchat.catalog.find import data_path
+
+DOG = str(data_path("assets", "dog.jpg"))
+ASK = ("look", "What's in this image?", DOG)
+
+
+def test_the_words_of_the_answer_and_where_they_looked(run_real):
+    done = run_real(*ASK, "-q")
+    answer, heads, *rows = done.stdout.splitlines()
+    assert heads == "word\tlooked at\tof its reading"
+    assert [row.split("\t")[0] for row in rows] == answer.split()
+    for _, place, share in (row.split("\t") for row in rows):
+        x, y = map(int, place.split(", "))
+        assert 0 <= x <= 187
+        assert 0 <= y <= 179
+        assert 0 < float(share.rstrip("%")) <= 100
+    assert (done.stderr, done.exit_code) == ("", 0)
+
+
+def test_a_picture_and_a_page_are_written(run_real, tmp_path):
+    done = run_real(*ASK, "--word", "dog", "-o", str(tmp_path / "out.png"), "-q")
+    assert (len(done.stdout.splitlines()), done.exit_code) == (3, 0)
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.width > 500
+    assert run_real(*ASK, "-o", str(tmp_path / "out.html")).exit_code == 0
+    assert 'alt="' in (tmp_path / "out.html").read_text()
+
+
+@pytest.mark.parametrize("args", [(*ASK, "--json"), ("generate", *ASK[1:], "--json", "--heat")])
+def test_json_has_the_heat(run_real, args):
+    done = run_real(*args, "-q")
+    record = json.loads(done.stdout)
+    assert [word["text"] for word in record["heat"]["words"]] == record["text"].split()
+    assert record["heat"]["pictures"][0]["source"] == DOG
+
+
+def test_generate_has_none_unasked(run_real):
+    assert "heat" not in json.loads(run_real("generate", *ASK[1:], "--json", "-q").stdout)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "reason"),
+    [
+        (("look", "What?"), 2, "no picture to look at; give one with -i"),
+        ((*ASK, "-o", "out.jpg"), 2, "end the name in .png or .html"),
+        ((*ASK, "-o", "no/such/out.png"), 7, "no/such"),
+        (("look", "What?", "no-such.png"), 4, "no-such.png"),
+        ((*ASK, "--word", "cow"), 2, "'cow' is no word of the answer; its words are: 1 "),
+        ((*ASK, "-m", "llava-1.5-7b"), 3, ""),
+        (("generate", *ASK[1:], "--heat"), 2, "--heat needs --json"),
+        (("generate", *ASK[1:], "--heat", "--json", "--raw"), 2, "contradict"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(run_real, args, code, reason):
+    done = run_real(*args, "-q")
+    assert done.exit_code == code
+    assert reason in done.stderr
+    assert done.stderr.startswith("mmchat: error: ")
+    assert "Traceback" not in done.stderr
