@@ -21,8 +21,7 @@ from mmchat.server import (
 from mmchat.server.call import Endpoint, Handler, error_response
 from mmchat.server.checks import Checks
 from mmchat.server.errors import ApiError
-from mmchat.server.health import health
-from mmchat.server.metrics import metrics
+from mmchat.server.metrics import health, metrics
 from mmchat.server.service import Service
 
 # Open to everybody: that the server lives, and the page, which knows nothing without a key.

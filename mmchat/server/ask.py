@@ -1,78 +1,35 @@
-"""The one request that all APIs become, and the only place that lets it reach the engine."""
+"""The only place that lets a request reach the engine, and its answer while it is written."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from mmchat import limits
-from mmchat.conversation import IMAGE_MARK, Image, Message, Part, Role, Text, ToolCall
 from mmchat.engine.events import Finished, TextDelta
 from mmchat.engine.request import Request, request_within
 from mmchat.errors import MemoryError_
 from mmchat.server import log
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, api_error
-from mmchat.server.held import Schema, grammar_of
-from mmchat.server.pictures import Picture, open_pictures
-from mmchat.server.shorter import that_fits
-from mmchat.server.tools import NO_TOOLS, Plan
+from mmchat.server.held import grammar_of
+from mmchat.server.prompts import Ask, prompt_of, that_fits
+from mmchat.server.tools import Plan
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
-    from mmchat.models.prompt import Prompt
 
 QUEUE_SECONDS = 60.0  # that a request waits for a row at most
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
 
 
-@dataclass(frozen=True)
-class AskedMessage:
-    """A message as it was sent. param: the field that it stands in, as `messages.2`.
-
-    calls: of tools, by the assistant.
-    """
-
-    role: Role
-    parts: tuple[str | Picture, ...]
-    param: str
-    calls: tuple[ToolCall, ...] = ()
-
-    @property
-    def pictures(self) -> list[Picture]:
-        return [part for part in self.parts if isinstance(part, Picture)]
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What is asked.
-
-    prompt: messages; or one message or token ids, which are continued without the chat format.
-    settings: fields of SamplingParams; the rest is as the model's makers recommend.
-    context: positions of prompt and answer, if fewer than the server allows.
-    before: ids of a conversation that the messages go on with. score_from: as in engine.request.
-    drops_oldest: the oldest messages may be left out to fit.
-    schema: what the text must be. plan: the tools that may or must be called.
-    """
-
-    prompt: tuple[AskedMessage, ...] | AskedMessage | tuple[int, ...]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    context: int | None = None
-    before: tuple[int, ...] = ()
-    score_from: int | None = None
-    drops_oldest: bool = False
-    schema: Schema | None = None
-    plan: Plan = NO_TOOLS
-
-
 class Answering:
     """An answer while it is written: iterate over the tokens that came together.
 
-    plan: the calls that are looked for in it. finished: the end, once the iteration is over.
-    queue_seconds: how long it waited for a row.
+    plan: the calls that are looked for in it. queue_seconds: how long it waited for a row, None
+    while it waits.
     """
 
     def __init__(self, call: Call, thread: EngineThread, request: Request, plan: Plan) -> None:
@@ -87,8 +44,7 @@ class Answering:
             raise ApiError("context_length_exceeded", str(error)) from None
         except RuntimeError as error:
             raise api_error(error) from error
-        self.queue_seconds: float | None = None  # None: it still waits
-        self._finished: Finished | None = None
+        self.queue_seconds: float | None = None
         self._refused: ApiError | None = None
         call.service.answers.add(self)
         call.opened.callback(call.service.answers.discard, self)
@@ -106,9 +62,10 @@ class Answering:
 
     @property
     def finished(self) -> Finished:
-        if self._finished is None:
+        """The end, once the iteration is over."""
+        if self._answer.finished is None:
             raise RuntimeError("the answer is not finished")
-        return self._finished
+        return self._answer.finished
 
     async def begun(self) -> None:
         """Wait for a row. Raises ApiError."""
@@ -133,7 +90,7 @@ class Answering:
                 yield deltas
             self._check()
             if is_over:
-                self._end()
+                self._count()
                 return
             if deltas:
                 await asyncio.sleep(JOIN_SECONDS)
@@ -143,15 +100,6 @@ class Answering:
         async for _ in self:
             pass
         return self.finished
-
-    def _end(self) -> None:
-        finished = self._finished = self._answer.finished
-        if finished is not None:
-            if self._call.service.options.log_content:
-                log.content("answer", finished.text)
-            self._call.count(finished.usage.completion_tokens)
-            seconds = time.perf_counter() - finished.timings.started
-            self._call.service.metrics.answered(finished, self.queue_seconds or 0.0, seconds)
 
     def refuse(self, error: ApiError) -> None:
         """Do not begin it, if it still waits."""
@@ -176,6 +124,14 @@ class Answering:
         if self._answer.error is not None:
             raise api_error(self._answer.error) from self._answer.error
 
+    def _count(self) -> None:
+        finished, service = self.finished, self._call.service
+        if service.options.log_content:
+            log.content("answer", finished.text)
+        self._call.count(finished.usage.completion_tokens)
+        seconds = time.perf_counter() - finished.timings.started
+        service.metrics.answered(finished, self.queue_seconds or 0.0, seconds)
+
 
 async def begin(call: Call, ask: Ask) -> Answering:
     """Check it, open its pictures, and wait for a row. The answer ends with the call.
@@ -193,7 +149,7 @@ async def begin(call: Call, ask: Ask) -> Answering:
         return replace(that_fits(ask, make), grammar=grammar)
 
     def make(ask: Ask) -> Request:
-        prompt = _prompt(call, ask)
+        prompt = prompt_of(call, ask)
         if service.options.log_content:
             log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         seconds = time.perf_counter() - call.timings.started
@@ -205,142 +161,10 @@ async def begin(call: Call, ask: Ask) -> Answering:
         request = await service.apart(work)
     except Exception as error:
         raise api_error(error) from error
-    call.waiting.enter_context(service.holding(_bytes(request)))
+    waits = (tensor for placed in request.prompt.media for tensor in placed.media.tensors)
+    call.waiting.enter_context(service.holding(sum(tensor.nbytes for tensor in waits)))
     # the server may be draining by now
     answering = Answering(call, service.thread, request, ask.plan)
     await answering.begun()
     call.waiting.close()
     return answering
-
-
-def _bytes(request: Request) -> int:
-    """What its pictures take while it waits."""
-    media = (placed.media for placed in request.prompt.media)
-    return sum(tensor.nbytes for one in media for tensor in one.tensors)
-
-
-def _prompt(call: Call, ask: Ask) -> Prompt:
-    """Runs in a thread of its own. Raises ApiError, MmchatError."""
-    from mmchat.models.prompt import Prompt
-
-    processor = call.service.model.processor
-    asked = (ask.prompt,) if isinstance(ask.prompt, AskedMessage) else ask.prompt
-    messages = [one for one in asked if isinstance(one, AskedMessage)]
-    if len(messages) < len(asked):
-        return Prompt(_ids(call, [one for one in asked if isinstance(one, int)], "prompt"))
-    _check_messages(call, messages)
-    pictures = [picture for message in messages for picture in message.pictures]
-    opened = open_pictures(pictures, call.service.options, processor.alpha, call.owner)
-    images = iter(opened)
-    made = [_message(one, [next(images) for _ in one.pictures]) for one in messages]
-    if isinstance(ask.prompt, AskedMessage):
-        return processor.raw(made[0])
-    return _behind(_ids(call, ask.before, "context"), processor.chat(made, ask.plan.declared))
-
-
-def _ids(call: Call, ids: Sequence[int], param: str) -> tuple[int, ...]:
-    if not all(0 <= token_id < call.service.model.vocab_size for token_id in ids):
-        raise ApiError(
-            "invalid_value", f"{param} has token ids that the model has not, or of a picture", param
-        )
-    return tuple(ids)
-
-
-def _behind(before: tuple[int, ...], prompt: Prompt) -> Prompt:
-    """The prompt as more of what `before` has begun."""
-    if not before:
-        return prompt
-    if prompt.media:
-        raise ApiError(
-            "invalid_value", "context goes on by text alone; send messages with pictures", "context"
-        )
-    new = prompt.token_ids
-    begins_again = new[:1] == before[:1]
-    return replace(prompt, token_ids=before + new[begins_again:])
-
-
-_ROLES: Mapping[str, Role] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
-    "tool": "tool",
-}  # fmt: skip
-
-
-def role(name: str, param: str) -> Role:
-    """What a client calls the speaker of a message. Raises ApiError."""
-    if name not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise ApiError("invalid_value", f"a role is one of {known}", f"{param}.role")
-    return _ROLES[name]
-
-
-def calling(message: AskedMessage, calls: Sequence[ToolCall]) -> AskedMessage:
-    """The same with calls of tools. Raises ApiError."""
-    if calls and message.role != "assistant":
-        raise ApiError(
-            "invalid_value",
-            f"only the assistant calls tools, not a message of {message.role}",
-            f"{message.param}.tool_calls",
-        )
-    return replace(message, calls=tuple(calls))
-
-
-def _check_messages(call: Call, messages: Sequence[AskedMessage]) -> None:
-    if not messages:
-        raise ApiError("invalid_value", "messages is empty; send at least one", "messages")
-    if len(messages) > limits.REQUEST_MESSAGES:
-        raise ApiError(
-            "invalid_value", f"there are more than {limits.REQUEST_MESSAGES} messages", "messages"
-        )
-    pictures = 0
-    for message in messages:
-        if len(message.parts) > limits.REQUEST_PARTS:
-            raise ApiError(
-                "invalid_value",
-                f"{message.param} has more than {limits.REQUEST_PARTS} parts",
-                f"{message.param}.content",
-            )
-        if not message.parts and message.role not in ("assistant", "tool"):
-            raise ApiError("invalid_value", f"{message.param} is empty", f"{message.param}.content")
-        for picture in message.pictures:
-            pictures += 1
-            _check_picture(call, message, picture, pictures)
-
-
-def _check_picture(call: Call, message: AskedMessage, picture: Picture, count: int) -> None:
-    if message.role != "user":
-        raise ApiError(
-            "invalid_value",
-            f"a picture in a {message.role} message is not seen; put it into a user message",
-            picture.param,
-        )
-    if count > limits.REQUEST_PICTURES:
-        raise ApiError(
-            "invalid_value",
-            f"there are more than {limits.REQUEST_PICTURES} pictures",
-            picture.param,
-        )
-    if call.service.model.options.text_only:
-        raise ApiError(
-            "invalid_value", "the model was loaded for text only; send no picture", picture.param
-        )
-
-
-def _message(asked: AskedMessage, images: Sequence[list[Image]]) -> Message:
-    """Where a message has as many marks as pictures, these are their places; else marks are text.
-
-    So a prompt written with marks is what was meant, and nobody can inject a picture by a text.
-    """
-    coming = iter(images)
-    text = "".join(part for part in asked.parts if isinstance(part, str))
-    parts: list[Part] = []
-    if not images or text.count(IMAGE_MARK) != len(images):
-        for part in asked.parts:
-            parts += [Text(part)] if isinstance(part, str) else next(coming)
-        return Message(asked.role, tuple(parts), asked.calls)
-    for part in asked.parts:
-        if isinstance(part, str):
-            first, *others = part.split(IMAGE_MARK)
-            parts += [Text(first)] if first else []
-            for piece in others:
-                parts += [*next(coming), *([Text(piece)] if piece else [])]
-    return Message(asked.role, tuple(parts), asked.calls)

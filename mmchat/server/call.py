@@ -13,8 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from mmchat import limits, strict_json
 from mmchat.engine.events import Timings
-from mmchat.server.errors import ApiError, api_error
-from mmchat.server.log import bug
+from mmchat.server.errors import ApiError, logged
 from mmchat.server.service import Service
 from mmchat.server.stream import Json
 
@@ -60,8 +59,7 @@ class Call:
         async for chunk in self.request.stream():
             data += chunk
             if len(data) > limits.REQUEST_BYTES:
-                most = limits.REQUEST_BYTES // limits.MIB
-                raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+                raise ApiError("body_too_large")
         if not data:
             return
         self.waiting.enter_context(self.service.holding(len(data)))
@@ -88,29 +86,19 @@ class Endpoint:
         call = Call(self._service, scope, receive)
         with call.opened:
             try:
-                response = await self._read(call)
-                if response is None:
-                    await _while_connected(receive, self._answer(call, send))
-                else:
-                    await response(scope, receive, send)
+                await call.read()
             except ClientDisconnect:
                 return
-
-    async def _read(self, call: Call) -> Response | None:
-        try:
-            await call.read()
-        except ApiError as error:
-            return error_response(error, call.path)
-        return None
+            except ApiError as error:
+                await error_response(error, call.path)(scope, receive, send)
+                return
+            await _while_connected(receive, self._answer(call, send))
 
     async def _answer(self, call: Call, send: Send) -> None:
         try:
             response = await self._handler(call)
         except Exception as failure:
-            error = api_error(failure)
-            if error.code == "server_error":
-                bug(failure)
-            response = error_response(error, call.path)
+            response = error_response(logged(failure), call.path)
         await response(call.request.scope, call.request.receive, send)
 
 

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
 
+from mmchat.conversation import ToolCall
 from mmchat.limits import SAMPLING
-from mmchat.server.errors import ApiError
+from mmchat.server.errors import invalid
+from mmchat.server.tools import MOST_TOOLS
 
-MOST_STOPS = 4
 LARGEST_INTEGER = 2**53  # beyond it programs in JavaScript cannot say a number
 
 
@@ -36,9 +38,7 @@ def read(kind: type[B], value: Mapping[str, Any]) -> B:
         param = ".".join(map(str, first["loc"]))
         text = first["msg"].removeprefix("Value error, ")
         text = f"{text[:1].lower()}{text[1:]}"
-        raise ApiError(
-            "invalid_value", f"{param}: {text}" if param else text, param or None
-        ) from None
+        raise invalid(param or None, f"{param}: {text}" if param else text) from None
 
 
 def _number(value: Any) -> Any:
@@ -47,7 +47,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def strings(value: Any) -> Any:
+def _strings(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
@@ -66,7 +66,7 @@ def _within(name: str) -> Any:
     return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else min(high, LARGEST_INTEGER))
 
 
-NUMBER = BeforeValidator(_number)
+NUMBER, STRINGS = BeforeValidator(_number), BeforeValidator(_strings)
 Bool = StrictBool
 Flag = Annotated[StrictBool, BeforeValidator(_flag)]  # "true" too, as torchchat sends `stream`
 Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
@@ -81,7 +81,7 @@ RepetitionPenalty = Annotated[float, _within("repetition_penalty"), NUMBER]
 Seed = Annotated[int, _within("seed"), NUMBER]
 Logprobs = Annotated[int, _within("logprobs"), NUMBER]
 StopString = Annotated[str, BeforeValidator(_not_empty)]
-Stops = Annotated[list[StopString], Field(max_length=MOST_STOPS), BeforeValidator(strings)]
+Stops = Annotated[list[StopString], Field(max_length=4), STRINGS]
 
 
 class Sampled(Body):
@@ -102,3 +102,40 @@ class Sampled(Body):
         given = {name: getattr(self, name) for name in Sampled.model_fields} | more
         given["stop"] = tuple(self.stop) if self.stop else None
         return {name: value for name, value in given.items() if value is not None}
+
+
+def most_logprobs(wanted: bool | None, top: int | None) -> int | None:
+    """How many of the most probable tokens the engine tells of; there is no answer of none.
+
+    wanted: the field logprobs, or what says the same. Raises ApiError.
+    """
+    if top and not wanted:
+        raise invalid("top_logprobs", "top_logprobs needs logprobs: true beside it")
+    return max(top or 0, 1) if wanted else None
+
+
+def _arguments(value: Any) -> Any:
+    """JSON text, for which Ollama's programs send an object; some send nothing for no arguments."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "{}" if value in (None, "") else value
+
+
+class _Function(Body):
+    name: str
+    arguments: Annotated[str, BeforeValidator(_arguments)] = "{}"
+
+
+class _EarlierCall(Body):
+    function: _Function
+
+
+class Calling(Body):
+    """A message with calls of tools, which came earlier."""
+
+    tool_calls: Annotated[list[_EarlierCall], Field(max_length=MOST_TOOLS)] | None = None
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        functions = [one.function for one in self.tool_calls or ()]
+        return [ToolCall(function.name, function.arguments) for function in functions]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.engine.schema import moved
 from mmchat.errors import MissingExtra, SchemaError
-from mmchat.server.errors import ApiError, api_error
-from mmchat.server.tools import Plan, ToolError, plan_of
+from mmchat.server.errors import ApiError
+from mmchat.server.tools import Plan
 
 if TYPE_CHECKING:
     from mmchat.engine.grammar import Grammar
@@ -32,14 +32,6 @@ class Schema:
     param: str
     value: Mapping[str, Any]
     is_lenient: bool = False
-
-
-def planned(tools: Any, choice: Any = None, parallel: bool | None = None) -> Plan:
-    """What `tools` and its companions say. Raises ApiError."""
-    try:
-        return plan_of(tools, choice, parallel)
-    except ToolError as error:
-        raise api_error(error, error.param) from None
 
 
 def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar | None:

@@ -1,4 +1,7 @@
-"""Counts and times of all requests, in Prometheus' text format. Nothing of a request is a label."""
+"""Whether a server is well, and counts and times of its requests in Prometheus' text format.
+
+Nothing of a request is a label.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from mmchat.engine.events import Finished
+from mmchat.server.stream import Json
 
 if TYPE_CHECKING:
     from mmchat.engine.engine import Engine
@@ -126,3 +130,11 @@ async def metrics(call: Call) -> Response:
     service = call.service
     text = service.metrics.text(service, service.engine)
     return Response(text, media_type=MEDIA_TYPE)
+
+
+async def health(call: Call) -> Response:
+    """200 only if an answer would be begun and written."""
+    status = call.service.status
+    is_well = status == "ok"
+    headers = None if is_well else {"retry-after": "1"}
+    return Json({"status": status}, 200 if is_well else 503, headers)

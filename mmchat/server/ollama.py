@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -13,56 +12,32 @@ from starlette.responses import Response
 from mmchat import strict_json
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
+from mmchat.server.ask import begin
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Whole, read
-from mmchat.server.held import notice_header, planned
-from mmchat.server.ollama_forms import (
-    Asked,
-    check_asked,
-    check_body,
-    loaded,
-    notices,
-    rfc3339,
-    statistics,
-)
+from mmchat.server.errors import ApiError, invalid
+from mmchat.server.fields import Bool, Calling, Whole
+from mmchat.server.held import notice_header
+from mmchat.server.ollama_forms import Asked, read, rfc3339
 from mmchat.server.openai_forms import logprobs
 from mmchat.server.pictures import Picture
-from mmchat.server.stream import NDJSON, Json, Stream, ndjson
+from mmchat.server.prompts import Ask, AskedMessage, asked_message
+from mmchat.server.stream import NDJSON, Chunks, Fields, Json, Stream, ndjson
 from mmchat.server.told import Told
 from mmchat.server.tool_calls import Content
-from mmchat.server.tools import MOST_TOOLS
+from mmchat.server.tools import plan_of
 
 # How a route says a piece of the answer: text, and calls of tools
-Say = Callable[[str, Sequence[ToolCall]], Mapping[str, Any]]
+Say = Callable[[str, Sequence[ToolCall]], Fields]
 
 
 def _absent(empty: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: empty if value is None else value)
 
 
-def _json_text(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
-
-
-class Function(Body):
-    name: str
-    arguments: Annotated[str, BeforeValidator(_json_text), _absent("{}")] = "{}"
-
-
-class EarlierCall(Body):
-    function: Function
-
-
-EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
-
-
-class ChatMessage(Body):
+class ChatMessage(Calling):
     role: str
     content: Annotated[str, _absent("")] = ""
     images: list[str] | None = None
-    tool_calls: EarlierCalls | None = None
 
 
 class ChatRequest(Asked):
@@ -82,59 +57,56 @@ class GenerateRequest(Asked):
 
 
 async def chat(call: Call) -> Response:
-    check_body(call)
-    asked = read(ChatRequest, call.body)
-    check_asked(call, asked)
+    asked = read(ChatRequest, call)
+    asked.check(call)
+
+    def say(text: str, calls: Sequence[ToolCall]) -> Fields:
+        return {"message": _said(text, calls)}
+
     if not asked.messages:
-        return Json(_line(asked, {"message": _said("", ())}, loaded(asked)))
+        return _loaded(asked, say)
     messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
     ask = Ask(
         tuple(one for one in messages if one.parts or one.role != "system"),
         asked.settings(call),
-        asked.num_ctx,
+        context=asked.chosen.num_ctx,
         drops_oldest=asked.truncate is not False,
         schema=asked.json_schema,
-        plan=planned(asked.tools),
+        plan=plan_of(asked.tools),
     )
-    return await _answer(call, asked, ask, lambda *said: {"message": _said(*said)})
+    return await _answer(call, asked, ask, say)
 
 
 async def generate(call: Call) -> Response:
-    check_body(call)
-    asked = read(GenerateRequest, call.body)
-    check_asked(call, asked)
+    asked = read(GenerateRequest, call)
+    asked.check(call)
     for name in ("suffix", "template"):
         if getattr(asked, name):
             raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
+
+    def say(text: str, calls: Sequence[ToolCall]) -> Fields:
+        return {"response": text}
+
     if not asked.prompt and not asked.images:
-        return Json(_line(asked, {"response": ""}, loaded(asked)))
+        return _loaded(asked, say)
+    if asked.raw and (asked.system or asked.context):
+        raise invalid("raw", "raw mode does not support system or context")
+    system = (AskedMessage("system", (asked.system,), "system"),) if asked.system else ()
+    message = AskedMessage("user", _parts(asked.prompt, asked.images, "images"), "prompt")
     ask = Ask(
-        _prompt(asked),
+        (*system, message),
         asked.settings(call),
-        asked.num_ctx,
-        before=tuple(asked.context or ()),
+        ids=tuple(asked.context or ()),
+        is_raw=asked.raw is True,
+        context=asked.chosen.num_ctx,
         schema=asked.json_schema,
     )
-    return await _answer(
-        call, asked, ask, lambda text, _: {"response": text}, context=not asked.raw
-    )
-
-
-def _prompt(asked: GenerateRequest) -> tuple[AskedMessage, ...] | AskedMessage:
-    message = AskedMessage("user", _parts(asked.prompt, asked.images, "images"), "prompt")
-    if not asked.raw:
-        system = (AskedMessage("system", (asked.system,), "system"),) if asked.system else ()
-        return (*system, message)
-    if asked.system or asked.context:
-        raise ApiError("invalid_value", "raw mode does not support system or context", "raw")
-    return message
+    return await _answer(call, asked, ask, say, context=not asked.raw)
 
 
 def _message(message: ChatMessage, param: str) -> AskedMessage:
     parts = _parts(message.content, message.images, f"{param}.images")
-    asked = AskedMessage(role(message.role.lower(), param), parts, param)
-    functions = [one.function for one in message.tool_calls or ()]
-    return calling(asked, [ToolCall(f.name, f.arguments or "{}") for f in functions])
+    return asked_message(message.role.lower(), parts, param, message.calls)
 
 
 def _parts(text: str, images: Sequence[str] | None, param: str) -> tuple[str | Picture, ...]:
@@ -143,7 +115,14 @@ def _parts(text: str, images: Sequence[str] | None, param: str) -> tuple[str | P
     return (*pictures, *((text,) if text else ()))
 
 
-def _said(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+def _loaded(asked: Asked, say: Say) -> Response:
+    """The answer to no question: the model is here, and stays."""
+    unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
+    end = {"done": True, "done_reason": "unload" if unloads else "load"}
+    return Json(_line(asked, say("", ()), end))
+
+
+def _said(text: str, calls: Sequence[ToolCall]) -> Fields:
     """A call whose arguments are no object is said as text."""
     listed = []
     for made in calls:
@@ -157,8 +136,8 @@ def _said(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
     return {**message, "tool_calls": listed} if listed else message
 
 
-def _line(asked: Asked, *parts: Mapping[str, Any]) -> dict[str, Any]:
-    line: dict[str, Any] = {"model": asked.model, "created_at": rfc3339(datetime.now(UTC))}
+def _line(asked: Asked, *parts: Mapping[str, Any]) -> Fields:
+    line = {"model": asked.model, "created_at": rfc3339()}
     for part in parts:
         line |= part
     return line
@@ -168,22 +147,19 @@ async def _answer(
     call: Call, asked: Asked, ask: Ask, say: Say, *, context: bool = False
 ) -> Response:
     """context: say the ids of the conversation at the end, which a client may send back."""
-    answering = await begin(call, ask)
-    told = Told(answering)
+    told = Told(await begin(call, ask))
     if asked.stream is False:
         said = await told.read()
-        more = _logprobs(call, asked, answering.finished.logprobs)
+        more = _logprobs(call, asked, told.answering.finished.logprobs)
         end = _end(told, context=context)
         response: Response = Json(_line(asked, say(said.text, told.stream.calls), more, end))
     else:
         response = Stream(_lines(call, asked, told, say, context=context), NDJSON)
-    response.headers.update(notice_header([*notices(call, asked), *answering.notices]))
+    response.headers.update(notice_header([*asked.notices(call), *told.answering.notices]))
     return response
 
 
-async def _lines(
-    call: Call, asked: Asked, told: Told, say: Say, *, context: bool
-) -> AsyncGenerator[bytes, None]:
+async def _lines(call: Call, asked: Asked, told: Told, say: Say, *, context: bool) -> Chunks:
     count = 0
     async for pieces, listed in told:
         text = "".join(piece.text for piece in pieces if isinstance(piece, Content))
@@ -195,16 +171,29 @@ async def _lines(
     yield ndjson(_line(asked, say("", ()), _end(told, context=context)))
 
 
-def _logprobs(
-    call: Call, asked: Asked, found: Iterable[TokenLogprob]
-) -> dict[str, list[dict[str, Any]]]:
-    if not asked.logprobs:
-        return {}
-    listed = logprobs(call.service.model, found, asked.top_logprobs or 0)
+def _logprobs(call: Call, asked: Asked, found: Iterable[TokenLogprob]) -> Fields:
+    listed = logprobs(call, found, asked.top_logprobs) if asked.logprobs else None
     return {"logprobs": listed} if listed else {}
 
 
-def _end(told: Told, *, context: bool) -> dict[str, Any]:
+def _end(told: Told, *, context: bool) -> Fields:
+    """The end of the last line; times are nanoseconds."""
     finished = told.answering.finished
+    counts, times = finished.usage, finished.timings
+    is_cut = told.finish_reason == "length"
     ids = [*finished.prompt_ids, *finished.output_ids]
-    return statistics(told.answering, told.finish_reason) | ({"context": ids} if context else {})
+    return {
+        "done": True,
+        "done_reason": "length" if is_cut else "stop",
+        "total_duration": _ns(time.perf_counter() - times.started),
+        "load_duration": _ns(told.answering.queue_seconds or 0.0),
+        "prompt_eval_count": counts.prompt_tokens,
+        "prompt_eval_duration": _ns(times.vision_seconds + times.prefill_seconds),
+        "eval_count": counts.completion_tokens,
+        "eval_duration": _ns(times.decode_seconds),
+        **({"context": ids} if context else {}),
+    }
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

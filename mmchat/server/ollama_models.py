@@ -13,9 +13,9 @@ import mmchat
 from mmchat import words
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, read
+from mmchat.server.fields import Body, Bool
 from mmchat.server.models import STARTED, names
-from mmchat.server.ollama_forms import check_body, check_name, rfc3339
+from mmchat.server.ollama_forms import check_name, read, rfc3339
 from mmchat.server.stream import NDJSON, Json, Stream, ndjson
 
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
@@ -100,8 +100,7 @@ async def refused(call: Call) -> Response:
 
 
 def _check(call: Call) -> Named:
-    check_body(call)
-    asked = read(Named, call.body)
+    asked = read(Named, call)
     check_name(call, asked.model or asked.name or "")
     return asked
 

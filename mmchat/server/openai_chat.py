@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -10,12 +10,15 @@ from starlette.responses import Response
 
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import Ask, AskedMessage, begin, calling, role
+from mmchat.server.ask import begin
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Flag, Length, Logprobs, Sampled, read
-from mmchat.server.held import Schema, notice_header, planned
+from mmchat.server.errors import invalid
+from mmchat.server.fields import Body, Bool, Calling, Length, most_logprobs, read
+from mmchat.server.held import Schema, notice_header
 from mmchat.server.openai_forms import (
+    Chatted,
+    JsonSchema,
+    TextFormat,
     head,
     logprobs,
     refuse_unsupported,
@@ -23,10 +26,10 @@ from mmchat.server.openai_forms import (
     usage,
 )
 from mmchat.server.pictures import Picture
-from mmchat.server.stream import DONE, Json, Stream, sse
+from mmchat.server.prompts import Ask, AskedMessage, asked_message
+from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, sse
 from mmchat.server.told import MadeCall, Told
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
-from mmchat.server.tools import MOST_TOOLS
 
 
 def _as_url(value: Any) -> Any:
@@ -54,149 +57,87 @@ class ChatMessage(Body):
     role: str
     content: Annotated[list[Part], BeforeValidator(parts_of)] = Field(default_factory=list)
 
-
-class Function(Body):
-    name: str
-    arguments: str | None = None
-
-
-class EarlierCall(Body):
-    function: Function
+    def asked(self, param: str, calls: Iterable[ToolCall] = ()) -> AskedMessage:
+        """param: the field of this. Raises ApiError."""
+        parts = (_part(one, f"{param}.content.{at}") for at, one in enumerate(self.content))
+        return asked_message(self.role, parts, param, calls)
 
 
-EarlierCalls = Annotated[list[EarlierCall], Field(max_length=MOST_TOOLS)]
+class CallingMessage(ChatMessage, Calling):
+    pass
 
 
-class CallingMessage(ChatMessage):
-    tool_calls: EarlierCalls | None = None
+class ResponseFormat(TextFormat):
+    """The schema is one level deeper, or, as llama-server has it, of a json_object."""
+
+    inner: JsonSchema | None = Field(None, alias="json_schema")
+
+    def held(self, param: str) -> Schema | None:
+        if self.type == "json_schema":
+            return (self.inner or JsonSchema()).held(f"{param}.json_schema")
+        return super().held(param)
 
 
-class StreamOptions(Body):
-    include_usage: Bool | None = None
-
-
-class JsonSchema(Body):
-    name: str | None = None
-    json_schema: dict[str, Any] | None = Field(None, alias="schema")
-    strict: Bool | None = None
-
-
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-    object_schema: dict[str, Any] | None = Field(None, alias="schema")  # of llama-server
-
-
-class ChatRequest(Sampled):
+class ChatRequest(Chatted):
     messages: list[CallingMessage]
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
     logprobs: Bool | None = None
-    top_logprobs: Logprobs | None = None
-    stream: Flag | None = None
-    stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: Bool | None = None
+
+    def ask(self) -> Ask:
+        """Raises ApiError."""
+        most = [n for n in (self.max_tokens, self.max_completion_tokens) if n is not None]
+        settings = self.settings(
+            max_new_tokens=min(most, default=None),
+            logprobs=most_logprobs(self.logprobs, self.top_logprobs),
+        )
+        messages = (one.asked(f"messages.{at}", one.calls) for at, one in enumerate(self.messages))
+        schema = self.response_format and self.response_format.held("response_format")
+        return Ask(tuple(messages), settings, schema=schema, plan=self.plan)
 
 
 async def chat_completions(call: Call) -> Response:
     refuse_unsupported(call.body)
     request = read(ChatRequest, call.body)
     answer = head(call, "chat.completion", "chatcmpl-")
-    answering = await begin(call, _ask(request))
+    told = Told(await begin(call, request.ask()))
     call.body.clear()  # its pictures may have many MiB, and the answer may take long
     request.messages.clear()
-    told = Told(answering)
     if request.stream:
         response: Response = Stream(_chunks(call, request, told, answer))
     else:
         response = Json(await _whole(call, request, told, answer))
-    response.headers.update(notice_header(answering.notices))
+    response.headers.update(notice_header(told.answering.notices))
     return response
-
-
-def _ask(request: ChatRequest) -> Ask:
-    if request.top_logprobs is not None and not request.logprobs:
-        raise ApiError(
-            "invalid_value", "top_logprobs needs logprobs: true beside it", "top_logprobs"
-        )
-    most = [n for n in (request.max_tokens, request.max_completion_tokens) if n is not None]
-    settings = request.settings(
-        max_new_tokens=min(most, default=None),
-        logprobs=max(request.top_logprobs or 0, 1) if request.logprobs else None,
-    )
-    return Ask(
-        tuple(_message(one, f"messages.{i}") for i, one in enumerate(request.messages)),
-        settings,
-        schema=_schema(request.response_format),
-        plan=planned(request.tools, request.tool_choice, request.parallel_tool_calls),
-    )
-
-
-def _message(message: CallingMessage, param: str) -> AskedMessage:
-    functions = [one.function for one in message.tool_calls or ()]
-    calls = [ToolCall(function.name, function.arguments or "{}") for function in functions]
-    return calling(asked_message(message, param), calls)
-
-
-def asked_message(message: ChatMessage, param: str) -> AskedMessage:
-    parts = (_part(one, f"{param}.content.{i}") for i, one in enumerate(message.content))
-    return AskedMessage(role(message.role, param), tuple(parts), param)
 
 
 def _part(part: Part, param: str) -> str | Picture:
     if part.type.endswith("text"):
         if part.text is None:
-            raise ApiError("invalid_value", f"{param}.text is missing", f"{param}.text")
+            raise invalid(f"{param}.text", f"{param}.text is missing")
         return part.text
     if part.image_url is None:
-        raise ApiError("invalid_value", f"{param}.image_url is missing", f"{param}.image_url")
+        raise invalid(f"{param}.image_url", f"{param}.image_url is missing")
     return Picture(part.image_url.url, f"{param}.image_url")
 
 
-def _schema(form: ResponseFormat | None) -> Schema | None:
-    if form is None or form.type == "text":
-        return None
-    if form.type == "json_object":
-        if form.object_schema is not None:
-            return Schema("response_format.schema", form.object_schema)
-        return Schema("response_format", {"type": "object"})
-    param = "response_format.json_schema.schema"
-    if form.json_schema is None or form.json_schema.json_schema is None:
-        raise ApiError("invalid_value", f"{param} is missing", param)
-    return Schema(param, form.json_schema.json_schema, form.json_schema.strict is False)
-
-
-async def _whole(
-    call: Call, request: ChatRequest, told: Told, head: dict[str, Any]
-) -> dict[str, Any]:
+async def _whole(call: Call, request: ChatRequest, told: Told, head: Fields) -> Fields:
     said = await told.read()
-    finished = told.answering.finished
-    message: dict[str, Any] = {"role": "assistant", "content": said.text, "refusal": None}
+    message: Fields = {"role": "assistant", "content": said.text, "refusal": None}
     if said.calls:
         message["content"] = said.text or None
         message["tool_calls"] = [_call(one) for one in said.calls]
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": _logprobs(call, request, finished.logprobs),
-        "finish_reason": told.finish_reason,
-    }
-    times = timings(finished, told.answering.queue_seconds)
-    return {**head, "choices": [choice], "usage": usage(finished), "timings": times}
+    listed = _logprobs(call, request, told.answering.finished.logprobs)
+    choice = _choice("message", message, listed, told.finish_reason)
+    return {**head, "choices": [choice], **_counts(told)}
 
 
-async def _chunks(
-    call: Call, request: ChatRequest, told: Told, head: dict[str, Any]
-) -> AsyncGenerator[bytes, None]:
-    wants_usage = bool(request.stream_options and request.stream_options.include_usage)
-    head = {**head, "object": "chat.completion.chunk"} | ({"usage": None} if wants_usage else {})
+async def _chunks(call: Call, request: ChatRequest, told: Told, head: Fields) -> Chunks:
+    head |= {"object": "chat.completion.chunk", **({"usage": None} if request.wants_usage else {})}
 
-    def chunk(delta: dict[str, Any], logprobs: Any = None, reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        return sse({**head, "choices": [choice]})
+    def chunk(delta: Fields, logprobs: Any = None, reason: str | None = None) -> bytes:
+        return sse({**head, "choices": [_choice("delta", delta, logprobs, reason)]})
 
     yield chunk({"role": "assistant", "content": ""})
     async for pieces, listed in told:
@@ -206,20 +147,27 @@ async def _chunks(
         for piece in pieces:
             yield chunk(_delta(piece), found)
             found = None if found is None else {**found, "content": []}  # told already
-    finished = told.answering.finished
     yield chunk({}, None, told.finish_reason)
-    if wants_usage:
-        times = timings(finished, told.answering.queue_seconds)
-        yield sse({**head, "choices": [], "usage": usage(finished), "timings": times})
+    if request.wants_usage:
+        yield sse({**head, "choices": [], **_counts(told)})
     yield DONE
 
 
-def _call(made: MadeCall) -> dict[str, Any]:
+def _choice(kind: str, said: Fields, logprobs: Any, reason: str | None) -> Fields:
+    return {"index": 0, kind: said, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _counts(told: Told) -> Fields:
+    finished, queue_seconds = told.answering.finished, told.answering.queue_seconds
+    return {"usage": usage(finished), "timings": timings(finished, queue_seconds)}
+
+
+def _call(made: MadeCall) -> Fields:
     function = {"name": made.name, "arguments": made.arguments}
     return {"id": made.id, "type": "function", "function": function}
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
+def _delta(piece: Piece) -> Fields:
     match piece:
         case Content(text):
             return {"content": text}
@@ -229,10 +177,7 @@ def _delta(piece: Piece) -> dict[str, Any]:
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
-def _logprobs(
-    call: Call, request: ChatRequest, found: Iterable[TokenLogprob]
-) -> dict[str, Any] | None:
+def _logprobs(call: Call, request: ChatRequest, found: Iterable[TokenLogprob]) -> Fields | None:
     if not request.logprobs:
         return None
-    content = logprobs(call.service.model, found, request.top_logprobs or 0)
-    return {"content": content, "refusal": None}
+    return {"content": logprobs(call, found, request.top_logprobs), "refusal": None}

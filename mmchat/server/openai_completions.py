@@ -12,13 +12,13 @@ from starlette.responses import Response
 
 from mmchat import limits
 from mmchat.engine.events import Finished, TokenLogprob
-from mmchat.server.ask import Answering, Ask, AskedMessage, begin
+from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
-from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, Sampled, read
-from mmchat.server.openai_chat import StreamOptions
+from mmchat.server.errors import invalid
+from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, most_logprobs, read
 from mmchat.server.openai_forms import (
     FINISH_REASONS,
+    Streamed,
     entries,
     finite,
     head,
@@ -26,7 +26,8 @@ from mmchat.server.openai_forms import (
     timings,
     usage,
 )
-from mmchat.server.stream import DONE, Json, Stream, sse
+from mmchat.server.prompts import Ask, AskedMessage
+from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, sse
 from mmchat.tokenizers.base import StreamDecoder
 
 DEFAULT_TOKENS = 16
@@ -50,13 +51,11 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(type(one) is int for one in value)
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(Streamed):
     prompt: Annotated[Any, BeforeValidator(_prompts)]
     max_tokens: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), NUMBER] | None = None
     logprobs: Logprobs | None = None
     echo: Bool | None = None
-    stream: Bool | None = None
-    stream_options: StreamOptions | None = None
 
     @property
     def most_tokens(self) -> int:
@@ -70,17 +69,20 @@ class CompletionRequest(Sampled):
     def ask(self, prompt: Prompt) -> Ask:
         settings = self.settings(
             max_new_tokens=max(self.most_tokens, 1),  # an answer of none is cut afterwards
-            logprobs=None if self.logprobs is None else max(self.logprobs, 1),
+            logprobs=most_logprobs(self.logprobs is not None, self.logprobs),
         )
-        raw = AskedMessage("user", (prompt,), "prompt") if isinstance(prompt, str) else prompt
-        return Ask(raw, settings, score_from=1 if self.scores else None)
+        score_from = 1 if self.scores else None
+        if not isinstance(prompt, str):
+            return Ask(settings=settings, ids=prompt, score_from=score_from)
+        message = AskedMessage("user", (prompt,), "prompt")
+        return Ask((message,), settings, is_raw=True, score_from=score_from)
 
 
 async def completions(call: Call) -> Response:
     refuse_unsupported(call.body)
     request = read(CompletionRequest, call.body)
     if request.most_tokens == 0 and not request.echo:
-        raise ApiError("invalid_value", "max_tokens 0 needs echo: true beside it", "max_tokens")
+        raise invalid("max_tokens", "max_tokens 0 needs echo: true beside it")
     answer = head(call, "text_completion", "cmpl-")
     if request.stream:
         first = await begin(call, request.ask(request.prompt[0]))
@@ -119,57 +121,50 @@ def _cut(request: CompletionRequest, finished: Finished) -> Finished:
     return replace(finished, reason="length", text="", usage=counts, output_ids=(), logprobs=())
 
 
-def _choice(
-    call: Call, request: CompletionRequest, index: int, finished: Finished
-) -> dict[str, Any]:
+def _choice(call: Call, request: CompletionRequest, index: int, finished: Finished) -> Fields:
     tokens = _Tokens(call, request)
     prompt = tokens.prompt(finished.prompt_ids) if request.echo else ""
     logprobs = None
     if request.logprobs is not None:
         scored = [finished.prompt_ids[0], *finished.prompt_logprobs] if request.scores else []
         logprobs = _Tokens(call, request).form([*scored, *finished.logprobs])
-    reason = FINISH_REASONS[finished.reason]
-    text = prompt + finished.text
+    return _piece(index, prompt + finished.text, logprobs, FINISH_REASONS[finished.reason])
+
+
+def _piece(index: int, text: str, logprobs: Any = None, reason: str | None = None) -> Fields:
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-async def _chunks(
-    call: Call, request: CompletionRequest, first: Answering, head: dict[str, Any]
-) -> AsyncGenerator[bytes, None]:
+async def _chunks(call: Call, request: CompletionRequest, first: Answering, head: Fields) -> Chunks:
     """One prompt after the other."""
-    wants_usage = bool(request.stream_options and request.stream_options.include_usage)
-    common = head | ({"usage": None} if wants_usage else {})
+    common = head | ({"usage": None} if request.wants_usage else {})
     ended = []
     for index, prompt in enumerate(request.prompt):
         answering = first if index == 0 else await begin(call, request.ask(prompt))
         async for choice in _pieces(call, request, index, answering):
             yield sse({**common, "choices": [choice]})
         ended.append(_cut(request, answering.finished))
-    if wants_usage:
+    if request.wants_usage:
         yield sse({**head, "choices": [], "usage": usage(*ended)})
     yield DONE
 
 
 async def _pieces(
     call: Call, request: CompletionRequest, index: int, answering: Answering
-) -> AsyncGenerator[dict[str, Any], None]:
+) -> AsyncGenerator[Fields, None]:
     """Parts of one choice. One that is scored comes whole: its prompt is known at the end."""
     if request.scores or not request.most_tokens:
         yield _choice(call, request, index, _cut(request, await answering.whole()))
         return
-
-    def piece(text: str, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
     tokens = _Tokens(call, request)
     if request.echo:
-        yield piece(tokens.prompt(answering.prompt_ids))
+        yield _piece(index, tokens.prompt(answering.prompt_ids))
     async for deltas in answering:
         text = "".join(delta.text for delta in deltas)
         found = entries(deltas)
         if text or found:
-            yield piece(text, tokens.form(found) if found else None)
-    yield piece("", None, FINISH_REASONS[answering.finished.reason])
+            yield _piece(index, text, tokens.form(found) if found else None)
+    yield _piece(index, "", None, FINISH_REASONS[answering.finished.reason])
 
 
 class _Tokens:

@@ -11,9 +11,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mmchat.server.errors import api_error
-from mmchat.server.log import bug
+from mmchat.server.errors import logged
 
+Fields = dict[str, Any]  # of a JSON object
+Chunks = AsyncGenerator[bytes, None]  # encoded pieces of a stream
 KEEP_ALIVE_SECONDS = 10.0  # a CPU reads a long prompt for minutes, in which proxies lose patience
 
 
@@ -63,7 +64,7 @@ NDJSON = Form("application/x-ndjson", b"", ndjson)
 class Stream(Response):
     """Sends what `items` yields, encoded already. An error within is its last item."""
 
-    def __init__(self, items: AsyncGenerator[bytes, None], form: Form = SSE) -> None:
+    def __init__(self, items: Chunks, form: Form = SSE) -> None:
         super().__init__(None, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self.headers["content-type"] = form.media_type
@@ -75,10 +76,7 @@ class Stream(Response):
         try:
             await self._send_items(send)
         except Exception as failure:
-            error = api_error(failure)
-            if error.code == "server_error":
-                bug(failure)
-            await _send(send, self._form.encode(error.in_form_of(scope["path"])))
+            await _send(send, self._form.encode(logged(failure).in_form_of(scope["path"])))
         finally:
             await self._items.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -19,6 +19,7 @@ from mmchat.server.app import make_app
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.told import Told
+from mmchat.server.tools import plan_of
 from tests.server.conftest import about
 from tests.server.test_openai_chat import CHAT, events
 
@@ -294,7 +295,7 @@ def test_the_engine_writes_no_further_than_is_wanted(service):
     cancelled = []
 
     class Answering:
-        plan = held.planned([function()], "auto", False)
+        plan = plan_of([function()], "auto", False)
 
         def end(self):
             cancelled.append(True)
@@ -332,7 +333,7 @@ def test_an_answer_that_is_ended_is_finished(service):
 def test_text_by_a_schema_or_a_call(service):
     """With tools beside a schema, either may come, and nothing else."""
     model = service.model
-    plan = held.planned([function(strict=True)])
+    plan = plan_of([function(strict=True)])
     grammar = held.grammar_of(model, held.Schema("f", {**CITY, "required": []}), plan)
 
     def fits(text):
@@ -351,8 +352,8 @@ def test_text_by_a_schema_or_a_call(service):
 
 def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monkeypatch):
     seen = []
-    real = ask._prompt
-    monkeypatch.setattr(ask, "_prompt", lambda *given: seen.append(real(*given)) or seen[-1])
+    real = ask.prompt_of
+    monkeypatch.setattr(ask, "prompt_of", lambda *given: seen.append(real(*given)) or seen[-1])
     functions = [{"name": "weather", "arguments": '{"city":  "Rome"}'}, {"name": "weather"}]
     made = [{"id": str(n), "type": "function", "function": f} for n, f in enumerate(functions)]
     history = [
@@ -369,7 +370,7 @@ def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monke
         Message("tool", (Text("warm"),)),
         Message("tool", ()),
     ]
-    prompt = service.model.processor.chat(meant, held.planned([function()]).declared)
+    prompt = service.model.processor.chat(meant, plan_of([function()]).declared)
     assert seen[0].token_ids == prompt.token_ids
     items = [
         {"role": "user", "content": USER["content"]},

@@ -232,13 +232,13 @@ def test_a_drain_lets_answers_end_and_begins_none(serve):
 
 def test_who_is_still_prepared_when_a_drain_begins_is_not_begun(serve, monkeypatch):
     service = serve()
-    prompt = ask._prompt
+    prompt = ask.prompt_of
 
     def drains(*given):
         service.is_draining = True
         return prompt(*given)
 
-    monkeypatch.setattr(ask, "_prompt", drains)
+    monkeypatch.setattr(ask, "prompt_of", drains)
     refused = asyncio.run(call(make_app(service), question(), body()))
     assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
     assert not service.is_busy

@@ -24,7 +24,7 @@ from mmchat.server.tool_calls import (
     Content,
     new_id,
 )
-from mmchat.server.tools import Plan, ToolError, plan_of
+from mmchat.server.tools import Plan, plan_of
 from tests.kinds import some
 
 NAMES = ("weather", "weather_now", "add")
@@ -255,7 +255,7 @@ def test_a_choice_says_what_is_shown_and_what_must_come():
     ],
 )
 def test_what_means_nothing_is_refused_by_its_field(tools, choice, param):
-    with pytest.raises(ToolError) as caught:
+    with pytest.raises(ApiError) as caught:
         plan_of(tools, choice)
     assert caught.value.param == param
 
