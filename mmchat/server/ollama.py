@@ -152,7 +152,7 @@ async def _answer(
         said = await told.read()
         more = _logprobs(call, asked, told.answering.finished.logprobs)
         end = _end(told, context=context)
-        response: Response = Json(_line(asked, say(said.text, told.stream.calls), more, end))
+        response: Response = Json(_line(asked, say(said.text, said.calls), more, end))
     else:
         response = Stream(_lines(call, asked, told, say, context=context), NDJSON)
     response.headers.update(notice_header([*asked.notices(call), *told.answering.notices]))

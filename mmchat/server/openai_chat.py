@@ -28,8 +28,8 @@ from mmchat.server.openai_forms import (
 from mmchat.server.pictures import Picture
 from mmchat.server.prompts import Ask, AskedMessage, asked_message
 from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, sse
-from mmchat.server.told import MadeCall, Told
-from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
+from mmchat.server.told import Told
+from mmchat.server.tool_calls import CallArguments, CallBegin, Content, MadeCall, Piece
 
 
 def _as_url(value: Any) -> Any:
@@ -125,9 +125,9 @@ def _part(part: Part, param: str) -> str | Picture:
 async def _whole(call: Call, request: ChatRequest, told: Told, head: Fields) -> Fields:
     said = await told.read()
     message: Fields = {"role": "assistant", "content": said.text, "refusal": None}
-    if said.calls:
+    if said.made:
         message["content"] = said.text or None
-        message["tool_calls"] = [_call(one) for one in said.calls]
+        message["tool_calls"] = [_call(one) for one in said.made]
     listed = _logprobs(call, request, told.answering.finished.logprobs)
     choice = _choice("message", message, listed, told.finish_reason)
     return {**head, "choices": [choice], **_counts(told)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +58,15 @@ class CallArguments:
 Piece = Content | CallBegin | CallArguments
 
 
+@dataclass
+class MadeCall:
+    """arguments: JSON text as far as it was written."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
 def new_id() -> str:
     """As OpenAI's look."""
     return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(24))
@@ -71,27 +80,26 @@ class CallStream:
     stand beside text, and be separated by `;`, `,` or line breaks. What is like a call of another
     name is content.
 
-    calls: those whose arguments are complete. is_done: nothing that follows is wanted, as after
-    the first call if they are not `parallel`.
+    text: the content so far. made: the calls so far. is_done: nothing that follows is wanted, as
+    after the first call if they are not `parallel`.
     """
 
-    def __init__(
-        self,
-        names: Collection[str],
-        *,
-        parallel: bool = True,
-        make_id: Callable[[], str] = new_id,
-    ) -> None:
-        self.calls: list[ToolCall] = []
+    def __init__(self, names: Collection[str], *, parallel: bool = True) -> None:
+        self.text = ""
+        self.made: list[MadeCall] = []
         self.is_done = False
-        self._names, self._parallel, self._make_id = frozenset(names), parallel, make_id
+        self._names, self._parallel = frozenset(names), parallel
         self._step = self._between if names else self._text
         self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
         self._held: list[str] = []  # what may turn out to be content
-        self._begun = 0
+        self._ended = 0  # calls
         self._header = _Header(self._names)
         self._nesting = _Nesting()
-        self._arguments: list[str] = []
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Those whose arguments are complete."""
+        return [ToolCall(made.name, made.arguments) for made in self.made[: self._ended]]
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain after this text; neighbours of a kind are one piece."""
@@ -103,14 +111,14 @@ class CallStream:
 
     def end(self) -> list[Piece]:
         """What was held back, once nothing follows."""
-        if not (self._begun and self._step == self._between):  # else it separates nothing
+        if not (self.made and self._step == self._between):  # else it separates nothing
             self._release()
         return self._taken()
 
     def finish_reason(self, reason: FinishReason) -> Literal["stop", "length", "tool_calls"]:
         """As OpenAI's chat says it; an answer that was cut is of length, calls or not."""
         is_whole = reason in ("stop", "stop_string")
-        if self.is_done or (is_whole and self._begun):
+        if self.is_done or (is_whole and self.made):
             return "tool_calls"
         return "stop" if is_whole else "length"
 
@@ -150,19 +158,19 @@ class CallStream:
 
     def _begin_call(self, char: str) -> None:
         self._held.clear()
-        begin = CallBegin(self._begun, self._make_id(), self._header.name)
-        self._pieces.append((begin, []))
-        self._begun += 1
-        self._arguments, self._nesting = [], _Nesting()
+        made = MadeCall(new_id(), self._header.name)
+        self._pieces.append((CallBegin(len(self.made), made.id, made.name), []))
+        self.made.append(made)
+        self._nesting = _Nesting()
         if self._header.place == "arguments":
             self._step = self._in_arguments
             self._in_arguments(char)
         else:
-            self._argue("{}")
+            self._add(len(self.made) - 1, "{}")
             self._end_call()
 
     def _in_arguments(self, char: str) -> None:
-        self._argue(char)
+        self._add(len(self.made) - 1, char)
         if not self._nesting.feed(char):
             self._nesting.depth = 1  # of the call, whose end is looked for now
             self._step = self._behind_arguments
@@ -172,15 +180,11 @@ class CallStream:
             self._end_call()
 
     def _end_call(self) -> None:
-        self.calls.append(ToolCall(self._header.name, "".join(self._arguments)))
+        self._ended += 1
         self._step = self._between
         self.is_done = not self._parallel
 
     # ---- what comes out
-
-    def _argue(self, text: str) -> None:
-        self._arguments.append(text)
-        self._add(self._begun - 1, text)
 
     def _release(self) -> None:
         if self._held:
@@ -194,14 +198,19 @@ class CallStream:
         self._pieces[-1][1].append(text)
 
     def _taken(self) -> list[Piece]:
-        pieces, self._pieces = self._pieces, []
-        return [_piece(kind, "".join(texts)) for kind, texts in pieces]
-
-
-def _piece(kind: CallBegin | int | None, text: str) -> Piece:
-    if isinstance(kind, CallBegin):
-        return kind
-    return Content(text) if kind is None else CallArguments(kind, text)
+        taken: list[Piece] = []
+        for kind, texts in self._pieces:
+            text = "".join(texts)
+            if isinstance(kind, CallBegin):
+                taken.append(kind)
+            elif kind is None:
+                self.text += text
+                taken.append(Content(text))
+            else:
+                self.made[kind].arguments += text
+                taken.append(CallArguments(kind, text))
+        self._pieces.clear()
+        return taken
 
 
 class _Header:
