@@ -162,15 +162,13 @@ def _message(asked: AskedMessage, images: Sequence[list[Image]]) -> Message:
     """
     coming = iter(images)
     text = "".join(part for part in asked.parts if isinstance(part, str))
+    is_marked = len(images) > 0 and text.count(IMAGE_MARK) == len(images)
     parts: list[Part] = []
-    if not images or text.count(IMAGE_MARK) != len(images):
-        for part in asked.parts:
-            parts += [Text(part)] if isinstance(part, str) else next(coming)
-        return Message(asked.role, tuple(parts), asked.calls)
     for part in asked.parts:
-        if isinstance(part, str):
-            first, *others = part.split(IMAGE_MARK)
-            parts += [Text(first)] if first else []
-            for piece in others:
-                parts += [*next(coming), *([Text(piece)] if piece else [])]
+        if isinstance(part, Picture):
+            parts += [] if is_marked else next(coming)
+            continue
+        for at, piece in enumerate(part.split(IMAGE_MARK) if is_marked else [part]):
+            parts += next(coming) if at else []
+            parts += [Text(piece)] if piece or not is_marked else []
     return Message(asked.role, tuple(parts), asked.calls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -13,22 +14,6 @@ from mmchat.conversation import FinishReason, ToolCall
 _ID_LETTERS = string.ascii_letters + string.digits
 _SPACES = " \t\r\n"
 _BETWEEN = _SPACES + ";,[]"  # calls, and around a list of them
-# The beginning of a call: place -> what may stand there -> the place behind it. White space may
-# stand between any two. Models write `arguments` for `parameters`, and some say first that it is a
-# function. At "name" stands the name of a tool.
-_HEADER = {
-    "call": {"{": "key"},
-    "key": {'"type"': "type:", '"name"': "name:"},
-    "type:": {":": "type"},
-    "type": {'"function"': "type,"},
-    "type,": {",": "name key"},
-    "name key": {'"name"': "name:"},
-    "name:": {":": "name"},
-    "name,": {",": "arguments key", "}": "no arguments"},
-    "arguments key": {'"parameters"': "arguments:", '"arguments"': "arguments:"},
-    "arguments:": {":": "value"},
-    "value": {"{": "arguments"},
-}
 
 
 @dataclass(frozen=True)
@@ -88,12 +73,14 @@ class CallStream:
         self.text = ""
         self.made: list[MadeCall] = []
         self.is_done = False
-        self._names, self._parallel = frozenset(names), parallel
+        self._parallel = parallel
         self._step = self._between if names else self._text
         self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
         self._held: list[str] = []  # what may turn out to be content
         self._ended = 0  # calls
-        self._header = _Header(self._names)
+        self._headers = _headers(names)
+        self._sorted = sorted(self._headers)
+        self._header = ""  # of the call that may have begun, without its white space
         self._nesting = _Nesting()
 
     @property
@@ -125,7 +112,7 @@ class CallStream:
     # ---- where in the answer
 
     def _text(self, char: str) -> None:
-        if char == "{" and self._names:
+        if char == "{" and self._headers:
             self._begin_header(char)
         else:
             self._add(None, char)
@@ -142,27 +129,30 @@ class CallStream:
             self._text(char)
 
     def _begin_header(self, char: str) -> None:
-        self._header = _Header(self._names)
+        self._header = ""
         self._step = self._in_header
         self._in_header(char)
 
     def _in_header(self, char: str) -> None:
-        if not self._header.feed(char):
+        is_between = char in _SPACES and self._header.count('"') % 2 == 0
+        self._header += "" if is_between else char
+        at = bisect_left(self._sorted, self._header)
+        if self._header in self._headers:
+            self._begin_call(char)
+        elif at < len(self._sorted) and self._sorted[at].startswith(self._header):
+            self._held.append(char)
+        else:
             self._release()
             self._step = self._text
             self._text(char)  # which may begin a call itself
-        elif not self._header.is_whole:
-            self._held.append(char)
-        else:
-            self._begin_call(char)
 
     def _begin_call(self, char: str) -> None:
         self._held.clear()
-        made = MadeCall(new_id(), self._header.name)
+        made = MadeCall(new_id(), self._headers[self._header])
         self._pieces.append((CallBegin(len(self.made), made.id, made.name), []))
         self.made.append(made)
         self._nesting = _Nesting()
-        if self._header.place == "arguments":
+        if char == "{":
             self._step = self._in_arguments
             self._in_arguments(char)
         else:
@@ -213,34 +203,18 @@ class CallStream:
         return taken
 
 
-class _Header:
-    """The beginning of a call, up to the first character of its arguments.
+def _headers(names: Collection[str]) -> dict[str, str]:
+    """Each beginning of a call, up to the `{` of its arguments, without white space -> its name.
 
-    name: of the tool, once it is known. place: in _HEADER.
+    White space may stand between any two words. Models write `arguments` for `parameters`, some say
+    first that it is a function, and some end a call that has no arguments.
     """
-
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = {f'"{name}"': "name," for name in names}
-        self._word = ""
-        self.name = ""
-        self.place = "call"
-
-    @property
-    def is_whole(self) -> bool:
-        return self.place in ("arguments", "no arguments")
-
-    def feed(self, char: str) -> bool:
-        """Whether the text can still be, or is, the beginning of a call."""
-        if not self._word and char in _SPACES:
-            return True
-        self._word += char
-        expected = self._names if self.place == "name" else _HEADER[self.place]
-        if self._word not in expected:
-            return any(one.startswith(self._word) for one in expected)
-        if self.place == "name":
-            self.name = self._word[1:-1]
-        self.place, self._word = expected[self._word], ""
-        return True
+    return {
+        f'{{{kind}"name":"{name}"{rest}': name
+        for name in names
+        for kind in ("", '"type":"function",')
+        for rest in (',"parameters":{', ',"arguments":{', "}")
+    }
 
 
 class _Nesting:
