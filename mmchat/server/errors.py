@@ -97,6 +97,7 @@ _OURS: dict[type[errors.MmchatError], str] = {  # the first that it is an instan
 def api_error(error: BaseException, param: str | None = None) -> ApiError:
     """What a failure is to a client: our own words, or nothing but that it failed."""
     if isinstance(error, ApiError):
+        error.param = error.param or param
         return error
     for kind, code in _OURS.items():
         if isinstance(error, kind):

@@ -130,18 +130,15 @@ def _head(call: Call, request: ResponseRequest) -> Fields:
         "object": "response",
         "created_at": int(time.time()),
         "model": served_name(call),
-        "instructions": request.instructions,
-        "max_output_tokens": request.max_output_tokens,
         "metadata": {},
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "store": False,
-        "temperature": request.temperature,
         "text": {"format": {"type": request.format.type}},
         "tool_choice": request.tool_choice or "auto",
         "tools": request.tools or [],
-        "top_p": request.top_p,
         "error": None,
+        **request.model_dump(include={"instructions", "max_output_tokens", "temperature", "top_p"}),
     }
 
 
