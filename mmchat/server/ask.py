@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from mmchat.engine.events import Finished, TextDelta
+from mmchat.engine.events import Finished, TextDelta, TokenLogprob
 from mmchat.engine.request import Request, request_within
 from mmchat.errors import MemoryError_
 from mmchat.server import log
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, api_error
-from mmchat.server.held import grammar_of
+from mmchat.server.held import Plan, grammar_of
 from mmchat.server.prompts import Ask, prompt_of, that_fits
-from mmchat.server.tools import Plan
+from mmchat.server.tool_calls import CallStream, Piece
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
@@ -26,17 +26,17 @@ JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent togeth
 
 
 class Answering:
-    """An answer while it is written: iterate over the tokens that came together.
+    """An answer while it is written: iterate over the text, and tokens, that came together.
 
-    plan: the calls that are looked for in it. queue_seconds: how long it waited for a row, None
-    while it waits.
+    stream: what `pieces` told of it so far. queue_seconds: how long it waited for a row, None while
+    it waits.
     """
 
     def __init__(self, call: Call, thread: EngineThread, request: Request, plan: Plan) -> None:
         loop = asyncio.get_running_loop()
         self._came = asyncio.Event()
-        self.plan = plan
-        self._call, self._thread = call, thread
+        self.stream = CallStream(plan.names, parallel=plan.parallel)
+        self.call, self._thread = call, thread
         self._submitted = time.perf_counter()
         try:
             self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(self._came.set))
@@ -74,11 +74,11 @@ class Answering:
                 await self._came.wait()
         except TimeoutError:
             self.close()
-            raise ApiError("overloaded", retry_after=self._call.service.retry_after) from None
+            raise ApiError("overloaded", retry_after=self.call.service.retry_after) from None
         self._check()
         self.queue_seconds = time.perf_counter() - self._submitted
 
-    async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[str, list[TokenLogprob]]]:
         """Raises ApiError."""
         while True:
             await self._came.wait()
@@ -87,7 +87,8 @@ class Answering:
             events = self._answer.take()
             deltas = [event for event in events if isinstance(event, TextDelta)]
             if deltas:
-                yield deltas
+                text = "".join(delta.text for delta in deltas)
+                yield text, [delta.logprob for delta in deltas if delta.logprob is not None]
             self._check()
             if is_over:
                 self._count()
@@ -95,11 +96,28 @@ class Answering:
             if deltas:
                 await asyncio.sleep(JOIN_SECONDS)
 
+    async def pieces(self) -> AsyncIterator[tuple[list[Piece], list[TokenLogprob]]]:
+        """Text and calls of tools as they come, until nothing more is wanted. Raises ApiError."""
+        async for text, listed in self:
+            if self.stream.is_done:
+                continue
+            pieces = self.stream.feed(text)
+            if self.stream.is_done:
+                self.end()
+            yield pieces, listed
+        if pieces := self.stream.end():
+            yield pieces, []
+
     async def whole(self) -> Finished:
         """The end of the answer. Raises ApiError."""
-        async for _ in self:
+        async for _ in self.pieces():
             pass
         return self.finished
+
+    @property
+    def finish_reason(self) -> str:
+        """As OpenAI's chat says it."""
+        return self.stream.finish_reason(self.finished.reason)
 
     def refuse(self, error: ApiError) -> None:
         """Do not begin it, if it still waits."""
@@ -115,8 +133,8 @@ class Answering:
     def close(self) -> None:
         """Nobody reads any more: its row is free before the next step."""
         if not self._answer.is_over:
-            self._call.service.metrics.counts["requests_cancelled_total"] += 1
-            self._thread.cancel(self._answer)
+            self.call.service.metrics.counts["requests_cancelled_total"] += 1
+        self.end()
 
     def _check(self) -> None:
         if self._refused is not None:
@@ -125,10 +143,10 @@ class Answering:
             raise api_error(self._answer.error) from self._answer.error
 
     def _count(self) -> None:
-        finished, service = self.finished, self._call.service
+        finished, service = self.finished, self.call.service
         if service.options.log_content:
             log.content("answer", finished.text)
-        self._call.count(finished.usage.completion_tokens)
+        self.call.count(finished.usage.completion_tokens)
         seconds = time.perf_counter() - finished.timings.started
         service.metrics.answered(finished, self.queue_seconds or 0.0, seconds)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -63,11 +64,10 @@ class Call:
         if not data:
             return
         self.waiting.enter_context(self.service.holding(len(data)))
+        parse = partial(strict_json.parse_object, bytes(data))
         try:
-            if len(data) > limits.LARGE_REQUEST_BYTES:
-                self.body = await self.service.apart(strict_json.parse_object, bytes(data))
-            else:
-                self.body = strict_json.parse_object(bytes(data))
+            is_large = len(data) > limits.LARGE_REQUEST_BYTES
+            self.body = await self.service.apart(parse) if is_large else parse()
         except ValueError as error:  # its text is ours
             raise ApiError("invalid_json", f"the body is {error}") from None
 

@@ -45,16 +45,12 @@ class ApiError(Exception):
     """
 
     def __init__(
-        self,
-        code: str,
-        message: str | None = None,
-        param: str | None = None,
-        retry_after: int | None = None,
+        self, code: str, message: str = "", param: str | None = None, retry_after: int = 0
     ) -> None:
         self.status, text = _TABLE[code]
         self.code, self.param = code, param
         self.message = message or text
-        self.retry_after = 1 if retry_after is None and self.status == 503 else retry_after
+        self.retry_after = retry_after or (1 if self.status == 503 else 0)
         super().__init__(self.message)
 
     @property
@@ -63,7 +59,7 @@ class ApiError(Exception):
         headers = {}
         if self.code in ("server_error", "numerical_error", "draining"):
             headers["x-should-retry"] = "false"
-        if self.retry_after is not None:
+        if self.retry_after:
             headers["retry-after"] = str(self.retry_after)
         return headers
 

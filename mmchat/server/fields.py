@@ -1,6 +1,6 @@
 """Fields that bodies of several APIs have in common, as pydantic checks them.
 
-`null` is as absent, unknown fields are ignored, 5.0 is 5, and true is no number.
+Unknown fields are ignored, and null ones; 5.0 is 5, and true is no number.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError
+import pydantic
+from pydantic import BeforeValidator, Field, StrictBool
 
 from mmchat.conversation import ToolCall
 from mmchat.limits import SAMPLING
 from mmchat.server.errors import invalid
-from mmchat.server.tools import MOST_TOOLS
+from mmchat.server.held import MOST_TOOLS
 
 LARGEST_INTEGER = 2**53  # beyond it programs in JavaScript cannot say a number
 
 
-class Body(BaseModel):
+class Body(pydantic.BaseModel):
     """A JSON object of a request."""
 
-    model_config = ConfigDict(extra="ignore")
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: one for name, one in value.items() if one is not None}
 
 
 B = TypeVar("B", bound=Body)
@@ -33,7 +39,7 @@ def read(kind: type[B], value: Mapping[str, Any]) -> B:
     """Raises ApiError that names the first field that is wrong."""
     try:
         return kind.model_validate(value)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         param = ".".join(map(str, first["loc"]))
         text = first["msg"].removeprefix("Value error, ")
@@ -115,10 +121,10 @@ def most_logprobs(wanted: bool | None, top: int | None) -> int | None:
 
 
 def _arguments(value: Any) -> Any:
-    """JSON text, for which Ollama's programs send an object; some send nothing for no arguments."""
+    """JSON text, for which Ollama's programs send an object, and some an empty string for none."""
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    return "{}" if value in (None, "") else value
+    return "{}" if value == "" else value
 
 
 class _Function(Body):
@@ -133,9 +139,11 @@ class _EarlierCall(Body):
 class Calling(Body):
     """A message with calls of tools, which came earlier."""
 
-    tool_calls: Annotated[list[_EarlierCall], Field(max_length=MOST_TOOLS)] | None = None
+    tool_calls: Annotated[list[_EarlierCall], Field(max_length=MOST_TOOLS)] = Field(
+        default_factory=list
+    )
 
     @property
     def calls(self) -> list[ToolCall]:
-        functions = [one.function for one in self.tool_calls or ()]
+        functions = [one.function for one in self.tool_calls]
         return [ToolCall(function.name, function.arguments) for function in functions]

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.engine.schema import moved
-from mmchat.errors import MissingExtra, SchemaError
-from mmchat.server.errors import ApiError
-from mmchat.server.tools import Plan
+from mmchat.errors import MissingExtra, SchemaError, quoted
+from mmchat.server.errors import ApiError, invalid
 
 if TYPE_CHECKING:
     from mmchat.engine.grammar import Grammar
     from mmchat.loading.loader import LoadedModel
 
+MOST_TOOLS = 128
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+Mode = Literal["none", "auto", "required"]
 # Where the engine finds a fault in a schema that was made of several here
 _PART = re.compile(r"schema: anyOf\[(\d+)\](?:\.properties\.parameters)?(?=[.:])")
-
-_NOTICE_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,28 @@ class Schema:
     param: str
     value: Mapping[str, Any]
     is_lenient: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """declared: what the prompt shows. names: of tools that may be called.
+
+    calls: the schema of a call of each, and places: the fields of their parameters. is_held: the
+    answer must be one of calls; or_text: or text. is_strict: refuse what cannot be enforced.
+    parallel: several calls in one answer.
+    """
+
+    declared: tuple[dict[str, Any], ...] = ()
+    names: frozenset[str] = frozenset()
+    calls: tuple[dict[str, Any], ...] = ()
+    places: tuple[str, ...] = ()
+    is_held: bool = False
+    or_text: bool = False
+    is_strict: bool = False
+    parallel: bool = True
+
+
+NO_TOOLS = Plan()
 
 
 def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar | None:
@@ -74,8 +96,117 @@ def _compiled(
         raise ApiError("invalid_schema", param + rest, param) from None
 
 
-def notice_header(notices: Sequence[str]) -> dict[str, str]:
-    """What is done otherwise than asked; schemas may say what no header can."""
-    text = "; ".join(notices).encode("ascii", "backslashreplace").decode()
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return {"x-mmchat-notice": text[:_NOTICE_CHARACTERS]} if text else {}
+@dataclass(frozen=True)
+class _Tool:
+    name: str
+    parameters: Mapping[str, Any]
+    param: str
+    strict: bool
+    declaration: dict[str, Any]
+
+
+def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | None = None) -> Plan:
+    """From the fields tools, tool_choice and parallel_tool_calls; those of Responses too.
+
+    A call that must come is held to the schemas by a grammar, so it comes whatever the model would
+    rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
+    are bound. Raises ApiError.
+    """
+    if len(tools or []) > MOST_TOOLS:
+        raise invalid("tools", f"there are more than {MOST_TOOLS} tools")
+    found = [_tool(tool, f"tools.{index}") for index, tool in enumerate(tools or [])]
+    names = [tool.name for tool in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise invalid("tools", f"two tools are called {quoted(min(twice))}")
+    mode, chosen = _choice(choice)
+    if mode == "none":
+        return NO_TOOLS
+    missing = [name for name in chosen or () if name not in names]
+    if missing or (mode == "required" and not found):
+        what = quoted(missing[0]) if missing else "any tool"
+        raise invalid("tool_choice", f"tool_choice asks for {what}, which tools do not hold")
+    if not found:
+        return NO_TOOLS
+    usable = [tool for tool in found if chosen is None or tool.name in chosen]
+    is_strict = any(tool.strict for tool in usable)
+    must = mode == "required"
+    free = {"type": "object"}
+    bound = [t if must or t.strict else replace(t, parameters=free) for t in usable]
+    return Plan(
+        declared=tuple(tool.declaration for tool in usable),
+        names=frozenset(tool.name for tool in usable),
+        calls=_calls(bound),
+        places=tuple(tool.param for tool in usable),
+        is_held=must or is_strict,
+        or_text=not must,
+        is_strict=is_strict,
+        parallel=parallel is not False,
+    )
+
+
+def _tool(given: Any, param: str) -> _Tool:
+    if not isinstance(given, Mapping) or given.get("type") != "function":
+        kind = quoted(given.get("type")) if isinstance(given, Mapping) else "no object"
+        raise invalid(param, f"{param} is {kind}; only tools of type function are possible")
+    inner = given.get("function")
+    function = inner if isinstance(inner, Mapping) else given  # Responses has the fields beside
+    param = f"{param}.function" if function is inner else param
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        text = f"{param}.name must be 1 to 64 letters, digits, _, . or -, not {quoted(name)}"
+        raise invalid(f"{param}.name", text)
+    if parameters is None:
+        parameters = {"type": "object", "properties": {}}
+    if not isinstance(parameters, Mapping):
+        raise invalid(f"{param}.parameters", f"{param}.parameters must be a JSON schema")
+    declared: dict[str, Any] = {"name": name}
+    if (description := function.get("description")) is not None:
+        if not isinstance(description, str):
+            raise invalid(f"{param}.description", f"{param}.description must be text")
+        declared["description"] = description
+    declaration = {"type": "function", "function": {**declared, "parameters": parameters}}
+    is_strict = function.get("strict") is True
+    return _Tool(name, parameters, f"{param}.parameters", is_strict, declaration)
+
+
+def _choice(choice: Any) -> tuple[Mode, list[str] | None]:
+    """The mode, and the names of tools that may be called; None: all."""
+    match choice:
+        case None:
+            return "auto", None
+        case "none" | "auto" | "required":
+            return choice, None
+        case {"type": "function", "function": {"name": str(name)}}:
+            return "required", [name]
+        case {"type": "function", "name": str(name)}:
+            return "required", [name]
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*tools]}}:
+            return _allowed(mode, tools)
+        case {"type": "allowed_tools", "mode": mode, "tools": [*tools]}:
+            return _allowed(mode, tools)
+    known = "none, auto, required, or an object that names a function or allowed_tools"
+    raise invalid("tool_choice", f"tool_choice is {known}")
+
+
+def _allowed(mode: Any, tools: Sequence[Any]) -> tuple[Mode, list[str]]:
+    names = [name for tool in tools for name in _choice(tool)[1] or ()]
+    if mode not in ("auto", "required") or len(names) != len(tools) or not names:
+        text = "allowed_tools needs a mode, auto or required, and tools that name functions"
+        raise invalid("tool_choice", text)
+    return mode, names
+
+
+def _calls(tools: Sequence[_Tool]) -> tuple[dict[str, Any], ...]:
+    """The schema of a call of each, as one of the schemas of an anyOf."""
+    return tuple(
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.name},
+                "parameters": moved(tool.parameters, ("anyOf", index, "properties", "parameters")),
+            },
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        }
+        for index, tool in enumerate(tools)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -12,69 +12,133 @@ from starlette.responses import Response
 from mmchat import strict_json
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import begin
+from mmchat.server import fields
+from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Bool, Calling, Whole
-from mmchat.server.held import notice_header
-from mmchat.server.ollama_forms import Asked, read, rfc3339
+from mmchat.server.held import Schema, plan_of
+from mmchat.server.ollama_models import check_name, read, rfc3339
 from mmchat.server.openai_forms import logprobs
 from mmchat.server.pictures import Picture
 from mmchat.server.prompts import Ask, AskedMessage, asked_message
-from mmchat.server.stream import NDJSON, Chunks, Fields, Json, Stream, ndjson
-from mmchat.server.told import Told
+from mmchat.server.stream import NDJSON, Chunks, Fields, Json, Stream, ndjson, notice_header
 from mmchat.server.tool_calls import Content
-from mmchat.server.tools import plan_of
+
+# What Ollama does where a program says nothing: revived programs answer as they did.
+DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+
+
+def _duration(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("input should be a duration such as 5m, or seconds")
+    return value
+
+
+class Options(fields.Sampled):
+    """How to choose tokens. What is about llama.cpp alone (num_gpu, …) is ignored as unknown."""
+
+    top_k: Whole | None = None
+    seed: Whole | None = None
+    stop: Annotated[list[fields.StopString], Field(max_length=16), fields.STRINGS] | None = None
+    repetition_penalty: fields.RepetitionPenalty | None = Field(None, alias="repeat_penalty")
+    num_predict: Whole | None = None
+    num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None
+
+    def sampling(self, most_tokens: int, **more: Any) -> dict[str, Any]:
+        """Fields of SamplingParams. most_tokens: for an answer without a limit of its own."""
+        if self.num_predict is not None:  # 0 and less: what the context leaves
+            more["max_new_tokens"] = self.num_predict if self.num_predict > 0 else most_tokens
+        if self.top_k is not None:
+            more["top_k"] = max(self.top_k, 0)
+        if self.seed is not None and self.seed < 0:
+            more["seed"] = None
+        return DEFAULTS | self.settings(**more)
+
+
+class Asked(fields.Body):
+    """Fields of both routes that answer."""
+
+    model: str = ""
+    stream: Bool = True
+    format: str | dict[str, Any] = ""
+    options: Options = Options()
+    keep_alive: Annotated[Any, BeforeValidator(_duration)] = None
+    think: Bool | str = False
+    logprobs: Bool = False
+    top_logprobs: fields.Logprobs = 0
+
+    def settings(self, call: Call) -> dict[str, Any]:
+        """Raises ApiError."""
+        most = fields.most_logprobs(self.logprobs, self.top_logprobs)
+        return self.options.sampling(call.service.model.max_seq_len, logprobs=most)
+
+    @property
+    def json_schema(self) -> Schema | None:
+        """Raises ApiError."""
+        if self.format == "":
+            return None
+        if isinstance(self.format, dict):
+            return Schema("format", self.format, is_lenient=True)
+        if self.format != "json":
+            raise invalid("format", 'format is "json" or a JSON schema')
+        return Schema("format", {"type": "object"})
+
+    def check(self, call: Call) -> None:
+        """Raises ApiError for another model, and for what no model here does."""
+        check_name(call, self.model)
+        if self.think and self.think != "none":
+            raise invalid("think", f'"{self.model}" does not support thinking')
+
+    def notices(self, call: Call) -> list[str]:
+        """What is done otherwise than asked."""
+        wanted, most = self.options.num_ctx, call.service.model.max_seq_len
+        if wanted is None or wanted <= most:
+            return []
+        return [f"num_ctx {wanted} is more than the {most} of this server"]
+
 
 # How a route says a piece of the answer: text, and calls of tools
 Say = Callable[[str, Sequence[ToolCall]], Fields]
 
 
-def _absent(empty: Any) -> BeforeValidator:
-    return BeforeValidator(lambda value: empty if value is None else value)
-
-
 class ChatMessage(Calling):
     role: str
-    content: Annotated[str, _absent("")] = ""
-    images: list[str] | None = None
+    content: str = ""
+    images: list[str] = Field(default_factory=list)
 
 
 class ChatRequest(Asked):
-    messages: Annotated[list[ChatMessage], _absent([])] = Field(default_factory=list)
-    tools: list[dict[str, Any]] | None = None
-    truncate: Bool | None = None
+    messages: list[ChatMessage] = Field(default_factory=list)
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    truncate: Bool = True
 
 
 class GenerateRequest(Asked):
-    prompt: Annotated[str, _absent("")] = ""
-    images: list[str] | None = None
-    system: str | None = None
-    suffix: str | None = None
-    template: str | None = None
-    raw: Bool | None = None
-    context: list[Whole] | None = None
+    prompt: str = ""
+    images: list[str] = Field(default_factory=list)
+    system: str = ""
+    suffix: str = ""
+    template: str = ""
+    raw: Bool = False
+    context: list[Whole] = Field(default_factory=list)
 
 
 async def chat(call: Call) -> Response:
     asked = read(ChatRequest, call)
     asked.check(call)
-
-    def say(text: str, calls: Sequence[ToolCall]) -> Fields:
-        return {"message": _said(text, calls)}
-
     if not asked.messages:
-        return _loaded(asked, say)
+        return _loaded(asked, _said)
     messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
     ask = Ask(
         tuple(one for one in messages if one.parts or one.role != "system"),
         asked.settings(call),
-        context=asked.chosen.num_ctx,
-        drops_oldest=asked.truncate is not False,
+        context=asked.options.num_ctx,
+        drops_oldest=asked.truncate,
         schema=asked.json_schema,
         plan=plan_of(asked.tools),
     )
-    return await _answer(call, asked, ask, say)
+    return await _answer(call, asked, ask, _said)
 
 
 async def generate(call: Call) -> Response:
@@ -83,12 +147,8 @@ async def generate(call: Call) -> Response:
     for name in ("suffix", "template"):
         if getattr(asked, name):
             raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
-
-    def say(text: str, calls: Sequence[ToolCall]) -> Fields:
-        return {"response": text}
-
     if not asked.prompt and not asked.images:
-        return _loaded(asked, say)
+        return _loaded(asked, _written)
     if asked.raw and (asked.system or asked.context):
         raise invalid("raw", "raw mode does not support system or context")
     system = (AskedMessage("system", (asked.system,), "system"),) if asked.system else ()
@@ -96,12 +156,12 @@ async def generate(call: Call) -> Response:
     ask = Ask(
         (*system, message),
         asked.settings(call),
-        ids=tuple(asked.context or ()),
-        is_raw=asked.raw is True,
-        context=asked.chosen.num_ctx,
+        ids=tuple(asked.context),
+        is_raw=asked.raw,
+        context=asked.options.num_ctx,
         schema=asked.json_schema,
     )
-    return await _answer(call, asked, ask, say, context=not asked.raw)
+    return await _answer(call, asked, ask, _written, context=not asked.raw)
 
 
 def _message(message: ChatMessage, param: str) -> AskedMessage:
@@ -109,9 +169,9 @@ def _message(message: ChatMessage, param: str) -> AskedMessage:
     return asked_message(message.role.lower(), parts, param, message.calls)
 
 
-def _parts(text: str, images: Sequence[str] | None, param: str) -> tuple[str | Picture, ...]:
+def _parts(text: str, images: Sequence[str], param: str) -> tuple[str | Picture, ...]:
     """Pictures come before the text, as Ollama put them."""
-    pictures = (Picture(image, f"{param}.{at}") for at, image in enumerate(images or ()))
+    pictures = (Picture(image, f"{param}.{at}") for at, image in enumerate(images))
     return (*pictures, *((text,) if text else ()))
 
 
@@ -119,7 +179,7 @@ def _loaded(asked: Asked, say: Say) -> Response:
     """The answer to no question: the model is here, and stays."""
     unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
     end = {"done": True, "done_reason": "unload" if unloads else "load"}
-    return Json(_line(asked, say("", ()), end))
+    return Json(_line(asked, {**say("", ()), **end}))
 
 
 def _said(text: str, calls: Sequence[ToolCall]) -> Fields:
@@ -133,60 +193,59 @@ def _said(text: str, calls: Sequence[ToolCall]) -> Fields:
         else:
             listed.append({"function": {"name": made.name, "arguments": arguments}})
     message = {"role": "assistant", "content": text}
-    return {**message, "tool_calls": listed} if listed else message
+    return {"message": {**message, "tool_calls": listed} if listed else message}
 
 
-def _line(asked: Asked, *parts: Mapping[str, Any]) -> Fields:
-    line = {"model": asked.model, "created_at": rfc3339()}
-    for part in parts:
-        line |= part
-    return line
+def _written(text: str, calls: Sequence[ToolCall]) -> Fields:
+    return {"response": text}
+
+
+def _line(asked: Asked, said: Fields) -> Fields:
+    return {"model": asked.model, "created_at": rfc3339(), **said}
 
 
 async def _answer(
     call: Call, asked: Asked, ask: Ask, say: Say, *, context: bool = False
 ) -> Response:
     """context: say the ids of the conversation at the end, which a client may send back."""
-    told = Told(await begin(call, ask))
-    if asked.stream is False:
-        said = await told.read()
-        more = _logprobs(call, asked, told.answering.finished.logprobs)
-        end = _end(told, context=context)
-        response: Response = Json(_line(asked, say(said.text, said.calls), more, end))
-    else:
-        response = Stream(_lines(call, asked, told, say, context=context), NDJSON)
-    response.headers.update(notice_header([*asked.notices(call), *told.answering.notices]))
-    return response
+    answering = await begin(call, ask)
+    headers = notice_header([*asked.notices(call), *answering.notices])
+    if asked.stream:
+        return Stream(_lines(asked, answering, say, context=context), NDJSON, headers)
+    finished, said = await answering.whole(), answering.stream
+    more = _logprobs(asked, answering, finished.logprobs)
+    end = _end(answering, context=context)
+    return Json(_line(asked, {**say(said.text, said.calls), **more, **end}), headers=headers)
 
 
-async def _lines(call: Call, asked: Asked, told: Told, say: Say, *, context: bool) -> Chunks:
+async def _lines(asked: Asked, answering: Answering, say: Say, *, context: bool) -> Chunks:
     count = 0
-    async for pieces, listed in told:
+    async for pieces, listed in answering.pieces():
         text = "".join(piece.text for piece in pieces if isinstance(piece, Content))
-        calls = told.stream.calls[count:]  # those that are complete now
+        calls = answering.stream.calls[count:]  # those that are complete now
         count += len(calls)
-        more = _logprobs(call, asked, listed)
+        more = _logprobs(asked, answering, listed)
         if text or calls or more:
-            yield ndjson(_line(asked, say(text, calls), more, {"done": False}))
-    yield ndjson(_line(asked, say("", ()), _end(told, context=context)))
+            yield ndjson(_line(asked, {**say(text, calls), **more, "done": False}))
+    yield ndjson(_line(asked, {**say("", ()), **_end(answering, context=context)}))
 
 
-def _logprobs(call: Call, asked: Asked, found: Iterable[TokenLogprob]) -> Fields:
-    listed = logprobs(call, found, asked.top_logprobs) if asked.logprobs else None
+def _logprobs(asked: Asked, answering: Answering, found: Iterable[TokenLogprob]) -> Fields:
+    listed = logprobs(answering.call, found, asked.top_logprobs) if asked.logprobs else None
     return {"logprobs": listed} if listed else {}
 
 
-def _end(told: Told, *, context: bool) -> Fields:
+def _end(answering: Answering, *, context: bool) -> Fields:
     """The end of the last line; times are nanoseconds."""
-    finished = told.answering.finished
+    finished = answering.finished
     counts, times = finished.usage, finished.timings
-    is_cut = told.finish_reason == "length"
+    is_cut = answering.finish_reason == "length"
     ids = [*finished.prompt_ids, *finished.output_ids]
     return {
         "done": True,
         "done_reason": "length" if is_cut else "stop",
         "total_duration": _ns(time.perf_counter() - times.started),
-        "load_duration": _ns(told.answering.queue_seconds or 0.0),
+        "load_duration": _ns(answering.queue_seconds or 0.0),
         "prompt_eval_count": counts.prompt_tokens,
         "prompt_eval_duration": _ns(times.vision_seconds + times.prefill_seconds),
         "eval_count": counts.completion_tokens,

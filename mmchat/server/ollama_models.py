@@ -11,23 +11,31 @@ from starlette.responses import Response
 
 import mmchat
 from mmchat import words
+from mmchat.server import fields
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
+from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Body, Bool
 from mmchat.server.models import STARTED, names
-from mmchat.server.ollama_forms import check_name, read, rfc3339
 from mmchat.server.stream import NDJSON, Json, Stream, ndjson
 
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
 REFUSED = ("push", "create", "copy", "delete", "embed", "embeddings", "blobs/{digest}")
-_MODIFIED = rfc3339(datetime.fromtimestamp(STARTED, UTC))
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
+def rfc3339(at: datetime | None = None) -> str:
+    """A time of UTC, now by default, as Go's programs read it."""
+    at = at or datetime.now(UTC)
+    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+_MODIFIED = rfc3339(datetime.fromtimestamp(STARTED, UTC))
+
+
 class Named(Body):
-    model: str | None = None
-    name: str | None = None  # as older clients say it
-    stream: Bool | None = None
+    model: str = ""
+    name: str = ""  # as older clients say it
+    stream: Bool = True
 
 
 async def tags(call: Call) -> Response:
@@ -84,7 +92,7 @@ async def version(call: Call) -> Response:
 async def pull(call: Call) -> Response:
     """The model is here; no other one is fetched."""
     asked = _check(call)
-    if asked.stream is False:
+    if not asked.stream:
         return Json({"status": "success"})
 
     async def lines():
@@ -101,7 +109,7 @@ async def refused(call: Call) -> Response:
 
 def _check(call: Call) -> Named:
     asked = read(Named, call)
-    check_name(call, asked.model or asked.name or "")
+    check_name(call, asked.model or asked.name)
     return asked
 
 
@@ -136,3 +144,21 @@ def _capabilities(call: Call) -> list[str]:
     model = call.service.model
     sees = [] if model.options.text_only else ["vision"]
     return ["completion", *sees, *(["tools"] if model.processor.takes_tools else [])]
+
+
+def read(kind: type[fields.B], call: Call) -> fields.B:
+    """Raises ApiError."""
+    if not call.body:
+        raise invalid(None, "missing request body")
+    return fields.read(kind, call.body)
+
+
+def check_name(call: Call, asked: str) -> None:
+    """Raises ApiError unless the served model has this name."""
+    if not asked:
+        raise invalid("model", "model is required")
+    name = asked.casefold()
+    known = {one.casefold() for one in names(call)}
+    theirs = call.service.model.spec.family.ollama_name
+    if not ({name, name.removesuffix(":latest")} & known or name.partition(":")[0] == theirs):
+        raise ApiError("model_not_found", f"model '{asked}' not found", "model")

@@ -10,25 +10,15 @@ from starlette.responses import Response
 
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import begin
+from mmchat.server import openai_forms as forms
+from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import Body, Bool, Calling, Length, most_logprobs, read
-from mmchat.server.held import Schema, notice_header
-from mmchat.server.openai_forms import (
-    Chatted,
-    JsonSchema,
-    TextFormat,
-    head,
-    logprobs,
-    refuse_unsupported,
-    timings,
-    usage,
-)
+from mmchat.server.held import Schema
 from mmchat.server.pictures import Picture
 from mmchat.server.prompts import Ask, AskedMessage, asked_message
-from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, sse
-from mmchat.server.told import Told
+from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, notice_header, sse
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, MadeCall, Piece
 
 
@@ -37,8 +27,6 @@ def _as_url(value: Any) -> Any:
 
 
 def parts_of(value: Any) -> Any:
-    if value is None:
-        return []
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
@@ -67,23 +55,23 @@ class CallingMessage(ChatMessage, Calling):
     pass
 
 
-class ResponseFormat(TextFormat):
+class ResponseFormat(forms.TextFormat):
     """The schema is one level deeper, or, as llama-server has it, of a json_object."""
 
-    inner: JsonSchema | None = Field(None, alias="json_schema")
+    inner: forms.JsonSchema | None = Field(None, alias="json_schema")
 
     def held(self, param: str) -> Schema | None:
         if self.type == "json_schema":
-            return (self.inner or JsonSchema()).held(f"{param}.json_schema")
+            return (self.inner or forms.JsonSchema()).held(f"{param}.json_schema")
         return super().held(param)
 
 
-class ChatRequest(Chatted):
+class ChatRequest(forms.Chatted):
     messages: list[CallingMessage]
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
-    logprobs: Bool | None = None
-    response_format: ResponseFormat | None = None
+    logprobs: Bool = False
+    response_format: ResponseFormat = ResponseFormat(type="text")
 
     def ask(self) -> Ask:
         """Raises ApiError."""
@@ -93,23 +81,21 @@ class ChatRequest(Chatted):
             logprobs=most_logprobs(self.logprobs, self.top_logprobs),
         )
         messages = (one.asked(f"messages.{at}", one.calls) for at, one in enumerate(self.messages))
-        schema = self.response_format and self.response_format.held("response_format")
+        schema = self.response_format.held("response_format")
         return Ask(tuple(messages), settings, schema=schema, plan=self.plan)
 
 
 async def chat_completions(call: Call) -> Response:
-    refuse_unsupported(call.body)
+    forms.refuse_unsupported(call.body)
     request = read(ChatRequest, call.body)
-    answer = head(call, "chat.completion", "chatcmpl-")
-    told = Told(await begin(call, request.ask()))
+    answer = forms.head(call, "chat.completion", "chatcmpl-")
+    answering = await begin(call, request.ask())
     call.body.clear()  # its pictures may have many MiB, and the answer may take long
     request.messages.clear()
+    headers = notice_header(answering.notices)
     if request.stream:
-        response: Response = Stream(_chunks(call, request, told, answer))
-    else:
-        response = Json(await _whole(call, request, told, answer))
-    response.headers.update(notice_header(told.answering.notices))
-    return response
+        return Stream(_chunks(request, answering, answer), headers=headers)
+    return Json(await _whole(request, answering, answer), headers=headers)
 
 
 def _part(part: Part, param: str) -> str | Picture:
@@ -122,34 +108,37 @@ def _part(part: Part, param: str) -> str | Picture:
     return Picture(part.image_url.url, f"{param}.image_url")
 
 
-async def _whole(call: Call, request: ChatRequest, told: Told, head: Fields) -> Fields:
-    said = await told.read()
+async def _whole(request: ChatRequest, answering: Answering, head: Fields) -> Fields:
+    finished, said = await answering.whole(), answering.stream
     message: Fields = {"role": "assistant", "content": said.text, "refusal": None}
     if said.made:
         message["content"] = said.text or None
         message["tool_calls"] = [_call(one) for one in said.made]
-    listed = _logprobs(call, request, told.answering.finished.logprobs)
-    choice = _choice("message", message, listed, told.finish_reason)
-    return {**head, "choices": [choice], **_counts(told)}
+    listed = _logprobs(request, answering, finished.logprobs)
+    choice = _choice("message", message, listed, answering.finish_reason)
+    return {**head, "choices": [choice], **_counts(answering)}
 
 
-async def _chunks(call: Call, request: ChatRequest, told: Told, head: Fields) -> Chunks:
-    head |= {"object": "chat.completion.chunk", **({"usage": None} if request.wants_usage else {})}
+async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> Chunks:
+    head |= {
+        "object": "chat.completion.chunk",
+        **({"usage": None} if request.wants_usage else {}),
+    }
 
     def chunk(delta: Fields, logprobs: Any = None, reason: str | None = None) -> bytes:
         return sse({**head, "choices": [_choice("delta", delta, logprobs, reason)]})
 
     yield chunk({"role": "assistant", "content": ""})
-    async for pieces, listed in told:
-        found = _logprobs(call, request, listed)
+    async for pieces, listed in answering.pieces():
+        found = _logprobs(request, answering, listed)
         if not pieces and found and found["content"]:
             pieces = [Content("")]
         for piece in pieces:
             yield chunk(_delta(piece), found)
             found = None if found is None else {**found, "content": []}  # told already
-    yield chunk({}, None, told.finish_reason)
+    yield chunk({}, None, answering.finish_reason)
     if request.wants_usage:
-        yield sse({**head, "choices": [], **_counts(told)})
+        yield sse({**head, "choices": [], **_counts(answering)})
     yield DONE
 
 
@@ -157,9 +146,9 @@ def _choice(kind: str, said: Fields, logprobs: Any, reason: str | None) -> Field
     return {"index": 0, kind: said, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _counts(told: Told) -> Fields:
-    finished, queue_seconds = told.answering.finished, told.answering.queue_seconds
-    return {"usage": usage(finished), "timings": timings(finished, queue_seconds)}
+def _counts(answering: Answering) -> Fields:
+    finished, queue_seconds = answering.finished, answering.queue_seconds
+    return {"usage": forms.usage(finished), "timings": forms.timings(finished, queue_seconds)}
 
 
 def _call(made: MadeCall) -> Fields:
@@ -177,7 +166,9 @@ def _delta(piece: Piece) -> Fields:
             return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
-def _logprobs(call: Call, request: ChatRequest, found: Iterable[TokenLogprob]) -> Fields | None:
+def _logprobs(
+    request: ChatRequest, answering: Answering, found: Iterable[TokenLogprob]
+) -> Fields | None:
     if not request.logprobs:
         return None
-    return {"content": logprobs(call, found, request.top_logprobs), "refusal": None}
+    return {"content": forms.logprobs(answering.call, found, request.top_logprobs), "refusal": None}

@@ -12,25 +12,15 @@ from starlette.responses import Response
 
 from mmchat import limits
 from mmchat.engine.events import Finished, TokenLogprob
+from mmchat.server import openai_forms as forms
 from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, most_logprobs, read
-from mmchat.server.openai_forms import (
-    FINISH_REASONS,
-    Streamed,
-    entries,
-    finite,
-    head,
-    refuse_unsupported,
-    timings,
-    usage,
-)
 from mmchat.server.prompts import Ask, AskedMessage
 from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, sse
 from mmchat.tokenizers.base import StreamDecoder
 
-DEFAULT_TOKENS = 16
 Prompt = str | tuple[int, ...]
 
 
@@ -51,24 +41,20 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(type(one) is int for one in value)
 
 
-class CompletionRequest(Streamed):
+class CompletionRequest(forms.Streamed):
     prompt: Annotated[Any, BeforeValidator(_prompts)]
-    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), NUMBER] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), NUMBER] = 16
     logprobs: Logprobs | None = None
-    echo: Bool | None = None
-
-    @property
-    def most_tokens(self) -> int:
-        return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+    echo: Bool = False
 
     @property
     def scores(self) -> bool:
         """Whether log-probabilities of the prompt are wanted."""
-        return bool(self.echo) and self.logprobs is not None
+        return self.echo and self.logprobs is not None
 
     def ask(self, prompt: Prompt) -> Ask:
         settings = self.settings(
-            max_new_tokens=max(self.most_tokens, 1),  # an answer of none is cut afterwards
+            max_new_tokens=max(self.max_tokens, 1),  # an answer of none is cut afterwards
             logprobs=most_logprobs(self.logprobs is not None, self.logprobs),
         )
         score_from = 1 if self.scores else None
@@ -79,18 +65,18 @@ class CompletionRequest(Streamed):
 
 
 async def completions(call: Call) -> Response:
-    refuse_unsupported(call.body)
+    forms.refuse_unsupported(call.body)
     request = read(CompletionRequest, call.body)
-    if request.most_tokens == 0 and not request.echo:
+    if request.max_tokens == 0 and not request.echo:
         raise invalid("max_tokens", "max_tokens 0 needs echo: true beside it")
-    answer = head(call, "text_completion", "cmpl-")
+    answer = forms.head(call, "text_completion", "cmpl-")
     if request.stream:
         first = await begin(call, request.ask(request.prompt[0]))
         return Stream(_chunks(call, request, first, answer))
     ended = await _all(call, request)
     choices = [_choice(call, request, at, finished) for at, finished in enumerate(ended)]
-    times = {"timings": timings(ended[0], None)} if len(ended) == 1 else {}
-    return Json({**answer, "choices": choices, "usage": usage(*ended), **times})
+    times = {"timings": forms.timings(ended[0], None)} if len(ended) == 1 else {}
+    return Json({**answer, "choices": choices, "usage": forms.usage(*ended), **times})
 
 
 async def _all(call: Call, request: CompletionRequest) -> list[Finished]:
@@ -115,7 +101,7 @@ async def _all(call: Call, request: CompletionRequest) -> list[Finished]:
 
 def _cut(request: CompletionRequest, finished: Finished) -> Finished:
     """Without the answer, where none is wanted."""
-    if request.most_tokens:
+    if request.max_tokens:
         return finished
     counts = replace(finished.usage, completion_tokens=0)
     return replace(finished, reason="length", text="", usage=counts, output_ids=(), logprobs=())
@@ -128,7 +114,7 @@ def _choice(call: Call, request: CompletionRequest, index: int, finished: Finish
     if request.logprobs is not None:
         scored = [finished.prompt_ids[0], *finished.prompt_logprobs] if request.scores else []
         logprobs = _Tokens(call, request).form([*scored, *finished.logprobs])
-    return _piece(index, prompt + finished.text, logprobs, FINISH_REASONS[finished.reason])
+    return _piece(index, prompt + finished.text, logprobs, forms.FINISH_REASONS[finished.reason])
 
 
 def _piece(index: int, text: str, logprobs: Any = None, reason: str | None = None) -> Fields:
@@ -145,7 +131,7 @@ async def _chunks(call: Call, request: CompletionRequest, first: Answering, head
             yield sse({**common, "choices": [choice]})
         ended.append(_cut(request, answering.finished))
     if request.wants_usage:
-        yield sse({**head, "choices": [], "usage": usage(*ended)})
+        yield sse({**head, "choices": [], "usage": forms.usage(*ended)})
     yield DONE
 
 
@@ -153,18 +139,16 @@ async def _pieces(
     call: Call, request: CompletionRequest, index: int, answering: Answering
 ) -> AsyncGenerator[Fields, None]:
     """Parts of one choice. One that is scored comes whole: its prompt is known at the end."""
-    if request.scores or not request.most_tokens:
+    if request.scores or not request.max_tokens:
         yield _choice(call, request, index, _cut(request, await answering.whole()))
         return
     tokens = _Tokens(call, request)
     if request.echo:
         yield _piece(index, tokens.prompt(answering.prompt_ids))
-    async for deltas in answering:
-        text = "".join(delta.text for delta in deltas)
-        found = entries(deltas)
+    async for text, found in answering:
         if text or found:
             yield _piece(index, text, tokens.form(found) if found else None)
-    yield _piece(index, "", None, FINISH_REASONS[answering.finished.reason])
+    yield _piece(index, "", None, forms.FINISH_REASONS[answering.finished.reason])
 
 
 class _Tokens:
@@ -186,18 +170,16 @@ class _Tokens:
 
     def form(self, found: Sequence[TokenLogprob | int]) -> dict[str, list[Any]]:
         """found: an id is a token that nothing comes before."""
-        form: dict[str, list[Any]] = {
-            "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": [],
-        }  # fmt: skip
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        form: dict[str, list[Any]] = {name: [] for name in names}
         for entry in found:
-            is_scored = isinstance(entry, TokenLogprob)
-            token_id = entry.token_id if is_scored else entry
-            form["tokens"].append(self._name(token_id))
-            form["token_logprobs"].append(finite(entry.logprob) if is_scored else None)
-            top = entry.top[: self._top] if is_scored else None
-            named = None if top is None else {self._name(i): finite(value) for i, value in top}
-            form["top_logprobs"].append(named)
-            form["text_offset"].append(self._length)
+            token_id, value, top = entry, None, None
+            if isinstance(entry, TokenLogprob):
+                token_id, value = entry.token_id, forms.finite(entry.logprob)
+                top = {self._name(i): forms.finite(one) for i, one in entry.top[: self._top]}
+            row = (self._name(token_id), value, top, self._length)
+            for name, one in zip(names, row, strict=True):
+                form[name].append(one)
             self._length += len(self._decoder.push(token_id))
         return form
 

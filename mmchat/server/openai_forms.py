@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mmchat.engine.events import Finished, TextDelta, TokenLogprob
+from mmchat.engine.events import Finished, TokenLogprob
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Body, Bool, Flag, Logprobs, Sampled
-from mmchat.server.held import Schema
+from mmchat.server.held import Plan, Schema, plan_of
 from mmchat.server.stream import Fields
-from mmchat.server.tools import Plan, plan_of
 
 FINISH_REASONS = {
     "stop": "stop", "stop_string": "stop", "length": "length",
@@ -31,26 +30,26 @@ _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
 
 
 class StreamOptions(Body):
-    include_usage: Bool | None = None
+    include_usage: Bool = False
 
 
 class Streamed(Sampled):
     """A request whose answer may be streamed."""
 
-    stream: Flag | None = None
-    stream_options: StreamOptions | None = None
+    stream: Flag = False
+    stream_options: StreamOptions = StreamOptions()
 
     @property
     def wants_usage(self) -> bool:
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return self.stream_options.include_usage
 
 
 class Chatted(Streamed):
     """A request for a message, which may be calls of tools."""
 
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: Bool | None = None
+    tools: list[dict[str, Any]] = Field(default_factory=list)
+    tool_choice: Any = "auto"
+    parallel_tool_calls: Bool = True
     top_logprobs: Logprobs | None = None
 
     @property
@@ -156,10 +155,6 @@ def timings(finished: Finished, queue_seconds: float | None) -> Fields:
 
 def _ms(seconds: float) -> float:
     return round(1000 * seconds, 3)
-
-
-def entries(deltas: Iterable[TextDelta]) -> list[TokenLogprob]:
-    return [delta.logprob for delta in deltas if delta.logprob is not None]
 
 
 def logprobs(call: Call, found: Iterable[TokenLogprob], top: int | None) -> list[Fields]:

@@ -11,9 +11,8 @@ from mmchat.conversation import IMAGE_MARK, Image, Message, Part, Role, Text, To
 from mmchat.errors import ContextLengthExceeded
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
-from mmchat.server.held import Schema
+from mmchat.server.held import NO_TOOLS, Plan, Schema
 from mmchat.server.pictures import Picture, open_pictures
-from mmchat.server.tools import NO_TOOLS, Plan
 
 if TYPE_CHECKING:
     from mmchat.models.prompt import Prompt

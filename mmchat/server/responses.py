@@ -13,23 +13,14 @@ from starlette.responses import Response
 
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import Finished
-from mmchat.server.ask import begin
+from mmchat.server import openai_forms as forms
+from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Length, most_logprobs, read
-from mmchat.server.held import notice_header
 from mmchat.server.openai_chat import ChatMessage, Part, parts_of
-from mmchat.server.openai_forms import (
-    Chatted,
-    TextFormat,
-    logprobs,
-    refuse_unsupported,
-    served_name,
-    usage,
-)
 from mmchat.server.prompts import Ask, AskedMessage
-from mmchat.server.stream import Chunks, Fields, Json, Stream, sse
-from mmchat.server.told import Told
+from mmchat.server.stream import Chunks, Fields, Json, Stream, notice_header, sse
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
 
 # What would need a memory of earlier requests, or of prompts
@@ -37,6 +28,10 @@ _OF_A_STATE: Mapping[str, tuple[Any, ...]] = {
     "previous_response_id": (), "conversation": (), "background": (False,), "prompt": (),
 }  # fmt: skip
 _WITHOUT_WORDS = ("reasoning", "compaction")  # items that others' models left in a history
+_SAID_AGAIN = {
+    "instructions", "max_output_tokens", "parallel_tool_calls", "temperature", "tool_choice",
+    "tools", "top_p",
+}  # fmt: skip
 Event = tuple[str, Fields]  # its name, and what it says
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -56,24 +51,19 @@ class Item(ChatMessage):
 
 
 class TextOptions(Body):
-    format: TextFormat | None = None
+    format: forms.TextFormat = forms.TextFormat(type="text")
 
 
-class ResponseRequest(Chatted):
+class ResponseRequest(forms.Chatted):
     input: Annotated[list[Item], Field(min_length=1), BeforeValidator(_as_items)]
     instructions: str | None = None
     max_output_tokens: Length | None = None
-    text: TextOptions | None = None
-    include: list[str] | None = None
-
-    @property
-    def format(self) -> TextFormat:
-        form = self.text and self.text.format
-        return form or TextFormat(type="text")
+    text: TextOptions = TextOptions()
+    include: list[str] = Field(default_factory=list)
 
     @property
     def wants_logprobs(self) -> bool:
-        return _LOGPROBS in (self.include or ())
+        return _LOGPROBS in self.include
 
     def ask(self) -> Ask:
         """Raises ApiError."""
@@ -81,24 +71,22 @@ class ResponseRequest(Chatted):
             max_new_tokens=self.max_output_tokens,
             logprobs=most_logprobs(True, self.top_logprobs) if self.wants_logprobs else None,
         )
-        schema = self.format.held("text.format")
+        schema = self.text.format.held("text.format")
         return Ask(tuple(_messages(self)), settings, schema=schema, plan=self.plan)
 
 
 async def responses(call: Call) -> Response:
-    refuse_unsupported(call.body)
-    refuse_unsupported(call.body, _OF_A_STATE)
+    forms.refuse_unsupported(call.body)
+    forms.refuse_unsupported(call.body, _OF_A_STATE)
     request = read(ResponseRequest, call.body)
     head = _head(call, request)
-    told = Told(await begin(call, request.ask()))
-    events = _events(call, request, told, head)
+    answering = await begin(call, request.ask())
+    events = _events(request, answering, head)
+    headers = notice_header(answering.notices)
     if request.stream:
-        response: Response = Stream(_encoded(events))
-    else:
-        *_, (_, last) = [event async for event in events]
-        response = Json(last["response"])
-    response.headers.update(notice_header(told.answering.notices))
-    return response
+        return Stream(_encoded(events), headers=headers)
+    *_, (_, last) = [event async for event in events]
+    return Json(last["response"], headers=headers)
 
 
 def _messages(request: ResponseRequest) -> list[AskedMessage]:
@@ -129,16 +117,13 @@ def _head(call: Call, request: ResponseRequest) -> Fields:
         "id": f"resp_{secrets.token_hex(12)}",
         "object": "response",
         "created_at": int(time.time()),
-        "model": served_name(call),
+        "model": forms.served_name(call),
         "metadata": {},
-        "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "store": False,
-        "text": {"format": {"type": request.format.type}},
-        "tool_choice": request.tool_choice or "auto",
-        "tools": request.tools or [],
+        "text": {"format": {"type": request.text.format.type}},
         "error": None,
-        **request.model_dump(include={"instructions", "max_output_tokens", "temperature", "top_p"}),
+        **request.model_dump(include=_SAID_AGAIN),
     }
 
 
@@ -201,16 +186,16 @@ class _Output:
 
 
 async def _events(
-    call: Call, request: ResponseRequest, told: Told, head: Fields
+    request: ResponseRequest, answering: Answering, head: Fields
 ) -> AsyncGenerator[Event, None]:
     """What an event says may change once the next is asked for."""
     output = _Output()
     state = {"status": "in_progress", "incomplete_details": None, "usage": None, "output": []}
     yield "created", {"response": head | state}
     yield "in_progress", {"response": head | state}
-    async for pieces, entries in told:
-        wanted = entries if request.wants_logprobs else ()
-        listed = logprobs(call, wanted, request.top_logprobs)
+    async for pieces, found in answering.pieces():
+        wanted = found if request.wants_logprobs else ()
+        listed = forms.logprobs(answering.call, wanted, request.top_logprobs)
         for piece in pieces or ([Content("")] if listed else []):
             for event in output.add(piece, listed):
                 yield event
@@ -218,14 +203,14 @@ async def _events(
     if not output.items:
         for event in output.add(Content(""), []):
             yield event
-    cut = told.finish_reason == "length"
+    cut = answering.finish_reason == "length"
     status = "incomplete" if cut else "completed"
     for event in output.end(status):
         yield event
     state = {
         "status": status,
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "usage": _usage(told.answering.finished),
+        "usage": _usage(answering.finished),
         "output": output.items,
     }
     yield status, {"response": head | state}
@@ -241,7 +226,7 @@ async def _encoded(events: AsyncIterator[Event]) -> Chunks:
 
 def _usage(finished: Finished) -> Fields:
     """Under the names of this route."""
-    counts = usage(finished)
+    counts = forms.usage(finished)
     cached = counts["prompt_tokens_details"]["cached_tokens"]
     return {
         "input_tokens": counts["prompt_tokens"],

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import ceil
 from statistics import median
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mmchat import limits
 from mmchat.server.errors import ApiError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
     from mmchat.server.ask import Answering
 
-P = ParamSpec("P")
 T = TypeVar("T")
 WORKERS = 2  # threads that parse large bodies, open pictures and build prompts
 
@@ -153,7 +152,6 @@ class Service:
         finally:
             self.held_bytes -= size
 
-    async def apart(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def apart(self, work: Callable[[], T]) -> T:
         """Do this in a thread: the loop, which serves everybody, must not wait for it."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, lambda: work(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from starlette.types import Receive, Scope, Send
 from mmchat.server.errors import logged
 
 Fields = dict[str, Any]  # of a JSON object
+Headers = Mapping[str, str] | None
 Chunks = AsyncGenerator[bytes, None]  # encoded pieces of a stream
+_NOTICE_CHARACTERS = 1_000
 KEEP_ALIVE_SECONDS = 10.0  # a CPU reads a long prompt for minutes, in which proxies lose patience
 
 
@@ -29,9 +31,7 @@ class Json(Response):
 
     media_type = "application/json"
 
-    def __init__(
-        self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, value: Any, status: int = 200, headers: Headers = None) -> None:
         super().__init__(json_bytes(value), status, headers)
 
 
@@ -64,8 +64,9 @@ NDJSON = Form("application/x-ndjson", b"", ndjson)
 class Stream(Response):
     """Sends what `items` yields, encoded already. An error within is its last item."""
 
-    def __init__(self, items: Chunks, form: Form = SSE) -> None:
-        super().__init__(None, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    def __init__(self, items: Chunks, form: Form = SSE, headers: Headers = None) -> None:
+        usual = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(None, headers={**usual, **(headers or {})})
         del self.headers["content-length"]
         self.headers["content-type"] = form.media_type
         self._items, self._form = items, form
@@ -100,3 +101,10 @@ class Stream(Response):
 
 async def _send(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def notice_header(notices: Sequence[str]) -> dict[str, str]:
+    """What is done otherwise than asked; schemas may say what no header can."""
+    text = "; ".join(notices).encode("ascii", "backslashreplace").decode()
+    text = "".join(char if char.isprintable() else " " for char in text)
+    return {"x-mmchat-notice": text[:_NOTICE_CHARACTERS]} if text else {}

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mmchat.engine.sampling import SamplingParams
-from mmchat.server.ollama_forms import Options
+from mmchat.server.ollama import Options
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 GREEDY = {"temperature": 0}

@@ -16,7 +16,7 @@ from mmchat.conversation import Message, Text, ToolCall
 from mmchat.engine.driver import run
 from mmchat.engine.sampling import SamplingParams
 from mmchat.server.errors import ApiError
-from mmchat.server.held import grammar_of
+from mmchat.server.held import Plan, grammar_of, plan_of
 from mmchat.server.tool_calls import (
     CallArguments,
     CallBegin,
@@ -24,7 +24,6 @@ from mmchat.server.tool_calls import (
     Content,
     new_id,
 )
-from mmchat.server.tools import Plan, plan_of
 from tests.kinds import some
 
 NAMES = ("weather", "weather_now", "add")
