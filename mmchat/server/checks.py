@@ -183,7 +183,7 @@ def _check_body(asked: Request) -> None:
 
 def _api(path: str) -> str:
     """As metrics name it."""
-    first = path.split("/", 2)[1] if path.startswith("/") else ""
+    first = path.partition("/")[2].partition("/")[0]
     return {"v1": "openai", "api": "ollama"}.get(first, "other")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.engine.schema import moved
@@ -63,29 +63,25 @@ def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar
     """
     lenient = not plan.is_strict
     if schema is not None and not plan.names:
-        return _compiled(model, schema.value, schema.param, lenient=schema.is_lenient)
+        return _compiled(model, schema, lenient=schema.is_lenient)
     if schema is not None and plan.or_text:
         text = moved(schema.value, ("anyOf", len(plan.calls)))
-        either = {"anyOf": [*plan.calls, text]}
-        places = (*plan.places, schema.param)
+        either = Schema("tools", {"anyOf": [*plan.calls, text]})
         lenient = lenient and schema.is_lenient
-        return _compiled(model, either, "tools", places, lenient=lenient)
+        return _compiled(model, either, (*plan.places, schema.param), lenient=lenient)
     if not plan.is_held:
         return None
-    calls = {"anyOf": plan.calls}
-    return _compiled(model, calls, "tools", plan.places, lenient=lenient, or_text=plan.or_text)
+    calls = Schema("tools", {"anyOf": plan.calls})
+    return _compiled(model, calls, plan.places, lenient=lenient, or_text=plan.or_text)
 
 
 def _compiled(
-    model: LoadedModel,
-    schema: Mapping[str, Any],
-    param: str,
-    places: Sequence[str] = (),
-    **options: bool,
+    model: LoadedModel, schema: Schema, places: Sequence[str] = (), **options: bool
 ) -> Grammar:
-    """param: the field of the schema. places: the fields of those that it is made of."""
+    """places: the fields of the schemas that it is made of."""
+    param = schema.param
     try:
-        return model.grammars.compile(schema, **options)
+        return model.grammars.compile(schema.value, **options)
     except MissingExtra as error:
         raise ApiError("unsupported_parameter", str(error), param) from None
     except SchemaError as error:
@@ -130,12 +126,10 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
     usable = [tool for tool in found if chosen is None or tool.name in chosen]
     is_strict = any(tool.strict for tool in usable)
     must = mode == "required"
-    free = {"type": "object"}
-    bound = [t if must or t.strict else replace(t, parameters=free) for t in usable]
     return Plan(
         declared=tuple(tool.declaration for tool in usable),
         names=frozenset(tool.name for tool in usable),
-        calls=_calls(bound),
+        calls=tuple(_call(tool, at, must or tool.strict) for at, tool in enumerate(usable)),
         places=tuple(tool.param for tool in usable),
         is_held=must or is_strict,
         or_text=not must,
@@ -196,17 +190,15 @@ def _allowed(mode: Any, tools: Sequence[Any]) -> tuple[Mode, list[str]]:
     return mode, names
 
 
-def _calls(tools: Sequence[_Tool]) -> tuple[dict[str, Any], ...]:
-    """The schema of a call of each, as one of the schemas of an anyOf."""
-    return tuple(
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.name},
-                "parameters": moved(tool.parameters, ("anyOf", index, "properties", "parameters")),
-            },
-            "required": ["name", "parameters"],
-            "additionalProperties": False,
-        }
-        for index, tool in enumerate(tools)
-    )
+def _call(tool: _Tool, index: int, is_bound: bool) -> dict[str, Any]:
+    """The schema of a call of it, as one of the schemas of an anyOf."""
+    parameters = tool.parameters if is_bound else {"type": "object"}
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": tool.name},
+            "parameters": moved(parameters, ("anyOf", index, "properties", "parameters")),
+        },
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }

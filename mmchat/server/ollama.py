@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -15,11 +16,11 @@ from mmchat.engine.events import TokenLogprob
 from mmchat.server import fields
 from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError, invalid
+from mmchat.server.errors import invalid
 from mmchat.server.fields import Bool, Calling, Whole
 from mmchat.server.held import Schema, plan_of
-from mmchat.server.ollama_models import check_name, read, rfc3339
-from mmchat.server.openai_forms import logprobs
+from mmchat.server.models import check_name, read, rfc3339
+from mmchat.server.openai_forms import logprobs, refuse_unsupported
 from mmchat.server.pictures import Picture
 from mmchat.server.prompts import Ask, AskedMessage, asked_message
 from mmchat.server.stream import NDJSON, Chunks, Fields, Json, Stream, ndjson, notice_header
@@ -41,7 +42,9 @@ class Options(fields.Sampled):
     top_k: Whole | None = None
     seed: Whole | None = None
     stop: Annotated[list[fields.StopString], Field(max_length=16), fields.STRINGS] | None = None
-    repetition_penalty: fields.RepetitionPenalty | None = Field(None, alias="repeat_penalty")
+    repetition_penalty: fields.RepetitionPenalty | None = Field(
+        default=None, alias="repeat_penalty"
+    )
     num_predict: Whole | None = None
     num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None
 
@@ -68,14 +71,13 @@ class Asked(fields.Body):
     logprobs: Bool = False
     top_logprobs: fields.Logprobs = 0
 
-    def settings(self, call: Call) -> dict[str, Any]:
-        """Raises ApiError."""
+    def completed(self, ask: Ask, most_tokens: int) -> Ask:
+        """With what these fields say of it. most_tokens: without a limit. Raises ApiError."""
         most = fields.most_logprobs(self.logprobs, self.top_logprobs)
-        return self.options.sampling(call.service.model.max_seq_len, logprobs=most)
+        settings = self.options.sampling(most_tokens, logprobs=most)
+        return replace(ask, settings=settings, context=self.options.num_ctx, schema=self._schema())
 
-    @property
-    def json_schema(self) -> Schema | None:
-        """Raises ApiError."""
+    def _schema(self) -> Schema | None:
         if self.format == "":
             return None
         if isinstance(self.format, dict):
@@ -118,8 +120,6 @@ class GenerateRequest(Asked):
     prompt: str = ""
     images: list[str] = Field(default_factory=list)
     system: str = ""
-    suffix: str = ""
-    template: str = ""
     raw: Bool = False
     context: list[Whole] = Field(default_factory=list)
 
@@ -130,37 +130,22 @@ async def chat(call: Call) -> Response:
     if not asked.messages:
         return _loaded(asked, _said)
     messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
-    ask = Ask(
-        tuple(one for one in messages if one.parts or one.role != "system"),
-        asked.settings(call),
-        context=asked.options.num_ctx,
-        drops_oldest=asked.truncate,
-        schema=asked.json_schema,
-        plan=plan_of(asked.tools),
-    )
+    said = tuple(one for one in messages if one.parts or one.role != "system")
+    ask = Ask(said, drops_oldest=asked.truncate, plan=plan_of(asked.tools))
     return await _answer(call, asked, ask, _said)
 
 
 async def generate(call: Call) -> Response:
     asked = read(GenerateRequest, call)
     asked.check(call)
-    for name in ("suffix", "template"):
-        if getattr(asked, name):
-            raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
+    refuse_unsupported(call.body, {"suffix": ("",), "template": ("",)})
     if not asked.prompt and not asked.images:
         return _loaded(asked, _written)
     if asked.raw and (asked.system or asked.context):
         raise invalid("raw", "raw mode does not support system or context")
     system = (AskedMessage("system", (asked.system,), "system"),) if asked.system else ()
     message = AskedMessage("user", _parts(asked.prompt, asked.images, "images"), "prompt")
-    ask = Ask(
-        (*system, message),
-        asked.settings(call),
-        ids=tuple(asked.context),
-        is_raw=asked.raw,
-        context=asked.options.num_ctx,
-        schema=asked.json_schema,
-    )
+    ask = Ask((*system, message), ids=tuple(asked.context), is_raw=asked.raw)
     return await _answer(call, asked, ask, _written, context=not asked.raw)
 
 
@@ -208,7 +193,7 @@ async def _answer(
     call: Call, asked: Asked, ask: Ask, say: Say, *, context: bool = False
 ) -> Response:
     """context: say the ids of the conversation at the end, which a client may send back."""
-    answering = await begin(call, ask)
+    answering = await begin(call, asked.completed(ask, call.service.model.max_seq_len))
     headers = notice_header([*asked.notices(call), *answering.notices])
     if asked.stream:
         return Stream(_lines(asked, answering, say, context=context), NDJSON, headers)

@@ -58,7 +58,7 @@ class CallingMessage(ChatMessage, Calling):
 class ResponseFormat(forms.TextFormat):
     """The schema is one level deeper, or, as llama-server has it, of a json_object."""
 
-    inner: forms.JsonSchema | None = Field(None, alias="json_schema")
+    inner: forms.JsonSchema | None = Field(default=None, alias="json_schema")
 
     def held(self, param: str) -> Schema | None:
         if self.type == "json_schema":
@@ -115,7 +115,7 @@ async def _whole(request: ChatRequest, answering: Answering, head: Fields) -> Fi
         message["content"] = said.text or None
         message["tool_calls"] = [_call(one) for one in said.made]
     listed = _logprobs(request, answering, finished.logprobs)
-    choice = _choice("message", message, listed, answering.finish_reason)
+    choice = forms.choice({"message": message}, listed, answering.finish_reason)
     return {**head, "choices": [choice], **_counts(answering)}
 
 
@@ -126,7 +126,7 @@ async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> C
     }
 
     def chunk(delta: Fields, logprobs: Any = None, reason: str | None = None) -> bytes:
-        return sse({**head, "choices": [_choice("delta", delta, logprobs, reason)]})
+        return sse({**head, "choices": [forms.choice({"delta": delta}, logprobs, reason)]})
 
     yield chunk({"role": "assistant", "content": ""})
     async for pieces, listed in answering.pieces():
@@ -140,10 +140,6 @@ async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> C
     if request.wants_usage:
         yield sse({**head, "choices": [], **_counts(answering)})
     yield DONE
-
-
-def _choice(kind: str, said: Fields, logprobs: Any, reason: str | None) -> Fields:
-    return {"index": 0, kind: said, "logprobs": logprobs, "finish_reason": reason}
 
 
 def _counts(answering: Answering) -> Fields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -114,41 +114,38 @@ def _choice(call: Call, request: CompletionRequest, index: int, finished: Finish
     if request.logprobs is not None:
         scored = [finished.prompt_ids[0], *finished.prompt_logprobs] if request.scores else []
         logprobs = _Tokens(call, request).form([*scored, *finished.logprobs])
-    return _piece(index, prompt + finished.text, logprobs, forms.FINISH_REASONS[finished.reason])
-
-
-def _piece(index: int, text: str, logprobs: Any = None, reason: str | None = None) -> Fields:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    said = {"text": prompt + finished.text}
+    return forms.choice(said, logprobs, forms.FINISH_REASONS[finished.reason], index)
 
 
 async def _chunks(call: Call, request: CompletionRequest, first: Answering, head: Fields) -> Chunks:
     """One prompt after the other."""
     common = head | ({"usage": None} if request.wants_usage else {})
     ended = []
-    for index, prompt in enumerate(request.prompt):
-        answering = first if index == 0 else await begin(call, request.ask(prompt))
-        async for choice in _pieces(call, request, index, answering):
-            yield sse({**common, "choices": [choice]})
-        ended.append(_cut(request, answering.finished))
+
+    def chunk(choice: Fields) -> bytes:
+        return sse({**common, "choices": [choice]})
+
+    for at, prompt in enumerate(request.prompt):
+        answering = first if at == 0 else await begin(call, request.ask(prompt))
+        if request.scores or not request.max_tokens:  # whole: its prompt is known at the end
+            finished = _cut(request, await answering.whole())
+            yield chunk(_choice(call, request, at, finished))
+        else:
+            tokens = _Tokens(call, request)
+            if request.echo:
+                yield chunk(forms.choice({"text": tokens.prompt(answering.prompt_ids)}, index=at))
+            async for text, found in answering:
+                if text or found:
+                    listed = tokens.form(found) if found else None
+                    yield chunk(forms.choice({"text": text}, listed, index=at))
+            finished = answering.finished
+            reason = forms.FINISH_REASONS[finished.reason]
+            yield chunk(forms.choice({"text": ""}, None, reason, at))
+        ended.append(finished)
     if request.wants_usage:
         yield sse({**head, "choices": [], "usage": forms.usage(*ended)})
     yield DONE
-
-
-async def _pieces(
-    call: Call, request: CompletionRequest, index: int, answering: Answering
-) -> AsyncGenerator[Fields, None]:
-    """Parts of one choice. One that is scored comes whole: its prompt is known at the end."""
-    if request.scores or not request.max_tokens:
-        yield _choice(call, request, index, _cut(request, await answering.whole()))
-        return
-    tokens = _Tokens(call, request)
-    if request.echo:
-        yield _piece(index, tokens.prompt(answering.prompt_ids))
-    async for text, found in answering:
-        if text or found:
-            yield _piece(index, text, tokens.form(found) if found else None)
-    yield _piece(index, "", None, forms.FINISH_REASONS[answering.finished.reason])
 
 
 class _Tokens:
@@ -173,8 +170,9 @@ class _Tokens:
         names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
         form: dict[str, list[Any]] = {name: [] for name in names}
         for entry in found:
-            token_id, value, top = entry, None, None
-            if isinstance(entry, TokenLogprob):
+            if isinstance(entry, int):
+                token_id, value, top = entry, None, None
+            else:
                 token_id, value = entry.token_id, forms.finite(entry.logprob)
                 top = {self._name(i): forms.finite(one) for i, one in entry.top[: self._top]}
             row = (self._name(token_id), value, top, self._length)

@@ -58,7 +58,7 @@ class Chatted(Streamed):
 
 
 class JsonSchema(Body):
-    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: Bool | None = None
 
     def held(self, param: str) -> Schema | None:
@@ -175,6 +175,11 @@ def logprobs(call: Call, found: Iterable[TokenLogprob], top: int | None) -> list
 
     stops = model.processor.stop_ids
     return [listed(entry) for entry in found if entry.token_id not in stops]
+
+
+def choice(said: Fields, logprobs: Any = None, reason: str | None = None, index: int = 0) -> Fields:
+    """One of the answers, or a piece of it."""
+    return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
 
 
 def finite(value: float) -> float:

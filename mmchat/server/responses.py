@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -200,12 +201,10 @@ async def _events(
             for event in output.add(piece, listed):
                 yield event
             listed = []
-    if not output.items:
-        for event in output.add(Content(""), []):
-            yield event
     cut = answering.finish_reason == "length"
     status = "incomplete" if cut else "completed"
-    for event in output.end(status):
+    first = () if output.items else output.add(Content(""), [])
+    for event in chain(first, output.end(status)):
         yield event
     state = {
         "status": status,

@@ -13,7 +13,7 @@ import pytest
 from mmchat import limits
 from mmchat.server import ask
 from mmchat.server.app import ROUTES, make_app
-from mmchat.server.ollama_models import REFUSED
+from mmchat.server.models import REFUSED
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service
 from tests.server.asgi import ask as ask_now
