@@ -36,7 +36,7 @@ class Answering:
         loop = asyncio.get_running_loop()
         self._came = asyncio.Event()
         self.stream = CallStream(plan.names, parallel=plan.parallel)
-        self.call, self._thread = call, thread
+        self.call, self.request, self._thread = call, request, thread
         self._submitted = time.perf_counter()
         try:
             self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(self._came.set))
@@ -51,14 +51,9 @@ class Answering:
         call.opened.callback(self.close)
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        return self._answer.request.prompt.token_ids
-
-    @property
     def notices(self) -> tuple[str, ...]:
         """What of a schema is not enforced."""
-        grammar = self._answer.request.grammar
-        return grammar.notices if grammar else ()
+        return self.request.grammar.notices if self.request.grammar else ()
 
     @property
     def finished(self) -> Finished:

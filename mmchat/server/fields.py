@@ -57,12 +57,6 @@ def _strings(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _not_empty(value: str) -> str:
-    if not value:
-        raise ValueError("an empty string would stop at once")
-    return value
-
-
 def _flag(value: Any) -> Any:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
@@ -86,7 +80,7 @@ Penalty = Annotated[float, _within("frequency_penalty"), NUMBER]
 RepetitionPenalty = Annotated[float, _within("repetition_penalty"), NUMBER]
 Seed = Annotated[int, _within("seed"), NUMBER]
 Logprobs = Annotated[int, _within("logprobs"), NUMBER]
-StopString = Annotated[str, BeforeValidator(_not_empty)]
+StopString = Annotated[str, Field(min_length=1)]
 Stops = Annotated[list[StopString], Field(max_length=4), STRINGS]
 
 

@@ -37,7 +37,7 @@ _COUNTERS = {  # and the field of Usage that is counted
     "prompt_tokens_total": ("Tokens of prompts.", "prompt_tokens"),
     "generation_tokens_total": ("Tokens written.", "completion_tokens"),
     "images_total": ("Pictures of prompts.", "image_count"),
-    "prefix_cached_tokens_total": ("Tokens of prompts read before.", "cached_tokens"),
+    "prefix_cached_tokens_total": ("Tokens of prompts that had been read before.", "cached_tokens"),
     "draft_tokens_total": ("Tokens guessed.", "draft_tokens"),
     "draft_accepted_total": ("Tokens guessed right.", "accepted_tokens"),
 }

@@ -70,8 +70,7 @@ def _openai_entry(call: Call, name: str) -> Fields:
 
 def rfc3339(at: datetime | None = None) -> str:
     """A time of UTC, now by default, as Go's programs read it."""
-    at = at or datetime.now(UTC)
-    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return (at or datetime.now(UTC)).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 _MODIFIED = rfc3339(datetime.fromtimestamp(STARTED, UTC))
@@ -85,9 +84,7 @@ class Named(fields.Body):
 
 async def tags(call: Call) -> Response:
     theirs = call.service.model.spec.family.ollama_name
-    listed = dict.fromkeys(names(call))
-    if theirs:
-        listed[f"{theirs}:latest"] = None
+    listed = dict.fromkeys([*names(call), *([f"{theirs}:latest"] if theirs else [])])
     capabilities = {"capabilities": _capabilities(call)}
     return Json({"models": [_entry(call, name) | capabilities for name in listed]})
 
@@ -108,8 +105,7 @@ async def ps(call: Call) -> Response:
 async def show(call: Call) -> Response:
     _check(call)
     spec = call.service.model.spec
-    defaults = spec.generation
-    family = spec.model_type
+    defaults, family = spec.generation, spec.model_type
     return Json(
         {
             "license": "",

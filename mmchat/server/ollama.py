@@ -17,7 +17,7 @@ from mmchat.server import fields
 from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
-from mmchat.server.fields import Bool, Calling, Whole
+from mmchat.server.fields import Bool, Calling, RepetitionPenalty, Whole
 from mmchat.server.held import Schema, plan_of
 from mmchat.server.models import check_name, read, rfc3339
 from mmchat.server.openai_forms import logprobs, refuse_unsupported
@@ -42,9 +42,7 @@ class Options(fields.Sampled):
     top_k: Whole | None = None
     seed: Whole | None = None
     stop: Annotated[list[fields.StopString], Field(max_length=16), fields.STRINGS] | None = None
-    repetition_penalty: fields.RepetitionPenalty | None = Field(
-        default=None, alias="repeat_penalty"
-    )
+    repetition_penalty: RepetitionPenalty | None = Field(default=None, alias="repeat_penalty")
     num_predict: Whole | None = None
     num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None
 
@@ -94,10 +92,9 @@ class Asked(fields.Body):
 
     def notices(self, call: Call) -> list[str]:
         """What is done otherwise than asked."""
-        wanted, most = self.options.num_ctx, call.service.model.max_seq_len
-        if wanted is None or wanted <= most:
-            return []
-        return [f"num_ctx {wanted} is more than the {most} of this server"]
+        wanted, most = self.options.num_ctx or 0, call.service.model.max_seq_len
+        text = f"num_ctx {wanted} is more than the {most} of this server"
+        return [text] if wanted > most else []
 
 
 # How a route says a piece of the answer: text, and calls of tools

@@ -120,10 +120,9 @@ async def _whole(request: ChatRequest, answering: Answering, head: Fields) -> Fi
 
 
 async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> Chunks:
-    head |= {
-        "object": "chat.completion.chunk",
-        **({"usage": None} if request.wants_usage else {}),
-    }
+    head["object"] = "chat.completion.chunk"
+    if request.wants_usage:
+        head["usage"] = None
 
     def chunk(delta: Fields, logprobs: Any = None, reason: str | None = None) -> bytes:
         return sse({**head, "choices": [forms.choice({"delta": delta}, logprobs, reason)]})

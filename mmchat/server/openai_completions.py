@@ -120,29 +120,30 @@ def _choice(call: Call, request: CompletionRequest, index: int, finished: Finish
 
 async def _chunks(call: Call, request: CompletionRequest, first: Answering, head: Fields) -> Chunks:
     """One prompt after the other."""
-    common = head | ({"usage": None} if request.wants_usage else {})
+    if request.wants_usage:
+        head["usage"] = None
     ended = []
 
     def chunk(choice: Fields) -> bytes:
-        return sse({**common, "choices": [choice]})
+        return sse({**head, "choices": [choice]})
 
     for at, prompt in enumerate(request.prompt):
         answering = first if at == 0 else await begin(call, request.ask(prompt))
         if request.scores or not request.max_tokens:  # whole: its prompt is known at the end
-            finished = _cut(request, await answering.whole())
-            yield chunk(_choice(call, request, at, finished))
-        else:
-            tokens = _Tokens(call, request)
-            if request.echo:
-                yield chunk(forms.choice({"text": tokens.prompt(answering.prompt_ids)}, index=at))
-            async for text, found in answering:
-                if text or found:
-                    listed = tokens.form(found) if found else None
-                    yield chunk(forms.choice({"text": text}, listed, index=at))
-            finished = answering.finished
-            reason = forms.FINISH_REASONS[finished.reason]
-            yield chunk(forms.choice({"text": ""}, None, reason, at))
-        ended.append(finished)
+            ended.append(_cut(request, await answering.whole()))
+            yield chunk(_choice(call, request, at, ended[-1]))
+            continue
+        tokens = _Tokens(call, request)
+        if request.echo:
+            said = {"text": tokens.prompt(answering.request.prompt.token_ids)}
+            yield chunk(forms.choice(said, index=at))
+        async for text, found in answering:
+            if text or found:
+                listed = tokens.form(found) if found else None
+                yield chunk(forms.choice({"text": text}, listed, index=at))
+        ended.append(answering.finished)
+        reason = forms.FINISH_REASONS[ended[-1].reason]
+        yield chunk(forms.choice({"text": ""}, None, reason, at))
     if request.wants_usage:
         yield sse({**head, "choices": [], "usage": forms.usage(*ended)})
     yield DONE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -97,7 +98,7 @@ def _fetched(source: str, options: ServerOptions) -> bytes:
         raise ApiError("image_fetch_refused", _NO_ADDRESSES)
     from mmchat.images.web import fetch
 
-    try:
+    with suppress(MmchatError):  # one answer for all, so that nobody can look around by it
         if source[:6].lower() == "https:":
             return fetch(
                 source,
@@ -106,8 +107,6 @@ def _fetched(source: str, options: ServerOptions) -> bytes:
                 hosts=options.remote_images,
                 seconds=limits.SERVER_FETCH_SECONDS,
             )
-    except MmchatError:  # one answer for all, so that nobody can look around by it
-        pass
     raise ApiError("image_fetch_refused", _NOT_FETCHED)
 
 

@@ -97,19 +97,15 @@ class Service:
     @property
     def status(self) -> str:
         """ "ok" if an answer would be begun now; else why not."""
-        thread = self._thread
         if self.is_draining:
             return "draining"
-        if thread is None:
+        if self._thread is None:
             return "loading"
-        if self.failure is not None:
+        if self._thread.error is not None:
             return "dead"
-        return "stalled" if thread.engine.is_stalled(self._patience) else "ok"
-
-    @property
-    def _patience(self) -> float:
-        """Seconds that a step may take while others wait: a CPU reads a long prompt for minutes."""
-        return 300.0 if self.model.device.type == "cpu" else 30.0
+        # seconds that a step may take while others wait: a CPU reads a long prompt for minutes
+        patience = 300.0 if self.model.device.type == "cpu" else 30.0
+        return "stalled" if self._thread.engine.is_stalled(patience) else "ok"
 
     def drain(self) -> None:
         """Begin no more answers, nor those that wait."""

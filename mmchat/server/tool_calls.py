@@ -119,14 +119,13 @@ class CallStream:
 
     def _between(self, char: str) -> None:
         """At the start, or behind a call."""
-        if char == "{":
-            self._begin_header(char)
-        elif char in _BETWEEN:
+        if char in _BETWEEN:
             self._held.append(char)
-        else:
+            return
+        if char != "{":  # what may separate calls is content, then
             self._release()
-            self._step = self._text
-            self._text(char)
+        self._step = self._text
+        self._text(char)
 
     def _begin_header(self, char: str) -> None:
         self._header = ""
