@@ -104,7 +104,7 @@ class Sampled(Body):
         return {name: value for name, value in given.items() if value is not None}
 
 
-def most_logprobs(wanted: bool | None, top: int | None) -> int | None:
+def most_logprobs(wanted: bool, top: int | None) -> int | None:
     """How many of the most probable tokens the engine tells of; there is no answer of none.
 
     wanted: the field logprobs, or what says the same. Raises ApiError.
@@ -133,9 +133,7 @@ class _EarlierCall(Body):
 class Calling(Body):
     """A message with calls of tools, which came earlier."""
 
-    tool_calls: Annotated[list[_EarlierCall], Field(max_length=MOST_TOOLS)] = Field(
-        default_factory=list
-    )
+    tool_calls: list[_EarlierCall] = Field(default_factory=list, max_length=MOST_TOOLS)
 
     @property
     def calls(self) -> list[ToolCall]:

@@ -101,16 +101,16 @@ class _Tool:
     declaration: dict[str, Any]
 
 
-def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | None = None) -> Plan:
+def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> Plan:
     """From the fields tools, tool_choice and parallel_tool_calls; those of Responses too.
 
     A call that must come is held to the schemas by a grammar, so it comes whatever the model would
     rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
     are bound. Raises ApiError.
     """
-    if len(tools or []) > MOST_TOOLS:
+    if len(tools) > MOST_TOOLS:
         raise invalid("tools", f"there are more than {MOST_TOOLS} tools")
-    found = [_tool(tool, f"tools.{index}") for index, tool in enumerate(tools or [])]
+    found = [_tool(tool, f"tools.{index}") for index, tool in enumerate(tools)]
     names = [tool.name for tool in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise invalid("tools", f"two tools are called {quoted(min(twice))}")
@@ -134,7 +134,7 @@ def plan_of(tools: Sequence[Any] | None, choice: Any = None, parallel: bool | No
         is_held=must or is_strict,
         or_text=not must,
         is_strict=is_strict,
-        parallel=parallel is not False,
+        parallel=parallel,
     )
 
 

@@ -17,7 +17,7 @@ from mmchat.server import fields
 from mmchat.server.ask import Answering, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
-from mmchat.server.fields import Bool, Calling, RepetitionPenalty, Whole
+from mmchat.server.fields import Bool, Calling, RepetitionPenalty, StopString, Whole
 from mmchat.server.held import Schema, plan_of
 from mmchat.server.models import check_name, read, rfc3339
 from mmchat.server.openai_forms import logprobs, refuse_unsupported
@@ -41,7 +41,7 @@ class Options(fields.Sampled):
 
     top_k: Whole | None = None
     seed: Whole | None = None
-    stop: Annotated[list[fields.StopString], Field(max_length=16), fields.STRINGS] | None = None
+    stop: Annotated[list[StopString], Field(max_length=16), fields.STRINGS] | None = None
     repetition_penalty: RepetitionPenalty | None = Field(default=None, alias="repeat_penalty")
     num_predict: Whole | None = None
     num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None

@@ -215,7 +215,7 @@ def test_tools_are_shown_as_the_template_shows_them():
 def test_a_choice_says_what_is_shown_and_what_must_come():
     tools = [function(), function("add")]
     allowed = [{"type": "function", "function": {"name": "add"}}]
-    assert plan_of(None) == plan_of([]) == plan_of(tools, "none") == Plan()
+    assert plan_of([]) == plan_of(tools, "none") == Plan()
     auto = plan_of(tools)
     assert (auto.names, auto.is_held, auto.parallel) == ({"weather", "add"}, False, True)
     assert plan_of(tools, "auto", False).parallel is False
