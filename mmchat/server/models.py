@@ -84,7 +84,8 @@ class Named(fields.Body):
 
 async def tags(call: Call) -> Response:
     theirs = call.service.model.spec.family.ollama_name
-    listed = dict.fromkeys([*names(call), *([f"{theirs}:latest"] if theirs else [])])
+    latest = [f"{theirs}:latest"] if theirs else []
+    listed = list(dict.fromkeys([*names(call), *latest]))
     capabilities = {"capabilities": _capabilities(call)}
     return Json({"models": [_entry(call, name) | capabilities for name in listed]})
 
