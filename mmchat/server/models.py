@@ -17,7 +17,7 @@ from mmchat import words
 from mmchat.server import fields
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
-from mmchat.server.stream import NDJSON, Fields, Json, Stream, ndjson
+from mmchat.server.stream import LINES, Fields, Json, Stream
 
 STARTED = int(time.time())
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
@@ -139,9 +139,9 @@ async def pull(call: Call) -> Response:
 
     async def lines():
         for status in ("pulling manifest", "success"):
-            yield ndjson({"status": status})
+            yield {"status": status}
 
-    return Stream(lines(), NDJSON)
+    return Stream(lines(), LINES)
 
 
 async def refused(call: Call) -> Response:

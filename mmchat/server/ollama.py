@@ -23,7 +23,7 @@ from mmchat.server.models import check_name, read, rfc3339
 from mmchat.server.openai_forms import logprobs, refuse_unsupported
 from mmchat.server.pictures import Picture
 from mmchat.server.prompts import Ask, AskedMessage, asked_message
-from mmchat.server.stream import NDJSON, Chunks, Fields, Json, Stream, ndjson, notice_header
+from mmchat.server.stream import LINES, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import Content
 
 # What Ollama does where a program says nothing: revived programs answer as they did.
@@ -193,14 +193,14 @@ async def _answer(
     answering = await begin(call, asked.completed(ask, call.service.model.max_seq_len))
     headers = notice_header([*asked.notices(call), *answering.notices])
     if asked.stream:
-        return Stream(_lines(asked, answering, say, context=context), NDJSON, headers)
+        return Stream(_lines(asked, answering, say, context=context), LINES, headers)
     finished, said = await answering.whole(), answering.stream
     more = _logprobs(asked, answering, finished.logprobs)
     end = _end(answering, context=context)
     return Json(_line(asked, {**say(said.text, said.calls), **more, **end}), headers=headers)
 
 
-async def _lines(asked: Asked, answering: Answering, say: Say, *, context: bool) -> Chunks:
+async def _lines(asked: Asked, answering: Answering, say: Say, *, context: bool) -> Items:
     count = 0
     async for pieces, listed in answering.pieces():
         text = "".join(piece.text for piece in pieces if isinstance(piece, Content))
@@ -208,8 +208,8 @@ async def _lines(asked: Asked, answering: Answering, say: Say, *, context: bool)
         count += len(calls)
         more = _logprobs(asked, answering, listed)
         if text or calls or more:
-            yield ndjson(_line(asked, {**say(text, calls), **more, "done": False}))
-    yield ndjson(_line(asked, {**say("", ()), **_end(answering, context=context)}))
+            yield _line(asked, {**say(text, calls), **more, "done": False})
+    yield _line(asked, {**say("", ()), **_end(answering, context=context)})
 
 
 def _logprobs(asked: Asked, answering: Answering, found: Iterable[TokenLogprob]) -> Fields:

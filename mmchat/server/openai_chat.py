@@ -18,7 +18,7 @@ from mmchat.server.fields import Body, Bool, Calling, Length, most_logprobs, rea
 from mmchat.server.held import Schema
 from mmchat.server.pictures import Picture
 from mmchat.server.prompts import Ask, AskedMessage, asked_message
-from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, notice_header, sse
+from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, MadeCall, Piece
 
 
@@ -94,7 +94,7 @@ async def chat_completions(call: Call) -> Response:
     request.messages.clear()
     headers = notice_header(answering.notices)
     if request.stream:
-        return Stream(_chunks(request, answering, answer), headers=headers)
+        return Stream(_chunks(request, answering, answer), CHUNKS, headers)
     return Json(await _whole(request, answering, answer), headers=headers)
 
 
@@ -119,13 +119,13 @@ async def _whole(request: ChatRequest, answering: Answering, head: Fields) -> Fi
     return {**head, "choices": [choice], **_counts(answering)}
 
 
-async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> Chunks:
+async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> Items:
     head["object"] = "chat.completion.chunk"
     if request.wants_usage:
         head["usage"] = None
 
-    def chunk(delta: Fields, logprobs: Any = None, reason: str | None = None) -> bytes:
-        return sse({**head, "choices": [forms.choice({"delta": delta}, logprobs, reason)]})
+    def chunk(delta: Fields, logprobs: Any = None, reason: str | None = None) -> Fields:
+        return {**head, "choices": [forms.choice({"delta": delta}, logprobs, reason)]}
 
     yield chunk({"role": "assistant", "content": ""})
     async for pieces, listed in answering.pieces():
@@ -137,8 +137,7 @@ async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> C
             found = None if found is None else {**found, "content": []}  # told already
     yield chunk({}, None, answering.finish_reason)
     if request.wants_usage:
-        yield sse({**head, "choices": [], **_counts(answering)})
-    yield DONE
+        yield {**head, "choices": [], **_counts(answering)}
 
 
 def _counts(answering: Answering) -> Fields:

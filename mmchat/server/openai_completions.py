@@ -18,7 +18,7 @@ from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, most_logprobs, read
 from mmchat.server.prompts import Ask, AskedMessage
-from mmchat.server.stream import DONE, Chunks, Fields, Json, Stream, sse
+from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream
 from mmchat.tokenizers.base import StreamDecoder
 
 Prompt = str | tuple[int, ...]
@@ -72,7 +72,7 @@ async def completions(call: Call) -> Response:
     answer = forms.head(call, "text_completion", "cmpl-")
     if request.stream:
         first = await begin(call, request.ask(request.prompt[0]))
-        return Stream(_chunks(call, request, first, answer))
+        return Stream(_chunks(call, request, first, answer), CHUNKS)
     ended = await _all(call, request)
     choices = [_choice(call, request, at, finished) for at, finished in enumerate(ended)]
     times = {"timings": forms.timings(ended[0], None)} if len(ended) == 1 else {}
@@ -118,14 +118,14 @@ def _choice(call: Call, request: CompletionRequest, index: int, finished: Finish
     return forms.choice(said, logprobs, forms.FINISH_REASONS[finished.reason], index)
 
 
-async def _chunks(call: Call, request: CompletionRequest, first: Answering, head: Fields) -> Chunks:
+async def _chunks(call: Call, request: CompletionRequest, first: Answering, head: Fields) -> Items:
     """One prompt after the other."""
     if request.wants_usage:
         head["usage"] = None
     ended = []
 
-    def chunk(choice: Fields) -> bytes:
-        return sse({**head, "choices": [choice]})
+    def chunk(choice: Fields) -> Fields:
+        return {**head, "choices": [choice]}
 
     for at, prompt in enumerate(request.prompt):
         answering = first if at == 0 else await begin(call, request.ask(prompt))
@@ -145,8 +145,7 @@ async def _chunks(call: Call, request: CompletionRequest, first: Answering, head
         reason = forms.FINISH_REASONS[ended[-1].reason]
         yield chunk(forms.choice({"text": ""}, None, reason, at))
     if request.wants_usage:
-        yield sse({**head, "choices": [], "usage": forms.usage(*ended)})
-    yield DONE
+        yield {**head, "choices": [], "usage": forms.usage(*ended)}
 
 
 class _Tokens:

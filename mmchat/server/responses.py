@@ -21,7 +21,7 @@ from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Length, most_logprobs, read
 from mmchat.server.openai_chat import ChatMessage, Part, parts_of
 from mmchat.server.prompts import Ask, AskedMessage
-from mmchat.server.stream import Chunks, Fields, Json, Stream, notice_header, sse
+from mmchat.server.stream import EVENTS, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
 
 # What would need a memory of earlier requests, or of prompts
@@ -85,7 +85,7 @@ async def responses(call: Call) -> Response:
     events = _events(request, answering, head)
     headers = notice_header(answering.notices)
     if request.stream:
-        return Stream(_encoded(events), headers=headers)
+        return Stream(_numbered(events), EVENTS, headers)
     *_, (_, last) = [event async for event in events]
     return Json(last["response"], headers=headers)
 
@@ -215,11 +215,10 @@ async def _events(
     yield status, {"response": head | state}
 
 
-async def _encoded(events: AsyncIterator[Event]) -> Chunks:
+async def _numbered(events: AsyncIterator[Event]) -> Items:
     number = 0
     async for kind, fields in events:
-        name = f"response.{kind}"
-        yield sse({"type": name, "sequence_number": number, **fields}, name)
+        yield {"type": f"response.{kind}", "sequence_number": number, **fields}
         number += 1
 
 
