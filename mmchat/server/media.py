@@ -51,12 +51,11 @@ def _parts(folder: Path, source: str) -> list[str] | None:
             return None
         path = unquote(address.path)
     if path.startswith("/"):
-        for root in {str(folder.absolute()), str(folder.resolve())}:
-            if path.startswith(root.rstrip("/") + "/"):
-                path = path[len(root.rstrip("/")) + 1 :]
-                break
-        else:
+        roots = (f"{str(root).rstrip('/')}/" for root in (folder.absolute(), folder.resolve()))
+        root = next((root for root in roots if path.startswith(root)), None)
+        if root is None:
             return None
+        path = path[len(root) :]
     parts = path.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         return None

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.responses import PlainTextResponse, Response
 
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
+from mmchat.server.errors import invalid
 from mmchat.server.pictures import Picture, open_pictures
 from mmchat.server.stream import Json
 
@@ -62,7 +62,7 @@ async def tiles(call: Call) -> Response:
     """`{"image_url": …}` -> what the model makes of it: a picture, or each page of a document."""
     source = call.body.get("image_url")
     if not isinstance(source, str):
-        raise ApiError("invalid_value", "image_url: input should be a valid string", "image_url")
+        raise invalid("image_url", "image_url: input should be a valid string")
     _ = call.service.thread  # a server that ends, or has no model yet, begins nothing
     call.serve()
     processor, options = call.service.model.processor, call.service.options
@@ -74,4 +74,4 @@ async def tiles(call: Call) -> Response:
             {**asdict(processor.facts(image)), "notices": list(image.notices)} for image in images
         ]
 
-    return Json({"pictures": await call.service.apart_with_pictures(facts)})
+    return Json({"pictures": await call.service.apart(facts, pictures=True)})

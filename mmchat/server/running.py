@@ -31,14 +31,12 @@ TICK_SECONDS = 0.05
 
 def bind(options: ServerOptions) -> list[socket.socket]:
     """The ports to listen on. Raises UsageError where one is taken."""
-    sockets = [_bound(options.host, options.port, "give another with --port")]
+    ports = [(options.port, "give another with --port")]
     if options.ollama_port is not None:
-        advice = "end Ollama first, or leave out --ollama"
-        try:
-            sockets.append(_bound(options.host, options.ollama_port, advice))
-        except UsageError:
-            sockets[0].close()
-            raise
+        ports.append((options.ollama_port, "end Ollama first, or leave out --ollama"))
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(_bound(options.host, *port)) for port in ports]
+        opened.pop_all()  # all of them are had: they stay open
     return sockets
 
 
@@ -68,7 +66,12 @@ def serve(
 
     ready: called when the model is loaded. Raises what loading raises.
     """
-    running = _Running(options, load, ready)
+
+    def loads(service: Service) -> None:
+        service.use(load())
+        ready(service)
+
+    running = _Running(options, loads)
     code = asyncio.run(running.run(list(sockets)))
     if running.error is not None:
         raise running.error
@@ -99,22 +102,15 @@ class _Server(uvicorn.Server):
 class _Running:
     """error: why loading failed."""
 
-    def __init__(
-        self,
-        options: ServerOptions,
-        load: Callable[[], LoadedModel],
-        ready: Callable[[Service], None],
-    ) -> None:
+    def __init__(self, options: ServerOptions, load: Callable[[Service], None]) -> None:
         self.service = Service(options)
         self.error: BaseException | None = None
-        self.loading = threading.Thread(target=self._load, args=(load, ready), daemon=True)
-        self._options = options
+        self.loading = threading.Thread(target=self._load, args=(load,), daemon=True)
         self._code: int | None = None  # how it ends, once that is known
 
-    def _load(self, load: Callable[[], LoadedModel], ready: Callable[[Service], None]) -> None:
+    def _load(self, load: Callable[[Service], None]) -> None:
         try:
-            self.service.use(load())
-            ready(self.service)
+            load(self.service)
         except BaseException as error:
             self.error = error
 
@@ -144,8 +140,7 @@ class _Running:
         self.loading.start()
         serving = asyncio.ensure_future(server.serve(sockets))
         await self._until_it_ends(serving)
-        if self.service.is_draining:
-            await self._drain()
+        await self._drain()
         server.should_exit = True
         await serving
         return self._code or 0
@@ -166,7 +161,7 @@ class _Running:
 
     async def _drain(self) -> None:
         """Answers that are being written get their time, and are cut then."""
-        for seconds in (self._options.drain_seconds, LAST_SECONDS):
+        for seconds in (self.service.options.drain_seconds, LAST_SECONDS):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     while self.service.is_busy:

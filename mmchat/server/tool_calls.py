@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Collection
+from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,22 +14,6 @@ from mmchat.conversation import FinishReason, ToolCall
 _ID_LETTERS = string.ascii_letters + string.digits
 _SPACES = " \t\r\n"
 _BETWEEN = _SPACES + ";,[]"  # calls, and around a list of them
-# The beginning of a call: place -> what may stand there -> the place behind it. White space may
-# stand between any two. Models write `arguments` for `parameters`, and some say first that it is a
-# function. At "name" stands the name of a tool.
-_HEADER = {
-    "call": {"{": "key"},
-    "key": {'"type"': "type:", '"name"': "name:"},
-    "type:": {":": "type"},
-    "type": {'"function"': "type,"},
-    "type,": {",": "name key"},
-    "name key": {'"name"': "name:"},
-    "name:": {":": "name"},
-    "name,": {",": "arguments key", "}": "no arguments"},
-    "arguments key": {'"parameters"': "arguments:", '"arguments"': "arguments:"},
-    "arguments:": {":": "value"},
-    "value": {"{": "arguments"},
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,15 @@ class CallArguments:
 Piece = Content | CallBegin | CallArguments
 
 
+@dataclass
+class MadeCall:
+    """arguments: JSON text as far as it was written."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
 def new_id() -> str:
     """As OpenAI's look."""
     return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(24))
@@ -72,29 +66,30 @@ class CallStream:
     name is content. anywhere: else a call is told at the beginning only, which is where a grammar
     that lets text come as well binds it.
 
-    calls: those whose arguments are complete. is_done: nothing that follows is wanted, as after
-    the first call if they are not `parallel`.
+    text: the content so far. made: the calls so far. is_done: nothing that follows is wanted, as
+    after the first call if they are not `parallel`.
     """
 
     def __init__(
-        self,
-        names: Collection[str],
-        *,
-        parallel: bool = True,
-        anywhere: bool = True,
-        make_id: Callable[[], str] = new_id,
+        self, names: Collection[str], *, parallel: bool = True, anywhere: bool = True
     ) -> None:
-        self.calls: list[ToolCall] = []
+        self.text = ""
+        self.made: list[MadeCall] = []
         self.is_done = False
-        self._names, self._parallel, self._make_id = frozenset(names), parallel, make_id
-        self._anywhere = anywhere
+        self._parallel, self._anywhere = parallel, anywhere
         self._step = self._between if names else self._text
         self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
         self._held: list[str] = []  # what may turn out to be content
-        self._begun = 0
-        self._header = _Header(self._names)
+        self._ended = 0  # calls
+        self._headers = _headers(names)
+        self._sorted = sorted(self._headers)
+        self._header = ""  # of the call that may have begun, without its white space
         self._nesting = _Nesting()
-        self._arguments: list[str] = []
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Those whose arguments are complete."""
+        return [ToolCall(made.name, made.arguments) for made in self.made[: self._ended]]
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain after this text; neighbours of a kind are one piece."""
@@ -106,21 +101,21 @@ class CallStream:
 
     def end(self) -> list[Piece]:
         """What was held back, once nothing follows."""
-        if not (self._begun and self._step == self._between):  # else it separates nothing
+        if not (self.made and self._step == self._between):  # else it separates nothing
             self._release()
         return self._taken()
 
     def finish_reason(self, reason: FinishReason) -> Literal["stop", "length", "tool_calls"]:
         """As OpenAI's chat says it; an answer that was cut is of length, calls or not."""
         is_whole = reason in ("stop", "stop_string")
-        if self.is_done or (is_whole and self._begun):
+        if self.is_done or (is_whole and self.made):
             return "tool_calls"
         return "stop" if is_whole else "length"
 
     # ---- where in the answer
 
     def _text(self, char: str) -> None:
-        if char == "{" and self._names and self._anywhere:
+        if char == "{" and self._headers and self._anywhere:
             self._begin_header(char)
         else:
             self._add(None, char)
@@ -131,41 +126,44 @@ class CallStream:
             self._begin_header(char)
         elif char in (_BETWEEN if self._anywhere else _SPACES):
             self._held.append(char)
-        else:
+        else:  # what may separate calls is content, then
             self._release()
             self._step = self._text
             self._text(char)
 
     def _begin_header(self, char: str) -> None:
-        self._header = _Header(self._names)
+        self._header = ""
         self._step = self._in_header
         self._in_header(char)
 
     def _in_header(self, char: str) -> None:
-        if not self._header.feed(char):
+        is_between = char in _SPACES and self._header.count('"') % 2 == 0
+        self._header += "" if is_between else char
+        at = bisect_left(self._sorted, self._header)
+        if self._header in self._headers:
+            self._begin_call(char)
+        elif at < len(self._sorted) and self._sorted[at].startswith(self._header):
+            self._held.append(char)
+        else:
             self._release()
             self._step = self._text
             self._text(char)  # which may begin a call itself
-        elif not self._header.is_whole:
-            self._held.append(char)
-        else:
-            self._begin_call(char)
 
     def _begin_call(self, char: str) -> None:
         self._held.clear()
-        begin = CallBegin(self._begun, self._make_id(), self._header.name)
-        self._pieces.append((begin, []))
-        self._begun += 1
-        self._arguments, self._nesting = [], _Nesting()
-        if self._header.place == "arguments":
+        made = MadeCall(new_id(), self._headers[self._header])
+        self._pieces.append((CallBegin(len(self.made), made.id, made.name), []))
+        self.made.append(made)
+        self._nesting = _Nesting()
+        if char == "{":
             self._step = self._in_arguments
             self._in_arguments(char)
         else:
-            self._argue("{}")
+            self._add(len(self.made) - 1, "{}")
             self._end_call()
 
     def _in_arguments(self, char: str) -> None:
-        self._argue(char)
+        self._add(len(self.made) - 1, char)
         if not self._nesting.feed(char):
             self._nesting.depth = 1  # of the call, whose end is looked for now
             self._step = self._behind_arguments
@@ -175,15 +173,11 @@ class CallStream:
             self._end_call()
 
     def _end_call(self) -> None:
-        self.calls.append(ToolCall(self._header.name, "".join(self._arguments)))
+        self._ended += 1
         self._step = self._between if self._anywhere else self._text
         self.is_done = not self._parallel
 
     # ---- what comes out
-
-    def _argue(self, text: str) -> None:
-        self._arguments.append(text)
-        self._add(self._begun - 1, text)
 
     def _release(self) -> None:
         if self._held:
@@ -197,44 +191,33 @@ class CallStream:
         self._pieces[-1][1].append(text)
 
     def _taken(self) -> list[Piece]:
-        pieces, self._pieces = self._pieces, []
-        return [_piece(kind, "".join(texts)) for kind, texts in pieces]
+        taken: list[Piece] = []
+        for kind, texts in self._pieces:
+            text = "".join(texts)
+            if isinstance(kind, CallBegin):
+                taken.append(kind)
+            elif kind is None:
+                self.text += text
+                taken.append(Content(text))
+            else:
+                self.made[kind].arguments += text
+                taken.append(CallArguments(kind, text))
+        self._pieces.clear()
+        return taken
 
 
-def _piece(kind: CallBegin | int | None, text: str) -> Piece:
-    if isinstance(kind, CallBegin):
-        return kind
-    return Content(text) if kind is None else CallArguments(kind, text)
+def _headers(names: Collection[str]) -> dict[str, str]:
+    """Each beginning of a call, up to the `{` of its arguments, without white space -> its name.
 
-
-class _Header:
-    """The beginning of a call, up to the first character of its arguments.
-
-    name: of the tool, once it is known. place: in _HEADER.
+    White space may stand between any two words. Models write `arguments` for `parameters`, some say
+    first that it is a function, and some end a call that has no arguments.
     """
-
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = {f'"{name}"': "name," for name in names}
-        self._word = ""
-        self.name = ""
-        self.place = "call"
-
-    @property
-    def is_whole(self) -> bool:
-        return self.place in ("arguments", "no arguments")
-
-    def feed(self, char: str) -> bool:
-        """Whether the text can still be, or is, the beginning of a call."""
-        if not self._word and char in _SPACES:
-            return True
-        self._word += char
-        expected = self._names if self.place == "name" else _HEADER[self.place]
-        if self._word not in expected:
-            return any(one.startswith(self._word) for one in expected)
-        if self.place == "name":
-            self.name = self._word[1:-1]
-        self.place, self._word = expected[self._word], ""
-        return True
+    return {
+        f'{{{kind}"name":"{name}"{rest}': name
+        for name in names
+        for kind in ("", '"type":"function",')
+        for rest in (',"parameters":{', ',"arguments":{', "}")
+    }
 
 
 class _Nesting:

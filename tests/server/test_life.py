@@ -16,7 +16,7 @@ from mmchat import limits
 from mmchat.engine.room import Room
 from mmchat.server import ask, pictures
 from mmchat.server.app import ROUTES, make_app
-from mmchat.server.ollama_models import REFUSED
+from mmchat.server.models import REFUSED
 from mmchat.server.options import DEVICE_ROWS, ServerOptions
 from mmchat.server.service import Service, device_rows
 from tests.server.asgi import ask as ask_now
@@ -236,13 +236,13 @@ def test_a_drain_lets_answers_end_and_begins_none(serve):
 
 def test_who_is_still_prepared_when_a_drain_begins_is_not_begun(serve, monkeypatch):
     service = serve()
-    prompt = ask._prompt
+    prompt = ask.prompt_of
 
     def drains(*given):
         service.is_draining = True
         return prompt(*given)
 
-    monkeypatch.setattr(ask, "_prompt", drains)
+    monkeypatch.setattr(ask, "prompt_of", drains)
     refused = asyncio.run(call(make_app(service), question(), body()))
     assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
     assert not service.is_busy

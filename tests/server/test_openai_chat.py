@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from mmchat.server import openai_chat
 from mmchat.server.app import make_app
-from mmchat.server.ask import _opened, _prompt
 from mmchat.server.options import ServerOptions
+from mmchat.server.prompts import opened_of, prompt_of
 from mmchat.server.service import Service
 from tests.server.conftest import ASSETS, about
 
@@ -148,9 +148,9 @@ def test_marks_are_the_places_of_as_many_pictures(service, dog):
     def ids(content):
         read = openai_chat.ChatRequest.model_validate({"messages": [
             {"role": "user", "content": content}]})  # fmt: skip
-        asked = openai_chat._ask(read)
+        asked = read.ask()
         call = SimpleNamespace(service=service, owner="")
-        return _prompt(call, asked, _opened(call, asked, lambda: True)).token_ids
+        return prompt_of(call, asked, opened_of(call, asked, lambda: True)).token_ids
 
     def part(text):
         return {"type": "text", "text": text}

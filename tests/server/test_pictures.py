@@ -225,14 +225,14 @@ def test_an_answer_keeps_nothing_of_the_body_that_asked_for_it(client, monkeypat
     body["options"] = {"num_predict": 1}
     content = json.dumps(body).encode()
     kept = []
-    end = Answering._end
+    end = Answering._count
 
     def looks(answering):
         gc.collect()
         kept.append(tracemalloc.get_traced_memory()[0] - before)
         end(answering)
 
-    monkeypatch.setattr(Answering, "_end", looks)
+    monkeypatch.setattr(Answering, "_count", looks)
     client.post(path, json={**body, "images": None})  # imports
     tracemalloc.start()
     try:
