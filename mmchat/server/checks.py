@@ -26,7 +26,7 @@ _SINGLE = (
     "host", "origin", "sec-fetch-site", "content-length", "content-type", "content-encoding",
     "authorization", "x-api-key",
 )  # fmt: skip
-_LENGTHS = (b"content-length", b"transfer-encoding")
+_LENGTHS = frozenset({"content-length", "transfer-encoding"})
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"cache-control": b"no-store",
@@ -79,8 +79,8 @@ class Checks:
         log.request(scope.get(OWNER, ""), route, status or GONE, scope.get(TOKENS, 0), seconds)
 
     def _refusal(self, scope: Scope) -> Response | None:
+        asked = Request(scope)
         try:
-            asked = Request(scope)
             _check_form(asked)
             self._check_place(asked)
             if asked.method == "OPTIONS":
@@ -89,7 +89,8 @@ class Checks:
             _check_body(asked)
         except ApiError as error:
             response = error_response(error, scope["path"])
-            if _may_have_body(scope):  # which is not read: nothing behind it can be
+            if asked.method not in ("GET", "HEAD") or _LENGTHS & {*asked.headers}:
+                # it may have a body, which is not read: nothing behind it can be
                 response.headers["connection"] = "close"
             return response
         return None
@@ -97,25 +98,24 @@ class Checks:
     def _check_place(self, asked: Request) -> None:
         """Against pages that have their own name lead here, and pages that ask from elsewhere."""
         host, origin = asked.headers.get("host"), asked.headers.get("origin")
-        if host is None:
-            if origin is not None or not (asked.client and is_loopback(asked.client.host)):
-                raise ApiError("host_not_allowed")
-        elif not self._is_allowed(host, asked.scope.get("server")):
+        if not self._is_allowed(host, asked):
             raise ApiError("host_not_allowed")
         if origin in self._options.allowed_origins:
             return
-        same = (f"http://{host}".lower(), f"https://{host}".lower())
-        if origin is not None and origin.lower() not in same:
-            raise ApiError("origin_not_allowed")
-        if asked.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        same = (None, f"http://{host}".lower(), f"https://{host}".lower())
+        site = asked.headers.get("sec-fetch-site")
+        if (origin and origin.lower()) not in same or site in ("cross-site", "same-site"):
             raise ApiError("origin_not_allowed")
 
-    def _is_allowed(self, host: str, server: tuple[str, int | None] | None) -> bool:
-        found = _HOST.fullmatch(host)
-        if found is None or int(found[2] or 0) > 65_535:
-            return False
+    def _is_allowed(self, host: str | None, asked: Request) -> bool:
+        if host is None:  # as HTTP/1.0 may have it
+            is_local = asked.client is not None and is_loopback(asked.client.host)
+            return is_local and "origin" not in asked.headers
+        found, server = _HOST.fullmatch(host), asked.scope.get("server")
         # the address that was connected to: no name can be made to say it
         bound = {_bracketed(server[0].lower())} if server else set()
+        if found is None or int(found[2] or 0) > 65_535:
+            return False
         return found[1].lower() in self._hosts | bound
 
     def _preflight(self, asked: Headers) -> Response:
@@ -165,11 +165,6 @@ def _check_form(asked: Request) -> None:
         raise ApiError("invalid_request", "the target must be a path")
     if "content-length" in headers and "transfer-encoding" in headers:
         raise ApiError("invalid_request", "Content-Length and Transfer-Encoding exclude another")
-
-
-def _may_have_body(scope: Scope) -> bool:
-    names = {name for name, _ in scope["headers"]}
-    return scope["method"] not in ("GET", "HEAD") or not names.isdisjoint(_LENGTHS)
 
 
 def _check_body(asked: Request) -> None:

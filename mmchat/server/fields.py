@@ -16,8 +16,8 @@ from pydantic import BeforeValidator, Field, StrictBool
 from mmchat.conversation import ToolCall
 from mmchat.limits import SAMPLING, STOP_CHARACTERS
 from mmchat.server.errors import invalid
-from mmchat.server.held import MOST_TOOLS
 
+MOST_TOOLS = 128
 LARGEST_INTEGER = 2**53  # beyond it programs in JavaScript cannot say a number
 
 
@@ -35,13 +35,13 @@ class Body(pydantic.BaseModel):
 B = TypeVar("B", bound=Body)
 
 
-def read(kind: type[B], value: Mapping[str, Any]) -> B:
-    """Raises ApiError that names the first field that is wrong."""
+def read(kind: type[B], value: Mapping[str, Any], place: str | None = None) -> B:
+    """place: the field of the value. Raises ApiError that names the first field that is wrong."""
     try:
         return kind.model_validate(value)
     except pydantic.ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        param = ".".join(map(str, first["loc"]))
+        param = ".".join(map(str, (*([place] if place else []), *first["loc"])))
         text = first["msg"].removeprefix("Value error, ")
         text = f"{text[:1].lower()}{text[1:]}"
         raise invalid(param or None, f"{param}: {text}" if param else text) from None
@@ -61,7 +61,8 @@ def _flag(value: Any) -> Any:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
-def _within(name: str) -> Any:
+def within(name: str) -> Any:
+    """The bounds of a field of SamplingParams."""
     low, high = SAMPLING[name]
     return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else min(high, LARGEST_INTEGER))
 
@@ -69,17 +70,10 @@ def _within(name: str) -> Any:
 NUMBER, STRINGS = BeforeValidator(_number), BeforeValidator(_strings)
 Bool = StrictBool
 Flag = Annotated[StrictBool, BeforeValidator(_flag)]  # "true" too, as torchchat sends `stream`
-Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
 Real = Annotated[float, NUMBER]
-Length = Annotated[int, _within("max_new_tokens"), NUMBER]
-Temperature = Annotated[float, _within("temperature"), NUMBER]
-TopP = Annotated[float, _within("top_p"), NUMBER]
-TopK = Annotated[int, _within("top_k"), NUMBER]
-MinP = Annotated[float, _within("min_p"), NUMBER]
-Penalty = Annotated[float, _within("frequency_penalty"), NUMBER]
-RepetitionPenalty = Annotated[float, _within("repetition_penalty"), NUMBER]
-Seed = Annotated[int, _within("seed"), NUMBER]
-Logprobs = Annotated[int, _within("logprobs"), NUMBER]
+Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
+Length = Annotated[Whole, within("max_new_tokens")]
+Logprobs = Annotated[Whole, within("logprobs")]
 StopString = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
 
 
@@ -96,14 +90,14 @@ Tools = Annotated[list[dict[str, Any]], at_most(MOST_TOOLS)]
 class Sampled(Body):
     """Settings that have one name in OpenAI's routes and here."""
 
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    seed: Seed | None = None
+    temperature: Annotated[Real, within("temperature")] | None = None
+    top_p: Annotated[Real, within("top_p")] | None = None
+    top_k: Annotated[Whole, within("top_k")] | None = None
+    min_p: Annotated[Real, within("min_p")] | None = None
+    frequency_penalty: Annotated[Real, within("frequency_penalty")] | None = None
+    presence_penalty: Annotated[Real, within("presence_penalty")] | None = None
+    repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
+    seed: Annotated[Whole, within("seed")] | None = None
     stop: Stops | None = None
 
     def settings(self, **more: Any) -> dict[str, Any]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from mmchat.engine.schema import check_size, moved
 from mmchat.errors import MissingExtra, SchemaError, quoted
 from mmchat.server.errors import ApiError, api_error, invalid
+from mmchat.server.fields import MOST_TOOLS, Body, Bool, read
 from mmchat.server.tool_calls import CallStream
 
 if TYPE_CHECKING:
     from mmchat.engine.grammar import Grammar
     from mmchat.loading.loader import LoadedModel
 
-MOST_TOOLS = 128
-_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 Mode = Literal["none", "auto", "required"]
 # Where the engine finds a fault in a schema that was made of several here
 _PART = re.compile(r"schema: anyOf\[(\d+)\](?:\.properties\.parameters)?(?=[.:])")
@@ -98,13 +99,18 @@ def _compiled(
         raise ApiError("invalid_schema", param + rest, param) from None
 
 
-@dataclass(frozen=True)
-class _Tool:
-    name: str
-    parameters: Mapping[str, Any]
-    param: str
-    strict: bool
-    declaration: dict[str, Any]
+class _Function(Body):
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    strict: Bool = False
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """As a prompt shows it."""
+        described = {} if self.description is None else {"description": self.description}
+        declared = {"name": self.name, **described, "parameters": self.parameters}
+        return {"type": "function", "function": declared}
 
 
 def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> Plan:
@@ -116,8 +122,8 @@ def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> 
     """
     if len(tools) > MOST_TOOLS:
         raise invalid("tools", f"there are more than {MOST_TOOLS} tools")
-    found = [_tool(tool, f"tools.{index}") for index, tool in enumerate(tools)]
-    names = [tool.name for tool in found]
+    found = dict(_tool(tool, f"tools.{index}") for index, tool in enumerate(tools))
+    names = [tool.name for tool in found.values()]
     if twice := {name for name in names if names.count(name) > 1}:
         raise invalid("tools", f"two tools are called {quoted(min(twice))}")
     mode, chosen = _choice(choice)
@@ -129,16 +135,16 @@ def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> 
         raise invalid("tool_choice", f"tool_choice asks for {what}, which tools do not hold")
     if not found:
         return NO_TOOLS
-    usable = [tool for tool in found if chosen is None or tool.name in chosen]
-    is_strict = any(tool.strict for tool in usable)
+    usable = {at: tool for at, tool in found.items() if chosen is None or tool.name in chosen}
+    is_strict = any(tool.strict for tool in usable.values())
     must, free = mode == "required", {"type": "object"}
-    bound = [one if must or one.strict else replace(one, parameters=free) for one in usable]
-    _check_size([tool.parameters for tool in bound], "tools")
+    bound = {one.name: one.parameters if must or one.strict else free for one in usable.values()}
+    _check_size([*bound.values()], "tools")
     return Plan(
-        declared=tuple(tool.declaration for tool in usable),
-        names=frozenset(tool.name for tool in usable),
-        calls=tuple(_call(tool, at) for at, tool in enumerate(bound)),
-        places=tuple(tool.param for tool in usable),
+        declared=tuple(tool.declaration for tool in usable.values()),
+        names=frozenset(bound),
+        calls=tuple(_call(*one, at) for at, one in enumerate(bound.items())),
+        places=tuple(f"{at}.parameters" for at in usable),
         is_held=must or is_strict,
         or_text=not must,
         is_strict=is_strict,
@@ -146,29 +152,14 @@ def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> 
     )
 
 
-def _tool(given: Any, param: str) -> _Tool:
+def _tool(given: Any, param: str) -> tuple[str, _Function]:
+    """The field of it, and what it says. Responses has no `function` around it."""
     if not isinstance(given, Mapping) or given.get("type") != "function":
         kind = quoted(given.get("type")) if isinstance(given, Mapping) else "no object"
         raise invalid(param, f"{param} is {kind}; only tools of type function are possible")
-    inner = given.get("function")
-    function = inner if isinstance(inner, Mapping) else given  # Responses has the fields beside
-    param = f"{param}.function" if function is inner else param
-    name, parameters = function.get("name"), function.get("parameters")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        text = f"{param}.name must be 1 to 64 letters, digits, _, . or -, not {quoted(name)}"
-        raise invalid(f"{param}.name", text)
-    if parameters is None:
-        parameters = {"type": "object", "properties": {}}
-    if not isinstance(parameters, Mapping):
-        raise invalid(f"{param}.parameters", f"{param}.parameters must be a JSON schema")
-    declared: dict[str, Any] = {"name": name}
-    if (description := function.get("description")) is not None:
-        if not isinstance(description, str):
-            raise invalid(f"{param}.description", f"{param}.description must be text")
-        declared["description"] = description
-    declaration = {"type": "function", "function": {**declared, "parameters": parameters}}
-    is_strict = function.get("strict") is True
-    return _Tool(name, parameters, f"{param}.parameters", is_strict, declaration)
+    if isinstance(inner := given.get("function"), Mapping):
+        given, param = inner, f"{param}.function"
+    return param, read(_Function, given, param)
 
 
 def _choice(choice: Any) -> tuple[Mode, list[str] | None]:
@@ -205,13 +196,13 @@ def _check_size(schemas: Any, param: str) -> None:
         raise api_error(error, param) from None
 
 
-def _call(tool: _Tool, index: int) -> dict[str, Any]:
-    """The schema of a call of it, as one of the schemas of an anyOf."""
+def _call(name: str, parameters: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The schema of a call of a tool, as one of the schemas of an anyOf."""
     return {
         "type": "object",
         "properties": {
-            "name": {"const": tool.name},
-            "parameters": moved(tool.parameters, ("anyOf", index, "properties", "parameters")),
+            "name": {"const": name},
+            "parameters": moved(parameters, ("anyOf", index, "properties", "parameters")),
         },
         "required": ["name", "parameters"],
         "additionalProperties": False,

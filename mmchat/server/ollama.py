@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
@@ -14,24 +14,14 @@ from mmchat import limits, strict_json
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
 from mmchat.server import fields
-from mmchat.server.ask import Answering, begin
+from mmchat.server.ask import Answering, Ask, AskedMessage, asked_message, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
-from mmchat.server.fields import (
-    Bool,
-    Calling,
-    RepetitionPenalty,
-    StopString,
-    Strings,
-    Tools,
-    Whole,
-    at_most,
-)
+from mmchat.server.fields import Bool, Strings, Tools, Whole, at_most
 from mmchat.server.held import Schema, plan_of
 from mmchat.server.models import check_name, read, rfc3339
 from mmchat.server.openai_forms import logprobs, refuse_unsupported
 from mmchat.server.pictures import Picture
-from mmchat.server.prompts import Ask, AskedMessage, asked_message
 from mmchat.server.stream import LINES, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import Content
 
@@ -50,8 +40,10 @@ class Options(fields.Sampled):
 
     top_k: Whole | None = None
     seed: Whole | None = None
-    stop: Annotated[list[StopString], at_most(16), fields.STRINGS] | None = None
-    repetition_penalty: RepetitionPenalty | None = Field(default=None, alias="repeat_penalty")
+    stop: Annotated[list[fields.StopString], at_most(16), fields.STRINGS] | None = None
+    repetition_penalty: Annotated[
+        fields.Real | None, fields.within("repetition_penalty"), Field(alias="repeat_penalty")
+    ] = None
     num_predict: Whole | None = None
     num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None
 
@@ -78,11 +70,22 @@ class Asked(fields.Body):
     logprobs: Bool = False
     top_logprobs: fields.Logprobs = 0
 
-    def completed(self, ask: Ask, most_tokens: int) -> Ask:
-        """With what these fields say of it. most_tokens: without a limit. Raises ApiError."""
+    def question(self) -> Ask | None:
+        """What only this route says, None if nothing is asked. Raises ApiError."""
+        raise NotImplementedError
+
+    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+        """A piece of an answer."""
+        raise NotImplementedError
+
+    def ask(self, most_tokens: int) -> Ask | None:
+        """most_tokens: of an answer without a limit. Raises ApiError."""
+        if (asked := self.question()) is None:
+            return None
         most = fields.most_logprobs(self.logprobs, self.top_logprobs)
         settings = self.options.sampling(most_tokens, logprobs=most)
-        return replace(ask, settings=settings, context=self.options.num_ctx, schema=self._schema())
+        schema = self._schema()
+        return replace(asked, settings=settings, context=self.options.num_ctx, schema=schema)
 
     def _schema(self) -> Schema | None:
         if self.format == "":
@@ -93,24 +96,31 @@ class Asked(fields.Body):
             raise invalid("format", 'format is "json" or a JSON schema')
         return Schema("format", {"type": "object"})
 
-    def check(self, call: Call) -> None:
-        """Raises ApiError for another model, and for what no model here does."""
-        check_name(call, self.model)
-        if self.think and self.think != "none":
-            raise invalid("think", f'"{self.model}" does not support thinking')
-
     def notices(self, call: Call) -> list[str]:
         """What is done otherwise than asked."""
         wanted, most = self.options.num_ctx or 0, call.service.model.max_seq_len
         text = f"num_ctx {wanted} is more than the {most} of this server"
         return [text] if wanted > most else []
 
+    def line(self, said: Fields, **more: Any) -> Fields:
+        return {"model": self.model, "created_at": rfc3339(), **said, **more}
 
-# How a route says a piece of the answer: text, and calls of tools
-Say = Callable[[str, Sequence[ToolCall]], Fields]
+    def end(self, answering: Answering) -> Fields:
+        """Of the last line; times are nanoseconds."""
+        counts, times = answering.finished.usage, answering.finished.timings
+        return {
+            "done": True,
+            "done_reason": "length" if answering.finish_reason == "length" else "stop",
+            "total_duration": _ns(time.perf_counter() - times.started),
+            "load_duration": _ns(answering.queue_seconds or 0.0),
+            "prompt_eval_count": counts.prompt_tokens,
+            "prompt_eval_duration": _ns(times.vision_seconds + times.prefill_seconds),
+            "eval_count": counts.completion_tokens,
+            "eval_duration": _ns(times.decode_seconds),
+        }
 
 
-class ChatMessage(Calling):
+class ChatMessage(fields.Calling):
     role: str
     content: str = ""
     images: Strings = []
@@ -121,11 +131,25 @@ class ChatRequest(Asked):
     tools: Tools = []
     truncate: Bool = True
 
-    def ask(self, most_tokens: int) -> Ask:
-        messages = (_message(one, f"messages.{at}") for at, one in enumerate(self.messages))
-        said = tuple(one for one in messages if one.parts or one.role != "system")
-        ask = Ask(said, drops_oldest=self.truncate, plan=plan_of(self.tools))
-        return self.completed(ask, most_tokens)
+    def question(self) -> Ask | None:
+        asked = [_message(one, f"messages.{at}") for at, one in enumerate(self.messages)]
+        kept = tuple(one for one in asked if one.parts or one.role != "system")
+        ask = Ask(kept, drops_oldest=self.truncate, plan=plan_of(self.tools))
+        self.messages.clear()  # as large as the body was
+        return ask if asked else None
+
+    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+        """A call whose arguments are no object is said as text."""
+        listed = []
+        for made in calls:
+            try:
+                arguments = strict_json.parse_object(made.arguments.encode())
+            except ValueError:
+                text += f'{{"name": "{made.name}", "parameters": {made.arguments}}}'
+            else:
+                listed.append({"function": {"name": made.name, "arguments": arguments}})
+        message = {"role": "assistant", "content": text}
+        return {"message": {**message, "tool_calls": listed} if listed else message}
 
 
 class GenerateRequest(Asked):
@@ -135,34 +159,55 @@ class GenerateRequest(Asked):
     raw: Bool = False
     context: Annotated[list[Whole], at_most(None)] = []
 
-    def ask(self, most_tokens: int) -> Ask:
+    def question(self) -> Ask | None:
+        if self.raw and (self.system or self.context):
+            raise invalid("raw", "raw mode does not support system or context")
         system = (AskedMessage("system", (self.system,), "system"),) if self.system else ()
-        message = AskedMessage("user", _parts(self.prompt, self.images, "images"), "prompt")
-        ask = Ask((*system, message), ids=tuple(self.context), is_raw=self.raw)
-        return self.completed(ask, most_tokens)
+        asked = AskedMessage("user", _parts(self.prompt, self.images, "images"), "prompt")
+        self.prompt, self.images = "", []  # as large as the body was
+        ask = Ask((*system, asked), ids=tuple(self.context), is_raw=self.raw)
+        return ask if asked.parts else None
+
+    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+        return {"response": text}
+
+    def end(self, answering: Answering) -> Fields:
+        """With the conversation, which a client may send back."""
+        end, finished = super().end(answering), answering.finished
+        ids = [*finished.prompt_ids, *finished.output_ids]
+        return end if self.raw else {**end, "context": ids}
+
+
+A = TypeVar("A", bound=Asked)
 
 
 async def chat(call: Call) -> Response:
-    asked = await read(ChatRequest, call)
-    asked.check(call)
-    if not asked.messages:
-        return _loaded(asked, _said)
-    answering = await begin(call, await call.digest(asked.ask, call.service.model.max_seq_len))
-    asked.messages.clear()  # as large as the body was
-    return await _answer(asked, answering, _said)
+    return await _answered(call, ChatRequest)
 
 
 async def generate(call: Call) -> Response:
-    asked = await read(GenerateRequest, call)
-    asked.check(call)
     refuse_unsupported(call.body, {"suffix": ("",), "template": ("",)})
-    if not asked.prompt and not asked.images:
-        return _loaded(asked, _written)
-    if asked.raw and (asked.system or asked.context):
-        raise invalid("raw", "raw mode does not support system or context")
-    answering = await begin(call, await call.digest(asked.ask, call.service.model.max_seq_len))
-    asked.prompt, asked.images = "", []  # as large as the body was
-    return await _answer(asked, answering, _written, context=not asked.raw)
+    return await _answered(call, GenerateRequest)
+
+
+async def _answered(call: Call, kind: type[A]) -> Response:
+    asked = await read(kind, call)
+    check_name(call, asked.model)
+    if asked.think and asked.think != "none":
+        raise invalid("think", f'"{asked.model}" does not support thinking')
+    ask = await call.digest(asked.ask, call.service.model.max_seq_len)
+    if ask is None:  # the model is here, and stays
+        unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
+        done = {"done": True, "done_reason": "unload" if unloads else "load"}
+        return Json(asked.line(asked.said(""), **done))
+    answering = await begin(call, ask)
+    del ask  # its pictures
+    headers = notice_header([*asked.notices(call), *answering.notices])
+    if asked.stream:
+        return Stream(_lines(asked, answering), LINES, headers)
+    finished, said = await answering.whole(), answering.stream
+    more = {**_logprobs(answering, finished.logprobs, asked), **asked.end(answering)}
+    return Json(asked.line(asked.said(said.text, said.calls), **more), headers=headers)
 
 
 def _message(message: ChatMessage, param: str) -> AskedMessage:
@@ -176,82 +221,21 @@ def _parts(text: str, images: Sequence[str], param: str) -> tuple[str | Picture,
     return (*pictures, *((text,) if text else ()))
 
 
-def _loaded(asked: Asked, say: Say) -> Response:
-    """The answer to no question: the model is here, and stays."""
-    unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
-    end = {"done": True, "done_reason": "unload" if unloads else "load"}
-    return Json(_line(asked, {**say("", ()), **end}))
-
-
-def _said(text: str, calls: Sequence[ToolCall]) -> Fields:
-    """A call whose arguments are no object is said as text."""
-    listed = []
-    for made in calls:
-        try:
-            arguments = strict_json.parse_object(made.arguments.encode())
-        except ValueError:
-            text += f'{{"name": "{made.name}", "parameters": {made.arguments}}}'
-        else:
-            listed.append({"function": {"name": made.name, "arguments": arguments}})
-    message = {"role": "assistant", "content": text}
-    return {"message": {**message, "tool_calls": listed} if listed else message}
-
-
-def _written(text: str, calls: Sequence[ToolCall]) -> Fields:
-    return {"response": text}
-
-
-def _line(asked: Asked, said: Fields) -> Fields:
-    return {"model": asked.model, "created_at": rfc3339(), **said}
-
-
-async def _answer(
-    asked: Asked, answering: Answering, say: Say, *, context: bool = False
-) -> Response:
-    """context: say the ids of the conversation at the end, which a client may send back."""
-    headers = notice_header([*asked.notices(answering.call), *answering.notices])
-    if asked.stream:
-        return Stream(_lines(asked, answering, say, context=context), LINES, headers)
-    finished, said = await answering.whole(), answering.stream
-    more = _logprobs(asked, answering, finished.logprobs)
-    end = _end(answering, context=context)
-    return Json(_line(asked, {**say(said.text, said.calls), **more, **end}), headers=headers)
-
-
-async def _lines(asked: Asked, answering: Answering, say: Say, *, context: bool) -> Items:
+async def _lines(asked: Asked, answering: Answering) -> Items:
     count = 0
     async for pieces, listed in answering.pieces():
         text = "".join(piece.text for piece in pieces if isinstance(piece, Content))
         calls = answering.stream.calls[count:]  # those that are complete now
         count += len(calls)
-        more = _logprobs(asked, answering, listed)
+        more = _logprobs(answering, listed, asked)
         if text or calls or more:
-            yield _line(asked, {**say(text, calls), **more, "done": False})
-    yield _line(asked, {**say("", ()), **_end(answering, context=context)})
+            yield asked.line(asked.said(text, calls), **more, done=False)
+    yield asked.line(asked.said(""), **asked.end(answering))
 
 
-def _logprobs(asked: Asked, answering: Answering, found: Iterable[TokenLogprob]) -> Fields:
-    listed = logprobs(answering.call, found, asked.top_logprobs) if asked.logprobs else None
+def _logprobs(answering: Answering, found: Iterable[TokenLogprob], asked: Asked) -> Fields:
+    listed = logprobs(answering.call, found, asked.top_logprobs)
     return {"logprobs": listed} if listed else {}
-
-
-def _end(answering: Answering, *, context: bool) -> Fields:
-    """The end of the last line; times are nanoseconds."""
-    finished = answering.finished
-    counts, times = finished.usage, finished.timings
-    is_cut = answering.finish_reason == "length"
-    ids = [*finished.prompt_ids, *finished.output_ids]
-    return {
-        "done": True,
-        "done_reason": "length" if is_cut else "stop",
-        "total_duration": _ns(time.perf_counter() - times.started),
-        "load_duration": _ns(answering.queue_seconds or 0.0),
-        "prompt_eval_count": counts.prompt_tokens,
-        "prompt_eval_duration": _ns(times.vision_seconds + times.prefill_seconds),
-        "eval_count": counts.completion_tokens,
-        "eval_duration": _ns(times.decode_seconds),
-        **({"context": ids} if context else {}),
-    }
 
 
 def _ns(seconds: float) -> int:

@@ -12,13 +12,12 @@ from mmchat import limits
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
 from mmchat.server import openai_forms as forms
-from mmchat.server.ask import Answering, begin
+from mmchat.server.ask import Answering, Ask, AskedMessage, asked_message, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import Body, Bool, Calling, Length, at_most, most_logprobs, read
 from mmchat.server.held import Schema
 from mmchat.server.pictures import Picture
-from mmchat.server.prompts import Ask, AskedMessage, asked_message
 from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, MadeCall, Piece
 

@@ -14,11 +14,10 @@ from starlette.responses import Response
 from mmchat import limits
 from mmchat.engine.events import Finished, TokenLogprob
 from mmchat.server import openai_forms as forms
-from mmchat.server.ask import Answering, begin
+from mmchat.server.ask import Answering, Ask, AskedMessage, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, most_logprobs, read
-from mmchat.server.prompts import Ask, AskedMessage
 from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream
 from mmchat.tokenizers.base import StreamDecoder
 

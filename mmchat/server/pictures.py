@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import stat
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from mmchat import limits
 from mmchat.conversation import Image
@@ -16,7 +20,6 @@ from mmchat.errors import MemoryError_, MmchatError
 from mmchat.images.formats import picture_format
 from mmchat.images.sources import read_source
 from mmchat.server.errors import ApiError, api_error
-from mmchat.server.media import read_media
 from mmchat.server.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -130,3 +133,43 @@ def _bare_base64(source: str) -> bytes | None:
         return base64.b64decode("".join(source.split()), validate=True)
     except (binascii.Error, ValueError):
         return None
+
+
+def read_media(folder: Path, source: str) -> bytes | None:
+    """A regular file in the folder, by its path there or its whole one; None for all others.
+
+    It is opened part by part without links, so that nothing can lead out, also while it is opened.
+    """
+    try:
+        *folders, name = _parts(folder, source)
+        with ExitStack() as opened:
+            place = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, place)
+            # O_NONBLOCK: a pipe would wait for its writer
+            for part, kind in (*((one, os.O_DIRECTORY) for one in folders), (name, os.O_NONBLOCK)):
+                place = os.open(part, kind | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+                opened.callback(os.close, place)
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                return None
+            with os.fdopen(os.dup(place), "rb") as stream:
+                data = stream.read(limits.IMAGE_BYTES + 1)
+    except (OSError, ValueError):
+        return None
+    return data if len(data) <= limits.IMAGE_BYTES else None
+
+
+def _parts(folder: Path, source: str) -> list[str]:
+    """Raises ValueError for what is not in the folder."""
+    path = source
+    if source[:5].lower() == "file:":
+        address = urlsplit(source)
+        if address.netloc not in ("", "localhost"):
+            raise ValueError("of another machine")
+        path = unquote(address.path)
+    if path.startswith("/"):
+        roots = (f"{str(root).rstrip('/')}/" for root in (folder.absolute(), folder.resolve()))
+        path, *_ = [path[len(root) :] for root in roots if path.startswith(root)]
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError("outside")
+    return parts

@@ -16,12 +16,11 @@ from mmchat import limits
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import Finished
 from mmchat.server import openai_forms as forms
-from mmchat.server.ask import Answering, begin
+from mmchat.server.ask import Answering, Ask, AskedMessage, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
 from mmchat.server.fields import Body, Length, Strings, at_most, most_logprobs, read
 from mmchat.server.openai_chat import ChatMessage, Parts
-from mmchat.server.prompts import Ask, AskedMessage
 from mmchat.server.stream import EVENTS, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
 

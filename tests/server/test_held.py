@@ -16,9 +16,9 @@ from mmchat.engine.grammar import Guide
 from mmchat.errors import SchemaError
 from mmchat.server import ask, held
 from mmchat.server.app import make_app
+from mmchat.server.ask import AskedMessage
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.prompts import AskedMessage
 from mmchat.server.stream import notice_header
 from mmchat.server.tool_calls import CallStream
 from tests.server.conftest import about

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from mmchat.engine.sampling import SamplingParams
-from mmchat.server import prompts
+from mmchat.server import ask
 from mmchat.server.ollama import Options
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -291,10 +291,8 @@ def test_what_is_here_need_not_be_pulled(client):
 
 def test_pictures_are_opened_once_however_much_is_left_out(client, monkeypatch, dog):
     opened = []
-    real = prompts.open_pictures
-    monkeypatch.setattr(
-        prompts, "open_pictures", lambda *given: opened.append(given) or real(*given)
-    )
+    real = ask.open_pictures
+    monkeypatch.setattr(ask, "open_pictures", lambda *given: opened.append(given) or real(*given))
     data = dog.partition(",")[2]
     old = [{"role": "user", "content": "Hello you " * 300, "images": [data]} for _ in range(5)]
     body = {"model": "tiny", "messages": [*old, {"role": "user", "content": "Hello"}]}

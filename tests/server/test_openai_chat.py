@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 
 from mmchat.server import openai_chat
 from mmchat.server.app import make_app
+from mmchat.server.ask import opened_of, prompt_of
 from mmchat.server.options import ServerOptions
-from mmchat.server.prompts import opened_of, prompt_of
 from mmchat.server.service import Service
 from tests.server.conftest import ASSETS, about
 
