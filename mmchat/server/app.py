@@ -23,12 +23,20 @@ OPEN_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/healthz", health),
     ("GET", "/v1/health", health),
 )
+_OPENAI: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/models", models.list_models),
+    ("GET", "/models/{id:path}", models.one_model),
+    ("POST", "/chat/completions", openai_chat.chat_completions),
+    ("POST", "/completions", openai_completions.completions),
+    ("POST", "/responses", responses.responses),
+)
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("GET", "/v1/models", models.list_models),
-    ("GET", "/v1/models/{id:path}", models.one_model),
-    ("POST", "/v1/chat/completions", openai_chat.chat_completions),
-    ("POST", "/v1/completions", openai_completions.completions),
-    ("POST", "/v1/responses", responses.responses),
+    # some programs leave out /v1, as rtp-llm's own do
+    *(
+        (method, begin + path, handler)
+        for begin in ("/v1", "")
+        for method, path, handler in _OPENAI
+    ),
     ("POST", "/page/tiles", page.tiles),
     ("GET", "/metrics", metrics),
     ("POST", "/api/chat", ollama.chat),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmchat import limits
@@ -213,10 +214,15 @@ async def begin(call: Call, ask: Ask) -> Answering:
 
     Raises ApiError, also if that takes longer than QUEUE_SECONDS.
     """
+    return await in_time(call, partial(_begun, call, ask))
+
+
+async def in_time(call: Call, work: Callable[[Callable[[], bool]], Awaitable[T]]) -> T:
+    """Do it, told whether it is still wanted. Raises ApiError if it takes too long."""
     is_wanted = True
     try:
         async with asyncio.timeout(QUEUE_SECONDS):
-            return await _begun(call, ask, lambda: is_wanted)
+            return await work(lambda: is_wanted)
     except TimeoutError:
         raise ApiError("overloaded", retry_after=call.service.retry_after) from None
     finally:

@@ -108,8 +108,9 @@ class Endpoint:
 
 
 def error_response(error: ApiError, path: str) -> Response:
-    """In the form of the API of `path`."""
-    return Json(error.in_form_of(path), error.status, error.headers)
+    """In the form of the API of `path`. Ollama says 503 where too many wait."""
+    is_full = error.status == 429 and path.startswith("/api/")
+    return Json(error.in_form_of(path), 503 if is_full else error.status, error.headers)
 
 
 async def _is_left(receive: Receive, work: Awaitable[None]) -> bool:

@@ -187,7 +187,8 @@ def _check_body(asked: Request) -> None:
 def _api(path: str) -> str:
     """As metrics name it."""
     first = path.partition("/")[2].partition("/")[0]
-    return {"v1": "openai", "api": "ollama"}.get(first, "other")
+    openai = dict.fromkeys(("v1", "chat", "completions", "responses", "models"), "openai")
+    return {"api": "ollama", **openai}.get(first, "other")
 
 
 def _bracketed(host: str) -> str:

@@ -99,6 +99,7 @@ class Sampled(Body):
     repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
     seed: Annotated[Whole, within("seed")] | None = None
     stop: Stops | None = None
+    speculate: Any = None  # as SamplingParams checks it
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Fields of SamplingParams that were given, and `more` of them, where not None."""

@@ -207,7 +207,7 @@ async def _answered(call: Call, kind: type[A]) -> Response:
         return Stream(_lines(asked, answering), LINES, headers)
     finished, said = await answering.whole(), answering.stream
     more = {**_logprobs(answering, finished.logprobs, asked), **asked.end(answering)}
-    return Json(asked.line(asked.said(said.text, said.calls), **more), headers=headers)
+    return Json(asked.line(asked.said(said.text + said.cut, said.calls), **more), headers=headers)
 
 
 def _message(message: ChatMessage, param: str) -> AskedMessage:
@@ -230,6 +230,9 @@ async def _lines(asked: Asked, answering: Answering) -> Items:
         more = _logprobs(answering, listed, asked)
         if text or calls or more:
             yield asked.line(asked.said(text, calls), **more, done=False)
+    calls, cut = answering.stream.calls[count:], answering.stream.cut
+    if calls or cut:  # by the end of the answer
+        yield asked.line(asked.said(cut, calls), done=False)
     yield asked.line(asked.said(""), **asked.end(answering))
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
+from mmchat.server.ask import in_time
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.pictures import Picture, open_pictures
@@ -68,10 +69,12 @@ async def tiles(call: Call) -> Response:
     processor, options = call.service.model.processor, call.service.options
     picture = Picture(source, "image_url")
 
-    def facts() -> list[dict[str, Any]]:
-        [images] = open_pictures([picture], options, processor.alpha, call.owner)
+    def facts(is_wanted: Callable[[], bool]) -> list[dict[str, Any]]:
+        [images] = open_pictures([picture], options, processor.alpha, call.owner, is_wanted)
         return [
             {**asdict(processor.facts(image)), "notices": list(image.notices)} for image in images
         ]
 
-    return Json({"pictures": await call.service.apart(facts, pictures=True)})
+    apart = partial(call.service.apart, pictures=True)
+    found = await in_time(call, lambda is_wanted: apart(partial(facts, is_wanted)))
+    return Json({"pictures": found})

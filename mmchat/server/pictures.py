@@ -72,10 +72,10 @@ def open_pictures(
             raise ApiError("overloaded")
         beside = [image for images in opened for image in images]
         try:
-            if len(beside) >= limits.IMAGES_PER_PROMPT:
+            if (already := len(beside)) >= limits.IMAGES_PER_PROMPT:
                 raise ApiError("invalid_image", _TOO_MANY)
-            data = _read(picture.source, options)
-            images = load_images([data], alpha=alpha, names=[picture.param], beside=beside)
+            known = {"names": [picture.param], "beside": beside, "already": already}
+            images = load_images([_read(picture.source, options)], alpha=alpha, **known)
         except MemoryError_ as error:  # too large together: no use to try again
             raise ApiError("invalid_image", str(error), picture.param) from None
         except (ApiError, MmchatError) as error:

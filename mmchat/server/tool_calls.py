@@ -87,6 +87,12 @@ class CallStream:
         self._nesting = _Nesting()
 
     @property
+    def cut(self) -> str:
+        """The text of a call that was begun, and whose arguments did not end."""
+        rest = self.made[self._ended :]
+        return "".join(f'{{"name": "{one.name}", "parameters": {one.arguments}' for one in rest)
+
+    @property
     def calls(self) -> list[ToolCall]:
         """Those whose arguments are complete."""
         return [ToolCall(made.name, made.arguments) for made in self.made[: self._ended]]
@@ -103,6 +109,8 @@ class CallStream:
         """What was held back, once nothing follows."""
         if not (self.made and self._step == self._between):  # else it separates nothing
             self._release()
+        if self._step == self._behind_arguments:
+            self._ended += 1
         return self._taken()
 
     def finish_reason(self, reason: FinishReason) -> Literal["stop", "length", "tool_calls"]:

@@ -523,6 +523,15 @@ def test_ollama_calls_come_whole_with_objects(their, says):
     assert parts[-1].done
     assert parts[-1].done_reason in ("stop", "length")
 
+    for cut, call in ((-6, {}), (-1, {"city": "Rome"})):  # in the arguments, and behind them
+        says(f"I look. {CALL[:cut]}")
+        whole, parts = their(work)
+        found = [one.function.arguments for one in whole.message.tool_calls or ()]
+        assert found == ([call] if call else [])
+        assert whole.message.content == "I look. " + ("" if call else CALL[:cut])
+        assert "".join(part.message.content for part in parts) == whole.message.content
+        assert sum(len(part.message.tool_calls or ()) for part in parts) == len(found)
+
     says('{"name": "weather", "parameters": {oh}}')  # no JSON: said as it is
     whole, parts = their(work)
     assert whole.message.tool_calls is None

@@ -276,7 +276,12 @@ def test_while_the_model_is_loaded_it_says_so():
     for method, path, _ in ROUTES:
         if path in without_a_model:
             continue
-        body = {"messages": [], "image_url": "x", "model": "x", **beside.get(path, {})}
+        body = {
+            "messages": [],
+            "image_url": "x",
+            "model": "x",
+            **beside.get(f"/v1{path.removeprefix('/v1')}", {}),
+        }
         refused = ask_now(app, method, path, body=body)
         assert refused.status == 503, path
         assert refused.headers["retry-after"]
@@ -365,6 +370,36 @@ def test_the_tiles_of_the_page_are_requests_like_others(serve, dog):
         refused = await call(app, *asked)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
         assert not service.is_busy
+
+    asyncio.run(run())
+
+
+def test_the_tiles_of_the_page_have_a_deadline(serve, slow, dog, monkeypatch):
+    service = serve()
+    monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
+    asked = scope("POST", "/page/tiles"), [json.dumps({"image_url": dog}).encode()]
+    refused = asyncio.run(call(make_app(service), *asked))
+    slow.go.set()
+    assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert not service.is_busy
+
+
+def test_ollama_says_503_where_too_many_wait(serve):
+    service = serve(queue=0)
+    asked = json.dumps({"model": "tiny", "prompt": "Hello"}).encode()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        running = begin(app, 2_000, gone=gone)
+        await until(lambda: service.engine.running == 1)
+        refused = await call(app, scope("POST", "/api/generate"), [asked])
+        assert (refused.status, refused.json()) == (
+            503,
+            {"error": "too many requests wait already"},
+        )
+        assert "retry-after" in refused.headers
+        gone.set()
+        await running
 
     asyncio.run(run())
 

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions, as OpenAI's clients send it and read it."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -229,6 +230,27 @@ def test_the_model_is_named_and_others_are_refused_if_that_is_asked(tiny, client
     assert [one["id"] for one in listed["data"]] == ["tiny", "mllama-tiny"]
     assert client.get("/v1/models/mllama-tiny").json()["id"] == "mllama-tiny"
     assert client.get("/v1/models/a/b").status_code == 404
+
+
+def test_routes_are_there_without_v1_too(client):
+    """rtp-llm's own programs leave it out."""
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    counted = re.compile(r'requests_total\{api="openai",code="200"\} (\d+)')
+    before = sum(map(int, counted.findall(client.get("/metrics").text)))
+    for begin in ("", "/v1"):
+        answer = client.post(f"{begin}/chat/completions", json=body)
+        assert answer.json()["object"] == "chat.completion"
+        assert client.get(f"{begin}/models").json()["data"][0]["id"] == "tiny"
+        assert client.get(f"{begin}/models/a/b").json()["error"]["code"] == "model_not_found"
+    assert counted.findall(client.get("/metrics").text) == [str(before + 4)]
+
+
+def test_drafts_may_be_turned_off(client):
+    answer = ask(client, messages=[{"role": "user", "content": "Hello"}], speculate="off")
+    details = answer["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] == details["rejected_prediction_tokens"] == 0
+    refused = ask(client, 400, messages=[{"role": "user", "content": "Hello"}], speculate="fast")
+    assert "speculate must be auto, off" in refused["error"]["message"]
 
 
 def test_tiles_says_what_becomes_of_a_picture(client, dog):
