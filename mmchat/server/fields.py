@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -53,12 +53,9 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _strings(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _flag(value: Any) -> Any:
-    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+def plain(means: Callable[[str], Any]) -> BeforeValidator:
+    """A text stands for what it means."""
+    return BeforeValidator(lambda value: means(value) if isinstance(value, str) else value)
 
 
 def within(name: str) -> Any:
@@ -67,9 +64,10 @@ def within(name: str) -> Any:
     return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else min(high, LARGEST_INTEGER))
 
 
-NUMBER, STRINGS = BeforeValidator(_number), BeforeValidator(_strings)
+NUMBER, STRINGS = BeforeValidator(_number), plain(lambda text: [text])
 Bool = StrictBool
-Flag = Annotated[StrictBool, BeforeValidator(_flag)]  # "true" too, as torchchat sends `stream`
+_WORDS = {"true": True, "false": False}  # as torchchat sends `stream`
+Flag = Annotated[StrictBool, plain(lambda text: _WORDS.get(text, text))]
 Real = Annotated[float, NUMBER]
 Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
 Length = Annotated[Whole, within("max_new_tokens")]

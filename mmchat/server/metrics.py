@@ -37,6 +37,7 @@ _COUNTERS = {  # and the field of Usage that is counted
     "prompt_tokens_total": ("Tokens of prompts.", "prompt_tokens"),
     "generation_tokens_total": ("Tokens written.", "completion_tokens"),
     "images_total": ("Pictures of prompts.", "image_count"),
+    "image_cache_hits_total": ("Pictures that had been encoded before.", None),
     "prefix_cached_tokens_total": ("Tokens of prompts that had been read before.", "cached_tokens"),
     "draft_tokens_total": ("Tokens guessed.", "draft_tokens"),
     "draft_accepted_total": ("Tokens guessed right.", "accepted_tokens"),
@@ -45,12 +46,21 @@ _COUNTERS = {  # and the field of Usage that is counted
 
 @dataclass
 class _Histogram:
+    bounds: Sequence[float] = _SECONDS
     total: float = 0.0
-    counts: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+    counts: Counter[int] = field(default_factory=Counter)  # by the place of their bound
 
     def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(_SECONDS, value)] += times
+        self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Each bucket holds what those before it do."""
+        sums = accumulate(self.counts[at] for at in range(len(self.bounds) + 1))
+        pairs = zip((*self.bounds, "+Inf"), sums, strict=True)
+        values: dict[str, float] = {f'_bucket{{le="{bound}"}}': count for bound, count in pairs}
+        return {**values, "_sum": self.total, "_count": self.counts.total()}
 
 
 class Metrics:
@@ -88,19 +98,15 @@ class Metrics:
             yield from _family(name, "gauge", text, {"": value})
         requests = {f'{{api="{api}",code="{code}"}}': n for (api, code), n in self.requests.items()}
         yield from _family("requests_total", "counter", "Answers by status.", requests)
+        self.counts["image_cache_hits_total"] = engine.known
         for name, (text, _) in _COUNTERS.items():
             yield from _family(name, "counter", text, {"": self.counts[name]})
-        text = "Pictures that had been encoded before."
-        yield from _family("image_cache_hits_total", "counter", text, {"": engine.known})
         for name, text in _HISTOGRAMS.items():
-            found = self._histograms[name]
-            buckets = _buckets(_SECONDS, found.counts, found.total)
-            yield from _family(name, "histogram", text, buckets)
-        rows = sorted(engine.steps.copy().items())
-        text, most = "Rows that a step wrote.", tuple(range(1, service.rows + 1))
-        counts = [dict(rows).get(n, 0) for n in most] + [0]
-        total = sum(n * count for n, count in rows)
-        yield from _family("decode_rows", "histogram", text, _buckets(most, counts, total))
+            yield from _family(name, "histogram", text, self._histograms[name].values)
+        rows = _Histogram(range(1, service.rows + 1))
+        for count, steps in engine.steps.copy().items():
+            rows.observe(count, steps)
+        yield from _family("decode_rows", "histogram", "Rows that a step wrote.", rows.values)
 
 
 def _family(name: str, kind: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
@@ -108,13 +114,6 @@ def _family(name: str, kind: str, text: str, values: Mapping[str, float]) -> Ite
     yield f"# TYPE mmchat_{name} {kind}"
     for labels, value in values.items():
         yield f"mmchat_{name}{labels} {value}"
-
-
-def _buckets(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[str, float]:
-    """Each bucket holds what those before it do."""
-    pairs = zip((*bounds, "+Inf"), accumulate(counts), strict=True)
-    values: dict[str, float] = {f'_bucket{{le="{bound}"}}': count for bound, count in pairs}
-    return {**values, "_sum": total, "_count": sum(counts)}
 
 
 async def metrics(call: Call) -> Response:

@@ -95,12 +95,8 @@ async def ps(call: Call) -> Response:
     entry = _entry(call, model.spec.name)
     in_device = entry["size"] if model.device.type != "cpu" else 0
     stays_until = datetime.now(UTC) + timedelta(days=365)  # as long as the server, that is
-    running = {
-        "size_vram": in_device,
-        "expires_at": rfc3339(stays_until),
-        "context_length": model.max_seq_len,
-    }
-    return Json({"models": [entry | running]})
+    running = {"expires_at": rfc3339(stays_until), "context_length": model.max_seq_len}
+    return Json({"models": [{**entry, **running, "size_vram": in_device}]})
 
 
 async def show(call: Call) -> Response:

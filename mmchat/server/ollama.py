@@ -125,6 +125,11 @@ class ChatMessage(fields.Calling):
     content: str = ""
     images: Strings = []
 
+    def asked(self, param: str) -> AskedMessage:
+        """param: the field of this. Raises ApiError."""
+        parts = _parts(self.content, self.images, f"{param}.images")
+        return asked_message(self.role.lower(), parts, param, self.calls)
+
 
 class ChatRequest(Asked):
     messages: Annotated[list[ChatMessage], at_most(limits.REQUEST_MESSAGES)] = []
@@ -132,7 +137,7 @@ class ChatRequest(Asked):
     truncate: Bool = True
 
     def question(self) -> Ask | None:
-        asked = [_message(one, f"messages.{at}") for at, one in enumerate(self.messages)]
+        asked = [one.asked(f"messages.{at}") for at, one in enumerate(self.messages)]
         kept = tuple(one for one in asked if one.parts or one.role != "system")
         ask = Ask(kept, drops_oldest=self.truncate, plan=plan_of(self.tools))
         self.messages.clear()  # as large as the body was
@@ -208,11 +213,6 @@ async def _answered(call: Call, kind: type[A]) -> Response:
     finished, said = await answering.whole(), answering.stream
     more = {**_logprobs(answering, finished.logprobs, asked), **asked.end(answering)}
     return Json(asked.line(asked.said(said.text + said.cut, said.calls), **more), headers=headers)
-
-
-def _message(message: ChatMessage, param: str) -> AskedMessage:
-    parts = _parts(message.content, message.images, f"{param}.images")
-    return asked_message(message.role.lower(), parts, param, message.calls)
 
 
 def _parts(text: str, images: Sequence[str], param: str) -> tuple[str | Picture, ...]:

@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from starlette.responses import Response
 
 from mmchat import limits
-from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
 from mmchat.server import openai_forms as forms
 from mmchat.server.ask import Answering, Ask, AskedMessage, asked_message, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
-from mmchat.server.fields import Body, Bool, Calling, Length, at_most, most_logprobs, read
+from mmchat.server.fields import Body, Bool, Calling, Length, at_most, most_logprobs, plain, read
 from mmchat.server.held import Schema
 from mmchat.server.pictures import Picture
 from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, MadeCall, Piece
-
-
-def _as_url(value: Any) -> Any:
-    return {"url": value} if isinstance(value, str) else value
-
-
-def _parts_of(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
 class ImageUrl(Body):
@@ -38,24 +29,21 @@ class ImageUrl(Body):
 class Part(Body):
     type: Literal["text", "input_text", "output_text", "image_url", "input_image"]
     text: str | None = None
-    image_url: Annotated[ImageUrl, BeforeValidator(_as_url)] | None = None
+    image_url: Annotated[ImageUrl, plain(lambda url: {"url": url})] | None = None
 
 
-Parts = Annotated[list[Part], at_most(limits.REQUEST_PARTS), BeforeValidator(_parts_of)]
+_TEXT = plain(lambda text: [{"type": "text", "text": text}])
+Parts = Annotated[list[Part], at_most(limits.REQUEST_PARTS), _TEXT]
 
 
-class ChatMessage(Body):
+class ChatMessage(Calling):
     role: str
     content: Parts = []
 
-    def asked(self, param: str, calls: Iterable[ToolCall] = ()) -> AskedMessage:
+    def asked(self, param: str) -> AskedMessage:
         """param: the field of this. Raises ApiError."""
         parts = (_part(one, f"{param}.content.{at}") for at, one in enumerate(self.content))
-        return asked_message(self.role, parts, param, calls)
-
-
-class CallingMessage(ChatMessage, Calling):
-    pass
+        return asked_message(self.role, parts, param, self.calls)
 
 
 class ResponseFormat(forms.TextFormat):
@@ -70,7 +58,7 @@ class ResponseFormat(forms.TextFormat):
 
 
 class ChatRequest(forms.Chatted):
-    messages: Annotated[list[CallingMessage], at_most(limits.REQUEST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], at_most(limits.REQUEST_MESSAGES)]
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
     logprobs: Bool = False
@@ -83,7 +71,7 @@ class ChatRequest(forms.Chatted):
             max_new_tokens=min(most, default=None),
             logprobs=most_logprobs(self.logprobs, self.top_logprobs),
         )
-        messages = (one.asked(f"messages.{at}", one.calls) for at, one in enumerate(self.messages))
+        messages = (one.asked(f"messages.{at}") for at, one in enumerate(self.messages))
         schema = self.response_format.held("response_format")
         return Ask(tuple(messages), settings, schema=schema, plan=self.plan)
 
@@ -123,7 +111,7 @@ async def _whole(request: ChatRequest, answering: Answering, head: Fields) -> Fi
 
 async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> Items:
     head["object"] = "chat.completion.chunk"
-    if request.wants_usage:
+    if request.stream_options.include_usage:
         head["usage"] = None
 
     def chunk(delta: Fields, logprobs: Any = None, reason: str | None = None) -> Fields:
@@ -138,7 +126,7 @@ async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> I
             yield chunk(_delta(piece), found)
             found = None if found is None else {**found, "content": []}  # told already
     yield chunk({}, None, answering.finish_reason)
-    if request.wants_usage:
+    if request.stream_options.include_usage:
         yield {**head, "choices": [], **_counts(answering)}
 
 

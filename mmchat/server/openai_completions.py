@@ -19,6 +19,7 @@ from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, most_logprobs, read
 from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream
+from mmchat.server.tool_calls import finish_reason
 from mmchat.tokenizers.base import StreamDecoder
 
 Prompt = str | tuple[int, ...]
@@ -128,12 +129,12 @@ def _choice(call: Call, request: CompletionRequest, index: int, finished: Finish
         scored = [finished.prompt_ids[0], *finished.prompt_logprobs] if request.scores else []
         logprobs = _Tokens(call, request).form([*scored, *finished.logprobs])
     said = {"text": prompt + finished.text}
-    return forms.choice(said, logprobs, forms.FINISH_REASONS[finished.reason], index)
+    return forms.choice(said, logprobs, finish_reason(finished.reason), index)
 
 
 async def _chunks(call: Call, request: CompletionRequest, first: Answering, head: Fields) -> Items:
     """One prompt after the other."""
-    if request.wants_usage:
+    if request.stream_options.include_usage:
         head["usage"] = None
     ended = []
 
@@ -156,9 +157,8 @@ async def _chunks(call: Call, request: CompletionRequest, first: Answering, head
                 listed = tokens.form(found) if found else None
                 yield chunk(forms.choice({"text": text}, listed, index=at))
         ended.append(answering.finished)
-        reason = forms.FINISH_REASONS[ended[-1].reason]
-        yield chunk(forms.choice({"text": ""}, None, reason, at))
-    if request.wants_usage:
+        yield chunk(forms.choice({"text": ""}, None, answering.finish_reason, at))
+    if request.stream_options.include_usage:
         yield {**head, "choices": [], "usage": forms.usage(*ended)}
 
 
@@ -181,19 +181,17 @@ class _Tokens:
 
     def form(self, found: Sequence[TokenLogprob | int]) -> dict[str, list[Any]]:
         """found: an id is a token that nothing comes before."""
-        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-        form: dict[str, list[Any]] = {name: [] for name in names}
+        rows = []
         for entry in found:
             if isinstance(entry, int):
                 token_id, value, top = entry, None, None
             else:
                 token_id, value = entry.token_id, forms.finite(entry.logprob)
                 top = {self._name(i): forms.finite(one) for i, one in entry.top[: self._top]}
-            row = (self._name(token_id), value, top, self._length)
-            for name, one in zip(names, row, strict=True):
-                form[name].append(one)
+            rows.append((self._name(token_id), value, top, self._length))
             self._length += len(self._decoder.push(token_id))
-        return form
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
     def _name(self, token_id: int) -> str:
         """A part of a character has no text of its own."""

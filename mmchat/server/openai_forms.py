@@ -17,10 +17,6 @@ from mmchat.server.fields import Body, Bool, Flag, Logprobs, Sampled, Tools
 from mmchat.server.held import Plan, Schema, plan_of
 from mmchat.server.stream import Fields
 
-FINISH_REASONS = {
-    "stop": "stop", "stop_string": "stop", "length": "length",
-    "interrupted": "length",  # by the end of the server: else nobody reads it
-}  # fmt: skip
 # Fields that would change the answer, and the values that change nothing.
 _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "suffix": ("",), "logit_bias": ({},), "modalities": (["text"],),
@@ -38,10 +34,6 @@ class Streamed(Sampled):
 
     stream: Flag = False
     stream_options: StreamOptions = StreamOptions()
-
-    @property
-    def wants_usage(self) -> bool:
-        return self.stream_options.include_usage
 
 
 class Chatted(Streamed):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from mmchat import limits
@@ -19,7 +18,7 @@ from mmchat.server import openai_forms as forms
 from mmchat.server.ask import Answering, Ask, AskedMessage, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Length, Strings, at_most, most_logprobs, read
+from mmchat.server.fields import Body, Length, Strings, at_most, most_logprobs, plain, read
 from mmchat.server.openai_chat import ChatMessage, Parts
 from mmchat.server.stream import EVENTS, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import CallArguments, CallBegin, Content, Piece
@@ -37,8 +36,7 @@ Event = tuple[str, Fields]  # its name, and what it says
 _LOGPROBS = "message.output_text.logprobs"
 
 
-def _as_items(value: Any) -> Any:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+_ITEM = plain(lambda text: [{"role": "user", "content": text}])
 
 
 class Item(ChatMessage):
@@ -56,22 +54,16 @@ class TextOptions(Body):
 
 
 class ResponseRequest(forms.Chatted):
-    input: Annotated[list[Item], at_most(limits.REQUEST_MESSAGES, 1), BeforeValidator(_as_items)]
+    input: Annotated[list[Item], at_most(limits.REQUEST_MESSAGES, 1), _ITEM]
     instructions: str | None = None
     max_output_tokens: Length | None = None
     text: TextOptions = TextOptions()
     include: Strings = []
 
-    @property
-    def wants_logprobs(self) -> bool:
-        return _LOGPROBS in self.include
-
     def ask(self) -> Ask:
         """Raises ApiError."""
-        settings = self.settings(
-            max_new_tokens=self.max_output_tokens,
-            logprobs=most_logprobs(True, self.top_logprobs) if self.wants_logprobs else None,
-        )
+        most = most_logprobs(True, self.top_logprobs) if _LOGPROBS in self.include else None
+        settings = self.settings(max_new_tokens=self.max_output_tokens, logprobs=most)
         schema = self.text.format.held("text.format")
         return Ask(tuple(_messages(self)), settings, schema=schema, plan=self.plan)
 
@@ -196,8 +188,7 @@ async def _events(
     yield "created", {"response": head | state}
     yield "in_progress", {"response": head | state}
     async for pieces, found in answering.pieces():
-        wanted = found if request.wants_logprobs else ()
-        listed = forms.logprobs(answering.call, wanted, request.top_logprobs)
+        listed = forms.logprobs(answering.call, found, request.top_logprobs)
         for piece in pieces or ([Content("")] if listed else []):
             for event in output.add(piece, listed):
                 yield event

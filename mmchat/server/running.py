@@ -24,6 +24,8 @@ from mmchat.server.service import Service
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
 
+Load = Callable[[], "LoadedModel"]
+Ready = Callable[[Service], None]
 BACKLOG = 128  # connections that wait to be accepted
 LAST_SECONDS = 2.0  # for what is still to be written when a drain is over
 TICK_SECONDS = 0.05
@@ -57,21 +59,14 @@ def url(bound: socket.socket) -> str:
 
 
 def serve(
-    options: ServerOptions,
-    sockets: Sequence[socket.socket],
-    load: Callable[[], LoadedModel],
-    ready: Callable[[Service], None],
+    options: ServerOptions, sockets: Sequence[socket.socket], load: Load, ready: Ready
 ) -> int:
     """Listen at once, load the model meanwhile, and serve until a signal; returns the exit code.
 
     ready: called when the model is loaded. Raises what loading raises.
     """
 
-    def loads(service: Service) -> None:
-        service.use(load())
-        ready(service)
-
-    running = _Running(options, loads)
+    running = _Running(options, load, ready)
     code = asyncio.run(running.run(list(sockets)))
     if running.error is not None:
         raise running.error
@@ -102,15 +97,16 @@ class _Server(uvicorn.Server):
 class _Running:
     """error: why loading failed."""
 
-    def __init__(self, options: ServerOptions, load: Callable[[Service], None]) -> None:
+    def __init__(self, options: ServerOptions, load: Load, ready: Ready) -> None:
         self.service = Service(options)
         self.error: BaseException | None = None
-        self.loading = threading.Thread(target=self._load, args=(load,), daemon=True)
+        self.loading = threading.Thread(target=self._load, args=(load, ready), daemon=True)
         self._code: int | None = None  # how it ends, once that is known
 
-    def _load(self, load: Callable[[Service], None]) -> None:
+    def _load(self, load: Load, ready: Ready) -> None:
         try:
-            load(self.service)
+            self.service.use(load())
+            ready(self.service)
         except BaseException as error:
             self.error = error
 

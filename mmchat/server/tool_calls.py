@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import string
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,14 +77,14 @@ class CallStream:
         self.made: list[MadeCall] = []
         self.is_done = False
         self._parallel, self._anywhere = parallel, anywhere
-        self._step = self._between if names else self._text
+        self._is_between = bool(names)  # at the start, or behind a call
         self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
         self._held: list[str] = []  # what may turn out to be content
-        self._ended = 0  # calls
+        self._ended = 0  # calls whose arguments are complete
         self._headers = _headers(names)
         self._sorted = sorted(self._headers)
-        self._header = ""  # of the call that may have begun, without its white space
-        self._nesting = _Nesting()
+        self._reading = self._read()
+        next(self._reading)
 
     @property
     def cut(self) -> str:
@@ -102,88 +102,82 @@ class CallStream:
         for char in text:
             if self.is_done:
                 break
-            self._step(char)
+            self._reading.send(char)
         return self._taken()
 
     def end(self) -> list[Piece]:
         """What was held back, once nothing follows."""
-        if not (self.made and self._step == self._between):  # else it separates nothing
+        if not (self.made and self._is_between):  # else it separates nothing
             self._release()
-        if self._step == self._behind_arguments:
-            self._ended += 1
         return self._taken()
 
     def finish_reason(self, reason: FinishReason) -> Literal["stop", "length", "tool_calls"]:
         """As OpenAI's chat says it; an answer that was cut is of length, calls or not."""
-        is_whole = reason in ("stop", "stop_string")
-        if self.is_done or (is_whole and self.made):
-            return "tool_calls"
-        return "stop" if is_whole else "length"
+        said = finish_reason(reason)
+        return "tool_calls" if self.is_done or (said == "stop" and self.made) else said
 
-    # ---- where in the answer
+    # ---- where in the answer: each `yield` is its next character
 
-    def _text(self, char: str) -> None:
-        if char == "{" and self._headers and self._anywhere:
-            self._begin_header(char)
-        else:
-            self._add(None, char)
+    def _read(self) -> Generator[None, str, None]:
+        char = yield
+        while True:
+            if char == "{" and self._headers and (self._is_between or self._anywhere):
+                self._is_between = False
+                char = yield from self._call(char)
+                continue
+            if self._is_between and char in (_BETWEEN if self._anywhere else _SPACES):
+                self._held.append(char)
+            else:  # what may separate calls is content, then
+                self._is_between = False
+                self._release()
+                self._add(None, char)
+            char = yield
 
-    def _between(self, char: str) -> None:
-        """At the start, or behind a call."""
-        if char == "{":
-            self._begin_header(char)
-        elif char in (_BETWEEN if self._anywhere else _SPACES):
+    def _call(self, char: str) -> Generator[None, str, str]:
+        """What may be one, and the first character behind it."""
+        header = ""  # without its white space
+        while header not in self._headers:
+            if header:
+                char = yield
+            is_space = char in _SPACES and header.count('"') % 2 == 0
+            header += "" if is_space else char
+            at = bisect_left(self._sorted, header)
+            if at == len(self._sorted) or not self._sorted[at].startswith(header):
+                self._release()
+                return char  # which may begin a call itself
             self._held.append(char)
-        else:  # what may separate calls is content, then
-            self._release()
-            self._step = self._text
-            self._text(char)
-
-    def _begin_header(self, char: str) -> None:
-        self._header = ""
-        self._step = self._in_header
-        self._in_header(char)
-
-    def _in_header(self, char: str) -> None:
-        is_between = char in _SPACES and self._header.count('"') % 2 == 0
-        self._header += "" if is_between else char
-        at = bisect_left(self._sorted, self._header)
-        if self._header in self._headers:
-            self._begin_call(char)
-        elif at < len(self._sorted) and self._sorted[at].startswith(self._header):
-            self._held.append(char)
-        else:
-            self._release()
-            self._step = self._text
-            self._text(char)  # which may begin a call itself
-
-    def _begin_call(self, char: str) -> None:
         self._held.clear()
-        made = MadeCall(new_id(), self._headers[self._header])
-        self._pieces.append((CallBegin(len(self.made), made.id, made.name), []))
+        index, made = len(self.made), MadeCall(new_id(), self._headers[header])
+        self._pieces.append((CallBegin(index, made.id, made.name), []))
         self.made.append(made)
-        self._nesting = _Nesting()
         if char == "{":
-            self._step = self._in_arguments
-            self._in_arguments(char)
+            yield from self._to_the_end(char, index)
+            self._ended += 1
+            yield from self._to_the_end((yield), None, depth=1)
         else:
-            self._add(len(self.made) - 1, "{}")
-            self._end_call()
+            self._add(index, "{}")
+            self._ended += 1
+        self._is_between, self.is_done = self._anywhere, not self._parallel
+        return (yield)
 
-    def _in_arguments(self, char: str) -> None:
-        self._add(len(self.made) - 1, char)
-        if not self._nesting.feed(char):
-            self._nesting.depth = 1  # of the call, whose end is looked for now
-            self._step = self._behind_arguments
-
-    def _behind_arguments(self, char: str) -> None:
-        if not self._nesting.feed(char):
-            self._end_call()
-
-    def _end_call(self) -> None:
-        self._ended += 1
-        self._step = self._between if self._anywhere else self._text
-        self.is_done = not self._parallel
+    def _to_the_end(
+        self, char: str, index: int | None, depth: int = 0
+    ) -> Generator[None, str, None]:
+        """Of as many objects and lists as are open. index: the call whose arguments it is."""
+        in_string = is_escaped = False
+        while True:
+            if index is not None:
+                self._add(index, char)
+            if is_escaped:
+                is_escaped = False
+            elif in_string:
+                is_escaped, in_string = char == "\\", char != '"'
+            else:
+                in_string = char == '"'
+                depth += (char in "{[") - (char in "}]")
+            if not depth:
+                return
+            char = yield
 
     # ---- what comes out
 
@@ -214,6 +208,11 @@ class CallStream:
         return taken
 
 
+def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
+    """Of a text, as OpenAI says it; where it was interrupted, the server ends."""
+    return "stop" if reason in ("stop", "stop_string") else "length"
+
+
 def _headers(names: Collection[str]) -> dict[str, str]:
     """Each beginning of a call, up to the `{` of its arguments, without white space -> its name.
 
@@ -226,26 +225,3 @@ def _headers(names: Collection[str]) -> dict[str, str]:
         for kind in ("", '"type":"function",')
         for rest in (',"parameters":{', ',"arguments":{', "}")
     }
-
-
-class _Nesting:
-    """How deep in objects and lists a JSON text is; what strings hold does not count."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self._in_string = self._is_escaped = False
-
-    def feed(self, char: str) -> int:
-        """The depth after this character."""
-        if self._is_escaped:
-            self._is_escaped = False
-        elif self._in_string:
-            self._is_escaped = char == "\\"
-            self._in_string = char != '"'
-        elif char == '"':
-            self._in_string = True
-        elif char in "{[":
-            self.depth += 1
-        elif char in "}]":
-            self.depth -= 1
-        return self.depth
