@@ -75,15 +75,17 @@ def load_images(
     alpha: Alpha = "white",
     names: Sequence[str | None] | None = None,
     beside: Iterable[Image] = (),
+    already: int = 0,
 ) -> list[Image]:
     """Open the pictures of one prompt or chat, all of them or none.
 
     Each page of a document (PDF, TIFF) is a picture, or each that is named (`paper.pdf#3-5`).
     Together with those that it has already (`beside`) they have at most limits.IMAGES_PIXELS; their
     sizes are read from their headers before the first of them is decoded. names: shown in place of
-    the sources. Raises what `load_image` raises, and MemoryError_ if they are too large together.
+    the sources. already: pictures of the prompt that are open. Raises what `load_image` raises, and
+    MemoryError_ if they are too large together.
     """
-    each = load_each(sources, alpha=alpha, names=names, beside=beside)
+    each = load_each(sources, alpha=alpha, names=names, beside=beside, already=already)
     return [image for images in each for image in images]
 
 
@@ -93,6 +95,7 @@ def load_each(
     alpha: Alpha = "white",
     names: Sequence[str | None] | None = None,
     beside: Iterable[Image] = (),
+    already: int = 0,
 ) -> list[list[Image]]:
     """`load_images`, with the pictures of each source by themselves."""
     have = _pixels([*beside, *(source for source in sources if isinstance(source, Image))])
@@ -110,9 +113,9 @@ def load_each(
             raise MemoryError_(f"the files of the pictures have more than {most:,} MiB together")
         opened.append([(page, None) for page in _pages(encoded)])
     count = sum(map(len, opened))
-    if count > max(limits.IMAGES_PER_PROMPT, len(sources)):
+    if (all_of_them := already + count) > max(limits.IMAGES_PER_PROMPT, len(sources)):
         raise ImageError(
-            f"the pages and pictures are {count} together, and one prompt takes at most"
+            f"the pages and pictures are {all_of_them} together, and one prompt takes at most"
             f" {limits.IMAGES_PER_PROMPT}; name fewer pages, as in 'paper.pdf#1-3'"
         )
     if have + count * limits.IMAGE_PIXELS > limits.IMAGES_PIXELS:

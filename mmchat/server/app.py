@@ -9,20 +9,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mmchat.server import (
-    models,
-    ollama,
-    ollama_models,
-    openai_chat,
-    openai_completions,
-    page,
-    responses,
-)
+from mmchat.server import models, ollama, openai_chat, openai_completions, page, responses
 from mmchat.server.call import Endpoint, Handler, error_response
 from mmchat.server.checks import Checks
 from mmchat.server.errors import ApiError
-from mmchat.server.health import health
-from mmchat.server.metrics import metrics
+from mmchat.server.metrics import health, metrics
 from mmchat.server.service import Service
 
 # Open to everybody: that the server lives, and the page, which knows nothing without a key.
@@ -32,22 +23,30 @@ OPEN_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/healthz", health),
     ("GET", "/v1/health", health),
 )
+_OPENAI: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/models", models.list_models),
+    ("GET", "/models/{id:path}", models.one_model),
+    ("POST", "/chat/completions", openai_chat.chat_completions),
+    ("POST", "/completions", openai_completions.completions),
+    ("POST", "/responses", responses.responses),
+)
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("GET", "/v1/models", models.list_models),
-    ("GET", "/v1/models/{id:path}", models.one_model),
-    ("POST", "/v1/chat/completions", openai_chat.chat_completions),
-    ("POST", "/v1/completions", openai_completions.completions),
-    ("POST", "/v1/responses", responses.responses),
+    # some programs leave out /v1, as rtp-llm's own do
+    *(
+        (method, begin + path, handler)
+        for begin in ("/v1", "")
+        for method, path, handler in _OPENAI
+    ),
     ("POST", "/page/tiles", page.tiles),
     ("GET", "/metrics", metrics),
     ("POST", "/api/chat", ollama.chat),
     ("POST", "/api/generate", ollama.generate),
-    ("GET", "/api/tags", ollama_models.tags),
-    ("POST", "/api/show", ollama_models.show),
-    ("GET", "/api/ps", ollama_models.ps),
-    ("GET", "/api/version", ollama_models.version),
-    ("POST", "/api/pull", ollama_models.pull),
-    *(("POST", f"/api/{name}", ollama_models.refused) for name in ollama_models.REFUSED),
+    ("GET", "/api/tags", models.tags),
+    ("POST", "/api/show", models.show),
+    ("GET", "/api/ps", models.ps),
+    ("GET", "/api/version", models.version),
+    ("POST", "/api/pull", models.pull),
+    *(("POST", f"/api/{name}", models.refused) for name in models.REFUSED),
 )
 
 

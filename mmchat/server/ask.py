@@ -1,25 +1,25 @@
-"""The one request that all APIs become, and the only place that lets it reach the engine."""
+"""The one request that all APIs become, its way to the engine, and its answer as it is written."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmchat import limits
 from mmchat.conversation import IMAGE_MARK, Image, Message, Role, ToolCall, arranged
-from mmchat.engine.events import Finished, TextDelta
+from mmchat.engine.events import Finished, TextDelta, TokenLogprob
 from mmchat.engine.request import Request, request_within
-from mmchat.errors import MemoryError_
+from mmchat.errors import ContextLengthExceeded, MemoryError_
 from mmchat.server import log
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError, api_error
-from mmchat.server.held import Schema, grammar_of
+from mmchat.server.errors import ApiError, api_error, invalid
+from mmchat.server.held import NO_TOOLS, Plan, Schema, grammar_of
 from mmchat.server.pictures import Picture, open_pictures
-from mmchat.server.shorter import that_fits
-from mmchat.server.tools import NO_TOOLS, Plan
+from mmchat.server.tool_calls import Piece
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 QUEUE_SECONDS = 60.0  # from the whole body of a request to its row at most, pictures included
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
+T = TypeVar("T")
 Opened = Mapping[Picture, list[Image]]  # the pictures of each: a document has several
+_ROLES: Mapping[str, Role] = {
+    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+    "tool": "tool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,57 +52,58 @@ class AskedMessage:
         return [part for part in self.parts if isinstance(part, Picture)]
 
 
+def asked_message(
+    speaker: str, parts: Iterable[str | Picture], param: str, calls: Iterable[ToolCall] = ()
+) -> AskedMessage:
+    """speaker: as a client calls it. Raises ApiError."""
+    if (role := _ROLES.get(speaker)) is None:
+        raise invalid(f"{param}.role", f"a role is one of {', '.join(_ROLES)}")
+    asked = AskedMessage(role, tuple(parts), param, tuple(calls))
+    if asked.calls and role != "assistant":
+        text = f"only the assistant calls tools, not a message of {role}"
+        raise invalid(f"{param}.tool_calls", text)
+    return asked
+
+
 @dataclass(frozen=True)
 class Ask:
     """What is asked.
 
-    prompt: messages; or one message or token ids, which are continued without the chat format.
-    settings: fields of SamplingParams; the rest is as the model's makers recommend.
-    context: positions of prompt and answer, if fewer than the server allows.
-    before: ids of a conversation that the messages go on with. score_from: as in engine.request.
-    drops_oldest: the oldest messages may be left out to fit.
-    schema: what the text must be. plan: the tools that may or must be called.
+    ids: of a conversation that the messages go on with; without messages, of a text. is_raw: the
+    one message is continued without the chat format, as such a text is. settings: fields of
+    SamplingParams; the rest is as the model's makers recommend. context: positions of prompt and
+    answer, if fewer than the server allows. score_from: as in engine.request. drops_oldest: the
+    oldest messages may be left out to fit. schema: what the text must be. plan: the tools that may
+    or must be called.
     """
 
-    prompt: tuple[AskedMessage, ...] | AskedMessage | tuple[int, ...]
+    messages: tuple[AskedMessage, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    ids: tuple[int, ...] = ()
+    is_raw: bool = False
     context: int | None = None
-    before: tuple[int, ...] = ()
     score_from: int | None = None
     drops_oldest: bool = False
     schema: Schema | None = None
     plan: Plan = NO_TOOLS
 
     @property
-    def messages(self) -> list[AskedMessage] | None:
-        """None: it is token ids."""
-        asked = (self.prompt,) if isinstance(self.prompt, AskedMessage) else self.prompt
-        messages = [one for one in asked if isinstance(one, AskedMessage)]
-        return messages if len(messages) == len(asked) else None
-
-    @property
-    def has_pictures(self) -> bool:
-        return any(message.pictures for message in self.messages or ())
-
-    @property
-    def ids(self) -> list[int]:
-        """Of a prompt of ids."""
-        asked = () if isinstance(self.prompt, AskedMessage) else self.prompt
-        return [one for one in asked if isinstance(one, int)]
+    def pictures(self) -> list[Picture]:
+        return [picture for message in self.messages for picture in message.pictures]
 
 
 class Answering:
-    """An answer while it is written: iterate over the tokens that came together.
+    """An answer while it is written: iterate over the text, and tokens, that came together.
 
-    plan: the calls that are looked for in it. finished: the end, once the iteration is over.
-    queue_seconds: how long it waited for a row.
+    stream: what `pieces` told of it so far. queue_seconds: how long it waited for a row, None while
+    it waits.
     """
 
     def __init__(self, call: Call, thread: EngineThread, request: Request, plan: Plan) -> None:
         loop = asyncio.get_running_loop()
         self._came = asyncio.Event()
-        self.plan = plan
-        self._call, self._thread = call, thread
+        self.stream = plan.stream()
+        self.call, self.request, self._thread = call, request, thread
         self._submitted = time.perf_counter()
         try:
             self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(self._came.set))
@@ -105,40 +111,35 @@ class Answering:
             raise ApiError("context_length_exceeded", str(error)) from None
         except RuntimeError as error:
             raise api_error(error) from error
-        self.queue_seconds: float | None = None  # None: it still waits
-        self._finished: Finished | None = None
+        self.queue_seconds: float | None = None
         self._refused: ApiError | None = None
         call.service.answers.add(self)
         call.opened.callback(call.service.answers.discard, self)
-        call.opened.callback(self.close)
-
-    @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        return self._answer.request.prompt.token_ids
+        call.opened.callback(self.end)
 
     @property
     def notices(self) -> tuple[str, ...]:
         """What of a schema is not enforced."""
-        grammar = self._answer.request.grammar
-        return grammar.notices if grammar else ()
+        return self.request.grammar.notices if self.request.grammar else ()
 
     @property
     def finished(self) -> Finished:
-        if self._finished is None:
+        """The end, once the iteration is over."""
+        if self._answer.finished is None:
             raise RuntimeError("the answer is not finished")
-        return self._finished
+        return self._answer.finished
 
     async def begun(self) -> None:
         """Wait for a row. Raises ApiError."""
         try:
             await self._came.wait()
         except asyncio.CancelledError:
-            self.close()
+            self.end()
             raise
         self._check()
         self.queue_seconds = time.perf_counter() - self._submitted
 
-    async def __aiter__(self) -> AsyncIterator[list[TextDelta]]:
+    async def __aiter__(self) -> AsyncIterator[tuple[str, list[TokenLogprob]]]:
         """Raises ApiError."""
         while True:
             await self._came.wait()
@@ -147,28 +148,37 @@ class Answering:
             events = self._answer.take()
             deltas = [event for event in events if isinstance(event, TextDelta)]
             if deltas:
-                yield deltas
+                text = "".join(delta.text for delta in deltas)
+                yield text, [delta.logprob for delta in deltas if delta.logprob is not None]
             self._check()
             if is_over:
-                self._end()
+                self._count()
                 return
             if deltas:
                 await asyncio.sleep(JOIN_SECONDS)
 
+    async def pieces(self) -> AsyncIterator[tuple[list[Piece], list[TokenLogprob]]]:
+        """Text and calls of tools as they come, until nothing more is wanted. Raises ApiError."""
+        async for text, listed in self:
+            if self.stream.is_done:
+                continue
+            pieces = self.stream.feed(text)
+            if self.stream.is_done:
+                self.end()
+            yield pieces, listed
+        if pieces := self.stream.end():
+            yield pieces, []
+
     async def whole(self) -> Finished:
         """The end of the answer. Raises ApiError."""
-        async for _ in self:
+        async for _ in self.pieces():
             pass
         return self.finished
 
-    def _end(self) -> None:
-        finished = self._finished = self._answer.finished
-        if finished is not None:
-            if self._call.service.options.log_content:
-                log.content("answer", finished.text)
-            self._call.count(finished.usage.completion_tokens)
-            seconds = time.perf_counter() - finished.timings.started
-            self._call.service.metrics.answered(finished, self.queue_seconds or 0.0, seconds)
+    @property
+    def finish_reason(self) -> str:
+        """As OpenAI's chat says it."""
+        return self.stream.finish_reason(self.finished.reason)
 
     def refuse(self, error: ApiError) -> None:
         """Do not begin it, if it still waits."""
@@ -177,12 +187,10 @@ class Answering:
             self._came.set()
 
     def end(self) -> None:
-        """No more of it is wanted; what came so far is the answer."""
-        if not self._answer.is_over:
-            self._thread.cancel(self._answer)
+        """No more of it is wanted, or nobody reads: its row is free before the next step.
 
-    def close(self) -> None:
-        """Nobody reads any more: its row is free before the next step."""
+        What came so far is the answer.
+        """
         if not self._answer.is_over:
             self._thread.cancel(self._answer)
 
@@ -192,16 +200,29 @@ class Answering:
         if self._answer.error is not None:
             raise api_error(self._answer.error) from self._answer.error
 
+    def _count(self) -> None:
+        finished, service = self.finished, self.call.service
+        if service.options.log_content:
+            log.content("answer", finished.text)
+        self.call.count(finished.usage.completion_tokens)
+        seconds = time.perf_counter() - finished.timings.started
+        service.metrics.answered(finished, self.queue_seconds or 0.0, seconds)
+
 
 async def begin(call: Call, ask: Ask) -> Answering:
     """Check it, open its pictures, and wait for a row. The answer ends with the call.
 
     Raises ApiError, also if that takes longer than QUEUE_SECONDS.
     """
+    return await in_time(call, partial(_begun, call, ask))
+
+
+async def in_time(call: Call, work: Callable[[Callable[[], bool]], Awaitable[T]]) -> T:
+    """Do it, told whether it is still wanted. Raises ApiError if it takes too long."""
     is_wanted = True
     try:
         async with asyncio.timeout(QUEUE_SECONDS):
-            return await _begun(call, ask, lambda: is_wanted)
+            return await work(lambda: is_wanted)
     except TimeoutError:
         raise ApiError("overloaded", retry_after=call.service.retry_after) from None
     finally:
@@ -217,11 +238,11 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
 
     def work() -> Request:
         grammar = grammar_of(model, ask.schema, ask.plan)
-        opened = _opened(call, ask, is_wanted)
+        opened = opened_of(call, ask, is_wanted)
         return replace(that_fits(ask, lambda ask: make(ask, opened)), grammar=grammar)
 
     def make(ask: Ask, opened: Opened) -> Request:
-        prompt = _prompt(call, ask, opened)
+        prompt = prompt_of(call, ask, opened)
         if service.options.log_content:
             log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         seconds = time.perf_counter() - call.timings.started
@@ -230,11 +251,11 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
         return replace(made, owner=call.owner, score_from=ask.score_from)
 
     try:
-        apart = service.apart_with_pictures if ask.has_pictures else service.apart
-        request = await apart(work)
+        request = await service.apart(work, pictures=bool(ask.pictures))
     except Exception as error:
         raise api_error(error) from error
-    call.waiting.enter_context(service.holding())(_bytes(request))
+    waits = (tensor for placed in request.prompt.media for tensor in placed.media.tensors)
+    call.waiting.enter_context(service.holding())(sum(tensor.nbytes for tensor in waits))
     # the server may be draining by now
     answering = Answering(call, service.thread, request, ask.plan)
     await answering.begun()
@@ -243,123 +264,83 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
     return answering
 
 
-def _bytes(request: Request) -> int:
-    """What its pictures take while it waits."""
-    media = (placed.media for placed in request.prompt.media)
-    return sum(tensor.nbytes for one in media for tensor in one.tensors)
+def that_fits(ask: Ask, make: Callable[[Ask], T]) -> T:
+    """`make` of all of it, or, if it may be cut, without as few of its oldest messages as need be.
+
+    System messages and the last one stay. Raises ContextLengthExceeded if that is too long.
+    """
+    try:
+        return make(ask)
+    except ContextLengthExceeded:
+        if not ask.drops_oldest:
+            raise
+    old = [one for one in ask.messages[:-1] if one.role != "system"]
+
+    def without(count: int) -> T:
+        """Each message has its own `param`, so that equal ones differ."""
+        kept = tuple(one for one in ask.messages if one not in old[:count])
+        return make(replace(ask, messages=kept))
+
+    found: T | None = None
+    low, high = 1, len(old)
+    while low <= high:
+        middle = (low + high) // 2
+        try:
+            found, high = without(middle), middle - 1
+        except ContextLengthExceeded:
+            low = middle + 1
+    return without(len(old)) if found is None else found  # the first raises
 
 
-def _opened(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
-    """Runs in a thread of its own. Raises ApiError."""
-    messages = ask.messages
-    if messages is None:
-        return {}
-    _check_messages(call, messages)
-    pictures = [picture for message in messages for picture in message.pictures]
+def opened_of(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
+    """Its pictures, once it is checked. Runs in a thread of its own. Raises ApiError."""
+    if ask.messages or not ask.ids:
+        _check(ask.messages, text_only=call.service.model.options.text_only)
     options, alpha = call.service.options, call.service.model.processor.alpha
-    opened = open_pictures(pictures, options, alpha, call.owner, is_wanted)
-    return dict(zip(pictures, opened, strict=True))
+    opened = open_pictures(ask.pictures, options, alpha, call.owner, is_wanted)
+    return dict(zip(ask.pictures, opened, strict=True))
 
 
-def _prompt(call: Call, ask: Ask, opened: Opened) -> Prompt:
+def prompt_of(call: Call, ask: Ask, opened: Opened) -> Prompt:
     """Runs in a thread of its own. Raises ApiError, MmchatError."""
     from mmchat.models.prompt import Prompt
 
-    processor, messages = call.service.model.processor, ask.messages
-    if messages is None:
-        return Prompt(_ids(call, ask.ids, "prompt"))
-    marks = (IMAGE_MARK, processor.image_tag)
-    made = [_message(one, opened, marks) for one in messages]
-    if isinstance(ask.prompt, AskedMessage):
-        return processor.raw(made[0])
-    return _behind(_ids(call, ask.before, "context"), processor.chat(made, ask.plan.declared))
+    model = call.service.model
+    if not all(0 <= token_id < model.vocab_size for token_id in ask.ids):
+        param = "context" if ask.messages else "prompt"
+        raise invalid(param, f"{param} has token ids that the model has not, or of a picture")
+    if ask.ids and not ask.messages:
+        return Prompt(ask.ids)
+    marks = (IMAGE_MARK, model.processor.image_tag)
+    messages = [_message(one, opened, marks) for one in ask.messages]
+    if ask.is_raw:
+        return model.processor.raw(messages[0])
+    prompt = model.processor.chat(messages, ask.plan.declared)
+    if ask.ids and prompt.media:
+        text = "context goes on by text alone; send messages with pictures"
+        raise invalid("context", text)
+    begins_again = prompt.token_ids[:1] == ask.ids[:1]
+    return replace(prompt, token_ids=ask.ids + prompt.token_ids[begins_again:])
 
 
-def _ids(call: Call, ids: Sequence[int], param: str) -> tuple[int, ...]:
-    if not all(0 <= token_id < call.service.model.vocab_size for token_id in ids):
-        raise ApiError(
-            "invalid_value", f"{param} has token ids that the model has not, or of a picture", param
-        )
-    return tuple(ids)
-
-
-def _behind(before: tuple[int, ...], prompt: Prompt) -> Prompt:
-    """The prompt as more of what `before` has begun."""
-    if not before:
-        return prompt
-    if prompt.media:
-        raise ApiError(
-            "invalid_value", "context goes on by text alone; send messages with pictures", "context"
-        )
-    new = prompt.token_ids
-    begins_again = new[:1] == before[:1]
-    return replace(prompt, token_ids=before + new[begins_again:])
-
-
-_ROLES: Mapping[str, Role] = {
-    "system": "system", "developer": "system", "user": "user", "assistant": "assistant",
-    "tool": "tool",
-}  # fmt: skip
-
-
-def role(name: str, param: str) -> Role:
-    """What a client calls the speaker of a message. Raises ApiError."""
-    if name not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise ApiError("invalid_value", f"a role is one of {known}", f"{param}.role")
-    return _ROLES[name]
-
-
-def calling(message: AskedMessage, calls: Sequence[ToolCall]) -> AskedMessage:
-    """The same with calls of tools. Raises ApiError."""
-    if calls and message.role != "assistant":
-        raise ApiError(
-            "invalid_value",
-            f"only the assistant calls tools, not a message of {message.role}",
-            f"{message.param}.tool_calls",
-        )
-    return replace(message, calls=tuple(calls))
-
-
-def _check_messages(call: Call, messages: Sequence[AskedMessage]) -> None:
+def _check(messages: Sequence[AskedMessage], *, text_only: bool) -> None:
     if not messages:
-        raise ApiError("invalid_value", "messages is empty; send at least one", "messages")
-    if len(messages) > limits.REQUEST_MESSAGES:
-        raise ApiError(
-            "invalid_value", f"there are more than {limits.REQUEST_MESSAGES} messages", "messages"
-        )
-    pictures = 0
+        raise invalid("messages", "messages is empty; send at least one")
+    count = 0
     for message in messages:
-        if len(message.parts) > limits.REQUEST_PARTS:
-            raise ApiError(
-                "invalid_value",
-                f"{message.param} has more than {limits.REQUEST_PARTS} parts",
-                f"{message.param}.content",
-            )
         if not message.parts and message.role not in ("assistant", "tool"):
-            raise ApiError("invalid_value", f"{message.param} is empty", f"{message.param}.content")
+            raise invalid(f"{message.param}.content", f"{message.param} is empty")
         for picture in message.pictures:
-            pictures += 1
-            _check_picture(call, message, picture, pictures)
-
-
-def _check_picture(call: Call, message: AskedMessage, picture: Picture, count: int) -> None:
-    if message.role != "user":
-        raise ApiError(
-            "invalid_value",
-            f"a picture in a {message.role} message is not seen; put it into a user message",
-            picture.param,
-        )
-    if count > limits.REQUEST_PICTURES:
-        raise ApiError(
-            "invalid_value",
-            f"there are more than {limits.REQUEST_PICTURES} pictures",
-            picture.param,
-        )
-    if call.service.model.options.text_only:
-        raise ApiError(
-            "invalid_value", "the model was loaded for text only; send no picture", picture.param
-        )
+            count += 1
+            if message.role != "user":
+                what = f"a picture in a {message.role} message is not seen"
+                raise invalid(picture.param, f"{what}; put it into a user message")
+            if count > limits.REQUEST_PICTURES:
+                text = f"there are more than {limits.REQUEST_PICTURES} pictures"
+                raise invalid(picture.param, text)
+            if text_only:
+                text = "the model was loaded for text only; send no picture"
+                raise invalid(picture.param, text)
 
 
 def _message(asked: AskedMessage, opened: Opened, marks: Sequence[str]) -> Message:

@@ -13,9 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from mmchat import limits, strict_json
 from mmchat.engine.events import Timings
-from mmchat.server.errors import ApiError, api_error
-from mmchat.server.log import bug
-from mmchat.server.service import P, Service, T
+from mmchat.server.errors import ApiError, logged
+from mmchat.server.service import Service, T
 from mmchat.server.stream import Json
 
 # Of the scope: the name of the key that was given, "" without keys; and tokens of the answers
@@ -61,8 +60,7 @@ class Call:
         async for chunk in self.request.stream():
             data += chunk
             if len(data) > limits.REQUEST_BYTES:
-                most = limits.REQUEST_BYTES // limits.MIB
-                raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+                raise ApiError("body_too_large")
             hold(len(chunk))  # as it comes: a slow one takes as much memory
         if not data:
             return
@@ -72,11 +70,9 @@ class Call:
         except ValueError as error:  # its text is ours
             raise ApiError("invalid_json", f"the body is {error}") from None
 
-    async def digest(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def digest(self, work: Callable[..., T], *args: Any) -> T:
         """Do something with the body: in a thread if it is large, since all others would wait."""
-        if self._is_large:
-            return await self.service.apart(work, *args, **kwargs)
-        return work(*args, **kwargs)
+        return await self.service.apart(lambda: work(*args)) if self._is_large else work(*args)
 
 
 Handler = Callable[[Call], Awaitable[Response]]
@@ -93,36 +89,28 @@ class Endpoint:
         call = Call(self._service, scope, receive)
         with call.opened:
             try:
-                response = await self._read(call) if scope["method"] == "POST" else None
-                if response is None:
-                    if await _is_left(receive, self._answer(call, send)):
-                        call.service.metrics.counts["requests_cancelled_total"] += 1
-                else:
-                    await response(scope, receive, send)
+                if scope["method"] == "POST":
+                    await call.read()
             except ClientDisconnect:
                 return
-
-    async def _read(self, call: Call) -> Response | None:
-        try:
-            await call.read()
-        except ApiError as error:
-            return error_response(error, call.path)
-        return None
+            except ApiError as error:
+                await error_response(error, call.path)(scope, receive, send)
+                return
+            if await _is_left(receive, self._answer(call, send)):
+                call.service.metrics.counts["requests_cancelled_total"] += 1
 
     async def _answer(self, call: Call, send: Send) -> None:
         try:
             response = await self._handler(call)
         except Exception as failure:
-            error = api_error(failure)
-            if error.code == "server_error":
-                bug(failure)
-            response = error_response(error, call.path)
+            response = error_response(logged(failure), call.path)
         await response(call.request.scope, call.request.receive, send)
 
 
 def error_response(error: ApiError, path: str) -> Response:
-    """In the form of the API of `path`."""
-    return Json(error.in_form_of(path), error.status, error.headers)
+    """In the form of the API of `path`. Ollama says 503 where too many wait."""
+    is_full = error.status == 429 and path.startswith("/api/")
+    return Json(error.in_form_of(path), 503 if is_full else error.status, error.headers)
 
 
 async def _is_left(receive: Receive, work: Awaitable[None]) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 
+from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,30 +22,17 @@ GONE = 499  # in the log: the client went before there was an answer
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?")
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_SINGLE = ("host", "origin", "content-length", "content-type", "authorization", "x-api-key")
-_LENGTHS = (b"content-length", b"transfer-encoding")
+_SINGLE = (
+    "host", "origin", "sec-fetch-site", "content-length", "content-type", "content-encoding",
+    "authorization", "x-api-key",
+)  # fmt: skip
+_LENGTHS = frozenset({"content-length", "transfer-encoding"})
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"cache-control": b"no-store",
     b"cross-origin-resource-policy": b"same-origin",
 }
 _TOKENS = re.compile(r"[\w, -]{1,1024}", re.ASCII)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request before its body."""
-
-    scope: Scope
-    headers: Mapping[str, str]
-
-    @property
-    def method(self) -> str:
-        return self.scope["method"]
-
-    @property
-    def origin(self) -> str | None:
-        return self.headers.get("origin")
 
 
 class Checks:
@@ -92,61 +79,50 @@ class Checks:
         log.request(scope.get(OWNER, ""), route, status or GONE, scope.get(TOKENS, 0), seconds)
 
     def _refusal(self, scope: Scope) -> Response | None:
+        asked = Request(scope)
         try:
-            asked = _Asked(scope, _headers(scope))
-            self._check_form(asked)
+            _check_form(asked)
             self._check_place(asked)
             if asked.method == "OPTIONS":
-                return self._preflight(asked)
+                return self._preflight(asked.headers)
             scope[OWNER] = self._owner(asked)
             _check_body(asked)
         except ApiError as error:
             response = error_response(error, scope["path"])
-            if _may_have_body(scope):  # which is not read: nothing behind it can be
+            if asked.method not in ("GET", "HEAD") or _LENGTHS & {*asked.headers}:
+                # it may have a body, which is not read: nothing behind it can be
                 response.headers["connection"] = "close"
             return response
         return None
 
-    def _check_form(self, asked: _Asked) -> None:
-        if asked.method not in METHODS:
-            raise ApiError("method_not_allowed")
-        if not asked.scope["path"].startswith("/"):
-            raise ApiError("invalid_request", "the target must be a path")
-        if {"content-length", "transfer-encoding"} <= asked.headers.keys():
-            raise ApiError(
-                "invalid_request", "Content-Length and Transfer-Encoding exclude another"
-            )
-
-    def _check_place(self, asked: _Asked) -> None:
+    def _check_place(self, asked: Request) -> None:
         """Against pages that have their own name lead here, and pages that ask from elsewhere."""
-        host = asked.headers.get("host")
-        if host is None:
-            client = asked.scope.get("client")
-            if asked.origin is not None or not (client and is_loopback(client[0])):
-                raise ApiError("host_not_allowed")
-        elif not self._is_allowed(host, asked.scope.get("server")):
+        host, origin = asked.headers.get("host"), asked.headers.get("origin")
+        if not self._is_allowed(host, asked):
             raise ApiError("host_not_allowed")
-        if asked.origin in self._options.allowed_origins:
+        if origin in self._options.allowed_origins:
             return
-        same = (f"http://{host}", f"https://{host}")
-        if asked.origin is not None and asked.origin.lower() not in map(str.lower, same):
-            raise ApiError("origin_not_allowed")
-        if asked.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        same = (None, f"http://{host}".lower(), f"https://{host}".lower())
+        site = asked.headers.get("sec-fetch-site")
+        if (origin and origin.lower()) not in same or site in ("cross-site", "same-site"):
             raise ApiError("origin_not_allowed")
 
-    def _is_allowed(self, host: str, server: tuple[str, int | None] | None) -> bool:
-        found = _HOST.fullmatch(host)
-        if found is None or int(found[2] or 0) > 65_535:
-            return False
+    def _is_allowed(self, host: str | None, asked: Request) -> bool:
+        if host is None:  # as HTTP/1.0 may have it
+            is_local = asked.client is not None and is_loopback(asked.client.host)
+            return is_local and "origin" not in asked.headers
+        found, server = _HOST.fullmatch(host), asked.scope.get("server")
         # the address that was connected to: no name can be made to say it
         bound = {_bracketed(server[0].lower())} if server else set()
+        if found is None or int(found[2] or 0) > 65_535:
+            return False
         return found[1].lower() in self._hosts | bound
 
-    def _preflight(self, asked: _Asked) -> Response:
-        if asked.origin not in self._options.allowed_origins:
+    def _preflight(self, asked: Headers) -> Response:
+        if asked.get("origin") not in self._options.allowed_origins:
             raise ApiError("origin_not_allowed")
         headers = {"access-control-allow-methods": "GET, POST", "access-control-max-age": "600"}
-        wanted = asked.headers.get("access-control-request-headers", "")
+        wanted = asked.get("access-control-request-headers", "")
         if _TOKENS.fullmatch(wanted):
             headers["access-control-allow-headers"] = wanted
         return Response(status_code=204, headers=headers)
@@ -154,13 +130,12 @@ class Checks:
     def _cors(self, scope: Scope) -> list[tuple[bytes, bytes]]:
         if not self._options.allowed_origins:
             return []
-        vary = [(b"vary", b"Origin")]
-        for name, value in scope["headers"]:
-            if name == b"origin" and value.decode("latin-1") in self._options.allowed_origins:
-                return [*vary, (b"access-control-allow-origin", value)]
-        return vary
+        origin = Headers(scope=scope).get("origin", "")
+        is_allowed = origin in self._options.allowed_origins
+        allowed = [(b"access-control-allow-origin", origin.encode("latin-1"))] if is_allowed else []
+        return [(b"vary", b"Origin"), *allowed]
 
-    def _owner(self, asked: _Asked) -> str:
+    def _owner(self, asked: Request) -> str:
         """The name of the key; "" where there are none. Raises ApiError."""
         if not self._keys or asked.scope["path"] in self._open_paths:
             return ""
@@ -176,48 +151,44 @@ class Checks:
         return owner
 
 
-def _headers(scope: Scope) -> dict[str, str]:
-    """Raises ApiError for too many, and for several where one counts."""
-    pairs = scope["headers"]
-    size = sum(len(name) + len(value) for name, value in pairs)
-    if len(pairs) > limits.REQUEST_HEADERS or size > limits.REQUEST_HEADER_BYTES:
+def _check_form(asked: Request) -> None:
+    headers = asked.headers
+    size = sum(len(name) + len(value) for name, value in headers.raw)
+    if len(headers.raw) > limits.REQUEST_HEADERS or size > limits.REQUEST_HEADER_BYTES:
         raise ApiError("headers_too_large")
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in pairs:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        if name in headers and name in _SINGLE:
+    for name in _SINGLE:
+        if len(headers.getlist(name)) > 1:
             raise ApiError("invalid_request", f"there are two headers {name}")
-        headers[name] = value
-    return headers
+    if asked.method not in METHODS:
+        raise ApiError("method_not_allowed")
+    if not asked.scope["path"].startswith("/"):
+        raise ApiError("invalid_request", "the target must be a path")
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise ApiError("invalid_request", "Content-Length and Transfer-Encoding exclude another")
 
 
-def _may_have_body(scope: Scope) -> bool:
-    names = {name for name, _ in scope["headers"]}
-    return scope["method"] not in ("GET", "HEAD") or not names.isdisjoint(_LENGTHS)
-
-
-def _check_body(asked: _Asked) -> None:
+def _check_body(asked: Request) -> None:
     headers = asked.headers
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError("unsupported_media_type", "send the body without Content-Encoding")
     length = headers.get("content-length", "0")
     if len(length) > 18 or not length.isdecimal() or int(length) > limits.REQUEST_BYTES:
-        most = limits.REQUEST_BYTES // limits.MIB
-        raise ApiError("body_too_large", f"the body is larger than {most} MiB")
+        raise ApiError("body_too_large")
     if asked.method != "POST" and (int(length) or "transfer-encoding" in headers):
         raise ApiError("invalid_request", f"{asked.method} takes no body; send none, or POST it")
     # A form of a page can send text without asking first, but not JSON. Programs may call it as
     # they like; browsers say who they are.
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_browser = asked.origin is not None or any(name.startswith("sec-fetch-") for name in headers)
+    is_browser = any(name == "origin" or name.startswith("sec-fetch-") for name in headers)
     if asked.method == "POST" and is_browser and kind != "application/json":
         raise ApiError("unsupported_media_type", "send JSON: Content-Type: application/json")
 
 
 def _api(path: str) -> str:
     """As metrics name it."""
-    first = path.split("/", 2)[1] if path.startswith("/") else ""
-    return {"v1": "openai", "api": "ollama"}.get(first, "other")
+    first = path.partition("/")[2].partition("/")[0]
+    openai = dict.fromkeys(("v1", "chat", "completions", "responses", "models"), "openai")
+    return {"api": "ollama", **openai}.get(first, "other")
 
 
 def _bracketed(host: str) -> str:

@@ -4,53 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmchat.errors import (
-    ContextLengthExceeded,
-    ImageError,
-    MemoryError_,
-    MissingExtra,
-    MmchatError,
-    NetworkError,
-    NumericalError,
-    PromptError,
-    SchemaError,
-    UsageError,
-)
+from mmchat import errors, limits
+from mmchat.server import log
 
-# code -> status, OpenAI's type, the text if there is no better one
-_INVALID = "invalid_request_error"
-_TABLE: dict[str, tuple[int, str, str]] = {
-    "invalid_request": (400, _INVALID, "the request is not valid HTTP"),
-    "invalid_json": (400, _INVALID, "the body is not valid JSON"),
-    "invalid_value": (400, _INVALID, "a value is not valid"),
-    "invalid_image": (400, _INVALID, "the picture cannot be read"),
-    "image_fetch_refused": (400, _INVALID, "the picture cannot be fetched"),
-    "context_length_exceeded": (400, _INVALID, "the prompt is longer than the context"),
-    "unsupported_parameter": (400, _INVALID, "this is not supported here; leave it out"),
-    "invalid_schema": (400, _INVALID, "the JSON schema is not supported"),
-    "invalid_api_key": (401, _INVALID, "give a valid key: Authorization: Bearer KEY"),
-    "host_not_allowed": (403, _INVALID, "this Host is not served; --allowed-host allows more"),
-    "origin_not_allowed": (
-        403,
-        _INVALID,
-        "pages of other origins may not ask here; --allow-origin allows one",
-    ),
-    "not_found": (404, _INVALID, "there is no such route"),
-    "model_not_found": (404, _INVALID, "this model is not served here"),
-    "method_not_allowed": (405, _INVALID, "this route has other methods"),
-    "request_timeout": (408, _INVALID, "the request came too slowly"),
-    "body_too_large": (413, _INVALID, "the body is too large"),
-    "unsupported_media_type": (415, _INVALID, "send JSON, not compressed"),
-    "headers_too_large": (431, _INVALID, "the headers are too many or too large"),
-    "rate_limit_exceeded": (429, "rate_limit_error", "too many requests wait already"),
-    "server_error": (500, "server_error", "the server failed; its log says where"),
-    "numerical_error": (500, "server_error", "the model gave no finite numbers"),
-    "not_implemented": (501, _INVALID, "this is not done over the network"),
-    "overloaded": (503, "server_error", "no answer could be begun in time; try again"),
-    "loading": (503, "server_error", "the model is being loaded; try again"),
-    "draining": (503, "server_error", "the server is ending"),
-    "out_of_memory": (503, "server_error", "memory ran out; try again, or ask for less"),
+# code -> status, and the text if there is no better one
+_TABLE: dict[str, tuple[int, str]] = {
+    "invalid_request": (400, "the request is not valid HTTP"),
+    "invalid_json": (400, "the body is not valid JSON"),
+    "invalid_value": (400, "a value is not valid"),
+    "invalid_image": (400, "the picture cannot be read"),
+    "image_fetch_refused": (400, "the picture cannot be fetched"),
+    "context_length_exceeded": (400, "the prompt is longer than the context"),
+    "unsupported_parameter": (400, "this is not supported here; leave it out"),
+    "invalid_schema": (400, "the JSON schema is not supported"),
+    "invalid_api_key": (401, "give a valid key: Authorization: Bearer KEY"),
+    "host_not_allowed": (403, "this Host is not served; --allowed-host allows more"),
+    "origin_not_allowed": (403, "pages of other origins may not ask; --allow-origin allows one"),
+    "not_found": (404, "there is no such route"),
+    "model_not_found": (404, "this model is not served here"),
+    "method_not_allowed": (405, "this route has other methods"),
+    "body_too_large": (413, f"the body is larger than {limits.REQUEST_BYTES // limits.MIB} MiB"),
+    "unsupported_media_type": (415, "send JSON, not compressed"),
+    "headers_too_large": (431, "the headers are too many or too large"),
+    "rate_limit_exceeded": (429, "too many requests wait already"),
+    "server_error": (500, "the server failed; its log says where"),
+    "numerical_error": (500, "the model gave no finite numbers"),
+    "not_implemented": (501, "this is not done over the network"),
+    "overloaded": (503, "no answer could be begun in time; try again"),
+    "loading": (503, "the model is being loaded; try again"),
+    "draining": (503, "the server is ending"),
+    "out_of_memory": (503, "memory ran out; try again, or ask for less"),
 }
+_TYPES = {429: "rate_limit_error", 500: "server_error", 503: "server_error"}  # as OpenAI has them
 
 
 class ApiError(Exception):
@@ -60,16 +45,12 @@ class ApiError(Exception):
     """
 
     def __init__(
-        self,
-        code: str,
-        message: str | None = None,
-        param: str | None = None,
-        retry_after: int | None = None,
+        self, code: str, message: str = "", param: str | None = None, retry_after: int = 0
     ) -> None:
-        self.status, self.type, text = _TABLE[code]
+        self.status, text = _TABLE[code]
         self.code, self.param = code, param
         self.message = message or text
-        self.retry_after = 1 if retry_after is None and self.status == 503 else retry_after
+        self.retry_after = retry_after or (1 if self.status == 503 else 0)
         super().__init__(self.message)
 
     @property
@@ -78,7 +59,7 @@ class ApiError(Exception):
         headers = {}
         if self.code in ("server_error", "numerical_error", "draining"):
             headers["x-should-retry"] = "false"
-        if self.retry_after is not None:
+        if self.retry_after:
             headers["retry-after"] = str(self.retry_after)
         return headers
 
@@ -86,28 +67,43 @@ class ApiError(Exception):
         """As the API of this path says it: Ollama's, or OpenAI's."""
         if path.startswith("/api/"):
             return {"error": self.message}
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
 
-_OURS: tuple[tuple[type[MmchatError], str], ...] = (
-    (ContextLengthExceeded, "context_length_exceeded"),
-    (PromptError, "invalid_value"),
-    (SchemaError, "invalid_schema"),
-    (UsageError, "invalid_value"),
-    (ImageError, "invalid_image"),
-    (MissingExtra, "invalid_image"),
-    (NetworkError, "image_fetch_refused"),
-    (NumericalError, "numerical_error"),
-    (MemoryError_, "out_of_memory"),
-)
+def invalid(param: str | None, message: str) -> ApiError:
+    """To raise where what a field says cannot be."""
+    return ApiError("invalid_value", message, param)
+
+
+_OURS: dict[type[errors.MmchatError], str] = {  # the first that it is an instance of
+    errors.ContextLengthExceeded: "context_length_exceeded",
+    errors.PromptError: "invalid_value",
+    errors.SchemaError: "invalid_schema",
+    errors.UsageError: "invalid_value",
+    errors.ImageError: "invalid_image",
+    errors.MissingExtra: "invalid_image",
+    errors.NetworkError: "image_fetch_refused",
+    errors.NumericalError: "numerical_error",
+    errors.MemoryError_: "out_of_memory",
+}
 
 
 def api_error(error: BaseException, param: str | None = None) -> ApiError:
     """What a failure is to a client: our own words, or nothing but that it failed."""
     if isinstance(error, ApiError):
+        error.param = error.param or param
         return error
-    for kind, code in _OURS:
+    for kind, code in _OURS.items():
         if isinstance(error, kind):
             return ApiError(code, str(error), param)
     return ApiError("out_of_memory" if isinstance(error, MemoryError) else "server_error")
+
+
+def logged(failure: Exception) -> ApiError:
+    """The same, where it is answered: what is no fault of the client has a line in the log."""
+    error = api_error(failure)
+    if error.code == "server_error":
+        log.bug(failure)
+    return error

@@ -1,52 +1,50 @@
 """Fields that bodies of several APIs have in common, as pydantic checks them.
 
-`null` is as absent, unknown fields are ignored, 5.0 is 5, and true is no number.
+Unknown fields are ignored, and null ones; 5.0 is 5, and true is no number.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-)
+import pydantic
+from pydantic import BeforeValidator, Field, StrictBool
 
+from mmchat.conversation import ToolCall
 from mmchat.limits import SAMPLING, STOP_CHARACTERS
-from mmchat.server.errors import ApiError
-from mmchat.server.tools import MOST_TOOLS
+from mmchat.server.errors import invalid
 
-MOST_STOPS = 4
+MOST_TOOLS = 128
 LARGEST_INTEGER = 2**53  # beyond it programs in JavaScript cannot say a number
 
 
-class Body(BaseModel):
+class Body(pydantic.BaseModel):
     """A JSON object of a request."""
 
-    model_config = ConfigDict(extra="ignore")
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: one for name, one in value.items() if one is not None}
 
 
 B = TypeVar("B", bound=Body)
 
 
-def read(kind: type[B], value: Mapping[str, Any]) -> B:
-    """Raises ApiError that names the first field that is wrong."""
+def read(kind: type[B], value: Mapping[str, Any], place: str | None = None) -> B:
+    """place: the field of the value. Raises ApiError that names the first field that is wrong."""
     try:
         return kind.model_validate(value)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        param = ".".join(map(str, first["loc"]))
+        param = ".".join(map(str, (*([place] if place else []), *first["loc"])))
         text = first["msg"].removeprefix("Value error, ")
         text = f"{text[:1].lower()}{text[1:]}"
-        raise ApiError(
-            "invalid_value", f"{param}: {text}" if param else text, param or None
-        ) from None
+        raise invalid(param or None, f"{param}: {text}" if param else text) from None
 
 
 def _number(value: Any) -> Any:
@@ -55,63 +53,91 @@ def _number(value: Any) -> Any:
     return value
 
 
-def strings(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def plain(means: Callable[[str], Any]) -> BeforeValidator:
+    """A text stands for what it means."""
+    return BeforeValidator(lambda value: means(value) if isinstance(value, str) else value)
 
 
-def _not_empty(value: str) -> str:
-    if not value:
-        raise ValueError("an empty string would stop at once")
-    return value
-
-
-def _flag(value: Any) -> Any:
-    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
-
-
-def _within(name: str) -> Any:
+def within(name: str) -> Any:
+    """The bounds of a field of SamplingParams."""
     low, high = SAMPLING[name]
     return Field(ge=low, le=LARGEST_INTEGER if math.isinf(high) else min(high, LARGEST_INTEGER))
 
 
-NUMBER = BeforeValidator(_number)
+NUMBER, STRINGS = BeforeValidator(_number), plain(lambda text: [text])
 Bool = StrictBool
-Flag = Annotated[StrictBool, BeforeValidator(_flag)]  # "true" too, as torchchat sends `stream`
-Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
+_WORDS = {"true": True, "false": False}  # as torchchat sends `stream`
+Flag = Annotated[StrictBool, plain(lambda text: _WORDS.get(text, text))]
 Real = Annotated[float, NUMBER]
-Length = Annotated[int, _within("max_new_tokens"), NUMBER]
-Temperature = Annotated[float, _within("temperature"), NUMBER]
-TopP = Annotated[float, _within("top_p"), NUMBER]
-TopK = Annotated[int, _within("top_k"), NUMBER]
-MinP = Annotated[float, _within("min_p"), NUMBER]
-Penalty = Annotated[float, _within("frequency_penalty"), NUMBER]
-RepetitionPenalty = Annotated[float, _within("repetition_penalty"), NUMBER]
-Seed = Annotated[int, _within("seed"), NUMBER]
-Logprobs = Annotated[int, _within("logprobs"), NUMBER]
-StopString = Annotated[str, Field(max_length=STOP_CHARACTERS), BeforeValidator(_not_empty)]
-# Every list ends at its first fault, and at its length: all others wait while it is looked at.
-Stops = Annotated[
-    list[StopString], Field(fail_fast=True, max_length=MOST_STOPS), BeforeValidator(strings)
-]
-Strings = Annotated[list[str], Field(fail_fast=True)]
-Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MOST_TOOLS)]
+Whole = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER), NUMBER]
+Length = Annotated[Whole, within("max_new_tokens")]
+Logprobs = Annotated[Whole, within("logprobs")]
+StopString = Annotated[str, Field(min_length=1, max_length=STOP_CHARACTERS)]
+
+
+def at_most(count: int | None, at_least: int = 0) -> Any:
+    """Of a list. It ends at its first fault, and at its length: all others wait meanwhile."""
+    return Field(fail_fast=True, min_length=at_least, max_length=count)
+
+
+Stops = Annotated[list[StopString], at_most(4), STRINGS]
+Strings = Annotated[list[str], at_most(None)]
+Tools = Annotated[list[dict[str, Any]], at_most(MOST_TOOLS)]
 
 
 class Sampled(Body):
     """Settings that have one name in OpenAI's routes and here."""
 
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    seed: Seed | None = None
+    temperature: Annotated[Real, within("temperature")] | None = None
+    top_p: Annotated[Real, within("top_p")] | None = None
+    top_k: Annotated[Whole, within("top_k")] | None = None
+    min_p: Annotated[Real, within("min_p")] | None = None
+    frequency_penalty: Annotated[Real, within("frequency_penalty")] | None = None
+    presence_penalty: Annotated[Real, within("presence_penalty")] | None = None
+    repetition_penalty: Annotated[Real, within("repetition_penalty")] | None = None
+    seed: Annotated[Whole, within("seed")] | None = None
     stop: Stops | None = None
+    speculate: Any = None  # as SamplingParams checks it
 
     def settings(self, **more: Any) -> dict[str, Any]:
         """Fields of SamplingParams that were given, and `more` of them, where not None."""
         given = {name: getattr(self, name) for name in Sampled.model_fields} | more
         given["stop"] = tuple(self.stop) if self.stop else None
         return {name: value for name, value in given.items() if value is not None}
+
+
+def most_logprobs(wanted: bool, top: int | None) -> int | None:
+    """How many of the most probable tokens the engine tells of; there is no answer of none.
+
+    wanted: the field logprobs, or what says the same. Raises ApiError.
+    """
+    if top and not wanted:
+        raise invalid("top_logprobs", "top_logprobs needs logprobs: true beside it")
+    return max(top or 0, 1) if wanted else None
+
+
+def _arguments(value: Any) -> Any:
+    """JSON text, for which Ollama's programs send an object, and some an empty string for none."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "{}" if value == "" else value
+
+
+class _Function(Body):
+    name: str
+    arguments: Annotated[str, BeforeValidator(_arguments)] = "{}"
+
+
+class _EarlierCall(Body):
+    function: _Function
+
+
+class Calling(Body):
+    """A message with calls of tools, which came earlier."""
+
+    tool_calls: Annotated[list[_EarlierCall], at_most(MOST_TOOLS)] = []
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        functions = [one.function for one in self.tool_calls]
+        return [ToolCall(function.name, function.arguments) for function in functions]

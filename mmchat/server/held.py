@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from mmchat.engine.schema import check_size, moved
-from mmchat.errors import MissingExtra, SchemaError
-from mmchat.server.errors import ApiError, api_error
-from mmchat.server.tools import Plan, ToolError, plan_of
+from mmchat.errors import MissingExtra, SchemaError, quoted
+from mmchat.server.errors import ApiError, api_error, invalid
+from mmchat.server.fields import MOST_TOOLS, Body, Bool, read
+from mmchat.server.tool_calls import CallStream
 
 if TYPE_CHECKING:
     from mmchat.engine.grammar import Grammar
     from mmchat.loading.loader import LoadedModel
 
+Mode = Literal["none", "auto", "required"]
 # Where the engine finds a fault in a schema that was made of several here
 _PART = re.compile(r"schema: anyOf\[(\d+)\](?:\.properties\.parameters)?(?=[.:])")
-
-_NOTICE_CHARACTERS = 1_000
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,30 @@ class Schema:
     is_lenient: bool = False
 
 
-def planned(tools: Any, choice: Any = None, parallel: bool | None = None) -> Plan:
-    """What `tools` and its companions say. Raises ApiError."""
-    try:
-        return plan_of(tools, choice, parallel)
-    except ToolError as error:
-        raise api_error(error, error.param) from None
-    except SchemaError as error:
-        raise api_error(error, "tools") from None
+@dataclass(frozen=True)
+class Plan:
+    """declared: what the prompt shows. names: of tools that may be called.
+
+    calls: the schema of a call of each, and places: the fields of their parameters. is_held: the
+    answer must be one of calls; or_text: or text. is_strict: refuse what cannot be enforced.
+    parallel: several calls in one answer.
+    """
+
+    declared: tuple[dict[str, Any], ...] = ()
+    names: frozenset[str] = frozenset()
+    calls: tuple[dict[str, Any], ...] = ()
+    places: tuple[str, ...] = ()
+    is_held: bool = False
+    or_text: bool = False
+    is_strict: bool = False
+    parallel: bool = True
+
+    def stream(self) -> CallStream:
+        """What tells the calls from the text of an answer."""
+        return CallStream(self.names, parallel=self.parallel, anywhere=not self.is_strict)
+
+
+NO_TOOLS = Plan()
 
 
 def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar | None:
@@ -51,33 +69,26 @@ def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar
     """
     lenient = not plan.is_strict
     if schema is not None and not plan.names:
-        return _compiled(model, schema.value, schema.param, lenient=schema.is_lenient)
+        return _compiled(model, schema, lenient=schema.is_lenient)
     if schema is not None and plan.or_text:
-        try:
-            check_size(schema.value, schema.param)
-        except SchemaError as error:
-            raise api_error(error, schema.param) from None
+        _check_size(schema.value, schema.param)
         text = moved(schema.value, ("anyOf", len(plan.calls)))
-        either = {"anyOf": [*plan.calls, text]}
-        places = (*plan.places, schema.param)
+        either = Schema("tools", {"anyOf": [*plan.calls, text]})
         lenient = lenient and schema.is_lenient
-        return _compiled(model, either, "tools", places, lenient=lenient)
+        return _compiled(model, either, (*plan.places, schema.param), lenient=lenient)
     if not plan.is_held:
         return None
-    calls = {"anyOf": plan.calls}
-    return _compiled(model, calls, "tools", plan.places, lenient=lenient, or_text=plan.or_text)
+    calls = Schema("tools", {"anyOf": plan.calls})
+    return _compiled(model, calls, plan.places, lenient=lenient, or_text=plan.or_text)
 
 
 def _compiled(
-    model: LoadedModel,
-    schema: Mapping[str, Any],
-    param: str,
-    places: Sequence[str] = (),
-    **options: bool,
+    model: LoadedModel, schema: Schema, places: Sequence[str] = (), **options: bool
 ) -> Grammar:
-    """param: the field of the schema. places: the fields of those that it is made of."""
+    """places: the fields of the schemas that it is made of."""
+    param = schema.param
     try:
-        return model.grammars.compile(schema, **options)
+        return model.grammars.compile(schema.value, **options)
     except MissingExtra as error:
         raise ApiError("unsupported_parameter", str(error), param) from None
     except SchemaError as error:
@@ -88,8 +99,111 @@ def _compiled(
         raise ApiError("invalid_schema", param + rest, param) from None
 
 
-def notice_header(notices: Sequence[str]) -> dict[str, str]:
-    """What is done otherwise than asked; schemas may say what no header can."""
-    text = "; ".join(notices).encode("ascii", "backslashreplace").decode()
-    text = "".join(char if char.isprintable() else " " for char in text)
-    return {"x-mmchat-notice": text[:_NOTICE_CHARACTERS]} if text else {}
+class _Function(Body):
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] = {"type": "object", "properties": {}}
+    strict: Bool = False
+
+    @property
+    def declaration(self) -> dict[str, Any]:
+        """As a prompt shows it."""
+        described = {} if self.description is None else {"description": self.description}
+        declared = {"name": self.name, **described, "parameters": self.parameters}
+        return {"type": "function", "function": declared}
+
+
+def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> Plan:
+    """From the fields tools, tool_choice and parallel_tool_calls; those of Responses too.
+
+    A call that must come is held to the schemas by a grammar, so it comes whatever the model would
+    rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
+    are bound. Raises ApiError.
+    """
+    if len(tools) > MOST_TOOLS:
+        raise invalid("tools", f"there are more than {MOST_TOOLS} tools")
+    found = dict(_tool(tool, f"tools.{index}") for index, tool in enumerate(tools))
+    names = [tool.name for tool in found.values()]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise invalid("tools", f"two tools are called {quoted(min(twice))}")
+    mode, chosen = _choice(choice)
+    if mode == "none":
+        return NO_TOOLS
+    missing = [name for name in chosen or () if name not in names]
+    if missing or (mode == "required" and not found):
+        what = quoted(missing[0]) if missing else "any tool"
+        raise invalid("tool_choice", f"tool_choice asks for {what}, which tools do not hold")
+    if not found:
+        return NO_TOOLS
+    usable = {at: tool for at, tool in found.items() if chosen is None or tool.name in chosen}
+    is_strict = any(tool.strict for tool in usable.values())
+    must, free = mode == "required", {"type": "object"}
+    bound = {one.name: one.parameters if must or one.strict else free for one in usable.values()}
+    _check_size([*bound.values()], "tools")
+    return Plan(
+        declared=tuple(tool.declaration for tool in usable.values()),
+        names=frozenset(bound),
+        calls=tuple(_call(*one, at) for at, one in enumerate(bound.items())),
+        places=tuple(f"{at}.parameters" for at in usable),
+        is_held=must or is_strict,
+        or_text=not must,
+        is_strict=is_strict,
+        parallel=parallel,
+    )
+
+
+def _tool(given: Any, param: str) -> tuple[str, _Function]:
+    """The field of it, and what it says. Responses has no `function` around it."""
+    if not isinstance(given, Mapping) or given.get("type") != "function":
+        kind = quoted(given.get("type")) if isinstance(given, Mapping) else "no object"
+        raise invalid(param, f"{param} is {kind}; only tools of type function are possible")
+    if isinstance(inner := given.get("function"), Mapping):
+        given, param = inner, f"{param}.function"
+    return param, read(_Function, given, param)
+
+
+def _choice(choice: Any) -> tuple[Mode, list[str] | None]:
+    """The mode, and the names of tools that may be called; None: all."""
+    match choice:
+        case None:
+            return "auto", None
+        case "none" | "auto" | "required":
+            return choice, None
+        case {"type": "function", "function": {"name": str(name)}}:
+            return "required", [name]
+        case {"type": "function", "name": str(name)}:
+            return "required", [name]
+        case {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [*tools]}}:
+            return _allowed(mode, tools)
+        case {"type": "allowed_tools", "mode": mode, "tools": [*tools]}:
+            return _allowed(mode, tools)
+    known = "none, auto, required, or an object that names a function or allowed_tools"
+    raise invalid("tool_choice", f"tool_choice is {known}")
+
+
+def _allowed(mode: Any, tools: Sequence[Any]) -> tuple[Mode, list[str]]:
+    names = [name for tool in tools for name in _choice(tool)[1] or ()]
+    if mode not in ("auto", "required") or len(names) != len(tools) or not names:
+        text = "allowed_tools needs a mode, auto or required, and tools that name functions"
+        raise invalid("tool_choice", text)
+    return mode, names
+
+
+def _check_size(schemas: Any, param: str) -> None:
+    try:
+        check_size(schemas, param)
+    except SchemaError as error:
+        raise api_error(error, param) from None
+
+
+def _call(name: str, parameters: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The schema of a call of a tool, as one of the schemas of an anyOf."""
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": name},
+            "parameters": moved(parameters, ("anyOf", index, "properties", "parameters")),
+        },
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }

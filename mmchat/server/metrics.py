@@ -1,4 +1,7 @@
-"""Counts and times of all requests, in Prometheus' text format. Nothing of a request is a label."""
+"""Whether a server is well, and counts and times of its requests in Prometheus' text format.
+
+Nothing of a request is a label.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from mmchat.engine.events import Finished
+from mmchat.server.stream import Json
 
 if TYPE_CHECKING:
     from mmchat.engine.engine import Engine
@@ -28,25 +32,35 @@ _HISTOGRAMS = {
     "prefill_seconds": "Reading a prompt.",
     "e2e_request_latency_seconds": "From the request to the end of its answer.",
 }
-_COUNTERS = {
-    "requests_cancelled_total": "Requests whose client went before the end of the answer.",
-    "prompt_tokens_total": "Tokens of prompts.",
-    "generation_tokens_total": "Tokens written.",
-    "images_total": "Pictures of prompts.",
-    "prefix_cached_tokens_total": "Tokens of prompts that had been read before.",
-    "draft_tokens_total": "Tokens guessed.",
-    "draft_accepted_total": "Tokens guessed right.",
+_COUNTERS = {  # and the field of Usage that is counted
+    "requests_cancelled_total": ("Requests whose client went before the end of the answer.", None),
+    "prompt_tokens_total": ("Tokens of prompts.", "prompt_tokens"),
+    "generation_tokens_total": ("Tokens written.", "completion_tokens"),
+    "images_total": ("Pictures of prompts.", "image_count"),
+    "image_cache_hits_total": ("Pictures that had been encoded before.", None),
+    "prefix_cached_tokens_total": ("Tokens of prompts that had been read before.", "cached_tokens"),
+    "draft_tokens_total": ("Tokens guessed.", "draft_tokens"),
+    "draft_accepted_total": ("Tokens guessed right.", "accepted_tokens"),
 }
 
 
 @dataclass
 class _Histogram:
+    bounds: Sequence[float] = _SECONDS
     total: float = 0.0
-    counts: list[int] = field(default_factory=lambda: [0] * (len(_SECONDS) + 1))
+    counts: Counter[int] = field(default_factory=Counter)  # by the place of their bound
 
     def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(_SECONDS, value)] += times
+        self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Each bucket holds what those before it do."""
+        sums = accumulate(self.counts[at] for at in range(len(self.bounds) + 1))
+        pairs = zip((*self.bounds, "+Inf"), sums, strict=True)
+        values: dict[str, float] = {f'_bucket{{le="{bound}"}}': count for bound, count in pairs}
+        return {**values, "_sum": self.total, "_count": self.counts.total()}
 
 
 class Metrics:
@@ -60,14 +74,8 @@ class Metrics:
     def answered(self, finished: Finished, queue_seconds: float, seconds: float) -> None:
         """An answer came to its end, `seconds` after it was asked for."""
         usage, times = finished.usage, finished.timings
-        self.counts.update(
-            prompt_tokens_total=usage.prompt_tokens,
-            generation_tokens_total=usage.completion_tokens,
-            images_total=usage.image_count,
-            prefix_cached_tokens_total=usage.cached_tokens,
-            draft_tokens_total=usage.draft_tokens,
-            draft_accepted_total=usage.accepted_tokens,
-        )
+        for name, (_, counted) in _COUNTERS.items():
+            self.counts[name] += getattr(usage, counted) if counted else 0
         observe = self._histograms
         observe["request_queue_seconds"].observe(queue_seconds)
         observe["e2e_request_latency_seconds"].observe(seconds)
@@ -79,10 +87,7 @@ class Metrics:
         if (gaps := usage.completion_tokens - 1) > 0:
             observe["inter_token_latency_seconds"].observe(times.decode_seconds / gaps, gaps)
 
-    def text(self, service: Service, engine: Engine) -> str:
-        return "".join(f"{line}\n" for line in self._lines(service, engine))
-
-    def _lines(self, service: Service, engine: Engine) -> Iterator[str]:
+    def lines(self, service: Service, engine: Engine) -> Iterator[str]:
         gauges = {
             "requests_running": ("Answers that are read or written.", engine.running),
             "requests_waiting": ("Requests that wait for a row.", engine.waiting),
@@ -93,19 +98,15 @@ class Metrics:
             yield from _family(name, "gauge", text, {"": value})
         requests = {f'{{api="{api}",code="{code}"}}': n for (api, code), n in self.requests.items()}
         yield from _family("requests_total", "counter", "Answers by status.", requests)
-        for name, text in _COUNTERS.items():
+        self.counts["image_cache_hits_total"] = engine.known
+        for name, (text, _) in _COUNTERS.items():
             yield from _family(name, "counter", text, {"": self.counts[name]})
-        text = "Pictures that had been encoded before."
-        yield from _family("image_cache_hits_total", "counter", text, {"": engine.known})
         for name, text in _HISTOGRAMS.items():
-            found = self._histograms[name]
-            buckets = _buckets(_SECONDS, found.counts, found.total)
-            yield from _family(name, "histogram", text, buckets)
-        rows = sorted(engine.steps.copy().items())
-        text, most = "Rows that a step wrote.", tuple(range(1, service.rows + 1))
-        counts = [dict(rows).get(n, 0) for n in most] + [0]
-        total = sum(n * count for n, count in rows)
-        yield from _family("decode_rows", "histogram", text, _buckets(most, counts, total))
+            yield from _family(name, "histogram", text, self._histograms[name].values)
+        rows = _Histogram(range(1, service.rows + 1))
+        for count, steps in engine.steps.copy().items():
+            rows.observe(count, steps)
+        yield from _family("decode_rows", "histogram", "Rows that a step wrote.", rows.values)
 
 
 def _family(name: str, kind: str, text: str, values: Mapping[str, float]) -> Iterator[str]:
@@ -115,14 +116,14 @@ def _family(name: str, kind: str, text: str, values: Mapping[str, float]) -> Ite
         yield f"mmchat_{name}{labels} {value}"
 
 
-def _buckets(bounds: Sequence[float], counts: Sequence[int], total: float) -> dict[str, float]:
-    """Each bucket holds what those before it do."""
-    pairs = zip((*bounds, "+Inf"), accumulate(counts), strict=True)
-    values: dict[str, float] = {f'_bucket{{le="{bound}"}}': count for bound, count in pairs}
-    return {**values, "_sum": total, "_count": sum(counts)}
-
-
 async def metrics(call: Call) -> Response:
-    service = call.service
-    text = service.metrics.text(service, service.engine)
-    return Response(text, media_type=MEDIA_TYPE)
+    lines = call.service.metrics.lines(call.service, call.service.engine)
+    return Response("".join(f"{line}\n" for line in lines), media_type=MEDIA_TYPE)
+
+
+async def health(call: Call) -> Response:
+    """200 only if an answer would be begun and written."""
+    status = call.service.status
+    is_well = status == "ok"
+    headers = None if is_well else {"retry-after": "1"}
+    return Json({"status": status}, 200 if is_well else 503, headers)

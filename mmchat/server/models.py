@@ -1,28 +1,28 @@
-"""GET /v1/models: the one model that is served, under each of its names."""
+"""What programs ask about models, in OpenAI's form and in Ollama's: there is one, under its names.
+
+No model is managed.
+"""
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 from starlette.responses import Response
 
+import mmchat
+from mmchat import words
+from mmchat.server import fields
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
-from mmchat.server.stream import Json
+from mmchat.server.errors import ApiError, invalid
+from mmchat.server.stream import LINES, Fields, Json, Stream
 
 STARTED = int(time.time())
-
-
-async def list_models(call: Call) -> Response:
-    return Json({"object": "list", "data": [_entry(call, name) for name in names(call)]})
-
-
-async def one_model(call: Call) -> Response:
-    asked = call.request.path_params["id"]
-    if asked not in names(call):
-        raise ApiError("model_not_found", param="model")
-    return Json(_entry(call, asked))
+VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
+REFUSED = ("push", "create", "copy", "delete", "embed", "embeddings", "blobs/{digest}")
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def names(call: Call) -> list[str]:
@@ -31,7 +31,21 @@ def names(call: Call) -> list[str]:
     return [spec.name, *(alias for alias in spec.aliases if alias != spec.name)]
 
 
-def _entry(call: Call, name: str) -> dict[str, Any]:
+# ---- OpenAI
+
+
+async def list_models(call: Call) -> Response:
+    return Json({"object": "list", "data": [_openai_entry(call, name) for name in names(call)]})
+
+
+async def one_model(call: Call) -> Response:
+    asked = call.request.path_params["id"]
+    if asked not in names(call):
+        raise ApiError("model_not_found", param="model")
+    return Json(_openai_entry(call, asked))
+
+
+def _openai_entry(call: Call, name: str) -> Fields:
     model = call.service.model
     return {
         "id": name,
@@ -49,3 +63,140 @@ def _entry(call: Call, name: str) -> dict[str, Any]:
             "output_modalities": ["text"],
         },
     }
+
+
+# ---- Ollama
+
+
+def rfc3339(at: datetime | None = None) -> str:
+    """A time of UTC, now by default, as Go's programs read it."""
+    return (at or datetime.now(UTC)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+_MODIFIED = rfc3339(datetime.fromtimestamp(STARTED, UTC))
+
+
+class Named(fields.Body):
+    model: str = ""
+    name: str = ""  # as older clients say it
+    stream: fields.Bool = True
+
+
+async def tags(call: Call) -> Response:
+    theirs = call.service.model.spec.family.ollama_name
+    latest = [f"{theirs}:latest"] if theirs else []
+    listed = list(dict.fromkeys([*names(call), *latest]))
+    capabilities = {"capabilities": _capabilities(call)}
+    return Json({"models": [_entry(call, name) | capabilities for name in listed]})
+
+
+async def ps(call: Call) -> Response:
+    model = call.service.model
+    entry = _entry(call, model.spec.name)
+    in_device = entry["size"] if model.device.type != "cpu" else 0
+    stays_until = datetime.now(UTC) + timedelta(days=365)  # as long as the server, that is
+    running = {"expires_at": rfc3339(stays_until), "context_length": model.max_seq_len}
+    return Json({"models": [{**entry, **running, "size_vram": in_device}]})
+
+
+async def show(call: Call) -> Response:
+    await _check(call)
+    spec = call.service.model.spec
+    defaults, family = spec.generation, spec.model_type
+    return Json(
+        {
+            "license": "",
+            "modelfile": f"# served by mmchat\nFROM {spec.name}\n",
+            "parameters": f"temperature {defaults.temperature}\ntop_p {defaults.top_p}",
+            "template": "{{ .Prompt }}",
+            "details": _details(call),
+            "model_info": {
+                "general.architecture": family,
+                "general.basename": spec.name,
+                "general.parameter_count": spec.parameters,
+                f"{family}.context_length": call.service.model.max_seq_len,
+                f"{family}.vocab_size": call.service.model.vocab_size,
+            },
+            "capabilities": _capabilities(call),
+            "modified_at": _MODIFIED,
+        }
+    )
+
+
+async def version(call: Call) -> Response:
+    return Json({"version": VERSION}, headers={"x-mmchat-version": mmchat.__version__})
+
+
+async def pull(call: Call) -> Response:
+    """The model is here; no other one is fetched."""
+    asked = await _check(call)
+    if not asked.stream:
+        return Json({"status": "success"})
+
+    async def lines():
+        for status in ("pulling manifest", "success"):
+            yield {"status": status}
+
+    return Stream(lines(), LINES)
+
+
+async def refused(call: Call) -> Response:
+    """Models are not managed over the network: a server of them was emptied that way."""
+    raise ApiError("not_implemented", "models are not managed over the network, nor embedded")
+
+
+async def _check(call: Call) -> Named:
+    asked = await read(Named, call)
+    check_name(call, asked.model or asked.name)
+    return asked
+
+
+def _entry(call: Call, name: str) -> Fields:
+    spec, details = call.service.model.spec, _details(call)
+    level = details["quantization_level"]
+    [bits, *_] = re.findall(r"\d+", level)
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": _MODIFIED,
+        "size": spec.parameters * int(bits) // 8,
+        "digest": sha256(f"{spec.name} {level}".encode()).hexdigest(),
+        "details": details,
+    }
+
+
+def _details(call: Call) -> Fields:
+    model = call.service.model
+    scheme, dtype = model.options.quantize, str(model.dtype).removeprefix("torch.")
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": model.spec.model_type,
+        "families": [model.spec.model_type],
+        "parameter_size": words.count(model.spec.parameters).replace(" ", ""),
+        "quantization_level": _DTYPES.get(dtype, "F32") if scheme == "none" else scheme.upper(),
+    }
+
+
+def _capabilities(call: Call) -> list[str]:
+    model = call.service.model
+    sees = [] if model.options.text_only else ["vision"]
+    return ["completion", *sees, *(["tools"] if model.processor.takes_tools else [])]
+
+
+async def read(kind: type[fields.B], call: Call) -> fields.B:
+    """Raises ApiError."""
+    if not call.body:
+        raise invalid(None, "missing request body")
+    return await call.digest(fields.read, kind, call.body)
+
+
+def check_name(call: Call, asked: str) -> None:
+    """Raises ApiError unless the served model has this name."""
+    if not asked:
+        raise invalid("model", "model is required")
+    name = asked.casefold()
+    known = {one.casefold() for one in names(call)}
+    theirs = call.service.model.spec.family.ollama_name
+    if not ({name, name.removesuffix(":latest")} & known or name.partition(":")[0] == theirs):
+        raise ApiError("model_not_found", f"model '{asked}' not found", "model")

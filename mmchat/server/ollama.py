@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Annotated, Any
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
@@ -13,211 +13,233 @@ from starlette.responses import Response
 from mmchat import limits, strict_json
 from mmchat.conversation import ToolCall
 from mmchat.engine.events import TokenLogprob
-from mmchat.server.ask import Answering, Ask, AskedMessage, begin, calling, role
+from mmchat.server import fields
+from mmchat.server.ask import Answering, Ask, AskedMessage, asked_message, begin
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
-from mmchat.server.fields import Body, Bool, Strings, Tools, Whole, read
-from mmchat.server.held import notice_header, planned
-from mmchat.server.ollama_forms import (
-    Asked,
-    check_asked,
-    check_body,
-    loaded,
-    notices,
-    rfc3339,
-    statistics,
-)
-from mmchat.server.openai_forms import logprobs
+from mmchat.server.errors import invalid
+from mmchat.server.fields import Bool, Strings, Tools, Whole, at_most
+from mmchat.server.held import Schema, plan_of
+from mmchat.server.models import check_name, read, rfc3339
+from mmchat.server.openai_forms import logprobs, refuse_unsupported
 from mmchat.server.pictures import Picture
-from mmchat.server.stream import NDJSON, Json, Stream, ndjson
-from mmchat.server.told import Told
+from mmchat.server.stream import LINES, Fields, Items, Json, Stream, notice_header
 from mmchat.server.tool_calls import Content
-from mmchat.server.tools import MOST_TOOLS
 
-# How a route says a piece of the answer: text, and calls of tools
-Say = Callable[[str, Sequence[ToolCall]], Mapping[str, Any]]
-
-
-def _absent(empty: Any) -> BeforeValidator:
-    return BeforeValidator(lambda value: empty if value is None else value)
+# What Ollama does where a program says nothing: revived programs answer as they did.
+DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
 
-def _json_text(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+def _duration(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("input should be a duration such as 5m, or seconds")
+    return value
 
 
-class Function(Body):
-    name: str
-    arguments: Annotated[str, BeforeValidator(_json_text), _absent("{}")] = "{}"
+class Options(fields.Sampled):
+    """How to choose tokens. What is about llama.cpp alone (num_gpu, …) is ignored as unknown."""
+
+    top_k: Whole | None = None
+    seed: Whole | None = None
+    stop: Annotated[list[fields.StopString], at_most(16), fields.STRINGS] | None = None
+    repetition_penalty: Annotated[
+        fields.Real | None, fields.within("repetition_penalty"), Field(alias="repeat_penalty")
+    ] = None
+    num_predict: Whole | None = None
+    num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None
+
+    def sampling(self, most_tokens: int, **more: Any) -> dict[str, Any]:
+        """Fields of SamplingParams. most_tokens: for an answer without a limit of its own."""
+        if self.num_predict is not None:  # 0 and less: what the context leaves
+            more["max_new_tokens"] = self.num_predict if self.num_predict > 0 else most_tokens
+        if self.top_k is not None:
+            more["top_k"] = max(self.top_k, 0)
+        if self.seed is not None and self.seed < 0:
+            more["seed"] = None
+        return DEFAULTS | self.settings(**more)
 
 
-class EarlierCall(Body):
-    function: Function
+class Asked(fields.Body):
+    """Fields of both routes that answer."""
+
+    model: str = ""
+    stream: Bool = True
+    format: str | dict[str, Any] = ""
+    options: Options = Options()
+    keep_alive: Annotated[Any, BeforeValidator(_duration)] = None
+    think: Bool | str = False
+    logprobs: Bool = False
+    top_logprobs: fields.Logprobs = 0
+
+    def question(self) -> Ask | None:
+        """What only this route says, None if nothing is asked. Raises ApiError."""
+        raise NotImplementedError
+
+    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+        """A piece of an answer."""
+        raise NotImplementedError
+
+    def ask(self, most_tokens: int) -> Ask | None:
+        """most_tokens: of an answer without a limit. Raises ApiError."""
+        if (asked := self.question()) is None:
+            return None
+        most = fields.most_logprobs(self.logprobs, self.top_logprobs)
+        settings = self.options.sampling(most_tokens, logprobs=most)
+        schema = self._schema()
+        return replace(asked, settings=settings, context=self.options.num_ctx, schema=schema)
+
+    def _schema(self) -> Schema | None:
+        if self.format == "":
+            return None
+        if isinstance(self.format, dict):
+            return Schema("format", self.format, is_lenient=True)
+        if self.format != "json":
+            raise invalid("format", 'format is "json" or a JSON schema')
+        return Schema("format", {"type": "object"})
+
+    def notices(self, call: Call) -> list[str]:
+        """What is done otherwise than asked."""
+        wanted, most = self.options.num_ctx or 0, call.service.model.max_seq_len
+        text = f"num_ctx {wanted} is more than the {most} of this server"
+        return [text] if wanted > most else []
+
+    def line(self, said: Fields, **more: Any) -> Fields:
+        return {"model": self.model, "created_at": rfc3339(), **said, **more}
+
+    def end(self, answering: Answering) -> Fields:
+        """Of the last line; times are nanoseconds."""
+        counts, times = answering.finished.usage, answering.finished.timings
+        return {
+            "done": True,
+            "done_reason": "length" if answering.finish_reason == "length" else "stop",
+            "total_duration": _ns(time.perf_counter() - times.started),
+            "load_duration": _ns(answering.queue_seconds or 0.0),
+            "prompt_eval_count": counts.prompt_tokens,
+            "prompt_eval_duration": _ns(times.vision_seconds + times.prefill_seconds),
+            "eval_count": counts.completion_tokens,
+            "eval_duration": _ns(times.decode_seconds),
+        }
 
 
-EarlierCalls = Annotated[list[EarlierCall], Field(fail_fast=True, max_length=MOST_TOOLS)]
-
-
-class ChatMessage(Body):
+class ChatMessage(fields.Calling):
     role: str
-    content: Annotated[str, _absent("")] = ""
-    images: Strings | None = None
-    tool_calls: EarlierCalls | None = None
+    content: str = ""
+    images: Strings = []
+
+    def asked(self, param: str) -> AskedMessage:
+        """param: the field of this. Raises ApiError."""
+        parts = _parts(self.content, self.images, f"{param}.images")
+        return asked_message(self.role.lower(), parts, param, self.calls)
 
 
 class ChatRequest(Asked):
-    messages: Annotated[
-        list[ChatMessage],
-        Field(fail_fast=True, max_length=limits.REQUEST_MESSAGES),
-        _absent([]),
-    ] = Field(default_factory=list)
-    tools: Tools | None = None
-    truncate: Bool | None = None
+    messages: Annotated[list[ChatMessage], at_most(limits.REQUEST_MESSAGES)] = []
+    tools: Tools = []
+    truncate: Bool = True
+
+    def question(self) -> Ask | None:
+        asked = [one.asked(f"messages.{at}") for at, one in enumerate(self.messages)]
+        kept = tuple(one for one in asked if one.parts or one.role != "system")
+        ask = Ask(kept, drops_oldest=self.truncate, plan=plan_of(self.tools))
+        self.messages.clear()  # as large as the body was
+        return ask if asked else None
+
+    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+        """A call whose arguments are no object is said as text."""
+        listed = []
+        for made in calls:
+            try:
+                arguments = strict_json.parse_object(made.arguments.encode())
+            except ValueError:
+                text += f'{{"name": "{made.name}", "parameters": {made.arguments}}}'
+            else:
+                listed.append({"function": {"name": made.name, "arguments": arguments}})
+        message = {"role": "assistant", "content": text}
+        return {"message": {**message, "tool_calls": listed} if listed else message}
 
 
 class GenerateRequest(Asked):
-    prompt: Annotated[str, _absent("")] = ""
-    images: Strings | None = None
-    system: str | None = None
-    suffix: str | None = None
-    template: str | None = None
-    raw: Bool | None = None
-    context: Annotated[list[Whole], Field(fail_fast=True)] | None = None
+    prompt: str = ""
+    images: Strings = []
+    system: str = ""
+    raw: Bool = False
+    context: Annotated[list[Whole], at_most(None)] = []
+
+    def question(self) -> Ask | None:
+        if self.raw and (self.system or self.context):
+            raise invalid("raw", "raw mode does not support system or context")
+        system = (AskedMessage("system", (self.system,), "system"),) if self.system else ()
+        asked = AskedMessage("user", _parts(self.prompt, self.images, "images"), "prompt")
+        self.prompt, self.images = "", []  # as large as the body was
+        ask = Ask((*system, asked), ids=tuple(self.context), is_raw=self.raw)
+        return ask if asked.parts else None
+
+    def said(self, text: str, calls: Sequence[ToolCall] = ()) -> Fields:
+        return {"response": text}
+
+    def end(self, answering: Answering) -> Fields:
+        """With the conversation, which a client may send back."""
+        end, finished = super().end(answering), answering.finished
+        ids = [*finished.prompt_ids, *finished.output_ids]
+        return end if self.raw else {**end, "context": ids}
+
+
+A = TypeVar("A", bound=Asked)
 
 
 async def chat(call: Call) -> Response:
-    check_body(call)
-    asked = await call.digest(read, ChatRequest, call.body)
-    check_asked(call, asked)
-    if not asked.messages:
-        return Json(_line(asked, {"message": _said("", ())}, loaded(asked)))
-    answering = await begin(call, await call.digest(_ask, call, asked))
-    asked.messages.clear()  # as large as the body was
-    return await _answer(call, asked, answering, lambda *said: {"message": _said(*said)})
-
-
-def _ask(call: Call, asked: ChatRequest) -> Ask:
-    messages = (_message(one, f"messages.{at}") for at, one in enumerate(asked.messages))
-    return Ask(
-        tuple(one for one in messages if one.parts or one.role != "system"),
-        asked.settings(call),
-        asked.num_ctx,
-        drops_oldest=asked.truncate is not False,
-        schema=asked.json_schema,
-        plan=planned(asked.tools),
-    )
+    return await _answered(call, ChatRequest)
 
 
 async def generate(call: Call) -> Response:
-    check_body(call)
-    asked = await call.digest(read, GenerateRequest, call.body)
-    check_asked(call, asked)
-    for name in ("suffix", "template"):
-        if getattr(asked, name):
-            raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
-    if not asked.prompt and not asked.images:
-        return Json(_line(asked, {"response": ""}, loaded(asked)))
-    answering = await begin(call, await call.digest(_ask_one, call, asked))
-    asked.prompt, asked.images = "", None  # as large as the body was
-    return await _answer(
-        call, asked, answering, lambda text, _: {"response": text}, context=not asked.raw
-    )
+    refuse_unsupported(call.body, {"suffix": ("",), "template": ("",)})
+    return await _answered(call, GenerateRequest)
 
 
-def _ask_one(call: Call, asked: GenerateRequest) -> Ask:
-    return Ask(
-        _prompt(asked),
-        asked.settings(call),
-        asked.num_ctx,
-        before=tuple(asked.context or ()),
-        schema=asked.json_schema,
-    )
+async def _answered(call: Call, kind: type[A]) -> Response:
+    asked = await read(kind, call)
+    check_name(call, asked.model)
+    if asked.think and asked.think != "none":
+        raise invalid("think", f'"{asked.model}" does not support thinking')
+    ask = await call.digest(asked.ask, call.service.model.max_seq_len)
+    if ask is None:  # the model is here, and stays
+        unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
+        done = {"done": True, "done_reason": "unload" if unloads else "load"}
+        return Json(asked.line(asked.said(""), **done))
+    answering = await begin(call, ask)
+    del ask  # its pictures
+    headers = notice_header([*asked.notices(call), *answering.notices])
+    if asked.stream:
+        return Stream(_lines(asked, answering), LINES, headers)
+    finished, said = await answering.whole(), answering.stream
+    more = {**_logprobs(answering, finished.logprobs, asked), **asked.end(answering)}
+    return Json(asked.line(asked.said(said.text + said.cut, said.calls), **more), headers=headers)
 
 
-def _prompt(asked: GenerateRequest) -> tuple[AskedMessage, ...] | AskedMessage:
-    message = AskedMessage("user", _parts(asked.prompt, asked.images, "images"), "prompt")
-    if not asked.raw:
-        system = (AskedMessage("system", (asked.system,), "system"),) if asked.system else ()
-        return (*system, message)
-    if asked.system or asked.context:
-        raise ApiError("invalid_value", "raw mode does not support system or context", "raw")
-    return message
-
-
-def _message(message: ChatMessage, param: str) -> AskedMessage:
-    parts = _parts(message.content, message.images, f"{param}.images")
-    asked = AskedMessage(role(message.role.lower(), param), parts, param)
-    functions = [one.function for one in message.tool_calls or ()]
-    return calling(asked, [ToolCall(f.name, f.arguments or "{}") for f in functions])
-
-
-def _parts(text: str, images: Sequence[str] | None, param: str) -> tuple[str | Picture, ...]:
+def _parts(text: str, images: Sequence[str], param: str) -> tuple[str | Picture, ...]:
     """Pictures come before the text, as Ollama put them."""
-    pictures = (Picture(image, f"{param}.{at}") for at, image in enumerate(images or ()))
+    pictures = (Picture(image, f"{param}.{at}") for at, image in enumerate(images))
     return (*pictures, *((text,) if text else ()))
 
 
-def _said(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
-    """A call whose arguments are no object is said as text."""
-    listed = []
-    for made in calls:
-        try:
-            arguments = strict_json.parse_object(made.arguments.encode())
-        except ValueError:
-            text += f'{{"name": "{made.name}", "parameters": {made.arguments}}}'
-        else:
-            listed.append({"function": {"name": made.name, "arguments": arguments}})
-    message = {"role": "assistant", "content": text}
-    return {**message, "tool_calls": listed} if listed else message
-
-
-def _line(asked: Asked, *parts: Mapping[str, Any]) -> dict[str, Any]:
-    line: dict[str, Any] = {"model": asked.model, "created_at": rfc3339(datetime.now(UTC))}
-    for part in parts:
-        line |= part
-    return line
-
-
-async def _answer(
-    call: Call, asked: Asked, answering: Answering, say: Say, *, context: bool = False
-) -> Response:
-    """context: say the ids of the conversation at the end, which a client may send back."""
-    told = Told(answering)
-    if asked.stream is False:
-        said = await told.read()
-        more = _logprobs(call, asked, answering.finished.logprobs)
-        end = _end(told, context=context)
-        response: Response = Json(_line(asked, say(said.text, told.stream.calls), more, end))
-    else:
-        response = Stream(_lines(call, asked, told, say, context=context), NDJSON)
-    response.headers.update(notice_header([*notices(call, asked), *answering.notices]))
-    return response
-
-
-async def _lines(
-    call: Call, asked: Asked, told: Told, say: Say, *, context: bool
-) -> AsyncGenerator[bytes, None]:
+async def _lines(asked: Asked, answering: Answering) -> Items:
     count = 0
-    async for pieces, listed in told:
+    async for pieces, listed in answering.pieces():
         text = "".join(piece.text for piece in pieces if isinstance(piece, Content))
-        calls = told.stream.calls[count:]  # those that are complete now
+        calls = answering.stream.calls[count:]  # those that are complete now
         count += len(calls)
-        more = _logprobs(call, asked, listed)
+        more = _logprobs(answering, listed, asked)
         if text or calls or more:
-            yield ndjson(_line(asked, say(text, calls), more, {"done": False}))
-    yield ndjson(_line(asked, say("", ()), _end(told, context=context)))
+            yield asked.line(asked.said(text, calls), **more, done=False)
+    calls, cut = answering.stream.calls[count:], answering.stream.cut
+    if calls or cut:  # by the end of the answer
+        yield asked.line(asked.said(cut, calls), done=False)
+    yield asked.line(asked.said(""), **asked.end(answering))
 
 
-def _logprobs(
-    call: Call, asked: Asked, found: Iterable[TokenLogprob]
-) -> dict[str, list[dict[str, Any]]]:
-    if not asked.logprobs:
-        return {}
-    listed = logprobs(call.service.model, found, asked.top_logprobs or 0)
+def _logprobs(answering: Answering, found: Iterable[TokenLogprob], asked: Asked) -> Fields:
+    listed = logprobs(answering.call, found, asked.top_logprobs)
     return {"logprobs": listed} if listed else {}
 
 
-def _end(told: Told, *, context: bool) -> dict[str, Any]:
-    finished = told.answering.finished
-    ids = [*finished.prompt_ids, *finished.output_ids]
-    return statistics(told.answering, told.finish_reason) | ({"context": ids} if context else {})
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)

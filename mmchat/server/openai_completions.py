@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -12,24 +13,15 @@ from starlette.responses import Response
 
 from mmchat import limits
 from mmchat.engine.events import Finished, TokenLogprob
+from mmchat.server import openai_forms as forms
 from mmchat.server.ask import Answering, Ask, AskedMessage, begin
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
-from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, Sampled, read
-from mmchat.server.openai_chat import StreamOptions
-from mmchat.server.openai_forms import (
-    FINISH_REASONS,
-    entries,
-    finite,
-    head,
-    refuse_unsupported,
-    timings,
-    usage,
-)
-from mmchat.server.stream import DONE, Json, Stream, sse
+from mmchat.server.errors import invalid
+from mmchat.server.fields import LARGEST_INTEGER, NUMBER, Bool, Logprobs, most_logprobs, read
+from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream
+from mmchat.server.tool_calls import finish_reason
 from mmchat.tokenizers.base import StreamDecoder
 
-DEFAULT_TOKENS = 16
 Prompt = str | tuple[int, ...]
 
 
@@ -50,52 +42,47 @@ def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(type(one) is int for one in value)
 
 
-class CompletionRequest(Sampled):
+class CompletionRequest(forms.Streamed):
     prompt: Annotated[Any, BeforeValidator(_prompts)]
-    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), NUMBER] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_INTEGER), NUMBER] = 16
     logprobs: Logprobs | None = None
-    echo: Bool | None = None
-    stream: Bool | None = None
-    stream_options: StreamOptions | None = None
-
-    @property
-    def most_tokens(self) -> int:
-        return DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
+    echo: Bool = False
 
     @property
     def scores(self) -> bool:
         """Whether log-probabilities of the prompt are wanted."""
-        return bool(self.echo) and self.logprobs is not None
+        return self.echo and self.logprobs is not None
 
     def ask(self, prompt: Prompt) -> Ask:
         settings = self.settings(
-            max_new_tokens=max(self.most_tokens, 1),  # an answer of none is cut afterwards
-            logprobs=None if self.logprobs is None else max(self.logprobs, 1),
+            max_new_tokens=max(self.max_tokens, 1),  # an answer of none is cut afterwards
+            logprobs=most_logprobs(self.logprobs is not None, self.logprobs),
         )
-        raw = AskedMessage("user", (prompt,), "prompt") if isinstance(prompt, str) else prompt
-        return Ask(raw, settings, score_from=1 if self.scores else None)
+        score_from = 1 if self.scores else None
+        if not isinstance(prompt, str):
+            return Ask(settings=settings, ids=prompt, score_from=score_from)
+        message = AskedMessage("user", (prompt,), "prompt")
+        return Ask((message,), settings, is_raw=True, score_from=score_from)
 
 
 async def completions(call: Call) -> Response:
-    refuse_unsupported(call.body)
+    forms.refuse_unsupported(call.body)
     request = await call.digest(read, CompletionRequest, call.body)
-    if request.most_tokens == 0 and not request.echo:
-        raise ApiError("invalid_value", "max_tokens 0 needs echo: true beside it", "max_tokens")
-    answer = head(call, "text_completion", "cmpl-")
+    if request.max_tokens == 0 and not request.echo:
+        raise invalid("max_tokens", "max_tokens 0 needs echo: true beside it")
+    answer = forms.head(call, "text_completion", "cmpl-")
     if request.stream:
         first = await begin(call, request.ask(request.prompt[0]))
-        return Stream(_chunks(call, request, first, answer))
+        return Stream(_chunks(call, request, first, answer), CHUNKS)
     ended = await _all(call, request)
-    return await call.service.apart(_whole, call, request, ended, answer)
 
+    def whole() -> Response:
+        """Takes seconds where there are many scores."""
+        choices = [_choice(call, request, at, finished) for at, finished in enumerate(ended)]
+        times = {"timings": forms.timings(ended[0], None)} if len(ended) == 1 else {}
+        return Json({**answer, "choices": choices, "usage": forms.usage(*ended), **times})
 
-def _whole(
-    call: Call, request: CompletionRequest, ended: Sequence[Finished], head: dict[str, Any]
-) -> Response:
-    """Takes seconds where there are many scores."""
-    choices = [_choice(call, request, at, finished) for at, finished in enumerate(ended)]
-    times = {"timings": timings(ended[0], None)} if len(ended) == 1 else {}
-    return Json({**head, "choices": choices, "usage": usage(*ended), **times})
+    return await call.service.apart(whole)
 
 
 async def _all(call: Call, request: CompletionRequest) -> list[Finished]:
@@ -110,11 +97,12 @@ async def _all(call: Call, request: CompletionRequest) -> list[Finished]:
         async with room:
             answering = await begin(call, request.ask(prompt))
             if request.scores:
-                scores += len(answering.prompt_ids) * max(request.logprobs or 0, 1)
+                ids = answering.request.prompt.token_ids
+                scores += len(ids) * max(request.logprobs or 0, 1)
             if scores > limits.REQUEST_SCORES:
                 most = f"{limits.REQUEST_SCORES:,}"
                 text = f"more than {most} log-probabilities; send fewer prompts, or stream them"
-                raise ApiError("invalid_value", text, "logprobs")
+                raise invalid("logprobs", text)
             return _cut(request, await answering.whole())
 
     try:
@@ -127,64 +115,51 @@ async def _all(call: Call, request: CompletionRequest) -> list[Finished]:
 
 def _cut(request: CompletionRequest, finished: Finished) -> Finished:
     """Without the answer, where none is wanted."""
-    if request.most_tokens:
+    if request.max_tokens:
         return finished
     counts = replace(finished.usage, completion_tokens=0)
     return replace(finished, reason="length", text="", usage=counts, output_ids=(), logprobs=())
 
 
-def _choice(
-    call: Call, request: CompletionRequest, index: int, finished: Finished
-) -> dict[str, Any]:
+def _choice(call: Call, request: CompletionRequest, index: int, finished: Finished) -> Fields:
     tokens = _Tokens(call, request)
     prompt = tokens.prompt(finished.prompt_ids) if request.echo else ""
     logprobs = None
     if request.logprobs is not None:
         scored = [finished.prompt_ids[0], *finished.prompt_logprobs] if request.scores else []
         logprobs = _Tokens(call, request).form([*scored, *finished.logprobs])
-    reason = FINISH_REASONS[finished.reason]
-    text = prompt + finished.text
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    said = {"text": prompt + finished.text}
+    return forms.choice(said, logprobs, finish_reason(finished.reason), index)
 
 
-async def _chunks(
-    call: Call, request: CompletionRequest, first: Answering, head: dict[str, Any]
-) -> AsyncGenerator[bytes, None]:
+async def _chunks(call: Call, request: CompletionRequest, first: Answering, head: Fields) -> Items:
     """One prompt after the other."""
-    wants_usage = bool(request.stream_options and request.stream_options.include_usage)
-    common = head | ({"usage": None} if wants_usage else {})
+    if request.stream_options.include_usage:
+        head["usage"] = None
     ended = []
-    for index, prompt in enumerate(request.prompt):
-        answering = first if index == 0 else await begin(call, request.ask(prompt))
-        async for choice in _pieces(call, request, index, answering):
-            yield sse({**common, "choices": [choice]})
-        ended.append(_cut(request, answering.finished))
-    if wants_usage:
-        yield sse({**head, "choices": [], "usage": usage(*ended)})
-    yield DONE
 
+    def chunk(choice: Fields) -> Fields:
+        return {**head, "choices": [choice]}
 
-async def _pieces(
-    call: Call, request: CompletionRequest, index: int, answering: Answering
-) -> AsyncGenerator[dict[str, Any], None]:
-    """Parts of one choice. One that is scored comes whole: its prompt is known at the end."""
-    if request.scores or not request.most_tokens:
-        finished = _cut(request, await answering.whole())
-        yield await call.service.apart(_choice, call, request, index, finished)
-        return
-
-    def piece(text: str, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-
-    tokens = _Tokens(call, request)
-    if request.echo:
-        yield piece(tokens.prompt(answering.prompt_ids))
-    async for deltas in answering:
-        text = "".join(delta.text for delta in deltas)
-        found = entries(deltas)
-        if text or found:
-            yield piece(text, tokens.form(found) if found else None)
-    yield piece("", None, FINISH_REASONS[answering.finished.reason])
+    for at, prompt in enumerate(request.prompt):
+        answering = first if at == 0 else await begin(call, request.ask(prompt))
+        if request.scores or not request.max_tokens:  # whole: its prompt is known at the end
+            ended.append(_cut(request, await answering.whole()))
+            scored = partial(_choice, call, request, at, ended[-1])
+            yield chunk(await call.service.apart(scored))
+            continue
+        tokens = _Tokens(call, request)
+        if request.echo:
+            said = {"text": tokens.prompt(answering.request.prompt.token_ids)}
+            yield chunk(forms.choice(said, index=at))
+        async for text, found in answering:
+            if text or found:
+                listed = tokens.form(found) if found else None
+                yield chunk(forms.choice({"text": text}, listed, index=at))
+        ended.append(answering.finished)
+        yield chunk(forms.choice({"text": ""}, None, answering.finish_reason, at))
+    if request.stream_options.include_usage:
+        yield {**head, "choices": [], "usage": forms.usage(*ended)}
 
 
 class _Tokens:
@@ -206,20 +181,17 @@ class _Tokens:
 
     def form(self, found: Sequence[TokenLogprob | int]) -> dict[str, list[Any]]:
         """found: an id is a token that nothing comes before."""
-        form: dict[str, list[Any]] = {
-            "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": [],
-        }  # fmt: skip
+        rows = []
         for entry in found:
-            is_scored = isinstance(entry, TokenLogprob)
-            token_id = entry.token_id if is_scored else entry
-            form["tokens"].append(self._name(token_id))
-            form["token_logprobs"].append(finite(entry.logprob) if is_scored else None)
-            top = entry.top[: self._top] if is_scored else None
-            named = None if top is None else {self._name(i): finite(value) for i, value in top}
-            form["top_logprobs"].append(named)
-            form["text_offset"].append(self._length)
+            if isinstance(entry, int):
+                token_id, value, top = entry, None, None
+            else:
+                token_id, value = entry.token_id, forms.finite(entry.logprob)
+                top = {self._name(i): forms.finite(one) for i, one in entry.top[: self._top]}
+            rows.append((self._name(token_id), value, top, self._length))
             self._length += len(self._decoder.push(token_id))
-        return form
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
     def _name(self, token_id: int) -> str:
         """A part of a character has no text of its own."""

@@ -1,4 +1,4 @@
-"""What OpenAI's routes have in common: ids, usage, log-probabilities, fields that are refused."""
+"""What OpenAI's routes have in common: fields, ids, usage, log-probabilities, what is refused."""
 
 from __future__ import annotations
 
@@ -6,25 +6,69 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from mmchat.engine.events import Finished, TextDelta, TokenLogprob
-from mmchat.server.errors import ApiError
+from pydantic import Field
 
-if TYPE_CHECKING:
-    from mmchat.loading.loader import LoadedModel
-    from mmchat.server.call import Call
+from mmchat.engine.events import Finished, TokenLogprob
+from mmchat.server.call import Call
+from mmchat.server.errors import ApiError, invalid
+from mmchat.server.fields import Body, Bool, Flag, Logprobs, Sampled, Tools
+from mmchat.server.held import Plan, Schema, plan_of
+from mmchat.server.stream import Fields
 
-FINISH_REASONS = {
-    "stop": "stop", "stop_string": "stop", "length": "length",
-    "interrupted": "length",  # by the end of the server: else nobody reads it
-}  # fmt: skip
 # Fields that would change the answer, and the values that change nothing.
 _WITHOUT_EFFECT: Mapping[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "suffix": ("",), "logit_bias": ({},), "modalities": (["text"],),
     "audio": (), "prediction": (), "web_search_options": (), "functions": ([],),
     "function_call": ("none", "auto"),
 }  # fmt: skip
+
+
+class StreamOptions(Body):
+    include_usage: Bool = False
+
+
+class Streamed(Sampled):
+    """A request whose answer may be streamed."""
+
+    stream: Flag = False
+    stream_options: StreamOptions = StreamOptions()
+
+
+class Chatted(Streamed):
+    """A request for a message, which may be calls of tools."""
+
+    tools: Tools = []
+    tool_choice: Any = "auto"
+    parallel_tool_calls: Bool = True
+    top_logprobs: Logprobs | None = None
+
+    @property
+    def plan(self) -> Plan:
+        return plan_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+
+class JsonSchema(Body):
+    json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: Bool | None = None
+
+    def held(self, param: str) -> Schema | None:
+        """What the text must be. param: the field of this. Raises ApiError."""
+        if self.json_schema is None:
+            raise invalid(f"{param}.schema", f"{param}.schema is missing")
+        return Schema(f"{param}.schema", self.json_schema, is_lenient=self.strict is False)
+
+
+class TextFormat(JsonSchema):
+    type: Literal["text", "json_object", "json_schema"]
+
+    def held(self, param: str) -> Schema | None:
+        if self.type == "text":
+            return None
+        if self.type == "json_object" and self.json_schema is None:
+            return Schema(param, {"type": "object"})
+        return super().held(param)
 
 
 def refuse_unsupported(
@@ -38,29 +82,29 @@ def refuse_unsupported(
             raise ApiError("unsupported_parameter", f"{name} is not supported here", name)
 
 
-def head(call: Call, kind: str, prefix: str) -> dict[str, Any]:
+def head(call: Call, kind: str, prefix: str) -> Fields:
     """What all chunks of one answer have in common."""
     return {
         "id": prefix + secrets.token_hex(12),
         "object": kind,
         "created": int(time.time()),
-        "model": served_name(call, call.body.get("model")),
+        "model": served_name(call),
         "system_fingerprint": None,
     }
 
 
-def served_name(call: Call, asked: Any) -> str:
+def served_name(call: Call) -> str:
     """The id of the model. Raises ApiError for another name, where that is refused."""
-    spec = call.service.model.spec
+    spec, asked = call.service.model.spec, call.body.get("model")
     if asked is not None and not isinstance(asked, str):
-        raise ApiError("invalid_value", "model: input should be a valid string", "model")
+        raise invalid("model", "model: input should be a valid string")
     names = {name.casefold() for name in (spec.name, spec.repo or "", *spec.aliases)}
     if call.service.options.strict_model and (asked or "").casefold() not in names:
         raise ApiError("model_not_found", f"this server has the model {spec.name}", "model")
     return spec.name
 
 
-def usage(*answers: Finished) -> dict[str, Any]:
+def usage(*answers: Finished) -> Fields:
     """Of all answers to one request together."""
 
     def total(name: str) -> int:
@@ -84,15 +128,15 @@ def usage(*answers: Finished) -> dict[str, Any]:
     }
 
 
-def timings(finished: Finished, queue_seconds: float | None) -> dict[str, Any]:
+def timings(finished: Finished, queue_seconds: float | None) -> Fields:
     """By llama-server's names, with ours behind them."""
     counts, times = finished.usage, finished.timings
-    read = counts.prompt_tokens - counts.cached_tokens
+    read, seconds = counts.prompt_tokens - counts.cached_tokens, times.prefill_seconds
     return {
         "cache_n": counts.cached_tokens,
         "prompt_n": read,
-        "prompt_ms": _ms(times.prefill_seconds),
-        "prompt_per_second": _rate(read, times.prefill_seconds),
+        "prompt_ms": _ms(seconds),
+        "prompt_per_second": round(read / seconds, 3) if seconds else None,
         "predicted_n": counts.completion_tokens,
         "predicted_ms": _ms(times.decode_seconds),
         "predicted_per_second": times.tokens_per_second,
@@ -105,34 +149,29 @@ def _ms(seconds: float) -> float:
     return round(1000 * seconds, 3)
 
 
-def _rate(count: int, seconds: float) -> float | None:
-    return round(count / seconds, 3) if seconds else None
-
-
-def entries(deltas: Iterable[TextDelta]) -> list[TokenLogprob]:
-    return [delta.logprob for delta in deltas if delta.logprob is not None]
-
-
-def logprobs(model: LoadedModel, found: Iterable[TokenLogprob], top: int) -> list[dict[str, Any]]:
+def logprobs(call: Call, found: Iterable[TokenLogprob], top: int | None) -> list[Fields]:
     """Of the tokens of an answer; what ended it is not part of it.
 
     A token may be half a character: its `bytes` are exact.
     """
+    model = call.service.model
 
-    def one(token_id: int, value: float) -> dict[str, Any]:
+    def one(token_id: int, value: float) -> Fields:
         data = model.tokenizer.token_bytes(token_id)
         text = data.decode(errors="replace")
         return {"token": text, "logprob": finite(value), "bytes": list(data)}
 
+    def listed(entry: TokenLogprob) -> Fields:
+        best = [one(*pair) for pair in entry.top[: top or 0]]
+        return {**one(entry.token_id, entry.logprob), "top_logprobs": best}
+
     stops = model.processor.stop_ids
-    return [
-        {
-            **one(entry.token_id, entry.logprob),
-            "top_logprobs": [one(*pair) for pair in entry.top[:top]],
-        }
-        for entry in found
-        if entry.token_id not in stops
-    ]
+    return [listed(entry) for entry in found if entry.token_id not in stops]
+
+
+def choice(said: Fields, logprobs: Any = None, reason: str | None = None, index: int = 0) -> Fields:
+    """One of the answers, or a piece of it."""
+    return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
 
 
 def finite(value: float) -> float:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
+from mmchat.server.ask import in_time
 from mmchat.server.call import Call
-from mmchat.server.errors import ApiError
+from mmchat.server.errors import invalid
 from mmchat.server.pictures import Picture, open_pictures
 from mmchat.server.stream import Json
 
@@ -62,16 +63,18 @@ async def tiles(call: Call) -> Response:
     """`{"image_url": …}` -> what the model makes of it: a picture, or each page of a document."""
     source = call.body.get("image_url")
     if not isinstance(source, str):
-        raise ApiError("invalid_value", "image_url: input should be a valid string", "image_url")
+        raise invalid("image_url", "image_url: input should be a valid string")
     _ = call.service.thread  # a server that ends, or has no model yet, begins nothing
     call.serve()
     processor, options = call.service.model.processor, call.service.options
     picture = Picture(source, "image_url")
 
-    def facts() -> list[dict[str, Any]]:
-        [images] = open_pictures([picture], options, processor.alpha, call.owner)
+    def facts(is_wanted: Callable[[], bool]) -> list[dict[str, Any]]:
+        [images] = open_pictures([picture], options, processor.alpha, call.owner, is_wanted)
         return [
             {**asdict(processor.facts(image)), "notices": list(image.notices)} for image in images
         ]
 
-    return Json({"pictures": await call.service.apart_with_pictures(facts)})
+    apart = partial(call.service.apart, pictures=True)
+    found = await in_time(call, lambda is_wanted: apart(partial(facts, is_wanted)))
+    return Json({"pictures": found})

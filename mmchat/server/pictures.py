@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
+import stat
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from mmchat import limits
 from mmchat.conversation import Image
-from mmchat.errors import ImageError, MemoryError_, MmchatError
+from mmchat.errors import MemoryError_, MmchatError
 from mmchat.images.formats import picture_format
 from mmchat.images.sources import read_source
 from mmchat.server.errors import ApiError, api_error
-from mmchat.server.media import read_media
 from mmchat.server.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -33,6 +37,9 @@ _NOT_FETCHED = (
     "the picture cannot be fetched: it must be at an https address of a public and allowed host,"
     f" answer within {limits.SERVER_FETCH_SECONDS:g} s and have at most"
     f" {limits.SERVER_FETCH_BYTES // limits.MIB} MiB"
+)
+_TOO_MANY = (
+    f"there are more than {limits.IMAGES_PER_PROMPT} pictures and pages together; send fewer pages"
 )
 
 
@@ -61,77 +68,61 @@ def open_pictures(
 
     opened: list[list[Image]] = []
     for picture in pictures:
+        if not is_wanted():
+            raise ApiError("overloaded")
         beside = [image for images in opened for image in images]
-        _check_next(picture, len(beside), is_wanted)
-        data = _read(picture, options)
         try:
-            images = load_images([data], alpha=alpha, names=[picture.param], beside=beside)
+            if (already := len(beside)) >= limits.IMAGES_PER_PROMPT:
+                raise ApiError("invalid_image", _TOO_MANY)
+            known = {"names": [picture.param], "beside": beside, "already": already}
+            images = load_images([_read(picture.source, options)], alpha=alpha, **known)
         except MemoryError_ as error:  # too large together: no use to try again
             raise ApiError("invalid_image", str(error), picture.param) from None
-        except MmchatError as error:
+        except (ApiError, MmchatError) as error:
             raise api_error(error, picture.param) from None
         opened.append([_of_owner(image, owner) for image in images])
     return opened
 
 
-def _check_next(picture: Picture, opened: int, is_wanted: Callable[[], bool]) -> None:
-    if not is_wanted():
-        raise ApiError("overloaded")
-    most = limits.IMAGES_PER_PROMPT
-    if opened >= most:
-        raise ApiError(
-            "invalid_image",
-            f"there are more than {most} pictures and pages together; send fewer pages",
-            picture.param,
-        )
-
-
 def _of_owner(image: Image, owner: str) -> Image:
     if not owner:
         return image
-    return replace(
-        image, content_hash=sha256(f"{owner}\n{image.content_hash}".encode()).hexdigest()
-    )
+    mark = f"{owner}\n{image.content_hash}".encode()
+    return replace(image, content_hash=sha256(mark).hexdigest())
 
 
-def _read(picture: Picture, options: ServerOptions) -> bytes:
-    """Raises ApiError."""
-    source = picture.source
+def _read(source: str, options: ServerOptions) -> bytes:
+    """Raises ApiError, ImageError."""
     scheme = source[:16].lower().partition(":")[0]
     if scheme == "data":
-        try:
-            return read_source(source).data
-        except ImageError as error:
-            raise api_error(error, picture.param) from None
+        return read_source(source).data
     if scheme in ("http", "https"):
-        return _fetched(picture, options)
+        return _fetched(source, options)
     if (found := _bare_base64(source)) is not None:
         return found
     if options.media_dir is None:
-        raise ApiError("invalid_image", _NO_PICTURE, picture.param)
+        raise ApiError("invalid_image", _NO_PICTURE)
     found = read_media(options.media_dir, source)
     if found is None:  # whatever lies outside, or does not: the same words
-        raise ApiError("invalid_image", "there is no such picture here", picture.param)
+        raise ApiError("invalid_image", "there is no such picture here")
     return found
 
 
-def _fetched(picture: Picture, options: ServerOptions) -> bytes:
+def _fetched(source: str, options: ServerOptions) -> bytes:
     if options.remote_images is None:
-        raise ApiError("image_fetch_refused", _NO_ADDRESSES, picture.param)
+        raise ApiError("image_fetch_refused", _NO_ADDRESSES)
     from mmchat.images.web import fetch
 
-    try:
-        if picture.source[:6].lower() == "https:":
+    with suppress(MmchatError):  # one answer for all, so that nobody can look around by it
+        if source[:6].lower() == "https:":
             return fetch(
-                picture.source,
+                source,
                 max_bytes=limits.SERVER_FETCH_BYTES,
                 allow_private=False,
                 hosts=options.remote_images,
                 seconds=limits.SERVER_FETCH_SECONDS,
             )
-    except MmchatError:  # one answer for all, so that nobody can look around by it
-        pass
-    raise ApiError("image_fetch_refused", _NOT_FETCHED, picture.param)
+    raise ApiError("image_fetch_refused", _NOT_FETCHED)
 
 
 def _bare_base64(source: str) -> bytes | None:
@@ -142,3 +133,43 @@ def _bare_base64(source: str) -> bytes | None:
         return base64.b64decode("".join(source.split()), validate=True)
     except (binascii.Error, ValueError):
         return None
+
+
+def read_media(folder: Path, source: str) -> bytes | None:
+    """A regular file in the folder, by its path there or its whole one; None for all others.
+
+    It is opened part by part without links, so that nothing can lead out, also while it is opened.
+    """
+    try:
+        *folders, name = _parts(folder, source)
+        with ExitStack() as opened:
+            place = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, place)
+            # O_NONBLOCK: a pipe would wait for its writer
+            for part, kind in (*((one, os.O_DIRECTORY) for one in folders), (name, os.O_NONBLOCK)):
+                place = os.open(part, kind | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+                opened.callback(os.close, place)
+            if not stat.S_ISREG(os.fstat(place).st_mode):
+                return None
+            with os.fdopen(os.dup(place), "rb") as stream:
+                data = stream.read(limits.IMAGE_BYTES + 1)
+    except (OSError, ValueError):
+        return None
+    return data if len(data) <= limits.IMAGE_BYTES else None
+
+
+def _parts(folder: Path, source: str) -> list[str]:
+    """Raises ValueError for what is not in the folder."""
+    path = source
+    if source[:5].lower() == "file:":
+        address = urlsplit(source)
+        if address.netloc not in ("", "localhost"):
+            raise ValueError("of another machine")
+        path = unquote(address.path)
+    if path.startswith("/"):
+        roots = (f"{str(root).rstrip('/')}/" for root in (folder.absolute(), folder.resolve()))
+        path, *_ = [path[len(root) :] for root in roots if path.startswith(root)]
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError("outside")
+    return parts

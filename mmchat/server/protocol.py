@@ -76,17 +76,15 @@ class Protocol(H11Protocol):
 
     def _watch(self) -> None:
         """A deadline for what is awaited of the client: it is not put off by what drips in."""
-        cycle = self.cycle
-        if self.transport.is_closing():
-            phase, seconds = None, 0.0
-        elif self.flow.write_paused and cycle is not None and cycle.response_complete:
-            phase, seconds = None, 0.0  # it reads the answer yet, which has a deadline of its own
+        cycle, phase, seconds = self.cycle, None, 0.0
+        if cycle is not None and cycle.response_complete and self.flow.write_paused:
+            pass  # it reads the answer yet, which has a deadline of its own
         elif cycle is None or cycle.response_complete:
             phase, seconds = ("headers", id(cycle)), limits.HEADER_SECONDS
         elif cycle.more_body:
             phase, seconds = ("body", id(cycle)), self._body_seconds()
-        else:
-            phase, seconds = None, 0.0
+        if self.transport.is_closing():
+            phase = None
         if phase == self._phase:
             return
         self._phase = phase

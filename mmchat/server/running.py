@@ -24,6 +24,8 @@ from mmchat.server.service import Service
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
 
+Load = Callable[[], "LoadedModel"]
+Ready = Callable[[Service], None]
 BACKLOG = 128  # connections that wait to be accepted
 LAST_SECONDS = 2.0  # for what is still to be written when a drain is over
 TICK_SECONDS = 0.05
@@ -31,14 +33,12 @@ TICK_SECONDS = 0.05
 
 def bind(options: ServerOptions) -> list[socket.socket]:
     """The ports to listen on. Raises UsageError where one is taken."""
-    sockets = [_bound(options.host, options.port, "give another with --port")]
+    ports = [(options.port, "give another with --port")]
     if options.ollama_port is not None:
-        advice = "end Ollama first, or leave out --ollama"
-        try:
-            sockets.append(_bound(options.host, options.ollama_port, advice))
-        except UsageError:
-            sockets[0].close()
-            raise
+        ports.append((options.ollama_port, "end Ollama first, or leave out --ollama"))
+    with contextlib.ExitStack() as opened:
+        sockets = [opened.enter_context(_bound(options.host, *port)) for port in ports]
+        opened.pop_all()  # all of them are had: they stay open
     return sockets
 
 
@@ -59,15 +59,13 @@ def url(bound: socket.socket) -> str:
 
 
 def serve(
-    options: ServerOptions,
-    sockets: Sequence[socket.socket],
-    load: Callable[[], LoadedModel],
-    ready: Callable[[Service], None],
+    options: ServerOptions, sockets: Sequence[socket.socket], load: Load, ready: Ready
 ) -> int:
     """Listen at once, load the model meanwhile, and serve until a signal; returns the exit code.
 
     ready: called when the model is loaded. Raises what loading raises.
     """
+
     running = _Running(options, load, ready)
     code = asyncio.run(running.run(list(sockets)))
     if running.error is not None:
@@ -99,19 +97,13 @@ class _Server(uvicorn.Server):
 class _Running:
     """error: why loading failed."""
 
-    def __init__(
-        self,
-        options: ServerOptions,
-        load: Callable[[], LoadedModel],
-        ready: Callable[[Service], None],
-    ) -> None:
+    def __init__(self, options: ServerOptions, load: Load, ready: Ready) -> None:
         self.service = Service(options)
         self.error: BaseException | None = None
         self.loading = threading.Thread(target=self._load, args=(load, ready), daemon=True)
-        self._options = options
         self._code: int | None = None  # how it ends, once that is known
 
-    def _load(self, load: Callable[[], LoadedModel], ready: Callable[[Service], None]) -> None:
+    def _load(self, load: Load, ready: Ready) -> None:
         try:
             self.service.use(load())
             ready(self.service)
@@ -144,8 +136,7 @@ class _Running:
         self.loading.start()
         serving = asyncio.ensure_future(server.serve(sockets))
         await self._until_it_ends(serving)
-        if self.service.is_draining:
-            await self._drain()
+        await self._drain()
         server.should_exit = True
         await serving
         return self._code or 0
@@ -166,7 +157,7 @@ class _Running:
 
     async def _drain(self) -> None:
         """Answers that are being written get their time, and are cut then."""
-        for seconds in (self._options.drain_seconds, LAST_SECONDS):
+        for seconds in (self.service.options.drain_seconds, LAST_SECONDS):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     while self.service.is_busy:

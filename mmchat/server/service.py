@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import ceil
 from statistics import median
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mmchat import limits
 from mmchat.server.errors import ApiError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
     from mmchat.server.ask import Answering
 
-P = ParamSpec("P")
 T = TypeVar("T")
 WORKERS = 2  # threads that parse large bodies and build prompts, and as many that open pictures
 
@@ -116,23 +115,17 @@ class Service:
     @property
     def status(self) -> str:
         """ "ok" if an answer would be begun now; else why not."""
-        thread = self._thread
         if self.is_draining:
             return "draining"
-        if thread is None:
+        if self._thread is None:
             return "loading"
-        if self.failure is not None:
+        if self._thread.error is not None:
             return "dead"
-        return "stalled" if thread.engine.is_stalled(self._patience) else "ok"
-
-    @property
-    def _patience(self) -> float:
-        """Seconds that a step may take while others wait.
-
-        A CPU reads a long prompt for minutes, and a first step may compile.
-        """
+        # Seconds that a step may take while others wait: a CPU reads a long prompt for minutes,
+        # and a first step may compile.
         is_first = not self.metrics.counts["generation_tokens_total"]
-        return 300.0 if is_first or self.model.device.type == "cpu" else 30.0
+        patience = 300.0 if is_first or self.model.device.type == "cpu" else 30.0
+        return "stalled" if self._thread.engine.is_stalled(patience) else "ok"
 
     def drain(self) -> None:
         """Begin no more answers, nor those that wait."""
@@ -143,7 +136,7 @@ class Service:
     def interrupt(self) -> None:
         """End the answers that are being written, as far as they are."""
         for answer in list(self.answers):
-            answer.close()
+            answer.end()
 
     @contextmanager
     def serving(self, owner: str) -> Iterator[None]:
@@ -175,9 +168,8 @@ class Service:
         def more(size: int) -> None:
             nonlocal held
             if self.held_bytes + size > limits.QUEUED_BYTES:
-                raise ApiError(
-                    "overloaded", "too much data waits already; try again", retry_after=5
-                )
+                text = "too much data waits already; try again"
+                raise ApiError("overloaded", text, retry_after=5)
             self.held_bytes += size
             held += size
 
@@ -186,11 +178,10 @@ class Service:
         finally:
             self.held_bytes -= held
 
-    async def apart(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do this in a thread: the loop, which serves everybody, must not wait for it."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, lambda: work(*args, **kwargs))
+    async def apart(self, work: Callable[[], T], *, pictures: bool = False) -> T:
+        """Do this in a thread: the loop, which serves everybody, must not wait for it.
 
-    async def apart_with_pictures(self, work: Callable[[], T]) -> T:
-        """The same where pictures are opened, which may take long: texts must not wait for them."""
-        return await asyncio.get_running_loop().run_in_executor(self._picture_workers, work)
+        pictures: it opens some, which may take long: texts do not wait for them.
+        """
+        workers = self._picture_workers if pictures else self._workers
+        return await asyncio.get_running_loop().run_in_executor(workers, work)

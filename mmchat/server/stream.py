@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mmchat.server.errors import api_error
-from mmchat.server.log import bug
+from mmchat.server.errors import logged
 
+Fields = dict[str, Any]  # of a JSON object
+Headers = Mapping[str, str] | None
+Items = AsyncGenerator[Fields, None]  # of a stream
+_NOTICE_CHARACTERS = 1_000
 KEEP_ALIVE_SECONDS = 10.0  # a CPU reads a long prompt for minutes, in which proxies lose patience
 
 
@@ -28,43 +31,40 @@ class Json(Response):
 
     media_type = "application/json"
 
-    def __init__(
-        self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, value: Any, status: int = 200, headers: Headers = None) -> None:
         super().__init__(json_bytes(value), status, headers)
 
 
-def sse(value: Any, event: str | None = None) -> bytes:
-    """A server-sent event."""
-    name = f"event: {event}\n".encode() if event else b""
-    return name + b"data: " + json_bytes(value) + b"\n\n"
-
-
-def ndjson(value: Any) -> bytes:
-    return json_bytes(value) + b"\n"
-
-
-DONE = b"data: [DONE]\n\n"
+def _sse(item: Fields) -> bytes:
+    """A server-sent event, whose name is its type."""
+    name = f"event: {item['type']}\n".encode() if "type" in item else b""
+    return name + b"data: " + json_bytes(item) + b"\n\n"
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the items of a stream are sent. keep_alive: what says nothing, if there is such."""
+    """How the items of a stream are sent.
+
+    keep_alive: what says nothing, if there is such. end: what follows the last item.
+    """
 
     media_type: str
-    keep_alive: bytes
-    encode: Any
+    encode: Callable[[Fields], bytes]
+    keep_alive: bytes = b""
+    end: bytes = b""
 
 
-SSE = Form("text/event-stream", b": keep-alive\n\n", sse)
-NDJSON = Form("application/x-ndjson", b"", ndjson)
+EVENTS = Form("text/event-stream", _sse, b": keep-alive\n\n")
+CHUNKS = replace(EVENTS, end=b"data: [DONE]\n\n")
+LINES = Form("application/x-ndjson", lambda item: json_bytes(item) + b"\n")
 
 
 class Stream(Response):
-    """Sends what `items` yields, encoded already. An error within is its last item."""
+    """Sends what `items` yields. An error within is its last item."""
 
-    def __init__(self, items: AsyncGenerator[bytes, None], form: Form = SSE) -> None:
-        super().__init__(None, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+    def __init__(self, items: Items, form: Form, headers: Headers = None) -> None:
+        usual = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(None, headers={**usual, **(headers or {})})
         del self.headers["content-length"]
         self.headers["content-type"] = form.media_type
         self._items, self._form = items, form
@@ -72,16 +72,14 @@ class Stream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
+        last = self._form.end
         try:
             await self._send_items(send)
         except Exception as failure:
-            error = api_error(failure)
-            if error.code == "server_error":
-                bug(failure)
-            await _send(send, self._form.encode(error.in_form_of(scope["path"])))
+            last = self._form.encode(logged(failure).in_form_of(scope["path"]))
         finally:
             await self._items.aclose()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _send_items(self, send: Send) -> None:
         while True:
@@ -97,8 +95,15 @@ class Stream(Response):
             item = coming.result()
             if item is None:
                 return
-            await _send(send, item)
+            await _send(send, self._form.encode(item))
 
 
 async def _send(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+def notice_header(notices: Sequence[str]) -> dict[str, str]:
+    """What is done otherwise than asked; schemas may say what no header can."""
+    text = "; ".join(notices).encode("ascii", "backslashreplace").decode()
+    text = "".join(char if char.isprintable() else " " for char in text)
+    return {"x-mmchat-notice": text[:_NOTICE_CHARACTERS]} if text else {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Collection
+from bisect import bisect_left
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,22 +14,6 @@ from mmchat.conversation import FinishReason, ToolCall
 _ID_LETTERS = string.ascii_letters + string.digits
 _SPACES = " \t\r\n"
 _BETWEEN = _SPACES + ";,[]"  # calls, and around a list of them
-# The beginning of a call: place -> what may stand there -> the place behind it. White space may
-# stand between any two. Models write `arguments` for `parameters`, and some say first that it is a
-# function. At "name" stands the name of a tool.
-_HEADER = {
-    "call": {"{": "key"},
-    "key": {'"type"': "type:", '"name"': "name:"},
-    "type:": {":": "type"},
-    "type": {'"function"': "type,"},
-    "type,": {",": "name key"},
-    "name key": {'"name"': "name:"},
-    "name:": {":": "name"},
-    "name,": {",": "arguments key", "}": "no arguments"},
-    "arguments key": {'"parameters"': "arguments:", '"arguments"': "arguments:"},
-    "arguments:": {":": "value"},
-    "value": {"{": "arguments"},
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +43,15 @@ class CallArguments:
 Piece = Content | CallBegin | CallArguments
 
 
+@dataclass
+class MadeCall:
+    """arguments: JSON text as far as it was written."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+
 def new_id() -> str:
     """As OpenAI's look."""
     return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(24))
@@ -72,118 +66,120 @@ class CallStream:
     name is content. anywhere: else a call is told at the beginning only, which is where a grammar
     that lets text come as well binds it.
 
-    calls: those whose arguments are complete. is_done: nothing that follows is wanted, as after
-    the first call if they are not `parallel`.
+    text: the content so far. made: the calls so far. is_done: nothing that follows is wanted, as
+    after the first call if they are not `parallel`.
     """
 
     def __init__(
-        self,
-        names: Collection[str],
-        *,
-        parallel: bool = True,
-        anywhere: bool = True,
-        make_id: Callable[[], str] = new_id,
+        self, names: Collection[str], *, parallel: bool = True, anywhere: bool = True
     ) -> None:
-        self.calls: list[ToolCall] = []
+        self.text = ""
+        self.made: list[MadeCall] = []
         self.is_done = False
-        self._names, self._parallel, self._make_id = frozenset(names), parallel, make_id
-        self._anywhere = anywhere
-        self._step = self._between if names else self._text
+        self._parallel, self._anywhere = parallel, anywhere
+        self._is_between = bool(names)  # at the start, or behind a call
         self._pieces: list[tuple[CallBegin | int | None, list[str]]] = []
         self._held: list[str] = []  # what may turn out to be content
-        self._begun = 0
-        self._header = _Header(self._names)
-        self._nesting = _Nesting()
-        self._arguments: list[str] = []
+        self._ended = 0  # calls whose arguments are complete
+        self._headers = _headers(names)
+        self._sorted = sorted(self._headers)
+        self._reading = self._read()
+        next(self._reading)
+
+    @property
+    def cut(self) -> str:
+        """The text of a call that was begun, and whose arguments did not end."""
+        rest = self.made[self._ended :]
+        return "".join(f'{{"name": "{one.name}", "parameters": {one.arguments}' for one in rest)
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """Those whose arguments are complete."""
+        return [ToolCall(made.name, made.arguments) for made in self.made[: self._ended]]
 
     def feed(self, text: str) -> list[Piece]:
         """What is certain after this text; neighbours of a kind are one piece."""
         for char in text:
             if self.is_done:
                 break
-            self._step(char)
+            self._reading.send(char)
         return self._taken()
 
     def end(self) -> list[Piece]:
         """What was held back, once nothing follows."""
-        if not (self._begun and self._step == self._between):  # else it separates nothing
+        if not (self.made and self._is_between):  # else it separates nothing
             self._release()
         return self._taken()
 
     def finish_reason(self, reason: FinishReason) -> Literal["stop", "length", "tool_calls"]:
         """As OpenAI's chat says it; an answer that was cut is of length, calls or not."""
-        is_whole = reason in ("stop", "stop_string")
-        if self.is_done or (is_whole and self._begun):
-            return "tool_calls"
-        return "stop" if is_whole else "length"
+        said = finish_reason(reason)
+        return "tool_calls" if self.is_done or (said == "stop" and self.made) else said
 
-    # ---- where in the answer
+    # ---- where in the answer: each `yield` is its next character
 
-    def _text(self, char: str) -> None:
-        if char == "{" and self._names and self._anywhere:
-            self._begin_header(char)
-        else:
-            self._add(None, char)
+    def _read(self) -> Generator[None, str, None]:
+        char = yield
+        while True:
+            if char == "{" and self._headers and (self._is_between or self._anywhere):
+                self._is_between = False
+                char = yield from self._call(char)
+                continue
+            if self._is_between and char in (_BETWEEN if self._anywhere else _SPACES):
+                self._held.append(char)
+            else:  # what may separate calls is content, then
+                self._is_between = False
+                self._release()
+                self._add(None, char)
+            char = yield
 
-    def _between(self, char: str) -> None:
-        """At the start, or behind a call."""
-        if char == "{":
-            self._begin_header(char)
-        elif char in (_BETWEEN if self._anywhere else _SPACES):
+    def _call(self, char: str) -> Generator[None, str, str]:
+        """What may be one, and the first character behind it."""
+        header = ""  # without its white space
+        while header not in self._headers:
+            if header:
+                char = yield
+            is_space = char in _SPACES and header.count('"') % 2 == 0
+            header += "" if is_space else char
+            at = bisect_left(self._sorted, header)
+            if at == len(self._sorted) or not self._sorted[at].startswith(header):
+                self._release()
+                return char  # which may begin a call itself
             self._held.append(char)
-        else:
-            self._release()
-            self._step = self._text
-            self._text(char)
-
-    def _begin_header(self, char: str) -> None:
-        self._header = _Header(self._names)
-        self._step = self._in_header
-        self._in_header(char)
-
-    def _in_header(self, char: str) -> None:
-        if not self._header.feed(char):
-            self._release()
-            self._step = self._text
-            self._text(char)  # which may begin a call itself
-        elif not self._header.is_whole:
-            self._held.append(char)
-        else:
-            self._begin_call(char)
-
-    def _begin_call(self, char: str) -> None:
         self._held.clear()
-        begin = CallBegin(self._begun, self._make_id(), self._header.name)
-        self._pieces.append((begin, []))
-        self._begun += 1
-        self._arguments, self._nesting = [], _Nesting()
-        if self._header.place == "arguments":
-            self._step = self._in_arguments
-            self._in_arguments(char)
+        index, made = len(self.made), MadeCall(new_id(), self._headers[header])
+        self._pieces.append((CallBegin(index, made.id, made.name), []))
+        self.made.append(made)
+        if char == "{":
+            yield from self._to_the_end(char, index)
+            self._ended += 1
+            yield from self._to_the_end((yield), None, depth=1)
         else:
-            self._argue("{}")
-            self._end_call()
+            self._add(index, "{}")
+            self._ended += 1
+        self._is_between, self.is_done = self._anywhere, not self._parallel
+        return (yield)
 
-    def _in_arguments(self, char: str) -> None:
-        self._argue(char)
-        if not self._nesting.feed(char):
-            self._nesting.depth = 1  # of the call, whose end is looked for now
-            self._step = self._behind_arguments
-
-    def _behind_arguments(self, char: str) -> None:
-        if not self._nesting.feed(char):
-            self._end_call()
-
-    def _end_call(self) -> None:
-        self.calls.append(ToolCall(self._header.name, "".join(self._arguments)))
-        self._step = self._between if self._anywhere else self._text
-        self.is_done = not self._parallel
+    def _to_the_end(
+        self, char: str, index: int | None, depth: int = 0
+    ) -> Generator[None, str, None]:
+        """Of as many objects and lists as are open. index: the call whose arguments it is."""
+        in_string = is_escaped = False
+        while True:
+            if index is not None:
+                self._add(index, char)
+            if is_escaped:
+                is_escaped = False
+            elif in_string:
+                is_escaped, in_string = char == "\\", char != '"'
+            else:
+                in_string = char == '"'
+                depth += (char in "{[") - (char in "}]")
+            if not depth:
+                return
+            char = yield
 
     # ---- what comes out
-
-    def _argue(self, text: str) -> None:
-        self._arguments.append(text)
-        self._add(self._begun - 1, text)
 
     def _release(self) -> None:
         if self._held:
@@ -197,64 +193,35 @@ class CallStream:
         self._pieces[-1][1].append(text)
 
     def _taken(self) -> list[Piece]:
-        pieces, self._pieces = self._pieces, []
-        return [_piece(kind, "".join(texts)) for kind, texts in pieces]
+        taken: list[Piece] = []
+        for kind, texts in self._pieces:
+            text = "".join(texts)
+            if isinstance(kind, CallBegin):
+                taken.append(kind)
+            elif kind is None:
+                self.text += text
+                taken.append(Content(text))
+            else:
+                self.made[kind].arguments += text
+                taken.append(CallArguments(kind, text))
+        self._pieces.clear()
+        return taken
 
 
-def _piece(kind: CallBegin | int | None, text: str) -> Piece:
-    if isinstance(kind, CallBegin):
-        return kind
-    return Content(text) if kind is None else CallArguments(kind, text)
+def finish_reason(reason: FinishReason) -> Literal["stop", "length"]:
+    """Of a text, as OpenAI says it; where it was interrupted, the server ends."""
+    return "stop" if reason in ("stop", "stop_string") else "length"
 
 
-class _Header:
-    """The beginning of a call, up to the first character of its arguments.
+def _headers(names: Collection[str]) -> dict[str, str]:
+    """Each beginning of a call, up to the `{` of its arguments, without white space -> its name.
 
-    name: of the tool, once it is known. place: in _HEADER.
+    White space may stand between any two words. Models write `arguments` for `parameters`, some say
+    first that it is a function, and some end a call that has no arguments.
     """
-
-    def __init__(self, names: Collection[str]) -> None:
-        self._names = {f'"{name}"': "name," for name in names}
-        self._word = ""
-        self.name = ""
-        self.place = "call"
-
-    @property
-    def is_whole(self) -> bool:
-        return self.place in ("arguments", "no arguments")
-
-    def feed(self, char: str) -> bool:
-        """Whether the text can still be, or is, the beginning of a call."""
-        if not self._word and char in _SPACES:
-            return True
-        self._word += char
-        expected = self._names if self.place == "name" else _HEADER[self.place]
-        if self._word not in expected:
-            return any(one.startswith(self._word) for one in expected)
-        if self.place == "name":
-            self.name = self._word[1:-1]
-        self.place, self._word = expected[self._word], ""
-        return True
-
-
-class _Nesting:
-    """How deep in objects and lists a JSON text is; what strings hold does not count."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self._in_string = self._is_escaped = False
-
-    def feed(self, char: str) -> int:
-        """The depth after this character."""
-        if self._is_escaped:
-            self._is_escaped = False
-        elif self._in_string:
-            self._is_escaped = char == "\\"
-            self._in_string = char != '"'
-        elif char == '"':
-            self._in_string = True
-        elif char in "{[":
-            self.depth += 1
-        elif char in "}]":
-            self.depth -= 1
-        return self.depth
+    return {
+        f'{{{kind}"name":"{name}"{rest}': name
+        for name in names
+        for kind in ("", '"type":"function",')
+        for rest in (',"parameters":{', ',"arguments":{', "}")
+    }

@@ -71,7 +71,7 @@ def test_vllm_cve_2026_22778_and_54236_no_error_says_what_an_exception_did(clien
             f"<_io.BytesIO object at 0x7f1234567890> in /home/x/{threading.__file__}"
         )
 
-    monkeypatch.setattr("mmchat.server.ask._prompt", fails)
+    monkeypatch.setattr("mmchat.server.ask.prompt_of", fails)
     for stream in (False, True):
         answer = client.post(CHAT, json={**HELLO, "stream": stream})
         assert answer.status_code == 500

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from mmchat.server import held, tools
+from mmchat.server import held, ollama, openai_forms
 from tests.server.leaks import LEAKS
 
 CHAT = "/v1/chat/completions"
@@ -155,11 +155,12 @@ def test_a_large_body_is_checked_in_a_thread(client, monkeypatch):
         return plan_of(*given)
 
     monkeypatch.setattr(BaseModel, "model_validate", classmethod(checks))
-    monkeypatch.setattr(held, "plan_of", plans)
+    for module in (openai_forms, ollama):
+        monkeypatch.setattr(module, "plan_of", plans)
     tools = [{"type": "function", "function": {"name": "a", "description": "a" * 70_000}}]
     for path in ("/v1/chat/completions", "/v1/responses", "/api/chat"):
         client.post(path, json=GOOD[path] | {"tools": tools})
-    assert len(threads) == 6
+    assert len(threads) == 9  # of each the body, its tool, and the plan
     assert {thread.name.rpartition("_")[0] for thread in threads} == {"mmchat request"}
 
 
@@ -171,7 +172,6 @@ def test_a_schema_is_measured_before_it_is_walked(client, monkeypatch):
         assert schema != large
         return moved(schema, path)
 
-    monkeypatch.setattr(tools, "moved", walks)
     monkeypatch.setattr(held, "moved", walks)
     one = {"type": "function", "function": {"name": "a", "parameters": large}}
     form = {"type": "json_schema", "json_schema": {"schema": large}}

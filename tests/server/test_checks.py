@@ -145,6 +145,8 @@ def test_our_names_are_served(host):
 def test_each_route_looks_at_the_host(app, method, path):
     assert ask(app, method, path, host="evil.example").status == 403
     assert ask(app, method, path, [("host", "localhost")]).status == 400  # a second one
+    sites = [("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")]
+    assert ask(app, method, path, sites).status == 400
 
 
 @all_routes

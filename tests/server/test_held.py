@@ -16,9 +16,11 @@ from mmchat.engine.grammar import Guide
 from mmchat.errors import SchemaError
 from mmchat.server import ask, held
 from mmchat.server.app import make_app
+from mmchat.server.ask import AskedMessage
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError
-from mmchat.server.told import Told
+from mmchat.server.stream import notice_header
+from mmchat.server.tool_calls import CallStream
 from tests.server.conftest import about
 from tests.server.test_openai_chat import CHAT, events
 
@@ -76,27 +78,19 @@ def choice(response):
 
 @pytest.fixture
 def says(monkeypatch):
-    """Let the model say a text: its deltas are cut into pieces of `size` characters."""
+    """Let the model say a text, in pieces of `size` characters."""
 
     def say(text, size=3):
         async def coming(self):
-            it = real(self)
-            async for deltas in it:
-                del deltas
+            async for _ in real(self):
+                pass
             for at in range(0, len(text), size):
-                yield [Delta(text[at : at + size])]
+                yield text[at : at + size], []
 
         real = ask.Answering.__aiter__
         monkeypatch.setattr(ask.Answering, "__aiter__", coming)
 
     return say
-
-
-class Delta:
-    logprob = None
-
-    def __init__(self, text):
-        self.text = text
 
 
 # ---- schemas ----------------------------------------------------------------------------------
@@ -184,11 +178,11 @@ def test_a_schema_that_is_not_strict_is_followed_as_far_as_it_can_be(client):
 
 
 def test_a_notice_is_one_line_whatever_the_schema_says():
-    [text] = held.notice_header(["a\r\nb: c", "é🙂" * 1_000]).values()
+    [text] = notice_header(["a\r\nb: c", "é🙂" * 1_000]).values()
     assert text.startswith("a  b: c; \\xe9\\U0001f642")
     assert text.isprintable()
     assert len(text) == 1_000
-    assert held.notice_header([]) == {}
+    assert notice_header([]) == {}
 
 
 def test_a_schema_that_fails_disturbs_nobody(service):
@@ -293,20 +287,23 @@ def test_the_engine_writes_no_further_than_is_wanted(service):
     """A row is let go of once the first call is complete, and that counts as no cancel."""
     cancelled = []
 
-    class Answering:
-        plan = held.planned([function()], "auto", False)
+    class Answering(ask.Answering):
+        def __init__(self):
+            self.stream = CallStream(["weather"], parallel=False)
 
         def end(self):
             cancelled.append(True)
 
         async def __aiter__(self):
-            yield [Delta(CALL)]
-            yield [Delta("and more")]
+            yield CALL, []
+            yield "and more", []
 
-    async def read():
-        return await Told(Answering()).read()
+    async def read(answering):
+        return [piece async for pieces, _ in answering.pieces() for piece in pieces]
 
-    said = asyncio.run(read())
+    answering = Answering()
+    assert len(asyncio.run(read(answering))) == 2
+    said = answering.stream
     assert (said.text, len(said.calls), cancelled) == ("", 1, [True])
 
 
@@ -314,7 +311,7 @@ def test_an_answer_that_is_ended_is_finished(service):
     async def read():
         call = Call(service, {"type": "http", "path": CHAT}, None)
         asked = ask.Ask(
-            (ask.AskedMessage("user", ("Hello",), "messages.0"),),
+            (AskedMessage("user", ("Hello",), "messages.0"),),
             {"max_new_tokens": 1_000, "temperature": 1.5, "seed": 1, "min_p": 0.0},
             schema=held.Schema("x", {"type": "string", "minLength": 900}),
         )
@@ -332,7 +329,7 @@ def test_an_answer_that_is_ended_is_finished(service):
 def test_text_by_a_schema_or_a_call(service):
     """With tools beside a schema, either may come, and nothing else."""
     model = service.model
-    plan = held.planned([function(strict=True)])
+    plan = held.plan_of([function(strict=True)])
     grammar = held.grammar_of(model, held.Schema("f", {**CITY, "required": []}), plan)
 
     def fits(text):
@@ -351,8 +348,8 @@ def test_text_by_a_schema_or_a_call(service):
 
 def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monkeypatch):
     seen = []
-    real = ask._prompt
-    monkeypatch.setattr(ask, "_prompt", lambda *given: seen.append(real(*given)) or seen[-1])
+    real = ask.prompt_of
+    monkeypatch.setattr(ask, "prompt_of", lambda *given: seen.append(real(*given)) or seen[-1])
     functions = [{"name": "weather", "arguments": '{"city":  "Rome"}'}, {"name": "weather"}]
     made = [{"id": str(n), "type": "function", "function": f} for n, f in enumerate(functions)]
     history = [
@@ -369,7 +366,7 @@ def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monke
         Message("tool", (Text("warm"),)),
         Message("tool", ()),
     ]
-    prompt = service.model.processor.chat(meant, held.planned([function()]).declared)
+    prompt = service.model.processor.chat(meant, held.plan_of([function()]).declared)
     assert seen[0].token_ids == prompt.token_ids
     items = [
         {"role": "user", "content": USER["content"]},
@@ -525,6 +522,15 @@ def test_ollama_calls_come_whole_with_objects(their, says):
     assert "".join(part.message.content for part in parts) == "I look. "
     assert parts[-1].done
     assert parts[-1].done_reason in ("stop", "length")
+
+    for cut, call in ((-6, {}), (-1, {"city": "Rome"})):  # in the arguments, and behind them
+        says(f"I look. {CALL[:cut]}")
+        whole, parts = their(work)
+        found = [one.function.arguments for one in whole.message.tool_calls or ()]
+        assert found == ([call] if call else [])
+        assert whole.message.content == "I look. " + ("" if call else CALL[:cut])
+        assert "".join(part.message.content for part in parts) == whole.message.content
+        assert sum(len(part.message.tool_calls or ()) for part in parts) == len(found)
 
     says('{"name": "weather", "parameters": {oh}}')  # no JSON: said as it is
     whole, parts = their(work)

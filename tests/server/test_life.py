@@ -16,7 +16,7 @@ from mmchat import limits
 from mmchat.engine.room import Room
 from mmchat.server import ask, pictures
 from mmchat.server.app import ROUTES, make_app
-from mmchat.server.ollama_models import REFUSED
+from mmchat.server.models import REFUSED
 from mmchat.server.options import DEVICE_ROWS, ServerOptions
 from mmchat.server.service import Service, device_rows
 from tests.server.asgi import ask as ask_now
@@ -236,13 +236,13 @@ def test_a_drain_lets_answers_end_and_begins_none(serve):
 
 def test_who_is_still_prepared_when_a_drain_begins_is_not_begun(serve, monkeypatch):
     service = serve()
-    prompt = ask._prompt
+    prompt = ask.prompt_of
 
     def drains(*given):
         service.is_draining = True
         return prompt(*given)
 
-    monkeypatch.setattr(ask, "_prompt", drains)
+    monkeypatch.setattr(ask, "prompt_of", drains)
     refused = asyncio.run(call(make_app(service), question(), body()))
     assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
     assert not service.is_busy
@@ -276,7 +276,12 @@ def test_while_the_model_is_loaded_it_says_so():
     for method, path, _ in ROUTES:
         if path in without_a_model:
             continue
-        body = {"messages": [], "image_url": "x", "model": "x", **beside.get(path, {})}
+        body = {
+            "messages": [],
+            "image_url": "x",
+            "model": "x",
+            **beside.get(f"/v1{path.removeprefix('/v1')}", {}),
+        }
         refused = ask_now(app, method, path, body=body)
         assert refused.status == 503, path
         assert refused.headers["retry-after"]
@@ -365,6 +370,36 @@ def test_the_tiles_of_the_page_are_requests_like_others(serve, dog):
         refused = await call(app, *asked)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
         assert not service.is_busy
+
+    asyncio.run(run())
+
+
+def test_the_tiles_of_the_page_have_a_deadline(serve, slow, dog, monkeypatch):
+    service = serve()
+    monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
+    asked = scope("POST", "/page/tiles"), [json.dumps({"image_url": dog}).encode()]
+    refused = asyncio.run(call(make_app(service), *asked))
+    slow.go.set()
+    assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert not service.is_busy
+
+
+def test_ollama_says_503_where_too_many_wait(serve):
+    service = serve(queue=0)
+    asked = json.dumps({"model": "tiny", "prompt": "Hello"}).encode()
+
+    async def run() -> None:
+        app, gone = make_app(service), asyncio.Event()
+        running = begin(app, 2_000, gone=gone)
+        await until(lambda: service.engine.running == 1)
+        refused = await call(app, scope("POST", "/api/generate"), [asked])
+        assert (refused.status, refused.json()) == (
+            503,
+            {"error": "too many requests wait already"},
+        )
+        assert "retry-after" in refused.headers
+        gone.set()
+        await running
 
     asyncio.run(run())
 

@@ -9,7 +9,7 @@ import pytest
 
 from mmchat.engine.sampling import SamplingParams
 from mmchat.server import ask
-from mmchat.server.ollama_forms import Options
+from mmchat.server.ollama import Options
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 GREEDY = {"temperature": 0}
@@ -157,7 +157,7 @@ def test_what_clients_always_send_changes_nothing(client):
 
 
 def test_options_become_settings():
-    assert Options().settings(500) == {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
+    assert Options().sampling(500) == {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
     options = Options.model_validate(
         {
             "temperature": 0, "top_k": -1, "top_p": 0.5, "min_p": 0.1, "seed": 7, "stop": "x",
@@ -165,14 +165,14 @@ def test_options_become_settings():
             "num_gpu": 99, "mirostat_tau": 5, "unknown": object(),
         }
     )  # fmt: skip
-    settings = options.settings(500)
+    settings = options.sampling(500)
     assert settings == {
         "temperature": 0, "top_k": 0, "top_p": 0.5, "min_p": 0.1, "seed": 7, "stop": ("x",),
         "max_new_tokens": 9, "repetition_penalty": 1.2, "presence_penalty": 1,
         "frequency_penalty": -1,
     }  # fmt: skip
     SamplingParams(**settings)
-    endless = Options.model_validate({"seed": -1, "num_predict": -2, "stop": []}).settings(500)
+    endless = Options.model_validate({"seed": -1, "num_predict": -2, "stop": []}).sampling(500)
     assert endless == {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "max_new_tokens": 500}
 
 

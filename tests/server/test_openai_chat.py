@@ -1,6 +1,7 @@
 """POST /v1/chat/completions, as OpenAI's clients send it and read it."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 
 from mmchat.server import openai_chat
 from mmchat.server.app import make_app
-from mmchat.server.ask import _opened, _prompt
+from mmchat.server.ask import opened_of, prompt_of
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service
 from tests.server.conftest import ASSETS, about
@@ -148,9 +149,9 @@ def test_marks_are_the_places_of_as_many_pictures(service, dog):
     def ids(content):
         read = openai_chat.ChatRequest.model_validate({"messages": [
             {"role": "user", "content": content}]})  # fmt: skip
-        asked = openai_chat._ask(read)
+        asked = read.ask()
         call = SimpleNamespace(service=service, owner="")
-        return _prompt(call, asked, _opened(call, asked, lambda: True)).token_ids
+        return prompt_of(call, asked, opened_of(call, asked, lambda: True)).token_ids
 
     def part(text):
         return {"type": "text", "text": text}
@@ -229,6 +230,27 @@ def test_the_model_is_named_and_others_are_refused_if_that_is_asked(tiny, client
     assert [one["id"] for one in listed["data"]] == ["tiny", "mllama-tiny"]
     assert client.get("/v1/models/mllama-tiny").json()["id"] == "mllama-tiny"
     assert client.get("/v1/models/a/b").status_code == 404
+
+
+def test_routes_are_there_without_v1_too(client):
+    """rtp-llm's own programs leave it out."""
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+    counted = re.compile(r'requests_total\{api="openai",code="200"\} (\d+)')
+    before = sum(map(int, counted.findall(client.get("/metrics").text)))
+    for begin in ("", "/v1"):
+        answer = client.post(f"{begin}/chat/completions", json=body)
+        assert answer.json()["object"] == "chat.completion"
+        assert client.get(f"{begin}/models").json()["data"][0]["id"] == "tiny"
+        assert client.get(f"{begin}/models/a/b").json()["error"]["code"] == "model_not_found"
+    assert counted.findall(client.get("/metrics").text) == [str(before + 4)]
+
+
+def test_drafts_may_be_turned_off(client):
+    answer = ask(client, messages=[{"role": "user", "content": "Hello"}], speculate="off")
+    details = answer["usage"]["completion_tokens_details"]
+    assert details["accepted_prediction_tokens"] == details["rejected_prediction_tokens"] == 0
+    refused = ask(client, 400, messages=[{"role": "user", "content": "Hello"}], speculate="fast")
+    assert "speculate must be auto, off" in refused["error"]["message"]
 
 
 def test_tiles_says_what_becomes_of_a_picture(client, dog):

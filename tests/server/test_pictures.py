@@ -19,9 +19,8 @@ import mmchat.images.web.transport
 from mmchat import limits
 from mmchat.server.ask import Answering
 from mmchat.server.errors import ApiError
-from mmchat.server.media import read_media
 from mmchat.server.options import ServerOptions
-from mmchat.server.pictures import Picture, open_pictures
+from mmchat.server.pictures import Picture, open_pictures, read_media
 from tests.server.conftest import ASSETS, about
 
 DOG = ASSETS / "dog.jpg"
@@ -225,14 +224,14 @@ def test_an_answer_keeps_nothing_of_the_body_that_asked_for_it(client, monkeypat
     body["options"] = {"num_predict": 1}
     content = json.dumps(body).encode()
     kept = []
-    end = Answering._end
+    end = Answering._count
 
     def looks(answering):
         gc.collect()
         kept.append(tracemalloc.get_traced_memory()[0] - before)
         end(answering)
 
-    monkeypatch.setattr(Answering, "_end", looks)
+    monkeypatch.setattr(Answering, "_count", looks)
     client.post(path, json={**body, "images": None})  # imports
     tracemalloc.start()
     try:
@@ -263,3 +262,19 @@ def test_pages_are_counted_over_all_documents(monkeypatch):
         open_pictures(documents, ServerOptions(), "white", "")
     assert (caught.value.code, caught.value.param) == ("invalid_image", "field1")
     assert len(opened) == 2
+
+
+def test_pages_that_do_not_fit_are_not_decoded(monkeypatch):
+    """Of a picture and a document of 16 pages the document is refused by its count."""
+    first, *others = [Image.new("L", (8, 8), shade) for shade in range(limits.IMAGES_PER_PROMPT)]
+    buffer = io.BytesIO()
+    first.save(buffer, "TIFF", save_all=True, append_images=others)
+    document = base64.b64encode(buffer.getvalue()).decode()
+    decoded = []
+    real = mmchat.images._decode
+    monkeypatch.setattr(mmchat.images, "_decode", lambda *one: decoded.append(one) or real(*one))
+    dog = base64.b64encode(DOG.read_bytes()).decode()
+    with pytest.raises(ApiError, match="are 17 together") as caught:
+        open_pictures([Picture(dog, "a"), Picture(document, "b")], ServerOptions(), "white", "")
+    assert (caught.value.code, caught.value.param) == ("invalid_image", "b")
+    assert len(decoded) == 1

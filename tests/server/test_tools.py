@@ -6,7 +6,6 @@ import json
 import random
 import re
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given, settings
@@ -17,8 +16,7 @@ from mmchat.conversation import Message, Text, ToolCall
 from mmchat.engine.driver import run
 from mmchat.engine.sampling import SamplingParams
 from mmchat.server.errors import ApiError
-from mmchat.server.held import grammar_of
-from mmchat.server.told import Told
+from mmchat.server.held import Plan, grammar_of, plan_of
 from mmchat.server.tool_calls import (
     CallArguments,
     CallBegin,
@@ -26,7 +24,6 @@ from mmchat.server.tool_calls import (
     Content,
     new_id,
 )
-from mmchat.server.tools import Plan, ToolError, plan_of
 from tests.kinds import some
 
 NAMES = ("weather", "weather_now", "add")
@@ -231,7 +228,7 @@ def test_tools_are_shown_as_the_template_shows_them():
 def test_a_choice_says_what_is_shown_and_what_must_come():
     tools = [function(), function("add")]
     allowed = [{"type": "function", "function": {"name": "add"}}]
-    assert plan_of(None) == plan_of([]) == plan_of(tools, "none") == Plan()
+    assert plan_of([]) == plan_of(tools, "none") == Plan()
     auto = plan_of(tools)
     assert (auto.names, auto.is_held, auto.parallel) == ({"weather", "add"}, False, True)
     assert plan_of(tools, "auto", False).parallel is False
@@ -270,7 +267,7 @@ def test_a_choice_says_what_is_shown_and_what_must_come():
     ],
 )
 def test_what_means_nothing_is_refused_by_its_field(tools, choice, param):
-    with pytest.raises(ToolError) as caught:
+    with pytest.raises(ApiError) as caught:
         plan_of(tools, choice)
     assert caught.value.param == param
 
@@ -299,7 +296,7 @@ def asked(model, plan, seed):
     grammar = grammar_of(model, None, plan)
     request = model.request(prompt, params, None, grammar)
     [*_, (_, end)] = run(model.engine, [model.engine.submit(request)])
-    stream = CallStream(plan.names, parallel=plan.parallel, anywhere=not plan.is_strict)
+    stream = plan.stream()
     return [*stream.feed(end.text), *stream.end()], stream.finish_reason(end.reason)
 
 
@@ -321,7 +318,7 @@ def test_a_strict_tool_is_called_as_declared_or_not_at_all(model):
     plan = plan_of([function(parameters=CITY, strict=True), function("add", parameters=SUM)])
     assert (plan.or_text, plan.is_strict) == (True, True)
     loose = 'I look. {"name": "weather", "parameters": {"city": "Paris"}}'
-    assert told(Told(SimpleNamespace(plan=plan)).stream.feed(loose)) == (loose, [])
+    assert told(plan.stream().feed(loose)) == (loose, [])
     grammar = grammar_of(model, None, plan)
 
     def fits(text):
