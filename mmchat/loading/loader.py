@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from mmchat.catalog.find import ModelSource, ModelSpec
+from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
@@ -156,9 +157,9 @@ def load(
         running = _run_programs(exported, spec, options)
     else:
         tokenizer = _open_tokenizer(source)
-        with source.open_weights() as files:
+        with source.open_weights() as files, source.open_adapters() as adapters:
             record = exported.record if exported else None
-            running = _run_weights(files, spec, options, record, repack=repack)
+            running = _run_weights(files, spec, options, record, adapters, repack=repack)
     return _ready(spec, options, running, tokenizer, begin)
 
 
@@ -167,7 +168,7 @@ def load_from_tensors(
 ) -> LoadedModel:
     """`load` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
-    running = _run_weights(files, spec, options, exported=None)
+    running = _run_weights(files, spec, options, None, Adapters(()))
     return _ready(spec, options, running, tokenizer, begin)
 
 
@@ -176,23 +177,26 @@ def _run_weights(
     spec: ModelSpec,
     options: LoadOptions,
     exported: ExportRecord | None,
+    adapters: Adapters,
     *,
     repack: bool = True,
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
     placement = _placement(spec, options, as_exported=exported is not None)
     notices = _prepare_kernels(placement, options)
-    in_place = exported is not None or used_in_place(
-        files, str(placement.dtype).removeprefix("torch.")
-    )
+    dtype = str(placement.dtype).removeprefix("torch.")
+    in_place = exported is not None or (not adapters.all and used_in_place(files, dtype))
     setup = options.setup(spec, placement, from_file=in_place)
     available = available_memory(placement.device)
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    model = load_weights(files, spec, options, placement, exported=exported, repack=repack)
+    model = load_weights(
+        files, spec, options, placement, adapters, exported=exported, repack=repack
+    )
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
-    return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks), memory)
+    remarks = (*files.remarks, *adapters.remarks, *model.remarks)
+    return _Running(runtime, placement, files.format, remarks, memory)
 
 
 def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmchat.catalog.find import ModelSpec, params_file_for
+from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
@@ -32,11 +33,14 @@ def load_weights(
     spec: ModelSpec,
     options: LoadOptions,
     placement: Placement,
+    adapters: Adapters,
     *,
     exported: ExportRecord | None,
     repack: bool,
 ) -> FamilyModel:
     """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
+
+    adapters: are merged into what is no export.
 
     repack: as in loader.load.
 
@@ -58,7 +62,12 @@ def load_weights(
             wanted = model.weight_names(text_only=options.text_only)
             count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
+        touched = adapters.touched
         for done, (name, tensor) in enumerate(tensors, start=1):
+            if name in touched:  # before it is rounded in any way
+                is_rounded = _buffer(model, name) is not None
+                dtype = torch.float32 if is_rounded else placement.dtype
+                tensor = adapters.merged(name, tensor, dtype)
             _assign(model, name, tensor, placement)
             if options.progress:
                 options.progress("weights", done, count)
@@ -121,11 +130,17 @@ def _check(
         )
 
 
+def _buffer(model: FamilyModel, name: str) -> Tensor | None:
+    """What will hold a weight that is rounded; None for a parameter."""
+    owner, _, last = name.rpartition(".")
+    return model.get_submodule(owner)._buffers.get(last)
+
+
 def _assign(model: FamilyModel, name: str, tensor: Tensor, placement: Placement) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
-    buffer = module._buffers.get(last)
+    buffer = _buffer(model, name)
     if buffer is None:
         tensor = tensor.to(placement.device, placement.dtype)
         setattr(module, last, nn.Parameter(tensor, requires_grad=False))
