@@ -28,6 +28,10 @@ class AdapterSource:
     folder: Path
     scale: float = 1.0
 
+    def __str__(self) -> str:
+        """As --adapter takes it."""
+        return f"{self.folder.resolve()}" + (f":{self.scale!r}" if self.scale != 1 else "")
+
 
 def find_adapters(given: str | Path | Sequence[str | Path]) -> tuple[AdapterSource, ...]:
     """Adapters by folder or Hub repository, each perhaps with `:SCALE` behind it.

@@ -18,6 +18,7 @@ from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.mapped_file import shown
 from mmchat.checkpoints.names import real_path
 from mmchat.errors import CheckpointError
+from mmchat.words import plural
 
 if TYPE_CHECKING:
     import torch
@@ -88,13 +89,17 @@ class Adapter:
         return self.low_rank.keys() | self.whole.keys()
 
     @property
+    def kind(self) -> str:
+        return "DoRA" if self.config.is_dora else "LoRA"
+
+    @property
     def remark(self) -> str:
         ranks = Counter(low.rank for low in self.low_rank.values())
-        kind = "DoRA" if self.config.is_dora else "LoRA"
         times = "" if self.scale == 1 else f" times {self.scale:g}"
-        said = ", ".join(f"{number} of rank {rank}" for rank, number in ranks.most_common(3))
-        beside = f", {len(self.whole)} tensors replaced" if self.whole else ""
-        return f"merged the {kind} {shown(self.folder)}{times}: modules {said or 'none'}{beside}"
+        said = [f"{plural(n, 'module')} of rank {rank}" for rank, n in ranks.most_common(3)]
+        if self.whole:
+            said.append(f"{plural(len(self.whole), 'tensor')} replaced")
+        return f"merged the {self.kind} {shown(self.folder)}{times}: {', '.join(said)}"
 
     def read(self, name: str) -> Tensor:
         return self._files.read(name)

@@ -148,6 +148,7 @@ def _choices(
         quantize=record.scheme,
         quantize_keep=record.keep,
         max_seq_len=record.max_seq_len,
+        adapter=record.adapters,
     )
     try:
         original.find()
