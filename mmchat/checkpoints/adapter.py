@@ -125,12 +125,13 @@ class Adapter:
                     raise self._error(f"{shown(stored)} is a bias of LoRA, which is not merged")
                 target = self._target(f"{module}.weight", stored)
                 found = parts.setdefault(target, {})
+                is_other = modules.setdefault(target, module) != module
             else:
                 if match := _WHOLE.fullmatch(name):
                     name = f"{match['module']}.{match['last']}"
                 target = self._target(name, stored)
-                module, found, kind = name, whole, target
-            if kind in found or modules.setdefault(target, module) != module:
+                found, kind, is_other = whole, target, False
+            if kind in found or is_other:
                 raise self._error(f"{shown(stored)} is there twice, in two spellings")
             found[kind] = stored
         low_rank = {name: self._low_rank(name, modules[name], parts[name]) for name in parts}

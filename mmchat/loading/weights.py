@@ -81,6 +81,57 @@ def load_weights(
     return model
 
 
+def load_beside(
+    files: Checkpoint,
+    spec: ModelSpec,
+    options: LoadOptions,
+    placement: Placement,
+    other: FamilyModel,
+    changed: Collection[str],
+) -> FamilyModel:
+    """The model of `files`, where `other` is the same but for the tensors that are `changed`.
+
+    All that is equal is shared with it. Raises CheckpointError.
+    """
+    build = spec.family.build()
+    with shapes_only():
+        model = build.model(spec.config)
+    set_formats(model, options.plan)
+    joins = _joins(options.quantize, placement.device.type)
+    wanted = together(model.weight_names(text_only=options.text_only), changed, joins=joins)
+    for name, tensor in build.iter_weights(files, spec.config, wanted):
+        _assign(model, name, tensor, placement)
+    model.requires_grad_(False).eval()
+    if joins:
+        model.fuse_projections()
+    _share(other, model)
+    model.finish_loading(placement.device)
+    _repack(model, None)
+    return model
+
+
+def together(names: Collection[str], changed: Collection[str], *, joins: bool) -> list[str]:
+    """Those of the `names` in one layer with one that is changed; joins: or in one block with it."""
+    depth = 2 if joins else 1
+    modules = {name.rsplit(".", depth)[0] for name in changed}
+    return [name for name in names if name.rsplit(".", depth)[0] in modules]
+
+
+def _share(other: Any, model: Any) -> None:
+    """Take from `other` what `model` has no values of: whole modules, where it has none at all."""
+    for name, child in model.named_children():
+        tensors = [*child.parameters(), *child.buffers()]
+        if tensors and all(tensor.is_meta for tensor in tensors):
+            setattr(model, name, other.get_submodule(name))
+        else:
+            _share(other.get_submodule(name), child)
+    for kind in ("_parameters", "_buffers"):
+        held = getattr(model, kind)
+        for name, tensor in held.items():
+            if tensor is not None and tensor.is_meta:
+                held[name] = getattr(other, kind)[name]
+
+
 def _repack(model: FamilyModel, mapped: Checkpoint | None) -> None:
     """Repack the weights layer by layer, so that one of them alone is there twice.
 
