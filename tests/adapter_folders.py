@@ -56,7 +56,7 @@ def write_adapter(
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(CONFIG | changed))
-    stored = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
+    stored = {prefix + name: tensor.clone() for name, tensor in tensors.items()}
     save_file(stored, folder / "adapter_model.safetensors", {"format": "pt"})
     return folder
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmchat import words
 from mmchat.catalog import adapters
@@ -201,13 +201,8 @@ def find_model(
     place = checkpoint if name is None or known else _path_of(name)
     merged = adapters.find_adapters(adapter)
     if place is not None and adapters.is_alone(place):
-        if place == checkpoint:
-            shown = quoted(str(place), 300)
-            raise CheckpointError(
-                f"--checkpoint-path {shown} is an adapter; give --adapter {shown}"
-            )
-        found = find_model(
-            _base_of(place) if params_path is None and checkpoint is None else None,
+        source = _with_base(
+            place,
             checkpoint_path=checkpoint,
             tokenizer_path=tokenizer or tokenizer_in(_folder_of(place)),
             params_path=params_path,
@@ -216,12 +211,7 @@ def find_model(
             checkpoint_required=checkpoint_required,
             companion_required=companion_required,
         )
-        notice = f"{found.spec.name} is taken as the base of the adapter {quoted(str(place), 300)}"
-        return replace(
-            found,
-            spec=replace(found.spec, notices=(*found.spec.notices, notice)),
-            adapters=(AdapterSource(_folder_of(place)), *merged),
-        )
+        return replace(source, adapters=(AdapterSource(_folder_of(place)), *merged))
     if params_path is not None:
         spec = load_spec(_params_file(params_path))
     elif place is not None and known is None:
@@ -240,6 +230,21 @@ def find_model(
     if companion is None and companion_required and checkpoint_required and not source.exported:
         _refuse_without_companion(spec)
     return source
+
+
+def _with_base(place: Path, **given: Any) -> ModelSource:
+    """The base of the adapter at `place`, by what is given or else by the adapter's config."""
+    shown = quoted(str(place), 300)
+    if given["checkpoint_path"] == place:
+        raise CheckpointError(f"--checkpoint-path {shown} is an adapter; give --adapter {shown}")
+    is_given = given["checkpoint_path"] or given["params_path"]
+    name = None if is_given else _base_of(place)
+    try:
+        source = find_model(name, **given)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (the base of the adapter {shown})") from None
+    notice = f"{source.spec.name} is taken as the base of the adapter {shown}"
+    return replace(source, spec=replace(source.spec, notices=(*source.spec.notices, notice)))
 
 
 def base_spec(name: str | Path) -> ModelSpec | None:

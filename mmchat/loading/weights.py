@@ -111,10 +111,11 @@ def load_beside(
 
 
 def together(names: Collection[str], changed: Collection[str], *, joins: bool) -> list[str]:
-    """Those of the `names` in one layer with one that is changed; joins: or in one block with it."""
-    depth = 2 if joins else 1
-    modules = {name.rsplit(".", depth)[0] for name in changed}
-    return [name for name in names if name.rsplit(".", depth)[0] in modules]
+    """Those of the `names` that are changed; joins: and those that are joined with one of them."""
+    if not joins:
+        return [name for name in names if name in changed]
+    blocks = {name.rsplit(".", 2)[0] for name in changed}
+    return [name for name in names if name.rsplit(".", 2)[0] in blocks]
 
 
 def _share(other: Any, model: Any) -> None:
