@@ -253,6 +253,8 @@ def base_spec(name: str | Path) -> ModelSpec | None:
     if place is None:
         return None
     full, plain = adapters.base_names(place)
+    if not plain:
+        return None
     if known := find_spec(full):
         return known
     for spec in known_specs():
