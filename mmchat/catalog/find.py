@@ -221,7 +221,7 @@ def find_model(
     checkpoint = checkpoint or place or _folder_on_disk(spec)
     if checkpoint is None and checkpoint_required:
         raise CheckpointError(_how_to_get(spec))
-    if checkpoint is not None and checkpoint_required and not adapter:
+    if checkpoint is not None and not adapter:
         adapters.refuse_beside(_folder_of(checkpoint))
     if tokenizer is None and checkpoint is not None:
         tokenizer = tokenizer_in(_folder_of(checkpoint))

@@ -6,6 +6,7 @@ rounded once, to what the model holds. That is peft's `merge_and_unload` of a mo
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,9 +81,9 @@ class Adapter:
             raise
 
     @property
-    def is_fixed(self) -> bool:
-        """Whether it sets values, so that a part of it means nothing."""
-        return self.config.is_dora or bool(self.whole)
+    def fixed(self) -> set[str]:
+        """The tensors whose values it sets, so that no part or sum of them means anything."""
+        return {*self.whole, *(self.low_rank if self.config.is_dora else ())}
 
     @property
     def touched(self) -> set[str]:
@@ -149,14 +150,14 @@ class Adapter:
     def _low_rank(self, target: str, module: str, found: Mapping[str, str]) -> LowRank:
         of_table = "embedding_A" in found
         a, b = ("embedding_A", "embedding_B") if of_table else ("A", "B")
-        if set(found) - {"magnitude_vector"} != {a, b}:
-            said = ", ".join(sorted(found))
-            raise self._error(f"{shown(module)} has {said} of LoRA, and needs A and B")
-        is_dora = self.config.is_dora
-        if is_dora != ("magnitude_vector" in found) or (of_table and is_dora):
+        needed = {a, b, "magnitude_vector"} if self.config.is_dora else {a, b}
+        if set(found) != needed or (of_table and self.config.is_dora):
+            said, wanted = (
+                ", ".join(f"lora_{n}" for n in sorted(kinds)) for kinds in (found, needed)
+            )
             raise self._error(
-                f"{shown(module)} has {', '.join(sorted(found))} of LoRA, and its config says"
-                f" use_dora {str(is_dora).lower()}"
+                f"{shown(module)} has {said}, and {self.kind} of it would be {wanted}; tables have"
+                " no DoRA"
             )
         shape, entries = self._shapes[target], self._files.entries
         first, second = entries[found[a]].shape, entries[found[b]].shape
@@ -200,7 +201,7 @@ class Adapter:
                 f"biases were trained (bias {shown(self.config.bias)}), but {shown(lacking[0])} is"
                 " not in it; save it again with a newer peft"
             )
-        if self.is_fixed and self.scale != 1:
+        if self.fixed and self.scale != 1:
             raise self._error(f"it sets values, so it cannot be taken times {self.scale:g}")
 
 
@@ -209,17 +210,12 @@ class Adapters:
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         self.all = tuple(adapters)
-        fixed: dict[str, Adapter] = {}
-        for adapter in self.all:
-            for name in adapter.touched if adapter.is_fixed else ():
-                fixed.setdefault(name, adapter)
-        for adapter in self.all:
-            for name in sorted(adapter.touched & fixed.keys()):
-                if adapter is not fixed[name]:
-                    raise CheckpointError(
-                        f"{shown(adapter.folder)} and {shown(fixed[name].folder)} both change"
-                        f" {shown(name)}, and one of them sets its values; give one of the two"
-                    )
+        for one, other in itertools.permutations(self.all, 2):
+            if both := sorted(one.fixed & other.touched):
+                raise CheckpointError(
+                    f"{shown(other.folder)} changes {shown(both[0])}, whose values"
+                    f" {shown(one.folder)} sets; give one of the two"
+                )
 
     @property
     def touched(self) -> set[str]:

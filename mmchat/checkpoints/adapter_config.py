@@ -31,10 +31,13 @@ _READ = (
 )  # fmt: skip
 # With any other, training begins by changing the weights of the base.
 _INITS = (None, True, False, "gaussian", "eva", "orthogonal")
-_PLAIN = re.compile(r"[\w.]+", re.ASCII)
-_MOST_EXPRESSIONS = 16  # among the patterns; each may repeat something twice
-_MOST_REPEATS = 2
+# Names, and the parts of regular expressions that people put between them; all are quick to try.
+_PATTERN = re.compile(r"\^?([\w.-]|\\\.|\.\*)+", re.ASCII)
+_MOST_PATTERNS = 1024  # some inits write one for each module
+_MOST_STARS = 16  # in all of them
 _SIZES = (1e-6, 1e6)  # of lora_alpha
+
+Patterns = list[tuple[re.Pattern[str], Any]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class AdapterConfig:
     _rank: int
     _alpha: float
     _is_rslora: bool
-    _ranks: Mapping[str, int]
-    _alphas: Mapping[str, float]
+    _ranks: Patterns
+    _alphas: Patterns
 
     def rank(self, module: str) -> int:
         """Of a module, by the name that it has in the adapter's file."""
@@ -124,37 +127,20 @@ def _number(value: Any, where: Where) -> float:
 
 def _patterns(
     found: Mapping[str, Any], key: str, where: Where, read: Callable[[Any, Where], Any]
-) -> dict[str, Any]:
-    """Pattern -> value, in the file's order: the first that fits counts."""
+) -> Patterns:
+    """What fits the end of a module's name, and the value; the first one counts."""
     place = where.child(key)
-    patterns = as_object(found.get(key) or {}, place)
-    expressions = [pattern for pattern in patterns if not _PLAIN.fullmatch(pattern)]
-    for pattern in expressions:
-        if len(expressions) > _MOST_EXPRESSIONS or not _is_quick(pattern):
-            raise place.fail(f"{quoted(pattern)} is too much of a regular expression to be tried")
-    return {pattern: read(value, place.child(pattern)) for pattern, value in patterns.items()}
+    given = as_object(found.get(key) or {}, place)
+    if len(given) > _MOST_PATTERNS or sum(text.count("*") for text in given) > _MOST_STARS:
+        raise place.fail(f"{len(given):,} patterns are too many to be tried")
+    for text in given:
+        if not _PATTERN.fullmatch(text):
+            raise place.fail(f"{quoted(text)} is more of a regular expression than mmchat reads")
+    return [
+        (re.compile(rf"(.*\.)?({text})$"), read(value, place.child(text)))
+        for text, value in given.items()
+    ]
 
 
-def _is_quick(pattern: str) -> bool:
-    """Whether an expression is one, and takes little time for any name."""
-    repeats = sum(map(pattern.count, "*+{"))
-    if len(pattern) > limits.TENSOR_NAME_BYTES or repeats > _MOST_REPEATS:
-        return False
-    if re.search(r"\)[*+{]|\\\d|\(\?", pattern):  # a repeated group, a reference, an extension
-        return False
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError):
-        return False
-    return True
-
-
-def _matched(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    for pattern, value in patterns.items():
-        if _PLAIN.fullmatch(pattern):
-            fits = module == pattern or module.endswith(f".{pattern}")
-        else:
-            fits = re.match(rf"(.*\.)?({pattern})$", module) is not None
-        if fits:
-            return value
-    return default
+def _matched(patterns: Patterns, module: str, default: Any) -> Any:
+    return next((value for pattern, value in patterns if pattern.match(module)), default)

@@ -203,6 +203,10 @@ def test_one_that_lies_beside_the_weights_is_never_ignored(tmp_path, base, adapt
     )
     weights = folder / "model.safetensors"
     fails(CheckpointError, "a model and an adapter", partial(load, base, checkpoint_path=weights))
+    run = CliRunner().invoke
+    for words in (["inspect"], ["generate", "-p", "x", "--dry-run", "-m"]):
+        assert run(app, [*words, str(folder)]).exit_code == 3
+    assert run(app, ["tiles", "assets/dog.jpg", "-m", str(folder)]).exit_code == 0
     assert same(load(folder, adapter="none"), load(base))
     assert same(load(folder, adapter=folder), load(plain))
 
@@ -232,7 +236,7 @@ def test_files_that_do_not_fit(tmp_path, base):
     good = low_rank(WEIGHTS, [q])
     narrow = {a: torch.ones(4, 81), b: good[b]}
     for changes, config, match in (
-        ({a: None}, {}, "needs A and B"),
+        ({a: None}, {}, "has lora_B, and LoRA of it would be lora_A, lora_B"),
         ({f"{q}.lora_C.weight": torch.ones(2)}, {}, "belongs to nothing in the model"),
         ({"language_model.model.layers.99.mlp.up_proj.weight": torch.ones(2)}, {}, "to nothing"),
         ({"../../x.lora_A.weight": torch.ones(2)}, {}, "belongs to nothing"),
@@ -245,14 +249,15 @@ def test_files_that_do_not_fit(tmp_path, base):
         ({}, {"lora_alpha": None}, "no number"),
         ({}, {"rank_pattern": {"(a+)+$": 4}}, "regular expression"),
         ({}, {"rank_pattern": {"(a|a)*b": 4}}, "regular expression"),
-        ({}, {"rank_pattern": {".*.*.*x": 4}}, "regular expression"),
+        ({}, {"rank_pattern": {".*" * 17 + "x": 4}}, "too many"),
+        ({}, {"rank_pattern": {f"x{n}": 4 for n in range(2000)}}, "too many"),
         ({}, {"alpha_pattern": {"[": 4}}, "regular expression"),
         ({}, {"alpha_pattern": [1]}, "expected an object"),
         ({}, {"peft_type": None}, "LORA alone"),
         ({}, {"bias": "some"}, "bias"),
-        ({}, {"use_dora": True}, "use_dora true"),
+        ({}, {"use_dora": True}, "DoRA of it would be"),
         ({}, {"use_dora": "yes"}, "true or false"),
-        ({f"{q}.lora_magnitude_vector": torch.ones(rows)}, {}, "use_dora false"),
+        ({f"{q}.lora_magnitude_vector": torch.ones(rows)}, {}, "LoRA of it would be"),
         (
             {f"{q}.lora_magnitude_vector": torch.ones(rows + 1)},
             {"use_dora": True},
