@@ -22,6 +22,7 @@ OF_LOAD = {
     **dict.fromkeys(_PICTURES, "pictures are given to ask and send"),
     **dict.fromkeys(("model", "model_id", "model_path", "repo_id"), "name=… says that"),
     **dict.fromkeys(("torch_dtype", "precision"), "dtype=… says that"),
+    **dict.fromkeys(("lora", "lora_path", "adapters", "adapter_path"), "adapter=… says that"),
     "device_map": "device=… says that",
     "load_in_4bit": "quantize='int4' says that",
     "load_in_8bit": "quantize='int8' says that",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmchat import words
+from mmchat.catalog import adapters
+from mmchat.catalog.adapters import AdapterSource
 from mmchat.catalog.spec import ModelSpec, load_spec
+from mmchat.checkpoints.adapter import Adapters, open_adapters
 from mmchat.checkpoints.checkpoint import (
     Checkpoint,
     checkpoint_format,
@@ -33,12 +37,20 @@ _TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASC
 @dataclass(frozen=True)
 class ModelSource:
     """A model and its files. checkpoint, companion: folder or file; tokenizer: file; None where not
-    found. companion: weights of another repository that belong to the model."""
+    found. companion: weights of another repository that belong to the model. adapters: to be merged
+    into them."""
 
     spec: ModelSpec
     checkpoint: Path | None
     tokenizer: Path | None
     companion: Path | None = None
+    adapters: tuple[AdapterSource, ...] = ()
+
+    def open_adapters(self) -> Adapters:
+        """What is merged into the weights, compared with the model. Raises CheckpointError."""
+        given = [(adapter.folder, adapter.scale) for adapter in self.adapters]
+        family = self.spec.family
+        return open_adapters(given, family.shapes(self.spec.config), family.hub_name)
 
     def open_weights(self) -> Checkpoint:
         """The checkpoint, with that of the companion. Raises CheckpointError."""
@@ -167,6 +179,7 @@ def find_model(
     tokenizer_path: str | Path | None = None,
     params_path: str | Path | None = None,
     vision_tower: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
     checkpoint_required: bool = True,
     companion_required: bool = True,
 ) -> ModelSource:
@@ -174,8 +187,10 @@ def find_model(
 
     name_or_path: name, alias, Hub repository, folder or weights file; None takes what the paths
     say, or the built-in model. The other paths overrule what it leads to; vision_tower, a path or a
-    Hub repository, where the companion is. With checkpoint_required False, a model whose weights
-    are not on this machine is returned without them; companion_required the same of those.
+    Hub repository, where the companion is. adapter: as find_adapters takes them; a name that leads
+    to an adapter alone is the first of them, with the base that its config names. With
+    checkpoint_required False, a model whose weights are not on this machine is returned without
+    them; companion_required the same of those.
 
     Raises ParamsError for an unknown name or bad params, CheckpointError for missing files.
     """
@@ -184,6 +199,19 @@ def find_model(
     tokenizer = _existing(tokenizer_path, "--tokenizer-path")
     known = None if name is None else find_spec(name)
     place = checkpoint if name is None or known else _path_of(name)
+    merged = adapters.find_adapters(adapter)
+    if place is not None and adapters.is_alone(place):
+        source = _with_base(
+            place,
+            checkpoint_path=checkpoint,
+            tokenizer_path=tokenizer or tokenizer_in(_folder_of(place)),
+            params_path=params_path,
+            vision_tower=vision_tower,
+            adapter=adapter,
+            checkpoint_required=checkpoint_required,
+            companion_required=companion_required,
+        )
+        return replace(source, adapters=(AdapterSource(_folder_of(place)), *merged))
     if params_path is not None:
         spec = load_spec(_params_file(params_path))
     elif place is not None and known is None:
@@ -193,13 +221,67 @@ def find_model(
     checkpoint = checkpoint or place or _folder_on_disk(spec)
     if checkpoint is None and checkpoint_required:
         raise CheckpointError(_how_to_get(spec))
+    if checkpoint is not None and not adapter:
+        adapters.refuse_beside(_folder_of(checkpoint))
     if tokenizer is None and checkpoint is not None:
         tokenizer = tokenizer_in(_folder_of(checkpoint))
     companion = _companion(spec, checkpoint, vision_tower)
-    source = ModelSource(spec, checkpoint, tokenizer, companion)
+    source = ModelSource(spec, checkpoint, tokenizer, companion, merged)
     if companion is None and companion_required and checkpoint_required and not source.exported:
         _refuse_without_companion(spec)
     return source
+
+
+def _with_base(place: Path, **given: Any) -> ModelSource:
+    """The base of the adapter at `place`, by what is given or else by the adapter's config."""
+    shown = quoted(str(place), 300)
+    if given["checkpoint_path"] == place:
+        raise CheckpointError(f"--checkpoint-path {shown} is an adapter; give --adapter {shown}")
+    is_given = given["checkpoint_path"] or given["params_path"]
+    name = None if is_given else _base_of(place)
+    try:
+        source = find_model(name, **given)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (the base of the adapter {shown})") from None
+    notice = f"{source.spec.name} is taken as the base of the adapter {shown}"
+    return replace(source, spec=replace(source.spec, notices=(*source.spec.notices, notice)))
+
+
+def base_spec(name: str | Path) -> ModelSpec | None:
+    """The known model that an adapter was made of; None for what is no adapter, or not known."""
+    place = adapters.alone_at(str(name))
+    if place is None:
+        return None
+    full, plain = adapters.base_names(place)
+    if not plain:
+        return None
+    if known := find_spec(full):
+        return known
+    for spec in known_specs():
+        names = (spec.name, (spec.repo or "").rpartition("/")[2], *spec.aliases)
+        if plain in {adapters.plain_name(name) for name in names}:
+            return spec
+    return None
+
+
+def _base_of(place: Path) -> str:
+    """The name of an adapter's base, by which it is found. Raises CheckpointError.
+
+    The repository itself comes first; a known model whose weights it holds rounded comes next.
+    """
+    full, _ = adapters.base_names(_folder_of(place))
+    folder = cached_snapshot(full) if is_repo_id(full) else None
+    if folder and weight_files(folder):
+        return full
+    spec = base_spec(place)
+    if spec is None:
+        fetch = f"'mmchat download {full}' fetches it, or " if is_repo_id(full) else ""
+        shown = quoted(str(place), 300)
+        raise CheckpointError(
+            f"{shown} is an adapter of {quoted(full, 200)}, which is not on this machine; {fetch}"
+            f"give the base as the model, and --adapter {shown}"
+        )
+    return spec.name
 
 
 def _companion(spec: ModelSpec, checkpoint: Path | None, given: str | Path | None) -> Path | None:

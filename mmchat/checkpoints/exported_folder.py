@@ -35,6 +35,7 @@ class ExportedFolder:
         source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
         words = [f"mmchat export {source} --format {shlex.quote(record.format)} -o {folder}"]
         words += [f"--quantize-keep {shlex.quote(part)}" for part in keep]
+        words += [f"--adapter {shlex.quote(adapter)}" for adapter in record.adapters]
         for name, value in (options | changes).items():
             if value != "none":
                 words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")

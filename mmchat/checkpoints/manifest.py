@@ -47,7 +47,8 @@ class ExportRecord:
     the parts in keep. torch: the version that compiled the programs. device: its type. processor:
     architecture and vector instructions that the programs use, "" if there are none. max_seq_len:
     positions of prompt and answer. max_images: pictures that one prefill may see. programs: their
-    names. executorch: the version that lowered them, "" if another compiler made them.
+    names. executorch: the version that lowered them, "" if another compiler made them. adapters:
+    what was merged into the model, as --adapter takes it.
     """
 
     format: str
@@ -62,6 +63,7 @@ class ExportRecord:
     max_images: int
     programs: tuple[str, ...]
     executorch: str = ""
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def _encoded(manifest: Manifest) -> bytes:
     content = {"format": _FORMAT, **asdict(manifest)}
     if manifest.export is None:
         del content["export"]
-    elif not manifest.export.executorch:
-        del content["export"]["executorch"]
+    else:
+        for name in ("executorch", "adapters"):
+            if not content["export"][name]:
+                del content["export"][name]
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 

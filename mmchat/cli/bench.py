@@ -60,7 +60,9 @@ def bench(
     *,
     model: Annotated[
         LoadOptions,
-        Only("name", "device", "dtype", "checkpoint_path", "tokenizer_path", "params_path"),
+        Only(
+            "name", "device", "dtype", "checkpoint_path", "tokenizer_path", "params_path", "adapter"
+        ),
     ],
     quantize: Annotated[
         str, _list("Schemes side by side, such as none,int8,int4.", find_scheme)
@@ -146,6 +148,7 @@ def _choices(
         quantize=record.scheme,
         quantize_keep=record.keep,
         max_seq_len=record.max_seq_len,
+        adapter=record.adapters,
     )
     try:
         original.find()

@@ -117,7 +117,7 @@ def _check_model(default: Default) -> None:
     from mmchat.catalog.find import find_model
 
     try:
-        find_model(default.value, checkpoint_required=False)
+        find_model(default.value, adapter="none", checkpoint_required=False)
     except MmchatError as error:
         raise type(error)(f"{default.origin}, model = {quoted(default.value)}: {error}") from None
 

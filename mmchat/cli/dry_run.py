@@ -60,8 +60,15 @@ def _facts(
         "context": limit,
         "images": [image_facts(*picture) for picture in pictures],
         "quantize": options.quantize,
+        "adapters": _adapters(source),
         "memory": _memory(options, source, placement, workload),
     }
+
+
+def _adapters(source: ModelSource) -> list[str]:
+    """What is merged, compared with the model. Raises CheckpointError."""
+    with source.open_adapters() as adapters:
+        return list(adapters.remarks)
 
 
 def _memory(
@@ -87,6 +94,8 @@ def _used_in_place(source: ModelSource, placement: Placement) -> bool:
 
     if source.exported:
         return True
+    if source.adapters:
+        return False
     if source.checkpoint is None:
         return placement.dtype.itemsize == 2
     with source.open_weights() as files:
@@ -120,6 +129,7 @@ def _lines(
     return [
         ("model", facts["model"]),
         ("device", f"{facts['device']}, {facts['dtype']}{scheme}"),
+        *(("adapter", remark) for remark in facts["adapters"]),
         *(("picture", _picture(*picture)) for picture in pictures),
         ("prompt", known + _over(facts, pictures)),
         ("answer", f"at most {facts['max_new_tokens']:,} tokens, context {facts['context']:,}"),

@@ -33,7 +33,7 @@ def inspect(
         ),
     ],
     *,
-    given: Annotated[LoadOptions, Only("params_path")],
+    given: Annotated[LoadOptions, Only("params_path", "adapter")],
     as_json: options.Json = False,
 ) -> None:
     """Show a model's architecture, sizes and memory needs; loads no weights.
@@ -44,6 +44,7 @@ def inspect(
     spec = source.spec
     words = spec.family.describe(spec.config)
     facts = _facts(spec, words)
+    facts["adapters"] = _adapter_facts(source)
     if source.checkpoint is not None:
         exported = source.exported
         facts["export"] = exported and _export_facts(exported)
@@ -74,7 +75,33 @@ def _facts(spec: ModelSpec, words: Description) -> dict[str, Any]:
         **words.cache_details,
         "checkpoint": None,
         "export": None,
+        "adapters": [],
     }
+
+
+def _adapter_facts(source: ModelSource) -> list[dict[str, Any]]:
+    """What adapters change, compared with the model; raises CheckpointError if it does not fit."""
+    if not source.adapters:
+        return []
+    from mmchat.nn.shapes_only import shapes_only
+
+    with shapes_only():
+        parts = source.spec.family.build().model(source.spec.config).linear_parts()
+    with source.open_adapters() as opened:
+        return [
+            {
+                "path": str(adapter.folder),
+                "base": adapter.config.base,
+                "kind": adapter.kind,
+                "ranks": sorted({low.rank for low in adapter.low_rank.values()}),
+                "scales": sorted({low.scale for low in adapter.low_rank.values()}),
+                "modules_by_part": dict(
+                    Counter(parts.get(n.removesuffix(".weight"), "other") for n in adapter.low_rank)
+                ),
+                "replaced": sorted(adapter.whole),
+            }
+            for adapter in opened.all
+        ]
 
 
 def _export_facts(folder: ExportedFolder) -> dict[str, Any]:
@@ -120,7 +147,20 @@ def _lines(facts: dict[str, Any], words: Description) -> list[tuple[str, str]]:
     ]
     if facts["checkpoint"] or not facts["export"]:
         lines += _checkpoint_lines(facts["checkpoint"])
+    for adapter in facts["adapters"]:
+        lines += _adapter_lines(adapter)
     return [*lines, *_export_lines(facts["export"])]
+
+
+def _adapter_lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    listed = {key: ", ".join(f"{value:g}" for value in found[key]) for key in ("ranks", "scales")}
+    lines = [("adapter", found["path"]), ("  of", found["base"] or "a model that it does not name")]
+    if found["ranks"]:
+        lines.append(("  " + found["kind"], f"rank {listed['ranks']}, scale {listed['scales']}"))
+    lines += [(f"  {part}", plural(n, "module")) for part, n in found["modules_by_part"].items()]
+    if names := found["replaced"]:
+        lines.append(("  replaced", ", ".join(names[:5]) + (", …" if len(names) > 5 else "")))
+    return lines
 
 
 def _export_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:

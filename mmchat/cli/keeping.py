@@ -48,7 +48,7 @@ def model_folder(model: str) -> Path:
             return path.resolve()
         if not path.exists() and is_repo_id(model) and (snapshot := cached_snapshot(model)):
             return snapshot
-    found = find_model(model).checkpoint
+    found = find_model(model, adapter="none").checkpoint
     if found is None or not found.is_dir():
         raise CheckpointError(f"{quoted(model, 300)}: not the folder of a model but a single file")
     return found

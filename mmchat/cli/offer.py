@@ -39,12 +39,12 @@ def find_or_offer(model: LoadOptions) -> ModelSource:
 
 def _downloadable(model: LoadOptions) -> ModelSpec | None:
     """The known model that is meant, if it can be fetched now and someone can be asked."""
-    from mmchat.catalog.find import find_spec
+    from mmchat.catalog.find import base_spec, find_spec
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
     if model.name is None or model.checkpoint_path is not None or not is_seen or is_hub_offline():
         return None
-    spec = find_spec(str(model.name))
+    spec = find_spec(str(model.name)) or base_spec(model.name)
     return spec if spec and spec.repo else None
 
 

@@ -188,6 +188,13 @@ LOADING: Mapping[str, Any] = {
         str | None,
         of_model("--vision-tower", metavar="PATH|REPO", help="Vision encoder kept apart."),
     ],
+    "adapter": Annotated[
+        list[str] | None,
+        of_model(
+            metavar="PATH|REPO[:SCALE]",
+            help="Merge a LoRA adapter into the weights; repeatable.",
+        ),
+    ],
     "tokenizer_path": Annotated[Path | None, _path(help="tokenizer.model or tokenizer.json.")],
     "params_path": Annotated[Path | None, _path(help="A params JSON of a model.")],
     "text_only": Annotated[bool, of_model("--text-only", help="Leave the vision tower unloaded.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def tiles(
     from mmchat.images import load_image
 
     expect_pictures()
-    source = given.find(checkpoint_required=False)
+    source = replace(given, adapter="none").find(checkpoint_required=False)
     piped = read_image_bytes() if image == "-" else None
     picture = load_image(
         image if piped is None else piped,

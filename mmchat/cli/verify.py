@@ -103,7 +103,7 @@ def _scan(model: str, folder: Path) -> list[Fault]:
     from mmchat.hub.integrity import Fault, non_finite
 
     try:
-        rules = find_model(model).spec.family.shard_axis
+        rules = find_model(model, adapter="none").spec.family.shard_axis
         with console.Stages() as stages, open_checkpoint(folder, merge_rules=rules) as opened:
             stages.show("looking for NaN and infinity")
             return list(non_finite(opened))

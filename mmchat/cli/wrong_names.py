@@ -41,6 +41,7 @@ _OPTIONS_ELSEWHERE = {  # of other programs
     "--ngl": "--device cuda", "--cpu": "--device cpu", "--model-id": "--model",
     "--checkpoint": "--checkpoint-path", "--ckpt-dir": "--checkpoint-path",
     "--tokenizer": "--tokenizer-path", "--mmproj": "--checkpoint-path, which holds the vision too",
+    "--lora": "--adapter", "--lora-modules": "--adapter", "--lora-scaled": "--adapter PATH:SCALE",
     "--system-prompt": "--system", "--text": "--prompt", "--question": "--prompt",
     "--file": "--image-prompt", "--url": "--image-prompt", "--urls": "--image-prompt",
     "--attachment": "--image-prompt", "--picture": "--image-prompt",

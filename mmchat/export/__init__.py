@@ -85,8 +85,8 @@ def _opened(
         return
     if source.checkpoint is None:
         raise CheckpointError(f"{source.spec.name}: its weights are needed to export it")
-    with source.open_weights() as files:
-        yield HubExport(plan, source, files)
+    with source.open_weights() as files, source.open_adapters() as adapters:
+        yield HubExport(plan, source, files, adapters)
 
 
 def _not_a_checkpoint(record: ExportRecord, plan: ExportPlan) -> str:

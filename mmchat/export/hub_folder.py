@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmchat.catalog.find import ModelSource, find_model
+from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.writers import write_json, write_safetensors
 from mmchat.errors import CheckpointError, quoted
@@ -31,11 +32,15 @@ SHARD_BYTES = 5 * 10**9  # as transformers had it when the family was released
 class HubExport:
     """The tensors of an open checkpoint by the Hub's names, each in its own dtype or the plan's.
 
+    adapters are merged into them.
+
     num_bytes: of all of them. Raises CheckpointError, DeviceError.
     """
 
-    def __init__(self, plan: ExportPlan, source: ModelSource, files: Checkpoint) -> None:
-        self._source, self._files = source, files
+    def __init__(
+        self, plan: ExportPlan, source: ModelSource, files: Checkpoint, adapters: Adapters
+    ) -> None:
+        self._source, self._files, self._adapters = source, files, adapters
         self._max_shard_bytes = plan.max_shard_bytes or SHARD_BYTES
         self._weights = source.spec.family.build()
         self._entries = self._weights.hub_entries(files, source.spec.config)
@@ -78,8 +83,9 @@ class HubExport:
         import torch
 
         weights = self._weights.iter_weights(self._files, self._source.spec.config)
-        for entry, (_, tensor) in zip(self._entries, weights, strict=True):
-            yield tensor.to(getattr(torch, entry.dtype))
+        for entry, (name, tensor) in zip(self._entries, weights, strict=True):
+            dtype = getattr(torch, entry.dtype)
+            yield self._adapters.merged(name, tensor, dtype).to(dtype)
 
     def _documents(self) -> dict[str, dict[str, Any]]:
         """File name -> content of the JSON files that say what the model is."""

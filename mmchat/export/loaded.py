@@ -97,6 +97,7 @@ class LoadedExport:
             max_seq_len=original.max_seq_len,
             max_images=plan.image_limit,
             programs=(),
+            adapters=tuple(map(str, self._source.adapters)),
         )
 
     def _write_weights(self, work: Path, progress: ProgressCallback) -> None:

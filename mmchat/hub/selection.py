@@ -1,4 +1,7 @@
-"""Which files of a repository are fetched: the weights in one form, with what they need."""
+"""Which files of a repository are fetched: the weights in one form, with what they need.
+
+Adapters come along too: beside a model's weights they are never ignored silently.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ _HF_FILES = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "chat_template.json", "chat_template.jinja", *_PAPERS,
+    "adapter_config.json", "adapter_model.safetensors",
 )  # fmt: skip
 # Fetched where a repository has no safetensors; they are read without being unpickled.
 _BIN_FILES = (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mmchat.catalog.find import ModelSource, ModelSpec
+from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
@@ -18,13 +20,13 @@ from mmchat.engine.events import Timings
 from mmchat.engine.grammar import Grammar, Grammars
 from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import CheckpointError
-from mmchat.estimate.memory import check_memory, used_in_place
+from mmchat.errors import CheckpointError, MemoryError_
+from mmchat.estimate.memory import USUAL_POSITIONS, check_memory, used_in_place
 from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement, choose_placement
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.weights import load_weights
+from mmchat.loading.weights import load_beside, load_weights, together
 from mmchat.models.prompt import MediaFacts, Prompt
 from mmchat.models.sizes import Sizes
 from mmchat.quant.kernels import native
@@ -33,9 +35,13 @@ from mmchat.runtime.base import Runtime
 from mmchat.runtime.compiled import make_runtime
 from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
+from mmchat.words import size
 
 # Rows of a head that makers add to their tokens, for a size that divides well.
 MOST_SPARE_ROWS = 128
+
+
+L = TypeVar("L", bound="LoadedModel")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class LoadedModel:
     max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
     those who ask for details. memory: bytes that rows and their pictures may take beside it, None
     where that is not known. most_rows: conversations that it reads at once; programs read one.
+    adapters: what was merged into the weights, as LoadOptions takes it.
     """
 
     spec: ModelSpec
@@ -60,6 +67,7 @@ class LoadedModel:
     remarks: tuple[str, ...] = ()
     memory: int | None = None
     most_rows: int = MOST_ROWS
+    adapters: tuple[str, ...] = ()
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -156,10 +164,35 @@ def load(
         running = _run_programs(exported, spec, options)
     else:
         tokenizer = _open_tokenizer(source)
-        with source.open_weights() as files:
+        with source.open_weights() as files, source.open_adapters() as adapters:
             record = exported.record if exported else None
-            running = _run_weights(files, spec, options, record, repack=repack)
-    return _ready(spec, options, running, tokenizer, begin)
+            running = _run_weights(files, spec, options, record, adapters, repack=repack)
+    loaded = _ready(spec, options, running, tokenizer, begin)
+    return replace(loaded, adapters=tuple(map(str, source.adapters)))
+
+
+def load_base(merged: L) -> L:
+    """The model without its adapters, to compare: what they do not change is in memory once.
+
+    It runs without being compiled anew. Raises CheckpointError, and MemoryError_ before anything is
+    read.
+    """
+    source, placement = merged.options.find(), merged.placement
+    with source.open_weights() as files, source.open_adapters() as adapters:
+        shapes = merged.spec.family.shapes(merged.spec.config)
+        changed = together(shapes, adapters.touched, joins=True)
+        need = sum(math.prod(shapes[name]) for name in changed) * placement.dtype.itemsize
+        need += merged.position_bytes * min(merged.max_seq_len, USUAL_POSITIONS)
+        available = available_memory(placement.device)
+        if available is not None and need > available:
+            raise MemoryError_(
+                f"the model without its adapter needs {size(need)} beside it, and"
+                f" {size(available)} are free; start again without --adapter to compare"
+            )
+        other: Any = merged.runtime.model  # type: ignore[attr-defined]
+        model = load_beside(files, merged.spec, merged.options, placement, other, adapters.touched)
+    runtime = make_runtime(model, placement.device, "off")
+    return replace(merged, runtime=runtime, adapters=(), remarks=())
 
 
 def load_from_tensors(
@@ -167,7 +200,7 @@ def load_from_tensors(
 ) -> LoadedModel:
     """`load` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
-    running = _run_weights(files, spec, options, exported=None)
+    running = _run_weights(files, spec, options, None, Adapters(()))
     return _ready(spec, options, running, tokenizer, begin)
 
 
@@ -176,23 +209,26 @@ def _run_weights(
     spec: ModelSpec,
     options: LoadOptions,
     exported: ExportRecord | None,
+    adapters: Adapters,
     *,
     repack: bool = True,
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
     placement = _placement(spec, options, as_exported=exported is not None)
     notices = _prepare_kernels(placement, options)
-    in_place = exported is not None or used_in_place(
-        files, str(placement.dtype).removeprefix("torch.")
-    )
+    dtype = str(placement.dtype).removeprefix("torch.")
+    in_place = exported is not None or (not adapters.all and used_in_place(files, dtype))
     setup = options.setup(spec, placement, from_file=in_place)
     available = available_memory(placement.device)
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    model = load_weights(files, spec, options, placement, exported=exported, repack=repack)
+    model = load_weights(
+        files, spec, options, placement, adapters, exported=exported, repack=repack
+    )
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
-    return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks), memory)
+    remarks = (*files.remarks, *adapters.remarks, *model.remarks)
+    return _Running(runtime, placement, files.format, remarks, memory)
 
 
 def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from numbers import Integral
@@ -39,8 +39,10 @@ class LoadOptions:
 
     name: a known name, a Hub id, a folder or a weights file; None: what the paths say, or the
     built-in model. The paths overrule what the name leads to. vision_tower: path or Hub id of a
-    vision encoder that is not among the model's weights. device and dtype may be torch's own.
-    quantize: a scheme of mmchat.quant.schemes; quantize_keep: parts ("text", "head", "vision") that
+    vision encoder that is not among the model's weights. adapter: LoRA adapters that are merged
+    into the weights, folders or Hub ids, each perhaps with `:SCALE` behind it; "none" leaves out
+    one that lies beside them. device and dtype may be torch's own. quantize: a scheme of
+    mmchat.quant.schemes; quantize_keep: parts ("text", "head", "vision") that
     it leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
     compile the layers before the first token; "auto" does so on CUDA. progress is told how far
@@ -58,6 +60,7 @@ class LoadOptions:
     tokenizer_path: str | Path | None = None
     params_path: str | Path | None = None
     vision_tower: str | Path | None = None
+    adapter: str | Path | Sequence[str | Path] = ()
     text_only: bool = False
     alpha: Literal["white", "drop"] | None = None
     compile: Literal["auto", "on", "off"] = "auto"
@@ -69,6 +72,12 @@ class LoadOptions:
         take("dtype", _name_in_torch(self.dtype))
         if isinstance(self.quantize_keep, str):
             take("quantize_keep", (self.quantize_keep,))
+        given: Any = self.adapter
+        listed = [given] if isinstance(given, str | os.PathLike) else given
+        check_type("adapter", listed, Sequence, "a string, a path or a list of them")
+        for one in listed:
+            check_type("adapter", one, (str, os.PathLike), "a string, a path or a list of them")
+        take("adapter", tuple(listed))
         for name in PATHS:
             paths = (str, os.PathLike, NoneType)
             check_type(name, getattr(self, name), paths, "a string or a path")
@@ -106,10 +115,16 @@ class LoadOptions:
         source = find_model(
             self.name,
             **paths,
+            adapter=self.adapter,
             checkpoint_required=checkpoint_required,
             companion_required=not self.text_only,
         )
         source.spec.context_limit(self.max_seq_len)
+        if source.adapters and source.exported:
+            raise UsageError(
+                f"{quoted(source.exported.path, 300)} was exported, and adapters are merged before;"
+                f" give --adapter to: {source.exported.again()}"
+            )
         if checkpoint_required and source.exported is None:  # which has a record of its files
             source.tokenizer_file()
         return source

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmchat.catalog.find import ModelSpec, params_file_for
+from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
@@ -32,11 +33,14 @@ def load_weights(
     spec: ModelSpec,
     options: LoadOptions,
     placement: Placement,
+    adapters: Adapters,
     *,
     exported: ExportRecord | None,
     repack: bool,
 ) -> FamilyModel:
     """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
+
+    adapters: are merged into what is no export.
 
     repack: as in loader.load.
 
@@ -58,7 +62,12 @@ def load_weights(
             wanted = model.weight_names(text_only=options.text_only)
             count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
+        touched = adapters.touched
         for done, (name, tensor) in enumerate(tensors, start=1):
+            if name in touched:  # before it is rounded in any way
+                is_rounded = _buffer(model, name) is not None
+                dtype = torch.float32 if is_rounded else placement.dtype
+                tensor = adapters.merged(name, tensor, dtype)
             _assign(model, name, tensor, placement)
             if options.progress:
                 options.progress("weights", done, count)
@@ -70,6 +79,58 @@ def load_weights(
     if repack:
         _repack(model, files if exported else None)
     return model
+
+
+def load_beside(
+    files: Checkpoint,
+    spec: ModelSpec,
+    options: LoadOptions,
+    placement: Placement,
+    other: FamilyModel,
+    changed: Collection[str],
+) -> FamilyModel:
+    """The model of `files`, where `other` is the same but for the tensors that are `changed`.
+
+    All that is equal is shared with it. Raises CheckpointError.
+    """
+    build = spec.family.build()
+    with shapes_only():
+        model = build.model(spec.config)
+    set_formats(model, options.plan)
+    joins = _joins(options.quantize, placement.device.type)
+    wanted = together(model.weight_names(text_only=options.text_only), changed, joins=joins)
+    for name, tensor in build.iter_weights(files, spec.config, wanted):
+        _assign(model, name, tensor, placement)
+    model.requires_grad_(False).eval()
+    if joins:
+        model.fuse_projections()
+    _share(other, model)
+    model.finish_loading(placement.device)
+    _repack(model, None)
+    return model
+
+
+def together(names: Collection[str], changed: Collection[str], *, joins: bool) -> list[str]:
+    """Those of the `names` that are changed; joins: and those that are joined with one of them."""
+    if not joins:
+        return [name for name in names if name in changed]
+    blocks = {name.rsplit(".", 2)[0] for name in changed}
+    return [name for name in names if name.rsplit(".", 2)[0] in blocks]
+
+
+def _share(other: Any, model: Any) -> None:
+    """Take from `other` what `model` has no values of: whole modules, where it has none at all."""
+    for name, child in model.named_children():
+        tensors = [*child.parameters(), *child.buffers()]
+        if tensors and all(tensor.is_meta for tensor in tensors):
+            setattr(model, name, other.get_submodule(name))
+        else:
+            _share(other.get_submodule(name), child)
+    for kind in ("_parameters", "_buffers"):
+        held = getattr(model, kind)
+        for name, tensor in held.items():
+            if tensor is not None and tensor.is_meta:
+                held[name] = getattr(other, kind)[name]
 
 
 def _repack(model: FamilyModel, mapped: Checkpoint | None) -> None:
@@ -121,11 +182,17 @@ def _check(
         )
 
 
+def _buffer(model: FamilyModel, name: str) -> Tensor | None:
+    """What will hold a weight that is rounded; None for a parameter."""
+    owner, _, last = name.rpartition(".")
+    return model.get_submodule(owner)._buffers.get(last)
+
+
 def _assign(model: FamilyModel, name: str, tensor: Tensor, placement: Placement) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
-    buffer = module._buffers.get(last)
+    buffer = _buffer(model, name)
     if buffer is None:
         tensor = tensor.to(placement.device, placement.dtype)
         setattr(module, last, nn.Parameter(tensor, requires_grad=False))

@@ -61,6 +61,7 @@ class Chat:
         self.written: set[tuple[str, Path]] = set()  # kinds and files that commands wrote
         self.addresses: list[str] = []  # pictures from the network, for completion
         self.keeper = Keeper(chats, self.as_saved, screen.note, saves=saves)
+        self._models = [session.loaded]  # as it was given, and perhaps without its adapters
         self._answered_with: tuple[Conversation, SamplingParams] | None = None
         self._budget: tuple[Conversation, Budget] | None = None
 
@@ -101,6 +102,26 @@ class Chat:
             if not self.screen.interactive:
                 raise
             self.screen.note("stopped")
+
+    def use_adapter(self, wanted: bool | None) -> str:
+        """Answer from now on with the adapters or without; says which. None: as before.
+
+        Raises UsageError if there are none, MemoryError_ if the other model does not fit.
+        """
+        merged = self._models[0]
+        if not merged.adapters:
+            raise UsageError("no adapter is merged; start with --adapter PATH|REPO")
+        if wanted is False and len(self._models) == 1:
+            from mmchat.loading.loader import load_base
+
+            model = self.screen.wait("loading what the adapter changed", lambda: load_base(merged))
+            self._models.append(model)
+        if wanted is not None:
+            self.session.loaded = self._models[0 if wanted else 1]
+            self._answered_with = None
+        with_it = self.session.loaded is merged
+        names = ", ".join(map(paths.short_name, merged.adapters))
+        return f"answers come {'with' if with_it else 'without'} {names}; \\retry compares"
 
     def fail(self, error: MmchatError) -> None:
         self.first_error = self.first_error or error.exit_code

@@ -63,6 +63,14 @@ def _images(chat: Chat, argument: str) -> None:
         chat.screen.say("no pictures")
 
 
+@command("adapter", "on|off", complete=lambda chat, argument: ("on", "off"))
+def _adapter(chat: Chat, argument: str) -> None:
+    """Answer with the adapter or without it, to compare."""
+    if argument not in ("", "on", "off"):
+        raise UsageError(f"\\adapter takes on or off, not {quoted(argument)}")
+    chat.screen.note(chat.use_adapter(None if not argument else argument == "on"))
+
+
 def _picture_numbers(chat: Chat, argument: str) -> Iterable[str]:
     return (str(n) for n in range(1, len(chat.pictures()) + 1))
 

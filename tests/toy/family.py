@@ -99,6 +99,9 @@ class ToyFamily:
         own = {"model_type": "toy", "architectures": ["ToyModel"], "is_chat": is_chat}
         return {"config.json": {**own, **self.to_sections(config)}}
 
+    def hub_name(self, name: str) -> str:
+        return name
+
     def shapes(self, config: ToyConfig) -> dict[str, Shape]:
         width, inner = config.hidden_size, config.intermediate_size
         keys = config.num_key_value_heads * config.head_dim

@@ -11,7 +11,7 @@ from mmchat.models.family import Alpha, Description, Translated
 from mmchat.models.llava import params, squares, translate
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.footprint import footprint
-from mmchat.models.llava.tensor_names import hub_shapes
+from mmchat.models.llava.tensor_names import hub_name, hub_shapes
 from mmchat.models.prompt import MediaFacts
 from mmchat.strict_json import Where
 from mmchat.words import size
@@ -35,6 +35,7 @@ class LlavaFamily:
     parse = staticmethod(params.parse)
     to_sections = staticmethod(params.to_sections)
     shapes = staticmethod(hub_shapes)
+    hub_name = staticmethod(hub_name)
     sizes = staticmethod(footprint)
 
     def from_hub(

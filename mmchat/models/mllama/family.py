@@ -12,7 +12,7 @@ from mmchat.models.mllama import params, tiling, translate
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.footprint import MllamaSizes, footprint
 from mmchat.models.mllama.meta_format import shard_dims
-from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 from mmchat.models.prompt import MediaFacts, PatchMap
 from mmchat.strict_json import Where
 from mmchat.words import size
@@ -37,6 +37,7 @@ class MllamaFamily:
     to_sections = staticmethod(params.to_sections)
     from_makers = staticmethod(translate.from_makers)
     shapes = staticmethod(hf_shapes)
+    hub_name = staticmethod(hub_name)
     shard_axis = staticmethod(shard_dims)
 
     def from_hub(
