@@ -11,12 +11,7 @@ from typing import Literal
 
 from mmchat import words
 from mmchat.catalog.spec import ModelSpec, load_spec
-from mmchat.checkpoints.checkpoint import (
-    Checkpoint,
-    checkpoint_format,
-    open_checkpoint,
-    with_companion,
-)
+from mmchat.checkpoints.checkpoint import Checkpoint, MergeRules, open_checkpoint, with_companion
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
@@ -46,8 +41,7 @@ class ModelSource:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
             )
-        rules = None if self.exported else self.spec.family.shard_axis
-        own = open_checkpoint(self.checkpoint, merge_rules=rules)
+        own = open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
         if self.companion is None:
             return own
         try:
@@ -61,8 +55,14 @@ class ModelSource:
     def format(self) -> Literal["hf", "meta"]:
         """The format of the weights, as loading will find it; "hf" where there are none."""
         with suppress(CheckpointError):  # loading says what is wrong
-            return checkpoint_format(self.checkpoint) if self.checkpoint else "hf"
+            if self.checkpoint:
+                with open_checkpoint(self.checkpoint, merge_rules=self._shard_rules) as files:
+                    return files.format
         return "hf"
+
+    @property
+    def _shard_rules(self) -> MergeRules | None:
+        return None if self.exported else self.spec.family.shard_axis
 
     @cached_property
     def exported(self) -> ExportedFolder | None:
