@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
-from mmchat.errors import UsageError
+from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.family import Config, Translated, parameter_count
 from mmchat.models.registry import AnyFamily, families, get_family
 from mmchat.strict_json import (
@@ -61,12 +63,13 @@ class ModelSpec(_Header):
     """Everything about a model but its weights and tokenizer.
 
     config belongs to the family. source: the file this was read from. notices: what the user should
-    know about how it was read.
+    know about how it was read. text_only: the checkpoint holds the language model alone.
     """
 
     config: Config
     source: Path
     notices: tuple[str, ...] = ()
+    text_only: bool = False
 
     @property
     def family(self) -> AnyFamily:
@@ -75,6 +78,11 @@ class ModelSpec(_Header):
     def facts(self, image: Image) -> MediaFacts:
         """What people are told about a picture."""
         return self.family.facts(self.config, image.height, image.width)
+
+    @property
+    def readable_tokens(self) -> int:
+        """Ids that a prompt may hold, where these are more than the model can write."""
+        return getattr(self.config, "readable_tokens", self.config.vocab_size)
 
     def context_limit(self, asked: int | None) -> int:
         """Positions to use, all that the model has unless fewer are asked. Raises UsageError."""
@@ -88,6 +96,7 @@ class ModelSpec(_Header):
         return asked
 
 
+_TEXT_ALONE = ("the checkpoint holds the language model alone, which sees no pictures",)
 _BOUNDS = {
     GenerationDefaults: limits.SAMPLING,
     _Header: {"parameters": (1, 10**13)},
@@ -109,10 +118,9 @@ def load_spec(path: Path | str) -> ModelSpec:
     path = Path(path)
     where = Where(str(path))
     found = as_object(read_json(path, where), where)
-    if {"architectures", "transformers_version"} & found.keys():
-        return _from_hf(found, path, where)
     if "model_type" in found:
-        return _from_ours(found, path, where)
+        is_ours = {"name", "chat_format", "parameters", "generation"} & found.keys()
+        return (_from_ours if is_ours else _from_hf)(found, path, where)
     return _from_makers(found, path, where)
 
 
@@ -166,8 +174,14 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     if says.is_chat is None:
         is_chat = _has_chat_template(path.parent) or _has_several_stops(generation, found)
         says = replace(says, is_chat=is_chat)
+    if says.fit:
+        with suppress(CheckpointError), open_checkpoint(path.parent) as files:  # or loading says so
+            shapes = {name: entry.shape for name, entry in files.entries.items()}
+            says = replace(says, config=says.fit(shapes))
     given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
-    return _translated(family, says, path, given, Where(str(place)))
+    spec = _translated(family, says, path, given, Where(str(place)))
+    notices = (*spec.notices, *_TEXT_ALONE[: says.text_only])
+    return replace(spec, text_only=says.text_only, notices=notices)
 
 
 def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:

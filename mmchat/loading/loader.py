@@ -148,6 +148,8 @@ def load(
     spec, exported = source.spec, source.exported
     if exported:
         options = options.as_exported(exported)
+    if spec.text_only:
+        options = replace(options, text_only=True)
     if exported and exported.record.programs:
         from mmchat.loading.programs import check_programs
 
@@ -254,7 +256,7 @@ def _ready(
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
     path = source.tokenizer_file()
     tokenizer = open_tokenizer(path)
-    rows = source.spec.config.vocab_size
+    rows = source.spec.readable_tokens
     if not 0 <= rows - tokenizer.vocab_size < MOST_SPARE_ROWS:
         raise CheckpointError(
             f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "

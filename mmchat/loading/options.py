@@ -139,7 +139,7 @@ class LoadOptions:
             placement,
             quantize=self.quantize,
             keep=self.plan.keep,
-            text_only=self.text_only,
+            text_only=self.text_only or spec.text_only,
             max_seq_len=self.max_seq_len,
             **known,
         )
