@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
@@ -19,6 +20,8 @@ from mmchat.strict_json import Where, nearest, read_json
 
 if TYPE_CHECKING:
     import torch
+
+    from mmchat.checkpoints.computed import Computed
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -45,6 +48,7 @@ class Checkpoint:
     """
 
     remarks: tuple[str, ...] = ()
+    computed: Mapping[str, Computed] = MappingProxyType({})  # of the entries, those not stored so
 
     def __init__(
         self,

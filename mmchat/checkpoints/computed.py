@@ -36,9 +36,9 @@ class ComputedCheckpoint(Checkpoint):
 
     def __init__(self, stored: Checkpoint, tensors: Iterable[Computed], remark: str) -> None:
         self._stored = stored
-        self._computed = {tensor.entry.name: tensor for tensor in tensors}
-        made = {t.sources[0]: t.entry for t in self._computed.values()}
-        hidden = {name for tensor in self._computed.values() for name in tensor.sources}
+        self.computed = {tensor.entry.name: tensor for tensor in tensors}
+        made = {t.sources[0]: t.entry for t in self.computed.values()}
+        hidden = {name for tensor in self.computed.values() for name in tensor.sources}
         entries = [
             made.get(name) or (None if name in hidden else entry)
             for name, entry in stored.entries.items()
@@ -49,11 +49,11 @@ class ComputedCheckpoint(Checkpoint):
         self.remarks = (*stored.remarks, remark)
 
     def read(self, name: str) -> Tensor:
-        tensor = self._computed.get(name)
+        tensor = self.computed.get(name)
         return tensor.compute(self._stored.read) if tensor else self._stored.read(name)
 
     def release(self, name: str) -> None:
-        tensor = self._computed.get(name)
+        tensor = self.computed.get(name)
         for source in tensor.sources if tensor else (name,):
             self._stored.release(source)
 
