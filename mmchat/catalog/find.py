@@ -36,20 +36,20 @@ class ModelSource:
     companion: Path | None = None
 
     def open_weights(self) -> Checkpoint:
-        """The checkpoint, with that of the companion. Raises CheckpointError."""
+        """The checkpoint, with that of the companion, unpacked. Raises CheckpointError."""
         if self.checkpoint is None:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
             )
         own = open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
-        if self.companion is None:
-            return own
-        try:
-            other = open_checkpoint(self.companion)
-        except BaseException:
-            own.close()
-            raise
-        return with_companion(own, other, COMPANION)
+        if self.companion is not None:
+            try:
+                other = open_checkpoint(self.companion)
+            except BaseException:
+                own.close()
+                raise
+            own = with_companion(own, other, COMPANION)
+        return self.spec.packing.unpacked(own) if self.spec.packing else own
 
     @property
     def format(self) -> Literal["hf", "meta"]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.packed import Packing, packing_of
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.family import Config, Translated, parameter_count
 from mmchat.models.registry import AnyFamily, families, get_family
@@ -63,13 +64,15 @@ class ModelSpec(_Header):
     """Everything about a model but its weights and tokenizer.
 
     config belongs to the family. source: the file this was read from. notices: what the user should
-    know about how it was read. text_only: the checkpoint holds the language model alone.
+    know about how it was read. text_only: the checkpoint holds the language model alone. packing:
+    how another program quantised its weights.
     """
 
     config: Config
     source: Path
     notices: tuple[str, ...] = ()
     text_only: bool = False
+    packing: Packing | None = None
 
     @property
     def family(self) -> AnyFamily:
@@ -168,6 +171,7 @@ def _check_patterns(header: _Header, where: Where) -> None:
 
 def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     family = get_family(found.get("model_type"), where)
+    packing = packing_of(found, where)
     says = family.from_hub(found, *_hf_preprocessor(path.parent, where))
     place = path.with_name("generation_config.json")
     generation = _optional_json(place) or {}
@@ -181,7 +185,7 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
     spec = _translated(family, says, path, given, Where(str(place)))
     notices = (*spec.notices, *_TEXT_ALONE[: says.text_only])
-    return replace(spec, text_only=says.text_only, notices=notices)
+    return replace(spec, text_only=says.text_only, packing=packing, notices=notices)
 
 
 def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:

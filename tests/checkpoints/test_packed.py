@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.packed import packing_of
-from mmchat.errors import CheckpointError, ParamsError
 from mmchat.strict_json import Where
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -40,5 +39,4 @@ def test_weights_are_those_of_the_library_that_packed_them(tmp_path, kind):
         assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
         weight = files.computed["x.weight"]
-        rows = weight.rows(files._stored.read, 8, 16)
-        assert torch.equal(rows, expected[8:16])
+        assert torch.equal(weight.rows(0, 16), expected[:16])

@@ -13,6 +13,8 @@ from mmchat.checkpoints.packed.mlx import Mlx
 from mmchat.errors import quoted
 from mmchat.strict_json import Where, as_object
 
+__all__ = ["Packing", "packing_of"]
+
 _MLX = "mlx"  # which gives itself no name
 _METHODS = {
     "bitsandbytes": Bitsandbytes,

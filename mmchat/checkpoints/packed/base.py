@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmchat.checkpoints.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ FLOATS = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True)
 class Codes:
-    """Rows [n, K] of a weight as whole numbers or float8, with float32 scales [n, G] of K/G columns.
+    """Rows [n, K] of a weight as whole numbers or float8; scale, zero: float32 [n, G].
 
     levels int8 or float8_e4m3fn: w = levels · scale. levels uint8, 0 to 15, two a byte [n, K/2],
     the first in the low half: w = (levels - 8) · scale + zero.
@@ -37,18 +38,15 @@ class Codes:
     zero: Tensor | None = None
 
 
-# Rows `begin` to `end` of a weight, of the stored tensors that `read` gives.
-RowsOf = Callable[[Read, int, int], "Tensor"]
-CodesOf = Callable[[Read, int, int], Codes]
-
-
 @dataclass(frozen=True, kw_only=True)
 class PackedWeight(Computed):
-    """A weight [N, K]. rows: its values in entry.dtype; codes: where one of our formats may hold
-    them."""
+    """A weight [N, K], of which it reads rows `begin` to `end`.
 
-    rows: RowsOf
-    codes: CodesOf | None = None
+    rows: their values in entry.dtype; codes: the same where a format of ours may hold them.
+    """
+
+    rows: Callable[[int, int], Tensor]
+    codes: Callable[[int, int], Codes] | None = None
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Beginning and end of rows that are unpacked together."""
@@ -58,26 +56,33 @@ class PackedWeight(Computed):
 
 
 def packed_weight(
+    stored: Checkpoint,
     like: TensorEntry,
     shape: tuple[int, int],
     dtype: str,
     sources: Iterable[str],
-    rows: RowsOf,
-    codes: CodesOf | None = None,
+    rows: Callable[[Read, int, int], Tensor],
+    codes: Callable[[Read, int, int], Codes] | None = None,
 ) -> PackedWeight:
     """The weight that `like`, the first of its sources, is a part of."""
     name = f"{like.name.rpartition('.')[0]}.weight"
     entry = TensorEntry(name, dtype, shape, like.file)
 
-    def compute(read: Read) -> Tensor:
+    def compute(_: Read) -> Tensor:
         import torch
 
         whole = torch.empty(shape, dtype=getattr(torch, dtype))
         for begin, end in weight.spans():
-            whole[begin:end] = rows(read, begin, end)
+            whole[begin:end] = weight.rows(begin, end)
         return whole
 
-    weight = PackedWeight(entry, (like.name, *sources), compute, rows=rows, codes=codes)
+    weight = PackedWeight(
+        entry,
+        (like.name, *sources),
+        compute,
+        rows=partial(rows, stored.read),
+        codes=partial(codes, stored.read) if codes else None,
+    )
     return weight
 
 

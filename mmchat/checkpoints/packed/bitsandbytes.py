@@ -96,7 +96,7 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
         wide *= blocks.repeat_interleave(state.blocksize)[: last - first]
         return wide.to(getattr(torch, state.dtype)).reshape(-1, columns)
 
-    return packed_weight(entry, (rows, columns), state.dtype, sources, values)
+    return packed_weight(stored, entry, (rows, columns), state.dtype, sources, values)
 
 
 class _State:
@@ -155,4 +155,4 @@ def _eight_bits(stored: Checkpoint, module: str, scale: TensorEntry) -> PackedWe
         wide = read(entry.name)[begin:end].float() * read(scale.name)[begin:end, None]
         return (wide * _INT8_SCALE).bfloat16()
 
-    return packed_weight(entry, shape, "bfloat16", sources, values, codes)
+    return packed_weight(stored, entry, shape, "bfloat16", sources, values, codes)

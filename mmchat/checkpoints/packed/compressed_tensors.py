@@ -68,10 +68,12 @@ class CompressedTensors(Packing):
             if packed:
                 yield _in_words(stored, packed, scale, unused)
             else:
-                yield _by_rows(beside(stored, scale, f"{module}.weight"), scale, unused)
+                yield _by_rows(stored, beside(stored, scale, f"{module}.weight"), scale, unused)
 
 
-def _by_rows(entry: TensorEntry, scale: TensorEntry, unused: list[str]) -> PackedWeight:
+def _by_rows(
+    stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, unused: list[str]
+) -> PackedWeight:
     check(entry, ("float8_e4m3fn", "int8"))
     rows, columns = matrix(entry)
     check(scale, FLOATS, (rows, 1), (1,), ())
@@ -87,7 +89,9 @@ def _by_rows(entry: TensorEntry, scale: TensorEntry, unused: list[str]) -> Packe
         found = codes(read, begin, end)
         return (found.levels.float() * found.scale).to(getattr(torch, dtype))
 
-    return packed_weight(entry, (rows, columns), dtype, [scale.name, *unused], values, codes)
+    return packed_weight(
+        stored, entry, (rows, columns), dtype, [scale.name, *unused], values, codes
+    )
 
 
 def _in_words(
@@ -135,5 +139,5 @@ def _in_words(
 
     fits = columns % (32 // bits) == 0 and (bits == 4 or (group == columns and not zero))
     return packed_weight(
-        entry, (rows, columns), scale.dtype, sources, values, codes if fits else None
+        stored, entry, (rows, columns), scale.dtype, sources, values, codes if fits else None
     )

@@ -1,5 +1,7 @@
-"""GPTQ, AWQ and auto-round: the transposed weight in words of 32 bits, w = (code - zero) · scale for
-each group of inputs. GPTQ packs inputs and stores zeros less one, AWQ packs outputs, shuffled."""
+"""GPTQ, AWQ and auto-round: the transposed weight in words of 32 bits, w = (code - zero) · scale.
+
+GPTQ packs inputs and stores zeros less one, AWQ packs outputs, shuffled.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,13 @@ class Gptq(Packing):
             return Codes(packed, scales, (8 - zeros) * scales)
 
         return packed_weight(
-            entry, (rows, columns), scale.dtype, sources, values, codes if bits == 4 else None
+            stored,
+            entry,
+            (rows, columns),
+            scale.dtype,
+            sources,
+            values,
+            codes if bits == 4 else None,
         )
 
 

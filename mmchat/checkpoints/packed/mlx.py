@@ -80,11 +80,13 @@ def _affine(
 
     sources = [scale.name, bias.name]
     return packed_weight(
-        entry, (rows, columns), scale.dtype, sources, values, codes if bits == 4 else None
+        stored, entry, (rows, columns), scale.dtype, sources, values, codes if bits == 4 else None
     )
 
 
 def _channels_first(entry: TensorEntry) -> Computed:
     n, height, width, channels = entry.shape
     made = replace(entry, shape=(n, channels, height, width))
-    return Computed(made, (entry.name,), lambda read: read(entry.name).permute(0, 3, 1, 2))
+    return Computed(
+        made, (entry.name,), lambda read: read(entry.name).permute(0, 3, 1, 2).contiguous()
+    )

@@ -97,7 +97,9 @@ class TextConfig:
 
     @property
     def embedding_rows(self) -> int:
-        return self.resized.embedding_rows if self.resized else self.vocab_size + EXTRA_EMBEDDING_ROWS
+        return (
+            self.resized.embedding_rows if self.resized else self.vocab_size + EXTRA_EMBEDDING_ROWS
+        )
 
     @property
     def head_dim(self) -> int:
