@@ -13,6 +13,7 @@ from mmchat import words
 from mmchat.catalog.spec import ModelSpec, load_spec
 from mmchat.checkpoints.checkpoint import Checkpoint, MergeRules, open_checkpoint, with_companion
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
+from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
 from mmchat.models.family import COMPANION, Config
@@ -331,6 +332,9 @@ def _params_beside_file(checkpoint: Path) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
+    beside = [file.name for file in folder.iterdir()] if checkpoint.is_dir() else [checkpoint.name]
+    if foreign := explain_foreign(beside):
+        raise CheckpointError(f"{escaped(str(folder))}: {foreign}")
     raise ParamsError(
         f"{escaped(str(folder))}: neither config.json nor params.json there; "
         "name the model or give --params-path"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from mmchat.strict_json import (
     escaped,
     parse_dataclass,
     quoted,
+    read_bounded,
     read_json,
 )
 
@@ -99,7 +101,13 @@ class ModelSpec(_Header):
         return asked
 
 
-_TEXT_ALONE = ("the checkpoint holds the language model alone, which sees no pictures",)
+_TEXT_ALONE = "the checkpoint holds the language model alone, which sees no pictures"
+_OWN_TEMPLATE = (
+    "the checkpoint brings a chat template of its own, which is never run; the format of the model"
+    " that it was made from is used"
+)
+# Chat templates that say what our own code does, by _fingerprint: that of Llama 3.2 Vision.
+_KNOWN_TEMPLATES = {"019eea0ec865797f997dd942fbf0b83babb6c90ef3fe8d511d570786a2e7eb90"}
 _BOUNDS = {
     GenerationDefaults: limits.SAMPLING,
     _Header: {"parameters": (1, 10**13)},
@@ -175,16 +183,22 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     says = family.from_hub(found, *_hf_preprocessor(path.parent, where))
     place = path.with_name("generation_config.json")
     generation = _optional_json(place) or {}
+    template, notices = None, list[str]()
     if says.is_chat is None:
-        is_chat = _has_chat_template(path.parent) or _has_several_stops(generation, found)
+        template = _chat_template(path.parent)
+        is_chat = template is not None or _has_several_stops(generation, found)
         says = replace(says, is_chat=is_chat)
+    if template and _fingerprint(template) not in _KNOWN_TEMPLATES:
+        notices.append(_OWN_TEMPLATE)
     if says.fit:
         with suppress(CheckpointError), open_checkpoint(path.parent) as files:  # or loading says so
             shapes = {name: entry.shape for name, entry in files.entries.items()}
             says = replace(says, config=says.fit(shapes))
     given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
     spec = _translated(family, says, path, given, Where(str(place)))
-    notices = (*spec.notices, *_TEXT_ALONE[: says.text_only])
+    if says.text_only:
+        notices.append(_TEXT_ALONE)
+    notices = (*spec.notices, *notices)
     return replace(spec, text_only=says.text_only, packing=packing, notices=notices)
 
 
@@ -242,12 +256,23 @@ def _hf_preprocessor(folder: Path, where: Where) -> tuple[dict[str, Any] | None,
     return _optional_json(own), where, Where(str(own))
 
 
-def _has_chat_template(folder: Path) -> bool:
-    """Whether a chat template lies in the folder; it is never run, it only tells chat from base."""
-    if any((folder / name).is_file() for name in ("chat_template.json", "chat_template.jinja")):
-        return True
-    tokenizer = _optional_json(folder / "tokenizer_config.json") or {}
-    return tokenizer.get("chat_template") is not None
+def _chat_template(folder: Path) -> str | None:
+    """The chat template of a folder, "" where it is no text; None if there is none.
+
+    It is never run: it tells chat from base, and whether it is one that is known.
+    """
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        where = Where(str(plain))
+        return read_bounded(plain, limits.CONFIG_JSON_BYTES, where).decode("utf-8", "replace")
+    own = _optional_json(folder / "chat_template.json")
+    found = (own or _optional_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    return found if isinstance(found, str) else "" if found or own is not None else None
+
+
+def _fingerprint(template: str) -> str:
+    """Of a template, however its lines end and are indented."""
+    return hashlib.sha256(" ".join(template.split()).encode()).hexdigest()
 
 
 def _has_several_stops(generation: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

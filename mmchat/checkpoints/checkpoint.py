@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.checkpoints import pth_file, safetensors_file
+from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
 from mmchat.checkpoints.names import is_name, real_path
 from mmchat.checkpoints.stored_names import buffers_remark, model_names
@@ -168,6 +169,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _explain_nothing(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir())
+    if foreign := explain_foreign(names):
+        return foreign
     wanted = (
         f"{SINGLE_NAME}, {INDEX_NAME} with its shards, consolidated*.pth, or {BIN_SINGLE_NAME} or"
         f" {BIN_INDEX_NAME} with its shards"
@@ -203,6 +206,8 @@ def _files_of(path: Path) -> list[Path]:
         return [index] if _HF_SHARD.fullmatch(path.name) and _exists(index) else [path]
     if _META_SHARD.fullmatch(path.name):
         return _ranks(sorted(path.parent.glob("consolidated.*.pth")))
+    if foreign := explain_foreign([path.name]):
+        raise CheckpointError(f"{shown(path)}: {foreign}")
     if path.suffix in _ZIPS:
         return [path]
     raise CheckpointError(

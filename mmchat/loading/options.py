@@ -40,8 +40,9 @@ class LoadOptions:
     name: a known name, a Hub id, a folder or a weights file; None: what the paths say, or the
     built-in model. The paths overrule what the name leads to. vision_tower: path or Hub id of a
     vision encoder that is not among the model's weights. device and dtype may be torch's own.
-    quantize: a scheme of mmchat.quant.schemes; quantize_keep: parts ("text", "head", "vision") that
-    it leaves alone. "auto" is that of a checkpoint which is quantised, or none. max_seq_len: positions of prompt and answer. text_only leaves vision and
+    quantize: a scheme of mmchat.quant.schemes; "auto" is none, or the nearest to what another
+    program quantised the checkpoint to. quantize_keep: parts ("text", "head", "vision") that it
+    leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
     compile the layers before the first token; "auto" does so on CUDA. progress is told how far
     loading is.

@@ -1,7 +1,7 @@
 """Layers whose weights another program packed.
 
-Codes are kept where a format of ours holds them, and rounded anew elsewhere, some rows at a time, so
-that no weight is in memory unpacked.
+Codes are kept where a format of ours holds them, and rounded anew elsewhere, some rows at a time,
+so that no weight is in memory unpacked.
 """
 
 from __future__ import annotations
@@ -96,24 +96,19 @@ def as_packed(
 def _fill(layer: Linear, weight: PackedWeight, device: torch.device) -> Tensor:
     """The squares of the error that is added and of the weight, of some rows, float64 [2]."""
     form = layer.format
-    sums = torch.zeros(2, dtype=torch.float64)
-    whole = [t.new_empty(t.shape, device=device) for t in layer.held()]
+    whole = [held.new_empty(held.shape, device=device) for held in layer.held()]
     for begin, end in weight.spans():
         held = None
         if weight.codes:
             codes = weight.codes(begin, end)
             held = form.adopt(codes.levels, codes.scale, codes.zero)
-        if held is None or begin == 0:
-            exact = weight.rows(begin, end).to(device)
-            held = held or form.quantize(exact)
+        if held is None:
+            held = form.quantize(weight.rows(begin, end).to(device))
         for place, rows in zip(whole, held, strict=True):
             place[begin:end] = rows
-        if begin == 0:
-            ours = form.widen(*(rows[:_COMPARED].to(device) for rows in held))
-            error = ours.to(exact.dtype).double() - exact[:_COMPARED].double()
-            sums += torch.stack(
-                (error.square().sum(), exact[:_COMPARED].double().square().sum())
-            ).cpu()
     for name, tensor in zip(layer.tensor_names, whole, strict=True):
         setattr(layer, name, tensor)
-    return sums
+    exact = weight.rows(0, min(_COMPARED, weight.entry.shape[0])).to(device)
+    ours = form.widen(*(tensor[: len(exact)] for tensor in whole)).to(exact.dtype)
+    error = ours.double() - exact.double()
+    return torch.stack([error.square().sum(), exact.double().square().sum()]).cpu()

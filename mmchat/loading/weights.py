@@ -78,6 +78,18 @@ def load_weights(
     return model
 
 
+def check_fit(files: Checkpoint, spec: ModelSpec) -> None:
+    """Compare the tensors with the model's, as loading does. Raises CheckpointError."""
+    build, wanted = spec.family.build(), None
+    if spec.text_only:
+        with shapes_only():
+            wanted = build.model(spec.config).weight_names(text_only=True)
+    try:
+        build.check_weights(files, spec.config, wanted)
+    except CheckpointError as error:
+        raise _with_fitting_params(error, spec) from None
+
+
 def _repack(model: FamilyModel, mapped: Checkpoint | None) -> None:
     """Repack the weights layer by layer, so that one of them alone is there twice.
 
