@@ -169,8 +169,6 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _explain_nothing(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir())
-    if foreign := explain_foreign(names):
-        return foreign
     wanted = (
         f"{SINGLE_NAME}, {INDEX_NAME} with its shards, consolidated*.pth, or {BIN_SINGLE_NAME} or"
         f" {BIN_INDEX_NAME} with its shards"
@@ -179,6 +177,8 @@ def _explain_nothing(folder: Path) -> str:
         return f"holds {shown(shards[0])} but no {INDEX_NAME}; download that as well"
     if shards := [name for name in names if _BIN.fullmatch(name)]:
         return f"holds {shown(shards[0])} but no {BIN_INDEX_NAME}; download that as well"
+    if foreign := explain_foreign(names):
+        return foreign
     if files := [name for name in names if name.endswith((".safetensors", *_ZIPS))]:
         return f"needs {wanted}; if {shown(files[0])} holds the weights, give --checkpoint-path it"
     found = f"holds {', '.join(map(shown, names[:5]))}" if names else "is empty"
@@ -206,10 +206,10 @@ def _files_of(path: Path) -> list[Path]:
         return [index] if _HF_SHARD.fullmatch(path.name) and _exists(index) else [path]
     if _META_SHARD.fullmatch(path.name):
         return _ranks(sorted(path.parent.glob("consolidated.*.pth")))
-    if foreign := explain_foreign([path.name]):
-        raise CheckpointError(f"{shown(path)}: {foreign}")
     if path.suffix in _ZIPS:
         return [path]
+    if foreign := explain_foreign([path.name]):
+        raise CheckpointError(f"{shown(path)}: {foreign}")
     raise CheckpointError(
         f"{shown(path)}: mmchat reads .safetensors, consolidated*.pth, and .bin, .pt or .ckpt that"
         " hold tensors alone"

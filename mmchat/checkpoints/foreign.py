@@ -16,7 +16,11 @@ _KINDS = (
         "a checkpoint of DeepSpeed",
         "join it by 'python zero_to_fp32.py FOLDER OUT', which DeepSpeed wrote beside it",
     ),
-    (("checkpoint-*", "epoch_*"), "the output of a training", "name one of the folders in it"),
+    (
+        ("checkpoint-*[0-9]", "epoch_*[0-9]"),
+        "the output of a training",
+        "name one of the folders in it",
+    ),
     (("*.onnx", "*.onnx_data", "*.onnx.data"), "ONNX", _ORIGINAL),
     (("*.mlpackage", "*.mlmodel", "*.mlmodelc"), "Core ML", _ORIGINAL),
     (("openvino_*.xml", "openvino_*.bin"), "OpenVINO", _ORIGINAL),

@@ -109,9 +109,7 @@ def test_the_text_model_alone_runs_without_pictures(tmp_path, weights):
         ("consolidated.00.pth", ""),
     ],
 )
-def test_wrapped_and_pickled_weights_answer_alike(
-    tmp_path, weights, expected, name, prefix, dtype
-):
+def test_wrapped_and_pickled_weights_answer_alike(tmp_path, weights, expected, name, prefix, dtype):
     config = hub_config(SPEC.config)
     del config["architectures"]
     folder = hub_folder(tmp_path / "model", config)

@@ -164,7 +164,7 @@ def one_of(found: Mapping[str, Any], key: str, known: tuple[Any, ...], default: 
     value = default if value is None else value
     if isinstance(value, list | dict) or value not in known:
         raise ValueError(f"{key} {shown(value)} is not read, only {', '.join(map(shown, known))}")
-    return value
+    return known[known.index(value)]  # 4, also where 4.0 is given
 
 
 # Arithmetic

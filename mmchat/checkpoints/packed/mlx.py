@@ -18,6 +18,7 @@ from mmchat.checkpoints.packed.base import (
     beside,
     check,
     ending,
+    fail,
     matrix,
     one_of,
     packed_weight,
@@ -61,6 +62,8 @@ def _affine(
     check(entry, "uint32")
     rows, words = matrix(entry)
     columns = words * (32 // bits)
+    if columns % group:
+        fail(entry, f"{columns:,} columns are not groups of {group}")
     bias = beside(stored, entry, scale.name.removesuffix("scales") + "biases")
     check(scale, FLOATS, (rows, columns // group))
     check(bias, scale.dtype, (rows, columns // group))
