@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.checkpoints import pth_file, safetensors_file
+from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
 from mmchat.checkpoints.names import is_name, real_path
 from mmchat.checkpoints.stored_names import buffers_remark, model_names
@@ -19,6 +21,8 @@ from mmchat.strict_json import Where, nearest, read_json
 
 if TYPE_CHECKING:
     import torch
+
+    from mmchat.checkpoints.computed import Computed
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -31,7 +35,10 @@ Parts = dict[str, list[tuple[MappedFile, TensorEntry]]]  # the pieces of a tenso
 _HF_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 _BIN = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
 _META_SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
-_REFUSED_ENDINGS = (".bin", ".pkl", ".pickle", ".ckpt", ".pt")
+_ZIPS = (".pth", ".bin", ".pt", ".ckpt")  # of tensors, as torch.save writes them
+_PICKLES = (".pkl", ".pickle")
+# What the embedding is called, by which the two formats are told apart.
+_META_EMBEDDING, _HUB_EMBEDDING = "tok_embeddings.", "embed_tokens."
 
 
 class Checkpoint:
@@ -42,6 +49,7 @@ class Checkpoint:
     """
 
     remarks: tuple[str, ...] = ()
+    computed: Mapping[str, Computed] = MappingProxyType({})  # of the entries, those not stored so
 
     def __init__(
         self,
@@ -120,22 +128,17 @@ def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) 
     chosen = _choose(Path(path).expanduser())
     files: list[MappedFile] = []
     try:
-        if _format(chosen) == "meta":
+        if len(chosen) > 1:
             files += map(MappedFile, chosen)
             return _open_meta(files, merge_rules)
         if chosen[0].suffix == ".json":
             return _open_index(chosen[0], files)
         files.append(MappedFile(chosen[0]))
-        return _hub_checkpoint(files, _collect(files))
+        return _by_names(files, _collect(files))
     except BaseException:
         for file in files:
             file.close()
         raise
-
-
-def checkpoint_format(path: Path | str) -> Literal["hf", "meta"]:
-    """The format that `open_checkpoint` finds at `path`; opens no file. Raises CheckpointError."""
-    return _format(_choose(Path(path).expanduser()))
 
 
 # Which files
@@ -147,10 +150,6 @@ def _choose(path: Path) -> list[Path]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "the name is not valid"
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason}") from None
-
-
-def _format(chosen: list[Path]) -> Literal["hf", "meta"]:
-    return "meta" if chosen[0].suffix == ".pth" else "hf"
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -178,8 +177,10 @@ def _explain_nothing(folder: Path) -> str:
         return f"holds {shown(shards[0])} but no {INDEX_NAME}; download that as well"
     if shards := [name for name in names if _BIN.fullmatch(name)]:
         return f"holds {shown(shards[0])} but no {BIN_INDEX_NAME}; download that as well"
-    if refused := [name for name in names if name.endswith(_REFUSED_ENDINGS)]:
-        return f"holds {shown(refused[0])}, a pickle that may run code when read; needs {wanted}"
+    if foreign := explain_foreign(names):
+        return foreign
+    if files := [name for name in names if name.endswith((".safetensors", *_ZIPS))]:
+        return f"needs {wanted}; if {shown(files[0])} holds the weights, give --checkpoint-path it"
     found = f"holds {', '.join(map(shown, names[:5]))}" if names else "is empty"
     return f"{found}; needs {wanted}"
 
@@ -195,7 +196,7 @@ def _files_of(path: Path) -> list[Path]:
         index = path.parent / BIN_INDEX_NAME
         is_shard = path.name != BIN_SINGLE_NAME and path.suffix == ".bin"
         return [index] if is_shard and _exists(index) else [path]
-    if path.name.endswith(_REFUSED_ENDINGS):
+    if path.name.endswith(_PICKLES):
         raise CheckpointError(
             f"{shown(path)}: files ending in {path.suffix} are pickles that may run code when read;"
             " use the model's .safetensors or consolidated*.pth"
@@ -205,10 +206,13 @@ def _files_of(path: Path) -> list[Path]:
         return [index] if _HF_SHARD.fullmatch(path.name) and _exists(index) else [path]
     if _META_SHARD.fullmatch(path.name):
         return _ranks(sorted(path.parent.glob("consolidated.*.pth")))
-    if path.suffix == ".pth":
+    if path.suffix in _ZIPS:
         return [path]
+    if foreign := explain_foreign([path.name]):
+        raise CheckpointError(f"{shown(path)}: {foreign}")
     raise CheckpointError(
-        f"{shown(path)}: mmchat reads .safetensors, their .index.json and consolidated*.pth"
+        f"{shown(path)}: mmchat reads .safetensors, consolidated*.pth, and .bin, .pt or .ckpt that"
+        " hold tensors alone"
     )
 
 
@@ -264,23 +268,26 @@ def _open_index(index: Path, files: list[MappedFile]) -> Checkpoint:
     for name, shard in weight_map.items():
         if name not in parts or parts[name][0][1].file.name != shard:
             raise where.fail(f"tensor {shown(name)} is not in {shown(shard)}; download both again")
-    return _hub_checkpoint(files, parts)
+    return _by_names(files, parts)
 
 
-def _hub_checkpoint(files: list[MappedFile], stored: Parts) -> Checkpoint:
-    """stored: by the names in the files."""
+def _by_names(files: list[MappedFile], stored: Parts) -> Checkpoint:
+    """Of the format that the names tell, or else the file's. stored: by the names in the files."""
     names, buffers = model_names(stored)
+    is_meta = any(_META_EMBEDDING in own for own in names.values())
+    is_hub = any(_HUB_EMBEDDING in own for own in names.values())
+    format = "meta" if is_meta or (not is_hub and files[0].path.suffix == ".pth") else "hf"
     parts = {
         own: [(file, replace(entry, name=own)) for file, entry in stored[name]]
         for name, own in names.items()
     }
-    return Checkpoint("hf", files, parts, {}, buffers)
+    return Checkpoint(format, files, parts, {}, buffers)
 
 
 def _collect(files: list[MappedFile]) -> Parts:
     parts: Parts = {}
     for file in files:
-        reader = pth_file if file.path.suffix == ".bin" else safetensors_file
+        reader = pth_file if file.path.suffix in _ZIPS else safetensors_file
         for entry in reader.read_entries(file):
             if entry.name in parts:
                 other = parts[entry.name][0][1].file.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from mmchat.checkpoints.mapped_file import shown
 from mmchat.errors import CheckpointError
@@ -12,7 +12,8 @@ from mmchat.errors import CheckpointError
 _WRAPPERS = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
-_OUTERMOST = "module."  # of DDP and FSDP, in front of every name
+# In front of every name: of DDP and FSDP, and of PEFT
+_OUTERMOST = ("module.", "base_model.model.")
 # What a model computes for itself, and some libraries, or older ones, store all the same.
 _BUFFERS = re.compile(
     r"(.+\.)?(rotary_emb\.((original_)?inv_freq|(cos|sin)_cached)|rope\.freqs|freqs_cis"
@@ -29,8 +30,8 @@ def model_names(stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     names = {name: own for name, own in plain.items() if not _BUFFERS.fullmatch(own)}
     names = names or plain  # a file of buffers alone is no model, and is refused as such
     buffers = [name for name in plain if name not in names]
-    while names and all(own.startswith(_OUTERMOST) for own in names.values()):
-        names = {name: own.removeprefix(_OUTERMOST) for name, own in names.items()}
+    while outer := _common(names.values()):
+        names = {name: own.removeprefix(outer) for name, own in names.items()}
     found: dict[str, str] = {}
     for name, own in names.items():
         if own in found:
@@ -39,6 +40,12 @@ def model_names(stored: Iterable[str]) -> tuple[dict[str, str], list[str]]:
             )
         found[own] = name
     return names, buffers
+
+
+def _common(names: Collection[str]) -> str | None:
+    """The wrapper that is in front of every name."""
+    fits = (outer for outer in _OUTERMOST if all(name.startswith(outer) for name in names))
+    return next(fits, None) if names else None
 
 
 def buffers_remark(buffers: list[str]) -> str:

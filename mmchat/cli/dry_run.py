@@ -59,7 +59,7 @@ def _facts(
         "max_new_tokens": new_tokens,
         "context": limit,
         "images": [image_facts(*picture) for picture in pictures],
-        "quantize": options.quantize,
+        "quantize": options.scheme(spec, placement),
         "adapters": _adapters(source),
         "memory": _memory(options, source, placement, workload),
     }

@@ -20,6 +20,7 @@ from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.packed import PackedLayers
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import OtherConfigError
 from mmchat.nn.linear import Linear, set_formats
@@ -36,13 +37,14 @@ def load_weights(
     adapters: Adapters,
     *,
     exported: ExportRecord | None,
+    packed: PackedLayers | None,
     repack: bool,
+    notices: list[str],
 ) -> FamilyModel:
     """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
 
-    adapters: are merged into what is no export.
-
-    repack: as in loader.load.
+    adapters: are merged into what is no export. packed: what as_packed found in `files`; repack: as
+    in loader.load. notices: takes what is to be said of it.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
@@ -51,7 +53,7 @@ def load_weights(
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
-    set_formats(model, options.plan)
+    set_formats(model, options.plan, packed.only if packed else None)
     try:
         if exported:
             if _joins(exported.scheme, exported.device):
@@ -59,7 +61,10 @@ def load_weights(
                     model.fuse_projections()
             count, tensors = _of_export(files, model, options, placement)
         else:
-            wanted = model.weight_names(text_only=options.text_only)
+            wanted = set(model.weight_names(text_only=options.text_only))
+            if packed:
+                whole = wanted - adapters.touched  # which are rounded when they are merged
+                wanted -= packed.fill(model, files, whole, options, placement.device, notices)
             count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
         touched = adapters.touched
@@ -131,6 +136,18 @@ def _share(other: Any, model: Any) -> None:
         for name, tensor in held.items():
             if tensor is not None and tensor.is_meta:
                 held[name] = getattr(other, kind)[name]
+
+
+def check_fit(files: Checkpoint, spec: ModelSpec) -> None:
+    """Compare the tensors with the model's, as loading does. Raises CheckpointError."""
+    build, wanted = spec.family.build(), None
+    if spec.text_only:
+        with shapes_only():
+            wanted = build.model(spec.config).weight_names(text_only=True)
+    try:
+        build.check_weights(files, spec.config, wanted)
+    except CheckpointError as error:
+        raise _with_fitting_params(error, spec) from None
 
 
 def _repack(model: FamilyModel, mapped: Checkpoint | None) -> None:

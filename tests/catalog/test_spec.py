@@ -28,6 +28,7 @@ from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama import config as mllama_config
 from mmchat.models.mllama.translate import CLIP_MEAN, CLIP_STD
 from mmchat.strict_json import parse_json
+from tests.checkpoints.hostile_files import write_pth
 from tests.models.mllama.test_translate import META_11B, META_90B, hub_config
 
 INSTRUCT = data_path("model_params", "Llama-3.2-11B-Vision-Instruct.json")
@@ -495,7 +496,7 @@ def test_transparent_pictures_follow_the_format_that_the_model_is_loaded_in(tmp_
     source = ModelSource(spec, tmp_path, None)
     assert source.format == "hf"  # no weights yet
     (tmp_path / "adapter.safetensors").touch()
-    (tmp_path / "consolidated.00.pth").touch()
+    write_pth(tmp_path / "consolidated.00.pth")
     assert source.format == "meta"
     assert alpha_rule(LoadOptions(), source) == "drop"
     assert alpha_rule(LoadOptions(alpha="white"), source) == "white"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.checkpoints.checkpoint import INDEX_NAME, checkpoint_format, open_checkpoint
+from mmchat.catalog.find import find_model
+from mmchat.checkpoints.checkpoint import INDEX_NAME, open_checkpoint
 from mmchat.errors import CheckpointError
 from tests.checkpoints.hostile_files import small_tensors, write_pth, write_safetensors
 
@@ -90,12 +91,12 @@ def test_the_format_is_told_as_opening_finds_it(tmp_path):
     )
     for add, expected in steps:
         add()
-        assert checkpoint_format(tmp_path) == expected
         with open_checkpoint(tmp_path) as checkpoint:
             assert checkpoint.format == expected
-    assert checkpoint_format(tmp_path / "consolidated.00.pth") == "meta"
+    with open_checkpoint(tmp_path / "consolidated.00.pth") as checkpoint:
+        assert checkpoint.format == "meta"
     with pytest.raises(CheckpointError, match="no such file"):
-        checkpoint_format(tmp_path / "none.pth")
+        open_checkpoint(tmp_path / "none.pth")
 
 
 def test_any_single_file_that_is_named_is_read(tmp_path):
@@ -103,13 +104,44 @@ def test_any_single_file_that_is_named_is_read(tmp_path):
     assert_reads(write_pth(tmp_path / "other.pth"), small_tensors())
 
 
-@pytest.mark.parametrize("name", ["other.bin", "model.ckpt", "model.pkl", "model.pt"])
-def test_pickles_are_refused_by_name(tmp_path, name):
+def test_pickles_are_refused_by_name(tmp_path):
+    write_pth(tmp_path / "model.pkl")
+    assert "may run code" in refusal(tmp_path / "model.pkl")
+    assert "holds 'model.pkl'" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["other.bin", "model.ckpt", "model.pt", "weights.pth"])
+def test_zips_of_tensors_are_read_whatever_their_ending(tmp_path, name):
     write_pth(tmp_path / name)
-    assert "may run code" in refusal(tmp_path / name)
-    message = refusal(tmp_path)
-    assert repr(name) in message
-    assert "may run code" in message
+    with open_checkpoint(tmp_path / name) as checkpoint:
+        assert set(checkpoint.entries) == set(small_tensors())
+    assert f"if {name!r} holds the weights, give --checkpoint-path" in refusal(tmp_path)
+    torch.save({"model": small_tensors(), "step": 5}, tmp_path / name)
+    assert "is not a tensor" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "format"),
+    [
+        ("consolidated.00.pth", "language_model.model.embed_tokens.weight", "hf"),
+        ("pytorch_model.bin", "text_model.tok_embeddings.weight", "meta"),
+        ("epoch_0.pt", "text_model.tok_embeddings.weight", "meta"),
+        ("model.pt", "_orig_mod.module.base_model.model.model.embed_tokens.weight", "hf"),
+    ],
+)
+def test_names_tell_the_format_and_not_the_ending(tmp_path, name, tensor, format):
+    write_pth(tmp_path / name, {tensor: torch.ones(2, 2)})
+    with open_checkpoint(tmp_path / name) as checkpoint:
+        assert checkpoint.format == format
+
+
+def test_wrappers_in_front_of_every_name_are_dropped(tmp_path):
+    for name in ("module.base_model.model.", "base_model.model.", "base_model.model._orig_mod."):
+        write_safetensors(
+            tmp_path / "model.safetensors", {name + "a": torch.ones(1), name + "b": torch.ones(2)}
+        )
+        with open_checkpoint(tmp_path) as checkpoint:
+            assert set(checkpoint.entries) == {"a", "b"}
 
 
 def test_a_wrong_path_is_named_with_the_nearest(tmp_path):
@@ -128,7 +160,39 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
     write_safetensors(tmp_path / shard_name(1))
     assert f"no {INDEX_NAME}" in refusal(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
-    assert "mmchat reads" in refusal(tmp_path / "model.onnx")
+    assert "is of ONNX, which mmchat does not read" in refusal(tmp_path / "model.onnx")
+    (tmp_path / "model.xyz").write_bytes(b"\x08\x07")
+    assert "mmchat reads" in refusal(tmp_path / "model.xyz")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "step"),
+    [
+        (["q4k.uqff", "residual.safetensors"], "UQFF of mistral.rs", "--quantize int4"),
+        (["__0_0.distcp", ".metadata"], "DCP", "dcp_to_torch"),
+        (["global_step5", "latest"], "DeepSpeed", "zero_to_fp32.py"),
+        (["checkpoint-500", "runs"], "the output of a training", "name one of the folders in it"),
+        (["model.onnx", "model.onnx_data"], "ONNX", "--quantize int4"),
+        (["StatefulLlama.mlpackage"], "Core ML", "--quantize int4"),
+        (["qmodel.pt"], "HQQ", "--quantize int4"),
+        (["output.safetensors"], "exl2", "--quantize int4"),
+        (["flax_model.msgpack"], "Flax", "--quantize int4"),
+    ],
+)
+@pytest.mark.parametrize("has_config", [False, True])
+def test_what_others_read_is_named_with_the_next_step(tmp_path, names, kind, step, has_config):
+    for name in names:
+        (tmp_path / name).touch()
+    if has_config:
+        (tmp_path / "config.json").write_text("{}")
+        message = refusal(tmp_path)
+    else:
+        with pytest.raises(CheckpointError) as caught:
+            find_model(tmp_path)
+        message = str(caught.value)
+    assert kind in message
+    assert step in message
+    assert "neither config.json" not in message
 
 
 def test_control_characters_of_a_path_are_escaped(tmp_path):
@@ -355,7 +419,7 @@ def test_headers_are_read_without_torch_numpy_or_safetensors(tmp_path):
     write_pth(tmp_path / "consolidated.pth")
     code = f"""
 import sys
-from mmchat.checkpoints.checkpoint import checkpoint_format, open_checkpoint
+from mmchat.checkpoints.checkpoint import open_checkpoint
 for path in ({str(tmp_path)!r}, {str(tmp_path / "consolidated.pth")!r}):
     assert len(open_checkpoint(path).entries) == 5
 print([name for name in ("torch", "numpy", "safetensors", "PIL") if name in sys.modules])

@@ -184,7 +184,6 @@ def test_another_way_to_prepare_pictures_is_refused(change, message, tmp_path):
         ({"vision_config": {"vision_output_dim": 1280}}, "vision_output_dim: 1280"),
         ({"vision_config": {"supported_aspect_ratios": [[1, 1]]}}, "supported_aspect_ratios"),
         ({"vision_config": []}, "vision_config: expected an object"),
-        ({"quantization_config": {"bits": 4}}, "quantised by another program"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(found, message):
