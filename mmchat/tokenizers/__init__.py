@@ -1,4 +1,4 @@
-"""Tokenizers behind one protocol: tokenizer.model of Llama 3 or Llama 2, and tokenizer.json."""
+"""Tokenizers behind one protocol: files of Llama 3, Llama 2 and Qwen, and tokenizer.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import escaped
 from mmchat.tokenizers.base import Tokenizer
 
-_NAMES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+_NAMES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json", "qwen.tiktoken")
 
 
 def tokenizer_in(folder: Path) -> Path | None:
@@ -18,7 +18,7 @@ def tokenizer_in(folder: Path) -> Path | None:
 
 
 def open_tokenizer(path: Path | str) -> Tokenizer:
-    """Open a tokenizer.model, a tokenizer.json, or the first of them in a folder.
+    """Open a tokenizer.model, tokenizer.json or qwen.tiktoken, or the first of them in a folder.
 
     Raises CheckpointError for a missing or damaged file, MissingExtra for a tokenizer.json that
     only the `tokenizers` library can run.

@@ -25,8 +25,8 @@ from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.errors import CheckpointError, ParamsError
 from mmchat.loading.options import LoadOptions
+from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
 from mmchat.models.mllama import config as mllama_config
-from mmchat.models.mllama.translate import CLIP_MEAN, CLIP_STD
 from mmchat.strict_json import parse_json
 from tests.models.mllama.test_translate import META_11B, META_90B, hub_config
 

@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmchat.models.base import Batch, Block, Cache
+from mmchat.models.base import Block, Cache
 from mmchat.models.embedding_cache import EmbeddingCache, own
+from mmchat.models.embedding_model import EmbeddingModel
 from mmchat.models.llava.blocks import compilable_blocks
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.tensor_names import is_unused
 from mmchat.models.llava.text import LanguageModel
 from mmchat.models.llava.vision import Projector, VisionTower
 from mmchat.models.prompt import Media
-from mmchat.models.row_cache import of_slots
-from mmchat.nn.attention import KeyValue
 from mmchat.nn.decoder import SelfAttention
-from mmchat.nn.kv_cache import Spans, past_steps
+from mmchat.nn.kv_cache import Past
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import GatedMLP
 
 
-class LlavaForConditionalGeneration(nn.Module):
+class LlavaForConditionalGeneration(EmbeddingModel):
     """Answers text about pictures. Weights load by the Hub's names."""
 
     def __init__(self, config: LlavaConfig) -> None:
@@ -64,52 +63,16 @@ class LlavaForConditionalGeneration(nn.Module):
             yield media[:1]
         own(cache).encoded[media[0].content_hash] = self.multi_modal_projector(features.pop())[0]
 
-    def forward(self, batch: Batch, cache: Cache) -> Tensor:
-        """Read new positions of several rows into the cache; float32 logits [W, V].
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self.language_model.model.embed(token_ids)
 
-        Differentiable for rows that start at 0, pictures included. Raises ValueError if a row does
-        not start where its slot ends.
-        """
-        rows = own(cache)
-        batch.check(rows.lengths)
-        for row in batch.rows():
-            rows.reserve(row.slot, row.end)
-        logits = self._step(batch, rows) if rows.is_step(batch) else self._read(batch, rows)
-        rows.advance(batch)
-        return logits
+    def decode(
+        self, x: Tensor, positions: Tensor, past: Sequence[Past], *of_tokens: Tensor
+    ) -> Tensor:
+        return self.language_model.model(x, positions, past)
 
-    def _read(self, batch: Batch, cache: EmbeddingCache) -> Tensor:
-        """Rows of any lengths, in which pictures may stand."""
-        text = self.language_model
-        x = text.model.embed(batch.token_ids)
-        if pictures := cache.pictures(batch):
-            x = x.index_copy(0, *pictures)
-        spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
-        hidden = text.model(x, spans.positions(x.device), cache.past(spans))
-        if not batch.wants_all:
-            hidden = hidden[list(batch.wanted)]
-        return text.lm_head(hidden).float()
-
-    def _step(self, batch: Batch, cache: EmbeddingCache) -> Tensor:
-        """A few next tokens of each row; in fixed slots all slots are computed."""
-        if not cache.fixed:
-            [slot] = batch.slots
-            positions = cache.positions[slot : slot + 1]
-            return self.step(batch.token_ids[None], positions, cache.rows(slot))
-        every = cache.in_all_slots(batch)
-        return of_slots(self.step(every, cache.positions, cache.all_rows()), batch)
-
-    def step(self, token_ids: Tensor, starts: Tensor, cached: Sequence[KeyValue]) -> Tensor:
-        """`forward` as a function of static tensors: the next tokens of R rows.
-
-        token_ids: [R, S] at starts .. starts + S, starts: [R] -> float32 [R·S, V]. cached: keys and
-        values [R, G, L, D] of each layer, written in place.
-        """
-        positions = starts[:, None] + torch.arange(token_ids.shape[1], device=starts.device)
-        past = past_steps(cached, positions, cached[0][0].shape[2])
-        text = self.language_model
-        hidden = text.model(text.model.embed(token_ids.flatten()), positions.flatten(), past)
-        return text.lm_head(hidden).float()
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.language_model.lm_head(hidden)
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,12 +9,11 @@ from mmchat.conversation import Image, Message
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.llava import prompt, squares
 from mmchat.models.llava.config import LlavaConfig
-from mmchat.models.llava.image_processor import SquareImage, preprocess
+from mmchat.models.llava.image_processor import preprocess
+from mmchat.models.prepared import Kept
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.tokenizers.base import Tokenizer
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
-
-SQUARES_KEPT = 16
 
 
 class LlavaProcessor:
@@ -39,8 +36,7 @@ class LlavaProcessor:
         self.config, self.tokenizer = config, tokenizer
         self.alpha: Literal["white", "drop"] = alpha
         self.stop_ids = frozenset({tokenizer.special_id("</s>")})
-        self._squares: OrderedDict[str, SquareImage] = OrderedDict()
-        self._lock = threading.Lock()
+        self._square = Kept(lambda image: preprocess(image, self.config))
 
     def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """Raises UsageError for tools, of which its models were taught nothing."""
@@ -62,15 +58,3 @@ class LlavaProcessor:
         pictures = zip(ids.starts, ids.images, strict=True)
         media = tuple(PlacedMedia(at, count, self._square(image)) for at, image in pictures)
         return Prompt(ids.input_ids, media, lead=lead)
-
-    def _square(self, image: Image) -> SquareImage:
-        with self._lock:
-            square = self._squares.get(image.content_hash)
-        if square is None:
-            square = preprocess(image, self.config)
-        with self._lock:
-            self._squares[image.content_hash] = square
-            self._squares.move_to_end(image.content_hash)
-            while len(self._squares) > SQUARES_KEPT:
-                self._squares.popitem(last=False)
-        return square
