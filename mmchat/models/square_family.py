@@ -32,13 +32,14 @@ class SquareFamily(ABC, Generic[C]):
     def vision_words(self, config: C) -> str:
         """Its encoder in a few words, such as "24 layers of 1,024"."""
 
-    def details(self, config: C) -> Mapping[str, Any]:
-        """What a description in JSON says beside the sizes of vision and text."""
-        return {}
+    def details(self, config: C, positions: int) -> dict[str, Any]:
+        """The description in JSON. positions: those of a picture."""
+        vision = {**asdict(config.vision_config), "positions_per_image": positions}
+        return {"vision": vision, "text": asdict(config.text_config)}
 
     def describe(self, config: C) -> Description:
-        vision, text, sizes = config.vision_config, config.text_config, self.sizes(config)
-        side = vision.image_size
+        text, sizes = config.text_config, self.sizes(config)
+        side = config.vision_config.image_size
         told = self.facts(config, side, side)
         kept = 2 * sizes.picture_numbers(told)
         positions = 2 * sizes.cache_per_token * told.positions
@@ -57,11 +58,7 @@ class SquareFamily(ABC, Generic[C]):
                     f" {text.vocab_size:,} tokens, context {text.max_position_embeddings:,}",
                 ),
             ),
-            details={
-                "vision": {**asdict(vision), "positions_per_image": told.positions},
-                "text": asdict(text),
-                **self.details(config),
-            },
+            details=self.details(config, told.positions),
             cache_lines=(
                 ("pictures", f"{size(positions)} each in bfloat16, {size(kept)} more until read"),
             ),

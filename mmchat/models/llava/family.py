@@ -69,12 +69,11 @@ class LlavaFamily(SquareFamily[LlavaConfig]):
         used = config.vision_layers_used
         return f"{used} of {vision.num_hidden_layers} layers of {vision.hidden_size:,}"
 
-    def details(self, config: LlavaConfig) -> dict[str, Any]:
-        return {
-            "layers_used": config.vision_layers_used,
-            "square": config.image_processor.square,
-            "vision_tower": config.features.tower,
-        }
+    def details(self, config: LlavaConfig, positions: int) -> dict[str, Any]:
+        found = super().details(config, positions)
+        found["vision"]["layers_used"] = config.vision_layers_used
+        pictures = {"square": config.image_processor.square, "vision_tower": config.features.tower}
+        return {**found, **pictures}
 
     def facts(self, config: LlavaConfig, height: int, width: int) -> MediaFacts:
         return squares.facts(config, height, width)

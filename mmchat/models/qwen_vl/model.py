@@ -36,17 +36,12 @@ class QwenVLCache(EmbeddingCache):
 
     def begin(self, slot: int, prompt: Prompt) -> None:
         """Raises ValueError if what the slot holds is rotated otherwise."""
-        alpha = self.config.alpha(len(prompt.token_ids))
-        if self.alphas[slot] != alpha:
-            if self.lengths[slot]:
-                raise ValueError(
-                    f"slot {slot} was read with alpha {self.alphas[slot]}, not {alpha}"
-                )
-            base = self.config.rotary_base(alpha)
-            self.of_rows[0][slot] = inverse_frequencies(self.config.head_dim, base).to(
-                self.of_rows[0]
-            )
-            self.alphas[slot] = alpha
+        alpha, held = self.config.alpha(len(prompt.token_ids)), self.alphas[slot]
+        if alpha != held and self.lengths[slot]:
+            raise ValueError(f"slot {slot} was read with alpha {held}, not {alpha}")
+        base = self.config.rotary_base(alpha)
+        self.of_rows[0][slot] = inverse_frequencies(self.config.head_dim, base).to(self.of_rows[0])
+        self.alphas[slot] = alpha
         super().begin(slot, prompt)
 
     def copy(self, source: int, target: int, length: int) -> None:

@@ -1,4 +1,4 @@
-"""What people are told of pictures, and of boxes in answers. Sizes are (height, width) in pixels."""
+"""What people are told of pictures. Sizes are (height, width) in pixels."""
 
 from __future__ import annotations
 

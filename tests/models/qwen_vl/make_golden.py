@@ -4,8 +4,8 @@
 
 FOLDER holds modeling_qwen.py, visual.py, configuration_qwen.py and qwen_generation_utils.py of
 Qwen/Qwen-VL-Chat, which are not part of this repository. They ran with transformers 4.37.2,
-numpy < 2, einops and torchvision beside torch 2.13.0. The weights are not written: the tests draw the
-same ones (oracle.py). The original finds pictures by paths in the prompt's ids and opens them.
+numpy < 2, einops and torchvision beside torch 2.13.0. The weights are not written: the tests draw
+the same ones (oracle.py). The original finds pictures by paths in the prompt's ids and opens them.
 """
 
 from __future__ import annotations
