@@ -164,7 +164,11 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     place = path.with_name("generation_config.json")
     generation = _optional_json(place) or {}
     if says.is_chat is None:
-        is_chat = _has_chat_template(path.parent) or _has_several_stops(generation, found)
+        is_chat = (
+            _has_chat_template(path.parent)
+            or _has_several_stops(generation, found)
+            or generation.get("chat_format") == "chatml"
+        )
         says = replace(says, is_chat=is_chat)
     given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
     return _translated(family, says, path, given, Where(str(place)))

@@ -185,7 +185,7 @@ LOADING: Mapping[str, Any] = {
         str | None,
         of_model("--vision-tower", metavar="PATH|REPO", help="Vision encoder kept apart."),
     ],
-    "tokenizer_path": Annotated[Path | None, _path(help="tokenizer.model or tokenizer.json.")],
+    "tokenizer_path": Annotated[Path | None, _path(help="tokenizer.model, tokenizer.json or qwen.tiktoken.")],
     "params_path": Annotated[Path | None, _path(help="A params JSON of a model.")],
     "text_only": Annotated[bool, of_model("--text-only", help="Leave the vision tower unloaded.")],
     "alpha": Annotated[

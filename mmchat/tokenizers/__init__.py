@@ -17,6 +17,12 @@ def tokenizer_in(folder: Path) -> Path | None:
     return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
 
 
+def name_as_found(path: Path) -> str:
+    """The name under which `tokenizer_in` finds a copy of the file, whatever it is called."""
+    names = {".json": "tokenizer.json", ".tiktoken": "qwen.tiktoken"}
+    return names.get(path.suffix, "tokenizer.model")
+
+
 def open_tokenizer(path: Path | str) -> Tokenizer:
     """Open a tokenizer.model, tokenizer.json or qwen.tiktoken, or the first of them in a folder.
 
@@ -28,8 +34,8 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
         found = tokenizer_in(path)
         if found is None:
             raise CheckpointError(
-                f"{escaped(str(path))}: neither tokenizer.model nor tokenizer.json there; name the"
-                " file"
+                f"{escaped(str(path))}: no tokenizer.model, tokenizer.json or qwen.tiktoken there;"
+                " name the file"
             )
         path = found
     if path.suffix == ".json":

@@ -8,7 +8,7 @@ Shape = tuple[int, ...]
 
 VISION = "transformer.visual."
 # What older writers saved beside the parameters; it is computed here.
-_COMPUTED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+_COMPUTED = (".rotary_emb.inv_freq", ".attn.masked_bias")
 
 
 def hub_name(name: str) -> str | None:

@@ -124,9 +124,13 @@ def compared(length: int) -> list[int]:
 @cache
 def random_weights(side: int = 84, *, small: bool = False) -> dict[str, Tensor]:
     """Every parameter. small: so that the eps of the norms counts."""
+    return weights_of(config(side), small=small)
+
+
+def weights_of(config: QwenVLConfig, *, small: bool = False) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
     weights = {}
-    for name, shape in sorted(hub_shapes(config(side)).items()):
+    for name, shape in sorted(hub_shapes(config).items()):
         value = torch.randn(shape, generator=generator)
         if ".ln_" in name:
             value = 1 + 0.2 * value if name.endswith("weight") else 0.1 * value
