@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmchat.conversation import Image, Message
+    from mmchat.conversation import Box, Image, Message, NameTags
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,15 @@ class Processor(Protocol):
         """What its prompts hold in place of a picture, and people write there; "" for nothing."""
         ...
 
+    @property
+    def name_tags(self) -> NameTags | None:
+        """What encloses the name of a picture where its prompts have one."""
+        ...
+
+    def boxes(self, text: str) -> Sequence[Box] | None:
+        """The places that an answer names in a picture; None where answers never do."""
+        ...
+
     def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """The prompt that lets the assistant answer `messages`, in the chat format.
 
@@ -129,3 +138,12 @@ class Processor(Protocol):
         ...
 
     def facts(self, image: Image) -> MediaFacts: ...
+
+
+class WithoutPlaces:
+    """Processor.name_tags and boxes of a family whose prompts and answers name none."""
+
+    name_tags = None
+
+    def boxes(self, text: str) -> None:
+        return None

@@ -30,6 +30,7 @@ class ToyProcessor:
     """Builds prompts (models.prompt.Processor)."""
 
     image_tag = ""
+    name_tags = None
 
     def __init__(
         self, config: ToyConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
@@ -49,6 +50,9 @@ class ToyProcessor:
 
     def raw(self, message: Message) -> Prompt:
         return self._prompt(message.content)
+
+    def boxes(self, text: str) -> None:
+        return None
 
     def facts(self, image: Image) -> MediaFacts:
         return self.config.facts(image.height, image.width)

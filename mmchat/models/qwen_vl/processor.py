@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from mmchat.conversation import Image, Message
+from mmchat.conversation import Box, Image, Message, NameTags
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.prepared import Kept
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.models.qwen_vl import prompt, squares
+from mmchat.models.qwen_vl.boxes import boxes_in
 from mmchat.models.qwen_vl.config import QwenVLConfig
 from mmchat.models.qwen_vl.image_processor import preprocess
 from mmchat.tokenizers.base import Tokenizer
@@ -25,6 +26,7 @@ class QwenVLProcessor:
 
     takes_tools = False
     image_tag = "<img/>"
+    name_tags = NameTags("<img>", "</img>", 254)  # in 255 the original finds no end
 
     def __init__(
         self, config: QwenVLConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
@@ -49,6 +51,9 @@ class QwenVLProcessor:
 
     def raw(self, message: Message) -> Prompt:
         return self._prompt(prompt.raw_parts(message))
+
+    def boxes(self, text: str) -> list[Box]:
+        return boxes_in(text)
 
     def facts(self, image: Image) -> MediaFacts:
         return squares.facts(self.config, image.height, image.width)

@@ -55,7 +55,8 @@ def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
     pictures = 0
     for message in messages:
         yield from _header(message.role)
-        yield from _content(message, pictures)
+        answer = message.role == "assistant"  # the original strips it before it is put back
+        yield from [message.text.strip()] if answer else _content(message, pictures)
         yield from (Token("<|im_end|>"), "\n")
         pictures += len(message.images)
     yield from _header("assistant")
