@@ -149,7 +149,9 @@ def answering_sibling(base: ModelSpec) -> str:
 
     Meta calls the base models by the shorter names, which are typed by mistake.
     """
-    sibling = find_spec(f"{base.name}-Instruct") if base.chat_format == "base" else None
+    if base.chat_format != "base":
+        return ""
+    sibling = find_spec(f"{base.name}-Instruct") or find_spec(f"{base.name}-Chat")
     return sibling.aliases[0] if sibling else ""
 
 

@@ -442,7 +442,7 @@ def test_a_missing_tokenizer_names_the_folder_that_it_was_looked_for_in(
     write(tmp_path / "weights", "model.safetensors", "")
     monkeypatch.chdir(tmp_path)
     source = find_model(checkpoint_path=given, params_path=data_path("model_params", "tiny.json"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json in 'weights'; copy .*, or give it"):
+    with pytest.raises(CheckpointError, match=r"qwen\.tiktoken in 'weights'; copy .*, or give it"):
         source.tokenizer_file()
 
 
