@@ -59,6 +59,9 @@ class FakeProcessor:
     def boxes(self, text: str) -> None:
         return None
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        return Prompt(tuple(token_ids))
+
     def raw(self, message: Message) -> Prompt:
         return Prompt(tuple(message.text.encode()))
 

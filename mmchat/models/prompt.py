@@ -137,13 +137,20 @@ class Processor(Protocol):
         """The prompt that a base model continues: no chat format."""
         ...
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        """The prompt that these tokens are, none of which is a picture's."""
+        ...
+
     def facts(self, image: Image) -> MediaFacts: ...
 
 
-class WithoutPlaces:
-    """Processor.name_tags and boxes of a family whose prompts and answers name none."""
+class PlainPrompts:
+    """Part of a Processor: prompts and answers name no places, and tokens alone make a prompt."""
 
     name_tags = None
+
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        return Prompt(tuple(token_ids))
 
     def boxes(self, text: str) -> None:
         return None

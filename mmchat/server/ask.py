@@ -23,7 +23,7 @@ from mmchat.server.tools import NO_TOOLS, Plan
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
-    from mmchat.models.prompt import Prompt
+    from mmchat.models.prompt import Processor, Prompt
 
 QUEUE_SECONDS = 60.0  # from the whole body of a request to its row at most, pictures included
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
@@ -263,16 +263,15 @@ def _opened(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
 
 def _prompt(call: Call, ask: Ask, opened: Opened) -> Prompt:
     """Runs in a thread of its own. Raises ApiError, MmchatError."""
-    from mmchat.models.prompt import Prompt
-
     processor, messages = call.service.model.processor, ask.messages
     if messages is None:
-        return Prompt(_ids(call, ask.ids, "prompt"))
+        return processor.of_ids(_ids(call, ask.ids, "prompt"))
     marks = (IMAGE_MARK, processor.image_tag)
     made = [_message(one, opened, marks) for one in messages]
     if isinstance(ask.prompt, AskedMessage):
         return processor.raw(made[0])
-    return _behind(_ids(call, ask.before, "context"), processor.chat(made, ask.plan.declared))
+    chat = processor.chat(made, ask.plan.declared)
+    return _behind(_ids(call, ask.before, "context"), chat, processor)
 
 
 def _ids(call: Call, ids: Sequence[int], param: str) -> tuple[int, ...]:
@@ -283,7 +282,7 @@ def _ids(call: Call, ids: Sequence[int], param: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _behind(before: tuple[int, ...], prompt: Prompt) -> Prompt:
+def _behind(before: tuple[int, ...], prompt: Prompt, processor: Processor) -> Prompt:
     """The prompt as more of what `before` has begun."""
     if not before:
         return prompt
@@ -293,7 +292,8 @@ def _behind(before: tuple[int, ...], prompt: Prompt) -> Prompt:
         )
     new = prompt.token_ids
     begins_again = new[:1] == before[:1]
-    return replace(prompt, token_ids=before + new[begins_again:])
+    joined = processor.of_ids(before + new[begins_again:])
+    return replace(joined, lead=prompt.lead)
 
 
 _ROLES: Mapping[str, Role] = {

@@ -11,12 +11,12 @@ from mmchat.models.llava import prompt, squares
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.image_processor import preprocess
 from mmchat.models.prepared import Kept
-from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt, WithoutPlaces
+from mmchat.models.prompt import MediaFacts, PlacedMedia, PlainPrompts, Prompt
 from mmchat.tokenizers.base import Tokenizer
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
 
-class LlavaProcessor(WithoutPlaces):
+class LlavaProcessor(PlainPrompts):
     """Builds prompts for one model (models.prompt.Processor), also in several threads at once.
 
     Recent pictures are kept as squares. Raises CheckpointError for a tokenizer of another kind.

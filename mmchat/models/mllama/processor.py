@@ -10,11 +10,11 @@ from mmchat.models.mllama import prompt, tiling
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.image_processor import preprocess
 from mmchat.models.prepared import Kept
-from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt, WithoutPlaces
+from mmchat.models.prompt import MediaFacts, PlacedMedia, PlainPrompts, Prompt
 from mmchat.tokenizers.base import Tokenizer
 
 
-class MllamaProcessor(WithoutPlaces):
+class MllamaProcessor(PlainPrompts):
     """Builds prompts for one model (models.prompt.Processor), also in several threads at once.
 
     Recent pictures are kept as tiles.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from mmchat.conversation import Box, Image, Message, NameTags
@@ -55,6 +56,9 @@ class QwenVLProcessor:
     def boxes(self, text: str) -> list[Box]:
         return boxes_in(text)
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        return Prompt(tuple(token_ids), context=prompt.rotation(self.config, len(token_ids)))
+
     def facts(self, image: Image) -> MediaFacts:
         return squares.facts(self.config, image.height, image.width)
 
@@ -63,5 +67,4 @@ class QwenVLProcessor:
         ids = prompt.ids_of(parts, self.tokenizer, count)
         pictures = zip(ids.starts, ids.images, strict=True)
         media = tuple(PlacedMedia(at, count, self._square(image)) for at, image in pictures)
-        context = prompt.rotation(self.config, len(ids.input_ids))
-        return Prompt(tuple(ids.input_ids), media, context)
+        return replace(self.of_ids(ids.input_ids), media=media)

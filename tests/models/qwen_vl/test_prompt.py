@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import regex
 
 from mmchat.conversation import Image, Message, NameTags, Text, question
 from mmchat.errors import CheckpointError, PromptError
 from mmchat.models.qwen_vl.processor import QwenVLProcessor
+from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from tests.models.qwen_vl.folders import tokenizer, with_vocabulary
 from tests.models.qwen_vl.oracle import SEQ_LENGTH, SPAN, image
@@ -182,6 +185,22 @@ def test_prompts_of_another_rotation_share_nothing(extra, context, processor):
     assert (len(prompt.token_ids), prompt.context) == (SEQ_LENGTH + extra, context)
     shorter = processor.raw(Message("user", text[: SEQ_LENGTH - 1]))
     assert (prompt.fingerprint[0] == shorter.fingerprint[0]) == (context == "")
+
+
+@pytest.mark.checkpoint
+def test_golden_ids_of_the_released_tokenizer():
+    path = os.environ.get("MMCHAT_QWEN_TOKENIZER")
+    if not path:
+        pytest.skip("MMCHAT_QWEN_TOKENIZER does not name the qwen.tiktoken of Qwen-VL")
+    released = QwenVLProcessor(with_vocabulary(), open_tokenizer(path), "drop")
+    one = list(released.chat([users("What is this?", ONE)]).token_ids)
+    assert " ".join(map(str, one[:21])) == (
+        "151644 8948 198 2610 525 264 10950 17847 13 151645 198 151644 872 198 24669 220 16 25 220"
+        " 151857 151859"
+    )
+    assert " ".join(map(str, one[276:])) == "151858 198 3838 374 419 30 151645 198 151644 77091 198"
+    assert len(one) == 287
+    assert len(released.chat([users("What changed?", ONE, OTHER)]).token_ids) == 550
 
 
 def test_another_tokenizer_is_refused():

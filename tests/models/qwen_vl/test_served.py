@@ -10,7 +10,7 @@ import pytest
 
 import mmchat
 from tests.models.qwen_vl.folders import write_folder
-from tests.models.qwen_vl.oracle import SPAN, image
+from tests.models.qwen_vl.oracle import SEQ_LENGTH, SPAN, image
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
@@ -66,6 +66,21 @@ def test_tags_are_places_of_as_many_pictures_and_else_text(client, shown):
     assert placed > SPAN
     plain = asked(client, said("a <img/> b"))["usage"]["prompt_tokens"]
     assert plain < SPAN
+
+
+def test_token_ids_beyond_the_limit_of_rotation_are_read_anew(client):
+    """They begin as a shorter prompt does whose keys are rotated otherwise."""
+
+    def logprobs(ids: list[int]) -> list[float]:
+        body = {"prompt": ids, "max_tokens": 2, "temperature": 0, "logprobs": 1}
+        found = client.post("/v1/completions", json={"model": "tiny-qwen", **body})
+        assert found.status_code == 200, found.text
+        return found.json()["choices"][0]["logprobs"]["token_logprobs"]
+
+    ids = [at * 37 % 250 for at in range(SEQ_LENGTH + 30)]
+    longer = logprobs(ids)
+    logprobs(ids[: SEQ_LENGTH - 5])
+    assert logprobs(ids) == pytest.approx(longer, abs=1e-5)
 
 
 def test_no_path_or_address_of_a_text_is_opened(client, tmp_path, monkeypatch):
