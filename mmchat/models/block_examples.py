@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from mmchat.models.base import Example
+from mmchat.models.base import Block, Example
 from mmchat.models.row_cache import CAPACITY_STEP
 from mmchat.nn.kv_cache import LayerCache, past_steps
 
@@ -39,3 +39,25 @@ def step_example(
     if count > 1:
         dynamic += [*((tensor, 0) for tensor in by_token), (past.positions, 1), (past.mask, 2)]
     return Example((*by_token, past), tuple(dynamic))
+
+
+def decoder_blocks(
+    model: nn.Module,
+    like: Tensor,
+    text: tuple[type[nn.Module], tuple[int, int, int], Callable[[Tensor], Sequence[Tensor]]],
+    vision: tuple[type[nn.Module], tuple[int, ...]],
+) -> list[Block]:
+    """Of a decoder's layers in steps, and of those of its picture encoder.
+
+    text: the kind of layer, with the other arguments of `step_example`. vision: the kind of layer,
+    and the shape of a picture in it.
+    """
+    kind, size, of_positions = text
+    layers = loaded_layers(model, kind)
+    of_pictures = loaded_layers(model, vision[0])
+    blocks = [
+        Block(layers, "decode", lambda: step_example(1, size, like, of_positions)),
+        Block(layers, "verify", lambda: step_example(DRAFT, size, like, of_positions)),
+        Block(of_pictures, "vision", lambda: Example((like.new_zeros(*vision[1]),))),
+    ]
+    return [block for block in blocks if block.layers]

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmchat.models.base import Batch, Cache
 from mmchat.models.embedding_cache import EmbeddingCache, own
+from mmchat.models.prompt import Media
 from mmchat.models.row_cache import of_slots
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import Past, Spans, past_steps
+from mmchat.nn.linear import Linear
 
 
 class EmbeddingModel(nn.Module):
-    """`forward` and `step` of models.base, for a family that says what is below.
+    """Most of models.build.FamilyModel, for a family that says what is abstract.
 
     of_rows: what each row is read with, [R, ...] (EmbeddingCache.of_rows); `decode` is given it for
-    each token, [N, ...].
+    each token, [N, ...]. The output head is a module named `lm_head`.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remarks: list[str] = []
+
+    @property
+    @abstractmethod
+    def like(self) -> Tensor:
+        """A tensor of the model's device and dtype."""
+
+    @abstractmethod
+    def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
+        """Encode pictures [I, C, S, S], a layer at a time, so that others may work between them.
+
+        What stands in place of tokens is added to `embeddings` at the end: [I, count, E].
+        """
+
+    @abstractmethod
+    def is_vision(self, name: str) -> bool:
+        """Whether only pictures need the weight."""
+
+    def is_unused(self, name: str) -> bool:
+        """Whether nothing needs the weight."""
+        return False
 
     @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -35,6 +61,14 @@ class EmbeddingModel(nn.Module):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """[N, E] -> [N, V]"""
+
+    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
+        """Put the first picture into the cache, by itself; each next() computes one layer."""
+        [pixels] = media[0].tensors
+        embeddings: list[Tensor] = []
+        for _ in self.encode_slices(pixels[None].to(self.like), embeddings):
+            yield media[:1]
+        own(cache).encoded[media[0].content_hash] = embeddings.pop()[0]
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
         """Read new positions of several rows into the cache; float32 logits [W, V].
@@ -91,3 +125,25 @@ class EmbeddingModel(nn.Module):
         of_tokens = [rows.repeat_interleave(count, dim=0) for rows in of_rows]
         x = self.embed(token_ids.flatten())
         return self.head(self.decode(x, positions.flatten(), past, *of_tokens)).float()
+
+    def weight_names(self, *, text_only: bool) -> set[str]:
+        """Names of the weights to load."""
+        used = {name for name in self.state_dict() if not self.is_unused(name)}
+        return {name for name in used if not (text_only and self.is_vision(name))}
+
+    def linear_parts(self) -> dict[str, str]:
+        """Which part each linear layer belongs to: "text", "head" or "vision"."""
+        return {
+            name: "vision"
+            if self.is_vision(f"{name}.")
+            else ("head" if name.endswith("lm_head") else "text")
+            for name, module in self.named_modules()
+            if isinstance(module, Linear) and not self.is_unused(f"{name}.")
+        }
+
+    def fuse_projections(self) -> None:
+        """Join the projections that read the same input, once the weights are loaded."""
+        for module in list(self.modules())[1:]:
+            fuse = getattr(module, "fuse_projections", None)
+            if fuse is not None:
+                fuse()

@@ -1,19 +1,22 @@
-"""Pictures as encoders take them: normalised pixels, and recent ones kept."""
+"""Pictures as encoders take them, normalised, and prompts in which squares stand."""
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from mmchat.conversation import Image
-from mmchat.models.prompt import MediaFacts
+from mmchat.conversation import Image, Message
+from mmchat.errors import UsageError
+from mmchat.models.prompt import MediaFacts, PlacedMedia, PlainPrompts, Prompt
+from mmchat.tokenizers.base import Tokenizer
 
 M = TypeVar("M")
 PICTURES_KEPT = 16
@@ -48,6 +51,63 @@ class Kept(Generic[M]):
             while len(self._kept) > PICTURES_KEPT:
                 self._kept.popitem(last=False)
         return made
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
+
+    input_ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    images: tuple[Image, ...]
+
+
+class SquareProcessor(PlainPrompts, ABC):
+    """models.prompt.Processor of a family that sees squares and calls no tools, but for `facts`.
+
+    It may be used in several threads at once. label: the family's name for people. stops: names of
+    the tokens that end an answer. count: positions a picture. make: of a picture, its square.
+    """
+
+    label: ClassVar[str]
+    takes_tools = False
+    lead = ""  # Prompt.lead of the chat format
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        alpha: Literal["white", "drop"],
+        stops: Sequence[str],
+        count: int,
+        make: Callable[[Image], SquareImage],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.alpha: Literal["white", "drop"] = alpha
+        self.stop_ids = frozenset(map(tokenizer.special_id, stops))
+        self.count, self._square = count, Kept(make)
+
+    @abstractmethod
+    def chat_ids(self, messages: Sequence[Message]) -> PromptIds: ...
+
+    @abstractmethod
+    def raw_ids(self, message: Message) -> PromptIds: ...
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        """Raises UsageError for tools, of which its models were taught nothing."""
+        if tools:
+            raise UsageError(
+                f"{self.label} was not taught to call tools; leave them out, or ask a Llama 3.2"
+                " model"
+            )
+        return replace(self._placed(self.chat_ids(messages)), lead=self.lead)
+
+    def raw(self, message: Message) -> Prompt:
+        return self._placed(self.raw_ids(message))
+
+    def _placed(self, ids: PromptIds) -> Prompt:
+        pictures = zip(ids.starts, ids.images, strict=True)
+        media = tuple(PlacedMedia(at, self.count, self._square(image)) for at, image in pictures)
+        return replace(self.of_ids(ids.input_ids), media=media)
 
 
 def normalised(picture: PILImage.Image, mean: Levels, std: Levels) -> torch.Tensor:

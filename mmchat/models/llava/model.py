@@ -11,19 +11,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Block, Cache
-from mmchat.models.embedding_cache import EmbeddingCache, own
+from mmchat.models.base import Block
+from mmchat.models.block_examples import decoder_blocks
+from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.embedding_model import EmbeddingModel
-from mmchat.models.llava.blocks import compilable_blocks
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.tensor_names import is_unused
 from mmchat.models.llava.text import LanguageModel
-from mmchat.models.llava.vision import Projector, VisionTower
-from mmchat.models.prompt import Media
-from mmchat.nn.decoder import SelfAttention
+from mmchat.models.llava.vision import Projector, VisionLayer, VisionTower
+from mmchat.nn.decoder import SelfAttentionLayer
 from mmchat.nn.kv_cache import Past
-from mmchat.nn.linear import Linear
-from mmchat.nn.mlp import GatedMLP
 
 
 class LlavaForConditionalGeneration(EmbeddingModel):
@@ -35,11 +32,9 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         self.vision_tower = VisionTower(config)
         self.multi_modal_projector = Projector(config)
         self.language_model = LanguageModel(config.text_config)
-        self.remarks: list[str] = []
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the model's device and dtype."""
         return self.language_model.model.norm.weight
 
     def new_cache(self, slots: int, positions: int) -> EmbeddingCache:
@@ -55,13 +50,16 @@ class LlavaForConditionalGeneration(EmbeddingModel):
             fixed=self.like.is_cuda,
         )
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
-        """Put the first picture into the cache, by itself; each next() computes one layer."""
-        [pixels] = media[0].tensors
+    def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
         features: list[Tensor] = []
-        for _ in self.vision_tower.slices(pixels[None].to(self.like), features):
-            yield media[:1]
-        own(cache).encoded[media[0].content_hash] = self.multi_modal_projector(features.pop())[0]
+        yield from self.vision_tower.slices(pixels, features)
+        embeddings.append(self.multi_modal_projector(features.pop()))
+
+    def is_vision(self, name: str) -> bool:
+        return not name.startswith("language_model.")
+
+    def is_unused(self, name: str) -> bool:
+        return is_unused(name, self.config)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.language_model.model.embed(token_ids)
@@ -76,31 +74,11 @@ class LlavaForConditionalGeneration(EmbeddingModel):
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""
-        return compilable_blocks(self)
-
-    def weight_names(self, *, text_only: bool) -> set[str]:
-        """Names of the weights to load: no layer behind the features, no vision for text alone."""
-        return {
-            name
-            for name in self.state_dict()
-            if not is_unused(name, self.config)
-            and (name.startswith("language_model.") or not text_only)
-        }
-
-    def linear_parts(self) -> dict[str, str]:
-        """Which part each linear layer belongs to: "text", "head" or "vision"."""
-        parts = {"language_model.model": "text", "language_model.lm_head": "head"}
-        return {
-            name: next((p for start, p in parts.items() if name.startswith(start)), "vision")
-            for name, module in self.named_modules()
-            if isinstance(module, Linear) and not is_unused(f"{name}.", self.config)
-        }
-
-    def fuse_projections(self) -> None:
-        """Join the projections that read the same input, once the weights are loaded."""
-        for module in self.modules():
-            if isinstance(module, SelfAttention | GatedMLP):
-                module.fuse_projections()
+        text, vision = self.config.text_config, self.config.vision_config
+        size = (text.hidden_size, text.num_key_value_heads, text.head_dim)
+        picture = (1, vision.num_patches + 1, vision.hidden_size)
+        of_text = (SelfAttentionLayer, size, self.language_model.model.rotary)
+        return decoder_blocks(self, self.like, of_text, (VisionLayer, picture))
 
     def finish_loading(self, device: torch.device) -> None:
         """Once the weights are there: the frequencies were computed when the model was built."""

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from mmchat.conversation import Image, Message, Text
 from mmchat.errors import PromptError
 from mmchat.models.messages import check_plain
+from mmchat.models.prepared import PromptIds
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
+FAMILY = "LLaVA-1.5"
 TAG = "<image>"
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives"
@@ -31,22 +33,13 @@ class End:
 Part = str | Image | End
 
 
-@dataclass(frozen=True)
-class PromptIds:
-    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
-
-    input_ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    images: tuple[Image, ...]
-
-
 def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
     """A conversation in the format "vicuna_v1", up to where the answer begins.
 
     Raises PromptError for no messages, a system message behind others, calls of tools, pictures
     that the user did not send, and over the limits.
     """
-    check_plain(messages, "LLaVA-1.5")
+    check_plain(messages, FAMILY)
     system = SYSTEM
     if messages[0].role == "system":
         system, messages = messages[0].text, messages[1:]
@@ -65,7 +58,7 @@ def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
 
 def raw_parts(message: Message) -> Iterator[Part]:
     """A prompt without a conversation, as bases take it: pictures and text."""
-    check_plain([message], "LLaVA-1.5")
+    check_plain([message], FAMILY)
     yield from _question(message)
 
 

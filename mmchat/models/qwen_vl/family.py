@@ -56,7 +56,7 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
 
     def draw(self, config: QwenVLConfig, image: Image) -> Drawing:
         from mmchat.models.preview import SQUARE, draw_square
-        from mmchat.models.qwen_vl.image_processor import square_pixels
+        from mmchat.models.qwen_vl.processor import square_pixels
 
         seen = square_pixels(image, config).resize((SQUARE, SQUARE))
         return draw_square(image.source, self.facts(config, image.height, image.width), seen)

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Block, Cache
-from mmchat.models.embedding_cache import EmbeddingCache, own
+from mmchat.models.base import Block
+from mmchat.models.block_examples import decoder_blocks
+from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.embedding_model import EmbeddingModel
-from mmchat.models.prompt import Media, Prompt
-from mmchat.models.qwen_vl.blocks import compilable_blocks
+from mmchat.models.prompt import Prompt
 from mmchat.models.qwen_vl.config import QwenVLConfig, TextConfig
-from mmchat.models.qwen_vl.text import MLP, TextModel
-from mmchat.models.qwen_vl.vision import VisionModel
+from mmchat.models.qwen_vl.tensor_names import VISION
+from mmchat.models.qwen_vl.text import DecoderLayer, TextModel
+from mmchat.models.qwen_vl.vision import VisionLayer, VisionModel
 from mmchat.nn.kv_cache import Past
 from mmchat.nn.linear import Linear
 from mmchat.nn.rope import inverse_frequencies
@@ -66,11 +67,9 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
         self.config = config
         self.transformer = TransformerModel(config)
         self.lm_head = Linear(config.text_config.hidden_size, config.vocab_size, bias=False)
-        self.remarks: list[str] = []
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the model's device and dtype."""
         return self.transformer.ln_f.weight
 
     def new_cache(self, slots: int, positions: int) -> QwenVLCache:
@@ -87,13 +86,11 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
             fixed=self.like.is_cuda,
         )
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
-        """Put the first picture into the cache, by itself; each next() computes one layer."""
-        [pixels] = media[0].tensors
-        embeddings: list[Tensor] = []
-        for _ in self.transformer.visual.slices(pixels[None].to(self.like), embeddings):
-            yield media[:1]
-        own(cache).encoded[media[0].content_hash] = embeddings.pop()[0]
+    def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
+        return self.transformer.visual.slices(pixels, embeddings)
+
+    def is_vision(self, name: str) -> bool:
+        return name.startswith(VISION)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.transformer.wte(token_ids)
@@ -109,27 +106,12 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""
-        return compilable_blocks(self)
-
-    def weight_names(self, *, text_only: bool) -> set[str]:
-        """Names of the weights to load; no vision for text alone."""
-        names = set(self.state_dict())
-        return {n for n in names if not (text_only and n.startswith("transformer.visual."))}
-
-    def linear_parts(self) -> dict[str, str]:
-        """Which part each linear layer belongs to: "text", "head" or "vision"."""
-        parts = {"transformer.h": "text", "lm_head": "head"}
-        return {
-            name: next((p for start, p in parts.items() if name.startswith(start)), "vision")
-            for name, module in self.named_modules()
-            if isinstance(module, Linear)
-        }
-
-    def fuse_projections(self) -> None:
-        """Join the projections that read the same input, once the weights are loaded."""
-        for module in self.modules():
-            if isinstance(module, MLP):
-                module.fuse_projections()
+        text, vision = self.config.text_config, self.config.vision_config
+        size = (text.hidden_size, text.num_attention_heads, text.head_dim)
+        inv_freq = inverse_frequencies(text.head_dim, text.rotary_emb_base).to(self.like.device)
+        of_text = (DecoderLayer, size, lambda at: self.transformer.turned(at, inv_freq))
+        picture = (1, vision.num_patches, vision.width)
+        return decoder_blocks(self, self.like, of_text, (VisionLayer, picture))
 
     def finish_loading(self, device: torch.device) -> None:
         """Nothing follows from the weights."""

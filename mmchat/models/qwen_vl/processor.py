@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
+
+from PIL import Image as PILImage
 
 from mmchat.conversation import Box, Image, Message, NameTags
-from mmchat.errors import CheckpointError, UsageError
-from mmchat.models.prepared import Kept
-from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
+from mmchat.errors import CheckpointError
+from mmchat.models.prepared import PromptIds, SquareImage, SquareProcessor, normalised
+from mmchat.models.prompt import MediaFacts, Prompt
 from mmchat.models.qwen_vl import prompt, squares
 from mmchat.models.qwen_vl.boxes import boxes_in
 from mmchat.models.qwen_vl.config import QwenVLConfig
-from mmchat.models.qwen_vl.image_processor import preprocess
 from mmchat.tokenizers.base import Tokenizer
 
 STOPS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 
 
-class QwenVLProcessor:
-    """Builds prompts for one model (models.prompt.Processor), also in several threads at once.
+class QwenVLProcessor(SquareProcessor):
+    """Builds prompts for one model. Raises CheckpointError for a tokenizer of another kind."""
 
-    Recent pictures are kept as squares. Raises CheckpointError for a tokenizer of another kind.
-    """
-
-    takes_tools = False
+    label = prompt.FAMILY
     image_tag = "<img/>"
     name_tags = NameTags("<img>", "</img>", 254)  # in 255 the original finds no end
 
@@ -37,34 +34,36 @@ class QwenVLProcessor:
                 "Qwen-VL needs its own tokenizer, qwen.tiktoken; give the one that came with the"
                 " weights with --tokenizer-path"
             )
-        self.config, self.tokenizer = config, tokenizer
-        self.alpha: Literal["white", "drop"] = alpha
-        self.stop_ids = frozenset(map(tokenizer.special_id, STOPS))
-        self._square = Kept(lambda image: preprocess(image, config))
+        count = config.vision_config.n_queries
+        super().__init__(tokenizer, alpha, STOPS, count, lambda image: preprocess(image, config))
+        self.config = config
 
-    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
-        """Raises UsageError for tools, of which its models were taught nothing."""
-        if tools:
-            raise UsageError(
-                "Qwen-VL was not taught to call tools; leave them out, or ask a Llama 3.2 model"
-            )
-        return self._prompt(prompt.chat_parts(messages))
+    def chat_ids(self, messages: Sequence[Message]) -> PromptIds:
+        return prompt.ids_of(prompt.chat_parts(messages), self.tokenizer, self.count)
 
-    def raw(self, message: Message) -> Prompt:
-        return self._prompt(prompt.raw_parts(message))
+    def raw_ids(self, message: Message) -> PromptIds:
+        return prompt.ids_of(prompt.raw_parts(message), self.tokenizer, self.count)
+
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        alpha = self.config.text_config.alpha(len(token_ids))
+        return Prompt(tuple(token_ids), context=f"alpha {alpha}" if alpha > 1 else "")
 
     def boxes(self, text: str) -> list[Box]:
         return boxes_in(text)
 
-    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
-        return Prompt(tuple(token_ids), context=prompt.rotation(self.config, len(token_ids)))
-
     def facts(self, image: Image) -> MediaFacts:
         return squares.facts(self.config, image.height, image.width)
 
-    def _prompt(self, parts: Iterator[prompt.Part]) -> Prompt:
-        count = self.config.vision_config.n_queries
-        ids = prompt.ids_of(parts, self.tokenizer, count)
-        pictures = zip(ids.starts, ids.images, strict=True)
-        media = tuple(PlacedMedia(at, count, self._square(image)) for at, image in pictures)
-        return replace(self.of_ids(ids.input_ids), media=media)
+
+def preprocess(image: Image, config: QwenVLConfig) -> SquareImage:
+    """RGB pixels -> [C, S, S] float32, bit for bit as the original code with Pillow."""
+    levels = config.image_processor
+    pixels = normalised(square_pixels(image, config), levels.image_mean, levels.image_std)
+    told = squares.facts(config, image.height, image.width)
+    return SquareImage(image.content_hash, told, (pixels,))
+
+
+def square_pixels(image: Image, config: QwenVLConfig) -> PILImage.Image:
+    """What the encoder sees: the whole picture as S x S pixels, whatever its shape."""
+    side = config.vision_config.image_size
+    return image.pixels.resize((side, side), PILImage.Resampling.BICUBIC)

@@ -7,11 +7,11 @@ stays text. Only the tags of things and boxes are ids in text too: they are how 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mmchat.conversation import Image, Message, Text
 from mmchat.models.messages import check_plain
-from mmchat.models.qwen_vl.config import QwenVLConfig
+from mmchat.models.prepared import PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
 SYSTEM = "You are a helpful assistant."
@@ -26,21 +26,6 @@ class Token:
 
 
 Part = str | Image | Token
-
-
-@dataclass
-class PromptIds:
-    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
-
-    input_ids: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    images: list[Image] = field(default_factory=list)
-
-
-def rotation(config: QwenVLConfig, length: int) -> str:
-    """What keys of a prompt of so many positions depend on beside its tokens; "" up to a limit."""
-    alpha = config.text_config.alpha(length)
-    return f"alpha {alpha}" if alpha > 1 else ""
 
 
 def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
@@ -93,14 +78,14 @@ def _content(message: Message, before: int) -> Iterator[Part]:
 def ids_of(parts: Iterator[Part], tokenizer: Tokenizer, positions: int) -> PromptIds:
     """Encode the parts. positions: how many ids each picture takes between its tags."""
     begin, end, pad = map(tokenizer.special_id, ("<img>", "</img>", "<imgpad>"))
-    found = PromptIds()
+    ids, starts, images = list[int](), list[int](), list[Image]()
     for part in parts:
         if isinstance(part, Token):
-            found.input_ids.append(tokenizer.special_id(part.name))
+            ids.append(tokenizer.special_id(part.name))
         elif isinstance(part, str):
-            found.input_ids += tokenizer.encode(part)
+            ids += tokenizer.encode(part)
         else:
-            found.starts.append(len(found.input_ids) + 1)
-            found.images.append(part)
-            found.input_ids += [begin, *[pad] * positions, end]
-    return found
+            starts.append(len(ids) + 1)
+            images.append(part)
+            ids += [begin, *[pad] * positions, end]
+    return PromptIds(tuple(ids), tuple(starts), tuple(images))

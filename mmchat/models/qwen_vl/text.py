@@ -89,10 +89,14 @@ class TextModel(nn.Module):
         past: one a layer. inv_freq: [N, D/2], with which the prompt that the token is of is
         rotated.
         """
-        turned = (*turns(positions, inv_freq), self.sharpness(positions))
+        turned = self.turned(positions, inv_freq)
         for layer, of_layer in zip(self.h, past, strict=True):
             x = layer(x, *turned, of_layer)
         return self.ln_f(x)
+
+    def turned(self, positions: Tensor, inv_freq: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer is given of positions [N]: cosines, sines and sharpness."""
+        return *turns(positions, inv_freq), self.sharpness(positions)
 
     def sharpness(self, positions: Tensor) -> Tensor:
         """log(p + 1) to the base of the trained length behind it, else 1: [N] -> [N, 1, 1]."""

@@ -22,9 +22,8 @@ from mmchat.models.qwen_vl.config import (
     TextConfig,
     VisionConfig,
 )
-from mmchat.models.qwen_vl.image_processor import preprocess
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
-from mmchat.models.qwen_vl.prompt import rotation
+from mmchat.models.qwen_vl.processor import preprocess
 from mmchat.models.qwen_vl.tensor_names import hub_shapes
 from mmchat.nn.shapes_only import shapes_only
 
@@ -171,7 +170,8 @@ def prompt(parts: Sequence[Part], side: int = 84) -> Prompt:
         if isinstance(part, Picture):
             placed.append(PlacedMedia(len(ids) + 1, SPAN, media(part.number, side)))
         ids += token_ids([part])
-    return Prompt(tuple(ids), tuple(placed), rotation(config(side), len(ids)))
+    alpha = CONFIG.text_config.alpha(len(ids))
+    return Prompt(tuple(ids), tuple(placed), f"alpha {alpha}" if alpha > 1 else "")
 
 
 def build(side: int = 84, *, small: bool = False) -> QwenVLForConditionalGeneration:
