@@ -32,13 +32,20 @@ class SquareFamily(ABC, Generic[C]):
     def vision_words(self, config: C) -> str:
         """Its encoder in a few words, such as "24 layers of 1,024"."""
 
+    def text_words(self, config: C) -> str:
+        text = config.text_config
+        return (
+            f"{text.num_hidden_layers} layers of {text.hidden_size:,}; {text.vocab_size:,} tokens,"
+            f" context {text.max_position_embeddings:,}"
+        )
+
     def details(self, config: C, positions: int) -> dict[str, Any]:
         """The description in JSON. positions: those of a picture."""
         vision = {**asdict(config.vision_config), "positions_per_image": positions}
         return {"vision": vision, "text": asdict(config.text_config)}
 
     def describe(self, config: C) -> Description:
-        text, sizes = config.text_config, self.sizes(config)
+        sizes = self.sizes(config)
         side = config.vision_config.image_size
         told = self.facts(config, side, side)
         kept = 2 * sizes.picture_numbers(told)
@@ -52,11 +59,7 @@ class SquareFamily(ABC, Generic[C]):
                     f"{self.vision_words(config)}; squares of {side} px,"
                     f" {told.positions:,} positions each",
                 ),
-                (
-                    "text",
-                    f"{text.num_hidden_layers} layers of {text.hidden_size:,};"
-                    f" {text.vocab_size:,} tokens, context {text.max_position_embeddings:,}",
-                ),
+                ("text", self.text_words(config)),
             ),
             details=self.details(config, told.positions),
             cache_lines=(

@@ -51,6 +51,10 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
         vision = config.vision_config
         return f"{vision.layers} layers of {vision.width:,} and a resampler"
 
+    def text_words(self, config: QwenVLConfig) -> str:
+        trained = config.text_config.seq_length
+        return f"{super().text_words(config)}, of which {trained:,} were trained"
+
     def facts(self, config: QwenVLConfig, height: int, width: int) -> MediaFacts:
         return squares.facts(config, height, width)
 

@@ -16,7 +16,7 @@ from mmchat.api import Model
 from mmchat.cli.app import app
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import ImageError, ParamsError, PromptError, UsageError
+from mmchat.errors import CheckpointError, ImageError, ParamsError, PromptError, UsageError
 from mmchat.models.base import Batch
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
 from mmchat.runtime.eager import EagerRuntime
@@ -182,6 +182,7 @@ def test_text_alone_needs_no_vision(folder, model):
 def test_commands_speak_of_the_square(folder, png, tmp_path):
     said = run("inspect", str(folder))
     assert "3 layers of 48 and a resampler; squares of 84 px, 258 positions each" in said
+    assert "665 tokens, context 1,200, of which 300 were trained" in said
     facts = json.loads(run("inspect", str(folder), "--json"))
     assert facts["vision"]["positions_per_image"] == 258
     assert facts["checkpoint"]["tensors"] == len(weights())
@@ -241,6 +242,34 @@ def test_a_qwen_for_text_alone_is_refused(folder, tmp_path):
     path.write_text(json.dumps(found))
     with pytest.raises(ParamsError, match="a Qwen for text alone; mmchat runs Qwen-VL"):
         mmchat.load(path, checkpoint_path=folder)
+
+
+def test_weights_of_other_sizes_are_refused_with_what_differs(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    path = tmp_path / "other" / "config.json"
+    found = json.loads(path.read_text())
+    found["intermediate_size"] += 2
+    found["visual"]["layers"] += 1
+    path.write_text(json.dumps(found))
+    with pytest.raises(CheckpointError) as caught:
+        mmchat.load(tmp_path / "other")
+    assert "expected [209, 256], found [208, 256]" in str(caught.value)
+    assert "12 missing: 'transformer.visual.transformer.resblocks.3." in str(caught.value)
+
+
+def test_an_answer_obeys_a_schema(model):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"the dog": {"enum": ["in the image", "<ref>"]}, "犬": {"type": "boolean"}},
+        "required": ["the dog", "犬"],
+        "additionalProperties": False,
+    }
+    for seed in range(3):
+        sampling = SamplingParams(schema=schema, seed=seed, temperature=1.0, max_new_tokens=200)
+        answer = finished(model.chat().send("dog", [image(0)], sampling))
+        assert answer.reason == "stop"
+        assert json.loads(answer.text).keys() == {"the dog", "犬"}
 
 
 def test_tools_are_refused(model):
