@@ -41,13 +41,15 @@ class Model(loader.LoadedModel):
         *pictures: ImageSource,
         sampling: SamplingParams | None = None,
         schema: Any = None,
+        image_tags: bool = False,
     ) -> str:
         """The whole answer to a question about pictures, or about none. Nothing is kept of it.
 
         question: a text; or messages as OpenAI's chat takes them, `{"role", "content"}`, whose
         pictures are parts with an image_url; or a dictionary with such `messages` and settings
-        beside them. schema: the answer is JSON that obeys it, as SamplingParams says. Raises what
-        `ChatSession.send` does.
+        beside them. schema: the answer is JSON that obeys it, as SamplingParams says. image_tags:
+        pictures that a text names in tags are opened, as `ChatSession.send` says, which tells also
+        what is raised.
         """
         from mmchat.chat import foreign
 
@@ -55,8 +57,10 @@ class Model(loader.LoadedModel):
             sampling = replace(sampling or self.sampling_defaults, schema=schema)
         session = self.chat()
         if isinstance(question, str):
-            events = session.send(question, list(pictures), sampling)
+            events = session.send(question, list(pictures), sampling, image_tags=image_tags)
         else:
+            if image_tags:
+                raise UsageError("image_tags is for a text; messages hold their pictures")
             if pictures:
                 raise UsageError("pictures of messages stand in them, as parts with an image_url")
             if isinstance(question, dict):
@@ -86,6 +90,7 @@ class Model(loader.LoadedModel):
         *,
         rows: int = MANY_ROWS,
         return_exceptions: Literal[False] = False,
+        image_tags: bool = False,
     ) -> Iterator[Finished]: ...
 
     @overload
@@ -96,6 +101,7 @@ class Model(loader.LoadedModel):
         *,
         rows: int = MANY_ROWS,
         return_exceptions: bool,
+        image_tags: bool = False,
     ) -> Iterator[Finished | MmchatError]: ...
 
     def generate_many(
@@ -105,13 +111,15 @@ class Model(loader.LoadedModel):
         *,
         rows: int = MANY_ROWS,
         return_exceptions: bool = False,
+        image_tags: bool = False,
     ) -> Iterator[Finished | MmchatError]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.
 
         A question is a text, a text and its pictures as `ChatSession.send` takes them, or a
         Message. Pictures are opened when it is their turn. Exported programs answer one at a time.
         Reading raises what `send` does, for the first question that fails; return_exceptions: its
-        error stands in the place of its answer, and the others are answered.
+        error stands in the place of its answer, and the others are answered. image_tags: as of
+        `ChatSession.send`.
         """
         params = sampling or self.sampling_defaults
         check_type("rows", rows, int, "a whole number")
@@ -126,7 +134,7 @@ class Model(loader.LoadedModel):
                     message = question
                 else:
                     given = question if isinstance(question, tuple) else (question, ())
-                    message = user_message(self, *given)
+                    message = user_message(self, *given, image_tags=image_tags)
                 return (yield self.request(self.processor.chat([message]), params))
             except MmchatError as error:
                 if not return_exceptions:

@@ -5,8 +5,9 @@ All of it is immutable, so that a turn that fails has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mmchat.errors import PromptError, UsageError, check_type, quoted
@@ -66,6 +67,49 @@ class Image:
 
 
 Part = Text | Image
+
+
+@dataclass(frozen=True)
+class Box:
+    """A place in a picture that an answer names, as `ref` if it says what that is.
+
+    points: (x, y) as shares of width and height: two opposite corners, or all four.
+    """
+
+    ref: str | None
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class NameTags:
+    """What encloses the name of a picture in a family's own prompts: `<img>dog.png</img>`.
+
+    most_bytes: of a name.
+    """
+
+    begin: str
+    end: str
+    most_bytes: int
+
+    def split(self, text: str) -> list[str]:
+        """Text and names in turn; the first and the last are text.
+
+        Raises PromptError for a tag without its end, and for an empty or longer name.
+        """
+        first, *rest = text.split(self.begin)
+        pieces = [first]
+        for part in rest:
+            name, end, after = part.partition(self.end)
+            if not end:
+                raise PromptError(f"{self.begin} in the text has no {self.end}; add it")
+            size = len(name.encode("utf-8", "replace"))
+            if not 1 <= size <= self.most_bytes:
+                raise PromptError(
+                    f"the name in {self.begin}…{self.end} has {size:,} bytes; 1 to"
+                    f" {self.most_bytes} are possible, so give the picture with --image-prompt"
+                )
+            pieces += [name, after]
+        return pieces
 
 
 @dataclass(frozen=True)
@@ -208,14 +252,26 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
 
-def question(text: str, images: Sequence[Image], *, marks: bool = False, tag: str = "") -> Message:
+def question(
+    text: str,
+    images: Sequence[Image],
+    *,
+    marks: bool = False,
+    tag: str = "",
+    names: NameTags | None = None,
+    opened: Mapping[str, Image] = MappingProxyType({}),
+) -> Message:
     """A user message with the pictures before the text, where text can see them.
 
     marks: each `<|image|>` in the text is the place of one picture instead; pictures beyond the
     marks go to the front. tag: what the model's own prompts hold in place of a picture; if the text
-    has it, pictures stand there and nowhere else. Raises PromptError for more marks than pictures,
-    and unless there are as many tags as pictures.
+    has it, pictures stand there and nowhere else. names: what encloses the name of a picture, by
+    which one of `images` (its source, or its number from 1) or of those that were `opened` stands
+    there. Raises PromptError for more marks than pictures, unless there are as many tags as other
+    pictures, and for a name of none.
     """
+    if names and names.begin in text:
+        return Message("user", _by_names(text, images, tag, names, opened))
     if tag and tag in text:
         _check_tags(text, images, tag)
         return Message("user", arranged([*([image] for image in images), text], [tag]))
@@ -236,9 +292,44 @@ def question(text: str, images: Sequence[Image], *, marks: bool = False, tag: st
     return Message("user", tuple(parts))
 
 
-def edited(old: Message, text: str, *, tag: str = "") -> Message:
+def called(images: Sequence[Image]) -> dict[str, Image]:
+    """Pictures by what a text may call them: their numbers from 1, and their sources."""
+    numbered = {str(number): image for number, image in enumerate(images, start=1)}
+    return numbered | {image.source: image for image in images}
+
+
+def _by_names(
+    text: str, images: Sequence[Image], tag: str, names: NameTags, opened: Mapping[str, Image]
+) -> tuple[Part, ...]:
+    pieces = names.split(text)
+    known = called(images) | dict(opened)
+    for name in pieces[1::2]:
+        if name not in known:
+            raise PromptError(
+                f"the text names the picture {quoted(name, 200)}, which is not given; give it with"
+                " --image-prompt, or let the text open pictures with --image-tags (in Python"
+                " image_tags=True)"
+            )
+    placed = [known[name] for name in pieces[1::2]]
+    others = [image for image in images if image not in placed]
+    plain = names.end.join(pieces[::2])  # which no tag is found across
+    if (tag and tag in plain) or others:
+        _check_tags(plain, others, tag)
+    coming, content = iter(others), list[Part]()
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            content.append(known[piece])
+            continue
+        first, *rest = piece.split(tag) if tag else [piece]
+        content.append(Text(first))
+        for part in rest:
+            content += [next(coming), Text(part)]
+    return tuple(content)
+
+
+def edited(old: Message, text: str, *, tag: str = "", names: NameTags | None = None) -> Message:
     """The question `old` with other text; its pictures stay, in front or at the tags."""
-    return question(text, old.images, tag=tag)
+    return question(text, old.images, tag=tag, names=names)
 
 
 def arranged(parts: Sequence[str | Sequence[Image]], marks: Sequence[str]) -> tuple[Part, ...]:

@@ -50,10 +50,17 @@ class FakeProcessor:
     stop_ids = frozenset({EOT})
     alpha = "white"
     image_tag = ""
+    name_tags = None
 
     def chat(self, messages: Sequence[Message]) -> Prompt:
         ids = [i for m in messages for i in (*m.text.encode(), EOT)]
         return Prompt(tuple(ids))
+
+    def boxes(self, text: str) -> None:
+        return None
+
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        return Prompt(tuple(token_ids))
 
     def raw(self, message: Message) -> Prompt:
         return Prompt(tuple(message.text.encode()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmchat.bench.pictures import picture_of
@@ -80,7 +80,7 @@ class Workload:
             question = Message("user", (load_image(given), Text(QUESTION)))
             return loaded.processor.chat([question])
         prompt = loaded.processor.raw(Message("user", (Text(given),)))
-        return replace(prompt, token_ids=prompt.token_ids[: self.tokens])
+        return loaded.processor.of_ids(prompt.token_ids[: self.tokens])
 
 
 def _write(loaded: LoadedModel, prompt: Prompt, timings: Timings) -> None:

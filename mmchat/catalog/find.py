@@ -24,7 +24,7 @@ from mmchat.models.family import COMPANION, Config
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
-from mmchat.tokenizers import tokenizer_in
+from mmchat.tokenizers import name_as_found, tokenizer_in
 
 # x:latest, x:11b, x:11b-instruct, x:11b-instruct-q4_K_M
 _TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASCII)
@@ -90,7 +90,7 @@ class ModelSource:
             raise CheckpointError(f"no tokenizer of {self.spec.name} here; give --tokenizer-path")
         folder = quoted(str(_folder_of(self.checkpoint)), 300)
         raise CheckpointError(
-            f"no tokenizer.model or tokenizer.json in {folder};"
+            f"no tokenizer.model, tokenizer.json or qwen.tiktoken in {folder};"
             " copy the one that came with the weights there, or give it with --tokenizer-path"
         )
 
@@ -103,7 +103,7 @@ class ModelSource:
         from mmchat.checkpoints.writers import copy_into, papers_beside
 
         tokenizer = self.tokenizer_file()
-        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
+        name = name_as_found(tokenizer)
         copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
         for paper in papers_beside(self.checkpoint) if self.checkpoint else ():
             copy_into(folder, paper, limits.LICENCE_BYTES)
@@ -162,7 +162,9 @@ def answering_sibling(base: ModelSpec) -> str:
 
     Meta calls the base models by the shorter names, which are typed by mistake.
     """
-    sibling = find_spec(f"{base.name}-Instruct") if base.chat_format == "base" else None
+    if base.chat_format != "base":
+        return ""
+    sibling = find_spec(f"{base.name}-Instruct") or find_spec(f"{base.name}-Chat")
     return sibling.aliases[0] if sibling else ""
 
 

@@ -186,7 +186,11 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     template, notices = None, list[str]()
     if says.is_chat is None:
         template = _chat_template(path.parent)
-        is_chat = template is not None or _has_several_stops(generation, found)
+        is_chat = (
+            template is not None
+            or _has_several_stops(generation, found)
+            or generation.get("chat_format") == "chatml"
+        )
         says = replace(says, is_chat=is_chat)
     if template and _fingerprint(template) not in _KNOWN_TEMPLATES:
         notices.append(_OWN_TEMPLATE)

@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmchat.conversation import Conversation, Image, Message, Turn, question
+from mmchat import limits
+from mmchat.conversation import Conversation, Image, Message, Turn, called, question
 from mmchat.engine.events import Event, Finished, Progress, Timings
 from mmchat.engine.request import Answer, Request
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import UsageError, check_type
+from mmchat.errors import PromptError, UsageError, check_type, quoted
 from mmchat.hardware.allocation import memory_error
 from mmchat.leads import OF_SEND, with_leads
 
 if TYPE_CHECKING:
     from mmchat.explain.look import Look
     from mmchat.loading.loader import LoadedModel
-    from mmchat.models.prompt import Prompt
+    from mmchat.models.prompt import Processor, Prompt
 
 T = TypeVar("T")
 _OVERTAKEN = "another question was asked before this answer was read"
@@ -72,18 +73,20 @@ class ChatSession:
         sampling: SamplingParams | None = None,
         *,
         schema: Any = None,
+        image_tags: bool = False,
     ) -> Iterator[Event]:
         """Ask, and read the answer as it is written.
 
         Pictures go before the text, or where its tags are if the model's family has one: `<image>`.
 
         images: one or a list of what mmchat.load_image takes, or of mmchat.Image. schema: in place
-        of that of `sampling`. Reading raises UsageError, ImageError, NetworkError, PromptError,
-        ContextLengthExceeded, MemoryError_, NumericalError; with a schema SchemaError and
-        MissingExtra.
+        of that of `sampling`. image_tags: what the text names in tags is opened, `<img>URL</img>`;
+        only for text that is nobody else's. Reading raises UsageError, ImageError, NetworkError,
+        PromptError, ContextLengthExceeded, MemoryError_, NumericalError; with a schema SchemaError
+        and MissingExtra.
         """
         self._interrupt.clear()
-        return self._send(text, images, sampling, schema)
+        return self._send(text, images, sampling, schema, image_tags)
 
     def ask(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """`send` of a message whose pictures stand where they should."""
@@ -109,13 +112,18 @@ class ChatSession:
     @with_leads(OF_SEND)
     def complete(
         self,
-        text: str,
+        text: str | Message,
         images: ImageSource | Sequence[ImageSource] = (),
         sampling: SamplingParams | None = None,
+        *,
+        image_tags: bool = False,
     ) -> Iterator[Event]:
-        """Continue raw text, without the chat format and without history."""
+        """Continue raw text, without the chat format and without history.
+
+        text: or a message whose pictures stand where they should. image_tags: as of `send`.
+        """
         self._interrupt.clear()
-        return self._complete(text, images, sampling)
+        return self._complete(text, images, sampling, image_tags)
 
     def interrupt(self) -> None:
         """End the answer that is being written before its next token; safe from any thread."""
@@ -178,11 +186,14 @@ class ChatSession:
         images: ImageSource | Sequence[ImageSource],
         sampling: SamplingParams | None,
         schema: Any,
+        image_tags: bool,
     ) -> Iterator[Event]:
         if schema is not None:
             _check_sampling(sampling)
             sampling = replace(sampling or self.loaded.sampling_defaults, schema=schema)
-        message = user_message(self.loaded, text, images, self.conversation.images)
+        message = user_message(
+            self.loaded, text, images, self.conversation.images, image_tags=image_tags
+        )
         yield from self._turn(_all, message, sampling)
 
     def _turn(
@@ -205,11 +216,16 @@ class ChatSession:
 
     def _complete(
         self,
-        text: str,
+        text: str | Message,
         images: ImageSource | Sequence[ImageSource],
         sampling: SamplingParams | None,
+        image_tags: bool,
     ) -> Iterator[Event]:
-        message = user_message(self.loaded, text, images)
+        if isinstance(text, Message):
+            message = text
+            check_message(self.loaded, message)
+        else:
+            message = user_message(self.loaded, text, images, image_tags=image_tags)
         yield (yield from self._answer(lambda: self.loaded.processor.raw(message), sampling))
 
     def _answer(
@@ -270,11 +286,13 @@ def user_message(
     text: str,
     images: ImageSource | Sequence[ImageSource] = (),
     beside: Sequence[Image] = (),
+    *,
+    image_tags: bool = False,
 ) -> Message:
     """A question with its pictures before it, or where its tags are, one for each.
 
-    beside: other pictures of the conversation. Raises UsageError, ImageError, NetworkError,
-    PromptError.
+    beside: other pictures of the conversation. image_tags: as of ChatSession.send. Raises
+    UsageError, ImageError, NetworkError, PromptError.
     """
     from mmchat.images import load_images
 
@@ -282,7 +300,42 @@ def user_message(
     images = _listed(images)
     _check_vision(loaded, images)
     pictures = load_images(images, alpha=loaded.processor.alpha, beside=list(beside))
-    return question(text, pictures, tag=loaded.processor.image_tag)
+    opened = {}
+    if image_tags:
+        opened = open_named(loaded.processor, text, pictures, beside)
+        _check_vision(loaded, list(opened))
+    tag, names = loaded.processor.image_tag, loaded.processor.name_tags
+    return question(text, pictures, tag=tag, names=names, opened=opened)
+
+
+def open_named(
+    processor: Processor, text: str, images: Sequence[Image], beside: Sequence[Image] = ()
+) -> dict[str, Image]:
+    """Open what a text names in tags and is none of `images`; by its name.
+
+    Only for text of the user's own: a document could have files read and addresses fetched. Raises
+    UsageError, ImageError, NetworkError, PromptError.
+    """
+    from mmchat.images import load_each
+
+    if processor.name_tags is None:
+        raise UsageError(
+            "prompts of this model name no pictures, so that a text cannot open them; give them"
+            " beside the text"
+        )
+    given = called(images)
+    names = dict.fromkeys(processor.name_tags.split(text)[1::2])
+    wanted = [name for name in names if name not in given]
+    have = len(images) + len(wanted)
+    if have > limits.IMAGES_PER_PROMPT:
+        raise PromptError(
+            f"the prompt has {have} pictures; at most {limits.IMAGES_PER_PROMPT} are possible"
+        )
+    each = load_each(wanted, alpha=processor.alpha, beside=[*beside, *images])
+    for name, pages in zip(wanted, each, strict=True):
+        if len(pages) > 1:
+            raise PromptError(f"{quoted(name, 200)} has {len(pages)} pages; name one: {name}#1")
+    return {name: pages[0] for name, pages in zip(wanted, each, strict=True)}
 
 
 def check_message(loaded: LoadedModel, message: Message) -> None:

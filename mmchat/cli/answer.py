@@ -117,6 +117,11 @@ class Answer:
             "prompt_ids": list(finished.prompt_ids),
             "output_ids": list(finished.output_ids),
         }
+        boxes = self._model.processor.boxes(finished.text)
+        if boxes is not None:
+            from mmchat.images.boxes import box_records
+
+            record["boxes"] = box_records(boxes, self._images[-1]) if self._images else []
         if finished.logprobs:
             tokenizer = self._model.tokenizer
             record["logprobs"] = [logprob_record(entry, tokenizer) for entry in finished.logprobs]

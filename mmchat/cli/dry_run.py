@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmchat.cli import console
 from mmchat.cli.answer import image_facts
 from mmchat.cli.model_choice import alpha_rule
-from mmchat.conversation import Conversation, question
+from mmchat.conversation import Conversation
 from mmchat.storage import atomic_file
 from mmchat.words import first_pictures, pixels, size
 
@@ -112,7 +112,7 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
     processor = spec.family.build().processor(
         spec.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
     )
-    message = question(request.text, request.images, tag=processor.image_tag)
+    message = request.message(processor)
     if request.raw or spec.chat_format == "base":
         return len(processor.raw(message).token_ids)
     return len(processor.chat([*Conversation(request.system).messages, message]).token_ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from mmchat.cli.prompt_input import (
     load_pictures,
 )
 from mmchat.cli.sampling_options import SamplingOptions
+from mmchat.conversation import question
 from mmchat.errors import UsageError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.catalog.find import ModelSource
     from mmchat.chat.session import ChatSession
-    from mmchat.conversation import Image
+    from mmchat.conversation import Box, Image, Message
     from mmchat.engine.events import Event
+    from mmchat.models.prompt import Processor
 
 SEARCHED_CHARACTERS = 4_096  # of the prompt, for names of pictures
 MOST_SAID = 3
@@ -47,6 +49,7 @@ def generate(
     images: options.Images = None,
     system: options.System = None,
     raw: options.Raw = False,
+    image_tags: options.ImageTags = False,
     *,
     sampling: SamplingOptions,
     model: LoadOptions,
@@ -57,6 +60,7 @@ def generate(
     stream_json: options.StreamJson = False,
     no_stream: options.NoStream = False,
     output: options.OutputFile = None,
+    draw_boxes: options.DrawBoxes = None,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -72,6 +76,7 @@ def generate(
     _refuse_pair("--quiet", quiet, "--verbose", verbose)
     _refuse_pair("--raw", raw, "--system", system is not None)
     _refuse_pair("--text-only", model.text_only, "--image-prompt", bool(images))
+    _refuse_pair("--text-only", model.text_only, "--image-tags", image_tags)
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
     if heat and not (as_json or stream_json):
@@ -82,7 +87,14 @@ def generate(
     output = None if output == Path("-") else output
     if output is not None:
         atomic_file.check_writable(output)
-        _refuse_overwriting_input(output, images)
+        _refuse_overwriting_input(output, images, "--output")
+    if draw_boxes is not None:
+        if draw_boxes.suffix.lower() != ".png":
+            raise UsageError(
+                f"--draw-boxes {str(draw_boxes)!r}: the drawing is a PNG; end the name in .png"
+            )
+        atomic_file.check_writable(draw_boxes)
+        _refuse_overwriting_input(draw_boxes, images, "--draw-boxes")
     check_pictures(images)
     given = gather(prompt, images, allow_blank=raw)
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
@@ -103,7 +115,18 @@ def generate(
         model_choice.begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(model, source), quiet)
     request = Request(
-        given.text, pictures, system, raw, model, source, sampling, logprobs, heat, quiet, verbose
+        given.text,
+        pictures,
+        system,
+        raw,
+        model,
+        source,
+        sampling,
+        logprobs,
+        heat,
+        quiet,
+        verbose,
+        given.typed if image_tags else "",
     )
     if dry_run:
         from mmchat.cli.dry_run import show_dry_run
@@ -115,12 +138,15 @@ def generate(
         form = "json" if as_json else "json-lines"
     elif no_stream:
         form = "whole"
-    run(request, form, output)
+    run(request, form, output, draw_boxes)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One checked question, with its pictures decoded."""
+    """One checked question, with its pictures decoded.
+
+    opens: the text whose tags may open pictures.
+    """
 
     text: str
     images: list[Image]
@@ -133,19 +159,33 @@ class Request:
     heat: bool
     quiet: bool
     verbose: bool
+    opens: str = ""
+
+    def message(self, processor: Processor) -> Message:
+        """The question as the model is asked it. Raises PromptError, ImageError, NetworkError."""
+        from mmchat.chat.session import open_named
+
+        opened = open_named(processor, self.opens, self.images) if self.opens else {}
+        tag, names = processor.image_tag, processor.name_tags
+        return question(self.text, self.images, tag=tag, names=names, opened=opened)
 
 
-def run(request: Request, form: answer.Form, output: Path | None) -> None:
+def run(
+    request: Request, form: answer.Form, output: Path | None, draw_boxes: Path | None = None
+) -> None:
     """Load the model, write the answer, leave with 130 if Ctrl-C cut it short."""
     from mmchat.repl.answering import interrupts
 
     with console.Stages(quiet=request.quiet) as stages:
         model = model_choice.load(request.model, request.source, stages)
         session = model.chat(system=request.system)
-        events = _events(model, session, request)
+        message = request.message(model.processor)
+        if draw_boxes is not None and model.processor.boxes("") is None:
+            raise UsageError(f"--draw-boxes does not fit {model.spec.name}: it names no places")
+        events = _events(model, session, message, request)
         is_chat = not request.raw and model.spec.chat_format == "instruct"
         markdown = is_chat and request.sampling.schema is None
-        sink = answer.Answer(model, request.images, form, output, markdown=markdown)
+        sink = answer.Answer(model, message.images, form, output, markdown=markdown)
         if request.heat:
             from mmchat.cli.look import heat_of
 
@@ -153,6 +193,8 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
     cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))
+    if draw_boxes is not None:
+        _draw(draw_boxes, model.processor.boxes(finished.text) or (), message.images)
     if cut and not request.quiet and form in ("stream", "whole"):
         console.note(cut)
     if request.verbose:
@@ -162,13 +204,26 @@ def run(request: Request, form: answer.Form, output: Path | None) -> None:
         raise typer.Exit(INTERRUPTED_EXIT_CODE)
 
 
-def _events(model: Model, session: ChatSession, request: Request) -> Iterator[Event]:
+def _draw(file: Path, boxes: Sequence[Box], images: Sequence[Image]) -> None:
+    """On the last picture, of which the answer speaks."""
+    from mmchat.images.boxes import draw_boxes
+    from mmchat.images.png import png_bytes
+
+    if not boxes or not images:
+        console.note(f"the answer has no boxes; {str(file)!r} is not written")
+        return
+    atomic_file.write_bytes(file, png_bytes(draw_boxes(boxes, images[-1])))
+
+
+def _events(
+    model: Model, session: ChatSession, message: Message, request: Request
+) -> Iterator[Event]:
     """The chat format for instruct models; the prompt as it is for base models and --raw."""
     spec = model.spec
     sampling = request.sampling.for_model(spec, logprobs=request.logprobs)
     if request.raw or spec.chat_format == "base":
-        return session.complete(request.text, request.images, sampling)
-    return session.send(request.text, request.images, sampling)
+        return session.complete(message, sampling=sampling)
+    return session.ask(message, sampling)
 
 
 def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: bool) -> list[Image]:
@@ -211,12 +266,12 @@ def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> 
         raise UsageError(f"{first} and {second} contradict each other; give one of them")
 
 
-def _refuse_overwriting_input(output: Path, sources: list[str]) -> None:
+def _refuse_overwriting_input(output: Path, sources: list[str], option: str) -> None:
     from mmchat.repl.paths import without_pages
 
     for source in itertools.chain.from_iterable((s, without_pages(s)) for s in sources):
         with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
             if Path(source).expanduser().samefile(output):
                 raise UsageError(
-                    f"--output {str(output)!r} would replace the picture that is asked about"
+                    f"{option} {str(output)!r} would replace the picture that is asked about"
                 )

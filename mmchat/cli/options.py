@@ -76,6 +76,16 @@ OutputFile = Annotated[
 StreamJson = Annotated[bool, of_output("--stream-json", help="One JSON line per token.")]
 NoStream = Annotated[bool, of_output("--no-stream", help="Print the answer when it is whole.")]
 Verbose = Annotated[bool, of_output("-v", "--verbose", help="Timings per stage on stderr.")]
+ImageTags = Annotated[
+    bool,
+    of_input("--image-tags", help="Open what --prompt names in tags: <img>dog.png</img>."),
+]
+DrawBoxes = Annotated[
+    Path | None,
+    of_output(
+        "--draw-boxes", metavar="FILE.png", help="Draw the boxes of the answer on the picture."
+    ),
+]
 DryRun = Annotated[
     bool,
     of_output("--dry-run", help="Show prompt tokens, tile grids and memory; load no weights."),
@@ -195,7 +205,9 @@ LOADING: Mapping[str, Any] = {
             help="Merge a LoRA adapter into the weights; repeatable.",
         ),
     ],
-    "tokenizer_path": Annotated[Path | None, _path(help="tokenizer.model or tokenizer.json.")],
+    "tokenizer_path": Annotated[
+        Path | None, _path(help="tokenizer.model, tokenizer.json or qwen.tiktoken.")
+    ],
     "params_path": Annotated[Path | None, _path(help="A params JSON of a model.")],
     "text_only": Annotated[bool, of_model("--text-only", help="Leave the vision tower unloaded.")],
     "alpha": Annotated[

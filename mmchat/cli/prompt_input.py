@@ -30,13 +30,14 @@ BASE64_LETTERS = 64  # of a line of base64, where it has lines
 class PromptInput:
     """The question and where its pictures are; `stdin_image` are the bytes of the source `-`.
 
-    notes: what was taken for granted.
+    typed: what of the text stood on the command line. notes: what was taken for granted.
     """
 
     text: str
     sources: tuple[str, ...]
     stdin_image: bytes | None
     notes: tuple[str, ...] = ()
+    typed: str = ""
 
 
 def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> PromptInput:
@@ -71,7 +72,7 @@ def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> Prom
         raise PromptError(f"the prompt is longer than {limits.PROMPT_BYTES // limits.MIB} MiB")
     if not text.strip() and not (allow_blank and sources):
         raise UsageError("the prompt is empty; give a question with --prompt TEXT or on stdin")
-    return PromptInput(text, tuple(sources), image, notes)
+    return PromptInput(text, tuple(sources), image, notes, prompt or "")
 
 
 def read_image_bytes() -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.storage import atomic_file
-from mmchat.tokenizers.byte_pair import BytePairTokenizer
+from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer
 
 if TYPE_CHECKING:
     from mmchat.tokenizers.base import Tokenizer
@@ -20,13 +20,13 @@ _CLASSES = {"L": "letters", "N": "numbers"}
 
 
 def write_token_table(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write tokens.txt, if `tokenizer` merges bytes by rank: for another no table is enough.
+    """Write tokens.txt, if `tokenizer` is of Llama 3's kind: for another no table is enough.
 
     Lines: `letters` and `numbers` with the ranges of code points (hexadecimal) that its splitting
     takes for such; `token ID BYTES` for each ordinary token, in hexadecimal, by rank; `special ID
     NAME`. Raises DiskError.
     """
-    if isinstance(tokenizer, BytePairTokenizer):
+    if isinstance(tokenizer, BytePairTokenizer) and tokenizer.split == LLAMA3_SPLIT:
         atomic_file.write_text(folder / TABLE_NAME, "\n".join((*_lines(tokenizer), "")))
 
 

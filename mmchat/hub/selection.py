@@ -20,7 +20,7 @@ _HF_FILES = (
     "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json",
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.json", "chat_template.jinja", *_PAPERS,
+    "chat_template.json", "chat_template.jinja", "qwen.tiktoken", *_PAPERS,
     "adapter_config.json", "adapter_model.safetensors",
 )  # fmt: skip
 # Fetched where a repository has no safetensors; they are read without being unpickled.

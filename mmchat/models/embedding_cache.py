@@ -24,7 +24,12 @@ class Place:
 
 
 class EmbeddingCache(RowCache[Tensor]):
-    """encoded: embeddings [count, E] that stand in place of tokens, until these are read."""
+    """encoded: embeddings [count, E] that stand in place of tokens, until these are read.
+
+    of_rows: tensors [slots, ...] that tokens of a slot are read with, which stay where they are.
+    """
+
+    of_rows: tuple[Tensor, ...] = ()
 
     def __init__(self, *, slots: int, **sizes: Any) -> None:
         super().__init__(slots=slots, **sizes)

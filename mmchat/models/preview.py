@@ -5,6 +5,9 @@ from __future__ import annotations
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
+from mmchat.models.prompt import MediaFacts
+from mmchat.words import pixels
+
 SMOOTH = 2  # everything is drawn this much larger and then reduced
 MARGIN = 28
 TITLE_HEIGHT = 104
@@ -18,6 +21,22 @@ HATCH_GROUND = (226, 230, 236)
 HATCH_LINE = (180, 188, 200)
 ACCENT = (234, 88, 12)
 WHITE = (255, 255, 255)
+SQUARE = 672 * SMOOTH  # side of a drawn square, pixels
+
+
+def draw_square(source: str, told: MediaFacts, square: PILImage.Image) -> PILImage.Image:
+    """A picture of SQUARE x SQUARE pixels under a title, as an RGB picture of 760 x 832."""
+    margin, title = SMOOTH * MARGIN, SMOOTH * TITLE_HEIGHT
+    width = max(SQUARE + 2 * margin, SMOOTH * MIN_WIDTH)
+    sheet = PILImage.new("RGB", (width, title + SQUARE + 2 * margin), PAPER)
+    left, top = (width - SQUARE) // 2, title + margin
+    sheet.paste(square, (left, top))
+    draw = ImageDraw.Draw(sheet)
+    line = f"{pixels(told.size)}, {told.placed}"
+    draw_title(draw, source, (line, f"{told.tokens:,} vision tokens"), width)
+    box = (left, top, left + SQUARE - 1, top + SQUARE - 1)
+    draw.rectangle(box, outline=ACCENT, width=2 * SMOOTH)
+    return sheet.reduce(SMOOTH)
 
 
 def hatched(height: int, width: int) -> PILImage.Image:

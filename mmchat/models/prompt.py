@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmchat.conversation import Image, Message
+    from mmchat.conversation import Box, Image, Message, NameTags
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,15 @@ class Processor(Protocol):
         """What its prompts hold in place of a picture, and people write there; "" for nothing."""
         ...
 
+    @property
+    def name_tags(self) -> NameTags | None:
+        """What encloses the name of a picture where its prompts have one."""
+        ...
+
+    def boxes(self, text: str) -> Sequence[Box] | None:
+        """The places that an answer names in a picture; None where answers never do."""
+        ...
+
     def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         """The prompt that lets the assistant answer `messages`, in the chat format.
 
@@ -141,4 +150,20 @@ class Processor(Protocol):
         """The prompt that a base model continues: no chat format."""
         ...
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        """The prompt that these tokens are, none of which is a picture's."""
+        ...
+
     def facts(self, image: Image) -> MediaFacts: ...
+
+
+class PlainPrompts:
+    """Part of a Processor: prompts and answers name no places, and tokens alone make a prompt."""
+
+    name_tags = None
+
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        return Prompt(tuple(token_ids))
+
+    def boxes(self, text: str) -> Sequence[Box] | None:
+        return None

@@ -31,9 +31,16 @@ def _llava() -> Family[Any, Any]:
     return LlavaFamily()
 
 
-FAMILIES: dict[str, LoadFamily] = {"mllama": _mllama, "llava": _llava}
+@cache
+def _qwen_vl() -> Family[Any, Any]:
+    from mmchat.models.qwen_vl.family import QwenVLFamily
+
+    return QwenVLFamily()
+
+
+FAMILIES: dict[str, LoadFamily] = {"mllama": _mllama, "llava": _llava, "qwen_vl": _qwen_vl}
 # Other model types of config.json files -> the family that reads them.
-_ALSO = {"llava_llama": "llava", "mllama_text_model": "mllama"}
+_ALSO = {"llava_llama": "llava", "mllama_text_model": "mllama", "qwen": "qwen_vl"}
 # Model types of relatives that are not run -> what they are.
 _NOT_RUN = {
     "llama": "a Llama that sees no pictures",
@@ -43,6 +50,9 @@ _NOT_RUN = {
     "llava_onevision": "LLaVA-OneVision, with another vision encoder and text model",
     "llava_qwen": "LLaVA with Qwen as its text model",
     "llava_mpt": "LLaVA with MPT as its text model",
+    "qwen2_vl": "Qwen2-VL, another architecture than Qwen-VL",
+    "qwen2_5_vl": "Qwen2.5-VL, another architecture than Qwen-VL",
+    "qwen3_vl": "Qwen3-VL, another architecture than Qwen-VL",
 }
 
 

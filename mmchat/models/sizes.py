@@ -157,3 +157,37 @@ class Sizes(ABC):
     def _read(self, pictures: bool) -> list[Part]:
         readings = ("token", "token after a picture")[: 1 + pictures]
         return [part for part in self.parts if part.reading in readings]
+
+
+@dataclass(frozen=True)
+class EmbeddingSizes(Sizes):
+    """Sizes of a decoder among whose tokens pictures stand, which a ViT encodes.
+
+    A picture takes embeddings until they are read. patches, width, intermediate_size: of the ViT;
+    behind: numbers a patch that are held at once where its states become embeddings.
+    """
+
+    text: DecoderSizes
+    patches: int
+    width: int
+    intermediate_size: int
+    behind: int
+
+    def picture_numbers(self, picture: MediaFacts) -> int:
+        return picture.tokens * self.text.hidden_size
+
+    def encode_bytes(
+        self, picture: MediaFacts, item_bytes: int, *, wide_products: bool = False
+    ) -> int:
+        width, inner = self.width, self.intermediate_size
+        # the sum so far, its norm, query, key, value and what they give; or the widths of the MLP
+        numbers = self.patches * max(6 * width, 2 * width + 3 * inner, self.behind)
+        wide = 4 * self.patches * (max(width, self.text.hidden_size) + inner)
+        return numbers * item_bytes + (wide if wide_products else 0)
+
+    def prefill_bytes(
+        self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
+    ) -> int:
+        return decoder_pass_bytes(
+            self.text, prompt, item_bytes, pictures=pictures, wide_products=wide_products
+        )

@@ -56,6 +56,7 @@ class Chat:
         self.screen = screen
         self.sampling = sampling
         self.attached: list[Image] = []
+        self.image_tags = False  # whether a question may open the pictures that it names in tags
         self.last: Finished | None = None
         self.first_error = 0
         self.written: set[tuple[str, Path]] = set()  # kinds and files that commands wrote
@@ -193,8 +194,15 @@ class Chat:
 
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""
+        processor, attached = self.session.loaded.processor, self.attached
+        opened = self._opened(text)
         message = question(
-            text, self.attached, marks=bool(self.attached), tag=self._tag(self.attached)
+            text,
+            attached,
+            marks=bool(attached),
+            tag=self._tag(attached),
+            names=processor.name_tags if attached or self.image_tags else None,
+            opened=opened,
         )
         sampling = self.sampling
         asked = lambda: self.session.ask(message, sampling)  # noqa: E731
@@ -219,9 +227,19 @@ class Chat:
     def edit(self, text: str) -> None:
         """Ask `text` in place of the last question, with the same pictures."""
         old = self.session.last_turn().question
-        message = edited(old, checked(text, "the line"), tag=self._tag(old.images))
+        names = self.session.loaded.processor.name_tags if old.images else None
+        message = edited(old, checked(text, "the line"), tag=self._tag(old.images), names=names)
         sampling = self.sampling
         self._answered(lambda: self.session.edit(message, sampling), message, sampling, undone=1)
+
+    def _opened(self, text: str) -> dict[str, Image]:
+        """The pictures that a question names in tags, where it may open them."""
+        if not self.image_tags:
+            return {}
+        from mmchat.chat.session import open_named
+
+        processor = self.session.loaded.processor
+        return open_named(processor, text, self.attached, self.pictures())
 
     def _tag(self, images: Sequence[Image]) -> str:
         """Where nothing is attached, nobody means a picture by it."""

@@ -22,6 +22,8 @@ from mmchat.words import timings
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
 
+IMAGE_TAGS = "image_tags"  # a setting that is none of sampling
+
 __all__ = ["COMMANDS", "find", "names"]  # the registry, with everything in it
 
 
@@ -175,10 +177,47 @@ def _set(chat: Chat, argument: str) -> None:
     if not argument:
         chat.screen.table(facts.settings(chat.sampling))
         return
+    if argument.split(None, 1)[0] == IMAGE_TAGS:
+        _set_image_tags(chat, argument.split()[1:])
+        return
     chat.sampling = settings.changed(chat.sampling, argument)
     chat.keeper.save(chat.session.conversation)
     name = argument.split(None, 1)[0]
     chat.screen.note(f"{name} is {facts.shown(getattr(chat.sampling, name))}")
+
+
+def _set_image_tags(chat: Chat, words: list[str]) -> None:
+    """Never by a pipe, whose text could then open files and addresses by itself."""
+    if words not in (["on"], ["off"]):
+        raise UsageError(f"\\set {IMAGE_TAGS} takes on or off")
+    if words == ["on"]:
+        if not chat.screen.interactive:
+            raise UsageError(f"{IMAGE_TAGS} is for a terminal: text of a pipe opens no pictures")
+        if chat.session.loaded.processor.name_tags is None:
+            raise UsageError(f"{IMAGE_TAGS} does not fit {chat.spec.name}: it knows no such tags")
+    chat.image_tags = words == ["on"]
+    chat.screen.note(f"{IMAGE_TAGS} is {words[0]}")
+
+
+@command("boxes", "[FILE.png]")
+def _boxes(chat: Chat, argument: str) -> None:
+    """Show the boxes of the last answer on its picture."""
+    from mmchat.images.boxes import box_records, draw_boxes
+
+    found = chat.session.loaded.processor.boxes(chat.session.last_turn().answer)
+    if found is None:
+        raise UsageError(f"answers of {chat.spec.name} have no boxes")
+    if not found or not chat.session.conversation.images:
+        raise UsageError("the last answer has no boxes, or there is no picture")
+    image = chat.session.conversation.images[-1]
+    drawing = draw_boxes(found, image)
+    if argument:
+        file = _file(chat, argument, "png")
+        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
+        chat.screen.note(f"wrote {str(file)!r}")
+    chat.screen.picture(drawing)
+    records = box_records(found, image)
+    chat.screen.table([(r["ref"] or "", str(r.get("box") or r.get("quad"))) for r in records])
 
 
 @command("show")

@@ -303,14 +303,12 @@ def opened_of(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
 
 def prompt_of(call: Call, ask: Ask, opened: Opened) -> Prompt:
     """Runs in a thread of its own. Raises ApiError, MmchatError."""
-    from mmchat.models.prompt import Prompt
-
     model = call.service.model
     if not all(0 <= token_id < model.vocab_size for token_id in ask.ids):
         param = "context" if ask.messages else "prompt"
         raise invalid(param, f"{param} has token ids that the model has not, or of a picture")
     if ask.ids and not ask.messages:
-        return Prompt(ask.ids)
+        return model.processor.of_ids(ask.ids)
     marks = (IMAGE_MARK, model.processor.image_tag)
     messages = [_message(one, opened, marks) for one in ask.messages]
     if ask.is_raw:
@@ -319,8 +317,11 @@ def prompt_of(call: Call, ask: Ask, opened: Opened) -> Prompt:
     if ask.ids and prompt.media:
         text = "context goes on by text alone; send messages with pictures"
         raise invalid("context", text)
+    if not ask.ids:
+        return prompt
     begins_again = prompt.token_ids[:1] == ask.ids[:1]
-    return replace(prompt, token_ids=ask.ids + prompt.token_ids[begins_again:])
+    joined = model.processor.of_ids(ask.ids + prompt.token_ids[begins_again:])
+    return replace(joined, lead=prompt.lead)
 
 
 def _check(messages: Sequence[AskedMessage], *, text_only: bool) -> None:

@@ -1,4 +1,4 @@
-"""Tokenizers behind one protocol: tokenizer.model of Llama 3 or Llama 2, and tokenizer.json."""
+"""Tokenizers behind one protocol: files of Llama 3, Llama 2 and Qwen, and tokenizer.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import escaped
 from mmchat.tokenizers.base import Tokenizer
 
-_NAMES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json")
+_NAMES = ("tokenizer.model", "original/tokenizer.model", "tokenizer.json", "qwen.tiktoken")
 
 
 def tokenizer_in(folder: Path) -> Path | None:
@@ -17,8 +17,14 @@ def tokenizer_in(folder: Path) -> Path | None:
     return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
 
 
+def name_as_found(path: Path) -> str:
+    """The name under which `tokenizer_in` finds a copy of the file, whatever it is called."""
+    names = {".json": "tokenizer.json", ".tiktoken": "qwen.tiktoken"}
+    return names.get(path.suffix, "tokenizer.model")
+
+
 def open_tokenizer(path: Path | str) -> Tokenizer:
-    """Open a tokenizer.model, a tokenizer.json, or the first of them in a folder.
+    """Open a tokenizer.model, tokenizer.json or qwen.tiktoken, or the first of them in a folder.
 
     Raises CheckpointError for a missing or damaged file, MissingExtra for a tokenizer.json that
     only the `tokenizers` library can run.
@@ -28,8 +34,8 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
         found = tokenizer_in(path)
         if found is None:
             raise CheckpointError(
-                f"{escaped(str(path))}: neither tokenizer.model nor tokenizer.json there; name the"
-                " file"
+                f"{escaped(str(path))}: no tokenizer.model, tokenizer.json or qwen.tiktoken there;"
+                " name the file"
             )
         path = found
     if path.suffix == ".json":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from mmchat import limits
@@ -55,12 +55,20 @@ class TokenTable:
     """Ids and bytes of one vocabulary; the parts of a Tokenizer that need no library.
 
     tokens: bytes of the ordinary tokens by id. special_tokens: names and ids, all of them behind
-    the ordinary ones.
+    the ordinary ones. tags: names of special tokens that mark up text, and so are text: `encode`
+    gives them where they are typed, and answers show them.
     """
 
-    def __init__(self, tokens: Sequence[bytes], special_tokens: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[bytes],
+        special_tokens: Mapping[str, int],
+        tags: Collection[str] = (),
+    ) -> None:
         self.tokens = tokens
         self.special_tokens = dict(special_tokens)
+        self.tags = {name: self.special_tokens[name] for name in tags}
+        self._tag_ids = frozenset(self.tags.values())
         self._special_bytes = {i: name.encode() for name, i in self.special_tokens.items()}
         size = max([len(tokens) - 1, *self.special_tokens.values()]) + 1
         # In the Hub's files the image token comes behind the ids that the model can produce.
@@ -76,7 +84,7 @@ class TokenTable:
 
     def is_special(self, token_id: int) -> bool:
         """Whether `token_id` is a special token or the image token."""
-        return token_id in self._special_bytes
+        return token_id in self._special_bytes and token_id not in self._tag_ids
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of one token: the name of a special one, U+FFFD for an unknown id."""
@@ -91,7 +99,7 @@ class TokenTable:
 
     def checked(self, ids: list[int]) -> list[int]:
         """`ids` of encoded text, after making sure that no special id is among them."""
-        if max(ids, default=0) >= len(self.tokens):
+        if any(i >= len(self.tokens) and i not in self._tag_ids for i in ids):
             raise PromptError("the text encodes to a special token; this must not happen")
         return ids
 

@@ -1,9 +1,10 @@
-"""Byte pair encoding as Llama 3 does it, run by tiktoken on data that lies here; no network."""
+"""Byte pair encoding as Llama 3 and Qwen do it, run by tiktoken on data that lies here."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -19,31 +20,50 @@ LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# Qwen's makes each digit a token.
+QWEN_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
 # Meta cuts text into pieces of bounded length first (llama_models, Tokenizer.encode).
 _PIECE_CHARS = 400_000
 _RUN_CHARS = 25_000
 
 
 class BytePairTokenizer(TokenTable):
-    """A tokenizer given by the bytes of each token, where the id is the rank of the merge."""
+    """A tokenizer given by the bytes of each token, where the id is the rank of the merge.
 
-    def __init__(self, tokens: list[bytes], special_tokens: Mapping[str, int]) -> None:
-        super().__init__(tokens, special_tokens)
+    split: how text is cut before bytes are merged. composes: text is brought into Unicode's normal
+    form C first.
+    """
+
+    def __init__(
+        self,
+        tokens: list[bytes],
+        special_tokens: Mapping[str, int],
+        tags: Collection[str] = (),
+        *,
+        split: str = LLAMA3_SPLIT,
+        composes: bool = False,
+    ) -> None:
+        super().__init__(tokens, special_tokens, tags)
+        self.split, self.composes = split, composes
 
     @cached_property
     def _encoding(self) -> tiktoken.Encoding:
         import tiktoken
 
         ranks = {token: rank for rank, token in enumerate(self.tokens)}
-        # No special token is given to it, so none can come out of it.
+        # No other special token is given to it, so none can come out of it.
         return tiktoken.Encoding(
-            "mmchat", pat_str=LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens={}
+            "mmchat", pat_str=self.split, mergeable_ranks=ranks, special_tokens=self.tags
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary token ids of `text`; the names of special tokens in it are ordinary text."""
+        """Token ids of `text`; the names of special tokens in it but for tags are ordinary text."""
         ids: list[int] = []
-        for piece in pieces(clean_text(text)):
+        text = clean_text(text)
+        if self.composes:
+            text = unicodedata.normalize("NFC", text)
+        for piece in pieces(text):
             ids += self._encode_piece(piece)
         return self.checked(ids)
 
@@ -52,7 +72,9 @@ class BytePairTokenizer(TokenTable):
 
     def _encode_piece(self, text: str) -> list[int]:
         try:
-            return self._encoding.encode(text, allowed_special=set(), disallowed_special=())
+            return self._encoding.encode(
+                text, allowed_special=set(self.tags), disallowed_special=()
+            )
         except BaseException as error:
             if not is_fault(error):
                 raise

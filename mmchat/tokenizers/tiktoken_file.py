@@ -1,4 +1,7 @@
-"""Meta's tokenizer.model: one token a line, base64 and rank; the special tokens follow by rule."""
+"""tokenizer.model of Llama 3 and qwen.tiktoken: one token a line, base64 and rank.
+
+The special tokens are not in the file, but follow by rule.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,37 @@ from mmchat import limits
 from mmchat.errors import CheckpointError, quoted
 from mmchat.strict_json import Where, read_bounded
 from mmchat.tokenizers.base import IMAGE_TOKEN
-from mmchat.tokenizers.byte_pair import BytePairTokenizer
+from mmchat.tokenizers.byte_pair import QWEN_SPLIT, BytePairTokenizer
 
 SPECIAL_TOKEN_COUNT = 256
+# What marks things and places in the text of Qwen-VL.
+QWEN_TAGS = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")
 
 
 def open_tiktoken_file(path: Path) -> BytePairTokenizer:
-    """Read a tokenizer.model. Raises CheckpointError that names the line."""
+    """Read such a file, Qwen's by its ending. Raises CheckpointError that names the line."""
     where = Where(str(path), error=CheckpointError)
     tokens = parse_tiktoken(read_bounded(path, limits.TOKENIZER_MODEL_BYTES, where), where)
-    names = llama3_special_tokens()
-    return BytePairTokenizer(tokens, {name: len(tokens) + i for i, name in enumerate(names)})
+    if path.suffix == ".tiktoken":
+        return qwen_tokenizer(tokens)
+    return BytePairTokenizer(tokens, _numbered(tokens, llama3_special_tokens()))
+
+
+def qwen_tokenizer(tokens: list[bytes]) -> BytePairTokenizer:
+    """Qwen-VL's tokenizer with these ordinary tokens."""
+    specials = _numbered(tokens, qwen_special_tokens())
+    return BytePairTokenizer(tokens, specials, QWEN_TAGS, split=QWEN_SPLIT, composes=True)
+
+
+def _numbered(tokens: list[bytes], names: list[str]) -> dict[str, int]:
+    return {name: len(tokens) + i for i, name in enumerate(names)}
+
+
+def qwen_special_tokens() -> list[str]:
+    """The 217 special tokens of Qwen-VL in the order of their ids."""
+    extras = [f"<|extra_{i}|>" for i in range(205)]
+    ends = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return [*ends, *extras, *QWEN_TAGS, "<img>", "</img>", "<imgpad>"]
 
 
 def llama3_special_tokens() -> list[str]:

@@ -25,8 +25,8 @@ from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.errors import CheckpointError, ParamsError
 from mmchat.loading.options import LoadOptions
+from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
 from mmchat.models.mllama import config as mllama_config
-from mmchat.models.mllama.translate import CLIP_MEAN, CLIP_STD
 from mmchat.strict_json import parse_json
 from tests.checkpoints.hostile_files import write_pth
 from tests.models.mllama.test_translate import META_11B, META_90B, hub_config
@@ -443,7 +443,7 @@ def test_a_missing_tokenizer_names_the_folder_that_it_was_looked_for_in(
     write(tmp_path / "weights", "model.safetensors", "")
     monkeypatch.chdir(tmp_path)
     source = find_model(checkpoint_path=given, params_path=data_path("model_params", "tiny.json"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json in 'weights'; copy .*, or give it"):
+    with pytest.raises(CheckpointError, match=r"qwen\.tiktoken in 'weights'; copy .*, or give it"):
         source.tokenizer_file()
 
 

@@ -80,10 +80,10 @@ def sampled_with(mmchat_command, *options):
 
     def spying(system=None):
         session = chat(system)
-        send = session.send
-        session.send = lambda text, images, sampling: (
+        ask = session.ask
+        session.ask = lambda message, sampling: (
             seen.append(sampling),
-            send(text, images, sampling),
+            ask(message, sampling),
         )[1]
         return session
 

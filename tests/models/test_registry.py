@@ -18,16 +18,17 @@ from mmchat.models.registry import FAMILIES, get_family, register
 from mmchat.strict_json import Where
 
 PACKAGE = Path(mmchat.__file__).parent
-OF_A_FAMILY = re.compile(r"(?i:vision_config|mllama|(?<![a-z])tile)|(?<=[a-z])Tile")
+OF_A_FAMILY = re.compile(r"(?i:vision_config|mllama|llava|qwen|(?<![a-z])tile)|(?<=[a-z])Tile")
 # File -> what of a family may be said there.
 ALLOWED = {
     "__init__.py": {"Mllama"},  # what the package is for, as `cli/app.py` says it too
     "bench/workloads.py": {"tile"},  # the unit of `bench --vision`
+    "catalog/find.py": {"qwen"},  # a file of tokens, qwen.tiktoken
     "cli/app.py": {"Mllama", "tile"},  # what the program is for; the command `tiles`
     "cli/bench.py": {"tile"},  # help of `bench --vision`
     "cli/doctor.py": {"tile"},  # the note below its table
     "cli/eval.py": {"tile"},  # `--by tiles`
-    "cli/options.py": {"tile"},  # help of --dry-run
+    "cli/options.py": {"tile", "qwen"},  # help of --dry-run and --tokenizer-path
     "cli/tiles.py": {"tile"},  # the command
     "cli/wrong_names.py": {"tile"},  # the command
     "server/app.py": {"tile"},  # the route `/page/tiles`
@@ -35,10 +36,15 @@ ALLOWED = {
     "evals/run.py": {"tile"},  # `--by tiles`
     "evals/scenes/__init__.py": {"tile"},  # sizes in which scenes are drawn
     "evals/scenes/world.py": {"tile", "TILE"},
+    "hub/selection.py": {"qwen"},  # qwen.tiktoken, to be fetched
     "hardware/cpu.py": {"tile"},  # a feature of processors, amx_tile
     "nn/__init__.py": {"tile"},  # the legend of axes
     "quant/kernels/ops.py": {"tile"},  # amx_tile
     "repl/commands.py": {"tile"},  # the command \tiles
+    "tokenizers/__init__.py": {"qwen", "Qwen"},  # whose files are read
+    "tokenizers/byte_pair.py": {"Qwen", "QWEN"},
+    "tokenizers/text_steps.py": {"Qwen"},
+    "tokenizers/tiktoken_file.py": {"qwen", "Qwen", "QWEN"},
 }
 
 

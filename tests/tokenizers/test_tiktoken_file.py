@@ -232,7 +232,9 @@ def test_other_files_are_recognised(tmp_path, content, message):
 
 
 def test_a_folder_is_searched_for_its_tokenizer(tmp_path):
-    with pytest.raises(CheckpointError, match=r"neither tokenizer.model nor tokenizer.json"):
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer.model, tokenizer.json or qwen\.tiktoken there"
+    ):
         open_tokenizer(tmp_path)
     (tmp_path / "original").mkdir()
     (tmp_path / "original" / "tokenizer.model").write_bytes(tiktoken_lines(TOKENS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -30,6 +30,7 @@ class ToyProcessor:
     """Builds prompts (models.prompt.Processor)."""
 
     image_tag = ""
+    name_tags = None
 
     def __init__(
         self, config: ToyConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
@@ -47,8 +48,15 @@ class ToyProcessor:
             parts += [*self._header(message.role), *message.content, end]
         return self._prompt([*parts, *self._header("assistant")])
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        context = f"rotary base {self.config.rotary_base(len(token_ids)):g}"
+        return Prompt(tuple(token_ids), context=context)
+
     def raw(self, message: Message) -> Prompt:
         return self._prompt(message.content)
+
+    def boxes(self, text: str) -> None:
+        return None
 
     def facts(self, image: Image) -> MediaFacts:
         return self.config.facts(image.height, image.width)
@@ -66,8 +74,7 @@ class ToyProcessor:
                 ids += [self.config.image_token_id] * count
             else:
                 ids += [part] if isinstance(part, int) else self.tokenizer.encode(part.text)
-        context = f"rotary base {self.config.rotary_base(len(ids)):g}"
-        return Prompt(tuple(ids), tuple(media), context)
+        return replace(self.of_ids(ids), media=tuple(media))
 
     def _media(self, image: Image) -> ToyMedia:
         size, grid, patch = self.config.image_size, self.config.grid, self.config.patch_size

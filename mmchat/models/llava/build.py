@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from math import isqrt
-from typing import Literal, NoReturn
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.errors import ExportError
 from mmchat.models.family import COMPANION, Alpha, OtherConfigError
 from mmchat.models.hub_weights import HubWeights, entries_by_name
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.processor import LlavaProcessor
 from mmchat.models.llava.tensor_names import VISION, hub_name, hub_shapes
+from mmchat.models.square_family import WithoutPrograms
 from mmchat.tokenizers.base import Tokenizer
 
 _POSITIONS = f"{VISION}embeddings.position_embedding.weight"
 
 
-class LlavaBuild(HubWeights[LlavaConfig]):
+class LlavaBuild(WithoutPrograms, HubWeights[LlavaConfig]):
     """See mmchat.models.build.Build."""
+
+    label = "LLaVA"
 
     def shapes(self, config: LlavaConfig) -> dict[str, tuple[int, ...]]:
         return hub_shapes(config)
@@ -44,12 +45,6 @@ class LlavaBuild(HubWeights[LlavaConfig]):
 
     def processor(self, config: LlavaConfig, tokenizer: Tokenizer, alpha: Alpha) -> LlavaProcessor:
         return LlavaProcessor(config, tokenizer, alpha)
-
-    def programs(self, format: Literal["aoti", "executorch"]) -> NoReturn:
-        raise ExportError(
-            f"LLaVA cannot be exported as {format} programs yet; --format safetensors stores its"
-            " weights as they are loaded"
-        )
 
 
 def _hub_name_beside_companion(name: str) -> str | None:

@@ -7,16 +7,13 @@ resizes its shorter side and cuts out the middle; both by Pillow's bicubic filte
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-import numpy as np
-import torch
 from PIL import Image as PILImage
 
 from mmchat.conversation import Image
 from mmchat.models.llava.config import ImageProcessorConfig, LlavaConfig
 from mmchat.models.llava.squares import facts, square_of
-from mmchat.models.prompt import MediaFacts
+from mmchat.models.prepared import SquareImage, normalised
 
 _BICUBIC = PILImage.Resampling.BICUBIC
 _SUPPORT = 2.0  # of the filter to each side, in pixels of the result
@@ -24,23 +21,12 @@ _STRIP_PIXELS = 2**22  # of a padded square that are held at once
 _EXACT_PIXELS = 2**27  # of a padded square, beyond which its margin is not computed: it takes long
 
 
-@dataclass(frozen=True, eq=False)
-class SquareImage:
-    """A picture as the vision encoder takes it: tensors is [C, S, S] float32."""
-
-    content_hash: str
-    facts: MediaFacts
-    tensors: tuple[torch.Tensor, ...]
-
-
 def preprocess(image: Image, config: LlavaConfig) -> SquareImage:
     """RGB pixels -> [C, S, S] float32."""
-    pixels = np.asarray(square_pixels(image.pixels, config))
-    values = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-    for channel, table in enumerate(_normalisation(config.image_processor)):
-        np.take(table, pixels[..., channel], out=values[channel])
     told = facts(config, image.height, image.width)
-    return SquareImage(image.content_hash, told, (torch.from_numpy(values),))
+    square, levels = square_pixels(image.pixels, config), config.image_processor
+    pixels = normalised(square, levels.image_mean, levels.image_std)
+    return SquareImage(image.content_hash, told, (pixels,))
 
 
 def square_pixels(picture: PILImage.Image, config: LlavaConfig) -> PILImage.Image:
@@ -103,15 +89,3 @@ def _columns_of(left: int, right: int, longer: int, side: int) -> tuple[int, int
     scale = longer / side
     first = math.floor(left / scale - _SUPPORT) - 1
     return max(0, first), min(side, math.ceil(right / scale + _SUPPORT) + 1)
-
-
-def _normalisation(config: ImageProcessorConfig) -> np.ndarray:
-    """Normalised value of each of the 256 levels of each channel: [C, 256] float32.
-
-    A table costs one lookup per pixel. The roundings must stay as they are: the product with 1/255
-    in float64 rounded to float32, then subtraction and division in float32.
-    """
-    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean = np.array(config.image_mean, dtype=np.float32)[:, None]
-    std = np.array(config.image_std, dtype=np.float32)[:, None]
-    return (levels - mean) / std

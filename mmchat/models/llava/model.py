@@ -9,25 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmchat.models.base import Batch, Block, Cache
-from mmchat.models.embedding_cache import EmbeddingCache, own
-from mmchat.models.llava.blocks import compilable_blocks
+from mmchat.models.base import Block
+from mmchat.models.block_examples import decoder_blocks
+from mmchat.models.embedding_cache import EmbeddingCache
+from mmchat.models.embedding_model import EmbeddingModel
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.tensor_names import is_unused
 from mmchat.models.llava.text import LanguageModel
-from mmchat.models.llava.vision import Projector, VisionTower
-from mmchat.models.prompt import Media
-from mmchat.models.row_cache import of_slots
-from mmchat.nn.attention import KeyValue
-from mmchat.nn.decoder import SelfAttention
-from mmchat.nn.kv_cache import Spans, past_steps
-from mmchat.nn.linear import Linear
-from mmchat.nn.mlp import GatedMLP
+from mmchat.models.llava.vision import Projector, VisionLayer, VisionTower
+from mmchat.nn.decoder import SelfAttentionLayer
+from mmchat.nn.kv_cache import Past
 
 
-class LlavaForConditionalGeneration(nn.Module):
+class LlavaForConditionalGeneration(EmbeddingModel):
     """Answers text about pictures. Weights load by the Hub's names."""
 
     def __init__(self, config: LlavaConfig) -> None:
@@ -36,11 +32,9 @@ class LlavaForConditionalGeneration(nn.Module):
         self.vision_tower = VisionTower(config)
         self.multi_modal_projector = Projector(config)
         self.language_model = LanguageModel(config.text_config)
-        self.remarks: list[str] = []
 
     @property
     def like(self) -> Tensor:
-        """A tensor of the model's device and dtype."""
         return self.language_model.model.norm.weight
 
     def new_cache(self, slots: int, positions: int) -> EmbeddingCache:
@@ -56,88 +50,35 @@ class LlavaForConditionalGeneration(nn.Module):
             fixed=self.like.is_cuda,
         )
 
-    def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
-        """Put the first picture into the cache, by itself; each next() computes one layer."""
-        [pixels] = media[0].tensors
+    def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
         features: list[Tensor] = []
-        for _ in self.vision_tower.slices(pixels[None].to(self.like), features):
-            yield media[:1]
-        own(cache).encoded[media[0].content_hash] = self.multi_modal_projector(features.pop())[0]
+        yield from self.vision_tower.slices(pixels, features)
+        embeddings.append(self.multi_modal_projector(features.pop()))
 
-    def forward(self, batch: Batch, cache: Cache) -> Tensor:
-        """Read new positions of several rows into the cache; float32 logits [W, V].
+    def is_vision(self, name: str) -> bool:
+        return not name.startswith("language_model.")
 
-        Differentiable for rows that start at 0, pictures included. Raises ValueError if a row does
-        not start where its slot ends.
-        """
-        rows = own(cache)
-        batch.check(rows.lengths)
-        for row in batch.rows():
-            rows.reserve(row.slot, row.end)
-        logits = self._step(batch, rows) if rows.is_step(batch) else self._read(batch, rows)
-        rows.advance(batch)
-        return logits
+    def is_unused(self, name: str) -> bool:
+        return is_unused(name, self.config)
 
-    def _read(self, batch: Batch, cache: EmbeddingCache) -> Tensor:
-        """Rows of any lengths, in which pictures may stand."""
-        text = self.language_model
-        x = text.model.embed(batch.token_ids)
-        if pictures := cache.pictures(batch):
-            x = x.index_copy(0, *pictures)
-        spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
-        hidden = text.model(x, spans.positions(x.device), cache.past(spans))
-        if not batch.wants_all:
-            hidden = hidden[list(batch.wanted)]
-        return text.lm_head(hidden).float()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self.language_model.model.embed(token_ids)
 
-    def _step(self, batch: Batch, cache: EmbeddingCache) -> Tensor:
-        """A few next tokens of each row; in fixed slots all slots are computed."""
-        if not cache.fixed:
-            [slot] = batch.slots
-            positions = cache.positions[slot : slot + 1]
-            return self.step(batch.token_ids[None], positions, cache.rows(slot))
-        every = cache.in_all_slots(batch)
-        return of_slots(self.step(every, cache.positions, cache.all_rows()), batch)
+    def decode(
+        self, x: Tensor, positions: Tensor, past: Sequence[Past], *of_tokens: Tensor
+    ) -> Tensor:
+        return self.language_model.model(x, positions, past)
 
-    def step(self, token_ids: Tensor, starts: Tensor, cached: Sequence[KeyValue]) -> Tensor:
-        """`forward` as a function of static tensors: the next tokens of R rows.
-
-        token_ids: [R, S] at starts .. starts + S, starts: [R] -> float32 [R·S, V]. cached: keys and
-        values [R, G, L, D] of each layer, written in place.
-        """
-        positions = starts[:, None] + torch.arange(token_ids.shape[1], device=starts.device)
-        past = past_steps(cached, positions, cached[0][0].shape[2])
-        text = self.language_model
-        hidden = text.model(text.model.embed(token_ids.flatten()), positions.flatten(), past)
-        return text.lm_head(hidden).float()
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.language_model.lm_head(hidden)
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""
-        return compilable_blocks(self)
-
-    def weight_names(self, *, text_only: bool) -> set[str]:
-        """Names of the weights to load: no layer behind the features, no vision for text alone."""
-        return {
-            name
-            for name in self.state_dict()
-            if not is_unused(name, self.config)
-            and (name.startswith("language_model.") or not text_only)
-        }
-
-    def linear_parts(self) -> dict[str, str]:
-        """Which part each linear layer belongs to: "text", "head" or "vision"."""
-        parts = {"language_model.model": "text", "language_model.lm_head": "head"}
-        return {
-            name: next((p for start, p in parts.items() if name.startswith(start)), "vision")
-            for name, module in self.named_modules()
-            if isinstance(module, Linear) and not is_unused(f"{name}.", self.config)
-        }
-
-    def fuse_projections(self) -> None:
-        """Join the projections that read the same input, once the weights are loaded."""
-        for module in self.modules():
-            if isinstance(module, SelfAttention | GatedMLP):
-                module.fuse_projections()
+        text, vision = self.config.text_config, self.config.vision_config
+        size = (text.hidden_size, text.num_key_value_heads, text.head_dim)
+        picture = (1, vision.num_patches + 1, vision.hidden_size)
+        of_text = (SelfAttentionLayer, size, self.language_model.model.rotary)
+        return decoder_blocks(self, self.like, of_text, (VisionLayer, picture))
 
     def finish_loading(self, device: torch.device) -> None:
         """Once the weights are there: the frequencies were computed when the model was built."""

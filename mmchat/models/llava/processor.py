@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 from mmchat.conversation import Image, Message
-from mmchat.errors import CheckpointError, UsageError
+from mmchat.errors import CheckpointError
 from mmchat.models.llava import prompt, squares
 from mmchat.models.llava.config import LlavaConfig
-from mmchat.models.llava.image_processor import SquareImage, preprocess
-from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
+from mmchat.models.llava.image_processor import preprocess
+from mmchat.models.prepared import PromptIds, SquareProcessor
+from mmchat.models.prompt import MediaFacts
 from mmchat.tokenizers.base import Tokenizer
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
-SQUARES_KEPT = 16
 
+class LlavaProcessor(SquareProcessor):
+    """Builds prompts for one model. Raises CheckpointError for a tokenizer of another kind."""
 
-class LlavaProcessor:
-    """Builds prompts for one model (models.prompt.Processor), also in several threads at once.
-
-    Recent pictures are kept as squares. Raises CheckpointError for a tokenizer of another kind.
-    """
-
-    takes_tools = False
+    label = prompt.FAMILY
     image_tag = prompt.TAG
+    lead = prompt.LEAD
 
     def __init__(
         self, config: LlavaConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
@@ -36,41 +31,17 @@ class LlavaProcessor:
                 "LLaVA needs Llama 2's tokenizer.model, a SentencePiece model; give the one that"
                 " came with the weights with --tokenizer-path"
             )
-        self.config, self.tokenizer = config, tokenizer
-        self.alpha: Literal["white", "drop"] = alpha
-        self.stop_ids = frozenset({tokenizer.special_id("</s>")})
-        self._squares: OrderedDict[str, SquareImage] = OrderedDict()
-        self._lock = threading.Lock()
+        count = config.positions_per_image
+        super().__init__(tokenizer, alpha, ["</s>"], count, lambda image: preprocess(image, config))
+        self.config, self._pieces = config, tokenizer
 
-    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
-        """Raises UsageError for tools, of which its models were taught nothing."""
-        if tools:
-            raise UsageError(
-                "LLaVA-1.5 was not taught to call tools; leave them out, or ask a Llama 3.2 model"
-            )
-        return self._prompt(prompt.chat_parts(messages), lead=prompt.LEAD)
+    def chat_ids(self, messages: Sequence[Message]) -> PromptIds:
+        parts = prompt.chat_parts(messages)
+        return prompt.ids_of(parts, self._pieces, self.config.image_token_id, self.count)
 
-    def raw(self, message: Message) -> Prompt:
-        return self._prompt(prompt.raw_parts(message))
+    def raw_ids(self, message: Message) -> PromptIds:
+        parts = prompt.raw_parts(message)
+        return prompt.ids_of(parts, self._pieces, self.config.image_token_id, self.count)
 
     def facts(self, image: Image) -> MediaFacts:
         return squares.facts(self.config, image.height, image.width)
-
-    def _prompt(self, parts: Iterable[prompt.Part], lead: str = "") -> Prompt:
-        count = self.config.positions_per_image
-        ids = prompt.ids_of(parts, self.tokenizer, self.config.image_token_id, count)
-        pictures = zip(ids.starts, ids.images, strict=True)
-        media = tuple(PlacedMedia(at, count, self._square(image)) for at, image in pictures)
-        return Prompt(ids.input_ids, media, lead=lead)
-
-    def _square(self, image: Image) -> SquareImage:
-        with self._lock:
-            square = self._squares.get(image.content_hash)
-        if square is None:
-            square = preprocess(image, self.config)
-        with self._lock:
-            self._squares[image.content_hash] = square
-            self._squares.move_to_end(image.content_hash)
-            while len(self._squares) > SQUARES_KEPT:
-                self._squares.popitem(last=False)
-        return square

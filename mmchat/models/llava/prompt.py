@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mmchat import limits
 from mmchat.conversation import Image, Message, Text
 from mmchat.errors import PromptError
+from mmchat.models.messages import check_plain
+from mmchat.models.prepared import PromptIds
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
+FAMILY = "LLaVA-1.5"
 TAG = "<image>"
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives"
@@ -31,24 +33,13 @@ class End:
 Part = str | Image | End
 
 
-@dataclass(frozen=True)
-class PromptIds:
-    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
-
-    input_ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    images: tuple[Image, ...]
-
-
 def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
     """A conversation in the format "vicuna_v1", up to where the answer begins.
 
     Raises PromptError for no messages, a system message behind others, calls of tools, pictures
     that the user did not send, and over the limits.
     """
-    if not messages:
-        raise PromptError("the conversation is empty; send a message")
-    _check(messages)
+    check_plain(messages, FAMILY)
     system = SYSTEM
     if messages[0].role == "system":
         system, messages = messages[0].text, messages[1:]
@@ -67,7 +58,7 @@ def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
 
 def raw_parts(message: Message) -> Iterator[Part]:
     """A prompt without a conversation, as bases take it: pictures and text."""
-    _check([message])
+    check_plain([message], FAMILY)
     yield from _question(message)
 
 
@@ -110,28 +101,3 @@ def ids_of(
     if ids.count(image_id) != positions * len(images):
         raise PromptError("the text encodes to an image token; this must not happen")
     return PromptIds(tuple(ids), tuple(starts), tuple(images))
-
-
-def _check(messages: Sequence[Message]) -> None:
-    size = images = 0
-    for place_of, message in enumerate(messages):
-        size += len(message.text.encode("utf-8", "replace"))
-        images += len(message.images)
-        if message.role != "user" and message.images:
-            raise PromptError(
-                f"a {message.role} message holds a picture; only user messages can, put it there"
-            )
-        if message.role == "tool" or message.calls:
-            raise PromptError(
-                "LLaVA-1.5 was not taught to call tools; leave calls and their results out"
-            )
-        if message.role == "system" and place_of:
-            raise PromptError("a system message can only be the first; put it there")
-    if images > limits.IMAGES_PER_PROMPT:
-        raise PromptError(
-            f"the prompt has {images} pictures; at most {limits.IMAGES_PER_PROMPT} are possible"
-        )
-    if size > limits.PROMPT_BYTES:
-        raise PromptError(
-            f"the prompt has {size:,} bytes of text; at most {limits.PROMPT_BYTES:,} are possible"
-        )

@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmchat.errors import quoted
+from mmchat.models.hub_config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    refuse_other,
+    value_or,
+)
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.params import parse
 from mmchat.models.llava.towers import TOWERS, known_tower
 from mmchat.strict_json import Where, as_object
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Defaults of transformers' LlamaConfig and CLIPVisionConfig (of the latter the patch size and what
 # the Hub's files leave out): a saved config.json may leave out every key that equals its default.
@@ -71,16 +74,16 @@ def _from_conversion(
         "tie_word_embeddings": False,
     }
     refuse_other(found, expected, where)
-    layer = _or(found, "vision_feature_layer", -2)
+    layer = value_or(found, "vision_feature_layer", -2)
     if isinstance(layer, list):
         raise where.child("vision_feature_layer").fail("several layers at once are not supported")
-    _check_preprocessor(preprocessor, _or(vision, "image_size", 336), pictures)
+    _check_preprocessor(preprocessor, value_or(vision, "image_size", 336), pictures)
     sections = {
-        "vision_config": {key: _or(vision, key, default) for key, default in _VISION.items()},
+        "vision_config": {key: value_or(vision, key, default) for key, default in _VISION.items()},
         "text_config": _text(text, text_where),
         "features": {
             "layer": layer,
-            "strategy": _or(found, "vision_feature_select_strategy", "default"),
+            "strategy": value_or(found, "vision_feature_select_strategy", "default"),
             "tower": None,
         },
         # The same weights as the original's, which were trained with padded squares, although the
@@ -111,7 +114,7 @@ def _from_original(found: Mapping[str, Any], where: Where) -> LlavaConfig:
             f" these are {', '.join(map(quoted, TOWERS))}"
         )
     strategies = {"patch": "default", "cls_patch": "full"}
-    selected = _or(found, "mm_vision_select_feature", "patch")
+    selected = value_or(found, "mm_vision_select_feature", "patch")
     if selected not in strategies:
         raise where.child("mm_vision_select_feature").fail(f"{quoted(selected)} is not supported")
     own = found.get("unfreeze_mm_vision_tower") is True  # trained, so it is in the checkpoint
@@ -119,7 +122,7 @@ def _from_original(found: Mapping[str, Any], where: Where) -> LlavaConfig:
         "vision_config": TOWERS[tower],
         "text_config": _text(found, where),
         "features": {
-            "layer": _or(found, "mm_vision_select_layer", -2),
+            "layer": value_or(found, "mm_vision_select_layer", -2),
             "strategy": strategies[selected],
             "tower": None if own else tower,
         },
@@ -135,22 +138,24 @@ def _text(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
          "tie_word_embeddings": False},
         where,
     )  # fmt: skip
-    text = {key: _or(found, key, default) for key, default in _TEXT.items()}
-    text["num_key_value_heads"] = _or(found, "num_key_value_heads", text["num_attention_heads"])
+    text = {key: value_or(found, key, default) for key, default in _TEXT.items()}
+    text["num_key_value_heads"] = value_or(
+        found, "num_key_value_heads", text["num_attention_heads"]
+    )
     rope = found.get("rope_parameters") or {}
     scaling = found.get("rope_scaling") or {}
     for key, given in (("rope_parameters", rope), ("rope_scaling", scaling)):
         kind = as_object(given, where.child(key)).get("rope_type", given.get("type", "default"))
         if given and kind != "default":
             raise where.child(key).fail(f"{quoted(kind)} is not supported")
-    theta = _or(rope, "rope_theta", _or(found, "rope_theta", 10_000.0))
+    theta = value_or(rope, "rope_theta", value_or(found, "rope_theta", 10_000.0))
     return {**text, "rope_theta": theta}
 
 
 def _pictures(preprocessor: Mapping[str, Any], **chosen: str) -> dict[str, Any]:
     return {
-        "image_mean": _or(preprocessor, "image_mean", list(CLIP_MEAN)),
-        "image_std": _or(preprocessor, "image_std", list(CLIP_STD)),
+        "image_mean": value_or(preprocessor, "image_mean", list(CLIP_MEAN)),
+        "image_std": value_or(preprocessor, "image_std", list(CLIP_STD)),
         **chosen,
     }
 
@@ -166,17 +171,3 @@ def _check_preprocessor(found: Mapping[str, Any], side: object, where: Where) ->
     steps = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
     expected = {"resample": _BICUBIC, "rescale_factor": _RESCALE}
     refuse_other(found, expected | dict.fromkeys(steps, True), where)
-
-
-def _or(found: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value, where a missing key and null mean the default."""
-    value = found.get(key)
-    return default if value is None else value
-
-
-def refuse_other(found: Mapping[str, Any], expected: Mapping[str, Any], where: Where) -> None:
-    for key, value in expected.items():
-        if found.get(key) is not None and found[key] != value:
-            raise where.child(key).fail(
-                f"{quoted(found[key])} is not supported here, only {quoted(value)}"
-            )

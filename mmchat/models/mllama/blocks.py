@@ -10,16 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mmchat.models.base import Block, Example, Use
+from mmchat.models.block_examples import DRAFT, loaded_layers, step_example
 from mmchat.models.mllama.text import CrossAttentionLayer, SeenSteps
 from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer
-from mmchat.models.row_cache import CAPACITY_STEP
 from mmchat.nn.decoder import SelfAttentionLayer
-from mmchat.nn.kv_cache import LayerCache, past_steps
 
 if TYPE_CHECKING:
     from mmchat.models.mllama.model import MllamaForConditionalGeneration
-
-DRAFT = 4  # tokens verified at once in the example
 
 
 def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
@@ -34,19 +31,8 @@ def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
         (GatedVisionLayer, "vision", partial(examples.vision, False)),
         (GatedVisionLayer, "vision", partial(examples.vision, True)),  # as the last layer runs
     ]
-    blocks = [
-        Block(
-            [layer for layer in model.modules() if type(layer) is kind and _is_loaded(layer)],
-            use,
-            example,
-        )
-        for kind, use, example in kinds
-    ]
+    blocks = [Block(loaded_layers(model, kind), use, example) for kind, use, example in kinds]
     return [block for block in blocks if block.layers]
-
-
-def _is_loaded(layer: nn.Module) -> bool:
-    return all(not p.is_meta for p in layer.parameters())
 
 
 class _Examples:
@@ -61,16 +47,9 @@ class _Examples:
 
     def own_step(self, count: int) -> Example:
         """Of SelfAttentionLayer for `count` tokens."""
-        groups, dim, device = self.text.num_key_value_heads, self.text.head_dim, self.model.device
-        cache = LayerCache(1, groups, CAPACITY_STEP, dim, device=device, dtype=self.model.dtype)
-        positions = torch.arange(count, device=device)[None]
-        [past] = past_steps([cache.row(0)], positions, CAPACITY_STEP)
-        cos, sin = self.model.language_model.model.rotary(positions[0])
-        hidden = self._zeros(count, self.text.hidden_size)
-        dynamic = [(past.key, 2), (past.value, 2), (past.mask, 3)]
-        if count > 1:
-            dynamic += [(hidden, 0), (cos, 0), (sin, 0), (past.positions, 1), (past.mask, 2)]
-        return Example((hidden, cos, sin, past), tuple(dynamic))
+        size = (self.text.hidden_size, self.text.num_key_value_heads, self.text.head_dim)
+        rotary = self.model.language_model.model.rotary
+        return step_example(count, size, self._zeros(1), rotary)
 
     def cross_step(self, count: int) -> Example:
         """Of CrossAttentionLayer for `count` tokens that see a picture of one tile."""

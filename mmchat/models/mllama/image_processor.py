@@ -16,6 +16,7 @@ from PIL import Image as PILImage
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
 from mmchat.models.mllama.tiling import TileLayout, layout_facts, layout_of
+from mmchat.models.prepared import normalised_levels
 from mmchat.models.prompt import MediaFacts
 
 
@@ -52,20 +53,9 @@ def preprocess(
     side = layout.tile_size
     tiles = canvas.reshape(tiles_h, side, tiles_w, side, 3).transpose(0, 2, 4, 1, 3)
     tiles = tiles.reshape(layout.num_tiles, 3, side, side)
+    levels = normalised_levels(processor_config.image_mean, processor_config.image_std)
     values = np.empty(tiles.shape, dtype=np.float32)
-    for channel, table in enumerate(_normalisation(processor_config)):
+    for channel, table in enumerate(levels):
         np.take(table, tiles[:, channel], out=values[:, channel])
     facts = layout_facts(layout, vision_config)
     return TiledImage(torch.from_numpy(values), layout, image.content_hash, facts)
-
-
-def _normalisation(config: ImageProcessorConfig) -> np.ndarray:
-    """Normalised value of each of the 256 levels of each channel: [C, 256] float32.
-
-    A table costs one lookup per pixel. The roundings must stay as they are: the product with 1/255
-    in float64 rounded to float32, then subtraction and division in float32.
-    """
-    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean = np.array(config.image_mean, dtype=np.float32)[:, None]
-    std = np.array(config.image_std, dtype=np.float32)[:, None]
-    return (levels - mean) / std

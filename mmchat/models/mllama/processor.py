@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mmchat.conversation import Image, Message
 from mmchat.models.mllama import prompt, tiling
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.image_processor import TiledImage, preprocess
-from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
+from mmchat.models.mllama.image_processor import preprocess
+from mmchat.models.prepared import Kept
+from mmchat.models.prompt import MediaFacts, PlacedMedia, PlainPrompts, Prompt
 from mmchat.tokenizers.base import Tokenizer
 
-TILED_IMAGES_KEPT = 16
 
-
-class MllamaProcessor:
+class MllamaProcessor(PlainPrompts):
     """Builds prompts for one model (models.prompt.Processor), also in several threads at once.
 
     Recent pictures are kept as tiles.
@@ -33,8 +30,9 @@ class MllamaProcessor:
         self.alpha: Literal["white", "drop"] = alpha
         self.tokenizer = tokenizer
         self.stop_ids = prompt.stop_ids(tokenizer)
-        self._tiled: OrderedDict[str, TiledImage] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tile = Kept(
+            lambda image: preprocess(image, config.vision_config, config.image_processor)
+        )
 
     def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
         ids = prompt.chat_ids(messages, self.tokenizer, self.config.image_token_id, tools=tools)
@@ -50,15 +48,3 @@ class MllamaProcessor:
         pictures = zip(ids.image_positions, ids.images, strict=True)
         media = tuple(PlacedMedia(at, 1, self._tile(image)) for at, image in pictures)
         return Prompt(ids.input_ids, media)
-
-    def _tile(self, image: Image) -> TiledImage:
-        with self._lock:
-            tiled = self._tiled.get(image.content_hash)
-        if tiled is None:
-            tiled = preprocess(image, self.config.vision_config, self.config.image_processor)
-        with self._lock:
-            self._tiled[image.content_hash] = tiled
-            self._tiled.move_to_end(image.content_hash)
-            while len(self._tiled) > TILED_IMAGES_KEPT:
-                self._tiled.popitem(last=False)
-        return tiled

@@ -8,13 +8,13 @@ match in number (format: llama_models, ChatFormat; no system block without a sys
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mmchat import limits
 from mmchat.conversation import Image, Message, Part, Text, ToolCall
 from mmchat.errors import PromptError
+from mmchat.models.messages import check_messages
 from mmchat.tokenizers.base import Tokenizer
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
@@ -51,18 +51,12 @@ def chat_ids(
     PromptError for no messages, pictures that the user did not send, tools without a question, and
     over the limits.
     """
-    if not messages:
-        raise PromptError("the conversation is empty; send a message")
-    if tools:
+    if messages and tools:
         messages = _with_tools(messages, tools)
-    _check_limits(messages)
+    check_messages(messages)
     builder = _Builder(tokenizer, image_token_id)
     builder.special("<|begin_of_text|>")
     for message in messages:
-        if message.role != "user" and message.images:
-            raise PromptError(
-                f"a {message.role} message holds a picture; only user messages can, put it there"
-            )
         builder.header(_HEADERS.get(message.role, message.role))
         builder.parts(message.content)
         if message.calls:
@@ -78,7 +72,7 @@ def raw_ids(message: Message, tokenizer: Tokenizer, image_token_id: int) -> Prom
 
     Raises PromptError over the limits.
     """
-    _check_limits([message])
+    check_messages([message])
     builder = _Builder(tokenizer, image_token_id)
     builder.special("<|begin_of_text|>")
     builder.parts(message.content)
@@ -109,22 +103,6 @@ def _with_tools(
 def _as_written(call: ToolCall) -> str:
     name = json.dumps(call.name, ensure_ascii=False)
     return f'{{"name": {name}, "parameters": {call.arguments}}}'
-
-
-def _check_limits(messages: Iterable[Message]) -> None:
-    size = images = 0
-    for message in messages:
-        size += len(message.text.encode("utf-8", "replace"))
-        size += sum(len(call.name) + len(call.arguments) for call in message.calls)
-        images += len(message.images)
-    if images > limits.IMAGES_PER_PROMPT:
-        raise PromptError(
-            f"the prompt has {images} pictures; at most {limits.IMAGES_PER_PROMPT} are possible"
-        )
-    if size > limits.PROMPT_BYTES:
-        raise PromptError(
-            f"the prompt has {size:,} bytes of text; at most {limits.PROMPT_BYTES:,} are possible"
-        )
 
 
 @dataclass

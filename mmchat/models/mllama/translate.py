@@ -14,13 +14,16 @@ from typing import Any
 
 from mmchat.errors import quoted
 from mmchat.models.family import Translated
+from mmchat.models.hub_config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    refuse_other,
+    value_or,
+)
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.params import parse
 from mmchat.models.mllama.tensor_names import hub_name
 from mmchat.strict_json import Where, as_object
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Defaults of transformers' MllamaVisionConfig and MllamaTextConfig: a saved config.json may leave
 # out every key that equals its default.
@@ -69,18 +72,20 @@ def from_hf_config(
     vision_where, text_where = where.child("vision_config"), where.child("text_config")
     vision = as_object(found.get("vision_config", {}), vision_where)
     text = as_object(found.get("text_config", {}), text_where)
-    _refuse_other(vision, {"hidden_act": "gelu"}, vision_where)
-    _refuse_other(text, {"hidden_act": "silu", "tie_word_embeddings": False}, text_where)
+    refuse_other(vision, {"hidden_act": "gelu"}, vision_where)
+    refuse_other(text, {"hidden_act": "silu", "tie_word_embeddings": False}, text_where)
     if "num_attention_heads" in vision:
         vision = {"attention_heads": vision["num_attention_heads"], **vision}
     sections = {
-        "vision_config": {key: _or(vision, key, default) for key, default in _HF_VISION.items()},
-        "text_config": {key: _or(text, key, default) for key, default in _HF_TEXT.items()}
+        "vision_config": {
+            key: value_or(vision, key, default) for key, default in _HF_VISION.items()
+        },
+        "text_config": {key: value_or(text, key, default) for key, default in _HF_TEXT.items()}
         | _hf_rope(text, text_where)
         | {"resized": _resized(found, text, where)},
         "image_processor": {
-            "image_mean": _or(preprocessor or {}, "image_mean", list(CLIP_MEAN)),
-            "image_std": _or(preprocessor or {}, "image_std", list(CLIP_STD)),
+            "image_mean": value_or(preprocessor or {}, "image_mean", list(CLIP_MEAN)),
+            "image_std": value_or(preprocessor or {}, "image_std", list(CLIP_STD)),
             "alpha": "checkpoint",
         },
     }
@@ -90,7 +95,7 @@ def from_hf_config(
         "supported_aspect_ratios": ratios,
         "vision_output_dim": config.vision_config.output_dim,
     }
-    _refuse_other(vision, expected, vision_where)
+    refuse_other(vision, expected, vision_where)
     _check_preprocessor(
         preprocessor or {}, config, preprocessor_where or Where("preprocessor_config.json")
     )
@@ -105,9 +110,9 @@ def _resized(
     transformers then counts the rows of the embedding, and not those of the head, which its older
     versions leave as they were: `fitted` tells them.
     """
-    rows = _or(text, "vocab_size", _HF_TEXT["vocab_size"])
+    rows = value_or(text, "vocab_size", _HF_TEXT["vocab_size"])
     key = "image_token_index" if found.get("image_token_index") is not None else "image_token_id"
-    image = _or(found, key, rows)
+    image = value_or(found, key, rows)
     if image == rows:
         return None
     if type(image) is not int or type(rows) is not int or not 0 <= image < rows:
@@ -142,33 +147,19 @@ def _check_preprocessor(found: Mapping[str, Any], config: MllamaConfig, where: W
         "rescale_factor": _RESCALE,
     }
     steps = ("do_convert_rgb", "do_resize", "do_pad", "do_rescale", "do_normalize")
-    _refuse_other(found, expected | dict.fromkeys(steps, True), where)
-
-
-def _or(found: Mapping[str, Any], key: str, default: Any) -> Any:
-    """The value, where a missing key and null mean the default."""
-    value = found.get(key)
-    return default if value is None else value
-
-
-def _refuse_other(found: Mapping[str, Any], expected: Mapping[str, Any], where: Where) -> None:
-    for key, value in expected.items():
-        if found.get(key) is not None and found[key] != value:
-            raise where.child(key).fail(
-                f"{quoted(found[key])} is not supported here, only {quoted(value)}"
-            )
+    refuse_other(found, expected | dict.fromkeys(steps, True), where)
 
 
 def _hf_rope(text: Mapping[str, Any], where: Where) -> dict[str, Any]:
     """rope_theta and rope_scaling from the spelling of transformers 4 or 5."""
     key = "rope_parameters" if text.get("rope_parameters") is not None else "rope_scaling"
-    rope = as_object(_or(text, key, {}), where.child(key))
-    theta = _or(rope, "rope_theta", _or(text, "rope_theta", _ROPE_THETA))
-    kind = _or(rope, "rope_type", rope.get("type", "default"))
+    rope = as_object(value_or(text, key, {}), where.child(key))
+    theta = value_or(rope, "rope_theta", value_or(text, "rope_theta", _ROPE_THETA))
+    kind = value_or(rope, "rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise where.child(key).fail(f"rope_type {quoted(kind)} is not supported, only 'llama3'")
     scaling = (
-        {name: _or(rope, name, None) for name in _LLAMA3_SCALING} if kind == "llama3" else None
+        {name: value_or(rope, name, None) for name in _LLAMA3_SCALING} if kind == "llama3" else None
     )
     return {"rope_theta": theta, "rope_scaling": scaling}
 
@@ -205,8 +196,8 @@ def from_meta_params(found: Mapping[str, Any], where: Where) -> MllamaConfig:
         "num_attention_heads": heads,
         "num_key_value_heads": numbers.integer("n_kv_heads", 1, 512, default=heads),
         "cross_attention_layers": cross,
-        "rms_norm_eps": _or(found, "norm_eps", 1e-5),
-        "rope_theta": _or(found, "rope_theta", _ROPE_THETA),
+        "rms_norm_eps": value_or(found, "norm_eps", 1e-5),
+        "rope_theta": value_or(found, "rope_theta", _ROPE_THETA),
         "rope_scaling": dict(_LLAMA3_SCALING) if scaled else None,
         "max_position_embeddings": 131_072,
     }
@@ -228,7 +219,7 @@ class _MetaNumbers:
     where: Where
 
     def integer(self, key: str, least: int, most: int, default: int | None = None) -> int:
-        value = _or(self.found, key, default)
+        value = value_or(self.found, key, default)
         if value is None and key.startswith("vision_"):
             raise self.where.child(key).fail("missing; these are not the params of a vision model")
         if type(value) is not int or not least <= value <= most:
@@ -252,7 +243,7 @@ class _MetaNumbers:
 
     def feed_forward_width(self, dim: int) -> int:
         """2/3 of 4 dim, times the multiplier, up to the next multiple (llama_models)."""
-        multiplier = _or(self.found, "ffn_dim_multiplier", 1.0)
+        multiplier = value_or(self.found, "ffn_dim_multiplier", 1.0)
         if type(multiplier) not in (int, float) or not 0.1 <= multiplier <= 16:
             raise self.where.child("ffn_dim_multiplier").fail(
                 f"expected a number from 0.1 to 16, found {quoted(multiplier)}"

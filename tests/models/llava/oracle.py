@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmchat.models.base import Batch, Cache, Model
+from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
 from mmchat.models.llava.config import (
     FeaturesConfig,
     ImageProcessorConfig,
@@ -19,7 +20,6 @@ from mmchat.models.llava.config import (
 )
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.tensor_names import hub_shapes
-from mmchat.models.llava.translate import CLIP_MEAN, CLIP_STD
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.nn.shapes_only import shapes_only
 

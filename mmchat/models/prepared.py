@@ -1,0 +1,131 @@
+"""Pictures as encoders take them, normalised, and prompts in which squares stand."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+
+from mmchat.conversation import Image, Message
+from mmchat.errors import UsageError
+from mmchat.models.prompt import MediaFacts, PlacedMedia, PlainPrompts, Prompt
+from mmchat.tokenizers.base import Tokenizer
+
+M = TypeVar("M")
+PICTURES_KEPT = 16
+Levels = tuple[float, float, float]  # of red, green and blue
+
+
+@dataclass(frozen=True, eq=False)
+class SquareImage:
+    """models.prompt.Media of one square picture: tensors is [C, S, S] float32."""
+
+    content_hash: str
+    facts: MediaFacts
+    tensors: tuple[torch.Tensor, ...]
+
+
+class Kept(Generic[M]):
+    """What was made of the last PICTURES_KEPT pictures, for several threads at once."""
+
+    def __init__(self, make: Callable[[Image], M]) -> None:
+        self._make = make
+        self._kept: OrderedDict[str, M] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, image: Image) -> M:
+        with self._lock:
+            made = self._kept.get(image.content_hash)
+        if made is None:
+            made = self._make(image)
+        with self._lock:
+            self._kept[image.content_hash] = made
+            self._kept.move_to_end(image.content_hash)
+            while len(self._kept) > PICTURES_KEPT:
+                self._kept.popitem(last=False)
+        return made
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
+
+    input_ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    images: tuple[Image, ...]
+
+
+class SquareProcessor(PlainPrompts, ABC):
+    """models.prompt.Processor of a family that sees squares and calls no tools, but for `facts`.
+
+    It may be used in several threads at once. label: the family's name for people. stops: names of
+    the tokens that end an answer. count: positions a picture. make: of a picture, its square.
+    """
+
+    label: ClassVar[str]
+    takes_tools = False
+    lead = ""  # Prompt.lead of the chat format
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        alpha: Literal["white", "drop"],
+        stops: Sequence[str],
+        count: int,
+        make: Callable[[Image], SquareImage],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.alpha: Literal["white", "drop"] = alpha
+        self.stop_ids = frozenset(map(tokenizer.special_id, stops))
+        self.count, self._square = count, Kept(make)
+
+    @abstractmethod
+    def chat_ids(self, messages: Sequence[Message]) -> PromptIds: ...
+
+    @abstractmethod
+    def raw_ids(self, message: Message) -> PromptIds: ...
+
+    def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
+        """Raises UsageError for tools, of which its models were taught nothing."""
+        if tools:
+            raise UsageError(
+                f"{self.label} was not taught to call tools; leave them out, or ask a Llama 3.2"
+                " model"
+            )
+        return replace(self._placed(self.chat_ids(messages)), lead=self.lead)
+
+    def raw(self, message: Message) -> Prompt:
+        return self._placed(self.raw_ids(message))
+
+    def _placed(self, ids: PromptIds) -> Prompt:
+        pictures = zip(ids.starts, ids.images, strict=True)
+        media = tuple(PlacedMedia(at, self.count, self._square(image)) for at, image in pictures)
+        return replace(self.of_ids(ids.input_ids), media=media)
+
+
+def normalised(picture: PILImage.Image, mean: Levels, std: Levels) -> torch.Tensor:
+    """An RGB picture -> [C, H, W] float32."""
+    pixels = np.asarray(picture)
+    values = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
+    for channel, table in enumerate(normalised_levels(mean, std)):
+        np.take(table, pixels[..., channel], out=values[channel])
+    return torch.from_numpy(values)
+
+
+def normalised_levels(mean: Levels, std: Levels) -> np.ndarray:
+    """Normalised value of each of the 256 levels of each channel: [C, 256] float32.
+
+    A table costs one lookup per pixel. The roundings must stay as they are: the product with 1/255
+    in float64 rounded to float32, then subtraction and division in float32.
+    """
+    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    means = np.array(mean, dtype=np.float32)[:, None]
+    deviations = np.array(std, dtype=np.float32)[:, None]
+    return (levels - means) / deviations

@@ -1,0 +1,72 @@
+"""Qwen-VL, as the registry knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from mmchat.models.family import Translated
+from mmchat.models.prompt import MediaFacts
+from mmchat.models.qwen_vl import params, squares, translate
+from mmchat.models.qwen_vl.config import QwenVLConfig
+from mmchat.models.qwen_vl.footprint import footprint
+from mmchat.models.qwen_vl.tensor_names import hub_name, hub_shapes
+from mmchat.models.sizes import EmbeddingSizes
+from mmchat.models.square_family import SquareFamily
+from mmchat.strict_json import Where
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Drawing
+
+    from mmchat.conversation import Image
+    from mmchat.models.qwen_vl.build import QwenVLBuild
+
+
+class QwenVLFamily(SquareFamily[QwenVLConfig]):
+    """See mmchat.models.family.Family."""
+
+    model_type = "qwen_vl"
+    ollama_name = None
+    sections = params.SECTIONS
+    generation = MappingProxyType({"temperature": 1.0, "top_p": 0.3})
+    parse = staticmethod(params.parse)
+    to_sections = staticmethod(params.to_sections)
+    hub_documents = staticmethod(translate.hub_documents)
+    shapes = staticmethod(hub_shapes)
+    hub_name = staticmethod(hub_name)
+
+    def from_hub(
+        self,
+        found: Mapping[str, Any],
+        preprocessor: Mapping[str, Any] | None,
+        where: Where,
+        preprocessor_where: Where,
+    ) -> Translated[QwenVLConfig]:
+        return Translated(translate.from_hub(found, where), is_chat=None)
+
+    def sizes(self, config: QwenVLConfig) -> EmbeddingSizes:
+        return footprint(config)
+
+    def vision_words(self, config: QwenVLConfig) -> str:
+        vision = config.vision_config
+        return f"{vision.layers} layers of {vision.width:,} and a resampler"
+
+    def text_words(self, config: QwenVLConfig) -> str:
+        trained = config.text_config.seq_length
+        return f"{super().text_words(config)}, of which {trained:,} were trained"
+
+    def facts(self, config: QwenVLConfig, height: int, width: int) -> MediaFacts:
+        return squares.facts(config, height, width)
+
+    def draw(self, config: QwenVLConfig, image: Image) -> Drawing:
+        from mmchat.models.preview import SQUARE, draw_square
+        from mmchat.models.qwen_vl.processor import square_pixels
+
+        seen = square_pixels(image, config).resize((SQUARE, SQUARE))
+        return draw_square(image.source, self.facts(config, image.height, image.width), seen)
+
+    def build(self) -> QwenVLBuild:
+        from mmchat.models.qwen_vl.build import QwenVLBuild
+
+        return QwenVLBuild()

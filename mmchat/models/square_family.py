@@ -1,0 +1,103 @@
+"""What families have in common that see a picture as one square, at positions of its own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
+
+from mmchat.errors import ExportError
+from mmchat.models.family import Alpha, Description
+from mmchat.models.prompt import MediaFacts
+from mmchat.models.sizes import Sizes
+from mmchat.strict_json import Where
+from mmchat.words import size
+
+C = TypeVar("C", bound=Any)  # the family's config: vision_config, text_config, image_processor
+
+
+class SquareFamily(ABC, Generic[C]):
+    """Part of models.family.Family. The family adds what is abstract, and what is not here."""
+
+    program_formats = ()
+
+    @abstractmethod
+    def sizes(self, config: C) -> Sizes: ...
+
+    @abstractmethod
+    def facts(self, config: C, height: int, width: int) -> MediaFacts: ...
+
+    def patches(self, config: C, height: int, width: int) -> None:
+        return None  # pictures lie among the text
+
+    @abstractmethod
+    def vision_words(self, config: C) -> str:
+        """Its encoder in a few words, such as "24 layers of 1,024"."""
+
+    def text_words(self, config: C) -> str:
+        text = config.text_config
+        return (
+            f"{text.num_hidden_layers} layers of {text.hidden_size:,}; {text.vocab_size:,} tokens,"
+            f" context {text.max_position_embeddings:,}"
+        )
+
+    def details(self, config: C, positions: int) -> dict[str, Any]:
+        """The description in JSON. positions: those of a picture."""
+        vision = {**asdict(config.vision_config), "positions_per_image": positions}
+        return {"vision": vision, "text": asdict(config.text_config)}
+
+    def describe(self, config: C) -> Description:
+        sizes = self.sizes(config)
+        side = config.vision_config.image_size
+        told = self.facts(config, side, side)
+        kept = 2 * sizes.picture_numbers(told)
+        positions = 2 * sizes.cache_per_token * told.positions
+        return Description(
+            image_size=side,
+            pictures=f"squares of {side} px",
+            lines=(
+                (
+                    "vision",
+                    f"{self.vision_words(config)}; squares of {side} px,"
+                    f" {told.positions:,} positions each",
+                ),
+                ("text", self.text_words(config)),
+            ),
+            details=self.details(config, told.positions),
+            cache_lines=(
+                ("pictures", f"{size(positions)} each in bfloat16, {size(kept)} more until read"),
+            ),
+            cache_details={"cache_bytes_per_picture": positions, "bytes_per_picture": kept},
+        )
+
+    def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
+        return None
+
+    def companion(self, config: C) -> str | None:
+        return None
+
+    def picture_size(self, config: C, cells: int) -> tuple[int, int] | None:
+        side = config.vision_config.image_size
+        return (side, side) if cells == 1 else None
+
+    def alpha(self, config: C, checkpoint_format: str) -> Alpha:
+        return config.image_processor.alpha
+
+    def with_alpha(self, config: C, alpha: Alpha) -> C:
+        return replace(config, image_processor=replace(config.image_processor, alpha=alpha))
+
+    def shard_axis(self, name: str) -> None:
+        return None
+
+
+class WithoutPrograms:
+    """models.build.Build.programs of a family that has none. label: its name for people."""
+
+    label: ClassVar[str]
+
+    def programs(self, format: Literal["aoti", "executorch"]) -> NoReturn:
+        raise ExportError(
+            f"{self.label} cannot be exported as {format} programs yet; --format safetensors stores"
+            " its weights as they are loaded"
+        )
