@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmchat.cli import console, options
 from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
 from mmchat.cli.wrong_names import model_name
-from mmchat.errors import MmchatError, UsageError
+from mmchat.errors import MmchatError, UsageError, quoted
 from mmchat.words import plural, size
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def download(
                 fetched = carry_out(plan, max_workers, quiet=quiet).arrived
             done.append((plan, fetched))
             request = None if len(done) > 1 else _companion(model, plan)
+    if not quiet and not dry_run:
+        _say_adapter(model, done[0][0].folder)
     records = [_record(plan, dry_run, fetched) for plan, fetched in done]
     if as_json:
         beside = {"companion": records[1]} if len(records) > 1 else {}
@@ -119,6 +122,17 @@ def _companion(model: str, plan: Plan) -> Request | None:
         return None
     console.note(f"{spec.name} needs the vision encoder {repo} as well")
     return Request(repo, token=plan.request.token)
+
+
+def _say_adapter(model: str, folder: Path) -> None:
+    """What an adapter is of, and how it runs."""
+    from mmchat.catalog.adapters import base_names, is_alone
+
+    with suppress(MmchatError):  # loading says what is wrong
+        if is_alone(folder):
+            console.note(
+                f"an adapter of {quoted(base_names(folder)[0])}; 'mmchat chat {model}' runs it"
+            )
 
 
 def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferBars:

@@ -18,6 +18,7 @@ from mmchat.catalog.find import base_spec, data_path, find_model, find_spec
 from mmchat.checkpoints.adapter import open_adapters
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.cli.app import app
+from mmchat.cli.download import _say_adapter
 from mmchat.errors import CheckpointError, MemoryError_, UsageError
 from mmchat.hub.client import HubFile
 from mmchat.hub.selection import select
@@ -382,6 +383,13 @@ def test_shown_before_anything_is_loaded(base, adapter):
     assert "rank 4, scale 2" in result.output
     result = run(app, ["generate", str(base), "--adapter", str(adapter), "-p", "x", "--dry-run"])
     assert "8 modules of rank 4" in result.output
+
+
+def test_after_a_download_it_is_said_what_it_is(adapter, base, capsys):
+    _say_adapter("someone/tuned", adapter)
+    assert "an adapter of 'tiny'; 'mmchat chat someone/tuned'" in capsys.readouterr().err
+    _say_adapter("someone/base", base)
+    assert not capsys.readouterr().err
 
 
 def test_fetched():
