@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -98,8 +97,9 @@ def _read(source: str, options: ServerOptions) -> bytes:
         return read_source(source).data
     if scheme in ("http", "https"):
         return _fetched(source, options)
-    if (found := _bare_base64(source)) is not None:
-        return found
+    with suppress(ValueError):  # bare base64, if it begins like a picture
+        if picture_format(base64.b64decode(source[:64].strip()[:44])) is not None:
+            return base64.b64decode("".join(source.split()), validate=True)
     if options.media_dir is None:
         raise ApiError("invalid_image", _NO_PICTURE)
     found = read_media(options.media_dir, source)
@@ -123,16 +123,6 @@ def _fetched(source: str, options: ServerOptions) -> bytes:
                 seconds=limits.SERVER_FETCH_SECONDS,
             )
     raise ApiError("image_fetch_refused", _NOT_FETCHED)
-
-
-def _bare_base64(source: str) -> bytes | None:
-    """What it decodes to, if that begins like a picture."""
-    try:
-        if picture_format(base64.b64decode(source[:64].strip()[:44])) is None:
-            return None
-        return base64.b64decode("".join(source.split()), validate=True)
-    except (binascii.Error, ValueError):
-        return None
 
 
 def read_media(folder: Path, source: str) -> bytes | None:
