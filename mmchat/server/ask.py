@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -276,20 +278,20 @@ def that_fits(ask: Ask, make: Callable[[Ask], T]) -> T:
             raise
     old = [one for one in ask.messages[:-1] if one.role != "system"]
 
+    made: dict[int, T] = {}  # by how many are left out
+
     def without(count: int) -> T:
         """Each message has its own `param`, so that equal ones differ."""
         kept = tuple(one for one in ask.messages if one not in old[:count])
         return make(replace(ask, messages=kept))
 
-    found: T | None = None
-    low, high = 1, len(old)
-    while low <= high:
-        middle = (low + high) // 2
-        try:
-            found, high = without(middle), middle - 1
-        except ContextLengthExceeded:
-            low = middle + 1
-    return without(len(old)) if found is None else found  # the first raises
+    def fits(count: int) -> bool:
+        with suppress(ContextLengthExceeded):
+            made[count] = without(count)
+        return count in made
+
+    fewest = bisect_left(range(len(old)), True, lo=1, key=fits)
+    return made[fewest] if fewest in made else without(fewest)
 
 
 def opened_of(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
@@ -309,8 +311,10 @@ def prompt_of(call: Call, ask: Ask, opened: Opened) -> Prompt:
         raise invalid(param, f"{param} has token ids that the model has not, or of a picture")
     if ask.ids and not ask.messages:
         return model.processor.of_ids(ask.ids)
-    marks = (IMAGE_MARK, model.processor.image_tag)
-    messages = [_message(one, opened, marks) for one in ask.messages]
+    marks, messages = (IMAGE_MARK, model.processor.image_tag), []
+    for one in ask.messages:
+        parts = [part if isinstance(part, str) else opened[part] for part in one.parts]
+        messages.append(Message(one.role, arranged(parts, marks), one.calls))
     if ask.is_raw:
         return model.processor.raw(messages[0])
     prompt = model.processor.chat(messages, ask.plan.declared)
@@ -342,8 +346,3 @@ def _check(messages: Sequence[AskedMessage], *, text_only: bool) -> None:
             if text_only:
                 text = "the model was loaded for text only; send no picture"
                 raise invalid(picture.param, text)
-
-
-def _message(asked: AskedMessage, opened: Opened, marks: Sequence[str]) -> Message:
-    parts = [part if isinstance(part, str) else opened[part] for part in asked.parts]
-    return Message(asked.role, arranged(parts, marks), asked.calls)

@@ -187,8 +187,8 @@ def _check_body(asked: Request) -> None:
 def _api(path: str) -> str:
     """As metrics name it."""
     first = path.partition("/")[2].partition("/")[0]
-    openai = dict.fromkeys(("v1", "chat", "completions", "responses", "models"), "openai")
-    return {"api": "ollama", **openai}.get(first, "other")
+    is_openai = first in ("v1", "chat", "completions", "responses", "models")
+    return "openai" if is_openai else {"api": "ollama"}.get(first, "other")
 
 
 def _bracketed(host: str) -> str:

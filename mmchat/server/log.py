@@ -7,7 +7,6 @@ import logging
 import sys
 import threading
 import traceback
-from typing import Any
 
 logger = logging.getLogger("mmchat.server")
 
@@ -42,11 +41,5 @@ def bug(failure: BaseException) -> None:
 
 def take_failures(loop: asyncio.AbstractEventLoop) -> None:
     """Tell failures that nobody waits for as `bug` does: Python itself would say why."""
-
-    def of_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        failure = context.get("exception")
-        if failure is not None:
-            bug(failure)
-
-    loop.set_exception_handler(of_loop)
+    loop.set_exception_handler(lambda _, told: told.get("exception") and bug(told["exception"]))
     threading.excepthook = lambda failed: failed.exc_value and bug(failed.exc_value)

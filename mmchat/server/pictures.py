@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import base64
-import binascii
-import os
-import stat
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from mmchat import limits
 from mmchat.conversation import Image
@@ -20,6 +15,7 @@ from mmchat.errors import MemoryError_, MmchatError
 from mmchat.images.formats import picture_format
 from mmchat.images.sources import read_source
 from mmchat.server.errors import ApiError, api_error
+from mmchat.server.media import read_media
 from mmchat.server.options import ServerOptions
 
 if TYPE_CHECKING:
@@ -37,9 +33,6 @@ _NOT_FETCHED = (
     "the picture cannot be fetched: it must be at an https address of a public and allowed host,"
     f" answer within {limits.SERVER_FETCH_SECONDS:g} s and have at most"
     f" {limits.SERVER_FETCH_BYTES // limits.MIB} MiB"
-)
-_TOO_MANY = (
-    f"there are more than {limits.IMAGES_PER_PROMPT} pictures and pages together; send fewer pages"
 )
 
 
@@ -72,8 +65,10 @@ def open_pictures(
             raise ApiError("overloaded")
         beside = [image for images in opened for image in images]
         try:
-            if (already := len(beside)) >= limits.IMAGES_PER_PROMPT:
-                raise ApiError("invalid_image", _TOO_MANY)
+            already, most = len(beside), limits.IMAGES_PER_PROMPT
+            if already >= most:
+                text = f"there are more than {most} pictures and pages together; send fewer pages"
+                raise ApiError("invalid_image", text)
             known = {"names": [picture.param], "beside": beside, "already": already}
             images = load_images([_read(picture.source, options)], alpha=alpha, **known)
         except MemoryError_ as error:  # too large together: no use to try again
@@ -98,8 +93,9 @@ def _read(source: str, options: ServerOptions) -> bytes:
         return read_source(source).data
     if scheme in ("http", "https"):
         return _fetched(source, options)
-    if (found := _bare_base64(source)) is not None:
-        return found
+    with suppress(ValueError):  # bare base64, if it begins like a picture
+        if picture_format(base64.b64decode(source[:64].strip()[:44])) is not None:
+            return base64.b64decode("".join(source.split()), validate=True)
     if options.media_dir is None:
         raise ApiError("invalid_image", _NO_PICTURE)
     found = read_media(options.media_dir, source)
@@ -123,53 +119,3 @@ def _fetched(source: str, options: ServerOptions) -> bytes:
                 seconds=limits.SERVER_FETCH_SECONDS,
             )
     raise ApiError("image_fetch_refused", _NOT_FETCHED)
-
-
-def _bare_base64(source: str) -> bytes | None:
-    """What it decodes to, if that begins like a picture."""
-    try:
-        if picture_format(base64.b64decode(source[:64].strip()[:44])) is None:
-            return None
-        return base64.b64decode("".join(source.split()), validate=True)
-    except (binascii.Error, ValueError):
-        return None
-
-
-def read_media(folder: Path, source: str) -> bytes | None:
-    """A regular file in the folder, by its path there or its whole one; None for all others.
-
-    It is opened part by part without links, so that nothing can lead out, also while it is opened.
-    """
-    try:
-        *folders, name = _parts(folder, source)
-        with ExitStack() as opened:
-            place = os.open(folder, os.O_DIRECTORY | os.O_CLOEXEC)
-            opened.callback(os.close, place)
-            # O_NONBLOCK: a pipe would wait for its writer
-            for part, kind in (*((one, os.O_DIRECTORY) for one in folders), (name, os.O_NONBLOCK)):
-                place = os.open(part, kind | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-                opened.callback(os.close, place)
-            if not stat.S_ISREG(os.fstat(place).st_mode):
-                return None
-            with os.fdopen(os.dup(place), "rb") as stream:
-                data = stream.read(limits.IMAGE_BYTES + 1)
-    except (OSError, ValueError):
-        return None
-    return data if len(data) <= limits.IMAGE_BYTES else None
-
-
-def _parts(folder: Path, source: str) -> list[str]:
-    """Raises ValueError for what is not in the folder."""
-    path = source
-    if source[:5].lower() == "file:":
-        address = urlsplit(source)
-        if address.netloc not in ("", "localhost"):
-            raise ValueError("of another machine")
-        path = unquote(address.path)
-    if path.startswith("/"):
-        roots = (f"{str(root).rstrip('/')}/" for root in (folder.absolute(), folder.resolve()))
-        path, *_ = [path[len(root) :] for root in roots if path.startswith(root)]
-    parts = path.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise ValueError("outside")
-    return parts

@@ -19,8 +19,9 @@ import mmchat.images.web.transport
 from mmchat import limits
 from mmchat.server.ask import Answering
 from mmchat.server.errors import ApiError
+from mmchat.server.media import read_media
 from mmchat.server.options import ServerOptions
-from mmchat.server.pictures import Picture, open_pictures, read_media
+from mmchat.server.pictures import Picture, open_pictures
 from tests.server.conftest import ASSETS, about
 
 DOG = ASSETS / "dog.jpg"
