@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from types import FrameType
 
-INTERRUPT_EXIT_CODE = 130
+from mmchat.errors import INTERRUPTED_EXIT_CODE
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
         app(prog_name="mmchat")
     except KeyboardInterrupt:
-        sys.exit(INTERRUPT_EXIT_CODE)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def _leave_working_folder_out() -> None:

@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+INTERRUPTED_EXIT_CODE = 130  # after Ctrl-C
 _WITHOUT_QUOTES = (int, float, bytes, list, tuple, dict, type(None))
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 

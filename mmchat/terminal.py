@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from enum import Enum, auto
 
 # Shown where an escape sequence was taken out, so that nothing vanishes unseen.
@@ -103,6 +104,28 @@ class Sanitizer:
 def sanitize(text: str) -> str:
     """`text` as a terminal may show it; for whole strings such as error messages."""
     return Sanitizer().feed(text)
+
+
+class AnswerStream:
+    """An answer on its way to `write`, piece by piece, ending with a newline.
+
+    sanitizes: for a terminal.
+    """
+
+    def __init__(self, write: Callable[[str], None], *, sanitizes: bool) -> None:
+        self._write = write
+        self._sanitizer = Sanitizer() if sanitizes else None
+        self._last = ""
+
+    def feed(self, text: str) -> None:
+        if shown := self._sanitizer.feed(text) if self._sanitizer else text:
+            self._last = shown[-1]
+            self._write(shown)
+
+    def finish(self) -> None:
+        if self._last != "\n":
+            self._write("\n")
+        self._last = "\n"
 
 
 def one_line(text: str) -> str:

@@ -16,7 +16,6 @@ import typer
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.chats import chats_folder, choose_chat
 from mmchat.cli.help_page import Command, plain_app
-from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
@@ -28,7 +27,7 @@ from mmchat.cli.prompt_input import (
     refuse_base64,
 )
 from mmchat.cli.sampling_options import SamplingOptions
-from mmchat.errors import UsageError
+from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
 from mmchat.input_text import lines
 from mmchat.loading.options import LoadOptions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from mmchat.engine.events import Event, Finished, TextDelta
-from mmchat.terminal import Sanitizer, one_line, sanitize
+from mmchat.engine.events import Event, Finished, TextDelta, read_events
+from mmchat.terminal import AnswerStream, one_line, sanitize
 from mmchat.words import table
 
 if TYPE_CHECKING:
@@ -56,20 +56,15 @@ class PlainScreen:
         is_json: bool = False,
     ) -> Finished:
         """Show an answer while it is written; on_text gets each piece in the calling thread."""
-        sanitizer = Sanitizer() if self._out_is_terminal else None
-        last = ""
-        for event in events:
-            if isinstance(event, TextDelta):
-                on_text(event.text)
-                shown = sanitizer.feed(event.text) if sanitizer else event.text
-                last = shown or last
-                if shown:
-                    self._out(shown)
-            elif isinstance(event, Finished):
-                if not last.endswith("\n"):
-                    self._out("\n")
-                return event
-        raise RuntimeError("the engine ended without a Finished event")
+        stream = AnswerStream(self._out, sanitizes=self._out_is_terminal)
+
+        def show(delta: TextDelta) -> None:
+            on_text(delta.text)
+            stream.feed(delta.text)
+
+        finished = read_events(events, show)
+        stream.finish()
+        return finished
 
     def wait(self, stage: str, work: Callable[[], T]) -> T:
         """The result of `work`; a terminal says what is being done while it takes long."""
