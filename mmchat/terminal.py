@@ -149,10 +149,15 @@ def _filled_line(line: str, columns: int, indent: str) -> str:
 
 
 def hanging(head: str, text: str, columns: int, indent: str) -> str:
-    """`head`, a space and the words of `text`, on lines as those of `filled`."""
-    rows = [head]
-    for word in _UNIT.findall(text):
-        longer = f"{rows[-1]} {word}" if rows[-1].strip() else rows[-1] + word
+    """`head`, a space and the words of `text`, on lines as those of `filled`.
+
+    Between words of one line are as many spaces as were, so that columns of a table stay.
+    """
+    rows, end = [head], 0
+    for found in _UNIT.finditer(text):
+        word, gap = found[0], text[end : found.start()] if end else " "
+        end = found.end()
+        longer = rows[-1] + gap + word if rows[-1].strip() else rows[-1] + word
         if cells(longer) <= columns or not rows[-1].strip():
             rows[-1] = longer
         else:
