@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 # Shown where an escape sequence was taken out, so that nothing vanishes unseen.
@@ -163,6 +163,18 @@ def hanging(head: str, text: str, columns: int, indent: str) -> str:
         else:
             rows.append(indent + word)
     return "\n".join(rows)
+
+
+def labelled(rows: Sequence[tuple[str, str]], columns: int) -> str:
+    """(label, value); values wrap in their column, or where it is narrow under their label."""
+    width = max(cells(label) for label, _ in rows) + 2
+    is_narrow = width > columns // 2 and any(width + cells(v) > columns for _, v in rows)
+    lines = []
+    for label, value in rows:
+        head = label + " " * (1 if is_narrow else width - cells(label) - 1)
+        text = hanging(head, one_line(value), columns, " " * (4 if is_narrow else width))
+        lines.append(sanitize(text).rstrip())
+    return "\n".join(lines)
 
 
 def cells(text: str) -> int:

@@ -8,6 +8,7 @@ Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 me
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import traceback
 from importlib import import_module
@@ -154,8 +155,8 @@ def _wrong_usage(error: typer.TyperException) -> str:
         text = no_such_option(error, lambda: {name: load(name) for name in COMMANDS})
     else:
         text = no_such_value(error.format_message())
-        if text.startswith("Missing command"):
-            text = f"Missing command; there is {' and '.join(context.command.commands)}"
+        if missing := re.match(r"Missing command|No such command '[^']*'(?=\.)", text):
+            text = f"{missing[0]}; there is {' and '.join(context.command.commands)}"
     if faults := getattr(error.__cause__, "errors", None):  # the validator names no value
         value = quoted(faults()[0]["input"])
         text = text.replace("Value error, ", "").replace("Input should", f"{value} should")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -184,7 +185,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
     screen = PlainScreen(
         console.write_out,
         lambda text: console.write_out(text, sys.stderr),
-        out_is_terminal=console.is_terminal(sys.stdout),
+        out_columns=_columns(sys.stdout),
+        err_columns=_columns(sys.stderr),
         quiet=opening.quiet,
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
@@ -197,6 +199,11 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
             return run_plain(chat, chain(_first_line(opening), typed), prompt)
     finally:
         chat.keeper.start_new()
+
+
+def _columns(stream: TextIO) -> Callable[[], int] | None:
+    """What gives the columns of the terminal that shows `stream`, if there is one."""
+    return partial(console.columns, stream) if console.is_terminal(stream) else None
 
 
 def _run_terminal(

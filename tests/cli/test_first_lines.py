@@ -274,6 +274,7 @@ def test_what_names_a_command_or_was_meant_to_stays_as_it_is(line):
         ("help", "--help"),
         ("help generate", "generate --help"),
         ("help config show", "config show --help"),
+        ("help help", "help --help"),
         ("--debug help nope", "--debug nope --help"),
         ("help me with dog.jpg", "generate help me with dog.jpg"),
         ("describe dog.jpg", "generate describe dog.jpg"),

@@ -30,7 +30,9 @@ def chat(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = io.StringIO()
     session = ChatSession(scripted_model(b"one", b"two"))
-    return Chat(session, PlainScreen(out.write, out.write), SamplingParams(), tmp_path / "chats")
+    screen = PlainScreen(out.write, out.write)
+    screen.out = out
+    return Chat(session, screen, SamplingParams(), tmp_path / "chats")
 
 
 def offered(chat, text, *, tab=True):
@@ -113,6 +115,34 @@ def test_the_rows_of_tiles_are_told_and_drawn(chat, tmp_path):
     assert chat.first_error == 0
     with PILImage.open(tmp_path / "tiles.png") as drawn:
         assert drawn.width > 500
+
+
+def test_pages_that_are_written_wrongly_get_how_they_are_written(chat):
+    chat.line("\\image paper.pdf#x")
+    chat.line("./paper.pdf#two what is it?")
+    *_, image, line = chat.screen.out.getvalue().splitlines()
+    assert "'paper.pdf#x' does not exist; pages are written '#3', '#3-5' or '#1,4'" in image
+    assert "'./paper.pdf#two'; pages are written '#3', '#3-5' or '#1,4'" in line
+
+
+def test_a_terminal_that_draws_nothing_gets_lines_that_fit():
+    said: list[str] = []
+    screen = PlainScreen(
+        said.append, said.append, out_columns=lambda: 30, err_columns=lambda: 30, quiet=False
+    )
+    screen.error("there is no command \\foo; did you mean \\forget?")
+    screen.table([("\\save [NAME|PATH.json]", "Name the chat; a path gets a copy of it")])
+    screen.say("no system prompt is set in this chat so far")
+    lines = "".join(said).splitlines()
+    assert max(map(len, lines)) <= 30
+    assert " ".join(lines[:2]) == "mmchat: error: there is no command \\foo; did you mean"
+    assert "    the chat; a path gets a" in lines
+
+
+def test_help_names_keys_only_where_there_is_a_line_editor(chat):
+    chat.line("\\help")
+    assert "\\undo" in chat.screen.out.getvalue()
+    assert "Tab" not in chat.screen.out.getvalue()
 
 
 def test_tab_offers_files_of_a_schema(chat, tmp_path):
