@@ -23,16 +23,19 @@ from tests.cli.fake_command import scripted_model
 
 
 @pytest.fixture
-def chat(tmp_path, monkeypatch):
+def out():
+    """What the chat writes, to stdout and stderr."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def chat(tmp_path, monkeypatch, out):
     PILImage.new("RGB", (1100, 500), (200, 0, 0)).save(tmp_path / "wide one.png")
     (tmp_path / "a folder").mkdir()
     (tmp_path / "\x1b[31m.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    out = io.StringIO()
     session = ChatSession(scripted_model(b"one", b"two"))
-    screen = PlainScreen(out.write, out.write)
-    screen.out = out
-    return Chat(session, screen, SamplingParams(), tmp_path / "chats")
+    return Chat(session, PlainScreen(out.write, out.write), SamplingParams(), tmp_path / "chats")
 
 
 def offered(chat, text, *, tab=True):
@@ -117,10 +120,11 @@ def test_the_rows_of_tiles_are_told_and_drawn(chat, tmp_path):
         assert drawn.width > 500
 
 
-def test_pages_that_are_written_wrongly_get_how_they_are_written(chat):
+def test_pages_that_are_written_wrongly_get_how_they_are_written(chat, out, tmp_path):
+    (tmp_path / "paper.pdf").write_bytes(b"")
     chat.line("\\image paper.pdf#x")
     chat.line("./paper.pdf#two what is it?")
-    *_, image, line = chat.screen.out.getvalue().splitlines()
+    *_, image, line = out.getvalue().splitlines()
     assert "'paper.pdf#x' does not exist; pages are written '#3', '#3-5' or '#1,4'" in image
     assert "'./paper.pdf#two'; pages are written '#3', '#3-5' or '#1,4'" in line
 
@@ -139,10 +143,10 @@ def test_a_terminal_that_draws_nothing_gets_lines_that_fit():
     assert "    the chat; a path gets a" in lines
 
 
-def test_help_names_keys_only_where_there_is_a_line_editor(chat):
+def test_help_names_keys_only_where_there_is_a_line_editor(chat, out):
     chat.line("\\help")
-    assert "\\undo" in chat.screen.out.getvalue()
-    assert "Tab" not in chat.screen.out.getvalue()
+    assert "\\undo" in out.getvalue()
+    assert "Tab" not in out.getvalue()
 
 
 def test_tab_offers_files_of_a_schema(chat, tmp_path):
