@@ -10,8 +10,6 @@ import warnings
 from pathlib import Path
 from types import FrameType
 
-from mmchat.errors import INTERRUPTED_EXIT_CODE
-
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
@@ -34,6 +32,8 @@ def main() -> None:
 
         app(prog_name="mmchat")
     except KeyboardInterrupt:
+        from mmchat.errors import INTERRUPTED_EXIT_CODE
+
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 

@@ -135,6 +135,20 @@ def disk_errors(what: str) -> Iterator[None]:
         raise DiskError(f"{what}: {error.strerror or error}") from None
 
 
+@contextmanager
+def permission_errors(kind: type[MmchatError]) -> Iterator[None]:
+    """Within the block or decorated function, what may not be read is an error of `kind`."""
+    try:
+        yield
+    except PermissionError as error:
+        raise kind(not_permitted(error)) from None
+
+
+def not_permitted(error: PermissionError) -> str:
+    """Which file or folder the system keeps from the user, and what helps."""
+    return f"{quoted(error.filename, 300)}: permission denied; change its permissions, or its owner"
+
+
 def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
     """Raise UsageError if the argument `name` is not one of `kinds`; wanted: these, in words."""
     if not isinstance(value, kinds):

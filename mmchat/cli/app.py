@@ -25,7 +25,7 @@ from mmchat.cli.no_command import with_command
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value
-from mmchat.errors import DiskError, MemoryError_, MmchatError, UsageError, quoted
+from mmchat.errors import DiskError, MemoryError_, MmchatError, UsageError, not_permitted, quoted
 
 # name -> the first sentence of its help
 COMMANDS = {
@@ -132,6 +132,8 @@ def _expected(error: Exception) -> tuple[str, int] | None:
         return "there is no such user; write the folder out in place of ~NAME", UsageError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}; free some space and run the same again", DiskError.exit_code
+    if isinstance(error, PermissionError) and error.filename:
+        return not_permitted(error), DiskError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
         named = f"{quoted(error.filename)}: {error.strerror}"
         return f"{named}; give another name", UsageError.exit_code
