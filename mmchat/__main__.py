@@ -10,8 +10,6 @@ import warnings
 from pathlib import Path
 from types import FrameType
 
-INTERRUPT_EXIT_CODE = 130
-
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
@@ -34,7 +32,9 @@ def main() -> None:
 
         app(prog_name="mmchat")
     except KeyboardInterrupt:
-        sys.exit(INTERRUPT_EXIT_CODE)
+        from mmchat.errors import INTERRUPTED_EXIT_CODE
+
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def _leave_working_folder_out() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
 from mmchat.conversation import Message
-from mmchat.engine.events import Finished
+from mmchat.engine.events import Finished, read_events
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
 from mmchat.errors import MmchatError, UsageError, check_type
@@ -73,10 +73,7 @@ class Model(loader.LoadedModel):
                 raise UsageError(f"the last message must be of the role user, not {last.role}")
             session.messages = before
             events = session.ask(last, sampling)
-        for event in events:
-            if isinstance(event, Finished):
-                return event.text
-        raise RuntimeError("the engine ended without a Finished event")
+        return read_events(events).text
 
     def chat(self, system: str | None = None) -> ChatSession:
         """Begin a conversation."""

@@ -27,6 +27,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+INTERRUPTED_EXIT_CODE = 130  # after Ctrl-C
 _WITHOUT_QUOTES = (int, float, bytes, list, tuple, dict, type(None))
 _LOGIN = re.compile(r"(?<=://)[^/?#\s]*@")
 
@@ -132,6 +133,20 @@ def disk_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(f"{what}: {error.strerror or error}") from None
+
+
+@contextmanager
+def permission_errors(kind: type[MmchatError]) -> Iterator[None]:
+    """Within the block or decorated function, what may not be read is an error of `kind`."""
+    try:
+        yield
+    except PermissionError as error:
+        raise kind(not_permitted(error)) from None
+
+
+def not_permitted(error: PermissionError) -> str:
+    """Which file or folder the system keeps from the user, and what helps."""
+    return f"{quoted(error.filename, 300)}: permission denied; change its permissions, or its owner"
 
 
 def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 # Shown where an escape sequence was taken out, so that nothing vanishes unseen.
@@ -105,6 +106,28 @@ def sanitize(text: str) -> str:
     return Sanitizer().feed(text)
 
 
+class AnswerStream:
+    """An answer on its way to `write`, piece by piece, ending with a newline.
+
+    sanitizes: for a terminal.
+    """
+
+    def __init__(self, write: Callable[[str], None], *, sanitizes: bool) -> None:
+        self._write = write
+        self._sanitizer = Sanitizer() if sanitizes else None
+        self._last = ""
+
+    def feed(self, text: str) -> None:
+        if shown := self._sanitizer.feed(text) if self._sanitizer else text:
+            self._last = shown[-1]
+            self._write(shown)
+
+    def finish(self) -> None:
+        if self._last != "\n":
+            self._write("\n")
+        self._last = "\n"
+
+
 def one_line(text: str) -> str:
     """`text` with its line breaks written as escapes, so that a name cannot forge a line."""
     return text.translate(_LINE_BREAKS)
@@ -126,15 +149,32 @@ def _filled_line(line: str, columns: int, indent: str) -> str:
 
 
 def hanging(head: str, text: str, columns: int, indent: str) -> str:
-    """`head`, a space and the words of `text`, on lines as those of `filled`."""
-    rows = [head]
-    for word in _UNIT.findall(text):
-        longer = f"{rows[-1]} {word}" if rows[-1].strip() else rows[-1] + word
+    """`head`, a space and the words of `text`, on lines as those of `filled`.
+
+    Between words of one line are as many spaces as were, so that columns of a table stay.
+    """
+    rows, end = [head], 0
+    for found in _UNIT.finditer(text):
+        word, gap = found[0], text[end : found.start()] if end else " "
+        end = found.end()
+        longer = rows[-1] + gap + word if rows[-1].strip() else rows[-1] + word
         if cells(longer) <= columns or not rows[-1].strip():
             rows[-1] = longer
         else:
             rows.append(indent + word)
     return "\n".join(rows)
+
+
+def labelled(rows: Sequence[tuple[str, str]], columns: int) -> str:
+    """(label, value); values wrap in their column, or where it is narrow under their label."""
+    width = max(cells(label) for label, _ in rows) + 2
+    is_narrow = width > columns // 2 and any(width + cells(v) > columns for _, v in rows)
+    lines = []
+    for label, value in rows:
+        head = label + " " * (1 if is_narrow else width - cells(label) - 1)
+        text = hanging(head, one_line(value), columns, " " * (4 if is_narrow else width))
+        lines.append(sanitize(text).rstrip())
+    return "\n".join(lines)
 
 
 def cells(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -59,11 +60,17 @@ def pixels(height_width: Sequence[int]) -> str:
     return f"{height_width[1]} x {height_width[0]} px"
 
 
-def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
-    """Lines of cells in columns as wide as their widest; those in `right` end at one place."""
+def table(
+    rows: Sequence[Sequence[str]], right: Collection[int] = (), most: float = math.inf
+) -> str:
+    """Lines of cells in columns as wide as their widest; those in `right` end at one place.
+
+    most: characters of a line; where there are more, one space stands between columns, not two.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * len(widths) - 2 <= most else " "
     return "\n".join(
-        "  ".join(
+        gap.join(
             cell.rjust(width) if number in right else cell.ljust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()

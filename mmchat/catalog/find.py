@@ -19,7 +19,7 @@ from mmchat.checkpoints.checkpoint import Checkpoint, MergeRules, open_checkpoin
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
-from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
+from mmchat.errors import CheckpointError, ParamsError, UsageError, permission_errors, quoted
 from mmchat.models.family import COMPANION, Config
 from mmchat.offline import is_hub_offline
 from mmchat.spelling import closest
@@ -175,6 +175,7 @@ def params_file_for(config: Config, like: ModelSpec) -> str | None:
     return fitting[0].source.name if fitting else None
 
 
+@permission_errors(CheckpointError)
 def find_model(
     name_or_path: str | Path | None = None,
     *,

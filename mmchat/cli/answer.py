@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import words
 from mmchat.cli import console
-from mmchat.cli.console import AnswerStream
-from mmchat.engine.events import Event, Finished, Progress, TextDelta, TokenLogprob
+from mmchat.engine.events import Event, Finished, TextDelta, TokenLogprob, read_events
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -46,28 +45,29 @@ class Answer:
         self._images = images
         self._form: Form = form
         self._output = output
-        self._stream = _markdown() if markdown and console.draws(sys.stdout) else AnswerStream()
+        is_drawn = markdown and console.draws(sys.stdout)
+        self._stream = _markdown() if is_drawn else console.answer_stream()
         self._began = False  # to write text
         self._lines: list[str] = []  # of JSON, for the file
 
     def read(self, events: Iterable[Event], stages: console.Stages) -> Finished:
         """Write while the events come; returns the last one."""
+
+        def on_text(delta: TextDelta) -> None:
+            stages.stop()
+            self._delta(delta)
+
         try:
-            for event in events:
-                if isinstance(event, Progress):
-                    stages.show(words.STAGES.get(event.stage, event.stage))
-                    continue
-                stages.stop()
-                if isinstance(event, TextDelta):
-                    self._delta(event)
-                elif isinstance(event, Finished):
-                    self._finish(event)
-                    return event
+            finished = read_events(
+                events, on_text, lambda step: stages.show(words.STAGES.get(step.stage, step.stage))
+            )
+            stages.stop()
+            self._finish(finished)
+            return finished
         except BaseException:
             if console.is_terminal(sys.stdout) and self._began:
                 self._stream.finish()  # so that the error starts on its own line
             raise
-        raise RuntimeError("the engine ended without a Finished event")
 
     def _delta(self, delta: TextDelta) -> None:
         if self._form == "stream" and self._output is None:

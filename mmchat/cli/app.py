@@ -8,6 +8,7 @@ Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 me
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import traceback
 from importlib import import_module
@@ -24,7 +25,7 @@ from mmchat.cli.no_command import with_command
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value
-from mmchat.errors import DiskError, MmchatError, quoted
+from mmchat.errors import DiskError, MemoryError_, MmchatError, UsageError, not_permitted, quoted
 
 # name -> the first sentence of its help
 COMMANDS = {
@@ -55,7 +56,7 @@ _PLACES = {
     "serve": "serve:serve_app",
 }  # fmt: skip
 _ALIASES = {"server": "serve"}
-USAGE_EXIT_CODE, MEMORY_EXIT_CODE, DISK_EXIT_CODE, CLOSED_PIPE_EXIT_CODE = 2, 5, 7, 141
+CLOSED_PIPE_EXIT_CODE = 141
 OUT_OF_MEMORY = "out of memory; try a smaller --max-seq-len or --dtype bfloat16"
 BUG = "this is a bug in mmchat; please report it with the lines above"
 
@@ -125,16 +126,19 @@ def _expected(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MmchatError):
         return str(error), error.exit_code
     if isinstance(error, typer.TyperException):
-        return _wrong_usage(error), USAGE_EXIT_CODE
+        return _wrong_usage(error), UsageError.exit_code
     if isinstance(error, typer.Abort):
         return "aborted", 1
     if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib, for ~name
-        return "there is no such user; write the folder out in place of ~NAME", USAGE_EXIT_CODE
+        return "there is no such user; write the folder out in place of ~NAME", UsageError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.strerror}; free some space and run the same again", DISK_EXIT_CODE
+        return f"{error.strerror}; free some space and run the same again", DiskError.exit_code
+    if isinstance(error, PermissionError) and error.filename:
+        return not_permitted(error), DiskError.exit_code
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return f"{quoted(error.filename)}: {error.strerror}; give another name", USAGE_EXIT_CODE
-    return (OUT_OF_MEMORY, MEMORY_EXIT_CODE) if _is_out_of_memory(error) else None
+        named = f"{quoted(error.filename)}: {error.strerror}"
+        return f"{named}; give another name", UsageError.exit_code
+    return (OUT_OF_MEMORY, MemoryError_.exit_code) if _is_out_of_memory(error) else None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -154,8 +158,8 @@ def _wrong_usage(error: typer.TyperException) -> str:
         text = no_such_option(error, lambda: {name: load(name) for name in COMMANDS})
     else:
         text = no_such_value(error.format_message())
-        if text.startswith("Missing command"):
-            text = f"Missing command; there is {' and '.join(context.command.commands)}"
+        if missing := re.match(r"Missing command|No such command '[^']*'(?=\.)", text):
+            text = f"{missing[0]}; there is {' and '.join(context.command.commands)}"
     if faults := getattr(error.__cause__, "errors", None):  # the validator names no value
         value = quoted(faults()[0]["input"])
         text = text.replace("Value error, ", "").replace("Input should", f"{value} should")

@@ -14,7 +14,7 @@ COLUMNS = ("TIMED", "MODEL", "MS", "RANGE", "TOKENS/S", "TIMES AS FAST")
 def show_record(record: dict[str, Any]) -> None:
     """Everything to stdout."""
     console.write_safely(console.wrapped(_headline(record)) + "\n")
-    console.print_table(COLUMNS, list(_rows(record)), left=2)
+    console.print_table(COLUMNS, list(_rows(record)), right={2, 3, 4, 5})
     for fact in _facts(record):
         console.write_safely(console.wrapped(fact) + "\n")
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.chats import chats_folder, choose_chat
 from mmchat.cli.help_page import Command, plain_app
-from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.option_groups import with_option_groups
@@ -28,7 +28,7 @@ from mmchat.cli.prompt_input import (
     refuse_base64,
 )
 from mmchat.cli.sampling_options import SamplingOptions
-from mmchat.errors import UsageError
+from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
 from mmchat.input_text import lines
 from mmchat.loading.options import LoadOptions
 
@@ -185,7 +185,8 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
     screen = PlainScreen(
         console.write_out,
         lambda text: console.write_out(text, sys.stderr),
-        out_is_terminal=console.is_terminal(sys.stdout),
+        out_columns=_columns(sys.stdout),
+        err_columns=_columns(sys.stderr),
         quiet=opening.quiet,
     )
     chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
@@ -198,6 +199,11 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
             return run_plain(chat, chain(_first_line(opening), typed), prompt)
     finally:
         chat.keeper.start_new()
+
+
+def _columns(stream: TextIO) -> Callable[[], int] | None:
+    """What gives the columns of the terminal that shows `stream`, if there is one."""
+    return partial(console.columns, stream) if console.is_terminal(stream) else None
 
 
 def _run_terminal(

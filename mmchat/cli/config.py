@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.defaults import config_path, defaults
+from mmchat.cli.defaults import config_path, defaults, set_default, variable
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.option_groups import with_option_groups
+from mmchat.errors import quoted
 
 config_app = plain_app(help="Show the defaults of model, quantize and device, and their file.")
 
@@ -39,6 +42,24 @@ def show(as_json: options.Json = False) -> None:
     config.toml, and this before what is built in.
     """
     _show(as_json)
+
+
+@config_app.command("set", cls=Command, short_help="Write a default into config.toml.")
+@with_option_groups
+def set_(
+    name: Annotated[str, typer.Argument(metavar="model|quantize|device")],
+    value: Annotated[str, typer.Argument(metavar="VALUE")],
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a default into config.toml; its other lines stay. Try: mmchat config set quantize int4
+
+    A variable that is set still comes before it.
+    """
+    path = set_default(name, value)
+    if not quiet:
+        console.note(f"{name} is {quoted(value)} in {quoted(path, 300)}")
+        if os.environ.get(variable(name)):
+            console.note(f"{variable(name)} is set, and comes before it")
 
 
 def _show(as_json: bool = False) -> None:

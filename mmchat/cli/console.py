@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmchat import words
-from mmchat.errors import DiskError
-from mmchat.terminal import Sanitizer, filled, one_line, sanitize
+from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError
+from mmchat.terminal import AnswerStream, filled, one_line, sanitize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,8 +88,9 @@ def columns(stream: TextIO | None) -> int:
 
 
 def wrapped(text: str, indent: str = "") -> str:
-    """`text` for stdout, on lines as wide as its terminal, all but the first indented."""
-    return filled(text, columns(sys.stdout), indent)
+    """`text` for stdout; for a terminal safe, on lines as wide, all but the first indented."""
+    safe = sanitize(text) if is_terminal(sys.stdout) else text
+    return filled(safe, columns(sys.stdout), indent)
 
 
 def terminal_size() -> tuple[int, int]:
@@ -142,6 +143,16 @@ def _stderr_line(text: str, style: str) -> None:
         rich_console().print(Text(text, style=style), soft_wrap=True)
     else:
         write_out(text + "\n", sys.stderr)
+
+
+@contextlib.contextmanager
+def interrupt_says(message: str) -> Iterator[None]:
+    """Within the block Ctrl-C, where no model answers, ends the command with `message`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(message)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def print_json(value: Any) -> None:
@@ -197,47 +208,42 @@ def print_facts(facts: list[tuple[str, str]]) -> None:
     write_safely(words.table(rows) + "\n")
 
 
-def print_table(
-    heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, last: str = ""
-) -> None:
-    """Rows under their heads to stdout: in columns on a terminal, lines with tabs elsewhere.
+def table_rows(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]
+) -> list[str]:
+    """The heads and each row for stdout, in columns; one too wide for a terminal goes on below.
 
-    left: columns that begin at one place; the others end at one. last: style of the last row. On a
-    terminal what stands first in several rows is shown once.
+    right: columns that end at one place; the others begin at one.
+    """
+    head, *lines = words.table([heads, *rows], right, columns(sys.stdout)).split("\n")
+    return [bold(wrapped(head, "  ")), *(wrapped(line, "  ") for line in lines)]
+
+
+def print_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Collection[int],
+    *,
+    has_total: bool = False,
+) -> None:
+    """Rows under their heads to stdout: `table_rows` on a terminal, lines with tabs elsewhere.
+
+    has_total: the last row is the sum. On a terminal what stands first in several rows is shown
+    once.
     """
     if not is_terminal(sys.stdout):
         write_out("".join("\t".join(row) + "\n" for row in (heads, *rows)))
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < left else "right")
-    before = ""
-    for number, (first, *others) in enumerate(rows, start=1):
-        style = last if number == len(rows) else ""
-        table.add_row(first if first != before else "", *others, style=style)
-        before = first
-    rich_console(stderr=False).print(table)
+    firsts = [row[0] for row in rows]
+    repeated = [first == before for first, before in zip(firsts, ["", *firsts], strict=False)]
+    shown = [("" if r else row[0], *row[1:]) for r, row in zip(repeated, rows, strict=True)]
+    *lines, last = table_rows(heads, shown, right)
+    write_out("\n".join([*lines, bold(last) if has_total else last]) + "\n")
 
 
-class AnswerStream:
-    """The answer on its way to stdout, piece by piece, ending with exactly one newline if none."""
-
-    def __init__(self) -> None:
-        self._sanitizer = Sanitizer() if is_terminal(sys.stdout) else None
-        self._last = ""
-
-    def feed(self, text: str) -> None:
-        shown = self._sanitizer.feed(text) if self._sanitizer else text
-        if shown:
-            self._last = shown[-1]
-            write_out(shown)
-
-    def finish(self) -> None:
-        if self._last != "\n":
-            write_out("\n")
-        self._last = "\n"
+def answer_stream() -> AnswerStream:
+    """What takes an answer to stdout."""
+    return AnswerStream(write_out, sanitizes=is_terminal(sys.stdout))
 
 
 class Stages:

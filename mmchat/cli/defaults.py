@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat import limits
 from mmchat.cli.model_choice import BUILT_IN
-from mmchat.errors import MmchatError, UsageError, quoted
+from mmchat.errors import MmchatError, UsageError, disk_errors, quoted
 from mmchat.hardware.placement import check_device_name
 from mmchat.quant.schemes import find_scheme
 from mmchat.spelling import closest
+from mmchat.storage import atomic_file
 from mmchat.strict_json import Where, escaped, read_bounded
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ def variable(name: str) -> str:
 def defaults() -> dict[str, Default]:
     """Each setting by name. Raises UsageError for what no setting may be, with its place."""
     path = config_path()
-    filed, shown = _read(path), escaped(str(path))
+    filed, shown = _settings(_text(path), path), escaped(str(path))
     found = {}
     for name, built_in in BUILT_IN_VALUES.items():
         if value := os.environ.get(variable(name)):
@@ -64,6 +67,30 @@ def defaults() -> dict[str, Default]:
             is_filed = name in filed
             found[name] = Default(filed.get(name, built_in), shown if is_filed else NOWHERE)
     return found
+
+
+def set_default(name: str, value: str) -> Path:
+    """Write a setting into the file, whose other lines stay. Raises UsageError, DiskError, …"""
+    path = config_path()
+    _check(name, value, name)
+    if name == "model":
+        _check_model(Default(value, "not written"))
+    text = _text(path)
+    _settings(text, path)  # nothing is written into a broken file
+    line = f"{name} = {json.dumps(value, ensure_ascii=False)}\n"
+    changed, count = re.subn(rf"(?m)^[ \t]*{name}[ \t]*=.*\n?", lambda _: line, text)
+    changed = changed if count else text + "\n" * (text[-1:] not in ("", "\n")) + line
+    try:
+        is_set = tomllib.loads(changed)[name] == value
+    except tomllib.TOMLDecodeError:
+        is_set = False
+    if not is_set:
+        form = f"is written in another form; change it by hand: {line.strip()}"
+        raise UsageError(f"{quoted(path, 300)} {form}")
+    with disk_errors(f"cannot make the folder {quoted(path.parent, 300)}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_file.write_text(path, changed)
+    return path
 
 
 def with_defaults(
@@ -122,21 +149,28 @@ def _check_model(default: Default) -> None:
         raise type(error)(f"{default.origin}, model = {quoted(default.value)}: {error}") from None
 
 
-def _read(path: Path) -> dict[str, str]:
-    """The settings of the file; none if it is not there. Raises UsageError."""
+def _text(path: Path) -> str:
+    """What is in the file; empty if it is not there. Raises UsageError."""
     where = Where(str(path), error=UsageError)
     try:
         if path.stat().st_size == 0:
-            return {}
+            return ""
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return ""
     except OSError as error:
         raise where.fail(f"cannot be read ({error.strerror})") from None
     data = read_bounded(path, limits.CONFIG_TOML_BYTES, where)
     try:
-        table = tomllib.loads(data.decode())
+        return data.decode()
     except UnicodeDecodeError:
         raise where.fail("not UTF-8 text; save it as UTF-8") from None
+
+
+def _settings(text: str, path: Path) -> dict[str, str]:
+    """The settings by name. Raises UsageError."""
+    where = Where(str(path), error=UsageError)
+    try:
+        table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise where.fail(f'not TOML: {error}; a line is written model = "tiny"') from None
     for name, value in table.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
-from mmchat.words import pace, plural, size, table
+from mmchat.words import pace, plural, size
 
 if TYPE_CHECKING:
     from mmchat.doctor import Diagnosis
@@ -47,8 +47,8 @@ def _show(diagnosis: Diagnosis) -> None:
         console.write_safely(f"  {'then ' if number else ''}{command}\n")
     console.write_out("\n")
     console.print_facts(list(_facts(machine)))
-    models = table([HEADER, *_rows(_distinct(diagnosis.outlooks))], right={2, 4, 5})
-    console.write_safely(f"\n{models}\n{console.wrapped(_legend(machine))}\n")
+    models = console.table_rows(HEADER, [*_rows(_distinct(diagnosis.outlooks))], right={2, 4, 5})
+    console.write_out("\n".join(["", *models, console.wrapped(_legend(machine)), ""]))
     for found in diagnosis.problems:
         problem = console.wrapped(f"! {found.problem}", "  ")
         console.write_safely(f"\n{problem}\n{console.wrapped(f'  {found.remedy}', '  ')}\n")

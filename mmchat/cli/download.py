@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.transfer_bars import TransferBars, transfer_bars
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import MmchatError, UsageError, quoted
@@ -83,7 +82,7 @@ def download(
     from mmchat.hub import download as hub
 
     done = []
-    with interrupt_says("stopped; run the same command to go on"):
+    with console.interrupt_says("stopped; run the same command to go on"):
         request: Request | None = selection.request(model)
         while request is not None:
             plan, fetched = hub.plan(request), 0

@@ -10,8 +10,8 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.help_page import Command, plain_app
-from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.option_groups import Without, with_option_groups
+from mmchat.errors import INTERRUPTED_EXIT_CODE
 from mmchat.evals.contact_sheet import contact_sheet
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
@@ -148,4 +148,4 @@ def _print_table(report: Report, by: str) -> None:
         for name, score in (*report.parts.items(), ("all", report.overall))
     ]
     heads = (by.upper(), "RIGHT", "ASKED", "ACCURACY", "INTERVAL")
-    console.print_table(heads, cells, left=1, last="bold")
+    console.print_table(heads, cells, right={1, 2, 3, 4}, has_total=True)

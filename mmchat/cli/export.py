@@ -12,7 +12,6 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
-from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
 from mmchat.cli.option_groups import NoDefault, Without
 from mmchat.errors import UsageError
@@ -115,7 +114,10 @@ def export(
         force=force,
     )
     check_address_space()
-    with interrupt_says("stopped; nothing was written"), console.Stages(quiet=quiet) as stages:
+    with (
+        console.interrupt_says("stopped; nothing was written"),
+        console.Stages(quiet=quiet) as stages,
+    ):
         report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
     if not quiet:
         for line in _lines(report):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from mmchat.cli import answer, console, model_choice, options
-from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
@@ -27,7 +26,7 @@ from mmchat.cli.prompt_input import (
 )
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.conversation import question
-from mmchat.errors import UsageError, quoted
+from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 

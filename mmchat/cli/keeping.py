@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import CheckpointError, UsageError, quoted
 from mmchat.words import size
@@ -72,7 +71,7 @@ def remove(
             console.note(f"  {path.relative_to(removal.root)}")
     if not yes:
         _ask(model, removal)
-    with interrupt_says("stopped; run the same command to go on"):
+    with console.interrupt_says("stopped; run the same command to go on"):
         holdings.remove(removal)
     if as_json:
         console.print_json(

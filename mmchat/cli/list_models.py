@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console, options
-from mmchat.terminal import filled
 from mmchat.words import count, size
 
 if TYPE_CHECKING:
@@ -98,19 +97,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
     """A row for each model and its aliases below it; what one must type is never cut."""
-    header, *cells = ([*row[:4], " ".join(filter(None, row[4:6]))] for row in (COLUMNS, *rows))
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    columns = console.terminal_size()[0]
-    gap = "  " if sum(widths) + 4 * 2 <= columns else " "
-
-    def line(row: list[str]) -> str:
-        name, kind, count_, side, disk = row
-        left = f"{name:<{widths[0]}}{gap}{kind:<{widths[1]}}{gap}{count_:>{widths[2]}}"
-        left = f"{left}{gap}{side:>{widths[3]}}"
-        beside = f"{left}{gap}{disk}".rstrip()
-        return (beside if len(beside) <= columns else f"{left.rstrip()}\n  {disk}") + "\n"
-
-    console.write_out(console.bold(line(header).rstrip()) + "\n")
-    for row, cell in zip(rows, cells, strict=True):
-        aliases = filled(f"  or {row[-1]}", columns, indent="  ")
-        console.write_safely(line(cell) + (f"{aliases}\n" if row[-1] else ""))
+    header, *lines = console.table_rows(COLUMNS[:-1], [row[:-1] for row in rows], right={2, 3})
+    console.write_out(header + "\n")
+    for line, row in zip(lines, rows, strict=True):
+        aliases = console.wrapped(f"  or {row[-1]}", "  ")
+        console.write_out(f"{line}\n" + (f"{aliases}\n" if row[-1] else ""))

@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from mmchat.cli import console
-from mmchat.cli.interrupts import interrupt_says
 from mmchat.errors import CheckpointError
 from mmchat.offline import is_hub_offline
 from mmchat.words import size
@@ -63,7 +62,7 @@ def _download(spec: ModelSpec) -> None:
     from mmchat.cli.download import carry_out, say_plan
     from mmchat.hub import download as hub
 
-    with interrupt_says(f"stopped; 'mmchat download {spec.name}' goes on"):
+    with console.interrupt_says(f"stopped; 'mmchat download {spec.name}' goes on"):
         plan = hub.plan(hub.Request(spec.repo or ""))
         say_plan(plan)
         carry_out(plan)

@@ -92,6 +92,8 @@ def _kind(word: str, *, is_first: bool) -> Kind:
     if is_known(word):
         return "model" if is_first else "text"
     if os.path.isdir(os.path.expanduser(word)):  # noqa: PTH111, PTH112 - raise nothing
+        if looks_like_picture(word):
+            return "picture"
         return "model" if is_first or _PATH.match(word) else "text"
     if file := existing(word):
         if word.lower().endswith(WEIGHTS):

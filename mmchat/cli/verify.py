@@ -10,7 +10,6 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.download import carry_out
-from mmchat.cli.interrupts import interrupt_says
 from mmchat.cli.keeping import ModelOrFolder, model_folder
 from mmchat.cli.transfer_bars import transfer_bars
 from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
@@ -48,7 +47,7 @@ def verify(
     if fast and repair:
         raise UsageError("--repair must read the files; leave --fast out")
     folder = model_folder(model)
-    with interrupt_says("stopped"):
+    with console.interrupt_says("stopped"):
         result = _verify(folder, fast, quiet)
         repaired: list[str] = []
         anew = _made_anew(folder) if result.faults else ""

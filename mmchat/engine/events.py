@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -94,3 +95,19 @@ class Finished:
 
 
 Event = Progress | TextDelta | Finished
+
+
+def read_events(
+    events: Iterable[Event],
+    on_text: Callable[[TextDelta], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Finished:
+    """Hand on the events of an answer as they come, and return the last one."""
+    for event in events:
+        if isinstance(event, Finished):
+            return event
+        if isinstance(event, Progress):
+            on_progress(event)
+        else:
+            on_text(event)
+    raise RuntimeError("the engine ended without a Finished event")

@@ -132,7 +132,7 @@ class Chat:
         """Attach what a text names and ask its question: both, or neither."""
         as_is = "nothing was sent (\\say TEXT sends as is)"
         if found.missing:
-            raise UsageError(f"no such picture: {facts.some(found.missing)}; {as_is}")
+            raise UsageError(f"{facts.no_such(found.missing)}; {as_is}")
         before = list(self.attached)
         if found.sources:
             try:

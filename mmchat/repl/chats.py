@@ -16,7 +16,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.errors import DiskError, MmchatError, SavedChatError, UsageError, disk_errors, quoted
+from mmchat.errors import (
+    DiskError,
+    MmchatError,
+    SavedChatError,
+    UsageError,
+    disk_errors,
+    permission_errors,
+    quoted,
+)
 from mmchat.repl import saving
 from mmchat.repl.saving import DOCUMENT, PICTURES
 from mmchat.strict_json import nearest
@@ -150,9 +158,15 @@ def _is_chat(path: Path) -> bool:
         return False
 
 
+@permission_errors(SavedChatError)
 def _documents(chats: Path) -> list[Path]:
-    """The documents in `chats`, the one that was changed last first; no link leads to one."""
+    """The documents in `chats`, the one that was changed last first; no link leads to one.
+
+    Raises SavedChatError if the folder may not be read.
+    """
     found = []
+    if chats.exists() and not os.access(chats, os.R_OK | os.X_OK):
+        raise SavedChatError(f"{quoted(chats)} may not be read; change its permissions")
     for file in chats.glob(f"*/{DOCUMENT}"):
         with contextlib.suppress(OSError):  # removed meanwhile
             status = file.lstat()

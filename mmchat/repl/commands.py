@@ -43,7 +43,7 @@ def _image(chat: Chat, argument: str) -> None:
         if not argument:
             raise UsageError("\\image needs a file, an address or the word clipboard")
         folder = paths.folder_named(argument if "/" in argument else f"./{argument}")
-        raise UsageError(folder or f"no such picture: {facts.some(found.missing)}")
+        raise UsageError(folder or facts.no_such(found.missing))
     chat.take(found)
 
 
@@ -370,10 +370,11 @@ def _help(chat: Chat, argument: str) -> None:
         raise UsageError(f"there is no command {quoted(argument)}; \\help lists them")
     shown = [names()[word]] if word else list(COMMANDS.values())
     rows = [(f"\\{found.name} {found.usage}".rstrip(), found.help) for found in shown]
-    chat.screen.table(rows if word else [*rows, ("", ""), *KEYS])
+    has_keys = chat.screen.interactive and not word
+    chat.screen.table([*rows, ("", ""), *KEYS] if has_keys else rows)
 
 
-KEYS = [
+KEYS = [  # of the line editor
     ("Alt-Enter", "Start a new line"),
     ("Tab", "Complete a command, a value or a path"),
     ("Ctrl-R", "Search earlier lines"),

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from mmchat.errors import quoted
+from mmchat.images.pages import HOW as PAGES
 from mmchat.repl.paths import short_name
 from mmchat.words import cut, pixels
 
@@ -97,3 +98,9 @@ def some(names: Sequence[str]) -> str:
     """The first names of many, quoted."""
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return ", ".join(map(quoted, names[:3])) + more
+
+
+def no_such(names: Sequence[str]) -> str:
+    """That there are no such pictures, and how pages are written where some seem to be meant."""
+    has_pages = any("#" in name for name in names)
+    return f"no such picture: {some(names)}" + (f"; {PAGES}" if has_pages else "")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat.errors import MmchatError
+from mmchat.errors import INTERRUPTED_EXIT_CODE, MmchatError
 from mmchat.repl import paths, saving
 from mmchat.repl.chat import Chat, Leave
 from mmchat.repl.terminal_probe import ANSWER, Answers
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PROMPT = "> "
 CONTINUED = "  "
 LEAVE_SECONDS = 3.0  # two Ctrl-C within this time leave
-INTERRUPTED_EXIT_CODE = 130
 
 
 def run_plain(chat: Chat, lines: Iterable[str], prompt: Callable[[str], None] | None = None) -> int:

@@ -329,8 +329,15 @@ def looks_like_picture(name: str) -> bool:
     """True if a path or address ends like the name of a picture, whatever its case."""
     if _DATA.match(name):
         return True
-    path = re.split(r"[?#]", name, maxsplit=1)[0] if _ADDRESS.match(name) else without_pages(name)
-    return path.rpartition(".")[2].lower() in EXTENSIONS and "." in path
+    if _ADDRESS.match(name):
+        return _ends_like_picture(re.split(r"[?#]", name, maxsplit=1)[0])
+    # also `paper.pdf#x`, whose pages are not written as such
+    return _ends_like_picture(name) or _ends_like_picture(name.rpartition("#")[0])
+
+
+def _ends_like_picture(path: str) -> bool:
+    _, dot, ending = path.rpartition(".")
+    return bool(dot) and ending.lower() in EXTENSIONS
 
 
 def without_pages(name: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from mmchat.engine.events import Event, Finished, TextDelta
-from mmchat.terminal import Sanitizer, one_line, sanitize
+from mmchat.engine.events import Event, Finished, TextDelta, read_events
+from mmchat.terminal import AnswerStream, filled, labelled, one_line, sanitize
 from mmchat.words import table
 
 if TYPE_CHECKING:
@@ -15,37 +15,49 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 OnText = Callable[[str], None]
 Write = Callable[[str], None]
+Columns = Callable[[], int]
 
 
 class PlainScreen:
     """For pipes: answers and what commands print on stdout, everything else on stderr.
 
-    out, err: write and flush; a stream that is a terminal gets no control characters. quiet: errors
-    alone go to err.
+    out, err: write and flush. out_columns, err_columns: give those of the terminal that shows one,
+    which gets no control characters and lines that fit; None for a pipe. quiet: errors alone go to
+    err.
     """
 
     interactive = False
 
     def __init__(
-        self, out: Write, err: Write, *, out_is_terminal: bool = False, quiet: bool = False
+        self,
+        out: Write,
+        err: Write,
+        *,
+        out_columns: Columns | None = None,
+        err_columns: Columns | None = None,
+        quiet: bool = False,
     ) -> None:
         self._out = out
         self._err = err
-        self._out_is_terminal = out_is_terminal
+        self._out_columns = out_columns
+        self._err_columns = err_columns
         self._quiet = quiet
 
     def say(self, text: str) -> None:
         """What a command was asked for."""
-        self._out(sanitize(text) + "\n" if self._out_is_terminal else text + "\n")
+        self._out(_shown(text, self._out_columns) + "\n")
 
     def note(self, text: str) -> None:
         """One line on what happened."""
         if not self._quiet:
-            self._err(sanitize(one_line(text)) + "\n")
+            self._err(self._line(text))
 
     def error(self, text: str) -> None:
         """One line on what did not."""
-        self._err(f"mmchat: error: {sanitize(one_line(text))}\n")
+        self._err(self._line(f"mmchat: error: {text}"))
+
+    def _line(self, text: str) -> str:
+        return _shown(sanitize(one_line(text)), self._err_columns) + "\n"
 
     def answer(
         self,
@@ -56,20 +68,15 @@ class PlainScreen:
         is_json: bool = False,
     ) -> Finished:
         """Show an answer while it is written; on_text gets each piece in the calling thread."""
-        sanitizer = Sanitizer() if self._out_is_terminal else None
-        last = ""
-        for event in events:
-            if isinstance(event, TextDelta):
-                on_text(event.text)
-                shown = sanitizer.feed(event.text) if sanitizer else event.text
-                last = shown or last
-                if shown:
-                    self._out(shown)
-            elif isinstance(event, Finished):
-                if not last.endswith("\n"):
-                    self._out("\n")
-                return event
-        raise RuntimeError("the engine ended without a Finished event")
+        stream = AnswerStream(self._out, sanitizes=self._out_columns is not None)
+
+        def show(delta: TextDelta) -> None:
+            on_text(delta.text)
+            stream.feed(delta.text)
+
+        finished = read_events(events, show)
+        stream.finish()
+        return finished
 
     def wait(self, stage: str, work: Callable[[], T]) -> T:
         """The result of `work`; a terminal says what is being done while it takes long."""
@@ -82,7 +89,8 @@ class PlainScreen:
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
         """(label, value) each, as `say` does."""
-        self.say(table(rows))
+        columns = self._out_columns
+        self._out((labelled(rows, columns()) if columns else table(rows)) + "\n")
 
     def turn(self, question: str, answer: str) -> None:
         """Show a person what was said before."""
@@ -103,6 +111,10 @@ class PlainScreen:
     def copy(self, text: str) -> str:
         """Put `text` on the clipboard; says how in a few words. Raises UsageError."""
         return system_clipboard(sanitize(text))
+
+
+def _shown(text: str, columns: Columns | None) -> str:
+    return filled(sanitize(text), columns()) if columns else text
 
 
 def system_clipboard(text: str) -> str:

@@ -18,7 +18,7 @@ from mmchat.errors import UsageError
 from mmchat.repl.answering import batches, interrupts
 from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream, wrapped
 from mmchat.repl.screen import OnText, T, Write, system_clipboard
-from mmchat.terminal import cells, filled, hanging, one_line, sanitize
+from mmchat.terminal import filled, labelled, one_line, sanitize
 from mmchat.words import STAGES
 
 if TYPE_CHECKING:
@@ -97,14 +97,7 @@ class TerminalScreen:
             self._line(f"  {line}", ACCENT, "    ")
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Values wrap in their column, or under their label where that leaves them little room."""
-        columns = self.size()[0]
-        width = max(cells(label) for label, _ in rows) + 2
-        is_narrow = width > columns // 2 and any(width + cells(v) > columns for _, v in rows)
-        for label, value in rows:
-            head = label + " " * (1 if is_narrow else width - cells(label) - 1)
-            text = hanging(head, one_line(value), columns, " " * (4 if is_narrow else width))
-            self.write(sanitize(text).rstrip() + "\n")
+        self.write(labelled(rows, self.size()[0]) + "\n")
 
     def picture(self, image: PIL.Image.Image, name: str = "", facts: Sequence[str] = ()) -> None:
         def beside(columns: int) -> list[str]:

@@ -143,6 +143,7 @@ def test_the_lines_of_a_pipe_hold_every_variant(record, capsys):
 def test_a_terminal_gets_a_table_of_one_screen(record, monkeypatch, capsys):
     monkeypatch.setattr(bench_table.console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")  # nothing bold
     bench_table.show_record(record)
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if "float32" in line or "int8" in line][1:-1]

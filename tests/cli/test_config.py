@@ -146,3 +146,53 @@ def test_a_default_model_that_is_none_says_whose_it_is(run_real, monkeypatch):
         " 'mmchat list' shows all, or give a path)\n"
     )
     assert (done.stdout, done.exit_code) == ("", 3)
+
+
+def test_set_writes_a_line_and_leaves_the_others(run_real, config):
+    path = config("# mine\ndevice = 'cpu'")
+    for value in ("llama3.2-11B", "tiny"):
+        assert run_real("config", "set", "model", value).exit_code == 0
+    assert path.read_text() == "# mine\ndevice = 'cpu'\nmodel = \"tiny\"\n"
+    done = run_real("config", "set", "device", "cuda")
+    assert done.stderr == f"device is 'cuda' in {str(path)!r}\n"
+    assert path.read_text() == '# mine\ndevice = "cuda"\nmodel = "tiny"\n'
+
+
+def test_set_makes_the_folder_and_names_a_variable_that_comes_first(run_real, config, monkeypatch):
+    monkeypatch.setenv("MMCHAT_QUANTIZE", "int8")
+    done = run_real("config", "set", "quantize", "int4")
+    assert done.stderr.endswith("MMCHAT_QUANTIZE is set, and comes before it\n")
+    assert config_path().read_text() == 'quantize = "int4"\n'
+
+
+@pytest.mark.parametrize(
+    ("args", "before", "reason"),
+    [
+        (["modle", "tiny"], "", "modle = 'tiny': there is no such setting; did you mean model?"),
+        (["model", "nope"], "", "not written, model = 'nope': no model 'nope'"),
+        (["device", "gpu"], "", "unknown device 'gpu'"),
+        (["model", "tiny"], "model = [", "not TOML"),
+        (["device", "cpu"], '"device" = "auto"', "change it by hand: device = "),
+        (["device"], "", "Missing argument 'VALUE'"),
+        ([], "", "Missing argument"),
+    ],
+)
+def test_set_changes_nothing_where_it_cannot(run_real, config, args, before, reason):
+    path = config(before)
+    done = run_real("config", "set", *args)
+    assert done.exit_code in (2, 3)
+    assert reason in done.stderr
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize("args", [["help"], ["help", "help"], ["config", "help", "set"]])
+def test_help_is_a_command_of_each_group(run_real, args):
+    done = run_real(*args)
+    assert (done.stderr, done.exit_code) == ("", 0)
+    assert done.stdout.startswith("Usage: mmchat config set" if args[0] == "config" else "Usage:")
+
+
+@pytest.mark.parametrize("word", ["get", "foo"])
+def test_another_command_of_config_is_told_which_there_are(run_real, word):
+    done = run_real("config", word)
+    assert f"No such command {word!r}; there is path and show and set" in done.stderr

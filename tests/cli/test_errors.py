@@ -1,6 +1,7 @@
 """Every mistake a user can make: one line on stderr, nothing on stdout, its exit code."""
 
 import base64
+import errno
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from mmchat import errors, limits
 from mmchat.cli import model_choice
+from mmchat.errors import CheckpointError, DiskError
 
 
 @pytest.mark.parametrize(
@@ -426,3 +428,27 @@ def test_a_folder_that_was_removed_is_said(run_real, tmp_path, monkeypatch):
         "mmchat: error: the folder that you are in was removed; change to another\n"
     )
     assert done.exit_code == 7
+
+
+def _refused(*_: object, **__: object):
+    raise PermissionError(errno.EACCES, "Permission denied", "their/config.json")
+
+
+def test_a_model_that_may_not_be_read_is_a_missing_checkpoint(run_real, monkeypatch, tmp_path):
+    from mmchat.catalog import find
+
+    monkeypatch.setattr(find, "_params_beside", _refused)
+    done = run_real("generate", "-m", str(tmp_path), "x")
+    assert done.stderr.endswith(
+        "error: 'their/config.json': permission denied; change its permissions, or its owner\n"
+    )
+    assert done.exit_code == CheckpointError.exit_code
+
+
+def test_what_the_system_refuses_anywhere_is_no_bug(run_real, monkeypatch):
+    from mmchat.hub import holdings
+
+    monkeypatch.setattr(holdings, "recorded_repos", _refused)
+    done = run_real("list")
+    assert done.stderr.startswith("mmchat: error: 'their/config.json': permission denied")
+    assert done.exit_code == DiskError.exit_code

@@ -87,6 +87,11 @@ def test_what_could_be_something_else_is_said(here, line, question, note):
     assert [n[: len(note)] for n in said.notes] == [note]
 
 
+def test_a_folder_that_is_named_like_a_picture_is_one_so_that_its_error_says_so(here):
+    (here / "album.jpg").mkdir()
+    assert sort_words(["What?", "album.jpg"]) == Said(None, "What?", ("album.jpg",))
+
+
 def test_a_model_that_is_also_a_folder_here_is_said(here):
     (here / "tiny").mkdir()
     assert sort_words(["tiny"]) == Said(
@@ -274,6 +279,7 @@ def test_what_names_a_command_or_was_meant_to_stays_as_it_is(line):
         ("help", "--help"),
         ("help generate", "generate --help"),
         ("help config show", "config show --help"),
+        ("help help", "help --help"),
         ("--debug help nope", "--debug nope --help"),
         ("help me with dog.jpg", "generate help me with dog.jpg"),
         ("describe dog.jpg", "generate describe dog.jpg"),

@@ -146,6 +146,7 @@ def test_prose_is_left_alone(line):
         ("see https://example.org/page for more", ["https://example.org/page"]),
         ("first line\nsecond line with ./gone.png in it", ["./gone.png"]),
         ("is http://[bad a page", ["http://[bad"]),
+        ("what is on paper.pdf#x", ["paper.pdf#x"]),
     ],
 )
 def test_what_may_name_a_picture_and_is_not_attached_is_told(line, mentioned):

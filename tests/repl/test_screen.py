@@ -23,12 +23,17 @@ from tests.cli.fake_command import scripted_model
 
 
 @pytest.fixture
-def chat(tmp_path, monkeypatch):
+def out():
+    """What the chat writes, to stdout and stderr."""
+    return io.StringIO()
+
+
+@pytest.fixture
+def chat(tmp_path, monkeypatch, out):
     PILImage.new("RGB", (1100, 500), (200, 0, 0)).save(tmp_path / "wide one.png")
     (tmp_path / "a folder").mkdir()
     (tmp_path / "\x1b[31m.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    out = io.StringIO()
     session = ChatSession(scripted_model(b"one", b"two"))
     return Chat(session, PlainScreen(out.write, out.write), SamplingParams(), tmp_path / "chats")
 
@@ -113,6 +118,35 @@ def test_the_rows_of_tiles_are_told_and_drawn(chat, tmp_path):
     assert chat.first_error == 0
     with PILImage.open(tmp_path / "tiles.png") as drawn:
         assert drawn.width > 500
+
+
+def test_pages_that_are_written_wrongly_get_how_they_are_written(chat, out, tmp_path):
+    (tmp_path / "paper.pdf").write_bytes(b"")
+    chat.line("\\image paper.pdf#x")
+    chat.line("./paper.pdf#two what is it?")
+    *_, image, line = out.getvalue().splitlines()
+    assert "'paper.pdf#x' does not exist; pages are written '#3', '#3-5' or '#1,4'" in image
+    assert "'./paper.pdf#two'; pages are written '#3', '#3-5' or '#1,4'" in line
+
+
+def test_a_terminal_that_draws_nothing_gets_lines_that_fit():
+    said: list[str] = []
+    screen = PlainScreen(
+        said.append, said.append, out_columns=lambda: 30, err_columns=lambda: 30, quiet=False
+    )
+    screen.error("there is no command \\foo; did you mean \\forget?")
+    screen.table([("\\save [NAME|PATH.json]", "Name the chat; a path gets a copy of it")])
+    screen.say("no system prompt is set in this chat so far")
+    lines = "".join(said).splitlines()
+    assert max(map(len, lines)) <= 30
+    assert " ".join(lines[:2]) == "mmchat: error: there is no command \\foo; did you mean"
+    assert "    the chat; a path gets a" in lines
+
+
+def test_help_names_keys_only_where_there_is_a_line_editor(chat, out):
+    chat.line("\\help")
+    assert "\\undo" in out.getvalue()
+    assert "Tab" not in out.getvalue()
 
 
 def test_tab_offers_files_of_a_schema(chat, tmp_path):
