@@ -10,6 +10,7 @@ from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
 from mmchat.conversation import Message
 from mmchat.engine.events import Finished
+from mmchat.engine.room import CPU_ROWS
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
 from mmchat.errors import MmchatError, UsageError, check_type
@@ -19,7 +20,6 @@ from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions, called_with
 
 Question = str | tuple[str, ImageSource] | Message
-MANY_ROWS = 8  # beyond which a CPU gains little
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Model(loader.LoadedModel):
         questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
-        rows: int = MANY_ROWS,
+        rows: int = CPU_ROWS,
         return_exceptions: Literal[False] = False,
     ) -> Iterator[Finished]: ...
 
@@ -94,7 +94,7 @@ class Model(loader.LoadedModel):
         questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
-        rows: int = MANY_ROWS,
+        rows: int = CPU_ROWS,
         return_exceptions: bool,
     ) -> Iterator[Finished | MmchatError]: ...
 
@@ -103,7 +103,7 @@ class Model(loader.LoadedModel):
         questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
-        rows: int = MANY_ROWS,
+        rows: int = CPU_ROWS,
         return_exceptions: bool = False,
     ) -> Iterator[Finished | MmchatError]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.

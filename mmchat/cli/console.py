@@ -282,21 +282,22 @@ class Stages:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A bar on stderr for `total` steps, and what moves it on by one.
+def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar on stderr for `total` steps, and what moves it on by one: `advance(details="")`.
 
     Silent unless stderr is a terminal.
     """
     if quiet or not is_terminal(sys.stderr):
-        yield lambda: None
+        yield lambda details="": None  # noqa: ARG005
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    texts = TextColumn("{task.description}"), TextColumn("{task.fields[details]}")
+    columns = (texts[0], BarColumn(), MofNCompleteColumn(), Remaining(), texts[1])
     with Progress(*columns, console=rich_console(), transient=True) as progress:
-        task = progress.add_task(sanitize(label), total=total)
-        yield lambda: progress.advance(task)
+        task = progress.add_task(sanitize(label), total=total, details="")
+        yield lambda details="": progress.update(task, advance=1, details=details)
 
 
 def open_missing_streams() -> None:
