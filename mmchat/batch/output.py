@@ -12,6 +12,7 @@ import fcntl
 import io
 import json
 import os
+import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -99,6 +100,7 @@ class Output:
             file.writelines(line for line in lines if json.loads(line)["custom_id"] not in gone)
             file.flush()
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), stat.S_IMODE(self.path.stat().st_mode))
             path.replace(self.path)  # the lock of what was temporary holds on
             sync(self.path.parent)
         self._open.close()

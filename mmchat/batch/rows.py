@@ -191,13 +191,16 @@ def _of_csv(path: Path, delimiter: str) -> Iterator[Row]:
             text = decoded(file.read(), str(path))
         except NotTextError as error:
             raise UsageError(str(error)) from None
+    number = 1
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         if "image" not in (names := reader.fieldnames or ()):
             shown = ", ".join(map(quoted, names)) or "none"
             raise UsageError(f"{quoted(path)} has no column image; its columns are {shown}")
+        number = reader.line_num + 1
         for found in reader:
-            custom_id, asked = _asked(found, _where(path, reader.line_num))
-            yield Row(custom_id, asked, path, (reader.line_num, 0, 0))
+            custom_id, asked = _asked(found, _where(path, number))
+            yield Row(custom_id, asked, path, (number, 0, 0))
+            number = reader.line_num + 1
     except csv.Error as error:
-        raise _where(path, reader.line_num).fail(str(error)) from None
+        raise _where(path, number).fail(str(error)) from None
