@@ -32,6 +32,7 @@ COMMANDS = {
     "chat": "Chat about pictures.",
     "serve": "Serve a model: OpenAI's API, Ollama's, and a page for a browser.",
     "batch": "Ask about very many pictures; each answer is a line of JSON, and a rerun goes on.",
+    "find": "Rank pictures by how likely the model finds something in them.",
     "chats": "List the chats that are kept, newest first, or remove some.",
     "list": "List the known models and what is present on disk.",
     "download": "Download a model into the Hugging Face cache, which other tools share.",

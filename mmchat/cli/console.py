@@ -216,7 +216,8 @@ def print_table(
     before = ""
     for number, (first, *others) in enumerate(rows, start=1):
         style = last if number == len(rows) else ""
-        table.add_row(first if first != before else "", *others, style=style)
+        shown = (first if first != before else "", *others)
+        table.add_row(*(sanitize(one_line(cell)) for cell in shown), style=style)
         before = first
     rich_console(stderr=False).print(table)
 
