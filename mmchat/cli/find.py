@@ -73,9 +73,8 @@ def find(
                 console.note(str(one.end))
     best = sorted(found, key=lambda name: (-found[name], name))[:top]
     if page is not None:
-        atomic_file.write_text(
-            page, _page(f"{text}: the likeliest of {len(found)} pictures", best, found)
-        )
+        title = f"{text}: the likeliest of {len(found):,} pictures"
+        atomic_file.write_text(page, _page(title, best, found))
     if as_json:
         console.print_json([{"image": name, "likelihood": found[name]} for name in best])
     else:
