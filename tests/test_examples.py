@@ -112,6 +112,10 @@ def test_nginx_spreads_requests_and_goes_on_without_a_server(tmp_path):
         with urllib.request.urlopen(urllib.request.Request(url, body, head), timeout=60) as answer:
             return json.load(answer)["object"]
 
+    def listens(port: int) -> bool:
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
     def asked(port: int) -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
             counts = re.findall(r"generation_tokens_total\S* (\d+)", answer.read().decode())
@@ -128,7 +132,7 @@ def test_nginx_spreads_requests_and_goes_on_without_a_server(tmp_path):
         nginx = subprocess.Popen([*command, "-g", "daemon off;"])
         try:
             end = time.monotonic() + 20
-            while socket.socket().connect_ex(("127.0.0.1", port)):
+            while not listens(port):
                 assert nginx.poll() is None
                 assert time.monotonic() < end
                 time.sleep(0.05)
