@@ -151,6 +151,8 @@ def prepare(model: LoadedModel, defaults: Defaults, row: Row) -> Outcome:
             end = model.request(prompt, sampling, timings)
     except MmchatError as error:
         end = error.with_traceback(None)  # which would hold the pictures
+    except Exception as error:  # of one row in a million, and no reason to end the job
+        end = MmchatError(f"this is a bug in mmchat; please report it: {error!r}")
     return Outcome(row, asked, is_openai, end)
 
 

@@ -37,6 +37,7 @@ def as_request(
         raise UsageError(f"n must be 1, not {quoted(given['n'])}")
     if "stop" in changed:
         stop = changed["stop"]
+        check_type("stop", stop, (str, list, tuple), "a text or a list of texts")
         changed["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     messages = given.get("messages")
     check_type("messages", messages, list, "a list of {'role': …, 'content': …}")

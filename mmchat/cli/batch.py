@@ -186,7 +186,8 @@ def _run_name(
     names = ("dtype", "quantize", "quantize_keep", "max_seq_len", "text_only", "alpha")
     loaded = [str(getattr(model, name)) for name in names]
     place = source.checkpoint.name if source.checkpoint else ""  # of the Hub: the commit
-    said = [source.spec.name, place, loaded, sampling.chosen(), asked]
+    chosen = {**sampling.chosen(), "speculate": None}  # which changes no answer
+    said = [source.spec.name, place, loaded, chosen, asked]
     return sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 

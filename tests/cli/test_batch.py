@@ -142,6 +142,42 @@ def test_requests_of_openai_get_answers_in_their_form(batch):
     assert {error["code"] for error in errors.values()} == {"UsageError"}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": 5},
+        {"messages": [5]},
+        {"messages": [{"role": ["user"], "content": "Hi"}]},
+        {"messages": [{"role": "user", "content": {"a": 1}}]},
+        {"messages": [{"role": "user", "content": "Hi"}], "stop": 5},
+        {"messages": [{"role": "user", "content": "Hi"}], "temperature": "hot"},
+        {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": -1},
+        {"messages": [{"role": "user", "content": "Hi " * 150_000}]},
+    ],
+)
+def test_a_body_that_is_wrong_is_a_row_with_an_error(batch, body):
+    Path("r.jsonl").write_text(json.dumps({"custom_id": "x", "body": body}))
+    assert batch("r.jsonl").exit_code == 8
+    error = batch.rows["x"]["error"]
+    assert error["code"] in ("UsageError", "ContextLengthExceeded"), error
+
+
+def test_a_bug_in_one_row_does_not_end_the_job(batch, monkeypatch):
+    draw("a.png")
+    draw("b.png")
+    request = mmchat.Model.request
+
+    def fails_once(self: mmchat.Model, *args: Any) -> Any:
+        monkeypatch.setattr(mmchat.Model, "request", request)
+        raise KeyError("x")
+
+    monkeypatch.setattr(mmchat.Model, "request", fails_once)
+    assert batch("a.png", "b.png", "--rows", "1").exit_code == 8
+    errors = [row["error"] for row in batch.rows.values()]
+    assert sorted(error is None for error in errors) == [False, True]
+    assert batch("a.png", "b.png").exit_code == 0  # it is tried again
+
+
 def test_rows_have_their_own_prompts(batch):
     copy("dog.jpg", "dog.jpg")
     rows = [
