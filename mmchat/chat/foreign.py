@@ -87,7 +87,8 @@ def _parts(message: Any, index: int) -> tuple[Any, list[tuple[str, str]]]:
     """The role, and (address of a picture or "", text) of each part."""
     where = f"messages[{index}]"
     check_type(where, message, dict, "{'role': …, 'content': …}")
-    role = {"developer": "system"}.get(message.get("role"), message.get("role"))
+    role = message.get("role")
+    role = "system" if role == "developer" else role
     content = message.get("content")
     if isinstance(content, str):
         return role, [("", content)]
