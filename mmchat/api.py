@@ -10,6 +10,7 @@ from mmchat.catalog.find import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
 from mmchat.conversation import Message
 from mmchat.engine.events import Finished, read_events
+from mmchat.engine.room import CPU_ROWS
 from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.talks import Talk, hold
 from mmchat.errors import MmchatError, UsageError, check_type
@@ -19,7 +20,6 @@ from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions, called_with
 
 Question = str | tuple[str, ImageSource] | Message
-MANY_ROWS = 8  # beyond which a CPU gains little
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Model(loader.LoadedModel):
         questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
-        rows: int = MANY_ROWS,
+        rows: int = CPU_ROWS,
         return_exceptions: Literal[False] = False,
         image_tags: bool = False,
     ) -> Iterator[Finished]: ...
@@ -96,7 +96,7 @@ class Model(loader.LoadedModel):
         questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
-        rows: int = MANY_ROWS,
+        rows: int = CPU_ROWS,
         return_exceptions: bool,
         image_tags: bool = False,
     ) -> Iterator[Finished | MmchatError]: ...
@@ -106,7 +106,7 @@ class Model(loader.LoadedModel):
         questions: Iterable[Question],
         sampling: SamplingParams | None = None,
         *,
-        rows: int = MANY_ROWS,
+        rows: int = CPU_ROWS,
         return_exceptions: bool = False,
         image_tags: bool = False,
     ) -> Iterator[Finished | MmchatError]:

@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmchat.engine.events import Finished
 
+# Of names of pictures; the last ones are not read, but the reason is then given.
+_ENDINGS = (
+    "jpg jpeg jpe jfif jif pjpeg pjp mpo png apng webp gif bmp dib tif tiff avif avifs heic heif"
+    " heics hif pdf svg jxl jp2 j2k ico psd dng cr2 cr3 nef arw"
+)
+PICTURE_ENDINGS = frozenset(_ENDINGS.split())
 STAGES = {  # by the name of a Progress event
     "preprocessing": "laying out the pictures",
     "vision": "looking at the pictures",

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
+import re
 import runpy
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from tests.server.serving import serving
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {path.name: path for path in sorted((ROOT / "examples").glob("*.py"))}
@@ -48,6 +58,94 @@ def test_an_exported_model_is_run_from_its_folder(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == ["A brown dog."]
+
+
+def test_the_answers_of_a_batch_are_a_page(monkeypatch, tmp_path):
+    answer = {"text": "<A & B>", "error": None}
+    broken = {"error": {"code": "ImageError", "message": "is empty"}}
+    rows = [{"custom_id": "b ü.png", **answer}, {"custom_id": "a.png", **broken}]
+    (tmp_path / "answers.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), "utf-8"
+    )
+    [arguments] = commands("contact_sheet.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", arguments[1:])
+    runpy.run_path(str(ROOT / arguments[1]), run_name="__main__")
+    page = (tmp_path / "sheet.html").read_text("utf-8")
+    assert page.index("is empty") < page.index("&lt;A &amp; B&gt;")
+    assert f'<img loading="lazy" alt="" src="{(tmp_path / "b ü.png").as_uri()}">' in page
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["sh", "-c", command], cwd=folder, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.process
+def test_a_pipe_collects_what_is_found(tmp_path):
+    done = shell(f"sh examples/collect.sh assets 'a dog' {tmp_path}/dogs", ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "assets/dog.jpg\n", "")
+    assert [path.name for path in (tmp_path / "dogs").iterdir()] == ["dog.jpg"]
+
+
+@pytest.mark.process
+def test_a_batch_becomes_a_page_by_the_two_commands_of_the_example(tmp_path):
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    text = ast.get_docstring(ast.parse(EXAMPLES["contact_sheet.py"].read_text("utf-8"))) or ""
+    lines = [line for line in text.splitlines() if line.startswith(("mmchat ", "python "))]
+    done = shell("set -e; " + "; ".join(lines), tmp_path)
+    assert (done.returncode, done.stdout) == (0, "sheet.html: 7 pictures\n"), done.stderr
+    assert "A brown dog." in (tmp_path / "sheet.html").read_text("utf-8")
+
+
+@pytest.mark.process
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed: NOT TESTED")
+def test_nginx_spreads_requests_and_goes_on_without_a_server(tmp_path):
+    def ask(port: int) -> str:
+        url = f"http://127.0.0.1:{port}/v1/completions"
+        body = json.dumps({"model": "tiny", "prompt": "A", "max_tokens": 64}).encode()
+        head = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(url, body, head), timeout=60) as answer:
+            return json.load(answer)["object"]
+
+    def listens(port: int) -> bool:
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) == 0
+
+    def asked(port: int) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            counts = re.findall(r"generation_tokens_total\S* (\d+)", answer.read().decode())
+        return sum(map(int, counts))
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serving() as one, serving() as two:
+        text = (ROOT / "examples/nginx.conf").read_text("utf-8")
+        for old, new in {"5001": one.port, "5002": two.port, "8080": port}.items():
+            text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+        (tmp_path / "nginx.conf").write_text(text)
+        command = ["nginx", "-p", str(tmp_path), "-c", "nginx.conf", "-e", "stderr"]
+        nginx = subprocess.Popen([*command, "-g", "daemon off;"])
+        try:
+            end = time.monotonic() + 20
+            while not listens(port):
+                assert nginx.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            with ThreadPoolExecutor(6) as pool:
+                assert list(pool.map(ask, [port] * 12)) == ["text_completion"] * 12
+            assert asked(one.port) > 0
+            assert asked(two.port) > 0
+            one.process.kill()
+            one.process.wait()
+            assert [ask(port) for _ in range(3)] == ["text_completion"] * 3
+        finally:
+            nginx.terminate()
+            nginx.wait()
 
 
 def test_every_example_is_listed_and_names_its_own_command():

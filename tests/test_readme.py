@@ -128,6 +128,19 @@ def test_the_server_starts_and_ends(command):
         assert served.end() == 0
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("task", ["0", "1"])
+def test_a_task_of_the_job_array_answers_its_shard(tmp_path, task):
+    [script] = blocks("bash slurm")
+    changes = {"photos": "assets/*.jpg", "llama3.2-11B": "tiny -n 4", "answers-": f"{tmp_path}/"}
+    for old, new in {**changes, "/64": "/2"}.items():
+        assert old in script
+        script = script.replace(old, new)
+    done = run(script, SLURM_ARRAY_TASK_ID=task)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / f"{task}.jsonl").read_text().count("assets/") in range(1, 7)
+
+
 @pytest.fixture(scope="module")
 def port():
     """Of a server that may read the pictures of the repository."""
@@ -153,7 +166,7 @@ def test_every_block_of_commands_is_of_a_kind_that_is_run():
     kinds = set(re.findall(r"^```((?:sh|bash|console|python).*)$", EVERYTHING, re.M))
     assert kinds == {
         "sh", "sh slow", "sh real", "sh terminal", "sh native", "sh serve", "sh server", "python",
-        "python server",
+        "python server", "bash slurm",
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def as_request(
         raise UsageError(f"n must be 1, not {quoted(given['n'])}")
     if "stop" in changed:
         stop = changed["stop"]
+        check_type("stop", stop, (str, list, tuple), "a text or a list of texts")
         changed["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
     messages = given.get("messages")
     check_type("messages", messages, list, "a list of {'role': …, 'content': …}")
@@ -86,7 +87,8 @@ def _parts(message: Any, index: int) -> tuple[Any, list[tuple[str, str]]]:
     """The role, and (address of a picture or "", text) of each part."""
     where = f"messages[{index}]"
     check_type(where, message, dict, "{'role': …, 'content': …}")
-    role = {"developer": "system"}.get(message.get("role"), message.get("role"))
+    role = message.get("role")
+    role = "system" if role == "developer" else role
     content = message.get("content")
     if isinstance(content, str):
         return role, [("", content)]

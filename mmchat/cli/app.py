@@ -2,7 +2,7 @@
 
 A command's module is imported when that command runs or completes, or its own help is asked.
 Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 memory, 6 network,
-7 disk, 130 Ctrl-C, 141 the reader of stdout went away, 143 SIGTERM.
+7 disk, 8 rows of a batch failed, 130 Ctrl-C, 141 the reader of stdout went away, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ COMMANDS = {
     "generate": "Answer a question about pictures, or about none.",
     "chat": "Chat about pictures.",
     "serve": "Serve a model: OpenAI's API, Ollama's, and a page for a browser.",
+    "batch": "Ask about very many pictures; each answer is a line of JSON, and a rerun goes on.",
+    "find": "Rank pictures by how likely the model finds something in them.",
     "chats": "List the chats that are kept, newest first, or remove some.",
     "list": "List the known models and what is present on disk.",
     "download": "Download a model into the Hugging Face cache, which other tools share.",

@@ -237,7 +237,8 @@ def print_table(
     firsts = [row[0] for row in rows]
     repeated = [first == before for first, before in zip(firsts, ["", *firsts], strict=False)]
     shown = [("" if r else row[0], *row[1:]) for r, row in zip(repeated, rows, strict=True)]
-    *lines, last = table_rows(heads, shown, right)
+    clean = [[sanitize(one_line(cell)) for cell in row] for row in shown]
+    *lines, last = table_rows(heads, clean, right)
     write_out("\n".join([*lines, bold(last) if has_total else last]) + "\n")
 
 
@@ -288,21 +289,22 @@ class Stages:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    """A bar on stderr for `total` steps, and what moves it on by one.
+def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar on stderr for `total` steps, and what moves it on by one: `advance(details="")`.
 
     Silent unless stderr is a terminal.
     """
     if quiet or not is_terminal(sys.stderr):
-        yield lambda: None
+        yield lambda details="": None  # noqa: ARG005
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
+    texts = TextColumn("{task.description}"), TextColumn("{task.fields[details]}")
+    columns = (texts[0], BarColumn(), MofNCompleteColumn(), Remaining(), texts[1])
     with Progress(*columns, console=rich_console(), transient=True) as progress:
-        task = progress.add_task(sanitize(label), total=total)
-        yield lambda: progress.advance(task)
+        task = progress.add_task(sanitize(label), total=total, details="")
+        yield lambda details="": progress.update(task, advance=1, details=details)
 
 
 def open_missing_streams() -> None:

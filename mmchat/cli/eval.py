@@ -12,7 +12,7 @@ from mmchat.cli import console, model_choice, options
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.option_groups import Without, with_option_groups
 from mmchat.errors import INTERRUPTED_EXIT_CODE
-from mmchat.evals.contact_sheet import contact_sheet
+from mmchat.evals.contact_sheet import wrong_answers
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -86,7 +86,7 @@ def scenes(
     if output is not None:
         atomic_file.write_text(output, console.to_json(record) + "\n")
     if wrong is not None:
-        atomic_file.write_text(wrong, contact_sheet(name, report.wrong, report.overall.total))
+        atomic_file.write_text(wrong, wrong_answers(name, report.wrong, report.overall.total))
     if as_json:
         console.print_json(record)
     else:

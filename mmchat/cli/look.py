@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import answer, console, model_choice, options
-from mmchat.cli.interrupts import INTERRUPTED_EXIT_CODE
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.prompt_input import check_pictures, expect_pictures, gather, load_pictures
 from mmchat.cli.sampling_options import SamplingOptions
-from mmchat.errors import UsageError
+from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
@@ -98,7 +97,7 @@ def look(
         content = rendered(output.suffix.lower(), found, chosen, given.text, loaded.spec.name)
         atomic_file.write_bytes(output, content)
     if not as_json:
-        console.print_table(HEADS, look_rows(found, chosen), left=2)
+        console.print_table(HEADS, look_rows(found, chosen), right={2})
 
 
 def check_source(source: ModelSource) -> None:

@@ -176,11 +176,11 @@ def _is_about_picture(sentence: str) -> bool:
 
 def _ends_nearly_like_picture(word: str) -> bool:
     """`dog.jgp`: a file name that ends in a picture's ending with a slip."""
-    from mmchat.repl.paths import EXTENSIONS
     from mmchat.spelling import closest
+    from mmchat.words import PICTURE_ENDINGS
 
     ending = re.search(_ENDING.pattern + "$", word)
-    return bool(ending and closest(ending[1], EXTENSIONS, cutoff=0.6))
+    return bool(ending and closest(ending[1], PICTURE_ENDINGS, cutoff=0.6))
 
 
 def _holds_picture(file: os.PathLike[str]) -> bool:

@@ -19,6 +19,24 @@ if TYPE_CHECKING:
     from mmchat.models.prompt import Media, PlacedMedia
 
 STEP = 256  # positions; no cache makes room in larger steps
+CPU_ROWS, DEVICE_ROWS = 8, 64  # answers written at once; beyond the first a CPU gains little
+
+
+def usual_rows(model: LoadedModel, memory: int | None) -> int:
+    """How many answers to write at once."""
+    return CPU_ROWS if model.device.type == "cpu" else device_rows(model, memory)
+
+
+def device_rows(model: LoadedModel, memory: int | None) -> int:
+    """As many as are usual on a device, while the longest request with a picture still fits.
+
+    All rows of a device grow together, and a step of several copies the picture for each.
+    """
+    if memory is None:
+        return DEVICE_ROWS
+    picture = model.media_bytes(model.spec.family.sizes(model.spec.config).largest_picture)
+    row = _round_up(model.max_seq_len + LONGEST_DRAFT + 1) * model.position_bytes + picture
+    return max(1, min(DEVICE_ROWS, (memory - picture) // row))
 
 
 class Room:

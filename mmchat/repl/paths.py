@@ -18,13 +18,8 @@ from urllib.parse import unquote
 
 from mmchat.errors import quoted
 from mmchat.terminal import one_line
+from mmchat.words import PICTURE_ENDINGS
 
-# The last ones are not read, but the reason is then given.
-_ENDINGS = (
-    "jpg jpeg jpe jfif jif pjpeg pjp mpo png apng webp gif bmp dib tif tiff avif avifs heic heif"
-    " heics hif pdf svg jxl jp2 j2k ico psd dng cr2 cr3 nef arw"
-)
-EXTENSIONS = frozenset(_ENDINGS.split())
 CLIPBOARD = "clipboard"
 _ADDRESS = re.compile(r"(https?|file)://", re.IGNORECASE)
 _DATA = re.compile(r"data:(image/|application/pdf[;,])", re.IGNORECASE)
@@ -337,7 +332,7 @@ def looks_like_picture(name: str) -> bool:
 
 def _ends_like_picture(path: str) -> bool:
     _, dot, ending = path.rpartition(".")
-    return bool(dot) and ending.lower() in EXTENSIONS
+    return bool(dot) and ending.lower() in PICTURE_ENDINGS
 
 
 def without_pages(name: str) -> str:

@@ -12,7 +12,6 @@ from mmchat.errors import UsageError, quoted
 from mmchat.strict_json import Where, read_bounded
 
 DEFAULT_PORT, OLLAMA_PORT = 5000, 11434
-CPU_ROWS, DEVICE_ROWS = 8, 64  # answers written at once
 SHORTEST_KEY = 16  # characters
 CONTEXT = 8_192  # positions of one request, unless --max-seq-len says otherwise
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mmchat import limits
 from mmchat.server.errors import ApiError
 from mmchat.server.metrics import Metrics
-from mmchat.server.options import CPU_ROWS, DEVICE_ROWS, ServerOptions
+from mmchat.server.options import ServerOptions
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
@@ -25,22 +25,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WORKERS = 2  # threads that parse large bodies and build prompts, and as many that open pictures
-
-
-def device_rows(model: LoadedModel, memory: int | None) -> int:
-    """As many as are usual on a device, while the longest request with a picture still fits.
-
-    All rows of a device grow together, and a step of several copies the picture for each.
-    """
-    from mmchat.engine.drafts import LONGEST_DRAFT
-    from mmchat.engine.room import STEP
-
-    if memory is None:
-        return DEVICE_ROWS
-    picture = model.media_bytes(model.spec.family.sizes(model.spec.config).largest_picture)
-    positions = -(-(model.max_seq_len + LONGEST_DRAFT + 1) // STEP) * STEP
-    row = positions * model.position_bytes + picture
-    return max(1, min(DEVICE_ROWS, (memory - picture) // row))
 
 
 class Service:
@@ -63,10 +47,11 @@ class Service:
         """Serve this model from now on."""
         from mmchat.engine.driver import EngineThread
         from mmchat.engine.engine import Engine
+        from mmchat.engine.room import usual_rows
 
         self.memory = self.options.kv_memory or model.memory
-        usual = CPU_ROWS if model.device.type == "cpu" else device_rows(model, self.memory)
-        self.rows = min(self.options.rows or usual, model.most_rows)
+        rows = self.options.rows or usual_rows(model, self.memory)
+        self.rows = min(rows, model.most_rows)
         self._thread = EngineThread(Engine(model, self.rows, memory=self.memory))
         self._model = model
 

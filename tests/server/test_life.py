@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import pytest
 
 from mmchat import limits
-from mmchat.engine.room import Room
+from mmchat.engine.room import DEVICE_ROWS, Room, device_rows
 from mmchat.server import ask, pictures
 from mmchat.server.app import ROUTES, make_app
 from mmchat.server.models import REFUSED
-from mmchat.server.options import DEVICE_ROWS, ServerOptions
-from mmchat.server.service import Service, device_rows
+from mmchat.server.options import ServerOptions
+from mmchat.server.service import Service
 from tests.server.asgi import ask as ask_now
 from tests.server.asgi import call, scope
 from tests.server.conftest import about

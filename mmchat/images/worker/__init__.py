@@ -129,6 +129,13 @@ class Pool:
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
 
+    def allow(self, size: int) -> None:
+        """Let at least `size` work at once from now on."""
+        with self._lock:
+            for _ in range(self._size, size):
+                self._turn.release()
+            self._size = max(self._size, size)
+
     def start(self) -> None:
         """Start a worker ahead of the first picture, unless one waits already."""
         with self._lock:

@@ -1,0 +1,197 @@
+"""`mmchat batch`: rows in, a line of JSON each out; the same command again goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmchat.cli import console, model_choice, options
+from mmchat.cli.offer import find_or_offer
+from mmchat.cli.prompt_input import USUAL_QUESTION
+from mmchat.cli.sampling_options import SamplingOptions
+from mmchat.errors import INTERRUPTED_EXIT_CODE, MmchatError, UsageError, quoted
+from mmchat.input_text import checked
+from mmchat.limits import MOST_ROWS
+from mmchat.loading.options import LoadOptions
+
+if TYPE_CHECKING:
+    from mmchat.api import Model
+    from mmchat.batch.output import Output
+    from mmchat.batch.rows import Row
+    from mmchat.batch.run import Defaults
+    from mmchat.catalog.find import ModelSource
+
+FAILED_EXIT_CODE = 8
+LOG_SECONDS = 60.0  # between two lines of progress where there is no bar
+MOST_SHOWN = 3
+
+Rows = Annotated[
+    int | None,
+    options.of_model("--rows", metavar="N", min=1, max=MOST_ROWS, help="Rows at once."),
+]
+
+
+def batch(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT",
+            help="A folder, a glob, pictures; a JSONL, in OpenAI's batch form or with image and"
+            " prompt in each line; or a CSV with a column image.",
+        ),
+    ],
+    output: Annotated[
+        Path, options.of_output("-o", "--output", metavar="OUT.jsonl", help="Where answers go.")
+    ],
+    prompt: Annotated[
+        str | None,
+        options.of_input("-p", "--prompt", metavar="TEXT", help="For rows without their own."),
+    ] = None,
+    system: options.System = None,
+    shard: Annotated[
+        str | None,
+        options.of_input(metavar="I/N", help="Only part I of N, from 0 on; each has its own -o."),
+    ] = None,
+    rows: Rows = None,
+    max_errors: Annotated[
+        int | None,
+        options.of_output(metavar="N", min=0, help="End the job when more than N rows failed."),
+    ] = None,
+    force: Annotated[bool, options.of_output("--force", help="Begin OUT.jsonl anew.")] = False,
+    check: Annotated[
+        bool, options.of_output("--check", help="Count what is done and missing, and no more.")
+    ] = False,
+    *,
+    sampling: SamplingOptions,
+    model: LoadOptions,
+    offline: options.Offline = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Ask about very many pictures; each answer is a line of JSON, and a rerun goes on.
+
+    A picture that cannot be read is a line with its error. Exit code 0 says that every row has an
+    answer, 8 that some have not.
+    """
+    from mmchat.batch.output import Output
+    from mmchat.batch.rows import read_rows
+
+    part = _shard(shard)
+    question = USUAL_QUESTION if prompt is None else checked(prompt, "--prompt")
+    if not question.strip():
+        raise UsageError("the prompt is empty; give a question with --prompt TEXT")
+    _refuse_overwriting_input(output, inputs)
+    asked = [row for row in read_rows(inputs) if row.is_in(part)]
+    source = model.find() if check else find_or_offer(model)
+    if system is not None and source.spec.chat_format == "base":
+        raise UsageError(f"--system does not fit {source.spec.name}: a base model has no roles")
+    if not quiet and not check:
+        model_choice.say_choice(model, source)
+        if prompt is None and any(row.asked and not row.asked.prompt for row in asked):
+            console.note(f'no question is given; asking "{question}"')
+    run = _run_name(source, model, sampling, question, system)
+    code = FAILED_EXIT_CODE
+    with Output(output, run, force=force and not check, read_only=check) as out:
+        from mmchat.batch.run import Defaults, still_to_do
+
+        todo = still_to_do(asked, {**out.answered, **out.failed})
+        if todo and not check:
+            with console.Stages(quiet=quiet) as stages:
+                loaded = model_choice.load(model, source, stages)
+            out.forget([row.custom_id for row in todo])
+            defaults = Defaults(question, system, sampling.for_model(source.spec))
+            if _answer(out, todo, loaded, defaults, rows, max_errors, quiet):
+                code = INTERRUPTED_EXIT_CODE
+            todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
+        missing = {row.custom_id for row in todo}
+        failed = sum(r.custom_id in out.failed and r.custom_id not in missing for r in asked)
+    done = len(asked) - failed - len(missing)
+    counts = {"rows": len(asked), "answered": done, "failed": failed, "missing": len(missing)}
+    if as_json:
+        console.print_json(counts)
+    elif check:
+        console.print_facts([(name, f"{count:,}") for name, count in counts.items()])
+    elif not quiet:
+        console.note(", ".join(f"{count:,} {name}" for name, count in counts.items()))
+    if failed or missing:
+        raise typer.Exit(code)
+
+
+def _answer(
+    out: Output,
+    todo: Sequence[Row],
+    model: Model,
+    defaults: Defaults,
+    rows: int | None,
+    max_errors: int | None,
+    quiet: bool,
+) -> bool:
+    """Answer these rows; whether Ctrl-C came."""
+    from mmchat.batch.run import answer_rows, prepare
+    from mmchat.engine.room import usual_rows
+
+    engine = model.engine_of(rows or usual_rows(model, model.memory))
+    errors: list[str] = []
+    began = said = time.monotonic()
+    try:
+        with console.progress_bar("rows", len(todo), quiet=quiet) as advance:
+            found = answer_rows(engine, todo, partial(prepare, model, defaults))
+            for done, one in enumerate(found, start=1):
+                out.add(one.row.custom_id, one.asked, one.record(model.spec.name))
+                if isinstance(one.end, MmchatError):
+                    name, text = quoted(one.row.custom_id), str(one.end)
+                    errors.append(text if name in text else f"{name}: {text}")
+                now = time.monotonic()
+                rate = done / max(now - began, 1e-3) * 60
+                details = f"{rate:,.1f} a minute, {len(errors):,} failed"
+                advance(details)
+                if now - said > LOG_SECONDS and not quiet and not console.is_terminal(sys.stderr):
+                    said, left = now, (len(todo) - done) / rate
+                    console.note(f"{done:,} of {len(todo):,}, {details}, {left:,.0f} min left")
+                if max_errors is not None and len(errors) > max_errors:
+                    errors.append(f"ended: more than --max-errors {max_errors:,} rows failed")
+                    break
+    except KeyboardInterrupt:
+        console.note("stopped; the same command goes on from here")
+        return True
+    finally:
+        for error in [] if quiet else [*errors[:MOST_SHOWN], *errors[MOST_SHOWN:][-1:]]:
+            console.note(error)
+    return False
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", "0/1" if text is None else text)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if number >= count:
+        raise UsageError(f"--shard {quoted(text)} is none; write I/N with I from 0 to N - 1")
+    return number, count
+
+
+def _run_name(
+    source: ModelSource, model: LoadOptions, sampling: SamplingOptions, *asked: str | None
+) -> str:
+    """Stands for all that changes answers; the same on every machine that has the same model."""
+    names = ("dtype", "quantize", "quantize_keep", "max_seq_len", "text_only", "alpha")
+    loaded = [str(getattr(model, name)) for name in names]
+    place = source.checkpoint.name if source.checkpoint else ""  # of the Hub: the commit
+    chosen = {**sampling.chosen(), "speculate": None}  # which changes no answer
+    said = [source.spec.name, place, loaded, chosen, asked]
+    return sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _refuse_overwriting_input(output: Path, inputs: Sequence[str]) -> None:
+    for one in inputs:
+        with suppress(OSError, ValueError):
+            if Path(one).samefile(output):
+                raise UsageError(f"-o {quoted(output)} would replace the input; give another name")

@@ -1,0 +1,87 @@
+"""`mmchat find` with the built-in model, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import mmchat
+from mmchat.cli import model_choice
+from tests.cli.conftest import Command
+
+ASSETS = Path(__file__).parents[2] / "assets"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> mmchat.Model:
+    return mmchat.load(device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def find(tiny, monkeypatch, tmp_path):
+    """`mmchat find` in a folder with some pictures."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("dog.jpg", "street.jpg", "fish.jpg", "shapes.jpg"):
+        shutil.copy(ASSETS / name, "in")
+    monkeypatch.setattr(model_choice, "load", lambda *_: tiny)
+    return lambda *args: Command(lambda: None)("find", *args)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("a dog", "dog"), ("a red heart", "shapes"), ("a blue car", "street")]
+)
+def test_the_picture_that_shows_it_is_first(find, text, name):
+    done = find(text, "in", "-q")
+    head, first, *others = done.stdout.splitlines()
+    assert (head, done.stderr, done.exit_code) == ("LIKELIHOOD\tPICTURE", "", 0)
+    assert first.endswith(f"\tin/{name}.jpg")
+    assert len(others) == 3
+    shares = [float(line.partition(" ")[0]) for line in (first, *others)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 50 > shares[1]
+
+
+def test_the_score_is_the_probability_of_yes(find, tiny):
+    [best] = json.loads(find("a dog", "in", "-q", "--json", "--top", "1").stdout)
+    sampling = mmchat.SamplingParams(temperature=0, max_new_tokens=1, logprobs=2)
+    session = tiny.chat()
+    *_, end = session.send("Is there a dog in this image?", [best["image"]], sampling)
+    assert end.text == "Yes"
+    assert best["likelihood"] == pytest.approx(2.718281828459045 ** end.logprobs[0].logprob)
+
+
+def test_a_page_shows_the_best(find):
+    Path("in/ü <b>.jpg").write_bytes(Path("in/dog.jpg").read_bytes())
+    done = find("a <dog>", "in/*.jpg", "-q", "--top", "9", "--html", "found.html")
+    page = Path("found.html").read_text("utf-8")
+    assert done.exit_code == 0
+    assert page.count("<img") == 5
+    assert "<h1>a &lt;dog&gt;: the likeliest of 5 pictures</h1>" in page
+    assert "in/ü &lt;b&gt;.jpg</a>" in page
+    assert Path("in").resolve().as_uri() in page
+
+
+def test_a_picture_that_cannot_be_read_is_said(find):
+    Path("in/bad.jpg").write_bytes(b"")
+    done = find("a dog", "in")
+    assert "'in/bad.jpg' is empty" in done.stderr
+    assert (done.stdout.count("\n"), done.exit_code) == (5, 8)
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ((" ", "in"), "TEXT is empty"),
+        (("a dog", "none"), "'none' does not exist"),
+        (("a dog", "empty"), "there are no pictures"),
+    ],
+)
+def test_wrong_arguments_are_refused(find, args, reason):
+    Path("empty").mkdir()
+    done = find(*args)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert reason in done.stderr
