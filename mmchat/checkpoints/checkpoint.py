@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.checkpoints import pth_file, safetensors_file
+from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
 from mmchat.checkpoints.names import is_name, real_path
 from mmchat.checkpoints.stored_names import buffers_remark, model_names
@@ -19,6 +21,8 @@ from mmchat.strict_json import Where, nearest, read_json
 
 if TYPE_CHECKING:
     import torch
+
+    from mmchat.checkpoints.computed import Computed
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -45,6 +49,7 @@ class Checkpoint:
     """
 
     remarks: tuple[str, ...] = ()
+    computed: Mapping[str, Computed] = MappingProxyType({})  # of the entries, those not stored so
 
     def __init__(
         self,
@@ -172,6 +177,8 @@ def _explain_nothing(folder: Path) -> str:
         return f"holds {shown(shards[0])} but no {INDEX_NAME}; download that as well"
     if shards := [name for name in names if _BIN.fullmatch(name)]:
         return f"holds {shown(shards[0])} but no {BIN_INDEX_NAME}; download that as well"
+    if foreign := explain_foreign(names):
+        return foreign
     if files := [name for name in names if name.endswith((".safetensors", *_ZIPS))]:
         return f"needs {wanted}; if {shown(files[0])} holds the weights, give --checkpoint-path it"
     found = f"holds {', '.join(map(shown, names[:5]))}" if names else "is empty"
@@ -201,6 +208,8 @@ def _files_of(path: Path) -> list[Path]:
         return _ranks(sorted(path.parent.glob("consolidated.*.pth")))
     if path.suffix in _ZIPS:
         return [path]
+    if foreign := explain_foreign([path.name]):
+        raise CheckpointError(f"{shown(path)}: {foreign}")
     raise CheckpointError(
         f"{shown(path)}: mmchat reads .safetensors, consolidated*.pth, and .bin, .pt or .ckpt that"
         " hold tensors alone"

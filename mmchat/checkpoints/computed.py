@@ -36,24 +36,25 @@ class ComputedCheckpoint(Checkpoint):
 
     def __init__(self, stored: Checkpoint, tensors: Iterable[Computed], remark: str) -> None:
         self._stored = stored
-        self._computed = {tensor.entry.name: tensor for tensor in tensors}
-        made = {t.sources[0]: t.entry for t in self._computed.values()}
-        hidden = {name for tensor in self._computed.values() for name in tensor.sources}
+        self._own = {tensor.entry.name: tensor for tensor in tensors}
+        made = {t.sources[0]: t.entry for t in self._own.values()}
+        hidden = {name for tensor in self._own.values() for name in tensor.sources}
         entries = [
             made.get(name) or (None if name in hidden else entry)
             for name, entry in stored.entries.items()
         ]
         self.entries = {entry.name: entry for entry in entries if entry}
+        self.computed = {n: t for n, t in stored.computed.items() if n not in hidden} | self._own
         self.format = stored.format
         self.files, self.total_bytes = stored.files, stored.total_bytes
         self.remarks = (*stored.remarks, remark)
 
     def read(self, name: str) -> Tensor:
-        tensor = self._computed.get(name)
+        tensor = self._own.get(name)
         return tensor.compute(self._stored.read) if tensor else self._stored.read(name)
 
     def release(self, name: str) -> None:
-        tensor = self._computed.get(name)
+        tensor = self._own.get(name)
         for source in tensor.sources if tensor else (name,):
             self._stored.release(source)
 

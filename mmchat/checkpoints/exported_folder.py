@@ -44,7 +44,11 @@ class ExportedFolder:
         """The weights are quantised already, or stay as they are. Raises UsageError."""
         record = self.record
         asked = (quantize, tuple(keep))
-        if asked not in ((record.scheme, record.keep), ("none", ()), (record.scheme, ())):
+        if quantize != "auto" and asked not in (
+            (record.scheme, record.keep),
+            ("none", ()),
+            (record.scheme, ()),
+        ):
             command = self.again(quantize=quantize, quantize_keep=keep)
             raise UsageError(
                 f"{quoted(self.path, 300)} was exported with --quantize {record.scheme}, which"

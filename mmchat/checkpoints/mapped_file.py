@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ITEM_BYTES = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+    "uint64": 8, "uint32": 4, "uint16": 2,
 }  # fmt: skip
 
 # Linux must not count a private mapping as memory that may be needed: a file may be larger than the

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmchat.catalog.find import find_model
 from mmchat.checkpoints.checkpoint import INDEX_NAME, open_checkpoint
 from mmchat.errors import CheckpointError
 from tests.checkpoints.hostile_files import small_tensors, write_pth, write_safetensors
@@ -159,7 +160,39 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
     write_safetensors(tmp_path / shard_name(1))
     assert f"no {INDEX_NAME}" in refusal(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07")
-    assert "mmchat reads" in refusal(tmp_path / "model.onnx")
+    assert "is of ONNX, which mmchat does not read" in refusal(tmp_path / "model.onnx")
+    (tmp_path / "model.xyz").write_bytes(b"\x08\x07")
+    assert "mmchat reads" in refusal(tmp_path / "model.xyz")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "step"),
+    [
+        (["q4k.uqff", "residual.safetensors"], "UQFF of mistral.rs", "--quantize int4"),
+        (["__0_0.distcp", ".metadata"], "DCP", "dcp_to_torch"),
+        (["global_step5", "latest"], "DeepSpeed", "zero_to_fp32.py"),
+        (["checkpoint-500", "runs"], "the output of a training", "name one of the folders in it"),
+        (["model.onnx", "model.onnx_data"], "ONNX", "--quantize int4"),
+        (["StatefulLlama.mlpackage"], "Core ML", "--quantize int4"),
+        (["qmodel.pt"], "HQQ", "--quantize int4"),
+        (["output.safetensors"], "exl2", "--quantize int4"),
+        (["flax_model.msgpack"], "Flax", "--quantize int4"),
+    ],
+)
+@pytest.mark.parametrize("has_config", [False, True])
+def test_what_others_read_is_named_with_the_next_step(tmp_path, names, kind, step, has_config):
+    for name in names:
+        (tmp_path / name).touch()
+    if has_config:
+        (tmp_path / "config.json").write_text("{}")
+        message = refusal(tmp_path)
+    else:
+        with pytest.raises(CheckpointError) as caught:
+            find_model(tmp_path)
+        message = str(caught.value)
+    assert kind in message
+    assert step in message
+    assert "neither config.json" not in message
 
 
 def test_control_characters_of_a_path_are_escaped(tmp_path):

@@ -1,0 +1,191 @@
+"""What the checkpoints of other quantisers have in common: weights that are unpacked by rows.
+
+A packing reads `quantization_config`, finds the weights among the stored names and says how each is
+made of them, as the library that wrote it does. Every size is checked before anything is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, Read
+from mmchat.checkpoints.mapped_file import TensorEntry, shown
+from mmchat.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NUMBERS_AT_ONCE = 2**18  # that stay in a cache while they are unpacked
+_ROWS = 64  # spans begin at multiples, where no byte and no block is cut
+FLOATS = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Rows [n, K] of a weight as whole numbers or float8; scale, zero: float32 [n, G].
+
+    levels int8 or float8_e4m3fn: w = levels · scale. levels uint8, 0 to 15, two a byte [n, K/2],
+    the first in the low half: w = (levels - 8) · scale + zero.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedWeight(Computed):
+    """A weight [N, K], of which it reads rows `begin` to `end`.
+
+    rows: their values in entry.dtype; codes: the same where a format of ours may hold them.
+    """
+
+    rows: Callable[[int, int], Tensor]
+    codes: Callable[[int, int], Codes] | None = None
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Beginning and end of rows that are unpacked together."""
+        count, columns = self.entry.shape
+        step = max(_NUMBERS_AT_ONCE // columns // _ROWS, 1) * _ROWS
+        return ((begin, min(begin + step, count)) for begin in range(0, count, step))
+
+
+def packed_weight(
+    stored: Checkpoint,
+    like: TensorEntry,
+    shape: tuple[int, int],
+    dtype: str,
+    sources: Iterable[str],
+    rows: Callable[[Read, int, int], Tensor],
+    codes: Callable[[Read, int, int], Codes] | None = None,
+) -> PackedWeight:
+    """The weight that `like`, the first of its sources, is a part of."""
+    name = f"{like.name.rpartition('.')[0]}.weight"
+    entry = TensorEntry(name, dtype, shape, like.file)
+
+    def compute(_: Read) -> Tensor:
+        import torch
+
+        whole = torch.empty(shape, dtype=getattr(torch, dtype))
+        for begin, end in weight.spans():
+            whole[begin:end] = weight.rows(begin, end)
+        return whole
+
+    weight = PackedWeight(
+        entry,
+        (like.name, *sources),
+        compute,
+        rows=partial(rows, stored.read),
+        codes=partial(codes, stored.read) if codes else None,
+    )
+    return weight
+
+
+class Packing:
+    """One way of packing. label: its name for people; scheme: of mmchat.quant, nearest in bits."""
+
+    label: str
+    scheme: str
+
+    def weights(self, stored: Checkpoint) -> Iterable[Computed]:
+        """What is computed of the stored tensors. Raises CheckpointError."""
+        raise NotImplementedError
+
+    def unpacked(self, stored: Checkpoint) -> ComputedCheckpoint:
+        """The checkpoint with plain weights in place of packed ones. It closes `stored`."""
+        try:
+            made = list(self.weights(stored))
+            if not made:
+                raise CheckpointError(
+                    f"{shown(stored.files[0])}: its config.json says {self.label}, but no tensor is"
+                    " packed so; download both again"
+                )
+        except BaseException:
+            stored.close()
+            raise
+        return ComputedCheckpoint(stored, made, f"unpacked {len(made):,} weights of {self.label}")
+
+
+# Checks
+
+
+def fail(entry: TensorEntry, reason: str) -> NoReturn:
+    """Raise CheckpointError about one stored tensor."""
+    raise CheckpointError(f"{shown(entry.file)}: tensor {shown(entry.name)}: {reason}")
+
+
+def beside(stored: Checkpoint, entry: TensorEntry, name: str) -> TensorEntry:
+    """The tensor `name`, which belongs to `entry`."""
+    found = stored.entries.get(name)
+    if found is None:
+        fail(entry, f"{shown(name)} is missing; download it again")
+    return found
+
+
+def check(entry: TensorEntry, dtypes: str | tuple[str, ...], *shapes: tuple[int, ...]) -> None:
+    """Refuse a tensor of another dtype, or of none of the shapes."""
+    dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
+    if entry.dtype in dtypes and (not shapes or entry.shape in shapes):
+        return
+    wanted = " or ".join(map(str, map(list, shapes)))
+    found = f"{list(entry.shape)} {entry.dtype}"
+    fail(entry, f"expected {wanted} {' or '.join(dtypes)}, found {found}; download it again")
+
+
+def columns_of(entry: TensorEntry, parts: int, columns: int) -> int:
+    """Columns that share a scale, where `parts` scales are for all."""
+    if parts < 1 or columns % parts:
+        fail(entry, f"{columns:,} columns do not share {parts:,} scales")
+    return columns // parts
+
+
+def ending(stored: Checkpoint, suffix: str) -> Iterator[tuple[str, TensorEntry]]:
+    """(name before it, entry) of the stored tensors with this ending."""
+    for name, entry in stored.entries.items():
+        if name.endswith(suffix):
+            yield name.removesuffix(suffix), entry
+
+
+def matrix(entry: TensorEntry) -> tuple[int, int]:
+    """The shape of a tensor that must have two axes."""
+    if len(entry.shape) != 2:
+        fail(entry, f"{list(entry.shape)} is no matrix; download it again")
+    return entry.shape[0], entry.shape[1]
+
+
+def one_of(found: Mapping[str, Any], key: str, known: tuple[Any, ...], default: Any) -> Any:
+    """A value of a config that must be one of those known. Raises ValueError."""
+    value = found.get(key)
+    value = default if value is None else value
+    if isinstance(value, list | dict) or value not in known:
+        raise ValueError(f"{key} {shown(value)} is not read, only {', '.join(map(shown, known))}")
+    return known[known.index(value)]  # 4, also where 4.0 is given
+
+
+# Arithmetic
+
+
+def unpacked_bytes(words: Tensor, bits: int) -> Tensor:
+    """Words [n, m], little endian, as codes uint8 [n, 32 m/bits], the low bits first."""
+    import torch
+
+    found = words.contiguous().view(torch.uint8)
+    return found if bits == 8 else torch.stack((found & 15, found >> 4), dim=-1).flatten(-2)
+
+
+def grouped(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """(codes - zero) · scale in float32 [n, K]; scale, zero: [n, G]."""
+    wide = codes.float().unflatten(1, (scale.shape[1], -1))
+    if zero is not None:
+        wide = wide - zero.float()[..., None]
+    return (wide * scale.float()[..., None]).flatten(1)
+
+
+def words_of(bits: int, count: int) -> int:
+    """32-bit words that hold so many codes."""
+    return math.ceil(count * bits / 32)

@@ -1,0 +1,162 @@
+"""bitsandbytes: 4 bits by a table of 16 values (NF4, FP4) with a scale for each block, scales
+quantised again or not; and int8 by rows (LLM.int8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.computed import Computed, Read
+from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.packed.base import (
+    FLOATS,
+    Codes,
+    PackedWeight,
+    Packing,
+    beside,
+    check,
+    ending,
+    fail,
+    matrix,
+    packed_weight,
+)
+from mmchat.strict_json import parse_object
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_STATE = ".quant_state.bitsandbytes__"  # and the name of the table
+_STATE_BYTES = 4096
+_BLOCKS = tuple(2**n for n in range(5, 13))
+_INT8_SCALE = 7.874015748031496e-3  # 1/127, as the library has it
+
+
+class Bitsandbytes(Packing):
+    """Each module says for itself how it is packed; the config only says what most of them are."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        is_int8 = config.get("load_in_8bit") is True
+        table = str(config.get("bnb_4bit_quant_type", "fp4")).upper()
+        self.label = "bitsandbytes int8" if is_int8 else f"bitsandbytes {table[:8]}"
+        self.scheme = "int8" if is_int8 else "int4-g64"
+
+    def weights(self, stored: Checkpoint) -> Iterator[Computed]:
+        for name, entry in stored.entries.items():
+            weight, found, _ = name.partition(_STATE)
+            if found:
+                yield _four_bits(stored, weight, entry)
+        for module, scale in ending(stored, ".SCB"):
+            yield _eight_bits(stored, module, scale)
+
+
+def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> PackedWeight:
+    entry = beside(stored, state_entry, name)
+    state = _State(stored, state_entry)
+    rows, columns = state.shape
+    count = rows * columns
+    blocks = math.ceil(count / state.blocksize)
+    if entry.num_bytes != math.ceil(count / 2):  # the dtype says nothing of what the bytes are
+        fail(entry, f"{entry.num_bytes:,} bytes for [{rows}, {columns}] weights of 4 bits")
+    table = beside(stored, entry, f"{name}.quant_map")
+    check(table, "float32", (16,))
+    absmax = beside(stored, entry, f"{name}.absmax")
+    sources = [table.name, absmax.name, state_entry.name]
+    if state.nested_blocksize:
+        check(absmax, "uint8", (blocks,))
+        outer = beside(stored, entry, f"{name}.nested_absmax")
+        outer_table = beside(stored, entry, f"{name}.nested_quant_map")
+        check(outer, "float32", (math.ceil(blocks / state.nested_blocksize),))
+        check(outer_table, "float32", (256,))
+        sources += [outer.name, outer_table.name]
+    else:
+        check(absmax, "float32", (blocks,))
+
+    def scales(read: Read, begin: int, end: int) -> Tensor:
+        """float32, of blocks `begin` to `end`."""
+        found = read(absmax.name)[begin:end]
+        if not state.nested_blocksize:
+            return found
+        import torch
+
+        outer = torch.arange(begin, end) // state.nested_blocksize
+        values = read(f"{name}.nested_quant_map")[found.int()]
+        return values * read(f"{name}.nested_absmax")[outer] + state.nested_offset
+
+    def values(read: Read, begin: int, end: int) -> Tensor:
+        import torch
+
+        first, last = begin * columns, end * columns  # `first` begins a byte and a block
+        packed = read(name).reshape(-1).view(torch.uint8)[first // 2 : (last + 1) // 2].int()
+        codes = read(table.name)
+        pairs = torch.stack((codes.repeat_interleave(16), codes.repeat(16)), dim=-1)
+        # both values of a byte at once
+        found = torch.index_select(pairs.view(torch.int64).flatten(), 0, packed)
+        wide, size = found.view(torch.float32), state.blocksize
+        blocks = scales(read, first // size, -(-last // size))
+        if (last - first) % size:  # the last one is not whole
+            wide = torch.nn.functional.pad(wide, (0, len(blocks) * size - len(wide)))
+        wide = (wide.reshape(-1, size) * blocks[:, None]).flatten()[: last - first]
+        return wide.to(getattr(torch, state.dtype)).reshape(-1, columns)
+
+    return packed_weight(stored, entry, (rows, columns), state.dtype, sources, values)
+
+
+class _State:
+    """The JSON that says how one weight is packed. shape: [N, K]; nested_blocksize 0: not."""
+
+    def __init__(self, stored: Checkpoint, entry: TensorEntry) -> None:
+        if entry.dtype != "uint8" or entry.numel > _STATE_BYTES:
+            fail(entry, f"expected up to {_STATE_BYTES:,} bytes of JSON; download it again")
+        try:
+            found = parse_object(bytes(stored.read(entry.name).flatten().tolist()))
+        except ValueError as error:
+            fail(entry, f"its JSON is damaged: {error}; download it again")
+        shape = found.get("shape")
+        if not isinstance(shape, list) or len(shape) != 2:
+            fail(entry, "its shape is not that of a matrix")
+        if not all(type(n) is int and 0 < n < 2**31 for n in shape):
+            fail(entry, "its shape is not one of whole numbers")
+        self.shape = (shape[0], shape[1])
+        self.blocksize = _number(entry, found, "blocksize")
+        self.dtype = str(found.get("dtype"))
+        if self.dtype not in FLOATS:
+            fail(entry, f"its dtype is not one of {', '.join(FLOATS)}")
+        is_nested = "nested_blocksize" in found
+        self.nested_blocksize = _number(entry, found, "nested_blocksize") if is_nested else 0
+        offset = found.get("nested_offset", 0.0)
+        if type(offset) not in (int, float):
+            fail(entry, "its nested_offset is no number")
+        self.nested_offset = float(offset)
+
+
+def _number(entry: TensorEntry, found: Mapping[str, Any], key: str) -> int:
+    value = found.get(key)
+    if type(value) is not int or value not in _BLOCKS:
+        fail(entry, f"its {key} is not one of {', '.join(map(str, _BLOCKS))}")
+    return value
+
+
+def _eight_bits(stored: Checkpoint, module: str, scale: TensorEntry) -> PackedWeight:
+    entry = beside(stored, scale, f"{module}.weight")
+    check(entry, "int8")
+    shape = matrix(entry)
+    check(scale, "float32", (shape[0],))
+    sources = [scale.name]
+    if (form := stored.entries.get(f"{module}.weight_format")) is not None:
+        check(form, "uint8", (), (1,))
+        if stored.read(form.name).item() != 0:
+            fail(form, "the weight is in the order of a GPU, which is not read; save it by rows")
+        sources.append(form.name)
+
+    def codes(read: Read, begin: int, end: int) -> Codes:
+        scales = read(scale.name)[begin:end, None] * _INT8_SCALE
+        return Codes(read(entry.name)[begin:end], scales)
+
+    def values(read: Read, begin: int, end: int) -> Tensor:
+        # in the order of the library's products
+        wide = read(entry.name)[begin:end].float() * read(scale.name)[begin:end, None]
+        return (wide * _INT8_SCALE).bfloat16()
+
+    return packed_weight(stored, entry, shape, "bfloat16", sources, values, codes)

@@ -1,0 +1,95 @@
+"""MLX: codes in words of 32 bits, a scale and a bias for each group of a row: w = code · scale +
+bias. Its kernels of convolutions have the channels last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.computed import Computed, Read
+from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.packed.base import (
+    FLOATS,
+    Codes,
+    PackedWeight,
+    Packing,
+    beside,
+    check,
+    ending,
+    fail,
+    matrix,
+    one_of,
+    packed_weight,
+    unpacked_bytes,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BITS, _GROUPS = (4, 8), (32, 64, 128)
+
+
+class Mlx(Packing):
+    """Modules may have sizes of their own in the config, by name."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._sizes = {"": _sizes(config)}
+        self._sizes |= {name: _sizes(of) for name, of in config.items() if isinstance(of, dict)}
+        bits, group = self._sizes[""]
+        self.label = f"MLX of {bits} bits"
+        self.scheme = "int8" if bits == 8 else f"int4-g{group}"
+
+    def weights(self, stored: Checkpoint) -> Iterator[Computed]:
+        for module, scale in ending(stored, ".scales"):
+            sizes = self._sizes.get(module, self._sizes[""])
+            yield _affine(stored, beside(stored, scale, f"{module}.weight"), scale, *sizes)
+        for _, entry in ending(stored, ".patch_embedding.weight"):
+            if len(entry.shape) == 4:
+                yield _channels_first(entry)
+
+
+def _sizes(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(bits, group size)."""
+    one_of(config, "mode", ("affine",), "affine")
+    return one_of(config, "bits", _BITS, 4), one_of(config, "group_size", _GROUPS, 64)
+
+
+def _affine(
+    stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, bits: int, group: int
+) -> PackedWeight:
+    check(entry, "uint32")
+    rows, words = matrix(entry)
+    columns = words * (32 // bits)
+    if columns % group:
+        fail(entry, f"{columns:,} columns are not groups of {group}")
+    bias = beside(stored, entry, scale.name.removesuffix("scales") + "biases")
+    check(scale, FLOATS, (rows, columns // group))
+    check(bias, scale.dtype, (rows, columns // group))
+
+    def values(read: Read, begin: int, end: int) -> Tensor:
+        # each step is rounded to the dtype, as on MLX's CPU
+        scales, biases = (read(e.name)[begin:end, :, None] for e in (scale, bias))
+        levels = unpacked_bytes(read(entry.name)[begin:end], bits).unflatten(1, (-1, group))
+        return (levels.to(scales.dtype) * scales + biases).flatten(1)
+
+    def codes(read: Read, begin: int, end: int) -> Codes:
+        import torch
+
+        scales, biases = (read(e.name)[begin:end].float() for e in (scale, bias))
+        levels = read(entry.name)[begin:end].contiguous().view(torch.uint8)
+        return Codes(levels, scales, biases + 8 * scales)
+
+    sources = [scale.name, bias.name]
+    return packed_weight(
+        stored, entry, (rows, columns), scale.dtype, sources, values, codes if bits == 4 else None
+    )
+
+
+def _channels_first(entry: TensorEntry) -> Computed:
+    n, height, width, channels = entry.shape
+    made = replace(entry, shape=(n, channels, height, width))
+    return Computed(
+        made, (entry.name,), lambda read: read(entry.name).permute(0, 3, 1, 2).contiguous()
+    )
