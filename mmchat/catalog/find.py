@@ -13,6 +13,7 @@ from mmchat import words
 from mmchat.catalog.spec import ModelSpec, load_spec
 from mmchat.checkpoints.checkpoint import Checkpoint, MergeRules, open_checkpoint, with_companion
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
+from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
 from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
 from mmchat.models.family import COMPANION, Config
@@ -36,20 +37,20 @@ class ModelSource:
     companion: Path | None = None
 
     def open_weights(self) -> Checkpoint:
-        """The checkpoint, with that of the companion. Raises CheckpointError."""
+        """The checkpoint, with that of the companion, unpacked. Raises CheckpointError."""
         if self.checkpoint is None:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
             )
         own = open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
-        if self.companion is None:
-            return own
-        try:
-            other = open_checkpoint(self.companion)
-        except BaseException:
-            own.close()
-            raise
-        return with_companion(own, other, COMPANION)
+        if self.companion is not None:
+            try:
+                other = open_checkpoint(self.companion)
+            except BaseException:
+                own.close()
+                raise
+            own = with_companion(own, other, COMPANION)
+        return self.spec.packing.unpacked(own) if self.spec.packing else own
 
     @property
     def format(self) -> Literal["hf", "meta"]:
@@ -331,6 +332,9 @@ def _params_beside_file(checkpoint: Path) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
+    beside = [file.name for file in folder.iterdir()] if checkpoint.is_dir() else [checkpoint.name]
+    if foreign := explain_foreign(beside):
+        raise CheckpointError(f"{escaped(str(folder))}: {foreign}")
     raise ParamsError(
         f"{escaped(str(folder))}: neither config.json nor params.json there; "
         "name the model or give --params-path"

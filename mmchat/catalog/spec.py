@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
-from mmchat.errors import UsageError
+from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.packed import Packing, packing_of
+from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.family import Config, Translated, parameter_count
 from mmchat.models.registry import AnyFamily, families, get_family
 from mmchat.strict_json import (
@@ -19,6 +23,7 @@ from mmchat.strict_json import (
     escaped,
     parse_dataclass,
     quoted,
+    read_bounded,
     read_json,
 )
 
@@ -61,12 +66,15 @@ class ModelSpec(_Header):
     """Everything about a model but its weights and tokenizer.
 
     config belongs to the family. source: the file this was read from. notices: what the user should
-    know about how it was read.
+    know about how it was read. text_only: the checkpoint holds the language model alone. packing:
+    how another program quantised its weights.
     """
 
     config: Config
     source: Path
     notices: tuple[str, ...] = ()
+    text_only: bool = False
+    packing: Packing | None = None
 
     @property
     def family(self) -> AnyFamily:
@@ -75,6 +83,11 @@ class ModelSpec(_Header):
     def facts(self, image: Image) -> MediaFacts:
         """What people are told about a picture."""
         return self.family.facts(self.config, image.height, image.width)
+
+    @property
+    def readable_tokens(self) -> int:
+        """Ids that a prompt may hold, where these are more than the model can write."""
+        return getattr(self.config, "readable_tokens", self.config.vocab_size)
 
     def context_limit(self, asked: int | None) -> int:
         """Positions to use, all that the model has unless fewer are asked. Raises UsageError."""
@@ -88,6 +101,13 @@ class ModelSpec(_Header):
         return asked
 
 
+_TEXT_ALONE = "the checkpoint holds the language model alone, which sees no pictures"
+_OWN_TEMPLATE = (
+    "the checkpoint brings a chat template of its own, which is never run; the format of the model"
+    " that it was made from is used"
+)
+# Chat templates that say what our own code does, by _fingerprint: that of Llama 3.2 Vision.
+_KNOWN_TEMPLATES = {"019eea0ec865797f997dd942fbf0b83babb6c90ef3fe8d511d570786a2e7eb90"}
 _BOUNDS = {
     GenerationDefaults: limits.SAMPLING,
     _Header: {"parameters": (1, 10**13)},
@@ -109,10 +129,9 @@ def load_spec(path: Path | str) -> ModelSpec:
     path = Path(path)
     where = Where(str(path))
     found = as_object(read_json(path, where), where)
-    if {"architectures", "transformers_version"} & found.keys():
-        return _from_hf(found, path, where)
     if "model_type" in found:
-        return _from_ours(found, path, where)
+        is_ours = {"name", "chat_format", "parameters", "generation"} & found.keys()
+        return (_from_ours if is_ours else _from_hf)(found, path, where)
     return _from_makers(found, path, where)
 
 
@@ -160,14 +179,27 @@ def _check_patterns(header: _Header, where: Where) -> None:
 
 def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     family = get_family(found.get("model_type"), where)
+    packing = packing_of(found, where)
     says = family.from_hub(found, *_hf_preprocessor(path.parent, where))
     place = path.with_name("generation_config.json")
     generation = _optional_json(place) or {}
+    template, notices = None, list[str]()
     if says.is_chat is None:
-        is_chat = _has_chat_template(path.parent) or _has_several_stops(generation, found)
+        template = _chat_template(path.parent)
+        is_chat = template is not None or _has_several_stops(generation, found)
         says = replace(says, is_chat=is_chat)
+    if template and _fingerprint(template) not in _KNOWN_TEMPLATES:
+        notices.append(_OWN_TEMPLATE)
+    if says.fit:
+        with suppress(CheckpointError), open_checkpoint(path.parent) as files:  # or loading says so
+            shapes = {name: entry.shape for name, entry in files.entries.items()}
+            says = replace(says, config=says.fit(shapes))
     given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
-    return _translated(family, says, path, given, Where(str(place)))
+    spec = _translated(family, says, path, given, Where(str(place)))
+    if says.text_only:
+        notices.append(_TEXT_ALONE)
+    notices = (*spec.notices, *notices)
+    return replace(spec, text_only=says.text_only, packing=packing, notices=notices)
 
 
 def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
@@ -224,12 +256,23 @@ def _hf_preprocessor(folder: Path, where: Where) -> tuple[dict[str, Any] | None,
     return _optional_json(own), where, Where(str(own))
 
 
-def _has_chat_template(folder: Path) -> bool:
-    """Whether a chat template lies in the folder; it is never run, it only tells chat from base."""
-    if any((folder / name).is_file() for name in ("chat_template.json", "chat_template.jinja")):
-        return True
-    tokenizer = _optional_json(folder / "tokenizer_config.json") or {}
-    return tokenizer.get("chat_template") is not None
+def _chat_template(folder: Path) -> str | None:
+    """The chat template of a folder, "" where it is no text; None if there is none.
+
+    It is never run: it tells chat from base, and whether it is one that is known.
+    """
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        where = Where(str(plain))
+        return read_bounded(plain, limits.CONFIG_JSON_BYTES, where).decode("utf-8", "replace")
+    own = _optional_json(folder / "chat_template.json")
+    found = (own or _optional_json(folder / "tokenizer_config.json") or {}).get("chat_template")
+    return found if isinstance(found, str) else "" if found or own is not None else None
+
+
+def _fingerprint(template: str) -> str:
+    """Of a template, however its lines end and are indented."""
+    return hashlib.sha256(" ".join(template.split()).encode()).hexdigest()
 
 
 def _has_several_stops(generation: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

@@ -91,14 +91,23 @@ def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
 
 
 def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:
-    """Formats, tensors and bytes by dtype, from the headers of the files."""
+    """Formats, tensors and bytes by dtype, from the headers of the files.
+
+    Raises CheckpointError where loading would, for names, shapes and dtypes.
+    """
+    from mmchat.loading.weights import check_fit
+
+    spec = source.spec
     with source.open_weights() as opened:
+        if source.exported is None:
+            check_fit(opened, spec)
         by_dtype: Counter[str] = Counter()
         for entry in opened.entries.values():
             by_dtype[entry.dtype] += entry.num_bytes
         return {
             "path": str(source.checkpoint),
             "format": opened.format,
+            "packed": spec.packing.label if spec.packing else None,
             "files": len(opened.files),
             "tensors": len(opened.entries),
             "bytes": opened.total_bytes,
@@ -149,8 +158,10 @@ def _checkpoint_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return [("checkpoint", "not on this machine")]
     files = plural(found["files"], "file")
+    packed = found["packed"]
     return [
         ("checkpoint", found["path"]),
         ("  format", f"{found['format']}, {files}, {plural(found['tensors'], 'tensor')}"),
+        *([("  packed", f"{packed}; unpacked it is")] if packed else []),
         *((f"  {dtype}", size(number)) for dtype, number in found["bytes_by_dtype"].items()),
     ]

@@ -94,8 +94,13 @@ class Build(Protocol[C, M]):
 
     def processor(self, config: C, tokenizer: Tokenizer, alpha: Alpha) -> Processor: ...
 
-    def check_weights(self, checkpoint: Checkpoint, config: C) -> object:
+    def check_weights(
+        self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None
+    ) -> Mapping[str, TensorEntry]:
         """Compare names, shapes and dtypes with the model's; reads headers only.
+
+        Those `wanted` must be there, all when None. Returns what the checkpoint holds, by the Hub's
+        or its makers' names.
 
         Raises CheckpointError with every difference, as OtherConfigError where it is known what
         the checkpoint was made for.

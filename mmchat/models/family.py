@@ -7,7 +7,7 @@ about pictures. That needs no torch. `Family.build` imports what makes and fills
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
@@ -60,10 +60,16 @@ class OtherConfigError(CheckpointError):
 
 @dataclass(frozen=True)
 class Translated(Generic[C]):
-    """What a file of others says of a model. is_chat: None where it leaves that open."""
+    """What a file of others says of a model. is_chat: None where it leaves that open.
+
+    text_only: the weights are those of the language model alone. fit: the config where only the
+    weights tell the sizes, from their shapes by stored name; None where the file says all.
+    """
 
     config: C
     is_chat: bool | None
+    text_only: bool = False
+    fit: Callable[[Mapping[str, tuple[int, ...]]], C] | None = None
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,11 @@ def _llava() -> Family[Any, Any]:
 
 FAMILIES: dict[str, LoadFamily] = {"mllama": _mllama, "llava": _llava}
 # Other model types of config.json files -> the family that reads them.
-_ALSO = {"llava_llama": "llava"}
+_ALSO = {"llava_llama": "llava", "mllama_text_model": "mllama"}
 # Model types of relatives that are not run -> what they are.
 _NOT_RUN = {
+    "llama": "a Llama that sees no pictures",
+    "llama4": "Llama 4",
     "llava_next": "LLaVA-NeXT (1.6), which cuts pictures into tiles",
     "llava_mistral": "LLaVA with Mistral as its text model",
     "llava_onevision": "LLaVA-OneVision, with another vision encoder and text model",

@@ -93,14 +93,14 @@ def write_safetensors(path, tensors):
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
 
 
-def test_inspect_reads_bytes_by_dtype_from_the_headers(run_real, tmp_path):
+def test_inspect_refuses_what_loading_refuses(run_real, tmp_path):
     path = tmp_path / "model.safetensors"
     write_safetensors(path, {"a": ("BF16", [3, 4], 24), "b": ("F32", [5], 20)})
     params = known_spec("llama3.2-11B").source
     done = run_real("inspect", str(path), "--params-path", str(params), "--json")
-    found = json.loads(done.stdout)["checkpoint"]
-    assert found["bytes_by_dtype"] == {"bfloat16": 24, "float32": 20}
-    assert (found["format"], found["files"], found["tensors"]) == ("hf", 1, 2)
+    assert (done.stdout, done.exit_code) == ("", 3)
+    assert "does not fit the model" in done.stderr
+    assert "2 unexpected: 'a' in 'model.safetensors'" in done.stderr
 
 
 def test_inspect_of_a_damaged_file_is_exit_code_3(run_real, tmp_path):

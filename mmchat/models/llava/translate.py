@@ -46,10 +46,6 @@ def from_hub(
     preprocessor_where: Where,
 ) -> LlavaConfig:
     """Translate config.json of either kind. Raises where's error."""
-    if found.get("quantization_config") is not None:
-        raise where.child("quantization_config").fail(
-            "a checkpoint quantised by another program; use the original weights"
-        )
     if "text_config" in found or "vision_config" in found:
         return _from_conversion(found, preprocessor or {}, where, preprocessor_where)
     if "mm_vision_tower" in found:

@@ -21,6 +21,15 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Resized:
+    """A vocabulary that tokens were added to: ids at and beyond the rows of the head can be read
+    and never written."""
+
+    embedding_rows: int
+    image_token_id: int
+
+
+@dataclass(frozen=True)
 class VisionConfig:
     """The tiled vision encoder: `num_hidden_layers` local layers, then gated global ones."""
 
@@ -65,11 +74,15 @@ class VisionConfig:
         return tuple((h, w) for h in range(1, n + 1) for w in range(1, n + 1) if h * w <= n)
 
 
+# Rows of a released embedding beyond the vocabulary; row 0 of them is the image token.
+EXTRA_EMBEDDING_ROWS = 8
+
+
 @dataclass(frozen=True)
 class TextConfig:
     """The decoder: Llama 3 self-attention layers with cross-attention layers among them."""
 
-    vocab_size: int  # rows of the head; the image token has this id
+    vocab_size: int  # rows of the head; as released, the image token has this id
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int  # self- and cross-attention layers together
@@ -80,6 +93,13 @@ class TextConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None
     max_position_embeddings: int
+    resized: Resized | None = None
+
+    @property
+    def embedding_rows(self) -> int:
+        return (
+            self.resized.embedding_rows if self.resized else self.vocab_size + EXTRA_EMBEDDING_ROWS
+        )
 
     @property
     def head_dim(self) -> int:
@@ -89,10 +109,6 @@ class TextConfig:
     def self_attention_layers(self) -> tuple[int, ...]:
         cross = set(self.cross_attention_layers)
         return tuple(i for i in range(self.num_hidden_layers) if i not in cross)
-
-
-# Rows of the embedding beyond the vocabulary; row 0 of them is the image token.
-EXTRA_EMBEDDING_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -127,4 +143,11 @@ class MllamaConfig:
 
     @property
     def image_token_id(self) -> int:
-        return self.text_config.vocab_size
+        text = self.text_config
+        return text.resized.image_token_id if text.resized else text.vocab_size
+
+    @property
+    def readable_tokens(self) -> int:
+        """Token ids that a prompt may hold."""
+        text = self.text_config
+        return text.embedding_rows if text.resized else text.vocab_size

@@ -24,6 +24,8 @@ def hf_documents(
     """
     vision, text = config.vision_config, asdict(config.text_config)
     scaling = text.pop("rope_scaling")
+    if text.pop("resized"):  # as transformers says it: the rows of the embedding
+        text["vocab_size"] = config.text_config.embedding_rows
     rope = {"rope_type": "llama3", **scaling} if scaling else None
     model = {
         "architectures": ["MllamaForConditionalGeneration"],

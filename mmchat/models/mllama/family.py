@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,11 @@ class MllamaFamily:
         where: Where,
         preprocessor_where: Where,
     ) -> Translated[MllamaConfig]:
-        config = translate.from_hf_config(found, preprocessor, where, preprocessor_where)
-        return Translated(config, is_chat=None)
+        text_only = found.get("model_type") == "mllama_text_model"  # which is flat
+        whole = {"text_config": found} if text_only else found
+        config = translate.from_hf_config(whole, preprocessor, where, preprocessor_where)
+        fit = partial(translate.fitted, config) if config.text_config.resized else None
+        return Translated(config, is_chat=None, text_only=text_only, fit=fit)
 
     def companion(self, config: MllamaConfig) -> None:
         return None

@@ -10,6 +10,7 @@ from mmchat.errors import quoted
 from mmchat.models.mllama.config import (
     ImageProcessorConfig,
     MllamaConfig,
+    Resized,
     RopeScaling,
     TextConfig,
     VisionConfig,
@@ -46,6 +47,7 @@ _BOUNDS = {
         "rope_theta": (1.0, 1e9),
         "max_position_embeddings": (16, 2**24),
     },
+    Resized: {"embedding_rows": (257, 600_000), "image_token_id": (0, 599_999)},
     RopeScaling: {
         "factor": (1.0, 1e4),
         "low_freq_factor": (1e-3, 1e3),
@@ -92,6 +94,9 @@ def _check_text(config: TextConfig, where: Where) -> None:
         )
     if len(config.cross_attention_layers) == config.num_hidden_layers:
         raise where.child("cross_attention_layers").fail("leaves no self-attention layer")
+    resized = config.resized
+    if resized and not resized.image_token_id < resized.embedding_rows >= config.vocab_size:
+        raise where.child("resized").fail("the image token or the head lies beyond the embedding")
     scaling = config.rope_scaling
     if scaling and scaling.low_freq_factor >= scaling.high_freq_factor:
         raise where.child("rope_scaling").fail("low_freq_factor must be below high_freq_factor")

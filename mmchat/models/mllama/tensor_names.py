@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig, TextConfig, VisionConfig
+from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
 
 Shape = tuple[int, ...]
+_OF_TEXT = ("embed_tokens", "layers", "norm")
 
-# In-memory names of transformers 4.52 and newer, which some repositories carry -> the Hub's names.
-_NEWER_PREFIXES = {
+# Other writers' prefixes -> the Hub's: names in memory of transformers 4.52 and newer, which some
+# repositories carry, those of the language model that was saved alone, and MLX's.
+_PREFIXES = {
     "model.language_model.": "language_model.model.",
     "model.vision_model.": "vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
     "lm_head.": "language_model.lm_head.",
+    **{f"model.{name}.": f"language_model.model.{name}." for name in _OF_TEXT},
+    "vision_tower.": "vision_model.",
 }
 
 
 def hub_name(name: str) -> str:
-    """The Hub's spelling of a tensor's name, given in that or in the newer spelling."""
-    for newer, older in _NEWER_PREFIXES.items():
-        if name.startswith(newer):
-            return older + name.removeprefix(newer)
+    """The Hub's spelling of a tensor's name, given in that or in another writer's."""
+    for other, hub in _PREFIXES.items():
+        if name.startswith(other):
+            return hub + name.removeprefix(other)
     return name
 
 
@@ -69,7 +73,7 @@ def _vision_layer_shapes(c: VisionConfig) -> dict[str, Shape]:
 def _text_shapes(c: TextConfig) -> dict[str, Shape]:
     width = c.hidden_size
     shapes: dict[str, Shape] = {
-        "model.embed_tokens.weight": (c.vocab_size + EXTRA_EMBEDDING_ROWS, width),
+        "model.embed_tokens.weight": (c.embedding_rows, width),
         "model.norm.weight": (width,),
         "lm_head.weight": (c.vocab_size, width),
     }

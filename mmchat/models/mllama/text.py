@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, TextConfig
+from mmchat.models.mllama.config import TextConfig
 from mmchat.nn.attention import KeyValue, Row, attend, attend_rows, split_heads
 from mmchat.nn.decoder import SelfAttentionLayer
 from mmchat.nn.kv_cache import Past
@@ -141,8 +141,7 @@ class TextModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        rows = config.vocab_size + EXTRA_EMBEDDING_ROWS
-        self.embed_tokens = nn.Embedding(rows, config.hidden_size)
+        self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
         cross = set(config.cross_attention_layers)
         self.layers = nn.ModuleList(
             CrossAttentionLayer(config) if i in cross else _self_attention_layer(config)

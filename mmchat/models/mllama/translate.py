@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmchat.errors import quoted
 from mmchat.models.family import Translated
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.params import parse
+from mmchat.models.mllama.tensor_names import hub_name
 from mmchat.strict_json import Where, as_object
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -68,10 +69,6 @@ def from_hf_config(
     vision_where, text_where = where.child("vision_config"), where.child("text_config")
     vision = as_object(found.get("vision_config", {}), vision_where)
     text = as_object(found.get("text_config", {}), text_where)
-    if found.get("quantization_config") is not None:
-        raise where.child("quantization_config").fail(
-            "a checkpoint quantised by another program; use the original weights"
-        )
     _refuse_other(vision, {"hidden_act": "gelu"}, vision_where)
     _refuse_other(text, {"hidden_act": "silu", "tie_word_embeddings": False}, text_where)
     if "num_attention_heads" in vision:
@@ -79,7 +76,8 @@ def from_hf_config(
     sections = {
         "vision_config": {key: _or(vision, key, default) for key, default in _HF_VISION.items()},
         "text_config": {key: _or(text, key, default) for key, default in _HF_TEXT.items()}
-        | _hf_rope(text, text_where),
+        | _hf_rope(text, text_where)
+        | {"resized": _resized(found, text, where)},
         "image_processor": {
             "image_mean": _or(preprocessor or {}, "image_mean", list(CLIP_MEAN)),
             "image_std": _or(preprocessor or {}, "image_std", list(CLIP_STD)),
@@ -93,12 +91,43 @@ def from_hf_config(
         "vision_output_dim": config.vision_config.output_dim,
     }
     _refuse_other(vision, expected, vision_where)
-    for key in ("image_token_index", "image_token_id"):
-        _refuse_other(found, {key: config.image_token_id}, where)
     _check_preprocessor(
         preprocessor or {}, config, preprocessor_where or Where("preprocessor_config.json")
     )
     return config
+
+
+def _resized(
+    found: Mapping[str, Any], text: Mapping[str, Any], where: Where
+) -> dict[str, Any] | None:
+    """Tokens were added where the image token does not follow the vocabulary.
+
+    transformers then counts the rows of the embedding, and not those of the head, which its older
+    versions leave as they were: `fitted` tells them.
+    """
+    rows = _or(text, "vocab_size", _HF_TEXT["vocab_size"])
+    key = "image_token_index" if found.get("image_token_index") is not None else "image_token_id"
+    image = _or(found, key, rows)
+    if image == rows:
+        return None
+    if type(image) is not int or type(rows) is not int or not 0 <= image < rows:
+        raise where.child(key).fail(f"{quoted(image)} is no row of an embedding of {quoted(rows)}")
+    return {"embedding_rows": rows, "image_token_id": image}
+
+
+def fitted(config: MllamaConfig, shapes: Mapping[str, tuple[int, ...]]) -> MllamaConfig:
+    """A config with added tokens, with the rows that the embedding and the head have."""
+    text, rows = config.text_config, {}
+    for name, shape in shapes.items():
+        if len(shape) == 2 and shape[1] == text.hidden_size:  # not packed
+            rows[hub_name(name)] = shape[0]
+    resized = text.resized
+    head = rows.get("language_model.lm_head.weight", text.vocab_size)
+    embedding = rows.get("language_model.model.embed_tokens.weight", text.embedding_rows)
+    if resized is None or not resized.image_token_id < embedding >= head:
+        return config  # the check of the shapes says what is wrong
+    resized = replace(resized, embedding_rows=embedding)
+    return replace(config, text_config=replace(text, vocab_size=head, resized=resized))
 
 
 def _check_preprocessor(found: Mapping[str, Any], config: MllamaConfig, where: Where) -> None:
