@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmchat.checkpoints.exported_folder import ExportedFolder
 
 # name, which is also the option's -> what is built in
-BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": "none", "device": "auto"}
+BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": "auto", "device": "auto"}
 NOWHERE = "built in"
 
 

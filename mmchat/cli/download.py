@@ -141,6 +141,11 @@ def say_plan(plan: Plan, dry_run: bool = False) -> None:
     for file in plan.files if dry_run else ():
         mark = "to fetch" if file in plan.missing else "there"
         console.note(f"  {file.path}  {size(file.size)}  {mark}")
+    if plan.packing:
+        console.note(
+            f"the weights are packed by {plan.packing.label}; they are loaded as"
+            f" {plan.packing.scheme}, or as they are with --quantize none, in 16 bits"
+        )
     kept = f", {size(plan.kept_bytes)} of them kept from before" if plan.kept_bytes else ""
     console.note(
         f"{'would fetch' if dry_run else 'fetching'} {plural(len(plan.missing), 'file')},"

@@ -164,7 +164,7 @@ LOADING: Mapping[str, Any] = {
         str,
         of_model(
             metavar="SCHEME",
-            help="Weights in int8, int4 (-g32, -g64, -g128) or fp8 (CUDA).",
+            help="Weights in int8, int4 (-g32, -g64, -g128), fp8 (CUDA) or none.",
             autocompletion=complete_scheme,
         ),
     ],

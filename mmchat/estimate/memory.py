@@ -135,7 +135,7 @@ class Setup:
 def used_in_place(checkpoint: Checkpoint, dtype: str) -> bool:
     """Whether this model's tensors are those of the files, in `dtype`, and need no copy."""
     dtypes = {entry.dtype for entry in checkpoint.entries.values()}
-    return checkpoint.format == "hf" and dtypes == {dtype}
+    return checkpoint.format == "hf" and dtypes == {dtype} and not checkpoint.computed
 
 
 def check_memory(setup: Setup, available: int | None) -> MemoryNeed:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mmchat.errors import UsageError, quoted
 from mmchat.loading.options import LoadOptions
+from mmchat.quant.schemes import AUTO
 from mmchat.spelling import closest
 
 if TYPE_CHECKING:
@@ -53,6 +54,10 @@ class ExportPlan:
 
     def __post_init__(self) -> None:
         check_format(self.format)
+        if (
+            self.model.quantize == AUTO
+        ):  # packed weights are written plain, unless a scheme is asked
+            object.__setattr__(self, "model", replace(self.model, quantize="none"))
         if self.format == "executorch":
             self._check_executorch()
         if self.format == "hf":

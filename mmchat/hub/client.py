@@ -94,6 +94,15 @@ class HubClient:
                 found.append(HubFile(entry.rfilename, size, etag))
         return info.sha, sorted(found, key=lambda file: file.path)
 
+    def content(self, commit: str, file: HubFile) -> bytes:
+        """All of a small file."""
+
+        def read() -> bytes:
+            with self.reading(commit, file, 0) as (_, chunks):
+                return b"".join(chunks)
+
+        return self._ask(read, commit)
+
     def check_access(self, commit: str, file: HubFile) -> None:
         """Raise GatedError or another NetworkError unless `file` may be fetched as listed."""
         url = self._hub.hf_hub_url(self.repo, file.path, revision=commit)

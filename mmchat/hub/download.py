@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from mmchat import limits
 from mmchat.checkpoints.hub_cache import commit_of, repo_folder
 from mmchat.checkpoints.manifest import Manifest, read_manifest
 from mmchat.checkpoints.names import COMMIT, REVISION
+from mmchat.checkpoints.packed import Packing, packing_of
 from mmchat.errors import CheckpointError, NetworkError, UsageError, disk_errors, quoted
 from mmchat.hub.client import HubClient, HubFile
 from mmchat.hub.places import CachePlace, FolderPlace, Place, is_whole, old_manifest, place_at
@@ -22,6 +24,7 @@ from mmchat.offline import is_hub_offline
 from mmchat.progress import BytesCallback
 from mmchat.storage import space
 from mmchat.storage.safe_files import alone_in
+from mmchat.strict_json import Where, as_object, parse_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Request:
 class Plan:
     """What a request takes. missing: those of `files` to be fetched; kept_bytes: of them on disk.
 
-    free_bytes: on the file system of `folder`.
+    free_bytes: on the file system of `folder`. packing: how weights that are to come are quantised.
     """
 
     request: Request
@@ -66,6 +69,7 @@ class Plan:
     missing: tuple[HubFile, ...]
     kept_bytes: int
     free_bytes: int
+    packing: Packing | None = None
 
     @property
     def folder(self) -> Path:
@@ -109,7 +113,19 @@ def plan(request: Request) -> Plan:
     missing = by_part.values()  # of equal files in the cache, only one
     if missing:
         client.check_access(commit, max(missing, key=lambda file: file.size))
-    return _plan(request, commit, place, files, missing)
+    made = _plan(request, commit, place, files, missing)
+    config = next((file for file in files if file.path == "config.json"), None)
+    if config is None or not missing or not request.selections:
+        return made
+    return replace(made, packing=_packing(client, commit, config))
+
+
+def _packing(client: HubClient, commit: str, config: HubFile) -> Packing | None:
+    """Read config.json ahead of the weights. Raises ParamsError for what could not be loaded."""
+    if config.size > limits.CONFIG_JSON_BYTES:
+        return None
+    where = Where(f"{client.repo}: config.json")
+    return packing_of(as_object(parse_json(client.content(commit, config), where), where), where)
 
 
 def _plan(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.errors import NotFoundError, UsageError, quoted
 from mmchat.hub.client import HubFile
 
@@ -63,6 +64,8 @@ def _of_format(files: Sequence[HubFile], repo: str, weights_format: WeightsForma
             return [*found, *chosen]
     if any(fnmatchcase(file.path, weights) for file in chosen):
         return chosen
+    if foreign := explain_foreign(file.path for file in files):
+        raise NotFoundError(f"{repo}: {foreign}")
     raise NotFoundError(
         f"{repo} holds no weights in the {weights_format} format; try --format {other}, or name the"
         " files with --include"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement, choose_placement
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.packed import as_packed
 from mmchat.loading.weights import load_weights
 from mmchat.models.prompt import MediaFacts, Prompt
 from mmchat.models.sizes import Sizes
@@ -128,6 +130,7 @@ class _Running:
 
     runtime: Runtime
     placement: Placement
+    options: LoadOptions
     format: str = "hf"
     remarks: tuple[str, ...] = ()
     memory: int | None = None
@@ -148,6 +151,8 @@ def load(
     spec, exported = source.spec, source.exported
     if exported:
         options = options.as_exported(exported)
+    if spec.text_only:
+        options = replace(options, text_only=True)
     if exported and exported.record.programs:
         from mmchat.loading.programs import check_programs
 
@@ -159,7 +164,7 @@ def load(
         with source.open_weights() as files:
             record = exported.record if exported else None
             running = _run_weights(files, spec, options, record, repack=repack)
-    return _ready(spec, options, running, tokenizer, begin)
+    return _ready(spec, running, tokenizer, begin)
 
 
 def load_from_tensors(
@@ -168,7 +173,7 @@ def load_from_tensors(
     """`load` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
     running = _run_weights(files, spec, options, exported=None)
-    return _ready(spec, options, running, tokenizer, begin)
+    return _ready(spec, running, tokenizer, begin)
 
 
 def _run_weights(
@@ -181,6 +186,10 @@ def _run_weights(
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
     placement = _placement(spec, options, as_exported=exported is not None)
+    packed = None
+    if files.computed:
+        options, packed = as_packed(files, spec, options, placement)
+    options = replace(options, quantize=options.scheme(spec, placement))
     notices = _prepare_kernels(placement, options)
     in_place = exported is not None or used_in_place(
         files, str(placement.dtype).removeprefix("torch.")
@@ -189,10 +198,12 @@ def _run_weights(
     available = available_memory(placement.device)
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    model = load_weights(files, spec, options, placement, exported=exported, repack=repack)
+    load = partial(load_weights, exported=exported, packed=packed, repack=repack)
+    model = load(files, spec, options, placement, notices=notices)
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
-    return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks), memory)
+    remarks = (*files.remarks, *model.remarks)
+    return _Running(runtime, placement, options, files.format, remarks, memory)
 
 
 def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:
@@ -202,13 +213,13 @@ def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions)
     runtime = open_programs(folder, spec, placement, options.progress)
     if folder.record.format == "aoti":
         runtime.notices += _prepare_kernels(placement, options)
-    return _Running(runtime, placement, most_rows=1)
+    return _Running(runtime, placement, options, most_rows=1)
 
 
 def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
     """Where the model runs. Raises DeviceError, also where it cannot multiply the weights."""
     placement = choose_placement(str(options.device), str(options.dtype), spec.parameters)
-    find_scheme(options.quantize).check_device(placement.device)
+    find_scheme(options.scheme(spec, placement)).check_device(placement.device)
     return replace(placement, reason="as exported") if as_exported else placement
 
 
@@ -228,12 +239,12 @@ def _prepare_kernels(placement: Placement, options: LoadOptions) -> list[str]:
 
 def _ready(
     spec: ModelSpec,
-    options: LoadOptions,
     running: _Running,
     tokenizer: Tokenizer,
     begin: float,
 ) -> LoadedModel:
     """Put the parts together; `begin` is when loading began."""
+    options = running.options
     alpha = options.alpha or spec.family.alpha(spec.config, running.format)
     return LoadedModel(
         spec=spec,
@@ -254,7 +265,7 @@ def _ready(
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
     path = source.tokenizer_file()
     tokenizer = open_tokenizer(path)
-    rows = source.spec.config.vocab_size
+    rows = source.spec.readable_tokens
     if not 0 <= rows - tokenizer.vocab_size < MOST_SPARE_ROWS:
         raise CheckpointError(
             f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "

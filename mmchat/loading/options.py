@@ -13,11 +13,11 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
-from mmchat.errors import UsageError, check_type, quoted
+from mmchat.errors import DeviceError, UsageError, check_type, quoted
 from mmchat.hardware.placement import check_device_name
 from mmchat.leads import OF_LOAD, lead
 from mmchat.progress import ProgressCallback
-from mmchat.quant.schemes import Plan, make_plan
+from mmchat.quant.schemes import AUTO, Plan, find_scheme, make_plan
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +40,9 @@ class LoadOptions:
     name: a known name, a Hub id, a folder or a weights file; None: what the paths say, or the
     built-in model. The paths overrule what the name leads to. vision_tower: path or Hub id of a
     vision encoder that is not among the model's weights. device and dtype may be torch's own.
-    quantize: a scheme of mmchat.quant.schemes; quantize_keep: parts ("text", "head", "vision") that
-    it leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
+    quantize: a scheme of mmchat.quant.schemes; "auto" is none, or the nearest to what another
+    program quantised the checkpoint to. quantize_keep: parts ("text", "head", "vision") that it
+    leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
     compile the layers before the first token; "auto" does so on CUDA. progress is told how far
     loading is.
@@ -51,7 +52,7 @@ class LoadOptions:
     _: KW_ONLY
     device: str | torch.device = "auto"
     dtype: str | torch.dtype = "auto"
-    quantize: str = "none"
+    quantize: str = AUTO
     quantize_keep: Collection[str] = ()
     max_seq_len: int | None = None
     checkpoint_path: str | Path | None = None
@@ -130,6 +131,17 @@ class LoadOptions:
         device = folder.device_for(str(self.device))
         return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
 
+    def scheme(self, spec: ModelSpec, placement: Placement) -> str:
+        """The one to load with: as asked, or the nearest to how the checkpoint is packed."""
+        if self.quantize != AUTO:
+            return self.quantize
+        found = spec.packing.scheme if spec.packing else "none"
+        try:
+            find_scheme(found).check_device(placement.device)
+        except DeviceError:  # of the same bits, for every device
+            return "int8"
+        return found
+
     def setup(self, spec: ModelSpec, placement: Placement, **known: Any) -> Setup:
         """What will be loaded, for the estimate of its memory. known: more fields of Setup."""
         from mmchat.estimate.memory import Setup
@@ -137,9 +149,9 @@ class LoadOptions:
         return Setup.of(
             spec,
             placement,
-            quantize=self.quantize,
+            quantize=self.scheme(spec, placement),
             keep=self.plan.keep,
-            text_only=self.text_only,
+            text_only=self.text_only or spec.text_only,
             max_seq_len=self.max_seq_len,
             **known,
         )

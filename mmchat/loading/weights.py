@@ -19,6 +19,7 @@ from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.packed import PackedLayers
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import OtherConfigError
 from mmchat.nn.linear import Linear, set_formats
@@ -34,11 +35,14 @@ def load_weights(
     placement: Placement,
     *,
     exported: ExportRecord | None,
+    packed: PackedLayers | None,
     repack: bool,
+    notices: list[str],
 ) -> FamilyModel:
     """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
 
-    repack: as in loader.load.
+    packed: what as_packed found in them; repack: as in loader.load. notices: takes what is to be
+    said of it.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
@@ -47,7 +51,8 @@ def load_weights(
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
-    set_formats(model, options.plan)
+    set_formats(model, options.plan, packed.only if packed else None)
+    filled = 0  # of packed weights
     try:
         if exported:
             if _joins(exported.scheme, exported.device):
@@ -55,10 +60,14 @@ def load_weights(
                     model.fuse_projections()
             count, tensors = _of_export(files, model, options, placement)
         else:
-            wanted = model.weight_names(text_only=options.text_only)
-            count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
+            wanted = set(model.weight_names(text_only=options.text_only))
+            count = len(wanted)
+            if packed:
+                wanted -= packed.fill(model, files, wanted, options, placement.device, notices)
+            filled = count - len(wanted)
+            tensors = build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
-        for done, (name, tensor) in enumerate(tensors, start=1):
+        for done, (name, tensor) in enumerate(tensors, start=filled + 1):
             _assign(model, name, tensor, placement)
             if options.progress:
                 options.progress("weights", done, count)
@@ -70,6 +79,18 @@ def load_weights(
     if repack:
         _repack(model, files if exported else None)
     return model
+
+
+def check_fit(files: Checkpoint, spec: ModelSpec) -> None:
+    """Compare the tensors with the model's, as loading does. Raises CheckpointError."""
+    build, wanted = spec.family.build(), None
+    if spec.text_only:
+        with shapes_only():
+            wanted = build.model(spec.config).weight_names(text_only=True)
+    try:
+        build.check_weights(files, spec.config, wanted)
+    except CheckpointError as error:
+        raise _with_fitting_params(error, spec) from None
 
 
 def _repack(model: FamilyModel, mapped: Checkpoint | None) -> None:

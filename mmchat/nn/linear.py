@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -96,12 +96,14 @@ class HasLinears(Protocol):
     def get_submodule(self, target: str) -> nn.Module: ...
 
 
-def set_formats(model: HasLinears, plan: Plan) -> None:
+def set_formats(model: HasLinears, plan: Plan, only: Collection[str] | None = None) -> None:
     """Make room for the weights of `plan` in a model on the meta device.
 
-    Layers that are not plain wait for `quantize(weight)`.
+    Layers that are not plain wait for `quantize(weight)`. only: the others stay plain.
     """
     for name, part in model.linear_parts().items():
+        if only is not None and name not in only:
+            continue
         layer: Linear = model.get_submodule(name)  # type: ignore[assignment]
         layer.set_format(plan.layer_format(part, layer.in_features))
 

@@ -2,7 +2,8 @@
 
 int8 rounds every linear layer to int8 with one scale for each row. int4 rounds those of the text
 layers, cross-attention included, to int4, and the head, the vision encoder and the projector to
-int8, which cost little and lose more. Embeddings and norms keep their dtype. fp8 is for GPUs.
+int8, which cost little and lose more. Embeddings and norms keep their dtype. fp8 is for GPUs. auto
+is what a checkpoint was quantised to by another program, or none.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
 
+AUTO = "auto"
 PARTS = ("text", "head", "vision")
 # The format of the text layers; `Plan.layer_format` says that of all.
 SCHEMES: Mapping[str, Format] = {
+    AUTO: PLAIN,  # until the checkpoint is known
     "none": PLAIN,
     "int8": INT8,
     "int4": Int4(64),

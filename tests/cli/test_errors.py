@@ -79,11 +79,11 @@ from mmchat.cli import model_choice
         (("chat", "--n-predict", "9"), "--n-predict; did you mean -n, --max-new-tokens? (see"),
         (
             ("generate", "--quantize", "q4"),
-            "scheme 'q4' (did you mean int4?); use one of none, int8",
+            "scheme 'q4' (did you mean int4?); use one of auto, none, int8",
         ),
         (
             ("generate", "--quantize", "Q8_0"),
-            "scheme 'Q8_0' (did you mean int8?); use one of none,",
+            "scheme 'Q8_0' (did you mean int8?); use one of auto, none,",
         ),
         (
             ("generate", "--quantize", "fp16"),

@@ -153,7 +153,7 @@ def test_joined_projections_change_nothing(weights: dict[str, torch.Tensor], sch
     ("options", "error", "message"),
     [
         ({"quantize": "int5"}, UsageError, "unknown quantisation scheme 'int5'; use one of"),
-        ({"quantize": "gguf"}, UsageError, "use one of none, int8, int4"),
+        ({"quantize": "gguf"}, UsageError, "use one of auto, none, int8, int4"),
         ({"quantize": "fp8"}, DeviceError, "fp8 needs a CUDA device, not cpu; use int8 or int4"),
         (
             {"quantize": "int8", "quantize_keep": ["eyes"]},

@@ -55,6 +55,11 @@ class Format(Generic[*Held]):
         """Round `weight` [N, K], on its device."""
         raise NotImplementedError
 
+    def adopt(self, levels: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[*Held] | None:  # noqa: ARG002
+        """What holds the codes of another program (checkpoints.packed.base.Codes); None: nothing
+        of this format does."""
+        return None
+
     def widen(self, *held: *Held) -> Tensor:
         """The weight that is held, float32 [N, K]."""
         raise NotImplementedError

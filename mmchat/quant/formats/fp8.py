@@ -41,6 +41,12 @@ class Float8(Format["Tensor", "Tensor"]):
         scale = (wide.abs().amax(1) / LARGEST).clamp(min=1e-12)  # rows of zeros are divided too
         return (wide / scale[:, None]).to(torch.float8_e4m3fn), scale
 
+    def adopt(
+        self, levels: Tensor, scale: Tensor, zero: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        fits = str(levels.dtype) == "torch.float8_e4m3fn" and zero is None and scale.shape[1] == 1
+        return (levels, scale[:, 0]) if fits else None
+
     def widen(self, weight: Tensor, scale: Tensor) -> Tensor:
         return weight.float() * scale[:, None]
 

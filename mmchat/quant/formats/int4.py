@@ -39,6 +39,14 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
         quantize = kernels.ops.rounding(weight).quantize_int4
         return kernels.ops.by_rows(lambda rows: quantize(rows, self.group_size), weight)
 
+    def adopt(
+        self, levels: Tensor, scale: Tensor, zero: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The levels as they are, with scale and zero in bfloat16."""
+        if zero is None or 2 * levels.shape[1] != self.group_size * scale.shape[1]:
+            return None
+        return levels, scale.bfloat16(), zero.bfloat16()
+
     def widen(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return kernels.reference.widen_int4(weight, scale, zero)
 

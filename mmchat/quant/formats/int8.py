@@ -23,6 +23,12 @@ class Int8(Format["Tensor", "Tensor"]):
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.ops.by_rows(kernels.ops.rounding(weight).quantize_int8, weight)
 
+    def adopt(
+        self, levels: Tensor, scale: Tensor, zero: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        fits = str(levels.dtype) == "torch.int8" and zero is None and scale.shape[1] == 1
+        return (levels, scale[:, 0]) if fits else None
+
     def widen(self, weight: Tensor, scale: Tensor) -> Tensor:
         return kernels.reference.widen_int8(weight, scale)
 
