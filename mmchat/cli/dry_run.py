@@ -81,6 +81,11 @@ def _memory(
     from mmchat.estimate.memory import advice
     from mmchat.hardware.memory import available_memory
 
+    if source.spec.packing and source.checkpoint:
+        from mmchat.loading.packed import as_packed
+
+        with source.open_weights() as files:
+            options, _ = as_packed(files, source.spec, options, placement)
     in_place = _used_in_place(source, placement)
     setup = options.setup(source.spec, placement, workload=workload, from_file=in_place)
     need, free = setup.need(), available_memory(placement.device)

@@ -54,6 +54,8 @@ class PackedLayers:
                 sums += _fill(layer, self.weights[name], device)
                 files.release(self.weights[name].entry.name)
                 done.add(name)
+                if options.progress:
+                    options.progress("weights", len(done), len(wanted))
         if done:
             scheme, error = options.quantize, sqrt(float(sums[0] / sums[1]))
             how = (

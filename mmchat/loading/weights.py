@@ -54,6 +54,7 @@ def load_weights(
     with shapes_only():
         model = build.model(spec.config)
     set_formats(model, options.plan, packed.only if packed else None)
+    filled = 0  # of packed weights
     try:
         if exported:
             if _joins(exported.scheme, exported.device):
@@ -62,13 +63,15 @@ def load_weights(
             count, tensors = _of_export(files, model, options, placement)
         else:
             wanted = set(model.weight_names(text_only=options.text_only))
+            count = len(wanted)
             if packed:
                 whole = wanted - adapters.touched  # which are rounded when they are merged
                 wanted -= packed.fill(model, files, whole, options, placement.device, notices)
-            count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
+            filled = count - len(wanted)
+            tensors = build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
         touched = adapters.touched
-        for done, (name, tensor) in enumerate(tensors, start=1):
+        for done, (name, tensor) in enumerate(tensors, start=filled + 1):
             if name in touched:  # before it is rounded in any way
                 is_rounded = _buffer(model, name) is not None
                 dtype = torch.float32 if is_rounded else placement.dtype

@@ -507,3 +507,28 @@ def test_on_a_terminal_generate_offers_the_download(machine, answer, is_asked):
             b" 'mmchat download Llama-3.2-11B-Vision-Instruct' fetches it"
         )
     assert process.returncode == 3  # after the download: what the fake hub serves is no model
+
+
+# Weights that another program quantised
+
+
+def with_config(machine, **config):
+    text = json.dumps({"model_type": "mllama", **config}).encode()
+    machine.hub.files["config.json"] = text
+
+
+def test_what_becomes_of_packed_weights_is_said_before_they_come(machine):
+    with_config(machine, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+    done = machine.run("download", REPO, "--dry-run")
+    assert done.exit_code == 0
+    assert "packed by bitsandbytes int8; they are loaded as int8" in done.stderr
+    assert not machine.hub.sent("GET", f"/{WEIGHTS_PATH}")
+
+
+def test_packed_weights_that_would_not_load_are_not_fetched(machine):
+    with_config(machine, quantization_config={"quant_method": "hqq"})
+    done = machine.run("download", REPO)
+    assert (done.stdout, done.exit_code) == ("", 3)
+    assert "packed by 'hqq'; mmchat reads bitsandbytes" in done.stderr
+    assert not machine.hub.sent("GET", f"/{WEIGHTS_PATH}")
+    assert not machine.root.exists()

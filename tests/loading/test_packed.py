@@ -2,18 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-import mmchat
 from mmchat.catalog.find import data_path, find_spec
+from mmchat.export import ExportPlan, export_model
 from mmchat.loading.loader import load
 from mmchat.loading.options import LoadOptions
 from mmchat.models.mllama.weights import iter_weights
+from mmchat.quant.formats.plain import PLAIN
 from tests.models.mllama.test_translate import hub_config
-from tests.packed_writers import KINDS, is_packed, pack_folder
+from tests.packed_writers import KINDS, bnb4, is_packed, pack_folder
 
 TINY = data_path("assets", "tiny")
 SPEC = find_spec("tiny")
@@ -34,14 +37,6 @@ def weights():
         return {name: t.clone() for name, t in iter_weights(files, SPEC.config)}
 
 
-def answer(loaded):
-    prompt = loaded.processor.chat([mmchat.Message("user", "What colour is it?")])
-    request = loaded.request(
-        prompt, mmchat.SamplingParams(temperature=0, max_new_tokens=4, logprobs=3)
-    )
-    return loaded.engine.run(request)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_models_answer_as_plain_ones_of_the_same_values(tmp_path, kind, weights):
     folder = hub_folder(tmp_path / kind)
@@ -59,3 +54,133 @@ def test_packed_models_answer_as_plain_ones_of_the_same_values(tmp_path, kind, w
     ours, theirs = (load(o).runtime.model for o in (options, LoadOptions(plain, dtype="float32")))
     for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+MEASURE = """
+import sys, torch
+from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.packed import packing_of
+from mmchat.loading.packed import _fill
+from mmchat.nn.linear import Linear
+from mmchat.quant.schemes import SCHEMES
+from mmchat.strict_json import Where
+
+def memory(field):
+    for line in open("/proc/self/status"):
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+
+kind, path = sys.argv[1:]
+config = {"quantization_config": {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}}
+if kind == "mlx":
+    config = {"quantization": {"bits": 4, "group_size": 64}}
+stored = open_checkpoint(path)
+with torch.inference_mode(), packing_of(config, Where("c")).unpacked(stored) as files:
+    weight = files.computed["x.weight"]
+    rows, columns = weight.entry.shape
+    with torch.device("meta"):
+        layer = Linear(columns, rows, bias=False)
+        layer.set_format(SCHEMES["int4-g64"])
+    _ = torch.ones(1000).sum()
+    before = memory("VmRSS")
+    _fill(layer, weight, torch.device("cpu"))
+    files.release("x.weight")
+print(sum(held.nbytes for held in layer.held()), memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["nf4", "mlx"])
+def test_a_layer_is_loaded_without_being_unpacked_as_a_whole(tmp_path, kind):
+    """[32768, 4096]: 75 MB kept, 268 MB in bfloat16, 537 MB in float32."""
+    rows, columns = 32768, 4096
+    codes = torch.zeros(rows * columns // 2, dtype=torch.uint8)
+    if kind == "nf4":
+        stored = bnb4("x", torch.ones(64, 64), nested=False)
+        state = {
+            "quant_type": "nf4",
+            "blocksize": 64,
+            "dtype": "bfloat16",
+            "shape": [rows, columns],
+        }
+        text = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+        stored |= {
+            "x.weight": codes[:, None],
+            "x.weight.absmax": torch.ones(rows * columns // 64),
+            "x.weight.quant_state.bitsandbytes__nf4": text,
+        }
+    else:
+        groups = torch.ones(rows, columns // 64).bfloat16()
+        stored = {"x.weight": codes.view(torch.uint32).reshape(rows, -1), "x.scales": groups}
+        stored["x.biases"] = -groups
+    path = tmp_path / "model.safetensors"
+    save_file(stored, path)
+    run = [sys.executable, "-c", MEASURE, kind, str(path)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    kept, taken = map(int, done.stdout.split())
+    assert kept == 75_497_472
+    # what is mapped counts as well, as long as it is read: the packed bytes, here 67 to 75 MB
+    assert taken - kept < 320e6
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "keep", "error"),
+    [
+        ("nf4", "int4-g64", ("head",), 0.12),
+        ("nf4-nested", "int4-g64", ("head",), 0.12),
+        ("bnb-int8", "int8", ("head",), 0),
+        ("fp8", "int8", ("head", "vision"), 0.01),
+        ("w8a8", "int8", ("head", "vision"), 0),
+        ("w4a16", "int4-g128", ("head", "vision"), 0),
+        ("mlx4", "int4-g64", ("head", "vision"), 0.005),
+        ("gptq", "int4-g128", ("head", "vision"), 0.004),
+        ("awq", "int4-g128", ("head", "vision"), 0.004),
+        ("auto-round", "int4-g128", ("head", "vision"), 0.004),
+    ],
+)
+def test_codes_are_kept_where_a_format_holds_them(tmp_path, weights, kind, scheme, keep, error):
+    """By default: in the scheme nearest in bits, with what it adds said once."""
+    folder = hub_folder(tmp_path / kind)
+    pack_folder(folder, kind, weights, hub_config(SPEC.config))
+    loaded = load(LoadOptions(folder))
+    assert (loaded.options.quantize, loaded.options.quantize_keep) == (scheme, keep)
+    [said] = [n for n in loaded.runtime.notices if KINDS[kind] and "slower" not in n]
+    percent = float(said.split("adds ")[1].split("%")[0]) / 100 if error else 0
+    assert ("kept as it is" in said) == (not error)
+    assert percent <= error
+    assert loaded.runtime.model.language_model.lm_head.format is PLAIN
+    assert any("unpacked" in remark for remark in loaded.remarks)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
+def test_a_scheme_that_is_asked_holds_for_all_layers(tmp_path, weights, scheme):
+    folder = hub_folder(tmp_path / "model")
+    pack_folder(folder, "w8a8", weights, hub_config(SPEC.config))
+    loaded = load(LoadOptions(folder, quantize=scheme))
+    assert loaded.options.quantize_keep == ()
+    assert loaded.runtime.model.language_model.lm_head.format is not PLAIN
+
+
+def test_layers_that_are_not_packed_stay_as_they_are(tmp_path, weights):
+    """As in dynamic uploads, which leave single layers in 16 bits."""
+    folder = hub_folder(tmp_path / "model")
+    name = "language_model.model.layers.0.mlp.down_proj"
+    stored = {n: t for n, t in weights.items() if n != f"{name}.weight"}
+    pack_folder(folder, "nf4", stored, hub_config(SPEC.config))
+    packed = load_file(folder / "model.safetensors")
+    save_file({**packed, f"{name}.weight": weights[f"{name}.weight"]}, folder / "model.safetensors")
+    model = load(LoadOptions(folder)).runtime.model
+    assert model.get_submodule(name).format is PLAIN
+    assert torch.equal(model.get_submodule(name).weight, weights[f"{name}.weight"])
+
+
+def test_an_export_of_a_packed_model_is_plain(tmp_path, weights):
+    folder = hub_folder(tmp_path / "model")
+    pack_folder(folder, "nf4", weights, hub_config(SPEC.config))
+    plan = ExportPlan(LoadOptions(folder), tmp_path / "out", format="hf")
+    export_model(plan)
+    with LoadOptions(folder).find().open_weights() as files:
+        exact = dict(iter_weights(files, SPEC.config))
+        with LoadOptions(tmp_path / "out").find().open_weights() as written:
+            for name, tensor in iter_weights(written, SPEC.config):
+                assert torch.equal(tensor, exact[name]), name

@@ -20,7 +20,7 @@ from mmchat.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NUMBERS_AT_ONCE = 2**22  # unpacked in float32, with what unpacking takes beside it
+_NUMBERS_AT_ONCE = 2**18  # that stay in a cache while they are unpacked
 _ROWS = 64  # spans begin at multiples, where no byte and no block is cut
 FLOATS = ("bfloat16", "float16", "float32")
 

@@ -91,9 +91,13 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
         packed = read(name).reshape(-1).view(torch.uint8)[first // 2 : (last + 1) // 2].int()
         codes = read(table.name)
         pairs = torch.stack((codes.repeat_interleave(16), codes.repeat(16)), dim=-1)
-        wide = pairs[packed].flatten()[: last - first]
-        blocks = scales(read, first // state.blocksize, -(-last // state.blocksize))
-        wide *= blocks.repeat_interleave(state.blocksize)[: last - first]
+        # both values of a byte at once
+        found = torch.index_select(pairs.view(torch.int64).flatten(), 0, packed)
+        wide, size = found.view(torch.float32), state.blocksize
+        blocks = scales(read, first // size, -(-last // size))
+        if (last - first) % size:  # the last one is not whole
+            wide = torch.nn.functional.pad(wide, (0, len(blocks) * size - len(wide)))
+        wide = (wide.reshape(-1, size) * blocks[:, None]).flatten()[: last - first]
         return wide.to(getattr(torch, state.dtype)).reshape(-1, columns)
 
     return packed_weight(stored, entry, (rows, columns), state.dtype, sources, values)

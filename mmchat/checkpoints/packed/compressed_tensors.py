@@ -119,7 +119,9 @@ def _in_words(
         """float32 [n, G]."""
         if zero is None:
             return read(scale.name)[begin:end].float() * 0 + middle
-        return unpacked_bytes(read(zero.name).T, bits).T[begin:end].float()
+        per_word = 32 // bits
+        words = read(zero.name)[begin // per_word : -(-end // per_word)]
+        return unpacked_bytes(words.T, bits).T[: end - begin].float()
 
     def values(read: Read, begin: int, end: int) -> Tensor:
         import torch

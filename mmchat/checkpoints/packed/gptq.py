@@ -84,9 +84,9 @@ class Gptq(Packing):
 
         def affine(read: Read, begin: int, end: int) -> tuple[Tensor, Tensor]:
             """Scales and zeros, float32 [n, G]."""
-            words = read(zero.name)
+            words = read(zero.name)[:, begin // per_word : -(-end // per_word)]
             found = _shuffled(words) if self.is_awq else unpacked_bytes(words, bits)
-            zeros = found[:, begin:end].T.float() + self.zero_less
+            zeros = found.T.float() + self.zero_less
             return read(scale.name)[:, begin:end].T.float(), zeros
 
         def group_of(read: Read) -> Tensor:

@@ -180,7 +180,7 @@ def test_another_way_to_prepare_pictures_is_refused(change, message, tmp_path):
         ({"text_config": {"rope_scaling": {"type": "llama3"}}}, "rope_scaling.factor: expected"),
         ({"text_config": {"hidden_size": 4100}}, "num_attention_heads: 32 does not divide"),
         ({"text_config": {"vocab_size": 10**9}}, "vocab_size: 1000000000 is out of range"),
-        ({"image_token_index": 5}, "image_token_index: 5 is not supported here, only 128256"),
+        ({"image_token_index": 128257}, "image_token_index: 128257 is no row of an embedding"),
         ({"vision_config": {"vision_output_dim": 1280}}, "vision_output_dim: 1280"),
         ({"vision_config": {"supported_aspect_ratios": [[1, 1]]}}, "supported_aspect_ratios"),
         ({"vision_config": []}, "vision_config: expected an object"),
