@@ -147,10 +147,10 @@ class Processor(Protocol):
 class PlainPrompts:
     """Part of a Processor: prompts and answers name no places, and tokens alone make a prompt."""
 
-    name_tags = None
+    name_tags: NameTags | None = None
 
     def of_ids(self, token_ids: Sequence[int]) -> Prompt:
         return Prompt(tuple(token_ids))
 
-    def boxes(self, text: str) -> None:
+    def boxes(self, text: str) -> Sequence[Box] | None:
         return None
