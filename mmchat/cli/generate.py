@@ -76,6 +76,7 @@ def generate(
     _refuse_pair("--raw", raw, "--system", system is not None)
     _refuse_pair("--text-only", model.text_only, "--image-prompt", bool(images))
     _refuse_pair("--text-only", model.text_only, "--image-tags", image_tags)
+    _refuse_pair("--dry-run", dry_run, "--draw-boxes", draw_boxes is not None)
     if logprobs and not (as_json or stream_json):
         raise UsageError("--logprobs needs --json or --stream-json to be shown in")
     if heat and not (as_json or stream_json):

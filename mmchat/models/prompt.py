@@ -160,7 +160,7 @@ class Processor(Protocol):
 class PlainPrompts:
     """Part of a Processor: prompts and answers name no places, and tokens alone make a prompt."""
 
-    name_tags = None
+    name_tags: NameTags | None = None
 
     def of_ids(self, token_ids: Sequence[int]) -> Prompt:
         return Prompt(tuple(token_ids))

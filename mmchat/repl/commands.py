@@ -22,8 +22,6 @@ from mmchat.words import timings
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
 
-IMAGE_TAGS = "image_tags"  # a setting that is none of sampling
-
 __all__ = ["COMMANDS", "find", "names"]  # the registry, with everything in it
 
 
@@ -177,7 +175,7 @@ def _set(chat: Chat, argument: str) -> None:
     if not argument:
         chat.screen.table(facts.settings(chat.sampling))
         return
-    if argument.split(None, 1)[0] == IMAGE_TAGS:
+    if argument.split(None, 1)[0] == settings.IMAGE_TAGS:
         _set_image_tags(chat, argument.split()[1:])
         return
     chat.sampling = settings.changed(chat.sampling, argument)
@@ -189,14 +187,18 @@ def _set(chat: Chat, argument: str) -> None:
 def _set_image_tags(chat: Chat, words: list[str]) -> None:
     """Never by a pipe, whose text could then open files and addresses by itself."""
     if words not in (["on"], ["off"]):
-        raise UsageError(f"\\set {IMAGE_TAGS} takes on or off")
+        raise UsageError(f"\\set {settings.IMAGE_TAGS} takes on or off")
     if words == ["on"]:
         if not chat.screen.interactive:
-            raise UsageError(f"{IMAGE_TAGS} is for a terminal: text of a pipe opens no pictures")
+            raise UsageError(
+                f"{settings.IMAGE_TAGS} is for a terminal: text of a pipe opens no pictures"
+            )
         if chat.session.loaded.processor.name_tags is None:
-            raise UsageError(f"{IMAGE_TAGS} does not fit {chat.spec.name}: it knows no such tags")
+            raise UsageError(
+                f"{settings.IMAGE_TAGS} does not fit {chat.spec.name}: it knows no such tags"
+            )
     chat.image_tags = words == ["on"]
-    chat.screen.note(f"{IMAGE_TAGS} is {words[0]}")
+    chat.screen.note(f"{settings.IMAGE_TAGS} is {words[0]}")
 
 
 @command("boxes", "[FILE.png]")

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from mmchat.engine.sampling import SamplingParams
     from mmchat.repl.chat import Chat
 
+IMAGE_TAGS = "image_tags"  # which is none of sampling
 _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')""")
 
 
 def candidates(chat: Chat, argument: str) -> Iterable[str]:
     words = argument.split(" ")
     settings = facts.setting_names(chat.sampling)
+    has_tags = chat.session.loaded.processor.name_tags is not None
     if len(words) < 2:
-        return settings
+        return [*settings, IMAGE_TAGS] if has_tags else settings
+    if words[0] == IMAGE_TAGS and has_tags:
+        return [f"{IMAGE_TAGS} on", f"{IMAGE_TAGS} off"]
     if words[0] not in settings:
         return []
     known = {

@@ -22,7 +22,7 @@ def facts(config: QwenVLConfig, height: int, width: int) -> MediaFacts:
         cut=f"{count + 2:,} positions",
         lines=(
             ("square", f"{pixels((side, side))}, the whole picture"),
-            ("in the square", f"{stretched:.2f} times longer in one direction before"),
+            ("in the square", f"stretched: its sides were {stretched:.2f} to 1"),
         ),
         details={"square": [side, side], "fit": "stretch", "patch_size": vision.patch_size,
                  "positions": count + 2},

@@ -17,6 +17,7 @@ from mmchat.conversation import Box, Conversation, Image, Message, Text, Turn
 from mmchat.engine.sampling import SamplingParams
 from mmchat.images.boxes import box_records, draw_boxes, in_pixels
 from mmchat.models.qwen_vl.boxes import boxes_in
+from mmchat.repl import settings
 from mmchat.repl.chat import Chat
 from mmchat.repl.screen import PlainScreen
 from tests.models.qwen_vl.folders import write_folder
@@ -119,8 +120,9 @@ def test_generate_tells_and_draws_the_boxes_of_its_answer(folder, png, tmp_path,
 )
 def test_a_drawing_is_a_png_and_no_input(folder, png, option, said):
     target = str(Path(png).with_name(option))
-    asked = run("generate", str(folder), "-p", "x", "-i", png, "--draw-boxes", target, code=2)
-    assert said in asked.stderr
+    ask = ("generate", str(folder), "-p", "x", "-i", png, "--draw-boxes", target)
+    assert said in run(*ask, code=2).stderr
+    assert "contradict each other" in run(*ask, "--dry-run", code=2).stderr
 
 
 def test_families_without_boxes_say_so():
@@ -159,6 +161,8 @@ def test_at_a_terminal_image_tags_let_a_question_open_what_it_names(model, tmp_p
     chat, said = chat_of(session, tmp_path)
     chat.line(f"<img>{png}</img> dog")
     assert session.conversation.images == []
+    assert "image_tags" in settings.candidates(chat, "im")
+    assert settings.candidates(chat, "image_tags o") == ["image_tags on", "image_tags off"]
     for wrong in ("\\set image_tags", "\\set image_tags maybe"):
         chat.line(wrong)
         assert "takes on or off" in said.pop()

@@ -1,4 +1,4 @@
-"""Logits, embeddings of pictures and pixels are those of the original code (make_golden.py)."""
+"""Logits, embeddings of pictures and pixels are those of the original code (tests/golden)."""
 
 from __future__ import annotations
 

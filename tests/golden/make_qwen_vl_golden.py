@@ -1,6 +1,6 @@
 """Write tests/golden/qwen_vl.npz: what the original code computes with random weights.
 
-    python make_golden.py FOLDER
+    python tests/golden/make_qwen_vl_golden.py FOLDER
 
 FOLDER holds modeling_qwen.py, visual.py, configuration_qwen.py and qwen_generation_utils.py of
 Qwen/Qwen-VL-Chat, which are not part of this repository. They ran with transformers 4.37.2,
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[3]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.models.qwen_vl import oracle
 
 PACKAGE = "original_qwen_vl"
