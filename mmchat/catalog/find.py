@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
 
 from mmchat import words
-from mmchat.catalog.spec import ModelSpec, load_spec
+from mmchat.catalog.spec import ModelSpec, gguf_spec, load_spec
 from mmchat.checkpoints.checkpoint import (
     Checkpoint,
+    StoredAs,
     checkpoint_format,
     open_checkpoint,
     with_companion,
 )
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
+from mmchat.checkpoints.gguf_checkpoint import open_gguf
+from mmchat.checkpoints.gguf_file import is_gguf
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
+from mmchat.checkpoints.ollama_folder import (
+    OllamaModel,
+    ollama_folders,
+    ollama_model,
+    unreadable_folder,
+)
 from mmchat.errors import CheckpointError, ParamsError, UsageError, quoted
 from mmchat.models.family import COMPANION, Config
 from mmchat.offline import is_hub_offline
+from mmchat.quant.schemes import nearest_scheme
 from mmchat.spelling import closest
 from mmchat.strict_json import escaped
 from mmchat.tokenizers import tokenizer_in
@@ -46,6 +55,8 @@ class ModelSource:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
             )
+        if self.format == "gguf":
+            return open_gguf(self.checkpoint, self.companion)
         rules = None if self.exported else self.spec.family.shard_axis
         own = open_checkpoint(self.checkpoint, merge_rules=rules)
         if self.companion is None:
@@ -58,11 +69,19 @@ class ModelSource:
         return with_companion(own, other, COMPANION)
 
     @property
-    def format(self) -> Literal["hf", "meta"]:
+    def format(self) -> StoredAs:
         """The format of the weights, as loading will find it; "hf" where there are none."""
         with suppress(CheckpointError):  # loading says what is wrong
             return checkpoint_format(self.checkpoint) if self.checkpoint else "hf"
         return "hf"
+
+    @cached_property
+    def scheme(self) -> str:
+        """How weights are held that nobody asks to be quantised. Raises CheckpointError."""
+        if self.format != "gguf":
+            return "none"
+        with self.open_weights() as files:
+            return nearest_scheme(files.packed_bits)
 
     @cached_property
     def exported(self) -> ExportedFolder | None:
@@ -87,11 +106,15 @@ class ModelSource:
         Raises CheckpointError, DiskError.
         """
         from mmchat import limits
-        from mmchat.checkpoints.writers import copy_into, papers_beside
+        from mmchat.checkpoints.writers import copy_into, papers_beside, write_json
+        from mmchat.tokenizers.gguf_tokenizer import tokenizer_document
 
         tokenizer = self.tokenizer_file()
-        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
-        copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
+        if is_gguf(tokenizer):
+            write_json(folder / "tokenizer.json", tokenizer_document(tokenizer))
+        else:
+            name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
+            copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
         for paper in papers_beside(self.checkpoint) if self.checkpoint else ():
             copy_into(folder, paper, limits.LICENCE_BYTES)
 
@@ -172,8 +195,8 @@ def find_model(
 ) -> ModelSource:
     """Find params, weights and tokenizer.
 
-    name_or_path: name, alias, Hub repository, folder or weights file; None takes what the paths
-    say, or the built-in model. The other paths overrule what it leads to; vision_tower, a path or a
+    name_or_path: name, alias, Hub repository, folder or weights file, or Ollama's name of a model in
+    its folder; None takes what the paths say, or the built-in model. The other paths overrule what it leads to; vision_tower, a path or a
     Hub repository, where the companion is. With checkpoint_required False, a model whose weights
     are not on this machine is returned without them; companion_required the same of those.
 
@@ -183,7 +206,12 @@ def find_model(
     checkpoint = _existing(checkpoint_path, "--checkpoint-path")
     tokenizer = _existing(tokenizer_path, "--tokenizer-path")
     known = None if name is None else find_spec(name)
-    place = checkpoint if name is None or known else _path_of(name)
+    place = checkpoint if name is None or known else _place_of(name)
+    if known and checkpoint is None and _folder_on_disk(known) is None:
+        place = ollama_model(str(name))
+    if isinstance(place, OllamaModel) or _is_gguf(checkpoint or place):
+        spec = load_spec(_params_file(params_path)) if params_path else None
+        return _gguf_source(spec, known, checkpoint or place, tokenizer, vision_tower)
     if params_path is not None:
         spec = load_spec(_params_file(params_path))
     elif place is not None and known is None:
@@ -192,7 +220,7 @@ def find_model(
         spec = known or known_specs()[0]
     checkpoint = checkpoint or place or _folder_on_disk(spec)
     if checkpoint is None and checkpoint_required:
-        raise CheckpointError(_how_to_get(spec))
+        raise CheckpointError(_how_to_get(spec) + _ollama_lacks(name, spec))
     if tokenizer is None and checkpoint is not None:
         tokenizer = tokenizer_in(_folder_of(checkpoint))
     companion = _companion(spec, checkpoint, vision_tower)
@@ -200,6 +228,33 @@ def find_model(
     if companion is None and companion_required and checkpoint_required and not source.exported:
         _refuse_without_companion(spec)
     return source
+
+
+def _is_gguf(place: Path | None) -> bool:
+    with suppress(CheckpointError):  # loading says what is wrong
+        return place is not None and checkpoint_format(place) == "gguf"
+    return False
+
+
+def _gguf_source(
+    given: ModelSpec | None,
+    known: ModelSpec | None,
+    place: Path | OllamaModel,
+    tokenizer: Path | None,
+    vision_tower: str | Path | None,
+) -> ModelSource:
+    """A model whose params, weights and tokenizer are in GGUF files. given: its params all the
+    same; known: the model that was named."""
+    vision, sampling = _existing(vision_tower, "--vision-tower"), {}
+    name = place.stem if isinstance(place, Path) else place.name
+    if isinstance(place, OllamaModel):
+        vision, sampling, place = vision or place.projector, place.sampling, place.weights
+    with open_gguf(place, vision) as files:
+        weights, *companions = files.files
+        spec = given or gguf_spec(files.metadata, weights, name, sampling)
+    if given is None and known and known.config == spec.config:
+        spec = replace(spec, name=known.name)
+    return ModelSource(spec, weights, tokenizer or weights, *companions)
 
 
 def _companion(spec: ModelSpec, checkpoint: Path | None, given: str | Path | None) -> Path | None:
@@ -269,19 +324,21 @@ def _params_file(path: str | Path) -> Path:
     return packaged if is_ours and _exists(packaged) else found
 
 
-def _path_of(name: str) -> Path:
-    """The folder or file that a MODEL which is no known name means."""
+def _place_of(name: str) -> Path | OllamaModel:
+    """The folder or file, or Ollama's model, that a MODEL which is no known name means."""
     path = _expanded(name)
     if _exists(path):
         return path
     if is_repo_id(name) and (snapshot := cached_snapshot(name)):
         return snapshot
+    if found := ollama_model(name):
+        return found
     if any(char.isspace() for char in name) or name.endswith("?"):
         raise ParamsError(
             f"{quoted(name)} is not a model; to ask this, put it after --prompt "
             f"(mmchat generate --prompt {quoted(name)})"
         )
-    if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors"):
+    if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors", ".gguf"):
         raise CheckpointError(f"{quoted(name, 200)}: no such file or folder")
     raise _unknown(name)
 
@@ -360,6 +417,15 @@ def _how_to_get(spec: ModelSpec) -> str:
         f"https://huggingface.co/{spec.repo}, then 'mmchat download {spec.name}' "
         f"(about {words.size(2 * spec.parameters)}), or give the folder that it is in"
     )
+
+
+def _ollama_lacks(name: str | None, spec: ModelSpec) -> str:
+    """That Ollama's files were looked for too, where the name is Ollama's."""
+    if name is None or name.partition(":")[0].casefold() != spec.family.ollama_name:
+        return ""
+    if folder := unreadable_folder():
+        return f"; Ollama's folder {escaped(str(folder))} may not be read by this user"
+    return f"; Ollama has no {quoted(name)} in {escaped(str(ollama_folders()[0]))} either"
 
 
 def _folder_of(checkpoint: Path) -> Path:

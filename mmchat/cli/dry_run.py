@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 def show_dry_run(request: Request, *, as_json: bool, output: Path | None) -> None:
     """Print prompt tokens, how pictures are cut, and a memory estimate."""
-    if exported := request.source.exported:
-        request = replace(request, model=request.model.as_exported(exported))
+    request = replace(request, model=request.model.for_source(request.source))
     pictures = [(image.source, request.source.spec.facts(image)) for image in request.images]
     facts = _facts(request, request.source, pictures)
     text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts, pictures))

@@ -58,7 +58,9 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
                 console.note(f"{variable} is set, which mmchat does not read; {option} says it")
     for notice in source.spec.notices:
         console.note(notice)
-    if options.quantize == "none" and re.search(r":\d+b-instruct-q\d", str(options.name)):
+    if source.scheme == "none" == options.plan.scheme and re.search(
+        r":\d+b-instruct-q\d", str(options.name)
+    ):
         console.note(f"{options.name}: weights as they are published; --quantize makes them small")
 
 

@@ -139,7 +139,7 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
         return load(options, source, repack=False)
     # weights are rounded afterwards, to the form that XNNPACK takes, which is not ours
     loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
-    if options.quantize == "none":
+    if options.plan.scheme == "none":
         return loaded
     from mmchat.export.executorch import quantize_linears
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from mmchat.errors import UsageError, quoted
 from mmchat.loading.options import LoadOptions
+from mmchat.quant.schemes import AUTO
 from mmchat.spelling import closest
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class ExportPlan:
     def _check_hf(self) -> None:
         """Whether a checkpoint of the Hub has a form for this, and something is run at all."""
         scheme, device = self.model.quantize, self.model.device
-        if scheme != "none":
+        if scheme not in ("none", AUTO):
             raise UsageError(
                 f"--quantize {scheme} has no form in the Hub's checkpoints; use --format"
                 f" safetensors --quantize {scheme}, or leave it out and quantise as you load"

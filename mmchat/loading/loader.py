@@ -146,8 +146,7 @@ def load(
     begin = time.perf_counter()
     source = source or options.find()
     spec, exported = source.spec, source.exported
-    if exported:
-        options = options.as_exported(exported)
+    options = options.for_source(source)
     if exported and exported.record.programs:
         from mmchat.loading.programs import check_programs
 
@@ -167,6 +166,7 @@ def load_from_tensors(
 ) -> LoadedModel:
     """`load` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
+    options = replace(options, quantize=options.plan.scheme)
     running = _run_weights(files, spec, options, exported=None)
     return _ready(spec, options, running, tokenizer, begin)
 
@@ -189,7 +189,9 @@ def _run_weights(
     available = available_memory(placement.device)
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    model = load_weights(files, spec, options, placement, exported=exported, repack=repack)
+    model = load_weights(
+        files, spec, options, placement, exported=exported, repack=repack, notices=notices
+    )
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
     return _Running(runtime, placement, files.format, (*files.remarks, *model.remarks), memory)

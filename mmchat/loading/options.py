@@ -17,7 +17,7 @@ from mmchat.errors import UsageError, check_type, quoted
 from mmchat.hardware.placement import check_device_name
 from mmchat.leads import OF_LOAD, lead
 from mmchat.progress import ProgressCallback
-from mmchat.quant.schemes import Plan, make_plan
+from mmchat.quant.schemes import AUTO, Plan, make_plan
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,8 @@ class LoadOptions:
     name: a known name, a Hub id, a folder or a weights file; None: what the paths say, or the
     built-in model. The paths overrule what the name leads to. vision_tower: path or Hub id of a
     vision encoder that is not among the model's weights. device and dtype may be torch's own.
-    quantize: a scheme of mmchat.quant.schemes; quantize_keep: parts ("text", "head", "vision") that
+    quantize: a scheme of mmchat.quant.schemes, or "auto": none, but of files whose numbers are packed
+    the scheme that is nearest; quantize_keep: parts ("text", "head", "vision") that
     it leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
     compile the layers before the first token; "auto" does so on CUDA. progress is told how far
@@ -51,7 +52,7 @@ class LoadOptions:
     _: KW_ONLY
     device: str | torch.device = "auto"
     dtype: str | torch.dtype = "auto"
-    quantize: str = "none"
+    quantize: str = AUTO
     quantize_keep: Collection[str] = ()
     max_seq_len: int | None = None
     checkpoint_path: str | Path | None = None
@@ -92,8 +93,9 @@ class LoadOptions:
 
     @property
     def plan(self) -> Plan:
-        """What to quantise."""
-        return make_plan(self.quantize, self.quantize_keep)
+        """What to quantise, where the files do not decide it."""
+        scheme = "none" if self.quantize == AUTO else self.quantize
+        return make_plan(scheme, self.quantize_keep)
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
@@ -114,13 +116,22 @@ class LoadOptions:
             source.tokenizer_file()
         return source
 
+    def for_source(self, source: ModelSource) -> LoadOptions:
+        """These, with what the files decide in place of what they leave open.
+
+        Raises UsageError or ExportError for what an export was not made for, CheckpointError.
+        """
+        if source.exported:
+            return self.as_exported(source.exported)
+        return replace(self, quantize=source.scheme) if self.quantize == AUTO else self
+
     def as_exported(self, folder: ExportedFolder) -> LoadOptions:
         """These, with what `folder` was exported for in place of what they leave open.
 
         Raises UsageError or ExportError for what it was not exported for.
         """
         record = folder.record
-        folder.check_scheme(self.quantize, self.quantize_keep)
+        folder.check_scheme(self.plan.scheme, self.quantize_keep)
         folder.check_dtype(str(self.dtype))
         taken = replace(self, dtype=record.dtype, quantize=record.scheme, quantize_keep=record.keep)
         if not record.programs:
@@ -137,7 +148,7 @@ class LoadOptions:
         return Setup.of(
             spec,
             placement,
-            quantize=self.quantize,
+            quantize=self.plan.scheme,
             keep=self.plan.keep,
             text_only=self.text_only,
             max_seq_len=self.max_seq_len,

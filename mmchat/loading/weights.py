@@ -25,6 +25,7 @@ from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
 
 _SHOWN = 5  # differences that a message names
+_ROWS = 32  # of a weight, that are compared with what was rounded
 
 
 def load_weights(
@@ -35,10 +36,11 @@ def load_weights(
     *,
     exported: ExportRecord | None,
     repack: bool,
+    notices: list[str],
 ) -> FamilyModel:
     """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
 
-    repack: as in loader.load.
+    repack: as in loader.load. notices: takes what the user is to know of the weights.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
@@ -48,6 +50,7 @@ def load_weights(
     with shapes_only():
         model = build.model(spec.config)
     set_formats(model, options.plan)
+    added = _AddedError() if files.format == "gguf" else None
     try:
         if exported:
             if _joins(exported.scheme, exported.device):
@@ -59,13 +62,18 @@ def load_weights(
             count, tensors = len(wanted), build.iter_weights(files, spec.config, wanted)
         model.requires_grad_(False).eval()
         for done, (name, tensor) in enumerate(tensors, start=1):
-            _assign(model, name, tensor, placement)
+            _assign(model, name, tensor, placement, added)
             if options.progress:
                 options.progress("weights", done, count)
     except CheckpointError as error:
         raise _with_fitting_params(error, spec) from None
     if not exported and _joins(options.quantize, placement.device.type):
         model.fuse_projections()
+    if added and added.share:
+        notices.append(
+            f"weights of a GGUF file, rounded to {options.quantize}: {100 * added.share:.1f} % of"
+            " their size is new error; --quantize none adds none"
+        )
     model.finish_loading(placement.device)
     if repack:
         _repack(model, files if exported else None)
@@ -121,7 +129,27 @@ def _check(
         )
 
 
-def _assign(model: FamilyModel, name: str, tensor: Tensor, placement: Placement) -> None:
+class _AddedError:
+    """How far rounded weights are from what is rounded, of some rows of each: root mean square."""
+
+    def __init__(self) -> None:
+        self._squares = self._errors = 0.0
+
+    def add(self, layer: Linear, weight: Tensor) -> None:
+        rows = slice(0, _ROWS)
+        wide = weight[rows].float()
+        found = layer.format.widen(*(held[rows] for held in layer.held()))
+        self._squares += float(wide.square().sum())
+        self._errors += float((found - wide).square().sum())
+
+    @property
+    def share(self) -> float:
+        return (self._errors / self._squares) ** 0.5 if self._squares else 0.0
+
+
+def _assign(
+    model: FamilyModel, name: str, tensor: Tensor, placement: Placement, added: _AddedError | None
+) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
@@ -132,7 +160,10 @@ def _assign(model: FamilyModel, name: str, tensor: Tensor, placement: Placement)
     elif buffer.dtype == tensor.dtype:
         setattr(module, last, tensor.to(placement.device))
     else:
-        module.quantize(tensor.to(placement.device))
+        tensor = tensor.to(placement.device)
+        module.quantize(tensor)
+        if added:
+            added.add(module, tensor)
 
 
 def _with_fitting_params(error: CheckpointError, spec: ModelSpec) -> MmchatError:

@@ -19,6 +19,7 @@ from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
 
 PARTS = ("text", "head", "vision")
+AUTO = "auto"  # in place of a scheme: as the weights are stored, or nearly so
 # The format of the text layers; `Plan.layer_format` says that of all.
 SCHEMES: Mapping[str, Format] = {
     "none": PLAIN,
@@ -71,6 +72,12 @@ def find_scheme(name: str) -> Format:
     raise UsageError(
         f"unknown quantisation scheme {quoted(name)}{_meant(name)}; use one of {', '.join(SCHEMES)}"
     )
+
+
+def nearest_scheme(bits: float) -> str:
+    """The scheme for weights that are stored in so many bits each, in groups of 32 or more."""
+    taken = {"none": 16.0, "int8": 8.0, "int4-g32": 5.0}
+    return min(taken, key=lambda name: abs(taken[name] - bits))
 
 
 def _meant(name: str) -> str:

@@ -1,9 +1,10 @@
-"""Tokenizers behind one protocol: tokenizer.model of Llama 3 or Llama 2, and tokenizer.json."""
+"""Tokenizers behind one protocol: tokenizer.model of Llama 3 or Llama 2, tokenizer.json, and GGUF."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mmchat.checkpoints.gguf_file import is_gguf
 from mmchat.errors import CheckpointError
 from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import escaped
@@ -18,7 +19,7 @@ def tokenizer_in(folder: Path) -> Path | None:
 
 
 def open_tokenizer(path: Path | str) -> Tokenizer:
-    """Open a tokenizer.model, a tokenizer.json, or the first of them in a folder.
+    """Open a tokenizer.model, a tokenizer.json, the first of them in a folder, or that of a GGUF.
 
     Raises CheckpointError for a missing or damaged file, MissingExtra for a tokenizer.json that
     only the `tokenizers` library can run.
@@ -32,6 +33,10 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
                 " file"
             )
         path = found
+    if is_gguf(path):
+        from mmchat.tokenizers.gguf_tokenizer import open_gguf_tokenizer
+
+        return open_gguf_tokenizer(path)
     if path.suffix == ".json":
         from mmchat.tokenizers.tokenizer_json import open_tokenizer_json
 

@@ -50,6 +50,9 @@ class LlavaFamily:
     def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
         return None
 
+    def from_gguf(self, found: Mapping[str, Any], where: Where) -> None:
+        return None
+
     def companion(self, config: LlavaConfig) -> str | None:
         return config.features.tower
 
