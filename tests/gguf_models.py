@@ -82,7 +82,8 @@ def mixed(name: str, shape: tuple[int, ...]) -> str:
     if len(shape) < 2:
         return "F32"
     wide = shape[-1] % 256 == 0
-    if name == "output.weight" or ("attn_v" in name or "ffn_down" in name) and "blk.1." not in name:
+    is_fine = ("attn_v" in name or "ffn_down" in name) and "blk.1." not in name
+    if is_fine or name == "output.weight":
         return "Q6_K" if wide else "Q8_0"
     return "Q4_K" if wide else "Q5_0"
 

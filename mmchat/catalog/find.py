@@ -195,10 +195,11 @@ def find_model(
 ) -> ModelSource:
     """Find params, weights and tokenizer.
 
-    name_or_path: name, alias, Hub repository, folder or weights file, or Ollama's name of a model in
-    its folder; None takes what the paths say, or the built-in model. The other paths overrule what it leads to; vision_tower, a path or a
-    Hub repository, where the companion is. With checkpoint_required False, a model whose weights
-    are not on this machine is returned without them; companion_required the same of those.
+    name_or_path: name, alias, Hub repository, folder or weights file, or the name of a model in
+    Ollama's folder; None takes what the paths say, or the built-in model. The other paths overrule what
+    it leads to; vision_tower, a path or a Hub repository, where the companion is. With
+    checkpoint_required False, a model whose weights are not on this machine is returned without
+    them; companion_required the same of those.
 
     Raises ParamsError for an unknown name or bad params, CheckpointError for missing files.
     """
@@ -209,9 +210,12 @@ def find_model(
     place = checkpoint if name is None or known else _place_of(name)
     if known and checkpoint is None and _folder_on_disk(known) is None:
         place = ollama_model(str(name))
-    if isinstance(place, OllamaModel) or _is_gguf(checkpoint or place):
+    stored = place if isinstance(place, OllamaModel) and checkpoint is None else None
+    if isinstance(place, OllamaModel):
+        place = place.weights
+    if (weights := checkpoint or place) and _is_gguf(weights):
         spec = load_spec(_params_file(params_path)) if params_path else None
-        return _gguf_source(spec, known, checkpoint or place, tokenizer, vision_tower)
+        return _gguf_source(spec, known, stored or weights, tokenizer, vision_tower)
     if params_path is not None:
         spec = load_spec(_params_file(params_path))
     elif place is not None and known is None:
@@ -230,9 +234,9 @@ def find_model(
     return source
 
 
-def _is_gguf(place: Path | None) -> bool:
+def _is_gguf(place: Path) -> bool:
     with suppress(CheckpointError):  # loading says what is wrong
-        return place is not None and checkpoint_format(place) == "gguf"
+        return checkpoint_format(place) == "gguf"
     return False
 
 

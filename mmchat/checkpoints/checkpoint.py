@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mmchat import limits
 from mmchat.checkpoints import pth_file, safetensors_file
@@ -21,7 +21,6 @@ from mmchat.errors import CheckpointError
 from mmchat.strict_json import Where, nearest, read_json
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -103,7 +102,7 @@ class Checkpoint:
         for file in self._files:
             file.close()
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,7 +156,10 @@ def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) 
 
 
 def checkpoint_format(path: Path | str) -> StoredAs:
-    """The format that `open_checkpoint` finds at `path`; reads no header. Raises CheckpointError."""
+    """The format that `open_checkpoint` finds at `path`, by names and first bytes.
+
+    Raises CheckpointError.
+    """
     return _format(_choose(Path(path).expanduser()))
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmchat.checkpoints.checkpoint import Checkpoint, Parts
 from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, Read
@@ -62,11 +62,12 @@ class GgufCheckpoint(ComputedCheckpoint):
         columns = packed.shape[-1] // block.bytes * block.values
         return replace(packed, dtype="float32", shape=(*packed.shape[:-1], columns))
 
-    def rows(self, name: str) -> Tensor | WideRows:
-        """The tensor, or what gives its rows, so that a large one is never whole in float32."""
+    def rows(self, name: str) -> Tensor:
+        """The tensor, or WideRows in its place, so that a large one is never whole in float32."""
         if name not in self.blocks or len(self.entries[name].shape) != 2:
             return self.read(name)
-        return WideRows(self.blocks[name], self._stored.read(name), self.entries[name].shape)
+        packed, shape = self._stored.read(name), self.entries[name].shape
+        return cast("Tensor", WideRows(self.blocks[name], packed, shape))
 
     def bytes_by_kind(self) -> dict[str, int]:
         found: Counter[str] = Counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,16 +92,13 @@ def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
 def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:
     """Formats, tensors and bytes by dtype, from the headers of the files."""
     with source.open_weights() as opened:
-        by_dtype: Counter[str] = Counter()
-        for entry in opened.entries.values():
-            by_dtype[entry.dtype] += entry.num_bytes
         return {
             "path": str(source.checkpoint),
             "format": opened.format,
             "files": len(opened.files),
             "tensors": len(opened.entries),
             "bytes": opened.total_bytes,
-            "bytes_by_dtype": dict(by_dtype),
+            "bytes_by_dtype": opened.bytes_by_kind(),
         }
 
 

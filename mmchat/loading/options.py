@@ -40,7 +40,7 @@ class LoadOptions:
     name: a known name, a Hub id, a folder or a weights file; None: what the paths say, or the
     built-in model. The paths overrule what the name leads to. vision_tower: path or Hub id of a
     vision encoder that is not among the model's weights. device and dtype may be torch's own.
-    quantize: a scheme of mmchat.quant.schemes, or "auto": none, but of files whose numbers are packed
+    quantize: a scheme of mmchat.quant.schemes, or "auto": none, but of files with packed numbers
     the scheme that is nearest; quantize_keep: parts ("text", "head", "vision") that
     it leaves alone. max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:

@@ -1,4 +1,4 @@
-"""Tokenizers behind one protocol: tokenizer.model of Llama 3 or Llama 2, tokenizer.json, and GGUF."""
+"""Tokenizers behind one protocol: tokenizer.model of Llama 3 or 2, tokenizer.json, and GGUF."""
 
 from __future__ import annotations
 

@@ -36,10 +36,8 @@ def _document(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
     kinds = tuple(found.get(_KEYS + key) for key in ("model", "pre"))
     if kinds != ("gpt2", "llama-bpe"):
         raise where.fail(f"its tokenizer is {quoted(kinds)}, not that of Llama 3")
-    names, types, merges = (found.get(_KEYS + key) for key in ("tokens", "token_type", "merges"))
-    for key, value, kind in (("tokens", names, list), ("merges", merges, list)):
-        if not isinstance(value, kind) or not all(isinstance(text, str) for text in value):
-            raise where.child(_KEYS + key).fail("expected a list of texts")
+    names, merges = (_texts(found.get(_KEYS + key), key, where) for key in ("tokens", "merges"))
+    types = found.get(f"{_KEYS}token_type")
     if not isinstance(types, tuple) or len(types) != len(names):
         raise where.child(f"{_KEYS}token_type").fail("expected a number for each token")
     numbered = list(enumerate(zip(names, types, strict=True)))
@@ -82,6 +80,12 @@ def _document(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
             "merges": merges,
         },
     }
+
+
+def _texts(value: Any, key: str, where: Where) -> list[str]:
+    if not isinstance(value, list):  # of which the header's are of texts alone
+        raise where.child(_KEYS + key).fail("expected a list of texts")
+    return value
 
 
 def _byte_level(*, add_prefix_space: bool, use_regex: bool) -> dict[str, Any]:

@@ -148,10 +148,10 @@ def gguf_rules(config: MllamaConfig, checkpoint: Checkpoint) -> list[Rule]:
     is_pair = "v.blk.0.ln1.weight" in checkpoint.entries
     gates = [name for name in checkpoint.entries if name.startswith("v.global.blk.")]
     gates = [name for name in gates if name.endswith(tuple(_GLOBAL_GATES))]
-    # The first files in one, of some days in May 2025, hold these gates as they are; bfloat16
-    # numbers, which hyperbolic tangents are not.
+    # The first files in one, of some days in May 2025, hold these gates as they are: bfloat16
+    # numbers, which hyperbolic tangents are not. What else was done later was not done to them.
     squashed = not all(map(_is_bfloat16, map(checkpoint.read, gates)))
-    text = _text_rules(config.text_config, cross_interleaved=True)
+    text = _text_rules(config.text_config, cross_interleaved=squashed or is_pair)
     vision = _vision_rules(
         config.vision_config,
         _TWO_FILES if is_pair else _ONE_FILE,
