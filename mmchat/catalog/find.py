@@ -196,8 +196,8 @@ def find_model(
     """Find params, weights and tokenizer.
 
     name_or_path: name, alias, Hub repository, folder or weights file, or the name of a model in
-    Ollama's folder; None takes what the paths say, or the built-in model. The other paths overrule what
-    it leads to; vision_tower, a path or a Hub repository, where the companion is. With
+    Ollama's folder; None takes what the paths say, or the built-in model. The other paths overrule
+    what it leads to; vision_tower, a path or a Hub repository, where the companion is. With
     checkpoint_required False, a model whose weights are not on this machine is returned without
     them; companion_required the same of those.
 

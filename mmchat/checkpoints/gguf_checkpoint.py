@@ -31,7 +31,7 @@ Parsed = list[tuple[MappedFile, GgufHeader]]
 class GgufCheckpoint(ComputedCheckpoint):
     """The tensors of one model by their names in GGUF. metadata: of both files; the first wins.
 
-    blocks: the types of packed tensors, by name.
+    packed: the tensors as they are stored. blocks: the types of those that are, by name.
     """
 
     def __init__(self, files: Parsed) -> None:
@@ -47,10 +47,10 @@ class GgufCheckpoint(ComputedCheckpoint):
             self.metadata = {**header.metadata, **self.metadata}
             self.blocks |= header.blocks
         stored = Checkpoint("gguf", [file for file, _ in files], parts, {}, [])
-        self._packed = stored.entries
+        self.packed = stored.entries
         super().__init__(stored, (self._wide(name) for name in self.blocks))
 
-        matrices = [(self._packed[n], b) for n, b in self.blocks.items()]
+        matrices = [(self.packed[n], b) for n, b in self.blocks.items()]
         if numbers := sum(e.num_bytes * b.values // b.bytes for e, b in matrices):
             self.packed_bits = 8 * sum(e.num_bytes for e, _ in matrices) / numbers
 
@@ -58,7 +58,7 @@ class GgufCheckpoint(ComputedCheckpoint):
         return Computed(self._entry(name), (name,), partial(_read_whole, self, name))
 
     def _entry(self, name: str) -> TensorEntry:
-        packed, block = self._packed[name], self.blocks[name]
+        packed, block = self.packed[name], self.blocks[name]
         columns = packed.shape[-1] // block.bytes * block.values
         return replace(packed, dtype="float32", shape=(*packed.shape[:-1], columns))
 
@@ -71,7 +71,7 @@ class GgufCheckpoint(ComputedCheckpoint):
 
     def bytes_by_kind(self) -> dict[str, int]:
         found: Counter[str] = Counter()
-        for name, entry in self._packed.items():
+        for name, entry in self.packed.items():
             kind = self.blocks[name].name if name in self.blocks else entry.dtype
             found[kind] += entry.num_bytes
         return dict(found)
