@@ -15,6 +15,7 @@ from typing import Any
 from mmchat import limits
 from mmchat.checkpoints.gguf_blocks import OTHERS, PACKED, PLAIN, BlockType
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
+from mmchat.storage.safe_files import open_regular
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -40,12 +41,10 @@ class GgufHeader:
 def is_gguf(path: Path) -> bool:
     """Whether a file that can be read begins as GGUF, whatever it is called."""
     try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except (OSError, ValueError):
-        return False
+        with open_regular(path.resolve()) as opened:
+            return opened.read(len(MAGIC)) == MAGIC
+    except (OSError, RuntimeError, ValueError):
+        return False  # a reader says what is wrong
 
 
 def gguf_at(path: Path) -> list[Path]:

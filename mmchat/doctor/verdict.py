@@ -72,7 +72,7 @@ def _recommended(best: Outlook) -> Verdict:
     if holding(best.spec.repo or "").state in ("absent", "incomplete"):
         theirs = (model for model in ollama_models() if find_spec(model.name) is best.spec)
         if found := next(theirs, None):
-            commands = [f"mmchat chat {found.name.removesuffix(':latest')}{flag}"]
+            commands = [f"mmchat chat {found.name.removesuffix(':latest')}"]
         else:
             commands.insert(0, f"mmchat download {best.short}")
     text = f"This machine runs {best.short} {scheme}{about}."

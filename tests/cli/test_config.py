@@ -36,7 +36,7 @@ def taken(mmchat_command, *args):
 def test_an_option_comes_before_a_variable_before_the_file_before_what_is_built_in(
     mmchat_command, config, monkeypatch
 ):
-    assert taken(mmchat_command) == (None, "none", "auto")
+    assert taken(mmchat_command) == (None, "auto", "auto")
     config('model = "mllama-tiny"\nquantize = "int4"\ndevice = "cpu"\n')
     assert taken(mmchat_command) == ("mllama-tiny", "int4", "cpu")
     monkeypatch.setenv("MMCHAT_QUANTIZE", "int8")
