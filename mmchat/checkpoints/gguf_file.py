@@ -144,8 +144,25 @@ class _Reader:
                 f"a list of {count:,} in its header, at most {limits.GGUF_ARRAY:,} are read"
             )
         if kind == _STRING:
-            return [self.string() for _ in range(count)]
+            return self._strings(count)
         return self.numbers(self._letter(kind), count)
+
+    def _strings(self, count: int) -> list[str]:
+        """As `string` does it, for the hundreds of thousands that a tokenizer has."""
+        data, at, found, size_at = self._data, self.at, [], struct.Struct("<Q").unpack_from
+        last = len(data) - 8
+        for _ in range(count):
+            end = at + 8 + size_at(data, at)[0] if at <= last else at
+            if not at < end <= len(data):
+                self.at = at
+                self.string()  # says what is wrong
+            found.append(data[at + 8 : end])
+            at = end
+        self.at = at
+        try:
+            return [text.decode() for text in found]
+        except UnicodeDecodeError:
+            raise self._file.error("a text in its GGUF header is not UTF-8") from None
 
     def _letter(self, kind: int) -> str:
         if kind not in _NUMBERS:
