@@ -29,7 +29,10 @@ def where(
     model: ModelOrFolder,
     as_json: options.Json = False,
 ) -> None:
-    """Print the folder that a model is in, or its file in GGUF."""
+    """Print the folder that a model is in.
+
+    Of a model in GGUF it is the file: others share its folder.
+    """
     folder = model_folder(model, or_gguf=True)
     if as_json:
         console.print_json({"model": model, "path": str(folder)})
