@@ -130,6 +130,7 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
     most = source.spec.config.max_position_embeddings
     options = replace(
         plan.model,
+        quantize=plan.model.plan.scheme,  # what is packed is rounded only where that is asked
         max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         progress=lambda stage, done, total: progress(
             "loading" if stage == "weights" else stage, done, total
@@ -139,7 +140,7 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
         return load(options, source, repack=False)
     # weights are rounded afterwards, to the form that XNNPACK takes, which is not ours
     loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
-    if options.plan.scheme == "none":
+    if options.quantize == "none":
         return loaded
     from mmchat.export.executorch import quantize_linears
 

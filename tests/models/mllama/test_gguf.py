@@ -195,6 +195,12 @@ def test_exported_as_weights_it_answers_alike(tmp_path, written):
     check_alike(mmchat.load(tmp_path / "out", device="cpu"), ours)
 
 
+def test_an_export_rounds_nothing_unasked(tmp_path, written):
+    export_model(ExportPlan(LoadOptions(written["pair"][0]), tmp_path / "out", "safetensors"))
+    ours = mmchat.load(written["pair"][0], device="cpu", quantize="none")
+    check_alike(mmchat.load(tmp_path / "out", device="cpu"), ours)
+
+
 # ---- what does not fit ---------------------------------------------------------------------------
 
 
