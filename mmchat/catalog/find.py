@@ -209,7 +209,8 @@ def find_model(
     known = None if name is None else find_spec(name)
     place = checkpoint if name is None or known else _place_of(name)
     if known and checkpoint is None and _folder_on_disk(known) is None:
-        place = ollama_model(str(name))
+        found = ollama_model(str(name))  # of another architecture it is no model of ours
+        place = found if found and found.family in ("", known.model_type) else None
     stored = place if isinstance(place, OllamaModel) and checkpoint is None else None
     if isinstance(place, OllamaModel):
         place = place.weights
@@ -426,6 +427,8 @@ def _how_to_get(spec: ModelSpec) -> str:
 def _ollama_lacks(name: str | None, spec: ModelSpec) -> str:
     """That Ollama's files were looked for too, where the name is Ollama's."""
     if name is None or name.partition(":")[0].casefold() != spec.family.ollama_name:
+        return ""
+    if ollama_model(name):  # one that mmchat does not run
         return ""
     if folder := unreadable_folder():
         return f"; Ollama's folder {escaped(str(folder))} may not be read by this user"

@@ -113,6 +113,13 @@ def test_the_weights_of_the_hub_come_first(put, tmp_path, monkeypatch):
     assert find_model("llama3.2-vision").checkpoint == folder
 
 
+def test_a_model_of_another_architecture_is_not_taken_for_ours(run_real, put):
+    put("registry.ollama.ai/library/llava/latest", family="llama")
+    done = run_real("generate", "llava", "-p", "x")
+    assert "llava-1.5-7b-hf is not on this machine" in done.stderr
+    assert ollama_model("llava") is not None
+
+
 @pytest.mark.parametrize(
     ("name", "manifest"),
     [
