@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint, StoredAs
 from mmchat.checkpoints.mapped_file import TensorEntry
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class InMemoryCheckpoint(Checkpoint):
         read: Callable[[str], torch.Tensor],
     ) -> None:
         place = Path("tensors in memory")
-        self.format: Literal["hf", "meta"] = "hf"
+        self.format: StoredAs = "hf"
         self.files = (place,)
         self.entries = {
             name: TensorEntry(name, dtype, tuple(shape), place) for name, shape in shapes.items()

@@ -96,6 +96,11 @@ GRAMMAR_SYMBOLS = 100_000  # of one that is compiled
 # Checkpoint files
 SAFETENSORS_HEADER_BYTES = 8 * MIB
 PTH_PICKLE_BYTES = 16 * MIB
+OLLAMA_MODELS = 1_000  # that a list looks at
+GGUF_HEADER_BYTES = 32 * MIB  # with a tokenizer inside; that of Llama 3 takes 8
+GGUF_KEYS = 1_024
+GGUF_STRING_BYTES = 256 * KIB  # a chat template, a licence
+GGUF_ARRAY = 1_000_000  # tokens and merges
 TENSORS_PER_FILE = 20_000
 TENSOR_RANK = 4
 TENSOR_NAME_BYTES = 256

@@ -68,8 +68,9 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The defaults of whoever runs the tests do not count."""
+    """The defaults of whoever runs the tests do not count, nor what Ollama has there."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "config"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path_factory.getbasetemp() / "no-ollama"))
     for name in ("MODEL", "QUANTIZE", "DEVICE"):
         monkeypatch.delenv(f"MMCHAT_{name}", raising=False)
 

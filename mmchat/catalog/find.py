@@ -8,17 +8,32 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mmchat import words
 from mmchat.catalog import adapters
 from mmchat.catalog.adapters import AdapterSource
-from mmchat.catalog.spec import ModelSpec, load_spec
+from mmchat.catalog.spec import ModelSpec, gguf_spec, load_spec
 from mmchat.checkpoints.adapter import Adapters, open_adapters
-from mmchat.checkpoints.checkpoint import Checkpoint, MergeRules, open_checkpoint, with_companion
+from mmchat.checkpoints.checkpoint import (
+    Checkpoint,
+    MergeRules,
+    StoredAs,
+    is_stored_in_gguf,
+    open_checkpoint,
+    with_companion,
+)
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.foreign import explain_foreign
+from mmchat.checkpoints.gguf_checkpoint import open_gguf
+from mmchat.checkpoints.gguf_file import is_gguf
 from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id, weight_files
+from mmchat.checkpoints.ollama_folder import (
+    OllamaModel,
+    ollama_folders,
+    ollama_model,
+    unreadable_folder,
+)
 from mmchat.errors import CheckpointError, ParamsError, UsageError, permission_errors, quoted
 from mmchat.models.family import COMPANION, Config
 from mmchat.offline import is_hub_offline
@@ -54,6 +69,8 @@ class ModelSource:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
             )
+        if self.format == "gguf":
+            return open_gguf(self.checkpoint, self.companion)
         own = open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
         if self.companion is not None:
             try:
@@ -65,8 +82,10 @@ class ModelSource:
         return self.spec.packing.unpacked(own) if self.spec.packing else own
 
     @property
-    def format(self) -> Literal["hf", "meta"]:
+    def format(self) -> StoredAs:
         """The format of the weights, as loading will find it; "hf" where there are none."""
+        if self.checkpoint and is_stored_in_gguf(self.checkpoint):
+            return "gguf"
         with suppress(CheckpointError):  # loading says what is wrong
             if self.checkpoint:
                 with open_checkpoint(self.checkpoint, merge_rules=self._shard_rules) as files:
@@ -100,11 +119,15 @@ class ModelSource:
         Raises CheckpointError, DiskError.
         """
         from mmchat import limits
-        from mmchat.checkpoints.writers import copy_into, papers_beside
+        from mmchat.checkpoints.writers import copy_into, papers_beside, write_json
+        from mmchat.tokenizers.gguf_tokenizer import tokenizer_document
 
         tokenizer = self.tokenizer_file()
-        name = name_as_found(tokenizer)
-        copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
+        if is_gguf(tokenizer):
+            write_json(folder / "tokenizer.json", tokenizer_document(tokenizer))
+        else:
+            name = name_as_found(tokenizer)
+            copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
         for paper in papers_beside(self.checkpoint) if self.checkpoint else ():
             copy_into(folder, paper, limits.LICENCE_BYTES)
 
@@ -189,10 +212,11 @@ def find_model(
 ) -> ModelSource:
     """Find params, weights and tokenizer.
 
-    name_or_path: name, alias, Hub repository, folder or weights file; None takes what the paths
-    say, or the built-in model. The other paths overrule what it leads to; vision_tower, a path or a
-    Hub repository, where the companion is. adapter: as find_adapters takes them; a name that leads
-    to an adapter alone is the first of them, with the base that its config names. With
+    name_or_path: name, alias, Hub repository, folder or weights file, or the name of a model in
+    Ollama's folder; None takes what the paths say, or the built-in model. The other paths overrule
+    what it leads to; vision_tower, a path or a Hub repository, where the companion is. adapter: as
+    find_adapters takes them; a name that leads to an adapter alone is the first of them, with the
+    base that its config names. With
     checkpoint_required False, a model whose weights are not on this machine is returned without
     them; companion_required the same of those.
 
@@ -202,9 +226,9 @@ def find_model(
     checkpoint = _existing(checkpoint_path, "--checkpoint-path")
     tokenizer = _existing(tokenizer_path, "--tokenizer-path")
     known = None if name is None else find_spec(name)
-    place = checkpoint if name is None or known else _path_of(name)
+    place = checkpoint if name is None or known else _place_of(name)
     merged = adapters.find_adapters(adapter)
-    if place is not None and adapters.is_alone(place):
+    if isinstance(place, Path) and adapters.is_alone(place):
         source = _with_base(
             place,
             checkpoint_path=checkpoint,
@@ -216,6 +240,16 @@ def find_model(
             companion_required=companion_required,
         )
         return replace(source, adapters=(AdapterSource(_folder_of(place)), *merged))
+    if known and checkpoint is None and _folder_on_disk(known) is None:
+        found = ollama_model(str(name))  # of another architecture it is no model of ours
+        place = found if found and found.family in ("", known.model_type) else None
+    stored = place if isinstance(place, OllamaModel) and checkpoint is None else None
+    if isinstance(place, OllamaModel):
+        place = place.weights
+    if (weights := checkpoint or place) and is_stored_in_gguf(weights):
+        spec = load_spec(_params_file(params_path)) if params_path else None
+        source = _gguf_source(spec, known, stored or weights, tokenizer, vision_tower)
+        return replace(source, adapters=merged)
     if params_path is not None:
         spec = load_spec(_params_file(params_path))
     elif place is not None and known is None:
@@ -224,7 +258,7 @@ def find_model(
         spec = known or known_specs()[0]
     checkpoint = checkpoint or place or _folder_on_disk(spec)
     if checkpoint is None and checkpoint_required:
-        raise CheckpointError(_how_to_get(spec))
+        raise CheckpointError(_how_to_get(spec) + _ollama_lacks(name, spec))
     if checkpoint is not None and not adapter:
         adapters.refuse_beside(_folder_of(checkpoint))
     if tokenizer is None and checkpoint is not None:
@@ -286,6 +320,28 @@ def _base_of(place: Path) -> str:
             f"give the base as the model, and --adapter {shown}"
         )
     return spec.name
+
+
+def _gguf_source(
+    given: ModelSpec | None,
+    known: ModelSpec | None,
+    place: Path | OllamaModel,
+    tokenizer: Path | None,
+    vision_tower: str | Path | None,
+) -> ModelSource:
+    """A model whose params, weights and tokenizer are in GGUF files. given: its params all the
+    same; known: the model that was named."""
+    vision, sampling = _existing(vision_tower, "--vision-tower"), {}
+    name = place.stem if isinstance(place, Path) else place.name
+    if isinstance(place, OllamaModel):
+        vision, sampling, place = vision or place.projector, place.sampling, place.weights
+    with open_gguf(place, vision) as files:
+        weights, *companions = files.files
+        spec = given or gguf_spec(files.metadata, weights, name, sampling)
+        spec = replace(spec, packing=files.packing)
+    if given is None and known and known.config == spec.config:
+        spec = replace(spec, name=known.name)
+    return ModelSource(spec, weights, tokenizer or weights, next(iter(companions), None))
 
 
 def _companion(spec: ModelSpec, checkpoint: Path | None, given: str | Path | None) -> Path | None:
@@ -355,19 +411,21 @@ def _params_file(path: str | Path) -> Path:
     return packaged if is_ours and _exists(packaged) else found
 
 
-def _path_of(name: str) -> Path:
-    """The folder or file that a MODEL which is no known name means."""
+def _place_of(name: str) -> Path | OllamaModel:
+    """The folder or file, or Ollama's model, that a MODEL which is no known name means."""
     path = _expanded(name)
     if _exists(path):
         return path
     if is_repo_id(name) and (snapshot := cached_snapshot(name)):
         return snapshot
+    if found := ollama_model(name):
+        return found
     if any(char.isspace() for char in name) or name.endswith("?"):
         raise ParamsError(
             f"{quoted(name)} is not a model; to ask this, put it after --prompt "
             f"(mmchat generate --prompt {quoted(name)})"
         )
-    if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors"):
+    if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors", ".gguf"):
         raise CheckpointError(f"{quoted(name, 200)}: no such file or folder")
     raise _unknown(name)
 
@@ -449,6 +507,17 @@ def _how_to_get(spec: ModelSpec) -> str:
         f"https://huggingface.co/{spec.repo}, then 'mmchat download {spec.name}' "
         f"(about {words.size(2 * spec.parameters)}), or give the folder that it is in"
     )
+
+
+def _ollama_lacks(name: str | None, spec: ModelSpec) -> str:
+    """That Ollama's files were looked for too, where the name is Ollama's."""
+    if name is None or name.partition(":")[0].casefold() != spec.family.ollama_name:
+        return ""
+    if ollama_model(name):  # one that mmchat does not run
+        return ""
+    if folder := unreadable_folder():
+        return f"; Ollama's folder {escaped(str(folder))} may not be read by this user"
+    return f"; Ollama has no {quoted(name)} in {escaped(str(ollama_folders()[0]))} either"
 
 
 def _folder_of(checkpoint: Path) -> Path:

@@ -215,6 +215,23 @@ def _from_makers(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpe
     raise where.fail("missing key 'model_type'")
 
 
+def gguf_spec(
+    found: Mapping[str, Any], path: Path, name: str, sampling: Mapping[str, Any]
+) -> ModelSpec:
+    """A model from the metadata of its GGUF file. name: as its makers or its file have it.
+
+    Raises ParamsError.
+    """
+    where = Where(str(path))
+    for family in families():
+        if says := family.from_gguf(found, where):
+            spec = _translated(family, says, path, sampling, where)
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:96] or "model"
+            return replace(spec, name=name, description="Translated from GGUF.")
+    architecture = quoted(found.get("general.architecture"))
+    raise where.fail(f"a GGUF file of {architecture}, an architecture that mmchat does not run")
+
+
 def _translated(
     family: AnyFamily,
     says: Translated[Config],

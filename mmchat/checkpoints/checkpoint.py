@@ -1,18 +1,22 @@
-"""A checkpoint on disk: a file or a folder, of Hugging Face in safetensors or older .bin files, or
-of Meta in .pth files. Of the latter two only offsets are read; nothing is unpickled."""
+"""A checkpoint on disk: a file or a folder, of Hugging Face in safetensors or older .bin files, of
+Meta in .pth files, or of Ollama in GGUF. Of .bin and .pth only offsets are read; nothing is
+unpickled."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mmchat import limits
 from mmchat.checkpoints import pth_file, safetensors_file
 from mmchat.checkpoints.foreign import explain_foreign
+from mmchat.checkpoints.gguf_file import gguf_at, is_gguf
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
 from mmchat.checkpoints.names import is_name, real_path
 from mmchat.checkpoints.stored_names import buffers_remark, model_names
@@ -20,12 +24,13 @@ from mmchat.errors import CheckpointError
 from mmchat.strict_json import Where, nearest, read_json
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from mmchat.checkpoints.computed import Computed
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+StoredAs = Literal["hf", "meta", "gguf"]  # whose names and layouts the tensors have
 BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 BIN_SINGLE_NAME = "pytorch_model.bin"
 # 0 or 1: shards are joined along this axis; None: every shard holds the whole tensor.
@@ -53,13 +58,13 @@ class Checkpoint:
 
     def __init__(
         self,
-        format: Literal["hf", "meta"],
+        format: StoredAs,
         files: list[MappedFile],
         parts: Parts,
         axes: Mapping[str, int],
         buffers: list[str],
     ) -> None:
-        self.format: Literal["hf", "meta"] = format
+        self.format: StoredAs = format
         self.remarks = (buffers_remark(buffers),) if buffers else ()
         self._files = files
         self._parts = parts
@@ -71,7 +76,7 @@ class Checkpoint:
             for name, shards in parts.items()
         }
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str) -> Tensor:
         """The tensor `name` on the CPU: a view of the file, or a copy where shards are joined.
 
         A view can be written to without changing the file; `release` forgets what was written.
@@ -83,6 +88,17 @@ class Checkpoint:
 
         return torch.cat(tensors, dim=self._axes[name])
 
+    def rows(self, name: str) -> Tensor:
+        """`read`, for those who take all rows of a matrix once, a slice after the other."""
+        return self.read(name)
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """What the tensors take in the files, by their kind of numbers."""
+        found: Counter[str] = Counter()
+        for entry in self.entries.values():
+            found[entry.dtype] += entry.num_bytes
+        return dict(found)
+
     def release(self, name: str) -> None:
         """Return the pages of `name` to the system; using the tensor again reads them again."""
         for file, entry in self._parts[name]:
@@ -93,7 +109,7 @@ class Checkpoint:
         for file in self._files:
             file.close()
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,6 +144,10 @@ def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) 
     chosen = _choose(Path(path).expanduser())
     files: list[MappedFile] = []
     try:
+        if is_gguf(chosen[0]):
+            from mmchat.checkpoints.gguf_checkpoint import open_gguf
+
+            return open_gguf(Path(path).expanduser())
         if len(chosen) > 1:
             files += map(MappedFile, chosen)
             return _open_meta(files, merge_rules)
@@ -139,6 +159,13 @@ def open_checkpoint(path: Path | str, *, merge_rules: MergeRules | None = None) 
         for file in files:
             file.close()
         raise
+
+
+def is_stored_in_gguf(path: Path) -> bool:
+    """Whether `open_checkpoint` would open GGUF at `path`, by the first bytes."""
+    with suppress(CheckpointError):  # opening says what is wrong
+        return is_gguf(_choose(path.expanduser())[0])
+    return False
 
 
 # Which files
@@ -164,14 +191,16 @@ def _files_in(folder: Path) -> list[Path]:
     for name in (BIN_INDEX_NAME, BIN_SINGLE_NAME):
         if _exists(folder / name):
             return [_inside(folder / name, root)]
+    if found := gguf_at(folder):
+        return [_inside(file, root) for file in found]
     raise CheckpointError(f"{shown(folder)}: {_explain_nothing(folder)}")
 
 
 def _explain_nothing(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir())
     wanted = (
-        f"{SINGLE_NAME}, {INDEX_NAME} with its shards, consolidated*.pth, or {BIN_SINGLE_NAME} or"
-        f" {BIN_INDEX_NAME} with its shards"
+        f"{SINGLE_NAME}, {INDEX_NAME} with its shards, consolidated*.pth, *.gguf, or"
+        f" {BIN_SINGLE_NAME} or {BIN_INDEX_NAME} with its shards"
     )
     if shards := [name for name in names if _HF_SHARD.fullmatch(name)]:
         return f"holds {shown(shards[0])} but no {INDEX_NAME}; download that as well"
@@ -192,6 +221,8 @@ def _files_of(path: Path) -> list[Path]:
         raise CheckpointError(
             f"{shown(path)}: no such file or folder{nearest(path.name, siblings)}"
         )
+    if is_gguf(path):
+        return [path]
     if _BIN.fullmatch(path.name) or path.name.endswith(".bin.index.json"):
         index = path.parent / BIN_INDEX_NAME
         is_shard = path.name != BIN_SINGLE_NAME and path.suffix == ".bin"
@@ -211,8 +242,8 @@ def _files_of(path: Path) -> list[Path]:
     if foreign := explain_foreign([path.name]):
         raise CheckpointError(f"{shown(path)}: {foreign}")
     raise CheckpointError(
-        f"{shown(path)}: mmchat reads .safetensors, consolidated*.pth, and .bin, .pt or .ckpt that"
-        " hold tensors alone"
+        f"{shown(path)}: mmchat reads .safetensors, consolidated*.pth, GGUF, and .bin, .pt or"
+        " .ckpt that hold tensors alone"
     )
 
 

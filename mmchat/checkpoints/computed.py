@@ -34,7 +34,7 @@ class ComputedCheckpoint(Checkpoint):
     What is neither computed nor a source is read as before.
     """
 
-    def __init__(self, stored: Checkpoint, tensors: Iterable[Computed], remark: str) -> None:
+    def __init__(self, stored: Checkpoint, tensors: Iterable[Computed], remark: str = "") -> None:
         self._stored = stored
         self._own = {tensor.entry.name: tensor for tensor in tensors}
         made = {t.sources[0]: t.entry for t in self._own.values()}
@@ -47,7 +47,7 @@ class ComputedCheckpoint(Checkpoint):
         self.computed = {n: t for n, t in stored.computed.items() if n not in hidden} | self._own
         self.format = stored.format
         self.files, self.total_bytes = stored.files, stored.total_bytes
-        self.remarks = (*stored.remarks, remark)
+        self.remarks = (*stored.remarks, remark) if remark else stored.remarks
 
     def read(self, name: str) -> Tensor:
         tensor = self._own.get(name)

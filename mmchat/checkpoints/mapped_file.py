@@ -191,8 +191,6 @@ def explain_non_weights(head: bytes) -> str | None:
         return f"is {foreign}"
     if head.startswith(b"\x1f\x8b") or head.startswith((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "is compressed; unpack it first"
-    if head.startswith(b"GGUF"):
-        return "is a GGUF file; mmchat reads .safetensors and consolidated*.pth"
     sample = head[:64]
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in sample):
         begin = shown(sample.decode())

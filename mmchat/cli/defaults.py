@@ -15,7 +15,7 @@ from mmchat import limits
 from mmchat.cli.model_choice import BUILT_IN
 from mmchat.errors import MmchatError, UsageError, disk_errors, quoted
 from mmchat.hardware.placement import check_device_name
-from mmchat.quant.schemes import find_scheme
+from mmchat.quant.schemes import AUTO, find_scheme
 from mmchat.spelling import closest
 from mmchat.storage import atomic_file
 from mmchat.strict_json import Where, escaped, read_bounded
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mmchat.checkpoints.exported_folder import ExportedFolder
 
 # name, which is also the option's -> what is built in
-BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": "auto", "device": "auto"}
+BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": AUTO, "device": "auto"}
 NOWHERE = "built in"
 
 
@@ -191,7 +191,7 @@ def _check(name: str, value: object, place: str) -> None:
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{given}: {name} is a text in quotes, such as {_example(name)}")
     try:
-        if name == "quantize":
+        if name == "quantize" and value != AUTO:
             find_scheme(value)
         elif name == "device":
             check_device_name(value)

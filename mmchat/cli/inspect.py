@@ -128,9 +128,6 @@ def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:
     with source.open_weights() as opened:
         if source.exported is None:
             check_fit(opened, spec)
-        by_dtype: Counter[str] = Counter()
-        for entry in opened.entries.values():
-            by_dtype[entry.dtype] += entry.num_bytes
         return {
             "path": str(source.checkpoint),
             "format": opened.format,
@@ -138,7 +135,7 @@ def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:
             "files": len(opened.files),
             "tensors": len(opened.entries),
             "bytes": opened.total_bytes,
-            "bytes_by_dtype": dict(by_dtype),
+            "bytes_by_dtype": opened.bytes_by_kind(),
         }
 
 

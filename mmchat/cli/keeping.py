@@ -10,7 +10,7 @@ import typer
 
 from mmchat.cli import console, options
 from mmchat.cli.wrong_names import model_name
-from mmchat.errors import CheckpointError, UsageError, quoted
+from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
 from mmchat.words import size
 
 if TYPE_CHECKING:
@@ -28,16 +28,22 @@ def where(
     model: ModelOrFolder,
     as_json: options.Json = False,
 ) -> None:
-    """Print the folder that a model is in."""
-    folder = model_folder(model)
+    """Print the folder that a model is in.
+
+    Of a model in GGUF it is the file: others share its folder.
+    """
+    folder = model_folder(model, or_gguf=True)
     if as_json:
         console.print_json({"model": model, "path": str(folder)})
     else:
         console.print_path(folder)
 
 
-def model_folder(model: str) -> Path:
-    """The folder of a model by name, repository or path; raises CheckpointError, ParamsError."""
+def model_folder(model: str, *, or_gguf: bool = False) -> Path:
+    """The folder of a model by name, repository or path; raises CheckpointError, ParamsError.
+
+    or_gguf: a file in that format, which has no folder of its own, will do as well.
+    """
     from mmchat.catalog.find import find_model, find_spec
     from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id
 
@@ -47,7 +53,10 @@ def model_folder(model: str) -> Path:
             return path.resolve()
         if not path.exists() and is_repo_id(model) and (snapshot := cached_snapshot(model)):
             return snapshot
-    found = find_model(model, adapter="none").checkpoint
+    source = find_model(model, adapter="none")
+    found = source.checkpoint
+    if or_gguf and found is not None and source.format == "gguf":
+        return found
     if found is None or not found.is_dir():
         raise CheckpointError(f"{quoted(model, 300)}: not the folder of a model but a single file")
     return found
@@ -90,17 +99,35 @@ def remove(
 
 def _removal(model: str) -> Removal:
     from mmchat.catalog.find import data_path, repo_of
+    from mmchat.checkpoints.gguf_file import is_gguf
     from mmchat.hub import holdings
 
     folder = Path(model).expanduser()
     is_path = model.startswith((".", "/", "~")) or (folder.is_dir() and model.count("/") != 1)
     if not is_path:
-        return holdings.repo_removal(repo_of(model))
+        try:
+            return holdings.repo_removal(repo_of(model))
+        except MmchatError:
+            _refuse_ollama(model)
+            raise
+    if is_gguf(folder):
+        raise UsageError(f"{quoted(model, 300)}: mmchat did not put it there, and leaves it")
     if not folder.is_dir():
         raise CheckpointError(f"{quoted(model, 300)}: no such folder")
     if folder.resolve().is_relative_to(data_path("assets").resolve()):
         raise UsageError("the built-in model is a part of mmchat and stays")
     return holdings.folder_removal(folder.resolve())
+
+
+def _refuse_ollama(model: str) -> None:
+    """Raises UsageError for a model in Ollama's folder, where nothing is ever deleted."""
+    from mmchat.checkpoints.ollama_folder import ollama_model
+
+    if found := ollama_model(model):
+        raise UsageError(
+            f"{found.name} is Ollama's, and mmchat deletes nothing of it; 'ollama rm {found.name}'"
+            " does"
+        )
 
 
 def _ask(model: str, removal: Removal) -> None:

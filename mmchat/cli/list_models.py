@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +35,13 @@ def list_models(
 
 @dataclass(frozen=True)
 class Entry:
-    """A model with a params file, or else one that mmchat downloaded, and what is there of it."""
+    """A model with a params file, or else one that mmchat downloaded or that Ollama has, and what
+    is there of it. repo: of the Hub."""
 
     name: str
     spec: ModelSpec | None
     held: Holding
+    repo: str | None
 
 
 def _entries() -> list[Entry]:
@@ -54,10 +57,24 @@ def _entries() -> list[Entry]:
                 held = Holding("present", model.path, ("safetensors",), model.size)
         else:
             held = holding(repo)
-        entries.append(Entry(model.spec.name, model.spec, held))
+        entries.append(Entry(model.spec.name, model.spec, held, repo))
     known = {entry.spec.repo for entry in entries if entry.spec}
     found = [repo for repo in recorded_repos() if repo not in known]
-    return [*entries, *(Entry(repo, None, holding(repo)) for repo in found)]
+    entries += (Entry(repo, None, holding(repo), repo) for repo in found)
+    return [*entries, *_ollama_entries()]
+
+
+def _ollama_entries() -> Iterator[Entry]:
+    """What Ollama has of the families that are read from its files."""
+    from mmchat.checkpoints.ollama_folder import ollama_models
+    from mmchat.hub.holdings import Holding
+    from mmchat.models.registry import FAMILIES
+
+    for model in ollama_models():
+        if model.family in FAMILIES:
+            formats = (" ".join(filter(None, ("Ollama", model.kind))),)
+            held = Holding("unrecorded", model.weights, formats, model.size)
+            yield Entry(model.name, None, held, None)
 
 
 def _record(entry: Entry) -> dict[str, Any]:
@@ -70,7 +87,7 @@ def _record(entry: Entry) -> dict[str, Any]:
         "parameters": spec.parameters if spec else None,
         "image_size": spec.family.describe(spec.config).image_size if spec else None,
         "aliases": list(spec.aliases) if spec else [],
-        "repo": spec.repo if spec else entry.name,
+        "repo": entry.repo,
         "state": held.state,
         "formats": list(held.formats),
         "commit": held.commit,

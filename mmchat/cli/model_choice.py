@@ -15,6 +15,7 @@ from mmchat import limits
 from mmchat.cli import console
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.errors import MemoryError_
+from mmchat.quant.schemes import AUTO
 from mmchat.words import size
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
                 console.note(f"{variable} is set, which mmchat does not read; {option} says it")
     for notice in source.spec.notices:
         console.note(notice)
-    if options.quantize in ("auto", "none") and re.search(r":\d+b-instruct-q\d", str(options.name)):
+    is_plain = options.quantize in (AUTO, "none") and source.format != "gguf"
+    if is_plain and re.search(r":\d+b-instruct-q\d", str(options.name)):
         console.note(f"{options.name}: weights as they are published; --quantize makes them small")
 
 

@@ -177,7 +177,8 @@ LOADING: Mapping[str, Any] = {
         str,
         of_model(
             metavar="SCHEME",
-            help="Weights in int8, int4 (-g32, -g64, -g128), fp8 (CUDA) or none.",
+            help="Weights in int8, int4 (-g32, -g64, -g128), fp8 (CUDA) or none; auto: as stored,"
+            " or the nearest of these.",
             autocompletion=complete_scheme,
         ),
     ],
@@ -192,7 +193,7 @@ LOADING: Mapping[str, Any] = {
         int | None, of_model(metavar="N", min=1, help="Context to reserve, positions.")
     ],
     "checkpoint_path": Annotated[
-        Path | None, _path(help="Weights: a folder, a .safetensors or a consolidated.NN.pth.")
+        Path | None, _path(help="Weights: a folder, a .safetensors, GGUF or consolidated.NN.pth.")
     ],
     "vision_tower": Annotated[
         str | None,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmchat.catalog.find import find_spec
+from mmchat.checkpoints.ollama_folder import ollama_models
 from mmchat.doctor.machine import Machine
 from mmchat.doctor.outlook import Outlook
 from mmchat.hub.holdings import holding
@@ -68,7 +70,11 @@ def _recommended(best: Outlook) -> Verdict:
     about = f": about {pace(speed)} tokens/s with a picture" if speed else ""
     commands = [f"mmchat chat {best.short}{flag}"]
     if holding(best.spec.repo or "").state in ("absent", "incomplete"):
-        commands.insert(0, f"mmchat download {best.short}")
+        theirs = (model for model in ollama_models() if find_spec(model.name) is best.spec)
+        if found := next(theirs, None):
+            commands = [f"mmchat chat {found.name.removesuffix(':latest')}"]
+        else:
+            commands.insert(0, f"mmchat download {best.short}")
     text = f"This machine runs {best.short} {scheme}{about}."
     return Verdict(best.spec.name, best.scheme, speed, text, tuple(commands))
 

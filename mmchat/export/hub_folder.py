@@ -30,7 +30,8 @@ SHARD_BYTES = 5 * 10**9  # as transformers had it when the family was released
 
 
 class HubExport:
-    """The tensors of an open checkpoint by the Hub's names, each in its own dtype or the plan's.
+    """The tensors of an open checkpoint by the Hub's names, each in its own dtype or the plan's;
+    those of GGUF in bfloat16 unless the plan says otherwise.
 
     adapters are merged into them.
 
@@ -44,8 +45,10 @@ class HubExport:
         self._max_shard_bytes = plan.max_shard_bytes or SHARD_BYTES
         self._weights = source.spec.family.build()
         self._entries = self._weights.hub_entries(files, source.spec.config)
-        if plan.model.dtype != "auto":
-            dtype = dtype_name(str(plan.model.dtype))
+        if plan.model.dtype != "auto" or files.format == "gguf":
+            # what was packed is published in bfloat16, and no dtype of the file is that of all
+            asked = str(plan.model.dtype)
+            dtype = "bfloat16" if asked == "auto" else dtype_name(asked)
             self._entries = [replace(entry, dtype=dtype) for entry in self._entries]
         self.num_bytes = sum(entry.num_bytes for entry in self._entries)
 

@@ -110,7 +110,7 @@ class ExportPlan:
     def _check_hf(self) -> None:
         """Whether a checkpoint of the Hub has a form for this, and something is run at all."""
         scheme, device = self.model.quantize, self.model.device
-        if scheme != "none":
+        if scheme not in ("none", AUTO):
             raise UsageError(
                 f"--quantize {scheme} has no form in the Hub's checkpoints; use --format"
                 f" safetensors --quantize {scheme}, or leave it out and quantise as you load"

@@ -102,8 +102,9 @@ class LoadOptions:
 
     @property
     def plan(self) -> Plan:
-        """What to quantise."""
-        return make_plan(self.quantize, self.quantize_keep)
+        """What to quantise, where the files do not decide it."""
+        scheme = "none" if self.quantize == AUTO else self.quantize
+        return make_plan(scheme, self.quantize_keep)
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
@@ -136,7 +137,7 @@ class LoadOptions:
         Raises UsageError or ExportError for what it was not exported for.
         """
         record = folder.record
-        folder.check_scheme(self.quantize, self.quantize_keep)
+        folder.check_scheme(self.plan.scheme, self.quantize_keep)
         folder.check_dtype(str(self.dtype))
         taken = replace(self, dtype=record.dtype, quantize=record.scheme, quantize_keep=record.keep)
         if not record.programs:

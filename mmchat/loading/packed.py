@@ -69,11 +69,14 @@ class PackedLayers:
 
 def as_packed(
     files: Checkpoint, spec: ModelSpec, options: LoadOptions, placement: Placement
-) -> tuple[LoadOptions, PackedLayers]:
+) -> tuple[LoadOptions, PackedLayers | None]:
     """Options that leave the parts alone of which nothing is packed, and the layers that are.
 
-    A scheme that was asked for is that of all layers. Raises CheckpointError.
+    A scheme that was asked for is that of all layers. None for GGUF, which is widened where it is
+    read. Raises CheckpointError.
     """
+    if files.format == "gguf":
+        return options, None
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)

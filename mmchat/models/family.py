@@ -145,6 +145,10 @@ class Family(Protocol[C, M]):
         """
         ...
 
+    def from_gguf(self, found: Mapping[str, Any], where: Where) -> Translated[C] | None:
+        """Translate the metadata of a GGUF file; None if it is of another architecture."""
+        ...
+
     def companion(self, config: C) -> str | None:
         """The repository whose weights the model needs beside its own; None for nothing."""
         ...
@@ -194,7 +198,7 @@ class Family(Protocol[C, M]):
         ...
 
     def alpha(self, config: C, checkpoint_format: str) -> Alpha:
-        """What becomes of transparent pixels with weights in the format "hf" or "meta"."""
+        """What becomes of transparent pixels with weights in a format of StoredAs."""
         ...
 
     def with_alpha(self, config: C, alpha: Alpha) -> C:

@@ -28,6 +28,9 @@ class SquareFamily(ABC, Generic[C]):
     @abstractmethod
     def facts(self, config: C, height: int, width: int) -> MediaFacts: ...
 
+    def from_gguf(self, found: Mapping[str, Any], where: Where) -> None:
+        return None
+
     def patches(self, config: C, height: int, width: int) -> None:
         return None  # pictures lie among the text
 

@@ -19,8 +19,8 @@ from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
 
-AUTO = "auto"
 PARTS = ("text", "head", "vision")
+AUTO = "auto"  # in place of a scheme: as the weights are stored, or nearly so
 # The format of the text layers; `Plan.layer_format` says that of all.
 SCHEMES: Mapping[str, Format] = {
     AUTO: PLAIN,  # until the checkpoint is known

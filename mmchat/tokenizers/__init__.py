@@ -1,9 +1,10 @@
-"""Tokenizers behind one protocol: files of Llama 3, Llama 2 and Qwen, and tokenizer.json."""
+"""Tokenizers behind one protocol: files of Llama 3, Llama 2 and Qwen, tokenizer.json, and GGUF."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mmchat.checkpoints.gguf_file import is_gguf
 from mmchat.errors import CheckpointError
 from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import escaped
@@ -24,7 +25,9 @@ def name_as_found(path: Path) -> str:
 
 
 def open_tokenizer(path: Path | str) -> Tokenizer:
-    """Open a tokenizer.model, tokenizer.json or qwen.tiktoken, or the first of them in a folder.
+    """Open a tokenizer.model, tokenizer.json or qwen.tiktoken, the first of them in a folder, or
+    that of a GGUF.
+
 
     Raises CheckpointError for a missing or damaged file, MissingExtra for a tokenizer.json that
     only the `tokenizers` library can run.
@@ -38,6 +41,10 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
                 " name the file"
             )
         path = found
+    if is_gguf(path):
+        from mmchat.tokenizers.gguf_tokenizer import open_gguf_tokenizer
+
+        return open_gguf_tokenizer(path)
     if path.suffix == ".json":
         from mmchat.tokenizers.tokenizer_json import open_tokenizer_json
 

@@ -32,7 +32,13 @@ def open_tokenizer_json(path: Path) -> Tokenizer:
     `tokenizers` library gives its ids and it is not installed.
     """
     where = Where(str(path), error=CheckpointError)
-    found = as_object(read_json(path, where, limits.TOKENIZER_JSON_BYTES), where)
+    return tokenizer_of(
+        as_object(read_json(path, where, limits.TOKENIZER_JSON_BYTES), where), where
+    )
+
+
+def tokenizer_of(found: Mapping[str, Any], where: Where) -> Tokenizer:
+    """`open_tokenizer_json` of its content, which stands at `where`."""
     parts = _parse(found, where)
     exact = parts.is_llama3 and merges_follow_ranks(parts.tokens, parts.merges)
     if exact:

@@ -26,6 +26,7 @@ from mmchat.strict_json import loads
 from mmchat.terminal import sanitize
 from mmchat.tokenizers import open_tokenizer
 from tests.checkpoints.hostile_files import members_of, write_pth, write_safetensors
+from tests.checkpoints.test_gguf_file import both as whole_gguf
 from tests.images.test_documents import one_page
 from tests.meta_checkpoint import meta_params
 from tests.repl.screens import SAMPLE, Terminal
@@ -87,6 +88,7 @@ def _checkpoints(folder: Path) -> dict[str, Reader]:
             _of_file(folder / "a" / "model.safetensors", _tensors), [whole], refuses, 200_000
         ),
         "pth": Reader(_of_file(folder / "b.pth", _tensors), [pth.read_bytes()], refuses, 50_000),
+        "gguf": Reader(_of_file(folder / "c.gguf", _tensors), [whole_gguf()], refuses, 50_000),
         "pickle": Reader(scan, [pickled], (ValueError,), 250_000),
         "index": Reader(
             _of_file(sharded / name, lambda path: _tensors(path.parent)), [index], refuses, 20_000

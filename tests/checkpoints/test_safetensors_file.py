@@ -181,7 +181,6 @@ FOREIGN = {
     "a line of text": (b"Invalid username or password.", "Invalid username"),
     "nothing": (b"", "is empty"),
     "gzip": (b"\x1f\x8b\x08\x00" + bytes(100), "compressed"),
-    "GGUF": (b"GGUF\x03\x00\x00\x00" + bytes(100), "GGUF"),
 }
 
 

@@ -84,6 +84,9 @@ class ToyFamily:
     def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
         return None
 
+    def from_gguf(self, found: Mapping[str, Any], where: Where) -> None:
+        return None
+
     def companion(self, config: ToyConfig) -> None:
         return None
 

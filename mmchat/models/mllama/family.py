@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmchat.models.family import Alpha, Description, Translated
-from mmchat.models.mllama import params, tiling, translate
+from mmchat.models.mllama import gguf_format, params, tiling, translate
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.footprint import MllamaSizes, footprint
 from mmchat.models.mllama.meta_format import shard_dims
@@ -37,6 +37,7 @@ class MllamaFamily:
     parse = staticmethod(params.parse)
     to_sections = staticmethod(params.to_sections)
     from_makers = staticmethod(translate.from_makers)
+    from_gguf = staticmethod(gguf_format.from_gguf)
     shapes = staticmethod(hf_shapes)
     hub_name = staticmethod(hub_name)
     shard_axis = staticmethod(shard_dims)

@@ -54,7 +54,7 @@ _HF_TEXT: dict[str, Any] = {
 _RESCALE = 1 / 255
 _BILINEAR = 2  # Pillow's number
 _ROPE_THETA = 500_000.0
-_LLAMA3_SCALING: dict[str, Any] = {
+LLAMA3_SCALING: dict[str, Any] = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -159,7 +159,7 @@ def _hf_rope(text: Mapping[str, Any], where: Where) -> dict[str, Any]:
     if kind not in ("default", "llama3"):
         raise where.child(key).fail(f"rope_type {quoted(kind)} is not supported, only 'llama3'")
     scaling = (
-        {name: value_or(rope, name, None) for name in _LLAMA3_SCALING} if kind == "llama3" else None
+        {name: value_or(rope, name, None) for name in LLAMA3_SCALING} if kind == "llama3" else None
     )
     return {"rope_theta": theta, "rope_scaling": scaling}
 
@@ -198,7 +198,7 @@ def from_meta_params(found: Mapping[str, Any], where: Where) -> MllamaConfig:
         "cross_attention_layers": cross,
         "rms_norm_eps": value_or(found, "norm_eps", 1e-5),
         "rope_theta": value_or(found, "rope_theta", _ROPE_THETA),
-        "rope_scaling": dict(_LLAMA3_SCALING) if scaled else None,
+        "rope_scaling": dict(LLAMA3_SCALING) if scaled else None,
         "max_position_embeddings": 131_072,
     }
     vision = dict(

@@ -1,4 +1,4 @@
-"""Mllama's tensors from a checkpoint of either format, by the Hub's names, strictly checked."""
+"""Mllama's tensors from a checkpoint of any format, by the Hub's names, strictly checked."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.checkpoints.mapping import Rule, scalar, to_target
+from mmchat.checkpoints.mapping import Rule, identity, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
 from mmchat.models.hub_weights import entries_by_name, read_entries
 from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.gguf_format import FREQUENCIES, gguf_rules, gguf_shapes
 from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 
@@ -31,6 +32,7 @@ _META_PROBE = "text_model.tok_embeddings.weight"
 _POSITIONS = (
     "vision_model.gated_positional_embedding.embedding",
     "vision_model.vision_encoder.positional_embedding",
+    "v.position_embd.weight",
 )
 
 
@@ -44,15 +46,23 @@ def iter_weights(
     """
     entries = check_weights(checkpoint, config, wanted)
     names = hf_shapes(config).keys() if wanted is None else wanted
-    if checkpoint.format == "meta":
-        rules = [rule for rule in meta_rules(config) if rule.target in names]
+    if rules := _rules(checkpoint, config):
+        rules = [rule for rule in rules if rule.target in names]
         return _translated(checkpoint, _in_file_order(checkpoint, rules))
     return read_entries(checkpoint, entries, names)
 
 
+def _rules(checkpoint: Checkpoint, config: MllamaConfig) -> list[Rule]:
+    """From its tensors to the Hub's; none where they are the Hub's."""
+    if checkpoint.format == "gguf":
+        return gguf_rules(config, checkpoint)
+    return meta_rules(config) if checkpoint.format == "meta" else []
+
+
 def _translated(checkpoint: Checkpoint, rules: list[Rule]) -> Iterator[tuple[str, Tensor]]:
     for rule in rules:
-        yield from to_target([rule], checkpoint.read)
+        read = checkpoint.rows if rule.transform is identity else checkpoint.read
+        yield from to_target([rule], read)
         for name in rule.sources:
             checkpoint.release(name)
 
@@ -68,8 +78,8 @@ def hub_entries(checkpoint: Checkpoint, config: MllamaConfig) -> list[TensorEntr
     Reads headers only. Raises CheckpointError.
     """
     entries, shapes = check_weights(checkpoint, config), hf_shapes(config)
-    if checkpoint.format == "meta":
-        rules = _in_file_order(checkpoint, meta_rules(config))
+    if rules := _rules(checkpoint, config):
+        rules = _in_file_order(checkpoint, rules)
         entries = {rule.target: entries[rule.sources[0]] for rule in rules}
     return [replace(entry, name=name, shape=shapes[name]) for name, entry in entries.items()]
 
@@ -83,12 +93,13 @@ def check_weights(
     Hub's or Meta's names. Raises OtherConfigError, or CheckpointError with every difference.
     """
     targets = hf_shapes(config).keys() if wanted is None else wanted
-    if checkpoint.format == "meta":
-        rules = meta_rules(config)
-        expected = meta_shapes(config)
+    if rules := _rules(checkpoint, config):
+        is_meta = checkpoint.format == "meta"
+        expected = meta_shapes(config) if is_meta else gguf_shapes(config, rules)
         needed = {name for rule in rules if rule.target in targets for name in rule.sources}
-        scalars = {n for rule in rules if rule.transform is scalar for n in rule.sources}
-        entries = dict(checkpoint.entries)
+        ours = hf_shapes(config)
+        scalars = {n for rule in rules if ours[rule.target] == (1,) for n in rule.sources}
+        entries = {n: entry for n, entry in checkpoint.entries.items() if n != FREQUENCIES}
         _check_ranks(checkpoint, expected)
     else:
         expected, needed, scalars = hf_shapes(config), set(targets), set()
