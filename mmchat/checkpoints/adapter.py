@@ -299,8 +299,8 @@ def _weights_file(folder: Path) -> Path:
     """The adapter's own file. Raises CheckpointError."""
     if (folder / "non_lora_trainables.bin").exists():
         raise CheckpointError(
-            f"{shown(folder)}: non_lora_trainables.bin holds more of what was trained, as LLaVA's"
-            " own training writes it; merge it with LLaVA's merge_lora_weights.py"
+            f"{shown(folder)}: non_lora_trainables.bin holds more of what was trained, as the"
+            " training of some families writes it; merge it with their merge_lora_weights.py"
         )
     path = folder / WEIGHTS_NAME
     if not path.exists() and (folder / "adapter_model.bin").exists():

@@ -136,9 +136,12 @@ def _tiles(chat: Chat, argument: str) -> None:
     chat.screen.table([line, *chat.spec.facts(image).lines])
 
 
-@command("look", "[WORD] [FILE.png|FILE.html]")
+@command("look", "[WORD] [FILE]")
 def _look(chat: Chat, argument: str) -> None:
-    """Show where the last answer, or a word of it, looked."""
+    """Show where the last answer, or a word of it, looked.
+
+    FILE ends in .png or .html.
+    """
     from mmchat.explain.draw import draw_look
     from mmchat.explain.show import look_rows, rendered
 

@@ -142,7 +142,7 @@ def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
         ("gone.png", "mmchat: error: no such picture: 'gone.png'; nothing was sent", 2),
         ("\\image gone.png What?", "mmchat: error: 'gone.png' does not exist", 4),
         ("\\imge dog.png", "mmchat: error: there is no command \\imge; did you mean \\image?", 2),
-        ("\\foo", "mmchat: error: there is no command \\foo; \\help lists the commands", 2),
+        ("\\xyz", "mmchat: error: there is no command \\xyz; \\help lists the commands", 2),
         ("\\undo", "mmchat: error: nothing has been asked yet", 2),
         ("\\retry", "mmchat: error: nothing has been asked yet", 2),
         ("\\edit", "mmchat: error: nothing has been asked yet", 2),
@@ -179,10 +179,10 @@ def test_what_cannot_be_done_is_said_in_one_line_and_the_chat_goes_on(
 
 
 def test_quiet_leaves_errors_alone_on_stderr(mmchat_command):
-    done = piped(mmchat_command, ["Hi", "\\foo"], b"Hello.", args=["-n", "2"])
+    done = piped(mmchat_command, ["Hi", "\\xyz"], b"Hello.", args=["-n", "2"])
     assert "cut at 2 tokens; \\set max_new_tokens N allows more\n" in done.stderr
-    done = piped(mmchat_command, ["Hi", "\\foo"], b"Hello.", args=["-n", "2", "-q"])
-    assert done.stderr == "mmchat: error: there is no command \\foo; \\help lists the commands\n"
+    done = piped(mmchat_command, ["Hi", "\\xyz"], b"Hello.", args=["-n", "2", "-q"])
+    assert done.stderr == "mmchat: error: there is no command \\xyz; \\help lists the commands\n"
     assert (done.stdout, done.exit_code) == ("He\n", 2)
 
 
