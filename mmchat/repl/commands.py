@@ -138,7 +138,7 @@ def _tiles(chat: Chat, argument: str) -> None:
 
 @command("look", "[WORD] [FILE]")
 def _look(chat: Chat, argument: str) -> None:
-    """Show where the last answer, or a word of it, looked.
+    """Show where the last answer, or one word, looked.
 
     FILE ends in .png or .html.
     """
