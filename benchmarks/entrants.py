@@ -18,7 +18,7 @@ from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from benchmarks.transformers_mllama import TransformersMllama
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from benchmarks import random_mllama
 from benchmarks.in_memory import InMemoryCheckpoint
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.errors import UsageError
 from mmchat.models.family import parameter_count
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tiktoken_file import SPECIAL_TOKEN_COUNT, llama3_special_tokens
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
 
 SHAPES = {"11B": "Llama-3.2-11B-Vision-Instruct", "90B": "Llama-3.2-90B-Vision-Instruct"}
 CPU_DEPTH = (5, 3)  # text and vision layers: as 4 self-attention layers to 1 of cross-attention

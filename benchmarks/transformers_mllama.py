@@ -22,7 +22,7 @@ from mmchat.errors import MissingExtra
 from mmchat.models.mllama.documents import hf_documents
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
 
 
 class TransformersMllama:

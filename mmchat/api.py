@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
-from mmchat.catalog.find import ModelSource
+from mmchat.catalog.source import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
 from mmchat.conversation import Message
 from mmchat.engine.events import Finished, read_events

@@ -23,7 +23,7 @@ from mmchat.hardware.placement import Placement
 from mmchat.engine.reading import encode, rest_of
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.prompt import PlacedMedia, Prompt
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.nn.linear import set_formats
 from mmchat.quant.schemes import make_plan
 

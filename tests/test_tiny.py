@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import mmchat
-from mmchat.catalog.find import data_path, find_model, find_spec
+from mmchat.catalog.find import find_model
+from mmchat.catalog.known import data_path, find_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from mmchat.engine.events import Finished

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mmchat.batch.output import Output
     from mmchat.batch.rows import Row
     from mmchat.batch.run import Defaults
-    from mmchat.catalog.find import ModelSource
+    from mmchat.catalog.source import ModelSource
 
 FAILED_EXIT_CODE = 8
 LOG_SECONDS = 60.0  # between two lines of progress where there is no bar

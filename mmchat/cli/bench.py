@@ -20,7 +20,7 @@ from mmchat.storage import atomic_file
 if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.bench.variants import Variant
-    from mmchat.catalog.find import ModelSource
+    from mmchat.catalog.source import ModelSource
 
 of_what = partial(typer.Option, rich_help_panel="What to time")
 of_how = partial(typer.Option, rich_help_panel="How often")

@@ -96,7 +96,7 @@ def chat(
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
     source = find_or_offer(model)
     if source.spec.chat_format == "base":
-        from mmchat.catalog.find import answering_sibling
+        from mmchat.catalog.known import answering_sibling
 
         instead = answering_sibling(source.spec) or "an Instruct model"
         raise UsageError(

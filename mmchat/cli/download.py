@@ -45,7 +45,7 @@ class Selection:
 
     def request(self, model: str) -> Request:
         """What is meant of a model or repository. Raises UsageError, ParamsError."""
-        from mmchat.catalog.find import repo_of
+        from mmchat.catalog.known import repo_of
         from mmchat.hub.download import Request
 
         if self.include and self.weights_format != "safetensors":
@@ -106,7 +106,7 @@ def download(
 
 def _companion(model: str, plan: Plan) -> Request | None:
     """What is to be fetched beside a model, whose weights are not complete without it."""
-    from mmchat.catalog.find import find_spec
+    from mmchat.catalog.known import find_spec
     from mmchat.catalog.spec import load_spec
     from mmchat.hub.download import Request
 

@@ -15,7 +15,7 @@ from mmchat.storage import atomic_file
 from mmchat.words import first_pictures, pixels, size
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSource
+    from mmchat.catalog.source import ModelSource
     from mmchat.cli.generate import Request
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import Placement

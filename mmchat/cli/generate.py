@@ -32,7 +32,7 @@ from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.api import Model
-    from mmchat.catalog.find import ModelSource
+    from mmchat.catalog.source import ModelSource
     from mmchat.chat.session import ChatSession
     from mmchat.conversation import Box, Image, Message
     from mmchat.engine.events import Event
@@ -240,7 +240,7 @@ def _read_pictures(given: PromptInput, alpha: Literal["white", "drop"], quiet: b
 
 def _say_base(source: ModelSource) -> None:
     """That no answer is to be expected, where one is from a model of nearly the same name."""
-    from mmchat.catalog.find import answering_sibling
+    from mmchat.catalog.known import answering_sibling
 
     if sibling := answering_sibling(source.spec):
         name = source.spec.name

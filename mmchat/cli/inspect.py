@@ -15,7 +15,8 @@ from mmchat.loading.options import LoadOptions
 from mmchat.words import count, plural, size
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSource, ModelSpec
+    from mmchat.catalog.source import ModelSource
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.checkpoints.exported_folder import ExportedFolder
     from mmchat.models.family import Description
 

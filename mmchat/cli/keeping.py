@@ -44,7 +44,8 @@ def model_folder(model: str, *, or_gguf: bool = False) -> Path:
 
     or_gguf: a file in that format, which has no folder of its own, will do as well.
     """
-    from mmchat.catalog.find import find_model, find_spec
+    from mmchat.catalog.find import find_model
+    from mmchat.catalog.known import find_spec
     from mmchat.checkpoints.hub_cache import cached_snapshot, is_repo_id
 
     path = Path(model).expanduser()
@@ -98,7 +99,7 @@ def remove(
 
 
 def _removal(model: str) -> Removal:
-    from mmchat.catalog.find import data_path, repo_of
+    from mmchat.catalog.known import data_path, repo_of
     from mmchat.checkpoints.gguf_file import is_gguf
     from mmchat.hub import holdings
 

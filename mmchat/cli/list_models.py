@@ -11,7 +11,7 @@ from mmchat.cli import console, options
 from mmchat.words import count, size
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.hub.holdings import Holding
 
 COLUMNS = ("NAME", "KIND", "PARAMETERS", "IMAGE", "ON DISK", "FORMAT", "ALIASES")
@@ -45,7 +45,7 @@ class Entry:
 
 
 def _entries() -> list[Entry]:
-    from mmchat.catalog.find import known_models
+    from mmchat.catalog.known import known_models
     from mmchat.hub.holdings import Holding, holding, recorded_repos
 
     entries = []

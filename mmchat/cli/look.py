@@ -19,7 +19,7 @@ from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSource
+    from mmchat.catalog.source import ModelSource
     from mmchat.chat.session import ChatSession
     from mmchat.engine.events import Finished
 

@@ -11,7 +11,8 @@ from mmchat.offline import is_hub_offline
 from mmchat.words import size
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSource, ModelSpec
+    from mmchat.catalog.source import ModelSource
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.loading.options import LoadOptions
 
 _BYTES_PER_PARAMETER = 2  # the Hub's files are in bfloat16
@@ -38,7 +39,7 @@ def find_or_offer(model: LoadOptions) -> ModelSource:
 
 def _downloadable(model: LoadOptions) -> ModelSpec | None:
     """The known model that is meant, if it can be fetched now and someone can be asked."""
-    from mmchat.catalog.find import base_spec, find_spec
+    from mmchat.catalog.known import base_spec, find_spec
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
     if model.name is None or model.checkpoint_path is not None or not is_seen or is_hub_offline():

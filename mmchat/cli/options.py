@@ -53,7 +53,7 @@ def complete_scheme(incomplete: str) -> list[str]:
 
 def complete_model(incomplete: str) -> list[tuple[str, str]]:
     """Names and aliases that begin so, each with the description of the model."""
-    from mmchat.catalog.find import known_specs
+    from mmchat.catalog.known import known_specs
 
     return [
         (name, spec.description)

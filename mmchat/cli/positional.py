@@ -126,7 +126,7 @@ def _first_of_unknown(word: str) -> Kind:
 
 def mistyped(word: str) -> list[str]:
     """The names of models that a word was meant for; [""] if it is named like a model of others."""
-    from mmchat.catalog.find import known_specs, nearest_names
+    from mmchat.catalog.known import known_specs, nearest_names
     from mmchat.spelling import closest
 
     if re.search(r"\s|\?$", word):
@@ -142,7 +142,7 @@ def mistyped(word: str) -> list[str]:
 
 def is_known(word: str) -> bool:
     """Whether a word is the name, alias or repository of a model that mmchat knows."""
-    from mmchat.catalog.find import find_spec
+    from mmchat.catalog.known import find_spec
 
     return find_spec(word) is not None
 

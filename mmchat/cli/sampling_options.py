@@ -14,7 +14,7 @@ from mmchat.engine.drafts import LONGEST_DRAFT
 from mmchat.input_text import checked
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.engine.sampling import SamplingParams
 
 

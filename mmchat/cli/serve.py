@@ -20,7 +20,7 @@ from mmchat.words import plural, size
 
 if TYPE_CHECKING:
     from mmchat.api import Model
-    from mmchat.catalog.find import ModelSource
+    from mmchat.catalog.source import ModelSource
     from mmchat.server.service import Service
 
 

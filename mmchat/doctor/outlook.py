@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmchat.catalog.find import known_specs
+from mmchat.catalog.known import known_specs
 from mmchat.catalog.spec import ModelSpec
 from mmchat.doctor.machine import Machine
 from mmchat.estimate.memory import OFFERED_SCHEMES, MemoryNeed, Setup

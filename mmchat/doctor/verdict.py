@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.checkpoints.ollama_folder import ollama_models
 from mmchat.doctor.machine import Machine
 from mmchat.doctor.outlook import Outlook

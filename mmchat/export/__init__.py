@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmchat.catalog.find import ModelSource, find_spec
+from mmchat.catalog.known import find_spec
+from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     ExportRecord,

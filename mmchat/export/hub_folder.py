@@ -10,7 +10,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmchat.catalog.find import ModelSource, find_model
+from mmchat.catalog.find import find_model
+from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.writers import write_json, write_safetensors

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmchat.catalog.find import ModelSource
+from mmchat.catalog.source import ModelSource
 from mmchat.catalog.spec import params_document
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.checkpoints.mapped_file import TensorEntry

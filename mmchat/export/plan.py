@@ -12,7 +12,7 @@ from mmchat.quant.schemes import AUTO
 from mmchat.spelling import closest
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
 
 Format = Literal["aoti", "executorch", "safetensors", "hf"]
 

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from mmchat.catalog.find import ModelSource
+from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from mmchat.catalog.find import ModelSource, ModelSpec
+from mmchat.catalog.source import ModelSource
+from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.exported_folder import ExportedFolder

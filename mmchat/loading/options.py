@@ -22,7 +22,8 @@ from mmchat.quant.schemes import AUTO, Plan, find_scheme, make_plan
 if TYPE_CHECKING:
     import torch
 
-    from mmchat.catalog.find import ModelSource, ModelSpec
+    from mmchat.catalog.source import ModelSource
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.checkpoints.exported_folder import ExportedFolder
     from mmchat.estimate.memory import Setup
     from mmchat.hardware.placement import Placement

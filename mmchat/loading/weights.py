@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmchat.catalog.find import ModelSpec, params_file_for
+from mmchat.catalog.known import params_file_for
+from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.manifest import ExportRecord

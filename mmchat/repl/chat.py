@@ -22,7 +22,7 @@ from mmchat.repl.keeper import Keeper
 from mmchat.words import plural
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.chat.session import Budget, ChatSession
     from mmchat.conversation import Image, Message
     from mmchat.engine.events import Event, Finished

@@ -12,7 +12,7 @@ from mmchat.repl.paths import short_name
 from mmchat.words import cut, pixels
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.conversation import Image, Message, Turn
     from mmchat.engine.events import Finished
     from mmchat.engine.sampling import SamplingParams

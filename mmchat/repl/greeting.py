@@ -7,10 +7,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat.catalog.find import data_path
+from mmchat.catalog.known import data_path
 
 if TYPE_CHECKING:
-    from mmchat.catalog.find import ModelSpec
+    from mmchat.catalog.spec import ModelSpec
 
 LINES = (
     "Drop a picture into this window, or type its path, and ask about it.",

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from PIL import Image as PILImage
 
-from mmchat.catalog.find import known_specs, load_spec
+from mmchat.catalog.known import known_specs
+from mmchat.catalog.spec import load_spec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, FileRecord, Manifest, write_manifest
 from mmchat.checkpoints.pickle_scan import scan

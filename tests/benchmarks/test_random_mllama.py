@@ -10,7 +10,7 @@ import torch
 from benchmarks import random_mllama
 from benchmarks.in_memory import InMemoryCheckpoint
 from benchmarks.shapes import RandomTensors, byte_tokenizer
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.errors import CheckpointError
 from mmchat.loading.loader import load_from_tensors
 from mmchat.loading.options import LoadOptions

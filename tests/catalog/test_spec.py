@@ -11,16 +11,9 @@ from pathlib import Path
 import pytest
 
 from mmchat.catalog import spec as spec_module
-from mmchat.catalog.find import (
-    ModelSource,
-    data_path,
-    find_model,
-    find_spec,
-    known_models,
-    known_specs,
-    load_spec,
-    params_file_for,
-)
+from mmchat.catalog.find import find_model, load_spec
+from mmchat.catalog.known import data_path, find_spec, known_models, known_specs, params_file_for
+from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.errors import CheckpointError, ParamsError
@@ -482,7 +475,7 @@ def test_the_params_file_that_fits_a_tile_size_is_named():
 @pytest.mark.process
 def test_finding_a_model_imports_nothing_heavy():
     code = (
-        "import sys; from mmchat.catalog.find import *; known_models(); "
+        "import sys; from mmchat.catalog.known import *; known_models(); "
         "import mmchat.models.mllama.prompt, mmchat.tokenizers; "
         "print({'torch', 'numpy', 'PIL', 'tiktoken', 'tokenizers'} & sys.modules.keys())"
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmchat.catalog.find import ModelSource, ModelSpec, find_spec
+from mmchat.catalog.known import find_spec
+from mmchat.catalog.source import ModelSource
+from mmchat.catalog.spec import ModelSpec
 from mmchat.cli import model_choice
 from mmchat.loading.options import LoadOptions
 

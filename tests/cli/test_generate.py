@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from mmchat.catalog.find import data_path
+from mmchat.catalog.known import data_path
 from mmchat.cli import generate, model_choice
 
 DOG = data_path("assets", "dog.jpg")

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from mmchat.catalog.find import known_models
+from mmchat.catalog.known import known_models
 from mmchat.cli import console
 from tests.cli.fake_loading import known_spec
 

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from mmchat.catalog.find import data_path
+from mmchat.catalog.known import data_path
 
 DOG = str(data_path("assets", "dog.jpg"))
 ASK = ("look", "What's in this image?", DOG)

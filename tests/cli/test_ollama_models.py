@@ -6,7 +6,8 @@ import stat
 
 import pytest
 
-from mmchat.catalog.find import data_path, find_model, known_specs
+from mmchat.catalog.find import find_model
+from mmchat.catalog.known import data_path, known_specs
 from mmchat.checkpoints import ollama_folder as reader
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.ollama_folder import ollama_model, ollama_models

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.catalog.find import data_path
+from mmchat.catalog.known import data_path
 from mmchat.cli import console
 
 pytestmark = pytest.mark.process

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mmchat
-from mmchat.catalog.find import data_path
+from mmchat.catalog.known import data_path
 from mmchat.chat.session import ChatSession
 from mmchat.engine.drafts import Drafter, Pace, PromptLookup
 from mmchat.engine.driver import run

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import mmchat
 from mmchat import limits
-from mmchat.catalog.find import data_path
+from mmchat.catalog.known import data_path
 from mmchat.engine import grammar, row
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.driver import run

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.errors import MemoryError_
 from mmchat.estimate.memory import OVERHEAD, Setup, Workload, check_memory
 from mmchat.limits import MIB

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image as PILImage
 
 import mmchat
-from mmchat.catalog.find import data_path, find_model
+from mmchat.catalog.find import find_model
+from mmchat.catalog.known import data_path
 from mmchat.errors import UsageError
 from mmchat.explain.look import check_family
 from mmchat.repl.chat import Chat

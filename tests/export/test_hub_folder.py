@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import mmchat
-from mmchat.catalog.find import find_model, known_specs, load_spec
+from mmchat.catalog.find import find_model, load_spec
+from mmchat.catalog.known import known_specs
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from mmchat.engine.sampling import SamplingParams

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import mmchat
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.engine.sampling import SamplingParams
 from mmchat.images import from_pil
 from tests.loading.test_loader import TOKENIZER, finish, write_hf_folder

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import mmchat
 from mmchat.catalog.adapters import find_adapters
-from mmchat.catalog.find import base_spec, data_path, find_model, find_spec
+from mmchat.catalog.find import find_model
+from mmchat.catalog.known import base_spec, data_path, find_spec
 from mmchat.checkpoints.adapter import open_adapters
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.cli.app import app

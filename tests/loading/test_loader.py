@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import mmchat
-from mmchat.catalog.find import data_path, load_spec
+from mmchat.catalog.known import data_path
+from mmchat.catalog.spec import load_spec
 from mmchat.cli.app import app
 from mmchat.engine.events import Finished
 from mmchat.engine.reading import encode, rest_of
@@ -257,7 +258,7 @@ def test_params_for_other_tiles_are_named_with_the_file_that_fits(
     right = write_params(tmp_path / "small-tiles.json", config)
     wrong = write_params(tmp_path / "large-tiles.json", large)
     known = tuple(map(load_spec, (right, wrong)))
-    monkeypatch.setattr("mmchat.catalog.find.known_specs", lambda: known)
+    monkeypatch.setattr("mmchat.catalog.known.known_specs", lambda: known)
     files = {
         "checkpoint_path": folder / "model.safetensors",
         "tokenizer_path": folder / "tokenizer.model",

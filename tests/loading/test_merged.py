@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 import mmchat
 from mmchat.catalog import spec as spec_module
-from mmchat.catalog.find import data_path, find_spec, load_spec
-from mmchat.catalog.spec import params_document
+from mmchat.catalog.known import data_path, find_spec
+from mmchat.catalog.spec import load_spec, params_document
 from mmchat.cli.app import app
 from mmchat.errors import CheckpointError, ParamsError, UsageError
 from mmchat.loading.options import LoadOptions

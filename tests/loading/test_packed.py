@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmchat.catalog.find import data_path, find_spec
+from mmchat.catalog.known import data_path, find_spec
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.loader import load
 from mmchat.loading.options import LoadOptions

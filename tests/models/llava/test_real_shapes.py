@@ -8,7 +8,7 @@ from math import prod
 import pytest
 import torch
 
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.tensor_names import VISION, hub_shapes, is_unused

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmchat.catalog.find import known_specs
+from mmchat.catalog.known import known_specs
 from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.footprint import footprint

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import mmchat
-from mmchat.catalog.find import data_path, find_model, known_specs
+from mmchat.catalog.find import find_model
+from mmchat.catalog.known import data_path, known_specs
 from mmchat.catalog.spec import params_document
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.gguf_checkpoint import GgufPacking

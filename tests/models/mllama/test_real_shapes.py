@@ -5,7 +5,7 @@ from math import prod
 import pytest
 import torch
 
-from mmchat.catalog.find import known_specs
+from mmchat.catalog.known import known_specs
 from mmchat.models.mllama.config import (
     ImageProcessorConfig,
     MllamaConfig,

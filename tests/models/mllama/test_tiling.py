@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.models.mllama.footprint import footprint
 from mmchat.models.mllama.tiling import (
     choose_layout,

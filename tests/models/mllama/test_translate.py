@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from mmchat.catalog.find import find_spec, known_specs, load_spec
+from mmchat.catalog.known import find_spec, known_specs
+from mmchat.catalog.spec import load_spec
 from mmchat.errors import ParamsError
 from mmchat.models.family import parameter_count
 from mmchat.models.mllama.family import MllamaFamily

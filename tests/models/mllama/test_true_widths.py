@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.model import MllamaForConditionalGeneration

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as PILImage
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from mmchat.catalog.find import find_spec
+from mmchat.catalog.known import find_spec
 from mmchat.conversation import Image
 from mmchat.models.qwen_vl.family import QwenVLFamily
 from mmchat.models.qwen_vl.processor import preprocess

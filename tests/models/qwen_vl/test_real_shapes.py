@@ -7,7 +7,7 @@ from math import prod
 import pytest
 import torch
 
-from mmchat.catalog.find import answering_sibling, find_spec
+from mmchat.catalog.known import answering_sibling, find_spec
 from mmchat.hub.client import HubFile
 from mmchat.hub.selection import select
 from mmchat.models.qwen_vl.config import QwenVLConfig

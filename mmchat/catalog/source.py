@@ -1,0 +1,117 @@
+"""A model with the files that were found of it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mmchat.catalog.adapters import AdapterSource
+from mmchat.catalog.spec import ModelSpec
+from mmchat.checkpoints.adapter import Adapters, open_adapters
+from mmchat.checkpoints.checkpoint import (
+    Checkpoint,
+    MergeRules,
+    StoredAs,
+    is_stored_in_gguf,
+    open_checkpoint,
+    with_companion,
+)
+from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
+from mmchat.checkpoints.gguf_checkpoint import open_gguf
+from mmchat.checkpoints.gguf_file import is_gguf
+from mmchat.errors import CheckpointError, quoted
+from mmchat.models.family import COMPANION
+from mmchat.tokenizers import name_as_found
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model and its files. checkpoint, companion: folder or file; tokenizer: file; None where not
+    found. companion: weights of another repository that belong to the model. adapters: to be merged
+    into them."""
+
+    spec: ModelSpec
+    checkpoint: Path | None
+    tokenizer: Path | None
+    companion: Path | None = None
+    adapters: tuple[AdapterSource, ...] = ()
+
+    def open_adapters(self) -> Adapters:
+        """What is merged into the weights, compared with the model. Raises CheckpointError."""
+        given = [(adapter.folder, adapter.scale) for adapter in self.adapters]
+        family = self.spec.family
+        return open_adapters(given, family.shapes(self.spec.config), family.hub_name)
+
+    def open_weights(self) -> Checkpoint:
+        """The checkpoint, with that of the companion, unpacked. Raises CheckpointError."""
+        if self.checkpoint is None:
+            raise CheckpointError(
+                f"no weights of {self.spec.name} are here; give --checkpoint-path"
+            )
+        if self.format == "gguf":
+            return open_gguf(self.checkpoint, self.companion)
+        own = open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
+        if self.companion is not None:
+            try:
+                other = open_checkpoint(self.companion)
+            except BaseException:
+                own.close()
+                raise
+            own = with_companion(own, other, COMPANION)
+        return self.spec.packing.unpacked(own) if self.spec.packing else own
+
+    @property
+    def format(self) -> StoredAs:
+        """The format of the weights, as loading will find it; "hf" where there are none."""
+        if self.checkpoint and is_stored_in_gguf(self.checkpoint):
+            return "gguf"
+        with suppress(CheckpointError):  # loading says what is wrong
+            if self.checkpoint:
+                with open_checkpoint(self.checkpoint, merge_rules=self._shard_rules) as files:
+                    return files.format
+        return "hf"
+
+    @property
+    def _shard_rules(self) -> MergeRules | None:
+        return None if self.exported else self.spec.family.shard_axis
+
+    @cached_property
+    def exported(self) -> ExportedFolder | None:
+        """What `mmchat export` made the folder for, if it did. Raises CheckpointError."""
+        return exported_folder(self.checkpoint)
+
+    def tokenizer_file(self) -> Path:
+        """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""
+        if self.tokenizer is not None:
+            return self.tokenizer
+        if self.checkpoint is None:
+            raise CheckpointError(f"no tokenizer of {self.spec.name} here; give --tokenizer-path")
+        folder = quoted(str(folder_of(self.checkpoint)), 300)
+        raise CheckpointError(
+            f"no tokenizer.model, tokenizer.json or qwen.tiktoken in {folder};"
+            " copy the one that came with the weights there, or give it with --tokenizer-path"
+        )
+
+    def copy_papers(self, folder: Path) -> None:
+        """Put tokenizer, licence and use policy into a new folder, under names that it is read by.
+
+        Raises CheckpointError, DiskError.
+        """
+        from mmchat import limits
+        from mmchat.checkpoints.writers import copy_into, papers_beside, write_json
+        from mmchat.tokenizers.gguf_tokenizer import tokenizer_document
+
+        tokenizer = self.tokenizer_file()
+        if is_gguf(tokenizer):
+            write_json(folder / "tokenizer.json", tokenizer_document(tokenizer))
+        else:
+            name = name_as_found(tokenizer)
+            copy_into(folder, tokenizer, limits.TOKENIZER_JSON_BYTES, name)
+        for paper in papers_beside(self.checkpoint) if self.checkpoint else ():
+            copy_into(folder, paper, limits.LICENCE_BYTES)
+
+
+def folder_of(checkpoint: Path) -> Path:
+    return checkpoint if checkpoint.is_dir() else checkpoint.parent
