@@ -1,0 +1,1 @@
+"""How `mmchat serve` bears load and faults: `python -m benchmarks.serve`."""
