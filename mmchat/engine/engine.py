@@ -284,6 +284,11 @@ class Engine:
                     self._room.encoded(media)
                     self.encoded += 1
                     self.known += rows - 1
+            waited = [row for row in self._turns if row.unseen]
+            _wait(self._runtime)
+            for row in waited:
+                if not row.unencoded(self.cache):
+                    row.encoded()
 
     def _unencoded(self) -> list[Media]:
         """The pictures that rows wait for, in their turns, each content once."""
@@ -303,9 +308,6 @@ class Engine:
         read = []
         for row in ready:
             start = self.cache.lengths[row.slot.number]
-            if start == row.shared:
-                _wait(self._runtime)
-                row.encoded()
             end = row.scores.end(start, min(start + left, len(row.prompt.token_ids)))
             piece = row.prompt.token_ids[start:end]
             read.append((row, torch.tensor(piece, device=self._runtime.device)))

@@ -447,6 +447,22 @@ def test_a_picture_is_encoded_slice_by_slice_and_once_for_all():
     assert engine._model.runtime.slices == ["p"] * 3
 
 
+def test_only_those_who_wait_for_a_picture_have_time_of_pictures():
+    """Neither a text beside a picture has, nor who asks about one that is known."""
+    engine = Engine(fake_model(), rows=3)
+    prompts = [with_pictures("a", 9, 7), Prompt((1, 2, 3)), with_pictures("a", 9, 8)]
+    seen = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts[:2]]
+    while engine.step():
+        pass
+    seen.append(engine.submit(Request(prompts[2], GREEDY)))
+    while engine.step():
+        pass
+    spent = [answer.request.timings for answer in seen]
+    assert [one.vision_seconds > 0 for one in spent] == [True, False, False]
+    for one in spent:
+        assert 0 < one.vision_seconds + one.prefill_seconds <= one.time_to_first_token
+
+
 @pytest.mark.parametrize("after_steps", [0, 1, 2, 3, 4, 6])
 def test_cancelling_frees_the_row_at_once(after_steps):
     engine = Engine(fake_model(), rows=1)
