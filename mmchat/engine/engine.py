@@ -192,8 +192,7 @@ class Engine:
             slot.marks = marks
         else:
             self.cache.truncate(slot.number, row.shared)
-        self._room.reserve(slot)
-        self.cache.begin(slot.number, row.prompt)
+        self._room.begin(slot, row.prompt)
         row.unseen = row.prompt.unread(row.shared)
         self.known += len(row.prompt.media) - len(row.unencoded(self.cache))
 
