@@ -237,7 +237,7 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
     context = min(ask.context or model.max_seq_len, model.max_seq_len)
 
     def work() -> Request:
-        grammar = grammar_of(model, ask.schema, ask.plan)
+        grammar = grammar_of(model, ask.schema, ask.plan, call.owner)
         opened = opened_of(call, ask, is_wanted)
         return replace(that_fits(ask, lambda ask: make(ask, opened)), grammar=grammar)
 
