@@ -164,15 +164,15 @@ def _compiled(text: str, tokenizer: LLTokenizer, lenient: bool, or_text: bool) -
     where = Where("schema", error=SchemaError)
     until = time.monotonic() + limits.SCHEMA_SECONDS
 
-    def work() -> LLMatcher | MmchatError:
+    def work() -> LLMatcher:
         matcher = _matcher(schema, tokenizer, lenient, or_text)
-        return _refusal(schema, matcher, tokenizer, lenient, until) or matcher
+        if matcher.is_error():
+            raise _refusal(schema, matcher, tokenizer, lenient, until)
+        return matcher
 
     found = _within(limits.SCHEMA_SECONDS, work)
     if found is None:
         raise where.fail(f"takes longer than {limits.SCHEMA_SECONDS:g} s to compile; simplify it")
-    if isinstance(found, MmchatError):
-        raise found
     return found
 
 
@@ -194,10 +194,8 @@ def _limits() -> LLParserLimits:
 
 def _refusal(
     schema: Any, matcher: LLMatcher, tokenizer: LLTokenizer, lenient: bool, until: float
-) -> MmchatError | None:
-    """Why the schema cannot be used, if so, with the innermost place that cannot be alone."""
-    if not matcher.is_error():
-        return None
+) -> MmchatError:
+    """Why the schema cannot be used, with the innermost place that cannot be alone."""
     where = Where("schema", error=SchemaError)
     reason, found = matcher.get_error(), ()
     whole = schemas.moved(schema, _WHOLE)
@@ -256,7 +254,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T | None:
     thread.start()
     thread.join(seconds)
     if failed:
-        raise failed[0]
+        raise failed.pop()  # a list that held it would hold all that its traceback does
     return done[0] if done else None
 
 
