@@ -72,7 +72,7 @@ async def alone(short: bool) -> list[Figure]:
 async def gaps(short: bool) -> list[Figure]:
     """The longest gap between the tokens of a stream while a prompt or a picture of others is read.
 
-    A slice is a quarter of the prompt's time alone, and for a picture the time of one layer.
+    A slice is an eighth of the prompt's time alone, and for a picture the time of one layer.
     """
     rounds, words = (1, 600) if short else (9, 2_000)
     figures = []

@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from mmchat.runtime.base import Runtime
 
 # Positions of prompts that are read at once where there are several rows: large enough that
-# products of matrices run at full speed, small enough that those who write or come meanwhile, and
-# whoever cancels, do not wait long.
-PIECE = 512
+# products of matrices run at full speed, on a CPU and on a device, and small enough that those who
+# write or come meanwhile, and whoever cancels, do not wait long.
+PIECE, DEVICE_PIECE = 256, 512
+SHORT = 64  # positions of a prompt that need not wait for a piece of a longer one
 INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
 
@@ -68,6 +69,7 @@ class Engine:
         self._waiting = Queue(rows)
         self._active: list[Row] = []
         self._turns: deque[Row] = deque()  # of those that read their prompt
+        self._short_first = False  # whether the last piece was of short prompts before their turn
         self._encoding: Encoding | None = None  # what some of them wait for
         self._lock = threading.RLock()
         self._is_stepping = False
@@ -123,8 +125,8 @@ class Engine:
         with self._lock, self._working():
             self._step_began = time.monotonic()
             self._drop_cancelled()
-            self._admit()
             self._write([row for row in self._active if row.is_writing])
+            self._admit()  # who came meanwhile, and where rows are over, is read in this step
             if self._turns:
                 self._read()
             return self.has_work
@@ -157,6 +159,7 @@ class Engine:
             self._waiting.add(self._coming.popleft())
 
     def _admit(self) -> None:
+        self._queue_up()
         while self.prefixes.has_room:
             answer = self._waiting.next(Counter(row.answer.request.owner for row in self._active))
             place = None if answer is None else self._room.place(answer.request)
@@ -189,8 +192,7 @@ class Engine:
             slot.marks = marks
         else:
             self.cache.truncate(slot.number, row.shared)
-        self._room.reserve(slot)
-        self.cache.begin(slot.number, row.prompt)
+        self._room.begin(slot, row.prompt)
         row.unseen = row.prompt.unread(row.shared)
         self.known += len(row.prompt.media) - len(row.unencoded(self.cache))
 
@@ -284,6 +286,11 @@ class Engine:
                     self._room.encoded(media)
                     self.encoded += 1
                     self.known += rows - 1
+            waited = [row for row in self._turns if row.unseen]
+            _wait(self._runtime)
+            for row in waited:
+                if not row.unencoded(self.cache):
+                    row.encoded()
 
     def _unencoded(self) -> list[Media]:
         """The pictures that rows wait for, in their turns, each content once."""
@@ -291,29 +298,39 @@ class Engine:
         return list({media.content_hash: media for media in waited}.values())
 
     def _read_pieces(self) -> None:
-        """Pieces of the prompts whose pictures are encoded, as many as a slice takes."""
+        """Pieces of the prompts whose pictures are encoded, as many as a slice takes.
+
+        Every second slice may be of short ones alone, so that these do not wait for a long one of
+        others, nor that one for ever.
+        """
         import torch
 
         ready = [row for row in self._turns if not row.unencoded(self.cache)]
         if watching := [row for row in ready if row.watch]:  # which are read alone
             ready = watching[:1] if ready[0].watch else [r for r in ready if not r.watch]
-        left = PIECE
+        short = [row for row in ready if self._unread(row) <= SHORT]
+        self._short_first = bool(short) and len(short) < len(ready) and not self._short_first
+        if self._short_first:
+            ready = short
+        left = PIECE if self._runtime.device.type == "cpu" else DEVICE_PIECE
         if self.rows == 1:  # nobody else can begin meanwhile
-            left = max(PIECE, len(ready[0].prompt.token_ids))
+            left = max(left, len(ready[0].prompt.token_ids))
         read = []
         for row in ready:
             start = self.cache.lengths[row.slot.number]
-            if start == row.shared:
-                _wait(self._runtime)
-                row.encoded()
             end = row.scores.end(start, min(start + left, len(row.prompt.token_ids)))
             piece = row.prompt.token_ids[start:end]
             read.append((row, torch.tensor(piece, device=self._runtime.device)))
             left -= len(piece)
             if not left:
                 break
-        self._turns.rotate(-1)
+        if not self._short_first:  # else it is still the turn of who was first
+            self._turns.rotate(-1)
         self._forward(read)
+
+    def _unread(self, row: Row) -> int:
+        """Positions of its prompt."""
+        return len(row.prompt.token_ids) - self.cache.lengths[row.slot.number]
 
     # ---- one step of rows
 

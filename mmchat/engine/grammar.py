@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmchat import limits
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mmchat.tokenizers.base import Tokenizer
 
 T = TypeVar("T")
+GRAMMARS_KEPT = 16  # that were used last; those of the largest schemas have 6 MiB each
 # Models write worse JSON without any white space (arrays end at once), and some write it without
 # end where they may: a line break and an indentation are enough.
 _WHITESPACE = r"\n? {0,12}"
@@ -45,15 +46,22 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, stop_ids: Collection[int], vocab_size: int) -> None:
         self._source, self._stop_ids, self._vocab_size = tokenizer, stop_ids, vocab_size
+        self._kept = lru_cache(GRAMMARS_KEPT)(self._compile)
 
-    def compile(self, schema: object, *, lenient: bool = False, or_text: bool = False) -> Grammar:
+    def compile(
+        self, schema: object, *, lenient: bool = False, or_text: bool = False, owner: str = ""
+    ) -> Grammar:
         """The grammar of a schema, as engine.schema.as_text takes one.
 
         lenient: leave out what cannot be enforced, and say so in `notices`, instead of refusing it.
-        or_text: the answer may be any text instead that does not begin with `{`. Raises
+        or_text: the answer may be any text instead that does not begin with `{`. owner: each
+        compiles for itself, so that nobody can tell by the time what others asked for. Raises
         SchemaError, MissingExtra.
         """
-        matcher = _compiled(schemas.as_text(schema), self._tokenizer, lenient, or_text)
+        return self._kept(owner, schemas.as_text(schema), lenient, or_text)
+
+    def _compile(self, _: str, text: str, lenient: bool, or_text: bool) -> Grammar:
+        matcher = _compiled(text, self._tokenizer, lenient, or_text)
         notices = tuple(map(_notice, matcher.get_grammar_warnings()))
         return Grammar(matcher, self._vocab_size, notices)
 
@@ -156,15 +164,15 @@ def _compiled(text: str, tokenizer: LLTokenizer, lenient: bool, or_text: bool) -
     where = Where("schema", error=SchemaError)
     until = time.monotonic() + limits.SCHEMA_SECONDS
 
-    def work() -> LLMatcher | MmchatError:
+    def work() -> LLMatcher:
         matcher = _matcher(schema, tokenizer, lenient, or_text)
-        return _refusal(schema, matcher, tokenizer, lenient, until) or matcher
+        if matcher.is_error():
+            raise _refusal(schema, matcher, tokenizer, lenient, until)
+        return matcher
 
     found = _within(limits.SCHEMA_SECONDS, work)
     if found is None:
         raise where.fail(f"takes longer than {limits.SCHEMA_SECONDS:g} s to compile; simplify it")
-    if isinstance(found, MmchatError):
-        raise found
     return found
 
 
@@ -186,10 +194,8 @@ def _limits() -> LLParserLimits:
 
 def _refusal(
     schema: Any, matcher: LLMatcher, tokenizer: LLTokenizer, lenient: bool, until: float
-) -> MmchatError | None:
-    """Why the schema cannot be used, if so, with the innermost place that cannot be alone."""
-    if not matcher.is_error():
-        return None
+) -> MmchatError:
+    """Why the schema cannot be used, with the innermost place that cannot be alone."""
     where = Where("schema", error=SchemaError)
     reason, found = matcher.get_error(), ()
     whole = schemas.moved(schema, _WHOLE)
@@ -248,7 +254,7 @@ def _within(seconds: float, work: Callable[[], T]) -> T | None:
     thread.start()
     thread.join(seconds)
     if failed:
-        raise failed[0]
+        raise failed.pop()  # a list that held it would hold all that its traceback does
     return done[0] if done else None
 
 

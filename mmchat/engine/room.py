@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from mmchat.engine.request import Request
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.base import Cache
-    from mmchat.models.prompt import Media, PlacedMedia
+    from mmchat.models.prompt import Media, PlacedMedia, Prompt
 
 STEP = 256  # positions; no cache makes room in larger steps
 CPU_ROWS, DEVICE_ROWS = 8, 64  # answers written at once; beyond the first a CPU gains little
+# Pictures that no row needs any more, for a conversation that goes on, where no limit is known
+PICTURES_KEPT = 4
 
 
 def usual_rows(model: LoadedModel, memory: int | None) -> int:
@@ -44,7 +46,7 @@ class Room:
 
     A request is promised all that it may come to need when it is given its slot: memory that runs
     out in the middle would cost somebody an answer. What idle slots and pictures hold counts too,
-    and goes first, the least recently used before others.
+    and goes first, the least recently used before others. Without a limit PICTURES_KEPT stay.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class Room:
     ) -> None:
         self.limit = limit
         self._cache, self._prefixes, self._model = cache, prefixes, model
-        self._pictures: dict[str, int] = {}  # bytes by content hash, of those that are encoded
+        # bytes by content hash, of those that are encoded; the one used last comes last
+        self._pictures: dict[str, int] = {}
         self._longest = 0  # positions that all slots of a fixed cache have room for
 
     @property
@@ -121,19 +124,27 @@ class Room:
                 self._longest = max(self._longest, place.slot.room)
             place.slot.pictures = self._pictures_of(request)
             place.slot.together = self._together(request.prompt.media)
-            for content_hash in place.slot.pictures.keys() & self._pictures.keys():
-                self._pictures[content_hash] = self._pictures.pop(content_hash)  # used last
+        for placed in request.prompt.media:
+            if (content_hash := placed.media.content_hash) in self._pictures:
+                self._pictures[content_hash] = self._pictures.pop(content_hash)
 
-    def reserve(self, slot: Slot) -> None:
-        """Allocate what was promised, once: growing holds the old and the new at the same time."""
+    def begin(self, slot: Slot, prompt: Prompt) -> None:
+        """The slot, which holds what it shares with it, is to read a prompt.
+
+        What was promised is allocated once: growing holds the old and the new at the same time.
+        """
         if self.limit is not None:
             self._cache.shrink(slot.number)
             self._cache.reserve(slot.number, slot.room)
+        self._cache.begin(slot.number, prompt)
+        if self.limit is None:
+            for content_hash in [*self._encoded()][:-PICTURES_KEPT]:
+                self._cache.drop_media(content_hash)  # unless a row needs it
 
     def encoded(self, media: Media) -> None:
         """The cache has this picture now."""
-        if self.limit is not None:
-            self._pictures[media.content_hash] = self._model.media_bytes(media.facts)
+        size = 0 if self.limit is None else self._model.media_bytes(media.facts)
+        self._pictures[media.content_hash] = size
 
     def leave(self, slot: Slot, marks: Sequence[int | str]) -> None:
         """The row is over; its slot keeps the positions of `marks` for those who share them."""

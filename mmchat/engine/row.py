@@ -102,7 +102,7 @@ class Row:
     # ---- reading and writing
 
     def encoded(self) -> None:
-        """All pictures are in the cache."""
+        """All pictures that it waited for are in the cache."""
         self.timings.vision_seconds = clock() - self.began
         self.began = clock()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from typing import Generic, TypeVar
 
 import torch
@@ -18,7 +17,6 @@ CAPACITY_STEP = 256  # positions; seldom enough, for graphs are captured anew wh
 # Positions: a token and the longest draft after it, engine.drafts.LONGEST_DRAFT, which may not be
 # imported here.
 LONGEST_STEP = 65
-ENCODED_IMAGES_KEPT = 4  # beyond those that are needed, for a conversation that goes on
 Kept = TypeVar("Kept")
 
 
@@ -26,8 +24,8 @@ class RowCache(ABC, Generic[Kept]):
     """Rows in their slots, of the dtype and on the device of `like` (models.base.Cache).
 
     encoded: what is kept of each picture content. It is shared by all rows and outlives them, so a
-    picture is encoded once; the least recently used go first. fixed: steps compute all slots at
-    once, those without a row for nothing, as a GPU does best.
+    picture is encoded once; whoever uses the cache says which go. fixed: steps compute all slots
+    at once, those without a row for nothing, as a GPU does best.
     """
 
     def __init__(
@@ -46,7 +44,7 @@ class RowCache(ABC, Generic[Kept]):
         self.layers = [LayerCache(*size, fixed=fixed, **options) for _ in range(layers)]
         self.fixed = fixed
         self.lengths = [0] * slots
-        self.encoded: OrderedDict[str, Kept] = OrderedDict()
+        self.encoded: dict[str, Kept] = {}
         with torch.inference_mode(False):  # whoever makes it, others write it
             self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)  # `lengths`
 
@@ -68,7 +66,6 @@ class RowCache(ABC, Generic[Kept]):
 
     def begin(self, slot: int, prompt: Prompt) -> None:
         self._place(slot, prompt)
-        self._forget_unused(ENCODED_IMAGES_KEPT)
 
     def reserve(self, slot: int, length: int) -> None:
         for layer in self.layers:
@@ -98,7 +95,8 @@ class RowCache(ABC, Generic[Kept]):
                 layer.shrink(slot, 0)
 
     def release(self) -> None:
-        self._forget_unused(0)
+        for content_hash in self.encoded.keys() - self._needed():
+            self._forget(content_hash)
         for slot, length in enumerate(self.lengths):
             longest = max(self.lengths) if self.fixed else length
             for layer in self.layers:
@@ -118,20 +116,10 @@ class RowCache(ABC, Generic[Kept]):
     # ---- pictures
 
     def has_media(self, content_hash: str) -> bool:
-        if content_hash not in self.encoded:
-            return False
-        self.encoded.move_to_end(content_hash)
-        return True
+        return content_hash in self.encoded
 
     def drop_media(self, content_hash: str) -> None:
         if content_hash not in self._needed():
-            self._forget(content_hash)
-
-    def _forget_unused(self, keep: int) -> None:
-        """Drop the pictures that no row needs, but for the `keep` used last."""
-        needed = self._needed()
-        unused = [content_hash for content_hash in self.encoded if content_hash not in needed]
-        for content_hash in unused[: max(len(unused) - keep, 0)]:
             self._forget(content_hash)
 
     def _forget(self, content_hash: str) -> None:

@@ -103,12 +103,13 @@ class Answering:
 
     def __init__(self, call: Call, thread: EngineThread, request: Request, plan: Plan) -> None:
         loop = asyncio.get_running_loop()
-        self._came = asyncio.Event()
+        self._came = came = asyncio.Event()
         self.stream = plan.stream()
         self.call, self.request, self._thread = call, request, thread
         self._submitted = time.perf_counter()
         try:
-            self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(self._came.set))
+            # not `self._came`: what holds itself stays, pictures and all, until Python looks for it
+            self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(came.set))
         except MemoryError_ as error:  # it would not fit even alone: no use to try again
             raise ApiError("context_length_exceeded", str(error)) from None
         except RuntimeError as error:
@@ -239,7 +240,7 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
     context = min(ask.context or model.max_seq_len, model.max_seq_len)
 
     def work() -> Request:
-        grammar = grammar_of(model, ask.schema, ask.plan)
+        grammar = grammar_of(model, ask.schema, ask.plan, call.owner)
         opened = opened_of(call, ask, is_wanted)
         return replace(that_fits(ask, lambda ask: make(ask, opened)), grammar=grammar)
 

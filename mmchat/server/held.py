@@ -62,33 +62,37 @@ class Plan:
 NO_TOOLS = Plan()
 
 
-def grammar_of(model: LoadedModel, schema: Schema | None, plan: Plan) -> Grammar | None:
+def grammar_of(
+    model: LoadedModel, schema: Schema | None, plan: Plan, owner: str = ""
+) -> Grammar | None:
     """None if the answer is free. Where a call must come, there is no text to obey the schema.
 
     May take seconds, as the first one of a model does. Raises ApiError that names the field.
     """
     lenient = not plan.is_strict
     if schema is not None and not plan.names:
-        return _compiled(model, schema, lenient=schema.is_lenient)
+        return _compiled(model, schema, owner=owner, lenient=schema.is_lenient)
     if schema is not None and plan.or_text:
         _check_size(schema.value, schema.param)
         text = moved(schema.value, ("anyOf", len(plan.calls)))
         either = Schema("tools", {"anyOf": [*plan.calls, text]})
         lenient = lenient and schema.is_lenient
-        return _compiled(model, either, (*plan.places, schema.param), lenient=lenient)
+        places = *plan.places, schema.param
+        return _compiled(model, either, places, owner=owner, lenient=lenient)
     if not plan.is_held:
         return None
     calls = Schema("tools", {"anyOf": plan.calls})
-    return _compiled(model, calls, plan.places, lenient=lenient, or_text=plan.or_text)
+    options = {"lenient": lenient, "or_text": plan.or_text}
+    return _compiled(model, calls, plan.places, owner=owner, **options)
 
 
 def _compiled(
-    model: LoadedModel, schema: Schema, places: Sequence[str] = (), **options: bool
+    model: LoadedModel, schema: Schema, places: Sequence[str] = (), *, owner: str, **options: bool
 ) -> Grammar:
     """places: the fields of the schemas that it is made of."""
     param = schema.param
     try:
-        return model.grammars.compile(schema.value, **options)
+        return model.grammars.compile(schema.value, owner=owner, **options)
     except MissingExtra as error:
         raise ApiError("unsupported_parameter", str(error), param) from None
     except SchemaError as error:

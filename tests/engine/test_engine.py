@@ -256,11 +256,40 @@ def test_a_long_prompt_lets_others_begin_where_there_are_several_rows():
     sizes = engine._model.runtime.sizes
     assert sizes == [(1, engine_module.PIECE)]
     short = engine.submit(Request(Prompt((1, 2, 3)), GREEDY))
-    for _ in range(3):
-        engine.step()
-    piece = engine_module.PIECE
-    assert sizes[1:] == [(1, piece), (2, piece), (1, 1), (1, 1_603 - 3 * piece)]
+    engine.step()
     assert any(isinstance(event, TextDelta) for event in short.take())
+    engine.step()
+    assert sizes[1:] == [(1, 3), (1, 1), (1, engine_module.PIECE)]
+
+
+def test_short_prompts_without_end_do_not_keep_a_long_one_from_being_read():
+    engine = Engine(fake_model(), rows=4)
+    long = engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
+    short: list[Any] = []
+    for steps in range(1, 99):
+        if sum(not answer.is_over for answer in short) < 3:
+            prompt = Prompt((steps, 2, 3))
+            short.append(engine.submit(Request(prompt, replace(GREEDY, max_new_tokens=1))))
+        engine.step()
+        if any(isinstance(event, TextDelta) for event in long.take()):
+            break
+    assert steps <= 2 * -(-1_600 // engine_module.PIECE)
+    assert sum(answer.is_over for answer in short) >= steps - 3
+
+
+def test_who_comes_while_others_write_is_read_in_that_step():
+    engine = Engine(fake_model(), rows=2)
+    endless_one = replace(GREEDY, max_new_tokens=40)
+    came: list[Any] = []
+
+    def tell():
+        if engine.steps[1] == 3 and not came:
+            came.append(engine.submit(Request(Prompt((4, 5)), GREEDY, owner="b")))
+
+    engine.submit(Request(Prompt((1, 2)), endless_one, owner="a", ignore_stop=True), tell)
+    while not came:
+        engine.step()
+    assert any(isinstance(event, TextDelta) for event in came[0].take())
 
 
 def test_one_alone_reads_its_prompt_at_once():
@@ -294,7 +323,7 @@ def test_prompts_that_are_read_together_share_the_positions_of_a_piece():
     engine.submit(Request(Prompt((1, 2, 3)), replace(GREEDY, max_new_tokens=99), ignore_stop=True))
     engine.step()
     piece = engine_module.PIECE
-    for length in (piece // 2, piece, 10):
+    for length in (piece // 2, piece, engine_module.SHORT + 1):
         ids = (length % 250, *range(200), *range(200), *range(200))
         engine.submit(Request(Prompt(ids[:length]), GREEDY))
     read = []
@@ -303,7 +332,7 @@ def test_prompts_that_are_read_together_share_the_positions_of_a_piece():
         read.append(engine.cache.lengths[1:4])
     half = piece // 2
     assert read[0] == [half, half, 0]
-    assert read[1][1:] == [piece, 10]
+    assert read[1][1:] == [piece, engine_module.SHORT + 1]
 
 
 @pytest.mark.parametrize(
@@ -445,6 +474,22 @@ def test_a_picture_is_encoded_slice_by_slice_and_once_for_all():
     list(run(engine, [first]))
     list(run(engine, [engine.submit(Request(prompts[1], GREEDY))]))
     assert engine._model.runtime.slices == ["p"] * 3
+
+
+def test_only_those_who_wait_for_a_picture_have_time_of_pictures():
+    """Neither a text beside a picture has, nor who asks about one that is known."""
+    engine = Engine(fake_model(), rows=3)
+    prompts = [with_pictures("a", 9, 7), Prompt((1, 2, 3)), with_pictures("a", 9, 8)]
+    seen = [engine.submit(Request(prompt, GREEDY)) for prompt in prompts[:2]]
+    while engine.step():
+        pass
+    seen.append(engine.submit(Request(prompts[2], GREEDY)))
+    while engine.step():
+        pass
+    spent = [answer.request.timings for answer in seen]
+    assert [one.vision_seconds > 0 for one in spent] == [True, False, False]
+    for one in spent:
+        assert 0 < one.vision_seconds + one.prefill_seconds <= one.time_to_first_token
 
 
 @pytest.mark.parametrize("after_steps", [0, 1, 2, 3, 4, 6])

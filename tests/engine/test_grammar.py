@@ -186,6 +186,29 @@ def test_drafts_change_nothing(schema, seed, length):
     assert drafted.output_ids == plain.output_ids
 
 
+def test_a_schema_is_compiled_once_for_each_owner_and_the_last_are_kept(monkeypatch):
+    count = 0
+
+    def counted(*given):
+        nonlocal count
+        count += 1
+        return compiled(*given)
+
+    compiled = grammar._compiled
+    monkeypatch.setattr(grammar, "_compiled", counted)
+    grammars = Grammars(TOKENIZER, STOPS, TOKENIZER.vocab_size)
+    first = grammars.compile(CAT)
+    assert grammars.compile(json.dumps(CAT)) is first
+    first.begin().accept(TOKENIZER.encode("{")[0])
+    assert first.begin().length is None
+    assert grammars.compile(CAT, owner="b") is not first
+    assert grammars.compile(CAT, lenient=True) is not first
+    assert count == 3
+    for value in range(grammar.GRAMMARS_KEPT):
+        grammars.compile({"const": value})
+    assert grammars.compile(CAT) is not first
+
+
 def test_text_that_must_come_is_read_in_one_step():
     name = "a_name_that_is_long_and_known"
     schema = {
@@ -387,7 +410,7 @@ def test_compiling_is_given_up_in_time(monkeypatch):
 def test_a_grammar_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(limits, "GRAMMAR_SYMBOLS", 10)
     with pytest.raises(SchemaError, match=r"grammar size .* too big"):
-        GRAMMARS.compile(CAT)
+        GRAMMARS.compile({**CAT, "minProperties": 2})  # which nobody compiled before
 
 
 def test_schemas_of_any_kind_are_kept_as_their_text():

@@ -31,7 +31,7 @@ ROW = STEP * POSITION_BYTES  # of a short request
 
 
 class CountedCache(Cache):
-    """Counts bytes as they are allocated, and keeps two pictures that no row refers to."""
+    """Counts bytes as they are allocated."""
 
     def __init__(self, slots: int, *, fixed: bool = False) -> None:
         super().__init__(slots)
@@ -53,11 +53,6 @@ class CountedCache(Cache):
 
     def needed(self) -> set[str]:
         return {p.media.content_hash for prompt in self.prompts.values() for p in prompt.media}
-
-    def begin(self, slot, prompt):
-        super().begin(slot, prompt)
-        for name in sorted(self.encoded - self.needed())[:-2]:
-            self.encoded.remove(name)
 
     def drop_media(self, content_hash):
         if content_hash not in self.needed():
@@ -235,6 +230,18 @@ def test_the_least_recently_used_goes_and_the_prefix_that_is_asked_for_stays():
     assert end.usage.cached_tokens == 0
 
 
+@pytest.mark.parametrize("limit", [None, ROW + 14 * TOKEN_BYTES])
+def test_known_pictures_stay_while_they_fit_or_a_few_where_no_limit_is_known(limit):
+    """Those of `d` to `g` take 1, 2, 3 and 4 tokens, `b` 4 and `c` 5."""
+    engine = Engine(counted_model(), rows=1, memory=limit)
+    for number, name in enumerate("abcdbefg"):
+        list(run(engine, [engine.submit(request(number, 7, pictures=name))]))
+    assert engine.cache.encoded == set("bdefg")  # `b` was used again before `c` had to go
+    assert (engine.encoded, engine.known) == (7, 1)
+    list(run(engine, [engine.submit(request(9, 9, 9))]))  # which needs none
+    assert engine.cache.encoded == set("befg" if limit is None else "bdefg")
+
+
 def test_a_prefix_is_cut_rather_than_lost_where_a_copy_does_not_fit():
     engine = Engine(counted_model(), rows=2, memory=ROW * 3 // 2)
     ids = tuple(range(200))
@@ -356,8 +363,7 @@ def begin_row(room: Room, cache: CountedCache, place: Place, asked: Request) -> 
         cache.truncate(place.slot.number, place.shared)
     else:
         cache.copy(place.source.number, place.slot.number, place.shared)
-    room.reserve(place.slot)
-    cache.begin(place.slot.number, asked.prompt)
+    room.begin(place.slot, asked.prompt)
     for media in asked.prompt.unread(place.shared):
         if not cache.has_media(media.content_hash):
             cache.sizes[media.content_hash] = media.facts.tokens * TOKEN_BYTES

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import time
+import weakref
 from enum import Enum
 
 import httpx
@@ -324,6 +327,33 @@ def test_an_answer_that_is_ended_is_finished(service):
         return answering.finished
 
     assert asyncio.run(read()).reason == "interrupted"
+
+
+def test_what_is_over_is_let_go_at_once(service):
+    """Not when Python looks for objects that hold themselves, which it does ever more seldom."""
+
+    async def read():
+        call = Call(service, {"type": "http", "path": CHAT}, None)
+        asked = ask.Ask((AskedMessage("user", ("Hello",), "messages.0"),))
+        with call.opened:
+            answering = await ask.begin(call, asked)
+            await answering.whole()
+        return weakref.ref(answering.request)
+
+    gc.disable()
+    try:
+        request = asyncio.run(read())
+        until = time.monotonic() + 10
+        while request() is not None and time.monotonic() < until:  # the engine's thread lets go
+            time.sleep(0.01)
+        assert request() is None
+        with pytest.raises(SchemaError) as caught:
+            service.model.grammars.compile(NOT_POSSIBLE)
+        refusal = weakref.ref(caught.value)
+        del caught
+        assert refusal() is None
+    finally:
+        gc.enable()
 
 
 def test_text_by_a_schema_or_a_call(service):

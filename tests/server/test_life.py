@@ -254,8 +254,9 @@ def test_what_is_not_ready_after_a_drain_ends_as_far_as_it_is(serve):
     async def run() -> None:
         app = make_app(service)
         running = begin(app, 2_000, stream=True)
+        await until(lambda: service.engine.running == 1)
         whole = begin(app, 2_000)
-        await until(lambda: service.engine.running == 1 and service.engine.waiting == 1)
+        await until(lambda: service.engine.waiting == 1)
         service.drain()
         service.interrupt()
         answer = await running

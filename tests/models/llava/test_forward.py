@@ -15,7 +15,6 @@ from mmchat.models.base import Batch, common_prefix
 from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.prompt import Prompt
-from mmchat.models.row_cache import ENCODED_IMAGES_KEPT
 from tests.models.llava.oracle import (
     CASES,
     CONFIG,
@@ -215,16 +214,6 @@ def test_release_keeps_what_is_still_to_be_read(model):
     assert_equal(torch.cat((begun, rest)), fresh(model, TWO))
     cache.drop_media(B.content_hash)
     assert not cache.has_media(B.content_hash)
-
-
-@torch.inference_mode()
-def test_a_few_pictures_that_were_read_are_kept_for_the_next_conversation(model):
-    cache = model.new_cache(1, 0)
-    for seed in range(1, 9):
-        cache.truncate(0, 0)
-        read(model, cache, prompt((1, picture(seed))))
-    cache.begin(0, after(prompt((1, picture(8))), 5))
-    assert [*cache.encoded] == [f"picture {n}" for n in range(9 - ENCODED_IMAGES_KEPT, 9)]
 
 
 @torch.inference_mode()
