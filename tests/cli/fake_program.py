@@ -28,7 +28,7 @@ class ScriptedSession:
     def interrupt(self) -> None:
         self.is_interrupted = True
 
-    def send(self, text: str, images: Any, sampling: Any) -> Iterator[Event]:
+    def ask(self, message: Any, sampling: Any) -> Iterator[Event]:
         yield Progress("prefill")
         said = ""
         for char in self.answer:
@@ -56,6 +56,7 @@ def scripted(answer: str, delay: float = 0.0) -> Any:
         device="cpu",
         dtype="torch.float32",
         max_seq_len=4096,
+        processor=SimpleNamespace(image_tag="", name_tags=None),
         chat=lambda system=None: ScriptedSession(answer, delay),
     )
 
