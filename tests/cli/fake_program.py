@@ -56,7 +56,7 @@ def scripted(answer: str, delay: float = 0.0) -> Any:
         device="cpu",
         dtype="torch.float32",
         max_seq_len=4096,
-        processor=SimpleNamespace(image_tag="", name_tags=None),
+        processor=SimpleNamespace(image_tag="", name_tags=None, boxes=lambda _: None),
         chat=lambda system=None: ScriptedSession(answer, delay),
     )
 
