@@ -11,6 +11,7 @@ const NOTE = "Lit is where it read, not why it said so. Point at a word or go by
   + " or a tap holds it, Escape closes this.";
 const WIDTH = 512; // pixels of a map; it is scaled to its picture
 const MARKS = /^[*_`#~]+(?=.)|(?<=[^*_`~])[*_`~]+$/gu; // of Markdown, around a word
+const AROUND = /^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu;
 
 /** Whether anything can be told of the answer `node`: the model tells, and there are pictures. */
 export const canLook = (chat, node) => api.server.heat && node.text.trim() !== ""
@@ -44,6 +45,7 @@ export function lookButton(chat, node, body) {
       heat ??= await api.heat(await messages(chat, question), node.text, asking.signal);
       show(await look(heat, node.text, lineage(chat, question), close));
       panel.querySelector(".word")?.focus({ preventScroll: true });
+      panel.parentElement.scrollIntoView({ block: "nearest" });
     } catch (error) {
       label.textContent = QUESTION;
       if (error.name !== "AbortError") toast(error.message);
@@ -103,7 +105,7 @@ async function look(heat, text, nodes, close) {
     go((next + count) % count);
   });
   const panel = h("section.look", { "aria-label": QUESTION },
-    h("div.look-pictures", {}, ...shown.map(({ frame }) => frame), said), words,
+    h("div", { class: shown.length > 1 ? "look-pictures several" : "look-pictures" }, ...shown.map(({ frame }) => frame), said), words,
     h("p.look-note", {}, NOTE));
   panel.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
@@ -165,10 +167,10 @@ function reading(word, shown) {
       if (value > best.value) best = { value, name, y: y / grid[0], x: x / grid[1] };
     }));
   }
-  const text = word.text.replace(MARKS, "");
-  if (!best.value) return `“${text}”: nothing is known of this word`;
+  const text = word.text.replace(AROUND, "") || word.text;
+  if (!best.value) return `“${text}”: nothing is known of it`;
   const third = (share, names) => names[Math.min(2, Math.floor(3 * share))];
   const place = [third(best.y, ["top", "", "bottom"]), third(best.x, ["left", "", "right"])];
   const where = place.filter(Boolean).join(" ") || "middle";
-  return `“${text}” read the ${where}${shown.length > 1 ? ` of ${best.name}` : ""} most`;
+  return `“${text}” read most at the ${where}${shown.length > 1 ? ` of ${best.name}` : ""}`;
 }
