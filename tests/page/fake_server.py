@@ -148,12 +148,16 @@ class FakeServer:
         if self.error is not None:
             return _error(*self.error)
         await asyncio.sleep(self.pause)
-        count = json.dumps(body["messages"]).count('"image_url":')
-        pictures = [{"grid": [4, 4], "cell": [56.0, 56.0]} for _ in range(count)]
+        parts = [
+            part for one in body["messages"] for part in one["content"] if one["role"] == "user"
+        ]
+        urls = [part["image_url"]["url"] for part in parts if "image_url" in part]
+        sizes = [tiles_of(base64.b64decode(url.partition(",")[2]))["size"] for url in urls]
+        pictures = [{"grid": [4, 4], "cell": [side / 4 for side in size]} for size in sizes]
         words = []
         for n, found in enumerate(re.finditer(r"\S+", body["answer"])):
             heat = [[float(4 * y + x == n % 16) for x in range(4)] for y in range(4)]
-            seen = [{"share": 0.9, "heat": heat}, *[None] * (count - 1)]
+            seen = [{"share": 0.9, "heat": heat}, *[None] * (len(urls) - 1)]
             at = {"start": found.start(), "end": found.end()}
             words.append({"text": found[0], **at, "pictures": seen})
         return JSONResponse({"heat": {"pictures": pictures, "words": words}})

@@ -41,7 +41,7 @@ def test_a_word_under_the_pointer_lights_its_place(looked, screenshot):
     words.nth(2).hover()
     assert lit(looked) == 2
     screenshot(looked, "look")
-    assert looked.page.locator(".look-said").inner_text() == "“dog” read most at the top right"
+    assert looked.page.locator(".look-said").inner_text() == "“dog” read most at the top"
     words.nth(1).click()
     looked.page.mouse.move(0, 0)
     assert lit(looked) == 1  # held

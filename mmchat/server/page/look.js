@@ -164,7 +164,7 @@ function reading(word, shown) {
   let best = { value: 0 };
   for (const { name, index, grid } of shown) {
     word.pictures[index]?.heat.forEach((row, y) => row.forEach((value, x) => {
-      if (value > best.value) best = { value, name, y: y / grid[0], x: x / grid[1] };
+      if (value > best.value) best = { value, name, y: (y + 0.5) / grid[0], x: (x + 0.5) / grid[1] };
     }));
   }
   const text = word.text.replace(AROUND, "") || word.text;
