@@ -3,7 +3,7 @@
 import { messages } from "./answer.js";
 import * as api from "./api.js";
 import { lineage } from "./chat.js";
-import { h, icon, toast } from "./dom.js";
+import { $, h, icon, toast } from "./dom.js";
 import * as pictures from "./pictures.js";
 
 const QUESTION = "Where did it look?";
@@ -45,7 +45,8 @@ export function lookButton(chat, node, body) {
       heat ??= await api.heat(await messages(chat, question), node.text, asking.signal);
       show(await look(heat, node.text, lineage(chat, question), close));
       panel.querySelector(".word")?.focus({ preventScroll: true });
-      panel.parentElement.scrollIntoView({ block: "nearest" });
+      const fits = panel.parentElement.offsetHeight < $("scroll").clientHeight;
+      panel.parentElement.scrollIntoView({ block: fits ? "nearest" : "start" });
     } catch (error) {
       label.textContent = QUESTION;
       if (error.name !== "AbortError") toast(error.message);
