@@ -126,3 +126,25 @@ def test_what_goes_wrong_is_said_and_it_can_be_stopped(visit):
     visit.server.pause = 0
     visit.button("Where did it look?").click()
     visit.page.locator(".word.lit").wait_for()
+
+
+def test_a_long_answer_begins_in_sight(visit, screenshot):
+    """And its pictures stay there while the words are gone through."""
+    visit.server.answers = ["word " * 600 + "last"]
+    visit.pick("dog.jpg")
+    visit.ask("Tell me all.")
+    visit.button("Where did it look?").click()
+    words = visit.page.locator(".word")
+    words.first.wait_for()
+    before, now = -1, words.first.bounding_box()["y"]
+    while before != now:  # until it is where it stays
+        visit.page.wait_for_timeout(200)
+        before, now = now, words.first.bounding_box()["y"]
+    assert 300 < now < 600
+    screenshot(visit, "look-long")
+    visit.page.keyboard.press("End")
+    assert words.last.inner_text() == "last"
+    picture = visit.page.locator(".look .frame").bounding_box()
+    word = words.last.bounding_box()
+    assert picture["y"] >= 50
+    assert picture["y"] + picture["height"] <= word["y"] < 700

@@ -45,8 +45,7 @@ export function lookButton(chat, node, body) {
       heat ??= await api.heat(await messages(chat, question), node.text, asking.signal);
       show(await look(heat, node.text, lineage(chat, question), close));
       panel.querySelector(".word")?.focus({ preventScroll: true });
-      const fits = panel.parentElement.offsetHeight < $("scroll").clientHeight;
-      panel.parentElement.scrollIntoView({ block: fits ? "nearest" : "start" });
+      reveal(panel.parentElement);
     } catch (error) {
       label.textContent = QUESTION;
       if (error.name !== "AbortError") toast(error.message);
@@ -60,6 +59,12 @@ export function lookButton(chat, node, body) {
   });
   return button;
 }
+
+/** All of it, or its beginning: two frames later, since a chat at its end is kept there as it grows. */
+const reveal = (turn) => requestAnimationFrame(() => requestAnimationFrame(() => {
+  const fits = turn.offsetHeight < $("scroll").clientHeight;
+  turn.scrollIntoView({ block: fits ? "nearest" : "start" });
+}));
 
 async function look(heat, text, nodes, close) {
   const shown = await figures(nodes, heat.pictures);
