@@ -130,12 +130,13 @@ async function figures(nodes, maps) {
     const picture = await pictures.find(id);
     if (!picture || !maps[index]) continue;
     const frame = pictures.figure(picture);
+    await frame.firstElementChild.decode().catch(() => {}); // the browser may not know it
     const canvas = h("canvas.heat", { "aria-hidden": "true", hidden: true });
     frame.append(canvas);
     const { grid, cell } = maps[index];
     const draw = (heat) => {
       const image = frame.querySelector("img");
-      canvas.hidden = !heat || !image?.naturalWidth; // the browser may not know the picture
+      canvas.hidden = !heat || !image?.naturalWidth;
       if (canvas.hidden) return;
       const [height, width] = picture.facts?.size ?? [image.naturalHeight, image.naturalWidth];
       canvas.width = WIDTH;
