@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # place lay on the word's own object in 86 and 80 % of 200 and 600; by the ratio alone 38 and 66 %,
 # by the share alone 94 and 81 %, where the built-in model has no place that all words read.
 _POWER = 2
+_PROGRAMS = "programs do not tell where they look; load the weights instead"
 _FLOOR = 0.5  # of the mean share, on both sides of the ratio: a rounding error is no interest
 
 
@@ -77,7 +78,7 @@ class Look:
         picture that the word does not see. Some places are read by every word, whatever it is:
         beside them nothing else would show.
         """
-        maps: list[np.ndarray | None] = [None] * len(self.images)
+        maps: list[np.ndarray | None] = [None] * len(self.grids)
         for seen in word.seen:
             maps[seen.image] = _weighed(seen.shares, self._mean(seen.image))
         return _to_one(maps)
@@ -85,7 +86,7 @@ class Look:
     def overall(self) -> list[np.ndarray | None]:
         """The same of the whole answer, which has nothing to be compared with."""
         seen = {seen.image for word in self.words for seen in word.seen}
-        return _to_one([self._mean(i) if i in seen else None for i in range(len(self.images))])
+        return _to_one([self._mean(i) if i in seen else None for i in range(len(self.grids))])
 
     def find(self, wanted: str) -> Word:
         """The first word that says `wanted`, or the word of this number, from 1.
@@ -128,6 +129,17 @@ def check_family(spec: ModelSpec) -> None:
         )
 
 
+def check_model(loaded: LoadedModel) -> None:
+    """Raises UsageError if this model does not tell where an answer to a chat looked."""
+    check_family(loaded.spec)
+    if loaded.spec.chat_format == "base":
+        raise UsageError(f"{loaded.spec.name} is a base model, which answers no question")
+    if loaded.runs_programs:
+        raise UsageError(_PROGRAMS)
+    if loaded.options.text_only:
+        raise UsageError("the model was loaded for text only, and looks at nothing")
+
+
 def look(loaded: LoadedModel, prompt: Prompt, images: Sequence[Image], answer: str) -> Look:
     """Where `answer` to `prompt` looked; images: those of the prompt.
 
@@ -157,15 +169,16 @@ def look_request(loaded: LoadedModel, prompt: Prompt, answer: str) -> Request:
 
 
 def looked(loaded: LoadedModel, images: Sequence[Image], answer: str, request: Request) -> Look:
-    """What a finished request of `look_request` tells."""
+    """What a finished request of `look_request` tells; images may be left out, if none is drawn."""
     watch = request.watch
     if watch is None or not watch.read:
-        raise UsageError("programs do not tell where they look; load the weights instead")
+        raise UsageError(_PROGRAMS)
     family, config = loaded.spec.family, loaded.spec.config
-    patches = [family.patches(config, image.height, image.width) for image in images]
+    facts = [placed.media.facts for placed in request.prompt.media]
+    patches = [family.patches(config, *one.size) for one in facts]
     found = [one for one in patches if one is not None]  # of this family all or none
     number = {placed.position: i for i, placed in enumerate(request.prompt.media)}
-    sizes = [placed.media.facts.tokens for placed in request.prompt.media]
+    sizes = [one.tokens for one in facts]
     words = []
     for start, end, positions in _words(loaded.tokenizer, answer, watch.first):
         shares: dict[int, list[np.ndarray]] = {}

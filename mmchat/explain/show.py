@@ -45,9 +45,11 @@ def look_record(look: Look) -> dict[str, Any]:
     """The same as JSON: what --json and the server say.
 
     Sizes are (height, width) in pixels; heat is by rows, from 0 to 1; a picture that a word does
-    not see is null. share: what of its reading the word gave to the picture's patches.
+    not see is null. share: what of its reading the word gave to the picture's patches. source
+    is left out where the pictures are.
     """
-    pictures = zip(look.images, look.grids, look.cells, strict=True)
+    sources = [{"source": image.source} for image in look.images] or [{} for _ in look.grids]
+    pictures = zip(sources, look.grids, look.cells, strict=True)
     words = []
     for word in look.words:
         share = {seen.image: round(float(seen.shares.sum()), 4) for seen in word.seen}
@@ -67,8 +69,7 @@ def look_record(look: Look) -> dict[str, Any]:
         )
     return {
         "pictures": [
-            {"source": image.source, "grid": list(grid), "cell": list(cell)}
-            for image, grid, cell in pictures
+            {**source, "grid": list(grid), "cell": list(cell)} for source, grid, cell in pictures
         ],
         "words": words,
     }

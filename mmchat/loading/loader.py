@@ -103,6 +103,11 @@ class LoadedModel:
         return request_within(self.max_seq_len, prompt, sampling, timings, grammar)
 
     @property
+    def runs_programs(self) -> bool:
+        """Whether it runs what `mmchat export` compiled, not weights."""
+        return self.most_rows == 1
+
+    @property
     def device(self) -> torch.device:
         return self.placement.device
 

@@ -38,6 +38,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
         for method, path, handler in _OPENAI
     ),
     ("POST", "/page/tiles", page.tiles),
+    ("POST", "/page/heat", page.heat),
     ("GET", "/metrics", metrics),
     ("POST", "/api/chat", ollama.chat),
     ("POST", "/api/generate", ollama.generate),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mmchat.models.prompt import Prompt
 
 QUEUE_SECONDS = 60.0  # from the whole body of a request to its row at most, pictures included
+HEAT_NUMBERS = 4_000_000  # of one answer; of the words behind them nothing is told
 JOIN_SECONDS = 0.025  # tokens of one answer that come within it are sent together
 T = TypeVar("T")
 Opened = Mapping[Picture, list[Image]]  # the pictures of each: a document has several
@@ -76,7 +77,7 @@ class Ask:
     SamplingParams; the rest is as the model's makers recommend. context: positions of prompt and
     answer, if fewer than the server allows. score_from: as in engine.request. drops_oldest: the
     oldest messages may be left out to fit. schema: what the text must be. plan: the tools that may
-    or must be called.
+    or must be called. look: an answer, of which is asked where it looked, in place of a new one.
     """
 
     messages: tuple[AskedMessage, ...] = ()
@@ -88,6 +89,7 @@ class Ask:
     drops_oldest: bool = False
     schema: Schema | None = None
     plan: Plan = NO_TOOLS
+    look: str | None = None
 
     @property
     def pictures(self) -> list[Picture]:
@@ -183,6 +185,10 @@ class Answering:
         """As OpenAI's chat says it."""
         return self.stream.finish_reason(self.finished.reason)
 
+    def beside(self, request: Request) -> Answering:
+        """What is asked of the same engine, for the same call."""
+        return Answering(self.call, self._thread, request, NO_TOOLS)
+
     def refuse(self, error: ApiError) -> None:
         """Do not begin it, if it still waits."""
         if self.queue_seconds is None:
@@ -204,6 +210,8 @@ class Answering:
             raise api_error(self._answer.error) from self._answer.error
 
     def _count(self) -> None:
+        if self.request.watch:
+            return  # it answers nothing
         finished, service = self.finished, self.call.service
         if service.options.log_content:
             log.content("answer", finished.text)
@@ -250,6 +258,8 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
             log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         seconds = time.perf_counter() - call.timings.started
         timings = replace(call.timings, preprocessing_seconds=seconds)
+        if ask.look is not None:
+            return look_at(call, prompt, ask.look)
         made = request_within(context, prompt, sampling, timings)
         return replace(made, owner=call.owner, score_from=ask.score_from)
 
@@ -265,6 +275,19 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
     call.waiting.close()
     call.body.clear()  # its pictures may have many MiB, and the answer may take long
     return answering
+
+
+def look_at(call: Call, prompt: Prompt, answer: str) -> Request:
+    """To ask where `answer` to `prompt` looked. Runs in a thread of its own. Raises MmchatError."""
+    from mmchat.explain.look import look_request
+
+    model = call.service.model
+    ids = model.tokenizer.encode(answer)
+    sizes = [placed.media.facts.tokens for placed in prompt.media]
+    if len(ids) > (most := max(1, HEAT_NUMBERS // max(1, sum(sizes)))):
+        data = b"".join(map(model.tokenizer.token_bytes, ids[:most]))
+        answer = data.decode(errors="ignore")
+    return replace(look_request(model, prompt, answer), owner=call.owner)
 
 
 def that_fits(ask: Ask, make: Callable[[Ask], T]) -> T:

@@ -17,6 +17,7 @@ from mmchat import words
 from mmchat.server import fields
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
+from mmchat.server.heat import tells
 from mmchat.server.stream import LINES, Fields, Json, Stream
 
 STARTED = int(time.time())
@@ -57,6 +58,7 @@ def _openai_entry(call: Call, name: str) -> Fields:
             "n_ctx": model.max_seq_len,
             "n_params": model.spec.parameters,
             "n_vocab": model.vocab_size,
+            "heat": tells(call),
         },
         "architecture": {
             "input_modalities": ["text"] if model.options.text_only else ["text", "image"],

@@ -15,6 +15,7 @@ from mmchat.server.ask import Answering, Ask, AskedMessage, asked_message, begin
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
 from mmchat.server.fields import Body, Bool, Calling, Length, at_most, most_logprobs, plain, read
+from mmchat.server.heat import check_heat, heat_beside
 from mmchat.server.held import Schema
 from mmchat.server.pictures import Picture
 from mmchat.server.stream import CHUNKS, Fields, Items, Json, Stream, notice_header
@@ -57,12 +58,20 @@ class ResponseFormat(forms.TextFormat):
         return super().held(param)
 
 
-class ChatRequest(forms.Chatted):
+class Messages(Body):
     messages: Annotated[list[ChatMessage], at_most(limits.REQUEST_MESSAGES)]
+
+    def asked(self) -> tuple[AskedMessage, ...]:
+        """Raises ApiError."""
+        return tuple(one.asked(f"messages.{at}") for at, one in enumerate(self.messages))
+
+
+class ChatRequest(Messages, forms.Chatted):
     max_tokens: Length | None = None
     max_completion_tokens: Length | None = None
     logprobs: Bool = False
     response_format: ResponseFormat = ResponseFormat(type="text")
+    heat: Bool = False
 
     def ask(self) -> Ask:
         """Raises ApiError."""
@@ -71,14 +80,15 @@ class ChatRequest(forms.Chatted):
             max_new_tokens=min(most, default=None),
             logprobs=most_logprobs(self.logprobs, self.top_logprobs),
         )
-        messages = (one.asked(f"messages.{at}") for at, one in enumerate(self.messages))
         schema = self.response_format.held("response_format")
-        return Ask(tuple(messages), settings, schema=schema, plan=self.plan)
+        return Ask(self.asked(), settings, schema=schema, plan=self.plan)
 
 
 async def chat_completions(call: Call) -> Response:
     forms.refuse_unsupported(call.body)
     request = await call.digest(read, ChatRequest, call.body)
+    if request.heat:
+        check_heat(call)
     answer = forms.head(call, "chat.completion", "chatcmpl-")
     answering = await begin(call, await call.digest(request.ask))
     request.messages.clear()  # as large as the body was
@@ -106,7 +116,7 @@ async def _whole(request: ChatRequest, answering: Answering, head: Fields) -> Fi
         message["tool_calls"] = [_call(one) for one in said.made]
     listed = _logprobs(request, answering, finished.logprobs)
     choice = forms.choice({"message": message}, listed, answering.finish_reason)
-    return {**head, "choices": [choice], **_counts(answering)}
+    return {**head, "choices": [choice], **_counts(answering), **await _heat(request, answering)}
 
 
 async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> Items:
@@ -125,9 +135,16 @@ async def _chunks(request: ChatRequest, answering: Answering, head: Fields) -> I
         for piece in pieces:
             yield chunk(_delta(piece), found)
             found = None if found is None else {**found, "content": []}  # told already
-    yield chunk({}, None, answering.finish_reason)
+    last = chunk({}, None, answering.finish_reason)
     if request.stream_options.include_usage:
-        yield {**head, "choices": [], **_counts(answering)}
+        yield last
+        last = {**head, "choices": [], **_counts(answering)}
+    yield {**last, **await _heat(request, answering)}
+
+
+async def _heat(request: ChatRequest, answering: Answering) -> Fields:
+    """What is told beside the answer, which stands also where nothing can be told."""
+    return {"heat": await heat_beside(answering)} if request.heat else {}
 
 
 def _counts(answering: Answering) -> Fields:

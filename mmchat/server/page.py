@@ -10,9 +10,12 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse, Response
 
-from mmchat.server.ask import in_time
+from mmchat.server import heat as heats
+from mmchat.server.ask import Ask, begin, in_time
 from mmchat.server.call import Call
 from mmchat.server.errors import invalid
+from mmchat.server.fields import read
+from mmchat.server.openai_chat import Messages
 from mmchat.server.pictures import Picture, open_pictures
 from mmchat.server.stream import Json
 
@@ -77,3 +80,18 @@ async def tiles(call: Call) -> Response:
     apart = partial(call.service.apart, pictures=True)
     found = await in_time(call, lambda is_wanted: apart(partial(facts, is_wanted)))
     return Json({"pictures": found})
+
+
+class Answered(Messages):
+    """The messages of a chat, and the answer to them."""
+
+    answer: str
+
+
+async def heat(call: Call) -> Response:
+    """`{"messages": …, "answer": …}` -> where the answer looked. It is one more request."""
+    heats.check_heat(call)
+    asked = await call.digest(read, Answered, call.body)
+    looking = await begin(call, Ask(await call.digest(asked.asked), look=asked.answer))
+    asked.messages.clear()
+    return Json({"heat": await heats.told(looking, asked.answer)})

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -52,7 +53,8 @@ class FakeServer:
 
     answers: texts, one a question; the last is given again and again. pause: seconds between two
     tokens. breaks: ends a stream after so many tokens, without a word. error: (status, code,
-    message) instead of an answer. key: what has to be given, None for none. bodies: what was asked.
+    message) instead of an answer. key: what has to be given, None for none. heat: whether the model
+    tells where it looked. bodies: what was asked.
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,7 @@ class FakeServer:
         self.app = Starlette(
             routes=[
                 Route("/page/tiles", self._tiles, methods=["POST"]),
+                Route("/page/heat", self._heat, methods=["POST"]),
                 Route("/health", lambda _: JSONResponse({"status": self.status})),
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
@@ -81,6 +84,7 @@ class FakeServer:
         self.bodies: list[dict[str, Any]] = []
         self.abandoned = 0  # streams whose reader went before their end
         self.tiles_asked = 0
+        self.heat = True
 
     @property
     def url(self) -> str:
@@ -120,7 +124,7 @@ class FakeServer:
         return None
 
     async def _models(self, request: Request) -> Response:
-        model = {"id": "tiny", "object": "model", "meta": {"n_ctx_train": 1024}}
+        model = {"id": "tiny", "object": "model", "meta": {"n_ctx_train": 1024, "heat": self.heat}}
         if self.status == "loading":
             return _error(503, "server_error", "the model is being loaded; try again")
         return self._refusal(request) or JSONResponse({"object": "list", "data": [model]})
@@ -134,6 +138,29 @@ class FakeServer:
             return JSONResponse({"pictures": [tiles_of(base64.b64decode(data))]})
         except OSError:
             return _error(400, "invalid_image", "this is no picture that mmchat can read")
+
+    async def _heat(self, request: Request) -> Response:
+        """The n-th word lights the n-th of 4 x 4 places of the first picture, and no other one."""
+        if refusal := self._refusal(request):
+            return refusal
+        body = await request.json()
+        self.bodies.append(body)
+        if self.error is not None:
+            return _error(*self.error)
+        await asyncio.sleep(self.pause)
+        parts = [
+            part for one in body["messages"] for part in one["content"] if one["role"] == "user"
+        ]
+        urls = [part["image_url"]["url"] for part in parts if "image_url" in part]
+        sizes = [tiles_of(base64.b64decode(url.partition(",")[2]))["size"] for url in urls]
+        pictures = [{"grid": [4, 4], "cell": [side / 4 for side in size]} for size in sizes]
+        words = []
+        for n, found in enumerate(re.finditer(r"\S+", body["answer"])):
+            heat = [[float(4 * y + x == n % 16) for x in range(4)] for y in range(4)]
+            seen = [{"share": 0.9, "heat": heat}, *[None] * (len(urls) - 1)]
+            at = {"start": found.start(), "end": found.end()}
+            words.append({"text": found[0], **at, "pictures": seen})
+        return JSONResponse({"heat": {"pictures": pictures, "words": words}})
 
     async def _chat(self, request: Request) -> Response:
         if refusal := self._refusal(request):

@@ -133,7 +133,7 @@ def test_reduced_motion_moves_nothing(new_visit):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("scene", ["welcome", "chat", "settings", "phone"])
+@pytest.mark.parametrize("scene", ["welcome", "chat", "look", "settings", "phone"])
 def test_axe_finds_nothing_serious(new_visit, screenshot, scheme, scene):
     visit = new_visit(
         **(PHONE if scene == "phone" else {"viewport": {"width": 1280, "height": 800}}),
@@ -150,6 +150,9 @@ def test_axe_finds_nothing_serious(new_visit, screenshot, scheme, scene):
         visit.button("Send").click()
         visit.page.locator(".stats").wait_for()
         visit.pick("street.jpg")
+    if scene in ("look", "phone"):
+        visit.button("Where did it look?").click()
+        visit.page.locator(".word.lit").wait_for()
     if scene == "settings":
         visit.button("Settings").click()
         visit.page.get_by_text("JSON by schema").click()

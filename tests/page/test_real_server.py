@@ -106,3 +106,29 @@ def test_another_origin_reaches_nothing(new_visit, server):
             assert visit.page.evaluate(script, url) == "refused"
         assert set(statuses) == {403}
         visit.foreign.clear()
+
+
+def test_a_word_lights_the_object_that_it_names(new_visit, server, screenshot):
+    """The brightest column of "tree" is that of the tree, in the middle of street.jpg."""
+    visit = new_visit(viewport={"width": 1280, "height": 800})
+    visit.page.goto(server.url)
+    visit.page.locator("#model").get_by_text("tiny").wait_for(timeout=60_000)
+    visit.button("Settings").click()
+    dialog = visit.page.get_by_role("dialog", name="Settings")
+    dialog.get_by_label("Temperature").fill("0")
+    dialog.get_by_role("button", name="Close").click()
+    visit.pick("street.jpg")
+    visit.ask("Describe this picture.")
+    visit.button("Where did it look?").click()
+    brightest = """canvas => {
+      const {width, height} = canvas;
+      const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+      let best = 0;
+      for (let at = 0; at < data.length; at += 4) if (data[at + 3] < data[best + 3]) best = at;
+      return (best / 4) % width / width;
+    }"""
+    canvas = visit.page.locator(".look canvas")
+    for word, left, right in (("car", 0, 0.36), ("tree", 0.42, 0.63), ("house", 0.68, 1)):
+        visit.page.locator(".word").get_by_text(word).hover()
+        assert left < canvas.evaluate(brightest) < right
+    screenshot(visit, "look-real")

@@ -43,7 +43,14 @@ SAMPLED = (
 OLLAMA = ("model", "stream", "format", "options", "keep_alive", "think", "logprobs", "images")
 TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 FIELDS = {
-    "/v1/chat/completions": (*SAMPLED, *TOOLS, "messages", "max_tokens", "response_format"),
+    "/v1/chat/completions": (
+        *SAMPLED,
+        *TOOLS,
+        "messages",
+        "max_tokens",
+        "response_format",
+        "heat",
+    ),
     "/v1/completions": (*SAMPLED, "prompt", "max_tokens", "echo", "n", "stream_options"),
     "/v1/responses": (*SAMPLED, "input", "instructions", "text", *TOOLS, "include", "store"),
     "/api/chat": (*OLLAMA, "messages", "tools"),
@@ -51,7 +58,9 @@ FIELDS = {
     "/api/show": ("model", "name"),
     "/api/pull": ("model", "name", "stream"),
     "/page/tiles": ("image_url", "model"),
+    "/page/heat": ("messages", "answer"),
 }
+DOG = "data:;base64," + base64.b64encode((ASSETS / "dog.jpg").read_bytes()).decode()
 GOOD = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
     "/v1/completions": {"prompt": "a", "max_tokens": 1},
@@ -64,8 +73,10 @@ GOOD = {
     "/api/generate": {"model": "tiny", "prompt": "a", "options": {"num_predict": 1}},
     "/api/show": {"model": "tiny"},
     "/api/pull": {"model": "tiny"},
-    "/page/tiles": {
-        "image_url": "data:;base64," + base64.b64encode((ASSETS / "dog.jpg").read_bytes()).decode()
+    "/page/tiles": {"image_url": DOG},
+    "/page/heat": {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": DOG}]}],
+        "answer": "A dog.",
     },
 }
 OPTIONS = ("temperature", "top_k", "top_p", "seed", "stop", "num_predict", "num_ctx", "num_gpu")

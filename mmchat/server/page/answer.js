@@ -26,7 +26,7 @@ function format(chat) {
   return { response_format: { type: "json_schema", json_schema: { name: "answer", schema } } };
 }
 
-async function messages(chat, upTo) {
+export async function messages(chat, upTo) {
   const list = [];
   if (chat.system.trim()) list.push({ role: "system", content: chat.system });
   for (const node of lineage(chat, upTo)) {

@@ -1,6 +1,6 @@
 // The server: its routes, its errors in words, and the key, which is held in memory.
 
-export const server = { model: null, context: 0, key: sessionStorage.getItem("key") ?? "" };
+export const server = { model: null, context: 0, heat: false, key: sessionStorage.getItem("key") ?? "" };
 
 /** What went wrong. kind: gone, key, busy, refused or broken. */
 export class ServerError extends Error {
@@ -55,11 +55,12 @@ export async function health() {
   }
 }
 
-/** Learns the model's name and how long a conversation may be. */
+/** Learns the model's name, how long a conversation may be, and whether it tells where it looked. */
 export async function meet() {
   const { data } = await (await ask("v1/models")).json();
   server.model = data[0].id;
   server.context = data[0].meta?.n_ctx ?? data[0].meta?.n_ctx_train ?? 0;
+  server.heat = data[0].meta?.heat === true;
 }
 
 /**
@@ -73,6 +74,14 @@ export async function tiles(dataUrl) {
   const sum = (name) => pictures.reduce((so, page) => so + page[name], 0);
   return { ...pictures[0], tokens: sum("tokens"), positions: sum("positions"),
     pages: pictures.length };
+}
+
+/**
+ * Where `answer` to the messages looked: {pictures: [{grid, cell}], words: [{text, start, end,
+ * pictures: [{share, heat} or null]}]}; grid is [rows, columns] and cell [height, width] in pixels.
+ */
+export async function heat(messages, answer, signal) {
+  return (await (await post("page/heat", { messages, answer }, signal)).json()).heat;
 }
 
 /** Yields {text, tokens} as they come, and {finish, usage, timings} where the server says them. */

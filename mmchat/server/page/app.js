@@ -238,6 +238,7 @@ async function meet() {
   try {
     await api.meet();
     $("model").textContent = `${api.server.model} can be wrong. Look twice.`;
+    if (api.server.heat) show(); // the answers that can be looked into
     await pictures.remeasure(box.pictures);
     box.update();
   } catch (error) {

@@ -3,6 +3,7 @@
 import { place } from "./chat.js";
 import { announce, copy, h, icon, iconButton, number } from "./dom.js";
 import { codeBlock, GrowingMarkdown, render } from "./markdown.js";
+import { canLook, lookButton } from "./look.js";
 import * as pictures from "./pictures.js";
 
 const SENTENCE_END = /[.!?…:](?=\s)|\n/g;
@@ -36,7 +37,7 @@ export class Thread {
   view(chat, node) {
     if (!this.views.has(node.id)) {
       const Kind = node.role === "user" ? Question : Answer;
-      this.views.set(node.id, new Kind(node, this.act));
+      this.views.set(node.id, new Kind(node, this.act, chat));
     }
     return this.views.get(node.id);
   }
@@ -111,8 +112,8 @@ class Question {
 }
 
 class Answer {
-  constructor(node, act) {
-    Object.assign(this, { node, act, spoken: 0 });
+  constructor(node, act, chat) {
+    Object.assign(this, { node, act, chat, spoken: 0 });
     this.body = h("div.prose", { dir: "auto" });
     this.status = h("div.status");
     this.foot = h("footer");
@@ -125,7 +126,8 @@ class Answer {
 
   update(siblings) {
     const { state, text, error } = this.node;
-    const seen = JSON.stringify([siblings, state, error, state === "answering" || text.length]);
+    const looks = canLook(this.chat, this.node);
+    const seen = JSON.stringify([siblings, state, error, looks, state === "answering" || text.length]);
     if (seen === this.seen) return;
     this.seen = seen;
     this.siblings = siblings;
@@ -133,6 +135,8 @@ class Answer {
       this.grow();
       return;
     }
+    this.element.querySelector(".look")?.remove();
+    this.body.hidden = false;
     this.body.replaceChildren();
     this.markdown = null;
     if (this.node.isJson && text) this.body.append(codeBlock(text, "json"));
@@ -188,6 +192,7 @@ class Answer {
     if (node.text) {
       row.push(copyButton(() => node.text, "Copy the answer"),
         iconButton("retry", "Answer again", () => act.retry(node)), statistics(node.stats));
+      if (canLook(this.chat, node)) row.push(lookButton(this.chat, node, this.body));
     }
     const made = [h("div.row", {}, ...row.filter(Boolean))];
     if (node.tokens?.length) made.push(probabilities(node.tokens));
