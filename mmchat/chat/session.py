@@ -18,6 +18,7 @@ from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import PromptError, UsageError, check_type, quoted
 from mmchat.hardware.allocation import memory_error
 from mmchat.leads import OF_SEND, with_leads
+from mmchat.words import TEXT_ALONE
 
 if TYPE_CHECKING:
     from mmchat.explain.look import Look
@@ -350,6 +351,8 @@ def _check_sampling(sampling: object) -> None:
 
 def _check_vision(loaded: LoadedModel, images: Sequence[object]) -> None:
     if images and loaded.options.text_only:
+        if loaded.spec.text_only:
+            raise UsageError(TEXT_ALONE)
         raise UsageError("the model was loaded for text only; load it again without text_only")
 
 

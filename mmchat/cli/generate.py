@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +21,8 @@ from mmchat.cli.prompt_input import (
     expect_pictures,
     gather,
     load_pictures,
+    refuse_overwriting,
+    refuse_text_only,
 )
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.conversation import question
@@ -87,17 +87,21 @@ def generate(
     output = None if output == Path("-") else output
     if output is not None:
         atomic_file.check_writable(output)
-        _refuse_overwriting_input(output, images, "--output")
+        refuse_overwriting(output, images, "--output")
     if draw_boxes is not None:
         if draw_boxes.suffix.lower() != ".png":
             raise UsageError(
                 f"--draw-boxes {str(draw_boxes)!r}: the drawing is a PNG; end the name in .png"
             )
         atomic_file.check_writable(draw_boxes)
-        _refuse_overwriting_input(draw_boxes, images, "--draw-boxes")
+        refuse_overwriting(draw_boxes, images, "--draw-boxes")
     check_pictures(images)
     given = gather(prompt, images, allow_blank=raw)
+    if heat and not given.sources and not image_tags:
+        raise UsageError("--heat needs a picture to look at; give one with -i")
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
+    if given.sources or image_tags:
+        refuse_text_only(source.spec)
     if not quiet:
         say_choice(model, source)
         if not raw:
@@ -264,14 +268,3 @@ def _say_not_sent(given: PromptInput) -> None:
 def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> None:
     if has_first and has_second:
         raise UsageError(f"{first} and {second} contradict each other; give one of them")
-
-
-def _refuse_overwriting_input(output: Path, sources: list[str], option: str) -> None:
-    from mmchat.repl.paths import without_pages
-
-    for source in itertools.chain.from_iterable((s, without_pages(s)) for s in sources):
-        with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
-            if Path(source).expanduser().samefile(output):
-                raise UsageError(
-                    f"{option} {str(output)!r} would replace the picture that is asked about"
-                )

@@ -12,7 +12,14 @@ from mmchat.cli import answer, console, model_choice, options
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
-from mmchat.cli.prompt_input import check_pictures, expect_pictures, gather, load_pictures
+from mmchat.cli.prompt_input import (
+    check_pictures,
+    expect_pictures,
+    gather,
+    load_pictures,
+    refuse_overwriting,
+    refuse_text_only,
+)
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
 from mmchat.loading.options import LoadOptions
@@ -63,6 +70,7 @@ def look(
         if output.suffix.lower() not in ENDINGS:
             raise UsageError(f"--output {str(output)!r}: end the name in .png or .html")
         atomic_file.check_writable(output)
+        refuse_overwriting(output, images, "--output")
     check_pictures(images)
     given = gather(prompt, images, allow_blank=False)
     if not given.sources:
@@ -105,6 +113,7 @@ def check_source(source: ModelSource) -> None:
     from mmchat.explain.look import check_family
 
     check_family(source.spec)
+    refuse_text_only(source.spec)
     if source.spec.chat_format == "base":
         raise UsageError(f"{source.spec.name} is a base model, which answers no question")
     if source.exported and source.exported.record.programs:
@@ -115,6 +124,6 @@ def heat_of(session: ChatSession, finished: Finished) -> dict[str, Any]:
     """What --json says beside the answer."""
     from mmchat.explain.show import look_record
 
-    if not finished.text.strip():
+    if not finished.text.strip() or not session.conversation.images:
         return {"heat": None}
     return {"heat": look_record(session.look())}
