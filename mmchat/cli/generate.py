@@ -193,7 +193,7 @@ def run(
         if request.heat:
             from mmchat.cli.look import heat_of
 
-            sink.beside = functools.partial(heat_of, session)
+            sink.beside = functools.partial(heat_of, session, session.look)
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
     cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
     from mmchat.chat.session import ChatSession
     from mmchat.engine.events import Finished
+    from mmchat.explain.look import Look
 
 ENDINGS = (".png", ".html")
 Output = Annotated[
@@ -91,13 +93,14 @@ def look(
         session = loaded.chat(system=system)
         events = session.send(given.text, pictures, sampling.for_model(loaded.spec))
         sink = answer.Answer(loaded, pictures, "json" if as_json else "stream", None)
-        sink.beside = functools.partial(heat_of, session)
+        looked = functools.cache(session.look)
+        sink.beside = functools.partial(heat_of, session, looked)
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
         if finished.reason == "interrupted":
             raise typer.Exit(INTERRUPTED_EXIT_CODE)
         stages.show("looking")
-        found = session.look()
+        found = looked()
     from mmchat.explain.show import HEADS, look_rows, rendered
 
     chosen = None if word is None else found.find(word)
@@ -120,10 +123,10 @@ def check_source(source: ModelSource) -> None:
         raise UsageError("programs do not tell where they look; load the weights instead")
 
 
-def heat_of(session: ChatSession, finished: Finished) -> dict[str, Any]:
-    """What --json says beside the answer."""
+def heat_of(session: ChatSession, look: Callable[[], Look], finished: Finished) -> dict[str, Any]:
+    """What --json says beside the answer. look: of the session."""
     from mmchat.explain.show import look_record
 
     if not finished.text.strip() or not session.conversation.images:
         return {"heat": None}
-    return {"heat": look_record(session.look())}
+    return {"heat": look_record(look())}

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from mmchat.catalog.known import data_path
+from mmchat.chat.session import ChatSession
 from mmchat.cli import model_choice
 from mmchat.cli.look import heat_of
 from mmchat.conversation import Conversation
@@ -84,7 +85,15 @@ def test_the_picture_itself_is_not_replaced(run_real, tmp_path):
 
 def test_nothing_is_heat_where_there_is_no_picture():
     session = SimpleNamespace(conversation=Conversation())
-    assert heat_of(session, SimpleNamespace(text="Hi")) == {"heat": None}
+    assert heat_of(session, pytest.fail, SimpleNamespace(text="Hi")) == {"heat": None}
+
+
+def test_it_is_computed_once(run_real, monkeypatch):
+    counted = []
+    real = ChatSession.look
+    monkeypatch.setattr(ChatSession, "look", lambda self: counted.append(self) or real(self))
+    assert run_real(*ASK, "--json", "--word", "dog", "-q").exit_code == 0
+    assert len(counted) == 1
 
 
 def text_alone(monkeypatch):
