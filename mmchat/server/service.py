@@ -182,5 +182,6 @@ def _ollama_sampling(model: LoadedModel) -> dict[str, float]:
     name, spec, found = model.options.name, model.spec, None
     with suppress(CheckpointError):  # another one, or gone since
         found = ollama_model(str(name)) if name else None
-    is_it = found is not None and found.weights == spec.source
-    return {key: getattr(spec.generation, key) for key in found.sampling} if is_it else {}
+    if found is None or found.weights != spec.source:
+        return {}
+    return {key: getattr(spec.generation, key) for key in found.sampling}
