@@ -42,6 +42,51 @@ SEARCHED_CHARACTERS = 4_096  # of the prompt, for names of pictures
 MOST_SAID = 3
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How the answer is shown, where it is written, and what beside it."""
+
+    as_json: options.Json = False
+    logprobs: options.Logprobs = 0
+    heat: options.Heat = False
+    stream_json: options.StreamJson = False
+    no_stream: options.NoStream = False
+    output: options.OutputFile = None
+    draw_boxes: options.DrawBoxes = None
+
+    @property
+    def form(self) -> answer.Form:
+        if self.as_json or self.stream_json:
+            return "json" if self.as_json else "json-lines"
+        return "whole" if self.no_stream else "stream"
+
+    @property
+    def file(self) -> Path | None:
+        """None for stdout."""
+        return None if self.output == Path("-") else self.output
+
+    def check(self, images: Sequence[str]) -> None:
+        """Raises UsageError for what contradicts itself and what would replace a picture."""
+        _refuse_pair("--json", self.as_json, "--stream-json", self.stream_json)
+        _refuse_pair("--no-stream", self.no_stream, "--stream-json", self.stream_json)
+        if self.form not in ("json", "json-lines"):
+            if self.logprobs:
+                raise UsageError("--logprobs needs --json or --stream-json to be shown in")
+            if self.heat:
+                raise UsageError("--heat needs --json or --stream-json; mmchat look draws it")
+        if self.file is not None:
+            atomic_file.check_writable(self.file)
+            refuse_overwriting(self.file, images, "--output")
+        if self.draw_boxes is not None:
+            name = str(self.draw_boxes)
+            if self.draw_boxes.suffix.lower() != ".png":
+                raise UsageError(
+                    f"--draw-boxes {name!r}: the drawing is a PNG; end the name in .png"
+                )
+            atomic_file.check_writable(self.draw_boxes)
+            refuse_overwriting(self.draw_boxes, images, "--draw-boxes")
+
+
 def generate(
     said: Said,
     prompt: options.Prompt = None,
@@ -53,13 +98,7 @@ def generate(
     sampling: SamplingOptions,
     model: LoadOptions,
     offline: options.Offline = False,
-    as_json: options.Json = False,
-    logprobs: options.Logprobs = 0,
-    heat: options.Heat = False,
-    stream_json: options.StreamJson = False,
-    no_stream: options.NoStream = False,
-    output: options.OutputFile = None,
-    draw_boxes: options.DrawBoxes = None,
+    shown: Shown,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -70,79 +109,61 @@ def generate(
     """
     prompt = said.question if prompt is None else prompt
     images = [*said.pictures, *(images or [])]
-    _refuse_pair("--json", as_json, "--stream-json", stream_json)
-    _refuse_pair("--no-stream", no_stream, "--stream-json", stream_json)
     _refuse_pair("--quiet", quiet, "--verbose", verbose)
     _refuse_pair("--raw", raw, "--system", system is not None)
+    _refuse_pair("--raw", raw, "--heat", shown.heat)
     _refuse_pair("--text-only", model.text_only, "--image-prompt", bool(images))
     _refuse_pair("--text-only", model.text_only, "--image-tags", image_tags)
-    _refuse_pair("--dry-run", dry_run, "--draw-boxes", draw_boxes is not None)
-    if logprobs and not (as_json or stream_json):
-        raise UsageError("--logprobs needs --json or --stream-json to be shown in")
-    if heat and not (as_json or stream_json):
-        raise UsageError("--heat needs --json or --stream-json; mmchat look draws it")
-    _refuse_pair("--raw", raw, "--heat", heat)
+    _refuse_pair("--dry-run", dry_run, "--draw-boxes", shown.draw_boxes is not None)
     if images:
         expect_pictures()
-    output = None if output == Path("-") else output
-    if output is not None:
-        atomic_file.check_writable(output)
-        refuse_overwriting(output, images, "--output")
-    if draw_boxes is not None:
-        if draw_boxes.suffix.lower() != ".png":
-            raise UsageError(
-                f"--draw-boxes {str(draw_boxes)!r}: the drawing is a PNG; end the name in .png"
-            )
-        atomic_file.check_writable(draw_boxes)
-        refuse_overwriting(draw_boxes, images, "--draw-boxes")
+    shown.check(images)
     check_pictures(images)
     given = gather(prompt, images, allow_blank=raw)
-    if heat and not given.sources and not image_tags:
+    has_pictures = bool(given.sources) or image_tags
+    if shown.heat and not has_pictures:
         raise UsageError("--heat needs a picture to look at; give one with -i")
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
-    if given.sources or image_tags:
-        refuse_text_only(source.spec)
     if not quiet:
-        say_choice(model, source)
-        if not raw:
-            _say_base(source)
-        for line in (*said.notes, *given.notes):
-            console.note(line)
-        _say_not_sent(given)
+        _say_before(model, source, [*said.notes, *given.notes], given, raw=raw)
+    _check_model(source, system=system, has_pictures=has_pictures, heat=shown.heat)
+    if not dry_run:
+        model_choice.begin_loading(source)
+    pictures = _read_pictures(given, alpha_rule(model, source), quiet)
+    opens, asked = given.typed if image_tags else "", (given.text, pictures, system, raw)
+    details = shown.logprobs, shown.heat, quiet, verbose, opens
+    request = Request(*asked, model, source, sampling, *details)
+    if dry_run:
+        from mmchat.cli.dry_run import show_dry_run
+
+        show_dry_run(request, as_json=shown.as_json, output=shown.file)
+    else:
+        run(request, shown.form, shown.file, shown.draw_boxes)
+
+
+def _say_before(
+    model: LoadOptions, source: ModelSource, notes: Sequence[str], given: PromptInput, *, raw: bool
+) -> None:
+    say_choice(model, source)
+    if not raw:
+        _say_base(source)
+    for line in notes:
+        console.note(line)
+    _say_not_sent(given)
+
+
+def _check_model(
+    source: ModelSource, *, system: str | None, has_pictures: bool, heat: bool
+) -> None:
+    """Raises UsageError for what this model does not do, before it is loaded."""
+    if has_pictures:
+        refuse_text_only(source.spec)
     if system is not None and source.spec.chat_format == "base":
         raise UsageError(f"--system does not fit {source.spec.name}: a base model has no roles")
     if heat:
         from mmchat.cli.look import check_source
 
         check_source(source)
-    if not dry_run:
-        model_choice.begin_loading(source)
-    pictures = _read_pictures(given, alpha_rule(model, source), quiet)
-    request = Request(
-        given.text,
-        pictures,
-        system,
-        raw,
-        model,
-        source,
-        sampling,
-        logprobs,
-        heat,
-        quiet,
-        verbose,
-        given.typed if image_tags else "",
-    )
-    if dry_run:
-        from mmchat.cli.dry_run import show_dry_run
-
-        show_dry_run(request, as_json=as_json, output=output)
-        return
-    form: answer.Form = "stream"
-    if as_json or stream_json:
-        form = "json" if as_json else "json-lines"
-    elif no_stream:
-        form = "whole"
-    run(request, form, output, draw_boxes)
 
 
 @dataclass(frozen=True)
