@@ -130,15 +130,16 @@ def generate(
     if not dry_run:
         model_choice.begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(model, source), quiet)
-    opens, asked = given.typed if image_tags else "", (given.text, pictures, system, raw)
-    details = shown.logprobs, shown.heat, quiet, verbose, opens
-    request = Request(*asked, model, source, sampling, *details)
+    opens = given.typed if image_tags else ""
+    request = Request(
+        given.text, pictures, system, raw, model, source, sampling, shown, quiet, verbose, opens
+    )
     if dry_run:
         from mmchat.cli.dry_run import show_dry_run
 
         show_dry_run(request, as_json=shown.as_json, output=shown.file)
     else:
-        run(request, shown.form, shown.file, shown.draw_boxes)
+        run(request)
 
 
 def _say_before(
@@ -180,8 +181,7 @@ class Request:
     model: LoadOptions
     source: ModelSource
     sampling: SamplingOptions
-    logprobs: int
-    heat: bool
+    shown: Shown
     quiet: bool
     verbose: bool
     opens: str = ""
@@ -195,12 +195,12 @@ class Request:
         return question(self.text, self.images, tag=tag, names=names, opened=opened)
 
 
-def run(
-    request: Request, form: answer.Form, output: Path | None, draw_boxes: Path | None = None
-) -> None:
+def run(request: Request) -> None:
     """Load the model, write the answer, leave with 130 if Ctrl-C cut it short."""
     from mmchat.repl.answering import interrupts
 
+    shown = request.shown
+    form, draw_boxes = shown.form, shown.draw_boxes
     with console.Stages(quiet=request.quiet) as stages:
         model = model_choice.load(request.model, request.source, stages)
         session = model.chat(system=request.system)
@@ -210,8 +210,8 @@ def run(
         events = _events(model, session, message, request)
         is_chat = not request.raw and model.spec.chat_format == "instruct"
         markdown = is_chat and request.sampling.schema is None
-        sink = answer.Answer(model, message.images, form, output, markdown=markdown)
-        if request.heat:
+        sink = answer.Answer(model, message.images, form, shown.file, markdown=markdown)
+        if shown.heat:
             from mmchat.cli.look import heat_of
 
             sink.beside = functools.partial(heat_of, session, session.look)
@@ -245,7 +245,7 @@ def _events(
 ) -> Iterator[Event]:
     """The chat format for instruct models; the prompt as it is for base models and --raw."""
     spec = model.spec
-    sampling = request.sampling.for_model(spec, logprobs=request.logprobs)
+    sampling = request.sampling.for_model(spec, logprobs=request.shown.logprobs)
     if request.raw or spec.chat_format == "base":
         return session.complete(message, sampling=sampling)
     return session.ask(message, sampling)
