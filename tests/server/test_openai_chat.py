@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -280,3 +281,14 @@ def test_every_key_has_its_own_cache(tiny, dog):
     assert cached == [False, True, False, True]
     assert (service.engine.encoded, service.engine.known) == (2, 2)
     service.close()
+
+
+def test_a_language_model_alone_says_why_it_takes_no_picture(tiny, dog):
+    spec = replace(tiny.spec, text_only=True)
+    service = Service(ServerOptions(rows=1))
+    service.use(replace(tiny, spec=spec, options=replace(tiny.options, text_only=True)))
+    alone = TestClient(make_app(service), base_url="http://localhost")
+    answer = alone.post(CHAT, json=about({"url": dog}))
+    service.close()
+    assert answer.status_code == 400
+    assert "holds the language model alone" in answer.json()["error"]["message"]
