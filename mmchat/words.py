@@ -21,6 +21,8 @@ STAGES = {  # by the name of a Progress event
     "prefill": "reading the prompt",
 }
 
+TEXT_ALONE = "the checkpoint holds the language model alone, which sees no pictures"
+
 
 def size(number: float) -> str:
     """Bytes in binary units: `1.5 GiB`."""

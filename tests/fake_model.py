@@ -161,6 +161,7 @@ def fake_model(*answers: bytes, max_seq_len: int = 1000, text_only: bool = False
         max_seq_len=max_seq_len,
         vocab_size=VOCAB_SIZE,
         options=LoadOptions(text_only=text_only),
+        spec=SimpleNamespace(text_only=False),
         load_seconds=0.5,
         sampling_defaults=SamplingParams(temperature=0.0),
         remarks=(),

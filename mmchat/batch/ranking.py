@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmchat.batch.rows import Row
-from mmchat.batch.run import Outcome
+from mmchat.batch.run import Outcome, request_or_error
 from mmchat.chat.session import user_message
 from mmchat.engine.events import Finished
+from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import MmchatError
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -26,15 +26,16 @@ _SAMPLING = SamplingParams(temperature=0, max_new_tokens=1, speculate="off")
 
 def prepare_score(model: LoadedModel, text: str, row: Row) -> Outcome:
     """The request whose `likelihood` says whether `text` is in the row's picture."""
-    try:
+
+    def make() -> Request:
         message = user_message(model, QUESTION.format(text=text), row.read().images)
         prompt = model.processor.chat([message])
         begin = len(prompt.token_ids)
         answered = (*prompt.token_ids, *model.tokenizer.encode(ANSWER))
         request = model.request(replace(prompt, token_ids=answered), _SAMPLING)
-        return Outcome(row, "", False, replace(request, score_from=begin))
-    except MmchatError as error:
-        return Outcome(row, "", False, error.with_traceback(None))
+        return replace(request, score_from=begin)
+
+    return Outcome(row, "", False, request_or_error(make))
 
 
 def likelihood(finished: Finished) -> float:

@@ -139,21 +139,31 @@ def answer_rows(
 def prepare(model: LoadedModel, defaults: Defaults, row: Row) -> Outcome:
     """A row with its pictures opened and laid out, or with the error that this ends in."""
     timings, asked, is_openai = Timings(), "", False
+
+    def make() -> Request:
+        nonlocal asked, is_openai
+        content = row.read()
+        asked, is_openai = content.digest(), content.body is not None
+        messages, sampling = _messages(model, content, defaults)
+        is_base = model.spec.chat_format == "base" and len(messages) == 1
+        lay_out = model.processor.raw if is_base else model.processor.chat
+        prompt = lay_out(messages[0] if is_base else messages)
+        timings.preprocessing_seconds = time.perf_counter() - timings.started
+        return model.request(prompt, sampling, timings)
+
+    end = request_or_error(make)
+    return Outcome(row, asked, is_openai, end)
+
+
+def request_or_error(make: Callable[[], Request]) -> Request | MmchatError:
+    """The request of a row, or why there is none: no row ends the job of all."""
     try:
         with memory_errors():
-            content = row.read()
-            asked, is_openai = content.digest(), content.body is not None
-            messages, sampling = _messages(model, content, defaults)
-            is_base = model.spec.chat_format == "base" and len(messages) == 1
-            lay_out = model.processor.raw if is_base else model.processor.chat
-            prompt = lay_out(messages[0] if is_base else messages)
-            timings.preprocessing_seconds = time.perf_counter() - timings.started
-            end = model.request(prompt, sampling, timings)
+            return make()
     except MmchatError as error:
-        end = error.with_traceback(None)  # which would hold the pictures
-    except Exception as error:  # of one row in a million, and no reason to end the job
-        end = MmchatError(f"this is a bug in mmchat; please report it: {error!r}")
-    return Outcome(row, asked, is_openai, end)
+        return error.with_traceback(None)  # which would hold the pictures
+    except Exception as error:  # of one row in a million
+        return MmchatError(f"this is a bug in mmchat; please report it: {error!r}")
 
 
 def _messages(

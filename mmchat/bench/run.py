@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,8 @@ def run(
     models: dict[str, LoadedModel] = {}
     for variant, load in loaders.items():
         loaded = load()
-        models[variant.label(loaded.dtype)] = loaded
+        ran = replace(variant, quantize=loaded.options.quantize)  # what auto became
+        models[ran.label(loaded.dtype)] = loaded
     first = next(iter(models.values()))
     fitting = [w for w in workloads if all(w.fits(model) for model in models.values())]
     measured = []

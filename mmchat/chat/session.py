@@ -18,6 +18,7 @@ from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import PromptError, UsageError, check_type, quoted
 from mmchat.hardware.allocation import memory_error
 from mmchat.leads import OF_SEND, with_leads
+from mmchat.words import TEXT_ALONE
 
 if TYPE_CHECKING:
     from mmchat.explain.look import Look
@@ -55,6 +56,7 @@ class ChatSession:
         self.conversation = Conversation(system or None)
         self._interrupt = threading.Event()
         self._answering: Answer | None = None
+        self._answered: tuple[Turn, LoadedModel] | None = None  # which model, where it is known
 
     @property
     def messages(self) -> list[Message]:
@@ -132,7 +134,7 @@ class ChatSession:
             self._answering.cancel()
 
     def look(self) -> Look:
-        """Where the last answer looked, word by word.
+        """Where the last answer looked, word by word: in the model that gave it, if that is known.
 
         Raises UsageError for models that do not tell and questions without pictures, and what
         asking raises.
@@ -141,8 +143,11 @@ class ChatSession:
 
         turn = self.last_turn()
         before = [*self.conversation.without_last().messages, turn.question]
-        prompt = self.loaded.processor.chat(before)
-        return look(self.loaded, prompt, self.conversation.images, turn.answer)
+        loaded = self.loaded
+        if self._answered is not None and self._answered[0] is turn:
+            loaded = self._answered[1]
+        prompt = loaded.processor.chat(before)
+        return look(loaded, prompt, self.conversation.images, turn.answer)
 
     def reset(self) -> None:
         """Forget the conversation but for the system prompt; encoded pictures stay."""
@@ -206,12 +211,13 @@ class ChatSession:
         check_message(self.loaded, message)
         begun = self.conversation
         before = kept(begun)
-        history = [*before.messages, message]
+        history, loaded = [*before.messages, message], self.loaded
         finished = yield from self._answer(lambda: self.loaded.processor.chat(history), sampling)
         if self.conversation is not begun:
             raise UsageError(_OVERTAKEN)
         if finished.text or finished.reason != "interrupted":
-            self.conversation = before.plus(Turn(message, finished.text, finished.reason))
+            turn = Turn(message, finished.text, finished.reason)
+            self.conversation, self._answered = before.plus(turn), (turn, loaded)
         yield finished
 
     def _complete(
@@ -350,6 +356,8 @@ def _check_sampling(sampling: object) -> None:
 
 def _check_vision(loaded: LoadedModel, images: Sequence[object]) -> None:
     if images and loaded.options.text_only:
+        if loaded.spec.text_only:
+            raise UsageError(TEXT_ALONE)
         raise UsageError("the model was loaded for text only; load it again without text_only")
 
 

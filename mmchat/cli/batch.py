@@ -17,12 +17,13 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import USUAL_QUESTION
+from mmchat.cli.prompt_input import USUAL_QUESTION, refuse_text_only
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, MmchatError, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
+from mmchat.quant.schemes import AUTO
 
 if TYPE_CHECKING:
     from mmchat.api import Model
@@ -95,6 +96,8 @@ def batch(
     source = model.find() if check else find_or_offer(model)
     if system is not None and source.spec.chat_format == "base":
         raise UsageError(f"--system does not fit {source.spec.name}: a base model has no roles")
+    if any(row.asked and row.asked.images for row in asked):
+        refuse_text_only(source.spec)
     if not quiet and not check:
         model_choice.say_choice(model, source)
         if prompt is None and any(row.asked and not row.asked.prompt for row in asked):
@@ -184,10 +187,22 @@ def _run_name(
     """Stands for all that changes answers; the same on every machine that has the same model."""
     names = ("dtype", "quantize", "quantize_keep", "max_seq_len", "text_only", "alpha")
     loaded = [str(getattr(model, name)) for name in names]
-    place = source.checkpoint.name if source.checkpoint else ""  # of the Hub: the commit
+    found = source.checkpoint, source.companion, model.params_path
+    places = [Path(place).name if place else "" for place in found]  # of the Hub: the commit
+    adapters = [(one.folder.resolve().name, one.scale) for one in source.adapters]
     chosen = {**sampling.chosen(), "speculate": None}  # which changes no answer
-    said = [source.spec.name, place, loaded, chosen, asked]
+    said = [source.spec.name, places, adapters, _scheme(source, model), loaded, chosen, asked]
     return sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _scheme(source: ModelSource, model: LoadOptions) -> str:
+    """What `auto` is for packed weights, which may depend on the device."""
+    if model.quantize != AUTO or source.spec.packing is None:
+        return model.quantize
+    from mmchat.hardware.placement import choose_placement
+
+    placement = choose_placement(str(model.device), str(model.dtype), source.spec.parameters)
+    return model.scheme(source.spec, placement)
 
 
 def _refuse_overwriting_input(output: Path, inputs: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from mmchat.cli import console, model_choice, options
 from mmchat.cli.option_groups import Only
 from mmchat.errors import MmchatError, quoted
 from mmchat.loading.options import LoadOptions
-from mmchat.quant.schemes import find_scheme
+from mmchat.quant.schemes import AUTO, find_scheme
 from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ def bench(
         ),
     ],
     quantize: Annotated[
-        str, _list("Schemes side by side, such as none,int8,int4.", find_scheme)
-    ] = "none",
+        str, _list("Schemes side by side, such as none,int8,int4; auto: as stored.", find_scheme)
+    ] = AUTO,
     compile: Annotated[str, _list("For each scheme auto, off, on, or off,on.", _way)] = "auto",
     context: Annotated[
         str, _list("Read so many tokens and write after them.", _counts(10**6), may_be_empty=True)
@@ -139,7 +139,8 @@ def _choices(
             for scheme in schemes
         }
     for scheme in schemes:
-        folder.check_scheme(scheme)
+        if scheme != AUTO:
+            folder.check_scheme(scheme)
     record = folder.record
     original = LoadOptions(
         name=folder.source,

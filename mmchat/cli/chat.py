@@ -26,6 +26,7 @@ from mmchat.cli.prompt_input import (
     expect_pictures,
     picture_named,
     refuse_base64,
+    refuse_text_only,
 )
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
@@ -103,6 +104,8 @@ def chat(
             f"{source.spec.name} is a base model, which continues text and cannot chat; "
             f"{instead} can, and mmchat generate lets it continue"
         )
+    if images:
+        refuse_text_only(source.spec)
     check_pictures([image for image in images if image != CLIPBOARD])
     is_asked = resume == ""  # which of the chats, while the model loads
     saved = None if is_asked else _saved_chat(continue_last, resume)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,20 +92,13 @@ def set_default(name: str, value: str) -> Path:
     return path
 
 
-def with_defaults(
-    values: dict[str, Any], context: typer.Context, without: Collection[str] = ()
-) -> dict[str, Any]:
+def with_defaults(values: dict[str, Any], context: typer.Context) -> dict[str, Any]:
     """Fields of LoadOptions, what the command line left open taken from `defaults`.
 
-    values: all that the command offers, with the name. without: settings that have no default
-    there. What is exported in some scheme, or for one device, stays so. Raises what finding the
-    model of a default raises, with its place.
+    values: all that the command offers, with the name. What is exported in some scheme, or for one
+    device, stays so. Raises what finding the model of a default raises, with its place.
     """
-    chosen = {
-        name: default
-        for name, default in defaults().items()
-        if default.is_chosen and name not in without
-    }
+    chosen = {name: default for name, default in defaults().items() if default.is_chosen}
     taken = dict(values)
     has_paths = values.get("checkpoint_path") or values.get("params_path")
     if values["name"] is None and not has_paths and "model" in chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -95,7 +96,8 @@ def download(
             done.append((plan, fetched))
             request = None if len(done) > 1 else _companion(model, plan)
     if not quiet and not dry_run:
-        _say_adapter(model, done[0][0].folder)
+        plan = done[0][0]
+        _say_adapter(str(plan.folder) if selection.local_dir else model, plan.folder)
     records = [_record(plan, dry_run, fetched) for plan, fetched in done]
     if as_json:
         beside = {"companion": records[1]} if len(records) > 1 else {}
@@ -130,7 +132,8 @@ def _say_adapter(model: str, folder: Path) -> None:
     with suppress(MmchatError):  # loading says what is wrong
         if is_alone(folder):
             console.note(
-                f"an adapter of {quoted(base_names(folder)[0])}; 'mmchat chat {model}' runs it"
+                f"an adapter of {quoted(base_names(folder)[0])};"
+                f" 'mmchat chat {shlex.quote(model)}' runs it"
             )
 
 

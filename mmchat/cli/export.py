@@ -13,7 +13,7 @@ import typer
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
-from mmchat.cli.option_groups import NoDefault, Without
+from mmchat.cli.option_groups import Without
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 from mmchat.words import size
@@ -45,6 +45,15 @@ ExportFormat = Annotated[
 Output = Annotated[
     Path | None,
     of_export("-o", "--output", metavar="DIR", help="The new folder; else NAME-FORMAT here."),
+]
+Quantize = Annotated[
+    str,
+    options.of_model(
+        metavar="SCHEME",
+        help="Weights in int8, int4 (-g32, -g64, -g128), fp8 (CUDA) or none, whatever the model's"
+        " own are packed in.",
+        autocompletion=options.complete_scheme,
+    ),
 ]
 MaxSeqLen = Annotated[
     int | None,
@@ -84,11 +93,12 @@ def export(
     max_images: MaxImages = None,
     max_shard_size: MaxShardSize = None,
     force: Force = False,
+    quantize: Quantize = "none",
+    quantize_keep: options.QuantizeKeep = None,
     *,
     model: Annotated[
         LoadOptions,
-        Without("max_seq_len", "text_only", "alpha", "compile"),
-        NoDefault("quantize"),
+        Without("quantize", "quantize_keep", "max_seq_len", "text_only", "alpha", "compile"),
     ],
     quiet: options.Quiet = False,
 ) -> None:
@@ -106,7 +116,12 @@ def export(
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
     plan = ExportPlan(
-        replace(model, max_seq_len=max_seq_len),
+        replace(
+            model,
+            quantize=quantize,
+            quantize_keep=quantize_keep or (),
+            max_seq_len=max_seq_len,
+        ),
         folder,
         cast("Format", format),
         max_images=max_images,

@@ -12,7 +12,8 @@ import typer
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.batch import FAILED_EXIT_CODE, Rows
 from mmchat.cli.offer import find_or_offer
-from mmchat.errors import UsageError
+from mmchat.cli.prompt_input import refuse_overwriting, refuse_text_only
+from mmchat.errors import MmchatError, UsageError
 from mmchat.input_text import checked
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -51,7 +52,12 @@ def find(
     names = dict.fromkeys(name for place in places for name in pictures(place))
     if not names:
         raise UsageError("there are no pictures; give a folder, a glob, or pictures")
+    if page is not None and page.exists():
+        refuse_overwriting(page, list(names), "--html")
     source = find_or_offer(model)
+    if source.spec.chat_format == "base":
+        raise UsageError(f"{source.spec.name} is a base model, which answers no question")
+    refuse_text_only(source.spec)
     if not quiet:
         model_choice.say_choice(model, source)
     with console.Stages(quiet=quiet) as stages:
@@ -72,14 +78,14 @@ def find(
             elif not quiet:
                 console.note(str(one.end))
     best = sorted(found, key=lambda name: (-found[name], name))[:top]
-    if page is not None:
-        title = f"{text}: the likeliest of {len(found):,} pictures"
-        atomic_file.write_text(page, _page(title, best, found))
     if as_json:
         console.print_json([{"image": name, "likelihood": found[name]} for name in best])
     else:
         cells = [(f"{100 * found[name]:.1f} %", name) for name in best]
         console.print_table(("LIKELIHOOD", "PICTURE"), cells, right={0})
+    if page is not None:
+        title = f"{text}: the likeliest of {len(found):,} pictures"
+        atomic_file.write_text(page, _page(title, best, found))
     if len(found) < len(asked):
         raise typer.Exit(FAILED_EXIT_CODE)
 
@@ -90,7 +96,11 @@ def _page(title: str, best: list[str], found: dict[str, float]) -> str:
 
     figures = []
     for name in best:
-        picture = load_images([name])[0].pixels.copy()
+        try:
+            picture = load_images([name])[0].pixels.copy()
+        except MmchatError as error:  # it was there when it was asked about
+            console.note(f"left out of the page: {error}")
+            continue
         picture.thumbnail(THUMBNAIL)
         link = html.escape(Path(name).resolve().as_uri() if Path(name).exists() else name)
         caption = f'<a href="{link}">{html.escape(name)}</a><br>{100 * found[name]:.1f} %'

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +21,8 @@ from mmchat.cli.prompt_input import (
     expect_pictures,
     gather,
     load_pictures,
+    refuse_overwriting,
+    refuse_text_only,
 )
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.conversation import question
@@ -42,6 +42,51 @@ SEARCHED_CHARACTERS = 4_096  # of the prompt, for names of pictures
 MOST_SAID = 3
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How the answer is shown, where it is written, and what beside it."""
+
+    as_json: options.Json = False
+    logprobs: options.Logprobs = 0
+    heat: options.Heat = False
+    stream_json: options.StreamJson = False
+    no_stream: options.NoStream = False
+    output: options.OutputFile = None
+    draw_boxes: options.DrawBoxes = None
+
+    @property
+    def form(self) -> answer.Form:
+        if self.as_json or self.stream_json:
+            return "json" if self.as_json else "json-lines"
+        return "whole" if self.no_stream else "stream"
+
+    @property
+    def file(self) -> Path | None:
+        """None for stdout."""
+        return None if self.output == Path("-") else self.output
+
+    def check(self, images: Sequence[str]) -> None:
+        """Raises UsageError for what contradicts itself and what would replace a picture."""
+        _refuse_pair("--json", self.as_json, "--stream-json", self.stream_json)
+        _refuse_pair("--no-stream", self.no_stream, "--stream-json", self.stream_json)
+        if self.form not in ("json", "json-lines"):
+            if self.logprobs:
+                raise UsageError("--logprobs needs --json or --stream-json to be shown in")
+            if self.heat:
+                raise UsageError("--heat needs --json or --stream-json; mmchat look draws it")
+        if self.file is not None:
+            atomic_file.check_writable(self.file)
+            refuse_overwriting(self.file, images, "--output")
+        if self.draw_boxes is not None:
+            name = str(self.draw_boxes)
+            if self.draw_boxes.suffix.lower() != ".png":
+                raise UsageError(
+                    f"--draw-boxes {name!r}: the drawing is a PNG; end the name in .png"
+                )
+            atomic_file.check_writable(self.draw_boxes)
+            refuse_overwriting(self.draw_boxes, images, "--draw-boxes")
+
+
 def generate(
     said: Said,
     prompt: options.Prompt = None,
@@ -53,13 +98,7 @@ def generate(
     sampling: SamplingOptions,
     model: LoadOptions,
     offline: options.Offline = False,
-    as_json: options.Json = False,
-    logprobs: options.Logprobs = 0,
-    heat: options.Heat = False,
-    stream_json: options.StreamJson = False,
-    no_stream: options.NoStream = False,
-    output: options.OutputFile = None,
-    draw_boxes: options.DrawBoxes = None,
+    shown: Shown,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -70,75 +109,62 @@ def generate(
     """
     prompt = said.question if prompt is None else prompt
     images = [*said.pictures, *(images or [])]
-    _refuse_pair("--json", as_json, "--stream-json", stream_json)
-    _refuse_pair("--no-stream", no_stream, "--stream-json", stream_json)
     _refuse_pair("--quiet", quiet, "--verbose", verbose)
     _refuse_pair("--raw", raw, "--system", system is not None)
+    _refuse_pair("--raw", raw, "--heat", shown.heat)
     _refuse_pair("--text-only", model.text_only, "--image-prompt", bool(images))
     _refuse_pair("--text-only", model.text_only, "--image-tags", image_tags)
-    _refuse_pair("--dry-run", dry_run, "--draw-boxes", draw_boxes is not None)
-    if logprobs and not (as_json or stream_json):
-        raise UsageError("--logprobs needs --json or --stream-json to be shown in")
-    if heat and not (as_json or stream_json):
-        raise UsageError("--heat needs --json or --stream-json; mmchat look draws it")
-    _refuse_pair("--raw", raw, "--heat", heat)
+    _refuse_pair("--dry-run", dry_run, "--draw-boxes", shown.draw_boxes is not None)
     if images:
         expect_pictures()
-    output = None if output == Path("-") else output
-    if output is not None:
-        atomic_file.check_writable(output)
-        _refuse_overwriting_input(output, images, "--output")
-    if draw_boxes is not None:
-        if draw_boxes.suffix.lower() != ".png":
-            raise UsageError(
-                f"--draw-boxes {str(draw_boxes)!r}: the drawing is a PNG; end the name in .png"
-            )
-        atomic_file.check_writable(draw_boxes)
-        _refuse_overwriting_input(draw_boxes, images, "--draw-boxes")
+    shown.check(images)
     check_pictures(images)
     given = gather(prompt, images, allow_blank=raw)
+    has_pictures = bool(given.sources) or image_tags
+    if shown.heat and not has_pictures:
+        raise UsageError("--heat needs a picture to look at; give one with -i")
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
     if not quiet:
-        say_choice(model, source)
-        if not raw:
-            _say_base(source)
-        for line in (*said.notes, *given.notes):
-            console.note(line)
-        _say_not_sent(given)
+        _say_before(model, source, [*said.notes, *given.notes], given, raw=raw)
+    _check_model(source, system=system, has_pictures=has_pictures, heat=shown.heat)
+    if not dry_run:
+        model_choice.begin_loading(source)
+    pictures = _read_pictures(given, alpha_rule(model, source), quiet)
+    opens = given.typed if image_tags else ""
+    request = Request(
+        given.text, pictures, system, raw, model, source, sampling, shown, quiet, verbose, opens
+    )
+    if dry_run:
+        from mmchat.cli.dry_run import show_dry_run
+
+        show_dry_run(request, as_json=shown.as_json, output=shown.file)
+    else:
+        run(request)
+
+
+def _say_before(
+    model: LoadOptions, source: ModelSource, notes: Sequence[str], given: PromptInput, *, raw: bool
+) -> None:
+    say_choice(model, source)
+    if not raw:
+        _say_base(source)
+    for line in notes:
+        console.note(line)
+    _say_not_sent(given)
+
+
+def _check_model(
+    source: ModelSource, *, system: str | None, has_pictures: bool, heat: bool
+) -> None:
+    """Raises UsageError for what this model does not do, before it is loaded."""
+    if has_pictures:
+        refuse_text_only(source.spec)
     if system is not None and source.spec.chat_format == "base":
         raise UsageError(f"--system does not fit {source.spec.name}: a base model has no roles")
     if heat:
         from mmchat.cli.look import check_source
 
         check_source(source)
-    if not dry_run:
-        model_choice.begin_loading(source)
-    pictures = _read_pictures(given, alpha_rule(model, source), quiet)
-    request = Request(
-        given.text,
-        pictures,
-        system,
-        raw,
-        model,
-        source,
-        sampling,
-        logprobs,
-        heat,
-        quiet,
-        verbose,
-        given.typed if image_tags else "",
-    )
-    if dry_run:
-        from mmchat.cli.dry_run import show_dry_run
-
-        show_dry_run(request, as_json=as_json, output=output)
-        return
-    form: answer.Form = "stream"
-    if as_json or stream_json:
-        form = "json" if as_json else "json-lines"
-    elif no_stream:
-        form = "whole"
-    run(request, form, output, draw_boxes)
 
 
 @dataclass(frozen=True)
@@ -155,8 +181,7 @@ class Request:
     model: LoadOptions
     source: ModelSource
     sampling: SamplingOptions
-    logprobs: int
-    heat: bool
+    shown: Shown
     quiet: bool
     verbose: bool
     opens: str = ""
@@ -170,12 +195,12 @@ class Request:
         return question(self.text, self.images, tag=tag, names=names, opened=opened)
 
 
-def run(
-    request: Request, form: answer.Form, output: Path | None, draw_boxes: Path | None = None
-) -> None:
+def run(request: Request) -> None:
     """Load the model, write the answer, leave with 130 if Ctrl-C cut it short."""
     from mmchat.repl.answering import interrupts
 
+    shown = request.shown
+    form, draw_boxes = shown.form, shown.draw_boxes
     with console.Stages(quiet=request.quiet) as stages:
         model = model_choice.load(request.model, request.source, stages)
         session = model.chat(system=request.system)
@@ -185,11 +210,11 @@ def run(
         events = _events(model, session, message, request)
         is_chat = not request.raw and model.spec.chat_format == "instruct"
         markdown = is_chat and request.sampling.schema is None
-        sink = answer.Answer(model, message.images, form, output, markdown=markdown)
-        if request.heat:
+        sink = answer.Answer(model, message.images, form, shown.file, markdown=markdown)
+        if shown.heat:
             from mmchat.cli.look import heat_of
 
-            sink.beside = functools.partial(heat_of, session)
+            sink.beside = functools.partial(heat_of, session, session.look)
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
     cut = answer.cut_note(finished, model, request.sampling.for_model(model.spec))
@@ -220,7 +245,7 @@ def _events(
 ) -> Iterator[Event]:
     """The chat format for instruct models; the prompt as it is for base models and --raw."""
     spec = model.spec
-    sampling = request.sampling.for_model(spec, logprobs=request.logprobs)
+    sampling = request.sampling.for_model(spec, logprobs=request.shown.logprobs)
     if request.raw or spec.chat_format == "base":
         return session.complete(message, sampling=sampling)
     return session.ask(message, sampling)
@@ -264,14 +289,3 @@ def _say_not_sent(given: PromptInput) -> None:
 def _refuse_pair(first: str, has_first: bool, second: str, has_second: bool) -> None:
     if has_first and has_second:
         raise UsageError(f"{first} and {second} contradict each other; give one of them")
-
-
-def _refuse_overwriting_input(output: Path, sources: list[str], option: str) -> None:
-    from mmchat.repl.paths import without_pages
-
-    for source in itertools.chain.from_iterable((s, without_pages(s)) for s in sources):
-        with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
-            if Path(source).expanduser().samefile(output):
-                raise UsageError(
-                    f"{option} {str(output)!r} would replace the picture that is asked about"
-                )

@@ -60,14 +60,15 @@ def inspect(
 
 def _facts(spec: ModelSpec, words: Description) -> dict[str, Any]:
     sizes = spec.family.sizes(spec.config)
+    parts = sizes.loaded_parts(text_only=True) if spec.text_only else sizes.parts
     return {
         "name": spec.name,
         "model_type": spec.model_type,
         "chat_format": spec.chat_format,
         "params_file": str(spec.source),
         **words.details,
-        "parameters": sizes.parameters,
-        "parameters_by_part": {part.name: part.parameters for part in sizes.parts},
+        "parameters": sum(part.parameters for part in parts),
+        "parameters_by_part": {part.name: part.parameters for part in parts},
         "weight_bytes": {
             "bfloat16" if scheme == "none" else scheme: _weight_bytes(spec, scheme)
             for scheme in ESTIMATED_SCHEMES
@@ -115,7 +116,7 @@ def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
     """Bytes of the weights in 16 bits, or what `scheme` makes of them."""
     from mmchat.estimate.memory import Setup
 
-    return Setup(spec, "cuda", 2, scheme).need().weights
+    return Setup(spec, "cuda", 2, scheme, text_only=spec.text_only).need().weights
 
 
 def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:

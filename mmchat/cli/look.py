@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,14 @@ from mmchat.cli import answer, console, model_choice, options
 from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
-from mmchat.cli.prompt_input import check_pictures, expect_pictures, gather, load_pictures
+from mmchat.cli.prompt_input import (
+    check_pictures,
+    expect_pictures,
+    gather,
+    load_pictures,
+    refuse_overwriting,
+    refuse_text_only,
+)
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
 from mmchat.loading.options import LoadOptions
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
     from mmchat.chat.session import ChatSession
     from mmchat.engine.events import Finished
+    from mmchat.explain.look import Look
 
 ENDINGS = (".png", ".html")
 Output = Annotated[
@@ -63,6 +72,7 @@ def look(
         if output.suffix.lower() not in ENDINGS:
             raise UsageError(f"--output {str(output)!r}: end the name in .png or .html")
         atomic_file.check_writable(output)
+        refuse_overwriting(output, images, "--output")
     check_pictures(images)
     given = gather(prompt, images, allow_blank=False)
     if not given.sources:
@@ -83,13 +93,14 @@ def look(
         session = loaded.chat(system=system)
         events = session.send(given.text, pictures, sampling.for_model(loaded.spec))
         sink = answer.Answer(loaded, pictures, "json" if as_json else "stream", None)
-        sink.beside = functools.partial(heat_of, session)
+        looked = functools.cache(session.look)
+        sink.beside = functools.partial(heat_of, session, looked)
         with interrupts(session.interrupt, KeyboardInterrupt):
             finished = sink.read(events, stages)
         if finished.reason == "interrupted":
             raise typer.Exit(INTERRUPTED_EXIT_CODE)
         stages.show("looking")
-        found = session.look()
+        found = looked()
     from mmchat.explain.show import HEADS, look_rows, rendered
 
     chosen = None if word is None else found.find(word)
@@ -105,16 +116,17 @@ def check_source(source: ModelSource) -> None:
     from mmchat.explain.look import check_family
 
     check_family(source.spec)
+    refuse_text_only(source.spec)
     if source.spec.chat_format == "base":
         raise UsageError(f"{source.spec.name} is a base model, which answers no question")
     if source.exported and source.exported.record.programs:
         raise UsageError("programs do not tell where they look; load the weights instead")
 
 
-def heat_of(session: ChatSession, finished: Finished) -> dict[str, Any]:
-    """What --json says beside the answer."""
+def heat_of(session: ChatSession, look: Callable[[], Look], finished: Finished) -> dict[str, Any]:
+    """What --json says beside the answer. look: of the session."""
     from mmchat.explain.show import look_record
 
-    if not finished.text.strip():
+    if not finished.text.strip() or not session.conversation.images:
         return {"heat": None}
-    return {"heat": look_record(session.look())}
+    return {"heat": look_record(look())}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmchat.loading.options import LoadOptions
 
 BUILT_IN = "tiny"
+_ROUNDED_TAG = re.compile(r":\d+b-instruct-q\d")  # of Ollama
 _VARIABLES_ELSEWHERE = {  # of other programs for Llama, and the options here
     "CHECKPOINT_PATH": "--checkpoint-path",
     "CHECKPOINT_DIR": "--checkpoint-path",
@@ -59,8 +60,8 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
                 console.note(f"{variable} is set, which mmchat does not read; {option} says it")
     for notice in source.spec.notices:
         console.note(notice)
-    is_plain = options.quantize in (AUTO, "none") and source.format != "gguf"
-    if is_plain and re.search(r":\d+b-instruct-q\d", str(options.name)):
+    is_rounded = options.quantize in (AUTO, "none") and _ROUNDED_TAG.search(str(options.name))
+    if is_rounded and source.format != "gguf":  # which opens the checkpoint
         console.note(f"{options.name}: weights as they are published; --quantize makes them small")
 
 

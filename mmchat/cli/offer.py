@@ -38,14 +38,21 @@ def find_or_offer(model: LoadOptions) -> ModelSource:
 
 
 def _downloadable(model: LoadOptions) -> ModelSpec | None:
-    """The known model that is meant, if it can be fetched now and someone can be asked."""
-    from mmchat.catalog.known import base_spec, find_spec
+    """The known model that is meant and not here, if it can be fetched and someone can be asked.
+
+    Raises CheckpointError or UsageError for adapters that would be refused after the download.
+    """
+    from mmchat.catalog.adapters import find_adapters
+    from mmchat.catalog.known import base_spec, find_spec, folder_on_disk
 
     is_seen = console.is_terminal(sys.stdin) and console.is_terminal(sys.stderr)
     if model.name is None or model.checkpoint_path is not None or not is_seen or is_hub_offline():
         return None
     spec = find_spec(str(model.name)) or base_spec(model.name)
-    return spec if spec and spec.repo else None
+    if spec is None or spec.repo is None or folder_on_disk(spec) is not None:
+        return None
+    find_adapters(model.adapter)
+    return spec
 
 
 def _is_wanted(spec: ModelSpec) -> bool:

@@ -38,13 +38,6 @@ class Without(Only):
         return frozenset(names) - self.names
 
 
-class NoDefault(Only):
-    """Annotated[LoadOptions, NoDefault("quantize")]: of its defaults, the command takes all others.
-
-    They are those of `defaults`, for what the command line leaves open.
-    """
-
-
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with each parameter that is a dataclass replaced by the fields of that dataclass.
 
@@ -54,7 +47,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     then may be given in either way. In place of Said it sees the words that are sorted into it.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, tuple[Any, list[str], set[str]]] = {}
+    groups: dict[str, tuple[Any, list[str]]] = {}
     parameters: list[Parameter] = []
     said = ""
     for parameter in inspect.signature(command).parameters.values():
@@ -67,8 +60,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             options = _options(group, *(mark for mark in marks if type(mark) in (Only, Without)))
             if group is LoadOptions and any(map(_argument_settings, parameters)):
                 options = [_as_option(o) if o.name == "name" else o for o in options]
-            without = {n for mark in marks if isinstance(mark, NoDefault) for n in mark.names}
-            groups[parameter.name] = group, [option.name for option in options], without
+            groups[parameter.name] = group, [option.name for option in options]
             parameters += options
         else:
             parameters.append(parameter.replace(annotation=hint, kind=_KEYWORD))
@@ -89,10 +81,10 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             has_prompt = given.get("prompt") is not None
             given[said] = sort_words(given[said] or [], has_prompt=has_prompt)
             given["name"] = one_model(given[said].model, given["name"])
-        for name, (group, options, without) in groups.items():
+        for name, (group, options) in groups.items():
             values = {option: given.pop(option) for option in options}
             if group is LoadOptions and "name" in values:
-                values = with_defaults(values, ctx, without)
+                values = with_defaults(values, ctx)
             given[name] = group(**{k: v for k, v in values.items() if v is not None})
         command(**given)
 

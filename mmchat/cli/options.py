@@ -156,6 +156,13 @@ Words = Annotated[
     ),
 ]
 
+QuantizeKeep = Annotated[
+    list[str] | None,
+    of_model(
+        metavar="PART", help="With --quantize: leave text, head or vision as it is; repeatable."
+    ),
+]
+
 _path = partial(of_model, metavar="PATH")
 # Each field of LoadOptions as an option; `progress` is none.
 LOADING: Mapping[str, Any] = {
@@ -182,13 +189,7 @@ LOADING: Mapping[str, Any] = {
             autocompletion=complete_scheme,
         ),
     ],
-    "quantize_keep": Annotated[
-        list[str] | None,
-        of_model(
-            metavar="PART",
-            help="With --quantize: leave text, head or vision as it is; repeatable.",
-        ),
-    ],
+    "quantize_keep": QuantizeKeep,
     "max_seq_len": Annotated[
         int | None, of_model(metavar="N", min=1, help="Context to reserve, positions.")
     ],

@@ -8,16 +8,20 @@ import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from mmchat import limits
 from mmchat.cli import console
 from mmchat.errors import ImageError, PromptError, UsageError
 from mmchat.input_text import NotTextError, checked, decoded
+from mmchat.words import TEXT_ALONE
 
 if TYPE_CHECKING:
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.conversation import Image
 
 STDIN = "-"
@@ -102,6 +106,24 @@ def check_pictures(sources: Sequence[str]) -> None:
     for source in sources:
         if source != STDIN:
             check_file(source)
+
+
+def refuse_overwriting(output: Path, sources: Sequence[str], option: str) -> None:
+    """Raises UsageError if a file that is to be written is one of the pictures."""
+    from mmchat.repl.paths import without_pages
+
+    for source in chain.from_iterable((s, without_pages(s)) for s in sources):
+        with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
+            if Path(source).expanduser().samefile(output):
+                raise UsageError(
+                    f"{option} {str(output)!r} would replace the picture that is asked about"
+                )
+
+
+def refuse_text_only(spec: ModelSpec) -> None:
+    """Raises UsageError for pictures where the checkpoint has nothing that sees them."""
+    if spec.text_only:
+        raise UsageError(f"{spec.name}: {TEXT_ALONE}; leave them out, or take a whole model")
 
 
 def load_pictures(given: PromptInput, alpha: Literal["white", "drop"]) -> list[Image]:

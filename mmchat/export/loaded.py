@@ -131,7 +131,6 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
     most = source.spec.config.max_position_embeddings
     options = replace(
         plan.model,
-        quantize=plan.model.plan.scheme,  # what is packed is rounded only where that is asked
         max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         progress=lambda stage, done, total: progress(
             "loading" if stage == "weights" else stage, done, total

@@ -54,9 +54,7 @@ class ExportPlan:
 
     def __post_init__(self) -> None:
         check_format(self.format)
-        if (
-            self.model.quantize == AUTO
-        ):  # packed weights are written plain, unless a scheme is asked
+        if self.model.quantize == AUTO:  # what is packed is rounded only where that is asked
             object.__setattr__(self, "model", replace(self.model, quantize="none"))
         if self.format == "executorch":
             self._check_executorch()
@@ -110,7 +108,7 @@ class ExportPlan:
     def _check_hf(self) -> None:
         """Whether a checkpoint of the Hub has a form for this, and something is run at all."""
         scheme, device = self.model.quantize, self.model.device
-        if scheme not in ("none", AUTO):
+        if scheme != "none":
             raise UsageError(
                 f"--quantize {scheme} has no form in the Hub's checkpoints; use --format"
                 f" safetensors --quantize {scheme}, or leave it out and quantise as you load"

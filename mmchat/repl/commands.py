@@ -2,18 +2,22 @@ r"""The commands of the chat, each a registered function; the docstring's first 
 
 from __future__ import annotations
 
-import os
-import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.conversation import Conversation
 from mmchat.errors import UsageError, quoted
-from mmchat.images.png import png_bytes
-from mmchat.repl import chats, export, facts, paths, saving, settings
+from mmchat.repl import (
+    chats,
+    export,
+    facts,
+    paths,
+    picture_commands,  # noqa: F401 - registers its commands
+    saving,
+    settings,
+)
+from mmchat.repl.arguments import new_file, number_of
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 from mmchat.storage import atomic_file
@@ -25,140 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "find", "names"]  # the registry, with everything in it
 
 
-def _number(argument: str, what: str, default: int | None = None) -> int:
-    if not argument and default is not None:
-        return default
-    if not re.fullmatch(r"\d{1,6}", argument):
-        raise UsageError(f"{what} is a number, not {quoted(argument)}")
-    return int(argument)
-
-
-@command("image", "PATH|URL [QUESTION]", complete="paths", aliases=("i",))
-def _image(chat: Chat, argument: str) -> None:
-    """Attach a picture; a question after it is asked."""
-    found = paths.read_argument(argument)
-    if not found.sources:
-        if not argument:
-            raise UsageError("\\image needs a file, an address or the word clipboard")
-        folder = paths.folder_named(argument if "/" in argument else f"./{argument}")
-        raise UsageError(folder or facts.no_such(found.missing))
-    chat.take(found)
-
-
-@command("images")
-def _images(chat: Chat, argument: str) -> None:
-    """List the pictures with their numbers."""
-    asked = len(chat.session.conversation.images)
-    rows = [
-        (
-            str(number),
-            facts.picture_line(image, chat.spec)
-            + ("  (for the next question)" if number > asked else ""),
-        )
-        for number, image in enumerate(chat.pictures(), start=1)
-    ]
-    if rows:
-        chat.screen.table(rows)
-    else:
-        chat.screen.say("no pictures")
-
-
 @command("adapter", "on|off", complete=lambda chat, argument: ("on", "off"))
 def _adapter(chat: Chat, argument: str) -> None:
     """Answer with the adapter or without it, to compare."""
     if argument not in ("", "on", "off"):
         raise UsageError(f"\\adapter takes on or off, not {quoted(argument)}")
     chat.screen.note(chat.use_adapter(None if not argument else argument == "on"))
-
-
-def _picture_numbers(chat: Chat, argument: str) -> Iterable[str]:
-    return (str(n) for n in range(1, len(chat.pictures()) + 1))
-
-
-@command("drop", "[N]", complete=_picture_numbers)
-def _drop(chat: Chat, argument: str) -> None:
-    """Take picture N (the last) out of the chat."""
-    pictures = chat.pictures()
-    if not argument and not pictures:
-        raise UsageError("there are no pictures to drop")
-    number = _number(argument, "the picture", default=len(pictures))
-    asked = len(chat.session.conversation.images)
-    chat.exchange(number, None)
-    chat.screen.note(f"picture {number}, {paths.short_name(pictures[number - 1].source)}, is out")
-    _say_answers_stay(chat, number, asked)
-
-
-@command("replace", "N PATH|URL", complete="paths")
-def _replace(chat: Chat, argument: str) -> None:
-    """Put another picture in the place of picture N."""
-    number, _, source = argument.partition(" ")
-    found = paths.read_argument(source)
-    if len(found.sources) != 1 or found.text:
-        raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
-    others = chat.pictures()
-    at = _number(number, "the picture")
-    asked = len(chat.session.conversation.images)
-    del others[at - 1 : at]
-    images = chat.load(found.sources, others)
-    if len(images) > 1:
-        raise UsageError(f"these are {len(images)} pages; name one, as in: \\replace 1 paper.pdf#2")
-    [image] = images
-    chat.exchange(at, image)
-    chat.show_picture(image, f"picture {number} is now")
-    _say_answers_stay(chat, at, asked)
-
-
-def _say_answers_stay(chat: Chat, number: int, asked: int) -> None:
-    """If picture `number` was one of those `asked` about."""
-    if number <= asked:
-        chat.screen.note(
-            "earlier answers stay as they are; \\retry answers the last question again"
-        )
-
-
-@command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
-def _tiles(chat: Chat, argument: str) -> None:
-    """Show how picture N (the last) is cut into tiles."""
-    words = argument.split(None, 1)
-    number = _number(words.pop(0), "the picture") if words and words[0].isdigit() else None
-    pictures = chat.pictures()
-    number = number or len(pictures)
-    if not 1 <= number <= len(pictures):
-        raise UsageError(f"there is no picture {number}" if pictures else "there are no pictures")
-    image = pictures[number - 1]
-    drawing = chat.spec.family.draw(chat.spec.config, image)
-    if words:
-        file = _file(chat, words[0], "png")
-        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
-        chat.screen.note(f"wrote {str(file)!r}")
-    chat.screen.picture(drawing)
-    line = "picture", facts.picture_line(image, chat.spec)
-    chat.screen.table([line, *chat.spec.facts(image).lines])
-
-
-@command("look", "[WORD] [FILE]")
-def _look(chat: Chat, argument: str) -> None:
-    """Show where the last answer, or one word, looked.
-
-    FILE ends in .png or .html.
-    """
-    from mmchat.explain.draw import draw_look
-    from mmchat.explain.show import look_rows, rendered
-
-    words = argument.split()
-    kind = Path(words[-1]).suffix.lower() if words else ""
-    name = words.pop() if kind in (".png", ".html") else ""
-    question = chat.session.last_turn().question.text
-    found = chat.screen.wait("looking", chat.session.look)
-    word = found.find(" ".join(words)) if words else None
-    if name:
-        file = _file(chat, name, kind[1:])
-        content = rendered(kind, found, word, question, chat.spec.name)
-        atomic_file.write_bytes(file, content, mode=saving.PRIVATE_FILE)
-        chat.screen.note(f"wrote {str(file)!r}")
-    chat.screen.picture(draw_look(found, word))
-    rows = look_rows(found, word)
-    chat.screen.table([(text, f"{place}  {share}") for text, place, share in rows])
 
 
 @command("system", "[TEXT|none]")
@@ -202,27 +78,6 @@ def _set_image_tags(chat: Chat, words: list[str]) -> None:
             )
     chat.image_tags = words == ["on"]
     chat.screen.note(f"{settings.IMAGE_TAGS} is {words[0]}")
-
-
-@command("boxes", "[FILE.png]")
-def _boxes(chat: Chat, argument: str) -> None:
-    """Show the boxes of the last answer on its picture."""
-    from mmchat.images.boxes import box_records, draw_boxes
-
-    found = chat.session.loaded.processor.boxes(chat.session.last_turn().answer)
-    if found is None:
-        raise UsageError(f"answers of {chat.spec.name} have no boxes")
-    if not found or not chat.session.conversation.images:
-        raise UsageError("the last answer has no boxes, or there is no picture")
-    image = chat.session.conversation.images[-1]
-    drawing = draw_boxes(found, image)
-    if argument:
-        file = _file(chat, argument, "png")
-        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
-        chat.screen.note(f"wrote {str(file)!r}")
-    chat.screen.picture(drawing)
-    records = box_records(found, image)
-    chat.screen.table([(r["ref"] or "", str(r.get("box") or r.get("quad"))) for r in records])
 
 
 @command("show")
@@ -276,7 +131,7 @@ def _say(chat: Chat, argument: str) -> None:
 @command("forget", "[N]")
 def _forget(chat: Chat, argument: str) -> None:
     """Drop the N oldest turns to make room."""
-    count = _number(argument, "the count of turns", default=1)
+    count = number_of(argument, "the count of turns", default=1)
     turns = chat.session.conversation.turns
     if not 1 <= count <= len(turns):
         raise UsageError(f"there are {len(turns)} turns, so {count} cannot be dropped")
@@ -295,7 +150,7 @@ def _save(chat: Chat, argument: str) -> None:
     shown = quoted(name, 300)
     back = f"\\load {shlex.quote(name)} brings it back"
     if not chats.is_name(name):
-        saving.write(_file(chat, argument, "chat"), chat.as_saved(chat.session.conversation))
+        saving.write(new_file(chat, argument, "chat"), chat.as_saved(chat.session.conversation))
         said = f"a copy as it is now is in {shown}; {back}"
     else:
         chat.keeper.save_as(name, chat.session.conversation)
@@ -323,7 +178,7 @@ def _export(chat: Chat, argument: str) -> None:
     kind, _, name = argument.partition(" ")
     if kind not in export.KINDS:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
-    file = _file(chat, name.strip() or f"{_name(chat)}.{kind}", kind)
+    file = new_file(chat, name.strip() or f"{_name(chat)}.{kind}", kind)
     text = export.document(kind, chat.session.conversation, chat.spec.name)
     atomic_file.write_text(file, text, mode=saving.PRIVATE_FILE)
     chat.screen.note(f"wrote {str(file)!r}")
@@ -399,21 +254,3 @@ def _name(chat: Chat) -> str:
     """That of the chat, if it is kept, else the time."""
     held = chat.keeper.folder
     return held.path.name if held else chats.new_name()
-
-
-def _file(chat: Chat, name: str, kind: str) -> Path:
-    """A path to write, checked before any work; what this chat wrote there may be replaced.
-
-    Raises UsageError if another file has the name, DiskError.
-    """
-    path = Path(os.path.expanduser(paths.plain(name)))  # noqa: PTH111 - no error for no such ~user
-    if kind == "png" and path.suffix.lower() != ".png":
-        raise UsageError(f"the preview is a PNG; end the name in .png, not {quoted(path)}")
-    is_folder = kind == "chat" and os.path.isdir(path)  # noqa: PTH112 - nor for a long name
-    if not is_folder:
-        atomic_file.check_writable(path)
-    written = kind, path.resolve()
-    if (path / saving.DOCUMENT if is_folder else path).is_file() and written not in chat.written:
-        raise UsageError(f"{quoted(path, 300)} is there already; give another name")
-    chat.written.add(written)
-    return path

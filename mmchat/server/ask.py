@@ -22,9 +22,11 @@ from mmchat.server.errors import ApiError, api_error, invalid
 from mmchat.server.held import NO_TOOLS, Plan, Schema, grammar_of
 from mmchat.server.pictures import Picture, open_pictures
 from mmchat.server.tool_calls import Piece
+from mmchat.words import TEXT_ALONE
 
 if TYPE_CHECKING:
     from mmchat.engine.driver import EngineThread
+    from mmchat.loading.loader import LoadedModel
     from mmchat.models.prompt import Prompt
 
 QUEUE_SECONDS = 60.0  # from the whole body of a request to its row at most, pictures included
@@ -250,12 +252,14 @@ async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answeri
     def work() -> Request:
         grammar = grammar_of(model, ask.schema, ask.plan, call.owner)
         opened = opened_of(call, ask, is_wanted)
-        return replace(that_fits(ask, lambda ask: make(ask, opened)), grammar=grammar)
+        request = that_fits(ask, lambda ask: make(ask, opened))
+        if service.options.log_content:
+            ids = request.prompt.token_ids
+            log.content("prompt", model.tokenizer.decode(ids, skip_special=False))
+        return replace(request, grammar=grammar)
 
     def make(ask: Ask, opened: Opened) -> Request:
         prompt = prompt_of(call, ask, opened)
-        if service.options.log_content:
-            log.content("prompt", model.tokenizer.decode(prompt.token_ids, skip_special=False))
         seconds = time.perf_counter() - call.timings.started
         timings = replace(call.timings, preprocessing_seconds=seconds)
         if ask.look is not None:
@@ -321,7 +325,7 @@ def that_fits(ask: Ask, make: Callable[[Ask], T]) -> T:
 def opened_of(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
     """Its pictures, once it is checked. Runs in a thread of its own. Raises ApiError."""
     if ask.messages or not ask.ids:
-        _check(ask.messages, text_only=call.service.model.options.text_only)
+        _check(ask.messages, call.service.model)
     options, alpha = call.service.options, call.service.model.processor.alpha
     opened = open_pictures(ask.pictures, options, alpha, call.owner, is_wanted)
     return dict(zip(ask.pictures, opened, strict=True))
@@ -352,7 +356,7 @@ def prompt_of(call: Call, ask: Ask, opened: Opened) -> Prompt:
     return replace(joined, lead=prompt.lead)
 
 
-def _check(messages: Sequence[AskedMessage], *, text_only: bool) -> None:
+def _check(messages: Sequence[AskedMessage], model: LoadedModel) -> None:
     if not messages:
         raise invalid("messages", "messages is empty; send at least one")
     count = 0
@@ -367,6 +371,6 @@ def _check(messages: Sequence[AskedMessage], *, text_only: bool) -> None:
             if count > limits.REQUEST_PICTURES:
                 text = f"there are more than {limits.REQUEST_PICTURES} pictures"
                 raise invalid(picture.param, text)
-            if text_only:
-                text = "the model was loaded for text only; send no picture"
-                raise invalid(picture.param, text)
+            if model.options.text_only:
+                why = TEXT_ALONE if model.spec.text_only else "the model was loaded for text only"
+                raise invalid(picture.param, f"{why}; send no picture")

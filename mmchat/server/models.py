@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from hashlib import sha256
+from pathlib import Path
 
 from starlette.responses import Response
 
 import mmchat
 from mmchat import words
+from mmchat.checkpoints.checkpoint import is_stored_in_gguf
 from mmchat.server import fields
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
@@ -35,13 +38,19 @@ def names(call: Call) -> list[str]:
 # ---- OpenAI
 
 
+def openai_names(call: Call) -> set[str]:
+    """All that a request may call the model, in lower case."""
+    repo = call.service.model.spec.repo
+    return {name.casefold() for name in (*names(call), repo or "")} - {""}
+
+
 async def list_models(call: Call) -> Response:
     return Json({"object": "list", "data": [_openai_entry(call, name) for name in names(call)]})
 
 
 async def one_model(call: Call) -> Response:
     asked = call.request.path_params["id"]
-    if asked not in names(call):
+    if asked.casefold() not in openai_names(call):
         raise ApiError("model_not_found", param="model")
     return Json(_openai_entry(call, asked))
 
@@ -172,12 +181,18 @@ def _details(call: Call) -> Fields:
     scheme, dtype = model.options.quantize, str(model.dtype).removeprefix("torch.")
     return {
         "parent_model": "",
-        "format": "safetensors",
+        "format": "gguf" if _is_gguf(model.spec.source) else "safetensors",
         "family": model.spec.model_type,
         "families": [model.spec.model_type],
         "parameter_size": words.count(model.spec.parameters).replace(" ", ""),
         "quantization_level": _DTYPES.get(dtype, "F32") if scheme == "none" else scheme.upper(),
     }
+
+
+@cache
+def _is_gguf(source: Path) -> bool:
+    """source: where the params were read."""
+    return is_stored_in_gguf(source)
 
 
 def _capabilities(call: Call) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field
@@ -47,15 +48,20 @@ class Options(fields.Sampled):
     num_predict: Whole | None = None
     num_ctx: Annotated[int, Field(ge=1), fields.NUMBER] | None = None
 
-    def sampling(self, most_tokens: int, **more: Any) -> dict[str, Any]:
-        """Fields of SamplingParams. most_tokens: for an answer without a limit of its own."""
+    def sampling(
+        self, most_tokens: int, own: Mapping[str, Any] = MappingProxyType({}), **more: Any
+    ) -> dict[str, Any]:
+        """Fields of SamplingParams. most_tokens: for an answer without a limit of its own.
+
+        own: what the model's folder says, where it is Ollama's.
+        """
         if self.num_predict is not None:  # 0 and less: what the context leaves
             more["max_new_tokens"] = self.num_predict if self.num_predict > 0 else most_tokens
         if self.top_k is not None:
             more["top_k"] = max(self.top_k, 0)
         if self.seed is not None and self.seed < 0:
             more["seed"] = None
-        return DEFAULTS | self.settings(**more)
+        return {**DEFAULTS, **own, **self.settings(**more)}
 
 
 class Asked(fields.Body):
@@ -78,12 +84,12 @@ class Asked(fields.Body):
         """A piece of an answer."""
         raise NotImplementedError
 
-    def ask(self, most_tokens: int) -> Ask | None:
-        """most_tokens: of an answer without a limit. Raises ApiError."""
+    def ask(self, most_tokens: int, own: Mapping[str, Any]) -> Ask | None:
+        """most_tokens, own: as of Options.sampling. Raises ApiError."""
         if (asked := self.question()) is None:
             return None
         most = fields.most_logprobs(self.logprobs, self.top_logprobs)
-        settings = self.options.sampling(most_tokens, logprobs=most)
+        settings = self.options.sampling(most_tokens, own, logprobs=most)
         schema = self._schema()
         return replace(asked, settings=settings, context=self.options.num_ctx, schema=schema)
 
@@ -200,7 +206,8 @@ async def _answered(call: Call, kind: type[A]) -> Response:
     check_name(call, asked.model)
     if asked.think and asked.think != "none":
         raise invalid("think", f'"{asked.model}" does not support thinking')
-    ask = await call.digest(asked.ask, call.service.model.max_seq_len)
+    service = call.service
+    ask = await call.digest(asked.ask, service.model.max_seq_len, service.ollama_sampling)
     if ask is None:  # the model is here, and stays
         unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
         done = {"done": True, "done_reason": "unload" if unloads else "load"}

@@ -15,6 +15,7 @@ from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Body, Bool, Flag, Logprobs, Sampled, Tools
 from mmchat.server.held import Plan, Schema, plan_of
+from mmchat.server.models import openai_names
 from mmchat.server.stream import Fields
 
 # Fields that would change the answer, and the values that change nothing.
@@ -98,8 +99,7 @@ def served_name(call: Call) -> str:
     spec, asked = call.service.model.spec, call.body.get("model")
     if asked is not None and not isinstance(asked, str):
         raise invalid("model", "model: input should be a valid string")
-    names = {name.casefold() for name in (spec.name, spec.repo or "", *spec.aliases)}
-    if call.service.options.strict_model and (asked or "").casefold() not in names:
+    if call.service.options.strict_model and (asked or "").casefold() not in openai_names(call):
         raise ApiError("model_not_found", f"this server has the model {spec.name}", "model")
     return spec.name
 

@@ -7,12 +7,13 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 from mmchat import limits
+from mmchat.errors import CheckpointError
 from mmchat.server.errors import ApiError
 from mmchat.server.metrics import Metrics
 from mmchat.server.options import ServerOptions
@@ -42,6 +43,7 @@ class Service:
         self._picture_workers = ThreadPoolExecutor(WORKERS, "mmchat pictures")
         self._served: Counter[str] = Counter()  # requests by owner, waiting ones included
         self.answers: set[Answering] = set()  # that are written, or wait for a row
+        self.ollama_sampling: dict[str, float] = {}
 
     def use(self, model: LoadedModel) -> None:
         """Serve this model from now on."""
@@ -53,6 +55,7 @@ class Service:
         rows = self.options.rows or usual_rows(model, self.memory)
         self.rows = min(rows, model.most_rows)
         self._thread = EngineThread(Engine(model, self.rows, memory=self.memory))
+        self.ollama_sampling = _ollama_sampling(model)
         self._model = model
 
     def close(self) -> None:
@@ -170,3 +173,15 @@ class Service:
         """
         workers = self._picture_workers if pictures else self._workers
         return await asyncio.get_running_loop().run_in_executor(workers, work)
+
+
+def _ollama_sampling(model: LoadedModel) -> dict[str, float]:
+    """What Ollama's folder says of how to choose tokens, where the model was loaded from there."""
+    from mmchat.checkpoints.ollama_folder import ollama_model
+
+    name, spec, found = model.options.name, model.spec, None
+    with suppress(CheckpointError):  # another one, or gone since
+        found = ollama_model(str(name)) if name else None
+    if found is None or found.weights != spec.source:
+        return {}
+    return {key: getattr(spec.generation, key) for key in found.sampling}

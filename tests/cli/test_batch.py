@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ import pytest
 
 import mmchat
 from mmchat.batch import run
+from mmchat.catalog.adapters import AdapterSource
+from mmchat.checkpoints.packed.base import Packing
 from mmchat.cli import model_choice
+from mmchat.cli.batch import _run_name
+from mmchat.cli.sampling_options import SamplingOptions
+from mmchat.loading.options import LoadOptions
 from tests.batch.drawn import draw
 from tests.cli.conftest import Command, Outcome
 
@@ -286,3 +292,25 @@ def test_answers_obey_a_schema(batch):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     batch("dog.jpg", "--schema", json.dumps({**schema, "additionalProperties": False}))
     assert batch.rows["dog.jpg"]["text"].startswith("{")
+
+
+class Rounded(Packing):
+    label, scheme = "rounded", "int8"
+
+
+def test_other_weights_are_other_answers():
+    source = LoadOptions().find()
+    packed = replace(source.spec, packing=Rounded())
+    other = [
+        (replace(source, adapters=(AdapterSource(Path("a")),)), LoadOptions()),
+        (replace(source, adapters=(AdapterSource(Path("a"), 0.5),)), LoadOptions()),
+        (replace(source, adapters=(AdapterSource(Path("b")),)), LoadOptions()),
+        (replace(source, companion=Path("clip")), LoadOptions()),
+        (source, LoadOptions(params_path="other.json")),
+        (replace(source, spec=packed), LoadOptions(device="cpu")),
+    ]
+    names = [
+        _run_name(one, options, SamplingOptions(), "What?", None)
+        for one, options in ((source, LoadOptions()), *other)
+    ]
+    assert len(set(names)) == len(names)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from mmchat.bench.variants import Variant
 from mmchat.bench.workloads import DECODED
 from mmchat.cli import bench_table
 from mmchat.cli.app import app
@@ -77,11 +79,11 @@ def test_a_picture_is_split_into_its_stages(record):
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ([], ["float32"]),
+        ([], ["auto"]),
         (["--quantize", "int8,int4"], ["int8", "int4"]),
         (["--quantize", "none,int8", "--compile", "off,on"],
          ["float32 eager", "int8 eager", "float32 compiled", "int8 compiled"]),
-        (["--compile", "on"], ["float32 compiled"]),
+        (["--compile", "on"], ["auto compiled"]),
     ],
 )  # fmt: skip
 def test_every_scheme_meets_every_way_of_running_it(asked, expected, monkeypatch):
@@ -209,3 +211,15 @@ def test_usage_errors_are_one_line_and_end_with_2(arguments, message):
     assert (done.exit_code, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_auto_is_shown_as_what_it_became(monkeypatch):
+    from mmchat.bench import run as bench_run
+
+    loaded = SimpleNamespace(
+        dtype="torch.float32", device="cpu", load_seconds=1.0, peak_memory=lambda: 1,
+        options=SimpleNamespace(quantize="int4"), spec=SimpleNamespace(name="x", parameters=1),
+    )  # fmt: skip
+    monkeypatch.setattr(bench_run, "environment", lambda *_: {})
+    found = bench_run.run({Variant("auto"): lambda: loaded}, [], print, rounds=1, seconds=1)
+    assert list(found["load_seconds"]) == ["int4"]

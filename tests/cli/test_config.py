@@ -7,6 +7,7 @@ import json
 import pytest
 
 from mmchat.cli.defaults import config_path
+from mmchat.errors import UsageError
 from mmchat.quant.schemes import SCHEMES
 
 
@@ -196,3 +197,19 @@ def test_help_is_a_command_of_each_group(run_real, args):
 def test_another_command_of_config_is_told_which_there_are(run_real, word):
     done = run_real("config", word)
     assert f"No such command {word!r}; there is path and show and set" in done.stderr
+
+
+def test_export_takes_its_scheme_from_its_own_options_alone(monkeypatch, mmchat_command, config):
+    plans = []
+
+    def export(plan, _):
+        plans.append(plan.model)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("mmchat.export.export_model", export)
+    config('quantize = "int4"')
+    more = ("--quantize", "int8", "--quantize-keep", "vision")
+    for options in ((), ("--quantize", "auto"), more):
+        mmchat_command("export", "tiny", "--format", "safetensors", *options)
+    found = [(model.quantize, model.quantize_keep) for model in plans]
+    assert found == [("none", ()), ("none", ()), ("int8", ("vision",))]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import mmchat
+from mmchat import images
+from mmchat.batch import ranking
 from mmchat.cli import model_choice
+from mmchat.errors import ImageError
+from mmchat.loading.options import LoadOptions
 from tests.cli.conftest import Command
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -85,3 +90,49 @@ def test_wrong_arguments_are_refused(find, args, reason):
     done = find(*args)
     assert (done.exit_code, done.stdout) == (2, "")
     assert reason in done.stderr
+
+
+def test_a_picture_that_memory_does_not_take_does_not_end_the_search(find, tiny, monkeypatch):
+    real = ranking.user_message
+
+    def user_message(model, text, images):
+        if "fish" in images[0]:
+            raise MemoryError
+        return real(model, text, images)
+
+    monkeypatch.setattr(ranking, "user_message", user_message)
+    done = find("a dog", "in")
+    assert (done.stdout.count("\n"), done.exit_code) == (4, 8)
+    assert "memory" in done.stderr
+
+
+def test_results_come_before_the_page_which_leaves_out_what_cannot_be_drawn(find, monkeypatch):
+    real = images.load_images
+
+    def load_images(sources, **more):
+        if more:  # to ask about it
+            return real(sources, **more)
+        raise ImageError(f"{sources[0]!r} is gone")
+
+    monkeypatch.setattr(images, "load_images", load_images)
+    done = find("a dog", "in", "--html", "found.html")
+    assert done.exit_code == 0
+    assert done.stdout.count("\n") == 5
+    assert "left out of the page: 'in/dog.jpg' is gone" in done.stderr
+    assert "<img" not in Path("found.html").read_text("utf-8")
+
+
+def test_the_page_does_not_replace_a_picture(find):
+    Path("in/page.html").write_bytes(Path("in/dog.jpg").read_bytes())
+    done = find("a dog", "in/page.html", "--html", "in/page.html")
+    assert done.exit_code == 2
+    assert "--html 'in/page.html' would replace the picture" in done.stderr
+
+
+def test_a_base_model_ranks_nothing(find, monkeypatch):
+    source = LoadOptions().find()
+    source = replace(source, spec=replace(source.spec, chat_format="base"))
+    monkeypatch.setattr(LoadOptions, "find", lambda *_, **__: source)
+    done = find("a dog", "in")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "is a base model, which answers no question" in done.stderr

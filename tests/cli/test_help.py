@@ -55,6 +55,7 @@ def test_defaults_are_shown_also_those_of_the_model(mmchat_command):
         ("generate", "With --json: the N likeliest at every token. [default: 0; 0<=x<=20]"),
         ("chat", "Context to reserve, positions. [x>=1]"),
         ("export", "pictures that one question may see; 16 if left out. [1<=x<=16]"),
+        ("export", "or none, whatever the model's own are packed in. [default: none]"),
     ],
 )
 def test_numbers_that_are_refused_are_outside_of_the_range_that_is_shown(

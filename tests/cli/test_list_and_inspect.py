@@ -1,11 +1,14 @@
 import json
 import re
 import struct
+from dataclasses import replace
 
 import pytest
 
+from mmchat.catalog.find import find_model
 from mmchat.catalog.known import known_models
 from mmchat.cli import console
+from mmchat.cli.inspect import _facts
 from tests.cli.fake_loading import known_spec
 
 
@@ -114,3 +117,11 @@ def test_inspect_of_a_damaged_file_is_exit_code_3(run_real, tmp_path):
 
 def test_inspect_of_an_unknown_name_is_exit_code_3(run_real):
     assert run_real("inspect", "llama9").exit_code == 3
+
+
+def test_inspect_counts_no_vision_of_a_language_model_alone():
+    spec = find_model("llama3.2-11B", checkpoint_required=False).spec
+    words = spec.family.describe(spec.config)
+    found = _facts(replace(spec, text_only=True), words)
+    assert "vision encoder" not in found["parameters_by_part"]
+    assert found["weight_bytes"]["bfloat16"] == 2 * found["parameters"] < 20e9

@@ -1,9 +1,16 @@
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from mmchat.catalog.known import data_path
+from mmchat.chat.session import ChatSession
+from mmchat.cli import model_choice
+from mmchat.cli.look import heat_of
+from mmchat.conversation import Conversation
+from mmchat.loading.options import LoadOptions
 
 DOG = str(data_path("assets", "dog.jpg"))
 ASK = ("look", "What's in this image?", DOG)
@@ -54,6 +61,7 @@ def test_generate_has_none_unasked(run_real):
         ((*ASK, "-m", "llava-1.5-7b"), 3, ""),
         (("generate", *ASK[1:], "--heat"), 2, "--heat needs --json"),
         (("generate", *ASK[1:], "--heat", "--json", "--raw"), 2, "contradict"),
+        (("generate", "-p", "Hi", "--heat", "--json"), 2, "--heat needs a picture to look at"),
     ],
 )
 def test_mistakes_are_one_line_and_an_exit_code(run_real, args, code, reason):
@@ -62,3 +70,54 @@ def test_mistakes_are_one_line_and_an_exit_code(run_real, args, code, reason):
     assert reason in done.stderr
     assert done.stderr.startswith("mmchat: error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_the_picture_itself_is_not_replaced(run_real, tmp_path):
+    picture = tmp_path / "dog.png"
+    with Image.open(DOG) as dog:
+        dog.save(picture)
+    before = picture.read_bytes()
+    done = run_real("look", "What?", str(picture), "-o", str(picture))
+    assert done.exit_code == 2
+    assert "would replace the picture" in done.stderr
+    assert picture.read_bytes() == before
+
+
+def test_nothing_is_heat_where_there_is_no_picture():
+    session = SimpleNamespace(conversation=Conversation())
+    assert heat_of(session, pytest.fail, SimpleNamespace(text="Hi")) == {"heat": None}
+
+
+def test_it_is_computed_once(run_real, monkeypatch):
+    counted = []
+    real = ChatSession.look
+    monkeypatch.setattr(ChatSession, "look", lambda self: counted.append(self) or real(self))
+    assert run_real(*ASK, "--json", "--word", "dog", "-q").exit_code == 0
+    assert len(counted) == 1
+
+
+def text_alone(monkeypatch):
+    source = LoadOptions().find()
+    source = replace(source, spec=replace(source.spec, text_only=True))
+    monkeypatch.setattr(LoadOptions, "find", lambda *_, **__: source)
+    monkeypatch.setattr(model_choice, "load", lambda *_: pytest.fail("loaded"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ASK,
+        ("generate", "What?", DOG),
+        ("chat", "-i", DOG),
+        ("batch", DOG, "-o", "out.jsonl"),
+        ("find", "a dog", DOG),
+    ],
+)
+def test_a_checkpoint_without_vision_refuses_pictures_before_it_is_loaded(
+    run_real, args, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    text_alone(monkeypatch)
+    done = run_real(*args)
+    assert done.exit_code == 2
+    assert "holds the language model alone, which sees no pictures" in done.stderr

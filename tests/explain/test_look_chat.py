@@ -9,6 +9,7 @@ from PIL import Image as PILImage
 import mmchat
 from mmchat.catalog.find import find_model
 from mmchat.catalog.known import data_path
+from mmchat.conversation import Conversation
 from mmchat.errors import UsageError
 from mmchat.explain.look import check_family
 from mmchat.repl.chat import Chat
@@ -74,3 +75,17 @@ def test_programs_say_so(tiny, monkeypatch):
     )
     with pytest.raises(UsageError, match="programs do not tell where they look"):
         session.look()
+
+
+def test_the_model_that_answered_is_looked_into(tiny, monkeypatch):
+    """Not the one that answers from now on, as after `\\adapter off`."""
+    used = []
+    monkeypatch.setattr("mmchat.explain.look.look", lambda loaded, *_: used.append(loaded))
+    session = tiny.chat()
+    list(session.send("What's in this image?", data_path("assets/dog.jpg")))
+    session.loaded = other = replace(tiny)
+    session.look()
+    session.conversation = Conversation.of(session.messages)  # as one that was loaded
+    session.look()
+    assert used[0] is tiny
+    assert used[1] is other

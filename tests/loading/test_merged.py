@@ -90,7 +90,7 @@ def test_the_text_model_alone_runs_without_pictures(tmp_path, weights):
     save_file(text, folder / "model.safetensors")
     assert answer(folder) == answer("tiny", text_only=True)
     assert mmchat.load(folder).options.text_only
-    with pytest.raises(UsageError, match="text only"):
+    with pytest.raises(UsageError, match="language model alone"):
         answer(folder, DOG)
     done = inspected(folder)
     assert done.exit_code == 0

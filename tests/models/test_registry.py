@@ -40,7 +40,7 @@ ALLOWED = {
     "hardware/cpu.py": {"tile"},  # a feature of processors, amx_tile
     "nn/__init__.py": {"tile"},  # the legend of axes
     "quant/kernels/ops.py": {"tile"},  # amx_tile
-    "repl/commands.py": {"tile"},  # the command \tiles
+    "repl/picture_commands.py": {"tile"},  # the command \tiles
     "tokenizers/__init__.py": {"qwen", "Qwen"},  # whose files are read
     "tokenizers/byte_pair.py": {"Qwen", "QWEN"},
     "tokenizers/text_steps.py": {"Qwen"},

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from starlette.testclient import TestClient
 
+from mmchat.checkpoints import ollama_folder
+from mmchat.checkpoints.ollama_folder import OllamaModel
 from mmchat.engine.sampling import SamplingParams
-from mmchat.server import ask
+from mmchat.loading.options import LoadOptions
+from mmchat.server import ask, log, models
+from mmchat.server import service as service_module
+from mmchat.server.app import make_app
 from mmchat.server.ollama import Options
+from mmchat.server.options import ServerOptions
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 GREEDY = {"temperature": 0}
@@ -176,6 +185,22 @@ def test_options_become_settings():
     assert endless == {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "max_new_tokens": 500}
 
 
+def test_what_the_model_says_of_itself_is_between_the_request_and_the_defaults(
+    monkeypatch, tmp_path
+):
+    own = {"temperature": 0.3, "top_p": 0.5}
+    assert Options().sampling(5, own) == {**own, "top_k": 40}
+    assert Options(temperature=0.1).sampling(5, own)["temperature"] == 0.1
+    generation = SimpleNamespace(temperature=0.3, top_p=0.9)  # top_p of the family
+    spec = SimpleNamespace(source=tmp_path / "blob", generation=generation)
+    model = SimpleNamespace(options=LoadOptions("eyes"), spec=spec)
+    found = OllamaModel("eyes", tmp_path / "blob", None, 1, "", "", {"temperature": 0.3})
+    monkeypatch.setattr(ollama_folder, "ollama_model", lambda _: found)
+    assert service_module._ollama_sampling(model) == {"temperature": 0.3}
+    spec.source = tmp_path / "other"  # of the same name, and not what was loaded
+    assert service_module._ollama_sampling(model) == {}
+
+
 def test_num_predict_ends_an_answer(client):
     answer = chat(client, user("Hello"), options=GREEDY | {"num_predict": 2}).json()
     assert (answer["eval_count"], answer["done_reason"]) == (2, "length")
@@ -301,3 +326,28 @@ def test_pictures_are_opened_once_however_much_is_left_out(client, monkeypatch, 
     assert answer.status_code == 200, answer.text
     assert answer.json()["prompt_eval_count"] > 500
     assert len(opened) == 1
+
+
+def test_the_format_is_that_of_the_files(service, monkeypatch, tmp_path):
+    blob = tmp_path / "sha256-0"
+    blob.write_bytes(b"GGUF" + bytes(100))
+    model = service.model
+    assert models._details(SimpleNamespace(service=service))["format"] == "safetensors"
+    spec = replace(model.spec, source=blob)
+    monkeypatch.setattr(service, "_model", replace(model, spec=spec))
+    assert models._details(SimpleNamespace(service=service))["format"] == "gguf"
+
+
+def test_a_prompt_is_logged_once_as_it_was_cut(tiny, monkeypatch):
+    said = []
+    monkeypatch.setattr(log, "content", lambda kind, text: said.append((kind, text)))
+    logging = service_module.Service(ServerOptions(rows=1, log_content=True))
+    logging.use(tiny)
+    client = TestClient(make_app(logging), base_url="http://localhost")
+    old = [user("word " * 50) for _ in range(8)]
+    options = GREEDY | {"num_ctx": 100, "num_predict": 2}
+    assert chat(client, *old, user("Hello"), options=options).status_code == 200
+    logging.close()
+    [prompt] = [text for kind, text in said if kind == "prompt"]
+    assert "Hello" in prompt
+    assert prompt.count("word") < 100

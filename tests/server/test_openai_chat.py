@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from mmchat.server import openai_chat
+from mmchat.server import models, openai_chat
 from mmchat.server.app import make_app
 from mmchat.server.ask import opened_of, prompt_of
 from mmchat.server.options import ServerOptions
@@ -229,7 +230,11 @@ def test_the_model_is_named_and_others_are_refused_if_that_is_asked(tiny, client
     listed = client.get("/v1/models").json()
     assert [one["id"] for one in listed["data"]] == ["tiny", "mllama-tiny"]
     assert client.get("/v1/models/mllama-tiny").json()["id"] == "mllama-tiny"
+    assert client.get("/v1/models/Mllama-Tiny").status_code == 200
     assert client.get("/v1/models/a/b").status_code == 404
+    repo = SimpleNamespace(name="x", repo="A/b", aliases=("x", "y"))
+    call = SimpleNamespace(service=SimpleNamespace(model=SimpleNamespace(spec=repo)))
+    assert models.openai_names(call) == {"x", "y", "a/b"}
 
 
 def test_routes_are_there_without_v1_too(client):
@@ -276,3 +281,14 @@ def test_every_key_has_its_own_cache(tiny, dog):
     assert cached == [False, True, False, True]
     assert (service.engine.encoded, service.engine.known) == (2, 2)
     service.close()
+
+
+def test_a_language_model_alone_says_why_it_takes_no_picture(tiny, dog):
+    spec = replace(tiny.spec, text_only=True)
+    service = Service(ServerOptions(rows=1))
+    service.use(replace(tiny, spec=spec, options=replace(tiny.options, text_only=True)))
+    alone = TestClient(make_app(service), base_url="http://localhost")
+    answer = alone.post(CHAT, json=about({"url": dog}))
+    service.close()
+    assert answer.status_code == 400
+    assert "holds the language model alone" in answer.json()["error"]["message"]

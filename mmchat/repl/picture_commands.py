@@ -1,0 +1,158 @@
+"""The commands about pictures: attached, exchanged, and shown with what the model made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmchat.errors import UsageError
+from mmchat.images.png import png_bytes
+from mmchat.repl import facts, paths, saving
+from mmchat.repl.arguments import new_file, number_of
+from mmchat.repl.registry import command
+from mmchat.storage import atomic_file
+
+if TYPE_CHECKING:
+    from mmchat.repl.chat import Chat
+
+
+@command("image", "PATH|URL [QUESTION]", complete="paths", aliases=("i",))
+def _image(chat: Chat, argument: str) -> None:
+    """Attach a picture; a question after it is asked."""
+    found = paths.read_argument(argument)
+    if not found.sources:
+        if not argument:
+            raise UsageError("\\image needs a file, an address or the word clipboard")
+        folder = paths.folder_named(argument if "/" in argument else f"./{argument}")
+        raise UsageError(folder or facts.no_such(found.missing))
+    chat.take(found)
+
+
+@command("images")
+def _images(chat: Chat, argument: str) -> None:
+    """List the pictures with their numbers."""
+    asked = len(chat.session.conversation.images)
+    rows = [
+        (
+            str(number),
+            facts.picture_line(image, chat.spec)
+            + ("  (for the next question)" if number > asked else ""),
+        )
+        for number, image in enumerate(chat.pictures(), start=1)
+    ]
+    if rows:
+        chat.screen.table(rows)
+    else:
+        chat.screen.say("no pictures")
+
+
+def _picture_numbers(chat: Chat, argument: str) -> Iterable[str]:
+    return (str(n) for n in range(1, len(chat.pictures()) + 1))
+
+
+@command("drop", "[N]", complete=_picture_numbers)
+def _drop(chat: Chat, argument: str) -> None:
+    """Take picture N (the last) out of the chat."""
+    pictures = chat.pictures()
+    if not argument and not pictures:
+        raise UsageError("there are no pictures to drop")
+    number = number_of(argument, "the picture", default=len(pictures))
+    asked = len(chat.session.conversation.images)
+    chat.exchange(number, None)
+    chat.screen.note(f"picture {number}, {paths.short_name(pictures[number - 1].source)}, is out")
+    _say_answers_stay(chat, number, asked)
+
+
+@command("replace", "N PATH|URL", complete="paths")
+def _replace(chat: Chat, argument: str) -> None:
+    """Put another picture in the place of picture N."""
+    number, _, source = argument.partition(" ")
+    found = paths.read_argument(source)
+    if len(found.sources) != 1 or found.text:
+        raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
+    others = chat.pictures()
+    at = number_of(number, "the picture")
+    asked = len(chat.session.conversation.images)
+    del others[at - 1 : at]
+    images = chat.load(found.sources, others)
+    if len(images) > 1:
+        raise UsageError(f"these are {len(images)} pages; name one, as in: \\replace 1 paper.pdf#2")
+    [image] = images
+    chat.exchange(at, image)
+    chat.show_picture(image, f"picture {number} is now")
+    _say_answers_stay(chat, at, asked)
+
+
+def _say_answers_stay(chat: Chat, number: int, asked: int) -> None:
+    """If picture `number` was one of those `asked` about."""
+    if number <= asked:
+        chat.screen.note(
+            "earlier answers stay as they are; \\retry answers the last question again"
+        )
+
+
+@command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
+def _tiles(chat: Chat, argument: str) -> None:
+    """Show how picture N (the last) is cut into tiles."""
+    words = argument.split(None, 1)
+    number = number_of(words.pop(0), "the picture") if words and words[0].isdigit() else None
+    pictures = chat.pictures()
+    number = number or len(pictures)
+    if not 1 <= number <= len(pictures):
+        raise UsageError(f"there is no picture {number}" if pictures else "there are no pictures")
+    image = pictures[number - 1]
+    drawing = chat.spec.family.draw(chat.spec.config, image)
+    if words:
+        file = new_file(chat, words[0], "png")
+        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
+        chat.screen.note(f"wrote {str(file)!r}")
+    chat.screen.picture(drawing)
+    line = "picture", facts.picture_line(image, chat.spec)
+    chat.screen.table([line, *chat.spec.facts(image).lines])
+
+
+@command("look", "[WORD] [FILE]")
+def _look(chat: Chat, argument: str) -> None:
+    """Show where the last answer, or one word, looked.
+
+    FILE ends in .png or .html.
+    """
+    from mmchat.explain.draw import draw_look
+    from mmchat.explain.show import look_rows, rendered
+
+    words = argument.split()
+    kind = Path(words[-1]).suffix.lower() if words else ""
+    name = words.pop() if kind in (".png", ".html") else ""
+    question = chat.session.last_turn().question.text
+    found = chat.screen.wait("looking", chat.session.look)
+    word = found.find(" ".join(words)) if words else None
+    if name:
+        file = new_file(chat, name, kind[1:])
+        content = rendered(kind, found, word, question, chat.spec.name)
+        atomic_file.write_bytes(file, content, mode=saving.PRIVATE_FILE)
+        chat.screen.note(f"wrote {str(file)!r}")
+    chat.screen.picture(draw_look(found, word))
+    rows = look_rows(found, word)
+    chat.screen.table([(text, f"{place}  {share}") for text, place, share in rows])
+
+
+@command("boxes", "[FILE.png]")
+def _boxes(chat: Chat, argument: str) -> None:
+    """Show the boxes of the last answer on its picture."""
+    from mmchat.images.boxes import box_records, draw_boxes
+
+    found = chat.session.loaded.processor.boxes(chat.session.last_turn().answer)
+    if found is None:
+        raise UsageError(f"answers of {chat.spec.name} have no boxes")
+    if not found or not chat.session.conversation.images:
+        raise UsageError("the last answer has no boxes, or there is no picture")
+    image = chat.session.conversation.images[-1]
+    drawing = draw_boxes(found, image)
+    if argument:
+        file = new_file(chat, argument, "png")
+        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
+        chat.screen.note(f"wrote {str(file)!r}")
+    chat.screen.picture(drawing)
+    records = box_records(found, image)
+    chat.screen.table([(r["ref"] or "", str(r.get("box") or r.get("quad"))) for r in records])
