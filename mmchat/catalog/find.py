@@ -87,6 +87,8 @@ def find_model(
     if isinstance(place, OllamaModel):
         place = place.weights
     if (weights := checkpoint or place) and is_stored_in_gguf(weights):
+        if not adapter and stored is None:  # Ollama's folder holds the files of all its models
+            adapters.refuse_beside(folder_of(weights))
         spec = load_spec(_params_file(params_path)) if params_path else None
         source = _gguf_source(spec, known, stored or weights, tokenizer, vision_tower)
         return replace(source, adapters=merged)
@@ -132,6 +134,11 @@ def _base_of(place: Path) -> str:
     """
     full, _ = adapters.base_names(folder_of(place))
     folder = cached_snapshot(full) if is_repo_id(full) else None
+    if folder and adapters.is_alone(folder):
+        raise CheckpointError(
+            f"{quoted(str(place), 300)} is an adapter of {quoted(full, 200)}, which is an adapter"
+            " too; name the model that both change, with --adapter for each"
+        )
     if folder and weight_files(folder):
         return full
     spec = base_spec(place)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.packed.base import PackedWeight
+from mmchat.checkpoints.packed.base import PackedWeight, fail
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
 from mmchat.models.build import FamilyModel
@@ -48,7 +48,7 @@ class PackedLayers:
     ) -> set[str]:
         """Give the layers that are not plain their weights. Returns the names of these."""
         done, sums = set(), torch.zeros(2, dtype=torch.float64)
-        for name in wanted & self.weights.keys():
+        for name in (name for name in self.weights if name in wanted):  # in the order of the files
             layer = model.get_submodule(name.rpartition(".")[0])
             if isinstance(layer, Linear) and layer.format is not PLAIN:
                 sums += _fill(layer, self.weights[name], device)
@@ -80,7 +80,7 @@ def as_packed(
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
-    wanted = model.weight_names(text_only=options.text_only)
+    wanted = model.weight_names(text_only=options.text_only or spec.text_only)
     entries = build.check_weights(files, spec.config, wanted)
     weights = {
         name: cast(PackedWeight, found)
@@ -101,6 +101,9 @@ def as_packed(
 def _fill(layer: Linear, weight: PackedWeight, device: torch.device) -> Tensor:
     """The squares of the error that is added and of the weight, of some rows, float64 [2]."""
     form = layer.format
+    wanted = (layer.out_features, layer.in_features)
+    if weight.entry.shape != wanted:
+        fail(weight.entry, f"unpacked it is {list(weight.entry.shape)}, expected {list(wanted)}")
     whole = [held.new_empty(held.shape, device=device) for held in layer.held()]
     for begin, end in weight.spans():
         held = None

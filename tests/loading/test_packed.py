@@ -8,12 +8,19 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from mmchat.catalog.known import data_path, find_spec
+from mmchat.cli.app import app
+from mmchat.errors import CheckpointError
 from mmchat.export import ExportPlan, export_model
+from mmchat.hardware.placement import choose_placement
 from mmchat.loading.loader import load
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.packed import _fill, as_packed
 from mmchat.models.mllama.weights import iter_weights
+from mmchat.nn.linear import Linear, set_formats
+from mmchat.nn.shapes_only import shapes_only
 from mmchat.quant.formats.plain import PLAIN
 from tests.models.mllama.test_translate import hub_config
 from tests.packed_writers import KINDS, bnb4, is_packed, pack_folder
@@ -172,6 +179,41 @@ def test_layers_that_are_not_packed_stay_as_they_are(tmp_path, weights):
     model = load(LoadOptions(folder)).runtime.model
     assert model.get_submodule(name).format is PLAIN
     assert torch.equal(model.get_submodule(name).weight, weights[f"{name}.weight"])
+
+
+def test_layers_of_another_shape_are_refused_and_read_in_the_order_of_the_files(tmp_path, weights):
+    folder = hub_folder(tmp_path / "model")
+    pack_folder(folder, "nf4", weights, hub_config(SPEC.config))
+    options = LoadOptions(folder, quantize="int8")
+    source = options.find()
+    with shapes_only():
+        model = SPEC.family.build().model(SPEC.config)
+    set_formats(model, options.plan)
+    released = []
+    with source.open_weights() as files:
+        placement = choose_placement("cpu", "auto", SPEC.parameters)
+        _, packed = as_packed(files, source.spec, options, placement)
+        files.release = released.append
+        names = packed.fill(model, files, set(packed.weights), options, placement.device, [])
+        in_files = [name for name in files.entries if name in released]
+        assert len(names) == len(released)
+        assert released == in_files
+        weight = next(iter(packed.weights.values()))
+        with pytest.raises(CheckpointError, match=r"unpacked it is \[.*\], expected \[3, 5\]"):
+            _fill(Linear(5, 3), weight, placement.device)
+
+
+def test_a_text_model_needs_nothing_of_the_vision(tmp_path, weights):
+    start = "language_model."
+    text = {n.removeprefix(start): t for n, t in weights.items() if n.startswith(start)}
+    config = {**hub_config(SPEC.config)["text_config"], "model_type": "mllama_text_model"}
+    folder = hub_folder(tmp_path / "model")
+    _, value, write = KINDS["nf4"]
+    name = "model.layers.0.mlp.down_proj"
+    save_file(text | write(name, text[f"{name}.weight"]), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
+    done = CliRunner().invoke(app, ["generate", str(folder), "-p", "x", "--dry-run"])
+    assert done.exit_code == 0, done.stderr
 
 
 def test_an_export_of_a_packed_model_is_plain(tmp_path, weights):

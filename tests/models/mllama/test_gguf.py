@@ -140,6 +140,14 @@ def test_rounded_it_is_what_rounding_the_plain_checkpoint_gives(tmp_path, writte
     check_alike(ours, mmchat.load(plain, device="cpu", quantize="int4-g32"))
 
 
+def test_an_adapter_beside_it_is_not_ignored(write):
+    path = write()
+    (path.parent / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="a model and an adapter"):
+        find_model(path)
+    assert find_model(path, adapter="none").adapters == ()
+
+
 def test_exactly_is_as_asked(written):
     model = mmchat.load(written["late"][0], device="cpu", quantize="none")
     assert not [n for n in model.runtime.notices if "GGUF" in n]
