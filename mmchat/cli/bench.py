@@ -139,7 +139,7 @@ def _choices(
             for scheme in schemes
         }
     for scheme in schemes:
-        folder.check_scheme(scheme)
+        folder.check_scheme("auto" if scheme == "none" else scheme)  # which is the default here
     record = folder.record
     original = LoadOptions(
         name=folder.source,

@@ -16,6 +16,7 @@ from mmchat.export.token_table import write_token_table
 from mmchat.loading.options import LoadOptions
 from mmchat.models.base import ExportLimits
 from mmchat.progress import ProgressCallback
+from mmchat.quant.schemes import AUTO
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -129,9 +130,10 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
     from mmchat.loading.loader import load
 
     most = source.spec.config.max_position_embeddings
+    scheme = plan.model.plan.scheme  # what is packed is rounded only where that is asked
     options = replace(
         plan.model,
-        quantize=plan.model.plan.scheme,  # what is packed is rounded only where that is asked
+        quantize=AUTO if source.exported and scheme == "none" else scheme,  # as it was exported
         max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         progress=lambda stage, done, total: progress(
             "loading" if stage == "weights" else stage, done, total
@@ -141,7 +143,7 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
         return load(options, source, repack=False)
     # weights are rounded afterwards, to the form that XNNPACK takes, which is not ours
     loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
-    if options.quantize == "none":
+    if options.plan.scheme == "none":
         return loaded
     from mmchat.export.executorch import quantize_linears
 

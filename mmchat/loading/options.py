@@ -138,7 +138,7 @@ class LoadOptions:
         Raises UsageError or ExportError for what it was not exported for.
         """
         record = folder.record
-        folder.check_scheme(self.plan.scheme, self.quantize_keep)
+        folder.check_scheme(self.quantize, self.quantize_keep)
         folder.check_dtype(str(self.dtype))
         taken = replace(self, dtype=record.dtype, quantize=record.scheme, quantize_keep=record.keep)
         if not record.programs:

@@ -165,6 +165,19 @@ def test_what_an_export_was_made_for_takes_the_place_of_what_is_open(folder):
     assert model.placement.reason == "as exported"
 
 
+def test_an_export_is_not_run_exactly_when_it_is_rounded(folder):
+    with pytest.raises(UsageError, match="--quantize int8, which cannot be changed; export again"):
+        mmchat.load(folder, device="cpu", quantize="none")
+    for options in ({"quantize": "int8"}, {"quantize": "int8", "quantize_keep": "head"}):
+        assert mmchat.load(folder, device="cpu", **options).options.quantize == "int8"
+
+
+def test_an_export_is_exported_again_as_it_is(folder, tmp_path):
+    export_model(ExportPlan(LoadOptions(folder, device="cpu"), tmp_path / "again", "safetensors"))
+    record = LoadOptions(tmp_path / "again").find().exported.record
+    assert (record.scheme, record.keep) == ("int8", ("head",))
+
+
 def test_the_record_of_an_export_is_read_once(folder, monkeypatch):
     read, seen = exported_folder.read_manifest, []
     monkeypatch.setattr(

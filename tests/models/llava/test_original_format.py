@@ -141,6 +141,13 @@ def test_a_tower_of_another_size_is_refused(folder, tmp_path):
         mmchat.load(folder, device="cpu", vision_tower=tower)
 
 
+def test_a_tower_in_gguf_is_refused(folder, tmp_path):
+    tower = tmp_path / "clip.gguf"
+    tower.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(CheckpointError, match=r"clip.gguf' is GGUF, and the weights of .* are not"):
+        mmchat.load(folder, device="cpu", vision_tower=tower)
+
+
 def test_a_tower_for_a_checkpoint_that_has_one_is_refused(tmp_path, tower):
     hub = write_hub_folder(tmp_path / "hub-format")
     with pytest.raises(UsageError, match="its vision encoder is among its own weights"):
