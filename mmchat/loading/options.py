@@ -104,8 +104,7 @@ class LoadOptions:
     @property
     def plan(self) -> Plan:
         """What to quantise, where the files do not decide it."""
-        scheme = "none" if self.quantize == AUTO else self.quantize
-        return make_plan(scheme, self.quantize_keep)
+        return make_plan(self.quantize, self.quantize_keep)
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
@@ -149,7 +148,10 @@ class LoadOptions:
         return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
 
     def scheme(self, spec: ModelSpec, placement: Placement) -> str:
-        """The one to load with: as asked, or the nearest to how the checkpoint is packed."""
+        """The one to load with: as asked, or the nearest to how the checkpoint is packed.
+
+        Raises UsageError for parts that are to be kept, where nothing is packed.
+        """
         if self.quantize != AUTO:
             return self.quantize
         found = spec.packing.scheme if spec.packing else "none"
@@ -157,7 +159,7 @@ class LoadOptions:
             find_scheme(found).check_device(placement.device)
         except DeviceError:  # of the same bits, for every device
             return "int8"
-        return found
+        return make_plan(found, self.quantize_keep).scheme
 
     def setup(self, spec: ModelSpec, placement: Placement, **known: Any) -> Setup:
         """What will be loaded, for the estimate of its memory. known: more fields of Setup."""

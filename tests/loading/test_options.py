@@ -75,7 +75,11 @@ def test_a_type_checker_knows_the_arguments_of_load(tmp_path):
     [
         ({"device": "warp"}, DeviceError, "unknown device 'warp'; use auto, cpu"),
         ({"quantize": "int3"}, UsageError, "unknown quantisation scheme 'int3'"),
-        ({"quantize_keep": ["head"]}, UsageError, "--quantize-keep head keeps nothing"),
+        (
+            {"quantize": "none", "quantize_keep": ["head"]},
+            UsageError,
+            "--quantize-keep head keeps nothing",
+        ),
         ({"quantize": "int8", "quantize_keep": "tail"}, UsageError, "unknown part 'tail'"),
         ({"alpha": "black"}, UsageError, "alpha must be 'white' or 'drop', not 'black'"),
         ({"compile": "maybe"}, UsageError, "compile must be auto, on or off, not 'maybe'"),
