@@ -33,8 +33,10 @@ from mmchat.checkpoints.ollama_folder import (
     ollama_model,
     unreadable_folder,
 )
+from mmchat.checkpoints.packed import Packing
 from mmchat.errors import CheckpointError, ParamsError, UsageError, permission_errors, quoted
-from mmchat.strict_json import escaped
+from mmchat.models.registry import packing_for
+from mmchat.strict_json import Where, as_object, escaped, read_json
 from mmchat.tokenizers import tokenizer_in
 
 
@@ -103,6 +105,8 @@ def find_model(
         raise CheckpointError(how_to_get(spec) + _ollama_lacks(name, spec))
     if checkpoint is not None and not adapter:
         adapters.refuse_beside(folder_of(checkpoint))
+    if checkpoint is not None and spec.packing is None:
+        spec = replace(spec, packing=_packing_beside(checkpoint, spec))
     if tokenizer is None and checkpoint is not None:
         tokenizer = tokenizer_in(folder_of(checkpoint))
     companion = _companion(spec, checkpoint, vision_tower)
@@ -283,6 +287,15 @@ def _params_beside_file(checkpoint: Path) -> Path:
         f"{escaped(str(folder))}: neither config.json nor params.json there; "
         "name the model or give --params-path"
     )
+
+
+def _packing_beside(checkpoint: Path, spec: ModelSpec) -> Packing | None:
+    """What config.json says of weights whose params come from elsewhere. Raises ParamsError."""
+    path = folder_of(checkpoint) / "config.json"
+    if checkpoint.suffix == ".pth" or path == spec.source or not path.is_file():
+        return None
+    where = Where(str(path))
+    return packing_for(as_object(read_json(path, where), where), where)
 
 
 def _ollama_lacks(name: str | None, spec: ModelSpec) -> str:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.packed import Packing, packing_of
+from mmchat.checkpoints.packed import Packing
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.family import Config, Translated, parameter_count
-from mmchat.models.registry import AnyFamily, families, get_family
+from mmchat.models.registry import AnyFamily, families, get_family, packing_for
 from mmchat.strict_json import (
     Where,
     as_object,
@@ -179,7 +179,7 @@ def _check_patterns(header: _Header, where: Where) -> None:
 
 def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     family = get_family(found.get("model_type"), where)
-    packing = packing_of(found, where)
+    packing = packing_for(found, where)
     says = family.from_hub(found, *_hf_preprocessor(path.parent, where))
     place = path.with_name("generation_config.json")
     generation = _optional_json(place) or {}

@@ -247,6 +247,17 @@ def test_layers_of_another_shape_are_refused_and_read_in_the_order_of_the_files(
             _fill(Linear(5, 3), weight, placement.device)
 
 
+def test_a_packed_checkpoint_is_unpacked_whatever_names_its_params(tmp_path, weights):
+    folder = hub_folder(tmp_path / "model")
+    pack_folder(folder, "mlx8", weights, hub_config(SPEC.config))
+    expected = load(LoadOptions(folder)).runtime.model.state_dict()
+    for given in ({"name": "tiny"}, {"params_path": SPEC.source}):
+        options = LoadOptions(checkpoint_path=folder, **given)
+        assert options.find().spec.packing.label == LoadOptions(folder).find().spec.packing.label
+        found = load(options).runtime.model.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_text_model_needs_nothing_of_the_vision(tmp_path, weights):
     start = "language_model."
     text = {n.removeprefix(start): t for n, t in weights.items() if n.startswith(start)}
