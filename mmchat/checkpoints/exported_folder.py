@@ -36,6 +36,8 @@ class ExportedFolder:
         words = [f"mmchat export {source} --format {shlex.quote(record.format)} -o {folder}"]
         words += [f"--quantize-keep {shlex.quote(part)}" for part in keep]
         words += [f"--adapter {shlex.quote(adapter)}" for adapter in record.adapters]
+        if record.companion:
+            words.append(f"--vision-tower {shlex.quote(record.companion)}")
         for name, value in (options | changes).items():
             if value != "none":
                 words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")

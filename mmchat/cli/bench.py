@@ -149,6 +149,7 @@ def _choices(
         quantize_keep=record.keep,
         max_seq_len=record.max_seq_len,
         adapter=record.adapters,
+        vision_tower=record.companion or None,
     )
     try:
         original.find()

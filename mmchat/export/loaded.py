@@ -84,7 +84,7 @@ class LoadedExport:
         from mmchat.loading.programs import processor_name
         from mmchat.runtime.executorch import executorch_version
 
-        plan, original = self._plan, self._original
+        plan, original, companion = self._plan, self._original, self._source.companion
         return ExportRecord(
             format=plan.format,
             model=original.spec.name,
@@ -99,6 +99,7 @@ class LoadedExport:
             max_images=plan.image_limit,
             programs=(),
             adapters=tuple(map(str, self._source.adapters)),
+            companion=str(companion.resolve()) if companion else "",
         )
 
     def _write_weights(self, work: Path, progress: ProgressCallback) -> None:
