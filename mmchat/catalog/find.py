@@ -290,12 +290,19 @@ def _params_beside_file(checkpoint: Path) -> Path:
 
 
 def _packing_beside(checkpoint: Path, spec: ModelSpec) -> Packing | None:
-    """What config.json says of weights whose params come from elsewhere. Raises ParamsError."""
+    """What config.json says of weights whose params come from elsewhere. Raises ParamsError.
+
+    One that is damaged is needed for nothing else then, and says nothing.
+    """
     path = folder_of(checkpoint) / "config.json"
     if checkpoint.suffix == ".pth" or path == spec.source or not path.is_file():
         return None
     where = Where(str(path))
-    return packing_for(as_object(read_json(path, where), where), where)
+    try:
+        found = as_object(read_json(path, where), where)
+    except ParamsError:
+        return None
+    return packing_for(found, where)
 
 
 def _ollama_lacks(name: str | None, spec: ModelSpec) -> str:
