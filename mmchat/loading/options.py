@@ -109,7 +109,8 @@ class LoadOptions:
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
 
-        UsageError if the model's context is shorter than what is asked.
+        UsageError if the model's context is shorter than what is asked, or nothing is quantised of
+        which parts are to be kept.
         """
         from mmchat.catalog.find import find_model
 
@@ -122,6 +123,8 @@ class LoadOptions:
             companion_required=not self.text_only,
         )
         source.spec.context_limit(self.max_seq_len)
+        if self.quantize == AUTO and not source.spec.packing and not source.exported:
+            make_plan("none", self.quantize_keep)  # raises for parts that are kept of nothing
         if source.adapters and source.exported:
             raise UsageError(
                 f"{quoted(source.exported.path, 300)} was exported, and adapters are merged before;"
