@@ -33,8 +33,10 @@ from mmchat.checkpoints.ollama_folder import (
     ollama_model,
     unreadable_folder,
 )
+from mmchat.checkpoints.packed import Packing
 from mmchat.errors import CheckpointError, ParamsError, UsageError, permission_errors, quoted
-from mmchat.strict_json import escaped
+from mmchat.models.registry import packing_for
+from mmchat.strict_json import Where, as_object, escaped, read_json
 from mmchat.tokenizers import tokenizer_in
 
 
@@ -87,6 +89,8 @@ def find_model(
     if isinstance(place, OllamaModel):
         place = place.weights
     if (weights := checkpoint or place) and is_stored_in_gguf(weights):
+        if not adapter and stored is None:  # Ollama's folder holds the files of all its models
+            adapters.refuse_beside(folder_of(weights))
         spec = load_spec(_params_file(params_path)) if params_path else None
         source = _gguf_source(spec, known, stored or weights, tokenizer, vision_tower)
         return replace(source, adapters=merged)
@@ -101,6 +105,8 @@ def find_model(
         raise CheckpointError(how_to_get(spec) + _ollama_lacks(name, spec))
     if checkpoint is not None and not adapter:
         adapters.refuse_beside(folder_of(checkpoint))
+    if checkpoint is not None and spec.packing is None:
+        spec = replace(spec, packing=_packing_beside(checkpoint, spec))
     if tokenizer is None and checkpoint is not None:
         tokenizer = tokenizer_in(folder_of(checkpoint))
     companion = _companion(spec, checkpoint, vision_tower)
@@ -132,6 +138,11 @@ def _base_of(place: Path) -> str:
     """
     full, _ = adapters.base_names(folder_of(place))
     folder = cached_snapshot(full) if is_repo_id(full) else None
+    if folder and adapters.is_alone(folder):
+        raise CheckpointError(
+            f"{quoted(str(place), 300)} is an adapter of {quoted(full, 200)}, which is an adapter"
+            " too; name the model that both change, with --adapter for each"
+        )
     if folder and weight_files(folder):
         return full
     spec = base_spec(place)
@@ -276,6 +287,22 @@ def _params_beside_file(checkpoint: Path) -> Path:
         f"{escaped(str(folder))}: neither config.json nor params.json there; "
         "name the model or give --params-path"
     )
+
+
+def _packing_beside(checkpoint: Path, spec: ModelSpec) -> Packing | None:
+    """What config.json says of weights whose params come from elsewhere. Raises ParamsError.
+
+    One that is damaged is needed for nothing else then, and says nothing.
+    """
+    path = folder_of(checkpoint) / "config.json"
+    if checkpoint.suffix == ".pth" or path == spec.source or not path.is_file():
+        return None
+    where = Where(str(path))
+    try:
+        found = as_object(read_json(path, where), where)
+    except ParamsError:
+        return None
+    return packing_for(found, where)
 
 
 def _ollama_lacks(name: str | None, spec: ModelSpec) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,14 +52,19 @@ class ModelSource:
             )
         if self.format == "gguf":
             return open_gguf(self.checkpoint, self.companion)
-        own = open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
-        if self.companion is not None:
-            try:
-                other = open_checkpoint(self.companion)
-            except BaseException:
-                own.close()
-                raise
-            own = with_companion(own, other, COMPANION)
+        if self.companion and is_stored_in_gguf(self.companion):
+            raise CheckpointError(
+                f"{quoted(str(self.companion), 300)} is GGUF, and the weights of {self.spec.name}"
+                " are not; give the vision encoder as safetensors with --vision-tower"
+            )
+        with ExitStack() as opened:
+            own = opened.enter_context(
+                open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
+            )
+            if self.companion is not None:
+                other = opened.enter_context(open_checkpoint(self.companion))
+                own = with_companion(own, other, COMPANION)
+            opened.pop_all()
         return self.spec.packing.unpacked(own) if self.spec.packing else own
 
     @property

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat import limits
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.packed import Packing, packing_of
+from mmchat.checkpoints.packed import Packing
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.models.family import Config, Translated, parameter_count
-from mmchat.models.registry import AnyFamily, families, get_family
+from mmchat.models.registry import AnyFamily, families, get_family, packing_for
 from mmchat.strict_json import (
     Where,
     as_object,
@@ -26,6 +26,7 @@ from mmchat.strict_json import (
     read_bounded,
     read_json,
 )
+from mmchat.words import TEXT_ALONE
 
 if TYPE_CHECKING:
     from mmchat.conversation import Image
@@ -101,7 +102,6 @@ class ModelSpec(_Header):
         return asked
 
 
-_TEXT_ALONE = "the checkpoint holds the language model alone, which sees no pictures"
 _OWN_TEMPLATE = (
     "the checkpoint brings a chat template of its own, which is never run; the format of the model"
     " that it was made from is used"
@@ -179,7 +179,7 @@ def _check_patterns(header: _Header, where: Where) -> None:
 
 def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     family = get_family(found.get("model_type"), where)
-    packing = packing_of(found, where)
+    packing = packing_for(found, where)
     says = family.from_hub(found, *_hf_preprocessor(path.parent, where))
     place = path.with_name("generation_config.json")
     generation = _optional_json(place) or {}
@@ -201,7 +201,7 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
     spec = _translated(family, says, path, given, Where(str(place)))
     if says.text_only:
-        notices.append(_TEXT_ALONE)
+        notices.append(TEXT_ALONE)
     notices = (*spec.notices, *notices)
     return replace(spec, text_only=says.text_only, packing=packing, notices=notices)
 

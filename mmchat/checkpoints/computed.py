@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.mapped_file import TensorEntry, shown
+from mmchat.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,8 @@ class Computed:
 class ComputedCheckpoint(Checkpoint):
     """`stored` with `tensors` in place of their sources, in the order of the files. It closes it.
 
-    What is neither computed nor a source is read as before.
+    What is neither computed nor a source is read as before. Raises CheckpointError where a tensor
+    is both computed and stored.
     """
 
     def __init__(self, stored: Checkpoint, tensors: Iterable[Computed], remark: str = "") -> None:
@@ -39,6 +41,11 @@ class ComputedCheckpoint(Checkpoint):
         self._own = {tensor.entry.name: tensor for tensor in tensors}
         made = {t.sources[0]: t.entry for t in self._own.values()}
         hidden = {name for tensor in self._own.values() for name in tensor.sources}
+        if twice := next((n for n in self._own if n in stored.entries and n not in hidden), None):
+            raise CheckpointError(
+                f"{shown(stored.files[0])}: tensor {shown(twice)} is there as it is, and packed as"
+                " well; download it again"
+            )
         entries = [
             made.get(name) or (None if name in hidden else entry)
             for name, entry in stored.entries.items()

@@ -36,20 +36,18 @@ class ExportedFolder:
         words = [f"mmchat export {source} --format {shlex.quote(record.format)} -o {folder}"]
         words += [f"--quantize-keep {shlex.quote(part)}" for part in keep]
         words += [f"--adapter {shlex.quote(adapter)}" for adapter in record.adapters]
+        if record.companion:
+            words.append(f"--vision-tower {shlex.quote(record.companion)}")
         for name, value in (options | changes).items():
             if value != "none":
                 words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
         return " ".join(words)
 
     def check_scheme(self, quantize: str, keep: Collection[str] = ()) -> None:
-        """The weights are quantised already, or stay as they are. Raises UsageError."""
+        """The weights stay as they are, which "auto" means too. Raises UsageError."""
         record = self.record
-        asked = (quantize, tuple(keep))
-        if quantize != "auto" and asked not in (
-            (record.scheme, record.keep),
-            ("none", ()),
-            (record.scheme, ()),
-        ):
+        quantize = record.scheme if quantize == "auto" else quantize
+        if quantize != record.scheme or tuple(keep) not in (record.keep, ()):
             command = self.again(quantize=quantize, quantize_keep=keep)
             raise UsageError(
                 f"{quoted(self.path, 300)} was exported with --quantize {record.scheme}, which"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VISION, _TEXT = "v.", "token_embd.weight"  # what only the vision part, only the text part has
+_HEADS = ("output.weight", _TEXT)  # the second where both are one
 
 
 Parsed = list[tuple[MappedFile, GgufHeader]]
@@ -66,6 +67,14 @@ class GgufCheckpoint(ComputedCheckpoint):
         self.packing: GgufPacking | None = None
         if numbers := sum(e.num_bytes * b.values // b.bytes for e, b in matrices):
             self.packing = GgufPacking(8 * sum(e.num_bytes for e, _ in matrices) / numbers)
+
+    @property
+    def packed_parts(self) -> set[str]:
+        """The parts of a model, "text", "head" and "vision", of which something is packed."""
+        return {
+            "vision" if name.startswith(("v.", "mm.")) else "head" if name in _HEADS else "text"
+            for name in self.blocks
+        }
 
     def _wide(self, name: str) -> Computed:
         return Computed(self._entry(name), (name,), partial(_read_whole, self, name))

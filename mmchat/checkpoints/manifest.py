@@ -48,7 +48,8 @@ class ExportRecord:
     architecture and vector instructions that the programs use, "" if there are none. max_seq_len:
     positions of prompt and answer. max_images: pictures that one prefill may see. programs: their
     names. executorch: the version that lowered them, "" if another compiler made them. adapters:
-    what was merged into the model, as --adapter takes it.
+    what was merged into the model, as --adapter takes it. companion: the file or folder of its
+    vision encoder, if that lay apart, as --vision-tower takes it.
     """
 
     format: str
@@ -64,6 +65,7 @@ class ExportRecord:
     programs: tuple[str, ...]
     executorch: str = ""
     adapters: tuple[str, ...] = ()
+    companion: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _encoded(manifest: Manifest) -> bytes:
     if manifest.export is None:
         del content["export"]
     else:
-        for name in ("executorch", "adapters"):
+        for name in ("executorch", "adapters", "companion"):
             if not content["export"][name]:
                 del content["export"][name]
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

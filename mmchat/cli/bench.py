@@ -139,8 +139,7 @@ def _choices(
             for scheme in schemes
         }
     for scheme in schemes:
-        if scheme != AUTO:
-            folder.check_scheme(scheme)
+        folder.check_scheme(scheme)
     record = folder.record
     original = LoadOptions(
         name=folder.source,
@@ -150,6 +149,7 @@ def _choices(
         quantize_keep=record.keep,
         max_seq_len=record.max_seq_len,
         adapter=record.adapters,
+        vision_tower=record.companion or None,
     )
     try:
         original.find()

@@ -81,12 +81,13 @@ def download(
     the Hub's hash. The path of the folder is printed on stdout.
     """
     from mmchat.hub import download as hub
+    from mmchat.models.registry import packing_for
 
     done = []
     with console.interrupt_says("stopped; run the same command to go on"):
         request: Request | None = selection.request(model)
         while request is not None:
-            plan, fetched = hub.plan(request), 0
+            plan, fetched = hub.plan(request, packing_for), 0
             if not quiet:
                 say_plan(plan, dry_run)
             if dry_run:

@@ -81,13 +81,15 @@ def _memory(
     from mmchat.estimate.memory import advice
     from mmchat.hardware.memory import available_memory
 
+    packed = None
     if source.spec.packing and source.checkpoint:
         from mmchat.loading.packed import as_packed
 
         with source.open_weights() as files:
-            options, _ = as_packed(files, source.spec, options, placement)
+            options, packed = as_packed(files, source.spec, options, placement)
     in_place = _used_in_place(source, placement)
-    setup = options.setup(source.spec, placement, workload=workload, from_file=in_place)
+    known = {"workload": workload, "from_file": in_place, "left": packed.left if packed else ()}
+    setup = options.setup(source.spec, placement, **known)
     need, free = setup.need(), available_memory(placement.device)
     fits = None if free is None else need.total <= free
     facts = {**need.as_dict(), "available": free, "fits": fits}

@@ -67,6 +67,7 @@ class Setup:
 
     workload: None for a usual conversation about one picture. from_file: the checkpoint holds the
     weights in that dtype and in the order of this model, so that they need no copy on the CPU.
+    left: (part, rows, columns) of linear layers that are not quantised, whatever their part.
     """
 
     spec: ModelSpec
@@ -78,6 +79,7 @@ class Setup:
     max_seq_len: int | None = None
     workload: Workload | None = None
     from_file: bool = False
+    left: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
     def of(cls, spec: ModelSpec, placement: Placement, **options: Any) -> Setup:
@@ -115,6 +117,10 @@ class Setup:
                 # all of it, or what is left in the file of a part whose linear layers are quantised
                 plain = size == part.bytes(item)
                 in_file += size if plain else part.other * item
+        weights += sum(
+            rows * columns * item - self.linear_bytes(part, rows, columns)
+            for part, rows, columns in self.left
+        )
         wide = self.device_type == "cpu" and item < 4
         encode = max(
             (sizes.encode_bytes(one, item, wide_products=wide) for one in work.pictures),
@@ -192,6 +198,8 @@ def _alternatives(setup: Setup) -> Iterator[tuple[str, Setup]]:
     for text_only in (setup.text_only,) if asked else (setup.text_only, True):
         for scheme in OFFERED_SCHEMES:
             other = replace(setup, item_bytes=item, quantize=scheme, text_only=text_only)
+            if (scheme, text_only) != (setup.quantize, setup.text_only):  # of all layers then
+                other = replace(other, left=())
             flags = dtype + ([f"--quantize {scheme}"] if scheme != setup.quantize else [])
             flags += ["--text-only"] if text_only > setup.text_only else []
             if other.need().total < most:

@@ -16,6 +16,7 @@ from mmchat.export.token_table import write_token_table
 from mmchat.loading.options import LoadOptions
 from mmchat.models.base import ExportLimits
 from mmchat.progress import ProgressCallback
+from mmchat.quant.schemes import AUTO
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -83,7 +84,7 @@ class LoadedExport:
         from mmchat.loading.programs import processor_name
         from mmchat.runtime.executorch import executorch_version
 
-        plan, original = self._plan, self._original
+        plan, original, companion = self._plan, self._original, self._source.companion
         return ExportRecord(
             format=plan.format,
             model=original.spec.name,
@@ -98,6 +99,7 @@ class LoadedExport:
             max_images=plan.image_limit,
             programs=(),
             adapters=tuple(map(str, self._source.adapters)),
+            companion=str(companion.resolve()) if companion else "",
         )
 
     def _write_weights(self, work: Path, progress: ProgressCallback) -> None:
@@ -129,8 +131,10 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
     from mmchat.loading.loader import load
 
     most = source.spec.config.max_position_embeddings
+    scheme = plan.model.quantize
     options = replace(
         plan.model,
+        quantize=AUTO if source.exported and scheme == "none" else scheme,  # as it was exported
         max_seq_len=plan.model.max_seq_len or min(DEFAULT_MAX_SEQ_LEN, most),
         progress=lambda stage, done, total: progress(
             "loading" if stage == "weights" else stage, done, total
@@ -140,7 +144,7 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
         return load(options, source, repack=False)
     # weights are rounded afterwards, to the form that XNNPACK takes, which is not ours
     loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
-    if options.quantize == "none":
+    if options.plan.scheme == "none":
         return loaded
     from mmchat.export.executorch import quantize_linears
 

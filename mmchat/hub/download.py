@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mmchat import limits
 from mmchat.checkpoints.hub_cache import commit_of, repo_folder
@@ -25,6 +26,8 @@ from mmchat.progress import BytesCallback
 from mmchat.storage import space
 from mmchat.storage.safe_files import alone_in
 from mmchat.strict_json import Where, as_object, parse_json
+
+ReadPacking = Callable[[Mapping[str, Any], Where], Packing | None]
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ class Plan:
         space.check_space(self.folder, self.fetch_bytes, self.request.repo, option)
 
 
-def plan(request: Request) -> Plan:
+def plan(request: Request, packing: ReadPacking = packing_of) -> Plan:
     """Ask the Hub what `request` means and compare with the disk; fetches nothing.
+
+    packing: says of config.json how the weights are packed, or refuses it.
 
     Raises NetworkError (GatedError, NotFoundError), UsageError, CheckpointError, DiskError.
     """
@@ -117,15 +122,15 @@ def plan(request: Request) -> Plan:
     config = next((file for file in files if file.path == "config.json"), None)
     if config is None or not missing or not request.selections:
         return made
-    return replace(made, packing=_packing(client, commit, config))
+    return replace(made, packing=_packing(client, commit, config, packing))
 
 
-def _packing(client: HubClient, commit: str, config: HubFile) -> Packing | None:
+def _packing(client: HubClient, commit: str, config: HubFile, read: ReadPacking) -> Packing | None:
     """Read config.json ahead of the weights. Raises ParamsError for what could not be loaded."""
     if config.size > limits.CONFIG_JSON_BYTES:
         return None
     where = Where(f"{client.repo}: config.json")
-    return packing_of(as_object(parse_json(client.content(commit, config), where), where), where)
+    return read(as_object(parse_json(client.content(commit, config), where), where), where)
 
 
 def _plan(

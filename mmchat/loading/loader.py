@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -55,7 +56,8 @@ class LoadedModel:
     max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
     those who ask for details. memory: bytes that rows and their pictures may take beside it, None
     where that is not known. most_rows: conversations that it reads at once; programs read one.
-    adapters: what was merged into the weights, as LoadOptions takes it.
+    adapters: what was merged into the weights, as LoadOptions takes it. only: the linear layers
+    that are quantised, where the files decide it.
     """
 
     spec: ModelSpec
@@ -71,6 +73,7 @@ class LoadedModel:
     memory: int | None = None
     most_rows: int = MOST_ROWS
     adapters: tuple[str, ...] = ()
+    only: Collection[str] | None = None
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -149,6 +152,7 @@ class _Running:
     remarks: tuple[str, ...] = ()
     memory: int | None = None
     most_rows: int = MOST_ROWS
+    only: Collection[str] | None = None
 
 
 def load(
@@ -201,7 +205,10 @@ def load_base(merged: L) -> L:
                 f" {size(available)} are free; start again without --adapter to compare"
             )
         other: Any = merged.runtime.model  # type: ignore[attr-defined]
-        model = load_beside(files, merged.spec, merged.options, placement, other, adapters.touched)
+        spec, options = merged.spec, replace(merged.options, progress=None)
+        packed = as_packed(files, spec, options, placement)[1] if files.computed else None
+        packed = packed and replace(packed, only=merged.only)
+        model = load_beside(files, spec, options, placement, other, adapters.touched, packed)
     runtime = make_runtime(model, placement.device, "off")
     return replace(merged, runtime=runtime, adapters=(), remarks=())
 
@@ -233,7 +240,8 @@ def _run_weights(
     notices = _prepare_kernels(placement, options)
     dtype = str(placement.dtype).removeprefix("torch.")
     in_place = exported is not None or (not adapters.all and used_in_place(files, dtype))
-    setup = options.setup(spec, placement, from_file=in_place)
+    left = packed.left if packed else ()
+    setup = options.setup(spec, placement, from_file=in_place, left=left)
     available = available_memory(placement.device)
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
@@ -242,7 +250,8 @@ def _run_weights(
     runtime = make_runtime(model, placement.device, options.compile, options.progress)
     runtime.notices += notices
     remarks = (*files.remarks, *adapters.remarks, *model.remarks)
-    return _Running(runtime, placement, options, files.format, remarks, memory)
+    only = packed.only if packed else None
+    return _Running(runtime, placement, options, files.format, remarks, memory, MOST_ROWS, only)
 
 
 def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:
@@ -298,6 +307,7 @@ def _ready(
         remarks=running.remarks,
         memory=running.memory,
         most_rows=running.most_rows,
+        only=running.only,
     )
 
 

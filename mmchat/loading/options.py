@@ -104,13 +104,13 @@ class LoadOptions:
     @property
     def plan(self) -> Plan:
         """What to quantise, where the files do not decide it."""
-        scheme = "none" if self.quantize == AUTO else self.quantize
-        return make_plan(scheme, self.quantize_keep)
+        return make_plan(self.quantize, self.quantize_keep)
 
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
 
-        UsageError if the model's context is shorter than what is asked.
+        UsageError if the model's context is shorter than what is asked, or nothing is quantised of
+        which parts are to be kept.
         """
         from mmchat.catalog.find import find_model
 
@@ -123,6 +123,8 @@ class LoadOptions:
             companion_required=not self.text_only,
         )
         source.spec.context_limit(self.max_seq_len)
+        if self.quantize == AUTO and not source.spec.packing and not source.exported:
+            make_plan("none", self.quantize_keep)  # raises for parts that are kept of nothing
         if source.adapters and source.exported:
             raise UsageError(
                 f"{quoted(source.exported.path, 300)} was exported, and adapters are merged before;"
@@ -138,7 +140,7 @@ class LoadOptions:
         Raises UsageError or ExportError for what it was not exported for.
         """
         record = folder.record
-        folder.check_scheme(self.plan.scheme, self.quantize_keep)
+        folder.check_scheme(self.quantize, self.quantize_keep)
         folder.check_dtype(str(self.dtype))
         taken = replace(self, dtype=record.dtype, quantize=record.scheme, quantize_keep=record.keep)
         if not record.programs:
@@ -149,7 +151,10 @@ class LoadOptions:
         return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
 
     def scheme(self, spec: ModelSpec, placement: Placement) -> str:
-        """The one to load with: as asked, or the nearest to how the checkpoint is packed."""
+        """The one to load with: as asked, or the nearest to how the checkpoint is packed.
+
+        Raises UsageError for parts that are to be kept, where nothing is packed.
+        """
         if self.quantize != AUTO:
             return self.quantize
         found = spec.packing.scheme if spec.packing else "none"
@@ -157,7 +162,7 @@ class LoadOptions:
             find_scheme(found).check_device(placement.device)
         except DeviceError:  # of the same bits, for every device
             return "int8"
-        return found
+        return make_plan(found, self.quantize_keep).scheme
 
     def setup(self, spec: ModelSpec, placement: Placement, **known: Any) -> Setup:
         """What will be loaded, for the estimate of its memory. known: more fields of Setup."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.packed.base import PackedWeight
+from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint
+from mmchat.checkpoints.packed.base import PackedWeight, fail
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
 from mmchat.models.build import FamilyModel
@@ -26,16 +26,44 @@ from mmchat.quant.formats.plain import PLAIN
 from mmchat.quant.schemes import AUTO, PARTS
 
 _COMPARED = 64  # rows of each layer
+_EQUAL = 5e-5  # an error that numbers in 16 bits make by themselves
+
+
+class AddedError:
+    """How far rounded weights are from what is rounded, of some rows of each: root mean square."""
+
+    def __init__(self) -> None:
+        self._squares = self._errors = 0.0
+
+    def add(self, layer: Linear, exact: Tensor) -> None:
+        """exact: the weight [n, K] of the layer, or its first rows."""
+        rows = slice(0, _COMPARED)
+        found = layer.format.widen(*(held[rows] for held in layer.held()))
+        wide = exact[rows].to(found.device)
+        self._squares += float(wide.double().square().sum())
+        self._errors += float((found.to(wide.dtype).double() - wide.double()).square().sum())
+
+    def remark(self, label: str, scheme: str) -> str:
+        """What is to be said of weights that `label` packed; empty where nothing was added."""
+        share = sqrt(self._errors / self._squares) if self._squares else 0.0
+        if share <= _EQUAL:
+            return ""
+        return (
+            f"{label}: rounded to {scheme}, which adds {share:.1%}; --quantize none is exact, and"
+            " larger"
+        )
 
 
 @dataclass(frozen=True)
 class PackedLayers:
     """weights: by the names of the model's weights; only: of the layers that are to be quantised,
-    None for those of the plan; label: who packed them."""
+    None for those of the plan; label: who packed them; left: (part, rows, columns) of the layers
+    that are not to be quantised."""
 
     weights: Mapping[str, PackedWeight]
     only: Collection[str] | None
     label: str
+    left: tuple[tuple[str, int, int], ...] = ()
 
     def fill(
         self,
@@ -47,23 +75,19 @@ class PackedLayers:
         notices: list[str],
     ) -> set[str]:
         """Give the layers that are not plain their weights. Returns the names of these."""
-        done, sums = set(), torch.zeros(2, dtype=torch.float64)
-        for name in wanted & self.weights.keys():
+        done, added = set(), AddedError()
+        for name in (name for name in self.weights if name in wanted):  # in the order of the files
             layer = model.get_submodule(name.rpartition(".")[0])
             if isinstance(layer, Linear) and layer.format is not PLAIN:
-                sums += _fill(layer, self.weights[name], device)
+                _fill(layer, self.weights[name], device)
+                added.add(layer, self.weights[name].rows(0, min(_COMPARED, layer.out_features)))
                 files.release(self.weights[name].entry.name)
                 done.add(name)
                 if options.progress:
                     options.progress("weights", len(done), len(wanted))
         if done:
-            scheme, error = options.quantize, sqrt(float(sums[0] / sums[1]))
-            how = (
-                f"rounded to {scheme}, which adds {error:.1%}" if error > 5e-5 else "kept as it is"
-            )
-            notices.append(
-                f"{self.label}: {how}" + ("; --quantize none is exact, and larger" * (error > 5e-5))
-            )
+            kept = f"{self.label}: kept as it is"
+            notices.append(added.remark(self.label, options.quantize) or kept)
         return done
 
 
@@ -73,17 +97,19 @@ def as_packed(
     """Options that leave the parts alone of which nothing is packed, and the layers that are.
 
     A scheme that was asked for is that of all layers. None for GGUF, which is widened where it is
-    read. Raises CheckpointError.
+    read. Raises CheckpointError, and UsageError for parts to keep where nothing is rounded.
     """
-    if files.format == "gguf":
+    if isinstance(files, GgufCheckpoint):
+        if options.quantize == AUTO:
+            options = _as_stored(options, spec, placement, files.packed_parts)
         return options, None
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
-    wanted = model.weight_names(text_only=options.text_only)
+    wanted = model.weight_names(text_only=options.text_only or spec.text_only)
     entries = build.check_weights(files, spec.config, wanted)
     weights = {
-        name: cast(PackedWeight, found)
+        name: found
         for name, entry in entries.items()
         if isinstance(found := files.computed.get(entry.name), PackedWeight)
     }
@@ -92,15 +118,34 @@ def as_packed(
         return options, PackedLayers(weights, None, label)
     parts = model.linear_parts()
     only = {name for name in parts if f"{name}.weight" in weights}
+    left = [
+        (part, layer.out_features, layer.in_features)
+        for name, part in parts.items()
+        if name not in only
+        and f"{name}.weight" in wanted
+        and isinstance(layer := model.get_submodule(name), Linear)
+    ]
+    options = _as_stored(options, spec, placement, {parts[name] for name in only})
+    return options, PackedLayers(weights, only, label, tuple(left))
+
+
+def _as_stored(
+    options: LoadOptions, spec: ModelSpec, placement: Placement, packed: Collection[str]
+) -> LoadOptions:
+    """`options` for the scheme of the checkpoint, which leaves all but the `packed` parts alone."""
     scheme = options.scheme(spec, placement)
-    kept = tuple(part for part in PARTS if part not in {parts[name] for name in only})
-    kept = kept if scheme != "none" else ()
-    return replace(options, quantize=scheme, quantize_keep=kept), PackedLayers(weights, only, label)
+    if scheme == "none":
+        return replace(options, quantize=scheme)
+    kept = tuple(part for part in PARTS if part not in packed or part in options.quantize_keep)
+    return replace(options, quantize=scheme, quantize_keep=kept)
 
 
-def _fill(layer: Linear, weight: PackedWeight, device: torch.device) -> Tensor:
-    """The squares of the error that is added and of the weight, of some rows, float64 [2]."""
+def _fill(layer: Linear, weight: PackedWeight, device: torch.device) -> None:
+    """Give a layer the weights, on `device`. Raises CheckpointError for those of another shape."""
     form = layer.format
+    wanted = (layer.out_features, layer.in_features)
+    if weight.entry.shape != wanted:
+        fail(weight.entry, f"unpacked it is {list(weight.entry.shape)}, expected {list(wanted)}")
     whole = [held.new_empty(held.shape, device=device) for held in layer.held()]
     for begin, end in weight.spans():
         held = None
@@ -113,7 +158,3 @@ def _fill(layer: Linear, weight: PackedWeight, device: torch.device) -> Tensor:
             place[begin:end] = rows
     for name, tensor in zip(layer.tensor_names, whole, strict=True):
         setattr(layer, name, tensor)
-    exact = weight.rows(0, min(_COMPARED, weight.entry.shape[0])).to(device)
-    ours = form.widen(*(tensor[: len(exact)] for tensor in whole)).to(exact.dtype)
-    error = ours.double() - exact.double()
-    return torch.stack([error.square().sum(), exact.double().square().sum()]).cpu()

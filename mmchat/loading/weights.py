@@ -21,14 +21,13 @@ from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.packed import PackedLayers
+from mmchat.loading.packed import AddedError, PackedLayers
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import OtherConfigError
 from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
 
 _SHOWN = 5  # differences that a message names
-_ROWS = 32  # of a weight, that are compared with what was rounded
 
 
 def load_weights(
@@ -57,7 +56,7 @@ def load_weights(
         model = build.model(spec.config)
     set_formats(model, options.plan, packed.only if packed else None)
     filled = 0  # of packed weights
-    added = _AddedError() if files.format == "gguf" else None
+    added = AddedError() if files.format == "gguf" else None
     try:
         if exported:
             if _joins(exported.scheme, exported.device):
@@ -86,11 +85,8 @@ def load_weights(
         raise _with_fitting_params(error, spec) from None
     if not exported and _joins(options.quantize, placement.device.type):
         model.fuse_projections()
-    if added and added.share:
-        notices.append(
-            f"weights of a GGUF file, rounded to {options.quantize}: {100 * added.share:.1f} % of"
-            " their size is new error; --quantize none adds none"
-        )
+    if added and (remark := added.remark("GGUF", options.quantize)):
+        notices.append(remark)
     model.finish_loading(placement.device)
     if repack:
         _repack(model, files if exported else None)
@@ -104,17 +100,20 @@ def load_beside(
     placement: Placement,
     other: FamilyModel,
     changed: Collection[str],
+    packed: PackedLayers | None,
 ) -> FamilyModel:
     """The model of `files`, where `other` is the same but for the tensors that are `changed`.
 
-    All that is equal is shared with it. Raises CheckpointError.
+    All that is equal is shared with it. packed: as in load_weights. Raises CheckpointError.
     """
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
-    set_formats(model, options.plan)
+    set_formats(model, options.plan, packed.only if packed else None)
     joins = _joins(options.quantize, placement.device.type)
-    wanted = together(model.weight_names(text_only=options.text_only), changed, joins=joins)
+    wanted = set(together(model.weight_names(text_only=options.text_only), changed, joins=joins))
+    if packed:
+        wanted -= packed.fill(model, files, wanted, options, placement.device, [])
     for name, tensor in build.iter_weights(files, spec.config, wanted):
         _assign(model, name, tensor, placement)
     model.requires_grad_(False).eval()
@@ -216,30 +215,12 @@ def _buffer(model: FamilyModel, name: str) -> Tensor | None:
     return model.get_submodule(owner)._buffers.get(last)
 
 
-class _AddedError:
-    """How far rounded weights are from what is rounded, of some rows of each: root mean square."""
-
-    def __init__(self) -> None:
-        self._squares = self._errors = 0.0
-
-    def add(self, layer: Linear, weight: Tensor) -> None:
-        rows = slice(0, _ROWS)
-        wide = weight[rows].float()
-        found = layer.format.widen(*(held[rows] for held in layer.held()))
-        self._squares += float(wide.square().sum())
-        self._errors += float((found - wide).square().sum())
-
-    @property
-    def share(self) -> float:
-        return (self._errors / self._squares) ** 0.5 if self._squares else 0.0
-
-
 def _assign(
     model: FamilyModel,
     name: str,
     tensor: Tensor,
     placement: Placement,
-    added: _AddedError | None = None,
+    added: AddedError | None = None,
 ) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
     owner, _, last = name.rpartition(".")

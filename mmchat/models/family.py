@@ -124,6 +124,11 @@ class Family(Protocol[C, M]):
         """What `Build.programs` has."""
         ...
 
+    @property
+    def takes_packed(self) -> bool:
+        """Whether its weights are read as other programs pack them, by checkpoints.packed."""
+        ...
+
     def parse(self, sections: Mapping[str, Any], where: Where) -> C: ...
 
     def from_hub(

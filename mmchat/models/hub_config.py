@@ -26,11 +26,3 @@ def refuse_other(found: Mapping[str, Any], expected: Mapping[str, Any], where: W
             raise where.child(key).fail(
                 f"{quoted(found[key])} is not supported here, only {quoted(value)}"
             )
-
-
-def refuse_quantised(found: Mapping[str, Any], where: Where, instead: str = "") -> None:
-    """Raises where's error for a checkpoint that another program quantised."""
-    if found.get("quantization_config") is not None:
-        raise where.child("quantization_config").fail(
-            f"a checkpoint quantised by another program; use the original weights{instead}"
-        )

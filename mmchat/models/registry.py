@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from mmchat.checkpoints.packed import Packing, packed_key, packing_of
 from mmchat.errors import quoted
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import Config, Family
@@ -70,6 +71,18 @@ def families() -> Iterator[AnyFamily]:
     """All of them; each is imported when it is its turn."""
     for load in FAMILIES.values():
         yield load()
+
+
+def packing_for(found: Mapping[str, Any], where: Where) -> Packing | None:
+    """`packing_of` a config.json; where's error too where its family reads no packed weights."""
+    model_type, key = found.get("model_type"), packed_key(found)
+    named = _ALSO.get(model_type, model_type) if isinstance(model_type, str) else ""
+    if key and named in FAMILIES and not FAMILIES[named]().takes_packed:
+        raise where.child(key).fail(
+            f"a {quoted(model_type)} quantised by another program, which mmchat does not read; take"
+            " the original weights, and round them with --quantize int4"
+        )
+    return packing_of(found, where)
 
 
 def get_family(model_type: object, where: Where) -> AnyFamily:

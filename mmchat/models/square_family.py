@@ -21,6 +21,7 @@ class SquareFamily(ABC, Generic[C]):
     """Part of models.family.Family. The family adds what is abstract, and what is not here."""
 
     program_formats = ()
+    takes_packed = True
 
     @abstractmethod
     def sizes(self, config: C) -> Sizes: ...

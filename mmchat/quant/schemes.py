@@ -55,16 +55,19 @@ class Plan:
 
 
 def make_plan(scheme: str, keep: Collection[str] = ()) -> Plan:
-    """A plan from names. Raises UsageError, also for parts kept of nothing."""
+    """A plan from names. Raises UsageError, also for parts kept of nothing.
+
+    AUTO quantises nothing until the checkpoint is known.
+    """
     for part in keep:
         if part not in PARTS:
             raise UsageError(f"unknown part {part!r} to keep; use {', '.join(PARTS)}")
-    if find_scheme(scheme) == PLAIN and keep:
+    if find_scheme(scheme) == PLAIN and scheme != AUTO and keep:
         raise UsageError(
             f"--quantize-keep {' '.join(keep)} keeps nothing without --quantize; add"
             " --quantize int8 or int4, or leave it out"
         )
-    return Plan(scheme, tuple(keep))
+    return Plan("none" if scheme == AUTO else scheme, tuple(keep))
 
 
 def find_scheme(name: str) -> Format:

@@ -525,6 +525,15 @@ def test_what_becomes_of_packed_weights_is_said_before_they_come(machine):
     assert not machine.hub.sent("GET", f"/{WEIGHTS_PATH}")
 
 
+@pytest.mark.parametrize("key", ["quantization_config", "quantization"])
+def test_packed_weights_of_a_family_that_reads_none_are_not_fetched(machine, key):
+    with_config(machine, **{"model_type": "qwen", key: {"bits": 4, "group_size": 128}})
+    done = machine.run("download", REPO)
+    assert done.exit_code == 3
+    assert f"config.json: {key}: a 'qwen' quantised by another program" in done.stderr
+    assert not machine.hub.sent("GET", f"/{WEIGHTS_PATH}")
+
+
 def test_packed_weights_that_would_not_load_are_not_fetched(machine):
     with_config(machine, quantization_config={"quant_method": "hqq"})
     done = machine.run("download", REPO)

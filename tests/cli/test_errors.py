@@ -11,6 +11,8 @@ from mmchat import errors, limits
 from mmchat.cli import model_choice
 from mmchat.errors import CheckpointError, DiskError
 
+KEPT = ("--quantize", "none", "--quantize-keep", "head")
+
 
 @pytest.mark.parametrize(
     ("args", "line"),
@@ -149,10 +151,10 @@ from mmchat.errors import CheckpointError, DiskError
         (("export", "--max-seq-len", "63"), "--max-seq-len 63 is too short for a prompt and"),
         (("export", "--format", "safetensors", "--max-seq-len", "64"), "takes any length"),
         (("export", "--format", "executorch", "--dtype", "bfloat16"), "float32, not bfloat16"),
-        (("generate", "-p", "x", "--quantize-keep", "head"), "head keeps nothing without --quant"),
-        (("chat", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --quan"),
+        (("generate", "-p", "x", *KEPT), "head keeps nothing without --quant"),
+        (("chat", *KEPT), "--quantize-keep head keeps nothing without --quan"),
         (("export", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --qu"),
-        (("eval", "scenes", "--quantize-keep", "head"), "add --quantize int8 or int4, or leave"),
+        (("eval", "scenes", *KEPT), "add --quantize int8 or int4, or leave"),
         (
             ("generate", "-p", "x", "--repetition-penalty", "0"),
             "'--repetition-penalty': '0' should be gr",

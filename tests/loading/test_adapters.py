@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import mmchat
 from mmchat.catalog.adapters import find_adapters
 from mmchat.catalog.find import find_model
 from mmchat.catalog.known import base_spec, data_path, find_spec
+from mmchat.checkpoints import adapter_config
 from mmchat.checkpoints.adapter import open_adapters
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.cli.app import app
@@ -168,6 +170,13 @@ def test_an_adapter_as_the_model(tmp_path, cache, base, plain):
     shutil.copy(base / "tokenizer.model", place)
     assert find_model(place).tokenizer == place / "tokenizer.model"
     assert same(load(place, checkpoint_path=base), model)
+
+
+@pytest.mark.parametrize("names", [("a/a",), ("a/a", "b/b")])
+def test_adapters_that_name_each_other_as_their_base(tmp_path, cache, names):
+    for name, base in zip(names, names[1:] + names[:1], strict=True):
+        cache(name, write_adapter(tmp_path / name, TENSORS, base_model_name_or_path=base))
+    fails(CheckpointError, "which is an adapter too", partial(load, names[0]))
 
 
 def test_the_base_is_known_by_many_names(tmp_path, cache):
@@ -523,6 +532,30 @@ def test_patterns_are_tried_in_their_order(tmp_path):
             f"{v}.weight": (2, 4.0),
         }
     assert CONFIG["lora_alpha"] == 8
+
+
+@pytest.mark.parametrize(
+    ("pattern", "module", "fits"),
+    [
+        ("a.*b.*c", "x.a.b.b.c", True),
+        ("a.*b.*c", "x.a.c.b", False),
+        (".*b.*.*b", "a.b.b", True),
+        (".*b.*.*b", "a.b", False),
+        ("a.*a", "a.a.a", True),
+        ("^b.*c", "a.b.c", False),
+        (r"a\..*\.c", "z.a.b.c", True),
+        (".*", "a", True),
+    ],
+)
+def test_patterns_fit_as_their_regular_expressions(pattern, module, fits):
+    assert bool(adapter_config._compiled(pattern).match(module)) == fits
+    assert bool(re.match(rf"(.*\.)?({pattern})$", module)) == fits
+
+
+def test_a_pattern_of_many_stars_is_quick():
+    """The time limit of all tests is what this one is about."""
+    for text in (".*" * 16 + "x", ".*a" * 16 + "x"):
+        assert not adapter_config._compiled(text).match("a." * 60)
 
 
 def test_the_built_in_model_takes_one(tmp_path):

@@ -75,7 +75,11 @@ def test_a_type_checker_knows_the_arguments_of_load(tmp_path):
     [
         ({"device": "warp"}, DeviceError, "unknown device 'warp'; use auto, cpu"),
         ({"quantize": "int3"}, UsageError, "unknown quantisation scheme 'int3'"),
-        ({"quantize_keep": ["head"]}, UsageError, "--quantize-keep head keeps nothing"),
+        (
+            {"quantize": "none", "quantize_keep": ["head"]},
+            UsageError,
+            "--quantize-keep head keeps nothing",
+        ),
         ({"quantize": "int8", "quantize_keep": "tail"}, UsageError, "unknown part 'tail'"),
         ({"alpha": "black"}, UsageError, "alpha must be 'white' or 'drop', not 'black'"),
         ({"compile": "maybe"}, UsageError, "compile must be auto, on or off, not 'maybe'"),
@@ -163,6 +167,19 @@ def test_what_an_export_was_made_for_takes_the_place_of_what_is_open(folder):
     assert (model.options.quantize, model.options.quantize_keep) == ("int8", ("head",))
     assert model.options.dtype == "float32"
     assert model.placement.reason == "as exported"
+
+
+def test_an_export_is_not_run_exactly_when_it_is_rounded(folder):
+    with pytest.raises(UsageError, match="--quantize int8, which cannot be changed; export again"):
+        mmchat.load(folder, device="cpu", quantize="none")
+    for options in ({"quantize": "int8"}, {"quantize": "int8", "quantize_keep": "head"}):
+        assert mmchat.load(folder, device="cpu", **options).options.quantize == "int8"
+
+
+def test_an_export_is_exported_again_as_it_is(folder, tmp_path):
+    export_model(ExportPlan(LoadOptions(folder, device="cpu"), tmp_path / "again", "safetensors"))
+    record = LoadOptions(tmp_path / "again").find().exported.record
+    assert (record.scheme, record.keep) == ("int8", ("head",))
 
 
 def test_the_record_of_an_export_is_read_once(folder, monkeypatch):

@@ -8,13 +8,21 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from mmchat.catalog.known import data_path, find_spec
+from mmchat.cli.app import app
+from mmchat.errors import CheckpointError
 from mmchat.export import ExportPlan, export_model
-from mmchat.loading.loader import load
+from mmchat.hardware.placement import choose_placement
+from mmchat.loading.loader import load, load_base
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.packed import _fill, as_packed
 from mmchat.models.mllama.weights import iter_weights
+from mmchat.nn.linear import Linear, set_formats
+from mmchat.nn.shapes_only import shapes_only
 from mmchat.quant.formats.plain import PLAIN
+from tests.adapter_folders import low_rank, write_adapter
 from tests.models.mllama.test_translate import hub_config
 from tests.packed_writers import KINDS, bnb4, is_packed, pack_folder
 
@@ -161,17 +169,106 @@ def test_a_scheme_that_is_asked_holds_for_all_layers(tmp_path, weights, scheme):
     assert loaded.runtime.model.language_model.lm_head.format is not PLAIN
 
 
-def test_layers_that_are_not_packed_stay_as_they_are(tmp_path, weights):
+LAYER = "language_model.model.layers.0"
+
+
+def dynamic_folder(folder, weights, kind, *names):
     """As in dynamic uploads, which leave single layers in 16 bits."""
-    folder = hub_folder(tmp_path / "model")
-    name = "language_model.model.layers.0.mlp.down_proj"
-    stored = {n: t for n, t in weights.items() if n != f"{name}.weight"}
-    pack_folder(folder, "nf4", stored, hub_config(SPEC.config))
-    packed = load_file(folder / "model.safetensors")
-    save_file({**packed, f"{name}.weight": weights[f"{name}.weight"]}, folder / "model.safetensors")
+    hub_folder(folder)
+    left = {f"{name}.weight": weights[f"{name}.weight"] for name in names}
+    stored = {name: tensor for name, tensor in weights.items() if name not in left}
+    pack_folder(folder, kind, stored, hub_config(SPEC.config))
+    save_file(load_file(folder / "model.safetensors") | left, folder / "model.safetensors")
+    return folder
+
+
+def test_layers_that_are_not_packed_stay_as_they_are(tmp_path, weights):
+    name = f"{LAYER}.mlp.down_proj"
+    folder = dynamic_folder(tmp_path / "model", weights, "nf4", name)
     model = load(LoadOptions(folder)).runtime.model
     assert model.get_submodule(name).format is PLAIN
     assert torch.equal(model.get_submodule(name).weight, weights[f"{name}.weight"])
+
+
+def test_layers_that_are_not_packed_are_counted_as_they_are(tmp_path, weights):
+    names = [f"{LAYER}.mlp.down_proj", f"{LAYER}.self_attn.q_proj", f"{LAYER}.self_attn.o_proj"]
+    placement = choose_placement("cpu", "bfloat16", SPEC.parameters)
+    needs = []
+    for folder in (
+        dynamic_folder(tmp_path / "whole", weights, "nf4"),
+        dynamic_folder(tmp_path / "dynamic", weights, "nf4", *names),
+    ):
+        source = LoadOptions(folder).find()
+        with source.open_weights() as files:
+            options, packed = as_packed(files, source.spec, LoadOptions(folder), placement)
+        setup = options.setup(source.spec, placement, left=packed.left)
+        needs.append(setup.need().weights)
+        shown = CliRunner().invoke(
+            app, ["generate", str(folder), "-p", "x", "--dry-run", "--json", "--dtype", "bfloat16"]
+        )
+        assert json.loads(shown.stdout)["memory"]["weights"] == needs[-1]
+    shapes = [tuple(weights[f"{name}.weight"].shape) for name in names]
+    more = sum(rows * columns * 2 - setup.linear_bytes("text", rows, columns)
+               for rows, columns in shapes)  # fmt: skip
+    assert needs[1] - needs[0] == more > 0
+
+
+@pytest.mark.parametrize("kind", ["mlx4", "nf4"])
+@pytest.mark.parametrize("left", [(), (f"{LAYER}.self_attn.k_proj",)])
+def test_the_base_beside_an_adapter_is_the_packed_model(tmp_path, weights, kind, left):
+    folder = dynamic_folder(tmp_path / "model", weights, kind, *left)
+    modules = [f"{LAYER}.self_attn.q_proj", f"{LAYER}.mlp.down_proj"]
+    adapter = write_adapter(tmp_path / "adapter", low_rank(weights, modules))
+    base = load_base(load(LoadOptions(folder, adapter=adapter))).runtime.model.state_dict()
+    plain = load(LoadOptions(folder)).runtime.model.state_dict()
+    assert base.keys() == plain.keys()
+    assert [name for name, tensor in base.items() if not torch.equal(tensor, plain[name])] == []
+
+
+def test_layers_of_another_shape_are_refused_and_read_in_the_order_of_the_files(tmp_path, weights):
+    folder = hub_folder(tmp_path / "model")
+    pack_folder(folder, "nf4", weights, hub_config(SPEC.config))
+    options = LoadOptions(folder, quantize="int8")
+    source = options.find()
+    with shapes_only():
+        model = SPEC.family.build().model(SPEC.config)
+    set_formats(model, options.plan)
+    released = []
+    with source.open_weights() as files:
+        placement = choose_placement("cpu", "auto", SPEC.parameters)
+        _, packed = as_packed(files, source.spec, options, placement)
+        files.release = released.append
+        names = packed.fill(model, files, set(packed.weights), options, placement.device, [])
+        in_files = [name for name in files.entries if name in released]
+        assert len(names) == len(released)
+        assert released == in_files
+        weight = next(iter(packed.weights.values()))
+        with pytest.raises(CheckpointError, match=r"unpacked it is \[.*\], expected \[3, 5\]"):
+            _fill(Linear(5, 3), weight, placement.device)
+
+
+def test_a_packed_checkpoint_is_unpacked_whatever_names_its_params(tmp_path, weights):
+    folder = hub_folder(tmp_path / "model")
+    pack_folder(folder, "mlx8", weights, hub_config(SPEC.config))
+    expected = load(LoadOptions(folder)).runtime.model.state_dict()
+    for given in ({"name": "tiny"}, {"params_path": SPEC.source}):
+        options = LoadOptions(checkpoint_path=folder, **given)
+        assert options.find().spec.packing.label == LoadOptions(folder).find().spec.packing.label
+        found = load(options).runtime.model.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_text_model_needs_nothing_of_the_vision(tmp_path, weights):
+    start = "language_model."
+    text = {n.removeprefix(start): t for n, t in weights.items() if n.startswith(start)}
+    config = {**hub_config(SPEC.config)["text_config"], "model_type": "mllama_text_model"}
+    folder = hub_folder(tmp_path / "model")
+    _, value, write = KINDS["nf4"]
+    name = "model.layers.0.mlp.down_proj"
+    save_file(text | write(name, text[f"{name}.weight"]), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}))
+    done = CliRunner().invoke(app, ["generate", str(folder), "-p", "x", "--dry-run"])
+    assert done.exit_code == 0, done.stderr
 
 
 def test_an_export_of_a_packed_model_is_plain(tmp_path, weights):

@@ -62,6 +62,7 @@ class ToyFamily:
     ollama_name = None
     sections = ("toy",)
     program_formats = ("aoti",)
+    takes_packed = False
     generation = MappingProxyType({"temperature": 0.5, "top_p": 0.8})
 
     def parse(self, sections: Mapping[str, Any], where: Where) -> ToyConfig:

@@ -13,7 +13,7 @@ from mmchat.checkpoints.packed.mlx import Mlx
 from mmchat.errors import quoted
 from mmchat.strict_json import Where, as_object
 
-__all__ = ["Packing", "packing_of"]
+__all__ = ["Packing", "packed_key", "packing_of"]
 
 _MLX = "mlx"  # which gives itself no name
 _METHODS = {
@@ -29,13 +29,19 @@ _METHODS = {
 _READ = "bitsandbytes, compressed-tensors, GPTQ, AWQ, auto-round and MLX"
 
 
+def packed_key(found: Mapping[str, Any]) -> str | None:
+    """The key of a config.json that says that the weights are packed; None: they are not."""
+    keys = ("quantization_config", "quantization")
+    return next((key for key in keys if found.get(key) is not None), None)
+
+
 def packing_of(found: Mapping[str, Any], where: Where) -> Packing | None:
     """How the weights beside a config.json are packed; None: they are not.
 
     Raises where's error for a packing that is not read, with what to do.
     """
-    key = "quantization_config" if found.get("quantization_config") is not None else "quantization"
-    if found.get(key) is None:
+    key = packed_key(found)
+    if key is None:
         return None
     where = where.child(key)
     config = as_object(found[key], where)

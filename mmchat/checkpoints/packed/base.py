@@ -105,10 +105,11 @@ class Packing:
                     f"{shown(stored.files[0])}: its config.json says {self.label}, but no tensor is"
                     " packed so; download both again"
                 )
+            remark = f"unpacked {len(made):,} weights of {self.label}"
+            return ComputedCheckpoint(stored, made, remark)
         except BaseException:
             stored.close()
             raise
-        return ComputedCheckpoint(stored, made, f"unpacked {len(made):,} weights of {self.label}")
 
 
 # Checks

@@ -33,6 +33,7 @@ class MllamaFamily:
     ollama_name = "llama3.2-vision"
     sections = params.SECTIONS
     program_formats = ("aoti", "executorch")
+    takes_packed = True
     generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
     parse = staticmethod(params.parse)
     to_sections = staticmethod(params.to_sections)

@@ -28,6 +28,7 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
 
     model_type = "qwen_vl"
     ollama_name = None
+    takes_packed = False
     sections = params.SECTIONS
     generation = MappingProxyType({"temperature": 1.0, "top_p": 0.3})
     parse = staticmethod(params.parse)

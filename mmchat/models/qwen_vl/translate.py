@@ -13,7 +13,6 @@ from mmchat.models.hub_config import (
     CLIP_MEAN,
     CLIP_STD,
     refuse_other,
-    refuse_quantised,
     value_or,
 )
 from mmchat.models.qwen_vl.config import QwenVLConfig
@@ -39,9 +38,6 @@ _VISION = ("width", "layers", "heads", "mlp_ratio", "image_size", "patch_size")
 
 def from_hub(found: Mapping[str, Any], where: Where) -> QwenVLConfig:
     """Translate config.json. Raises where's error."""
-    refuse_quantised(
-        found, where, ", such as Qwen/Qwen-VL-Chat, and round them with --quantize int4"
-    )
     if "visual" not in found:
         raise where.fail("no key 'visual': a Qwen for text alone; mmchat runs Qwen-VL")
     visual_where = where.child("visual")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 import mmchat
 from mmchat.catalog.find import find_model
 from mmchat.errors import CheckpointError, UsageError
+from mmchat.export import ExportPlan, export_model
+from mmchat.loading.options import LoadOptions
 from mmchat.models.llava import towers
 from mmchat.models.llava.build import LlavaBuild
 from mmchat.models.llava.tensor_names import hub_name, hub_shapes
@@ -138,6 +141,24 @@ def test_a_tower_of_another_size_is_refused(folder, tmp_path):
     positions = "vision_model.embeddings.position_embedding.weight"
     tower = write_tower(tmp_path / "other", **{positions: torch.zeros(17, 48)})
     with pytest.raises(CheckpointError, match=r"takes pictures of 56 px, and the model .* 70 px"):
+        mmchat.load(folder, device="cpu", vision_tower=tower)
+
+
+def test_the_command_to_export_again_names_the_tower(folder, tower, tmp_path):
+    model = LoadOptions(folder, device="cpu", vision_tower=tower)
+    export_model(ExportPlan(model, tmp_path / "out", "safetensors"))
+    exported = LoadOptions(tmp_path / "out").find().exported
+    words = shlex.split(exported.again())
+    assert words[words.index("--vision-tower") + 1] == str(tower)
+    assert LoadOptions(
+        exported.source, vision_tower=words[words.index("--vision-tower") + 1]
+    ).find()
+
+
+def test_a_tower_in_gguf_is_refused(folder, tmp_path):
+    tower = tmp_path / "clip.gguf"
+    tower.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(CheckpointError, match=r"clip.gguf' is GGUF, and the weights of .* are not"):
         mmchat.load(folder, device="cpu", vision_tower=tower)
 
 

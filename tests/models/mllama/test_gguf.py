@@ -137,7 +137,19 @@ def test_rounded_it_is_what_rounding_the_plain_checkpoint_gives(tmp_path, writte
     [notice] = [n for n in ours.runtime.notices if "GGUF" in n]
     assert "rounded to int4-g32" in notice
     plain = plain_folder(tmp_path / "plain", exact)
-    check_alike(ours, mmchat.load(plain, device="cpu", quantize="int4-g32"))
+    options = {"quantize": "int4-g32", "quantize_keep": "vision"}  # which the files have in F16
+    check_alike(ours, mmchat.load(plain, device="cpu", **options))
+    assert ours.options.quantize_keep == ("vision",)
+    kept = mmchat.load(folder, device="cpu", quantize_keep="head").options.quantize_keep
+    assert kept == ("head", "vision")
+
+
+def test_an_adapter_beside_it_is_not_ignored(write):
+    path = write()
+    (path.parent / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="a model and an adapter"):
+        find_model(path)
+    assert find_model(path, adapter="none").adapters == ()
 
 
 def test_exactly_is_as_asked(written):
@@ -365,6 +377,6 @@ def test_ollamas_model_is_found_by_its_name_and_answers(ollama):
 
 def test_options_that_do_not_fit_are_refused(ollama):
     with pytest.raises(UsageError, match="--quantize-keep vision keeps nothing"):
-        mmchat.load("llama3.2-vision", quantize_keep="vision")
+        mmchat.load("llama3.2-vision", quantize="none", quantize_keep="vision")
     with pytest.raises(CheckpointError, match="--vision-tower 'none': no such file"):
         mmchat.load("llama3.2-vision", vision_tower="none")

@@ -218,6 +218,7 @@ def test_a_folder_of_the_hub_is_written_and_read_again(folder, model, tmp_path):
     ("changed", "said"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, "round them with --quantize int4"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "round them with --quantize int4"),
         ({"rotary_pct": 0.25}, "rotary_pct: 0.25 is not supported here, only 1.0"),
         ({"no_bias": False}, "no_bias"),
         ({"kv_channels": 32}, "kv_channels: 32 is not supported here, only 64"),
