@@ -32,7 +32,7 @@ def test_the_checkpoint_is_opened_only_for_a_tag_that_says_how_it_is_rounded(ope
 def test_what_a_download_says_to_run_is_what_it_fetched(monkeypatch, tmp_path, mmchat_command):
     said: list[tuple[str, Path]] = []
     plan = SimpleNamespace(folder=tmp_path)
-    monkeypatch.setattr("mmchat.hub.download.plan", lambda _: plan)
+    monkeypatch.setattr("mmchat.hub.download.plan", lambda *_: plan)
     monkeypatch.setattr(download, "carry_out", lambda *_, **__: SimpleNamespace(arrived=0))
     for name in ("say_plan", "_companion", "_record"):
         monkeypatch.setattr(download, name, lambda *_: None)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import mmchat
-from mmchat.catalog import find
+from mmchat.catalog import known
+from mmchat.catalog.spec import load_spec
 from mmchat.models.registry import FAMILIES
 from tests.toy.asking import ask_json, run
 from tests.toy.config import CONFIG
@@ -96,8 +97,8 @@ def test_tiles_draws_what_the_model_sees(toy: str, png: str, tmp_path: Path) -> 
 
 
 def test_list_has_a_row_of_it(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = find.load_spec(f"{toy}/params.json")
-    monkeypatch.setattr(find, "known_specs", lambda: (spec,))
+    spec = load_spec(f"{toy}/params.json")
+    monkeypatch.setattr(known, "known_specs", lambda: (spec,))
     row = next(line for line in run("list").splitlines() if line.startswith("toy-model"))
     assert row.split("\t") == ["toy-model", "instruct", "152,672", "24 px", "no", "", ""]
 
