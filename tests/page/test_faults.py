@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.process
 
@@ -47,7 +48,7 @@ def test_the_server_goes_and_comes_back(visit, screenshot):
     banner.get_by_role("button", name="Send again").click()
     visit.answers.get_by_text("Still here.").wait_for()
     assert banner.is_hidden()
-    assert visit.page.locator(".question").count() == 2
+    expect(visit.page.locator(".question")).to_have_count(2)
     assert visit.page.get_by_role("group", name="Version").count() == 0  # nothing came: no branch
 
 
@@ -133,4 +134,4 @@ def test_what_the_browser_has_no_room_for_is_said(visit, tmp_path):
     assert "data:image/jpeg;base64," in kept
     visit.page.reload()
     visit.ready()
-    assert visit.page.locator(".question").count() == 0
+    expect(visit.page.locator(".question")).to_have_count(0)

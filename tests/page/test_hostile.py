@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.page.fake_server import FakeServer
 
@@ -47,7 +48,7 @@ def test_hostile_markdown_stays_text(visit):
     assert visit.page.evaluate("window.hit === undefined")
     visit.page.reload()
     visit.ready()
-    assert visit.answers.locator("script, img, iframe, [onclick]").count() == 0
+    expect(visit.answers.locator("script, img, iframe, [onclick]")).to_have_count(0)
     assert visit.page.evaluate("window.hit === undefined")
 
 
@@ -129,6 +130,6 @@ def test_another_origin_is_kept_out(new_visit, server):
         )
         visit.page.wait_for_timeout(300)
         frame = visit.page.frames[-1]
-        assert frame.locator("#question-box").count() == 0
+        expect(frame.locator("#question-box")).to_have_count(0)
         visit.foreign.clear()
         visit.errors.clear()

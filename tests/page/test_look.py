@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.page.conftest import PHONE
 
@@ -36,7 +37,7 @@ def lit(visit, nth: int = 0) -> int | None:
 
 def test_a_word_under_the_pointer_lights_its_place(looked, screenshot):
     words = looked.page.locator(".word")
-    assert words.all_inner_texts() == ["A", "brown", "dog."]
+    expect(words).to_have_text(["A", "brown", "dog."], use_inner_text=True)
     assert not looked.answers.locator(".prose").is_visible()
     words.nth(2).hover()
     assert lit(looked) == 2
@@ -68,7 +69,7 @@ def test_by_keyboard(looked):
     keys.press("Enter")
     assert looked.page.locator(".word[aria-pressed=true]").inner_text() == "A"
     keys.press("Escape")
-    assert looked.page.locator(".look").count() == 0
+    expect(looked.page.locator(".look")).to_have_count(0)
     button = looked.button("Where did it look?")
     assert button.evaluate("e => e === document.activeElement")
     assert button.get_attribute("aria-expanded") == "false"
@@ -91,16 +92,16 @@ def test_by_touch_on_a_narrow_phone(new_visit, screenshot):
 
 def test_it_is_offered_where_there_is_something_to_tell(visit):
     visit.ask("Hello")
-    assert visit.button("Where did it look?").count() == 0
+    expect(visit.button("Where did it look?")).to_have_count(0)
     visit.pick("dog.jpg")
     visit.ask("What is this?")
     visit.ask("And its colour?")
-    assert visit.button("Where did it look?").count() == 2
+    expect(visit.button("Where did it look?")).to_have_count(2)
     visit.server.heat = False
     visit.page.reload()
     visit.ready()
-    assert visit.answers.count() == 3
-    assert visit.button("Where did it look?").count() == 0
+    expect(visit.answers).to_have_count(3)
+    expect(visit.button("Where did it look?")).to_have_count(0)
 
 
 def test_offsets_count_characters_as_the_server_does(visit):

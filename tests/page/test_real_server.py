@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from tests.page.fake_server import FakeServer
 
@@ -52,7 +53,7 @@ def test_a_first_visit(new_visit, server, screenshot, tmp_path):
     visit.button("What is this?").click()
     visit.answers.get_by_text("A brown dog.").wait_for(timeout=60_000)
     visit.pick("street.jpg")
-    assert visit.chips.get_by_text("3 tiles · 195 tokens").count() == 1
+    expect(visit.chips.get_by_text("3 tiles · 195 tokens")).to_have_count(1)
     visit.ask("Describe this picture.")
     assert "a green tree" in visit.answers.last.inner_text()
     assert "tokens/s" in visit.answers.last.inner_text()

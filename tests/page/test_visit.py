@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.process
 
@@ -63,14 +64,14 @@ def test_a_picture_is_given(visit, how):
             visit.page.get_by_text("Drop the pictures here").wait_for()
         give(visit, how)
     visit.chips.get_by_text("tokens").wait_for()
-    assert visit.chips.count() == 1
+    expect(visit.chips).to_have_count(1)
     visit.ask("What is this?")
     [picture] = pictures_of(visit.asked()[0])
     if how == "camera":
         assert picture.startswith(b"\xff\xd8")
     else:
         assert picture == DOG
-    assert visit.page.locator(".question .print img").count() == 1
+    expect(visit.page.locator(".question .print img")).to_have_count(1)
 
 
 def test_a_phone_opens_its_own_camera(new_visit):
@@ -84,9 +85,9 @@ def test_a_phone_opens_its_own_camera(new_visit):
 
 def test_pictures_show_their_tiles_and_cost(visit, screenshot):
     visit.pick("dog.jpg", "street.jpg")
-    assert visit.chips.nth(0).get_by_text("4 tiles · 260 tokens").count() == 1
-    assert visit.chips.nth(1).get_by_text("3 tiles · 195 tokens").count() == 1
-    assert visit.chips.nth(1).locator(".tiles .upright").count() == 2
+    expect(visit.chips.nth(0).get_by_text("4 tiles · 260 tokens")).to_have_count(1)
+    expect(visit.chips.nth(1).get_by_text("3 tiles · 195 tokens")).to_have_count(1)
+    expect(visit.chips.nth(1).locator(".tiles .upright")).to_have_count(2)
     screenshot(visit, "pictures")
     visit.button("Show street.jpg").click()
     dialog = visit.page.get_by_role("dialog", name="street.jpg")
@@ -159,7 +160,7 @@ def test_edit_and_retry_keep_their_branches(visit):
     ]
     visit.page.locator(".question").get_by_role("button", name="Earlier version").click()
     visit.answers.get_by_text("Second.").wait_for()
-    assert visit.page.locator(".question .print").count() == 1
+    expect(visit.page.locator(".question .print")).to_have_count(1)
     visit.answers.get_by_role("button", name="Earlier version").click()
     visit.answers.get_by_text("First.").wait_for()
     visit.page.reload()
@@ -210,7 +211,7 @@ def test_settings_reach_the_request(visit, screenshot):
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
     assert visit.answers.locator(".code").inner_text().startswith("json")
     visit.answers.get_by_text("of 5 tokens below 50 %").click()
-    assert visit.answers.locator(".tokens .least").count() == 1
+    expect(visit.answers.locator(".tokens .least")).to_have_count(1)
     visit.page.reload()
     visit.ready()
     visit.ask("And now?")
@@ -227,20 +228,20 @@ def test_chats_are_kept_found_and_deleted(visit):
     visit.page.reload()
     visit.ready()
     rows = visit.page.locator("#chats .chat")
-    assert rows.all_inner_texts() == ["How many are there?", "What is this?"]
+    expect(rows).to_have_text(["How many are there?", "What is this?"], use_inner_text=True)
     visit.page.keyboard.press("Control+K")
     visit.page.keyboard.type("brown dog")
-    assert rows.all_inner_texts() == ["What is this?"]
+    expect(rows).to_have_text(["What is this?"], use_inner_text=True)
     visit.page.keyboard.press("Enter")
     visit.answers.get_by_text("A brown dog.").wait_for()
     visit.page.locator(".print img").wait_for()
     visit.page.get_by_role("searchbox").fill("")
     visit.button("More about What is this?").click()
     visit.page.get_by_role("menuitem", name="Delete").click()
-    assert rows.all_inner_texts() == ["How many are there?"]
+    expect(rows).to_have_text(["How many are there?"], use_inner_text=True)
     visit.button("Undo").click()
     visit.answers.get_by_text("A brown dog.").wait_for()
-    assert rows.count() == 2
+    expect(rows).to_have_count(2)
     visit.button("More about What is this?").click()
     visit.page.get_by_role("menuitem", name="Rename").click()
     visit.page.get_by_label("Title").fill("My dog")
@@ -305,7 +306,7 @@ def test_a_question_under_a_schema_that_is_none_is_kept(visit):
     visit.answers.get_by_text("The JSON schema of this chat is not one yet.").wait_for()
     visit.page.reload()
     visit.ready()
-    assert visit.page.locator(".question .print img").count() == 1
+    expect(visit.page.locator(".question .print img")).to_have_count(1)
     assert visit.page.locator("#chats .chat").inner_text() == "What is this?"
     assert not visit.server.bodies
 
@@ -336,7 +337,9 @@ def test_two_tabs_of_one_chat_lose_nothing(visit, new_visit):
     visit.ask("Three")
     other.page.reload()
     other.ready()
-    assert other.answers.locator(".prose").all_inner_texts() == ["First.", "Second.", "Third."]
+    expect(other.answers.locator(".prose")).to_have_text(
+        ["First.", "Second.", "Third."], use_inner_text=True
+    )
 
 
 def test_chats_leave_and_come_back_as_files(visit, new_visit, tmp_path):
@@ -395,7 +398,9 @@ def test_a_growing_answer_reads_as_the_whole_does(visit):
     whole = visit.page.evaluate(f"() => {markup}.innerHTML")
     grown = visit.page.evaluate("() => seen.filter((text) => text.includes('>end'))")
     assert whole in grown
-    assert visit.answers.locator(".prose").locator("h3, li, td, pre, blockquote, hr").count() == 9
+    expect(
+        visit.answers.locator(".prose").locator("h3, li, td, pre, blockquote, hr")
+    ).to_have_count(9)
 
 
 def test_an_answer_is_followed_only_from_its_end(visit):
@@ -423,7 +428,7 @@ def test_a_chat_that_is_deleted_while_it_answers_stays_away(visit):
     visit.page.wait_for_timeout(200)
     visit.page.reload()
     visit.ready()
-    assert visit.page.locator("#chats .chat").count() == 0
+    expect(visit.page.locator("#chats .chat")).to_have_count(0)
     assert visit.server.abandoned == 1
 
 
@@ -433,8 +438,8 @@ def test_a_chat_answers_while_another_is_read(visit):
     visit.send("First")
     visit.answers.get_by_text("Slowly").wait_for()
     visit.page.keyboard.press("Control+Shift+O")
-    assert visit.page.locator("#chats .pulse").count() == 1
+    expect(visit.page.locator("#chats .pulse")).to_have_count(1)
     visit.page.locator("#chats .pulse").wait_for(state="detached")
     visit.page.locator("#chats .chat").click()
-    assert visit.answers.locator(".stats").count() == 1
+    expect(visit.answers.locator(".stats")).to_have_count(1)
     assert visit.answers.locator(".prose").inner_text().count("Slowly") == 12
