@@ -12,7 +12,7 @@ from tests.attack.mutations import mutated
 from tests.attack.readers import Reader, readers
 
 NAMES = [
-    "safetensors", "pth", "pickle", "index", "json", "params", "config", "manifest", "checklist",
+    "safetensors", "pth", "gguf", "pickle", "index", "json", "params", "config", "manifest", "checklist",
     "tokenizer.model", "tokenizer.json", "saved chat", "picture", "document", "address",
     "terminal", "markdown",
 ]  # fmt: skip
