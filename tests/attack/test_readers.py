@@ -12,8 +12,8 @@ from tests.attack.mutations import mutated
 from tests.attack.readers import Reader, readers
 
 NAMES = [
-    "safetensors", "pth", "gguf", "pickle", "index", "json", "params", "config", "manifest", "checklist",
-    "tokenizer.model", "tokenizer.json", "saved chat", "picture", "document", "address",
+    "safetensors", "pth", "gguf", "pickle", "index", "json", "params", "config", "manifest",
+    "checklist", "tokenizer.model", "tokenizer.json", "saved chat", "picture", "document", "address",
     "terminal", "markdown",
 ]  # fmt: skip
 BATCH = 64  # inputs between two looks at the memory
