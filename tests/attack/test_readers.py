@@ -13,8 +13,8 @@ from tests.attack.readers import Reader, readers
 
 NAMES = [
     "safetensors", "pth", "gguf", "pickle", "index", "json", "params", "config", "manifest",
-    "checklist", "tokenizer.model", "tokenizer.json", "saved chat", "picture", "document", "address",
-    "terminal", "markdown",
+    "checklist", "tokenizer.model", "tokenizer.json", "saved chat", "picture", "document",
+    "address", "terminal", "markdown",
 ]  # fmt: skip
 BATCH = 64  # inputs between two looks at the memory
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
