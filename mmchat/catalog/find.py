@@ -67,6 +67,7 @@ def find_model(
     name = None if name_or_path is None else str(name_or_path)
     checkpoint = _existing(checkpoint_path, "--checkpoint-path")
     tokenizer = _existing(tokenizer_path, "--tokenizer-path")
+    params = None if params_path is None else load_spec(_params_file(params_path))
     known = None if name is None else find_spec(name)
     place = checkpoint if name is None or known else _place_of(name)
     merged = adapters.find_adapters(adapter)
@@ -85,21 +86,16 @@ def find_model(
     if known and checkpoint is None and folder_on_disk(known) is None:
         found = ollama_model(str(name))  # of another architecture it is no model of ours
         place = found if found and found.family in ("", known.model_type) else None
-    stored = place if isinstance(place, OllamaModel) and checkpoint is None else None
+    stored = checkpoint or place
+    if stored and is_stored_in_gguf(stored if isinstance(stored, Path) else stored.weights):
+        # Ollama's folder holds the files of all its models
+        if not adapter and isinstance(stored, Path):
+            adapters.refuse_beside(folder_of(stored))
+        source = _gguf_source(params, known, stored, tokenizer, vision_tower)
+        return replace(source, adapters=merged)
     if isinstance(place, OllamaModel):
         place = place.weights
-    if (weights := checkpoint or place) and is_stored_in_gguf(weights):
-        if not adapter and stored is None:  # Ollama's folder holds the files of all its models
-            adapters.refuse_beside(folder_of(weights))
-        spec = load_spec(_params_file(params_path)) if params_path else None
-        source = _gguf_source(spec, known, stored or weights, tokenizer, vision_tower)
-        return replace(source, adapters=merged)
-    if params_path is not None:
-        spec = load_spec(_params_file(params_path))
-    elif place is not None and known is None:
-        spec = _params_beside(place)
-    else:
-        spec = known or known_specs()[0]
+    spec = params or known or (known_specs()[0] if place is None else _params_beside(place))
     checkpoint = checkpoint or place or folder_on_disk(spec)
     if checkpoint is None and checkpoint_required:
         raise CheckpointError(how_to_get(spec) + _ollama_lacks(name, spec))

@@ -85,11 +85,6 @@ class ModelSpec(_Header):
         """What people are told about a picture."""
         return self.family.facts(self.config, image.height, image.width)
 
-    @property
-    def readable_tokens(self) -> int:
-        """Ids that a prompt may hold, where these are more than the model can write."""
-        return getattr(self.config, "readable_tokens", self.config.vocab_size)
-
     def context_limit(self, asked: int | None) -> int:
         """Positions to use, all that the model has unless fewer are asked. Raises UsageError."""
         most = self.config.max_position_embeddings

@@ -7,7 +7,6 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +16,7 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import USUAL_QUESTION, refuse_text_only
+from mmchat.cli.prompt_input import USUAL_QUESTION, refuse_overwriting, refuse_text_only
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, MmchatError, UsageError, quoted
 from mmchat.input_text import checked
@@ -91,7 +90,7 @@ def batch(
     question = USUAL_QUESTION if prompt is None else checked(prompt, "--prompt")
     if not question.strip():
         raise UsageError("the prompt is empty; give a question with --prompt TEXT")
-    _refuse_overwriting_input(output, inputs)
+    refuse_overwriting(output, inputs, "-o", "the input")
     asked = [row for row in read_rows(inputs) if row.is_in(part)]
     source = model.find() if check else find_or_offer(model)
     if system is not None and source.spec.chat_format == "base":
@@ -120,14 +119,18 @@ def batch(
         failed = sum(r.custom_id in out.failed and r.custom_id not in missing for r in asked)
     done = len(asked) - failed - len(missing)
     counts = {"rows": len(asked), "answered": done, "failed": failed, "missing": len(missing)}
+    _say(counts, as_json=as_json, as_table=check, quiet=quiet)
+    if failed or missing:
+        raise typer.Exit(code)
+
+
+def _say(counts: dict[str, int], *, as_json: bool, as_table: bool, quiet: bool) -> None:
     if as_json:
         console.print_json(counts)
-    elif check:
+    elif as_table:
         console.print_facts([(name, f"{count:,}") for name, count in counts.items()])
     elif not quiet:
         console.note(", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    if failed or missing:
-        raise typer.Exit(code)
 
 
 def _answer(
@@ -203,10 +206,3 @@ def _scheme(source: ModelSource, model: LoadOptions) -> str:
 
     placement = choose_placement(str(model.device), str(model.dtype), source.spec.parameters)
     return model.scheme(source.spec, placement)
-
-
-def _refuse_overwriting_input(output: Path, inputs: Sequence[str]) -> None:
-    for one in inputs:
-        with suppress(OSError, ValueError):
-            if Path(one).samefile(output):
-                raise UsageError(f"-o {quoted(output)} would replace the input; give another name")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from mmchat.errors import MmchatError, UsageError
 from mmchat.input_text import checked
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
+
+if TYPE_CHECKING:
+    from mmchat.api import Model
 
 THUMBNAIL = 320, 320
 
@@ -43,7 +47,7 @@ def find(
     It is asked about each picture whether TEXT is in it, and the probability of Yes counts. Exit
     code 8: some pictures cannot be read.
     """
-    from mmchat.batch.rows import Asked, Row, pictures
+    from mmchat.batch.rows import pictures
 
     if not checked(text, "TEXT").strip():
         raise UsageError("TEXT is empty; say what to find, as in: mmchat find 'a dog' photos")
@@ -62,7 +66,26 @@ def find(
         model_choice.say_choice(model, source)
     with console.Stages(quiet=quiet) as stages:
         loaded = model_choice.load(model, source, stages)
+    found = _likelihoods(loaded, text, list(names), rows, quiet)
+    best = sorted(found, key=lambda name: (-found[name], name))[:top]
+    if as_json:
+        console.print_json([{"image": name, "likelihood": found[name]} for name in best])
+    else:
+        cells = [(f"{100 * found[name]:.1f} %", name) for name in best]
+        console.print_table(("LIKELIHOOD", "PICTURE"), cells, right={0})
+    if page is not None:
+        title = f"{text}: the likeliest of {len(found):,} pictures"
+        atomic_file.write_text(page, _page(title, best, found))
+    if len(found) < len(names):
+        raise typer.Exit(FAILED_EXIT_CODE)
+
+
+def _likelihoods(
+    loaded: Model, text: str, names: Sequence[str], rows: int | None, quiet: bool
+) -> dict[str, float]:
+    """Of each picture that can be read; of the others a note says why not."""
     from mmchat.batch.ranking import likelihood, prepare_score
+    from mmchat.batch.rows import Asked, Row
     from mmchat.batch.run import answer_rows
     from mmchat.engine.events import Finished
     from mmchat.engine.room import usual_rows
@@ -77,17 +100,7 @@ def find(
                 found[one.row.custom_id] = likelihood(one.end)
             elif not quiet:
                 console.note(str(one.end))
-    best = sorted(found, key=lambda name: (-found[name], name))[:top]
-    if as_json:
-        console.print_json([{"image": name, "likelihood": found[name]} for name in best])
-    else:
-        cells = [(f"{100 * found[name]:.1f} %", name) for name in best]
-        console.print_table(("LIKELIHOOD", "PICTURE"), cells, right={0})
-    if page is not None:
-        title = f"{text}: the likeliest of {len(found):,} pictures"
-        atomic_file.write_text(page, _page(title, best, found))
-    if len(found) < len(asked):
-        raise typer.Exit(FAILED_EXIT_CODE)
+    return found
 
 
 def _page(title: str, best: list[str], found: dict[str, float]) -> str:

@@ -69,10 +69,7 @@ def look(
     prompt = said.question if prompt is None else prompt
     images = [*said.pictures, *(images or [])]
     if output is not None:
-        if output.suffix.lower() not in ENDINGS:
-            raise UsageError(f"--output {str(output)!r}: end the name in .png or .html")
-        atomic_file.check_writable(output)
-        refuse_overwriting(output, images, "--output")
+        _check_output(output, images)
     check_pictures(images)
     given = gather(prompt, images, allow_blank=False)
     if not given.sources:
@@ -109,6 +106,13 @@ def look(
         atomic_file.write_bytes(output, content)
     if not as_json:
         console.print_table(HEADS, look_rows(found, chosen), right={2})
+
+
+def _check_output(output: Path, images: list[str]) -> None:
+    if output.suffix.lower() not in ENDINGS:
+        raise UsageError(f"--output {str(output)!r}: end the name in .png or .html")
+    atomic_file.check_writable(output)
+    refuse_overwriting(output, images, "--output")
 
 
 def check_source(source: ModelSource) -> None:

@@ -108,16 +108,16 @@ def check_pictures(sources: Sequence[str]) -> None:
             check_file(source)
 
 
-def refuse_overwriting(output: Path, sources: Sequence[str], option: str) -> None:
-    """Raises UsageError if a file that is to be written is one of the pictures."""
+def refuse_overwriting(
+    output: Path, sources: Sequence[str], option: str, what: str = "the picture that is asked about"
+) -> None:
+    """Raises UsageError if a file that is to be written is one of those that are read."""
     from mmchat.repl.paths import without_pages
 
     for source in chain.from_iterable((s, without_pages(s)) for s in sources):
         with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
             if Path(source).expanduser().samefile(output):
-                raise UsageError(
-                    f"{option} {str(output)!r} would replace the picture that is asked about"
-                )
+                raise UsageError(f"{option} {str(output)!r} would replace {what}")
 
 
 def refuse_text_only(spec: ModelSpec) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Pace
 from mmchat.engine.encoding import Encoding
-from mmchat.engine.joined import Read, joined
+from mmchat.engine.joined import Read, joinable, joined
 from mmchat.engine.prefix import Place, Prefixes
 from mmchat.engine.queue import Queue
 from mmchat.engine.request import Answer, Request
@@ -305,10 +305,8 @@ class Engine:
         """
         import torch
 
-        ready = [row for row in self._turns if not row.unencoded(self.cache)]
-        if watching := [row for row in ready if row.watch]:  # which are read alone
-            ready = watching[:1] if ready[0].watch else [r for r in ready if not r.watch]
-        short = [row for row in ready if self._unread(row) <= SHORT]
+        ready = joinable([row for row in self._turns if not row.unencoded(self.cache)])
+        short = [row for row in ready if row.unread(self.cache) <= SHORT]
         self._short_first = bool(short) and len(short) < len(ready) and not self._short_first
         if self._short_first:
             ready = short
@@ -327,10 +325,6 @@ class Engine:
         if not self._short_first:  # else it is still the turn of who was first
             self._turns.rotate(-1)
         self._forward(read)
-
-    def _unread(self, row: Row) -> int:
-        """Positions of its prompt."""
-        return len(row.prompt.token_ids) - self.cache.lengths[row.slot.number]
 
     # ---- one step of rows
 

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 Read = Sequence[tuple["Row", "Tensor"]]  # rows, each with the tokens [S] that it reads now
 
 
+def joinable(ready: Sequence[Row]) -> Sequence[Row]:
+    """Those that may be read in one forward: one that is watched is read alone, in its turn."""
+    if ready[0].watch:
+        return ready[:1]
+    return [row for row in ready if not row.watch]
+
+
 def joined(read: Read, lengths: Sequence[int]) -> tuple[Batch, list[int]]:
     """The batch, and how many logits each row gets of it. lengths: positions of each slot so far.
 

@@ -84,6 +84,10 @@ class Row:
         self.unseen = cache_lacks(cache, self.unseen)
         return self.unseen
 
+    def unread(self, cache: Cache) -> int:
+        """Positions of its prompt that are still to be read."""
+        return len(self.prompt.token_ids) - cache.lengths[self.slot.number]
+
     @property
     def is_over(self) -> bool:
         return self.answer.is_over

@@ -314,7 +314,7 @@ def _ready(
 def _open_tokenizer(source: ModelSource) -> Tokenizer:
     path = source.tokenizer_file()
     tokenizer = open_tokenizer(path)
-    rows = source.spec.readable_tokens
+    rows = source.spec.config.readable_tokens
     if not 0 <= rows - tokenizer.vocab_size < MOST_SPARE_ROWS:
         raise CheckpointError(
             f"the tokenizer {str(path)!r} has {tokenizer.vocab_size} tokens, but the "

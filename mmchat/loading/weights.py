@@ -7,7 +7,7 @@ is computed, and on the CPU nothing is copied but what is brought into another o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -71,13 +71,9 @@ def load_weights(
                 wanted -= packed.fill(model, files, whole, options, placement.device, notices)
             filled = count - len(wanted)
             tensors = build.iter_weights(files, spec.config, wanted)
+            tensors = _merged(tensors, adapters, model, placement.dtype)
         model.requires_grad_(False).eval()
-        touched = adapters.touched
         for done, (name, tensor) in enumerate(tensors, start=filled + 1):
-            if name in touched:  # before it is rounded in any way
-                is_rounded = _buffer(model, name) is not None
-                dtype = torch.float32 if is_rounded else placement.dtype
-                tensor = adapters.merged(name, tensor, dtype)
             _assign(model, name, tensor, placement, added)
             if options.progress:
                 options.progress("weights", done, count)
@@ -91,6 +87,22 @@ def load_weights(
     if repack:
         _repack(model, files if exported else None)
     return model
+
+
+def _merged(
+    tensors: Iterable[tuple[str, Tensor]],
+    adapters: Adapters,
+    model: FamilyModel,
+    dtype: torch.dtype,
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, with what the adapters change of them, before anything is rounded."""
+    touched = adapters.touched
+    for name, tensor in tensors:
+        if name not in touched:
+            yield name, tensor
+            continue
+        is_rounded = _buffer(model, name) is not None
+        yield name, adapters.merged(name, tensor, torch.float32 if is_rounded else dtype)
 
 
 def load_beside(

@@ -41,9 +41,32 @@ class Config(Protocol):
         ...
 
     @property
+    def readable_tokens(self) -> int:
+        """Ids that a prompt may hold, which are more where tokens were added to the embedding."""
+        ...
+
+    @property
     def max_position_embeddings(self) -> int:
         """Positions of prompt and answer, at most."""
         ...
+
+
+class TextSizes:
+    """The part of a Config that follows from its `text_config`."""
+
+    text_config: Any
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    @property
+    def readable_tokens(self) -> int:
+        return self.vocab_size
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.text_config.max_position_embeddings
 
 
 C = TypeVar("C")  # the family's config

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ CAPACITY_STEP = 256  # positions; seldom enough, for graphs are captured anew wh
 # imported here.
 LONGEST_STEP = 65
 Kept = TypeVar("Kept")
+C = TypeVar("C")
+ReadBatch = Callable[[Batch, C], Tensor]
 
 
 class RowCache(ABC, Generic[Kept]):
@@ -104,8 +107,19 @@ class RowCache(ABC, Generic[Kept]):
         if self.positions.is_cuda:
             torch.cuda.empty_cache()
 
+    def read(self, batch: Batch, by_step: ReadBatch[Self], by_rows: ReadBatch[Self]) -> Tensor:
+        """The batch's logits, by static tensors if it `is_step`, and what it reads is stored.
+
+        Raises ValueError if a row does not start where its slot ends.
+        """
+        batch.check(self.lengths)
+        for row in batch.rows():
+            self.reserve(row.slot, row.end)
+        logits = (by_step if self.is_step(batch) else by_rows)(batch, self)
+        self.advance(batch)
+        return logits
+
     def advance(self, batch: Batch) -> None:
-        """The batch has been read."""
         for row in batch.rows():
             self.lengths[row.slot] = row.end
             self.positions[row.slot] += row.count  # on the device, without waiting for it

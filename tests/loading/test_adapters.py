@@ -185,7 +185,7 @@ def test_the_base_is_known_by_many_names(tmp_path, cache):
         "unsloth/Llama-3.2-11B-Vision-Instruct-bnb-4bit": "Llama-3.2-11B-Vision-Instruct",
         "unsloth/llama-3.2-11b-vision-instruct-unsloth-bnb-4bit": "Llama-3.2-11B-Vision-Instruct",
         "SeanScripts/Llama-3.2-11B-Vision-Instruct-nf4": "Llama-3.2-11B-Vision-Instruct",
-        "/root/models/Llama-3.2-90B-Vision/": "Llama-3.2-90B-Vision",
+        "/data/models/Llama-3.2-90B-Vision/": "Llama-3.2-90B-Vision",
         "C:\\models\\Llama-3.2-11B-Vision": "Llama-3.2-11B-Vision",
         "neuralmagic/Llama-3.2-11B-Vision-Instruct-FP8-dynamic": "Llama-3.2-11B-Vision-Instruct",
         "llava-hf/llava-1.5-7b-hf": "llava-1.5-7b-hf",

@@ -27,6 +27,10 @@ class ToyConfig:
     alpha: Literal["white", "drop"]
 
     @property
+    def readable_tokens(self) -> int:
+        return self.vocab_size
+
+    @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 

@@ -6,6 +6,7 @@ GPTQ packs inputs and stores zeros less one, AWQ packs outputs, shuffled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
@@ -89,16 +90,7 @@ class Gptq(Packing):
             zeros = found.T.float() + self.zero_less
             return read(scale.name)[:, begin:end].T.float(), zeros
 
-        def group_of(read: Read) -> Tensor:
-            """The group of each input, int64 [K]."""
-            import torch
-
-            if order is None:
-                return torch.arange(columns) // group
-            found = read(order.name).long()
-            if int(found.min()) < 0 or int(found.max()) >= groups:
-                fail(order, f"names groups beyond the {groups:,} that there are")
-            return found
+        group_of = partial(_groups, order, columns, group)
 
         def values(read: Read, begin: int, end: int) -> Tensor:
             import torch
@@ -127,6 +119,18 @@ class Gptq(Packing):
             values,
             codes if bits == 4 else None,
         )
+
+
+def _groups(order: TensorEntry | None, columns: int, size: int, read: Read) -> Tensor:
+    """The group of each input, int64 [K]: by `order`, or so many beside each other."""
+    import torch
+
+    if order is None:
+        return torch.arange(columns) // size
+    found, groups = read(order.name).long(), columns // size
+    if int(found.min()) < 0 or int(found.max()) >= groups:
+        fail(order, f"names groups beyond the {groups:,} that there are")
+    return found
 
 
 def _shuffled(words: Tensor) -> Tensor:

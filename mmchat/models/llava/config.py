@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mmchat.models.family import TextSizes
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -79,21 +81,13 @@ class FeaturesConfig:
 
 
 @dataclass(frozen=True)
-class LlavaConfig:
+class LlavaConfig(TextSizes):
     """Configuration of one LLaVA: vision, text, what joins them, and how pictures are prepared."""
 
     vision_config: VisionConfig
     text_config: TextConfig
     features: FeaturesConfig
     image_processor: ImageProcessorConfig
-
-    @property
-    def vocab_size(self) -> int:
-        return self.text_config.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.text_config.max_position_embeddings
 
     @property
     def image_token_id(self) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from mmchat.models.family import TextSizes
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -126,20 +128,12 @@ class ImageProcessorConfig:
 
 
 @dataclass(frozen=True)
-class MllamaConfig:
+class MllamaConfig(TextSizes):
     """Configuration of one Mllama model: vision, text, and how pictures are prepared."""
 
     vision_config: VisionConfig
     text_config: TextConfig
     image_processor: ImageProcessorConfig
-
-    @property
-    def vocab_size(self) -> int:
-        return self.text_config.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.text_config.max_position_embeddings
 
     @property
     def image_token_id(self) -> int:

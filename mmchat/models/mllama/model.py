@@ -112,13 +112,7 @@ class MllamaForConditionalGeneration(nn.Module):
         Differentiable for rows that start at 0, pictures included. Raises ValueError if a row does
         not start where its slot ends.
         """
-        rows = own(cache)
-        batch.check(rows.lengths)
-        for row in batch.rows():
-            rows.reserve(row.slot, row.end)
-        logits = self._step(batch, rows) if rows.is_step(batch) else self._read(batch, rows)
-        rows.advance(batch)
-        return logits
+        return own(cache).read(batch, self._step, self._read)
 
     def _read(self, batch: Batch, cache: MllamaCache) -> Tensor:
         """Rows of any lengths."""

@@ -51,8 +51,9 @@ class WatchedRows:
             for at in range(skipped, row.queries, _AT_ONCE):
                 end = min(at + _AT_ONCE, row.queries)
                 weights = attention_weights(query[offset + at : offset + end], row.key[0])
+                weights = (self._share * weights).cpu()  # once for all of them
                 for position, shares in enumerate(weights, start=stretch.first + at):
-                    self._add(position, stretch.places, (shares * self._share).cpu())
+                    self._add(position, stretch.places, shares)
             offset += row.queries
         return self._seen.attend(query)
 

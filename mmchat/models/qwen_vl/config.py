@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mmchat.models.family import TextSizes
+
 HEAD_DIM = 128  # of the resampler, in every model
 
 
@@ -85,17 +87,9 @@ class ImageProcessorConfig:
 
 
 @dataclass(frozen=True)
-class QwenVLConfig:
+class QwenVLConfig(TextSizes):
     """Configuration of one Qwen-VL: vision, text, and how pictures are prepared."""
 
     vision_config: VisionConfig
     text_config: TextConfig
     image_processor: ImageProcessorConfig
-
-    @property
-    def vocab_size(self) -> int:
-        return self.text_config.vocab_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.text_config.max_position_embeddings

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch, Cache, Model
+from mmchat.models.base import Batch
 from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
 from mmchat.models.llava.config import (
     FeaturesConfig,
@@ -22,6 +22,7 @@ from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.tensor_names import hub_shapes
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.nn.shapes_only import shapes_only
+from tests.models.reading import read
 
 TOLERANCE = 1e-4  # of logits whose standard deviation is about 1.3; 1e-5 is usual
 GRID, PATCH = 5, 14  # 25 positions a picture
@@ -131,25 +132,6 @@ def build(
     model.load_state_dict(copies, strict=True, assign=True)
     model.finish_loading(torch.device("cpu"))
     return model.eval()
-
-
-def encode(model: Model, prompt: Prompt, cache: Cache, slot: int = 0) -> None:
-    """Encode the pictures that the slot has not read to their ends."""
-    for media in prompt.unread(cache.lengths[slot]):
-        if not cache.has_media(media.content_hash):
-            for _ in model.encode([media], cache):
-                pass
-
-
-def read(model: Model, cache: Cache, prompt: Prompt, slot: int = 0, piece: int = 1000) -> Tensor:
-    """Logits [N, V] of all positions that the slot does not hold, read piece by piece."""
-    cache.begin(slot, prompt)
-    encode(model, prompt, cache, slot)
-    ids = torch.tensor(prompt.token_ids)
-    starts = range(cache.lengths[slot], len(ids), piece)
-    return torch.cat(
-        [model.forward(Batch.all_of(ids[s : s + piece], s, slot), cache) for s in starts]
-    )
 
 
 @torch.inference_mode()

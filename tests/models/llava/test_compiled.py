@@ -13,6 +13,7 @@ from mmchat.runtime.compiler import CACHE_VARIABLE
 from mmchat.runtime.eager import EagerRuntime
 from tests.models.llava import oracle
 from tests.models.llava.oracle import CASES, distance, prompt
+from tests.models.reading import read
 
 CPU = torch.device("cpu")
 # PyTorch warns about its own use of TorchScript when the inductor is imported.
@@ -24,7 +25,7 @@ def written(runtime: Runtime, case: str) -> Tensor:
     """Logits of a prompt, of four tokens after it, and of a draft."""
     start: Prompt = prompt(CASES[case])
     cache = runtime.new_cache(1, 0)
-    rows = [oracle.read(runtime, cache, start)]
+    rows = [read(runtime, cache, start)]
     for tokens in ([5], [9], [11], [4], [3, 8, 6, 7]):
         batch = oracle.Batch.all_of(torch.tensor(tokens), cache.lengths[0])
         rows.append(runtime.forward(batch, cache))

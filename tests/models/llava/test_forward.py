@@ -15,18 +15,8 @@ from mmchat.models.base import Batch, common_prefix
 from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.prompt import Prompt
-from tests.models.llava.oracle import (
-    CASES,
-    CONFIG,
-    A,
-    B,
-    build,
-    encode,
-    picture,
-    prompt,
-    random_weights,
-    read,
-)
+from tests.models.llava.oracle import CASES, CONFIG, A, B, build, picture, prompt, random_weights
+from tests.models.reading import encode, read
 
 TWO = prompt((1, 5, 7, A, 17, 33, B, 4, 7, 8))
 PLAIN = prompt((1, 9, 9, 3))

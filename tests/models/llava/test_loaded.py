@@ -22,6 +22,7 @@ from mmchat.runtime.eager import EagerRuntime
 from tests.models.llava import oracle
 from tests.models.llava.folders import SPARE_ROWS, hub_document, with_vocabulary, write_hub_folder
 from tests.models.llava.test_image_processor import picture
+from tests.models.reading import read
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8, speculate="off", logprobs=3)
 
@@ -75,7 +76,7 @@ def test_greedy_tokens_are_those_of_the_logits_and_ids_without_a_token_are_never
         cache = math.new_cache(1, 0)
         said = prompt.token_ids + answer.output_ids[:-1]
         whole = type(prompt)(said, prompt.media)
-        rows = oracle.read(math, cache, whole)[len(prompt.token_ids) - 1 :]
+        rows = read(math, cache, whole)[len(prompt.token_ids) - 1 :]
     assert rows[:, :tokens].argmax(-1).tolist() == list(answer.output_ids)
     head = math.language_model.lm_head.weight
     with torch.inference_mode():
@@ -120,7 +121,7 @@ def test_prompts_are_scored_by_the_tokens_that_there_are(model):
     assert answer.finished is not None
     math = math_of(model)
     with torch.inference_mode():
-        rows = oracle.read(math, math.new_cache(1, 0), prompt)
+        rows = read(math, math.new_cache(1, 0), prompt)
     expected = rows[:-1, : model.tokenizer.vocab_size].log_softmax(-1)
     ids = torch.tensor(prompt.token_ids[1:])
     found = torch.tensor([one.logprob for one in answer.finished.prompt_logprobs])
@@ -186,9 +187,7 @@ def test_quantised_logits_stay_near(scheme, folder, model):
     rounded = math_of(mmchat.load(folder, device="cpu", quantize=scheme))
     prompt = model.processor.chat([mmchat.Message("user", (picture(30, 40), mmchat.Text("dog")))])
     with torch.inference_mode():
-        plain, other = (
-            oracle.read(m, m.new_cache(1, 0), prompt) for m in (math_of(model), rounded)
-        )
+        plain, other = (read(m, m.new_cache(1, 0), prompt) for m in (math_of(model), rounded))
     error = float((plain - other).norm() / plain.norm())
     assert 1e-4 < error < {"int8": 0.05, "int4": 0.35}[scheme]
 

@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from mmchat.conversation import Image
-from mmchat.models.base import Batch, Cache, Model
+from mmchat.models.base import Batch
 from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
 from mmchat.models.prompt import MediaFacts, PlacedMedia, Prompt
 from mmchat.models.qwen_vl.config import (
@@ -26,6 +26,7 @@ from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
 from mmchat.models.qwen_vl.processor import preprocess
 from mmchat.models.qwen_vl.tensor_names import hub_shapes
 from mmchat.nn.shapes_only import shapes_only
+from tests.models.reading import read
 
 TOLERANCE = 1e-4  # of logits whose standard deviation is about 1.3; 1e-5 is usual
 GOLDEN = Path(__file__).parents[2] / "golden" / "qwen_vl.npz"
@@ -181,25 +182,6 @@ def build(side: int = 84, *, small: bool = False) -> QwenVLForConditionalGenerat
     model.load_state_dict(copies, strict=True, assign=True)
     model.finish_loading(torch.device("cpu"))
     return model.eval()
-
-
-def encode(model: Model, prompt: Prompt, cache: Cache, slot: int = 0) -> None:
-    """Encode the pictures that the slot has not read to their ends."""
-    for one in prompt.unread(cache.lengths[slot]):
-        if not cache.has_media(one.content_hash):
-            for _ in model.encode([one], cache):
-                pass
-
-
-def read(model: Model, cache: Cache, prompt: Prompt, slot: int = 0, piece: int = 2000) -> Tensor:
-    """Logits [N, V] of all positions that the slot does not hold, read piece by piece."""
-    cache.begin(slot, prompt)
-    encode(model, prompt, cache, slot)
-    ids = torch.tensor(prompt.token_ids)
-    starts = range(cache.lengths[slot], len(ids), piece)
-    return torch.cat(
-        [model.forward(Batch.all_of(ids[s : s + piece], s, slot), cache) for s in starts]
-    )
 
 
 @torch.inference_mode()

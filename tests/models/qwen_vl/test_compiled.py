@@ -13,6 +13,7 @@ from mmchat.runtime.compiler import CACHE_VARIABLE
 from mmchat.runtime.eager import EagerRuntime
 from tests.models.qwen_vl import oracle
 from tests.models.qwen_vl.oracle import CASES, prompt
+from tests.models.reading import read
 
 CPU = torch.device("cpu")
 # PyTorch warns about its own use of TorchScript when the inductor is imported.
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def written(runtime: Runtime, case: str) -> Tensor:
     """Logits of a prompt, of four tokens after it, and of a draft."""
     cache = runtime.new_cache(1, 0)
-    rows = [oracle.read(runtime, cache, prompt(CASES[case]))]
+    rows = [read(runtime, cache, prompt(CASES[case]))]
     for tokens in ([5], [9], [11], [4], [3, 8, 6, 7]):
         batch = Batch.all_of(torch.tensor(tokens), cache.lengths[0])
         rows.append(runtime.forward(batch, cache))

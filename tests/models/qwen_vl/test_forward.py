@@ -13,7 +13,8 @@ from mmchat.models.base import Batch
 from mmchat.models.prompt import Prompt
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
 from tests.models.qwen_vl import oracle
-from tests.models.qwen_vl.oracle import CASES, CONFIG, SEQ_LENGTH, encode, prompt, read
+from tests.models.qwen_vl.oracle import CASES, CONFIG, SEQ_LENGTH, prompt
+from tests.models.reading import encode, read
 
 ONE, TWO, PLAIN = (prompt(CASES[name]) for name in ("one", "two", "text"))
 LONG = prompt(CASES["long text"])

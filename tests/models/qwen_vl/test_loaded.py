@@ -23,6 +23,7 @@ from mmchat.runtime.eager import EagerRuntime
 from tests.models.qwen_vl import oracle
 from tests.models.qwen_vl.folders import SPARE_ROWS, tokenizer, weights, write_folder
 from tests.models.qwen_vl.oracle import image
+from tests.models.reading import read
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=8, speculate="off")
 
@@ -76,7 +77,7 @@ def test_greedy_tokens_are_those_of_the_logits_and_ids_without_a_token_are_never
     answer = finished(model.chat().send("dog", [image(0)], GREEDY))
     with torch.inference_mode():
         cache = math.new_cache(1, 0)
-        last = oracle.read(math, cache, prompt)[-1:]
+        last = read(math, cache, prompt)[-1:]
         said = torch.tensor(answer.output_ids[:-1])
         after = Batch.all_of(said, len(prompt.token_ids))  # rotated as the prompt is
         rows = torch.cat((last, math.forward(after, cache)))
@@ -164,9 +165,7 @@ def test_quantised_logits_stay_near(scheme, folder, model):
     rounded = math_of(mmchat.load(folder, device="cpu", quantize=scheme))
     prompt = model.processor.chat([mmchat.Message("user", (image(0), mmchat.Text("dog")))])
     with torch.inference_mode():
-        plain, other = (
-            oracle.read(m, m.new_cache(1, 0), prompt) for m in (math_of(model), rounded)
-        )
+        plain, other = (read(m, m.new_cache(1, 0), prompt) for m in (math_of(model), rounded))
     error = float((plain - other).norm() / plain.norm())
     assert 1e-4 < error < {"int8": 0.05, "int4": 0.35}[scheme]
 
