@@ -134,13 +134,15 @@ def test_who_does_not_read_holds_up_nobody_and_is_let_go(server, count):
         before = server.held
         body = endless(300, logprobs=True, top_logprobs=20)  # more than buffers take
         silent = [await deaf(server, body) for _ in range(count)]
-        await server.until(0, min(count, 8))
-        assert (await server.ask(asked(about(DOG), 20))).text == ANSWER
+        while (said := await server.ask(asked(about(DOG), 20))).status == 503:
+            await asyncio.sleep(0.1)  # more are there than may wait
+        assert said.text == ANSWER
         await server.until(0, 0)
         held = server.held
-        assert held["files"] >= before["files"] + count  # all are still there
         assert held["memory"] - before["memory"] < count * 4 * limits.MIB + 64 * limits.MIB
-        if count > 8:
+        if count == 8:
+            assert held["files"] >= before["files"] + count  # all are still there
+        else:
             await asyncio.sleep(limits.UNREAD_SECONDS + 1)
             assert server.held["files"] <= before["files"] + 1
         for connection in silent:
