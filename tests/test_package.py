@@ -3,6 +3,8 @@
 import ast
 import importlib.metadata
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,20 +17,46 @@ from pathlib import Path
 import pytest
 
 import mmchat
+from mmchat.quant.kernels.compiler import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 DATA = "mmchat/_data"
 
 
+def build_wheel(folder: Path, compiler: str) -> Path:
+    program = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(folder)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "CC": compiler}, check=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="module")
 def members(tmp_path_factory) -> dict[str, bytes]:
-    """Name -> content of every file in a freshly built wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
-    program = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, check=True)
-    [wheel] = folder.glob("*.whl")
+    """Name -> content of every file in a wheel, built where no compiler is."""
+    wheel = build_wheel(tmp_path_factory.mktemp("wheel"), "no-such-compiler")
+    assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.slow  # compiles the kernels once for each set of instructions
+@pytest.mark.parametrize(
+    ("compiler", "machine"), [("gcc", platform.machine()), ("aarch64-linux-gnu-gcc", "aarch64")]
+)
+def test_a_wheel_that_is_built_with_a_compiler_has_kernels(compiler, machine, members, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"NOT TESTED: there is no {compiler} here")
+    wheel = build_wheel(tmp_path, compiler)
+    assert wheel.name == f"mmchat-{mmchat.__version__}-py3-none-linux_{machine}.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert (
+            "Root-Is-Purelib: false"
+            in archive.read(f"mmchat-{mmchat.__version__}.dist-info/WHEEL").decode()
+        )
+    kernels = {f"mmchat/quant/kernels/built/{v.name}.so" for v in VARIANTS[machine]}
+    assert names - members.keys() == kernels
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
