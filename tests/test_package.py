@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import mmchat
+from mmchat.cli import app as frame
 from mmchat.quant.kernels.compiler import VARIANTS
 
 ROOT = Path(__file__).parents[1]
@@ -97,9 +98,55 @@ def test_the_wheel_holds_our_data(members, folder):
 @pytest.mark.process
 def test_the_wheel_holds_nothing_else(members):
     tops = {name.split("/")[0] for name in members}
-    assert tops == {"mmchat", f"mmchat-{mmchat.__version__}.dist-info"}
+    ours = f"mmchat-{mmchat.__version__}"
+    assert tops == {"mmchat", f"{ours}.dist-info", f"{ours}.data"}
     data = {name.split("/")[2] for name in members if name.startswith(f"{DATA}/")}
     assert data == {"model_params", "assets"}
+
+
+SHARED = {
+    "man/man1/mmchat.1",
+    "bash-completion/completions/mmchat",
+    "zsh/site-functions/_mmchat",
+    "fish/vendor_completions.d/mmchat.fish",
+}
+
+
+@pytest.fixture(scope="module")
+def shared(members) -> dict[str, str]:
+    """Place below `share` of an environment -> text of the manual page and of completions."""
+    texts = members_under(members, f"mmchat-{mmchat.__version__}.data/data/share/")
+    return {name: content.decode() for name, content in texts.items()}
+
+
+@pytest.mark.process
+def test_the_manual_page_is_the_help_of_all_commands(shared):
+    assert shared.keys() == SHARED
+    page = shared["man/man1/mmchat.1"]
+    assert page.isascii()
+    for name in frame.COMMANDS:
+        _, _, rest = page.partition(f".SS mmchat {name}\n")
+        section = re.sub(r"\\f[BIR]", " ", rest.partition("\n.S")[0]).replace(r"\-", "-")
+        for parameter in frame.load(name).params:
+            if parameter.param_type_name == "option" and not parameter.hidden:
+                shown = set(re.findall(r"(?<![\w-])--?[\w-]+", section))
+                assert set(parameter.opts) <= shown, (name, parameter.opts)
+    if shutil.which("groff"):
+        command = ["groff", "-man", "-ww", "-Tutf8"]
+        done = subprocess.run(command, input=page, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+
+
+@pytest.mark.process
+def test_bash_completes_by_what_the_wheel_brings(shared, tmp_path):
+    bash = shutil.which("bash") or pytest.skip("NOT TESTED: there is no bash here")
+    (tmp_path / "mmchat").write_text(f'#!/bin/sh\nexec {sys.executable} -m mmchat "$@"\n')
+    (tmp_path / "mmchat").chmod(0o755)
+    asked = 'COMP_WORDS=(mmchat ser); COMP_CWORD=1; _mmchat_completion mmchat; echo "$COMPREPLY"'
+    script = shared["bash-completion/completions/mmchat"] + asked
+    place = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([bash, "-c", script], env=place, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("serve\n", "")
 
 
 # One mistake a line, each of another kind.
