@@ -20,7 +20,8 @@ PLACES: dict[str, set[str]] = {
     "unpickles or runs code": {
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures
-        "quant/kernels/native.py",  # runs the C compiler on the package's own source
+        "quant/kernels/compiler.py",  # runs the C compiler on the package's own source
+        "quant/kernels/native.py",  # asks whether there is one
     },
     "reads weights with a library": set(),
     "talks to the network": {

@@ -3,6 +3,8 @@
 import ast
 import importlib.metadata
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -15,20 +17,47 @@ from pathlib import Path
 import pytest
 
 import mmchat
+from mmchat.cli import app as frame
+from mmchat.quant.kernels.compiler import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 DATA = "mmchat/_data"
 
 
+def build_wheel(folder: Path, compiler: str) -> Path:
+    program = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", program, str(folder)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, "CC": compiler}, check=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture(scope="module")
 def members(tmp_path_factory) -> dict[str, bytes]:
-    """Name -> content of every file in a freshly built wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
-    program = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", program, str(folder)], cwd=ROOT, check=True)
-    [wheel] = folder.glob("*.whl")
+    """Name -> content of every file in a wheel, built where no compiler is."""
+    wheel = build_wheel(tmp_path_factory.mktemp("wheel"), "no-such-compiler")
+    assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.slow  # compiles the kernels once for each set of instructions
+@pytest.mark.parametrize(
+    ("compiler", "machine"), [("gcc", platform.machine()), ("aarch64-linux-gnu-gcc", "aarch64")]
+)
+def test_a_wheel_that_is_built_with_a_compiler_has_kernels(compiler, machine, members, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"NOT TESTED: there is no {compiler} here")
+    wheel = build_wheel(tmp_path, compiler)
+    assert wheel.name == f"mmchat-{mmchat.__version__}-py3-none-linux_{machine}.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert (
+            "Root-Is-Purelib: false"
+            in archive.read(f"mmchat-{mmchat.__version__}.dist-info/WHEEL").decode()
+        )
+    kernels = {f"mmchat/quant/kernels/built/{v.name}.so" for v in VARIANTS[machine]}
+    assert names - members.keys() == kernels
 
 
 def files_under(folder: Path) -> dict[str, bytes]:
@@ -69,9 +98,55 @@ def test_the_wheel_holds_our_data(members, folder):
 @pytest.mark.process
 def test_the_wheel_holds_nothing_else(members):
     tops = {name.split("/")[0] for name in members}
-    assert tops == {"mmchat", f"mmchat-{mmchat.__version__}.dist-info"}
+    ours = f"mmchat-{mmchat.__version__}"
+    assert tops == {"mmchat", f"{ours}.dist-info", f"{ours}.data"}
     data = {name.split("/")[2] for name in members if name.startswith(f"{DATA}/")}
     assert data == {"model_params", "assets"}
+
+
+SHARED = {
+    "man/man1/mmchat.1",
+    "bash-completion/completions/mmchat",
+    "zsh/site-functions/_mmchat",
+    "fish/vendor_completions.d/mmchat.fish",
+}
+
+
+@pytest.fixture(scope="module")
+def shared(members) -> dict[str, str]:
+    """Place below `share` of an environment -> text of the manual page and of completions."""
+    texts = members_under(members, f"mmchat-{mmchat.__version__}.data/data/share/")
+    return {name: content.decode() for name, content in texts.items()}
+
+
+@pytest.mark.process
+def test_the_manual_page_is_the_help_of_all_commands(shared):
+    assert shared.keys() == SHARED
+    page = shared["man/man1/mmchat.1"]
+    assert page.isascii()
+    for name in frame.COMMANDS:
+        _, _, rest = page.partition(f".SS mmchat {name}\n")
+        section = re.sub(r"\\f[BIR]", " ", rest.partition("\n.S")[0]).replace(r"\-", "-")
+        for parameter in frame.load(name).params:
+            if parameter.param_type_name == "option" and not parameter.hidden:
+                shown = set(re.findall(r"(?<![\w-])--?[\w-]+", section))
+                assert set(parameter.opts) <= shown, (name, parameter.opts)
+    if shutil.which("groff"):
+        command = ["groff", "-man", "-ww", "-Tutf8"]
+        done = subprocess.run(command, input=page, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+
+
+@pytest.mark.process
+def test_bash_completes_by_what_the_wheel_brings(shared, tmp_path):
+    bash = shutil.which("bash") or pytest.skip("NOT TESTED: there is no bash here")
+    (tmp_path / "mmchat").write_text(f'#!/bin/sh\nexec {sys.executable} -m mmchat "$@"\n')
+    (tmp_path / "mmchat").chmod(0o755)
+    asked = 'COMP_WORDS=(mmchat ser); COMP_CWORD=1; _mmchat_completion mmchat; echo "$COMPREPLY"'
+    script = shared["bash-completion/completions/mmchat"] + asked
+    place = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([bash, "-c", script], env=place, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("serve\n", "")
 
 
 # One mistake a line, each of another kind.

@@ -39,13 +39,19 @@ def describe_cpu(root: Path = Path("/")) -> Cpu:
     """The first processor of this machine; root: where `proc` and `sys` are."""
     info = kernel_text(root / "proc/cpuinfo")
     model = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", info, re.M)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M)
-    present = set(flags[1].split()) if flags else set()
+    present = processor_flags(root)
     return Cpu(
         model=model[1].strip() if model else platform.processor() or platform.machine(),
         isa=tuple(flag for flag in ISA_FLAGS if flag in present),
         llc_bytes=_last_level_cache(root / "sys/devices/system/cpu/cpu0/cache"),
     )
+
+
+def processor_flags(root: Path = Path("/")) -> frozenset[str]:
+    """What the first processor has, in the words of /proc/cpuinfo; empty where there is none."""
+    info = kernel_text(root / "proc/cpuinfo")
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M)
+    return frozenset(flags[1].split()) if flags else frozenset()
 
 
 def is_arm() -> bool:

@@ -2,9 +2,9 @@
 
 A language model that writes one token at a time reads every weight once for it, so its speed is
 that of memory. torch's own products reach a fraction of it, or lack the format. Here are C kernels
-(`linear.c`, `attention.c`, `quantize.c`), compiled on first use by `native`, and what stands in
-for them where there is no compiler (`reference`, and torch's own kernels). `ops` picks one by what
-the machine has; its `probe` says which and why.
+(`linear.c`, `attention.c`, `quantize.c`), which come with the wheel or are compiled on first use
+(`native`, `compiler`), and what stands in for them (`reference`, and torch's own kernels). `ops`
+picks one by what the machine has; its `probe` says which and why.
 
 Weights are row-major (mmchat.quant.formats), so that a tensor mapped from a file is used where it
 lies. Only int4 is brought into another order when it is loaded, where the processor has AVX2.

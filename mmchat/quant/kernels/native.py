@@ -1,4 +1,4 @@
-"""Compile the C kernels once and keep them."""
+"""The C kernels: those of the wheel, or else compiled once and kept."""
 
 from __future__ import annotations
 
@@ -9,40 +9,30 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from mmchat.errors import DiskError
 from mmchat.hardware import kept_code
-from mmchat.hardware.cpu import arm_features, is_arm, processor_identity
+from mmchat.hardware.cpu import arm_features, is_arm, processor_flags, processor_identity
 from mmchat.progress import ProgressCallback
 from mmchat.quant.kernels import self_check
+from mmchat.quant.kernels.compiler import (
+    FLAGS,
+    HEADERS,
+    IS_MAC,
+    SOURCES,
+    VARIANTS,
+    arm_flags,
+    compile_kernels,
+)
 from mmchat.quant.kernels.library import Library, UnavailableError
 from mmchat.storage.atomic_file import write_text
 
-SOURCES = ("linear.c", "attention.c", "quantize.c")
-HEADERS = ("bfloat16.h", "linear_neon.h", "attention_neon.h")
-
-
-def arm_flags(features: Collection[str]) -> tuple[str, ...]:
-    """For an ARM processor with these of hardware.cpu.arm_features, as gcc and clang take them.
-
-    Apple's clang knows no -march=native.
-    """
-    if "asimddp" not in features:
-        return ("-march=armv8-a",)
-    return ("-march=armv8.2-a+dotprod" + "+i8mm" * ("i8mm" in features),)
-
-
-_IS_MAC = platform.system() == "Darwin"
-# Apple's clang has OpenMP, though its driver does not know the word.
-_OPENMP = ("-Xclang", "-fopenmp") if _IS_MAC else ("-fopenmp",)
 _MACHINE = arm_flags(arm_features()) if is_arm() else ("-march=native",)
-# Not -ffast-math, which may take NaN for impossible: NaN and infinity must be carried through.
-_FLAGS = ("-O3", *_MACHINE, "-fno-math-errno", "-fno-trapping-math", *_OPENMP, "-fPIC")
-_COMPILE_SECONDS = 600  # 5 s on an idle machine
+_FLAGS = (*FLAGS, *_MACHINE)
+SHIPPED = Path(__file__).parent / "built"  # only in wheels (hatch_build.py)
 
 
 @functools.cache
@@ -62,13 +52,13 @@ def is_wanted() -> bool:
 
 
 def _is_built_here() -> bool:
-    return platform.system() == "Linux" or (_IS_MAC and is_arm())
+    return platform.system() == "Linux" or (IS_MAC and is_arm())
 
 
 def prepare(progress: ProgressCallback | None = None) -> None:
     """Compile the kernels now if that is still to be done, so that `progress` can tell of it."""
     try:
-        if kept_code.find(cache_folder(), _fingerprint(_compiler()), ".so"):
+        if _shipped() or kept_code.find(cache_folder(), _fingerprint(_compiler()), ".so"):
             return
     except UnavailableError:
         return
@@ -80,11 +70,25 @@ def prepare(progress: ProgressCallback | None = None) -> None:
 
 @functools.cache
 def _load() -> tuple[Library | None, str]:
+    if shipped := _shipped():
+        return shipped, f"as installed, {shipped.instructions}"
     try:
         found = _checked(_compiled(), briefly=True)
     except UnavailableError as error:
         return None, str(error)
     return found, f"compiled for this machine, {found.instructions}"
+
+
+@functools.cache
+def _shipped() -> Library | None:
+    """The best library of the wheel for this processor, if the wheel has one and it is right."""
+    features = arm_features() if is_arm() else processor_flags()
+    for variant in VARIANTS.get(platform.machine(), ()) if is_wanted() else ():
+        path = SHIPPED / f"{variant.name}.so"
+        if variant.needs <= set(features) and path.is_file():
+            with contextlib.suppress(UnavailableError):
+                return _checked(path, briefly=True)
+    return None
 
 
 def cache_folder() -> Path:
@@ -99,9 +103,9 @@ def _compiler() -> str:
         raise UnavailableError(f"not built on {platform.system()}")
     if not is_wanted():
         raise UnavailableError("switched off by MMCHAT_NATIVE_KERNELS=0")
-    compiler = shutil.which(os.environ.get("CC") or ("clang" if _IS_MAC else "gcc"))
-    if compiler is None or (_IS_MAC and not _has_developer_tools()):
-        remedy = "run xcode-select --install" if _IS_MAC else "install gcc"
+    compiler = shutil.which(os.environ.get("CC") or ("clang" if IS_MAC else "gcc"))
+    if compiler is None or (IS_MAC and not _has_developer_tools()):
+        remedy = "run xcode-select --install" if IS_MAC else "install gcc"
         raise UnavailableError(f"no C compiler here; {remedy}")
     return compiler
 
@@ -148,28 +152,15 @@ def _checked(path: Path, *, briefly: bool) -> Library:
 
 
 def _compile(compiler: str, target: Path) -> None:
-    """The OpenMP runtime is torch's own, already in the process, so that threads are shared."""
-    here, runtime = Path(__file__).parent, Path(torch.__file__).parent / "lib"
-    openmp = ("-lomp", f"-Wl,-rpath,{runtime}") if _IS_MAC else ()
-    command = [
-        compiler, *_FLAGS, "-shared", *(str(here / name) for name in SOURCES),
-        "-L", str(runtime), *openmp, "-lm", "-o", str(target),
-    ]  # fmt: skip
+    runtime = Path(torch.__file__).parent / "lib"
+    openmp = ("-L", str(runtime), "-lomp", f"-Wl,-rpath,{runtime}") if IS_MAC else ()
     try:
-        done = subprocess.run(  # noqa: S603
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_COMPILE_SECONDS,
-            check=False,
-            # what a killed compiler leaves goes with the folder
-            env={**os.environ, "TMPDIR": str(target.parent)},
-        )
+        compile_kernels(compiler, _FLAGS, Path(__file__).parent, target, openmp)
+    except subprocess.CalledProcessError as error:
+        complaint = error.stderr.strip().splitlines() or ["no message"]
+        raise UnavailableError(f"{compiler} failed: {complaint[0]}") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UnavailableError(f"{compiler} did not run: {error}") from None
-    if done.returncode:
-        complaint = done.stderr.strip().splitlines() or ["no message"]
-        raise UnavailableError(f"{compiler} failed: {complaint[0]}")
 
 
 def _fingerprint(compiler: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.hardware.cpu import hwcap_features
-from mmchat.quant.kernels import native
+from mmchat.quant.kernels.compiler import FLAGS, VARIANTS, Variant, arm_flags, compile_kernels
 
 CROSS, EMULATOR, DISASSEMBLER = (
     "aarch64-linux-gnu-gcc",
@@ -19,14 +19,15 @@ CROSS, EMULATOR, DISASSEMBLER = (
     "aarch64-linux-gnu-objdump",
 )
 CHECKS = Path(__file__).with_name("plain_products.c")
-KERNELS = [Path(native.__file__).with_name(name) for name in ("linear.c", "attention.c")]
+LIBRARIES = "/usr/aarch64-linux-gnu"  # of the emulated processor
+SOURCES = Path(arm_flags.__code__.co_filename).parent
+KERNELS = [SOURCES / name for name in ("linear.c", "attention.c")]
 # instruction sets: their name, a processor that has them and no more, an instruction of the last
 CPUS = {
     (): ("NEON", "cortex-a72", "smlal2"),
     ("asimddp",): ("NEON dotprod", "cortex-a76", "sdot"),
     ("asimddp", "i8mm"): ("NEON i8mm", "max", "smmla"),
 }
-FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math")
 QUIET = {
     **os.environ,
     "OMP_WAIT_POLICY": "passive",
@@ -48,21 +49,20 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def check(features: tuple[str, ...], folder: Path, *compiler: str) -> None:
-    """Compile the kernels for a processor with `features`, and run the checks on one."""
-    objects = []
-    for source in (CHECKS, *KERNELS):
-        objects.append(folder / f"{source.stem}.o")
-        run(*compiler, *FLAGS, *native.arm_flags(features), "-c", source, "-o", objects[-1])
+def check(features: tuple[str, ...], folder: Path, *kernels: Path) -> None:
+    """Run the checks on a processor with `features`, with kernels that were compiled for it."""
     name, cpu, _ = CPUS[features]
-    text = run(DISASSEMBLER, "-d", folder / "linear.o")
+    text = "".join(run(DISASSEMBLER, "-d", path) for path in kernels)
     used = {
         known: bool(re.search(rf"\b{mnemonic}\b", text)) for known, (*_, mnemonic) in CPUS.items()
     }
     assert used[features]
     assert not any(used[more] for more in CPUS if len(more) > len(features))
-    run(CROSS, "-static", "-fopenmp", *objects, "-lm", "-o", folder / "checks")
-    instructions, words, *faults, count = run(EMULATOR, "-cpu", cpu, folder / "checks").splitlines()
+    found = f"-Wl,-rpath,{folder}"
+    run(CROSS, "-O3", "-fopenmp", CHECKS, *kernels, "-lm", found, "-o", folder / "checks")
+    instructions, words, *faults, count = run(
+        EMULATOR, "-L", LIBRARIES, "-cpu", cpu, folder / "checks"
+    ).splitlines()
     assert instructions == name
     assert hwcap_features([int(word) for word in words.split()]) == features
     assert faults == []
@@ -71,11 +71,12 @@ def check(features: tuple[str, ...], folder: Path, *compiler: str) -> None:
 
 @pytest.mark.slow
 @needs_emulator
-@pytest.mark.parametrize("features", CPUS)
-def test_the_products_of_each_instruction_set_are_exact(
-    features: tuple[str, ...], tmp_path: Path
-) -> None:
-    check(features, tmp_path, CROSS, "-fopenmp")
+@pytest.mark.parametrize("variant", VARIANTS["aarch64"], ids=lambda variant: variant.name)
+def test_what_a_wheel_for_arm_holds_is_exact(variant: Variant, tmp_path: Path) -> None:
+    library = tmp_path / f"{variant.name}.so"
+    compile_kernels(CROSS, (*FLAGS, *variant.flags), SOURCES, library)
+    [features] = (features for features in CPUS if set(features) == variant.needs)
+    check(features, tmp_path, library)
 
 
 @pytest.mark.slow
@@ -87,14 +88,18 @@ def test_clang_which_macos_has_compiles_them_as_well(
 ) -> None:
     """Run without OpenMP, whose library for ARM is not here; compiled with it too."""
     clang = ("clang", "--target=aarch64-linux-gnu")
-    check(features, tmp_path, *clang)
+    plain = [flag for flag in FLAGS if flag != "-fopenmp"]
+    objects = [tmp_path / f"{source.stem}.o" for source in KERNELS]
+    for source, target in zip(KERNELS, objects, strict=True):
+        run(*clang, *plain, *arm_flags(features), "-c", source, "-o", target)
+    check(features, tmp_path, *objects)
     for source in KERNELS:
-        openmp = ("-Xclang", "-fopenmp", "-O1", *native.arm_flags(features))
+        openmp = ("-Xclang", "-fopenmp", "-O1", *arm_flags(features))
         run(*clang, *openmp, "-c", source, "-o", tmp_path / "openmp.o")
 
 
 def test_the_flags_say_what_the_processor_has() -> None:
-    assert native.arm_flags(()) == ("-march=armv8-a",)
-    assert native.arm_flags(("i8mm",)) == ("-march=armv8-a",)
-    assert native.arm_flags(("asimddp",)) == ("-march=armv8.2-a+dotprod",)
-    assert native.arm_flags(("asimddp", "i8mm")) == ("-march=armv8.2-a+dotprod+i8mm",)
+    assert arm_flags(()) == ("-march=armv8-a",)
+    assert arm_flags(("i8mm",)) == ("-march=armv8-a",)
+    assert arm_flags(("asimddp",)) == ("-march=armv8.2-a+dotprod",)
+    assert arm_flags(("asimddp", "i8mm")) == ("-march=armv8.2-a+dotprod+i8mm",)

@@ -17,7 +17,7 @@ import torch
 from mmchat.hardware.cpu import arm_features, is_arm
 from mmchat.quant.kernels import native, reference, self_check
 from mmchat.quant.kernels.library import BLOCK, Library
-from tests.quant.kernels.available import needs_kernels
+from tests.quant.kernels.available import needs_compiler
 
 HEADER = Path(__file__).with_name("emulated_vnni.h")
 AVX2 = ("-mavx2", "-mfma")
@@ -45,7 +45,7 @@ ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
 INT8 = ("random", "-128", "127", "-128 and 127 in turn")
 INT4 = ("random", "0", "15", "0 and 15 in turn")
 
-pytestmark = [needs_kernels, pytest.mark.process]  # compiles each set anew
+pytestmark = [needs_compiler, pytest.mark.process]  # compiles each set anew
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 intrinsics")
 
 

@@ -1,4 +1,4 @@
-"""Building the C kernels: kept between runs, checked before use, never fatal."""
+"""Compiling the C kernels: kept between runs, checked before use, never fatal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ import pytest
 from mmchat.quant.kernels import native
 from mmchat.quant.kernels.library import Library
 from mmchat.storage import safe_files
-from tests.quant.kernels.available import needs_kernels
+from tests.quant.kernels.available import needs_compiler
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]  # long: begun early
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a checkout: kernels are compiled on first use."""
+    monkeypatch.setattr(native, "_shipped", lambda: None)
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def copy_sources(folder: Path, old: str = "", new: str = "") -> None:
         (folder / name).write_text(text.replace(old, new) if old else text)
 
 
-@needs_kernels
+@needs_compiler
 def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load()[0]
     (built,) = fresh.iterdir()
@@ -46,7 +52,7 @@ def test_the_kernels_are_compiled_once(fresh: Path, monkeypatch: pytest.MonkeyPa
     assert [built] == list(fresh.iterdir())
 
 
-@needs_kernels
+@needs_compiler
 def test_compiling_is_told_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "library", lambda: load()[0])
     told: list[tuple[str, int, int]] = []
@@ -67,7 +73,7 @@ def test_without_a_compiler_there_is_a_reason(fresh: Path, monkeypatch: pytest.M
     assert load() == (None, "no C compiler here; install gcc")
 
 
-@needs_kernels
+@needs_compiler
 def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +100,7 @@ def change(path: Path) -> None:
     path.write_bytes(data)
 
 
-@needs_kernels
+@needs_compiler
 @pytest.mark.parametrize("damage", [cut, empty, change])
 def test_a_damaged_library_is_compiled_anew(fresh: Path, damage: Callable[[Path], None]) -> None:
     kept = native._compiled()
@@ -106,7 +112,7 @@ def test_a_damaged_library_is_compiled_anew(fresh: Path, damage: Callable[[Path]
     assert load()[0]
 
 
-@needs_kernels
+@needs_compiler
 def test_what_a_kill_after_the_compilation_left_is_removed(fresh: Path) -> None:
     native._compiled()
     (fresh / ".mmchat-0123456789abcdef.tmp").mkdir()
@@ -115,7 +121,7 @@ def test_what_a_kill_after_the_compilation_left_is_removed(fresh: Path) -> None:
     assert [path.suffix for path in fresh.iterdir()] == [".so"]
 
 
-@needs_kernels
+@needs_compiler
 def test_what_a_killed_compilation_left_is_removed(fresh: Path) -> None:
     script = "import os; from mmchat.quant.kernels import native;"
     script += "native._compile = lambda *_: os.kill(os.getpid(), 9); native.prepare()"
@@ -128,7 +134,7 @@ def test_what_a_killed_compilation_left_is_removed(fresh: Path) -> None:
     assert [path.suffix for path in kernels.iterdir()] == [".so"]
 
 
-@needs_kernels
+@needs_compiler
 def test_a_kernel_that_computes_something_else_is_not_used(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -139,7 +145,7 @@ def test_a_kernel_that_computes_something_else_is_not_used(
     assert reason == "the compiled kernel for int8 is wrong here"
 
 
-@needs_kernels
+@needs_compiler
 @pytest.mark.parametrize("name", native.SOURCES + native.HEADERS)
 def test_an_edited_file_is_compiled_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
@@ -163,7 +169,7 @@ def test_the_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> Non
     assert load() == (None, "switched off by MMCHAT_NATIVE_KERNELS=0")
 
 
-@needs_kernels
+@needs_compiler
 def test_a_cache_that_cannot_be_written_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -188,7 +194,7 @@ for first, second in itertools.product(odd, odd):
 """
 
 
-@needs_kernels
+@needs_compiler
 def test_rounding_has_no_undefined_behaviour_whatever_the_weights(tmp_path: Path) -> None:
     """As the compiler's sanitizer sees it, which checks every cast to a whole number."""
     source = Path(native.__file__).with_name("quantize.c")
