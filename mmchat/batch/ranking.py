@@ -16,6 +16,7 @@ from mmchat.chat.session import user_message
 from mmchat.engine.events import Finished
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams
+from mmchat.models.prompt import followed
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
@@ -30,10 +31,8 @@ def prepare_score(model: LoadedModel, text: str, row: Row) -> Outcome:
     def make() -> Request:
         message = user_message(model, QUESTION.format(text=text), row.read().images)
         prompt = model.processor.chat([message])
-        begin = len(prompt.token_ids)
-        answered = (*prompt.token_ids, *model.tokenizer.encode(ANSWER))
-        request = model.request(replace(prompt, token_ids=answered), _SAMPLING)
-        return replace(request, score_from=begin)
+        answered = followed(model.processor, prompt, model.tokenizer.encode(ANSWER))
+        return replace(model.request(answered, _SAMPLING), score_from=len(prompt.token_ids))
 
     return Outcome(row, "", False, request_or_error(make))
 

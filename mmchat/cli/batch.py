@@ -22,7 +22,6 @@ from mmchat.errors import INTERRUPTED_EXIT_CODE, MmchatError, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
-from mmchat.quant.schemes import AUTO
 
 if TYPE_CHECKING:
     from mmchat.api import Model
@@ -188,21 +187,6 @@ def _run_name(
     source: ModelSource, model: LoadOptions, sampling: SamplingOptions, *asked: str | None
 ) -> str:
     """Stands for all that changes answers; the same on every machine that has the same model."""
-    names = ("dtype", "quantize", "quantize_keep", "max_seq_len", "text_only", "alpha")
-    loaded = [str(getattr(model, name)) for name in names]
-    found = source.checkpoint, source.companion, model.params_path
-    places = [Path(place).name if place else "" for place in found]  # of the Hub: the commit
-    adapters = [(one.folder.resolve().name, one.scale) for one in source.adapters]
     chosen = {**sampling.chosen(), "speculate": None}  # which changes no answer
-    said = [source.spec.name, places, adapters, _scheme(source, model), loaded, chosen, asked]
+    said = [*model_choice.identity(source, model), chosen, asked]
     return sha256(json.dumps(said).encode()).hexdigest()[:16]
-
-
-def _scheme(source: ModelSource, model: LoadOptions) -> str:
-    """What `auto` is for packed weights, which may depend on the device."""
-    if model.quantize != AUTO or source.spec.packing is None:
-        return model.quantize
-    from mmchat.hardware.placement import choose_placement
-
-    placement = choose_placement(str(model.device), str(model.dtype), source.spec.parameters)
-    return model.scheme(source.spec, placement)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.help_page import Command, plain_app
+from mmchat.cli.eval_tasks import tasks
+from mmchat.cli.help_page import Command, Group, plain_app
 from mmchat.cli.option_groups import Without, with_option_groups
 from mmchat.errors import INTERRUPTED_EXIT_CODE
 from mmchat.evals.contact_sheet import wrong_answers
@@ -21,12 +22,21 @@ if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.evals.run import Report, Score, Tally
 
-eval_app = plain_app(help="Measure a model's accuracy.")
+TASK = "TASK"  # stands on the help page for any name of a task
 
 
-@eval_app.callback()
-def _eval() -> None:
-    """Keeps `scenes` a subcommand while it is the only one."""
+class EvalGroup(Group):
+    """Takes what is no command for the tasks of lm_eval."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        is_task = args[0] not in self.commands and not args[0].startswith("-")
+        return super().resolve_command(ctx, [TASK, *args] if is_task else args)
+
+
+eval_app = plain_app(cls=EvalGroup, help="Measure a model's accuracy.")
+eval_app.command(TASK, cls=Command, short_help="Run benchmarks of lm_eval: mmmu_val, chartqa.")(
+    with_option_groups(tasks)
+)
 
 
 @eval_app.command(cls=Command, short_help="Ask about held-out drawn scenes.")

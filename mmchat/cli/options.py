@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +18,9 @@ from mmchat.cli.wrong_names import model_name
 from mmchat.input_text import checked
 from mmchat.offline import go_offline
 from mmchat.quant import schemes
+
+if TYPE_CHECKING:
+    from mmchat.loading.options import LoadOptions
 
 # An option in one of the groups of the help page
 of_input = partial(typer.Option, rich_help_panel="Input")
@@ -44,6 +47,20 @@ def _go_offline(asked: bool) -> None:
 
 def _system(text: str | None) -> str | None:
     return None if text is None else checked(text, "--system")
+
+
+def as_arguments(model: LoadOptions) -> list[str]:
+    """What gives these options on a command line; the usual ones are left out."""
+    said: list[str] = []
+    usual = type(model)()
+    for name in LOADING:
+        value = getattr(model, name)
+        if value == getattr(usual, name) or value is None:
+            continue
+        option = "--model" if name == "name" else f"--{name.replace('_', '-')}"
+        several = value if isinstance(value, tuple | list | frozenset) else (value,)
+        said += [part for one in several for part in ([option] if one is True else [option, one])]
+    return list(map(str, said))
 
 
 def complete_scheme(incomplete: str) -> list[str]:

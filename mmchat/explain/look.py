@@ -19,6 +19,7 @@ from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import UsageError
 from mmchat.models.base import Watch
+from mmchat.models.prompt import followed
 
 if TYPE_CHECKING:
     from mmchat.catalog.spec import ModelSpec
@@ -162,9 +163,9 @@ def look_request(loaded: LoadedModel, prompt: Prompt, answer: str) -> Request:
     if not answer.strip():
         raise UsageError("the answer has no words")
     last = len(prompt.token_ids) - 1  # which the first token of the answer was written from
-    ids = (*prompt.token_ids, *loaded.tokenizer.encode(answer))
+    answered = followed(loaded.processor, prompt, loaded.tokenizer.encode(answer))
     once = SamplingParams(temperature=0.0, max_new_tokens=1)
-    request = request_within(loaded.max_seq_len, replace(prompt, token_ids=ids), once)
+    request = request_within(loaded.max_seq_len, answered, once)
     return replace(request, watch=Watch(last))
 
 

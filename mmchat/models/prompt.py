@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -167,3 +167,8 @@ class PlainPrompts:
 
     def boxes(self, text: str) -> Sequence[Box] | None:
         return None
+
+
+def followed(processor: Processor, prompt: Prompt, token_ids: Sequence[int]) -> Prompt:
+    """`prompt` with these tokens behind it, none of which is a picture's."""
+    return replace(processor.of_ids((*prompt.token_ids, *token_ids)), media=prompt.media)

@@ -63,7 +63,7 @@ KEPT = ("--quantize", "none", "--quantize-keep", "head")
             "No such command 'browser'; did you mean 'mmchat serve --open'? (see",
         ),
         (("help", "genrate"), "No such command 'genrate'; did you mean 'mmchat generate'? (see"),
-        (("eval",), "Missing command; there is scenes (see 'mmchat eval --help')"),
+        (("eval",), "Missing command; there is TASK and scenes (see 'mmchat eval --help')"),
         (("run", "tiny", "Why?"), "No such command 'run'; did you mean 'mmchat chat'? (see"),
         (("rm", "tiny"), "No such command 'rm'; did you mean 'mmchat remove'? (see"),
         (("ls",), "No such command 'ls'; did you mean 'mmchat list'? (see"),

@@ -1,9 +1,12 @@
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mmchat.evals import run, scenes
+from mmchat.evals import harness, run, scenes
 from mmchat.evals.scenes import Question, Scene
 from tests.cli.fake_command import scripted_model
 
@@ -127,3 +130,47 @@ def test_a_follow_up_is_asked_after_the_question_before_it():
     first = [("Is there a dog?", 1)]
     assert asked == [first, [*first, ("answer 1", 0), ("What colour is it?", 0)]]
     assert verdict.is_right
+
+
+def test_a_benchmark_names_the_extra_that_it_needs(mmchat_command, monkeypatch):
+    monkeypatch.setattr(harness, "find_spec", lambda _: None)
+    done = mmchat_command("eval", "mmmu_val,chartqa", "--limit", "3")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == (
+        "mmchat: error: benchmarks need lm_eval: pip install 'mmchat[eval]'; 'mmchat eval scenes'"
+        " does without\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "reason"),
+    [
+        (("x", "-o", "no/such/folder"), 7, "the folder 'no/such' does not exist"),
+        (("x", "-o", "file"), 7, "'file': it is no folder"),
+        (("x", "--include-path", "none"), 2, "--include-path 'none' is no folder"),
+        (("x", "--limit", "0"), 2, "'0' should be greater than or equal to 1"),
+        ((",",), 2, "no task is given"),
+        (("scene",), 2, "there is no task 'scene'; nearest: 'scenes'"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_run_is_one_line(
+    mmchat_command, monkeypatch, tmp_path, args, code, reason
+):
+    manager = SimpleNamespace(TaskManager=lambda **_: Tasks())
+    monkeypatch.setattr(harness, "find_spec", lambda _: True)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", manager)
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    done = mmchat_command("eval", *args)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+class Tasks:
+    """As lm_eval's TaskManager, which knows none."""
+
+    all_tasks = ("mmmu_val",)
+
+    def match_tasks(self, _: list[str]) -> list[str]:
+        return []
