@@ -28,6 +28,14 @@ class AdapterSource:
     folder: Path
     scale: float = 1.0
 
+    @property
+    def name(self) -> str:
+        """Of its repository or folder, with its scale; by it a server's clients ask for it."""
+        folder = self.folder.resolve()
+        in_cache = folder.parent.name == "snapshots"
+        name = folder.parents[1].name.rpartition("--")[2] if in_cache else folder.name
+        return name + (f":{self.scale:g}" if self.scale != 1 else "")
+
     def __str__(self) -> str:
         """As --adapter takes it."""
         return f"{self.folder.resolve()}" + (f":{self.scale!r}" if self.scale != 1 else "")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from mmchat.catalog.adapters import AdapterSource, find_adapters
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.help_page import Command, plain_app
 from mmchat.cli.option_groups import with_option_groups
@@ -19,8 +20,10 @@ from mmchat.server.options import CONTEXT, ServerOptions
 from mmchat.words import plural, size
 
 if TYPE_CHECKING:
-    from mmchat.api import Model
+    from collections.abc import Sequence
+
     from mmchat.catalog.source import ModelSource
+    from mmchat.loading.loader import LoadedModel
     from mmchat.server.service import Service
 
 
@@ -40,6 +43,8 @@ def serve(
 ) -> None:
     """Serve a model: OpenAI's API, Ollama's, and a page for a browser.
 
+    Each --adapter is a model too, by its own name, beside the one that it changes.
+
     Ctrl-C or SIGTERM ends it when the answers that are being written are complete, the second one
     at once.
     """
@@ -53,17 +58,38 @@ def serve(
     if model.max_seq_len is None:
         most = min(CONTEXT, source.spec.config.max_position_embeddings)
         model = replace(model, max_seq_len=most)
+    source, apart = _apart(model, source)
     if not quiet:
         model_choice.say_choice(model, source)
-    raise typer.Exit(_serve(server, model, source, quiet, given.open_page))
+    raise typer.Exit(_serve(server, model, source, apart, quiet, given.open_page))
 
 
 serve_app = plain_app()
 serve_app.command(cls=ServeCommand)(with_option_groups(serve))
 
 
+def _apart(
+    model: LoadOptions, source: ModelSource
+) -> tuple[ModelSource, tuple[AdapterSource, ...]]:
+    """What MODEL is by itself, and the adapters that are served beside it.
+
+    Raises UsageError if clients could not tell them apart.
+    """
+    from mmchat.server.service import names_of
+
+    apart = find_adapters(model.adapter)
+    own = source.adapters[: len(source.adapters) - len(apart)]
+    names_of(source.spec, [own, *((*own, one) for one in apart)])
+    return replace(source, adapters=own), apart
+
+
 def _serve(
-    server: ServerOptions, model: LoadOptions, source: ModelSource, quiet: bool, open_page: bool
+    server: ServerOptions,
+    model: LoadOptions,
+    source: ModelSource,
+    apart: Sequence[AdapterSource],
+    quiet: bool,
+    open_page: bool,
 ) -> int:
     from mmchat.server import log, running
 
@@ -71,9 +97,16 @@ def _serve(
     sockets = running.bind(server)
     address = running.url(sockets[0])
 
-    def load() -> Model:
+    def load() -> list[LoadedModel]:
         with console.Stages(quiet=quiet) as stages:
-            return model_choice.load(model, source, stages)
+            models: list[LoadedModel] = [model_choice.load(model, source, stages)]
+            for adapter in apart:
+                from mmchat.loading.loader import load_with
+
+                stages.show(f"merging {adapter.name}")
+                wanted = (*source.adapters, adapter)
+                models.append(load_with(models[0], wanted, model.compile))
+            return models
 
     def ready(service: Service) -> None:
         if open_page:
@@ -82,11 +115,12 @@ def _serve(
             console.note("every question and answer is written to stderr (--log-content)")
         if not quiet:
             room = f" in {size(service.memory)}" if service.memory else ""
+            names = " and ".join(served.names.listed[0] for served in service.all)
+            rows_of = " of each" if apart else ""
             also = f" and {running.url(sockets[1])}" if len(sockets) > 1 else ""
             rows = plural(service.rows, "answer")
             console.note(
-                f"serving {service.model.spec.name} at {address}{also}:"
-                f" {rows} at once{room}; Ctrl-C ends it"
+                f"serving {names} at {address}{also}: {rows} at once{rows_of}{room}; Ctrl-C ends it"
             )
 
     return running.serve(server, sockets, load, ready)

@@ -33,14 +33,14 @@ def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Eve
 
 
 class EngineThread:
-    """A thread that steps an engine whenever there is something to do.
+    """A thread that steps engines in turn, whenever there is something to do.
 
     Readers may be in any thread, or in an event loop: `submit` does not wait, and `tell` is called
     in this thread whenever something can be taken. `close` it, or use it in a `with`.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, *engines: Engine) -> None:
+        self.engines = engines
         self.error: BaseException | None = None  # why the thread ended, if it was not closed
         self._changed = threading.Condition()
         self._is_closing = False
@@ -57,12 +57,22 @@ class EngineThread:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def submit(self, request: Request, tell: Callable[[], object] | None = None) -> Answer:
+    @property
+    def engine(self) -> Engine:
+        """The first one, which reads what is submitted to no other."""
+        return self.engines[0]
+
+    def submit(
+        self,
+        request: Request,
+        tell: Callable[[], object] | None = None,
+        engine: Engine | None = None,
+    ) -> Answer:
         """Put a request in the queue. Raises MemoryError_, and RuntimeError after the end."""
         with self._changed:
             if self._is_closing or self.error is not None:
                 raise RuntimeError("the engine's thread has ended") from self.error
-            answer = self.engine.submit(request, tell)
+            answer = (engine or self.engine).submit(request, tell)
             self._changed.notify()
         return answer
 
@@ -104,15 +114,20 @@ class EngineThread:
         error: BaseException = RuntimeError("the engine's thread was closed")
         try:
             while self._has_work():
-                self.engine.step()
+                for engine in self.engines:
+                    if engine.has_work:
+                        engine.step()
         except BaseException as failure:
             error = self.error = failure
         with self._changed:
             self._is_closing = True
-        self.engine.fail(error)
+        for engine in self.engines:
+            engine.fail(error)
 
     def _has_work(self) -> bool:
         """Wait until there is something to do; False once it is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closing or self.engine.has_work)
+            self._changed.wait_for(
+                lambda: self._is_closing or any(engine.has_work for engine in self.engines)
+            )
             return not self._is_closing

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
+from mmchat.catalog.adapters import AdapterSource, find_adapters
 from mmchat.catalog.source import ModelSource
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
@@ -186,31 +188,46 @@ def load(
     return replace(loaded, adapters=tuple(map(str, source.adapters)))
 
 
-def load_base(merged: L) -> L:
-    """The model without its adapters, to compare: what they do not change is in memory once.
+def load_with(
+    loaded: L, wanted: Sequence[AdapterSource], compile: Literal["auto", "on", "off"] = "off"
+) -> L:
+    """The model with other adapters, perhaps none: what they do not change is in memory once.
 
-    It runs without being compiled anew. Raises CheckpointError, and MemoryError_ before anything is
-    read.
+    compile: as in LoadOptions. Raises CheckpointError, and MemoryError_ before anything is read.
     """
-    source, placement = merged.options.find(), merged.placement
-    with source.open_weights() as files, source.open_adapters() as adapters:
-        shapes = merged.spec.family.shapes(merged.spec.config)
-        changed = together(shapes, adapters.touched, joins=True)
-        need = sum(math.prod(shapes[name]) for name in changed) * placement.dtype.itemsize
-        need += merged.position_bytes * min(merged.max_seq_len, USUAL_POSITIONS)
+    source, placement = loaded.options.find(), loaded.placement
+    given = replace(source, adapters=find_adapters(loaded.adapters))
+    source = replace(source, adapters=tuple(wanted))
+    with ExitStack() as opened:
+        files = opened.enter_context(source.open_weights())
+        before = opened.enter_context(given.open_adapters())
+        adapters = opened.enter_context(source.open_adapters())
+        changed = before.touched | adapters.touched
+        shapes = loaded.spec.family.shapes(loaded.spec.config)
+        apart = together(shapes, changed, joins=True)
+        need = sum(math.prod(shapes[name]) for name in apart) * placement.dtype.itemsize
+        cache = loaded.position_bytes * min(loaded.max_seq_len, USUAL_POSITIONS)
         available = available_memory(placement.device)
-        if available is not None and need > available:
+        if available is not None and need + cache > available:
+            what = " and ".join(one.name for one in wanted)
+            alone = "name it as MODEL to have it alone" if what else "start again without --adapter"
             raise MemoryError_(
-                f"the model without its adapter needs {size(need)} beside it, and"
-                f" {size(available)} are free; start again without --adapter to compare"
+                f"{what or 'the model without its adapter'} needs {size(need + cache)} beside what"
+                f" is loaded, and {size(available)} are free; {alone}"
             )
-        other: Any = merged.runtime.model  # type: ignore[attr-defined]
-        spec, options = merged.spec, replace(merged.options, progress=None)
+        other: Any = loaded.runtime.model  # type: ignore[attr-defined]
+        spec, options = loaded.spec, replace(loaded.options, progress=None)
         packed = as_packed(files, spec, options, placement)[1] if files.computed else None
-        packed = packed and replace(packed, only=merged.only)
-        model = load_beside(files, spec, options, placement, other, adapters.touched, packed)
-    runtime = make_runtime(model, placement.device, "off")
-    return replace(merged, runtime=runtime, adapters=(), remarks=())
+        packed = packed and replace(packed, only=loaded.only)
+        model = load_beside(files, spec, options, placement, other, changed, packed, adapters)
+        remarks = adapters.remarks
+    return replace(
+        loaded,
+        runtime=make_runtime(model, placement.device, compile),
+        adapters=tuple(map(str, wanted)),
+        remarks=remarks,
+        memory=None if available is None else available - need,
+    )
 
 
 def load_from_tensors(

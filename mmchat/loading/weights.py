@@ -113,10 +113,12 @@ def load_beside(
     other: FamilyModel,
     changed: Collection[str],
     packed: PackedLayers | None,
+    adapters: Adapters,
 ) -> FamilyModel:
     """The model of `files`, where `other` is the same but for the tensors that are `changed`.
 
-    All that is equal is shared with it. packed: as in load_weights. Raises CheckpointError.
+    All that is equal is shared with it. packed, adapters: as in load_weights. Raises
+    CheckpointError.
     """
     build = spec.family.build()
     with shapes_only():
@@ -125,8 +127,10 @@ def load_beside(
     joins = _joins(options.quantize, placement.device.type)
     wanted = set(together(model.weight_names(text_only=options.text_only), changed, joins=joins))
     if packed:
-        wanted -= packed.fill(model, files, wanted, options, placement.device, [])
-    for name, tensor in build.iter_weights(files, spec.config, wanted):
+        whole = wanted - adapters.touched
+        wanted -= packed.fill(model, files, whole, options, placement.device, [])
+    tensors = build.iter_weights(files, spec.config, wanted)
+    for name, tensor in _merged(tensors, adapters, model, placement.dtype):
         _assign(model, name, tensor, placement)
     model.requires_grad_(False).eval()
     if joins:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmchat.catalog.adapters import find_adapters
 from mmchat.conversation import Conversation, Turn, edited, question
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import (
@@ -113,15 +114,16 @@ class Chat:
         if not merged.adapters:
             raise UsageError("no adapter is merged; start with --adapter PATH|REPO")
         if wanted is False and len(self._models) == 1:
-            from mmchat.loading.loader import load_base
+            from mmchat.loading.loader import load_with
 
-            model = self.screen.wait("loading what the adapter changed", lambda: load_base(merged))
+            said = "loading what the adapter changed"
+            model = self.screen.wait(said, lambda: load_with(merged, ()))
             self._models.append(model)
         if wanted is not None:
             self.session.loaded = self._models[0 if wanted else 1]
             self._answered_with = None
         with_it = self.session.loaded is merged
-        names = ", ".join(map(paths.short_name, merged.adapters))
+        names = ", ".join(paths.one_line(one.name) for one in find_adapters(merged.adapters))
         return f"answers come {'with' if with_it else 'without'} {names}; \\retry compares"
 
     def fail(self, error: MmchatError) -> None:

@@ -143,7 +143,8 @@ class CompiledRuntime(EagerRuntime):
     def _go_eager(self, error: CompileError | None = None) -> None:
         self.compile_seconds = None
         while self._replaced:
-            delattr(*self._replaced.pop())
+            module, method = self._replaced.pop()
+            vars(module).pop(method, None)  # a layer that models share may be eager already
         if error:
             self.notices.append(f"no longer compiled: {error}")
 

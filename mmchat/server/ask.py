@@ -113,7 +113,9 @@ class Answering:
         self._submitted = time.perf_counter()
         try:
             # not `self._came`: what holds itself stays, pictures and all, until Python looks for it
-            self._answer = thread.submit(request, lambda: loop.call_soon_threadsafe(came.set))
+            self._answer = thread.submit(
+                request, lambda: loop.call_soon_threadsafe(came.set), call.served.engine
+            )
         except MemoryError_ as error:  # it would not fit even alone: no use to try again
             raise ApiError("context_length_exceeded", str(error)) from None
         except RuntimeError as error:
@@ -244,7 +246,7 @@ async def in_time(call: Call, work: Callable[[Callable[[], bool]], Awaitable[T]]
 
 async def _begun(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Answering:
     service = call.service
-    _, model = service.thread, service.model  # both are there, or it is refused at once
+    _, model = service.thread, call.model  # both are there, or it is refused at once
     call.serve()
     sampling = replace(model.sampling_defaults, **ask.settings)
     context = min(ask.context or model.max_seq_len, model.max_seq_len)
@@ -285,7 +287,7 @@ def look_at(call: Call, prompt: Prompt, answer: str) -> Request:
     """To ask where `answer` to `prompt` looked. Runs in a thread of its own. Raises MmchatError."""
     from mmchat.explain.look import look_request
 
-    model = call.service.model
+    model = call.model
     ids = model.tokenizer.encode(answer)
     sizes = [placed.media.facts.tokens for placed in prompt.media]
     if len(ids) > (most := max(1, HEAT_NUMBERS // max(1, sum(sizes)))):
@@ -325,15 +327,15 @@ def that_fits(ask: Ask, make: Callable[[Ask], T]) -> T:
 def opened_of(call: Call, ask: Ask, is_wanted: Callable[[], bool]) -> Opened:
     """Its pictures, once it is checked. Runs in a thread of its own. Raises ApiError."""
     if ask.messages or not ask.ids:
-        _check(ask.messages, call.service.model)
-    options, alpha = call.service.options, call.service.model.processor.alpha
+        _check(ask.messages, call.model)
+    options, alpha = call.service.options, call.model.processor.alpha
     opened = open_pictures(ask.pictures, options, alpha, call.owner, is_wanted)
     return dict(zip(ask.pictures, opened, strict=True))
 
 
 def prompt_of(call: Call, ask: Ask, opened: Opened) -> Prompt:
     """Runs in a thread of its own. Raises ApiError, MmchatError."""
-    model = call.service.model
+    model = call.model
     if not all(0 <= token_id < model.vocab_size for token_id in ask.ids):
         param = "context" if ask.messages else "prompt"
         raise invalid(param, f"{param} has token ids that the model has not, or of a picture")

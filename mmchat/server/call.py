@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -14,8 +15,11 @@ from starlette.types import Receive, Scope, Send
 from mmchat import limits, strict_json
 from mmchat.engine.events import Timings
 from mmchat.server.errors import ApiError, logged
-from mmchat.server.service import Service, T
+from mmchat.server.service import Served, Service, T
 from mmchat.server.stream import Json
+
+if TYPE_CHECKING:
+    from mmchat.loading.loader import LoadedModel
 
 # Of the scope: the name of the key that was given, "" without keys; and tokens of the answers
 OWNER, TOKENS = "mmchat.owner", "mmchat.tokens"
@@ -48,6 +52,16 @@ class Call:
         """So many more were written, for the log."""
         scope = self.request.scope
         scope[TOKENS] = scope.get(TOKENS, 0) + tokens
+
+    @cached_property
+    def served(self) -> Served:
+        """What is asked: the model that the body names, or the first. Raises ApiError."""
+        return self.service.served(self.body.get("model") or self.body.get("name"))
+
+    @property
+    def model(self) -> LoadedModel:
+        """Raises ApiError."""
+        return self.served.model
 
     @property
     def path(self) -> str:

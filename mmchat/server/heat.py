@@ -26,7 +26,7 @@ def _why_not(call: Call) -> UsageError | None:
     from mmchat.explain.look import check_model
 
     try:
-        check_model(call.service.model)
+        check_model(call.model)
     except UsageError as error:
         return error
     return None
@@ -57,10 +57,10 @@ async def told(looking: Answering, answer: str) -> Fields:
     from mmchat.explain.show import look_record
 
     await looking.whole()
-    service = looking.call.service
+    call = looking.call
     try:
-        return await service.apart(
-            lambda: look_record(looked(service.model, (), answer, looking.request))
+        return await call.service.apart(
+            lambda: look_record(looked(call.model, (), answer, looking.request))
         )
     except Exception as error:
         raise api_error(error) from error

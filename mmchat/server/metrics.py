@@ -18,7 +18,6 @@ from mmchat.engine.events import Finished
 from mmchat.server.stream import Json
 
 if TYPE_CHECKING:
-    from mmchat.engine.engine import Engine
     from mmchat.server.call import Call
     from mmchat.server.service import Service
 
@@ -87,25 +86,32 @@ class Metrics:
         if (gaps := usage.completion_tokens - 1) > 0:
             observe["inter_token_latency_seconds"].observe(times.decode_seconds / gaps, gaps)
 
-    def lines(self, service: Service, engine: Engine) -> Iterator[str]:
+    def lines(self, service: Service) -> Iterator[str]:
+        engines = [served.engine for served in service.all]
+
+        def total(name: str) -> int:
+            return sum(getattr(engine, name) for engine in engines)
+
+        budget = (service.memory or 0) * len(engines)
         gauges = {
-            "requests_running": ("Answers that are read or written.", engine.running),
-            "requests_waiting": ("Requests that wait for a row.", engine.waiting),
-            "kv_bytes_used": ("Memory of rows and pictures.", engine.bytes_used),
-            "kv_bytes_budget": ("What they may take; 0 is any.", service.memory or 0),
+            "requests_running": ("Answers that are read or written.", total("running")),
+            "requests_waiting": ("Requests that wait for a row.", total("waiting")),
+            "kv_bytes_used": ("Memory of rows and pictures.", total("bytes_used")),
+            "kv_bytes_budget": ("What they may take; 0 is any.", budget),
         }
         for name, (text, value) in gauges.items():
             yield from _family(name, "gauge", text, {"": value})
         requests = {f'{{api="{api}",code="{code}"}}': n for (api, code), n in self.requests.items()}
         yield from _family("requests_total", "counter", "Answers by status.", requests)
-        self.counts["image_cache_hits_total"] = engine.known
+        self.counts["image_cache_hits_total"] = total("known")
         for name, (text, _) in _COUNTERS.items():
             yield from _family(name, "counter", text, {"": self.counts[name]})
         for name, text in _HISTOGRAMS.items():
             yield from _family(name, "histogram", text, self._histograms[name].values)
         rows = _Histogram(range(1, service.rows + 1))
-        for count, steps in engine.steps.copy().items():
-            rows.observe(count, steps)
+        for engine in engines:
+            for count, steps in engine.steps.copy().items():
+                rows.observe(count, steps)
         yield from _family("decode_rows", "histogram", "Rows that a step wrote.", rows.values)
 
 
@@ -117,7 +123,8 @@ def _family(name: str, kind: str, text: str, values: Mapping[str, float]) -> Ite
 
 
 async def metrics(call: Call) -> Response:
-    lines = call.service.metrics.lines(call.service, call.service.engine)
+    call.service.served(None)  # it is loaded
+    lines = call.service.metrics.lines(call.service)
     return Response("".join(f"{line}\n" for line in lines), media_type=MEDIA_TYPE)
 
 

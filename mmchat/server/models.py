@@ -1,4 +1,4 @@
-"""What programs ask about models, in OpenAI's form and in Ollama's: there is one, under its names.
+"""What programs ask about models, in OpenAI's form and in Ollama's: one, perhaps with adapters.
 
 No model is managed.
 """
@@ -21,6 +21,7 @@ from mmchat.server import fields
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
 from mmchat.server.heat import tells
+from mmchat.server.service import LATEST
 from mmchat.server.stream import LINES, Fields, Json, Stream
 
 STARTED = int(time.time())
@@ -30,18 +31,17 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def names(call: Call) -> list[str]:
-    """The id comes first."""
-    spec = call.service.model.spec
-    return [spec.name, *(alias for alias in spec.aliases if alias != spec.name)]
+    """That of what answers where none is named comes first."""
+    _ = call.model  # it is loaded
+    return [name for served in call.service.all for name in served.names.listed]
 
 
 # ---- OpenAI
 
 
-def openai_names(call: Call) -> set[str]:
-    """All that a request may call the model, in lower case."""
-    repo = call.service.model.spec.repo
-    return {name.casefold() for name in (*names(call), repo or "")} - {""}
+def is_known(call: Call, name: str) -> bool:
+    """Whether a model is called so."""
+    return any(name.casefold() in served.names.known for served in call.service.all)
 
 
 async def list_models(call: Call) -> Response:
@@ -50,13 +50,13 @@ async def list_models(call: Call) -> Response:
 
 async def one_model(call: Call) -> Response:
     asked = call.request.path_params["id"]
-    if asked.casefold() not in openai_names(call):
+    if not (call.model and is_known(call, asked)):
         raise ApiError("model_not_found", param="model")
     return Json(_openai_entry(call, asked))
 
 
 def _openai_entry(call: Call, name: str) -> Fields:
-    model = call.service.model
+    model = call.model
     return {
         "id": name,
         "object": "model",
@@ -94,7 +94,7 @@ class Named(fields.Body):
 
 
 async def tags(call: Call) -> Response:
-    theirs = call.service.model.spec.family.ollama_name
+    theirs = call.model.spec.family.ollama_name
     latest = [f"{theirs}:latest"] if theirs else []
     listed = list(dict.fromkeys([*names(call), *latest]))
     capabilities = {"capabilities": _capabilities(call)}
@@ -102,8 +102,8 @@ async def tags(call: Call) -> Response:
 
 
 async def ps(call: Call) -> Response:
-    model = call.service.model
-    entry = _entry(call, model.spec.name)
+    model = call.model
+    entry = _entry(call, names(call)[0])
     in_device = entry["size"] if model.device.type != "cpu" else 0
     stays_until = datetime.now(UTC) + timedelta(days=365)  # as long as the server, that is
     running = {"expires_at": rfc3339(stays_until), "context_length": model.max_seq_len}
@@ -112,7 +112,7 @@ async def ps(call: Call) -> Response:
 
 async def show(call: Call) -> Response:
     await _check(call)
-    spec = call.service.model.spec
+    spec = call.model.spec
     defaults, family = spec.generation, spec.model_type
     return Json(
         {
@@ -125,8 +125,8 @@ async def show(call: Call) -> Response:
                 "general.architecture": family,
                 "general.basename": spec.name,
                 "general.parameter_count": spec.parameters,
-                f"{family}.context_length": call.service.model.max_seq_len,
-                f"{family}.vocab_size": call.service.model.vocab_size,
+                f"{family}.context_length": call.model.max_seq_len,
+                f"{family}.vocab_size": call.model.vocab_size,
             },
             "capabilities": _capabilities(call),
             "modified_at": _MODIFIED,
@@ -163,7 +163,7 @@ async def _check(call: Call) -> Named:
 
 
 def _entry(call: Call, name: str) -> Fields:
-    spec, details = call.service.model.spec, _details(call)
+    spec, details = call.model.spec, _details(call)
     level = details["quantization_level"]
     [bits, *_] = re.findall(r"\d+", level)
     return {
@@ -177,7 +177,7 @@ def _entry(call: Call, name: str) -> Fields:
 
 
 def _details(call: Call) -> Fields:
-    model = call.service.model
+    model = call.model
     scheme, dtype = model.options.quantize, str(model.dtype).removeprefix("torch.")
     return {
         "parent_model": "",
@@ -196,7 +196,7 @@ def _is_gguf(source: Path) -> bool:
 
 
 def _capabilities(call: Call) -> list[str]:
-    model = call.service.model
+    model = call.model
     sees = [] if model.options.text_only else ["vision"]
     return ["completion", *sees, *(["tools"] if model.processor.takes_tools else [])]
 
@@ -212,8 +212,6 @@ def check_name(call: Call, asked: str) -> None:
     """Raises ApiError unless the served model has this name."""
     if not asked:
         raise invalid("model", "model is required")
-    name = asked.casefold()
-    known = {one.casefold() for one in names(call)}
-    theirs = call.service.model.spec.family.ollama_name
-    if not ({name, name.removesuffix(":latest")} & known or name.partition(":")[0] == theirs):
+    name, theirs = asked.casefold().removesuffix(LATEST), call.model.spec.family.ollama_name
+    if not (is_known(call, name) or name.partition(":")[0] == theirs):
         raise ApiError("model_not_found", f"model '{asked}' not found", "model")

@@ -104,7 +104,7 @@ class Asked(fields.Body):
 
     def notices(self, call: Call) -> list[str]:
         """What is done otherwise than asked."""
-        wanted, most = self.options.num_ctx or 0, call.service.model.max_seq_len
+        wanted, most = self.options.num_ctx or 0, call.model.max_seq_len
         text = f"num_ctx {wanted} is more than the {most} of this server"
         return [text] if wanted > most else []
 
@@ -206,8 +206,7 @@ async def _answered(call: Call, kind: type[A]) -> Response:
     check_name(call, asked.model)
     if asked.think and asked.think != "none":
         raise invalid("think", f'"{asked.model}" does not support thinking')
-    service = call.service
-    ask = await call.digest(asked.ask, service.model.max_seq_len, service.ollama_sampling)
+    ask = await call.digest(asked.ask, call.model.max_seq_len, call.service.ollama_sampling)
     if ask is None:  # the model is here, and stays
         unloads = str(asked.keep_alive).rstrip("smh") in ("0", "0.0")  # as its programs let it go
         done = {"done": True, "done_reason": "unload" if unloads else "load"}

@@ -169,7 +169,7 @@ class _Tokens:
     """
 
     def __init__(self, call: Call, request: CompletionRequest) -> None:
-        self._tokenizer = call.service.model.tokenizer
+        self._tokenizer = call.model.tokenizer
         self._top = request.logprobs or 0
         self._decoder = StreamDecoder(self._tokenizer)
         self._length = 0

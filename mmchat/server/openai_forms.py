@@ -15,7 +15,7 @@ from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Body, Bool, Flag, Logprobs, Sampled, Tools
 from mmchat.server.held import Plan, Schema, plan_of
-from mmchat.server.models import openai_names
+from mmchat.server.models import is_known, names
 from mmchat.server.stream import Fields
 
 # Fields that would change the answer, and the values that change nothing.
@@ -96,12 +96,12 @@ def head(call: Call, kind: str, prefix: str) -> Fields:
 
 def served_name(call: Call) -> str:
     """The id of the model. Raises ApiError for another name, where that is refused."""
-    spec, asked = call.service.model.spec, call.body.get("model")
+    asked = call.body.get("model")
     if asked is not None and not isinstance(asked, str):
         raise invalid("model", "model: input should be a valid string")
-    if call.service.options.strict_model and (asked or "").casefold() not in openai_names(call):
-        raise ApiError("model_not_found", f"this server has the model {spec.name}", "model")
-    return spec.name
+    if call.service.options.strict_model and not is_known(call, asked or ""):
+        raise ApiError("model_not_found", f"this server has {' and '.join(names(call))}", "model")
+    return call.served.names.listed[0]
 
 
 def usage(*answers: Finished) -> Fields:
@@ -154,7 +154,7 @@ def logprobs(call: Call, found: Iterable[TokenLogprob], top: int | None) -> list
 
     A token may be half a character: its `bytes` are exact.
     """
-    model = call.service.model
+    model = call.model
 
     def one(token_id: int, value: float) -> Fields:
         data = model.tokenizer.token_bytes(token_id)

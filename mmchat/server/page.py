@@ -68,7 +68,7 @@ async def tiles(call: Call) -> Response:
         raise invalid("image_url", "image_url: input should be a valid string")
     _ = call.service.thread  # a server that ends, or has no model yet, begins nothing
     call.serve()
-    processor, options = call.service.model.processor, call.service.options
+    processor, options = call.model.processor, call.service.options
     picture = Picture(source, "image_url")
 
     def facts(is_wanted: Callable[[], bool]) -> list[dict[str, Any]]:

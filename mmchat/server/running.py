@@ -24,7 +24,7 @@ from mmchat.server.service import Service
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
 
-Load = Callable[[], "LoadedModel"]
+Load = Callable[[], Sequence["LoadedModel"]]
 Ready = Callable[[Service], None]
 BACKLOG = 128  # connections that wait to be accepted
 LAST_SECONDS = 2.0  # for what is still to be written when a drain is over
@@ -105,7 +105,7 @@ class _Running:
 
     def _load(self, load: Load, ready: Ready) -> None:
         try:
-            self.service.use(load())
+            self.service.use(*load())
             ready(self.service)
         except BaseException as error:
             self.error = error

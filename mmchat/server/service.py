@@ -1,35 +1,56 @@
-"""What all requests share: the model, the thread of its engine, and who is being served."""
+"""What all requests share: the models, the thread of their engines, and who is being served."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from math import ceil
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 from mmchat import limits
-from mmchat.errors import CheckpointError
+from mmchat.catalog.adapters import AdapterSource, find_adapters
+from mmchat.errors import CheckpointError, UsageError, quoted
 from mmchat.server.errors import ApiError
 from mmchat.server.metrics import Metrics
 from mmchat.server.options import ServerOptions
 
 if TYPE_CHECKING:
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.engine.driver import EngineThread
     from mmchat.engine.engine import Engine
     from mmchat.loading.loader import LoadedModel
     from mmchat.server.ask import Answering
 
 T = TypeVar("T")
+LATEST = ":latest"  # as Ollama's programs end a name without a tag
 WORKERS = 2  # threads that parse large bodies and build prompts, and as many that open pictures
 
 
+@dataclass(frozen=True)
+class Names:
+    """listed: the id of a model and its other names; known: all it answers to, in lower case."""
+
+    listed: tuple[str, ...]
+    known: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model, the engine that writes its answers, and what clients call it."""
+
+    model: LoadedModel
+    engine: Engine
+    names: Names
+
+
 class Service:
-    """A model that is served. Until `use` gives it one, it is loading."""
+    """A model that is served, perhaps with adapters apart. Until `use` gives it one, it loads."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
@@ -37,7 +58,7 @@ class Service:
         self.is_draining = False
         self.held_bytes = 0  # of requests that wait for a row
         self._took: deque[float] = deque([1.0], 64)  # seconds, of the last answers
-        self._model: LoadedModel | None = None
+        self.all: tuple[Served, ...] = ()  # the first answers what names none of them
         self._thread: EngineThread | None = None
         self._workers = ThreadPoolExecutor(WORKERS, "mmchat request")
         self._picture_workers = ThreadPoolExecutor(WORKERS, "mmchat pictures")
@@ -45,18 +66,35 @@ class Service:
         self.answers: set[Answering] = set()  # that are written, or wait for a row
         self.ollama_sampling: dict[str, float] = {}
 
-    def use(self, model: LoadedModel) -> None:
-        """Serve this model from now on."""
+    def use(self, model: LoadedModel, *others: LoadedModel) -> None:
+        """Serve this from now on, and what it is with adapters, which come first then.
+
+        The last was loaded last; the rows of all share the memory that it leaves.
+        """
         from mmchat.engine.driver import EngineThread
         from mmchat.engine.engine import Engine
         from mmchat.engine.room import usual_rows
 
-        self.memory = self.options.kv_memory or model.memory
+        models = *others, model
+        total = self.options.kv_memory or (others or models)[-1].memory
+        self.memory = total and total // len(models)  # of each
         rows = self.options.rows or usual_rows(model, self.memory)
         self.rows = min(rows, model.most_rows)
-        self._thread = EngineThread(Engine(model, self.rows, memory=self.memory))
+        engines = [Engine(one, self.rows, memory=self.memory) for one in models]
+        self._thread = EngineThread(*engines)
         self.ollama_sampling = _ollama_sampling(model)
-        self._model = model
+        own, *named = names_of(
+            model.spec, [find_adapters(one.adapters) for one in (model, *others)]
+        )
+        self.all = tuple(map(Served, models, engines, [*named, own]))
+
+    def served(self, name: object) -> Served:
+        """The model that a request names, else the first. Raises ApiError while there is none."""
+        if not self.all:
+            raise ApiError("loading")
+        asked = name.casefold().removesuffix(LATEST) if isinstance(name, str) else ""
+        found = (one for one in self.all if asked in one.names.known)
+        return next(found, self.all[0])
 
     def close(self) -> None:
         """End the engine; answers that are not over fail. Returns when no thread is at work."""
@@ -68,9 +106,7 @@ class Service:
     @property
     def model(self) -> LoadedModel:
         """Raises ApiError while it is being loaded."""
-        if self._model is None:
-            raise ApiError("loading")
-        return self._model
+        return self.served(None).model
 
     @property
     def thread(self) -> EngineThread:
@@ -85,10 +121,8 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """Raises ApiError while the model is being loaded."""
-        if self._thread is None:
-            raise ApiError("loading")
-        return self._thread.engine
+        """Of the first model. Raises ApiError while that is being loaded."""
+        return self.served(None).engine
 
     @property
     def failure(self) -> BaseException | None:
@@ -113,7 +147,8 @@ class Service:
         # and a first step may compile.
         is_first = not self.metrics.counts["generation_tokens_total"]
         patience = 300.0 if is_first or self.model.device.type == "cpu" else 30.0
-        return "stalled" if self._thread.engine.is_stalled(patience) else "ok"
+        stalled = any(engine.is_stalled(patience) for engine in self._thread.engines)
+        return "stalled" if stalled else "ok"
 
     def drain(self) -> None:
         """Begin no more answers, nor those that wait."""
@@ -173,6 +208,29 @@ class Service:
         """
         workers = self._picture_workers if pictures else self._workers
         return await asyncio.get_running_loop().run_in_executor(workers, work)
+
+
+def names_of(spec: ModelSpec, adapters: Sequence[Sequence[AdapterSource]]) -> list[Names]:
+    """What clients call the model with each of `adapters`; the first is what it always has.
+
+    One with an adapter has the name of that, also behind each name of the model. Raises UsageError
+    if two would be called alike.
+    """
+    own = [spec.name, *(alias for alias in spec.aliases if alias != spec.name)]
+    known = [*own, *filter(None, [spec.repo])]
+    named: list[Names] = []
+    for merged in adapters:
+        name = "+".join(adapter.name for adapter in merged)
+        behind = [f"{one}:{name}" for one in (*known, spec.family.ollama_name) if one and name]
+        listed, more = ([name] if name else []), known if merged is adapters[0] else ()
+        listed += own if merged is adapters[0] else ()
+        names = Names(tuple(listed), frozenset(map(str.casefold, [*listed, *behind, *more])))
+        if any(names.known & other.known for other in named):
+            raise UsageError(
+                f"two models would be called {quoted(name)}; rename the folder of one adapter"
+            )
+        named.append(names)
+    return named
 
 
 def _ollama_sampling(model: LoadedModel) -> dict[str, float]:

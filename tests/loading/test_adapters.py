@@ -421,7 +421,7 @@ def test_fetched():
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_the_base_beside_it_shares_what_is_equal(base, adapter, quantize, monkeypatch):
     model = load(base, adapter=adapter, dtype="bfloat16", quantize=quantize)
-    other = loader.load_base(model)
+    other = loader.load_with(model, ())
     assert type(other) is type(model)
     assert not other.adapters
     assert same(other, load(base, dtype="bfloat16", quantize=quantize))
@@ -435,7 +435,11 @@ def test_the_base_beside_it_shares_what_is_equal(base, adapter, quantize, monkey
     layers = {name.rsplit(".", 3)[0] for name in apart if ".layers." in name}
     assert len(layers) == 5
     monkeypatch.setattr(loader, "available_memory", lambda _: 1000)
-    fails(MemoryError_, "needs .* beside it", lambda: loader.load_base(model))
+    fails(
+        MemoryError_,
+        "without its adapter needs .* beside what is loaded",
+        lambda: loader.load_with(model, ()),
+    )
 
 
 def test_the_chat_answers_with_it_and_without(base, adapter):

@@ -15,7 +15,7 @@ from mmchat.cli.app import app
 from mmchat.errors import CheckpointError
 from mmchat.export import ExportPlan, export_model
 from mmchat.hardware.placement import choose_placement
-from mmchat.loading.loader import load, load_base
+from mmchat.loading.loader import load, load_with
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import _fill, as_packed
 from mmchat.models.mllama.weights import iter_weights
@@ -219,7 +219,7 @@ def test_the_base_beside_an_adapter_is_the_packed_model(tmp_path, weights, kind,
     folder = dynamic_folder(tmp_path / "model", weights, kind, *left)
     modules = [f"{LAYER}.self_attn.q_proj", f"{LAYER}.mlp.down_proj"]
     adapter = write_adapter(tmp_path / "adapter", low_rank(weights, modules))
-    base = load_base(load(LoadOptions(folder, adapter=adapter))).runtime.model.state_dict()
+    base = load_with(load(LoadOptions(folder, adapter=adapter)), ()).runtime.model.state_dict()
     plain = load(LoadOptions(folder)).runtime.model.state_dict()
     assert base.keys() == plain.keys()
     assert [name for name, tensor in base.items() if not torch.equal(tensor, plain[name])] == []

@@ -484,7 +484,8 @@ def test_pictures_have_the_deadline_of_their_request(serve, slow, dog, monkeypat
 def test_a_first_step_on_a_device_may_compile(serve, monkeypatch):
     service = serve()
     placement = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    service._model = replace(service.model, placement=placement)
+    [served] = service.all
+    service.all = (replace(served, model=replace(served.model, placement=placement)),)
     monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 30)
     assert service.status == "ok"
     service.metrics.counts["generation_tokens_total"] += 1  # an answer is there

@@ -328,14 +328,13 @@ def test_pictures_are_opened_once_however_much_is_left_out(client, monkeypatch, 
     assert len(opened) == 1
 
 
-def test_the_format_is_that_of_the_files(service, monkeypatch, tmp_path):
+def test_the_format_is_that_of_the_files(service, tmp_path):
     blob = tmp_path / "sha256-0"
     blob.write_bytes(b"GGUF" + bytes(100))
     model = service.model
-    assert models._details(SimpleNamespace(service=service))["format"] == "safetensors"
-    spec = replace(model.spec, source=blob)
-    monkeypatch.setattr(service, "_model", replace(model, spec=spec))
-    assert models._details(SimpleNamespace(service=service))["format"] == "gguf"
+    assert models._details(SimpleNamespace(model=model))["format"] == "safetensors"
+    stored = replace(model, spec=replace(model.spec, source=blob))
+    assert models._details(SimpleNamespace(model=stored))["format"] == "gguf"
 
 
 def test_a_prompt_is_logged_once_as_it_was_cut(tiny, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from mmchat.server import models, openai_chat
+from mmchat.server import openai_chat
 from mmchat.server.app import make_app
 from mmchat.server.ask import opened_of, prompt_of
 from mmchat.server.options import ServerOptions
@@ -151,7 +151,7 @@ def test_marks_are_the_places_of_as_many_pictures(service, dog):
         read = openai_chat.ChatRequest.model_validate({"messages": [
             {"role": "user", "content": content}]})  # fmt: skip
         asked = read.ask()
-        call = SimpleNamespace(service=service, owner="")
+        call = SimpleNamespace(service=service, model=service.model, owner="")
         return prompt_of(call, asked, opened_of(call, asked, lambda: True)).token_ids
 
     def part(text):
@@ -232,9 +232,6 @@ def test_the_model_is_named_and_others_are_refused_if_that_is_asked(tiny, client
     assert client.get("/v1/models/mllama-tiny").json()["id"] == "mllama-tiny"
     assert client.get("/v1/models/Mllama-Tiny").status_code == 200
     assert client.get("/v1/models/a/b").status_code == 404
-    repo = SimpleNamespace(name="x", repo="A/b", aliases=("x", "y"))
-    call = SimpleNamespace(service=SimpleNamespace(model=SimpleNamespace(spec=repo)))
-    assert models.openai_names(call) == {"x", "y", "a/b"}
 
 
 def test_routes_are_there_without_v1_too(client):

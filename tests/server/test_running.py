@@ -138,7 +138,7 @@ Engine.step = fails
 log.to_stderr(quiet=True)
 options = ServerOptions(port=0)
 sockets = running.bind(options)
-sys.exit(running.serve(options, sockets, lambda: load_model(LoadOptions()), ready))
+sys.exit(running.serve(options, sockets, lambda: [load_model(LoadOptions())], ready))
 """
 
 
@@ -169,7 +169,7 @@ def ready(service):
 log.to_stderr(quiet=True)
 options = ServerOptions(port=0)
 sockets = running.bind(options)
-sys.exit(running.serve(options, sockets, lambda: load_model(LoadOptions()), ready))
+sys.exit(running.serve(options, sockets, lambda: [load_model(LoadOptions())], ready))
 """
 
 
