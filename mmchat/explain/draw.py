@@ -10,30 +10,43 @@ from PIL import ImageDraw
 
 from mmchat.conversation import Image
 from mmchat.explain.look import Look, Word
-from mmchat.models.preview import MARGIN, MIN_WIDTH, PAPER, SMOOTH, TITLE_HEIGHT, draw_title, font
+from mmchat.models.preview import (
+    MARGIN,
+    MIN_WIDTH,
+    PAPER,
+    SMOOTH,
+    TITLE_HEIGHT,
+    draw_title,
+    font,
+    one_line,
+    shortened,
+)
 
 _DARK, _GLOW = 0.25, np.array((255, 150, 40), dtype=np.float32)
 _INK = (23, 32, 46)
-_LONG_SIDE, _SMALL_SIDE = 760, 300  # of a picture that stands alone, and among others; pixels
-_LABEL = 34
+_LONG_SIDE, _SMALL_SIDE = 760, 300  # of what stands alone, and of each of several words; pixels
+_LEAST_SIDE = 96  # of each of many pictures that stand beside each other
+_GAP = 8
+_LABEL, _LABEL_WIDTH = 34, 140
 MOST_WORDS = 24  # that are drawn, each with its pictures
 CAPTION = "brighter where cross-attention read more: where it looked, not why it said so"
 
 
-def lit(image: Image, heat: np.ndarray | None, cell: tuple[float, float]) -> PILImage.Image:
-    """The picture in the dark but for where it was read; all dark where it was not seen.
+def lit(
+    picture: PILImage.Image, heat: np.ndarray | None, reach: tuple[float, float] = (1, 1)
+) -> PILImage.Image:
+    """The RGB picture in the dark but for where it was read; all dark where it was not seen.
 
-    heat: [rows, columns] from 0 to 1, of cells of that height and width.
+    heat: [rows, columns] from 0 to 1. reach: how far they go down and right, 1 for to the edge.
     """
-    pixels = np.asarray(image.pixels, dtype=np.float32)
-    light = np.zeros((image.height, image.width, 1), dtype=np.float32)
+    pixels = np.asarray(picture, dtype=np.float32)
+    light = np.zeros((picture.height, picture.width, 1), dtype=np.float32)
     if heat is not None:
-        rows, columns = heat.shape
-        size = round(columns * cell[1]), round(rows * cell[0])  # the last cells reach over the edge
+        size = round(picture.width * reach[1]), round(picture.height * reach[0])
         smooth = PILImage.fromarray(heat.astype(np.float32)).resize(
             size, PILImage.Resampling.BICUBIC
         )
-        light[:] = np.clip(np.asarray(smooth)[: image.height, : image.width, None], 0, 1)
+        light[:] = np.clip(np.asarray(smooth)[: picture.height, : picture.width, None], 0, 1)
     shown = pixels * (_DARK + (1 - _DARK) * light)
     shown += 0.35 * light * (_GLOW - shown)
     return PILImage.fromarray(shown.round().astype(np.uint8))
@@ -46,40 +59,47 @@ def draw_look(look: Look, word: Word | None = None) -> PILImage.Image:
     else:
         shown = [("the answer", look.overall())]
         shown += [(each.text, look.heat(each)) for each in look.words[:MOST_WORDS]]
-    side = SMOOTH * (_LONG_SIDE if len(shown) == 1 else _SMALL_SIDE)
-    cells = [_labelled(text, _row(look, maps, side)) for text, maps in shown]
-    return _sheet(look, cells)
+    side, room = (_LONG_SIDE, 2 * MIN_WIDTH) if word else (_SMALL_SIDE, MIN_WIDTH - 2 * MARGIN)
+    side = min(side, max(_LEAST_SIDE, room // len(look.images) - _GAP))
+    pictures = [_scaled(image, SMOOTH * side) for image in look.images]
+    cells = [_labelled(text, _row(look, pictures, maps)) for text, maps in shown]
+    return _sheet(look, cells, None if word else len(look.words))
 
 
-def _row(look: Look, maps: Sequence[np.ndarray | None], side: int) -> PILImage.Image:
-    """The pictures beside each other, none longer than `side`."""
-    drawn = []
-    for image, heat, cell in zip(look.images, maps, look.cells, strict=True):
-        picture = lit(image, heat, cell)
-        scale = side / max(picture.size)
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        drawn.append(picture.resize(size, PILImage.Resampling.BICUBIC))
-    gap = SMOOTH * 8
-    width = sum(picture.width for picture in drawn) + gap * (len(drawn) - 1)
-    row = PILImage.new("RGB", (width, max(picture.height for picture in drawn)), PAPER)
+def _scaled(image: Image, side: int) -> PILImage.Image:
+    """With a longer side of `side`."""
+    scale = side / max(image.height, image.width)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.pixels.resize(size, PILImage.Resampling.BICUBIC, reducing_gap=2)
+
+
+def _row(
+    look: Look, pictures: Sequence[PILImage.Image], maps: Sequence[np.ndarray | None]
+) -> PILImage.Image:
+    """The pictures beside each other, lit."""
+    gap = SMOOTH * _GAP
+    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
+    row = PILImage.new("RGB", (width, max(picture.height for picture in pictures)), PAPER)
     left = 0
-    for picture in drawn:
-        row.paste(picture, (left, 0))
+    for number, (picture, heat) in enumerate(zip(pictures, maps, strict=True)):
+        row.paste(lit(picture, heat, look.reach(number)), (left, 0))
         left += picture.width + gap
     return row
 
 
 def _labelled(text: str, picture: PILImage.Image) -> PILImage.Image:
     label = SMOOTH * _LABEL
-    cell = PILImage.new("RGB", (picture.width, picture.height + label), PAPER)
+    width = max(picture.width, SMOOTH * _LABEL_WIDTH)
+    cell = PILImage.new("RGB", (width, picture.height + label), PAPER)
     cell.paste(picture, (0, label))
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    ImageDraw.Draw(cell).text((0, label // 2), shown, fill=_INK, font=font(18), anchor="lm")
+    draw, chosen = ImageDraw.Draw(cell), font(18)
+    shown = shortened(draw, one_line(text), chosen, width)
+    draw.text((0, label // 2), shown, fill=_INK, font=chosen, anchor="lm")
     return cell
 
 
-def _sheet(look: Look, cells: Sequence[PILImage.Image]) -> PILImage.Image:
-    """The cells row by row under the dark bar with the answer."""
+def _sheet(look: Look, cells: Sequence[PILImage.Image], words: int | None) -> PILImage.Image:
+    """The cells row by row under the dark bar with the answer; words: how many it has."""
     margin, title = SMOOTH * MARGIN, SMOOTH * TITLE_HEIGHT
     widest = max(cell.width for cell in cells)
     columns = max(1, min(len(cells), (SMOOTH * 2 * MIN_WIDTH) // (widest + margin)))
@@ -89,7 +109,8 @@ def _sheet(look: Look, cells: Sequence[PILImage.Image]) -> PILImage.Image:
     size = [side + side % SMOOTH for side in (width, height)]
     sheet = PILImage.new("RGB", (size[0], size[1]), PAPER)
     names = ", ".join(image.source for image in look.images)
-    draw_title(ImageDraw.Draw(sheet), look.answer.strip(), (names, CAPTION), size[0])
+    cut = f"the first {MOST_WORDS} of {words} words; " if words and words > MOST_WORDS else ""
+    draw_title(ImageDraw.Draw(sheet), look.answer.strip(), (names, cut + CAPTION), size[0])
     top = title + margin
     for row in rows:
         for column, cell in enumerate(row):

@@ -18,17 +18,23 @@ from mmchat.explain.look import Look
 from mmchat.images.png import png_url
 
 _SIDE = 1024  # of a picture in the page, pixels
+_WIDTH, _HEIGHT, _GAP = 640, 480, 16  # at most that it is shown in; between two
+_COLUMN = 960  # of the page
 
 
 def look_page(look: Look, question: str, model: str) -> str:
     """The page as text, with the pictures in it."""
     title = html.escape(look.answer.strip()[:80])
     figures = []
+    room = max(200, _COLUMN // len(look.images) - _GAP)
     for image in look.images:
         small = image.pixels.copy()
         small.thumbnail((_SIDE, _SIDE))
+        scale = min(min(_WIDTH, room) / image.width, _HEIGHT / image.height)
+        width = max(1, round(scale * image.width))
         figures.append(
-            f'<figure><img alt="{html.escape(image.source)}" src="{png_url(small)}">'
+            f'<figure style="width: {width}px">'
+            f'<img alt="{html.escape(image.source)}" src="{png_url(small)}">'
             '<canvas aria-hidden="true"></canvas></figure>'
         )
     answer, at = "", 0
@@ -52,13 +58,8 @@ def _data(look: Look) -> dict[str, Any]:
     """grids: rows and columns of each picture, and how far they reach over it (1: to its edge).
     words: of each word and picture its heat from 0 to 99, row by row; null where it is not seen."""
     maps = [look.heat(word) for word in look.words]
-    grids = []
-    for number, image in enumerate(look.images):
-        rows, columns = look.grids[number]
-        height, width = look.cells[number]
-        grids.append([rows, columns, [rows * height / image.height, columns * width / image.width]])
     return {
-        "grids": grids,
+        "grids": [[*grid, look.reach(number)] for number, grid in enumerate(look.grids)],
         "words": [[None if m is None else _levels(m) for m in of_word] for of_word in maps],
     }
 

@@ -59,7 +59,7 @@ def draw_title(draw: ImageDraw.ImageDraw, name: str, lines: tuple[str, str], wid
     )
     for text, size, y, colour in rows:
         chosen = font(size)
-        text = _shortened(draw, _one_line(text), chosen, width - 2 * margin)
+        text = shortened(draw, one_line(text), chosen, width - 2 * margin)
         draw.text((margin, SMOOTH * y), text, fill=colour, font=chosen, anchor="lm")
 
 
@@ -67,12 +67,12 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size * SMOOTH)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Control characters would break the line."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _shortened(
+def shortened(
     draw: ImageDraw.ImageDraw,
     text: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,

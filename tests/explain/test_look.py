@@ -210,26 +210,48 @@ def test_what_cannot_be_looked_at_is_refused(tiny, dog, content, answer, reason)
 @pytest.mark.parametrize("shape", [(100, 100), (80, 210), (230, 90), (90, 330)])
 def test_a_place_lights_up_where_it_is(shape):
     height, width = shape
-    image = load_image(PILImage.new("RGB", (width, height), (200, 200, 200)))
+    image = PILImage.new("RGB", (width, height), (200, 200, 200))
     heat = np.zeros((4, 9))
     heat[2, 7] = 1
     cell = (height / 3.7, width / 8.6)  # the last cells reach over the edge
-    drawn = np.asarray(lit(image, heat, cell), dtype=float).sum(-1)
+    reach = 4 * cell[0] / height, 9 * cell[1] / width
+    drawn = np.asarray(lit(image, heat, reach), dtype=float).sum(-1)
     assert drawn.shape == shape
     row, column = np.unravel_index(drawn.argmax(), drawn.shape)
     assert abs(row - 2.5 * cell[0]) < cell[0] / 2
     assert abs(column - 7.5 * cell[1]) < cell[1] / 2
-    assert lit(image, None, cell).getextrema() == ((50, 50),) * 3
+    assert lit(image, None).getextrema() == ((50, 50),) * 3
 
 
-def made(answer="A dog <b>&\n</script> end", source="x\n<img>.png"):
-    image = PILImage.new("RGB", (30, 20), "white")
-    picture = mmchat.Image(image, source, "0" * 64)
+def made(answer="A dog <b>&\n</script> end", source="x\n<img>.png", size=(30, 20), pictures=1):
+    picture = mmchat.Image(PILImage.new("RGB", size, "white"), source, "0" * 64)
     words = tuple(
-        Word(m[0], m.start(), m.end(), (Seen(0, np.full((2, 3), 0.1)),))
+        Word(
+            m[0],
+            m.start(),
+            m.end(),
+            tuple(Seen(i, np.full((2, 3), 0.1)) for i in range(pictures)),
+        )
         for m in re.finditer(r"\S+", answer)
     )
-    return Look(answer, (picture,), ((2, 3),), ((10.0, 10.0),), words)
+    cell = (size[1] / 2, size[0] / 3)
+    return Look(answer, (picture,) * pictures, ((2, 3),) * pictures, (cell,) * pictures, words)
+
+
+def test_a_spot_too_small_to_be_seen_leaves_what_is_read_beside_it():
+    """Of the 80 x 80 patches of a large picture; where there are few, each is itself."""
+    shares = np.full((80, 80), 1e-6)
+    shares[40:60, 10:30] = 0.001
+    shares[5, 70] = 0.005
+    picture = mmchat.Image(PILImage.new("RGB", (80, 80)), "p", "0" * 64)
+    words = tuple(Word(t, 0, 1, (Seen(0, s),)) for t, s in (("a", shares), ("b", shares * 0)))
+    [heat] = Look("a b", (picture,), ((80, 80),), ((1.0, 1.0),), words).heat(words[0])
+    assert heat[50, 20] > 0.6
+    assert heat[0, 0] < 0.01
+    few = np.random.default_rng(0).random((8, 8))
+    words = (Word("a", 0, 1, (Seen(0, few),)),)
+    [heat] = Look("a", (picture,), ((8, 8),), ((10.0, 10.0),), words).heat(words[0])
+    assert np.allclose(heat, few / few.max(), atol=0.01)
 
 
 def test_a_page_holds_all_it_needs_and_runs_no_text():
@@ -248,8 +270,39 @@ def test_the_pictures_of_an_answer_fit_a_screen(found):
     assert max(draw_look(found).size) < 2000
     assert max(draw_look(found, found.words[0]).size) < 1200
     assert rendered(".png", found, None, QUESTION, "tiny").startswith(b"\x89PNG")
-    many = made(" ".join(["word"] * 100))
-    assert max(draw_look(many).size) < 5000
+
+
+@pytest.mark.parametrize("size", [(30, 20), (9, 4000), (5000, 9), (6000, 5000)])
+def test_many_words_and_pictures_make_no_huge_picture(size, monkeypatch):
+    """And none is lit at its own size, which takes gigabytes."""
+    lit_at = []
+    real = lit
+    monkeypatch.setattr(
+        "mmchat.explain.draw.lit", lambda one, *rest: lit_at.append(one.size) or real(one, *rest)
+    )
+    for pictures in (1, 3, 16):
+        many = made("word " * 30 + "x" * 3000, size=size, pictures=pictures)
+        assert max(draw_look(many).size) < 5200
+        assert max(draw_look(many, many.words[-1]).size) < 2000
+    assert max(map(max, lit_at)) <= 2 * 760
+
+
+def test_words_that_are_not_drawn_are_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "mmchat.explain.draw.draw_title", lambda draw, name, lines, width: said.append(lines[1])
+    )
+    draw_look(made("word " * 30))
+    draw_look(made("word " * 24))
+    assert said[0].startswith("the first 24 of 30 words; brighter where")
+    assert said[1].startswith("brighter where")
+
+
+def test_a_label_is_not_cut_by_a_narrow_picture():
+    sheet = np.asarray(draw_look(made("i" * 4 + "M" * 5, size=(4, 400))))
+    labels = sheet[132:164, 28:].min(-1) < 200
+    columns = np.flatnonzero(labels.any(0))
+    assert columns.max() > 168 + 60  # the second column: the word goes on beside its picture
 
 
 def test_json_says_what_was_read(found):
