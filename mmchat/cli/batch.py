@@ -202,7 +202,4 @@ def _scheme(source: ModelSource, model: LoadOptions) -> str:
     """What `auto` is for packed weights, which may depend on the device."""
     if model.quantize != AUTO or source.spec.packing is None:
         return model.quantize
-    from mmchat.hardware.placement import choose_placement
-
-    placement = choose_placement(str(model.device), str(model.dtype), source.spec.parameters)
-    return model.scheme(source.spec, placement)
+    return model.scheme(source.spec, model.placement(source.spec))
