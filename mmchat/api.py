@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal, overload
 
 from mmchat.catalog.source import ModelSource
@@ -19,7 +20,7 @@ from mmchat.limits import MOST_ROWS
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions, called_with
 
-Question = str | tuple[str, ImageSource] | Message
+Question = str | tuple[str, ImageSource | Sequence[ImageSource]] | Message
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Model(loader.LoadedModel):
         rows: int = CPU_ROWS,
         return_exceptions: Literal[False] = False,
         image_tags: bool = False,
+        urls: Iterable[ImageSource | Sequence[ImageSource]] | None = None,
     ) -> Iterator[Finished]: ...
 
     @overload
@@ -99,6 +101,7 @@ class Model(loader.LoadedModel):
         rows: int = CPU_ROWS,
         return_exceptions: bool,
         image_tags: bool = False,
+        urls: Iterable[ImageSource | Sequence[ImageSource]] | None = None,
     ) -> Iterator[Finished | MmchatError]: ...
 
     def generate_many(
@@ -109,6 +112,7 @@ class Model(loader.LoadedModel):
         rows: int = CPU_ROWS,
         return_exceptions: bool = False,
         image_tags: bool = False,
+        urls: Iterable[ImageSource | Sequence[ImageSource]] | None = None,
     ) -> Iterator[Finished | MmchatError]:
         """Answer each question in a conversation of its own, `rows` of them at once, in order.
 
@@ -116,7 +120,7 @@ class Model(loader.LoadedModel):
         Message. Pictures are opened when it is their turn. Exported programs answer one at a time.
         Reading raises what `send` does, for the first question that fails; return_exceptions: its
         error stands in the place of its answer, and the others are answered. image_tags: as of
-        `ChatSession.send`.
+        `ChatSession.send`. urls: the pictures of each question, where these are texts alone.
         """
         params = sampling or self.sampling_defaults
         check_type("rows", rows, int, "a whole number")
@@ -138,7 +142,21 @@ class Model(loader.LoadedModel):
                     raise
                 return error.with_traceback(None)  # which would hold the pictures
 
-        return hold(self.engine_of(rows), map(talk, questions))
+        each = questions if urls is None else _with_pictures(questions, urls)
+        return hold(self.engine_of(rows), map(talk, each))
+
+
+def _with_pictures(
+    questions: Iterable[Question], urls: Iterable[ImageSource | Sequence[ImageSource]]
+) -> Iterator[Question]:
+    """Raises UsageError where there is one without the other."""
+    for number, (text, pictures) in enumerate(zip_longest(questions, urls), start=1):
+        if not isinstance(text, str) or pictures is None:
+            raise UsageError(
+                f"question {number}: with urls each question is a text, and has its own list of"
+                " them, perhaps empty"
+            )
+        yield text, pictures
 
 
 def load_model(options: LoadOptions, source: ModelSource | None = None) -> Model:

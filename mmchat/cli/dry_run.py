@@ -40,10 +40,9 @@ def _facts(
     request: Request, source: ModelSource, pictures: Sequence[tuple[str, MediaFacts]]
 ) -> dict[str, Any]:
     from mmchat.estimate.memory import Workload
-    from mmchat.hardware.placement import choose_placement
 
     spec, options = source.spec, request.model
-    placement = choose_placement(str(options.device), str(options.dtype), spec.parameters)
+    placement = options.placement(spec)
     dtype = str(placement.dtype).removeprefix("torch.")
     prompt_tokens = _prompt_tokens(request, source)
     new_tokens = request.sampling.for_model(spec).max_new_tokens

@@ -80,10 +80,7 @@ def _scheme(source: ModelSource, options: LoadOptions) -> str:
     """What `auto` is for packed weights, which may depend on the device."""
     if options.quantize != AUTO or source.spec.packing is None:
         return options.quantize
-    from mmchat.hardware.placement import choose_placement
-
-    placement = choose_placement(str(options.device), str(options.dtype), source.spec.parameters)
-    return options.scheme(source.spec, placement)
+    return options.scheme(source.spec, options.placement(source.spec))
 
 
 def alpha_rule(options: LoadOptions, source: ModelSource) -> Literal["white", "drop"]:

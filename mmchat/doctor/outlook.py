@@ -62,7 +62,8 @@ def outlooks(machine: Machine) -> Iterator[Outlook]:
 
 
 def _outlook(machine: Machine, spec: ModelSpec, scheme: str) -> Outlook:
-    placement = choose_placement(machine.device.name, "auto", spec.parameters)
+    released = spec.family.released_dtype
+    placement = choose_placement(machine.device.name, "auto", spec.parameters, released)
     # the released weights are 16-bit
     setup = Setup.of(spec, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2)
     need, free, reading = setup.need(), machine.device.available, machine.reading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmchat.errors import DeviceError
 from mmchat.limits import MIB
@@ -34,20 +34,29 @@ class Placement:
     reason: str
 
 
-def choose_placement(device: str, dtype: str, parameters: int) -> Placement:
-    """Resolve `auto` for a model with `parameters` parameters. Raises DeviceError."""
+def choose_placement(
+    device: str, dtype: str, parameters: int, released: Literal["bfloat16", "float16"] = "bfloat16"
+) -> Placement:
+    """Resolve `auto` for a model with `parameters` parameters. Raises DeviceError.
+
+    released: of the weights as their makers published them, which a GPU computes in.
+    """
     import torch
 
     chosen = _device(device)
     if dtype != "auto":
         return Placement(chosen, getattr(torch, dtype_name(dtype)), "as asked")
     if chosen.type == "cuda":
+        if released == "float16":
+            return Placement(chosen, torch.float16, "the weights' own dtype")
         if torch.cuda.is_bf16_supported():
             return Placement(chosen, torch.bfloat16, "the weights' own dtype")
         return Placement(chosen, torch.float16, "this GPU has no bfloat16")
     if parameters * 4 <= SMALL_MODEL_BYTES:
         return Placement(chosen, torch.float32, "a small model")
-    return Placement(chosen, torch.bfloat16, "the weights' own dtype")
+    is_own = released == "bfloat16"
+    reason = "the weights' own dtype" if is_own else "as wide as the weights, and quick here"
+    return Placement(chosen, torch.bfloat16, reason)
 
 
 def dtype_name(dtype: str) -> str:

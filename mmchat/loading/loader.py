@@ -28,7 +28,7 @@ from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, MemoryError_
 from mmchat.estimate.memory import USUAL_POSITIONS, check_memory, used_in_place
 from mmchat.hardware.memory import available_memory, peak_memory
-from mmchat.hardware.placement import Placement, choose_placement
+from mmchat.hardware.placement import Placement
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import as_packed
@@ -283,7 +283,7 @@ def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions)
 
 def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
     """Where the model runs. Raises DeviceError, also where it cannot multiply the weights."""
-    placement = choose_placement(str(options.device), str(options.dtype), spec.parameters)
+    placement = options.placement(spec)
     find_scheme(options.scheme(spec, placement)).check_device(placement.device)
     return replace(placement, reason="as exported") if as_exported else placement
 

@@ -14,7 +14,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from mmchat.errors import DeviceError, UsageError, check_type, quoted
-from mmchat.hardware.placement import check_device_name
+from mmchat.hardware.placement import check_device_name, choose_placement
 from mmchat.leads import OF_LOAD, lead
 from mmchat.progress import ProgressCallback
 from mmchat.quant.schemes import AUTO, Plan, find_scheme, make_plan
@@ -149,6 +149,11 @@ class LoadOptions:
             raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
         device = folder.device_for(str(self.device))
         return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
+
+    def placement(self, spec: ModelSpec) -> Placement:
+        """Where the model will run, and in which dtype. Raises DeviceError."""
+        released = spec.family.released_dtype
+        return choose_placement(str(self.device), str(self.dtype), spec.parameters, released)
 
     def scheme(self, spec: ModelSpec, placement: Placement) -> str:
         """The one to load with: as asked, or the nearest to how the checkpoint is packed.

@@ -133,6 +133,11 @@ class Family(Protocol[C, M]):
         ...
 
     @property
+    def released_dtype(self) -> Literal["bfloat16", "float16"]:
+        """Of its weights as they were published."""
+        ...
+
+    @property
     def sections(self) -> tuple[str, ...]:
         """Keys of a params file that `parse` reads."""
         ...

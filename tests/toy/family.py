@@ -60,6 +60,7 @@ class ToyFamily:
 
     model_type = "toy"
     ollama_name = None
+    released_dtype = "bfloat16"
     sections = ("toy",)
     program_formats = ("aoti",)
     takes_packed = False

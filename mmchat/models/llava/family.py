@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.models.family import Translated
 from mmchat.models.llava import params, squares, translate
@@ -29,6 +29,7 @@ class LlavaFamily(SquareFamily[LlavaConfig]):
 
     model_type = "llava"
     ollama_name = "llava"
+    released_dtype: Literal["bfloat16", "float16"] = "float16"
     sections = params.SECTIONS
     generation = MappingProxyType({"temperature": 0.2, "top_p": 1.0})
     parse = staticmethod(params.parse)

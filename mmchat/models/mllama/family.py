@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.models.family import Alpha, Description, Translated
 from mmchat.models.mllama import gguf_format, params, tiling, translate
@@ -31,6 +31,7 @@ class MllamaFamily:
 
     model_type = "mllama"
     ollama_name = "llama3.2-vision"
+    released_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     sections = params.SECTIONS
     program_formats = ("aoti", "executorch")
     takes_packed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.models.family import Translated
 from mmchat.models.prompt import MediaFacts
@@ -28,6 +28,7 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
 
     model_type = "qwen_vl"
     ollama_name = None
+    released_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     takes_packed = False
     sections = params.SECTIONS
     generation = MappingProxyType({"temperature": 1.0, "top_p": 0.3})

@@ -62,13 +62,15 @@ ORIGINAL_NAMES = (
 )
 
 
-def original_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def original_names(
+    weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float16
+) -> dict[str, Tensor]:
     """What an original checkpoint holds of the Hub's tensors; the tower is left out."""
     found = {}
     for name, tensor in weights.items():
         for hub, original in ORIGINAL_NAMES:
             if name.startswith(hub):
-                found[original + name.removeprefix(hub)] = tensor.half()
+                found[original + name.removeprefix(hub)] = tensor.to(dtype)
     for i in range(CONFIG.text_config.num_hidden_layers):
         found[f"model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
     return found

@@ -20,21 +20,15 @@ from mmchat.models.llava.preview import draw_preview
 from mmchat.models.llava.squares import facts, square_of
 from mmchat.models.preview import HATCH_LINE
 from tests.models.llava.oracle import CONFIG
+from tests.models.llava.original import SIZES, noise
 
-# Height, width: wide, tall, square, off by one, tiny, long.
-SIZES = [
-    (61, 90), (90, 61), (70, 70), (32, 33), (33, 32), (31, 200), (200, 31), (9, 1), (1, 9), (1, 1),
-    (70, 71), (71, 70), (139, 140), (140, 139), (69, 70), (3, 200), (200, 3), (480, 640),
-    (640, 480),
-    (335, 337), (336, 336), (672, 100), (100, 672), (1000, 999), (2, 2), (7, 700),
-]  # fmt: skip
 REAL = replace(CONFIG, vision_config=replace(CONFIG.vision_config, image_size=336))
 CROP = replace(CONFIG, image_processor=replace(CONFIG.image_processor, square="crop"))
 REAL_CROP = replace(REAL, image_processor=CROP.image_processor)
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = noise(height, width, seed)
     return Image(PILImage.fromarray(pixels), "x.png", f"{height} x {width}")
 
 

@@ -232,8 +232,9 @@ def test_programs_are_refused_with_what_can_be_done(folder, tmp_path):
     assert "safetensors" in said
 
 
-def test_weights_are_exported_and_answer_alike(folder, model, tmp_path):
-    run("export", str(folder), "-o", str(tmp_path / "out"), "--format", "safetensors")
+@pytest.mark.parametrize("format", ["safetensors", "hf"])
+def test_weights_are_exported_and_answer_alike(format, folder, model, tmp_path):
+    run("export", str(folder), "-o", str(tmp_path / "out"), "--format", format)
     exported = mmchat.load(tmp_path / "out", device="cpu")
     assert exported.ask("dog", picture(30, 40), sampling=GREEDY) == model.ask(
         "dog", picture(30, 40), sampling=GREEDY

@@ -26,7 +26,7 @@ from tests.models.llava.folders import (
     with_vocabulary,
     write_hub_folder,
 )
-from tests.models.llava.oracle import random_weights
+from tests.models.llava.oracle import TOLERANCE, Pixels, distance, logits, random_weights
 from tests.models.llava.released import ORIGINAL_7B
 from tests.models.llava.test_image_processor import picture
 from tests.models.llava.test_loaded import GREEDY
@@ -142,6 +142,21 @@ def test_a_tower_of_another_size_is_refused(folder, tmp_path):
     tower = write_tower(tmp_path / "other", **{positions: torch.zeros(17, 48)})
     with pytest.raises(CheckpointError, match=r"takes pictures of 56 px, and the model .* 70 px"):
         mmchat.load(folder, device="cpu", vision_tower=tower)
+
+
+def test_transformers_reads_the_folder_that_is_exported_of_it(folder, tower, tmp_path):
+    from transformers import LlavaForConditionalGeneration
+
+    model = LoadOptions(folder, device="cpu", vision_tower=tower)
+    export_model(ExportPlan(model, tmp_path / "out", "hf"))
+    theirs = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ours = mmchat.load(tmp_path / "out", device="cpu").runtime.model
+    pictures = torch.randn(1, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    parts = (1, Pixels("a picture", (pictures[0],)), 17, 33)
+    ids = [1, *[theirs.config.image_token_id] * 25, 17, 33]
+    with torch.inference_mode():
+        expected = theirs(input_ids=torch.tensor([ids]), pixel_values=pictures).logits[0]
+    assert distance(logits(ours, parts), expected) < TOLERANCE
 
 
 def test_the_command_to_export_again_names_the_tower(folder, tower, tmp_path):

@@ -116,6 +116,25 @@ def test_many_questions_at_once_are_answered_as_each_alone(model):
     assert together == alone
 
 
+def test_the_demos_of_rtp_llm(model, png):
+    """A tag with its picture apart, for many prompts too, and an address in the text."""
+    ask = "Picture 1:<img/>\nWhat is this?"
+    expected = model.ask(ask, image(0), sampling=GREEDY)
+    for urls in ([[png]], [png]):
+        [answer] = model.generate_many([ask], GREEDY, urls=urls)
+        assert answer.text == expected
+    named = ask.replace("<img/>", f"<img>{png}</img>")
+    [answer] = model.generate_many([named], GREEDY, image_tags=True)
+    assert answer.text == expected
+    both = model.generate_many([ask, "dog"], GREEDY, urls=[[png], []])
+    assert [one.text for one in both] == [expected, model.ask("dog", sampling=GREEDY)]
+    for questions, urls in (([ask, ask], [[png]]), ([ask], [[png], [png]]), ([(ask, png)], [png])):
+        with pytest.raises(UsageError, match="each question is a text, and has its own list"):
+            list(model.generate_many(questions, GREEDY, urls=urls))
+    with pytest.raises(PromptError, match="1 <img/> tag, and there are 2 pictures"):
+        list(model.generate_many([ask], GREEDY, urls=[[png, png]]))
+
+
 def test_only_image_tags_open_what_a_text_names(model, png):
     text = f"<img>{png}</img> dog"
     with pytest.raises(PromptError, match="which is not given; give it with --image-prompt"):

@@ -61,6 +61,23 @@ def test_openai_answers_about_a_picture_as_python_does(client, model, shown):
     assert answer["usage"]["prompt_tokens"] > SPAN
 
 
+def test_the_request_of_rtp_llm(model, tmp_path):
+    """It names no model, and its parts say last what they are; the path needs --media-dir."""
+    image(0).pixels.save(tmp_path / "dog.png")
+    picture = {"image_url": {"url": "dog.png"}, "type": "image_url"}
+    text = {"text": "Describe this image", "type": "text"}
+    message = {"role": "user", "content": [picture, text], "name": None}
+    service = Service(ServerOptions(rows=1, media_dir=tmp_path))
+    service.use(model)
+    client = TestClient(make_app(service), base_url="http://localhost")
+    request = {"temperature": 0.0, "top_p": 0.1, "messages": [message], "max_tokens": 8}
+    answer = client.post("/v1/chat/completions", json=request).json()
+    service.close()
+    greedy = mmchat.SamplingParams(temperature=0.0, max_new_tokens=8)
+    expected = model.ask(text["text"], image(0), sampling=greedy)
+    assert answer["choices"][0]["message"]["content"] == expected
+
+
 def test_tags_are_places_of_as_many_pictures_and_else_text(client, shown):
     placed = asked(client, shown, said("a <img/> b"))["usage"]["prompt_tokens"]
     assert placed > SPAN
