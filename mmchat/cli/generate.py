@@ -123,7 +123,7 @@ def generate(
     has_pictures = bool(given.sources) or image_tags
     if shown.heat and not has_pictures:
         raise UsageError("--heat needs a picture to look at; give one with -i")
-    source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
+    source = _find(model, dry_run=dry_run, heat=shown.heat)
     if not quiet:
         _say_before(model, source, [*said.notes, *given.notes], given, raw=raw)
     _check_model(source, system=system, has_pictures=has_pictures, heat=shown.heat)
@@ -140,6 +140,14 @@ def generate(
         show_dry_run(request, as_json=shown.as_json, output=shown.file)
     else:
         run(request)
+
+
+def _find(model: LoadOptions, *, dry_run: bool, heat: bool) -> ModelSource:
+    from mmchat.cli.look import check_spec
+
+    if dry_run:
+        return model.find(checkpoint_required=False)
+    return find_or_offer(model, check_spec if heat else None)
 
 
 def _say_before(

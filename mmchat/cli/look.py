@@ -28,6 +28,7 @@ from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
+    from mmchat.catalog.spec import ModelSpec
     from mmchat.chat.session import ChatSession
     from mmchat.engine.events import Finished
     from mmchat.explain.look import Look
@@ -75,7 +76,7 @@ def look(
     if not given.sources:
         raise UsageError("there is no picture to look at; give one with -i")
     expect_pictures()
-    source = find_or_offer(model)
+    source = find_or_offer(model, check_spec)
     check_source(source)
     if not quiet:
         say_choice(model, source)
@@ -115,14 +116,19 @@ def _check_output(output: Path, images: list[str]) -> None:
     refuse_overwriting(output, images, "--output")
 
 
-def check_source(source: ModelSource) -> None:
-    """Raises UsageError for models that do not tell where they look."""
+def check_spec(spec: ModelSpec) -> None:
+    """Raises UsageError for models that do not tell where they look, on disk or not."""
     from mmchat.explain.look import check_family
 
-    check_family(source.spec)
+    check_family(spec)
+    if spec.chat_format == "base":
+        raise UsageError(f"{spec.name} is a base model, which answers no question")
+
+
+def check_source(source: ModelSource) -> None:
+    """Raises UsageError for models that do not tell where they look."""
+    check_spec(source.spec)
     refuse_text_only(source.spec)
-    if source.spec.chat_format == "base":
-        raise UsageError(f"{source.spec.name} is a base model, which answers no question")
     if source.exported and source.exported.record.programs:
         raise UsageError("programs do not tell where they look; load the weights instead")
 

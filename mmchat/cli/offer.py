@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmchat.cli import console
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
 _BYTES_PER_PARAMETER = 2  # the Hub's files are in bfloat16
 
 
-def find_or_offer(model: LoadOptions) -> ModelSource:
+def find_or_offer(
+    model: LoadOptions, check: Callable[[ModelSpec], None] | None = None
+) -> ModelSource:
     """`model.find()`; where that fails for want of a download, ask whether to start it.
 
     Nothing is asked, and nothing fetched, unless a person sits at the terminal and says yes.
+    check: raises UsageError for models that do not serve; they are not even asked for.
     """
+    from mmchat.catalog.known import find_spec
+
+    named = find_spec(str(model.name)) if check and model.name is not None else None
+    if check and named:
+        check(named)
     try:
         return model.find()
     except CheckpointError:

@@ -66,6 +66,12 @@ def draw_look(look: Look, word: Word | None = None) -> PILImage.Image:
     return _sheet(look, cells, None if word else len(look.words))
 
 
+def draw_row(look: Look, word: Word | None = None) -> PILImage.Image:
+    """The pictures alone beside each other, as `word` or the whole answer read them."""
+    maps = look.heat(word) if word else look.overall()
+    return _row(look, [_scaled(image, _SMALL_SIDE) for image in look.images], maps)
+
+
 def _scaled(image: Image, side: int) -> PILImage.Image:
     """With a longer side of `side`."""
     scale = side / max(image.height, image.width)

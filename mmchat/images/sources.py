@@ -74,9 +74,10 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
         return _read_path(str(path), name or str(path))
     if hasattr(source, "read"):
         return Encoded(_read_stream(source, name or "stream"), name or "stream")
+    each = "; give each of them by itself" if isinstance(source, list | tuple) else ""
     raise UsageError(
         "a picture comes from a path, an address, bytes, a file opened for reading, Pillow, numpy"
-        f" or torch, not from {type(source).__name__} {quoted(source)}"
+        f" or torch, not from {type(source).__name__} {quoted(source)}{each}"
     )
 
 

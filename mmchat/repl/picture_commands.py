@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +109,7 @@ def _tiles(chat: Chat, argument: str) -> None:
         file = new_file(chat, words[0], "png")
         atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
-    chat.screen.picture(drawing)
+    chat.screen.drawing(drawing)
     line = "picture", facts.picture_line(image, chat.spec)
     chat.screen.table([line, *chat.spec.facts(image).lines])
 
@@ -118,8 +120,8 @@ def _look(chat: Chat, argument: str) -> None:
 
     FILE ends in .png or .html.
     """
-    from mmchat.explain.draw import draw_look
-    from mmchat.explain.show import look_rows, rendered
+    from mmchat.explain.draw import draw_look, draw_row
+    from mmchat.explain.show import HEADS, look_rows, rendered
 
     words = argument.split()
     kind = Path(words[-1]).suffix.lower() if words else ""
@@ -127,14 +129,24 @@ def _look(chat: Chat, argument: str) -> None:
     question = chat.session.last_turn().question.text
     found = chat.screen.wait("looking", chat.session.look)
     word = found.find(" ".join(words)) if words else None
-    if name:
-        file = new_file(chat, name, kind[1:])
-        content = rendered(kind, found, word, question, chat.spec.name)
+    if name or chat.screen.draws == "off":
+        file = new_file(chat, name, kind[1:]) if name else _unused_file()
+        content = rendered(kind or ".png", found, word, question, chat.spec.name)
         atomic_file.write_bytes(file, content, mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
-    chat.screen.picture(draw_look(found, word))
-    rows = look_rows(found, word)
-    chat.screen.table([(text, f"{place}  {share}") for text, place, share in rows])
+    # A sheet of all words as half blocks is a blur.
+    draw = draw_row if chat.screen.draws == "blocks" else draw_look
+    chat.screen.drawing(draw(found, word))
+    rows = [HEADS, *look_rows(found, word)]
+    width = max(len(place) for _, place, _ in rows)
+    chat.screen.table([(text, f"{place:{width}}  {share}") for text, place, share in rows])
+
+
+def _unused_file() -> Path:
+    """Of its own, for what the terminal cannot show."""
+    opened, name = tempfile.mkstemp(".png", "mmchat-look-")
+    os.close(opened)
+    return Path(name)
 
 
 @command("boxes", "[FILE.png]")
@@ -153,6 +165,6 @@ def _boxes(chat: Chat, argument: str) -> None:
         file = new_file(chat, argument, "png")
         atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
         chat.screen.note(f"wrote {str(file)!r}")
-    chat.screen.picture(drawing)
+    chat.screen.drawing(drawing)
     records = box_records(found, image)
     chat.screen.table([(r["ref"] or "", str(r.get("box") or r.get("quad"))) for r in records])

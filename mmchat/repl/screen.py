@@ -12,6 +12,8 @@ from mmchat.words import table
 if TYPE_CHECKING:
     import PIL.Image
 
+    from mmchat.repl.thumbnail import Way
+
 T = TypeVar("T")
 OnText = Callable[[str], None]
 Write = Callable[[str], None]
@@ -27,6 +29,7 @@ class PlainScreen:
     """
 
     interactive = False
+    draws: Way = "off"  # how pictures are shown
 
     def __init__(
         self,
@@ -107,6 +110,9 @@ class PlainScreen:
         """Show a small picture where that is possible, and note what is said of it, if anything."""
         if name:
             self.note(f"{name}: {', '.join(facts)}")
+
+    def drawing(self, image: PIL.Image.Image) -> None:
+        """Show a picture that was asked for as large as it goes, where that is possible."""
 
     def copy(self, text: str) -> str:
         """Put `text` on the clipboard; says how in a few words. Raises UsageError."""

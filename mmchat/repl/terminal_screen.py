@@ -50,6 +50,7 @@ class TerminalScreen:
         self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
         self._make_console = make_console
         self._thumbnails = thumbnails
+        self.draws = thumbnails.way
         self.color = color
 
     def write(self, text: str) -> None:
@@ -111,6 +112,11 @@ class TerminalScreen:
             self.wrote = False
         elif name:
             self.note(f"{name}: {', '.join(facts)}")
+
+    def drawing(self, image: PIL.Image.Image) -> None:
+        drawn = self._thumbnails.draw(image, self._make_console, self.size(), is_large=True)
+        if drawn:
+            self.write(drawn + "\n")
 
     def answer(
         self,

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 ThumbnailMode = Literal["auto", "off", "kitty", "iterm2", "sixel", "blocks"]
 Way = Literal["off", "kitty", "iterm2", "sixel", "blocks"]
-COLUMNS, ROWS = 32, 9
+COLUMNS, ROWS = 32, 9  # of a picture that is attached
+LARGE_COLUMNS, LARGE_ROWS = 110, 30  # of a drawing that was asked for
 GAP = 2  # columns between a picture and what is said beside it
 ROOM = 16  # columns; where there are fewer beside a picture, it is said below
 _UPPER_HALF = "▀"
@@ -38,15 +39,17 @@ class Thumbnails:
         make_console: MakeConsole,
         size: tuple[int, int],
         facts: Callable[[int], list[str]] = lambda columns: [],
+        *,
+        is_large: bool = False,
     ) -> str:
         """The characters that show `picture`, ending at the start of the line below it.
 
         size: columns and rows of the terminal. facts: what is said beside the picture, as rows for
-        so many columns.
+        so many columns. is_large: as large as the terminal is.
         """
         if self.way == "off":
             return ""
-        columns, rows = self._cells(picture.size, size)
+        columns, rows = self._cells(picture.size, size, is_large=is_large)
         room = size[0] - columns - GAP - 1
         beside, below = (facts(room), []) if room >= ROOM else ([], facts(size[0]))
         height = max(rows, len(beside))
@@ -75,12 +78,18 @@ class Thumbnails:
             return graphics.iterm2(small, columns, rows)
         return graphics.sixel(small, self.sixel_colors)
 
-    def _cells(self, size: tuple[int, int], terminal: tuple[int, int]) -> tuple[int, int]:
+    def _cells(
+        self, size: tuple[int, int], terminal: tuple[int, int], *, is_large: bool
+    ) -> tuple[int, int]:
         """Columns and rows that keep the proportions and fit the terminal."""
         width, height = size
         ratio = self.cell[0] / self.cell[1]
-        most_columns = max(min(COLUMNS, terminal[0] * 2 // 5), 1)
-        most_rows = max(min(ROWS, terminal[1] - 3), 1)
+        if is_large:
+            most_columns = max(min(LARGE_COLUMNS, terminal[0] - 1), 1)
+            most_rows = max(min(LARGE_ROWS, terminal[1] - 10), min(ROWS, terminal[1] - 3), 1)
+        else:
+            most_columns = max(min(COLUMNS, terminal[0] * 2 // 5), 1)
+            most_rows = max(min(ROWS, terminal[1] - 3), 1)
         scale = min(most_columns / width, ratio * most_rows / height)
         columns, rows = round(width * scale), round(height * scale / ratio)
         return min(max(columns, 1), most_columns), min(max(rows, 1), most_rows)

@@ -95,6 +95,7 @@ def test_every_params_file_is_named_after_its_model_and_names_are_unique():
         ("llama3.2-vision:latest", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
         ("llama3.2-vision-instruct", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
         ("llama3.2-vision:11b-instruct-q4_K_M", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
+        ("llama3.2:10.7b", "Llama-3.2-11B-Vision-Instruct", 560, "instruct"),
         ("llama3.2-vision:90b", "Llama-3.2-90B-Vision-Instruct", 560, "instruct"),
         ("Llama3.2-Vision:90B-instruct-fp16", "Llama-3.2-90B-Vision-Instruct", 560, "instruct"),
         ("Tiny", "tiny", 112, "instruct"),

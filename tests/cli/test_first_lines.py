@@ -100,7 +100,7 @@ def test_a_model_that_is_also_a_folder_here_is_said(here):
 
 
 @pytest.mark.parametrize(
-    "word", ["tyni", "tinny", "llama3.2-11C", "llama", "Llama3.2", "qwen2-vl:7b", "llama3.2:10.7b"]
+    "word", ["tyni", "tinny", "llama3.2-11C", "llama", "Llama3.2", "qwen2-vl:7b", "llama3.2:1b"]
 )
 def test_a_mistyped_model_is_no_question(word):
     with pytest.raises(ParamsError, match=f"^no model '{word}' .*goes behind --prompt$"):

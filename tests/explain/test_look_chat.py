@@ -1,7 +1,9 @@
 r"""`\look` in the chat, and models that do not tell."""
 
 import io
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
@@ -47,7 +49,15 @@ def test_look_tells_the_words_and_writes_files(chat, tmp_path):
     told(chat, f"\\image {data_path('assets/dog.jpg')} What's in this image?")
     words = chat.session.last_turn().answer.split()
     rows = told(chat, "\\look")
+    assert rows.splitlines()[1].split() == ["word", "looked", "at", "of", "its", "reading"]
     assert all(word in rows for word in words)
+    [saved] = re.findall(r"^wrote '(.*mmchat-look-.*\.png)'$", rows, re.MULTILINE)  # not drawn
+    with PILImage.open(saved) as drawn:
+        assert drawn.width > 500
+    Path(saved).unlink()
+    chat.screen.draws = "blocks"
+    assert "wrote" not in told(chat, "\\look")
+    chat.screen.draws = "off"
     alone = told(chat, f"\\look {words[-1]} {tmp_path / 'a.png'}")
     assert words[0] + " " not in alone.replace(str(tmp_path), "")
     with PILImage.open(tmp_path / "a.png") as drawn:
