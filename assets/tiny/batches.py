@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmchat.conversation import Image
 from mmchat.evals.scenes import Question, Scene, make_scene
+from mmchat.evals.scenes.questions import Asker
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
 from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
 from mmchat.models.mllama.image_processor import preprocess
@@ -195,22 +196,27 @@ def _span(start: int, size: int, scale: float) -> slice:
 
 # How likely a type is among the questions that are asked about a training picture.
 TYPE_WEIGHTS = {
-    "caption": 1.5, "colour": 0.3, "count": 2.5, "where": 0.3, "presence": 2.0, "text": 1.5,
-    "order": 2.5, "size": 20.0, "absent": 0.4, "unknown": 0.25, "follow": 0.8,
+    "caption": 2.0, "colour": 0.4, "count": 2.0, "where": 0.4, "presence": 1.5, "text": 1.5,
+    "order": 5.0, "size": 20.0, "absent": 0.5, "unknown": 0.3, "follow": 0.8,
 }  # fmt: skip
+NONE = "There are none."
 # Longest question of a batch, words: rows of like length waste little. Longer ones come in
 # conversations only.
 WORDS_IN_ROW = (9, 10, 12, 16)
 
 
 def choose_questions(rng: Random, questions: Sequence[Question], count: int) -> list[Question]:
-    """`count` questions, at most two of a type, weak types first; half of the presences are yes."""
+    """`count` questions, at most two of a type, weak types and hard questions first."""
     by_type: dict[str, list[Question]] = {}
     for question in rng.sample(questions, len(questions)):
         by_type.setdefault(question.type, []).append(question)
-    presence = by_type.get("presence", [])
-    if rng.random() < 0.5:
+    presence, hard = by_type.get("presence", []), rng.random()
+    if hard < 0.45:
         presence.sort(key=lambda question: question.answer.startswith("No"))
+    elif hard < 0.8:  # a thing that is there, in another colour
+        presence.sort(key=lambda q: not (q.answer.startswith("No") and q.answer.count(" ") > 4))
+    if rng.random() < 0.25:
+        by_type.get("count", []).sort(key=lambda question: question.answer != NONE)
     slots = [(name, turn) for name, asked in by_type.items() for turn in range(min(2, len(asked)))]
     slots.sort(key=lambda slot: -(rng.random() ** (1 / TYPE_WEIGHTS.get(slot[0], 1.0))))
     return [by_type[name][turn] for name, turn in slots[:count]]
@@ -296,7 +302,7 @@ CANVASES = {
 
 
 # Kinds of batches and how often they come.
-BATCHES = {"single": 66, "turns": 10, "pair": 15, "talk": 3, "later": 2, "outside": 4}
+BATCHES = {"single": 70, "turns": 8, "pair": 12, "talk": 3, "later": 4, "outside": 3}
 
 
 def training_batch(
@@ -315,13 +321,14 @@ def training_batch(
     for seed_ in range(first, first + 64 * larger):
         if len(scenes) == count:
             break
-        of = rng.choices(("objects", "count", "text"), (62, 27, 11))[0]
+        of = rng.choices(("objects", "count", "text"), (72, 18, 10))[0]
         of = kind if kind in ("pair", "talk", "outside") else of
+        of = "pair" if kind == "later" and rng.random() < 0.35 else of
         level = rng.choices((0, 1, 2), (6, 12, 82))[0]
         canvas = rng.choice(canvases if kind == "pair" else CANVASES[tiles])
         scene = make_scene(seed_, level=level, kind=of, canvas=canvas, wording="rich")
         if rng.random() < _worth(scene):
-            scenes.append(loosened(rng, scene))
+            scenes.append(loosened(rng, asked_more(rng, scene)))
     if kind in ("pair", "talk", "outside"):
         return make_batch(scenes, chat, config, rng)
     if kind == "single":
@@ -330,6 +337,12 @@ def training_batch(
             short = [q for q in scene.questions if not q.earlier and q.text.count(" ") < most]
             chosen.append(replace(scene, questions=tuple(choose_questions(rng, short, 5))))
         return make_batch(chosen, chat, config, rng)
+    of_all = _later(rng, scenes) if kind == "later" else _turns(rng, scenes)
+    return make_batch(scenes, chat, config, rng, of_all)
+
+
+def _turns(rng: Random, scenes: Sequence[Scene]) -> list[Row]:
+    """Several questions in turn about a picture, some that only those before make clear."""
     rows: list[Row] = []
     for n, scene in enumerate(scenes):
         alone = [question for question in scene.questions if not question.earlier]
@@ -337,21 +350,36 @@ def training_batch(
         turns = [choose_questions(rng, alone, rng.randint(2, 3)) for _ in range(2)]
         if follow:
             turns[0] = [*follow[0].earlier, follow[0], *turns[0][:1]]
-        if kind == "turns":
-            rows += [[(asked, (n,))] for asked in (*turns, *([*f.earlier, f] for f in follow[1:2]))]
-        elif n % 2:  # another picture later in the conversation
-            other = [q for q in scenes[n - 1].questions if not q.earlier]
-            rows.append([(other[:2], (n - 1,)), (turns[0][:2], (n,))])
-    return make_batch(scenes, chat, config, rng, rows)
+        rows += [[(asked, (n,))] for asked in (*turns, *([*f.earlier, f] for f in follow[1:2]))]
+    return rows
+
+
+def _later(rng: Random, scenes: Sequence[Scene]) -> list[Row]:
+    """Conversations in which other pictures, or two at once, come later."""
+    groups, start = [], 0
+    for scene in scenes:
+        alone = [question for question in scene.questions if not question.earlier]
+        end = start + len(scene.views)
+        groups.append((choose_questions(rng, alone, rng.randint(1, 2)), range(start, end)))
+        start = end
+    return [groups[n - rng.randint(1, 2) : n + 1] for n in range(2, len(groups))]
 
 
 def _worth(scene: Scene) -> float:
     """How likely a scene is kept; those with one thing, or with nothing to compare, are common."""
-    if scene.kind != "objects":
+    if scene.kind != "objects" or any(question.type == "size" for question in scene.questions):
         return 1.0
-    if len(scene.views[0].items) == 1:
-        return 0.15
-    return 1.0 if any(question.type == "size" for question in scene.questions) else 0.1
+    return {1: 0.2, 2: 0.4, 3: 0.8}[len(scene.views[0].items)]
+
+
+def asked_more(rng: Random, scene: Scene) -> Scene:
+    """The scene with more questions of the types that are hard to learn."""
+    if scene.kind not in ("objects", "count", "text"):
+        return scene
+    asker = Asker(rng, scene.views[0], "rich")
+    makers = (asker.count, asker.count, asker.count, asker.presence, asker.order, asker.size)
+    more = (question for make in makers for question in make())
+    return replace(scene, questions=(*scene.questions, *more))
 
 
 def loosened(rng: Random, scene: Scene) -> Scene:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from random import Random
+
+from mmchat.evals.scenes.phrasings import phrasings
+from mmchat.evals.scenes.world import COLOURS, KINDS
 
 _OPENINGS = (
     "Please tell me: ", "Hey, ", "Hi, ", "Hello! ", "So, ", "Now, ", "Okay, ", "Tell me, ", "And ",
@@ -28,10 +32,79 @@ _SMALL_WORDS = ("the", "this", "there", "you", "is", "are", "do", "does", "me", 
                 "on", "can", "to", "for", "that")  # fmt: skip
 _FILLERS = ("really", "just", "exactly", "now", "then", "actually", "maybe", "here", "all", "also",
             "there", "please", "again", "so", "only", "even", "well")  # fmt: skip
+# What else people say for a word. One word is put for one, so that a sentence stays one.
+_SYNONYMS = {
+    "picture image photo drawing": ("picture", "image", "photo", "drawing", "pic", "sketch",
+        "illustration", "photograph", "snapshot", "scene", "artwork", "graphic", "painting",
+        "screenshot", "file", "shot", "page"),
+    "see find spot notice": ("see", "find", "spot", "notice", "recognise", "recognize", "detect",
+        "perceive", "discover", "identify", "observe", "view", "make out", "locate"),
+    "tell": ("tell", "inform", "advise", "remind"),
+    "say": ("say", "state", "mention", "report", "reveal", "respond", "confirm"),
+    "show": ("show", "depict", "display", "present", "illustrate", "portray", "feature",
+        "contain", "include", "hold"),
+    "shown drawn": ("shown", "drawn", "depicted", "displayed", "presented", "pictured",
+        "portrayed", "illustrated", "sketched", "visible", "featured"),
+    "things objects items": ("things", "objects", "items", "elements", "pieces", "drawings"),
+    "describe explain": ("describe", "explain", "summarise", "summarize", "depict", "recount",
+        "outline", "present", "detail", "interpret"),
+    "bigger larger": ("bigger", "larger", "greater", "huger", "more massive", "wider"),
+    "higher": ("higher", "upper", "more upward", "topmost", "closer to the sky"),
+    "lower": ("lower", "more downward", "bottommost", "deeper", "closer to the ground"),
+    "further more": ("further", "more", "farther", "nearer", "closer"),
+    "same": ("same", "identical", "equal", "exact same", "very same", "matching"),
+    "different": ("different", "unlike", "distinct", "not alike", "dissimilar", "other"),
+    "changed": ("changed", "altered", "modified", "varied", "switched", "edited", "replaced"),
+    "difference change": ("difference", "change", "distinction", "variation", "alteration"),
+    "count": ("count", "tally", "total", "enumerate", "number"),
+    "number": ("number", "count", "sum", "quantity", "figure", "amount"),
+    "written printed": ("written", "printed", "lettered", "typed", "inscribed", "spelled",
+        "noted", "stated", "put down"),
+    "text word writing": ("text", "word", "writing", "label", "lettering", "inscription",
+        "notice", "term", "message", "caption", "print"),
+    "read": ("read", "decipher", "recite", "decode", "read off", "speak", "pronounce"),
+    "sign": ("sign", "board", "plate", "label", "poster", "signboard", "notice", "banner"),
+    "where": ("where", "whereabouts", "in what place", "in which spot", "in which region"),
+    "located placed": ("located", "placed", "situated", "positioned", "found", "set", "sitting"),
+    "colour color": ("colour", "color", "hue", "paint colour", "shade", "colouring", "coloring"),
+    "which": ("which", "what"),
+    "know": ("know", "learn", "find out", "understand", "hear", "discover"),
+    "want": ("want", "need", "wish", "would love", "have", "am trying"),
+    "please": ("please", "kindly", "pls", "plz"),
+    "here there": ("here", "there", "in it", "in front of you", "on display", "around"),
+    "can could": ("can", "could", "would", "will", "might"),
+    "thanks": ("thanks", "thank you", "cheers", "thx"),
+    "quick short brief": ("quick", "short", "brief", "concise", "simple", "little"),
+    "exactly really": ("exactly", "really", "precisely", "truly", "actually"),
+}  # fmt: skip
+_SAME = {word: same for words, same in _SYNONYMS.items() for word in words.split()}
+
+
+_NAMED = rf"\b(?:an? )?(?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join(KINDS)})(?:es|s)?\b"
+
+
+def names_aside(text: str) -> str:
+    """A question's or pattern's words alone: no names, no capitals, no punctuation."""
+    named = re.sub(_NAMED, "{}", re.sub(r"{\d}", "{}", text.lower()))
+    return " ".join(re.findall(r"[a-z{}0-9']+", named))
+
+
+@cache
+def held_out() -> frozenset[str]:
+    """The phrasings that training must not see."""
+    return frozenset(names_aside(text) for texts in phrasings("unseen").values() for text in texts)
 
 
 def loosen(rng: Random, text: str) -> str:
-    """Now and then the words as people type them: polite, in small letters, with a slip."""
+    """Now and then the words as people type them, though never those that are held out."""
+    loose = _loosened(rng, text)
+    return text if names_aside(loose) in held_out() else loose
+
+
+def _loosened(rng: Random, text: str) -> str:
+    """Polite, in other words, in small letters, with a slip."""
+    if rng.random() < 0.3:
+        text = _reworded(rng, text)
     if rng.random() < 0.15:
         text = rng.choice(_OPENINGS) + text[0].lower() + text[1:]
     if rng.random() < 0.1:
@@ -55,6 +128,20 @@ def loosen(rng: Random, text: str) -> str:
     elif end < 0.17:
         text = text.rstrip("?.!") + rng.choice(("??", " ?", "!", "?!", "...", "."))
     return text
+
+
+def _reworded(rng: Random, text: str) -> str:
+    """Other words for some."""
+
+    def reword(found: re.Match[str]) -> str:
+        word = found[0]
+        same = _SAME.get(word.lower())
+        if same is None or rng.random() < 0.4:
+            return word
+        other = rng.choice(same)
+        return other.capitalize() if word[0].isupper() else other
+
+    return re.sub(r"[A-Za-z]+", reword, text)
 
 
 def _stirred(rng: Random, text: str) -> str:

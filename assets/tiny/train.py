@@ -99,15 +99,19 @@ class Run:
             widen(self.trainee, old, Chat(args.start_from / "tokenizer.model"), self.chat)
         self.trainee.to(args.device)
         self.average = copy.deepcopy(self.trainee)
+        self.working = copy.deepcopy(self.trainee)  # in bfloat16: what computes
+        for parameter in self.working.parameters():
+            parameter.data = parameter.data.bfloat16()
         self.optimizers = optimizers(self.trainee, args)
         self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.step = self.pictures = 0
         args.out.mkdir(parents=True, exist_ok=True)
         if args.resume:
             self._resume()
+        self._refresh()
         if args.compile:
-            vision = self.trainee.model.vision_model
-            text = self.trainee.model.language_model.model
+            vision = self.working.model.vision_model
+            text = self.working.model.language_model.model
             stacks = (vision.transformer, vision.global_transformer, text)
             for layer in (layer for stack in stacks for layer in stack.layers):
                 layer.compile(dynamic=True)
@@ -168,16 +172,17 @@ class Run:
         for optimizer, rates in zip(self.optimizers, self.base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * self.rate()
-        with torch.autocast(self.args.device, torch.bfloat16):
-            logits, auxiliary = self.trainee(batch)
+        logits, auxiliary = self.working(batch)
         loss = F.cross_entropy(logits, batch.targets)
         weight = self.args.auxiliary * max(0.1, 1 - self.step / self.args.steps)
         (loss + weight * auxiliary).backward()
+        self._take_gradients()
         self.trainee.share_tile_gradients()
         nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        self._refresh()
         self.step += 1
         self.pictures += 0 if batch.tiles is None else len(batch.tiles)
         share = max(1 - self.args.average, 1 / (self.step + 1))
@@ -187,6 +192,20 @@ class Run:
             ):
                 averaged.lerp_(own, share)
         return {"loss": float(loss.detach()), "auxiliary": float(auxiliary.detach())}
+
+    def _take_gradients(self) -> None:
+        """Move the gradients of the working copy to the weights in float32."""
+        for own, working in zip(self.trainee.parameters(), self.working.parameters(), strict=True):
+            own.grad = None if working.grad is None else working.grad.float()
+            working.grad = None
+
+    def _refresh(self) -> None:
+        """Round the weights for the working copy."""
+        with torch.no_grad():
+            for working, own in zip(
+                self.working.parameters(), self.trainee.parameters(), strict=True
+            ):
+                working.copy_(own)
 
     def report(self) -> None:
         """Held-out accuracy per type, to the log."""

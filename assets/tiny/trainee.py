@@ -14,7 +14,8 @@ from mmchat.models import base
 from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.nn.attention import KeyValue
+from mmchat.models.mllama.text import SeenSteps
+from mmchat.nn.attention import KeyValue, attend
 
 AUXILIARY_WEIGHTS = {
     "kind": 2.0, "colour": 1.0, "cell": 1.0, "count": 1.0, "word": 0.5, "tens": 0.3, "units": 0.3,
@@ -70,7 +71,19 @@ def plain_attention(
         scores = scores + scores.new_full(scores.shape[-2:], -1e4).triu(1)
     if attn_mask is not None:
         scores = scores + attn_mask.to(scores.dtype)
-    return torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype) @ value
+    return torch.softmax(scores, -1) @ value
+
+
+class NewRows:
+    """The past of rows of one length that begin here: the keys that they bring."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query: [N, H, D], key, value: [N, G, D] -> [N, H·D]"""
+        new = (x.unflatten(0, (self.rows, -1)).transpose(1, 2) for x in (query, key, value))
+        return attend(*new, causal=True).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class Trainee(nn.Module):
@@ -85,28 +98,43 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of the wanted tokens, [N, V], and the auxiliary loss."""
-        pictures: list[list[KeyValue]] = []
+        pictures: list[KeyValue] = []
         auxiliary = torch.zeros((), device=self.model.device)
         if batch.tiles is not None and batch.aspect_ratio_ids is not None:
             features = self.model.vision_model(batch.tiles, batch.aspect_ratio_ids)
             states = self.model.multi_modal_projector(features)
-            pictures = self._by_picture(self.model.cross_key_values(states))
+            pictures = self.model.cross_key_values(states)
             auxiliary = self._auxiliary_loss(features, batch.labels)
         return torch.cat([self._logits(part, pictures) for part in batch.parts]), auxiliary
 
-    def _by_picture(self, layers: Sequence[KeyValue]) -> list[list[KeyValue]]:
-        """Keys and values [I, G, M, D] of each layer -> [1, G, M, D] of each picture and layer."""
-        split = [list(zip(*(x.split(1) for x in pair), strict=True)) for pair in layers]
-        return [list(picture) for picture in zip(*split, strict=True)]
+    def _logits(self, part: Rows, pictures: Sequence[KeyValue]) -> Tensor:
+        """Of the tokens before each wanted one: [N, V]. pictures: of each cross layer, all."""
+        ids, wanted = part.input_ids[:, :-1], part.wanted[:, 1:].flatten()
+        rows, length = ids.shape
+        places = {tuple(at for at, _ in placed) for placed in part.pictures}
+        if len(places) > 1 or len(min(places)) > 1:
+            return self._logits_of_any(part, pictures)
+        seen = []
+        if min(places):
+            [[at]] = places
+            numbers = torch.tensor([number for ((_, number),) in part.pictures], device=ids.device)
+            sees = (torch.arange(length, device=ids.device) >= at)[None, :, None]
+            seen = [SeenSteps(key[numbers], value[numbers], None, sees) for key, value in pictures]
+        text = self.model.language_model
+        past = [NewRows(rows)] * len(text.model.layers)
+        positions = torch.arange(length, device=ids.device).repeat(rows)
+        hidden = text.model(ids.flatten(), positions, past, seen)
+        return text.lm_head(hidden[wanted]).float()
 
-    def _logits(self, part: Rows, pictures: Sequence[Sequence[KeyValue]]) -> Tensor:
-        """Of the tokens before each wanted one: [N, V]."""
+    def _logits_of_any(self, part: Rows, pictures: Sequence[KeyValue]) -> Tensor:
+        """`_logits` of rows with any pictures anywhere, as the engine reads them; slower."""
         ids, wanted = part.input_ids[:, :-1], part.wanted[:, 1:].flatten()
         rows, length = ids.shape
         cache = self.model.new_cache(rows, length)
         for row, placed in enumerate(part.pictures):
             cache.images[row] = tuple(PlacedImage(at, str(number)) for at, number in placed)
-        for number, key_values in enumerate(pictures):
+        split = [list(zip(*(x.split(1) for x in pair), strict=True)) for pair in pictures]
+        for number, key_values in enumerate(zip(*split, strict=True)):
             cache.keep_media(str(number), key_values)
         indices = tuple(wanted.nonzero()[:, 0].tolist())
         every = tuple(range(rows))
