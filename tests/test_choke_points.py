@@ -20,6 +20,7 @@ PLACES: dict[str, set[str]] = {
     "unpickles or runs code": {
         "images/clipboard.py",  # runs wl-paste and xclip
         "images/worker/__init__.py",  # runs this Python, to decode pictures
+        "parallel/launch.py",  # runs this Python, for the ranks that share a model
         "quant/kernels/native.py",  # runs the C compiler on the package's own source
     },
     "reads weights with a library": set(),
@@ -27,6 +28,8 @@ PLACES: dict[str, set[str]] = {
         "hub/client.py",
         "images/web/__init__.py",
         "images/web/transport.py",
+        "parallel/group.py",  # says this machine's name to the other ranks
+        "parallel/launch.py",  # listens on 127.0.0.1, or reaches the rank 0 of a launcher
         "server/running.py",  # listens
     },
     "writes a file": {

@@ -126,7 +126,7 @@ def generate(
     source = model.find(checkpoint_required=False) if dry_run else find_or_offer(model)
     if not quiet:
         _say_before(model, source, [*said.notes, *given.notes], given, raw=raw)
-    _check_model(source, system=system, has_pictures=has_pictures, heat=shown.heat)
+    _check_model(source, system, has_pictures=has_pictures, heat=shown.heat, ranks=model.ranks)
     if not dry_run:
         model_choice.begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(model, source), quiet)
@@ -154,7 +154,7 @@ def _say_before(
 
 
 def _check_model(
-    source: ModelSource, *, system: str | None, has_pictures: bool, heat: bool
+    source: ModelSource, system: str | None, *, has_pictures: bool, heat: bool, ranks: int
 ) -> None:
     """Raises UsageError for what this model does not do, before it is loaded."""
     if has_pictures:
@@ -164,7 +164,7 @@ def _check_model(
     if heat:
         from mmchat.cli.look import check_source
 
-        check_source(source)
+        check_source(source, ranks)
 
 
 @dataclass(frozen=True)

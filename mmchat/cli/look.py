@@ -76,7 +76,7 @@ def look(
         raise UsageError("there is no picture to look at; give one with -i")
     expect_pictures()
     source = find_or_offer(model)
-    check_source(source)
+    check_source(source, model.ranks)
     if not quiet:
         say_choice(model, source)
         for line in (*said.notes, *given.notes):
@@ -115,10 +115,12 @@ def _check_output(output: Path, images: list[str]) -> None:
     refuse_overwriting(output, images, "--output")
 
 
-def check_source(source: ModelSource) -> None:
+def check_source(source: ModelSource, ranks: int) -> None:
     """Raises UsageError for models that do not tell where they look."""
-    from mmchat.explain.look import check_family
+    from mmchat.explain.look import SHARED, check_family
 
+    if ranks > 1:
+        raise UsageError(SHARED)
     check_family(source.spec)
     refuse_text_only(source.spec)
     if source.spec.chat_format == "base":

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # by the share alone 94 and 81 %, where the built-in model has no place that all words read.
 _POWER = 2
 _PROGRAMS = "programs do not tell where they look; load the weights instead"
+SHARED = (
+    "where an answer looked is not known with --parallel, as no rank has all heads; leave it out"
+)
 _FLOOR = 0.5  # of the mean share, on both sides of the ratio: a rounding error is no interest
 
 
@@ -136,6 +139,8 @@ def check_model(loaded: LoadedModel) -> None:
         raise UsageError(f"{loaded.spec.name} is a base model, which answers no question")
     if loaded.runs_programs:
         raise UsageError(_PROGRAMS)
+    if loaded.options.ranks > 1:
+        raise UsageError(SHARED)
     if loaded.options.text_only:
         raise UsageError("the model was loaded for text only, and looks at nothing")
 
