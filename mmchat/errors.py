@@ -18,7 +18,8 @@ MmchatError                    exit 1
 ├── MissingExtra               exit 1   an optional dependency is not installed
 ├── CompileError               exit 1   torch.compile cannot be used here
 ├── ExportError                exit 1
-└── NumericalError             exit 1   the model produced NaN or infinity
+├── NumericalError             exit 1   the model produced NaN or infinity
+└── RankError                  exit 1   a process that shares the model failed; 5 without memory
 
 A message says which value, why not, and what to do next, in one line. Any other exception is a bug.
 """
@@ -124,6 +125,14 @@ class ExportError(MmchatError):
 
 class NumericalError(MmchatError):
     """The model produced NaN or infinite logits."""
+
+
+class RankError(MmchatError):
+    """A process that shares the model is gone or does not answer, so that nothing can go on."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @contextmanager

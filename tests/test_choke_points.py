@@ -22,12 +22,15 @@ PLACES: dict[str, set[str]] = {
         "images/worker/__init__.py",  # runs this Python, to decode pictures
         "quant/kernels/compiler.py",  # runs the C compiler on the package's own source
         "quant/kernels/native.py",  # asks whether there is one
+        "parallel/launch.py",  # runs this Python, for the ranks that share a model
     },
     "reads weights with a library": set(),
     "talks to the network": {
         "hub/client.py",
         "images/web/__init__.py",
         "images/web/transport.py",
+        "parallel/group.py",  # says this machine's name to the other ranks
+        "parallel/launch.py",  # listens on 127.0.0.1, or reaches the rank 0 of a launcher
         "server/running.py",  # listens
     },
     "writes a file": {

@@ -8,6 +8,7 @@ Exit codes: 0 ok, 1 other error, 2 usage, 3 model or checkpoint, 4 picture, 5 me
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import traceback
@@ -25,7 +26,15 @@ from mmchat.cli.no_command import with_command
 from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value
-from mmchat.errors import DiskError, MemoryError_, MmchatError, UsageError, not_permitted, quoted
+from mmchat.errors import (
+    DiskError,
+    MemoryError_,
+    MmchatError,
+    RankError,
+    UsageError,
+    not_permitted,
+    quoted,
+)
 
 # name -> the first sentence of its help
 COMMANDS = {
@@ -110,6 +119,9 @@ class MmchatGroup(Group):
                 sys.stdout.flush()
             except (OSError, ValueError):  # Python would try again at the end, and exit with 120
                 console.forget(sys.stdout)
+            if isinstance(error, RankError):  # threads of torch may wait for those that are gone
+                sys.stderr.flush()
+                os._exit(result)
         sys.exit(result if isinstance(result, int) else 0)
 
 

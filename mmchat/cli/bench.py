@@ -61,7 +61,15 @@ def bench(
     model: Annotated[
         LoadOptions,
         Only(
-            "name", "device", "dtype", "checkpoint_path", "tokenizer_path", "params_path", "adapter"
+            "name",
+            "device",
+            "dtype",
+            "checkpoint_path",
+            "tokenizer_path",
+            "params_path",
+            "adapter",
+            "parallel",
+            "parallel_timeout",
         ),
     ],
     quantize: Annotated[

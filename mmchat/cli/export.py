@@ -98,7 +98,16 @@ def export(
     *,
     model: Annotated[
         LoadOptions,
-        Without("quantize", "quantize_keep", "max_seq_len", "text_only", "alpha", "compile"),
+        Without(
+            "quantize",
+            "quantize_keep",
+            "max_seq_len",
+            "text_only",
+            "alpha",
+            "compile",
+            "parallel",
+            "parallel_timeout",
+        ),
     ],
     quiet: options.Quiet = False,
 ) -> None:

@@ -126,7 +126,7 @@ def generate(
     source = _find(model, dry_run=dry_run, heat=shown.heat)
     if not quiet:
         _say_before(model, source, [*said.notes, *given.notes], given, raw=raw)
-    _check_model(source, system=system, has_pictures=has_pictures, heat=shown.heat)
+    _check_model(source, system, has_pictures=has_pictures, heat=shown.heat, ranks=model.ranks)
     if not dry_run:
         model_choice.begin_loading(source)
     pictures = _read_pictures(given, alpha_rule(model, source), quiet)
@@ -162,7 +162,7 @@ def _say_before(
 
 
 def _check_model(
-    source: ModelSource, *, system: str | None, has_pictures: bool, heat: bool
+    source: ModelSource, system: str | None, *, has_pictures: bool, heat: bool, ranks: int
 ) -> None:
     """Raises UsageError for what this model does not do, before it is loaded."""
     if has_pictures:
@@ -172,7 +172,7 @@ def _check_model(
     if heat:
         from mmchat.cli.look import check_source
 
-        check_source(source)
+        check_source(source, ranks)
 
 
 @dataclass(frozen=True)

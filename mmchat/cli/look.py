@@ -77,7 +77,7 @@ def look(
         raise UsageError("there is no picture to look at; give one with -i")
     expect_pictures()
     source = find_or_offer(model, check_spec)
-    check_source(source)
+    check_source(source, model.ranks)
     if not quiet:
         say_choice(model, source)
         for line in (*said.notes, *given.notes):
@@ -125,8 +125,12 @@ def check_spec(spec: ModelSpec) -> None:
         raise UsageError(f"{spec.name} is a base model, which answers no question")
 
 
-def check_source(source: ModelSource) -> None:
+def check_source(source: ModelSource, ranks: int) -> None:
     """Raises UsageError for models that do not tell where they look."""
+    from mmchat.explain.look import SHARED
+
+    if ranks > 1:
+        raise UsageError(SHARED)
     check_spec(source.spec)
     refuse_text_only(source.spec)
     if source.exported and source.exported.record.programs:

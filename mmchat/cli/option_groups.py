@@ -14,6 +14,7 @@ from typer.models import ArgumentInfo
 from mmchat.cli.defaults import one_model, with_defaults
 from mmchat.cli.options import LOADING, Color, Debug, ModelName, Words
 from mmchat.cli.positional import Said, sort_words
+from mmchat.cli.ranks import of_launcher
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
 
@@ -85,6 +86,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             values = {option: given.pop(option) for option in options}
             if group is LoadOptions and "name" in values:
                 values = with_defaults(values, ctx)
+            if "parallel" in values:
+                values = of_launcher(values, command.__name__)
             given[name] = group(**{k: v for k, v in values.items() if v is not None})
         command(**given)
 

@@ -237,4 +237,12 @@ LOADING: Mapping[str, Any] = {
         Literal["auto", "on", "off"],
         of_model(help="Compile the layers before the first token; auto does so on CUDA."),
     ],
+    "parallel": Annotated[
+        int | None,
+        of_model(metavar="N", min=1, help="Share the model among N processes, or cards."),
+    ],
+    "parallel_timeout": Annotated[
+        float,
+        of_model(metavar="S", help="Seconds until one of them that is silent ends the command."),
+    ],
 }

@@ -23,7 +23,7 @@ from mmchat.engine.queue import Queue
 from mmchat.engine.request import Answer, Request
 from mmchat.engine.room import Room
 from mmchat.engine.row import Row, unanswered
-from mmchat.errors import MemoryError_, NumericalError
+from mmchat.errors import MemoryError_, NumericalError, RankError
 from mmchat.hardware.allocation import memory_error
 
 if TYPE_CHECKING:
@@ -121,7 +121,10 @@ class Engine:
                     self._drop_cancelled()
 
     def step(self) -> bool:
-        """One token of all that write, one slice of what is read; whether there is more to do."""
+        """One token of all that write, one slice of what is read; whether there is more to do.
+
+        Raises RankError, after which there is nothing to step.
+        """
         with self._lock, self._working():
             self._step_began = time.monotonic()
             self._drop_cancelled()
@@ -242,6 +245,8 @@ class Engine:
         self._leave(row, [] if isinstance(failure, NumericalError) else row.slot.marks)
         if isinstance(failure, MemoryError_):
             self.release()
+        if isinstance(failure, RankError):  # no row can go on
+            raise failure
 
     def release(self) -> None:
         """Give back what no running row needs, as far as that is possible without memory."""

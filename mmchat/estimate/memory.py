@@ -80,6 +80,7 @@ class Setup:
     workload: Workload | None = None
     from_file: bool = False
     left: tuple[tuple[str, int, int], ...] = ()
+    ranks: int = 1
 
     @classmethod
     def of(cls, spec: ModelSpec, placement: Placement, **options: Any) -> Setup:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 _POWER = 2
 _PROGRAMS = "programs do not tell where they look; load the weights instead"
 _BLUR = 0.015  # of the longer side, how wide a place is: beside larger patches it is nothing
+SHARED = (
+    "where an answer looked is not known with --parallel, as no rank has all heads; leave it out"
+)
 _FLOOR = 0.5  # of the mean share, on both sides of the ratio: a rounding error is no interest
 
 
@@ -156,6 +159,8 @@ def check_model(loaded: LoadedModel) -> None:
         raise UsageError(f"{loaded.spec.name} is a base model, which answers no question")
     if loaded.runs_programs:
         raise UsageError(_PROGRAMS)
+    if loaded.options.ranks > 1:
+        raise UsageError(SHARED)
     if loaded.options.text_only:
         raise UsageError("the model was loaded for text only, and looks at nothing")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, TypeVar
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -25,16 +25,19 @@ from mmchat.engine.events import Timings
 from mmchat.engine.grammar import Grammar, Grammars
 from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import CheckpointError, MemoryError_
+from mmchat.errors import CheckpointError, MemoryError_, UsageError
 from mmchat.estimate.memory import USUAL_POSITIONS, check_memory, used_in_place
 from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.packed import as_packed
+from mmchat.loading.packed import PackedLayers, as_packed
+from mmchat.loading.shares import join
 from mmchat.loading.weights import load_beside, load_weights, together
 from mmchat.models.prompt import MediaFacts, Prompt
 from mmchat.models.sizes import Sizes
+from mmchat.parallel.launch import group_of
+from mmchat.parallel.slices import Shares
 from mmchat.quant.kernels import native
 from mmchat.quant.schemes import find_scheme
 from mmchat.runtime.base import Runtime
@@ -43,6 +46,10 @@ from mmchat.tokenizers import open_tokenizer
 from mmchat.tokenizers.base import Tokenizer
 from mmchat.words import size
 
+if TYPE_CHECKING:
+    from mmchat.parallel.group import Group
+
+_COMPARED_NUMBERS = 65_536  # of a tensor that is compared between ranks
 # Rows of a head that makers add to their tokens, for a size that divides well.
 MOST_SPARE_ROWS = 128
 
@@ -136,7 +143,7 @@ class LoadedModel:
     @property
     def position_bytes(self) -> int:
         """What one position takes in the cache."""
-        return self._sizes.cache_per_token * self.dtype.itemsize
+        return self._sizes.cache_per_token // self.options.ranks * self.dtype.itemsize
 
     def media_bytes(self, facts: MediaFacts) -> int:
         """What is kept of a picture."""
@@ -179,13 +186,57 @@ def load(
         check_programs(exported)
         tokenizer = _open_tokenizer(source)
         running = _run_programs(exported, spec, options)
+    elif options.ranks > 1:
+        group = group_of(options.ranks, options.parallel_timeout)  # which begins while we read
+        tokenizer = _open_tokenizer(source)
+        running = _run_shared(source, options, group, repack=repack)
     else:
         tokenizer = _open_tokenizer(source)
-        with source.open_weights() as files, source.open_adapters() as adapters:
-            record = exported.record if exported else None
-            running = _run_weights(files, spec, options, record, adapters, repack=repack)
+        running = _run_source(source, options, repack=repack)
     loaded = _ready(spec, running, tokenizer, begin)
     return replace(loaded, adapters=tuple(map(str, source.adapters)))
+
+
+def _run_source(source: ModelSource, options: LoadOptions, *, repack: bool) -> _Running:
+    with source.open_weights() as files, source.open_adapters() as adapters:
+        record = source.exported.record if source.exported else None
+        return _run_weights(files, source.spec, options, record, adapters, repack=repack)
+
+
+def _run_shared(
+    source: ModelSource, options: LoadOptions, group: Group, *, repack: bool
+) -> _Running:
+    """Let all ranks load their share, of which this process has the first."""
+    from mmchat.runtime.mirrored import MirroredRuntime, driver_of
+
+    driver = driver_of(group)
+    number = driver.new_number()
+    driver.tell("model", number, options.as_json(), repack)
+    own = _run_share(lambda: source, options, group, repack=repack)
+    shared: Any = MirroredRuntime(driver, own.runtime, number)
+    return replace(own, runtime=shared)
+
+
+def load_share(given: dict[str, Any], repack: bool, group: Group) -> Runtime:
+    """What `load` does on the other ranks, with the options that rank 0 sends."""
+    options = LoadOptions(**given)
+    return _run_share(options.find, options, group, repack=repack).runtime
+
+
+def _run_share(
+    find: Callable[[], ModelSource], options: LoadOptions, group: Group, *, repack: bool
+) -> _Running:
+    """What fails on one rank is raised on all, before weights are read or afterwards."""
+    with ExitStack() as opened:
+        with group.agreed() as meeting:
+            source = find()
+            files = opened.enter_context(source.open_weights())
+            adapters = opened.enter_context(source.open_adapters())
+            record = source.exported.record if source.exported else None
+            prepared = _prepare(files, source.spec, options, record, adapters, group)
+            meeting.must_equal = prepared.identity
+        with group.agreed():
+            return _fill(prepared, group, repack=repack)
 
 
 def load_with(
@@ -193,8 +244,11 @@ def load_with(
 ) -> L:
     """The model with other adapters, perhaps none: what they do not change is in memory once.
 
-    compile: as in LoadOptions. Raises CheckpointError, and MemoryError_ before anything is read.
+    compile: as in LoadOptions. Raises CheckpointError, MemoryError_ before anything is read, and
+    UsageError for a model that is shared with other ranks.
     """
+    if loaded.options.ranks > 1:
+        raise UsageError("one model is loaded with --parallel; start again without --adapter")
     source, placement = loaded.options.find(), loaded.placement
     given = replace(source, adapters=find_adapters(loaded.adapters))
     source = replace(source, adapters=tuple(wanted))
@@ -249,7 +303,51 @@ def _run_weights(
     repack: bool = True,
 ) -> _Running:
     """Refused before anything is allocated, if it does not fit into memory."""
+    return _fill(_prepare(files, spec, options, exported, adapters), repack=repack)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Checked files and what is made of them, before weights are read. memory: as in Loaded."""
+
+    files: Checkpoint
+    spec: ModelSpec
+    options: LoadOptions
+    placement: Placement
+    exported: ExportRecord | None
+    adapters: Adapters
+    packed: PackedLayers | None
+    notices: list[str]
+    memory: int | None
+
+    @property
+    def identity(self) -> str:
+        """Equal for what may be shared: the same weights, in the same form."""
+        entries = self.files.entries.values()
+        options, place = self.options, self.placement
+        said = [
+            self.spec.config, options.quantize, options.quantize_keep, options.text_only,
+            place.dtype, place.device.type, self.exported, self.adapters.remarks,
+            [(one.name, one.shape, one.dtype) for one in entries],
+        ]  # fmt: skip
+        found = sha256(repr(said).encode())
+        for one in entries:  # norms and gates tell one training from another
+            if one.numel <= _COMPARED_NUMBERS:
+                found.update(self.files.read(one.name).contiguous().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+
+def _prepare(
+    files: Checkpoint,
+    spec: ModelSpec,
+    options: LoadOptions,
+    exported: ExportRecord | None,
+    adapters: Adapters,
+    group: Group | None = None,
+) -> _Prepared:
     placement = _placement(spec, options, as_exported=exported is not None)
+    if group:
+        placement = replace(placement, device=group.device_of(placement.device))
     packed = None
     if files.computed:
         options, packed = as_packed(files, spec, options, placement)
@@ -260,15 +358,33 @@ def _run_weights(
     left = packed.left if packed else ()
     setup = options.setup(spec, placement, from_file=in_place, left=left)
     available = available_memory(placement.device)
+    if group and available is not None and placement.device.type == "cpu":
+        available //= group.ranks_here
     need = check_memory(setup, available)
     memory = None if available is None else available - need.weights - need.working
-    load = partial(load_weights, exported=exported, packed=packed, repack=repack)
-    model = load(files, spec, options, placement, adapters, notices=notices)
-    runtime = make_runtime(model, placement.device, options.compile, options.progress)
-    runtime.notices += notices
-    remarks = (*files.remarks, *adapters.remarks, *model.remarks)
-    only = packed.only if packed else None
-    return _Running(runtime, placement, options, files.format, remarks, memory, MOST_ROWS, only)
+    return _Prepared(files, spec, options, placement, exported, adapters, packed, notices, memory)
+
+
+def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _Running:
+    """Read the weights, or this rank's share of them."""
+    p = prepared
+    shares, compile, options = None, p.options.compile, p.options
+    if group:
+        shares = Shares(p.spec.family.cuts(p.spec.config), group.rank, group.ranks)
+        options, compile = replace(options, progress=group.beating(options.progress)), "off"
+    model = load_weights(
+        p.files, p.spec, options, p.placement, p.adapters, exported=p.exported, packed=p.packed,
+        repack=repack, notices=p.notices, shares=shares,
+    )  # fmt: skip
+    if group and shares:
+        join(model, group, shares)
+    runtime = make_runtime(model, p.placement.device, compile, p.options.progress)
+    runtime.notices += p.notices
+    remarks = (*p.files.remarks, *p.adapters.remarks, *model.remarks)
+    only = p.packed.only if p.packed else None
+    return _Running(
+        runtime, p.placement, p.options, p.files.format, remarks, p.memory, MOST_ROWS, only
+    )
 
 
 def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 from mmchat.errors import DeviceError, UsageError, check_type, quoted
 from mmchat.hardware.placement import check_device_name, choose_placement
 from mmchat.leads import OF_LOAD, lead
+from mmchat.parallel.slices import check_ranks
 from mmchat.progress import ProgressCallback
 from mmchat.quant.schemes import AUTO, Plan, find_scheme, make_plan
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LONGEST_TIMEOUT = 86_400
 
 PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path", "vision_tower")
 
@@ -47,8 +50,9 @@ class LoadOptions:
     checkpoint to. quantize_keep: parts ("text", "head", "vision") that it leaves alone.
     max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
-    compile the layers before the first token; "auto" does so on CUDA. progress is told how far
-    loading is.
+    compile the layers before the first token; "auto" does so on CUDA. parallel: how many processes
+    share the model, of which this is the first; None is one. parallel_timeout: seconds after which
+    one of them that does not answer ends all. progress is told how far loading is.
     """
 
     name: str | Path | None = None
@@ -66,6 +70,8 @@ class LoadOptions:
     text_only: bool = False
     alpha: Literal["white", "drop"] | None = None
     compile: Literal["auto", "on", "off"] = "auto"
+    parallel: int | None = None
+    parallel_timeout: float = 60.0
     progress: ProgressCallback | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +98,7 @@ class LoadOptions:
         check_type("text_only", self.text_only, bool, "True or False")
         check_type("quantize", self.quantize, str, "a string")
         check_type("quantize_keep", self.quantize_keep, Collection, "a list of strings")
+        self._check_parallel()
         if self.compile not in ("auto", "on", "off"):
             raise UsageError(f"compile must be auto, on or off, not {quoted(self.compile)}")
         if self.progress is not None and not callable(self.progress):
@@ -100,6 +107,25 @@ class LoadOptions:
             raise UsageError(f"alpha must be 'white' or 'drop', not {quoted(self.alpha)}")
         check_device_name(str(self.device))
         take("quantize_keep", self.plan.keep)
+
+    def _check_parallel(self) -> None:
+        if self.parallel is not None:
+            kinds = () if isinstance(self.parallel, bool) else Integral
+            check_type("parallel", self.parallel, kinds, "a whole number")
+            if self.parallel < 1:
+                raise UsageError(f"parallel must be 1 or more, not {self.parallel}")
+        kinds = () if isinstance(self.parallel_timeout, bool) else (int, float)
+        check_type("parallel_timeout", self.parallel_timeout, kinds, "a number of seconds")
+        if not 1 <= self.parallel_timeout <= LONGEST_TIMEOUT:
+            raise UsageError(
+                f"parallel_timeout must be from 1 to {LONGEST_TIMEOUT:,} seconds, not"
+                f" {self.parallel_timeout}"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """How many processes share the model."""
+        return self.parallel or 1
 
     @property
     def plan(self) -> Plan:
@@ -123,6 +149,8 @@ class LoadOptions:
             companion_required=not self.text_only,
         )
         source.spec.context_limit(self.max_seq_len)
+        if self.ranks > 1:
+            self._check_shared(source)
         if self.quantize == AUTO and not source.spec.packing and not source.exported:
             make_plan("none", self.quantize_keep)  # raises for parts that are kept of nothing
         if source.adapters and source.exported:
@@ -133,6 +161,18 @@ class LoadOptions:
         if checkpoint_required and source.exported is None:  # which has a record of its files
             source.tokenizer_file()
         return source
+
+    def _check_shared(self, source: ModelSource) -> None:
+        """Raises UsageError for what so many ranks do not share, before anything is read."""
+        spec, folder = source.spec, source.exported
+        check_ranks(spec.name, self.ranks, spec.family.heads(spec.config))
+        if folder and folder.record.programs:
+            raise UsageError(
+                f"{quoted(folder.path, 300)} holds compiled programs, which --parallel"
+                " cannot share; give it the checkpoint, or an export in safetensors"
+            )
+        if self.compile == "on":
+            raise UsageError("--compile on does not go with --parallel yet; leave one of them out")
 
     def as_exported(self, folder: ExportedFolder) -> LoadOptions:
         """These, with what `folder` was exported for in place of what they leave open.
@@ -169,6 +209,13 @@ class LoadOptions:
             return "int8"
         return make_plan(found, self.quantize_keep).scheme
 
+    def as_json(self) -> dict[str, Any]:
+        """Arguments that make the same options, but for `progress`, of plain values."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        del given["progress"]
+        given["adapter"] = [str(one) for one in self.adapter]  # type: ignore[union-attr]
+        return {n: str(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
+
     def setup(self, spec: ModelSpec, placement: Placement, **known: Any) -> Setup:
         """What will be loaded, for the estimate of its memory. known: more fields of Setup."""
         from mmchat.estimate.memory import Setup
@@ -180,6 +227,7 @@ class LoadOptions:
             keep=self.plan.keep,
             text_only=self.text_only or spec.text_only,
             max_seq_len=self.max_seq_len,
+            ranks=self.ranks,
             **known,
         )
 

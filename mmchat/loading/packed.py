@@ -19,9 +19,11 @@ from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint
 from mmchat.checkpoints.packed.base import PackedWeight, fail
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.shares import cut_rounded
 from mmchat.models.build import FamilyModel
 from mmchat.nn.linear import Linear
 from mmchat.nn.shapes_only import shapes_only
+from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.plain import PLAIN
 from mmchat.quant.schemes import AUTO, PARTS
 
@@ -73,6 +75,7 @@ class PackedLayers:
         options: LoadOptions,
         device: torch.device,
         notices: list[str],
+        shares: Shares | None = None,
     ) -> set[str]:
         """Give the layers that are not plain their weights. Returns the names of these."""
         done, added = set(), AddedError()
@@ -81,6 +84,8 @@ class PackedLayers:
             if isinstance(layer, Linear) and layer.format is not PLAIN:
                 _fill(layer, self.weights[name], device)
                 added.add(layer, self.weights[name].rows(0, min(_COMPARED, layer.out_features)))
+                if shares and shares.cut(name):
+                    cut_rounded(shares, name, layer)
                 files.release(self.weights[name].entry.name)
                 done.add(name)
                 if options.progress:

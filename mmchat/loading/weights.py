@@ -22,10 +22,12 @@ from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import AddedError, PackedLayers
+from mmchat.loading.shares import check_groups, cut_rounded
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import OtherConfigError
 from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
+from mmchat.parallel.slices import Shares
 
 _SHOWN = 5  # differences that a message names
 
@@ -41,11 +43,12 @@ def load_weights(
     packed: PackedLayers | None,
     repack: bool,
     notices: list[str],
+    shares: Shares | None = None,
 ) -> FamilyModel:
     """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
 
     adapters: are merged into what is no export. packed: what as_packed found in `files`; repack: as
-    in loader.load. notices: takes what is to be said of it.
+    in loader.load. notices: takes what is to be said of it. shares: what this process holds of it.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
@@ -55,6 +58,8 @@ def load_weights(
     with shapes_only():
         model = build.model(spec.config)
     set_formats(model, options.plan, packed.only if packed else None)
+    if shares:
+        check_groups(model, shares)
     filled = 0  # of packed weights
     added = AddedError() if files.format == "gguf" else None
     try:
@@ -68,13 +73,15 @@ def load_weights(
             count = len(wanted)
             if packed:
                 whole = wanted - adapters.touched  # which are rounded when they are merged
-                wanted -= packed.fill(model, files, whole, options, placement.device, notices)
+                wanted -= packed.fill(
+                    model, files, whole, options, placement.device, notices, shares
+                )
             filled = count - len(wanted)
             tensors = build.iter_weights(files, spec.config, wanted)
             tensors = _merged(tensors, adapters, model, placement.dtype)
         model.requires_grad_(False).eval()
         for done, (name, tensor) in enumerate(tensors, start=filled + 1):
-            _assign(model, name, tensor, placement, added)
+            _assign(model, name, tensor, placement, added, shares)
             if options.progress:
                 options.progress("weights", done, count)
     except CheckpointError as error:
@@ -237,21 +244,27 @@ def _assign(
     tensor: Tensor,
     placement: Placement,
     added: AddedError | None = None,
+    shares: Shares | None = None,
 ) -> None:
     """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
     buffer = _buffer(model, name)
+    is_rounded = buffer is not None and buffer.dtype != tensor.dtype
+    if shares and not (is_rounded and shares.cuts_columns(name)):
+        tensor = shares.of(name, tensor)
     if buffer is None:
         tensor = tensor.to(placement.device, placement.dtype)
         setattr(module, last, nn.Parameter(tensor, requires_grad=False))
-    elif buffer.dtype == tensor.dtype:
+    elif not is_rounded:
         setattr(module, last, tensor.to(placement.device))
     else:
         tensor = tensor.to(placement.device)
         module.quantize(tensor)
         if added:
             added.add(module, tensor)
+        if shares and shares.cuts_columns(name):
+            cut_rounded(shares, name, module)
 
 
 def _with_fitting_params(error: CheckpointError, spec: ModelSpec) -> MmchatError:

@@ -27,6 +27,7 @@ class FamilyModel(CompilableModel, Protocol):
     """A model that is built empty and then filled with weights; a torch.nn.Module."""
 
     remarks: list[str]  # what is unusual about the weights, for those who ask for details
+    ranks: int  # processes that share it, each with as many of the heads; 1 when it is built
 
     def weight_names(self, *, text_only: bool) -> Collection[str]:
         """Names of the weights to load; text_only: those that a text without pictures needs."""

@@ -24,6 +24,8 @@ class EmbeddingModel(nn.Module):
     each token, [N, ...]. The output head is a module named `lm_head`.
     """
 
+    ranks = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.remarks: list[str] = []

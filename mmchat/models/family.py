@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from mmchat.errors import CheckpointError
 from mmchat.models.prompt import MediaFacts, PatchMap
 from mmchat.models.sizes import Sizes
+from mmchat.parallel.slices import Cuts
 from mmchat.strict_json import Where
 
 if TYPE_CHECKING:
@@ -240,6 +241,14 @@ class Family(Protocol[C, M]):
 
     def shard_axis(self, name: str) -> Literal[0, 1] | None:
         """The axis along which the makers' shards cut a tensor; None: each holds all of it."""
+        ...
+
+    def heads(self, config: C) -> Mapping[str, int]:
+        """What ranks share evenly, by its name for people; empty where nothing is shared yet."""
+        ...
+
+    def cuts(self, config: C) -> Cuts:
+        """How the weights are shared by ranks, by the names of the model's layers."""
         ...
 
     def build(self) -> Build[C, M]: ...

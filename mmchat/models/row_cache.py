@@ -113,11 +113,18 @@ class RowCache(ABC, Generic[Kept]):
         Raises ValueError if a row does not start where its slot ends.
         """
         batch.check(self.lengths)
-        for row in batch.rows():
-            self.reserve(row.slot, row.end)
+        for slot, length in self.short_of(batch):
+            self.reserve(slot, length)
         logits = (by_step if self.is_step(batch) else by_rows)(batch, self)
         self.advance(batch)
         return logits
+
+    def short_of(self, batch: Batch) -> list[tuple[int, int]]:
+        """(slot, positions) of the rows that a batch has no room for yet."""
+        rows = [(row.slot, row.end) for row in batch.rows()]
+        if self.fixed and self.is_step(batch):  # what is behind other rows is written too
+            rows.append((0, max(self.lengths) + batch.counts[0]))
+        return [(slot, end) for slot, end in rows if self.layers[0].capacity(slot) < end]
 
     def advance(self, batch: Batch) -> None:
         for row in batch.rows():
@@ -172,7 +179,6 @@ class RowCache(ABC, Generic[Kept]):
         Slots without a row write behind their length, where nobody reads, and need the room too.
         """
         token_ids = batch.token_ids.view(len(batch.slots), -1)
-        self.reserve(0, max(self.lengths) + token_ids.shape[1])
         every = token_ids.new_zeros(len(self.lengths), token_ids.shape[1])
         for slot, ids in zip(batch.slots, token_ids, strict=True):  # a list of them would be
             every[slot] = ids  # copied to the device, which waits

@@ -15,6 +15,7 @@ from mmchat.errors import (
     ImageError,
     MemoryError_,
     MmchatError,
+    RankError,
     UsageError,
 )
 from mmchat.input_text import checked
@@ -98,6 +99,8 @@ class Chat:
                 if reason := paths.folder_named(text):
                     raise UsageError(f"{reason}; nothing was sent")
                 self.take(paths.read_line(text))
+        except RankError:  # there is nothing left to talk to
+            raise
         except MmchatError as error:
             self.fail(error)
         except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from mmchat.conversation import Image
 from mmchat.models.family import Alpha, Description, Translated
 from mmchat.models.prompt import MediaFacts
 from mmchat.models.sizes import PartName, Sizes, parts_of
+from mmchat.parallel.slices import Cut
 from mmchat.strict_json import Where, check_keys, parse_dataclass
 from mmchat.tokenizers.base import Tokenizer
 from tests.toy.config import ToyConfig
@@ -180,6 +181,12 @@ class ToyFamily:
 
     def shard_axis(self, name: str) -> None:
         return None
+
+    def heads(self, config: ToyConfig) -> dict[str, int]:
+        return {}
+
+    def cuts(self, config: ToyConfig) -> dict[str, Cut]:
+        return {}
 
     def build(self) -> ToyBuild:
         from tests.toy.build import ToyBuild

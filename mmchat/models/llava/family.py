@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat.models.family import Translated
 from mmchat.models.llava import params, squares, translate
 from mmchat.models.llava.config import LlavaConfig
+from mmchat.models.llava.cuts import cuts, shared_heads
 from mmchat.models.llava.footprint import footprint
 from mmchat.models.llava.tensor_names import hub_name, hub_shapes
 from mmchat.models.prompt import MediaFacts
@@ -36,6 +37,8 @@ class LlavaFamily(SquareFamily[LlavaConfig]):
     to_sections = staticmethod(params.to_sections)
     shapes = staticmethod(hub_shapes)
     hub_name = staticmethod(hub_name)
+    heads = staticmethod(shared_heads)
+    cuts = staticmethod(cuts)
 
     def sizes(self, config: LlavaConfig) -> EmbeddingSizes:
         return footprint(config)

@@ -42,7 +42,7 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         text = self.config.text_config
         return EmbeddingCache(
             layers=text.num_hidden_layers,
-            groups=text.num_key_value_heads,
+            groups=text.num_key_value_heads // self.ranks,
             head_dim=text.head_dim,
             slots=slots,
             positions=positions,

@@ -28,11 +28,18 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
     """encoded: [layer] -> keys and values [1, G, M, D] of a picture's valid tiles."""
 
     def __init__(
-        self, config: TextConfig, slots: int, positions: int, like: Tensor, *, fixed: bool = False
+        self,
+        config: TextConfig,
+        slots: int,
+        positions: int,
+        like: Tensor,
+        *,
+        fixed: bool = False,
+        ranks: int = 1,
     ) -> None:
         super().__init__(
             layers=len(config.self_attention_layers),
-            groups=config.num_key_value_heads,
+            groups=config.num_key_value_heads // ranks,
             head_dim=config.head_dim,
             slots=slots,
             positions=positions,

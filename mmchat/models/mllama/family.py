@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat.models.family import Alpha, Description, Translated
 from mmchat.models.mllama import gguf_format, params, tiling, translate
 from mmchat.models.mllama.config import MllamaConfig
+from mmchat.models.mllama.cuts import cuts, shared_heads
 from mmchat.models.mllama.footprint import MllamaSizes, footprint
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
@@ -43,6 +44,8 @@ class MllamaFamily:
     shapes = staticmethod(hf_shapes)
     hub_name = staticmethod(hub_name)
     shard_axis = staticmethod(shard_dims)
+    heads = staticmethod(shared_heads)
+    cuts = staticmethod(cuts)
 
     def from_hub(
         self,

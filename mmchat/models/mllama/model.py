@@ -38,6 +38,8 @@ SHORT_WORK = 2**30
 class MllamaForConditionalGeneration(nn.Module):
     """Answers text about pictures. Weights load by the Hub's names."""
 
+    ranks = 1
+
     def __init__(self, config: MllamaConfig) -> None:
         super().__init__()
         self.config = config
@@ -59,7 +61,8 @@ class MllamaForConditionalGeneration(nn.Module):
     def new_cache(self, slots: int, positions: int) -> MllamaCache:
         """An empty cache of so many rows, with room for `positions` in each."""
         like = self.language_model.model.norm.weight
-        return MllamaCache(self.config.text_config, slots, positions, like, fixed=like.is_cuda)
+        text, fixed = self.config.text_config, like.is_cuda
+        return MllamaCache(text, slots, positions, like, fixed=fixed, ranks=self.ranks)
 
     def vision_states(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """What the text sees of pictures with equal tile counts.

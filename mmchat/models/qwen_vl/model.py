@@ -79,7 +79,7 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
             text,
             slots,
             layers=text.num_hidden_layers,
-            groups=text.num_attention_heads,
+            groups=text.num_attention_heads // self.ranks,
             head_dim=text.head_dim,
             positions=positions,
             like=self.like,

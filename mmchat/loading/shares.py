@@ -1,0 +1,75 @@
+"""The share of a model that one of several ranks holds: cut while loading, and made to add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from mmchat.errors import UsageError
+from mmchat.models.build import FamilyModel
+from mmchat.nn.decoder import SelfAttention
+from mmchat.nn.linear import Linear
+from mmchat.parallel.slices import Shares
+
+if TYPE_CHECKING:
+    from mmchat.parallel.group import Group
+
+
+def check_groups(model: FamilyModel, shares: Shares) -> None:
+    """Raises UsageError where a group of weights, which have one scale, would lie on two ranks."""
+    for name, layer in model.named_modules():
+        group_size = isinstance(layer, Linear) and getattr(layer.format, "group_size", 0)
+        if group_size and shares.splits(name, group_size):
+            raise UsageError(
+                f"--parallel {shares.ranks} would cut groups of {group_size} weights of {name!r};"
+                " use a smaller group (--quantize int4-g32), int8, or fewer ranks"
+            )
+
+
+def cut_rounded(shares: Shares, name: str, layer: Linear) -> None:
+    """Keep the rank's part of a weight that was rounded as a whole, whatever the number of ranks.
+
+    name: of its tensor.
+    """
+    owner = name.rpartition(".")[0]
+    for tensor in layer.tensor_names:
+        setattr(layer, tensor, shares.of(f"{owner}.{tensor}", getattr(layer, tensor)))
+
+
+def join(model: FamilyModel, group: Group, shares: Shares) -> None:
+    """Let a model whose weights are cut give what the whole one gives, on rank 0."""
+    model.ranks = shares.ranks
+    for name, module in list(model.named_modules()):
+        if isinstance(module, SelfAttention):
+            query, key, value = (size // shares.ranks for size in module.sizes)
+            module.sizes = (query, key, value)
+        cut = shares.cut(name)
+        if cut is None or not isinstance(module, Linear):
+            continue
+        sizes = [cut.size(rank, shares.ranks) for rank in range(shares.ranks)]
+        if cut.axis == 1:
+            module.in_features = sizes[shares.rank]
+            module.register_forward_hook(partial(_add_up, group))
+        else:
+            module.out_features = sizes[shares.rank]
+            if cut.gathered:
+                is_first = cut.gathered == "first"
+                module.register_forward_hook(partial(_gather, group, sizes, is_first))
+
+
+def _add_up(group: Group, layer: nn.Module, given: object, y: Tensor) -> Tensor:  # noqa: ARG001
+    return group.sum(y)
+
+
+def _gather(
+    group: Group,
+    sizes: Sequence[int],
+    first: bool,
+    layer: nn.Module,  # noqa: ARG001
+    given: object,  # noqa: ARG001
+    y: Tensor,
+) -> Tensor:
+    return group.gather(y, sizes, first=first)

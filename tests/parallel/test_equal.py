@@ -1,0 +1,100 @@
+"""Models that ranks share give what whole ones give, in every family and scheme."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import mmchat
+from mmchat.engine.events import Finished
+from mmchat.engine.sampling import SamplingParams
+from mmchat.parallel.slices import Shares
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.kernels import ops, reference
+from tests.models.llava import folders as llava
+from tests.models.qwen_vl import folders as qwen_vl
+from tests.parallel.scenario import SMALL, TALL, WIDE, logits
+from tests.parallel.thread_group import ranks_of
+
+SAMPLED = SamplingParams(temperature=1.0, seed=3, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str | None]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "tiny": None,
+        "llava": str(llava.write_hub_folder(root / "llava")),
+        "qwen_vl": str(qwen_vl.write_folder(root / "qwen")),
+    }
+
+
+def widened(operator: str, kernel: object, x: Tensor, *held: Tensor) -> Tensor:
+    """In place of `ops.run`: products that do not round activations, which would hide the rest."""
+    widen = reference.widen_int8 if len(held) == 2 else reference.widen_int4
+    return x @ widen(*held).to(x.dtype).T
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    assert (found - expected).abs().max() < 1e-5 * expected.std().clamp(min=1)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("family", "ranks"), [("tiny", 2), ("tiny", 4), ("llava", 2), ("llava", 4), ("qwen_vl", 2)]
+)
+def test_logits_are_those_of_the_whole_model(family, ranks, folders):
+    expected = logits(mmchat.load(folders[family], dtype="float32"))
+    with ranks_of(ranks):
+        assert_near(logits(mmchat.load(folders[family], dtype="float32", parallel=ranks)), expected)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
+def test_rounded_weights_are_parts_of_those_of_the_whole_model(scheme, ranks, monkeypatch):
+    monkeypatch.setattr(ops, "run", widened)
+    monkeypatch.setattr(Int4, "repack", lambda *_: None)
+    whole = mmchat.load(dtype="float32", quantize=scheme)
+    cuts = whole.spec.family.cuts(whole.spec.config)
+    with ranks_of(ranks) as loaded:
+        shared = mmchat.load(dtype="float32", quantize=scheme, parallel=ranks)
+        assert_near(logits(shared), logits(whole))
+        models = [shared.runtime.own.model, *(loaded[rank].model for rank in range(1, ranks))]
+        for rank, model in enumerate(models):
+            shares, own = Shares(cuts, rank, ranks), model.state_dict()
+            for name, tensor in whole.runtime.model.state_dict().items():
+                assert torch.equal(own[name], shares.of(name, tensor)), (rank, name)
+
+
+def test_conversations_and_many_rows_say_the_same(folders):
+    """Undo, seeds, drafts, a schema, several pictures, rows that are cancelled, a second model."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+    def said(model: mmchat.Model) -> list[str]:
+        chat = model.chat(system="Be short.")
+        found = [read(chat.send("What is in this picture?", [WIDE], SAMPLED))]
+        found.append(read(chat.send("How many are there?", [], SAMPLED)))
+        chat.undo()
+        found.append(read(chat.send("And in these?", [TALL, SMALL], SAMPLED)))
+        stopped = chat.send("Tell me more.", [], SAMPLED)
+        next(stopped)
+        stopped.close()
+        found.append(read(chat.send("Go on.", [], replace(SAMPLED, speculate=4))))
+        found.append(model.ask("How many?", WIDE, schema=schema))
+        many = [("What is it?", [one]) for one in (WIDE, TALL, SMALL)] + ["Who are you?", "Hello"]
+        return found + [one.text for one in model.generate_many(many, SAMPLED, rows=3)]
+
+    expected = said(mmchat.load())
+    with ranks_of(2):
+        model = mmchat.load(parallel=2)
+        assert said(model) == expected
+        del model
+        assert said(mmchat.load(parallel=2)) == expected
+
+
+def read(events) -> str:
+    [finished] = [event for event in events if isinstance(event, Finished)]
+    return finished.text
