@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,15 +20,6 @@ from mmchat.strict_json import escaped
 _TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASCII)
 
 
-@dataclass(frozen=True)
-class KnownModel:
-    """A model with a params file. path: where its weights lie, or None; size: their bytes."""
-
-    spec: ModelSpec
-    path: Path | None
-    size: int
-
-
 def data_path(*parts: str) -> Path:
     """A file of ours: inside the wheel, or in the checkout that an editable install points to."""
     package = Path(__file__).parents[1]
@@ -42,16 +32,6 @@ def known_specs() -> tuple[ModelSpec, ...]:
     """The models with a params file, the built-in one first."""
     found = [load_spec(path) for path in sorted(data_path("model_params").glob("*.json"))]
     return tuple(sorted(found, key=lambda spec: (spec.packaged is None, spec.name)))
-
-
-def known_models() -> list[KnownModel]:
-    """The known models, and which of them are on this machine."""
-    models = []
-    for spec in known_specs():
-        folder = folder_on_disk(spec)
-        size = sum(file.stat().st_size for file in weight_files(folder)) if folder else 0
-        models.append(KnownModel(spec, folder, size))
-    return models
 
 
 def find_spec(name: str) -> ModelSpec | None:

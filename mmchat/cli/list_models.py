@@ -45,19 +45,17 @@ class Entry:
 
 
 def _entries() -> list[Entry]:
-    from mmchat.catalog.known import known_models
+    from mmchat.catalog.known import folder_on_disk, known_specs
+    from mmchat.checkpoints.hub_cache import weight_files
     from mmchat.hub.holdings import Holding, holding, recorded_repos
 
     entries = []
-    for model in known_models():
-        repo = model.spec.repo
-        if repo is None:
-            held = Holding("absent")
-            if model.path is not None:
-                held = Holding("present", model.path, ("safetensors",), model.size)
-        else:
-            held = holding(repo)
-        entries.append(Entry(model.spec.name, model.spec, held, repo))
+    for spec in known_specs():
+        held = holding(spec.repo) if spec.repo else Holding("absent")
+        if spec.repo is None and (folder := folder_on_disk(spec)):
+            size = sum(file.stat().st_size for file in weight_files(folder))
+            held = Holding("present", folder, ("safetensors",), size)
+        entries.append(Entry(spec.name, spec, held, spec.repo))
     known = {entry.spec.repo for entry in entries if entry.spec}
     found = [repo for repo in recorded_repos() if repo not in known]
     entries += (Entry(repo, None, holding(repo), repo) for repo in found)
@@ -92,7 +90,7 @@ def _record(entry: Entry) -> dict[str, Any]:
         "formats": list(held.formats),
         "commit": held.commit,
         "path": str(held.folder) if held.folder else None,
-        "bytes": None if held.state == "absent" else held.bytes,
+        "bytes": None if held.state in ("absent", "unreadable") else held.bytes,
     }
 
 
@@ -101,6 +99,8 @@ def _row(entry: Entry) -> tuple[str, ...]:
     on_disk = "no" if held.state == "absent" else size(held.bytes)
     if held.state == "incomplete":
         on_disk = f"incomplete, {on_disk}"
+    elif held.state == "unreadable":
+        on_disk = held.state
     return (
         entry.name,
         spec.chat_format if spec else "",

@@ -69,7 +69,7 @@ def _recommended(best: Outlook) -> Verdict:
     speed = _speed(best) or None
     about = f": about {pace(speed)} tokens/s with a picture" if speed else ""
     commands = [f"mmchat chat {best.short}{flag}"]
-    if holding(best.spec.repo or "").state in ("absent", "incomplete"):
+    if holding(best.spec.repo or "").state not in ("present", "unrecorded"):
         theirs = (model for model in ollama_models() if find_spec(model.name) is best.spec)
         if found := next(theirs, None):
             commands = [f"mmchat chat {found.name.removesuffix(':latest')}"]

@@ -30,7 +30,8 @@ from mmchat.storage.safe_files import alone_in
 from mmchat.storage.space import size_of
 
 # present: whole, by mmchat's record. unrecorded: weights whole, put by another tool.
-State = Literal["present", "unrecorded", "incomplete", "absent"]
+# unreadable: for want of permission, or as the disk is damaged.
+State = Literal["present", "unrecorded", "incomplete", "absent", "unreadable"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class Holding:
 
 def holding(repo: str) -> Holding:
     """What the Hugging Face cache has of `repo`; reads names, sizes and headers."""
+    try:
+        return _seen(repo)
+    except OSError:
+        return Holding("unreadable", repo_folder(repo))
+
+
+def _seen(repo: str) -> Holding:
     folder = cached_snapshot(repo)
     place = CachePlace(repo_folder(repo), folder.name if folder else "")
     if folder is None:
@@ -78,8 +86,11 @@ def _total(paths: Iterable[Path]) -> int:
 
 
 def recorded_repos() -> list[str]:
-    """The repositories in the cache that mmchat put something of."""
-    names = (path.parent.name for path in cache_folder().glob("models--*/mmchat"))
+    """The repositories in the cache that mmchat put something of; none if it cannot be read."""
+    try:
+        names = [path.parent.name for path in cache_folder().glob("models--*/mmchat")]
+    except OSError:
+        return []
     repos = (name.removeprefix("models--").replace("--", "/", 1) for name in names)
     return sorted(repo for repo in repos if is_repo_id(repo))
 

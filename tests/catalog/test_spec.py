@@ -12,7 +12,7 @@ import pytest
 
 from mmchat.catalog import spec as spec_module
 from mmchat.catalog.find import find_model, load_spec
-from mmchat.catalog.known import data_path, find_spec, known_models, known_specs, params_file_for
+from mmchat.catalog.known import data_path, find_spec, folder_on_disk, known_specs, params_file_for
 from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints.hub_cache import cache_folder, cached_snapshot
 from mmchat.cli.model_choice import alpha_rule
@@ -284,7 +284,7 @@ def test_a_known_model_that_is_not_here_says_how_to_get_it(monkeypatch):
     assert "mmchat download Llama-3.2-11B-Vision-Instruct" in str(caught.value)
     source = find_model("llama3.2-11B", checkpoint_required=False)
     assert source.checkpoint is source.tokenizer is None
-    assert not any(model.path for model in known_models() if model.spec.repo)
+    assert not any(folder_on_disk(spec) for spec in known_specs() if spec.repo)
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "MMCHAT_OFFLINE"])
@@ -307,8 +307,7 @@ def test_a_known_model_is_found_in_the_hub_cache(tmp_path, name):
     assert source.spec == find_spec("llama3.2-11B")
     assert source.checkpoint == folder
     assert source.tokenizer == folder / "original/tokenizer.model"
-    (model,) = (m for m in known_models() if m.spec == source.spec)
-    assert (model.path, model.size) == (folder, 1)
+    assert folder_on_disk(source.spec) == folder
 
 
 def test_a_cached_repository_of_somebody_else_is_read_by_its_config(tmp_path):
@@ -476,7 +475,7 @@ def test_the_params_file_that_fits_a_tile_size_is_named():
 @pytest.mark.process
 def test_finding_a_model_imports_nothing_heavy():
     code = (
-        "import sys; from mmchat.catalog.known import *; known_models(); "
+        "import sys; from mmchat.catalog.known import *; known_specs(); "
         "import mmchat.models.mllama.prompt, mmchat.tokenizers; "
         "print({'torch', 'numpy', 'PIL', 'tiktoken', 'tokenizers'} & sys.modules.keys())"
     )

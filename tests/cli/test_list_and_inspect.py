@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mmchat.catalog.find import find_model
-from mmchat.catalog.known import known_models
+from mmchat.catalog.known import known_specs
 from mmchat.cli import console
 from mmchat.cli.inspect import _facts
 from tests.cli.fake_loading import known_spec
@@ -36,7 +36,21 @@ def test_list_on_a_terminal_is_a_table_that_cuts_no_name(run_real, monkeypatch, 
     assert all(line[start:].startswith(("base", "instruct")) for line in rows)
     assert max(map(len, (first, *rest))) <= int(columns)
     words = {word.rstrip(",") for line in rest for word in line.split()}
-    assert {name for p in known_models() for name in (p.spec.name, *p.spec.aliases)} <= words
+    assert {name for spec in known_specs() for name in (spec.name, *spec.aliases)} <= words
+
+
+def test_what_cannot_be_read_of_one_model_hides_no_other(run_real, monkeypatch):
+    bad = "meta-llama/Llama-3.2-11B-Vision"
+
+    def cached(repo):
+        if repo == bad:
+            raise OSError(5, "Input/output error", "config.json")
+
+    monkeypatch.setattr("mmchat.hub.holdings.cached_snapshot", cached)
+    found = {model["repo"]: model for model in json.loads(run_real("list", "--json").stdout)}
+    assert (found[bad]["state"], found[bad]["bytes"]) == ("unreadable", None)
+    assert {one["state"] for repo, one in found.items() if repo and repo != bad} == {"absent"}
+    assert "unreadable" in run_real("list").stdout
 
 
 def test_list_as_json_has_every_model_once(run_real):

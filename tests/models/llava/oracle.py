@@ -124,10 +124,11 @@ def random_weights(config: LlavaConfig = CONFIG, *, small: bool = False) -> dict
 
 
 def build(
-    weights: dict[str, Tensor], config: LlavaConfig = CONFIG
+    weights: dict[str, Tensor] | None = None, config: LlavaConfig = CONFIG
 ) -> LlavaForConditionalGeneration:
     with shapes_only():
         model = LlavaForConditionalGeneration(config)
+    weights = random_weights(config) if weights is None else weights
     copies = {name: value.clone() for name, value in weights.items()}
     model.load_state_dict(copies, strict=True, assign=True)
     model.finish_loading(torch.device("cpu"))

@@ -1,0 +1,62 @@
+"""Layers of LLaVA and Qwen-VL compiled, against the same model as plain PyTorch."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmchat.models.base import Batch
+from mmchat.runtime.base import Runtime
+from mmchat.runtime.compiled import ALL_USES, CompiledRuntime, make_runtime
+from mmchat.runtime.compiler import CACHE_VARIABLE
+from mmchat.runtime.eager import EagerRuntime
+from tests.models.llava import oracle as llava
+from tests.models.qwen_vl import oracle as qwen_vl
+from tests.models.reading import read
+
+CPU = torch.device("cpu")
+# PyTorch warns about its own use of TorchScript when the inductor is imported.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+FAMILIES = {"llava": (llava, ("two", "text")), "qwen_vl": (qwen_vl, ("two", "text", "crossing"))}
+
+
+@torch.inference_mode()
+def written(runtime: Runtime, family: ModuleType, case: str) -> Tensor:
+    """Logits of a prompt, of four tokens after it, and of a draft."""
+    cache = runtime.new_cache(1, 0)
+    rows = [read(runtime, cache, family.prompt(family.CASES[case]))]
+    for tokens in ([5], [9], [11], [4], [3, 8, 6, 7]):
+        batch = Batch.all_of(torch.tensor(tokens), cache.lengths[0])
+        rows.append(runtime.forward(batch, cache))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_compiled_equals_eager(name, monkeypatch, tmp_path):
+    """All that is compiled is traced, without the slow compiler behind it."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    family, cases = FAMILIES[name]
+    compiled = CompiledRuntime(family.build(), CPU, uses=ALL_USES, backend="eager")
+    plain = EagerRuntime(family.build(), CPU)
+    for case in cases:
+        expected = written(plain, family, case)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            found = written(compiled, family, case)
+        assert float((found - expected).abs().max()) < 1e-5
+    assert compiled.notices == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_compile_on_makes_for_a_processor_equals_eager(name, monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    family, cases = FAMILIES[name]
+    compiled = make_runtime(family.build(), CPU, "on")
+    plain = EagerRuntime(family.build(), CPU)
+    for case in cases:
+        found, expected = (written(one, family, case) for one in (compiled, plain))
+        assert float((found - expected).abs().max()) < 1e-4
+    assert compiled.notices == []
