@@ -17,7 +17,7 @@ from mmchat.spelling import closest
 from mmchat.strict_json import escaped
 
 # x:latest, x:11b, x:11b-instruct, x:11b-instruct-q4_K_M
-_TAG = re.compile(r"([\w.-]+)(?::latest|(:\d+b))(?:-instruct(?:-\w+)?)?", re.ASCII)
+_TAG = re.compile(r"([\w.-]+)(?::latest|(:[\d.]+b))(?:-instruct(?:-\w+)?)?", re.ASCII)
 
 
 def data_path(*parts: str) -> Path:

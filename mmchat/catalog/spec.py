@@ -168,7 +168,7 @@ def _check_patterns(header: _Header, where: Where) -> None:
         if value is not None and not re.fullmatch(pattern, value):
             raise where.child(key).fail(f"{quoted(value)} is not a possible {key}")
     for index, alias in enumerate(header.aliases):
-        if not re.fullmatch(rf"{_WORD}(:\w+)?", alias, re.ASCII):
+        if not re.fullmatch(rf"{_WORD}(:[\w.]+)?", alias, re.ASCII):
             raise where.child("aliases").child(index).fail(f"{quoted(alias)} is no possible name")
 
 
