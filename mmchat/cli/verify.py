@@ -75,12 +75,17 @@ def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
 
 def _made_anew(folder: Path) -> str:
     """How to make a folder again that mmchat wrote; empty if it was downloaded."""
+    from mmchat.catalog.known import data_path, known_specs
     from mmchat.checkpoints.exported_folder import exported_folder
     from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest
 
     if exported := exported_folder(folder):
         return f"export it again: {exported.again()} --force"
     manifest = read_manifest(folder / MANIFEST_NAME)
+    for spec in known_specs():
+        built_in = data_path(spec.packaged) if spec.packaged else folder
+        if built_in != folder and manifest == read_manifest(built_in / MANIFEST_NAME):
+            return f"copy it again from {quoted(built_in, 300)}"
     if manifest and manifest.source and manifest.repo is None:
         return f"export {quoted(manifest.source, 300)} again with --format hf --force"
     return ""

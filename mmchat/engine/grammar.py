@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 GRAMMARS_KEPT = 16  # that were used last; those of the largest schemas have 6 MiB each
 # Models write worse JSON without any white space (arrays end at once), and some write it without
-# end where they may: a line break and an indentation are enough.
-_WHITESPACE = r"\n? {0,12}"
+# end where they may: a space, or a line break and an indentation, is enough.
+_WHITESPACE = r"( |\n {0,12})?"
 # Text that does not begin as a call does; (?s:.) is any character, line breaks too.
 _TEXT_OR = "start: TEXT | value\nTEXT: /\\s*[^\\s{{](?s:.)*/\nvalue: %json {}\n"
 _WHOLE = "$defs", "whole"  # where a schema is put to look at a part of it

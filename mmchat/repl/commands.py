@@ -134,7 +134,8 @@ def _forget(chat: Chat, argument: str) -> None:
     count = number_of(argument, "the count of turns", default=1)
     turns = chat.session.conversation.turns
     if not 1 <= count <= len(turns):
-        raise UsageError(f"there are {len(turns)} turns, so {count} cannot be dropped")
+        held = "1 turn" if len(turns) == 1 else f"{len(turns)} turns"
+        raise UsageError(f"the chat has {held}, so {count} cannot be dropped")
     chat.change(chat.session.conversation.without_first(count))
     dropped = f"dropped {count} of {len(turns)} turns{facts.with_pictures(turns[:count])}"
     chat.screen.note(f"{dropped}; context {_context(chat)}")

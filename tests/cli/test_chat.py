@@ -161,7 +161,7 @@ def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
         ("\\load nothing", "mmchat: error: no saved chat 'nothing'", 1),
         ("\\save", "mmchat: error: there is nothing to save yet", 2),
         ("\\export pdf", "mmchat: error: write \\export md, json or html, not 'pdf'", 2),
-        ("\\forget", "mmchat: error: there are 0 turns, so 1 cannot be dropped", 2),
+        ("\\forget", "mmchat: error: the chat has 0 turns, so 1 cannot be dropped", 2),
         ("\\stats", "mmchat: error: there is no answer to time yet", 2),
         ("\\image", "mmchat: error: \\image needs a file, an address or the word clipboard", 2),
         ("\\image dog.png <|image|><|image|>?", "mmchat: error: the text has 2 <|image|> marks", 2),

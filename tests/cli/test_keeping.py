@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from mmchat.catalog.known import data_path
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
     FileRecord,
@@ -231,6 +232,15 @@ def test_verify_names_the_command_that_exports_a_damaged_folder_again(run_real, 
     assert done.exit_code == 3
     assert run_real(*shlex.split(again)[1:]).exit_code == 0
     assert run_real("verify", str(folder)).exit_code == 0
+
+
+def test_verify_of_a_damaged_copy_of_the_built_in_model_says_to_copy_it_again(run_real, tmp_path):
+    copied = tmp_path / "copied"
+    shutil.copytree(data_path("assets", "tiny"), copied)
+    (copied / "tokenizer.model").write_bytes(b"x")
+    done = run_real("verify", str(copied))
+    assert done.exit_code == 3
+    assert f"; copy it again from '{data_path('assets', 'tiny')}'" in done.stderr
 
 
 def test_verify_says_what_to_export_again_for_the_hub(run_real, tmp_path):

@@ -427,6 +427,14 @@ def test_schemas_of_any_kind_are_kept_as_their_text():
     assert list(json.loads(kinds[0].schema)["properties"]) == ["animal", "count"]
 
 
+@pytest.mark.parametrize(("gap", "is_legal"), [("", 1), (" ", 1), ("\n    ", 1), ("  ", 0)])
+def test_gaps_are_a_space_or_an_indentation(gap, is_legal):
+    """Small models fill wider ones with spaces."""
+    matcher = GRAMMARS.compile(CAT).matcher
+    tokens = TOKENIZER.encode(f'{{{gap}"animal":{gap}"cat"')
+    assert (matcher.validate_tokens(tokens) == len(tokens)) == bool(is_legal)
+
+
 def test_settings_of_the_library_are_taken_out_wherever_it_would_read_them():
     theirs = {"x-guidance": {"key_separator": "="}}
     given = {**CAT, **theirs, "$defs": {"a": {**theirs, "const": theirs}}}

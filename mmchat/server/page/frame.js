@@ -33,10 +33,14 @@ export function toEnd() {
   $("scroll").scrollTop = $("thread").childElementCount ? $("scroll").scrollHeight : 0;
 }
 
+let isAtEnd = true;
+
+/** Show a place above: the end is not followed, however much grows before the browser has scrolled. */
+export const leaveEnd = () => { isAtEnd = false; };
+
 /** Whoever is at the end stays there while the chat grows; whoever reads above is left alone. */
 export function followEnd() {
   const scroll = $("scroll");
-  let isAtEnd = true;
   let last = 0;
   scroll.addEventListener("scroll", () => {
     const left = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight;

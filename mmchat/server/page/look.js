@@ -4,6 +4,7 @@ import { messages } from "./answer.js";
 import * as api from "./api.js";
 import { lineage } from "./chat.js";
 import { $, h, icon, toast } from "./dom.js";
+import { leaveEnd } from "./frame.js";
 import * as pictures from "./pictures.js";
 
 const QUESTION = "Where did it look?";
@@ -63,6 +64,7 @@ export function lookButton(chat, node, body) {
 /** All of it, or its beginning: two frames later, since a chat at its end is kept there as it grows. */
 const reveal = (turn) => requestAnimationFrame(() => requestAnimationFrame(() => {
   const fits = turn.offsetHeight < $("scroll").clientHeight;
+  if (!fits) leaveEnd();
   turn.scrollIntoView({ block: fits ? "nearest" : "start" });
 }));
 
