@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-import mmchat
 from mmchat.cli import app as frame
 from mmchat.quant.kernels.compiler import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 DATA = "mmchat/_data"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 def build_wheel(folder: Path, compiler: str) -> Path:
@@ -49,12 +49,11 @@ def test_a_wheel_that_is_built_with_a_compiler_has_kernels(compiler, machine, me
     if shutil.which(compiler) is None:
         pytest.skip(f"NOT TESTED: there is no {compiler} here")
     wheel = build_wheel(tmp_path, compiler)
-    assert wheel.name == f"mmchat-{mmchat.__version__}-py3-none-linux_{machine}.whl"
+    assert wheel.name == f"mmchat-{VERSION}-py3-none-linux_{machine}.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert (
-            "Root-Is-Purelib: false"
-            in archive.read(f"mmchat-{mmchat.__version__}.dist-info/WHEEL").decode()
+            "Root-Is-Purelib: false" in archive.read(f"mmchat-{VERSION}.dist-info/WHEEL").decode()
         )
     kernels = {f"mmchat/quant/kernels/built/{v.name}.so" for v in VARIANTS[machine]}
     assert names - members.keys() == kernels
@@ -98,7 +97,7 @@ def test_the_wheel_holds_our_data(members, folder):
 @pytest.mark.process
 def test_the_wheel_holds_nothing_else(members):
     tops = {name.split("/")[0] for name in members}
-    ours = f"mmchat-{mmchat.__version__}"
+    ours = f"mmchat-{VERSION}"
     assert tops == {"mmchat", f"{ours}.dist-info", f"{ours}.data"}
     data = {name.split("/")[2] for name in members if name.startswith(f"{DATA}/")}
     assert data == {"model_params", "assets"}
@@ -115,7 +114,7 @@ SHARED = {
 @pytest.fixture(scope="module")
 def shared(members) -> dict[str, str]:
     """Place below `share` of an environment -> text of the manual page and of completions."""
-    texts = members_under(members, f"mmchat-{mmchat.__version__}.data/data/share/")
+    texts = members_under(members, f"mmchat-{VERSION}.data/data/share/")
     return {name: content.decode() for name, content in texts.items()}
 
 

@@ -105,9 +105,13 @@ def read_manifest(path: Path) -> Manifest | None:
         return None
     where = Where(str(path), error=CheckpointError)
     data = read_bounded(path, limits.INDEX_JSON_BYTES, where)
-    manifest = None
+    manifest, is_later = None, False
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, CheckpointError):
-        manifest = _decoded(loads(data), where)
+        content = loads(data)
+        is_later = content["format"] > _FORMAT
+        manifest = None if is_later else _decoded(content, where)
+    if is_later:
+        raise where.fail("written by a later mmchat; upgrade mmchat")
     if manifest is None or _encoded(manifest) != data:
         raise where.fail("this record is damaged; remove it and download or export again")
     if reason := _out_of_place(manifest):
@@ -148,8 +152,7 @@ def _encoded(manifest: Manifest) -> bytes:
 
 
 def _decoded(content: Any, where: Where) -> Manifest:
-    if content.pop("format") != _FORMAT:
-        raise where.fail("written by another version of mmchat")
+    content.pop("format")
     content.pop("digest")
     files = {
         name: parse_dataclass(FileRecord, record, where, {FileRecord: {"size": (0, 2**53)}})

@@ -192,7 +192,9 @@ def read_document(path: Path) -> tuple[ChatRecord, Where]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise where.fail("not a chat saved by mmchat")
     if found.get("version") != VERSION:
-        raise where.fail(f"version {found.get('version')!r:.20}; this mmchat reads {VERSION}")
+        raise where.fail(
+            f"version {found.get('version')!r:.20}; this mmchat reads {VERSION}; upgrade mmchat"
+        )
     return parse_dataclass(ChatRecord, found, where, {}), where
 
 
