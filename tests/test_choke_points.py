@@ -26,6 +26,7 @@ PLACES: dict[str, set[str]] = {
     },
     "reads weights with a library": set(),
     "talks to the network": {
+        "batch/cluster.py",  # whether a cluster is there at all
         "hub/client.py",
         "images/web/__init__.py",
         "images/web/transport.py",

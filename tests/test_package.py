@@ -226,7 +226,10 @@ def declared(*extras: str) -> dict[str, str]:
     """Name -> version range of what pyproject.toml asks for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     lines = [line for extra in extras for line in project["optional-dependencies"][extra]]
-    split = [re.match(r"([\w-]+)([<>=][^; ]+)", line) for line in lines or project["dependencies"]]
+    split = [
+        re.match(r"([\w-]+)(?:\[[\w,]+\])?([<>=][^; ]+)", line)
+        for line in lines or project["dependencies"]
+    ]
     return {found[1].replace("_", "-"): found[2] for found in split if found}
 
 
@@ -234,7 +237,7 @@ def test_what_the_package_imports_is_declared_and_the_reverse():
     through_uvicorn = {"h11"}  # declared for a version without known faults
     imported = third_party(ROOT / "mmchat") - {"mmchat"} | through_uvicorn
     optional = declared("heif", "pdf", "tokenizers", "clipboard", "server")
-    heavy = declared("eval")  # which are not installed beside all tests
+    heavy = declared("eval", "ray")  # which are not installed beside all tests
     assert imported | heavy.keys() == declared().keys() | optional.keys() | heavy.keys()
 
 
@@ -245,9 +248,8 @@ def test_what_only_the_tests_import_is_declared():
 
 
 def test_every_dependency_has_a_lowest_and_a_highest_version():
-    ranges = declared() | declared(
-        "heif", "pdf", "tokenizers", "clipboard", "server", "bench", "test", "executorch", "eval"
-    )
+    extras = "heif pdf tokenizers clipboard server bench test executorch eval ray"
+    ranges = declared() | declared(*extras.split())
     assert len(ranges) > 25
     for name, versions in ranges.items():
         assert re.fullmatch(r">=[\d.]+,<=?[\d.]+", versions), (name, versions)

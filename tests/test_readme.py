@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mmchat.batch import cluster
 from mmchat.evals import harness
 from tests.cli.conftest import mmchat_command  # noqa: F401
 from tests.server.serving import serving
@@ -102,12 +103,14 @@ def test_the_command_for_real_weights_is_understood(mmchat_command, monkeypatch,
     assert (done.stdout, done.exit_code) == ("A brown dog.\n", 0), done.stderr
 
 
-@pytest.mark.parametrize("command", commands("sh eval"))
-def test_the_command_for_a_benchmark_is_understood(mmchat_command, monkeypatch, command):  # noqa: F811
+@pytest.mark.parametrize("command", [*commands("sh eval"), *commands("sh ray")])
+def test_the_command_names_the_extra_that_it_needs(mmchat_command, monkeypatch, command):  # noqa: F811
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(harness, "find_spec", lambda _: None)
+    for module in (harness, cluster):
+        monkeypatch.setattr(module, "find_spec", lambda _: None)
     done = mmchat_command(*shlex.split(command)[1:])
-    assert done.stderr == f"mmchat: error: {harness.EXTRA}\n"
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert re.fullmatch(r"mmchat: error: .* pip install 'mmchat\[\w+\]'.*\n", done.stderr)
 
 
 @pytest.mark.process
@@ -176,7 +179,7 @@ def test_every_block_of_commands_is_of_a_kind_that_is_run():
     kinds = set(re.findall(r"^```((?:sh|bash|console|python).*)$", EVERYTHING, re.M))
     assert kinds == {
         "sh", "sh slow", "sh real", "sh terminal", "sh native", "sh serve", "sh server", "python",
-        "python server", "bash slurm", "bash lm_eval", "sh eval",
+        "python server", "bash slurm", "bash lm_eval", "sh eval", "sh ray",
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmchat.batch.rows import Asked, Row
@@ -15,7 +16,9 @@ from mmchat.chat import foreign
 from mmchat.chat.session import check_message, user_message
 from mmchat.conversation import Message
 from mmchat.engine.events import Finished, Timings
-from mmchat.engine.request import Answer, Request
+from mmchat.engine.request import Request
+from mmchat.engine.room import usual_rows
+from mmchat.engine.talks import Talk, hold
 from mmchat.errors import MmchatError, UsageError
 from mmchat.hardware.allocation import memory_errors
 from mmchat.images import worker
@@ -89,6 +92,24 @@ class Outcome:
         return {"status_code": 200, "request_id": self.asked, "body": body}
 
 
+@dataclass(frozen=True)
+class Line:
+    """What is written of a row. record: as of Outcome."""
+
+    custom_id: str
+    asked: str
+    record: dict[str, Any]
+
+
+def answer_lines(
+    model: LoadedModel, rows: Iterable[Row], defaults: Defaults, at_once: int | None
+) -> Iterator[Line]:
+    """The answer or error of each row, in order of finishing. at_once: None for as usual."""
+    engine = model.engine_of(at_once or usual_rows(model, model.memory))
+    for one in answer_rows(engine, rows, partial(prepare, model, defaults)):
+        yield Line(one.row.custom_id, one.asked, one.record(model.spec.name))
+
+
 def answer_rows(
     engine: Engine, rows: Iterable[Row], prepare: Callable[[Row], Outcome]
 ) -> Iterator[Outcome]:
@@ -100,40 +121,37 @@ def answer_rows(
     readers = min(MOST_READERS, os.cpu_count() or 1)
     worker.pool.allow(readers)
     coming = iter(rows)
-    reading: deque[Future[Outcome]] = deque()
-    going: dict[Answer, Outcome] = {}
     ahead = min(engine.rows, MOST_AHEAD) + readers
     pool = ThreadPoolExecutor(readers, "mmchat pictures")
-    try:
+
+    def ready() -> Iterator[Talk[Outcome] | None]:
+        """Those whose pictures are read; None while the model has others to go on with."""
+        reading: deque[Future[Outcome]] = deque()
         while True:
             while len(reading) < ahead and (row := next(coming, None)) is not None:
                 reading.append(pool.submit(prepare, row))
-            if not reading and not going:
+            if not reading:
                 return
-            if not going:
+            if not engine.has_work:
                 wait(reading, return_when=FIRST_COMPLETED)
-            for future in [future for future in reading if future.done()]:
-                if len(going) >= engine.rows:
-                    break
-                reading.remove(future)
-                one = future.result()
-                if isinstance(one.end, Request):
-                    try:
-                        going[engine.submit(one.end)] = one
-                    except MmchatError as error:
-                        yield replace(one, end=error)
-                else:
-                    yield one
-            engine.step()
-            for answer in [answer for answer in going if answer.is_over]:
-                one, error = going.pop(answer), answer.error
-                if error is not None and not isinstance(error, MmchatError):
-                    raise error
-                yield replace(one, end=answer.finished or error)
+            done = next((future for future in reading if future.done()), None)
+            if done is not None:
+                reading.remove(done)
+            yield done and _asked(done.result())
+
+    try:
+        yield from hold(engine, ready(), in_order=False)
     finally:
-        for answer in going:
-            engine.cancel(answer)
         pool.shutdown(cancel_futures=True)
+
+
+def _asked(one: Outcome) -> Talk[Outcome]:
+    if not isinstance(one.end, Request):
+        return one
+    try:
+        return replace(one, end=(yield one.end))
+    except MmchatError as error:
+        return replace(one, end=error)
 
 
 def prepare(model: LoadedModel, defaults: Defaults, row: Row) -> Outcome:

@@ -6,8 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,16 +17,14 @@ from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import USUAL_QUESTION, refuse_overwriting, refuse_text_only
 from mmchat.cli.sampling_options import SamplingOptions
-from mmchat.errors import INTERRUPTED_EXIT_CODE, MmchatError, UsageError, quoted
+from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
-    from mmchat.api import Model
     from mmchat.batch.output import Output
-    from mmchat.batch.rows import Row
-    from mmchat.batch.run import Defaults
+    from mmchat.batch.run import Line
     from mmchat.catalog.source import ModelSource
 
 FAILED_EXIT_CODE = 8
@@ -61,6 +58,12 @@ def batch(
         str | None,
         options.of_input(metavar="I/N", help="Only part I of N, from 0 on; each has its own -o."),
     ] = None,
+    ray: Annotated[
+        str | None,
+        options.of_model(
+            "--ray", metavar="ADDRESS", help="Answer on a running Ray cluster: HOST:PORT or auto."
+        ),
+    ] = None,
     rows: Rows = None,
     max_errors: Annotated[
         int | None,
@@ -82,9 +85,12 @@ def batch(
     A picture that cannot be read is a line with its error. Exit code 0 says that every row has an
     answer, 8 that some have not.
     """
+    from mmchat.batch import cluster
     from mmchat.batch.output import Output
     from mmchat.batch.rows import read_rows
 
+    if ray is not None:
+        cluster.check_address(ray)
     part = _shard(shard)
     question = USUAL_QUESTION if prompt is None else checked(prompt, "--prompt")
     if not question.strip():
@@ -103,15 +109,19 @@ def batch(
     run = _run_name(source, model, sampling, question, system)
     code = FAILED_EXIT_CODE
     with Output(output, run, force=force and not check, read_only=check) as out:
-        from mmchat.batch.run import Defaults, still_to_do
+        from mmchat.batch.run import Defaults, answer_lines, still_to_do
 
         todo = still_to_do(asked, {**out.answered, **out.failed})
         if todo and not check:
-            with console.Stages(quiet=quiet) as stages:
-                loaded = model_choice.load(model, source, stages)
-            out.forget([row.custom_id for row in todo])
             defaults = Defaults(question, system, sampling.for_model(source.spec))
-            if _answer(out, todo, loaded, defaults, rows, max_errors, quiet):
+            if ray is not None:
+                lines = cluster.answer_lines(ray, todo, cluster.Job(model, source, defaults, rows))
+            else:
+                with console.Stages(quiet=quiet) as stages:
+                    loaded = model_choice.load(model, source, stages)
+                lines = answer_lines(loaded, todo, defaults, rows)
+            out.forget([row.custom_id for row in todo])
+            if _write(out, lines, len(todo), max_errors, quiet):
                 code = INTERRUPTED_EXIT_CODE
             todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
         missing = {row.custom_id for row in todo}
@@ -132,37 +142,26 @@ def _say(counts: dict[str, int], *, as_json: bool, as_table: bool, quiet: bool) 
         console.note(", ".join(f"{count:,} {name}" for name, count in counts.items()))
 
 
-def _answer(
-    out: Output,
-    todo: Sequence[Row],
-    model: Model,
-    defaults: Defaults,
-    rows: int | None,
-    max_errors: int | None,
-    quiet: bool,
+def _write(
+    out: Output, lines: Iterator[Line], count: int, max_errors: int | None, quiet: bool
 ) -> bool:
-    """Answer these rows; whether Ctrl-C came."""
-    from mmchat.batch.run import answer_rows, prepare
-    from mmchat.engine.room import usual_rows
-
-    engine = model.engine_of(rows or usual_rows(model, model.memory))
+    """Write what is answered of `count` rows; whether Ctrl-C came."""
     errors: list[str] = []
     began = said = time.monotonic()
     try:
-        with console.progress_bar("rows", len(todo), quiet=quiet) as advance:
-            found = answer_rows(engine, todo, partial(prepare, model, defaults))
-            for done, one in enumerate(found, start=1):
-                out.add(one.row.custom_id, one.asked, one.record(model.spec.name))
-                if isinstance(one.end, MmchatError):
-                    name, text = quoted(one.row.custom_id), str(one.end)
+        with console.progress_bar("rows", count, quiet=quiet) as advance:
+            for done, line in enumerate(lines, start=1):
+                out.add(line.custom_id, line.asked, line.record)
+                if line.record["error"] is not None:
+                    name, text = quoted(line.custom_id), line.record["error"]["message"]
                     errors.append(text if name in text else f"{name}: {text}")
                 now = time.monotonic()
                 rate = done / max(now - began, 1e-3) * 60
                 details = f"{rate:,.1f} a minute, {len(errors):,} failed"
                 advance(details)
                 if now - said > LOG_SECONDS and not quiet and not console.is_terminal(sys.stderr):
-                    said, left = now, (len(todo) - done) / rate
-                    console.note(f"{done:,} of {len(todo):,}, {details}, {left:,.0f} min left")
+                    said, left = now, (count - done) / rate
+                    console.note(f"{done:,} of {count:,}, {details}, {left:,.0f} min left")
                 if max_errors is not None and len(errors) > max_errors:
                     errors.append(f"ended: more than --max-errors {max_errors:,} rows failed")
                     break
@@ -170,6 +169,7 @@ def _answer(
         console.note("stopped; the same command goes on from here")
         return True
     finally:
+        lines.close()  # type: ignore[attr-defined] - of generators
         for error in [] if quiet else [*errors[:MOST_SHOWN], *errors[MOST_SHOWN:][-1:]]:
             console.note(error)
     return False
@@ -188,5 +188,5 @@ def _run_name(
 ) -> str:
     """Stands for all that changes answers; the same on every machine that has the same model."""
     chosen = {**sampling.chosen(), "speculate": None}  # which changes no answer
-    said = [*model_choice.identity(source, model), chosen, asked]
+    said = [*model.identity(source), chosen, asked]
     return sha256(json.dumps(said).encode()).hexdigest()[:16]

@@ -148,7 +148,7 @@ def _run(
         "chat_format": not given.raw,
         "packages": {name: version(name) for name in ("mmchat", "lm_eval", "torch")},
     }
-    said = json.dumps([record, model_choice.identity(source, held), mmchat.__version__])
+    said = json.dumps([record, held.identity(source), mmchat.__version__])
     began = time.monotonic()
     outcome = harness.run(
         loaded,

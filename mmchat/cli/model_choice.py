@@ -9,8 +9,7 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from mmchat import limits
 from mmchat.cli import console
@@ -64,23 +63,6 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
     is_rounded = options.quantize in (AUTO, "none") and _ROUNDED_TAG.search(str(options.name))
     if is_rounded and source.format != "gguf":  # which opens the checkpoint
         console.note(f"{options.name}: weights as they are published; --quantize makes them small")
-
-
-def identity(source: ModelSource, options: LoadOptions) -> list[Any]:
-    """What stands for the weights and how they are held, on every machine that has them."""
-    names = ("dtype", "quantize", "quantize_keep", "max_seq_len", "text_only", "alpha")
-    loaded = [str(getattr(options, name)) for name in names]
-    found = source.checkpoint, source.companion, options.params_path
-    places = [Path(place).name if place else "" for place in found]  # of the Hub: the commit
-    adapters = [(one.folder.resolve().name, one.scale) for one in source.adapters]
-    return [source.spec.name, places, adapters, _scheme(source, options), loaded]
-
-
-def _scheme(source: ModelSource, options: LoadOptions) -> str:
-    """What `auto` is for packed weights, which may depend on the device."""
-    if options.quantize != AUTO or source.spec.packing is None:
-        return options.quantize
-    return options.scheme(source.spec, options.placement(source.spec))
 
 
 def alpha_rule(options: LoadOptions, source: ModelSource) -> Literal["white", "drop"]:

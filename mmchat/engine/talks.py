@@ -16,11 +16,13 @@ T = TypeVar("T")
 Talk = Generator[Request, Finished, T]
 
 
-def hold(engine: Engine, talks: Iterable[Talk[T]]) -> Iterator[T]:
-    """What each of `talks` returns, in their order; as many are held at once as there are rows.
+def hold(engine: Engine, talks: Iterable[Talk[T] | None], *, in_order: bool = True) -> Iterator[T]:
+    """What each of `talks` returns; as many are held at once as there are rows.
 
-    Talks are begun when there is room for them, so their pictures need not all be in memory. Raises
-    the first error that a talk does not catch. A reader that stops cancels the rest.
+    Talks are begun when there is room for them, so their pictures need not all be in memory; None:
+    the next one is not ready, go on with those that are held. in_order: of the talks; otherwise as
+    they end. Raises the first error that a talk does not catch. A reader that stops cancels the
+    rest.
     """
     coming = enumerate(talks)
     going: dict[Answer, tuple[int, Talk[T]]] = {}
@@ -42,13 +44,15 @@ def hold(engine: Engine, talks: Iterable[Talk[T]]) -> Iterator[T]:
 
     try:
         while is_more or going:
-            while is_more and len(going) < engine.rows:
+            while is_more and len(going) < engine.rows and (in_order or not done):
                 upcoming = next(coming, None)
                 if upcoming is None:
                     is_more = False
-                else:
-                    number, talk = upcoming
-                    go_on(number, talk, partial(next, talk))
+                    break
+                number, talk = upcoming
+                if talk is None:
+                    break
+                go_on(number, talk, partial(next, talk))
             engine.step()
             for answer in [answer for answer in going if answer.is_over]:
                 number, talk = going.pop(answer)
@@ -57,8 +61,8 @@ def hold(engine: Engine, talks: Iterable[Talk[T]]) -> Iterator[T]:
                     go_on(number, talk, partial(talk.throw, error))
                 else:
                     go_on(number, talk, partial(talk.send, answer.finished))
-            while told in done:
-                yield done.pop(told)
+            while told in done or (done and not in_order):
+                yield done.pop(told if in_order else next(iter(done)))
                 told += 1
     finally:
         for answer in going:

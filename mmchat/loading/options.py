@@ -216,6 +216,18 @@ class LoadOptions:
         given["adapter"] = [str(one) for one in self.adapter]  # type: ignore[union-attr]
         return {n: str(v) if isinstance(v, os.PathLike) else v for n, v in given.items()}
 
+    def identity(self, source: ModelSource) -> list[Any]:
+        """What stands for the weights and how they are held, on every machine that has them."""
+        names = ("dtype", "quantize", "quantize_keep", "max_seq_len", "text_only", "alpha")
+        loaded = [str(getattr(self, name)) for name in names]
+        found = source.checkpoint, source.companion, self.params_path
+        places = [Path(place).name if place else "" for place in found]  # of the Hub: the commit
+        adapters = [[one.folder.resolve().name, one.scale] for one in source.adapters]
+        scheme, spec = self.quantize, source.spec
+        if scheme == AUTO and spec.packing is not None:  # which may depend on the device
+            scheme = self.scheme(spec, self.placement(spec))
+        return [spec.name, places, adapters, scheme, loaded]
+
     def setup(self, spec: ModelSpec, placement: Placement, **known: Any) -> Setup:
         """What will be loaded, for the estimate of its memory. known: more fields of Setup."""
         from mmchat.estimate.memory import Setup

@@ -20,8 +20,9 @@ from mmchat.quant.kernels import native, reference
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
-# bfloat16 weights where their products are not fast.
-FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
+# bfloat16 weights where their products are not fast, the third for weights that would have to be
+# widened first where they are: `python -m benchmarks.batch --kernels` times 8 rows of both.
+FEW_TOKENS, FEW_TOKENS_OF_BF16, FEW_TOKENS_ROUNDED = 4, 64, 32
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
 Parts = TypeVar("Parts", bound=tuple[Tensor, ...])
 
@@ -47,7 +48,9 @@ def probe() -> list[Choice]:
     fast = has_fast_bf16()
     many = "bfloat16 products" if fast else "float32 products"
     wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
-    rounded = wide if fast else "C, int8 activations"
+    rounded = "C, int8 activations"
+    if fast:
+        rounded += f" up to {FEW_TOKENS_ROUNDED} tokens, then {many}"
     found = [wide, rounded, rounded, "C for the next token in bfloat16, else torch"]
     if native.library() is None:
         whole = f"{many} for many tokens"
@@ -83,7 +86,7 @@ def rounded(
     kernel: Callable[..., Tensor], widen: Callable[..., Tensor], x: Tensor, *weight: Tensor
 ) -> Tensor:
     """By a kernel that rounds x to int8, but many tokens where bfloat16 products are fast."""
-    if tokens(x) <= FEW_TOKENS or not has_fast_bf16():
+    if tokens(x) <= FEW_TOKENS_ROUNDED or not has_fast_bf16():
         return by_kernel(kernel, x, *weight)
     return in_chunks(widen, x, *weight)
 
