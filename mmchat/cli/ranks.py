@@ -32,9 +32,9 @@ def of_launcher(values: dict[str, Any], command: str) -> dict[str, Any]:
         from mmchat.loading.follower import follow
 
         launch.end_with_parent()
-        follow(timeout)
+        follow(timeout, timeout)
     from mmchat.runtime.mirrored import driver_of
 
-    launch.adopt(group := launch.join(timeout))
-    driver_of(group)  # which lets the others end when this one does
+    launch.adopt(group := launch.join(timeout, timeout))
+    driver_of(group).show_life()
     return {**values, "parallel": ranks}

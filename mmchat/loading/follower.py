@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from mmchat.errors import MmchatError, RankError
 from mmchat.offline import go_offline
@@ -15,11 +15,13 @@ from mmchat.parallel import launch
 
 def main() -> None:
     """The process of a rank that rank 0 has started on this machine; it is left by its end."""
+    from mmchat.parallel.group import IDLE
+
     launch.end_with_pipe(sys.stdin.buffer)
-    follow(float(os.environ["MMCHAT_PARALLEL_TIMEOUT"]))
+    follow(float(os.environ["MMCHAT_PARALLEL_TIMEOUT"]), IDLE)
 
 
-def follow(timeout: float) -> None:
+def follow(timeout: float, idle: float) -> NoReturn:
     """Share models with rank 0 until it ends; the process ends with it.
 
     Says on stderr why, where it is not rank 0 that ends it.
@@ -28,7 +30,7 @@ def follow(timeout: float) -> None:
     go_offline()  # rank 0 has seen to it that all is here
     group = None
     try:
-        group = launch.join(timeout)
+        group = launch.join(timeout, idle)
         _follow(group)
         code = 0
     except BaseException as error:

@@ -1,7 +1,8 @@
 """The processes that share a model: what they add up, gather and tell each other.
 
 There are two groups of the same ranks. In one, those who follow wait for the next call, which may
-take hours; in the other everything is answered within `timeout`, or somebody is gone.
+take hours on one machine; on several, where a cable may be pulled, rank 0 gives signs of life. In
+the other everything is answered within `timeout`, or somebody is gone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mmchat.progress import ProgressCallback
 if TYPE_CHECKING:
     from mmchat.parallel.launch import Followers
 
-IDLE = timedelta(days=365)  # how long a follower waits for the next call
+IDLE = 365 * 86_400.0  # seconds: the connection breaks when a process of this machine ends
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _POLL_SECONDS = 0.05
 _START_SECONDS = 300.0  # for importing torch on a machine with other work
@@ -39,6 +40,7 @@ _LAST_SECONDS = 0.5  # in which one that failed says why, and its process ends
 
 class Group:
     """Ranks 0 .. ranks - 1, which have met in `store`. followers: those that rank 0 has started.
+    idle: seconds for which a follower waits for the next call.
 
     Everything that waits for others raises RankError when one is gone or silent for `timeout`
     seconds; nothing can go on after that, and it is raised again.
@@ -51,6 +53,7 @@ class Group:
         ranks: int,
         timeout: float,
         followers: Followers | None = None,
+        idle: float = IDLE,
     ) -> None:
         self.rank, self.ranks, self.timeout, self.followers = rank, ranks, timeout, followers
         self.lost: RankError | None = None
@@ -67,7 +70,7 @@ class Group:
                 world_size=ranks,
                 timeout=timedelta(seconds=timeout),
             )
-            self._control: Any = dist.new_group(backend="gloo", timeout=IDLE)
+            self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=idle))
 
     # ---- the start
 
@@ -315,7 +318,7 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Signals that end things come at its end: the others would wait for half a pass."""
+    """Signals that end things come at the end: the others would wait for the rest of a pass."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

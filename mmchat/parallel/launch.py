@@ -60,8 +60,11 @@ def group_of(ranks: int, timeout: float) -> Group:
     return group
 
 
-def join(timeout: float) -> Group:
-    """Meet the ranks that a launcher, or rank 0, has started. Raises RankError."""
+def join(timeout: float, idle: float) -> Group:
+    """Meet the ranks that a launcher, or rank 0, has started; both in seconds, as in Group.
+
+    Raises RankError.
+    """
     from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     from mmchat.parallel.group import NETWORK, Group
@@ -81,7 +84,8 @@ def join(timeout: float) -> Group:
         reason = "is in use" if "EADDRINUSE" in str(error) else "cannot be reached"
         raise RankError(f"rank {rank}: {quoted(f'{host}:{port}')} {reason}. {NETWORK}") from None
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Group(PrefixStore(f"mmchat {again}", store), int(rank), int(ranks), timeout)
+    store = PrefixStore(f"mmchat {again}", store)
+    return Group(store, int(rank), int(ranks), timeout, idle=idle)
 
 
 def _start(ranks: int, timeout: float) -> Group:

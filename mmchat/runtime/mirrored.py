@@ -10,6 +10,7 @@ import atexit
 import functools
 import itertools
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -86,6 +87,17 @@ class Driver:
         with _turn, without_interrupts():
             gone = [self._gone.pop(0) for _ in range(len(self._gone))]
             say(self.group, [gone, *message], tensors)
+
+    def show_life(self) -> None:
+        """Tell the others from now on, in a thread, that this rank is there."""
+
+        def beat() -> None:
+            with suppress(RankError):  # whoever is next to call is told
+                while self.group.lost is None:
+                    self.tell("life")
+                    time.sleep(self.group.timeout / 4)
+
+        threading.Thread(target=beat, name="mmchat ranks", daemon=True).start()
 
     def stop(self) -> None:
         """Let the others end, as a launcher waits for."""
@@ -259,6 +271,7 @@ class Follower:
     def follow(self) -> None:
         """Repeat what rank 0 does until it says "stop". Raises RankError when it is gone."""
         calls: dict[str, Callable[..., None]] = {
+            "life": lambda _: None,
             "model": self._model,
             "new_cache": self._new_cache,
             "cache": self._cache,
