@@ -79,7 +79,7 @@ def _folder(name: str) -> Path | None:
     """The folder that is meant; a file of an adapter stands for its folder."""
     try:
         path = Path(name).expanduser()
-        if path.exists():
+        if name and path.exists():
             return path if path.is_dir() else path.parent
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
         return None

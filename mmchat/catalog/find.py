@@ -145,9 +145,12 @@ def _base_of(place: Path) -> str:
     if spec is None:
         fetch = f"'mmchat download {full}' fetches it, or " if is_repo_id(full) else ""
         shown = quoted(str(place), 300)
+        known = (
+            f"of {quoted(full, 200)}, which is not on this machine" if full else "of no named base"
+        )
         raise CheckpointError(
-            f"{shown} is an adapter of {quoted(full, 200)}, which is not on this machine; {fetch}"
-            f"give the base as the model, and --adapter {shown}"
+            f"{shown} is an adapter {known}; {fetch}give the base as the model, and --adapter"
+            f" {shown}"
         )
     return spec.name
 

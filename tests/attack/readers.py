@@ -30,7 +30,11 @@ from tests.checkpoints.hostile_files import members_of, write_pth, write_safeten
 from tests.checkpoints.test_gguf_file import both as whole_gguf
 from tests.images.test_documents import one_page
 from tests.meta_checkpoint import meta_params
+from tests.models.llava.released import HUB_7B, ORIGINAL_7B
+from tests.models.qwen_vl.test_real_shapes import RELEASED
+from tests.packed_writers import KINDS
 from tests.repl.screens import SAMPLE, Terminal
+from tests.sentencepiece_model import trained
 from tests.synthetic_tokenizer import all_splits, hub_bytes, tiktoken_lines, trained_tokens
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +112,9 @@ def _documents(folder: Path) -> dict[str, Reader]:
         asdict(spec.generation),
         {"eos_token_id": 1},
     )
+    configs = [documents["config.json"], ORIGINAL_7B, HUB_7B, RELEASED]
+    packed = [{**configs[0], key: value} for key, value, _ in KINDS.values()]
+    configs = [json.dumps(one).encode() for one in (*configs, *packed)]
     recorded = folder / "recorded"
     recorded.mkdir()
     (recorded / "a").write_bytes(b"a")
@@ -123,7 +130,7 @@ def _documents(folder: Path) -> dict[str, Reader]:
         ),
         "config": Reader(
             _of_file(folder / "hf" / "config.json", load_spec),
-            [json.dumps(documents["config.json"]).encode()], refuses, 40_000,
+            configs, refuses, 40_000,
         ),
         "manifest": Reader(
             _of_file(recorded / MANIFEST_NAME, lambda path: verify_folder(path.parent)),
@@ -135,7 +142,7 @@ def _documents(folder: Path) -> dict[str, Reader]:
         ),
         "tokenizer.model": Reader(
             _of_file(folder / "tokenizer.model", open_tokenizer),
-            [tiktoken_lines(tokens)], refuses, 10_000,
+            [tiktoken_lines(tokens), trained()], refuses, 10_000,
         ),
         "tokenizer.json": Reader(
             _of_file(folder / "tokenizer.json", open_tokenizer),

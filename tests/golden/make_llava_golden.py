@@ -135,7 +135,12 @@ def pixels(tower: Path) -> dict[str, np.ndarray]:
             [seen] = process_images([image], processor, config)
             hashes.append(sha256(seen.numpy().astype("<f4").tobytes()).hexdigest())
         found[f"pixels/{kind}"] = np.array(hashes)
-    return found
+    side = oracle.CONFIG.vision_config.image_size
+    clear = Image.new("RGBA", (side, side), (200, 0, 0, 0)).convert(
+        "RGB"
+    )  # as its programs open it
+    [seen] = process_images([clear], processor, config)
+    return found | {"pixels/clear": seen[:, 0, 0].numpy()}
 
 
 def token_ids(folder: Path) -> dict[str, np.ndarray]:

@@ -288,6 +288,13 @@ def test_files_that_do_not_fit(tmp_path, base):
     fails(CheckpointError, "newer peft", partial(load, base, adapter=folder))
 
 
+def test_a_base_that_is_not_named_is_not_looked_for(tmp_path, base, monkeypatch):
+    folder = write_adapter(tmp_path / "alone", TENSORS, base_model_name_or_path=None)
+    fails(CheckpointError, "of no named base; give the base as the model", lambda: load(folder))
+    monkeypatch.chdir(folder)  # an empty name is no name of it
+    fails(CheckpointError, "no such folder", lambda: load(base, adapter=[""]))
+
+
 def test_files_that_are_not_there_or_something_else(tmp_path, base, adapter):
     folder = shutil.copytree(adapter, tmp_path / "copy")
     weights = folder / "adapter_model.safetensors"

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import mmchat
 from mmchat.api import Model
-from mmchat.cli.app import app
 from mmchat.conversation import ToolCall
-from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, PromptError, UsageError
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.runtime.eager import EagerRuntime
+from tests.models.asking import finished, run
 from tests.models.llava import oracle
 from tests.models.llava.folders import SPARE_ROWS, hub_document, with_vocabulary, write_hub_folder
 from tests.models.llava.test_image_processor import picture
@@ -41,18 +39,6 @@ def model(folder) -> Model:
 def png(tmp_path) -> str:
     picture(30, 40).pixels.save(tmp_path / "dog.png")
     return str(tmp_path / "dog.png")
-
-
-def finished(events) -> Finished:
-    *_, last = events
-    assert isinstance(last, Finished)
-    return last
-
-
-def run(*arguments: str, code: int = 0, typed: str | None = None) -> str:
-    done = CliRunner().invoke(app, list(arguments), input=typed)
-    assert done.exit_code == code, done.output
-    return done.stdout if code == 0 else done.stderr
 
 
 def math_of(model: Model) -> LlavaForConditionalGeneration:

@@ -10,15 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 import mmchat
+from tests.models.asking import served
 from tests.models.llava.folders import write_hub_folder
 from tests.models.llava.test_image_processor import picture
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
-
-from mmchat.server.app import make_app
-from mmchat.server.options import ServerOptions
-from mmchat.server.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +26,8 @@ def model(tmp_path_factory) -> mmchat.Model:
 
 @pytest.fixture(scope="module")
 def client(model) -> Iterator[TestClient]:
-    service = Service(ServerOptions(rows=2))
-    service.use(model)
-    yield TestClient(make_app(service), base_url="http://localhost")
-    service.close()
+    with served(model) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image as PILImage
-from typer.testing import CliRunner
 
 import mmchat
 from mmchat.api import Model
-from mmchat.cli.app import app
-from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, ImageError, ParamsError, PromptError, UsageError
 from mmchat.models.base import Batch
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
 from mmchat.runtime.eager import EagerRuntime
+from tests.models.asking import finished, run
 from tests.models.qwen_vl import oracle
 from tests.models.qwen_vl.folders import SPARE_ROWS, tokenizer, weights, write_folder
 from tests.models.qwen_vl.oracle import image
@@ -42,18 +40,6 @@ def model(folder) -> Model:
 def png(tmp_path) -> str:
     image(0).pixels.save(tmp_path / "dog.png")
     return str(tmp_path / "dog.png")
-
-
-def finished(events) -> Finished:
-    *_, last = events
-    assert isinstance(last, Finished)
-    return last
-
-
-def run(*arguments: str, code: int = 0, typed: str | None = None) -> str:
-    done = CliRunner().invoke(app, list(arguments), input=typed)
-    assert done.exit_code == code, done.output
-    return done.stdout if code == 0 else done.stderr
 
 
 def math_of(model: Model) -> QwenVLForConditionalGeneration:
@@ -169,10 +155,9 @@ def test_the_command_line_opens_what_its_prompt_names_and_never_what_is_piped(fo
 def test_the_chat_opens_nothing_that_a_pipe_names(folder, png, tmp_path):
     saved = tmp_path / "saved"
     lines = ["\\set image_tags on", f"<img>{png}</img> dog", f"\\save {saved}"]
-    done = CliRunner().invoke(
-        app, ["chat", str(folder), "-n", "2", "-t", "0"], input="\n".join([*lines, ""])
-    )
-    assert "image_tags is for a terminal" in done.stderr
+    typed = "\n".join([*lines, ""])
+    said = run("chat", str(folder), "-n", "2", "-t", "0", typed=typed, code=2)
+    assert "image_tags is for a terminal" in said
     [turn] = json.loads((saved / "chat.json").read_text("utf-8"))["turns"]
     [part] = turn["question"]
     assert (part["text"], part["image"]) == (f"<img>{png}</img> dog", None)

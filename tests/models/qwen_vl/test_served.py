@@ -9,15 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 import mmchat
+from tests.models.asking import served
 from tests.models.qwen_vl.folders import write_folder
 from tests.models.qwen_vl.oracle import SEQ_LENGTH, SPAN, image
 
 pytest.importorskip("starlette")
 from starlette.testclient import TestClient
-
-from mmchat.server.app import make_app
-from mmchat.server.options import ServerOptions
-from mmchat.server.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +25,8 @@ def model(tmp_path_factory) -> mmchat.Model:
 
 @pytest.fixture(scope="module")
 def client(model) -> Iterator[TestClient]:
-    service = Service(ServerOptions(rows=2))
-    service.use(model)
-    yield TestClient(make_app(service), base_url="http://localhost")
-    service.close()
+    with served(model) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +62,9 @@ def test_the_request_of_rtp_llm(model, tmp_path):
     picture = {"image_url": {"url": "dog.png"}, "type": "image_url"}
     text = {"text": "Describe this image", "type": "text"}
     message = {"role": "user", "content": [picture, text], "name": None}
-    service = Service(ServerOptions(rows=1, media_dir=tmp_path))
-    service.use(model)
-    client = TestClient(make_app(service), base_url="http://localhost")
     request = {"temperature": 0.0, "top_p": 0.1, "messages": [message], "max_tokens": 8}
-    answer = client.post("/v1/chat/completions", json=request).json()
-    service.close()
+    with served(model, media_dir=tmp_path) as client:
+        answer = client.post("/v1/chat/completions", json=request).json()
     greedy = mmchat.SamplingParams(temperature=0.0, max_new_tokens=8)
     expected = model.ask(text["text"], image(0), sampling=greedy)
     assert answer["choices"][0]["message"]["content"] == expected
