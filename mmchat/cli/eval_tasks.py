@@ -18,7 +18,7 @@ import mmchat
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import refuse_text_only
-from mmchat.errors import DiskError, UsageError, quoted
+from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError, quoted
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -115,7 +115,12 @@ def tasks(
         loaded = model_choice.load(model, source, stages)
     if source.spec.chat_format == "base":
         given = replace(given, raw=True)
-    record, outcome = _run(found, given, loaded, source, quiet)
+    try:
+        record, outcome = _run(found, given, loaded, source, quiet)
+    except KeyboardInterrupt:
+        goes_on = "the same command goes on" if given.cache else "--cache would have kept answers"
+        console.note(f"stopped; {goes_on}")
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     record = {"command": given.command(names, _as_held(loaded)), **record}
     if given.output is not None:
         _write(given.output, record, outcome)
