@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -57,7 +57,14 @@ void mmchat_quantize_int8(const float *w, int8_t *q, float *scale, int64_t rows,
     }
 }
 
-#define GROUPS 16  // groups that are fitted side by side, a lane each
+// Groups that are fitted side by side, a lane of a register each
+#if defined(__AVX512F__)
+#define GROUPS 16
+#elif defined(__AVX2__)
+#define GROUPS 8
+#else
+#define GROUPS 4
+#endif
 
 typedef float Each __attribute__((vector_size(4 * GROUPS)));  // a number of each group
 typedef int32_t Which __attribute__((vector_size(4 * GROUPS)));
@@ -78,6 +85,8 @@ INLINE Each levels_of(Each w, Each low, Each inverse) {
     Each level = (w - low) * inverse;
 #ifdef __AVX512F__
     level = (Each)_mm512_min_ps(_mm512_max_ps((__m512)level, (__m512)none), (__m512)most);
+#elif defined(__AVX2__)
+    level = (Each)_mm256_min_ps(_mm256_max_ps((__m256)level, (__m256)none), (__m256)most);
 #else
     level = (Each)((level > none) & (Which)level);  // NaN is not
     level = where(level < most, level, most);
