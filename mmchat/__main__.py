@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -35,6 +36,8 @@ def main() -> None:
         from mmchat.errors import INTERRUPTED_EXIT_CODE
 
         sys.exit(INTERRUPTED_EXIT_CODE)
+    finally:
+        gc.freeze()  # or Python searches all that torch made for cycles when it ends: 0.4 s
 
 
 def _leave_working_folder_out() -> None:

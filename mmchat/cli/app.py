@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import sys
-import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,6 @@ import mmchat
 from mmchat.cli import console
 from mmchat.cli.help_page import WIDEST, Command, Group, plain_app
 from mmchat.cli.no_command import with_command
-from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.options import Debug, debug_requested
 from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value
 from mmchat.errors import (
@@ -74,6 +72,8 @@ BUG = "this is a bug in mmchat; please report it with the lines above"
 
 def load(name: str) -> Any:
     """The command `name` with its parameters; imports its module."""
+    from mmchat.cli.option_groups import with_option_groups  # with all options of loading
+
     module, _, attribute = _PLACES.get(name, f"{name}:{name}").partition(":")
     found = getattr(import_module(f"mmchat.cli.{module}"), attribute)
     if isinstance(found, typer.Typer):
@@ -129,6 +129,8 @@ def _report(error: Exception) -> int:
     """Write the error to stderr and return the exit code."""
     expected = _expected(error)
     if expected is None or debug_requested:
+        import traceback
+
         console.write_safely("".join(traceback.format_exception(error)), sys.stderr)
     message, code = expected or (BUG, 1)
     console.error(message)

@@ -109,7 +109,7 @@ def chat(
     check_pictures([image for image in images if image != CLIPBOARD])
     is_asked = resume == ""  # which of the chats, while the model loads
     saved = None if is_asked else _saved_chat(continue_last, resume)
-    model_choice.begin_loading(source)
+    model_choice.begin_loading(model, source)
     expect_pictures()
     terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     typed = console.is_terminal(sys.stdin)

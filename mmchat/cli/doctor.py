@@ -77,7 +77,7 @@ def _device(device: Device) -> str:
 
 def _reading(machine: Machine) -> str:
     if machine.reading is None:
-        return "not measured: too little memory is free"
+        return f"not measured: {machine.unmeasured}"
     speeds = {machine.dtype if n == "none" else n: s for n, s in machine.reading.linears.items()}
     return f"weights in {', '.join(f'{n} {s / 1e9:.1f}' for n, s in speeds.items())} GB/s"
 

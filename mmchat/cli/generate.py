@@ -128,7 +128,7 @@ def generate(
         _say_before(model, source, [*said.notes, *given.notes], given, raw=raw)
     _check_model(source, system, has_pictures=has_pictures, heat=shown.heat, ranks=model.ranks)
     if not dry_run:
-        model_choice.begin_loading(source)
+        model_choice.begin_loading(model, source)
     pictures = _read_pictures(given, alpha_rule(model, source), quiet)
     opens = given.typed if image_tags else ""
     request = Request(

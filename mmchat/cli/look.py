@@ -82,7 +82,7 @@ def look(
         say_choice(model, source)
         for line in (*said.notes, *given.notes):
             console.note(line)
-    model_choice.begin_loading(source)
+    model_choice.begin_loading(model, source)
     pictures = load_pictures(given, alpha_rule(model, source))
     from mmchat.repl.answering import interrupts
 

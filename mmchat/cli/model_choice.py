@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
+import sys
 import threading
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 from mmchat import limits
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
     from mmchat.loading.options import LoadOptions
 
 BUILT_IN = "tiny"
+# What torch imports at its end, in a third of its time, for its compiler and for GPUs.
+_NOT_AT_START = ("torch._meta_registrations", "torch._native")
+_GPUS = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+_importing: list[threading.Thread] = []
 _ROUNDED_TAG = re.compile(r":\d+b-instruct-q\d")  # of Ollama
 _VARIABLES_ELSEWHERE = {  # of other programs for Llama, and the options here
     "CHECKPOINT_PATH": "--checkpoint-path",
@@ -36,6 +43,8 @@ _VARIABLES_ELSEWHERE = {  # of other programs for Llama, and the options here
 def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> Model:
     """Load the model of `options.find()` with its progress shown; torch is imported here."""
     check_address_space()
+    while _importing:  # torch is not whole until its thread has ended
+        _importing.pop().join()
     from mmchat.api import load_model
 
     label = options.name or options.params_path or options.checkpoint_path or BUILT_IN
@@ -80,17 +89,37 @@ def check_address_space() -> None:
         )
 
 
-def begin_loading(source: ModelSource) -> None:
+def begin_loading(options: LoadOptions, source: ModelSource) -> None:
     """Import torch and read the weights from disk while the caller goes on."""
     check_address_space()
-    threading.Thread(target=_import_torch).start()
+    is_compiled = options.compile == "on" or any(map(os.path.exists, _GPUS))
+    _importing.append(threading.Thread(target=_import_torch, args=(is_compiled,)))
+    _importing[-1].start()
     threading.Thread(target=_read_weights_ahead, args=(source,), daemon=True).start()
 
 
-def _import_torch() -> None:
-    """Not in a daemon thread: torch does not survive an end of the process within its import."""
-    with suppress(Exception):  # if the process is ending; else the next import of it says why
-        import_module("torch")
+def _import_torch(is_compiled: bool) -> None:
+    """Not in a daemon thread: torch does not survive an end of the process within its import.
+
+    Where nothing is compiled there are empty modules in place of `_NOT_AT_START` meanwhile. What is
+    imported stays until the process ends, so that nothing of it is ever garbage to look for.
+    """
+    if "torch" in sys.modules:
+        return
+    left_out = () if is_compiled else _NOT_AT_START
+    sys.modules.update((name, ModuleType(name)) for name in left_out)
+    gc.disable()
+    try:
+        with suppress(Exception):  # if the process is ending; else the next import of it says why
+            import_module("torch")
+    finally:
+        for name in left_out:
+            del sys.modules[name]
+            vars(sys.modules.get("torch", sys)).pop(name.removeprefix("torch."), None)
+    with suppress(Exception):
+        import_module("torch._prims.rng_prims")  # without which torch makes no Generator
+    gc.freeze()
+    gc.enable()
 
 
 def _read_weights_ahead(source: ModelSource) -> None:

@@ -12,7 +12,7 @@ import torch
 import mmchat
 from mmchat.checkpoints.hub_cache import cache_folder
 from mmchat.errors import DiskError, MemoryError_
-from mmchat.estimate.speed import ReadingSpeeds, measure_reading
+from mmchat.estimate.speed import BusyError, ReadingSpeeds, measure_reading
 from mmchat.hardware.cpu import describe_cpu
 from mmchat.hardware.memory import available_memory, host_memory
 from mmchat.hardware.placement import choose_placement
@@ -38,7 +38,8 @@ class Machine:
 
     limited_by: what bounds the memory of the processor if not the machine. load: processes that
     want to run, on average over the last minute. reading: how fast weights are read on the first
-    device. disk_free: bytes left for the Hub's cache. None for what is not known.
+    device; unmeasured: why there is no `reading`. disk_free: bytes left for the Hub's cache. None
+    for what is not known.
     """
 
     cores: int
@@ -52,6 +53,7 @@ class Machine:
     cache: str
     disk_free: int | None
     versions: dict[str, str | None]
+    unmeasured: str | None = None
 
     @property
     def device(self) -> Device:
@@ -63,9 +65,13 @@ def examine(progress: Callable[[str], None]) -> Machine:
     progress("measuring the memory")
     placement = choose_placement("auto", "auto", LARGE)
     host = host_memory()
-    reading, disk_free = None, None
-    with suppress(MemoryError_):
+    reading, disk_free, unmeasured = None, None, None
+    try:
         reading = measure_reading(placement.device, placement.dtype)
+    except MemoryError_:
+        unmeasured = "too little memory is free"
+    except BusyError:
+        unmeasured = "busy, no figure"
     with suppress(DiskError):
         disk_free = free_bytes(cache_folder())
     return Machine(
@@ -84,6 +90,7 @@ def examine(progress: Callable[[str], None]) -> Machine:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
         },
+        unmeasured=unmeasured,
     )
 
 

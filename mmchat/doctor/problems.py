@@ -69,8 +69,8 @@ def _no_compiler(machine: Machine) -> Iterator[Problem]:
 def _busy(machine: Machine) -> Iterator[Problem]:
     if machine.load is not None and machine.load > machine.cores:
         yield Problem(
-            f"the machine is busy (load {machine.load:.1f} on {machine.cores} processors), so the"
-            " speeds above are low",
+            f"the machine is busy (load {machine.load:.1f} on {machine.cores} processors), so"
+            + (" the speeds above are low" if machine.reading else " no speeds are given"),
             "run mmchat doctor again when it is idle",
         )
 

@@ -10,11 +10,11 @@ import torch
 
 from mmchat.cli import console
 from mmchat.doctor import Diagnosis, problems
-from mmchat.doctor.machine import Device, Machine
+from mmchat.doctor.machine import Device, Machine, examine
 from mmchat.doctor.outlook import outlooks
 from mmchat.doctor.problems import find_problems
 from mmchat.doctor.verdict import recommend
-from mmchat.estimate.speed import ReadingSpeeds
+from mmchat.estimate.speed import BusyError, ReadingSpeeds
 from mmchat.hardware.bandwidth import Bandwidth
 from mmchat.hardware.placement import Placement
 from mmchat.hub.holdings import Holding
@@ -304,7 +304,22 @@ def test_json_is_one_object_with_every_model_and_scheme(doctor):
 @pytest.mark.slow
 def test_this_machine_can_be_diagnosed(run_real):
     report = json.loads(run_real("doctor", "--json").stdout)
+    if report["reading"] is None:  # other programs were in the way, here and now
+        assert report["unmeasured"] == "busy, no figure"
+        return
     assert report["reading"]["bandwidth"]["bytes_per_second"] > 10**8
     assert all(speed > 10**7 for speed in report["reading"]["linears"].values())
     assert report["devices"][-1]["name"] == "cpu"
     assert report["versions"]["torch"]
+
+
+def test_a_machine_that_is_too_busy_to_be_measured_is_given_no_figure(monkeypatch):
+    monkeypatch.setattr("mmchat.doctor.machine.measure_reading", busy)
+    machine = examine(lambda stage: None)
+    assert (machine.reading, machine.unmeasured) == (None, "busy, no figure")
+    loaded = replace(written_down(24, reading=None), load=20.0)
+    assert "so no speeds are given" in problem_texts(loaded)[0]
+
+
+def busy(*_):
+    raise BusyError

@@ -200,7 +200,7 @@ def test_a_picture_that_is_not_there_is_exit_code_4_before_torch(
     from mmchat.cli import model_choice
 
     (here / "empty.png").touch()
-    monkeypatch.setattr(model_choice, "begin_loading", lambda _: pytest.fail("began to load"))
+    monkeypatch.setattr(model_choice, "begin_loading", lambda *_: pytest.fail("began to load"))
     done = mmchat_command(*([command] if command else []), word, stdin="What?")
     assert (done.stdout, done.stderr, done.exit_code) == ("", f"mmchat: error: {reason}", 4)
 
@@ -208,7 +208,7 @@ def test_a_picture_that_is_not_there_is_exit_code_4_before_torch(
 def test_what_needs_no_model_is_said_before_torch(mmchat_command, monkeypatch, tmp_path):
     from mmchat.cli import model_choice
 
-    monkeypatch.setattr(model_choice, "begin_loading", lambda _: pytest.fail("began to load"))
+    monkeypatch.setattr(model_choice, "begin_loading", lambda *_: pytest.fail("began to load"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert mmchat_command("chat", "--resume", "nothere").exit_code == 1
     assert mmchat_command("generate", "-p", "x", *["-i", "-"] * 2).exit_code == 2

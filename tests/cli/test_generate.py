@@ -419,7 +419,7 @@ def test_pictures_are_read_while_loading_begins(mmchat_command, monkeypatch):
     order = []
     read, load = generate.load_pictures, model_choice.load
     monkeypatch.setattr(generate, "expect_pictures", lambda: order.append("expect"))
-    monkeypatch.setattr(model_choice, "begin_loading", lambda source: order.append("begin"))
+    monkeypatch.setattr(model_choice, "begin_loading", lambda *_: order.append("begin"))
     monkeypatch.setattr(
         generate, "load_pictures", lambda *a: (order.append("pictures"), read(*a))[1]
     )

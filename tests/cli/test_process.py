@@ -271,6 +271,8 @@ def test_help_and_version_load_nothing_heavy_and_no_other_command(arguments, own
     [
         ("mmchat gen", "1", "generate", set()),
         ("mmchat generate llama3.2-9", "2", "llama3.2-90B", {"generate"}),
+        ("mmchat generate --quan", "2", "--quantize", {"generate"}),
+        ("mmchat generate --quantize ", "3", "int4-g32", {"generate"}),
     ],
 )
 def test_completion_offers_commands_and_models_and_loads_no_other_command(
@@ -280,7 +282,35 @@ def test_completion_offers_commands_and_models_and_loads_no_other_command(
         [], _MMCHAT_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=word
     )
     assert offered in shown.split()
-    assert (heavy - {"pydantic"}, commands) == (set(), own)
+    assert (heavy, commands) == (set(), own)
+
+
+def test_the_help_reads_no_options_of_loading():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mmchat", "--help"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "mmchat.cli.app" in imported
+    unneeded = {"mmchat.loading.options", "mmchat.cli.defaults", "tomllib"}
+    assert not imported & unneeded
+
+
+def test_an_answer_leaves_out_what_torch_has_for_its_compiler_which_can_be_had_later():
+    program = (
+        "import sys\nfrom mmchat.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "later = {'torch._meta_registrations', 'torch._decomp', 'torch._refs', 'torch._native'}\n"
+        "assert not later & set(sys.modules), later & set(sys.modules)\n"
+        "import torch, torch._meta_registrations\n"  # and then all of it can be had
+        "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(2)).tolist() == [2, 2]\n"
+        "assert 'torch._decomp' in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "generate", "hi", "-n", "1", "--seed", "1", "-t", "1"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_list_of_models_loads_nothing_heavy():

@@ -14,6 +14,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "bfloat16.h"
 
 #define RANGES 8          // the whole range and narrower ones
@@ -53,81 +57,136 @@ void mmchat_quantize_int8(const float *w, int8_t *q, float *scale, int64_t rows,
     }
 }
 
+// Groups that are fitted side by side, a lane of a register each
+#if defined(__AVX512F__)
+#define GROUPS 16
+#elif defined(__AVX2__)
+#define GROUPS 8
+#else
+#define GROUPS 4
+#endif
+
+typedef float Each __attribute__((vector_size(4 * GROUPS)));  // a number of each group
+typedef int32_t Which __attribute__((vector_size(4 * GROUPS)));
+
+INLINE Each where(Which which, Each then, Each otherwise) {
+    return (Each)((which & (Which)then) | (~which & (Which)otherwise));
+}
+
+INLINE Each in_bf16(Each value) {
+    for (int g = 0; g < GROUPS; g++) value[g] = bf16_to_float(to_bf16(value[g]));
+    return value;
+}
+
+// 0..15
+INLINE Each levels_of(Each w, Each low, Each inverse) {
+    const float whole = 12582912.0f;  // 1.5 · 2^23: a float of that size has no fraction
+    const Each none = {0}, most = none + 15.0f;
+    Each level = (w - low) * inverse;
+#ifdef __AVX512F__
+    level = (Each)_mm512_min_ps(_mm512_max_ps((__m512)level, (__m512)none), (__m512)most);
+#elif defined(__AVX2__)
+    level = (Each)_mm256_min_ps(_mm256_max_ps((__m256)level, (__m256)none), (__m256)most);
+#else
+    level = (Each)((level > none) & (Which)level);  // NaN is not
+    level = where(level < most, level, most);
+#endif
+    return (level + whole) - whole;
+}
+
 typedef struct {
-    float levels[128];     // 0..15
-    uint16_t scale, zero;  // bfloat16
-    float error;           // squared
+    Each low, inverse, scale, zero, error;  // error: squared; scale and zero are of bfloat16
 } Fit;
 
-// Round a group to w = low + level · step, then fit scale and zero to the levels.
-INLINE void fit(const float *w, const int group, float low, float step, Fit *out) {
-    float inverse = step >= FLT_MIN ? 1.0f / step : 0, sum_q = 0, sum_w = 0, sum_qq = 0, sum_qw = 0;
-    float *levels = out->levels;
-#pragma omp simd reduction(+ : sum_q, sum_w, sum_qq, sum_qw)
+// Round to w = low + level · step, then fit scale and zero to the levels. w: [group]
+INLINE Fit fit(const Each *w, const int group, Each sum_w, Each low, Each step) {
+    const Each none = {0};
+    const Each inverse = where(step >= FLT_MIN, 1.0f / step, none);
+    Each levels[128], sum_q = none, sum_qq = none, sum_qw = none, error = none;
+#pragma GCC unroll 4
     for (int i = 0; i < group; i++) {
-        float level = (w[i] - low) * inverse;
-        level = level > 0.0f ? level : 0.0f;  // NaN is not
-        level = level < 15.0f ? level : 15.0f;
-        level = rintf(level);
-        levels[i] = level;
-        float q = level - 8.0f;
+        const Each q = levels[i] = levels_of(w[i], low, inverse) - 8.0f;
         sum_q += q;
-        sum_w += w[i];
         sum_qq += q * q;
         sum_qw += q * w[i];
     }
-    float spread = sum_qq - sum_q * sum_q / group;
-    float best = spread > 0 ? (sum_qw - sum_q * sum_w / group) / spread : step;
-    out->scale = to_bf16(best);
-    best = bf16_to_float(out->scale);
-    out->zero = to_bf16((sum_w - best * sum_q) / group);
-    float offset = bf16_to_float(out->zero), error = 0;
-#pragma omp simd reduction(+ : error)
+    const Each spread = sum_qq - sum_q * sum_q / (float)group;
+    const Each best = (sum_qw - sum_q * sum_w / (float)group) / spread;
+    const Each scale = in_bf16(where(spread > none, best, step));
+    const Each zero = in_bf16((sum_w - scale * sum_q) / (float)group);
+#pragma GCC unroll 4
     for (int i = 0; i < group; i++) {
-        float off = w[i] - (levels[i] - 8.0f) * best - offset;
+        const Each off = w[i] - levels[i] * scale - zero;
         error += off * off;
     }
-    out->error = error;
+    return (Fit){low, inverse, scale, zero, error};
 }
 
-INLINE void quantize_group(const float *w, const int group, uint8_t *q, uint16_t *scale,
-                           uint16_t *zero) {
-    float low = w[0], high = w[0];
-#pragma omp simd reduction(min : low) reduction(max : high)
+// Keep of each group the better fit; whether any has become better.
+INLINE int keep_better(Fit *kept, const Fit *tried) {
+    const Which better = tried->error < kept->error;
+    int any = 0;
+    for (int g = 0; g < GROUPS; g++) any |= better[g];
+    kept->low = where(better, tried->low, kept->low);
+    kept->inverse = where(better, tried->inverse, kept->inverse);
+    kept->scale = where(better, tried->scale, kept->scale);
+    kept->zero = where(better, tried->zero, kept->zero);
+    kept->error = where(better, tried->error, kept->error);
+    return any;
+}
+
+INLINE Fit best_fit(const Each *w, const int group) {
+    Each low = w[0], high = w[0], sum = {0};
     for (int i = 0; i < group; i++) {
-        low = w[i] < low ? w[i] : low;
-        high = w[i] > high ? w[i] : high;
+        low = where(w[i] < low, w[i], low);
+        high = where(w[i] > high, w[i], high);
+        sum += w[i];
     }
-    Fit fits[2], *kept = &fits[0], *tried = &fits[1];
-    fit(w, group, low, (high - low) / 15.0f, kept);
-    for (int r = 1; r < RANGES + REFITS; r++) {
-        if (r < RANGES) {
-            float cut = r * NARROWER * (high - low) / 2;
-            fit(w, group, low + cut, (high - low - 2 * cut) / 15.0f, tried);
-        } else {
-            float step = bf16_to_float(kept->scale);
-            fit(w, group, bf16_to_float(kept->zero) - 8.0f * step, step, tried);
-        }
-        if (tried->error < kept->error) {
-            Fit *worse = kept;
-            kept = tried, tried = worse;
-        }
+    Fit kept = fit(w, group, sum, low, (high - low) / 15.0f);
+    for (int r = 1; r < RANGES; r++) {
+        const Each cut = (float)r * NARROWER * (high - low) / 2.0f;
+        const Fit tried = fit(w, group, sum, low + cut, (high - low - 2.0f * cut) / 15.0f);
+        keep_better(&kept, &tried);
     }
-    for (int i = 0; i < group / 2; i++)
-        q[i] = (uint8_t)((uint8_t)kept->levels[2 * i] | (uint8_t)kept->levels[2 * i + 1] << 4);
-    *scale = kept->scale, *zero = kept->zero;
+    for (int r = 0; r < REFITS; r++) {
+        const Fit tried = fit(w, group, sum, kept.zero - 8.0f * kept.scale, kept.scale);
+        if (!keep_better(&kept, &tried)) break;  // the next would be the same
+    }
+    return kept;
+}
+
+// The groups from `first` on, of `count`; lanes beyond the last one have it again.
+INLINE void quantize_groups(const float *from, const int group, uint8_t *q, uint16_t *scale,
+                            uint16_t *zero, int64_t first, int64_t count) {
+    Each w[128];
+    int64_t at[GROUPS];
+    uint8_t levels[GROUPS][128];
+    for (int g = 0; g < GROUPS; g++) {
+        at[g] = first + g < count ? first + g : count - 1;
+        for (int i = 0; i < group; i++) ((float *)w)[GROUPS * i + g] = from[at[g] * group + i];
+    }
+    const Fit kept = best_fit(w, group);
+    for (int i = 0; i < group; i++) {
+        const Which level = __builtin_convertvector(levels_of(w[i], kept.low, kept.inverse), Which);
+        for (int g = 0; g < GROUPS; g++) levels[g][i] = (uint8_t)level[g];
+    }
+    for (int g = 0; g < GROUPS; g++) {
+        const uint8_t *in = levels[g];
+        uint8_t *to = q + at[g] * group / 2;
+        for (int i = 0; i < group / 2; i++) to[i] = (uint8_t)(in[2 * i] | in[2 * i + 1] << 4);
+        scale[at[g]] = to_bf16(kept.scale[g]), zero[at[g]] = to_bf16(kept.zero[g]);
+    }
 }
 
 // w: float [rows, K] -> q: uint8 [rows, K/2], scale, zero: bfloat16 [rows, K/group]
 void mmchat_quantize_int4(const float *w, uint8_t *q, uint16_t *scale, uint16_t *zero,
                           int64_t rows, int64_t K, int64_t group, int threads) {
+    const int64_t count = rows * K / group;
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t g = 0; g < rows * K / group; g++) {
-        const float *in = w + g * group;
-        uint8_t *out = q + g * group / 2;
-        if (group == 32) quantize_group(in, 32, out, scale + g, zero + g);
-        if (group == 64) quantize_group(in, 64, out, scale + g, zero + g);
-        if (group == 128) quantize_group(in, 128, out, scale + g, zero + g);
+    for (int64_t g = 0; g < count; g += GROUPS) {
+        if (group == 32) quantize_groups(w, 32, q, scale, zero, g, count);
+        if (group == 64) quantize_groups(w, 64, q, scale, zero, g, count);
+        if (group == 128) quantize_groups(w, 128, q, scale, zero, g, count);
     }
 }
 
