@@ -83,7 +83,7 @@ def running(root: Path, data: Path) -> str:
     if touch {root}/written 2>/dev/null; then echo "the root is writable"; exit 1; fi
     {shlex.join([*within, *serve])} &
     server=$!
-    trap 'kill $server 2>/dev/null' EXIT
+    trap 'kill $server 2>/dev/null || true' EXIT
     tries=0
     until {shlex.join([*within, "sh", "-c", healthy])} 2>/dev/null; do
         tries=$((tries + 1))
