@@ -5,6 +5,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mmchat
-from mmchat.catalog.known import data_path
 from mmchat.chat.session import ChatSession
 from mmchat.engine.drafts import Drafter, Pace, PromptLookup
 from mmchat.engine.driver import run
@@ -474,4 +474,4 @@ def test_the_built_in_model_says_the_same_with_lookup(tiny, speculate):
 
 
 def paths(names):
-    return [data_path("assets", name) for name in names]
+    return [Path(__file__).parents[2] / "assets" / name for name in names]
