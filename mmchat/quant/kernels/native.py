@@ -22,8 +22,8 @@ from mmchat.quant.kernels import self_check
 from mmchat.quant.kernels.library import Library, UnavailableError
 from mmchat.storage.atomic_file import write_text
 
-SOURCES = ("linear.c", "attention.c", "quantize.c")
-HEADERS = ("bfloat16.h", "linear_neon.h", "attention_neon.h")
+SOURCES = ("linear.c", "blocks.c", "attention.c", "quantize.c", "blocks_rounding.c")
+HEADERS = ("bfloat16.h", "products.h", "blocks.h", "linear_neon.h", "attention_neon.h")
 
 
 def arm_flags(features: Collection[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels import native, reference
+from mmchat.quant.kernels import blocks_reference, native, reference
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
@@ -122,11 +122,19 @@ def rounding(weight: Tensor) -> Library | ModuleType:
     return (native.library() if weight.device.type == "cpu" else None) or reference
 
 
-def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor) -> Parts:
+def rounding_blocks(weight: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """What rounds `weight` [N, K] to blocks of so many bits, uint8 [N, bytes of a row]."""
+    library = native.library() if weight.device.type == "cpu" else None
+    if library:
+        return library.quantize_blocks
+    return lambda bits, rows: blocks_reference.pack(bits, blocks_reference.quantize(bits, rows))
+
+
+def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor, multiple: int = 1) -> Parts:
     """Round some rows at a time, so that neither a float32 copy nor two results are held."""
     rows = weight.shape[0]
     whole: Any = ()
-    for begin, end in spans(rows, 4 * weight.shape[1]):
+    for begin, end in spans(rows, 4 * weight.shape[1], multiple):
         parts = quantize(weight[begin:end].float().contiguous())
         whole = whole or tuple(part.new_empty(rows, *part.shape[1:]) for part in parts)
         for out, part in zip(whole, parts, strict=True):

@@ -19,7 +19,7 @@ CROSS, EMULATOR, DISASSEMBLER = (
     "aarch64-linux-gnu-objdump",
 )
 CHECKS = Path(__file__).with_name("plain_products.c")
-KERNELS = [Path(native.__file__).with_name(name) for name in ("linear.c", "attention.c")]
+KERNELS = [Path(native.__file__).with_name(name) for name in native.SOURCES if name != "quantize.c"]
 # instruction sets: their name, a processor that has them and no more, an instruction of the last
 CPUS = {
     (): ("NEON", "cortex-a72", "smlal2"),
