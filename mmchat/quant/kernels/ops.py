@@ -33,6 +33,13 @@ def has_fast_bf16() -> bool:
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
+@functools.cache
+def has_tiles() -> bool:
+    """Whether this CPU has matrix units (AMX), beside which the kernels of int8 and int4 are slow
+    for many tokens. Other bfloat16 instructions do half of what those of int8 do."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which kernel is used. serves: a format of weights, or "attention"; reason: one clause."""
@@ -47,7 +54,7 @@ def probe() -> list[Choice]:
     fast = has_fast_bf16()
     many = "bfloat16 products" if fast else "float32 products"
     wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
-    rounded = wide if fast else "C, int8 activations"
+    rounded = wide if has_tiles() else "C, int8 activations"
     found = [wide, rounded, rounded, "C for the next token in bfloat16, else torch"]
     if native.library() is None:
         whole = f"{many} for many tokens"
@@ -82,8 +89,8 @@ def by_kernel(kernel: Callable[..., Tensor], x: Tensor, *weight: Tensor) -> Tens
 def rounded(
     kernel: Callable[..., Tensor], widen: Callable[..., Tensor], x: Tensor, *weight: Tensor
 ) -> Tensor:
-    """By a kernel that rounds x to int8, but many tokens where bfloat16 products are fast."""
-    if tokens(x) <= FEW_TOKENS or not has_fast_bf16():
+    """By a kernel that rounds x to int8, but many tokens where there are matrix units."""
+    if tokens(x) <= FEW_TOKENS or not has_tiles():
         return by_kernel(kernel, x, *weight)
     return in_chunks(widen, x, *weight)
 
