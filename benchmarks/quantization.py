@@ -179,7 +179,7 @@ def one_layer(part: str, errors: dict[str, list[float]]) -> Callable[..., None]:
         exact = x @ layer.weight.float().T
         for way in WAYS:
             with rounding(way) as scheme:
-                chosen = Plan(scheme).layer_format(part, layer.in_features)
+                chosen = Plan(scheme).layer_format(part, *layer.weight.shape)
                 y = chosen.product(x, *chosen.quantize(layer.weight))
             errors[way].append(float((y - exact).norm() / exact.norm()))
 

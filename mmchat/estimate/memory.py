@@ -104,7 +104,7 @@ class Setup:
 
     def linear_bytes(self, part: str, rows: int, columns: int) -> int:
         """Bytes of a linear layer's weight [rows, columns], in the format that it is held in."""
-        chosen = Plan(self.quantize, self.keep).layer_format(part, columns)
+        chosen = Plan(self.quantize, self.keep).layer_format(part, rows, columns)
         return chosen.nbytes(rows, columns, self.item_bytes)
 
     def need(self) -> MemoryNeed:

@@ -122,8 +122,8 @@ def tokens_per_second(
     plan = Plan(setup.quantize, setup.keep)
     seconds = 0.0
     for part, rows, columns in sizes.token_linears(pictures=pictures):
-        name = plan.layer_format(part, columns).name
-        speed = speeds.linears["int8" if name == "fp8" else name]  # those two are alike
+        name = plan.layer_format(part, rows, columns).name
+        speed = speeds.linears["int8" if name in ("fp8", "int6") else name]  # which are alike
         seconds += setup.linear_bytes(part, rows, columns) / speed
     others = sizes.token_others(pictures=pictures) + sizes.cache_per_token * context
     others += sizes.picture_numbers(sizes.largest_picture) * pictures

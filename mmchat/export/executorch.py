@@ -40,7 +40,7 @@ def quantize_linears(model: Any, plan: Plan) -> None:
     with _quiet():
         torchao = _module("torchao.quantization")
     chosen = {
-        name: plan.layer_format(part, model.get_submodule(name).in_features)
+        name: plan.layer_format(part, *model.get_submodule(name).weight.shape)
         for name, part in model.linear_parts().items()
     }
     for kind in set(chosen.values()) - {PLAIN}:

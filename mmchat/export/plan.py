@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from mmchat.errors import UsageError, quoted
 from mmchat.loading.options import LoadOptions
-from mmchat.quant.schemes import AUTO
+from mmchat.quant.formats.blocks import Blocks
+from mmchat.quant.formats.fp8 import Float8
+from mmchat.quant.schemes import AUTO, find_scheme
 from mmchat.spelling import closest
 
 if TYPE_CHECKING:
@@ -130,8 +132,8 @@ class ExportPlan:
                 f"XNNPACK computes in float32, not {self.model.dtype}; leave out --dtype, or give"
                 " --quantize int8 or int4 for a smaller file"
             )
-        if self.model.quantize == "fp8":
+        if isinstance(find_scheme(scheme := self.model.quantize), Float8 | Blocks):
             raise UsageError(
-                "ExecuTorch has no form for fp8; use --quantize int8, int4, int4-g32, int4-g64 or"
-                " int4-g128"
+                f"ExecuTorch has no form for {scheme}; use --quantize int8, int4, int4-g32,"
+                " int4-g64 or int4-g128"
             )

@@ -105,7 +105,7 @@ def set_formats(model: HasLinears, plan: Plan, only: Collection[str] | None = No
         if only is not None and name not in only:
             continue
         layer: Linear = model.get_submodule(name)  # type: ignore[assignment]
-        layer.set_format(plan.layer_format(part, layer.in_features))
+        layer.set_format(plan.layer_format(part, *layer.weight.shape))
 
 
 def fuse(parent: nn.Module, names: Sequence[str], into: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from mmchat.quant.formats.base import Format
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8
 from mmchat.quant.formats.int4 import Int4, PackedInt4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
@@ -25,5 +26,5 @@ def register_product(format: Format) -> None:
 
 
 # the size of the groups follows from the tensors
-for _format in (PLAIN, INT8, Int4(64), PackedInt4(64)):
+for _format in (PLAIN, INT8, Int4(64), PackedInt4(64), BLOCKS4, BLOCKS6, BLOCKS8):
     register_product(_format)

@@ -1,9 +1,10 @@
 """Which schemes there are, and which linear layers of a model each one holds in which format.
 
-int8 rounds every linear layer to int8 with one scale for each row. int4 rounds those of the text
-layers, cross-attention included, to int4, and the head, the vision encoder and the projector to
-int8, which cost little and lose more. Embeddings and norms keep their dtype. fp8 is for GPUs. auto
-is what a checkpoint was quantised to by another program, or none.
+int8 rounds every linear layer to int8 with one scale for each row, int8-b32 with one for each 32
+weights. int4 rounds those of the text layers, cross-attention included, to int4, and the head, the
+vision encoder and the projector to int8, which cost little and lose more; int6 likewise. Embeddings
+and norms keep their dtype. fp8 is for GPUs. auto is what a checkpoint was quantised to by another
+program, or none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from mmchat.errors import UsageError, quoted
 from mmchat.quant.formats.base import Format
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8, Blocks
 from mmchat.quant.formats.fp8 import FP8
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.int8 import INT8
@@ -30,6 +32,9 @@ SCHEMES: Mapping[str, Format] = {
     "int4-g32": Int4(32),
     "int4-g64": Int4(64),
     "int4-g128": Int4(128),
+    "int4-b32": BLOCKS4,
+    "int6": BLOCKS6,
+    "int8-b32": BLOCKS8,
     "fp8": FP8,
 }
 
@@ -41,15 +46,19 @@ class Plan:
     scheme: str = "none"
     keep: tuple[str, ...] = ()
 
-    def layer_format(self, part: str, in_features: int) -> Format:
-        """Of a linear layer of `part` with so many inputs.
+    def layer_format(self, part: str, out_features: int, in_features: int) -> Format:
+        """Of a linear layer of `part` [out_features, in_features].
 
-        A width that the groups of int4 do not divide is held in int8.
+        Shapes that groups or blocks do not divide are held in int8.
         """
         if part in self.keep:
             return PLAIN
         found = SCHEMES[self.scheme]
         if isinstance(found, Int4) and (part != "text" or in_features % found.group_size):
+            return INT8
+        if isinstance(found, Blocks) and (
+            (part != "text" and found != BLOCKS8) or not found.fits(out_features, in_features)
+        ):
             return INT8
         return found
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmchat.quant.kernels import layout
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 EXTREMES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 127.5, 3e38, -3e38)
@@ -42,6 +43,11 @@ def products(library: Library, draw: random.Random) -> None:
     packed = library.quantize_int4(weight, group)
     library.linear_int4(x, *packed)
     library.widen_int4(*packed)
+    if rows >= layout.ROWS:
+        for bits in layout.GROUPS:
+            held = library.quantize_blocks(bits, weight[: rows // layout.ROWS * layout.ROWS])
+            library.linear_blocks(bits, x, held)
+            library.widen_blocks(bits, held)
     if library.packs_int4 and rows >= PANEL:
         stream = library.pack_int4(*(part[: rows // PANEL * PANEL] for part in packed))
         library.linear_packed_int4(x, stream)

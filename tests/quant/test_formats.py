@@ -9,13 +9,14 @@ from mmchat.nn.linear import Linear
 from mmchat.quant import operators
 from mmchat.quant.formats import int4
 from mmchat.quant.formats.base import Format, Stored
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8, Blocks
 from mmchat.quant.formats.fp8 import FP8
 from mmchat.quant.formats.int4 import Int4, PackedInt4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.kernels import native, ops
 from tests.quant.kernels.available import needs_packing
 
-FORMATS = (INT8, Int4(32), Int4(64), Int4(128), FP8)
+FORMATS = (INT8, Int4(32), Int4(64), Int4(128), FP8, BLOCKS4, BLOCKS6, BLOCKS8)
 
 
 def rounded_layer(format: Format, weight: torch.Tensor) -> Linear:
@@ -173,7 +174,7 @@ def test_a_format_says_the_tensors_and_bytes_that_it_makes(format: Format) -> No
     assert next(iter(said)) == "weight"
     assert format.nbytes(48, 256, item_bytes=2) == sum(tensor.nbytes for tensor in made)
     off = format.widen(*made) - weight
-    assert off.norm() < (0.12 if isinstance(format, Int4) else 0.04) * weight.norm()
+    assert off.norm() < (0.12 if format.name == "int4" else 0.04) * weight.norm()
 
 
 class Table(Format):
@@ -216,3 +217,47 @@ def test_the_gradient_passes_rounded_weights_to_what_they_multiply(
     [gradient] = torch.autograd.grad(layer(x), x, out)
     expected = out.float() @ layer.format.widen(*layer.held()).float()
     torch.testing.assert_close(gradient.float(), expected, atol=0.1, rtol=0.02)
+
+
+@pytest.mark.parametrize("format", [BLOCKS4, BLOCKS6, BLOCKS8], ids=str)
+@pytest.mark.parametrize("native_kernels", [True, False])
+@pytest.mark.parametrize("tokens", [1, 5, 70])
+def test_products_of_blocks_are_those_of_what_they_hold(
+    format: Blocks, native_kernels: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native_kernels:
+        monkeypatch.setattr(native, "library", lambda: None)
+    layer, x = rounded_layer(format, torch.randn(24, 320)), torch.randn(2, tokens, 320)
+    expected = x @ format.widen(*layer.held()).T
+    torch.compiler.reset()  # which counts the formats of all tests
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
+        assert (run(x) - expected).norm() < 0.012 * expected.norm()
+
+
+def test_blocks_are_nearer_than_what_has_as_many_bits() -> None:
+    """The errors of GGUF's Q4_K, Q6_K and Q8_0 on these weights are 7.15, 1.78 and 0.54 %, of
+    int4 and int8 8.34 and 0.87 %."""
+    weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    for format, most in ((BLOCKS4, 0.0692), (BLOCKS6, 0.0175), (BLOCKS8, 0.00545)):
+        off = format.widen(*format.quantize(weight)) - weight
+        assert off.norm() < most * weight.norm()
+
+
+@pytest.mark.parametrize("format", [BLOCKS4, BLOCKS6, BLOCKS8], ids=str)
+@pytest.mark.parametrize("native_kernels", [True, False])
+def test_blocks_of_extreme_weights(
+    format: Blocks, native_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native_kernels:
+        monkeypatch.setattr(native, "library", lambda: None)
+    weight = torch.randn(16, 256)
+    weight[0] *= 1e-6  # float16 has few numbers of this size
+    weight[1], weight[2] = 0.0, 0.25
+    weight[3, 9], weight[4, 200] = float("nan"), float("inf")
+    found = format.widen(*format.quantize(weight))
+    assert not found[3, 9].isfinite()
+    assert not found[4, 200].isfinite()
+    assert not found[1].any()
+    assert (found[2] - 0.25).abs().max() < 0.005
+    assert found[5:].isfinite().all()
+    assert (found[0] - weight[0]).norm() < 0.12 * weight[0].norm()

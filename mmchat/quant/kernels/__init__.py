@@ -2,12 +2,13 @@
 
 A language model that writes one token at a time reads every weight once for it, so its speed is
 that of memory. torch's own products reach a fraction of it, or lack the format. Here are C kernels
-(`linear.c`, `attention.c`, `quantize.c`), which come with the wheel or are compiled on first use
-(`native`, `compiler`), and what stands in for them (`reference`, and torch's own kernels). `ops`
-picks one by what the machine has; its `probe` says which and why.
+which come with the wheel or are compiled on first use (`native`, `compiler`), and what stands in for
+them (`reference`, `blocks_reference`, and torch's own kernels). `ops` picks one by what the machine
+has; its `probe` says which and why.
 
-Weights are row-major (mmchat.quant.formats), so that a tensor mapped from a file is used where it
-lies. Only int4 is brought into another order when it is loaded, where the processor has AVX2.
+Weights are row-major (mmchat.quant.formats) or in blocks, so that a tensor mapped from a file is
+used where it lies. Only int4 is brought into another order when it is loaded, where the processor
+has AVX2.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mmchat.quant.kernels import blocks_reference as blocks_reference
     from mmchat.quant.kernels import native as native
     from mmchat.quant.kernels import ops as ops
     from mmchat.quant.kernels import reference as reference
@@ -24,6 +26,6 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> ModuleType:
     """Its modules, which import torch, when they are first used."""
-    if name in ("native", "ops", "reference"):
+    if name in ("blocks_reference", "native", "ops", "reference"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"{__name__} has no {name!r}")

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmchat.quant.kernels import layout
+
 BLOCK = 64  # K must be a multiple of it
 GROUPS = (32, 64, 128)  # of int4 weights
 PANEL = 8  # rows of packed int4 that lie together
@@ -58,6 +60,10 @@ class Library:
         width = x.shape[-1]
         reads, group = _packed(packed, width)
         return self._linear("mmchat_linear_packed_int4", x, width, reads, group)
+
+    def linear_blocks(self, bits: int, x: Tensor, weight: Tensor) -> Tensor:
+        """x: float32 [M, K], weight: blocks of `bits` bits, of N rows -> float32 [M, N]."""
+        return self._linear("mmchat_linear_blocks", x, *_blocks(bits, weight), bits)
 
     def _linear(self, name: str, x: Tensor, width: int, weight: list[Read], *more: int) -> Tensor:
         if width % BLOCK:
@@ -144,6 +150,24 @@ class Library:
         self._call("mmchat_quantize_int4", _float32(weight), [q, scale, zero], rows, width, group)
         return q, scale, zero
 
+    def quantize_blocks(self, bits: int, weight: Tensor) -> Tensor:
+        """As blocks_reference.quantize and pack, of float32 weights."""
+        rows, width = weight.shape
+        if bits not in layout.GROUPS or rows % layout.ROWS or width % layout.PART:
+            raise ValueError(f"weights [{rows}, {width}] have no blocks of {bits} bits")
+        out = torch.empty(rows, layout.row_bytes(bits, width), dtype=torch.uint8)
+        reads = _float32(weight)
+        if self._call("mmchat_quantize_blocks", reads, [out], rows, width, bits):
+            raise MemoryError(f"no memory for the scales of {width} columns")
+        return out
+
+    def widen_blocks(self, bits: int, weight: Tensor) -> Tensor:
+        """As blocks_reference.widen of what is unpacked, to bfloat16."""
+        width, reads = _blocks(bits, weight)
+        out = torch.empty(len(weight), width, dtype=torch.bfloat16)
+        self._call("mmchat_widen_blocks", reads, [out], *out.shape, bits)
+        return out
+
     def widen_int8(self, weight: Tensor, scale: Tensor) -> Tensor:
         """As reference.widen_int8, to bfloat16."""
         out = torch.empty(weight.shape, dtype=torch.bfloat16)
@@ -216,6 +240,14 @@ def _packed(packed: Tensor, width: int) -> tuple[list[Read], int]:
         if 2 * group * row_bytes == (group + 8) * width and not (width % group or rows % PANEL):
             return [(packed, torch.uint8, (rows, row_bytes))], group
     raise ValueError(f"packed int4 weights {tuple(packed.shape)} of a width of {width}")
+
+
+def _blocks(bits: int, weight: Tensor) -> tuple[int, list[Read]]:
+    """The width of weights in blocks, and what is read."""
+    rows, row = weight.shape
+    if bits not in layout.GROUPS or rows % layout.ROWS:
+        raise ValueError(f"{tuple(weight.shape)} are no blocks of {bits} bits")
+    return layout.columns_of(bits, row), [(weight, torch.uint8, (rows, row))]
 
 
 def _check(name: str, reads: list[Read]) -> None:

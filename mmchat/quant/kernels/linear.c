@@ -17,13 +17,10 @@
 // with int8 weights take 0.7 of the time of four neighbouring rows, and bfloat16 0.85. Rows of int4 as
 // they lie are two at a time: their scales and zeros are streams of their own.
 
-#include <float.h>
-#include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "bfloat16.h"
+#include "products.h"
 
 #ifdef _OPENMP
 int omp_get_thread_num(void);  // omp.h does not come with every compiler that has OpenMP
@@ -32,12 +29,6 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 #define THREAD 0
 #endif
 
-#if defined(__AVX2__) && defined(__FMA__)
-#include <immintrin.h>
-#define HAVE_AVX2 1
-#endif
-
-#define BLOCK 64          // activations that share a scale
 #define TOKENS 4          // tokens that share one read of a weight
 #define PACKED 8          // rows of int4 that are packed together
 #define ROWS 4            // rows of int8 and bf16 read together for one or two tokens
@@ -46,15 +37,17 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 #define AHEAD 1024        // bytes of each stream that are asked for before they are needed
 #define AHEAD_INT4 2048   // likewise of int4
 #define AHEAD_SCALES 2    // rows whose scales of int4 are asked for before they are needed
-#define MANY 13           // tokens from which int8 is brought into order first
+#ifdef HAVE_VNNI
+#define MANY 5            // tokens from which int8 is brought into order first
+#else
+#define MANY 13
+#endif
 #define MANY_INT4 9       // tokens from which int4 that was not packed is packed first
 #define PANEL 16          // rows of them that are in order together
 #define SPAN 512          // columns likewise
 #define STRIPE 128        // rows whose sums stay close to a core
 #define WINDOW 64         // tokens likewise
 #define GAP 1024          // floats between what two threads write, which no prefetcher bridges
-
-#define INLINE static inline __attribute__((always_inline))
 
 #ifdef HAVE_NEON
 #include "linear_neon.h"
@@ -68,97 +61,13 @@ typedef struct {
     float *sum;    // [M, K / group]: sum of the rounded activations of a weight group
 } Activations;
 
-static void round_token(const float *x, int64_t K, int64_t group, int split, int8_t *q,
-                        float *scale, float *sum) {
-    if (group) memset(sum, 0, sizeof(float) * (K / group));
-    for (int64_t b = 0; b < K / BLOCK; b++) {
-        const float *in = x + b * BLOCK;
-        int8_t *out = q + b * BLOCK;
-        // of the bits without sign, which order as the sizes do: NaN is the largest and is seen, and
-        // rounding 14,336 activations takes 8 us, where a maximum of floats took 26
-        uint32_t most = 0;
-        for (int i = 0; i < BLOCK; i++) {
-            uint32_t bits;
-            memcpy(&bits, in + i, 4);
-            bits &= 0x7fffffff;
-            most = bits > most ? bits : most;
-        }
-        const int finite = most < 0x7f800000;
-        float largest;
-        memcpy(&largest, &most, 4);
-        float step = finite ? largest / 127.0f : NAN;  // NaN or infinite: y is NaN
-        float inverse = finite && step >= FLT_MIN ? 127.0f / largest : 0.0f;  // finite too
-        int8_t rounded[BLOCK];
-        for (int i = 0; i < BLOCK; i++)
-            rounded[i] = finite ? (int8_t)(int)nearbyintf(in[i] * inverse) : 1;
-        scale[b] = step;
-        for (int i = 0; i < BLOCK / 2 && split; i++) {
-            out[i] = rounded[2 * i];
-            out[BLOCK / 2 + i] = rounded[2 * i + 1];
-        }
-        if (!split) memcpy(out, rounded, BLOCK);
-        for (int half = 0; half < 2 && group; half++) {
-            int total = 0;
-            for (int i = 0; i < 32; i++) total += rounded[half * 32 + i];
-            sum[(b * BLOCK + half * 32) / group] += step * (float)total;
-        }
-    }
-}
-
 // ---- int8 --------------------------------------------------------------------------------------
-
-#ifdef HAVE_AVX2
-INLINE float sum_lanes(__m256 v) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-INLINE __m256 widen_bf16(__m128i bits) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
-
-INLINE __m256 bf16_lanes(const uint16_t *bits) {
-    return widen_bf16(_mm_loadu_si128((const __m128i *)bits));
-}
-
-// a: unsigned, b: signed; sums of four neighbouring products, added to c. With plain AVX2 the
-// products of two pairs must fit int16, which |b| <= 127 and a <= 127 ensure.
-INLINE __m256i dot4(__m256i c, __m256i a, __m256i b) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpbusd_epi32(c, a, b);
-#elif defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(c, a, b);
-#else
-    __m256i pairs = _mm256_maddubs_epi16(a, b);
-    return _mm256_add_epi32(c, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-#endif
-}
-
-// Likewise for a of 15 at most. Eight additions may follow each other; levels_sum then has the sums
-// of four, which without VNNI were two halves of int16.
-INLINE __m256i add_levels(__m256i c, __m256i a, __m256i b) {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-    return dot4(c, a, b);
-#else
-    return _mm256_add_epi16(c, _mm256_maddubs_epi16(a, b));
-#endif
-}
-
-INLINE __m256i levels_sum(__m256i c) {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-    return c;
-#else
-    return _mm256_madd_epi16(c, _mm256_set1_epi16(1));
-#endif
-}
-#endif
 
 // Rows that lie `apart` rows from each other against up to TOKENS tokens. rows and tokens are
 // compile-time constants.
 INLINE void int8_tile(const int rows, const int tokens, int64_t apart, const int8_t *w,
-                      const float *wscale, const int8_t *q, const float *xscale, float *y,
-                      int64_t N, int64_t K) {
+                      const float *wscale, const int8_t *q, const float *xscale,
+                      float *y, int64_t N, int64_t K) {
     const int64_t blocks = K / BLOCK;
 #ifdef HAVE_AVX2
     __m256 acc[ROWS][TOKENS];
@@ -407,15 +316,6 @@ INLINE int64_t packed_bytes(int64_t K, int64_t group) {
     return K / group * (2 * 2 * PACKED + PACKED * group / 2);
 }
 
-// Additions stay in order. Compilers make trees of them, for which there are too few registers.
-#define KEEP(v) __asm__("" : "+x"(v))
-
-INLINE __m256i repeated(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, 4);
-    return _mm256_set1_epi32(four);
-}
-
 // Eight vectors, each with four neighbouring bytes of eight rows, which lie `apart` bytes apart.
 INLINE void turn(const uint8_t *w, int64_t apart, __m256i *out) {
     for (int half = 0; half < 2; half++) {
@@ -581,10 +481,42 @@ static void packed_products(PackedTile tile, int64_t group, int64_t count) {
 // four activations of a token, repeated, so that each lane adds up the products of one row: no lanes
 // are added to each other. On a Zen 3 a product with 64 tokens takes 0.79 of the time, 0.9 of what its
 // integer instructions allow. Bringing weights into order costs as much as three tokens, so that
-// fewer than MANY read them as they lie. int4 that was not packed when it was loaded, as in compiled
+// fewer than MANY read them as they lie; with VNNI 64 tokens take 0.64 of the time, on a Zen 4, as
+// signs move to the weights when they are brought into order. int4 that was not packed when it was loaded, as in compiled
 // exports, is packed for MANY_INT4 tokens, two panels at a time.
 
 #ifdef HAVE_AVX2
+// One factor of dot4 is unsigned. With VNNI 128 is added to the weights, which `starts_of` takes
+// away again; else the activations take over the signs of the weights.
+INLINE __m256i unsigned_int8(__m256i w) {
+#ifdef HAVE_VNNI
+    return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+#else
+    return w;
+#endif
+}
+
+INLINE __m256i int8_products(__m256i c, __m256i w, __m256i x) {  // w: of unsigned_int8
+#ifdef HAVE_VNNI
+    return dot4(c, w, x);
+#else
+    return dot4(c, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+#endif
+}
+
+// What the sums of products of each block of a token begin with.
+static void starts_of(const int8_t *q, int32_t *start, int64_t K) {
+    for (int64_t b = 0; b < K / BLOCK; b++) {
+        int total = 0;
+#ifdef HAVE_VNNI
+        for (int i = 0; i < BLOCK; i++) total += q[b * BLOCK + i];
+#else
+        (void)q;
+#endif
+        start[b] = -128 * total;
+    }
+}
+
 typedef struct {
     int8_t weight[SPAN * PANEL];  // [SPAN / 4, PANEL, 4]
 } Panel;
@@ -596,7 +528,7 @@ static void int8_panel(Panel *to, const int8_t *w, int64_t K, int64_t columns) {
             turn((const uint8_t *)w + r * K + k, K, turned);
             for (int i = 0; i < 8; i++) {
                 int8_t *at = to->weight + (k + 4 * i) * PANEL + 4 * r;
-                _mm256_storeu_si256((__m256i *)at, turned[i]);
+                _mm256_storeu_si256((__m256i *)at, unsigned_int8(turned[i]));
             }
         }
 }
@@ -606,6 +538,7 @@ typedef struct {
     const Panel *panel;
     const int8_t *q;        // [tokens, K]
     const float *xscale;    // [tokens, K / BLOCK]
+    const int32_t *start;   // likewise
     float *out;             // [tokens, PANEL], to which the products are added
     int64_t K, columns;
     const int8_t *next;     // the panel after this one,
@@ -629,22 +562,22 @@ INLINE void int8_panel_tile(const int tokens, const Tile *tile) {
     const int8_t *w = tile->panel->weight, *x[TOKENS];
     const int8_t *row = tile->next;
     const float *xscale = tile->xscale;
+    const int32_t *start = tile->start;
     float *out = tile->out;
     for (int t = 0; t < tokens; t++) x[t] = tile->q + t * K;
-    for (int64_t k = 0; k < columns; k += BLOCK, xscale++, row += BLOCK * PANEL / SPAN * K) {
+    for (int64_t k = 0; k < columns; k += BLOCK, xscale++, start++, row += BLOCK * PANEL / SPAN * K) {
         for (int r = 0; r < BLOCK * PANEL / SPAN; r++) ask_for(row + r * K, first, end);
         __m256i dot[TOKENS][2];
-        for (int t = 0; t < tokens; t++) dot[t][0] = dot[t][1] = _mm256_setzero_si256();
+        for (int t = 0; t < tokens; t++)
+            dot[t][0] = dot[t][1] = _mm256_set1_epi32(start[t * (K / BLOCK)]);
         for (int i = 0; i < BLOCK; i += 16) {
 #pragma GCC unroll 4
             for (int j = 0; j < 16; j += 4)
 #pragma GCC unroll 2
                 for (int r = 0; r < 2; r++, w += 32) {
                     __m256i weight = _mm256_loadu_si256((const __m256i *)w);
-                    __m256i size = _mm256_abs_epi8(weight);
                     for (int t = 0; t < tokens; t++) {
-                        __m256i signs = _mm256_sign_epi8(repeated(x[t] + j), weight);
-                        dot[t][r] = dot4(dot[t][r], size, signs);
+                        dot[t][r] = int8_products(dot[t][r], weight, repeated(x[t] + j));
                         KEEP(dot[t][r]);
                     }
                 }
@@ -676,6 +609,7 @@ typedef struct {
     const float *wscale;
     const int8_t *q;
     const float *xscale;
+    const int32_t *start;
     float *y;
     int64_t M, N, K;
 } Product;
@@ -712,6 +646,7 @@ static void panel_products(const Product *of, int threads) {
                     for (int64_t t = 0; t < count; t += TOKENS) {
                         const int64_t at = (m0 + t) * K + k, left = count - t;
                         tile.q = of->q + at, tile.xscale = of->xscale + at / BLOCK;
+                        tile.start = of->start + at / BLOCK;
                         tile.first = t / TOKENS * share;
                         tile.end = tile.first + share < SPAN ? tile.first + share : SPAN;
                         TILES[left < TOKENS ? left - 1 : TOKENS - 1](&tile);
@@ -776,15 +711,20 @@ int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, flo
     const int64_t first = rows_in_panels(M, N, MANY);
     int8_t *q = malloc((size_t)(M * K));
     float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
-    if (q && xs) {
+    int32_t *start = malloc(sizeof(int32_t) * (size_t)(M * blocks));
+    if (q && xs && start) {
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
-            for (int64_t m = 0; m < M; m++)
+            for (int64_t m = 0; m < M; m++) {
                 round_token(x + m * K, K, 0, 0, q + m * K, xs + m * blocks, NULL);
 #ifdef HAVE_AVX2
+                if (first) starts_of(q + m * K, start + m * blocks, K);
+#endif
+            }
+#ifdef HAVE_AVX2
             const Product all = {.w = w, .wscale = wscale, .q = q, .xscale = xs,
-                                 .y = y, .M = M, .N = N, .K = K};
+                                 .start = start, .y = y, .M = M, .N = N, .K = K};
             if (first) panel_products(&all, threads);
 #endif
 #define CALL(rows, tokens, n, m)                                                                  \
@@ -794,8 +734,8 @@ int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, flo
 #undef CALL
         }
     }
-    int failed = !q || !xs;
-    free(q), free(xs);
+    int failed = !q || !xs || !start;
+    free(q), free(xs), free(start);
     return failed;
 }
 

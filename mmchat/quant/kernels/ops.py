@@ -16,13 +16,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels import native, reference
+from mmchat.quant.kernels import blocks_reference, native, reference
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
 # bfloat16 weights where their products are not fast, the third for weights that would have to be
 # widened first where they are: `python -m benchmarks.batch --kernels` times 8 rows of both.
-FEW_TOKENS, FEW_TOKENS_OF_BF16, FEW_TOKENS_ROUNDED = 4, 64, 32
+FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
 Parts = TypeVar("Parts", bound=tuple[Tensor, ...])
 
@@ -32,6 +32,13 @@ def has_fast_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices faster than float32 ones."""
     cpu = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+@functools.cache
+def has_tiles() -> bool:
+    """Whether this CPU has matrix units (AMX), beside which the kernels of int8 and int4 are slow
+    for many tokens. Other bfloat16 instructions do half of what those of int8 do."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,7 @@ def probe() -> list[Choice]:
     fast = has_fast_bf16()
     many = "bfloat16 products" if fast else "float32 products"
     wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
-    rounded = "C, int8 activations"
-    if fast:
-        rounded += f" up to {FEW_TOKENS_ROUNDED} tokens, then {many}"
+    rounded = wide if has_tiles() else "C, int8 activations"
     found = [wide, rounded, rounded, "C for the next token in bfloat16, else torch"]
     if native.library() is None:
         whole = f"{many} for many tokens"
@@ -85,8 +90,8 @@ def by_kernel(kernel: Callable[..., Tensor], x: Tensor, *weight: Tensor) -> Tens
 def rounded(
     kernel: Callable[..., Tensor], widen: Callable[..., Tensor], x: Tensor, *weight: Tensor
 ) -> Tensor:
-    """By a kernel that rounds x to int8, but many tokens where bfloat16 products are fast."""
-    if tokens(x) <= FEW_TOKENS_ROUNDED or not has_fast_bf16():
+    """By a kernel that rounds x to int8, but many tokens where there are matrix units."""
+    if tokens(x) <= FEW_TOKENS or not has_tiles():
         return by_kernel(kernel, x, *weight)
     return in_chunks(widen, x, *weight)
 
@@ -125,11 +130,19 @@ def rounding(weight: Tensor) -> Library | ModuleType:
     return (native.library() if weight.device.type == "cpu" else None) or reference
 
 
-def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor) -> Parts:
+def rounding_blocks(weight: Tensor) -> Callable[[int, Tensor], Tensor]:
+    """What rounds `weight` [N, K] to blocks of so many bits, uint8 [N, bytes of a row]."""
+    library = native.library() if weight.device.type == "cpu" else None
+    if library:
+        return library.quantize_blocks
+    return lambda bits, rows: blocks_reference.pack(bits, blocks_reference.quantize(bits, rows))
+
+
+def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor, multiple: int = 1) -> Parts:
     """Round some rows at a time, so that neither a float32 copy nor two results are held."""
     rows = weight.shape[0]
     whole: Any = ()
-    for begin, end in spans(rows, 4 * weight.shape[1]):
+    for begin, end in spans(rows, 4 * weight.shape[1], multiple):
         parts = quantize(weight[begin:end].float().contiguous())
         whole = whole or tuple(part.new_empty(rows, *part.shape[1:]) for part in parts)
         for out, part in zip(whole, parts, strict=True):

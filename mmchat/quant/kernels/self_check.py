@@ -9,11 +9,12 @@ Shapes of many tokens leave every remainder of the tokens and rows that are in o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels import reference
+from mmchat.quant.kernels import blocks_reference, layout, reference
 from mmchat.quant.kernels.library import BLOCK, GROUPS, PANEL, Library
 
 # Tokens and rows of products. From 9 or 13 tokens on weights are brought into order, 16 rows at a
@@ -38,14 +39,17 @@ def first_fault(library: Library, *, briefly: bool = False) -> str | None:
     draw = torch.Generator().manual_seed(0)
     if briefly:
         products = _products(library, draw, (384,), (FEW[6], MANY[4]), PACKED[4:5])
-        checks = [products, _attention(library, draw, ATTENTION[2:3])]
+        blocks = _blocks(library, draw, (384,), PACKED[4:5])
+        checks = [products, blocks, _attention(library, draw, ATTENTION[2:3])]
     else:
         checks = [
             _products(library, draw, (*WIDTHS, WIDE), FEW, PACKED[:9]),
             _products(library, draw, WIDTHS, MANY, PACKED[9:]),
             _products(library, draw, (LONG,), MANY[-1:], PACKED[-1:]),
+            _blocks(library, draw, (64, 192, 448, 1088), PACKED),
             _attention(library, draw, ATTENTION),
             _rounding(library, draw),
+            _rounding_blocks(library, draw),
         ]
     return next((name for check in checks for name, is_right in check if not is_right), None)
 
@@ -90,6 +94,47 @@ def _products(
             yield name, _exact(library.linear_packed_int4, packed_shapes, x, wide, stream)
             widened = library.widen_packed_int4(stream, width)
             yield f"wide {name}", torch.equal(widened.float(), wide)
+
+
+def _blocks(
+    library: Library,
+    draw: torch.Generator,
+    widths: Sequence[int],
+    shapes: Sequence[tuple[int, int]],
+) -> Iterator[tuple[str, bool]]:
+    tokens, rows = map(max, zip(*shapes, strict=True))
+    for width in widths:
+        x = torch.randint(-127, 128, (tokens, width), generator=draw).float()
+        x[:, 5::BLOCK] = 254  # their scale is 2, which all of them but one are halves of
+        x = (x / 2).round() * 2
+        for bits in layout.GROUPS:
+            name, codes = f"blocks of {bits} bits", exact_codes(bits, rows, width, draw)
+            packed, wide = blocks_reference.pack(bits, codes), blocks_reference.widen(bits, codes)
+            yield name, _exact(partial(_linear_blocks, library, bits), shapes, x, wide, packed)
+            yield f"wide {name}", torch.equal(library.widen_blocks(bits, packed), wide.bfloat16())
+
+
+def _linear_blocks(library: Library, bits: int, x: Tensor, weight: Tensor) -> Tensor:
+    return library.linear_blocks(bits, x, weight)
+
+
+def exact_codes(bits: int, rows: int, width: int, draw: torch.Generator) -> blocks_reference.Codes:
+    """Random levels whose scales are small whole numbers, or powers of two where they are float."""
+
+    def whole(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=draw)
+
+    levels = whole(0, 2**bits, rows, width).to(torch.uint8)
+    groups = width // layout.GROUPS[bits]
+    if bits == 8:
+        small = (2.0 ** whole(-2, 3, rows, groups, 1)).half()
+        return blocks_reference.Codes(levels, small, small[:, :1, :0])
+    if bits == 6:
+        large = (2.0 ** whole(-2, 3, rows, -(-width // layout.BLOCK6), 1)).half()
+        return blocks_reference.Codes(levels, whole(-4, 4, rows, groups, 1).to(torch.int8), large)
+    small = torch.stack((whole(0, 16, rows, groups), whole(-9, 9, rows, groups)), -1)
+    large = (2.0 ** whole(-1, 2, rows, 1, 2)).bfloat16()
+    return blocks_reference.Codes(levels, small.to(torch.int8).view(torch.uint8), large)
 
 
 def _exact(
@@ -142,3 +187,15 @@ def _rounding(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bo
         )
         errors = [d.unflatten(1, (-1, group)).square().sum(-1) for d in (found, plain)]
         yield f"rounding to int4-g{group}", bool((errors[0] <= 1.05 * errors[1]).all())
+
+
+def _rounding_blocks(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bool]]:
+    weight = torch.randn(16, 448, generator=draw)
+    for bits in layout.GROUPS:
+        reference = blocks_reference
+        packed = reference.unpack(bits, library.quantize_blocks(bits, weight))
+        found, plain = (
+            (reference.widen(bits, codes) - weight).square().sum()
+            for codes in (packed, reference.quantize(bits, weight))
+        )
+        yield f"rounding to blocks of {bits} bits", bool(found <= 1.02 * plain)

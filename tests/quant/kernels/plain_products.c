@@ -24,6 +24,10 @@ int mmchat_linear_int8(const int8_t *, const float *, const float *, float *, in
 int mmchat_linear_int4(const uint8_t *, const uint16_t *, const uint16_t *, const float *, float *,
                        int64_t, int64_t, int64_t, int64_t, int);
 int mmchat_linear_bf16(const uint16_t *, const float *, float *, int64_t, int64_t, int64_t, int);
+int mmchat_linear_blocks(const uint8_t *, const float *, float *, int64_t, int64_t, int64_t,
+                         int64_t, int);
+int mmchat_quantize_blocks(const float *, uint8_t *, int64_t, int64_t, int64_t, int);
+void mmchat_widen_blocks(const uint8_t *, uint16_t *, int64_t, int64_t, int64_t, int);
 int mmchat_attend(const float *, const uint16_t *, const uint16_t *, const uint8_t *, float *,
                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 typedef struct {
@@ -142,6 +146,37 @@ static void products(int64_t K, int weights, int tokens, int fewest) {
     free(w), free(packed), free(half), free(scale), free(zero), free(x);
 }
 
+// Weights of which each group reaches the largest level, so that rounding leaves them as they are
+// with 8 bits, and whatever it makes of them with fewer.
+static void blocks(int64_t K, int64_t bits) {
+    enum { N = 24 };
+    float *w = malloc(N * K * 4), *x = malloc(MOST * K * 4), *y = malloc(MOST * N * 4);
+    uint16_t *wide = malloc(N * K * 2);
+    uint8_t *held = malloc(N * K * 2);
+    for (int64_t i = 0; i < N * K; i++) w[i] = i % 32 == 7 ? 127 : (float)draw(-127, 127);
+    activations(x, K, MOST * K, 0);
+    mmchat_quantize_blocks(w, held, N, K, bits, THREADS);
+    mmchat_widen_blocks(held, wide, N, K, bits, THREADS);
+    for (int64_t i = 0; i < N * K; i++)
+        check(fabsf(from_bf16(wide[i]) - w[i]) <= (bits == 8 ? 0 : bits == 6 ? 5 : 20), "rounding", bits,
+              K, i, 0);
+    for (int M = 1; M <= MOST; M++)
+        for (int rows = 8; rows <= N; rows += 8) {
+            mmchat_linear_blocks(held, x, y, M, rows, K, bits, THREADS);
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < rows; n++) {
+                    double sum = 0, size = 0;
+                    for (int64_t k = 0; k < K; k++) {
+                        const double product = (double)from_bf16(wide[n * K + k]) * x[m * K + k];
+                        sum += product, size += fabs(product);
+                    }
+                    check(fabs(y[m * rows + n] - sum) <= (bits == 8 ? 0 : 0.003 * size), "blocks",
+                          bits, M, rows, K);
+                }
+        }
+    free(w), free(x), free(y), free(wide), free(held);
+}
+
 // What is infinite or no number makes its own token so, and no other.
 static void hostile_products(void) {
     enum { K = 192, M = 5, N = 3 };
@@ -252,6 +287,8 @@ int main(void) {
             for (int tokens = 0; tokens < 4; tokens++)
                 if (WIDTHS[i] == 640 || weights + tokens == 0) products(WIDTHS[i], weights, tokens, 1);
     products(WIDE, 0, 0, MOST);
+    for (int i = 0; i < 7; i++)
+        for (int64_t bits = 4; bits <= 8; bits += 2) blocks(WIDTHS[i], bits);
     hostile_products();
     for (int i = 0; i < 7; i++)
         for (int j = 0; j < 4; j++)

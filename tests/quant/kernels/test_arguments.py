@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -30,6 +31,9 @@ def arguments(name: str) -> list[torch.Tensor]:
         "widen_int8": [*int8],
         "widen_int4": [*int4],
         "quantize_int8": [WEIGHT],
+        "linear_blocks": [x, library.quantize_blocks(6, torch.randn(16, 128))],
+        "widen_blocks": [library.quantize_blocks(6, torch.randn(16, 128))],
+        "quantize_blocks": [torch.randn(16, 128)],
         "attend": [
             torch.randn(2, 4, 1, 64),
             *torch.randn(2, 2, 2, 5, 64).bfloat16(),
@@ -40,7 +44,7 @@ def arguments(name: str) -> list[torch.Tensor]:
 
 NAMES = (
     "linear_bf16", "linear_int8", "linear_int4", "linear_packed_int4", "widen_int8", "widen_int4",
-    "quantize_int8",
+    "quantize_int8", "linear_blocks", "widen_blocks", "quantize_blocks",
 )  # fmt: skip
 
 
@@ -76,12 +80,13 @@ def test_a_wrong_argument_is_refused(name: str, change: str) -> None:
     if "packed" in name and not (library and library.packs_int4):
         pytest.skip("int4 is read as it lies here")
     function = getattr(library, name)
+    function = partial(function, 6) if "blocks" in name else function
     for position, tensor in enumerate(arguments(name)):
         given = arguments(name)
         given[position] = CHANGES[change](tensor)
         if change == "misaligned" and tensor.itemsize == 1:
             function(*given)  # bytes may lie anywhere; narrower weights alone are weights, too
-        elif change != "shorter" or position or name.startswith("linear"):
+        elif change != "shorter" or position or name.startswith("linear") or "blocks" in name:
             with pytest.raises(ValueError, match=r"expected|weights"):
                 function(*given)
 
@@ -109,6 +114,18 @@ def test_rows_that_fill_no_panel_are_not_packed() -> None:
             library.linear_packed_int4(torch.randn(3, 128), given)
         with pytest.raises(ValueError, match="packed int4 weights"):
             library.widen_packed_int4(given, 128)
+
+
+def test_blocks_of_other_bits_or_rows_are_refused() -> None:
+    library, x = native.library(), torch.randn(3, 128)
+    assert library
+    for rows, bits in ((6, 8), (8, 5)):
+        with pytest.raises(ValueError, match="blocks of"):
+            library.quantize_blocks(bits, torch.randn(rows, 128))
+    packed = library.quantize_blocks(4, torch.randn(16, 128))
+    for bits, given in ((6, packed), (4, packed[:7]), (5, packed)):
+        with pytest.raises(ValueError, match=r"blocks of|expected"):
+            library.linear_blocks(bits, x, given)
 
 
 @pytest.mark.parametrize("group", [0, 16, 48, 256])

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mmchat.hardware.cpu import hwcap_features
-from mmchat.quant.kernels.compiler import FLAGS, VARIANTS, Variant, arm_flags, compile_kernels
+from mmchat.quant.kernels import compiler
+from mmchat.quant.kernels.compiler import FLAGS, VARIANTS, Variant, compile_kernels
 
 CROSS, EMULATOR, DISASSEMBLER = (
     "aarch64-linux-gnu-gcc",
@@ -20,8 +21,8 @@ CROSS, EMULATOR, DISASSEMBLER = (
 )
 CHECKS = Path(__file__).with_name("plain_products.c")
 LIBRARIES = "/usr/aarch64-linux-gnu"  # of the emulated processor
-SOURCES = Path(arm_flags.__code__.co_filename).parent
-KERNELS = [SOURCES / name for name in ("linear.c", "attention.c")]
+SOURCES = Path(compiler.__file__).parent
+KERNELS = [SOURCES / name for name in compiler.SOURCES if name != "quantize.c"]
 # instruction sets: their name, a processor that has them and no more, an instruction of the last
 CPUS = {
     (): ("NEON", "cortex-a72", "smlal2"),

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mmchat.hardware.cpu import arm_features, is_arm
-from mmchat.quant.kernels import native, reference, self_check
+from mmchat.quant.kernels import blocks_reference, layout, native, reference, self_check
 from mmchat.quant.kernels.library import BLOCK, Library
 from tests.quant.kernels.available import needs_compiler
 
@@ -147,6 +147,24 @@ def test_packed_int4_products_are_exact(
         assert torch.equal(library.linear_packed_int4(x, packed).double(), x.double() @ wide.T)
 
 
+@pytest.mark.parametrize("tokens", [*range(1, 10), 66])
+@pytest.mark.parametrize("bits", layout.GROUPS)
+@pytest.mark.parametrize("rows", [8, 16, 40])
+def test_products_of_blocks_are_exact(library: Library, tokens: int, bits: int, rows: int) -> None:
+    width = 1216  # four blocks of 256, and one of 192
+    codes = self_check.exact_codes(bits, rows, width, torch.Generator().manual_seed(7))
+    most = 2**bits - 1
+    for kind, pattern in itertools.product(
+        ("random", "0", f"{most}", f"0 and {most} in turn"), ACTIVATIONS
+    ):
+        held = codes._replace(levels=whole(kind, 0, most, rows, width).to(torch.uint8))
+        packed, wide = blocks_reference.pack(bits, held), blocks_reference.widen(bits, held)
+        assert torch.equal(library.widen_blocks(bits, packed), wide.bfloat16())
+        x = activations(pattern, tokens, width)
+        found = library.linear_blocks(bits, x, packed).double()
+        assert torch.equal(found, x.double() @ wide.double().T)
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_bfloat16_products_are_exact(library: Library, tokens: int) -> None:
     x, weight = activations("random", tokens, 192), whole("random", -128, 127, ROWS, 192)
@@ -184,6 +202,10 @@ def test_rounding_and_widening_are_those_of_the_reference(library: Library) -> N
     for ours, plain in pairs:
         for a, b in zip(ours, plain, strict=True):
             assert float((a != b).float().mean()) < 0.01  # sums differ in their last bit
+    for bits in layout.GROUPS:
+        found = library.quantize_blocks(bits, weight)
+        plain = blocks_reference.pack(bits, blocks_reference.quantize(bits, weight))
+        assert float((found != plain).float().mean()) < 0.02  # of two that are as good, another
     int8, *int4 = (ours for ours, _ in pairs)
     wide = reference.widen_int8(*int8, torch.bfloat16)
     assert torch.equal(library.widen_int8(*int8), wide)
@@ -196,22 +218,14 @@ def test_rounding_and_widening_are_those_of_the_reference(library: Library) -> N
 @pytest.mark.parametrize("name", VNNI)
 def test_the_real_instructions_are_compiled(name: str, tmp_path: Path) -> None:
     assembly = tmp_path / "linear.s"
-    source = Path(native.__file__).with_name("linear.c")
-    command = [
-        native._compiler(),
-        "-O1",
-        "-fopenmp",
-        *VNNI[name],
-        "-S",
-        str(source),
-        "-o",
-        str(assembly),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if "unrecognized" in done.stderr or "unknown argument" in done.stderr:
-        pytest.skip(f"this compiler is too old for {name}")
-    assert done.returncode == 0, done.stderr
-    text = assembly.read_text()
-    assert "vpdpbusd" in text
-    assert "vpmaddubsw" not in text
-    assert name in text
+    compiler = [native._compiler(), "-O1", "-fopenmp", *VNNI[name], "-S", "-o", str(assembly)]
+    for source in ("linear.c", "blocks.c"):
+        command = [*compiler, str(Path(native.__file__).with_name(source))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "unrecognized" in done.stderr or "unknown argument" in done.stderr:
+            pytest.skip(f"this compiler is too old for {name}")
+        assert done.returncode == 0, done.stderr
+        text = assembly.read_text()
+        assert "vpdpbusd" in text
+        assert "vpmaddubsw" not in text
+        assert name in text or source == "blocks.c"

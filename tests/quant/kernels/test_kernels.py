@@ -40,7 +40,8 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(native, "library", lambda: None)
     elif reason := reason_for_none():
         pytest.skip(reason)
-    monkeypatch.setattr(ops, "has_fast_bf16", lambda: "fast" in request.param)
+    for name in ("has_fast_bf16", "has_tiles"):
+        monkeypatch.setattr(ops, name, lambda: "fast" in request.param)
     return request.param
 
 

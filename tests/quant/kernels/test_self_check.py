@@ -71,6 +71,14 @@ def test_a_fault_of_packed_int4_is_seen(shape: tuple[int, int], group: int) -> N
     assert sees("linear_packed_int4", is_case)
 
 
+@pytest.mark.parametrize("bits", [4, 6, 8])
+def test_a_fault_of_blocks_is_seen(bits: int) -> None:
+    for tokens in (1, 4, 6, 9, 65):
+        assert sees("linear_blocks", lambda given, x, _: given == bits and len(x) == tokens)  # noqa: B023
+    assert sees("widen_blocks", lambda given, _: given == bits, off=2)
+    assert sees("quantize_blocks", lambda given, _: given == bits, off=77)
+
+
 @needs_packing
 @pytest.mark.parametrize("name", ["pack_int4", "widen_packed_int4"])
 def test_a_fault_of_packing_is_seen(name: str) -> None:

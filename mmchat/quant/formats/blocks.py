@@ -1,0 +1,64 @@
+"""Blocks of 4, 6 or 8 bits: scales of few bits under that of a row or block, in one stream."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from mmchat.quant import kernels
+from mmchat.quant.formats.base import Format, Stored
+from mmchat.quant.kernels.layout import PART, ROWS, row_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Blocks(Format["Tensor"]):
+    """weight: uint8 [N, bytes of a row], as kernels.blocks_reference has it. N is a multiple of 8
+    and K of 64, so that the kernel reads it where it lies in a file."""
+
+    bits: ClassVar[int]
+
+    @staticmethod
+    def fits(rows: int, columns: int) -> bool:
+        """Whether a weight [rows, columns] has this form."""
+        return rows % ROWS == columns % PART == 0
+
+    def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
+        return {"weight": ("uint8", (rows, row_bytes(self.bits, columns)))}
+
+    def quantize(self, weight: Tensor) -> tuple[Tensor]:
+        quantize = kernels.ops.rounding_blocks(weight)
+        return kernels.ops.by_rows(lambda rows: (quantize(self.bits, rows),), weight, ROWS)
+
+    def widen(self, weight: Tensor) -> Tensor:
+        reference = kernels.blocks_reference
+        return reference.widen(self.bits, reference.unpack(self.bits, weight))
+
+    def on_cpu(self, x: Tensor, weight: Tensor) -> Tensor:
+        ops = kernels.ops
+        if library := ops.library_for(x):
+            multiply, widen = library.linear_blocks, library.widen_blocks
+            return ops.rounded(partial(multiply, self.bits), partial(widen, self.bits), x, weight)
+        return super().on_cpu(x, weight)
+
+
+class Blocks4(Blocks):
+    """A scale and a zero of 8 bits for each 32 weights, 4.5 bits each in all."""
+
+    bits, name, operator = 4, "int4", "linear_blocks4"
+
+
+class Blocks6(Blocks):
+    """The numbers of GGUF's Q6_K, 6.56 bits each."""
+
+    bits, name, operator = 6, "int6", "linear_blocks6"
+
+
+class Blocks8(Blocks):
+    """The numbers of GGUF's Q8_0, 8.5 bits each."""
+
+    bits, name, operator = 8, "int8", "linear_blocks8"
+
+
+BLOCKS4, BLOCKS6, BLOCKS8 = Blocks4(), Blocks6(), Blocks8()
