@@ -20,8 +20,7 @@ from mmchat.quant.kernels import blocks_reference, native, reference
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
-# bfloat16 weights where their products are not fast, the third for weights that would have to be
-# widened first where they are: `python -m benchmarks.batch --kernels` times 8 rows of both.
+# bfloat16 weights where their products are not fast.
 FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
 Parts = TypeVar("Parts", bound=tuple[Tensor, ...])

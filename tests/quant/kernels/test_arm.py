@@ -12,7 +12,7 @@ import pytest
 
 from mmchat.hardware.cpu import hwcap_features
 from mmchat.quant.kernels import compiler
-from mmchat.quant.kernels.compiler import FLAGS, VARIANTS, Variant, compile_kernels
+from mmchat.quant.kernels.compiler import FLAGS, VARIANTS, Variant, arm_flags, compile_kernels
 
 CROSS, EMULATOR, DISASSEMBLER = (
     "aarch64-linux-gnu-gcc",
