@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
+from mmchat.errors import UsageError
 from mmchat.words import pace, plural, size
 
 if TYPE_CHECKING:
@@ -15,10 +16,17 @@ if TYPE_CHECKING:
     from mmchat.doctor.outlook import Outlook
 
 HEADER = ("MODEL", "SCHEME", "NEEDS", "FITS", "TOK/S", "PICTURE")
+SHARED_HEADER = ("MODEL", "SCHEME", "EACH NEEDS", "FITS")
 FITS = {True: "✔ yes", False: "✘ no", None: "?"}
 
 
 def doctor(
+    parallel: Annotated[
+        int,
+        options.of_model(
+            metavar="N", min=1, help="Also what each of N processes needs that share a model."
+        ),
+    ] = 1,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -33,14 +41,16 @@ def doctor(
         from mmchat.quant.kernels import native
 
         native.prepare(CompileNotes(stages).show)
-        diagnosis = diagnose(stages.show)
+        diagnosis = diagnose(stages.show, parallel)
+    if parallel > 1 and not diagnosis.shared:
+        raise UsageError(f"--parallel {parallel}: no known model can be shared so; use 2, 4 or 8")
     if as_json:
         console.print_json(diagnosis.as_dict())
     else:
-        _show(diagnosis)
+        _show(diagnosis, parallel)
 
 
-def _show(diagnosis: Diagnosis) -> None:
+def _show(diagnosis: Diagnosis, ranks: int) -> None:
     verdict, machine = diagnosis.verdict, diagnosis.machine
     console.write_out(console.wrapped(verdict.text) + "\n")
     for number, command in enumerate(verdict.commands):
@@ -49,6 +59,12 @@ def _show(diagnosis: Diagnosis) -> None:
     console.print_facts(list(_facts(machine)))
     models = console.table_rows(HEADER, [*_rows(_distinct(diagnosis.outlooks))], right={2, 4, 5})
     console.write_out("\n".join(["", *models, console.wrapped(_legend(machine)), ""]))
+    if diagnosis.shared:
+        rows = [row[:4] for row in _rows(_distinct(diagnosis.shared))]
+        shared = console.table_rows(SHARED_HEADER, rows, right={2})
+        of_memory = "an equal part of the memory" if machine.device.name == "cpu" else "a card each"
+        legend = f"For each of {ranks} ranks (--parallel {ranks}), which have {of_memory}."
+        console.write_out("\n".join(["", *shared, console.wrapped(legend), ""]))
     for found in diagnosis.problems:
         problem = console.wrapped(f"! {found.problem}", "  ")
         console.write_safely(f"\n{problem}\n{console.wrapped(f'  {found.remedy}', '  ')}\n")

@@ -59,6 +59,7 @@ def _facts(
         "context": limit,
         "images": [image_facts(*picture) for picture in pictures],
         "quantize": options.scheme(spec, placement),
+        "parallel": options.ranks,
         "adapters": _adapters(source),
         "memory": _memory(options, source, placement, workload),
     }
@@ -90,6 +91,8 @@ def _memory(
     known = {"workload": workload, "from_file": in_place, "left": packed.left if packed else ()}
     setup = options.setup(source.spec, placement, **known)
     need, free = setup.need(), available_memory(placement.device)
+    if free is not None and placement.device.type == "cpu":
+        free //= options.ranks  # of one machine
     fits = None if free is None else need.total <= free
     facts = {**need.as_dict(), "available": free, "fits": fits}
     return facts if fits is not False else {**facts, "advice": advice(setup, free or 0)}
@@ -132,6 +135,7 @@ def _lines(
     scheme = "" if facts["quantize"] == "none" else f", weights in {facts['quantize']}"
     in_file = memory["in_file"]
     left = f", and {size(in_file)} more that stay in their file" if in_file else ""
+    each = f" on each of {facts['parallel']} ranks" if facts["parallel"] > 1 else ""
     return [
         ("model", facts["model"]),
         ("device", f"{facts['device']}, {facts['dtype']}{scheme}"),
@@ -139,7 +143,7 @@ def _lines(
         *(("picture", _picture(*picture)) for picture in pictures),
         ("prompt", known + _over(facts, pictures)),
         ("answer", f"at most {facts['max_new_tokens']:,} tokens, context {facts['context']:,}"),
-        ("memory, about", f"{size(memory['total'])}{_verdict(memory)}"),
+        ("memory, about", f"{size(memory['total'])}{each}{_verdict(memory)}"),
         ("  weights", f"{size(memory['weights'])}{left}"),
         ("  cache", size(memory["cache"])),
         *([("  pictures", size(memory["pictures"]))] if memory["pictures"] else []),

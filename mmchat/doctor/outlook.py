@@ -49,26 +49,44 @@ class Outlook:
         return {"memory": self.need.as_dict(), "fits": self.fits, "tokens_per_second": speeds}
 
 
-def outlooks(machine: Machine) -> Iterator[Outlook]:
-    """Every known model in every scheme that is offered; of each family the smallest first."""
+def outlooks(machine: Machine, ranks: int = 1) -> Iterator[Outlook]:
+    """Every known model in every scheme that is offered; of each family the smallest first.
+
+    ranks: how many processes share it, on as many devices or on the processor; a model that so many
+    cannot share is left out, and speeds are not known.
+    """
     order = list(FAMILIES)
 
     def place(spec: ModelSpec) -> tuple[int, int, str]:
         return order.index(spec.model_type), spec.parameters, spec.name
 
     for spec in sorted(known_specs(), key=place):
+        if any(count % ranks for count in spec.family.heads(spec.config).values()):
+            continue
         for scheme in OFFERED_SCHEMES if spec.parameters > _SMALL else OFFERED_SCHEMES[:1]:
-            yield _outlook(machine, spec, scheme)
+            yield _outlook(machine, spec, scheme, ranks)
 
 
-def _outlook(machine: Machine, spec: ModelSpec, scheme: str) -> Outlook:
+def _free(machine: Machine, ranks: int) -> int | None:
+    """What each rank may take: of a card, or of the processor's memory; 0 if there are too few."""
+    kind = machine.device.name.partition(":")[0]
+    cards = [one for one in machine.devices if one.name.partition(":")[0] == kind]
+    if ranks == 1 or kind == "cpu":
+        free = machine.device.available
+        return None if free is None else free // ranks
+    free = [one.available or 0 for one in cards[:ranks]]
+    return min(free) if len(free) == ranks else 0
+
+
+def _outlook(machine: Machine, spec: ModelSpec, scheme: str, ranks: int) -> Outlook:
     released = spec.family.released_dtype
     placement = choose_placement(machine.device.name, "auto", spec.parameters, released)
     # the released weights are 16-bit
-    setup = Setup.of(spec, placement, quantize=scheme, from_file=placement.dtype.itemsize == 2)
-    need, free, reading = setup.need(), machine.device.available, machine.reading
+    in_place = placement.dtype.itemsize == 2
+    setup = Setup.of(spec, placement, quantize=scheme, from_file=in_place, ranks=ranks)
+    need, free, reading = setup.need(), _free(machine, ranks), machine.reading
     speeds = None
-    if reading and spec.parameters > _SMALL:
+    if ranks == 1 and reading and spec.parameters > _SMALL:
         text, picture = (tokens_per_second(setup, reading, pictures=p) for p in (False, True))
         speeds = (text, picture)
     return Outlook(spec, scheme, need, None if free is None else need.total <= free, speeds)

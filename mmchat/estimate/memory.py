@@ -8,21 +8,24 @@ cache as long as there is room and gives them up when there is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mmchat import words
 from mmchat.errors import MemoryError_
 from mmchat.limits import MIB
+from mmchat.parallel.slices import Shares
 from mmchat.quant.schemes import Plan
 
 if TYPE_CHECKING:
     from mmchat.catalog.spec import ModelSpec
     from mmchat.checkpoints.checkpoint import Checkpoint
     from mmchat.hardware.placement import Placement
+    from mmchat.models.family import Family
     from mmchat.models.prompt import MediaFacts
-    from mmchat.models.sizes import Sizes
+    from mmchat.models.sizes import Part, Sizes
 
 # A conversation of which nothing is known yet, and the most of it that is read in one pass.
 USUAL_POSITIONS, USUAL_PROMPT = 4096, 2048
@@ -67,7 +70,8 @@ class Setup:
 
     workload: None for a usual conversation about one picture. from_file: the checkpoint holds the
     weights in that dtype and in the order of this model, so that they need no copy on the CPU.
-    left: (part, rows, columns) of linear layers that are not quantised, whatever their part.
+    left: (part, rows, columns) of linear layers that are not quantised, whatever their part. ranks:
+    processes that share the model; the need is that of the one that needs most.
     """
 
     spec: ModelSpec
@@ -110,17 +114,13 @@ class Setup:
     def need(self) -> MemoryNeed:
         """Bytes that loading and the expected workload take."""
         sizes, work, item = self.sizes, self.expected, self.item_bytes
-        weights = in_file = 0
-        for part in sizes.loaded_parts(text_only=self.text_only):
-            size = part.bytes(item, self.linear_bytes)
-            weights += size
-            if self.from_file and self.device_type == "cpu" and part.reading == "seldom":
-                # all of it, or what is left in the file of a part whose linear layers are quantised
-                plain = size == part.bytes(item)
-                in_file += size if plain else part.other * item
-        weights += sum(
-            rows * columns * item - self.linear_bytes(part, rows, columns)
-            for part, rows, columns in self.left
+        weights, in_file = max(map(self._weights, self._shares()))
+        weights += (
+            sum(
+                rows * columns * item - self.linear_bytes(part, rows, columns)
+                for part, rows, columns in self.left
+            )
+            // self.ranks
         )
         wide = self.device_type == "cpu" and item < 4
         encode = max(
@@ -130,13 +130,42 @@ class Setup:
         prefill = sizes.prefill_bytes(
             work.prompt, item, pictures=bool(work.pictures), wide_products=wide
         )
+        of_picture = self.ranks if sizes.shares_pictures else 1
         return MemoryNeed(
             weights=weights - in_file,
-            cache=sizes.cache_per_token * work.positions * item,
-            pictures=sum(map(sizes.picture_numbers, work.pictures)) * item,
+            cache=sizes.cache_per_token // self.ranks * work.positions * item,
+            pictures=sum(map(sizes.picture_numbers, work.pictures)) * item // of_picture,
             working=max(encode, prefill) + OVERHEAD[self.device_type],
             in_file=in_file,
         )
+
+    def _shares(self) -> Sequence[tuple[Part, ...]]:
+        """The loaded parts, as each rank has them."""
+        if self.ranks == 1:
+            return [self.sizes.loaded_parts(text_only=self.text_only)]
+        return _shares(self.spec.family, self.spec.config, self.text_only, self.ranks)
+
+    def _weights(self, parts: Sequence[Part]) -> tuple[int, int]:
+        """Bytes of all weights, and of those that stay in their file."""
+        weights = in_file = 0
+        for part in parts:
+            size = part.bytes(self.item_bytes, self.linear_bytes)
+            weights += size
+            if self.from_file and self.device_type == "cpu" and part.reading == "seldom":
+                # all of it, or what is left in the file of a part whose linear layers are quantised
+                # or cut by columns, which are copied
+                plain = self.ranks == 1 and size == part.bytes(self.item_bytes)
+                in_file += size if plain else part.other * self.item_bytes
+        return weights, in_file
+
+
+@lru_cache(maxsize=64)  # for each scheme that is compared
+def _shares(
+    family: Family[Any, Any], config: Any, text_only: bool, ranks: int
+) -> list[tuple[Part, ...]]:
+    cuts, parts = family.cuts(config), family.sizes(config).loaded_parts(text_only=text_only)
+    found = [Shares(cuts, rank, ranks) for rank in range(ranks)]
+    return [tuple(part.share(shares) for part in parts) for shares in found]
 
 
 def used_in_place(checkpoint: Checkpoint, dtype: str) -> bool:

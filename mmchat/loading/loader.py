@@ -147,7 +147,8 @@ class LoadedModel:
 
     def media_bytes(self, facts: MediaFacts) -> int:
         """What is kept of a picture."""
-        return self._sizes.picture_numbers(facts) * self.dtype.itemsize
+        ranks = self.options.ranks if self._sizes.shares_pictures else 1
+        return self._sizes.picture_numbers(facts) // ranks * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, Literal, Protocol
 
 from mmchat.models.prompt import MediaFacts
+from mmchat.parallel.slices import Shares, share_shape
 
 # When a weight is read: for each token, for each token after a picture, seldom (once a picture, or
 # of a table some rows), or never, so that it is not loaded.
@@ -21,14 +23,32 @@ LinearBytes = Callable[[str, int, int], int]
 class Part:
     """One part of a model. kind: "text", "head", "vision" or "embedding".
 
-    linears: [rows, columns] of the weights of its linear layers; other: all its other parameters.
+    matrices: weights of its linear layers, [rows, columns] by name; others: all its other tensors.
     """
 
     name: str
     kind: str
     reading: Reading
-    linears: tuple[tuple[int, int], ...]
-    other: int
+    matrices: Mapping[str, tuple[int, ...]]
+    others: Mapping[str, tuple[int, ...]]
+
+    @cached_property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """[rows, columns] of the weights of its linear layers."""
+        return tuple((shape[0], shape[1]) for shape in self.matrices.values())
+
+    @cached_property
+    def other(self) -> int:
+        """Parameters that are not in linear layers."""
+        return sum(map(math.prod, self.others.values()))
+
+    def share(self, shares: Shares) -> Part:
+        """What one of several ranks holds of it."""
+
+        def own(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+            return {name: share_shape(shares, name, shape) for name, shape in shapes.items()}
+
+        return replace(self, matrices=own(self.matrices), others=own(self.others))
 
     @property
     def parameters(self) -> int:
@@ -54,16 +74,12 @@ def parts_of(
 
     Weights with two axes are those of linear layers, but for tables of embeddings.
     """
-    linears: dict[PartName, list[tuple[int, int]]] = {}
-    others: dict[PartName, int] = {}
+    found: dict[PartName, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {}
     for name, shape in shapes.items():
-        part = part_of(name)
-        found = linears.setdefault(part, [])
-        if len(shape) == 2 and name.endswith(".weight") and not is_table(name):
-            found.append((shape[0], shape[1]))
-        else:
-            others[part] = others.get(part, 0) + math.prod(shape)
-    return tuple(Part(*part, tuple(linears[part]), others.get(part, 0)) for part in linears)
+        matrices, others = found.setdefault(part_of(name), ({}, {}))
+        is_matrix = len(shape) == 2 and name.endswith(".weight") and not is_table(name)
+        (matrices if is_matrix else others)[name] = shape
+    return tuple(Part(*part, *tensors) for part, tensors in found.items())
 
 
 class DecoderSizes(Protocol):
@@ -105,6 +121,9 @@ class Sizes(ABC):
     cache_per_token: int
     largest_picture: MediaFacts
     once_a_picture: tuple[tuple[int, int], ...]
+
+    # whether what is kept of a picture is heads, which ranks share as those of the text
+    shares_pictures: ClassVar[bool] = False
 
     @abstractmethod
     def picture_numbers(self, picture: MediaFacts) -> int:

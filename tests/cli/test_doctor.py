@@ -227,14 +227,15 @@ def test_a_busy_machine_a_small_disk_and_a_limited_shell_are_problems(monkeypatc
 def doctor(run_real, monkeypatch):
     """Runs the command on a written-down machine, on a terminal of a width, or into a pipe."""
 
-    def diagnosis(machine):
-        seen = found(machine)
-        return Diagnosis(recommend(machine, seen), machine, seen, tuple(find_problems(machine)))
+    def diagnosis(machine, ranks):
+        seen, problems = found(machine), tuple(find_problems(machine))
+        shared = tuple(outlooks(machine, ranks)) if ranks > 1 else ()
+        return Diagnosis(recommend(machine, seen), machine, seen, problems, shared)
 
     def run(machine, *arguments, columns=80, piped=False):
         if not piped:
             monkeypatch.setattr(console, "is_terminal", lambda stream: stream is sys.stdout)
-        monkeypatch.setattr("mmchat.doctor.diagnose", lambda progress: diagnosis(machine))
+        monkeypatch.setattr("mmchat.doctor.diagnose", lambda _, ranks: diagnosis(machine, ranks))
         monkeypatch.setenv("COLUMNS", str(columns))
         return run_real("doctor", *arguments)
 
@@ -247,6 +248,16 @@ def test_no_line_is_wider_than_the_terminal(doctor, columns):
     assert done.exit_code == 0, done.stderr
     shown = done.stdout.replace("\x1b[1m", "").replace("\x1b[0m", "")
     assert max(map(len, shown.splitlines())) <= columns
+
+
+def test_what_each_of_eight_ranks_needs_of_the_90b(doctor):
+    done = doctor(written_down(8 * 24), "--parallel", "8", piped=True)
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    at = lines.index("MODEL SCHEME EACH NEEDS FITS")
+    assert "llama3.2-90B none 21.8 GiB ✔ yes" in lines[at:]
+    assert "int8 11.6 GiB ✔ yes" in lines[at:]
+    assert any("For each of 8 ranks (--parallel 8)" in line for line in lines)
+    assert doctor(written_down(24), "--parallel", "7").exit_code == 2
 
 
 def test_lines_in_a_pipe_are_not_broken(doctor):

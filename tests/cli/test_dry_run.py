@@ -36,6 +36,18 @@ def test_inspect_estimates_what_an_export_writes(run_real, export):
         assert found["weight_bytes"][name] == pytest.approx(size, rel=0.01)
 
 
+def test_a_dry_run_says_what_each_rank_needs(run_real):
+    ask = ("generate", "llama3.2-90B", "-p", "x", "--dry-run", "-q", "--device", "cpu")
+    shared = run_real(*ask, "--parallel", "8")
+    assert shared.exit_code == 0, shared.stderr
+    assert " on each of 8 ranks" in shared.stdout
+    one, eight = (
+        json.loads(run_real(*ask, "--json", "--parallel", n).stdout)["memory"] for n in ("1", "8")
+    )
+    assert one["cache"] == 8 * eight["cache"]
+    assert run_real(*ask, "--parallel", "6").exit_code == 2
+
+
 def test_a_dry_run_refuses_what_an_export_does_not_have(run_real, export):
     scheme, _, folder, _ = export
     other = "int8" if scheme == "int4" else "int4"

@@ -24,6 +24,8 @@ class MllamaSizes(Sizes):
     config: MllamaConfig
     cache_per_tile: int
 
+    shares_pictures = True
+
     def picture_numbers(self, picture: MediaFacts) -> int:
         return self.cache_per_tile * math.prod(picture.grid)
 

@@ -1,0 +1,114 @@
+"""Slices of all released models join to the whole, and are what estimates count."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mmchat.catalog.known import find_spec
+from mmchat.errors import UsageError
+from mmchat.estimate.memory import Setup
+from mmchat.loading.shares import check_groups
+from mmchat.nn.linear import set_formats
+from mmchat.nn.shapes_only import shapes_only
+from mmchat.parallel.slices import Shares, check_ranks, share_shape
+from mmchat.quant.schemes import make_plan
+
+NAMES = ("tiny", "llama3.2-11B", "llama3.2-90B", "llava", "llava:13b", "qwen-vl-chat")
+
+
+def known(name: str):
+    spec = find_spec(name)
+    assert spec is not None
+    return spec
+
+
+def able(spec) -> list[int]:
+    common = math.gcd(*spec.family.heads(spec.config).values())
+    return [n for n in (2, 4, 8) if common % n == 0]
+
+
+CASES = [(name, ranks) for name in NAMES for ranks in able(known(name))]
+
+
+@pytest.mark.parametrize(("name", "ranks"), CASES)
+def test_every_row_and_column_is_held_once(name, ranks):
+    spec = known(name)
+    cuts = spec.family.cuts(spec.config)
+    of_ranks = [Shares(cuts, rank, ranks) for rank in range(ranks)]
+    used = set()
+    for tensor, shape in spec.family.shapes(spec.config).items():
+        cut = of_ranks[0].cut(tensor)
+        if cut is None:
+            assert tensor.endswith(WHOLE), tensor
+            continue
+        if cut.axis == 1 and len(shape) == 1:
+            continue
+        assert sum(cut.parts) == shape[cut.axis]
+        used.add(cut)
+    for cut in used:
+        size = sum(cut.parts)
+        spans = [span for shares in of_ranks for span in cut.spans(shares.rank, ranks)]
+        assert all(begin < end for begin, end in spans)
+        held = sorted(at for begin, end in spans for at in range(begin, end))
+        assert held == list(range(size))
+
+
+# What every rank holds whole: norms, gates, tables, and the matrix behind Qwen-VL's resampler.
+WHOLE = (
+    "norm.weight", "norm1.weight", "norm2.weight", "norm.bias", "norm1.bias", "norm2.bias",
+    "layernorm_pre.weight", "layernorm_pre.bias", "layernorm_post.weight", "layernorm_post.bias",
+    "gate", "gate_attn", "gate_ffn", "embed_tokens.weight", "embedding.weight", "embedding",
+    "ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias", "ln_f.weight", "wte.weight",
+    "ln_q.weight", "ln_q.bias", "ln_kv.weight", "ln_kv.bias", "ln_pre.weight", "ln_pre.bias",
+    "ln_post.weight", "ln_post.bias", "conv1.weight", "positional_embedding", "pos_embed",
+    "query", "visual.proj", "pre_layrnorm.weight", "pre_layrnorm.bias",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "ranks"), [(name, able(known(name))[-1]) for name in NAMES])
+@pytest.mark.parametrize("scheme", ["none", "int8", "int4-g32"])
+def test_a_rank_holds_what_the_estimate_counts(name, ranks, scheme):
+    """Counted from a model on the meta device, whose every tensor is cut."""
+    spec = known(name)
+    with shapes_only():
+        model = spec.family.build().model(spec.config)
+    set_formats(model, make_plan(scheme))
+    of_ranks = [Shares(spec.family.cuts(spec.config), rank, ranks) for rank in range(ranks)]
+    wanted, rounded = set(model.weight_names(text_only=False)), dict(model.named_buffers())
+    stored = {name: like for name, like in model.state_dict().items() if name in wanted}
+
+    def held(shares: Shares) -> int:
+        return sum(
+            math.prod(share_of(shares, tensor, like)) * (like.itemsize if tensor in rounded else 2)
+            for tensor, like in stored.items()
+        )
+
+    need = Setup(spec, "cuda", 2, quantize=scheme, ranks=ranks).need()
+    assert need.weights == max(map(held, of_ranks))
+
+
+def share_of(shares: Shares, name: str, like: torch.Tensor) -> tuple[int, ...]:
+    if like.dim() != 2 or not shares.cuts_columns(name):
+        return share_shape(shares, name, like.shape)
+    return tuple(shares.of(name, like).shape)
+
+
+def test_other_numbers_of_ranks_are_refused_with_those_that_work():
+    spec = known("llama3.2-90B")
+    with pytest.raises(UsageError) as caught:
+        check_ranks(spec.name, 3, spec.family.heads(spec.config))
+    assert str(caught.value) == (
+        "--parallel 3: Llama-3.2-90B-Vision-Instruct has 64 heads; use 2 or 4 or 8"
+    )
+
+
+def test_groups_are_not_cut_in_two():
+    spec = known("tiny")
+    with shapes_only():
+        model = spec.family.build().model(spec.config)
+    set_formats(model, make_plan("int4-g128"))
+    with pytest.raises(UsageError, match="--parallel 4 would cut groups of 128 weights of 'lang"):
+        check_groups(model, Shares(spec.family.cuts(spec.config), 1, 4))
