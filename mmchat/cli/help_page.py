@@ -21,7 +21,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:  # to complete a line; Typer's validator is loaded in 0.2 s
             for parameter in self.get_params(ctx):
-                parameter.process_value = lambda ctx, value: value
+                parameter.process_value = lambda ctx, value: value  # noqa: ARG005
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
