@@ -119,7 +119,10 @@ class AllRefuse(MemoryError_):
 
 
 def together(group: Group, allocate: Callable[[], object]) -> None:
-    """Allocate on all ranks. Raises AllRefuse on all where one has no room."""
+    """Allocate on all ranks. Raises AllRefuse on all where one has no room.
+
+    What others have allocated by then they keep, so from then on ranks may have different room.
+    """
     short: MemoryError_ | None = None
     try:
         allocate()
@@ -128,6 +131,7 @@ def together(group: Group, allocate: Callable[[], object]) -> None:
         if short is None:
             raise
     if not group.all_can(short is None):
+        group.is_uneven = True
         raise AllRefuse(str(short or "out of memory on another rank"))
 
 
@@ -238,7 +242,7 @@ class MirroredRuntime:
 
 
 def _forward(group: Group, runtime: Runtime, batch: Batch, cache: Cache) -> Tensor:
-    if isinstance(cache, RowCache) and (rows := cache.short_of(batch)):
+    if isinstance(cache, RowCache) and ((rows := cache.short_of(batch)) or group.is_uneven):
         together(group, lambda: [cache.reserve(slot, length) for slot, length in rows])
     return runtime.forward(batch, cache)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 import mmchat
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
+from mmchat.nn.kv_cache import LayerCache
 from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels import ops, reference
@@ -93,6 +95,30 @@ def test_conversations_and_many_rows_say_the_same(folders):
         assert said(model) == expected
         del model
         assert said(mmchat.load(parallel=2)) == expected
+
+
+def test_a_pass_that_one_rank_has_no_memory_for_is_tried_again_by_all(monkeypatch):
+    """The first has none to grow, once; the other has grown by then, and cannot shrink."""
+    grow, first, failed = LayerCache.grow, threading.current_thread(), []
+
+    def growing(layer: LayerCache, slot: int, capacity: int) -> None:
+        if threading.current_thread() is first and not failed:
+            failed.append(capacity)
+            raise MemoryError
+        grow(layer, slot, capacity)
+
+    def shrinking(layer: LayerCache, slot: int, capacity: int) -> None:
+        if threading.current_thread() is not first:
+            raise MemoryError
+
+    question, params = "What is this? " * 60, replace(SAMPLED, temperature=0.0)
+    expected = mmchat.load().ask(question, WIDE, sampling=params)
+    with ranks_of(2):
+        model = mmchat.load(parallel=2)
+        monkeypatch.setattr(LayerCache, "grow", growing)
+        monkeypatch.setattr(LayerCache, "shrink", shrinking)
+        assert model.ask(question, WIDE, sampling=params) == expected
+    assert failed
 
 
 def read(events) -> str:
