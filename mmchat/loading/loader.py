@@ -333,7 +333,8 @@ class _Prepared:
         found = sha256(repr(said).encode())
         for one in entries:  # norms and gates tell one training from another
             if one.numel <= _COMPARED_NUMBERS:
-                found.update(self.files.read(one.name).contiguous().view(torch.uint8).numpy().data)
+                numbers = self.files.read(one.name).contiguous().flatten()  # also of one alone
+                found.update(numbers.view(torch.uint8).numpy().data)
         return found.hexdigest()
 
 

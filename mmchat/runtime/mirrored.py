@@ -100,9 +100,10 @@ class Driver:
         threading.Thread(target=beat, name="mmchat ranks", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the others end, as a launcher waits for."""
+        """Let the others end, as a launcher waits for; one that is gone changes nothing."""
         if self.group.lost is None:
-            self.tell("stop")
+            with suppress(RankError):
+                self.tell("stop")
             self.group.lost = RankError("the ranks that shared the model have ended")
 
 

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import mmchat
+from mmchat.catalog.find import find_model
+from mmchat.checkpoints.adapter import Adapters
+from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
+from mmchat.errors import RankError
+from mmchat.loading.loader import _Prepared
+from mmchat.loading.options import LoadOptions
 from mmchat.nn.kv_cache import LayerCache
 from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels import ops, reference
+from mmchat.runtime.mirrored import Driver
 from tests.models.llava import folders as llava
 from tests.models.qwen_vl import folders as qwen_vl
 from tests.parallel.scenario import SMALL, TALL, WIDE, logits
-from tests.parallel.thread_group import ranks_of
+from tests.parallel.thread_group import Board, ThreadGroup, ranks_of
 
 SAMPLED = SamplingParams(temperature=1.0, seed=3, max_new_tokens=12)
 
@@ -119,6 +129,31 @@ def test_a_pass_that_one_rank_has_no_memory_for_is_tried_again_by_all(monkeypatc
         monkeypatch.setattr(LayerCache, "shrink", shrinking)
         assert model.ask(question, WIDE, sampling=params) == expected
     assert failed
+
+
+def test_the_end_says_nothing_of_a_rank_that_is_gone_by_then():
+    class Gone(ThreadGroup):
+        def announce(self, head: Tensor) -> None:
+            raise RankError("rank 1 is gone")
+
+    group = Gone(Board(2), 0)
+    Driver(group).stop()  # when Python ends, where it would be a traceback
+    assert group.lost is not None
+
+
+def test_ranks_compare_small_tensors_of_any_shape():
+    def identity(scale: float) -> str:
+        tensors = {"logit_scale": torch.tensor(scale), "norm": torch.ones(3, dtype=torch.bfloat16)}
+        files = SimpleNamespace(
+            read=tensors.get,
+            entries={n: TensorEntry(n, "", tuple(t.shape), Path()) for n, t in tensors.items()},
+        )
+        return replace(prepared, files=files).identity  # type: ignore[arg-type]
+
+    spec, options = find_model().spec, LoadOptions(device="cpu")
+    placement = options.placement(spec)
+    prepared: Any = _Prepared(None, spec, options, placement, None, Adapters(()), None, [], None)  # type: ignore[arg-type]
+    assert identity(1.0) == identity(1.0) != identity(2.0)
 
 
 def read(events) -> str:
