@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +140,25 @@ def test_the_end_says_nothing_of_a_rank_that_is_gone_by_then():
     group = Gone(Board(2), 0)
     Driver(group).stop()  # when Python ends, where it would be a traceback
     assert group.lost is not None
+
+
+def test_a_picture_is_held_while_the_first_of_its_equals_is():
+    class Picture:
+        content_hash, tensors = "equal", ()
+
+    driver = Driver(ThreadGroup(Board(2), 0))
+    one, two = Picture(), Picture()
+    gone, number = weakref.ref(one), driver.picture(one)[1]
+    keeper, again, is_new = driver.picture(two)
+    assert (keeper, again, is_new) == (one, number, False)
+    del one
+    assert gone() is not None  # until it is told that they are to read it
+    del keeper
+    assert gone() is None
+    assert not driver._pictures
+    _, later, is_new = driver.picture(two)
+    assert is_new
+    assert later != number
 
 
 def test_ranks_compare_small_tensors_of_any_shape():
