@@ -271,6 +271,7 @@ def load_with(
             )
         other: Any = loaded.runtime.model  # type: ignore[attr-defined]
         spec, options = loaded.spec, replace(loaded.options, progress=None)
+        working = options.setup(spec, placement).need().working
         packed = as_packed(files, spec, options, placement)[1] if files.computed else None
         packed = packed and replace(packed, only=loaded.only)
         model = load_beside(files, spec, options, placement, other, changed, packed, adapters)
@@ -280,7 +281,7 @@ def load_with(
         runtime=make_runtime(model, placement.device, compile),
         adapters=tuple(map(str, wanted)),
         remarks=remarks,
-        memory=None if available is None else available - need,
+        memory=None if available is None else available - need - working,
     )
 
 
