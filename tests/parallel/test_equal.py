@@ -19,10 +19,11 @@ from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
-from mmchat.errors import RankError
+from mmchat.errors import RankError, UsageError
 from mmchat.loading.loader import _Prepared
 from mmchat.loading.options import LoadOptions
 from mmchat.nn.kv_cache import LayerCache
+from mmchat.parallel.launch import launched_rank
 from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels import ops, reference
@@ -159,6 +160,14 @@ def test_a_picture_is_held_while_the_first_of_its_equals_is():
     _, later, is_new = driver.picture(two)
     assert is_new
     assert later != number
+
+
+@pytest.mark.parametrize("rank", ["x", "2", "-1"])
+def test_a_rank_that_a_launcher_cannot_mean_is_refused(rank):
+    given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert launched_rank(given) == 1
+    with pytest.raises(UsageError, match=f"RANK '{rank}' is none of 0 to 1"):
+        launched_rank({**given, "RANK": rank})
 
 
 def test_ranks_compare_small_tensors_of_any_shape():
