@@ -88,6 +88,7 @@ def test_all_are_listed_and_what_names_none_is_answered_with_the_first_adapter(c
     assert client.get("/v1/models/base:birds").status_code == 200
     tags = [one["name"] for one in client.get("/api/tags").json()["models"]]
     assert tags == [*listed, "llama3.2-vision:latest"]
+    assert [one["name"] for one in client.get("/api/ps").json()["models"]] == listed
     shared = {name: tensor.data_ptr() for name, tensor in weights(service.all[2]).items()}
     apart = {n for n, t in weights(service.all[0]).items() if t.data_ptr() != shared[n]}
     assert apart == {f"{module}.weight" for module in MODULES}
