@@ -99,9 +99,14 @@ PLACES = {
     "the first sampling": lambda model: (Sampler, "sample", 1),
     "decoding": lambda model: (model.runtime.model, "step", 1),
     "later decoding": lambda model: (model.runtime.model, "step", 5),
-    "growth while decoding": lambda model: (LayerCache, "grow", 40),
+    "growth while decoding": lambda model: (LayerCache, "grow", 8),  # the second layer's
     "later sampling": lambda model: (Sampler, "sample", 6),
 }
+
+
+def question(place, length=600):
+    """Of so many tokens; where a row is to grow while it writes, up to the end of its room."""
+    return "x" * (length if place != "growth while decoding" else length + 132)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,7 @@ def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures
     with monkeypatch.context() as patch:
         fault = Fault(patch, *PLACES[place](model)[:2], FAILURES[failure], PLACES[place](model)[2])
         with pytest.raises(MemoryError_, match="out of memory while running the model") as caught:
-            ask(session, "x" * 600, pictures[1:])
+            ask(session, question(place), pictures[1:])
     is_of_one_row = place == "preprocessing" or "sampling" in place
     assert fault.calls - fault.at == (not is_of_one_row)  # what the engine steps is tried twice
     assert caught.value.exit_code == 5
@@ -144,13 +149,17 @@ def test_the_turn_is_as_if_it_had_not_been_asked(place, failure, model, pictures
 def test_a_step_that_has_memory_the_second_time_goes_on(place, model, pictures, monkeypatch):
     """As when the room that other pictures had was given back."""
     forget(model)
-    expected = ask(ChatSession(model), "x" * 600, pictures[1:])
-    forget(model)
-    with monkeypatch.context() as patch:
-        owner, name, at = PLACES[place](model)
-        fault = Fault(patch, owner, name, CPU_ALLOCATOR, at, times=1)
-        assert ask(ChatSession(model), "x" * 600, pictures[1:]).output_ids == expected.output_ids
-    assert fault.allocated is not None
+    text = question(place, 624)
+    expected = ask(ChatSession(model), text, pictures[1:])
+    for shrinks in (True, False):  # layers that have grown are made small again, or cannot be
+        forget(model)
+        with monkeypatch.context() as patch:
+            owner, name, at = PLACES[place](model)
+            fault = Fault(patch, owner, name, CPU_ALLOCATOR, at, times=1)
+            if not shrinks:
+                Fault(patch, LayerCache, "shrink", CPU_ALLOCATOR)
+            assert ask(ChatSession(model), text, pictures[1:]).output_ids == expected.output_ids
+        assert fault.allocated is not None
 
 
 def test_nothing_of_the_failed_call_is_held_by_the_error(model, pictures, monkeypatch):

@@ -51,8 +51,16 @@ class Job:
     rows: int | None
 
 
-def check_address(address: str) -> None:
-    """Raises MissingExtra, UsageError, NetworkError if nothing listens there."""
+def check_address(address: str, ranks: int = 1) -> None:
+    """Raises MissingExtra, UsageError, NetworkError if nothing listens there.
+
+    ranks: that a model would be shared by.
+    """
+    if ranks > 1:
+        raise UsageError(
+            f"--ray gives each actor a model of its own, and --parallel {ranks} shares one; leave"
+            " one of them out"
+        )
     if find_spec("ray") is None:
         raise MissingExtra("a cluster needs Ray: pip install 'mmchat[ray]'")
     if address == "auto":

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -90,7 +90,7 @@ def batch(
     from mmchat.batch.rows import read_rows
 
     if ray is not None:
-        cluster.check_address(ray)
+        cluster.check_address(ray, model.ranks)
     part = _shard(shard)
     question = USUAL_QUESTION if prompt is None else checked(prompt, "--prompt")
     if not question.strip():
@@ -120,8 +120,7 @@ def batch(
                 with console.Stages(quiet=quiet) as stages:
                     loaded = model_choice.load(model, source, stages)
                 lines = answer_lines(loaded, todo, defaults, rows)
-            out.forget([row.custom_id for row in todo])
-            if _write(out, lines, len(todo), max_errors, quiet):
+            if _write(out, lines, [row.custom_id for row in todo], max_errors, quiet):
                 code = INTERRUPTED_EXIT_CODE
             todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
         missing = {row.custom_id for row in todo}
@@ -143,14 +142,17 @@ def _say(counts: dict[str, int], *, as_json: bool, as_table: bool, quiet: bool) 
 
 
 def _write(
-    out: Output, lines: Iterator[Line], count: int, max_errors: int | None, quiet: bool
+    out: Output, lines: Iterator[Line], todo: Sequence[str], max_errors: int | None, quiet: bool
 ) -> bool:
-    """Write what is answered of `count` rows; whether Ctrl-C came."""
+    """Write what is answered of the rows `todo`; whether Ctrl-C came."""
     errors: list[str] = []
+    count = len(todo)
     began = said = time.monotonic()
     try:
         with console.progress_bar("rows", count, quiet=quiet) as advance:
             for done, line in enumerate(lines, start=1):
+                if done == 1:  # a job that is refused leaves the file as it was
+                    out.forget(todo)
                 out.add(line.custom_id, line.asked, line.record)
                 if line.record["error"] is not None:
                     name, text = quoted(line.custom_id), line.record["error"]["message"]

@@ -73,11 +73,16 @@ def _apart(
 ) -> tuple[ModelSource, tuple[AdapterSource, ...]]:
     """What MODEL is by itself, and the adapters that are served beside it.
 
-    Raises UsageError if clients could not tell them apart.
+    Raises UsageError if clients could not tell them apart, or ranks are to share them.
     """
     from mmchat.server.service import names_of
 
     apart = find_adapters(model.adapter)
+    if apart and model.ranks > 1:
+        raise UsageError(
+            "one model is served with --parallel; name the adapter as MODEL to have it alone, or"
+            " leave out --parallel"
+        )
     own = source.adapters[: len(source.adapters) - len(apart)]
     names_of(source.spec, [own, *((*own, one) for one in apart)])
     return replace(source, adapters=own), apart

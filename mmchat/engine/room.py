@@ -158,7 +158,11 @@ class Room:
     def _shrink(self, slot: Slot, positions: int) -> None:
         try:
             self._cache.shrink(slot.number)
-        except (MemoryError, RuntimeError) as error:  # the smaller one is made beside the larger
+        except (
+            MemoryError,
+            RuntimeError,
+            MemoryError_,
+        ) as error:  # the smaller one is made beside the larger
             if memory_error(error) is None:
                 raise
             self.free(slot)

@@ -19,10 +19,10 @@ Talk = Generator[Request, Finished, T]
 def hold(engine: Engine, talks: Iterable[Talk[T] | None], *, in_order: bool = True) -> Iterator[T]:
     """What each of `talks` returns; as many are held at once as there are rows.
 
-    Talks are begun when there is room for them, so their pictures need not all be in memory; None:
-    the next one is not ready, go on with those that are held. in_order: of the talks; otherwise as
-    they end. Raises the first error that a talk does not catch. A reader that stops cancels the
-    rest.
+    Talks are begun when there is room for them, so their pictures need not all be in memory.
+    in_order: of the talks; otherwise as they end, and None says that the next one is not ready: go
+    on with those that are held. Raises the first error that a talk does not catch. A reader that
+    stops cancels the rest.
     """
     coming = enumerate(talks)
     going: dict[Answer, tuple[int, Talk[T]]] = {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
-from mmchat.errors import MissingExtra, NetworkError, UsageError, disk_errors, quoted
+from mmchat.errors import MissingExtra, MmchatError, NetworkError, UsageError, disk_errors, quoted
 from mmchat.offline import go_offline, is_hub_offline
 from mmchat.spelling import closest
 
@@ -83,8 +83,7 @@ def load_tasks(names: Sequence[str], folder: Path | None, num_fewshot: int | Non
     except ConnectionError as error:
         raise _not_here(names, error) from None
     except Exception as error:  # of files that others wrote, and the Python in them
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"{_said(names)} cannot be loaded: {reason[:300]}") from None
+        raise UsageError(f"{_said(names)} cannot be loaded: {_reason(error)}") from None
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise UsageError(f"the task {quoted(name)} runs code that models write; not done here")
@@ -110,6 +109,10 @@ def _manager(names: Sequence[str], folder: Path | None) -> Any:
 
 def _said(names: Sequence[str]) -> str:
     return f"the task{'s' * (len(names) > 1)} {', '.join(map(quoted, names))}"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _not_here(names: Sequence[str], error: Exception) -> NetworkError:
@@ -148,13 +151,18 @@ def run(
     asked: Any = (
         lm if cache_key is None else CachingLM(lm, str(_cache_folder() / f"{cache_key}.db"))
     )
-    found: Any = evaluate(
-        asked,
-        tasks.loaded,
-        limit=limit,
-        apply_chat_template=is_chat,
-        fewshot_as_multiturn=is_chat,
-    )
+    try:
+        found: Any = evaluate(
+            asked,
+            tasks.loaded,
+            limit=limit,
+            apply_chat_template=is_chat,
+            fewshot_as_multiturn=is_chat,
+        )
+    except MmchatError:
+        raise
+    except Exception as error:  # of files that others wrote, and the Python in them
+        raise UsageError(f"{_said(tasks.names)} failed: {_reason(error)}") from error
     samples = {name: plain(rows) for name, rows in found["samples"].items()}
     record = {name: plain(found[name]) for name in RECORDED if name in found}
     return Outcome(record, samples, lm.notices)

@@ -272,6 +272,7 @@ def load_with(
             )
         other: Any = loaded.runtime.model  # type: ignore[attr-defined]
         spec, options = loaded.spec, replace(loaded.options, progress=None)
+        working = options.setup(spec, placement).need().working
         packed = as_packed(files, spec, options, placement)[1] if files.computed else None
         packed = packed and replace(packed, only=loaded.only)
         model = load_beside(files, spec, options, placement, other, changed, packed, adapters)
@@ -281,7 +282,7 @@ def load_with(
         runtime=make_runtime(model, placement.device, compile),
         adapters=tuple(map(str, wanted)),
         remarks=remarks,
-        memory=None if available is None else available - need,
+        memory=None if available is None else available - need - working,
     )
 
 
@@ -334,7 +335,8 @@ class _Prepared:
         found = sha256(repr(said).encode())
         for one in entries:  # norms and gates tell one training from another
             if one.numel <= _COMPARED_NUMBERS:
-                found.update(self.files.read(one.name).contiguous().view(torch.uint8).numpy().data)
+                numbers = self.files.read(one.name).contiguous().flatten()  # also of one alone
+                found.update(numbers.view(torch.uint8).numpy().data)
         return found.hexdigest()
 
 

@@ -124,7 +124,8 @@ class RowCache(ABC, Generic[Kept]):
         rows = [(row.slot, row.end) for row in batch.rows()]
         if self.fixed and self.is_step(batch):  # what is behind other rows is written too
             rows.append((0, max(self.lengths) + batch.counts[0]))
-        return [(slot, end) for slot, end in rows if self.layers[0].capacity(slot) < end]
+        # of every layer: where memory ran out, some have grown and others have not
+        return [(s, end) for s, end in rows if min(one.capacity(s) for one in self.layers) < end]
 
     def advance(self, batch: Batch) -> None:
         for row in batch.rows():

@@ -57,6 +57,7 @@ class Group:
     ) -> None:
         self.rank, self.ranks, self.timeout, self.followers = rank, ranks, timeout, followers
         self.lost: RankError | None = None
+        self.is_uneven = False  # whether one had room where another had not, once
         self._store = store
         self._meetings = 0
         self._names: list[str] = []

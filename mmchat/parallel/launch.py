@@ -36,8 +36,12 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's rank among them."""
-    return int(environment["RANK"]) if launched_ranks(environment) > 1 else 0
+    """This process's rank among them. Raises UsageError for one that is none of theirs."""
+    ranks = launched_ranks(environment)
+    text = environment["RANK"] if ranks > 1 else "0"
+    if not text.isdecimal() or int(text) >= ranks:
+        raise UsageError(f"RANK {quoted(text)} is none of 0 to {ranks - 1} (WORLD_SIZE {ranks})")
+    return int(text)
 
 
 def adopt(group: Group | None) -> None:

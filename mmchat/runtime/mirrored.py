@@ -7,7 +7,6 @@ caches of all ranks hold the same rows, each its own heads of them. Rank 0 alone
 from __future__ import annotations
 
 import atexit
-import functools
 import itertools
 import threading
 import time
@@ -15,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +45,9 @@ class Driver:
     def __init__(self, group: Group) -> None:
         self.group = group
         self._numbers = itertools.count()
-        self._gone: list[int | str] = []  # filled by the garbage collector, in any thread
-        self.pictures: set[str] = set()  # content hashes of those that the others hold
+        self._gone: list[int] = []  # filled by the garbage collector, in any thread
+        # by content hash: who lets the others hold a picture, and its number there
+        self._pictures: dict[str, tuple[weakref.ref[Media], int]] = {}
 
     def new_number(self) -> int:
         return next(self._numbers)
@@ -55,17 +56,24 @@ class Driver:
         """Let the others hold what they know by the number as long as `thing` lives here."""
         weakref.finalize(thing, self._gone.append, number).atexit = False
 
-    def holds(self, media: Media) -> bool:
-        """Whether the others have the picture; they have it from now on, as long as it is here."""
-        if media.content_hash in self.pictures:
-            return True
-        self.pictures.add(media.content_hash)
-        weakref.finalize(media, self._forget, media.content_hash).atexit = False
-        return False
+    def picture(self, media: Media) -> tuple[Media, int, bool]:
+        """(who keeps it, its number, whether it is new): the others have it while that one lives.
 
-    def _forget(self, content_hash: str) -> None:
-        self.pictures.discard(content_hash)
-        self._gone.append(content_hash)
+        Hold that one until the number is told: of equal pictures another may have been first.
+        """
+        known = self._pictures.get(media.content_hash)
+        keeper = known and known[0]()
+        if known and keeper is not None:
+            return keeper, known[1], False
+        number = self.new_number()
+        forget = partial(self._forget, media.content_hash, number)
+        self._pictures[media.content_hash] = weakref.ref(media, forget), number
+        self.keep(media, number)
+        return media, number, True
+
+    def _forget(self, content_hash: str, number: int, _: object) -> None:
+        if self._pictures.get(content_hash, (None, None))[1] == number:
+            del self._pictures[content_hash]
 
     @contextmanager
     def call(self, *message: Any, tensors: Sequence[Tensor] = ()) -> Iterator[None]:
@@ -100,13 +108,14 @@ class Driver:
         threading.Thread(target=beat, name="mmchat ranks", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the others end, as a launcher waits for."""
+        """Let the others end, as a launcher waits for; one that is gone changes nothing."""
         if self.group.lost is None:
-            self.tell("stop")
+            with suppress(RankError):
+                self.tell("stop")
             self.group.lost = RankError("the ranks that shared the model have ended")
 
 
-@functools.cache
+@cache
 def driver_of(group: Group) -> Driver:
     """The only one of the group."""
     driver = Driver(group)
@@ -119,7 +128,10 @@ class AllRefuse(MemoryError_):
 
 
 def together(group: Group, allocate: Callable[[], object]) -> None:
-    """Allocate on all ranks. Raises AllRefuse on all where one has no room."""
+    """Allocate on all ranks. Raises AllRefuse on all where one has no room.
+
+    What others have allocated by then they keep, so from then on ranks may have different room.
+    """
     short: MemoryError_ | None = None
     try:
         allocate()
@@ -128,6 +140,7 @@ def together(group: Group, allocate: Callable[[], object]) -> None:
         if short is None:
             raise
     if not group.all_can(short is None):
+        group.is_uneven = True
         raise AllRefuse(str(short or "out of memory on another rank"))
 
 
@@ -214,17 +227,19 @@ class MirroredRuntime:
         steps = self.own.encode(media, cache.cache)
         number = driver.new_number()
         driver.keep(steps, number)
-        new = [one for one in media if not driver.holds(one)]
-        told = [(one.content_hash, len(one.tensors)) for one in new]
-        message = ("encode", self._number, cache.number, number, _hashes(media), told)
-        tensors = [tensor for one in new for tensor in one.tensors]
-        while True:
+        with _turn:  # nobody else tells of them before they are sent
+            kept = [driver.picture(one) for one in media]
+            new = [(one, its) for one, its, is_new in kept if is_new]
+            told = [(its, one.content_hash, len(one.tensors)) for one, its in new]
+            held = [its for _, its, _ in kept]
+            message = ("encode", self._number, cache.number, number, held, told)
+            tensors = [tensor for one, _ in new for tensor in one.tensors]
             with driver.call(*message, tensors=tensors):
                 taken = next(steps, None)
-            if taken is None:
-                return
+        while taken is not None:
             yield taken
-            message, tensors = ("slice", number), []
+            with driver.call("slice", number):
+                taken = next(steps, None)
 
     def forward(self, batch: Batch, cache: MirroredCache) -> Tensor:
         if batch.watch is not None:
@@ -238,13 +253,9 @@ class MirroredRuntime:
 
 
 def _forward(group: Group, runtime: Runtime, batch: Batch, cache: Cache) -> Tensor:
-    if isinstance(cache, RowCache) and (rows := cache.short_of(batch)):
+    if isinstance(cache, RowCache) and ((rows := cache.short_of(batch)) or group.is_uneven):
         together(group, lambda: [cache.reserve(slot, length) for slot, length in rows])
     return runtime.forward(batch, cache)
-
-
-def _hashes(media: Sequence[Media]) -> list[str]:
-    return [one.content_hash for one in media]
 
 
 @dataclass(frozen=True)
@@ -264,7 +275,7 @@ class Follower:
 
     def __init__(self, group: Group, load: Callable[[Any, bool], Runtime]) -> None:
         self._group, self._load = group, load
-        self._held: dict[int | str, Any] = {}  # by number, and pictures by content hash
+        self._held: dict[int, Any] = {}  # by number
         self._device = torch.device("cpu")
 
     @torch.inference_mode()
@@ -321,13 +332,13 @@ class Follower:
         runtime: int,
         cache: int,
         number: int,
-        hashes: Sequence[str],
-        told: Sequence[tuple[str, int]],
+        pictures: Sequence[int],
+        told: Sequence[tuple[int, str, int]],
     ) -> None:
-        for content_hash, count in told:
-            self._held[content_hash] = _Picture(content_hash, tuple(tensors[:count]))
+        for its, content_hash, count in told:
+            self._held[its] = _Picture(content_hash, tuple(tensors[:count]))
             del tensors[:count]
-        media = [self._held[content_hash] for content_hash in hashes]
+        media = [self._held[its] for its in pictures]
         self._held[number] = self._held[runtime].encode(media, self._held[cache])
         self._slice(tensors, number)
 

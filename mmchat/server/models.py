@@ -103,11 +103,12 @@ async def tags(call: Call) -> Response:
 
 async def ps(call: Call) -> Response:
     model = call.model
-    entry = _entry(call, names(call)[0])
-    in_device = entry["size"] if model.device.type != "cpu" else 0
+    entries = [_entry(call, served.names.listed[0]) for served in call.service.all]
+    in_device = entries[0]["size"] if model.device.type != "cpu" else 0
     stays_until = datetime.now(UTC) + timedelta(days=365)  # as long as the server, that is
     running = {"expires_at": rfc3339(stays_until), "context_length": model.max_seq_len}
-    return Json({"models": [{**entry, **running, "size_vram": in_device}]})
+    running["size_vram"] = in_device
+    return Json({"models": [entry | running for entry in entries]})
 
 
 async def show(call: Call) -> Response:

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 import mmchat
-from mmchat.batch import run
+from mmchat.batch import cluster, run
 from mmchat.catalog.adapters import AdapterSource
 from mmchat.checkpoints.packed.base import Packing
 from mmchat.cli import model_choice
 from mmchat.cli.batch import _run_name
 from mmchat.cli.sampling_options import SamplingOptions
+from mmchat.errors import NetworkError
 from mmchat.loading.options import LoadOptions
 from tests.batch.drawn import draw
 from tests.cli.conftest import Command, Outcome
@@ -275,6 +276,23 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(batch, monkeypatch):
     assert len(batch.rows) == 2
     assert batch("in").exit_code == 0
     assert len(batch.rows) == 6
+
+
+def test_a_job_that_a_cluster_refuses_leaves_the_file_as_it_was(batch, monkeypatch):
+    Path("bad.png").write_bytes(b"")
+    batch("bad.png")
+    before = batch.output.read_text("utf-8").replace("ImageError", "NetworkError")  # may pass
+    batch.output.write_text(before, "utf-8")
+
+    def refused(*_: object):
+        raise NetworkError("no Ray cluster")
+        yield
+
+    monkeypatch.setattr(cluster, "check_address", lambda *_: None)
+    monkeypatch.setattr(cluster, "answer_lines", refused)
+    done = batch("bad.png", "--ray", "auto")
+    assert (done.exit_code, done.stderr) == (6, "mmchat: error: no Ray cluster\n")
+    assert batch.output.read_text("utf-8") == before
 
 
 def test_notes_say_what_was_asked_and_done(batch):

@@ -191,6 +191,10 @@ KEPT = ("--quantize", "none", "--quantize-keep", "head")
         ),
         (("generate", "-p"), "error: Option '-p' requires an argument (see 'mmchat --help')"),
         (("tiles",), "Missing argument 'IMAGE'"),
+        (
+            ("batch", "in", "-o", "out.jsonl", "--ray", "auto", "--parallel", "2"),
+            "--ray gives each actor a model of its own, and --parallel 2 shares one; leave one of",
+        ),
         (("eval", "scenes", "--limit", "0"), "'--limit': '0' should be greater than or equal to 1"),
     ],
 )

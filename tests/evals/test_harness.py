@@ -227,6 +227,20 @@ def test_tasks_that_cannot_be_run_say_why(tmp_path):
         harness.load_tasks(["x"], tmp_path / "none", None)
 
 
+def test_a_task_that_fails_while_it_is_asked_says_why(tiny, tmp_path):
+    (tmp_path / "drawn.py").write_text("import sys\n"
+        f"sys.path.append({str(TASKS)!r})\nfrom scenes import *\n"
+        "def wrong(doc, results):\n    return {'acc': doc['none']}\n")  # fmt: skip
+    (tmp_path / "wrong.yaml").write_text(
+        "task: wrong\ncustom_dataset: !function drawn.questions\ntest_split: test\n"
+        "output_type: generate_until\ndoc_to_text: question\ndoc_to_target: answer\n"
+        "process_results: !function drawn.wrong\nmetric_list: [{metric: acc}]\n"
+    )
+    found = harness.load_tasks(["wrong"], tmp_path, None)
+    with pytest.raises(UsageError, match=r"^the task 'wrong' failed: KeyError: 'none'$"):
+        run(tiny, found, 1)
+
+
 def test_lm_eval_gets_the_same_answers_from_our_server(tiny, tmp_path):
     count = 26
     found = tasks("drawn_scenes")

@@ -441,6 +441,9 @@ def test_the_base_beside_it_shares_what_is_equal(base, adapter, quantize, monkey
         assert apart == {f"{module}.weight" for module in MODULES}
     layers = {name.rsplit(".", 3)[0] for name in apart if ".layers." in name}
     assert len(layers) == 5
+    monkeypatch.setattr(loader, "available_memory", lambda _: 2**30)
+    beside, alone = loader.load_with(model, ()).memory, load(base, dtype="bfloat16").memory
+    assert abs(beside - alone) < 2**20  # both leave what a pass works in
     monkeypatch.setattr(loader, "available_memory", lambda _: 1000)
     fails(
         MemoryError_,

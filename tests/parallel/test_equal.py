@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import mmchat
+from mmchat.catalog.find import find_model
+from mmchat.checkpoints.adapter import Adapters
+from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
+from mmchat.errors import RankError, UsageError
+from mmchat.loading.loader import _Prepared
+from mmchat.loading.options import LoadOptions
+from mmchat.nn.kv_cache import LayerCache
+from mmchat.parallel.launch import launched_rank
 from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels import ops, reference
+from mmchat.runtime.mirrored import Driver
 from tests.models.llava import folders as llava
 from tests.models.qwen_vl import folders as qwen_vl
 from tests.parallel.scenario import SMALL, TALL, WIDE, logits
-from tests.parallel.thread_group import ranks_of
+from tests.parallel.thread_group import Board, ThreadGroup, ranks_of
 
 SAMPLED = SamplingParams(temperature=1.0, seed=3, max_new_tokens=12)
 
@@ -93,6 +107,82 @@ def test_conversations_and_many_rows_say_the_same(folders):
         assert said(model) == expected
         del model
         assert said(mmchat.load(parallel=2)) == expected
+
+
+def test_a_pass_that_one_rank_has_no_memory_for_is_tried_again_by_all(monkeypatch):
+    """The first has none to grow, once; the other has grown by then, and cannot shrink."""
+    grow, first, failed = LayerCache.grow, threading.current_thread(), []
+
+    def growing(layer: LayerCache, slot: int, capacity: int) -> None:
+        if threading.current_thread() is first and not failed:
+            failed.append(capacity)
+            raise MemoryError
+        grow(layer, slot, capacity)
+
+    def shrinking(layer: LayerCache, slot: int, capacity: int) -> None:
+        if threading.current_thread() is not first:
+            raise MemoryError
+
+    question, params = "What is this? " * 60, replace(SAMPLED, temperature=0.0)
+    expected = mmchat.load().ask(question, WIDE, sampling=params)
+    with ranks_of(2):
+        model = mmchat.load(parallel=2)
+        monkeypatch.setattr(LayerCache, "grow", growing)
+        monkeypatch.setattr(LayerCache, "shrink", shrinking)
+        assert model.ask(question, WIDE, sampling=params) == expected
+    assert failed
+
+
+def test_the_end_says_nothing_of_a_rank_that_is_gone_by_then():
+    class Gone(ThreadGroup):
+        def announce(self, head: Tensor) -> None:
+            raise RankError("rank 1 is gone")
+
+    group = Gone(Board(2), 0)
+    Driver(group).stop()  # when Python ends, where it would be a traceback
+    assert group.lost is not None
+
+
+def test_a_picture_is_held_while_the_first_of_its_equals_is():
+    class Picture:
+        content_hash, tensors = "equal", ()
+
+    driver = Driver(ThreadGroup(Board(2), 0))
+    one, two = Picture(), Picture()
+    gone, number = weakref.ref(one), driver.picture(one)[1]
+    keeper, again, is_new = driver.picture(two)
+    assert (keeper, again, is_new) == (one, number, False)
+    del one
+    assert gone() is not None  # until it is told that they are to read it
+    del keeper
+    assert gone() is None
+    assert not driver._pictures
+    _, later, is_new = driver.picture(two)
+    assert is_new
+    assert later != number
+
+
+@pytest.mark.parametrize("rank", ["x", "2", "-1"])
+def test_a_rank_that_a_launcher_cannot_mean_is_refused(rank):
+    given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert launched_rank(given) == 1
+    with pytest.raises(UsageError, match=f"RANK '{rank}' is none of 0 to 1"):
+        launched_rank({**given, "RANK": rank})
+
+
+def test_ranks_compare_small_tensors_of_any_shape():
+    def identity(scale: float) -> str:
+        tensors = {"logit_scale": torch.tensor(scale), "norm": torch.ones(3, dtype=torch.bfloat16)}
+        files = SimpleNamespace(
+            read=tensors.get,
+            entries={n: TensorEntry(n, "", tuple(t.shape), Path()) for n, t in tensors.items()},
+        )
+        return replace(prepared, files=files).identity  # type: ignore[arg-type]
+
+    spec, options = find_model().spec, LoadOptions(device="cpu")
+    placement = options.placement(spec)
+    prepared: Any = _Prepared(None, spec, options, placement, None, Adapters(()), None, [], None)  # type: ignore[arg-type]
+    assert identity(1.0) == identity(1.0) != identity(2.0)
 
 
 def read(events) -> str:

@@ -39,7 +39,7 @@ class Board:
 class ThreadGroup(Group):
     def __init__(self, board: Board, rank: int) -> None:
         self.rank, self.ranks, self.timeout = rank, len(board.left), float(SECONDS)
-        self.followers, self.lost = None, None
+        self.followers, self.lost, self.is_uneven = None, None, False
         self._names = [f"thread {number}" for number in range(self.ranks)]
         self._board = board
         self.sums = 0

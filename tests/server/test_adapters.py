@@ -13,8 +13,10 @@ import mmchat
 from mmchat.catalog.adapters import find_adapters
 from mmchat.catalog.find import find_model
 from mmchat.cli.app import app
+from mmchat.cli.serve import _apart
 from mmchat.errors import UsageError
 from mmchat.loading.loader import load_with
+from mmchat.loading.options import LoadOptions
 from mmchat.server.app import make_app
 from mmchat.server.options import ServerOptions
 from mmchat.server.service import Service, names_of
@@ -86,6 +88,7 @@ def test_all_are_listed_and_what_names_none_is_answered_with_the_first_adapter(c
     assert client.get("/v1/models/base:birds").status_code == 200
     tags = [one["name"] for one in client.get("/api/tags").json()["models"]]
     assert tags == [*listed, "llama3.2-vision:latest"]
+    assert [one["name"] for one in client.get("/api/ps").json()["models"]] == listed
     shared = {name: tensor.data_ptr() for name, tensor in weights(service.all[2]).items()}
     apart = {n for n, t in weights(service.all[0]).items() if t.data_ptr() != shared[n]}
     assert apart == {f"{module}.weight" for module in MODULES}
@@ -117,3 +120,11 @@ def test_two_of_one_name_are_refused(folder, tmp_path):
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 2
     assert "two models would be called 'base'; rename the folder" in done.stderr
+
+
+def test_adapters_beside_a_model_that_ranks_share_are_refused_before_it_is_loaded(folder):
+    model = LoadOptions(folder / "base", adapter=folder / "birds")
+    source = model.find()
+    assert len(_apart(model, source)[1]) == 1
+    with pytest.raises(UsageError, match="one model is served with --parallel; name the adapter"):
+        _apart(replace(model, parallel=2), source)
