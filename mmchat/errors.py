@@ -171,14 +171,15 @@ def quoted(value: object, width: int = 100) -> str:
     Text and paths are in quotes, and addresses without passwords; numbers and lists are as in code.
     """
     if not isinstance(value, _WITHOUT_QUOTES):
-        return repr(_shortened(str(value), width))
+        return repr(shortened(str(value), width))
     try:
-        return _shortened(repr(value[:width] if isinstance(value, bytes | list) else value), width)
+        return shortened(repr(value[:width] if isinstance(value, bytes | list) else value), width)
     except ValueError:
         return f"{type(value).__name__} of very many digits"
 
 
-def _shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
+    """`text`, the middle of a long one cut."""
     text = without_password(text)
     return text if len(text) <= width else f"{text[: width // 2]}…{text[len(text) - width // 2 :]}"
 

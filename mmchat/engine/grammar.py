@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmchat import limits
 from mmchat.engine import schema as schemas
-from mmchat.errors import MissingExtra, MmchatError, SchemaError
+from mmchat.errors import MissingExtra, MmchatError, SchemaError, shortened
 from mmchat.strict_json import Where
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ GRAMMARS_KEPT = 16  # that were used last; those of the largest schemas have 6 M
 _WHITESPACE = r"( |\n {0,12})?"
 # Text that does not begin as a call does; (?s:.) is any character, line breaks too.
 _TEXT_OR = "start: TEXT | value\nTEXT: /\\s*[^\\s{{](?s:.)*/\nvalue: %json {}\n"
+_REASON_CHARACTERS = 160  # a reason may hold all of a value that the schema has
 _WHOLE = "$defs", "whole"  # where a schema is put to look at a part of it
 _SAID = (
     (r"^Unimplemented keys: \[(.*)\]$", r"\1 cannot be enforced; leave it out"),
@@ -233,7 +234,7 @@ def _first_line(error: str) -> str:
     """The reason without the state of the parser behind it, and without drawings."""
     first, *rest = error.strip().splitlines() or ["no reason is given"]
     detail = next((line.removeprefix("error: ") for line in rest if line.startswith("error: ")), "")
-    return f"{first} {detail}".strip()
+    return shortened(f"{first} {detail}".strip(), _REASON_CHARACTERS)
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T | None:

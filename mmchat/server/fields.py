@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -18,6 +19,7 @@ from mmchat.limits import SAMPLING, STOP_CHARACTERS
 from mmchat.server.errors import invalid
 
 MOST_TOOLS = 128
+_OBJECT = re.compile(r"a valid dictionary( or instance of \w+)?")  # as pydantic says it
 LARGEST_INTEGER = 2**53  # beyond it programs in JavaScript cannot say a number
 
 
@@ -43,7 +45,7 @@ def read(kind: type[B], value: Mapping[str, Any], place: str | None = None) -> B
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         param = ".".join(map(str, (*([place] if place else []), *first["loc"])))
         text = first["msg"].removeprefix("Value error, ")
-        text = f"{text[:1].lower()}{text[1:]}"
+        text = _OBJECT.sub("an object", f"{text[:1].lower()}{text[1:]}")
         raise invalid(param or None, f"{param}: {text}" if param else text) from None
 
 

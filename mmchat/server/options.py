@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from mmchat.strict_json import Where, read_bounded
 
 DEFAULT_PORT, OLLAMA_PORT = 5000, 11434
 SHORTEST_KEY = 16  # characters
+_NAME = re.compile(r"[\w.-]+|[\da-fA-F:.]+|\[[\da-fA-F:.]+\]")
+_ORIGIN = re.compile(r"[a-z][a-z\d+.-]*://[a-z\d.\[\]:-]+")  # also of apps and extensions
 CONTEXT = 8_192  # positions of one request, unless --max-seq-len says otherwise
 
 
@@ -50,6 +53,17 @@ class ServerOptions:
                 f"{quoted(self.host)} lets other machines ask; give keys with --api-key-file, or"
                 " MMCHAT_API_KEY, or leave --host out"
             )
+        if self.media_dir is not None and not self.media_dir.is_dir():
+            raise UsageError(f"--media-dir: {quoted(self.media_dir)} is no folder; give one")
+        for option, names, form, right in (
+            ("--allowed-host", self.allowed_hosts, _NAME, "box.example"),
+            ("--allow-remote-images", self.remote_images or (), _NAME, "a.example"),
+            ("--allow-origin", self.allowed_origins, _ORIGIN, "https://app.example"),
+        ):
+            for name in names:
+                if not form.fullmatch(name):
+                    what = f"{option}: {quoted(name)} is never what a request says"
+                    raise UsageError(f"{what}; write it as {right}")
 
 
 def is_loopback(host: str) -> bool:

@@ -48,7 +48,9 @@ def _bound(host: str, port: int, advice: str) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         raise UsageError(
-            f"port {port} of {host} cannot be had ({error.strerror or error}); {advice}"
+            # Python adds the address once more
+            f"port {port} of {host} cannot be had"
+            f" ({(error.strerror or str(error)).partition(' (')[0]}); {advice}"
         ) from None
 
 

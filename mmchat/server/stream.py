@@ -106,4 +106,5 @@ def notice_header(notices: Sequence[str]) -> dict[str, str]:
     """What is done otherwise than asked; schemas may say what no header can."""
     text = "; ".join(notices).encode("ascii", "backslashreplace").decode()
     text = "".join(char if char.isprintable() else " " for char in text)
-    return {"x-mmchat-notice": text[:_NOTICE_CHARACTERS]} if text else {}
+    text = text[:_NOTICE_CHARACTERS].strip()  # h11 sends no header that begins or ends with spaces
+    return {"x-mmchat-notice": text} if text else {}

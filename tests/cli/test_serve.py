@@ -53,6 +53,25 @@ def test_a_page_that_is_not_served_is_not_opened(mmchat_command, served):
     assert "there is no page to --open" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--media-dir", "nowhere", "no folder"),
+        ("--allowed-host", "http://box/", "write it as box.example"),
+        ("--allowed-host", "box:5000", "write it as box.example"),
+        ("--allow-remote-images", "https://a.example", "write it as a.example"),
+        ("--allow-origin", "https://app.example/", "write it as https://app.example"),
+        ("--allow-origin", "app.example", "write it as https://app.example"),
+        ("--allow-origin", "*", "is never what a request says"),
+    ],
+)
+def test_what_would_never_hold_is_refused_at_once(mmchat_command, served, option, value, word):
+    done = mmchat_command("serve", f"{option}={value}")
+    assert (done.exit_code, served) == (2, []), done.stderr
+    assert option in done.stderr
+    assert word in done.stderr
+
+
 def test_what_is_left_out_is_closed(mmchat_command, served):
     assert mmchat_command("server").exit_code == 0
     [(options, _)] = served

@@ -137,7 +137,7 @@ class FakeServer:
             data = (await request.json())["image_url"].partition("base64,")[2]
             return JSONResponse({"pictures": [tiles_of(base64.b64decode(data))]})
         except OSError:
-            return _error(400, "invalid_image", "this is no picture that mmchat can read")
+            return _error(400, "invalid_image", "'image_url' is not a picture in a known format")
 
     async def _heat(self, request: Request) -> Response:
         """The n-th word lights the n-th of 4 x 4 places of the first picture, and no other one."""

@@ -23,6 +23,17 @@ def test_a_reload_in_mid_answer_keeps_what_was_there(visit):
     visit.page.get_by_role("group", name="Version 2 of 2").wait_for()
 
 
+def test_what_ended_before_its_first_word_is_asked_again_in_its_place(visit):
+    visit.server.answers = [""]
+    visit.send("What is this?")
+    visit.answers.get_by_text("The model had nothing to say.").wait_for()
+    visit.server.answers = ["A brown dog."]
+    visit.button("Answer again").click()
+    visit.answers.get_by_text("A brown dog.").wait_for()
+    assert visit.page.get_by_role("group", name="Version").count() == 0
+    assert visit.page.get_by_text("nothing to say").count() == 0
+
+
 def test_a_broken_stream_is_said_and_sent_again(visit):
     visit.server.answers = ["A brown dog that looks to the left."]
     visit.server.breaks = 3
@@ -45,7 +56,7 @@ def test_the_server_goes_and_comes_back(visit, screenshot):
     visit.server.answers = ["Still here."]
     banner = visit.page.locator("#banner")
     banner.get_by_text("The server is back.").wait_for()
-    banner.get_by_role("button", name="Send again").click()
+    visit.answers.get_by_role("button", name="Send again").click()  # the banner's does the same
     visit.answers.get_by_text("Still here.").wait_for()
     assert banner.is_hidden()
     expect(visit.page.locator(".question")).to_have_count(2)

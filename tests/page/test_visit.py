@@ -110,7 +110,7 @@ def test_what_is_no_picture_cannot_be_sent(visit, tmp_path):
     with visit.page.expect_file_chooser() as chooser:
         visit.button("Add pictures").click()
     chooser.value.set_files(tmp_path / "broken.png")
-    visit.chips.get_by_text("this is no picture that mmchat can read").wait_for()
+    visit.chips.get_by_text("This file is not a picture in a known format").wait_for()
     visit.send("What is this?")
     assert not visit.server.bodies
     visit.button("Remove broken.png").click()

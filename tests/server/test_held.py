@@ -141,9 +141,12 @@ def test_any_json_is_an_object_as_far_as_it_goes(client):
 
 NOT_POSSIBLE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
 LARGE = {"enum": ["x" * 70_000]}
+LONG_REASON = {"type": "integer", "multipleOf": 1e300}
 
 
-@pytest.mark.parametrize("schema", [NOT_POSSIBLE, LARGE, {"type": "thing"}, {"$ref": "http://a/b"}])
+@pytest.mark.parametrize(
+    "schema", [NOT_POSSIBLE, LARGE, {"type": "thing"}, {"$ref": "http://a/b"}, LONG_REASON]
+)
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
@@ -185,7 +188,9 @@ def test_a_notice_is_one_line_whatever_the_schema_says():
     assert text.startswith("a  b: c; \\xe9\\U0001f642")
     assert text.isprintable()
     assert len(text) == 1_000
-    assert notice_header([]) == {}
+    [text] = notice_header([" a", "x" * 995 + " b"]).values()
+    assert text == "a; " + "x" * 995  # no header may begin or end with a space
+    assert notice_header([]) == notice_header(["\0"]) == {}
 
 
 def test_a_schema_that_fails_disturbs_nobody(service):

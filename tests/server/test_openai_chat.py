@@ -74,6 +74,7 @@ def test_a_stream_says_the_same_in_chunks(client, dog):
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"messages": [{"role": "nobody", "content": "x"}]}, "messages.0.role"),
+        ({"messages": ["x"]}, "messages.0"),
         (about("data:image/png;base64,AAAA"), "messages.0.content.1.image_url"),
         (about({"url": "x", "detail": "tiny"}), "messages.0.content.1.image_url.detail"),
     ],
@@ -84,6 +85,7 @@ def test_what_is_wrong_is_named(client, changed, param):
     error = response.json()["error"]
     assert error["param"] == param, error
     assert error["type"] == "invalid_request_error"
+    assert "dictionary" not in error["message"]  # JSON has objects
 
 
 def ask(client, status=200, **changed):

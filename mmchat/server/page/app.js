@@ -26,7 +26,7 @@ const drafts = new Map(); // chat id -> {text, pictures}
 const box = new Composer({ submit: send, changed: () => showMeter(current, box), up: editLast });
 const stopButton = h("button.stop", { hidden: true, onclick: stop, title: "Stop (Esc)" },
   icon("stop"), "Stop");
-const thread = new Thread($("thread"), { retry, edit, turn, resend, replace, removePicture,
+const thread = new Thread($("thread"), { edit, turn, resend, replace, removePicture,
   openSettings: showSettings });
 const library = new Library({ changed: show, deleted, restored: openChat });
 const sidebar = new Sidebar({ chats: () => library.chats, current: () => current,
@@ -109,6 +109,7 @@ function begin(chat, question) {
 }
 
 async function run(chat, question, node) {
+  if ($("banner").className === "well") $("banner").hidden = true; // what failed is asked again, or old
   if (chat.format === "schema" && schemaProblem(chat.schema)) {
     node.state = "stopped";
     node.error = { kind: "refused", text: "The JSON schema of this chat is not one yet." };
@@ -153,14 +154,14 @@ function retry(node) {
   begin(current, current.nodes[node.parent]);
 }
 
-/** A failed answer again: in its place if nothing had come, beside it otherwise. */
+/** An answer again: in its place if nothing had come, beside it otherwise. */
 function resend(node) {
   if (!node || running.has(current.id)) return;
   if (node.text) {
     retry(node);
     return;
   }
-  Object.assign(node, { state: "answering", error: null, finish: null });
+  Object.assign(node, { state: "answering", error: null, note: null, finish: null });
   thread.views.delete(node.id);
   run(current, current.nodes[node.parent], node);
 }

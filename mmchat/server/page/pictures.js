@@ -26,7 +26,7 @@ async function measure(picture) {
     picture.facts = await api.tiles(await dataUrl(picture.blob));
     picture.error = null;
   } catch (error) {
-    if (error.kind === "refused" && error.status < 500) picture.error = error.message;
+    if (error.kind === "refused" && error.status < 500) picture.error = error.message.replace("'image_url'", "This file");
   }
 }
 

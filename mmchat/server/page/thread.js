@@ -11,7 +11,7 @@ const SURE = 0.9; // a token of this probability is not marked
 const UNSURE = 0.5;
 
 export class Thread {
-  /** act: {retry, edit, turn, resend, replace, removePicture, openSettings} of nodes. */
+  /** act: {edit, turn, resend, replace, removePicture, openSettings} of nodes. */
   constructor(element, act) {
     Object.assign(this, { element, act, views: new Map() });
   }
@@ -189,9 +189,10 @@ class Answer {
   footer() {
     const { node, act } = this;
     const row = [branches(node, this.siblings, act)];
+    const again = iconButton("retry", "Answer again", () => act.resend(node));
+    if (!node.text && !node.error) row.push(again); // an error says how
     if (node.text) {
-      row.push(copyButton(() => node.text, "Copy the answer"),
-        iconButton("retry", "Answer again", () => act.retry(node)), statistics(node.stats));
+      row.push(copyButton(() => node.text, "Copy the answer"), again, statistics(node.stats));
       if (canLook(this.chat, node)) row.push(lookButton(this.chat, node, this.body));
     }
     const made = [h("div.row", {}, ...row.filter(Boolean))];

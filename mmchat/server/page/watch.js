@@ -24,8 +24,7 @@ export function watchServer(banner, { found, resend }) {
 
   const well = (text) => {
     const failed = document.querySelector(".turn:last-child .notice.bad");
-    const again = failed && h("button.link", { onclick: () => { banner.hidden = true; resend(); } },
-      "Send again");
+    const again = failed && h("button.link", { onclick: resend }, "Send again");
     say("well", text, again ?? "");
     if (!failed) setTimeout(() => { if (!isWatching) banner.hidden = true; }, GOODBYE_MS);
     found();
