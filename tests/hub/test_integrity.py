@@ -50,7 +50,7 @@ def test_every_flipped_bit_is_found_and_its_file_named(folder, count):
     assert verify_folder(folder).faults == ()
 
 
-def test_a_manifest_of_another_kind_is_refused(folder):
+def test_a_manifest_of_a_later_kind_is_refused(folder):
     (folder / MANIFEST_NAME).write_text('{"format": 2, "files": {}}')
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="written by a later mmchat; upgrade mmchat"):
         read_manifest(folder / MANIFEST_NAME)

@@ -96,7 +96,7 @@ def test_models_that_do_not_tell_refuse_before_anything_runs(
         "base": replace(tiny, spec=replace(tiny.spec, chat_format="base")),
         "programs": replace(tiny, most_rows=1),
     }[changed]
-    monkeypatch.setattr(service, "_model", silent)
+    monkeypatch.setattr(service, "all", (replace(service.all[0], model=silent),))
     monkeypatch.setattr(ask, "open_pictures", None)
     for path, body in ((CHAT, about("", heat=True)), ("/page/heat", earlier)):
         refused = client.post(path, json=body)
