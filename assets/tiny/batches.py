@@ -196,8 +196,8 @@ def _span(start: int, size: int, scale: float) -> slice:
 
 # How likely a type is among the questions that are asked about a training picture.
 TYPE_WEIGHTS = {
-    "caption": 2.0, "colour": 0.4, "count": 2.0, "where": 0.4, "presence": 1.5, "text": 1.5,
-    "order": 5.0, "size": 20.0, "absent": 0.5, "unknown": 0.3, "follow": 0.8,
+    "caption": 2.2, "colour": 0.4, "count": 1.5, "where": 0.3, "presence": 1.8, "text": 2.5,
+    "order": 6.0, "size": 20.0, "absent": 0.5, "unknown": 0.3, "follow": 0.8,
 }  # fmt: skip
 NONE = "There are none."
 # Longest question of a batch, words: rows of like length waste little. Longer ones come in
@@ -215,7 +215,7 @@ def choose_questions(rng: Random, questions: Sequence[Question], count: int) -> 
         presence.sort(key=lambda question: question.answer.startswith("No"))
     elif hard < 0.8:  # a thing that is there, in another colour
         presence.sort(key=lambda q: not (q.answer.startswith("No") and q.answer.count(" ") > 4))
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         by_type.get("count", []).sort(key=lambda question: question.answer != NONE)
     slots = [(name, turn) for name, asked in by_type.items() for turn in range(min(2, len(asked)))]
     slots.sort(key=lambda slot: -(rng.random() ** (1 / TYPE_WEIGHTS.get(slot[0], 1.0))))
@@ -312,7 +312,7 @@ def training_batch(
     rng = Random(f"batch {seed} {index}")  # noqa: S311
     first = index * 64 * larger + seed * 10**9
     kind = rng.choices(tuple(BATCHES), tuple(BATCHES.values()))[0]
-    tiles = 1 if kind == "later" else rng.choices((1, 2, 3, 4), (54, 20, 9, 17))[0]
+    tiles = 1 if kind == "later" else rng.choices((1, 2, 3, 4), (44, 22, 10, 24))[0]
     if kind == "pair":
         tiles = rng.choices((1, 2, 4), (60, 28, 12))[0]
     canvases = CANVASES[tiles][:2]
@@ -321,7 +321,7 @@ def training_batch(
     for seed_ in range(first, first + 64 * larger):
         if len(scenes) == count:
             break
-        of = rng.choices(("objects", "count", "text"), (72, 18, 10))[0]
+        of = rng.choices(("objects", "count", "text"), (73, 14, 13))[0]
         of = kind if kind in ("pair", "talk", "outside") else of
         of = "pair" if kind == "later" and rng.random() < 0.35 else of
         level = rng.choices((0, 1, 2), (6, 12, 82))[0]
@@ -369,7 +369,10 @@ def _worth(scene: Scene) -> float:
     """How likely a scene is kept; those with one thing, or with nothing to compare, are common."""
     if scene.kind != "objects" or any(question.type == "size" for question in scene.questions):
         return 1.0
-    return {1: 0.2, 2: 0.4, 3: 0.8}[len(scene.views[0].items)]
+    [first, *others] = scene.views[0].items
+    if not others and first.box[2] > min(scene.views[0].height, scene.views[0].width) / 2:
+        return 0.6  # one that fills the picture
+    return (0.2, 0.25, 0.6)[len(others)]
 
 
 def asked_more(rng: Random, scene: Scene) -> Scene:
