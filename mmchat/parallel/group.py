@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
 
 import mmchat
 from mmchat.errors import CheckpointError, DeviceError, MmchatError, RankError, UsageError
@@ -71,7 +71,10 @@ class Group:
                 world_size=ranks,
                 timeout=timedelta(seconds=timeout),
             )
-            self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=idle))
+            # rank 0 waits for nobody that long: to send is to wait until the other takes it
+            self._control: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+            if rank:
+                _set_pg_timeout(timedelta(seconds=idle), self._control)
 
     # ---- the start
 

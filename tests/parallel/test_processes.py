@@ -62,15 +62,15 @@ def followers(process: subprocess.Popen, count: int = 1) -> list[psutil.Process]
             for one in psutil.Process(process.pid).children()
             if any("mmchat.loading.follower" in word for word in one.cmdline())
         ]
-        if len(found) == count and all(map(has_joined, found)):
+        if len(found) == count and all(has_joined(one, count) for one in found):
             return found
         time.sleep(0.1)
     raise TimeoutError
 
 
-def has_joined(process: psutil.Process) -> bool:
-    """Whether it shares a model: two groups are connections beside the store's."""
-    return len(process.net_connections("tcp")) >= 3
+def has_joined(process: psutil.Process, others: int) -> bool:
+    """Whether it is in both groups, each a connection to every other rank, beside the store's."""
+    return len(process.net_connections("tcp")) >= 1 + 2 * others
 
 
 def ended(process: subprocess.Popen) -> tuple[int, list[str]]:
