@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mmchat.limits import MIB
+from mmchat.quant.kernels.ops import has_fast_bf16
 
 # What is freed goes back at once: what malloc keeps differs by 200 MB from one run to the next.
 STEADY = {
@@ -96,4 +97,6 @@ def test_a_picture_and_a_prompt_take_what_was_estimated(scheme, tiles, prompt):
     )
     assert done.returncode == 0, done.stderr
     grown, estimate = json.loads(done.stdout)
-    assert grown <= estimate <= 1.6 * grown + 160 * MIB
+    # where bfloat16 products are fast nothing is widened, which the estimate does not count on
+    most = 1.9 if scheme == "none" and has_fast_bf16() else 1.6
+    assert grown <= estimate <= most * grown + 160 * MIB
