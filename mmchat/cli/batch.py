@@ -23,7 +23,9 @@ from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
+    from mmchat.batch.cluster import Job
     from mmchat.batch.output import Output
+    from mmchat.batch.rows import Row
     from mmchat.batch.run import Line
     from mmchat.catalog.source import ModelSource
 
@@ -109,17 +111,12 @@ def batch(
     run = _run_name(source, model, sampling, question, system)
     code = FAILED_EXIT_CODE
     with Output(output, run, force=force and not check, read_only=check) as out:
-        from mmchat.batch.run import Defaults, answer_lines, still_to_do
+        from mmchat.batch.run import Defaults, still_to_do
 
         todo = still_to_do(asked, {**out.answered, **out.failed})
         if todo and not check:
             defaults = Defaults(question, system, sampling.for_model(source.spec))
-            if ray is not None:
-                lines = cluster.answer_lines(ray, todo, cluster.Job(model, source, defaults, rows))
-            else:
-                with console.Stages(quiet=quiet) as stages:
-                    loaded = model_choice.load(model, source, stages)
-                lines = answer_lines(loaded, todo, defaults, rows)
+            lines = _answered(ray, cluster.Job(model, source, defaults, rows), todo, quiet)
             if _write(out, lines, [row.custom_id for row in todo], max_errors, quiet):
                 code = INTERRUPTED_EXIT_CODE
             todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
@@ -130,6 +127,18 @@ def batch(
     _say(counts, as_json=as_json, as_table=check, quiet=quiet)
     if failed or missing:
         raise typer.Exit(code)
+
+
+def _answered(ray: str | None, job: Job, todo: Sequence[Row], quiet: bool) -> Iterator[Line]:
+    """The lines of a cluster, or of the model that is loaded here."""
+    from mmchat.batch import cluster
+    from mmchat.batch.run import answer_lines
+
+    if ray is not None:
+        return cluster.answer_lines(ray, todo, job)
+    with console.Stages(quiet=quiet) as stages:
+        loaded = model_choice.load(job.options, job.source, stages)
+    return answer_lines(loaded, todo, job.defaults, job.rows)
 
 
 def _say(counts: dict[str, int], *, as_json: bool, as_table: bool, quiet: bool) -> None:

@@ -57,22 +57,20 @@ class EngineThread:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    @property
-    def engine(self) -> Engine:
-        """The first one, which reads what is submitted to no other."""
-        return self.engines[0]
-
     def submit(
         self,
         request: Request,
         tell: Callable[[], object] | None = None,
         engine: Engine | None = None,
     ) -> Answer:
-        """Put a request in the queue. Raises MemoryError_, and RuntimeError after the end."""
+        """Put a request in the queue of `engine`, else of the first one.
+
+        Raises MemoryError_, and RuntimeError after the end.
+        """
         with self._changed:
             if self._is_closing or self.error is not None:
                 raise RuntimeError("the engine's thread has ended") from self.error
-            answer = (engine or self.engine).submit(request, tell)
+            answer = (engine or self.engines[0]).submit(request, tell)
             self._changed.notify()
         return answer
 

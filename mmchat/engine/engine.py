@@ -253,7 +253,7 @@ class Engine:
         with self._lock:
             try:
                 self._room.release()
-            except (MemoryError, RuntimeError, MemoryError_) as error:
+            except Exception as error:
                 if memory_error(error) is None:
                     raise
 

@@ -158,11 +158,7 @@ class Room:
     def _shrink(self, slot: Slot, positions: int) -> None:
         try:
             self._cache.shrink(slot.number)
-        except (
-            MemoryError,
-            RuntimeError,
-            MemoryError_,
-        ) as error:  # the smaller one is made beside the larger
+        except Exception as error:  # the smaller one is made beside the larger
             if memory_error(error) is None:
                 raise
             self.free(slot)

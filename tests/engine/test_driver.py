@@ -78,7 +78,7 @@ def test_submit_does_not_wait_for_a_long_step(monkeypatch):
     monkeypatch.setattr(model.runtime, "forward", slow)
     with EngineThread(Engine(model, rows=2)) as thread:
         first = thread.submit(request(1, 2))
-        wait_for(lambda: any(slot.is_taken for slot in thread.engine.prefixes.slots))
+        wait_for(lambda: any(slot.is_taken for slot in thread.engines[0].prefixes.slots))
         second = thread.submit(request(3, 4))  # while the step above cannot end
         thread.cancel(second)
         steps.set()
@@ -93,8 +93,8 @@ def test_a_reader_that_stops_cancels_its_answer():
         reading = thread.read(asked)
         next(reading)
         reading.close()
-        wait_for(lambda: not thread.engine.has_work)
-        assert not any(slot.is_taken for slot in thread.engine.prefixes.slots)
+        wait_for(lambda: not thread.engines[0].has_work)
+        assert not any(slot.is_taken for slot in thread.engines[0].prefixes.slots)
 
 
 def test_a_failure_of_one_answer_is_raised_to_its_reader_alone():
@@ -116,7 +116,7 @@ def test_a_reader_that_cannot_be_told_costs_nobody_else_an_answer():
         gone = [thread.submit(request(number, 3, most=5_000), closed) for number in range(3)]
         good = request(7, 8)
         assert last(thread.read(good)) == expected(good.prompt, 12)
-        wait_for(lambda: not thread.engine.has_work)
+        wait_for(lambda: not thread.engines[0].has_work)
         assert thread.is_alive
     assert all(answer.is_over and answer.error is None for answer in gone)
 
