@@ -39,6 +39,12 @@ def endless(tokens: int, **more: Any) -> dict[str, Any]:
     return asked(tokens=tokens, temperature=100, response_format=form, **more)
 
 
+def spelled(tokens: int) -> dict[str, Any]:
+    """An answer of so many tokens that all show at once, which half a character would not."""
+    form = held_to({"type": "string", "pattern": "^[a-z ]{3000}"})
+    return asked(tokens=tokens, temperature=100, seed=1, response_format=form)
+
+
 def long_prompt(salt: int, words: int = 2_000) -> str:
     """About as many tokens, of which none was read before."""
     return f"{salt} " + "word " * words

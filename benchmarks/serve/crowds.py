@@ -136,16 +136,18 @@ class Crowd:
         self.held: list[tuple[int, dict[str, int]]] = []  # by how many were answered
 
     async def run(self, numbers: Iterator[int], each: int, workers: int = 12) -> None:
-        """each: so many requests between two looks at what the server holds."""
+        """each: so many requests between two looks at what the server holds, then for nobody."""
 
-        async def work() -> None:
+        async def work(numbers: Iterator[int]) -> None:
             for number in numbers:
                 with suppress(ConnectionResetError):
                     await self.one(number)
-                if number % each == 0:
-                    self.held.append((number, self.server.held))
 
-        await asyncio.gather(*(work() for _ in range(workers)))
+        while some := list(itertools.islice(numbers, each)):
+            left = iter(some)
+            await asyncio.gather(*(work(left) for _ in range(workers)))
+            await self.server.until(0, 0)
+            self.held.append((some[-1], self.server.held))
 
     async def one(self, number: int) -> None:
         draw = random.Random(number)  # noqa: S311
@@ -222,10 +224,8 @@ async def _crowded(what: str, numbers: Iterator[int], count: int) -> list[Figure
         for _ in range(2):  # what is made once is there before anything is counted
             await crowd.run(iter(range(60)), 1_000)
             crowd.held, crowd.firsts, crowd.statuses = [], [], Counter()
-        await server.until(0, 0)
         before = server.held
         await crowd.run(numbers, max(1, count // 40))
-        await server.until(0, 0)
         after, found, faults = server.held, await server.metrics(), server.faults
     print(*crowd.wrong[:9], *faults[:9], sep="\n", file=sys.stderr)
     served = sum(crowd.statuses.values())

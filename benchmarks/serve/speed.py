@@ -11,7 +11,16 @@ import time
 from dataclasses import replace
 from statistics import median
 
-from benchmarks.serve.asking import ROWS, about, all_of, asked, lasting, long_prompt, picture
+from benchmarks.serve.asking import (
+    ROWS,
+    about,
+    all_of,
+    asked,
+    lasting,
+    long_prompt,
+    picture,
+    spelled,
+)  # fmt: skip
 from benchmarks.serve.figure import Figure
 from benchmarks.serve.server import Said, serving
 from mmchat.engine.engine import PIECE
@@ -77,7 +86,7 @@ async def gaps(short: bool) -> list[Figure]:
     rounds, words = (1, 600) if short else (9, 2_000)
     figures = []
     with serving() as server:
-        [body] = await lasting(server, 1, 100 if short else 400)
+        body = spelled(100 if short else 400)
         step = _timing(await server.ask(body | {"stream": False}), "predicted_ms") / (
             body["max_tokens"] - 1
         )

@@ -17,13 +17,12 @@ def run(engine: Engine, answers: Sequence[Answer]) -> Iterator[tuple[Answer, Eve
     """
     try:
         while True:
-            all_over = all(answer.is_over for answer in answers)  # before the last are taken
             for answer in answers:
                 for event in answer.take():
                     yield answer, event
                 if answer.error is not None:
                     raise answer.error
-            if all_over:
+            if not any(answer.has_more for answer in answers):
                 return
             engine.step()
     finally:
@@ -91,11 +90,10 @@ class EngineThread:
             while True:
                 came.wait()
                 came.clear()
-                is_over = answer.is_over  # before the last are taken
                 yield from answer.take()
                 if answer.error is not None:
                     raise answer.error
-                if is_over:
+                if not answer.has_more:
                     return
         finally:
             if not answer.is_over:

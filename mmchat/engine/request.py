@@ -81,7 +81,7 @@ class Answer:
     """Events of one answer, in order; whoever steps the engine, one other may take them.
 
     error: why it ended without Finished. tell: called by whoever steps the engine when something
-    came; it must not wait.
+    came, once until it is taken; it must not wait.
     """
 
     def __init__(self, request: Request, tell: Callable[[], object] | None = None) -> None:
@@ -90,6 +90,7 @@ class Answer:
         self.finished: Finished | None = None
         self.error: BaseException | None = None
         self._events: deque[Event] = deque()
+        self._is_told = False  # waking a reader costs more than a small model's token
         self._cancelled = threading.Event()
 
     @property
@@ -98,11 +99,17 @@ class Answer:
         return self.finished is not None or self.error is not None
 
     @property
+    def has_more(self) -> bool:
+        """Whether something comes, or waits to be taken."""
+        return not self.is_over or bool(self._events)
+
+    @property
     def is_cancelled(self) -> bool:
         return self._cancelled.is_set()
 
     def take(self) -> list[Event]:
         """The events that came since the last call."""
+        self._is_told = False  # first: what comes from now on is told again
         return [self._events.popleft() for _ in range(len(self._events))]
 
     def add(self, event: Event) -> None:
@@ -117,7 +124,8 @@ class Answer:
         self._told()
 
     def _told(self) -> None:
-        if self._tell is not None:
+        if self._tell is not None and not self._is_told:
+            self._is_told = True
             try:
                 self._tell()
             except Exception:  # as of an event loop that is closed: nobody reads any more

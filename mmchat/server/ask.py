@@ -153,14 +153,13 @@ class Answering:
         while True:
             await self._came.wait()
             self._came.clear()
-            is_over = self._answer.is_over  # before the last are taken
             events = self._answer.take()
             deltas = [event for event in events if isinstance(event, TextDelta)]
             if deltas:
                 text = "".join(delta.text for delta in deltas)
                 yield text, [delta.logprob for delta in deltas if delta.logprob is not None]
             self._check()
-            if is_over:
+            if not self._answer.has_more:
                 self._count()
                 return
             if deltas:

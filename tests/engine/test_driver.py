@@ -54,9 +54,10 @@ def test_an_event_loop_is_told_and_never_waits():
         loop, came = asyncio.get_running_loop(), asyncio.Event()
         asked = request(number, 4)
         answer = thread.submit(asked, lambda: loop.call_soon_threadsafe(came.set))
-        while not answer.is_over:
+        while answer.has_more:
             await came.wait()
             came.clear()
+            answer.take()
         assert answer.finished is not None
         return answer.finished.output_ids == expected(asked.prompt, 12)
 
