@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mmchat import limits
 from mmchat.cli import console
-from mmchat.cli.compile_notes import CompileNotes
+from mmchat.cli.compile_notes import AnyStages, CompileNotes
 from mmchat.errors import MemoryError_
 from mmchat.quant.schemes import AUTO
 from mmchat.words import size
@@ -40,24 +40,28 @@ _VARIABLES_ELSEWHERE = {  # of other programs for Llama, and the options here
 }
 
 
-def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> Model:
+def load(options: LoadOptions, source: ModelSource, stages: AnyStages) -> Model:
     """Load the model of `options.find()` with its progress shown; torch is imported here."""
     check_address_space()
     while _importing:  # torch is not whole until its thread has ended
         _importing.pop().join()
     from mmchat.api import load_model
 
-    label = options.name or options.params_path or options.checkpoint_path or BUILT_IN
-
     def show_weights(_: str, done: int, total: int) -> None:
-        stages.show(f"loading {label}: {done} of {total} tensors")
+        stages.show(f"{stage}: {done} of {total} tensors")
 
-    stages.show(f"loading {label}")
+    stage = first_stage(options)
+    stages.show(stage)
     shown = CompileNotes(stages, show_weights).show
     model = load_model(replace(options, progress=shown), source)
     for notice in model.runtime.notices:
         stages.note(notice)
     return model
+
+
+def first_stage(options: LoadOptions) -> str:
+    """What loading says first: `loading tiny`."""
+    return f"loading {options.name or options.params_path or options.checkpoint_path or BUILT_IN}"
 
 
 def say_choice(options: LoadOptions, source: ModelSource) -> None:
