@@ -57,6 +57,15 @@ def test_the_prompt_is_used_while_torch_is_imported_and_the_question_waits(folde
     chat.send("\x04")
     assert chat.end() == 0
 
+    (folder / "go").unlink()  # what is resumed and attached needs no model either
+    chat = held(folder, "--continue", "-i", "dog.jpg")
+    assert "going on after 1 turn with 1 picture" in chat.text()
+    assert "loading tiny   2 pictures, 1 new" in chat.bottom()
+    chat.line("\\undo")
+    assert 'took back "What\'s in this image?" with its picture dog.jpg' in chat.text()
+    chat.send("\x04")
+    assert chat.end() == 0
+
 
 @pytest.mark.parametrize(("key", "code"), [("\x04", 0), ("\x03", 130), (signal.SIGTERM, 143)])
 def test_who_leaves_while_it_loads_waits_for_nothing(folder, key, code):
