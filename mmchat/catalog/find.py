@@ -9,6 +9,7 @@ from typing import Any
 
 from mmchat.catalog import adapters
 from mmchat.catalog.adapters import AdapterSource
+from mmchat.catalog.kept import kept_by
 from mmchat.catalog.known import (
     base_spec,
     data_path,
@@ -251,6 +252,8 @@ def _place_of(name: str) -> Path | OllamaModel:
         return path
     if is_repo_id(name) and (snapshot := cached_snapshot(name)):
         return snapshot
+    if kept := kept_by(name):
+        return kept.path
     if found := ollama_model(name):
         return found
     if any(char.isspace() for char in name) or name.endswith("?"):

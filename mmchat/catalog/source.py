@@ -30,22 +30,26 @@ from mmchat.tokenizers import name_as_found
 class ModelSource:
     """A model and its files. checkpoint, companion: folder or file; tokenizer: file; None where not
     found. companion: weights of another repository that belong to the model. adapters: to be merged
-    into them."""
+    into them. kept: an export of all these, which is read in their place."""
 
     spec: ModelSpec
     checkpoint: Path | None
     tokenizer: Path | None
     companion: Path | None = None
     adapters: tuple[AdapterSource, ...] = ()
+    kept: Path | None = None
 
     def open_adapters(self) -> Adapters:
-        """What is merged into the weights, compared with the model. Raises CheckpointError."""
-        given = [(adapter.folder, adapter.scale) for adapter in self.adapters]
+        """What is to be merged, compared with the model. Raises CheckpointError."""
+        adapters = () if self.kept else self.adapters
+        given = [(adapter.folder, adapter.scale) for adapter in adapters]
         family = self.spec.family
         return open_adapters(given, family.shapes(self.spec.config), family.hub_name)
 
     def open_weights(self) -> Checkpoint:
         """The checkpoint, with that of the companion, unpacked. Raises CheckpointError."""
+        if self.kept is not None:
+            return open_checkpoint(self.kept, merge_rules=None)
         if self.checkpoint is None:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
@@ -85,7 +89,7 @@ class ModelSource:
     @cached_property
     def exported(self) -> ExportedFolder | None:
         """What `mmchat export` made the folder for, if it did. Raises CheckpointError."""
-        return exported_folder(self.checkpoint)
+        return exported_folder(self.kept or self.checkpoint)
 
     def tokenizer_file(self) -> Path:
         """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""

@@ -46,17 +46,32 @@ class ChatSession:
     What it already holds is not read again, nor any picture: that is the engine's, which all
     conversations with one model share. One answer is written at a time; only `interrupt` is safe
     from other threads.
+
+    loaded: the model, or what gives it when it is first needed.
     """
 
-    def __init__(self, loaded: LoadedModel, system: str | None = None) -> None:
-        if not hasattr(loaded, "runtime"):
+    def __init__(
+        self, loaded: LoadedModel | Callable[[], LoadedModel], system: str | None = None
+    ) -> None:
+        if not hasattr(loaded, "runtime") and not callable(loaded):
             raise UsageError(f"a chat needs a model of mmchat.load, not {type(loaded).__name__}")
         check_type("system", system, (str, NoneType), "a string")
-        self.loaded = loaded
+        self._loaded = loaded
         self.conversation = Conversation(system or None)
         self._interrupt = threading.Event()
         self._answering: Answer | None = None
         self._answered: tuple[Turn, LoadedModel] | None = None  # which model, where it is known
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model that answers."""
+        if callable(self._loaded):
+            self._loaded = self._loaded()
+        return self._loaded
+
+    @loaded.setter
+    def loaded(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
 
     @property
     def messages(self) -> list[Message]:

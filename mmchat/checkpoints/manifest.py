@@ -49,7 +49,8 @@ class ExportRecord:
     positions of prompt and answer. max_images: pictures that one prefill may see. programs: their
     names. executorch: the version that lowered them, "" if another compiler made them. adapters:
     what was merged into the model, as --adapter takes it. companion: the file or folder of its
-    vision encoder, if that lay apart, as --vision-tower takes it.
+    vision encoder, if that lay apart, as --vision-tower takes it. origin: stands for the files that
+    weights alone were made of, as catalog.kept has it.
     """
 
     format: str
@@ -66,6 +67,7 @@ class ExportRecord:
     executorch: str = ""
     adapters: tuple[str, ...] = ()
     companion: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def _encoded(manifest: Manifest) -> bytes:
     if manifest.export is None:
         del content["export"]
     else:
-        for name in ("executorch", "adapters", "companion"):
+        for name in ("executorch", "adapters", "companion", "origin"):
             if not content["export"][name]:
                 del content["export"][name]
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

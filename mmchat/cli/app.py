@@ -114,7 +114,7 @@ class MmchatGroup(Group):
             console.forget_streams()
             result = CLOSED_PIPE_EXIT_CODE
         except Exception as error:
-            result = _report(error)
+            result = report(error)
             try:
                 sys.stdout.flush()
             except (OSError, ValueError):  # Python would try again at the end, and exit with 120
@@ -125,7 +125,7 @@ class MmchatGroup(Group):
         sys.exit(result if isinstance(result, int) else 0)
 
 
-def _report(error: Exception) -> int:
+def report(error: Exception) -> int:
     """Write the error to stderr and return the exit code."""
     expected = _expected(error)
     if expected is None or debug_requested:

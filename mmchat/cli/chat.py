@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -34,10 +33,13 @@ from mmchat.input_text import lines
 from mmchat.loading.options import LoadOptions
 
 if TYPE_CHECKING:
+    from mmchat.api import Model
+    from mmchat.catalog.source import ModelSource
     from mmchat.chat.session import ChatSession
     from mmchat.engine.sampling import SamplingParams
+    from mmchat.loading.loader import LoadedModel
     from mmchat.repl.chat import Chat
-    from mmchat.repl.terminal_probe import Answers
+    from mmchat.repl.loading import LoadingModel
 
 CLIPBOARD = "clipboard"
 of_chat = partial(typer.Option, rich_help_panel="Chat")
@@ -107,12 +109,15 @@ def chat(
     if images:
         refuse_text_only(source.spec)
     check_pictures([image for image in images if image != CLIPBOARD])
-    is_asked = resume == ""  # which of the chats, while the model loads
+    is_asked = resume == ""  # which of the chats
     saved = None if is_asked else _saved_chat(continue_last, resume)
-    model_choice.begin_loading(model, source)
-    expect_pictures()
-    terminal = console.is_terminal(sys.stdin) and console.draws(sys.stdout)
     typed = console.is_terminal(sys.stdin)
+    terminal = typed and console.draws(sys.stdout)
+    if terminal:
+        model_choice.check_address_space()
+    else:
+        model_choice.begin_loading(model, source)
+    expect_pictures()
     if typed and not quiet:
         say_choice(model, source)
     if not quiet:
@@ -120,18 +125,17 @@ def chat(
             console.note(line)
     if is_asked:
         saved = choose_chat(chats_folder())
-    with _asked(thumbnails, terminal) as answers:
-        with console.Stages(quiet=quiet) as stages:
-            session = model_choice.load(model, source, stages).chat(system=system)
-        answers_of_it = answers()
     params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (typed or saved is not None)
     question = said.question or ""
-    opening = Opening(
-        question, images, saved, sampling.chosen(), thumbnails, answers_of_it, keeps, quiet
-    )
-    code = _run(session, params, opening)
+    opening = Opening(question, images, saved, sampling.chosen(), keeps, quiet)
+    if terminal:
+        code = _run_terminal(_loading(model, source, quiet), system, params, opening, thumbnails)
+    else:
+        with console.Stages(quiet=quiet) as stages:
+            session = model_choice.load(model, source, stages).chat(system=system)
+        code = _run_plain(session, params, opening)
     if code:
         raise typer.Exit(code)
 
@@ -149,13 +153,21 @@ def _saved_chat(continue_last: bool, resume: str | None) -> Path | None:
     return None if resume is None else chats.find_chat(resume, folder)
 
 
-def _asked(mode: ThumbnailMode, terminal: bool) -> AbstractContextManager[Any]:
-    """Ask the terminal what it can show; what is typed while the model loads is not lost."""
-    if not terminal:
-        return nullcontext(lambda: None)
-    from mmchat.repl.terminal_probe import asked
+def _loading(options: LoadOptions, source: ModelSource, quiet: bool) -> LoadingModel:
+    """The model, which is loaded when the chat asks for it."""
+    from mmchat.repl.loading import LoadingModel
 
-    return asked(console.write_out, ask=mode not in ("off", "blocks"))
+    def load(loading: LoadingModel) -> Model:
+        model_choice.begin_loading(options, source)
+        return model_choice.load(options, source, loading)
+
+    known = replace(
+        options,
+        alpha=model_choice.alpha_rule(options, source),
+        text_only=options.text_only or source.spec.text_only,
+    )
+    stage = model_choice.first_stage(options)
+    return LoadingModel(source.spec, known, stage, load, quiet=quiet)
 
 
 @dataclass(frozen=True)
@@ -163,28 +175,23 @@ class Opening:
     """How a chat begins.
 
     question: asked at once, if there is one. given: settings of the command line, which overrule
-    saved ones. answers: what the terminal said, None without one.
+    saved ones.
     """
 
     question: str
     images: list[str]
     saved: Path | None
     given: dict[str, Any]
-    thumbnails: ThumbnailMode
-    answers: Answers | None
     keeps: bool
     quiet: bool
 
 
-def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> int:
-    """Open the chat on the right kind of screen; returns the exit code."""
+def _run_plain(session: ChatSession, sampling: SamplingParams, opening: Opening) -> int:
+    """Open the chat without a line editor; returns the exit code."""
     from mmchat.repl.chat import Chat
     from mmchat.repl.loop import run_plain
     from mmchat.repl.screen import PlainScreen
 
-    chats = chats_folder()
-    if opening.answers is not None:
-        return _run_terminal(session, sampling, chats, opening, opening.answers)
     screen = PlainScreen(
         console.write_out,
         lambda text: console.write_out(text, sys.stderr),
@@ -192,7 +199,7 @@ def _run(session: ChatSession, sampling: SamplingParams, opening: Opening) -> in
         err_columns=_columns(sys.stderr),
         quiet=opening.quiet,
     )
-    chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
+    chat = Chat(session, screen, sampling, chats_folder(), saves=opening.keeps)
     try:
         is_typed = console.is_terminal(sys.stdin)
         _begin(chat, opening, is_typed=is_typed)
@@ -210,29 +217,57 @@ def _columns(stream: TextIO) -> Callable[[], int] | None:
 
 
 def _run_terminal(
-    session: ChatSession, sampling: SamplingParams, chats: Path, opening: Opening, answers: Answers
+    loading: LoadingModel,
+    system: str | None,
+    sampling: SamplingParams,
+    opening: Opening,
+    thumbnails: ThumbnailMode,
 ) -> int:
+    """Open the chat with a line editor, which is up before the model is; returns the exit code."""
+    from mmchat.chat.session import ChatSession
+    from mmchat.cli.app import report
     from mmchat.repl import thumbnail
     from mmchat.repl.answering import HardStop
     from mmchat.repl.chat import Chat
     from mmchat.repl.loop import run_terminal
+    from mmchat.repl.terminal_probe import asked
     from mmchat.repl.terminal_screen import TerminalScreen, quiet_keys, sane_terminal
 
-    drawing = thumbnail.choose(opening.thumbnails, answers)
+    with asked(console.write_out, ask=thumbnails not in ("off", "blocks")) as answers:
+        import prompt_toolkit  # noqa: F401 - while the terminal answers
+
+        said = answers()
+    drawing = thumbnail.choose(thumbnails, said)
     screen = TerminalScreen(
         console.write_out, console.buffer_console, drawing, color=console.uses_color()
     )
-    chat = Chat(session, screen, sampling, chats, saves=opening.keeps)
-    history = chats.parent / "prompts" if opening.keeps else None
+
+    def loaded() -> LoadedModel:
+        """Called by the main thread."""
+        if not loading.is_over:
+            screen.wait(lambda: loading.stage, loading.get)
+        chat.say_notes()
+        return loading.get()
+
+    chats, saves = chats_folder(), opening.keeps
+    session = ChatSession(loaded, system)
+    chat = Chat(session, screen, sampling, chats, saves=saves, loading=loading)
+    history = chats.parent / "prompts" if saves else None
     code = 1
     try:
         with sane_terminal(_write_if_possible), quiet_keys():
             _begin(chat, opening, is_typed=True)
-            code = run_terminal(chat, screen, history, answers, _first_line(opening))
+            code = run_terminal(chat, screen, history, said, _first_line(opening))
     except HardStop:
         _leave_now(INTERRUPTED_EXIT_CODE)
     except SystemExit as leaving:  # SIGTERM or SIGHUP, perhaps while the model works
         _leave_now(leaving.code if isinstance(leaving.code, int) else 1)
+    except Exception as error:
+        if not loading.is_busy:
+            raise
+        code = report(error)
+    if loading.is_busy:
+        _leave_now(code)
     return code
 
 
@@ -265,7 +300,7 @@ def _write_if_possible(text: str) -> None:
 
 
 def _leave_now(code: int) -> None:
-    """End without waiting for the thread that runs the model."""
+    """End without waiting for the thread that loads or runs the model."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
-from mmchat.cli import console
 from mmchat.progress import ProgressCallback
 
 WHAT = {"compile": "the layers", "kernels": "the CPU kernels"}  # by stage of ProgressCallback
+
+
+class AnyStages(Protocol):
+    """What takes stages and notes, as console.Stages does."""
+
+    def show(self, stage: str) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class CompileNotes:
@@ -16,7 +23,7 @@ class CompileNotes:
     others: takes the stages that compile nothing.
     """
 
-    def __init__(self, stages: console.Stages, others: ProgressCallback | None = None) -> None:
+    def __init__(self, stages: AnyStages, others: ProgressCallback | None = None) -> None:
         self._stages = stages
         self._others = others
         self._begin = 0.0

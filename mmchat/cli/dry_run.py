@@ -82,7 +82,7 @@ def _memory(
     from mmchat.hardware.memory import available_memory
 
     packed = None
-    if source.spec.packing and source.checkpoint:
+    if source.spec.packing and source.checkpoint and not source.exported:
         from mmchat.loading.packed import as_packed
 
         with source.open_weights() as files:

@@ -14,7 +14,7 @@ from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
 from mmchat.cli.option_groups import Without
-from mmchat.errors import UsageError
+from mmchat.errors import UsageError, disk_errors, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.words import size
 
@@ -55,6 +55,13 @@ Quantize = Annotated[
         autocompletion=options.complete_scheme,
     ),
 ]
+Keep = Annotated[
+    bool,
+    of_export(
+        "--keep",
+        help="Of safetensors: into mmchat's cache, where the model and its --quantize find it.",
+    ),
+]
 MaxSeqLen = Annotated[
     int | None,
     of_export(
@@ -89,6 +96,7 @@ Force = Annotated[
 def export(
     format: ExportFormat = "aoti",
     output: Output = None,
+    keep: Keep = False,
     max_seq_len: MaxSeqLen = None,
     max_images: MaxImages = None,
     max_shard_size: MaxShardSize = None,
@@ -119,18 +127,24 @@ def export(
     """
     from mmchat.export import ExportPlan, export_model
 
-    named = model.name or model.checkpoint_path or BUILT_IN
-    folder = (output or Path(f"{Path(named).expanduser().absolute().name}-{format}")).expanduser()
-    folder = folder.absolute()
+    chosen = replace(
+        model,
+        quantize=quantize,
+        quantize_keep=quantize_keep or (),
+        max_seq_len=max_seq_len,
+    )
+    if keep:
+        if format != "safetensors" or output is not None or quantize == "none":
+            raise UsageError("--keep is for --format safetensors --quantize SCHEME, without -o")
+        folder = _place_to_keep(chosen)
+    else:
+        named = model.name or model.checkpoint_path or BUILT_IN
+        folder = output or Path(f"{Path(named).expanduser().absolute().name}-{format}")
+    folder = folder.expanduser().absolute()
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")
     plan = ExportPlan(
-        replace(
-            model,
-            quantize=quantize,
-            quantize_keep=quantize_keep or (),
-            max_seq_len=max_seq_len,
-        ),
+        chosen,
         folder,
         cast("Format", format),
         max_images=max_images,
@@ -146,7 +160,20 @@ def export(
     if not quiet:
         for line in _lines(report):
             console.note(line)
+        if keep:
+            used = f"the model is read from there where --quantize {quantize} is given"
+            console.note(f"{used}; 'mmchat remove {folder.name}' removes it")
     console.print_path(folder)
+
+
+def _place_to_keep(model: LoadOptions) -> Path:
+    """A folder in the one for exports that are kept, which is made. Raises DiskError, …"""
+    from mmchat.catalog.kept import place_for
+
+    folder = place_for(model.find(), model.quantize, model.plan.keep)
+    with disk_errors(f"cannot make the folder {quoted(folder.parent, 300)}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _shown(stages: console.Stages):

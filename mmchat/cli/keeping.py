@@ -99,6 +99,7 @@ def remove(
 
 
 def _removal(model: str) -> Removal:
+    from mmchat.catalog.kept import kept_by
     from mmchat.catalog.known import data_path, repo_of
     from mmchat.checkpoints.gguf_file import is_gguf
     from mmchat.hub import holdings
@@ -106,6 +107,8 @@ def _removal(model: str) -> Removal:
     folder = Path(model).expanduser()
     is_path = model.startswith((".", "/", "~")) or (folder.is_dir() and model.count("/") != 1)
     if not is_path:
+        if kept := kept_by(model):
+            return holdings.folder_removal(kept.path)
         try:
             return holdings.repo_removal(repo_of(model))
         except MmchatError:

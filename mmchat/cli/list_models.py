@@ -35,8 +35,8 @@ def list_models(
 
 @dataclass(frozen=True)
 class Entry:
-    """A model with a params file, or else one that mmchat downloaded or that Ollama has, and what
-    is there of it. repo: of the Hub."""
+    """A model with a params file, or else one that mmchat downloaded or kept or that Ollama has,
+    and what is there of it. repo: of the Hub."""
 
     name: str
     spec: ModelSpec | None
@@ -59,7 +59,18 @@ def _entries() -> list[Entry]:
     known = {entry.spec.repo for entry in entries if entry.spec}
     found = [repo for repo in recorded_repos() if repo not in known]
     entries += (Entry(repo, None, holding(repo), repo) for repo in found)
-    return [*entries, *_ollama_entries()]
+    return [*entries, *_kept_entries(), *_ollama_entries()]
+
+
+def _kept_entries() -> Iterator[Entry]:
+    """Rounded weights that `mmchat export --keep` wrote."""
+    from mmchat.catalog.kept import kept_exports
+    from mmchat.hub.holdings import Holding
+
+    for found in kept_exports():
+        size = sum(file.size for file in found.files.values())
+        held = Holding("present", found.path, (found.record.scheme,), size)
+        yield Entry(found.path.name, None, held, None)
 
 
 def _ollama_entries() -> Iterator[Entry]:

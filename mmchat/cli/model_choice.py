@@ -6,6 +6,7 @@ import gc
 import os
 import re
 import resource
+import shlex
 import sys
 import threading
 from contextlib import suppress
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Literal
 
 from mmchat import limits
 from mmchat.cli import console
-from mmchat.cli.compile_notes import CompileNotes
+from mmchat.cli.compile_notes import AnyStages, CompileNotes
 from mmchat.errors import MemoryError_
+from mmchat.loading.options import PATHS
 from mmchat.quant.schemes import AUTO
 from mmchat.words import size
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mmchat.loading.options import LoadOptions
 
 BUILT_IN = "tiny"
+LONG_ROUNDING = 20.0  # seconds of processor time
 # What torch imports at its end, in a third of its time, for its compiler and for GPUs.
 _NOT_AT_START = ("torch._meta_registrations", "torch._native")
 _GPUS = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
@@ -40,24 +43,48 @@ _VARIABLES_ELSEWHERE = {  # of other programs for Llama, and the options here
 }
 
 
-def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> Model:
+def load(options: LoadOptions, source: ModelSource, stages: AnyStages) -> Model:
     """Load the model of `options.find()` with its progress shown; torch is imported here."""
     check_address_space()
     while _importing:  # torch is not whole until its thread has ended
         _importing.pop().join()
     from mmchat.api import load_model
 
-    label = options.name or options.params_path or options.checkpoint_path or BUILT_IN
-
     def show_weights(_: str, done: int, total: int) -> None:
-        stages.show(f"loading {label}: {done} of {total} tensors")
+        stages.show(f"{stage}: {done} of {total} tensors")
 
-    stages.show(f"loading {label}")
+    stage = first_stage(options)
+    stages.show(stage)
     shown = CompileNotes(stages, show_weights).show
     model = load_model(replace(options, progress=shown), source)
     for notice in model.runtime.notices:
         stages.note(notice)
+    if console.is_terminal(sys.stderr) and model.rounding_seconds > LONG_ROUNDING:
+        for line in _offer_to_keep(options, model):
+            stages.note(line)
     return model
+
+
+def _offer_to_keep(options: LoadOptions, model: Model) -> list[str]:
+    """The command that saves the next start the rounding; a line of its own, to be copied."""
+    if options.quantize in (AUTO, "none") or options.ranks > 1:
+        return []
+    words = ["mmchat export"]
+    if options.name is not None:
+        words.append(shlex.quote(str(options.name)))
+    words += ["--format safetensors --keep --quantize", options.quantize]
+    words += [f"--quantize-keep {part}" for part in options.plan.keep]
+    words += [f"--adapter {shlex.quote(str(one))}" for one in options.adapter]  # type: ignore[union-attr]
+    for name in (*PATHS[1:], "device", "dtype"):
+        if (value := getattr(options, name)) not in (None, "auto"):
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    seconds = f"{model.rounding_seconds:.0f} s"
+    return [f"rounding took {seconds} of processor time; this keeps its result:", " ".join(words)]
+
+
+def first_stage(options: LoadOptions) -> str:
+    """What loading says first: `loading tiny`."""
+    return f"loading {options.name or options.params_path or options.checkpoint_path or BUILT_IN}"
 
 
 def say_choice(options: LoadOptions, source: ModelSource) -> None:
@@ -127,6 +154,6 @@ def _read_weights_ahead(source: ModelSource) -> None:
     from mmchat.checkpoints.read_ahead import read_ahead
     from mmchat.hardware.memory import host_memory
 
-    place, memory = source.checkpoint, host_memory()
+    place, memory = source.kept or source.checkpoint, host_memory()
     if place is not None and memory is not None:
         read_ahead(weight_files(place) if place.is_dir() else [place], memory.available)

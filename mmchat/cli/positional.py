@@ -141,10 +141,11 @@ def mistyped(word: str) -> list[str]:
 
 
 def is_known(word: str) -> bool:
-    """Whether a word is the name, alias or repository of a model that mmchat knows."""
+    """Whether a word is the name, alias or repository of a model that mmchat knows or has kept."""
+    from mmchat.catalog.kept import kept_by
     from mmchat.catalog.known import find_spec
 
-    return find_spec(word) is not None
+    return find_spec(word) is not None or kept_by(word) is not None
 
 
 def names_something(word: str) -> bool:

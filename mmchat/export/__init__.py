@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmchat.catalog.known import find_spec
@@ -54,7 +54,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
     DiskError.
     """
     begin = time.perf_counter()
-    source = plan.model.find()
+    source = replace(plan.model.find(), kept=None)
     plan.check_family(source.spec)
     replaces = check_target(plan.folder, source, force=plan.force)
     if source.checkpoint:

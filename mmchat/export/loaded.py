@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmchat.catalog.kept import origin
 from mmchat.catalog.source import ModelSource
 from mmchat.catalog.spec import params_document
 from mmchat.checkpoints.manifest import ExportRecord
@@ -100,6 +101,7 @@ class LoadedExport:
             programs=(),
             adapters=tuple(map(str, self._source.adapters)),
             companion=str(companion.resolve()) if companion else "",
+            origin=origin(self._source) if plan.format == "safetensors" else "",
         )
 
     def _write_weights(self, work: Path, progress: ProgressCallback) -> None:

@@ -66,7 +66,8 @@ class LoadedModel:
     those who ask for details. memory: bytes that rows and their pictures may take beside it, None
     where that is not known. most_rows: conversations that it reads at once; programs read one.
     adapters: what was merged into the weights, as LoadOptions takes it. only: the linear layers
-    that are quantised, where the files decide it.
+    that are quantised, where the files decide it. rounding_seconds: processor time of reading and
+    rounding weights, which an export saves; 0 where none are rounded.
     """
 
     spec: ModelSpec
@@ -83,6 +84,7 @@ class LoadedModel:
     most_rows: int = MOST_ROWS
     adapters: tuple[str, ...] = ()
     only: Collection[str] | None = None
+    rounding_seconds: float = 0.0
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -163,6 +165,7 @@ class _Running:
     memory: int | None = None
     most_rows: int = MOST_ROWS
     only: Collection[str] | None = None
+    rounding_seconds: float = 0.0
 
 
 def load(
@@ -194,6 +197,8 @@ def load(
     else:
         tokenizer = _open_tokenizer(source)
         running = _run_source(source, options, repack=repack)
+    if source.kept:
+        running = replace(running, format=source.format)
     loaded = _ready(spec, running, tokenizer, begin)
     return replace(loaded, adapters=tuple(map(str, source.adapters)))
 
@@ -250,7 +255,7 @@ def load_with(
     """
     if loaded.options.ranks > 1:
         raise UsageError("one model is loaded with --parallel; start again without --adapter")
-    source, placement = loaded.options.find(), loaded.placement
+    source, placement = replace(loaded.options.find(), kept=None), loaded.placement
     given = replace(source, adapters=find_adapters(loaded.adapters))
     source = replace(source, adapters=tuple(wanted))
     with ExitStack() as opened:
@@ -375,10 +380,13 @@ def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _
     if group:
         shares = Shares(p.spec.family.cuts(p.spec.config), group.rank, group.ranks)
         options, compile = replace(options, progress=group.beating(options.progress)), "off"
+    begin = time.process_time()
     model = load_weights(
         p.files, p.spec, options, p.placement, p.adapters, exported=p.exported, packed=p.packed,
         repack=repack, notices=p.notices, shares=shares,
     )  # fmt: skip
+    is_rounded = p.options.quantize != "none" and not p.exported
+    rounding = time.process_time() - begin if is_rounded else 0.0
     if group and shares:
         join(model, group, shares)
     runtime = make_runtime(model, p.placement.device, compile, p.options.progress)
@@ -386,7 +394,15 @@ def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _
     remarks = (*p.files.remarks, *p.adapters.remarks, *model.remarks)
     only = p.packed.only if p.packed else None
     return _Running(
-        runtime, p.placement, p.options, p.files.format, remarks, p.memory, MOST_ROWS, only
+        runtime,
+        p.placement,
+        p.options,
+        p.files.format,
+        remarks,
+        p.memory,
+        MOST_ROWS,
+        only,
+        rounding,
     )
 
 
@@ -444,6 +460,7 @@ def _ready(
         memory=running.memory,
         most_rows=running.most_rows,
         only=running.only,
+        rounding_seconds=running.rounding_seconds,
     )
 
 

@@ -158,9 +158,20 @@ class LoadOptions:
                 f"{quoted(source.exported.path, 300)} was exported, and adapters are merged before;"
                 f" give --adapter to: {source.exported.again()}"
             )
-        if checkpoint_required and source.exported is None:  # which has a record of its files
+        if source.exported:  # which has a record of its files
+            return source
+        if checkpoint_required:
             source.tokenizer_file()
-        return source
+        return self._with_kept(source)
+
+    def _with_kept(self, source: ModelSource) -> ModelSource:
+        """`source` with what is kept of its weights, where they would be rounded."""
+        if self.quantize in (AUTO, "none") or source.checkpoint is None or self.ranks > 1:
+            return source
+        from mmchat.catalog.kept import find_kept
+
+        kept = find_kept(source, self.quantize, self.plan.keep, str(self.dtype))
+        return replace(source, kept=kept.path) if kept else source
 
     def _check_shared(self, source: ModelSource) -> None:
         """Raises UsageError for what so many ranks do not share, before anything is read."""

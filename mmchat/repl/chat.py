@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mmchat.chat.session import Budget, ChatSession
     from mmchat.conversation import Image, Message
     from mmchat.engine.events import Event, Finished
+    from mmchat.loading.loader import LoadedModel
+    from mmchat.repl.loading import LoadingModel
     from mmchat.repl.screen import PlainScreen
     from mmchat.repl.terminal_screen import TerminalScreen
 
@@ -42,6 +44,7 @@ class Chat:
     """A session with pictures attached for the next question, settings, and a screen.
 
     Every line either takes effect as a whole or leaves things as they were and says so.
+    loading: the model, if it is not that of `session` already; what needs it waits.
     first_error: exit code of the first line that failed, 0 if none did.
     """
 
@@ -53,8 +56,10 @@ class Chat:
         chats: Path,
         *,
         saves: bool = False,
+        loading: LoadingModel | None = None,
     ) -> None:
         self.session = session
+        self.loading = loading
         self.screen = screen
         self.sampling = sampling
         self.attached: list[Image] = []
@@ -64,13 +69,23 @@ class Chat:
         self.written: set[tuple[str, Path]] = set()  # kinds and files that commands wrote
         self.addresses: list[str] = []  # pictures from the network, for completion
         self.keeper = Keeper(chats, self.as_saved, screen.note, saves=saves)
-        self._models = [session.loaded]  # as it was given, and perhaps without its adapters
+        self._models: list[LoadedModel] = []  # as it was given, and perhaps without its adapters
         self._answered_with: tuple[Conversation, SamplingParams] | None = None
         self._budget: tuple[Conversation, Budget] | None = None
 
     @property
     def spec(self) -> ModelSpec:
-        return self.session.loaded.spec
+        return self._known.spec
+
+    @property
+    def _known(self) -> LoadingModel | LoadedModel:
+        """What need not be waited for."""
+        return self.loading or self.session.loaded
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether what needs the model would have to wait."""
+        return self.loading is not None and not self.loading.is_over
 
     def as_saved(self, chat: Conversation) -> saving.SavedChat:
         """`chat` with what else is saved of it: the model and the settings that were changed."""
@@ -99,9 +114,10 @@ class Chat:
                 if reason := paths.folder_named(text):
                     raise UsageError(f"{reason}; nothing was sent")
                 self.take(paths.read_line(text))
-        except RankError:  # there is nothing left to talk to
-            raise
         except MmchatError as error:
+            has_model = self.loading is None or self.loading.error is None
+            if isinstance(error, RankError) or not has_model:  # there is nothing to talk to
+                raise
             self.fail(error)
         except KeyboardInterrupt:
             if not self.screen.interactive:
@@ -113,6 +129,7 @@ class Chat:
 
         Raises UsageError if there are none, MemoryError_ if the other model does not fit.
         """
+        self._models = self._models or [self.session.loaded]
         merged = self._models[0]
         if not merged.adapters:
             raise UsageError("no adapter is merged; start with --adapter PATH|REPO")
@@ -155,6 +172,11 @@ class Chat:
             self.attached = before
             raise
 
+    def say_notes(self) -> None:
+        """What has been noted while the model was loaded."""
+        while self.loading and self.loading.notes:
+            self.screen.note(self.loading.notes.pop(0))
+
     def say_unasked(self) -> None:
         """Say that attached pictures are no part of what is saved, if there are any."""
         if count := len(self.attached):
@@ -174,12 +196,13 @@ class Chat:
 
     def load(self, sources: Sequence[str], beside: Iterable[Image]) -> list[Image]:
         """Pictures by path, address or "clipboard", which the chat will hold beside others."""
-        if self.session.loaded.options.text_only:
+        known = self._known.options
+        if known.text_only:
             raise UsageError("the model was loaded with --text-only; start again without it")
         from mmchat.images import load_images
         from mmchat.images.clipboard import clipboard
 
-        alpha = self.session.loaded.processor.alpha
+        alpha = known.alpha or self.session.loaded.processor.alpha
         found = [clipboard() if source == paths.CLIPBOARD else source for source in sources]
         names = [None if isinstance(source, str) else paths.CLIPBOARD for source in found]
         one = paths.short_name(sources[0])
@@ -259,6 +282,7 @@ class Chat:
         undone: int,
     ) -> bool:
         """Write an answer; offers to drop old turns if the context is full. True if it was kept."""
+        _ = self.session.loaded  # waited for here, where that can be seen
         try:
             return self._answer(events(), message, sampling, undone)
         except ContextLengthExceeded as error:

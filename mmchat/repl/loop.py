@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.key_binding.key_processor import KeyPress
 
+    from mmchat.repl.loading import LoadingModel
     from mmchat.repl.terminal_screen import TerminalScreen
 
 PROMPT = "> "
 CONTINUED = "  "
 LEAVE_SECONDS = 3.0  # two Ctrl-C within this time leave
+LOOK_SECONDS = 0.1  # how often the prompt looks how far loading is
 
 
 def run_plain(chat: Chat, lines: Iterable[str], prompt: Callable[[str], None] | None = None) -> int:
@@ -56,8 +58,9 @@ def run_terminal(
     answers: Answers,
     first: Iterable[str] = (),
 ) -> int:
-    """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt.
+    """Until the user leaves. 0, or 130 after Ctrl-C twice at an empty prompt, once while loading.
 
+    A model that is not there yet is loaded from the first prompt on; raises what that raises.
     answers: of the terminal, with the keys that were typed before there was a prompt. first: lines
     to begin with, which are shown as if they were typed.
     """
@@ -126,10 +129,43 @@ class Prompt:
         )
 
     def read(self) -> str:
-        """The next message or command. Raises EOFError (Ctrl-D) and KeyboardInterrupt (Ctrl-C)."""
+        """The next message or command.
+
+        Raises EOFError (Ctrl-D), KeyboardInterrupt (Ctrl-C) and what loading the model raises.
+        """
+        if self._chat.loading and self._chat.loading.error:
+            raise self._chat.loading.error
         self._pressed_at = float("-inf")
+        self._chat.say_notes()
         self._screen.leave_blank()
-        return self._session.prompt([("class:sign", PROMPT)])
+        return self._session.prompt([("class:sign", PROMPT)], pre_run=self._follow_loading)
+
+    def _follow_loading(self) -> None:
+        if self._chat.loading and self._chat.is_loading:
+            self._session.app.create_background_task(self._while_loading(self._chat.loading))
+
+    async def _while_loading(self, loading: LoadingModel) -> None:
+        """Show how far it is; where it fails, the prompt ends."""
+        import asyncio
+
+        from prompt_toolkit.application import run_in_terminal
+
+        loading.begin()  # with the prompt drawn, which an import of torch at once would slow
+        app, shown, is_over = self._session.app, "", False
+        while not is_over:
+            await asyncio.sleep(LOOK_SECONDS)
+            is_over = loading.is_over
+            if loading.notes:
+                await run_in_terminal(self._say_notes)
+            if loading.error is not None and not app.is_done:
+                app.exit(exception=loading.error, style="class:aborting")
+            elif is_over or shown != loading.stage:
+                shown = loading.stage
+                app.invalidate()
+
+    def _say_notes(self) -> None:
+        self._chat.say_notes()
+        self._screen.leave_blank()
 
     def ask(self, prompt: str, default: str) -> str | None:
         """A line for another purpose; None after Ctrl-C or Ctrl-D. With `default` to edit it."""
@@ -216,7 +252,7 @@ class Prompt:
                 self._pressed_at = float("-inf")
                 return
             now = time.monotonic()
-            if now - self._pressed_at < LEAVE_SECONDS:
+            if self._chat.is_loading or now - self._pressed_at < LEAVE_SECONDS:
                 event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
             self._pressed_at = now
 

@@ -26,7 +26,7 @@ _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')""")
 def candidates(chat: Chat, argument: str) -> Iterable[str]:
     words = argument.split(" ")
     settings = facts.setting_names(chat.sampling)
-    has_tags = chat.session.loaded.processor.name_tags is not None
+    has_tags = not chat.is_loading and chat.session.loaded.processor.name_tags is not None
     if len(words) < 2:
         return [*settings, IMAGE_TAGS] if has_tags else settings
     if words[0] == IMAGE_TAGS and has_tags:

@@ -1,8 +1,8 @@
 """Asks the terminal which pictures it can show, and loses no key that is typed meanwhile.
 
-All questions go out at once when the chat starts; the answers are read after the model is loaded,
-just before the first prompt, so that asking costs no time. The last question is one that every
-terminal answers. What comes in and is no answer was typed: it waits for the prompt.
+All questions go out at once when the chat starts; the answers are read just before the first
+prompt, when all for it is imported. The last question is one that every terminal answers. What
+comes in and is no answer was typed: it waits for the prompt.
 """
 
 from __future__ import annotations

@@ -154,10 +154,9 @@ class TerminalScreen:
             raise RuntimeError("the engine ended without a Finished event")
         return finished
 
-    def wait(self, stage: str, work: Callable[[], T]) -> T:
+    def wait(self, stage: str | Callable[[], str], work: Callable[[], T]) -> T:
         """Ctrl-C raises KeyboardInterrupt and leaves the work to itself."""
         line = StageLine(self.write, self.size)
-        line.begin(stage)
         done: list[T] = []
 
         def events() -> Iterator[Event]:
@@ -166,6 +165,7 @@ class TerminalScreen:
 
         try:
             for _ in batches(events(), FRAME_SECONDS):
+                line.begin(stage if isinstance(stage, str) else stage())
                 line.draw()
         finally:
             line.end()

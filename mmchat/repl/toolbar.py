@@ -24,20 +24,23 @@ LAYOUTS = (
 
 def toolbar_text(chat: Chat, columns: int) -> str:
     """The facts on one line, each in a place of its own; on a narrow one those that matter most."""
+    new, pictures = len(chat.attached), len(chat.pictures())
+    attached = plural(pictures, "picture") + f", {new} new" * bool(new)
+    if chat.loading and chat.is_loading:
+        return _cut(f"{chat.loading.stage}{' ' * GAP}{attached}", columns)
     loaded = chat.session.loaded
     limit = f"{loaded.max_seq_len:,}"
     try:
         context = f"{chat.budget().used:,}/{limit}"
     except MmchatError:
         context = f"over {limit}"
-    new, pictures = len(chat.attached), len(chat.pictures())
     speed = chat.last and chat.last.timings.tokens_per_second
     facts = {
         "name": _short(min(chat.spec.name, *chat.spec.aliases[:1], key=len)),
         "device": f"{loaded.device} {loaded.dtype}".replace("torch.", ""),
         "context": context,
         "labelled": f"context {context}",
-        "pictures": plural(pictures, "picture") + f", {new} new" * bool(new),
+        "pictures": attached,
         "speed": f"{speed:.1f} tokens/s" if speed else "",
     }
     most = {key: len(text) for key, text in facts.items()}  # columns that a fact may ever need
@@ -50,6 +53,10 @@ def toolbar_text(chat: Chat, columns: int) -> str:
     ]
     shown = fitting[0] if fitting else ["context"]
     line = (" " * GAP).join(facts[key].ljust(most[key]) for key in shown)
+    return _cut(line, columns)
+
+
+def _cut(line: str, columns: int) -> str:
     return sanitize(line)[: max(columns - 1, 1)].rstrip()
 
 

@@ -34,16 +34,18 @@ class ChatTerminal(Terminal):
         typed: str = "",
         columns: int = 90,
         cwd: Path | None = None,
+        program: tuple[str, ...] = ("mmchat",),
     ) -> None:
         """Says `answers` in turn, or is the real `model`; `typed` is typed before it starts.
 
+        program: the module that runs the real one, and its own arguments.
         folder: HOME, with the chats that are kept; the working folder, too, unless `cwd` is.
         """
         super().__init__(columns=columns, rows=24)
         script = json.dumps({"answers": answers, "delay": delay})
         arguments = ["-m", "tests.repl.fake_chat", script, "chat", "--thumbnails", thumbnails]
         if model is not None:
-            arguments = ["-m", "mmchat", "chat", model, "--thumbnails", thumbnails]
+            arguments = ["-m", *program, "chat", model, "--thumbnails", thumbnails]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),

@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import threading
+import time
 
 import pytest
 from PIL import Image as PILImage
@@ -12,8 +14,10 @@ from prompt_toolkit.document import Document
 from mmchat.chat.session import ChatSession
 from mmchat.cli.console import buffer_console
 from mmchat.engine.sampling import SamplingParams
+from mmchat.errors import CheckpointError
 from mmchat.repl.chat import Chat
 from mmchat.repl.completion import ChatCompleter
+from mmchat.repl.loading import LoadingModel
 from mmchat.repl.loop import dropped_pictures
 from mmchat.repl.screen import PlainScreen
 from mmchat.repl.terminal_screen import TerminalScreen
@@ -56,6 +60,50 @@ def test_the_toolbar_tells_model_context_pictures_and_speed(chat):
     assert re.fullmatch(r"context \d+/1,000", context)
     assert pictures == "1 picture"
     assert re.fullmatch(r"[\d.]+ tokens/s", speed)
+
+
+def loading_chat(load, tmp_path, out):
+    model = scripted_model(b"one")
+    loading = LoadingModel(model.spec, model.options, "loading it", load)
+    session = ChatSession(loading.get)
+    screen = PlainScreen(out.write, out.write)
+    return Chat(session, screen, SamplingParams(), tmp_path / "chats", loading=loading)
+
+
+def test_nothing_that_is_shown_while_the_model_is_loaded_waits_for_it(tmp_path, out):
+    go = threading.Event()
+
+    def load(stages):
+        stages.note("slower than it could be")
+        stages.show("loading it: 1 of 2 tensors")
+        go.wait(60)
+        return scripted_model(b"one")
+
+    chat = loading_chat(load, tmp_path, out)
+    assert toolbar_text(chat, 80) == "loading it   0 pictures"
+    chat.loading.begin()
+    while not chat.loading.notes or "1 of 2" not in chat.loading.stage:
+        time.sleep(0.001)
+    assert toolbar_text(chat, 80) == "loading it: 1 of 2 tensors   0 pictures"
+    assert toolbar_text(chat, 12) == "loading it:"
+    assert offered(chat, "\\set tem") == ["\\set temperature"]
+    chat.line("\\system Be brief.")
+    chat.say_notes()
+    assert out.getvalue() == "the system prompt is changed\nslower than it could be\n"
+    go.set()
+    chat.line("Hi")
+    assert out.getvalue().endswith("one\n")
+    assert toolbar_text(chat, 200).startswith("llama3.2-11B   cpu float32   context")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_chat_and_not_a_line(tmp_path, out):
+    def load(_):
+        raise CheckpointError("no weights")
+
+    chat = loading_chat(load, tmp_path, out)
+    with pytest.raises(CheckpointError, match="no weights"):
+        chat.line("Hi")
+    assert out.getvalue() == ""
 
 
 @pytest.mark.parametrize("columns", [10, 20, 40, 60, 80, 200])
