@@ -164,7 +164,8 @@ def main() -> None:
     print(f"{given.layers} layers of the {given.shapes}, {given.scheme}; load"
           f" {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")  # fmt: skip
     rounds = measure(given)
-    for by, title in (("wall", "by the clock"), ("cpu", "processor time of a process")):
+    for by in CLOCKS:
+        title = "by the clock" if by == "wall" else "processor time of a process"
         print(f"a token, {title}:")
         for name in WAYS:
             taken = [each[name][by] for each in rounds]
