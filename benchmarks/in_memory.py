@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmchat.checkpoints.checkpoint import Checkpoint, StoredAs
+from mmchat.checkpoints.checkpoint import Checkpoint, StoredAs, Used
 from mmchat.checkpoints.mapped_file import TensorEntry
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class InMemoryCheckpoint(Checkpoint):
         self.total_bytes = sum(entry.num_bytes for entry in self.entries.values())
         self._read = read
 
-    def read(self, name: str) -> torch.Tensor:
+    def read(self, name: str, used: Used | None = None) -> torch.Tensor:  # noqa: ARG002
         return self._read(name)
 
     def release(self, name: str) -> None:

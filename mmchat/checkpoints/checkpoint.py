@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,8 @@ BIN_INDEX_NAME = "pytorch_model.bin.index.json"
 BIN_SINGLE_NAME = "pytorch_model.bin"
 # 0 or 1: shards are joined along this axis; None: every shard holds the whole tensor.
 MergeRules = Callable[[str], Literal[0, 1] | None]
+# What is used of a tensor: an axis, and (first, end) of each stretch along it.
+Used = tuple[int, Sequence[tuple[int, int]]]
 Parts = dict[str, list[tuple[MappedFile, TensorEntry]]]  # the pieces of a tensor, file by file
 
 _HF_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
@@ -76,17 +78,25 @@ class Checkpoint:
             for name, shards in parts.items()
         }
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, used: Used | None = None) -> Tensor:
         """The tensor `name` on the CPU: a view of the file, or a copy where shards are joined.
 
         A view can be written to without changing the file; `release` forgets what was written.
+        used: shards with nothing of it are not read, and anything stands in their place.
         """
-        tensors = [file.tensor(entry) for file, entry in self._parts[name]]
-        if len(tensors) == 1:
-            return tensors[0]
+        (file, first), *others = self._parts[name]
+        if not others:
+            return file.tensor(first)
         import torch
 
-        return torch.cat(tensors, dim=self._axes[name])
+        axis, end = self._axes[name], 0
+        spans = used[1] if used and used[0] == axis else [(0, self.entries[name].shape[axis])]
+        whole = torch.empty(self.entries[name].shape, dtype=getattr(torch, first.dtype))
+        for file, entry in self._parts[name]:
+            begin, end = end, end + entry.shape[axis]
+            if any(one < end and begin < other for one, other in spans):
+                whole.narrow(axis, begin, end - begin).copy_(file.tensor(entry))
+        return whole
 
     def rows(self, name: str) -> Tensor:
         """`read`, for those who take all rows of a matrix once, a slice after the other."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.errors import CheckpointError
 
@@ -56,9 +56,9 @@ class ComputedCheckpoint(Checkpoint):
         self.files, self.total_bytes = stored.files, stored.total_bytes
         self.remarks = (*stored.remarks, remark) if remark else stored.remarks
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, used: Used | None = None) -> Tensor:
         tensor = self._own.get(name)
-        return tensor.compute(self._stored.read) if tensor else self._stored.read(name)
+        return tensor.compute(self._stored.read) if tensor else self._stored.read(name, used)
 
     def release(self, name: str) -> None:
         tensor = self._own.get(name)

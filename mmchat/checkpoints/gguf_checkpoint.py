@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VISION, _TEXT = "v.", "token_embd.weight"  # what only the vision part, only the text part has
+_ROWS = 64  # that are widened whole where some columns of a matrix are wanted
 _HEADS = ("output.weight", _TEXT)  # the second where both are one
 
 
@@ -128,6 +129,22 @@ class WideRows:
 
     def float(self) -> Tensor:
         return self[:]
+
+    def dim(self) -> int:
+        return 2
+
+    def narrow(self, axis: int, begin: int, length: int) -> Tensor | WideRows:
+        """Rows stay packed; columns are widened, for a cut need not lie between blocks."""
+        if axis == 0:
+            rows = self._packed[begin : begin + length]
+            return WideRows(self._block, rows, (length, self.shape[1]), self.device)
+        import torch
+
+        pieces = (self[at : at + _ROWS] for at in range(0, len(self), _ROWS))
+        return torch.cat([piece[:, begin : begin + length].clone() for piece in pieces])
+
+    def contiguous(self) -> WideRows:
+        return self
 
     def to(self, *wanted: torch.device | torch.dtype) -> Tensor | WideRows:
         """As of a tensor, but that float32 rows stay packed."""

@@ -14,7 +14,7 @@ from mmchat.cli import console, model_choice, options
 from mmchat.cli.batch import FAILED_EXIT_CODE, Rows
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import refuse_overwriting, refuse_text_only
-from mmchat.errors import MmchatError, UsageError
+from mmchat.errors import MmchatError, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -55,7 +55,8 @@ def find(
         atomic_file.check_writable(page)
     names = dict.fromkeys(name for place in places for name in pictures(place))
     if not names:
-        raise UsageError("there are no pictures; give a folder, a glob, or pictures")
+        where = ", ".join(map(quoted, places))
+        raise UsageError(f"there are no pictures in {where}; give a folder, a glob, or pictures")
     if page is not None and page.exists():
         refuse_overwriting(page, list(names), "--html")
     source = find_or_offer(model)

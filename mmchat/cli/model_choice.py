@@ -20,6 +20,7 @@ from mmchat.cli import console
 from mmchat.cli.compile_notes import AnyStages, CompileNotes
 from mmchat.errors import MemoryError_
 from mmchat.loading.options import PATHS
+from mmchat.parallel.launch import launched_ranks
 from mmchat.quant.schemes import AUTO
 from mmchat.words import size
 
@@ -122,7 +123,8 @@ def begin_loading(options: LoadOptions, source: ModelSource) -> None:
     is_compiled = options.compile == "on" or any(map(os.path.exists, _GPUS))
     _importing.append(threading.Thread(target=_import_torch, args=(is_compiled,)))
     _importing[-1].start()
-    threading.Thread(target=_read_weights_ahead, args=(source,), daemon=True).start()
+    if launched_ranks() == 1:  # else ranks of other machines may hold the most
+        threading.Thread(target=_read_weights_ahead, args=(source,), daemon=True).start()
 
 
 def _import_torch(is_compiled: bool) -> None:

@@ -33,8 +33,8 @@ def of_launcher(values: dict[str, Any], command: str) -> dict[str, Any]:
 
         launch.end_with_parent()
         follow(timeout, timeout)
+    launch.adopt(group := launch.join(timeout, timeout))
     from mmchat.runtime.mirrored import driver_of
 
-    launch.adopt(group := launch.join(timeout, timeout))
     driver_of(group).show_life()
     return {**values, "parallel": ranks}

@@ -13,6 +13,7 @@ from mmchat.estimate.memory import OFFERED_SCHEMES, MemoryNeed, Setup
 from mmchat.estimate.speed import tokens_per_second
 from mmchat.hardware.placement import choose_placement
 from mmchat.models.registry import FAMILIES
+from mmchat.parallel.slices import shared_counts
 
 # Below this many parameters nobody quantises, and reading the weights is not what takes time.
 _SMALL = 10**9
@@ -61,7 +62,7 @@ def outlooks(machine: Machine, ranks: int = 1) -> Iterator[Outlook]:
         return order.index(spec.model_type), spec.parameters, spec.name
 
     for spec in sorted(known_specs(), key=place):
-        if any(count % ranks for count in spec.family.heads(spec.config).values()):
+        if any(count % ranks for count in shared_counts(spec.family.cuts(spec.config)).values()):
             continue
         for scheme in OFFERED_SCHEMES if spec.parameters > _SMALL else OFFERED_SCHEMES[:1]:
             yield _outlook(machine, spec, scheme, ranks)

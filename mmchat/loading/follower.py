@@ -18,13 +18,14 @@ def main() -> None:
     from mmchat.parallel.group import IDLE
 
     launch.end_with_pipe(sys.stdin.buffer)
-    follow(float(os.environ["MMCHAT_PARALLEL_TIMEOUT"]), IDLE)
+    follow(float(os.environ["MMCHAT_PARALLEL_TIMEOUT"]), IDLE, launch.LEFT)
 
 
-def follow(timeout: float, idle: float) -> NoReturn:
+def follow(timeout: float, idle: float, left: int = RankError.exit_code) -> NoReturn:
     """Share models with rank 0 until it ends; the process ends with it.
 
-    Says on stderr why, where it is not rank 0 that ends it.
+    Says on stderr why, where it is not rank 0 that ends it. left: the exit code where others are
+    gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for rank 0, which knows what to do
     go_offline()  # rank 0 has seen to it that all is here
@@ -34,7 +35,7 @@ def follow(timeout: float, idle: float) -> NoReturn:
         _follow(group)
         code = 0
     except BaseException as error:
-        code = getattr(error, "exit_code", 1)
+        code = left if isinstance(error, RankError) else getattr(error, "exit_code", 1)
         if group is not None and not isinstance(error, RankError):
             with suppress(Exception):  # where even the store is gone
                 group.last_words(error)

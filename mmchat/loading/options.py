@@ -176,7 +176,7 @@ class LoadOptions:
     def _check_shared(self, source: ModelSource) -> None:
         """Raises UsageError for what so many ranks do not share, before anything is read."""
         spec, folder = source.spec, source.exported
-        check_ranks(spec.name, self.ranks, spec.family.heads(spec.config))
+        check_ranks(spec.name, self.ranks, spec.family.cuts(spec.config))
         if folder and folder.record.programs:
             raise UsageError(
                 f"{quoted(folder.path, 300)} holds compiled programs, which --parallel"

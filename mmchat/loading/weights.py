@@ -8,6 +8,7 @@ is computed, and on the CPU nothing is copied but what is brought into another o
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mmchat.catalog.known import params_file_for
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
-from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
@@ -77,7 +78,8 @@ def load_weights(
                     model, files, whole, options, placement.device, notices, shares
                 )
             filled = count - len(wanted)
-            tensors = build.iter_weights(files, spec.config, wanted)
+            used = partial(_used, model, shares, adapters.touched)
+            tensors = build.iter_weights(files, spec.config, wanted, used)
             tensors = _merged(tensors, adapters, model, placement.dtype)
         model.requires_grad_(False).eval()
         for done, (name, tensor) in enumerate(tensors, start=filled + 1):
@@ -110,6 +112,17 @@ def _merged(
             continue
         is_rounded = _buffer(model, name) is not None
         yield name, adapters.merged(name, tensor, torch.float32 if is_rounded else dtype)
+
+
+def _used(
+    model: FamilyModel, shares: Shares | None, touched: Collection[str], name: str
+) -> Used | None:
+    """What `_assign` keeps of a tensor, unless the whole of it is merged or rounded before."""
+    cut = shares and shares.cut(name)
+    if not shares or not cut or name in touched:
+        return None
+    is_rounded_whole = cut.axis == 1 and _buffer(model, name) is not None
+    return None if is_rounded_whole else (cut.axis, cut.spans(shares.rank, shares.ranks))
 
 
 def load_beside(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from mmchat.models.base import CompilableModel
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mmchat.checkpoints.checkpoint import Checkpoint
+    from mmchat.checkpoints.checkpoint import Checkpoint, Used
     from mmchat.checkpoints.mapped_file import TensorEntry
     from mmchat.models.base import ExportLimits, ExportProgram, Model, RunProgram
     from mmchat.models.family import Alpha
@@ -109,12 +109,17 @@ class Build(Protocol[C, M]):
         ...
 
     def iter_weights(
-        self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None
+        self,
+        checkpoint: Checkpoint,
+        config: C,
+        wanted: Collection[str] | None = None,
+        used: Callable[[str], Used | None] = ...,
     ) -> Iterator[tuple[str, Tensor]]:
         """(Hub name, tensor) for all or the `wanted` tensors, in the order of the files.
 
         All are checked before the first is read. A tensor may be a view of its file: copy it or
-        keep it; what is written to it before the next is taken is lost.
+        keep it; what is written to it before the next is taken is lost. used: what the caller
+        takes of a tensor; the rest may be anything. It takes all where that gives None.
         """
         ...
 

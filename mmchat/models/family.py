@@ -243,12 +243,11 @@ class Family(Protocol[C, M]):
         """The axis along which the makers' shards cut a tensor; None: each holds all of it."""
         ...
 
-    def heads(self, config: C) -> Mapping[str, int]:
-        """What ranks share evenly, by its name for people; empty where nothing is shared yet."""
-        ...
-
     def cuts(self, config: C) -> Cuts:
-        """How the weights are shared by ranks, by the names of the model's layers."""
+        """How the weights are shared by ranks, by the names of the model's layers.
+
+        Empty where nothing is shared yet.
+        """
         ...
 
     def build(self) -> Build[C, M]: ...

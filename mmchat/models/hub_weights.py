@@ -13,7 +13,7 @@ from mmchat.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmchat.checkpoints.checkpoint import Checkpoint
+    from mmchat.checkpoints.checkpoint import Checkpoint, Used
 
 C = TypeVar("C")  # the family's config
 
@@ -40,7 +40,11 @@ class HubWeights(Generic[C]):
         return entries
 
     def iter_weights(
-        self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None
+        self,
+        checkpoint: Checkpoint,
+        config: C,
+        wanted: Collection[str] | None = None,
+        used: Callable[[str], Used | None] = lambda _: None,
     ) -> Iterator[tuple[str, Tensor]]:
         entries = self.check_weights(checkpoint, config, wanted)
         return read_entries(checkpoint, entries, entries if wanted is None else wanted)

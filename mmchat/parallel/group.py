@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -225,6 +225,12 @@ class Group:
 
     # ---- the end
 
+    def look(self) -> None:
+        """Notice a follower that ended while nothing was asked of it; `lost` says so then."""
+        if self.followers and self.followers.ended():
+            with suppress(RankError), self.watched():
+                raise RuntimeError("a follower ended")
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         """What torch says when a rank is gone becomes one line."""
@@ -254,17 +260,21 @@ class Group:
     def _explained(self, error: Exception) -> RankError:
         until, found = time.monotonic() + _LAST_SECONDS, None
         while found is None and self.rank == 0 and time.monotonic() < until:
-            found = self._words() or (self.followers and self.followers.ended())
+            found = self._words() or (self.followers and self.followers.ended(left=False))
             time.sleep(_POLL_SECONDS)
         if self.rank == 0:  # for others the way to the store may be what is broken
-            found = self._words() or found
+            found = self._words() or found or (self.followers and self.followers.ended())
         if found:
             rank, text, code = found
             return RankError(f"rank {rank} ({self._name(rank)}) {text}", code)
-        if isinstance(error, _MissingError):
-            return RankError(self._missing(error.ranks))
+        silent = error.ranks if isinstance(error, _MissingError) else []
+        if silent and not self._names:
+            return RankError(
+                f"{self.ranks - len(silent)} of {self.ranks} ranks came within {self.timeout:g} s"
+                f" (--parallel-timeout); missing: {', '.join(map(str, silent))}. {NETWORK}"
+            )
         if "imed out" in str(error) or "imeout" in str(error):
-            silent = self.followers.silent() if self.followers else self._others()
+            silent = silent or (self.followers.silent() if self.followers else self._others())
             who = ", ".join(f"rank {rank} ({self._name(rank)})" for rank in silent)
             return RankError(f"{who}: no answer for {self.timeout:g} s (--parallel-timeout)")
         gone = "another rank" if self.rank == 0 else f"rank 0 ({self._name(0)})"
@@ -280,15 +290,6 @@ class Group:
             except RuntimeError:  # the store is gone as well
                 return None
         return None
-
-    def _missing(self, ranks: Sequence[int]) -> str:
-        if self._names:
-            who = ", ".join(f"rank {rank} ({self._name(rank)})" for rank in ranks)
-            return f"{who}: no answer for {self.timeout:g} s (--parallel-timeout)"
-        return (
-            f"{self.ranks - len(ranks)} of {self.ranks} ranks came within {self.timeout:g} s"
-            f" (--parallel-timeout); missing: {', '.join(map(str, ranks))}. {NETWORK}"
-        )
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.ranks) if rank != self.rank]

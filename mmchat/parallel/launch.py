@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmchat.parallel.group import Group
 
 _CODE = "import sys; sys.path += sys.argv[1:]; from mmchat.loading.follower import main; main()"
+LEFT = 75  # exit code of a follower that others have left; it says nothing of why they did
 _WORDS = 300  # characters of the last line that a process wrote
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -64,16 +65,27 @@ def group_of(ranks: int, timeout: float) -> Group:
     return group
 
 
+def lost() -> RankError | None:
+    """Why the models of this process answer no more; None while they do, or are its alone."""
+    if _group is None:
+        return None
+    _group.look()
+    return _group.lost
+
+
 def join(timeout: float, idle: float) -> Group:
     """Meet the ranks that a launcher, or rank 0, has started; both in seconds, as in Group.
 
-    Raises RankError.
+    Raises RankError, and UsageError for a port that is none.
     """
+    rank, ranks, host, port = (os.environ[name] for name in _VARIABLES)
+    if not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise UsageError(f"MASTER_PORT {quoted(port)} is no port; give one from 1 to 65535")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # torch would add its stack
     from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     from mmchat.parallel.group import NETWORK, Group
 
-    rank, ranks, host, port = (os.environ[name] for name in (*_VARIABLES,))
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         store = TCPStore(
@@ -84,7 +96,7 @@ def join(timeout: float, idle: float) -> Group:
             timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
         )
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         reason = "is in use" if "EADDRINUSE" in str(error) else "cannot be reached"
         raise RankError(f"rank {rank}: {quoted(f'{host}:{port}')} {reason}. {NETWORK}") from None
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -146,10 +158,10 @@ class Followers:
             )
         atexit.register(self.end)
 
-    def ended(self) -> tuple[int, str, int] | None:
-        """(rank, how it ended, exit code) of the first that did."""
+    def ended(self, *, left: bool = True) -> tuple[int, str, int] | None:
+        """(rank, how it ended, exit code) of the first that did. left: also by what others did."""
         for rank, process in self._processes.items():
-            if (code := process.poll()) is not None:
+            if (code := process.poll()) is not None and (left or code != LEFT):
                 how = f"was ended by {_signal(-code)}" if code < 0 else f"ended with exit {code}"
                 said = self._last_line(rank)
                 return rank, f"{how}: {said}" if said else how, code if code == 5 else 1

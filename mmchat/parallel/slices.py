@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,13 +23,20 @@ class Cut:
 
     axis: 0, rows: each rank has some outputs, `gathered` by all or by the first afterwards, or used
     as they are. 1, columns: each rank has some inputs, and the products are summed. unit: how many
-    rows or columns stay together.
+    rows or columns stay together. shared: what people call the units, which each rank has as many
+    of as any other; empty where one may have more.
     """
 
     axis: Literal[0, 1]
     parts: tuple[int, ...]
     unit: int = 1
     gathered: Literal["", "all", "first"] = ""
+    shared: str = ""
+
+    @property
+    def columns(self) -> Cut:
+        """That of a weight which takes in what one with this cut gives."""
+        return replace(self, axis=1)
 
     def spans(self, rank: int, ranks: int) -> list[tuple[int, int]]:
         """(first, end) of the rank's share of each part, along the whole axis."""
@@ -50,42 +57,59 @@ class Cut:
 Cuts = Mapping[str, Cut]
 
 
-def heads(count: int, size: int, axis: Literal[0, 1] = 0) -> Cut:
-    """`count` heads of `size`, as rows or as columns."""
-    return Cut(axis, (count * size,), size)
+def heads(count: int, size: int, kind: str = "heads") -> Cut:
+    """`count` heads of `size`, as rows."""
+    return Cut(0, (count * size,), size, shared=kind)
 
 
-def hidden(size: int, axis: Literal[0, 1] = 0) -> Cut:
-    """Hidden units of a feed-forward network, as rows or as columns."""
-    return Cut(axis, (size,), math.gcd(size, BLOCK))
+def hidden(size: int) -> Cut:
+    """Hidden units of a feed-forward network, as rows."""
+    return Cut(0, (size,), math.gcd(size, BLOCK))
 
 
 def together(*cuts: Cut) -> Cut:
     """Of layers whose rows are joined."""
     parts = tuple(size for cut in cuts for size in cut.parts)
-    return Cut(cuts[0].axis, parts, math.gcd(*(cut.unit for cut in cuts)))
+    return Cut(cuts[0].axis, parts, math.gcd(*(cut.unit for cut in cuts)), shared=cuts[0].shared)
 
 
 def decoder_cuts(prefix: str, text: Any) -> dict[str, Cut]:
     """The layers of nn.decoder and nn.mlp.GatedMLP below `prefix`, and their `lm_head`."""
     query = heads(text.num_attention_heads, text.head_dim)
-    key = heads(text.num_key_value_heads, text.head_dim)
+    key = heads(text.num_key_value_heads, text.head_dim, "key and value heads")
     inner = hidden(text.intermediate_size)
     return {
         f"{prefix}*_attn.q_proj": query,
         f"{prefix}*_attn.[kv]_proj": key,
         f"{prefix}*_attn.qkv_proj": together(query, key, key),
-        f"{prefix}*_attn.o_proj": heads(text.num_attention_heads, text.head_dim, 1),
+        f"{prefix}*_attn.o_proj": query.columns,
         f"{prefix}*.gate_proj": inner,
         f"{prefix}*.up_proj": inner,
         f"{prefix}*.gate_up_proj": together(inner, inner),
-        f"{prefix}*.down_proj": hidden(text.intermediate_size, 1),
+        f"{prefix}*.down_proj": inner.columns,
         f"{prefix}*lm_head": Cut(0, (text.vocab_size,), gathered="first"),
     }
 
 
-def check_ranks(name: str, ranks: int, counts: Mapping[str, int]) -> None:
-    """Raises UsageError unless `ranks` divides each of the counts. counts: by their names."""
+def encoder_cuts(prefix: str, count: int, size: int, inner: int) -> dict[str, Cut]:
+    """The layers of a ViT below `prefix`: `count` heads of `size`, `inner` hidden units."""
+    own, units = heads(count, size, "vision heads"), hidden(inner)
+    return {
+        f"{prefix}*.self_attn.[qkv]_proj": own,
+        f"{prefix}*.self_attn.o*_proj": own.columns,
+        f"{prefix}*.mlp.fc1": units,
+        f"{prefix}*.mlp.fc2": units.columns,
+    }
+
+
+def shared_counts(cuts: Cuts) -> dict[str, int]:
+    """What each rank has as many of as any other, by its name for people: heads of all kinds."""
+    return {cut.shared: cut.parts[0] // cut.unit for cut in cuts.values() if cut.shared}
+
+
+def check_ranks(name: str, ranks: int, cuts: Cuts) -> None:
+    """Raises UsageError unless `ranks` divides the heads of a model whose cuts these are."""
+    counts = shared_counts(cuts)
     if not counts:
         raise UsageError(f"{name}: its family is not shared by ranks yet; leave out --parallel")
     common = math.gcd(*counts.values())

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
-from mmchat.errors import RankError, UsageError
+from mmchat.errors import UsageError
+from mmchat.parallel import launch
 from mmchat.server import log
 from mmchat.server.app import make_app
 from mmchat.server.options import ServerOptions
@@ -151,10 +152,10 @@ class _Running:
 
     async def _until_it_ends(self, serving: asyncio.Future[None]) -> None:
         while self._code is None and self.error is None and not serving.done():
+            if lost := launch.lost():
+                self.error = lost
+                break
             if self.service.failure is not None:
-                if isinstance(self.service.failure, RankError):
-                    self.error = self.service.failure
-                    break
                 log.bug(self.service.failure)
                 self._code = 1
             await asyncio.sleep(TICK_SECONDS)

@@ -17,13 +17,15 @@ import mmchat
 from mmchat.catalog.find import find_model
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.conversation import question
+from mmchat.engine.driver import run
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import RankError, UsageError
 from mmchat.loading.loader import _Prepared
 from mmchat.loading.options import LoadOptions
 from mmchat.nn.kv_cache import LayerCache
-from mmchat.parallel.launch import launched_rank
+from mmchat.parallel.launch import join, launched_rank
 from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels import ops, reference
@@ -109,6 +111,25 @@ def test_conversations_and_many_rows_say_the_same(folders):
         assert said(mmchat.load(parallel=2)) == expected
 
 
+def test_scores_of_a_prompt_are_those_of_one_process():
+    """As `mmchat find`, and the tasks of lm_eval, ask for them."""
+
+    def scores(model: mmchat.Model) -> Tensor:
+        message = question("A dog?", [WIDE], tag=model.processor.image_tag)
+        prompt, engine = model.processor.chat([message]), model.engine_of(2)
+        request = model.request(prompt, replace(SAMPLED, logprobs=1))
+        request = replace(request, score_from=prompt.media[0].end)
+        [*_, (_, end)] = run(engine, [engine.submit(request)])
+        assert isinstance(end, Finished)
+        return torch.tensor([token.logprob for token in end.prompt_logprobs])
+
+    expected = scores(mmchat.load(dtype="float32"))
+    with ranks_of(2):
+        found = scores(mmchat.load(dtype="float32", parallel=2))
+    assert len(found) > 5
+    assert (found - expected).abs().max() < 1e-4
+
+
 def test_a_pass_that_one_rank_has_no_memory_for_is_tried_again_by_all(monkeypatch):
     """The first has none to grow, once; the other has grown by then, and cannot shrink."""
     grow, first, failed = LayerCache.grow, threading.current_thread(), []
@@ -168,6 +189,15 @@ def test_a_rank_that_a_launcher_cannot_mean_is_refused(rank):
     assert launched_rank(given) == 1
     with pytest.raises(UsageError, match=f"RANK '{rank}' is none of 0 to 1"):
         launched_rank({**given, "RANK": rank})
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536"])
+def test_a_port_that_is_none_is_refused(port, monkeypatch):
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"MASTER_PORT '{port}' is no port"):
+        join(1, 1)
 
 
 def test_ranks_compare_small_tensors_of_any_shape():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def start() -> Iterator[Start]:
         process.kill()
         with process:
             pass
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
 
 
 def followers(process: subprocess.Popen, count: int = 1) -> list[psutil.Process]:
@@ -137,24 +144,69 @@ def test_followers_end_with_the_command_however_it_ends(number, code, start):
     assert_gone(ranks)
 
 
-def test_a_server_shares_its_model_on_the_loopback_alone(start):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def asked(port: int) -> httpx.Response:
+    question = {"model": "tiny", "messages": [{"role": "user", "content": "Who are you?"}]}
+    address = f"http://127.0.0.1:{port}/v1/chat/completions"
+    return httpx.post(address, json=question, timeout=SECONDS)
+
+
+def answered(port: int) -> str:
+    """What a server says, once it has loaded its model."""
+    until = time.monotonic() + SECONDS
+    while (said := asked(port)).status_code == 503:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    return said.json()["choices"][0]["message"]["content"]
+
+
+def test_a_server_shares_its_model_on_the_loopback_alone(start, port):
     process = start("serve", "-q", "--port", str(port), "--parallel", "2")
     [rank] = followers(process)
     for one in (rank, psutil.Process(process.pid)):
         listening = {c.laddr.ip for c in one.net_connections("tcp") if c.status == "LISTEN"}
         assert listening <= {"127.0.0.1"}
-    address = f"http://127.0.0.1:{port}/v1/chat/completions"
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Who are you?"}]}
-    until = time.monotonic() + SECONDS
-    while (said := httpx.post(address, json=asked, timeout=SECONDS)).status_code == 503:
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    assert said.json()["choices"][0]["message"]["content"]
+    assert answered(port)
     process.send_signal(signal.SIGTERM)
     assert ended(process) == (0, [])
     assert_gone([rank])
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_server_ends_with_a_follower_and_says_so_to_who_waits(busy, start, port):
+    process = start("serve", "-q", "--port", str(port), "--parallel", "4")
+    ranks = followers(process, 3)
+    assert answered(port)
+    if busy:
+        ranks[1].suspend()
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(asked, port)
+            time.sleep(1)  # until it has been told to the others
+            ranks[1].kill()
+            assert waiting.result().status_code in (500, 503)
+    else:
+        ranks[1].kill()
+    code, errors = ended(process)
+    assert code == 1
+    assert errors[-1].startswith(f"mmchat: error: rank 2 (pid {ranks[1].pid} on ")
+    assert errors[-1].endswith("was ended by SIGKILL")
+    assert_gone(ranks)
+
+
+def test_a_batch_and_an_evaluation_are_those_of_one_process(start, tmp_path):
+    def texts(*more: str) -> dict[str, str]:
+        output = tmp_path / f"{len(more)}.jsonl"
+        done = start("batch", "assets/s*.jpg", "-o", str(output), "-q", *more, "-p", "What is it?")
+        assert ended(done) == (0, [])
+        rows = map(json.loads, output.read_text().splitlines())
+        return {row["custom_id"]: row["text"] for row in rows}
+
+    def right(*more: str) -> dict[str, Any]:
+        out, errors = start("eval", "scenes", "--limit", "3", "--json", "-q", *more).communicate()
+        assert not errors
+        return {**json.loads(out), "seconds": 0}
+
+    assert texts("--parallel", "2") == texts() != {}
+    assert right("--parallel", "2") == right()
 
 
 # ---- as launchers start them
@@ -163,12 +215,6 @@ def test_a_server_shares_its_model_on_the_loopback_alone(start):
 def launched(rank: int, port: int, **more: str) -> dict[str, Any]:
     place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     return {"env": {**place, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", **more}}
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 def test_ranks_of_a_launcher_share_the_model_of_one_command(start, port):
@@ -191,6 +237,14 @@ def test_a_rank_that_never_comes_is_told_with_what_to_set(start, port):
     assert code == 1
     assert "1 of 2 ranks came within 3 s (--parallel-timeout); missing: 1." in line
     assert "GLOO_SOCKET_IFNAME" in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_address_that_does_not_answer_is_told_in_one_line(rank, start, port):
+    place = launched(rank, port, MASTER_ADDR="no.such.host.invalid")
+    code, [line] = ended(start("generate", "hi", "-q", "--parallel-timeout", "2", **place))
+    assert code == 1
+    assert f"rank {rank}: 'no.such.host.invalid:{port}' cannot be reached." in line
 
 
 def test_other_weights_on_another_machine_are_refused(start, port, tmp_path):
@@ -226,3 +280,56 @@ def test_torchrun_starts_two_nodes_and_a_chat_is_refused_there(start, port):
     refused = [node(rank, "chat") for rank in (0, 1)]
     for one in refused:
         assert "chat has no terminal of its own under a launcher" in one.communicate()[1]
+
+
+# ---- two machines
+
+
+@pytest.fixture
+def pull() -> Iterator[Callable[[], None]]:
+    """Two network namespaces with a cable between them, which this pulls."""
+
+    def ip(line: str) -> None:
+        subprocess.run(["ip", *line.split()], check=True, capture_output=True, text=True)
+
+    try:
+        try:
+            ip(f"netns add {SPACE}-0")
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", None) or error
+            pytest.skip(f"NOT TESTED: two machines and a pulled cable, which need root: {reason}")
+        ip(f"netns add {SPACE}-1")
+        ip(f"link add cable0 netns {SPACE}-0 type veth peer name cable1 netns {SPACE}-1")
+        for rank in (0, 1):
+            ip(f"-n {SPACE}-{rank} addr add 10.77.0.{1 + rank}/24 dev cable{rank}")
+            ip(f"-n {SPACE}-{rank} link set lo up")
+            ip(f"-n {SPACE}-{rank} link set cable{rank} up")
+        yield lambda: ip(f"-n {SPACE}-1 link set cable1 down")
+    finally:
+        for rank in (0, 1):
+            subprocess.run(["ip", "netns", "del", f"{SPACE}-{rank}"], capture_output=True)
+
+
+def on_machine(rank: int) -> dict[str, Any]:
+    place = launched(rank, 29500, MASTER_ADDR="10.77.0.1", GLOO_SOCKET_IFNAME=f"cable{rank}")
+    return {"before": ("ip", "netns", "exec", f"{SPACE}-{rank}"), **place}
+
+
+def test_two_machines_share_a_model_and_both_end_when_the_cable_is_pulled(pull, start):
+    nodes = [start(*ASK, **on_machine(rank)) for rank in (0, 1)]
+    assert answer(nodes[0]) == answer(start(*ASK))
+    assert nodes[1].communicate(timeout=SECONDS) == ("", "")
+    nodes = [start(*LONG, **on_machine(rank)) for rank in (0, 1)]
+    until = time.monotonic() + SECONDS
+    while any(psutil.Process(node.pid).cpu_times().user < 8 for node in nodes):  # beyond loading
+        assert time.monotonic() < until
+        assert not any(node.poll() for node in nodes), [node.communicate() for node in nodes]
+        time.sleep(0.2)
+    pull()
+    begin = time.monotonic()
+    for node, other in zip(nodes, (1, 0), strict=True):
+        code, [line] = ended(node)
+        assert code == 1
+        assert f"rank {other} (pid {nodes[other].pid} on " in line
+        assert line.endswith("no answer for 10 s (--parallel-timeout)")
+    assert time.monotonic() - begin < 2 * (10 + 2)  # twice what is promised, on a busy machine

@@ -13,7 +13,7 @@ from mmchat.estimate.memory import Setup
 from mmchat.loading.shares import check_groups
 from mmchat.nn.linear import set_formats
 from mmchat.nn.shapes_only import shapes_only
-from mmchat.parallel.slices import Shares, check_ranks, share_shape
+from mmchat.parallel.slices import Shares, check_ranks, share_shape, shared_counts
 from mmchat.quant.schemes import make_plan
 
 NAMES = ("tiny", "llama3.2-11B", "llama3.2-90B", "llava", "llava:13b", "qwen-vl-chat")
@@ -26,7 +26,7 @@ def known(name: str):
 
 
 def able(spec) -> list[int]:
-    common = math.gcd(*spec.family.heads(spec.config).values())
+    common = math.gcd(*shared_counts(spec.family.cuts(spec.config)).values())
     return [n for n in (2, 4, 8) if common % n == 0]
 
 
@@ -99,7 +99,7 @@ def share_of(shares: Shares, name: str, like: torch.Tensor) -> tuple[int, ...]:
 def test_other_numbers_of_ranks_are_refused_with_those_that_work():
     spec = known("llama3.2-90B")
     with pytest.raises(UsageError) as caught:
-        check_ranks(spec.name, 3, spec.family.heads(spec.config))
+        check_ranks(spec.name, 3, spec.family.cuts(spec.config))
     assert str(caught.value) == (
         "--parallel 3: Llama-3.2-90B-Vision-Instruct has 64 heads; use 2 or 4 or 8"
     )

@@ -182,9 +182,6 @@ class ToyFamily:
     def shard_axis(self, name: str) -> None:
         return None
 
-    def heads(self, config: ToyConfig) -> dict[str, int]:
-        return {}
-
     def cuts(self, config: ToyConfig) -> dict[str, Cut]:
         return {}
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat.models.family import Translated
 from mmchat.models.llava import params, squares, translate
 from mmchat.models.llava.config import LlavaConfig
-from mmchat.models.llava.cuts import cuts, shared_heads
 from mmchat.models.llava.footprint import footprint
 from mmchat.models.llava.tensor_names import hub_name, hub_shapes
 from mmchat.models.prompt import MediaFacts
 from mmchat.models.sizes import EmbeddingSizes
 from mmchat.models.square_family import SquareFamily
+from mmchat.parallel.slices import Cut, decoder_cuts, encoder_cuts, hidden
 from mmchat.strict_json import Where
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ class LlavaFamily(SquareFamily[LlavaConfig]):
     to_sections = staticmethod(params.to_sections)
     shapes = staticmethod(hub_shapes)
     hub_name = staticmethod(hub_name)
-    heads = staticmethod(shared_heads)
-    cuts = staticmethod(cuts)
 
     def sizes(self, config: LlavaConfig) -> EmbeddingSizes:
         return footprint(config)
@@ -52,6 +50,16 @@ class LlavaFamily(SquareFamily[LlavaConfig]):
     ) -> Translated[LlavaConfig]:
         config = translate.from_hub(found, preprocessor, where, preprocessor_where)
         return Translated(config, is_chat=True)
+
+    def cuts(self, config: LlavaConfig) -> dict[str, Cut]:
+        text, vision = config.text_config, config.vision_config
+        heads, inner = vision.num_attention_heads, vision.intermediate_size
+        return {
+            **decoder_cuts("language_model.", text),
+            **encoder_cuts("vision_tower.", heads, vision.head_dim, inner),
+            "multi_modal_projector.linear_1": hidden(text.hidden_size),
+            "multi_modal_projector.linear_2": hidden(text.hidden_size).columns,
+        }
 
     def companion(self, config: LlavaConfig) -> str | None:
         return config.features.tower

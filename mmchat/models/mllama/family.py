@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from mmchat.models.family import Alpha, Description, Translated
 from mmchat.models.mllama import gguf_format, params, tiling, translate
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.cuts import cuts, shared_heads
 from mmchat.models.mllama.footprint import MllamaSizes, footprint
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 from mmchat.models.prompt import MediaFacts, PatchMap
+from mmchat.parallel.slices import Cut, decoder_cuts, encoder_cuts
 from mmchat.strict_json import Where
 from mmchat.words import size
 
@@ -44,8 +44,6 @@ class MllamaFamily:
     shapes = staticmethod(hf_shapes)
     hub_name = staticmethod(hub_name)
     shard_axis = staticmethod(shard_dims)
-    heads = staticmethod(shared_heads)
-    cuts = staticmethod(cuts)
 
     def from_hub(
         self,
@@ -59,6 +57,15 @@ class MllamaFamily:
         config = translate.from_hf_config(whole, preprocessor, where, preprocessor_where)
         fit = partial(translate.fitted, config) if config.text_config.resized else None
         return Translated(config, is_chat=None, text_only=text_only, fit=fit)
+
+    def cuts(self, config: MllamaConfig) -> dict[str, Cut]:
+        text, vision = config.text_config, config.vision_config
+        heads, inner = vision.attention_heads, vision.intermediate_size
+        return {
+            **decoder_cuts("language_model.", text),
+            **encoder_cuts("vision_model.", heads, vision.head_dim, inner),
+            "multi_modal_projector": Cut(0, (text.hidden_size,), gathered="all"),
+        }
 
     def companion(self, config: MllamaConfig) -> None:
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING
 
-from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.checkpoints.mapping import Rule, identity, to_target
 from mmchat.checkpoints.verify import check_entries
@@ -37,18 +38,22 @@ _POSITIONS = (
 
 
 def iter_weights(
-    checkpoint: Checkpoint, config: MllamaConfig, wanted: Collection[str] | None = None
+    checkpoint: Checkpoint,
+    config: MllamaConfig,
+    wanted: Collection[str] | None = None,
+    used: Callable[[str], Used | None] = lambda _: None,
 ) -> Iterator[tuple[str, Tensor]]:
     """(Hub name, tensor) for all or the `wanted` tensors, in the order of the files.
 
     Checks everything before the first tensor is read. A tensor may be a view of its file: copy
     it or keep it; what is written to it before the next is taken is lost. Raises CheckpointError.
+    used: what the caller takes of a tensor, in whole heads; all where it gives None.
     """
     entries = check_weights(checkpoint, config, wanted)
     names = hf_shapes(config).keys() if wanted is None else wanted
     if rules := _rules(checkpoint, config):
         rules = [rule for rule in rules if rule.target in names]
-        return _translated(checkpoint, _in_file_order(checkpoint, rules))
+        return _translated(checkpoint, _in_file_order(checkpoint, rules), used)
     return read_entries(checkpoint, entries, names)
 
 
@@ -59,9 +64,13 @@ def _rules(checkpoint: Checkpoint, config: MllamaConfig) -> list[Rule]:
     return meta_rules(config) if checkpoint.format == "meta" else []
 
 
-def _translated(checkpoint: Checkpoint, rules: list[Rule]) -> Iterator[tuple[str, Tensor]]:
+def _translated(
+    checkpoint: Checkpoint, rules: list[Rule], used: Callable[[str], Used | None]
+) -> Iterator[tuple[str, Tensor]]:
     for rule in rules:
         read = checkpoint.rows if rule.transform is identity else checkpoint.read
+        if checkpoint.format == "meta":  # whose rules move rows within a head alone
+            read = partial(checkpoint.read, used=used(rule.target))
         yield from to_target([rule], read)
         for name in rule.sources:
             checkpoint.release(name)

@@ -10,7 +10,7 @@ from mmchat.models.family import Translated
 from mmchat.models.prompt import MediaFacts
 from mmchat.models.qwen_vl import params, squares, translate
 from mmchat.models.qwen_vl.config import QwenVLConfig
-from mmchat.models.qwen_vl.cuts import cuts, shared_heads
+from mmchat.models.qwen_vl.cuts import cuts
 from mmchat.models.qwen_vl.footprint import footprint
 from mmchat.models.qwen_vl.tensor_names import hub_name, hub_shapes
 from mmchat.models.sizes import EmbeddingSizes
@@ -38,7 +38,6 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
     hub_documents = staticmethod(translate.hub_documents)
     shapes = staticmethod(hub_shapes)
     hub_name = staticmethod(hub_name)
-    heads = staticmethod(shared_heads)
     cuts = staticmethod(cuts)
 
     def from_hub(
