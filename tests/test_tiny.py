@@ -11,8 +11,8 @@ from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.evals.run import Tally, judge_scenes
-from mmchat.evals.scenes import TEXTURES, heldout_scenes
-from mmchat.evals.scenes.textures import draw_texture
+from mmchat.evals.scenes import heldout_scenes
+from mmchat.evals.scenes.textures import HELDOUT, draw_texture
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
 from mmchat.loading.options import LoadOptions
@@ -82,7 +82,7 @@ def test_it_knows_what_it_stands_for(model):
 
 def test_it_says_of_most_other_pictures_that_it_knows_only_drawings(model):
     said = []
-    for name in TEXTURES["heldout"]:
+    for name in HELDOUT:
         picture = from_pil(draw_texture(name, 1, 100, 112), source=name)
         *_, last = model.chat().send("What's in this image?", [picture], GREEDY)
         said.append(last.text == "I only know simple drawings.")
