@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -105,6 +106,17 @@ def is_terminal(stream: TextIO | None) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
+
+
+def is_piped(unknown: bool) -> bool:
+    """Whether stdin is a pipe, a socket or a file: no terminal and not /dev/null.
+
+    unknown: where that cannot be told.
+    """
+    try:
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):
+        return unknown
 
 
 def bold(text: str) -> str:

@@ -14,11 +14,11 @@ from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.prompt_input import (
+    check_output,
     check_pictures,
     expect_pictures,
     gather,
     load_pictures,
-    refuse_overwriting,
     refuse_text_only,
 )
 from mmchat.cli.sampling_options import SamplingOptions
@@ -70,7 +70,7 @@ def look(
     prompt = said.question if prompt is None else prompt
     images = [*said.pictures, *(images or [])]
     if output is not None:
-        _check_output(output, images)
+        check_output(output, "--output", images, ENDINGS)
     check_pictures(images)
     given = gather(prompt, images, allow_blank=False)
     if not given.sources:
@@ -107,13 +107,6 @@ def look(
         atomic_file.write_bytes(output, content)
     if not as_json:
         console.print_table(HEADS, look_rows(found, chosen), right={2})
-
-
-def _check_output(output: Path, images: list[str]) -> None:
-    if output.suffix.lower() not in ENDINGS:
-        raise UsageError(f"--output {str(output)!r}: end the name in .png or .html")
-    atomic_file.check_writable(output)
-    refuse_overwriting(output, images, "--output")
 
 
 def check_spec(spec: ModelSpec) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -30,7 +28,7 @@ def with_command(
     if not rest:
         if console.is_terminal(sys.stdin):
             return [*debug, "chat"]
-        return [*debug, "generate"] if _is_piped() else args
+        return [*debug, "generate"] if console.is_piped(False) else args
     first = rest[0]
     if first in commands or first.partition("=")[0] in _OWN:
         return args
@@ -68,11 +66,3 @@ def _meant(args: list[str], load: Callable[[str], Any]) -> str:
 
 def _options(command: Any) -> set[str]:
     return {option for parameter in command.params for option in parameter.opts}
-
-
-def _is_piped() -> bool:
-    """Whether stdin is a pipe, a socket or a file, and not /dev/null."""
-    try:
-        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
-    except (OSError, ValueError):
-        return False
