@@ -36,10 +36,6 @@ def _request_debug(asked: bool) -> None:
         debug_requested.add(True)
 
 
-def _set_color(mode: console.ColorMode) -> None:
-    console.set_color(mode)
-
-
 def _go_offline(asked: bool) -> None:
     if asked:
         go_offline()
@@ -81,7 +77,9 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
 
 
 Debug = Annotated[bool, of_output("--debug", callback=_request_debug, help="Show tracebacks.")]
-Color = Annotated[console.ColorMode, of_output("--color", callback=_set_color, help="Colours.")]
+Color = Annotated[
+    console.ColorMode, of_output("--color", callback=console.set_color, help="Colours.")
+]
 Quiet = Annotated[bool, of_output("-q", "--quiet", help="No notes on stderr.")]
 Json = Annotated[bool, of_output("--json", help="Print one JSON object.")]
 RecordFile = Annotated[
