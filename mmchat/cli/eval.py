@@ -51,7 +51,7 @@ def scenes(
         Literal["type", "canvas", "tiles", "objects"],
         options.of_output(
             help="What each line of the table is about: the type of question, the canvas, how many"
-            " tiles, or how many objects the picture has.",
+            " tiles, or how many objects the picture has."
         ),
     ] = "type",
     wording: Annotated[

@@ -54,8 +54,7 @@ class TaskOptions:
         options.of_model("--rows", metavar="N", min=1, max=MOST_ROWS, help="Requests at once."),
     ] = None
     cache: Annotated[
-        bool,
-        options.of_output("--cache", help="Keep answers, so that the same command goes on."),
+        bool, options.of_output("--cache", help="Keep answers, so that the same command goes on.")
     ] = False
     output: Annotated[
         Path | None,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from mmchat.cli import console
-from mmchat.cli.wrong_names import is_slip
+from mmchat.cli.wrong_names import is_slip, option_names
 
 _HELP_BEGINS_QUESTION = 3  # words, as in: help me with dog.jpg
 _OWN = ("--help", "-h", "--version", "-V", "--install-completion", "--show-completion")
@@ -59,10 +59,6 @@ def _first_word(args: Sequence[str], load: Callable[[str], Any]) -> int:
 def _meant(args: list[str], load: Callable[[str], Any]) -> str:
     if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stdout)):
         return "generate"
-    alone = _options(load("generate")) - _options(load("chat"))
+    alone = set(option_names(load("generate"))) - set(option_names(load("chat")))
     given = {re.match(r"--[^=]+|-.|", arg)[0] for arg in args}  # type: ignore[index]
     return "generate" if given & alone else "chat"
-
-
-def _options(command: Any) -> set[str]:
-    return {option for parameter in command.params for option in parameter.opts}

@@ -92,8 +92,7 @@ StreamJson = Annotated[bool, of_output("--stream-json", help="One JSON line per 
 NoStream = Annotated[bool, of_output("--no-stream", help="Print the answer when it is whole.")]
 Verbose = Annotated[bool, of_output("-v", "--verbose", help="Timings per stage on stderr.")]
 ImageTags = Annotated[
-    bool,
-    of_input("--image-tags", help="Open what --prompt names in tags: <img>dog.png</img>."),
+    bool, of_input("--image-tags", help="Open what --prompt names in tags: <img>dog.png</img>.")
 ]
 DrawBoxes = Annotated[
     Path | None,
@@ -102,8 +101,7 @@ DrawBoxes = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool,
-    of_output("--dry-run", help="Show prompt tokens, tile grids and memory; load no weights."),
+    bool, of_output("--dry-run", help="Show prompt tokens, tile grids and memory; load no weights.")
 ]
 Logprobs = Annotated[
     int,
@@ -138,16 +136,13 @@ Images = Annotated[
     ),
 ]
 System = Annotated[
-    str | None,
-    of_input("-s", "--system", metavar="TEXT", callback=_system, help="System message."),
+    str | None, of_input("-s", "--system", metavar="TEXT", callback=_system, help="System message.")
 ]
 Raw = Annotated[bool, of_input("--raw", help="No chat format: the prompt as it is (base models).")]
 Offline = Annotated[
     bool,
     of_model(
-        "--offline",
-        callback=_go_offline,
-        help="Ask no network; HF_HUB_OFFLINE=1 does the same.",
+        "--offline", callback=_go_offline, help="Ask no network; HF_HUB_OFFLINE=1 does the same."
     ),
 ]
 
@@ -218,8 +213,7 @@ LOADING: Mapping[str, Any] = {
     "adapter": Annotated[
         list[str] | None,
         of_model(
-            metavar="PATH|REPO[:SCALE]",
-            help="Merge a LoRA adapter into the weights; repeatable.",
+            metavar="PATH|REPO[:SCALE]", help="Merge a LoRA adapter into the weights; repeatable."
         ),
     ],
     "tokenizer_path": Annotated[
