@@ -55,8 +55,8 @@ class Tokenizer(Protocol):
 class TokenTable:
     """Ids and bytes of one vocabulary; the parts of a Tokenizer that need no library.
 
-    tokens: bytes of the ordinary tokens by id. special_tokens: names and ids, all of them behind
-    the ordinary ones. tags: names of special tokens that mark up text, and so are text: `encode`
+    tokens: bytes of the ordinary tokens by id. special_tokens: names and ids, behind the ordinary
+    ones. tags: names of special tokens that mark up text, and so are text: `encode`
     gives them where they are typed, and answers show them.
     """
 
@@ -104,9 +104,9 @@ class TokenTable:
 
 @contextmanager
 def refusals(refused: Callable[[str], MmchatError]) -> Iterator[None]:
-    """Within the block, what a library of Rust raises becomes an error, made of its reason.
+    """Within the block, what a library raises becomes an error, made of its reason.
 
-    Its panics are no subclass of Exception.
+    Panics of Rust are no subclass of Exception.
     """
     try:
         yield
