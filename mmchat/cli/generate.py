@@ -138,11 +138,13 @@ def generate(
 
 
 def _find(model: LoadOptions, *, dry_run: bool, heat: bool) -> ModelSource:
-    from mmchat.cli.look import check_spec
-
     if dry_run:
         return model.find(checkpoint_required=False)
-    return find_or_offer(model, check_spec if heat else None)
+    if not heat:
+        return find_or_offer(model)
+    from mmchat.explain.look import check_spec
+
+    return find_or_offer(model, check_spec)
 
 
 def _say_before(
