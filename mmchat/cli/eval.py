@@ -85,10 +85,7 @@ def scenes(
         if path is not None:
             atomic_file.check_writable(path)
     source = model.find()
-    if not quiet:
-        model_choice.say_choice(model, source)
-    with console.Stages(quiet=quiet) as stages:
-        loaded = model_choice.load(model, source, stages)
+    loaded = model_choice.load_with_notes(model, source, quiet=quiet)
     if rows > loaded.most_rows and not quiet:
         console.note(f"exported programs read one conversation at a time, not {rows}")
     report, interrupted = _run(loaded, limit, wording, rows, by, quiet)

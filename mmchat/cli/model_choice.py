@@ -60,6 +60,14 @@ def load(options: LoadOptions, source: ModelSource, stages: console.Stages) -> M
     return model
 
 
+def load_with_notes(options: LoadOptions, source: ModelSource, *, quiet: bool) -> Model:
+    """`load`, after `say_choice`; nothing is said if quiet."""
+    if not quiet:
+        say_choice(options, source)
+    with console.Stages(quiet=quiet) as stages:
+        return load(options, source, stages)
+
+
 def say_choice(options: LoadOptions, source: ModelSource) -> None:
     """Notes on stderr: the built-in model was taken, and how its params were read."""
     if options.name is None and not (options.checkpoint_path or options.params_path):
