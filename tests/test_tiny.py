@@ -10,9 +10,9 @@ from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.manifest import MANIFEST_NAME, read_manifest, sha256_of
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
-from mmchat.evals.run import Tally, judge_scenes
-from mmchat.evals.scenes import TEXTURES, heldout_scenes
-from mmchat.evals.scenes.textures import draw_texture
+from mmchat.evals.run import judge_scenes, report
+from mmchat.evals.scenes import heldout_scenes
+from mmchat.evals.scenes.textures import HELDOUT, draw_texture
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
 from mmchat.loading.options import LoadOptions
@@ -82,7 +82,7 @@ def test_it_knows_what_it_stands_for(model):
 
 def test_it_says_of_most_other_pictures_that_it_knows_only_drawings(model):
     said = []
-    for name in TEXTURES["heldout"]:
+    for name in HELDOUT:
         picture = from_pil(draw_texture(name, 1, 100, 112), source=name)
         *_, last = model.chat().send("What's in this image?", [picture], GREEDY)
         said.append(last.text == "I only know simple drawings.")
@@ -152,9 +152,6 @@ def test_its_files_are_those_that_were_recorded():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_it_is_right_about_most_held_out_scenes(dtype):
     """The card has the figures; far below them something is broken, not untrained."""
-    tally = Tally()
-    for verdict in judge_scenes(
-        mmchat.load("tiny", device="cpu", dtype=dtype), heldout_scenes(150)
-    ):
-        tally.add(verdict)
-    assert tally.report().overall.accuracy > 0.9
+    model = mmchat.load("tiny", device="cpu", dtype=dtype)
+    verdicts = list(judge_scenes(model, heldout_scenes(150)))
+    assert report(verdicts).overall.accuracy > 0.9

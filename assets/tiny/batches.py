@@ -15,6 +15,7 @@ import tiktoken
 import torch
 from loosen import loosen
 from PIL import Image as PILImage
+from textures import LEARNT
 from torch import Tensor
 
 from mmchat.conversation import Image
@@ -326,7 +327,9 @@ def training_batch(
         of = "pair" if kind == "later" and rng.random() < 0.35 else of
         level = rng.choices((0, 1, 2), (6, 12, 82))[0]
         canvas = rng.choice(canvases if kind == "pair" else CANVASES[tiles])
-        scene = make_scene(seed_, level=level, kind=of, canvas=canvas, wording="rich")
+        scene = make_scene(
+            seed_, level=level, kind=of, canvas=canvas, wording="rich", textures=tuple(LEARNT)
+        )
         if rng.random() < _worth(scene):
             scenes.append(loosened(rng, asked_more(rng, scene)))
     if kind in ("pair", "talk", "outside"):

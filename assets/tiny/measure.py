@@ -23,7 +23,7 @@ from batches import Chat, make_batch
 from safetensors.torch import load_file
 from trainee import Trainee, plain_attention, tiny_config
 
-from mmchat.evals.run import By, Report, Tally, Verdict
+from mmchat.evals.run import By, Report, Verdict, report
 from mmchat.evals.scenes import Scene, heldout_scenes
 from mmchat.evals.scenes.phrasings import Wording
 
@@ -33,10 +33,7 @@ SCENES_AT_ONCE = 32
 
 def measure(trainee: Trainee, scenes: Iterable[Scene], chat: Chat, by: By = "type") -> Report:
     """Scores of the scenes, each with one question."""
-    tally = Tally()
-    for verdict in sorted(_judge(trainee, scenes, chat), key=lambda v: v.scene.seed):
-        tally.add(verdict)
-    return tally.report(by)
+    return report(sorted(_judge(trainee, scenes, chat), key=lambda v: v.scene.seed), by=by)
 
 
 @torch.no_grad()

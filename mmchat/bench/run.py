@@ -43,10 +43,11 @@ def run(
     measured = []
     for workload in fitting:
         say(f"timing {workload.title}")
-        runs = {name: partial(_time, workload, loaded) for name, loaded in models.items()}
-        for warm_up in runs.values():
-            warm_up(-1)  # compiles, too
-        measured += _rows(workload, interleave(runs, rounds=rounds, seconds=seconds))
+        runs = {name: partial(workload.time, loaded) for name, loaded in models.items()}
+        with memory_errors():
+            for warm_up in runs.values():
+                warm_up(rounds)  # no round has this number; compiles, too
+            measured += _rows(workload, interleave(runs, rounds=rounds, seconds=seconds))
     return {
         "schema": SCHEMA,
         "environment": environment(first.device, first.dtype),
@@ -56,12 +57,6 @@ def run(
         "left_out": [workload.title for workload in workloads if workload not in fitting],
         "peak_memory_bytes": first.peak_memory(),
     }
-
-
-def _time(workload: Workload, loaded: LoadedModel, index: int) -> dict[str, float]:
-    """Seconds of each stage in a round; the one before the first is -1."""
-    with memory_errors():
-        return workload.time(loaded, 1 + index)
 
 
 def _rows(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.option_groups import Only
+from mmchat.cli.option_groups import Without
 from mmchat.errors import MmchatError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.quant.schemes import AUTO, find_scheme
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 of_what = partial(typer.Option, rich_help_panel="What to time")
 of_how = partial(typer.Option, rich_help_panel="How often")
+# What is compared here, and what follows from the prompts
+_FIXED = Without(
+    "quantize", "quantize_keep", "max_seq_len", "vision_tower", "text_only", "alpha", "compile"
+)
 
 
 def words(value: str) -> list[str]:
@@ -58,20 +62,7 @@ def _way(word: str) -> None:
 
 def bench(
     *,
-    model: Annotated[
-        LoadOptions,
-        Only(
-            "name",
-            "device",
-            "dtype",
-            "checkpoint_path",
-            "tokenizer_path",
-            "params_path",
-            "adapter",
-            "parallel",
-            "parallel_timeout",
-        ),
-    ],
+    model: Annotated[LoadOptions, _FIXED],
     quantize: Annotated[
         str, _list("Schemes side by side, such as none,int8,int4; auto: as stored.", find_scheme)
     ] = AUTO,

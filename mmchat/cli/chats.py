@@ -13,7 +13,7 @@ import typer
 from mmchat.cli import console, options
 from mmchat.errors import SavedChatError, UsageError, quoted
 from mmchat.terminal import cells
-from mmchat.words import plural
+from mmchat.words import plural, table
 
 if TYPE_CHECKING:
     from mmchat.repl.chats import ChatFacts
@@ -73,8 +73,7 @@ def choose_chat(folder: Path) -> Path:
 
 def _lines(found: list[ChatFacts], columns: int) -> list[str]:
     """One line for each chat, names in one column; what is too wide is cut."""
-    width = max(len(_name(chat)) for chat in found)
-    lines = (f"{_name(chat):<{width}}  {_description(chat)}" for chat in found)
+    lines = table([(_name(chat), _description(chat)) for chat in found]).split("\n")
     return [_cut(line, columns - 1) for line in lines]
 
 
@@ -117,8 +116,6 @@ def _remove(names: list[str], folder: Path, *, yes: bool) -> None:
     outside = [path for path in paths if path.parent != folder]
     if outside:
         raise UsageError(f"{quoted(outside[0], 300)} is not in {quoted(folder, 300)}; delete it")
-    if not yes and not console.is_terminal(sys.stdin):
-        raise UsageError("--remove asks before it deletes; without a terminal give --yes")
     shown = ", ".join(quoted(path.name) for path in paths)
     with contextlib.ExitStack() as stack:
         held = []
@@ -129,8 +126,8 @@ def _remove(names: list[str], folder: Path, *, yes: bool) -> None:
             held.append(chat)
             stack.callback(chat.close)
         whose = "its" if len(paths) == 1 else "their"
-        if not yes and not console.confirm(f"remove {shown} with {whose} pictures?"):
-            raise typer.Abort
+        if not yes:
+            console.agree(f"remove {shown} with {whose} pictures?", "--remove")
         for chat in held:
             chat.remove()
     console.note(f"removed {shown}")

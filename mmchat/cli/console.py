@@ -11,12 +11,13 @@ import io
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmchat import words
-from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError
+from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError
 from mmchat.terminal import AnswerStream, filled, one_line, sanitize
 
 if TYPE_CHECKING:
@@ -107,6 +108,17 @@ def is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
+def is_piped(unknown: bool) -> bool:
+    """Whether stdin is a pipe, a socket or a file: no terminal and not /dev/null.
+
+    unknown: where that cannot be told.
+    """
+    try:
+        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
+    except (OSError, ValueError):
+        return unknown
+
+
 def bold(text: str) -> str:
     """`text` in bold if stdout is a terminal."""
     return f"\x1b[1m{text}\x1b[0m" if draws(sys.stdout) else text
@@ -125,6 +137,16 @@ def error(text: str) -> None:
 def confirm(question: str) -> bool:
     """Ask on stderr and read the answer from stdin; only "y" or "yes" means yes."""
     return ask(f"{question} [y/N] ").lower() in ("y", "yes")
+
+
+def agree(question: str, option: str) -> None:
+    """Ask before something is deleted. Raises UsageError where nobody is there, Abort for a no."""
+    import typer
+
+    if not is_terminal(sys.stdin):
+        raise UsageError(f"{option} asks before it deletes; without a terminal give --yes")
+    if not confirm(question):
+        raise typer.Abort
 
 
 def ask(question: str) -> str:
@@ -213,9 +235,15 @@ def table_rows(
 ) -> list[str]:
     """The heads and each row for stdout, in columns; one too wide for a terminal goes on below.
 
-    right: columns that end at one place; the others begin at one.
+    What stands first in several rows is shown once. right: columns that end at one place; the
+    others begin at one.
     """
-    head, *lines = words.table([heads, *rows], right, columns(sys.stdout)).split("\n")
+    before = ["", *(row[0] for row in rows)]
+    shown = [
+        ("" if row[0] == above else row[0], *row[1:])
+        for row, above in zip(rows, before, strict=False)
+    ]
+    head, *lines = words.table([heads, *shown], right, columns(sys.stdout)).split("\n")
     return [bold(wrapped(head, "  ")), *(wrapped(line, "  ") for line in lines)]
 
 
@@ -228,16 +256,12 @@ def print_table(
 ) -> None:
     """Rows under their heads to stdout: `table_rows` on a terminal, lines with tabs elsewhere.
 
-    has_total: the last row is the sum. On a terminal what stands first in several rows is shown
-    once.
+    has_total: the last row is the sum.
     """
     if not is_terminal(sys.stdout):
         write_out("".join("\t".join(row) + "\n" for row in (heads, *rows)))
         return
-    firsts = [row[0] for row in rows]
-    repeated = [first == before for first, before in zip(firsts, ["", *firsts], strict=False)]
-    shown = [("" if r else row[0], *row[1:]) for r, row in zip(repeated, rows, strict=True)]
-    clean = [[sanitize(one_line(cell)) for cell in row] for row in shown]
+    clean = [[sanitize(one_line(cell)) for cell in row] for row in rows]
     *lines, last = table_rows(heads, clean, right)
     write_out("\n".join([*lines, bold(last) if has_total else last]) + "\n")
 

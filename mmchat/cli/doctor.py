@@ -109,12 +109,10 @@ def _distinct(outlooks: Sequence[Outlook]) -> list[Outlook]:
 
 
 def _rows(outlooks: Sequence[Outlook]) -> Iterator[tuple[str, ...]]:
-    shown = ""
     for outlook in outlooks:
-        name = outlook.short if outlook.short != shown else ""
         speeds = map(pace, outlook.speeds) if outlook.speeds else ("-", "-")
-        yield (name, outlook.scheme, size(outlook.need.total), FITS[outlook.fits], *speeds)
-        shown = outlook.short
+        needs = size(outlook.need.total)
+        yield (outlook.short, outlook.scheme, needs, FITS[outlook.fits], *speeds)
 
 
 def _legend(machine: Machine) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +21,8 @@ from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.api import Model
-    from mmchat.evals.run import Report, Score, Tally
+    from mmchat.evals.run import By, Report, Score
+    from mmchat.evals.scenes.phrasings import Wording
 
 TASK = "TASK"  # stands on the help page for any name of a task
 
@@ -49,7 +51,7 @@ def scenes(
         Literal["type", "canvas", "tiles", "objects"],
         options.of_output(
             help="What each line of the table is about: the type of question, the canvas, how many"
-            " tiles, or how many objects the picture has.",
+            " tiles, or how many objects the picture has."
         ),
     ] = "type",
     wording: Annotated[
@@ -83,14 +85,10 @@ def scenes(
         if path is not None:
             atomic_file.check_writable(path)
     source = model.find()
-    if not quiet:
-        model_choice.say_choice(model, source)
-    with console.Stages(quiet=quiet) as stages:
-        loaded = model_choice.load(model, source, stages)
+    loaded = model_choice.load_with_notes(model, source, quiet=quiet)
     if rows > loaded.most_rows and not quiet:
         console.note(f"exported programs read one conversation at a time, not {rows}")
-    tally, interrupted = _run(loaded, limit, wording, rows, quiet)
-    report = tally.report(by)
+    report, interrupted = _run(loaded, limit, wording, rows, by, quiet)
     name = source.spec.name
     record = {"model": name, "scenes": limit, "wording": wording, **_record(report, by)}
     if output is not None:
@@ -106,21 +104,21 @@ def scenes(
 
 
 def _run(
-    model: Model, limit: int, wording: Literal["plain", "unseen"], rows: int, quiet: bool
-) -> tuple[Tally, bool]:
-    """(the verdicts, whether Ctrl-C cut them short)."""
-    from mmchat.evals.run import Tally, judge_scenes
+    model: Model, limit: int, wording: Wording, rows: int, by: By, quiet: bool
+) -> tuple[Report, bool]:
+    """(the scores, whether Ctrl-C cut them short)."""
+    from mmchat.evals.run import judge_scenes, report
     from mmchat.evals.scenes import heldout_scenes
 
-    tally = Tally()
+    verdicts, interrupted, began = [], False, time.perf_counter()
     try:
         with console.progress_bar("scenes", limit, quiet=quiet) as advance:
             for verdict in judge_scenes(model, heldout_scenes(limit, wording=wording), rows):
-                tally.add(verdict)
+                verdicts.append(verdict)
                 advance()
     except KeyboardInterrupt:
-        return tally, True
-    return tally, False
+        interrupted = True
+    return report(verdicts, time.perf_counter() - began, by), interrupted
 
 
 def _record(report: Report, by: str) -> dict[str, Any]:

@@ -54,8 +54,7 @@ class TaskOptions:
         options.of_model("--rows", metavar="N", min=1, max=MOST_ROWS, help="Requests at once."),
     ] = None
     cache: Annotated[
-        bool,
-        options.of_output("--cache", help="Keep answers, so that the same command goes on."),
+        bool, options.of_output("--cache", help="Keep answers, so that the same command goes on.")
     ] = False
     output: Annotated[
         Path | None,
@@ -109,10 +108,7 @@ def tasks(
         refuse_text_only(source.spec)
         if model.text_only:
             raise UsageError("--text-only does not fit tasks with pictures; leave it out")
-    if not quiet:
-        model_choice.say_choice(model, source)
-    with console.Stages(quiet=quiet) as stages:
-        loaded = model_choice.load(model, source, stages)
+    loaded = model_choice.load_with_notes(model, source, quiet=quiet)
     if source.spec.chat_format == "base":
         given = replace(given, raw=True)
     try:

@@ -63,10 +63,7 @@ def find(
     if source.spec.chat_format == "base":
         raise UsageError(f"{source.spec.name} is a base model, which answers no question")
     refuse_text_only(source.spec)
-    if not quiet:
-        model_choice.say_choice(model, source)
-    with console.Stages(quiet=quiet) as stages:
-        loaded = model_choice.load(model, source, stages)
+    loaded = model_choice.load_with_notes(model, source, quiet=quiet)
     found = _likelihoods(loaded, text, list(names), rows, quiet)
     best = sorted(found, key=lambda name: (-found[name], name))[:top]
     if as_json:

@@ -17,6 +17,7 @@ from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.prompt_input import (
     PromptInput,
+    check_output,
     check_pictures,
     expect_pictures,
     gather,
@@ -78,13 +79,7 @@ class Shown:
             atomic_file.check_writable(self.file)
             refuse_overwriting(self.file, images, "--output")
         if self.draw_boxes is not None:
-            name = str(self.draw_boxes)
-            if self.draw_boxes.suffix.lower() != ".png":
-                raise UsageError(
-                    f"--draw-boxes {name!r}: the drawing is a PNG; end the name in .png"
-                )
-            atomic_file.check_writable(self.draw_boxes)
-            refuse_overwriting(self.draw_boxes, images, "--draw-boxes")
+            check_output(self.draw_boxes, "--draw-boxes", images, [".png"])
 
 
 def generate(
@@ -143,11 +138,13 @@ def generate(
 
 
 def _find(model: LoadOptions, *, dry_run: bool, heat: bool) -> ModelSource:
-    from mmchat.cli.look import check_spec
-
     if dry_run:
         return model.find(checkpoint_required=False)
-    return find_or_offer(model, check_spec if heat else None)
+    if not heat:
+        return find_or_offer(model)
+    from mmchat.explain.look import check_spec
+
+    return find_or_offer(model, check_spec)
 
 
 def _say_before(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,10 +23,7 @@ ModelOrFolder = Annotated[
 ]
 
 
-def where(
-    model: ModelOrFolder,
-    as_json: options.Json = False,
-) -> None:
+def where(model: ModelOrFolder, as_json: options.Json = False) -> None:
     """Print the folder that a model is in.
 
     Of a model in GGUF it is the file: others share its folder.
@@ -80,7 +76,7 @@ def remove(
         for path in removal.files:
             console.note(f"  {path.relative_to(removal.root)}")
     if not yes:
-        _ask(model, removal)
+        console.agree(f"remove {model}, {size(removal.freed)}, from {removal.root}?", "remove")
     with console.interrupt_says("stopped; run the same command to go on"):
         holdings.remove(removal)
     if as_json:
@@ -132,11 +128,3 @@ def _refuse_ollama(model: str) -> None:
             f"{found.name} is Ollama's, and mmchat deletes nothing of it; 'ollama rm {found.name}'"
             " does"
         )
-
-
-def _ask(model: str, removal: Removal) -> None:
-    if not console.is_terminal(sys.stdin):
-        raise UsageError("remove asks before it deletes; without a terminal give --yes")
-    question = f"remove {model}, {size(removal.freed)}, from {removal.root}?"
-    if not console.confirm(question):
-        raise typer.Abort

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 COLUMNS = ("NAME", "KIND", "PARAMETERS", "IMAGE", "ON DISK", "FORMAT", "ALIASES")
 
 
-def list_models(
-    as_json: options.Json = False,
-) -> None:
+def list_models(as_json: options.Json = False) -> None:
     """List the known models and what is present on disk."""
     models = _entries()
     if as_json:
@@ -29,8 +27,7 @@ def list_models(
     if console.is_terminal(sys.stdout):
         _print_table(rows)
     else:
-        for row in (COLUMNS, *rows):
-            console.write_out("\t".join(row) + "\n")
+        console.print_table(COLUMNS, rows, right=())
 
 
 @dataclass(frozen=True)

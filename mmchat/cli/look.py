@@ -14,11 +14,11 @@ from mmchat.cli.model_choice import alpha_rule, say_choice
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
 from mmchat.cli.prompt_input import (
+    check_output,
     check_pictures,
     expect_pictures,
     gather,
     load_pictures,
-    refuse_overwriting,
     refuse_text_only,
 )
 from mmchat.cli.sampling_options import SamplingOptions
@@ -28,7 +28,6 @@ from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
-    from mmchat.catalog.spec import ModelSpec
     from mmchat.chat.session import ChatSession
     from mmchat.engine.events import Finished
     from mmchat.explain.look import Look
@@ -70,12 +69,14 @@ def look(
     prompt = said.question if prompt is None else prompt
     images = [*said.pictures, *(images or [])]
     if output is not None:
-        _check_output(output, images)
+        check_output(output, "--output", images, ENDINGS)
     check_pictures(images)
     given = gather(prompt, images, allow_blank=False)
     if not given.sources:
         raise UsageError("there is no picture to look at; give one with -i")
     expect_pictures()
+    from mmchat.explain.look import check_spec
+
     source = find_or_offer(model, check_spec)
     check_source(source, model.ranks)
     if not quiet:
@@ -109,32 +110,16 @@ def look(
         console.print_table(HEADS, look_rows(found, chosen), right={2})
 
 
-def _check_output(output: Path, images: list[str]) -> None:
-    if output.suffix.lower() not in ENDINGS:
-        raise UsageError(f"--output {str(output)!r}: end the name in .png or .html")
-    atomic_file.check_writable(output)
-    refuse_overwriting(output, images, "--output")
-
-
-def check_spec(spec: ModelSpec) -> None:
-    """Raises UsageError for models that do not tell where they look, on disk or not."""
-    from mmchat.explain.look import check_family
-
-    check_family(spec)
-    if spec.chat_format == "base":
-        raise UsageError(f"{spec.name} is a base model, which answers no question")
-
-
 def check_source(source: ModelSource, ranks: int) -> None:
     """Raises UsageError for models that do not tell where they look."""
-    from mmchat.explain.look import SHARED
+    from mmchat.explain.look import PROGRAMS, SHARED, check_spec
 
     if ranks > 1:
         raise UsageError(SHARED)
     check_spec(source.spec)
     refuse_text_only(source.spec)
     if source.exported and source.exported.record.programs:
-        raise UsageError("programs do not tell where they look; load the weights instead")
+        raise UsageError(PROGRAMS)
 
 
 def heat_of(session: ChatSession, look: Callable[[], Look], finished: Finished) -> dict[str, Any]:

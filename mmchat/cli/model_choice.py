@@ -88,6 +88,14 @@ def first_stage(options: LoadOptions) -> str:
     return f"loading {options.name or options.params_path or options.checkpoint_path or BUILT_IN}"
 
 
+def load_with_notes(options: LoadOptions, source: ModelSource, *, quiet: bool) -> Model:
+    """`load`, after `say_choice`; nothing is said if quiet."""
+    if not quiet:
+        say_choice(options, source)
+    with console.Stages(quiet=quiet) as stages:
+        return load(options, source, stages)
+
+
 def say_choice(options: LoadOptions, source: ModelSource) -> None:
     """Notes on stderr: the built-in model was taken, and how its params were read."""
     if options.name is None and not (options.checkpoint_path or options.params_path):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from mmchat.cli import console
-from mmchat.cli.wrong_names import is_slip
+from mmchat.cli.wrong_names import is_slip, option_names
 
 _HELP_BEGINS_QUESTION = 3  # words, as in: help me with dog.jpg
 _OWN = ("--help", "-h", "--version", "-V", "--install-completion", "--show-completion")
@@ -30,7 +28,7 @@ def with_command(
     if not rest:
         if console.is_terminal(sys.stdin):
             return [*debug, "chat"]
-        return [*debug, "generate"] if _is_piped() else args
+        return [*debug, "generate"] if console.is_piped(False) else args
     first = rest[0]
     if first in commands or first.partition("=")[0] in _OWN:
         return args
@@ -61,18 +59,6 @@ def _first_word(args: Sequence[str], load: Callable[[str], Any]) -> int:
 def _meant(args: list[str], load: Callable[[str], Any]) -> str:
     if not (console.is_terminal(sys.stdin) and console.is_terminal(sys.stdout)):
         return "generate"
-    alone = _options(load("generate")) - _options(load("chat"))
+    alone = set(option_names(load("generate"))) - set(option_names(load("chat")))
     given = {re.match(r"--[^=]+|-.|", arg)[0] for arg in args}  # type: ignore[index]
     return "generate" if given & alone else "chat"
-
-
-def _options(command: Any) -> set[str]:
-    return {option for parameter in command.params for option in parameter.opts}
-
-
-def _is_piped() -> bool:
-    """Whether stdin is a pipe, a socket or a file, and not /dev/null."""
-    try:
-        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
-    except (OSError, ValueError):
-        return False

@@ -60,7 +60,9 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         elif is_dataclass(group):
             options = _options(group, *(mark for mark in marks if type(mark) in (Only, Without)))
             if group is LoadOptions and any(map(_argument_settings, parameters)):
-                options = [_as_option(o) if o.name == "name" else o for o in options]
+                # another argument stands in its place
+                model = Parameter("name", _KEYWORD, default=None, annotation=ModelName)
+                options = [model if option.name == "name" else option for option in options]
             groups[parameter.name] = group, [option.name for option in options]
             parameters += options
         else:
@@ -94,11 +96,6 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def _as_option(name: Parameter) -> Parameter:
-    """MODEL as --model, where another argument stands in its place."""
-    return name.replace(annotation=ModelName)
 
 
 def _argument_settings(parameter: Parameter) -> ArgumentInfo | None:

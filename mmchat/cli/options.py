@@ -36,10 +36,6 @@ def _request_debug(asked: bool) -> None:
         debug_requested.add(True)
 
 
-def _set_color(mode: console.ColorMode) -> None:
-    console.set_color(mode)
-
-
 def _go_offline(asked: bool) -> None:
     if asked:
         go_offline()
@@ -81,7 +77,9 @@ def complete_model(incomplete: str) -> list[tuple[str, str]]:
 
 
 Debug = Annotated[bool, of_output("--debug", callback=_request_debug, help="Show tracebacks.")]
-Color = Annotated[console.ColorMode, of_output("--color", callback=_set_color, help="Colours.")]
+Color = Annotated[
+    console.ColorMode, of_output("--color", callback=console.set_color, help="Colours.")
+]
 Quiet = Annotated[bool, of_output("-q", "--quiet", help="No notes on stderr.")]
 Json = Annotated[bool, of_output("--json", help="Print one JSON object.")]
 RecordFile = Annotated[
@@ -94,8 +92,7 @@ StreamJson = Annotated[bool, of_output("--stream-json", help="One JSON line per 
 NoStream = Annotated[bool, of_output("--no-stream", help="Print the answer when it is whole.")]
 Verbose = Annotated[bool, of_output("-v", "--verbose", help="Timings per stage on stderr.")]
 ImageTags = Annotated[
-    bool,
-    of_input("--image-tags", help="Open what --prompt names in tags: <img>dog.png</img>."),
+    bool, of_input("--image-tags", help="Open what --prompt names in tags: <img>dog.png</img>.")
 ]
 DrawBoxes = Annotated[
     Path | None,
@@ -104,8 +101,7 @@ DrawBoxes = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool,
-    of_output("--dry-run", help="Show prompt tokens, tile grids and memory; load no weights."),
+    bool, of_output("--dry-run", help="Show prompt tokens, tile grids and memory; load no weights.")
 ]
 Logprobs = Annotated[
     int,
@@ -140,16 +136,13 @@ Images = Annotated[
     ),
 ]
 System = Annotated[
-    str | None,
-    of_input("-s", "--system", metavar="TEXT", callback=_system, help="System message."),
+    str | None, of_input("-s", "--system", metavar="TEXT", callback=_system, help="System message.")
 ]
 Raw = Annotated[bool, of_input("--raw", help="No chat format: the prompt as it is (base models).")]
 Offline = Annotated[
     bool,
     of_model(
-        "--offline",
-        callback=_go_offline,
-        help="Ask no network; HF_HUB_OFFLINE=1 does the same.",
+        "--offline", callback=_go_offline, help="Ask no network; HF_HUB_OFFLINE=1 does the same."
     ),
 ]
 
@@ -220,8 +213,7 @@ LOADING: Mapping[str, Any] = {
     "adapter": Annotated[
         list[str] | None,
         of_model(
-            metavar="PATH|REPO[:SCALE]",
-            help="Merge a LoRA adapter into the weights; repeatable.",
+            metavar="PATH|REPO[:SCALE]", help="Merge a LoRA adapter into the weights; repeatable."
         ),
     ],
     "tokenizer_path": Annotated[

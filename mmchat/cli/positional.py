@@ -98,7 +98,9 @@ def _kind(word: str, *, is_first: bool) -> Kind:
     if file := existing(word):
         if word.lower().endswith(WEIGHTS):
             return "model"
-        return "picture" if "." in word or "/" in word or _holds_picture(file) else "text"
+        from mmchat.images.sources import holds_picture
+
+        return "picture" if "." in word or "/" in word or holds_picture(file) else "text"
     if _is_sentence(word):
         return "picture" if looks_like_picture(word) and not _is_about_picture(word) else "text"
     if looks_like_picture(word) or _ends_nearly_like_picture(word):
@@ -182,11 +184,3 @@ def _ends_nearly_like_picture(word: str) -> bool:
 
     ending = re.search(_ENDING.pattern + "$", word)
     return bool(ending and closest(ending[1], PICTURE_ENDINGS, cutoff=0.6))
-
-
-def _holds_picture(file: os.PathLike[str]) -> bool:
-    from pathlib import Path
-
-    from mmchat.images.sources import holds_picture
-
-    return holds_picture(Path(file))

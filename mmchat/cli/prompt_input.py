@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import select
-import stat
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ from mmchat import limits
 from mmchat.cli import console
 from mmchat.errors import ImageError, PromptError, UsageError
 from mmchat.input_text import NotTextError, checked, decoded
+from mmchat.storage import atomic_file
 from mmchat.words import TEXT_ALONE
 
 if TYPE_CHECKING:
@@ -53,7 +52,13 @@ def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> Prom
     """
     prompt = None if prompt is None else checked(prompt, "--prompt")
     notes: tuple[str, ...] = ()
-    if prompt is None and sources and STDIN not in sources and not allow_blank and not _can_come():
+    if (
+        prompt is None
+        and sources
+        and STDIN not in sources
+        and not allow_blank
+        and not console.is_piped(True)
+    ):
         prompt = USUAL_QUESTION
         notes = (f'no question is given; asking "{prompt}"',)
     if sources.count(STDIN) > 1:
@@ -108,6 +113,17 @@ def check_pictures(sources: Sequence[str]) -> None:
             check_file(source)
 
 
+def check_output(file: Path, option: str, sources: Sequence[str], endings: Sequence[str]) -> None:
+    """See that a file that `option` names can be written later; sources: the pictures asked about.
+
+    Raises UsageError, DiskError.
+    """
+    if file.suffix.lower() not in endings:
+        raise UsageError(f"{option} {str(file)!r}: end the name in {' or '.join(endings)}")
+    atomic_file.check_writable(file)
+    refuse_overwriting(file, sources, option)
+
+
 def refuse_overwriting(
     output: Path, sources: Sequence[str], option: str, what: str = "the picture that is asked about"
 ) -> None:
@@ -142,14 +158,6 @@ def _join(piped: str, prompt: str | None) -> str:
     if prompt is None or not piped.strip():
         return piped if prompt is None else prompt
     return f"{piped.rstrip()}\n\n{prompt}"
-
-
-def _can_come() -> bool:
-    """Whether stdin may hold something: it is no terminal and not /dev/null."""
-    try:
-        return not stat.S_ISCHR(os.fstat(sys.stdin.fileno()).st_mode)
-    except (OSError, ValueError):
-        return True
 
 
 def _stdin_text(*, have_prompt: bool) -> tuple[str, bytes | None]:

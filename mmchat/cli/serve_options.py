@@ -72,8 +72,7 @@ class ServeOptions:
         int, _of_server(metavar="N", min=0, help="Requests of one key that may wait.")
     ] = 64
     drain: Annotated[
-        float,
-        _of_server(metavar="SECONDS", min=0, help="Time for running answers when it ends."),
+        float, _of_server(metavar="SECONDS", min=0, help="Time for running answers when it ends.")
     ] = 30
     strict_model: Annotated[
         bool, _of_server("--strict-model", help="Refuse requests that name another model.")

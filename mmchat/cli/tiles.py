@@ -11,8 +11,7 @@ import typer
 from mmchat.cli import answer, console, options
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.cli.option_groups import Only
-from mmchat.cli.prompt_input import expect_pictures, read_image_bytes
-from mmchat.errors import UsageError
+from mmchat.cli.prompt_input import check_output, expect_pictures, read_image_bytes
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 from mmchat.words import pixels
@@ -33,11 +32,7 @@ def tiles(
 ) -> None:
     """Show how a picture is cut into tiles: its canvas, grid, size on it and token count."""
     if output is not None:
-        if output.suffix.lower() != ".png":
-            raise UsageError(
-                f"--output {str(output)!r}: the preview is a PNG; end the name in .png"
-            )
-        atomic_file.check_writable(output)
+        check_output(output, "--output", [image], [".png"])
     from mmchat.images import load_image
 
     expect_pictures()

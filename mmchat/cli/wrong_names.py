@@ -114,12 +114,12 @@ def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str
         return f"{message}; did you mean {_OPTIONS_ELSEWHERE[name]}?"
     if name in _KINDS:
         return f"{message}; the kind of model is read from its files: --model says which one"
-    longs = [option for option in _options(own) if option.startswith("--")]
+    longs = [option for option in option_names(own) if option.startswith("--")]
     prefixed = (option for option in longs if len(name) > 3 and option.startswith(name))
     if near := [*closest(name, longs, cutoff=0.75), *prefixed]:
         return f"{message}; did you mean {near[0]}?"
     others = commands()
-    having = [other for other, command in others.items() if name in _options(command)]
+    having = [other for other, command in others.items() if name in option_names(command)]
     is_argument = any(name.lstrip("-").upper() in _arguments(one) for one in others.values())
     if len(having) == 1 and not is_argument:
         return f"{message}; 'mmchat {having[0]}' has it"
@@ -146,5 +146,5 @@ def _arguments(command: Any) -> list[str]:
     return [name.split("|")[0].upper() for name in found]
 
 
-def _options(command: Any) -> list[str]:
+def option_names(command: Any) -> list[str]:
     return [option for parameter in command.params for option in parameter.opts]

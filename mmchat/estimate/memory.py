@@ -124,8 +124,7 @@ class Setup:
         )
         wide = self.device_type == "cpu" and item < 4
         encode = max(
-            (sizes.encode_bytes(one, item, wide_products=wide) for one in work.pictures),
-            default=0,
+            (sizes.encode_bytes(one, item, wide_products=wide) for one in work.pictures), default=0
         )
         prefill = sizes.prefill_bytes(
             work.prompt, item, pictures=bool(work.pictures), wide_products=wide

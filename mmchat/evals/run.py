@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Literal
@@ -111,29 +110,16 @@ def _talk(
     return Verdict(scene, question, answer)
 
 
-class Tally:
-    """Counts verdicts as they come."""
-
-    def __init__(self) -> None:
-        self._verdicts: list[Verdict] = []
-        self._started = time.perf_counter()
-
-    def add(self, verdict: Verdict) -> None:
-        self._verdicts.append(verdict)
-
-    def report(self, by: By = "type") -> Report:
-        """The scores so far; parts that are numbers or canvases in their order."""
-        groups: dict[str, list[Verdict]] = {}
-        for verdict in self._verdicts:
-            groups.setdefault(verdict.group(by), []).append(verdict)
-        names = list(groups) if by == "type" else sorted(groups)
-        return Report(
-            overall=_score(self._verdicts),
-            parts={name: _score(groups[name]) for name in names},
-            wrong=tuple(v for v in self._verdicts if not v.is_right),
-            seconds=time.perf_counter() - self._started,
-        )
+def report(verdicts: Sequence[Verdict], seconds: float = 0.0, by: By = "type") -> Report:
+    """The scores, taken in `seconds`; parts that are numbers or canvases in their order."""
+    groups: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        groups.setdefault(verdict.group(by), []).append(verdict)
+    names = list(groups) if by == "type" else sorted(groups)
+    parts = {name: _score(groups[name]) for name in names}
+    wrong = tuple(verdict for verdict in verdicts if not verdict.is_right)
+    return Report(_score(verdicts), parts, wrong, seconds)
 
 
-def _score(verdicts: list[Verdict]) -> Score:
+def _score(verdicts: Sequence[Verdict]) -> Score:
     return Score(sum(verdict.is_right for verdict in verdicts), len(verdicts))

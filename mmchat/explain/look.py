@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # scenes of one and of three objects the brightest place lay on the word's own object in 85 and 79 %
 # of 200 and 600; by the ratio alone 21 and 59 %, with its square 75 and 76 %, by the share alone 88
 # and 80 %, where the built-in model has no place that all words read.
-_PROGRAMS = "programs do not tell where they look; load the weights instead"
+PROGRAMS = "programs do not tell where they look; load the weights instead"
 _BLUR = 0.015  # of the longer side, how wide a place is: beside larger patches it is nothing
 SHARED = (
     "where an answer looked is not known with --parallel, as no rank has all heads; leave it out"
@@ -151,13 +151,18 @@ def check_family(spec: ModelSpec) -> None:
         )
 
 
+def check_spec(spec: ModelSpec) -> None:
+    """Raises UsageError if models of this kind do not tell where an answer to a chat looked."""
+    check_family(spec)
+    if spec.chat_format == "base":
+        raise UsageError(f"{spec.name} is a base model, which answers no question")
+
+
 def check_model(loaded: LoadedModel) -> None:
-    """Raises UsageError if this model does not tell where an answer to a chat looked."""
-    check_family(loaded.spec)
-    if loaded.spec.chat_format == "base":
-        raise UsageError(f"{loaded.spec.name} is a base model, which answers no question")
+    """The same of a loaded one, which may run in a way that does not tell."""
+    check_spec(loaded.spec)
     if loaded.runs_programs:
-        raise UsageError(_PROGRAMS)
+        raise UsageError(PROGRAMS)
     if loaded.options.ranks > 1:
         raise UsageError(SHARED)
     if loaded.options.text_only:
@@ -196,7 +201,7 @@ def looked(loaded: LoadedModel, images: Sequence[Image], answer: str, request: R
     """What a finished request of `look_request` tells; images may be left out, if none is drawn."""
     watch = request.watch
     if watch is None or not watch.read:
-        raise UsageError(_PROGRAMS)
+        raise UsageError(PROGRAMS)
     family, config = loaded.spec.family, loaded.spec.config
     facts = [placed.media.facts for placed in request.prompt.media]
     patches = [family.patches(config, *one.size) for one in facts]

@@ -24,6 +24,7 @@ from mmchat.export.hub_folder import HubExport
 from mmchat.export.loaded import LoadedExport
 from mmchat.export.plan import ExportPlan as ExportPlan
 from mmchat.export.target import check_target
+from mmchat.hardware.memory import peak_memory
 from mmchat.progress import ProgressCallback
 from mmchat.storage.safe_files import sync
 from mmchat.storage.space import check_space
@@ -67,7 +68,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
             _write_manifest(work, record, source)
             difference = model.compare(work, progress)
             sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
-        peak = model.peak_memory()
+        peak = peak_memory(model.device)
     dtype = record.dtype if record else None
     return ExportReport(plan.folder, sizes, difference, time.perf_counter() - begin, peak, dtype)
 

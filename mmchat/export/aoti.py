@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def compile_programs(
     from torch._inductor.package.package import package_aoti
 
     files = {}
-    with _quiet():
+    with quiet():
         for number, program in enumerate(programs, start=1):
             progress(f"compiling {program.name}", number, len(programs))
             files[program.name] = _compile(program)
@@ -67,8 +68,13 @@ def _compile(program: ExportProgram) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The compiler's own use of old interfaces is not for the user to mend."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def quiet() -> Iterator[None]:
+    """What the compilers say of their own code is not for the user to mend."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

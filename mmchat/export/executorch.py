@@ -6,10 +6,7 @@ their weights: those of XNNPACK lie in it once, whatever the number of methods.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from torch import Tensor
 from mmchat.checkpoints.exported_folder import PROGRAM_NAME
 from mmchat.checkpoints.writers import new_file
 from mmchat.errors import ExportError
-from mmchat.export.aoti import trace
+from mmchat.export.aoti import quiet, trace
 from mmchat.models.base import ExportProgram
 from mmchat.progress import ProgressCallback
 from mmchat.quant.formats.int4 import Int4
@@ -37,7 +34,7 @@ def quantize_linears(model: Any, plan: Plan) -> None:
     """
     if plan.scheme == "none":
         return
-    with _quiet():
+    with quiet():
         torchao = _module("torchao.quantization")
     chosen = {
         name: plan.layer_format(part, *model.get_submodule(name).weight.shape)
@@ -55,7 +52,7 @@ def lower_programs(
     folder: Path, programs: Sequence[ExportProgram], progress: ProgressCallback
 ) -> tuple[str, ...]:
     """Write programs.pte; returns the names of its methods. Raises ExportError, MissingExtra."""
-    with _quiet():
+    with quiet():
         lowered = _lower(programs, progress)
         with new_file(folder / PROGRAM_NAME) as file:
             lowered.write_to_file(file)
@@ -114,16 +111,3 @@ def _attention(
 
 
 _DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.scaled_dot_product_attention.default: _attention}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """What the compilers say of their own code is not for the user to mend."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

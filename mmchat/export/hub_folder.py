@@ -17,7 +17,6 @@ from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.writers import write_json, write_safetensors
 from mmchat.errors import CheckpointError, quoted
 from mmchat.export.plan import ExportPlan
-from mmchat.hardware.memory import peak_memory
 from mmchat.hardware.placement import dtype_name
 from mmchat.progress import ProgressCallback
 from mmchat.tokenizers import open_tokenizer
@@ -42,6 +41,9 @@ class HubExport:
     def __init__(
         self, plan: ExportPlan, source: ModelSource, files: Checkpoint, adapters: Adapters
     ) -> None:
+        import torch
+
+        self.device = torch.device("cpu")
         self._source, self._files, self._adapters = source, files, adapters
         self._max_shard_bytes = plan.max_shard_bytes or SHARD_BYTES
         self._weights = source.spec.family.build()
@@ -76,12 +78,6 @@ class HubExport:
                     )
                 written.release(entry.name)
                 progress("comparing", done, len(self._entries))
-
-    def peak_memory(self) -> int:
-        """Highest memory use so far, bytes."""
-        import torch
-
-        return peak_memory(torch.device("cpu"))
 
     def _tensors(self) -> Iterator[Tensor]:
         import torch

@@ -31,18 +31,14 @@ class LoadedExport:
     Raises as `load_model` does, and MissingExtra.
     """
 
-    def __init__(
-        self,
-        plan: ExportPlan,
-        source: ModelSource,
-        progress: ProgressCallback,
-    ) -> None:
+    def __init__(self, plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> None:
         if plan.format == "executorch":
             from mmchat.runtime.executorch import executorch_version
 
             executorch_version()  # raises MissingExtra
         self._plan, self._source = plan, source
         self._original = _load(plan, source, progress)
+        self.device = self._original.device
         self._model: Any = self._original.runtime.model  # type: ignore[attr-defined]
         tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
         if plan.format == "safetensors":  # programs need those too that are computed anew
@@ -74,10 +70,6 @@ class LoadedExport:
         progress("comparing with the model", 0, 1)
         exported = load(LoadOptions(work, device=str(self._original.device)))
         return check_same(self._original, exported, self._plan.image_limit)
-
-    def peak_memory(self) -> int:
-        """Highest memory use so far, bytes."""
-        return self._original.peak_memory()
 
     def _record(self) -> ExportRecord:
         import torch

@@ -16,7 +16,7 @@ from mmchat import limits
 from mmchat.conversation import Image
 from mmchat.errors import ImageError, MemoryError_, MissingExtra, UsageError, check_type, quoted
 from mmchat.images import worker
-from mmchat.images.bounds import RefusedError, check_size, tiff_pages
+from mmchat.images.bounds import RefusedError, check_size
 from mmchat.images.formats import PAGED, explain_foreign, picture_format
 from mmchat.images.in_memory import pixel_count, upright_picture
 from mmchat.images.pages import page_numbers
@@ -56,7 +56,11 @@ def load_image(
     check_type("allow_fetch", allow_fetch, bool, "True or False")
     held = upright_picture(source)
     if held is not None:
-        return _of_held(held, name or "picture", alpha)
+        try:
+            return from_pil(held, source=name or "picture", alpha=alpha)
+        except Exception as problem:  # Pillow raises almost anything
+            kind = type(problem).__name__
+            raise ImageError(f"a picture of mode {held.mode} is not read ({kind})") from None
     encoded = read_source(source, name=name, allow_fetch=allow_fetch)  # type: ignore[arg-type]
     if encoded.pages:
         pages = _pages(encoded)
@@ -148,11 +152,8 @@ def _pages(encoded: Encoded) -> list[Encoded]:
     if kind not in PAGED:
         return [encoded]
     encoded = replace(encoded, document=object())
-    if kind == "TIFF":
-        count = len(tiff_pages(encoded.data))
-    else:
-        with _asked(encoded, only_pages=True) as (_, answer):
-            count = answer["pages"]
+    with _asked(encoded, only_pages=True) as (_, answer):
+        count = answer["pages"]
     if count == 1 and not encoded.pages:
         return [encoded]
     try:
@@ -230,7 +231,7 @@ def _receive(decoder: worker.Worker, size: tuple[int, int]) -> tuple[PILImage.Im
 
     check_size(size, limits.IMAGE_PIXELS)
     picture = None
-    digest = new_hash("RGB", *size)
+    digest = new_hash(*size)
     for box in strips(*size):
         strip_size = size[0], box[3] - box[1]
         pixels = decoder.read(3 * strip_size[0] * strip_size[1])
@@ -244,33 +245,17 @@ def _receive(decoder: worker.Worker, size: tuple[int, int]) -> tuple[PILImage.Im
     return cast("PILImage.Image", picture), digest.hexdigest()
 
 
-def content_hash(picture: PILImage.Image) -> str:
-    """sha256 over mode, width, height and pixels, so that equal bytes of another shape differ."""
-    from mmchat.images.colour import new_hash, strips
-
-    digest = new_hash(picture.mode, picture.width, picture.height)
-    for box in strips(*picture.size):
-        digest.update(picture.crop(box).tobytes())
-    return digest.hexdigest()
-
-
-def _of_held(picture: PILImage.Image, name: str, alpha: Alpha) -> Image:
-    try:
-        return from_pil(picture, source=name, alpha=alpha)
-    except Exception as problem:  # Pillow raises almost anything
-        kind = type(problem).__name__
-        raise ImageError(f"a picture of mode {picture.mode} is not read ({kind})") from None
-
-
 def from_pil(picture: PILImage.Image, *, source: str = "picture", alpha: Alpha = "white") -> Image:
     """Make an Image of a Pillow picture in memory; no orientation is applied."""
     from PIL import Image as PILImage
 
-    from mmchat.images.colour import eight_bits, quiet_pillow, rgb_strips
+    from mmchat.images.colour import eight_bits, new_hash, quiet_pillow, rgb_strips
 
+    digest = new_hash(*picture.size)
     with quiet_pillow():
         picture, notices = eight_bits(picture)
         rgb = PILImage.new("RGB", picture.size)
         for box, strip in rgb_strips(picture, alpha):
+            digest.update(strip.tobytes())
             rgb.paste(strip, box)
-    return Image(rgb, source, content_hash(rgb), tuple(notices))
+    return Image(rgb, source, digest.hexdigest(), tuple(notices))

@@ -66,9 +66,12 @@ def rgb_strips(picture: PILImage.Image, alpha: Alpha) -> Iterator[tuple[Box, PIL
         yield box, strip if strip.mode == "RGB" else strip.convert("RGB")
 
 
-def new_hash(mode: str, width: int, height: int) -> hashlib._Hash:
-    """A `content_hash` that waits for the pixels."""
-    return hashlib.sha256(f"{mode} {width} {height}\n".encode())
+def new_hash(width: int, height: int) -> hashlib._Hash:
+    """The hash of a picture, which waits for the pixels.
+
+    It begins with mode and size, so that equal bytes of another shape differ.
+    """
+    return hashlib.sha256(f"RGB {width} {height}\n".encode())
 
 
 def eight_bits(picture: PILImage.Image) -> tuple[PILImage.Image, list[str]]:

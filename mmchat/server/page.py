@@ -21,9 +21,8 @@ from mmchat.server.stream import Json
 
 FOLDER = Path(__file__).with_name("page")
 _TYPES = {
-    ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".mjs": "text/javascript",
-    ".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg", ".ico": "image/x-icon",
-    ".txt": "text/plain", ".webmanifest": "application/manifest+json",
+    ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml",
+    ".jpg": "image/jpeg",
 }  # fmt: skip
 # Nothing but its own files; no string becomes markup or code.
 HEADERS = {

@@ -104,11 +104,6 @@ class Service:
             workers.shutdown(cancel_futures=True)
 
     @property
-    def model(self) -> LoadedModel:
-        """Raises ApiError while it is being loaded."""
-        return self.served(None).model
-
-    @property
     def thread(self) -> EngineThread:
         """Raises ApiError where no answer can be begun."""
         if self.is_draining:
@@ -118,11 +113,6 @@ class Service:
         if self._thread.error is not None:
             raise ApiError("server_error")
         return self._thread
-
-    @property
-    def engine(self) -> Engine:
-        """Of the first model. Raises ApiError while that is being loaded."""
-        return self.served(None).engine
 
     @property
     def failure(self) -> BaseException | None:
@@ -146,7 +136,7 @@ class Service:
         # Seconds that a step may take while others wait: a CPU reads a long prompt for minutes,
         # and a first step may compile.
         is_first = not self.metrics.counts["generation_tokens_total"]
-        patience = 300.0 if is_first or self.model.device.type == "cpu" else 30.0
+        patience = 300.0 if is_first or self.all[0].model.device.type == "cpu" else 30.0
         stalled = any(engine.is_stalled(patience) for engine in self._thread.engines)
         return "stalled" if stalled else "ok"
 

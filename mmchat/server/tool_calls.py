@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import string
 from bisect import bisect_left
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Literal
 
 from mmchat.conversation import FinishReason, ToolCall
 
-_ID_LETTERS = string.ascii_letters + string.digits
 _SPACES = " \t\r\n"
 _BETWEEN = _SPACES + ";,[]"  # calls, and around a list of them
 
@@ -50,11 +48,6 @@ class MadeCall:
     id: str
     name: str
     arguments: str = ""
-
-
-def new_id() -> str:
-    """As OpenAI's look."""
-    return "call_" + "".join(secrets.choice(_ID_LETTERS) for _ in range(24))
 
 
 class CallStream:
@@ -147,7 +140,10 @@ class CallStream:
                 return char  # which may begin a call itself
             self._held.append(char)
         self._held.clear()
-        index, made = len(self.made), MadeCall(new_id(), self._headers[header])
+        index, made = (
+            len(self.made),
+            MadeCall(f"call_{secrets.token_hex(12)}", self._headers[header]),
+        )
         self._pieces.append((CallBegin(index, made.id, made.name), []))
         self.made.append(made)
         if char == "{":

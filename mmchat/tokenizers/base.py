@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from mmchat import limits
-from mmchat.errors import CheckpointError, PromptError
+from mmchat.errors import CheckpointError, MmchatError, PromptError, quoted
 
 IMAGE_TOKEN = "<|image|>"  # noqa: S105
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
@@ -54,16 +55,13 @@ class Tokenizer(Protocol):
 class TokenTable:
     """Ids and bytes of one vocabulary; the parts of a Tokenizer that need no library.
 
-    tokens: bytes of the ordinary tokens by id. special_tokens: names and ids, all of them behind
-    the ordinary ones. tags: names of special tokens that mark up text, and so are text: `encode`
+    tokens: bytes of the ordinary tokens by id. special_tokens: names and ids, behind the ordinary
+    ones. tags: names of special tokens that mark up text, and so are text: `encode`
     gives them where they are typed, and answers show them.
     """
 
     def __init__(
-        self,
-        tokens: Sequence[bytes],
-        special_tokens: Mapping[str, int],
-        tags: Collection[str] = (),
+        self, tokens: Sequence[bytes], special_tokens: Mapping[str, int], tags: Collection[str] = ()
     ) -> None:
         self.tokens = tokens
         self.special_tokens = dict(special_tokens)
@@ -102,6 +100,24 @@ class TokenTable:
         if any(i >= len(self.tokens) and i not in self._tag_ids for i in ids):
             raise PromptError("the text encodes to a special token; this must not happen")
         return ids
+
+
+@contextmanager
+def refusals(refused: Callable[[str], MmchatError]) -> Iterator[None]:
+    """Within the block, what a library raises becomes an error, made of its reason.
+
+    Panics of Rust are no subclass of Exception.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise refused(quoted(str(error))) from None
+
+
+def not_encoded(reason: str) -> PromptError:
+    return PromptError(f"the text cannot be encoded: {reason}")
 
 
 def clean_text(text: str) -> str:

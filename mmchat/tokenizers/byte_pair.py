@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mmchat.errors import PromptError, quoted
-from mmchat.tokenizers.base import TokenTable, clean_text
+from mmchat.tokenizers.base import TokenTable, clean_text, not_encoded, refusals
 
 if TYPE_CHECKING:
     import tiktoken
@@ -63,27 +62,14 @@ class BytePairTokenizer(TokenTable):
         text = clean_text(text)
         if self.composes:
             text = unicodedata.normalize("NFC", text)
-        for piece in pieces(text):
-            ids += self._encode_piece(piece)
+        tags = set(self.tags)
+        with refusals(not_encoded):
+            for piece in pieces(text):
+                ids += self._encoding.encode(piece, allowed_special=tags, disallowed_special=())
         return self.checked(ids)
 
     def encode_rest(self, text: str) -> list[int]:
         return self.encode(text)
-
-    def _encode_piece(self, text: str) -> list[int]:
-        try:
-            return self._encoding.encode(
-                text, allowed_special=set(self.tags), disallowed_special=()
-            )
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            raise PromptError(f"the text cannot be encoded: {quoted(str(error))}") from None
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether a Rust library refused its input; its panics are no subclass of Exception."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -14,9 +14,8 @@ from typing import Any
 from mmchat import limits
 from mmchat.errors import CheckpointError, PromptError, quoted
 from mmchat.strict_json import Where, read_bounded
-from mmchat.tokenizers.base import REPLACEMENT, clean_text
+from mmchat.tokenizers.base import REPLACEMENT, TokenTable, clean_text, not_encoded
 
-FIRST_BYTE = b"\n"  # of every such file, and of no tiktoken file
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces write a space
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
@@ -26,8 +25,8 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 Field = tuple[int, int | bytes]  # its number and value
 
 
-class SentencePieceTokenizer:
-    """See mmchat.tokenizers.base.Tokenizer.
+class SentencePieceTokenizer(TokenTable):
+    """Special tokens stand among the others, and no image token behind them.
 
     Text begins with a space that it does not have, as in training: `encode` adds it, `encode_rest`
     does not. Encoding two parts by themselves is not encoding them together.
@@ -36,17 +35,10 @@ class SentencePieceTokenizer:
     def __init__(self, model: bytes, tokens: Sequence[bytes], specials: Mapping[str, int]) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        self.tokens = tokens
-        self.special_tokens = dict(specials)
-        self.vocab_size = len(tokens)
+        super().__init__(tokens, specials)
         self._specials = frozenset(specials.values())
         self._whole: Any = SentencePieceProcessor(model_proto=model)
         self._rest: Any = SentencePieceProcessor(model_proto=model + _NO_DUMMY_PREFIX)
-
-    def special_id(self, name: str) -> int:
-        if name not in self.special_tokens:
-            raise CheckpointError(f"the tokenizer has no special token {name!r}")
-        return self.special_tokens[name]
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._specials
@@ -63,14 +55,10 @@ class SentencePieceTokenizer:
         try:
             ids = model.encode(clean_text(text))
         except RuntimeError as error:
-            raise PromptError(f"the text cannot be encoded: {quoted(str(error))}") from None
+            raise not_encoded(quoted(str(error))) from None
         if not self._specials.isdisjoint(ids):
             raise PromptError("the text encodes to a special token; this must not happen")
         return ids
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        wanted = (i for i in ids if not (skip_special and self.is_special(i)))
-        return b"".join(map(self.token_bytes, wanted)).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else REPLACEMENT

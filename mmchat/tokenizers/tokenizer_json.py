@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mmchat import limits
-from mmchat.errors import CheckpointError, MissingExtra, PromptError, quoted
+from mmchat.errors import CheckpointError, MissingExtra, quoted
 from mmchat.strict_json import Where, as_object, read_json
-from mmchat.tokenizers.base import Tokenizer, TokenTable, clean_text
-from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer, is_fault
+from mmchat.tokenizers.base import Tokenizer, TokenTable, clean_text, not_encoded, refusals
+from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer
 from mmchat.tokenizers.text_steps import check_steps
 from mmchat.tokenizers.tiktoken_file import check_vocabulary
 
@@ -232,22 +232,14 @@ class LibraryTokenizer(TokenTable):
         vocabulary = {k: i for k, i in found["model"]["vocab"].items() if k not in special_tokens}
         model = {**found["model"], "vocab": vocabulary}
         plain = {**found, **plain, "added_tokens": [], "model": model}
-        try:
+        with refusals(lambda reason: where.fail(f"the tokenizers library refuses it: {reason}")):
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(plain))
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            raise where.fail(f"the tokenizers library refuses it: {quoted(str(error))}") from None
 
     def encode(self, text: str) -> list[int]:
         """Ordinary token ids of `text`; the names of special tokens in it are ordinary text."""
         text = clean_text(text)
-        try:
+        with refusals(not_encoded):
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except BaseException as error:
-            if not is_fault(error):
-                raise
-            raise PromptError(f"the text cannot be encoded: {quoted(str(error))}") from None
         return self.checked(ids)
 
     def encode_rest(self, text: str) -> list[int]:

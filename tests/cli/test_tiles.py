@@ -53,6 +53,7 @@ def test_the_preview_is_a_png_of_its_own(mmchat_command, picture, tmp_path):
         (("tiles", "no-such.png"), 4),
         (("tiles", "-"), 4),
         (("tiles", "{picture}", "-o", "out.jpg"), 2),
+        (("tiles", "{picture}", "-o", "{picture}"), 2),
         (("tiles", "{picture}", "-o", "no/such/out.png"), 7),
     ],
 )

@@ -4,9 +4,10 @@ from collections import Counter
 
 import pytest
 
-from mmchat.evals.scenes import QUESTION_TYPES, SCENE_KINDS, TEXTURES, heldout_scenes, make_scene
+from assets.tiny.textures import LEARNT
+from mmchat.evals.scenes import QUESTION_TYPES, SCENE_KINDS, heldout_scenes, make_scene
 from mmchat.evals.scenes.questions import caption
-from mmchat.evals.scenes.textures import draw_texture
+from mmchat.evals.scenes.textures import HELDOUT, draw_texture
 from mmchat.evals.scenes.world import CANVAS_SIDES, COLOURS, KINDS, SHAPES, THINGS, Item, View
 from mmchat.models.mllama.tiling import choose_layout
 
@@ -181,7 +182,7 @@ def test_it_is_asked_only_of_a_thing_that_stands_alone():
     assert seen
 
 
-@pytest.mark.parametrize("name", [name for names in TEXTURES.values() for name in names])
+@pytest.mark.parametrize("name", [*LEARNT, *HELDOUT])
 def test_a_texture_is_the_same_every_time_and_of_its_size(name):
     first, second = (draw_texture(name, 5, 61, 83) for _ in range(2))
     assert (first.mode, first.size) == ("RGB", (83, 61))
@@ -190,10 +191,11 @@ def test_a_texture_is_the_same_every_time_and_of_its_size(name):
 
 
 def test_no_texture_of_training_is_held_out():
-    assert not set(TEXTURES["train"]) & set(TEXTURES["heldout"])
-    for split in TEXTURES:
-        drawn = [make_scene(seed, split, kind="outside").views[0].texture for seed in range(40)]
-        assert {texture[0] for texture in drawn if texture} <= set(TEXTURES[split])
+    assert not set(LEARNT) & set(HELDOUT)
+    for given, names in (({}, HELDOUT), ({"textures": tuple(LEARNT)}, LEARNT)):
+        scenes_ = [make_scene(seed, kind="outside", **given) for seed in range(40)]
+        drawn = [scene.views[0].texture for scene in scenes_]
+        assert {texture[0] for texture in drawn if texture} <= set(names)
         assert all(drawn)
     answers = {q.answer for s in scenes("outside") for q in s.questions}
     assert answers == {"I only know simple drawings."}

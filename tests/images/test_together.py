@@ -37,7 +37,7 @@ def decoded(monkeypatch):
     requests, ask = [], worker.Worker.ask
 
     def asked(self, request, data, *more):
-        if not request.get("only_size"):
+        if not request.keys() & {"only_size", "only_pages"}:
             requests.append(request)
         return ask(self, request, data, *more)
 

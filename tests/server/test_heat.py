@@ -173,7 +173,7 @@ def test_it_ends_when_the_client_goes(service, dog, earlier, path, monkeypatch):
         assert looking[0].request.owner == ""
         assert not service.answers
         assert not service.is_busy
-        while service.engine.running:
+        while service.all[0].engine.running:
             await asyncio.sleep(0.005)
 
     asyncio.run(run())

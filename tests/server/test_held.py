@@ -353,7 +353,7 @@ def test_what_is_over_is_let_go_at_once(service):
             time.sleep(0.01)
         assert request() is None
         with pytest.raises(SchemaError) as caught:
-            service.model.grammars.compile(NOT_POSSIBLE)
+            service.all[0].model.grammars.compile(NOT_POSSIBLE)
         refusal = weakref.ref(caught.value)
         del caught
         assert refusal() is None
@@ -363,7 +363,7 @@ def test_what_is_over_is_let_go_at_once(service):
 
 def test_text_by_a_schema_or_a_call(service):
     """With tools beside a schema, either may come, and nothing else."""
-    model = service.model
+    model = service.all[0].model
     plan = held.plan_of([function(strict=True)])
     grammar = held.grammar_of(model, held.Schema("f", {**CITY, "required": []}), plan)
 
@@ -401,7 +401,7 @@ def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monke
         Message("tool", (Text("warm"),)),
         Message("tool", ()),
     ]
-    prompt = service.model.processor.chat(meant, held.plan_of([function()]).declared)
+    prompt = service.all[0].model.processor.chat(meant, held.plan_of([function()]).declared)
     assert seen[0].token_ids == prompt.token_ids
     items = [
         {"role": "user", "content": USER["content"]},
@@ -420,9 +420,9 @@ def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monke
               {"role": "tool", "tool_name": "weather", "content": "warm"}]  # fmt: skip
     body = {"model": MODEL, "messages": ollamas, "options": {"num_predict": 1}}
     post(client, path="/api/chat", **body)
-    assert '{"name": "weather", "parameters": {"city": "Rome"}}' in service.model.tokenizer.decode(
-        seen[2].token_ids
-    )
+    assert '{"name": "weather", "parameters": {"city": "Rome"}}' in service.all[
+        0
+    ].model.tokenizer.decode(seen[2].token_ids)
 
 
 BAD_TOOL = function(

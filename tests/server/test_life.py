@@ -87,19 +87,19 @@ def test_a_client_that_goes_frees_its_row(serve, stream):
     async def run() -> None:
         app, gone = make_app(service), asyncio.Event()
         first = begin(app, 2_000, gone=gone, stream=stream)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
         waiting_gone = asyncio.Event()
         waiting = begin(app, 5, gone=waiting_gone, stream=stream)
         third = begin(app, 5)
-        await until(lambda: service.engine.waiting == 2)
+        await until(lambda: service.all[0].engine.waiting == 2)
         waiting_gone.set()  # ik_llama#1929: this must not stop the one that runs
         await waiting
-        await until(lambda: service.engine.waiting == 1)
-        assert service.engine.running == 1
+        await until(lambda: service.all[0].engine.waiting == 1)
+        assert service.all[0].engine.running == 1
         gone.set()
         await first
         assert (await third).json()["usage"]["completion_tokens"] == 5
-        await until(lambda: not service.engine.has_work)
+        await until(lambda: not service.all[0].engine.has_work)
         assert not service.is_busy
         assert service.held_bytes == 0
 
@@ -138,13 +138,13 @@ def test_a_full_queue_says_when_to_come_back_and_only_to_its_owner(serve):
         app, gone = make_app(service), asyncio.Event()
         running = begin(app, 2_000, key="one", gone=gone)
         waiting = begin(app, 5, key="one")
-        await until(lambda: service.engine.running + service.engine.waiting == 2)
+        await until(lambda: service.all[0].engine.running + service.all[0].engine.waiting == 2)
         refused = await begin(app, 5, key="one")
         assert refused.status == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         other = begin(app, 5, key="two")
-        await until(lambda: service.engine.waiting == 2)
+        await until(lambda: service.all[0].engine.waiting == 2)
         gone.set()
         await running
         assert ((await waiting).status, (await other).status) == (200, 200)
@@ -158,7 +158,7 @@ def test_who_waits_too_long_is_told(serve, monkeypatch):
     async def run() -> None:
         app, gone = make_app(service), asyncio.Event()
         running = begin(app, 2_000, gone=gone)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
         monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
         refused = await begin(app, 5, stream=True)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
@@ -176,9 +176,9 @@ def test_bodies_that_wait_are_bounded_together(serve, monkeypatch):
     async def run() -> None:
         app, gone = make_app(service), asyncio.Event()
         running = begin(app, 2_000, gone=gone)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
         waiting = [begin(app, 2_000, gone=gone) for _ in range(3)]
-        await until(lambda: service.engine.waiting == 3)
+        await until(lambda: service.all[0].engine.waiting == 3)
         refused = await begin(app, 2_000)
         assert (refused.status, refused.json()["error"]["code"]) == (503, "overloaded")
         gone.set()
@@ -190,7 +190,7 @@ def test_bodies_that_wait_are_bounded_together(serve, monkeypatch):
 
 def test_memory_for_three_writes_three_at_once(serve):
     positions = 256  # of one such request, rounded up
-    one = serve().model.position_bytes * positions
+    one = serve().all[0].model.position_bytes * positions
     service = serve(rows=8, kv_memory=3 * one)
     most = 0
 
@@ -199,7 +199,7 @@ def test_memory_for_three_writes_three_at_once(serve):
         app = make_app(service)
         tasks = [begin(app, 20, seed=i) for i in range(10)]
         while not all(task.done() for task in tasks):
-            most = max(most, service.engine.running)
+            most = max(most, service.all[0].engine.running)
             await asyncio.sleep(0.002)
         assert [task.result().status for task in tasks] == [200] * 10
         refused = await begin(app, 1_500)
@@ -218,9 +218,9 @@ def test_a_drain_lets_answers_end_and_begins_none(serve):
     async def run() -> None:
         app = make_app(service)
         running = begin(app, 60, stream=True)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
         waiting = begin(app, 5, stream=True)
-        await until(lambda: service.engine.waiting == 1)
+        await until(lambda: service.all[0].engine.waiting == 1)
         service.drain()
         for refused in (await waiting, await begin(app, 5)):
             assert (refused.status, refused.json()["error"]["code"]) == (503, "draining")
@@ -254,9 +254,9 @@ def test_what_is_not_ready_after_a_drain_ends_as_far_as_it_is(serve):
     async def run() -> None:
         app = make_app(service)
         running = begin(app, 2_000, stream=True)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
         whole = begin(app, 2_000)
-        await until(lambda: service.engine.waiting == 1)
+        await until(lambda: service.all[0].engine.waiting == 1)
         service.drain()
         service.interrupt()
         answer = await running
@@ -294,12 +294,12 @@ def test_the_end_of_the_engine_is_seen_by_all(serve, monkeypatch):
     async def run() -> None:
         app = make_app(service)
         running = begin(app, 2_000, stream=True)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
 
         def fails() -> bool:
             raise RuntimeError("0x7ffdeadbeef /home/somebody")
 
-        monkeypatch.setattr(service.engine, "step", fails)
+        monkeypatch.setattr(service.all[0].engine, "step", fails)
         answer = await running
         event = answer.body.decode().strip().rpartition("data: ")[2]
         assert json.loads(event)["error"]["code"] == "server_error"
@@ -315,7 +315,7 @@ def test_the_end_of_the_engine_is_seen_by_all(serve, monkeypatch):
 def test_a_step_that_hangs_while_others_wait_is_no_health(serve, monkeypatch):
     service = serve()
     assert service.status == "ok"
-    monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 300)
+    monkeypatch.setattr(service.all[0].engine, "is_stalled", lambda seconds: seconds <= 300)
     assert service.status == "stalled"
 
 
@@ -362,7 +362,7 @@ def test_the_tiles_of_the_page_are_requests_like_others(serve, dog):
     async def run() -> None:
         app, gone = make_app(service), asyncio.Event()
         running = begin(app, 2_000, gone=gone)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
         assert (await call(app, *asked)).status == 429
         gone.set()
         await running
@@ -392,7 +392,7 @@ def test_ollama_says_503_where_too_many_wait(serve):
     async def run() -> None:
         app, gone = make_app(service), asyncio.Event()
         running = begin(app, 2_000, gone=gone)
-        await until(lambda: service.engine.running == 1)
+        await until(lambda: service.all[0].engine.running == 1)
         refused = await call(app, scope("POST", "/api/generate"), [asked])
         assert (refused.status, refused.json()) == (
             503,
@@ -413,12 +413,12 @@ def test_only_clients_that_go_are_counted_as_gone_and_once(serve, monkeypatch):
         app, gone = make_app(service), asyncio.Event()
         both = call(app, scope("POST", "/v1/completions"), [prompts], gone)
         running = asyncio.ensure_future(both)
-        await until(lambda: service.engine.running == 2)
+        await until(lambda: service.all[0].engine.running == 2)
         monkeypatch.setattr(ask, "QUEUE_SECONDS", 0.05)
         assert (await begin(app, 5)).status == 503  # it waited too long
         monkeypatch.setattr(ask, "QUEUE_SECONDS", 60)
         waiting = begin(app, 5)
-        await until(lambda: service.engine.waiting == 1)
+        await until(lambda: service.all[0].engine.waiting == 1)
         service.drain()
         assert (await waiting).status == 503
         gone.set()
@@ -486,7 +486,7 @@ def test_a_first_step_on_a_device_may_compile(serve, monkeypatch):
     placement = SimpleNamespace(device=SimpleNamespace(type="cuda"))
     [served] = service.all
     service.all = (replace(served, model=replace(served.model, placement=placement)),)
-    monkeypatch.setattr(service.engine, "is_stalled", lambda seconds: seconds <= 30)
+    monkeypatch.setattr(service.all[0].engine, "is_stalled", lambda seconds: seconds <= 30)
     assert service.status == "ok"
     service.metrics.counts["generation_tokens_total"] += 1  # an answer is there
     assert service.status == "stalled"

@@ -331,7 +331,7 @@ def test_pictures_are_opened_once_however_much_is_left_out(client, monkeypatch, 
 def test_the_format_is_that_of_the_files(service, tmp_path):
     blob = tmp_path / "sha256-0"
     blob.write_bytes(b"GGUF" + bytes(100))
-    model = service.model
+    model = service.all[0].model
     assert models._details(SimpleNamespace(model=model))["format"] == "safetensors"
     stored = replace(model, spec=replace(model.spec, source=blob))
     assert models._details(SimpleNamespace(model=stored))["format"] == "gguf"

@@ -153,7 +153,7 @@ def test_marks_are_the_places_of_as_many_pictures(service, dog):
         read = openai_chat.ChatRequest.model_validate({"messages": [
             {"role": "user", "content": content}]})  # fmt: skip
         asked = read.ask()
-        call = SimpleNamespace(service=service, model=service.model, owner="")
+        call = SimpleNamespace(service=service, model=service.all[0].model, owner="")
         return prompt_of(call, asked, opened_of(call, asked, lambda: True)).token_ids
 
     def part(text):
@@ -278,7 +278,7 @@ def test_every_key_has_its_own_cache(tiny, dog):
         usage = client.post(CHAT, json=about(dog), headers=headers).json()["usage"]
         cached.append(usage["prompt_tokens_details"]["cached_tokens"] > 0)
     assert cached == [False, True, False, True]
-    assert (service.engine.encoded, service.engine.known) == (2, 2)
+    assert (service.all[0].engine.encoded, service.all[0].engine.known) == (2, 2)
     service.close()
 
 

@@ -107,7 +107,7 @@ def open_handed(service):
     """A server that fetches pictures, and reads them from one folder."""
     options = ServerOptions(remote_images=frozenset(), media_dir=ASSETS)
     other = Service(options)
-    other.use(service.model)
+    other.use(service.all[0].model)
     yield make_app(other)
     other.close()
 

@@ -1,4 +1,5 @@
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -76,7 +77,8 @@ def test_the_names_of_all_special_tokens_are_text():
 
 def test_a_special_id_out_of_the_encoder_is_an_error(monkeypatch):
     tokenizer = BytePairTokenizer(TOKENS, TOKENIZER.special_tokens)
-    monkeypatch.setattr(tokenizer, "_encode_piece", lambda text: [len(TOKENS)])
+    broken = SimpleNamespace(encode=lambda text, **_: [len(TOKENS)])
+    monkeypatch.setattr(tokenizer, "_encoding", broken)
     with pytest.raises(PromptError, match="special token"):
         tokenizer.encode("x")
 

@@ -6,7 +6,7 @@ and the seed together, so no seed of one split gives a scene of the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
@@ -21,6 +21,7 @@ from mmchat.evals.scenes.questions import (
     ask_pair,
     ask_talk,
 )
+from mmchat.evals.scenes.textures import HELDOUT
 from mmchat.evals.scenes.world import (
     CANVAS_SIDES,
     MAX_LEVEL,
@@ -43,13 +44,6 @@ CANVAS_WEIGHTS = {
     (1, 1): 50, (1, 2): 12, (2, 1): 12, (2, 2): 8, (1, 3): 6, (3, 1): 4, (1, 4): 5, (4, 1): 3,
 }  # fmt: skip
 LONGEST_PAIR = 2  # tiles along a side of each of two pictures
-# Textures that are learnt as outside the world, and others to see whether that is understood.
-TEXTURES: dict[Split, tuple[str, ...]] = {
-    "train": ("blank", "gradient", "noise", "stripes", "checks", "clouds", "mosaic", "discs",
-              "scribble", "blur", "shades"),
-    "heldout": ("wood", "marble", "bricks", "landscape", "water", "grass", "fabric", "lights",
-                "radial", "grain"),
-}  # fmt: skip
 # Which scenes hold a question of a type.
 SCENES_OF_TYPE: dict[str, tuple[Kind, ...]] = {
     "count": ("count", "count", "objects"),
@@ -92,13 +86,14 @@ def make_scene(
     kind: Kind | None = None,
     canvas: tuple[int, int] | None = None,
     wording: Wording = "plain",
+    textures: Sequence[str] = HELDOUT,
 ) -> Scene:
     """The scene of a seed: the same arguments always give the same pictures and questions.
 
     level: 0 has one object, 1 at most two, 2 up to three. kind: "objects", "count" (equal objects),
     "text" (printed), "pair" (two pictures), "talk" (none) or "outside" (no drawing of the world).
     canvas: (tiles_h, tiles_w) that the picture fills with tiles of 112 px. wording: "plain", "rich"
-    (for training) or "unseen" (never in training).
+    (for training) or "unseen" (never in training). textures: the names of those that are outside.
     """
     rng = Random(f"{split} {seed}")  # noqa: S311
     kind = kind or rng.choices(SCENE_KINDS, (54, 17, 17, 8, 3, 1))[0]
@@ -110,7 +105,7 @@ def make_scene(
         first, second, change = arrange_pair(rng, canvas)
         return Scene(seed, kind, (first, second), tuple(ask_pair(rng, change, wording)), canvas)
     if kind == "outside":
-        view = arrange_outside(rng, canvas, TEXTURES[split])
+        view = arrange_outside(rng, canvas, textures)
         return Scene(seed, kind, (view,), tuple(ask_outside(rng, wording)), canvas)
     arrange = {"objects": arrange_objects, "count": arrange_count, "text": arrange_text}[kind]
     view = arrange(rng, canvas, level)

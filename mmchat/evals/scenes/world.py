@@ -6,6 +6,7 @@ of three, tall ones one column of three, so that every cell has a name ("top lef
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -233,7 +234,7 @@ def arrange_pair(rng: Random, canvas: tuple[int, int]) -> tuple[View, View, str]
     return arranger.view([first]), arranger.view([replace(second, flip=first.flip)]), change
 
 
-def arrange_outside(rng: Random, canvas: tuple[int, int], names: tuple[str, ...]) -> View:
+def arrange_outside(rng: Random, canvas: tuple[int, int], names: Sequence[str]) -> View:
     """A texture, gradient, noise or blank page: nothing of this world."""
     arranger = Arranger(rng, canvas)
     texture = rng.choice(names), rng.randrange(2**31)

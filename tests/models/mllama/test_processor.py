@@ -6,7 +6,7 @@ import torch
 from PIL import Image as PILImage
 
 from mmchat.conversation import Image, Message, Text
-from mmchat.images import content_hash
+from mmchat.images import from_pil
 from mmchat.models.mllama.processor import MllamaProcessor
 from mmchat.tokenizers.byte_pair import BytePairTokenizer
 from mmchat.tokenizers.tiktoken_file import llama3_special_tokens
@@ -19,7 +19,7 @@ SPECIALS = {name: len(TOKENS) + i for i, name in enumerate(llama3_special_tokens
 
 def picture(grey: int) -> Image:
     pixels = PILImage.new("RGB", (30, 20), (grey, grey, grey))
-    return Image(pixels, "picture.png", content_hash(pixels))
+    return from_pil(pixels, source="picture.png")
 
 
 def prompt_about(*pictures: Image):
