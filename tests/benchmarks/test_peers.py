@@ -68,7 +68,7 @@ def test_an_unknown_part_ends_with_2(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # two compilers, on one core
+@pytest.mark.timeout(1500)  # two compilers, on one core
 @pytest.mark.parametrize(
     ("part", "written"),
     [("eager", ["none", "int8", "int4"]), ("graphs", ["graphs", "graphs-rounded"])],
