@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from mmchat.errors import MmchatError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Largest relative error (L2) of logits that two right computations may differ by.
 SAME_DTYPE_LIMITS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
@@ -25,7 +24,8 @@ class Agreement:
     """How far logits are from those expected.
 
     relative_error: L2 norm of the difference by that of the expected logits. kl: divergence in
-    nats of the expected distribution from this one. top1: the same most probable token.
+    nats of the expected distribution from this one, the mean of all rows. top1: the same most
+    probable token in each.
     """
 
     relative_error: float
@@ -34,12 +34,12 @@ class Agreement:
 
 
 def compare(logits: Tensor, expected: Tensor) -> Agreement:
-    """logits, expected: [1, V]."""
-    ours, theirs = logits[0].double().cpu(), expected[0].double().cpu()
+    """logits, expected: [rows, V]."""
+    ours, theirs = logits.double().cpu(), expected.double().cpu()
     error = float((ours - theirs).norm() / theirs.norm())
     log_ours, log_theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
-    kl = float((log_theirs.exp() * (log_theirs - log_ours)).sum())
-    return Agreement(error, max(0.0, kl), bool(ours.argmax() == theirs.argmax()))
+    kl = float((log_theirs.exp() * (log_theirs - log_ours)).sum(-1).mean())
+    return Agreement(error, max(0.0, kl), torch.equal(ours.argmax(-1), theirs.argmax(-1)))
 
 
 def check(found: Agreement, limit: float, *, name: str, against: str, workload: str) -> None:

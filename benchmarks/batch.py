@@ -1,11 +1,9 @@
 """Pictures a minute: `mmchat batch` beside `mmchat generate` processes and one chat in a loop.
 
 python -m benchmarks.batch --pictures 500
-python -m benchmarks.batch --kernels
 
 All three ask the built-in model the same about drawn pictures, greedily, and are timed from start
-to end of their processes; of `generate` some are run. Answers must be equal. --kernels: what rows
-at once gain in the products of a text layer of the 11B, which are most of a step.
+to end of their processes; of `generate` some are run. Answers must be equal.
 """
 
 from __future__ import annotations
@@ -87,57 +85,12 @@ def measure(count: int, processes: int, rows: Sequence[str]) -> dict[str, tuple[
     return {"generate": (processes, generate), "loop": (count, loop), "batch": (count, batch)}
 
 
-def kernels(counts: Sequence[int] = (1, 8), rounds: int = 30) -> dict[str, dict[int, float]]:
-    """Processor seconds of a text layer's products for so many rows, by scheme; one thread."""
-    import torch
-
-    from mmchat.catalog.known import find_spec
-    from mmchat.nn.linear import Linear
-    from mmchat.quant.schemes import find_scheme
-
-    torch.set_num_threads(1)
-    spec = find_spec("llama3.2-11B")
-    if spec is None:
-        sys.exit("the shapes of the 11B are not here")
-    prefix = "language_model.model.layers.0."
-    shapes = [s for n, s in spec.family.shapes(spec.config).items() if n.startswith(prefix)]
-    best: dict[str, dict[int, float]] = {}
-    for scheme in ("int8", "int4"):
-        layers = []
-        for rows, columns in (shape for shape in shapes if len(shape) == 2):
-            layers.append(Linear(columns, rows, bias=False, dtype=torch.bfloat16))
-            weight = layers[-1].weight.data
-            layers[-1].set_format(find_scheme(scheme))
-            layers[-1].quantize(weight)
-            layers[-1].repack()
-        best[scheme] = dict.fromkeys(counts, float("inf"))
-        with torch.inference_mode():
-            for _ in range(rounds):
-                for count in counts:  # interleaved: what else runs here disturbs all alike
-                    inputs = [torch.randn(count, layer.in_features).bfloat16() for layer in layers]
-                    begin = time.process_time()
-                    for layer, x in zip(layers, inputs, strict=True):
-                        layer(x)
-                    spent = time.process_time() - begin
-                    best[scheme][count] = min(best[scheme][count], spent)
-    return best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--processes", type=int, default=20, help="of generate")
     parser.add_argument("--rows", type=int, help="of batch; as usual if left out")
-    parser.add_argument("--kernels", action="store_true", help="time products at 11B widths")
     given = parser.parse_args()
-    if given.kernels:
-        for scheme, best in kernels().items():
-            one, many = best[1], best[8]
-            print(
-                f"{scheme}: a layer of the 11B takes {1e3 * one:.1f} ms for 1 row and"
-                f" {1e3 * many:.1f} for 8, so 8 rows at once are **{8 * one / many:.1f}×** as fast"
-            )
-        return
     print(f"{given.pictures} pictures, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     rows = ["--rows", str(given.rows)] if given.rows else []
     found = measure(given.pictures, given.processes, rows)

@@ -1,7 +1,7 @@
-"""mmchat beside transformers on the same tensors: `python -m benchmarks.compare`.
+"""mmchat beside a peer on the same tensors: `python -m benchmarks.compare`.
 
 All contestants run once first, and their logits must agree: nothing wrong is timed. Prints a table;
-`-o FILE` keeps all that was measured as JSON.
+`-o FILE` keeps all that was measured as JSON, from the first workload on.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import plan as plans
-from benchmarks import processes, random_mllama, report, table
+from benchmarks import random_mllama, report, table
 from benchmarks.clock import Clock
-from benchmarks.entrants import Entrants, allowed_errors, gather
+from benchmarks.entrants import Entrants, gather, peer_version
 from benchmarks.plan import Plan, Say
 from benchmarks.traffic import decode_bytes
 from benchmarks.turns import measure_turns
@@ -30,20 +31,21 @@ from mmchat.hardware.bandwidth import measure_bandwidth
 from mmchat.loading.loader import LoadedModel
 from mmchat.storage import atomic_file
 
-SCHEMA = 1
+SCHEMA = 2
+Keep = Callable[[dict[str, Any]], None]  # is given the record as it grows
 
 
-def run(plan: Plan, say: Say) -> dict[str, Any]:
+def run(plan: Plan, say: Say, keep: Keep) -> dict[str, Any]:
     """Measure all parts of the plan. Raises DisagreementError before a wrong model is timed."""
     threads = torch.get_num_threads()
     torch.set_num_threads(plan.threads or threads)
     try:
-        return _run(plan, say)
+        return _run(plan, say, keep)
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(plan: Plan, say: Say) -> dict[str, Any]:
+def _run(plan: Plan, say: Say, keep: Keep) -> dict[str, Any]:
     entrants = gather(plan, say)
     base = entrants.ours[0].loaded
     clock: Clock = "cpu" if base.device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
@@ -53,27 +55,27 @@ def _run(plan: Plan, say: Say) -> dict[str, Any]:
         "model": _model_record(plan, base),
         "clock": clock,
         "contestants": entrants.names(),
-        "workloads": _measure_workloads(plan, entrants, clock, say),
+        "workloads": [],
     }
-    if "turns" in plan.parts:
-        record["turns"] = [_turns_record(plan, entrants, tiles, clock, say) for tiles in plan.tiles]
+    for workload in _measured(plan, entrants, clock, say):
+        record["workloads"].append(workload)
+        keep(record)
     if "bandwidth" in plan.parts:
         say("memory bandwidth")
         record["bandwidth"] = _bandwidth_record(entrants, record["workloads"], clock)
-    del entrants, base  # the processes to come need the memory
-    if "startup" in plan.parts:
-        record["startup"] = processes.startup(plan, say)
-    if "memory" in plan.parts:
-        record["memory"] = processes.memory(plan, say)
+    if "turns" in plan.parts:
+        record["turns"] = [_turns_record(plan, entrants, tiles, clock, say) for tiles in plan.tiles]
+    keep(record)
     return record
 
 
 def workloads(plan: Plan) -> list[Workload]:
     wanted = []
     if "decode" in plan.parts:
-        most = max(plan.tiles, default=0)
+        most = 0 if plan.peer == "llama.cpp" else max(plan.tiles, default=0)
         for tiles in (0, most) if most else (0,):
             wanted += [Workload("decode", context, tiles) for context in plan.contexts]
+        wanted += [Workload("decode", plan.contexts[0], rows=rows) for rows in plan.rows]
     if "prefill" in plan.parts:
         wanted += [Workload("prefill", tokens) for tokens in plan.prompts]
     if "picture" in plan.parts:
@@ -81,17 +83,13 @@ def workloads(plan: Plan) -> list[Workload]:
     return wanted
 
 
-def _measure_workloads(
-    plan: Plan, entrants: Entrants, clock: Clock, say: Say
-) -> list[dict[str, Any]]:
-    limits = allowed_errors(entrants, plan.variants)
-    field = Field(entrants.all, limits, entrants.ours[0], plan.rounds, plan.seconds)
-    records = []
+def _measured(plan: Plan, entrants: Entrants, clock: Clock, say: Say) -> Iterator[dict[str, Any]]:
+    field = Field(entrants.all, entrants.limits, entrants.ours[0], plan.rounds, plan.seconds)
     for workload in workloads(plan):
         say(workload.title)
-        measured = field.measure(workload)
-        records.append(report.workload_record(measured, entrants.names(), clock))
-    return records
+        yield report.workload_record(
+            field.measure(workload), entrants.names(), entrants.rivals, clock
+        )
 
 
 def _turns_record(
@@ -121,17 +119,19 @@ def _bandwidth_record(
     timer = time.process_time if clock == "cpu" else time.perf_counter
     probe = measure_bandwidth(base.device, clock=timer)
     decoding = []
-    for entry in (r for r in records if r["kind"] == "decode"):
+    for entry in (r for r in records if r["kind"] == "decode" and r["rows"] == 1):
         for contestant in entrants.ours:
-            seconds = entry["contestants"][contestant.name]["ms"]["total"]["median"] / 1000
+            ms = entry["contestants"][contestant.name]["ms"]["total"]
             read = decode_bytes(contestant.loaded, entry["tokens"], entry["tiles"])
+            least = 1000 * read / probe.bytes_per_second  # milliseconds
+            shares = {"median": ms["median"], "low": ms["high"], "high": ms["low"]}
             decoding.append(
                 {
                     "contestant": contestant.name,
                     "title": entry["title"],
                     "bytes_per_token": read,
-                    "gigabytes_per_second": rounded(read / seconds / 1e9),
-                    "share": rounded(read / seconds / probe.bytes_per_second),
+                    "gigabytes_per_second": rounded(read / ms["median"] / 1e6),
+                    "share": {key: rounded(least / value) for key, value in shares.items()},
                 }
             )
     return {
@@ -143,10 +143,7 @@ def _bandwidth_record(
 
 def _environment(plan: Plan, loaded: LoadedModel) -> dict[str, Any]:
     found = environment(loaded.device, loaded.dtype)
-    if plan.transformers:
-        from benchmarks.transformers_mllama import version
-
-        found["versions"]["transformers"] = version()
+    found["versions"] |= peer_version(plan)
     return found
 
 
@@ -177,19 +174,23 @@ def agreements(record: dict[str, Any]) -> Iterator[str]:
             )
 
 
+def say(text: str) -> None:
+    """What is being done; to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Replace the file by the record as JSON."""
+    atomic_file.write_text(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure as `arguments` say, the process's own if left out; ends the process on an error."""
     try:
-        plan, output, once = plans.parse(sys.argv[1:] if arguments is None else arguments)
-        if once is not None:
-            print(json.dumps(processes.once(plan, once)))
-            return
+        plan, output = plans.parse(sys.argv[1:] if arguments is None else arguments)
         if output is not None:
             atomic_file.check_writable(output)
-        record = run(plan, lambda text: print(text, file=sys.stderr))
-        if output is not None:
-            text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-            atomic_file.write_text(output, text)
+        record = run(plan, say, lambda grown: write(output, grown) if output else None)
     except MmchatError as error:
         print(f"benchmarks.compare: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 DECODE_ROOM = 256  # positions beyond the context that a decode measurement may fill
 
+# What decoding goes on from: made up, or token ids, which are read.
+Context = RandomContext | tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class PicturePrompt:
@@ -31,10 +34,15 @@ class PicturePrompt:
 
 
 class Contestant(Protocol):
-    """Reads prompts and decodes; every method returns float logits [1, V] of the last position."""
+    """Reads prompts and decodes; every method returns float logits [rows, V] of last positions."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether `begin` takes token ids alone."""
+        ...
 
     def prefill(self, input_ids: tuple[int, ...]) -> Tensor: ...
 
@@ -42,15 +50,19 @@ class Contestant(Protocol):
         """Also the time of the stages "vision", "prefill" and "total"."""
         ...
 
-    def begin(self, context: RandomContext) -> Any:
-        """A cache that holds a RandomContext."""
+    def begin(self, context: Context, rows: int) -> Any:
+        """A cache whose rows all hold the context."""
         ...
 
-    def decode(self, token_id: int, cache: Any) -> Tensor: ...
+    def decode(self, token_ids: tuple[int, ...], cache: Any) -> Tensor:
+        """A step of all rows, each with its own token."""
+        ...
 
 
 class Mmchat:
     """A loaded model, asked through its runtime as a session does."""
+
+    reads_context = False
 
     def __init__(self, name: str, loaded: LoadedModel) -> None:
         self.name = name
@@ -84,14 +96,23 @@ class Mmchat:
         with torch.inference_mode():
             return self._clock.time(lambda: model.cross_key_values(states))[1]
 
-    def begin(self, context: RandomContext) -> Any:
-        cache: Any = self.loaded.runtime.new_cache(1, context.length + DECODE_ROOM)
-        fill_cache(cache, context)
+    def begin(self, context: Context, rows: int) -> Any:
+        runtime = self.loaded.runtime
+        if isinstance(context, RandomContext):
+            cache: Any = runtime.new_cache(rows, context.length + DECODE_ROOM)
+            fill_cache(cache, context)
+            return cache
+        cache = runtime.new_cache(rows, len(context) + DECODE_ROOM)
+        runtime.forward(rest_of(Prompt(context), cache, runtime.device), cache)
+        for slot in range(1, rows):
+            cache.copy(0, slot, len(context))
         return cache
 
-    def decode(self, token_id: int, cache: Any) -> Tensor:
-        token = torch.tensor([token_id], device=self.loaded.device)
-        return self.loaded.runtime.forward(Batch.last_of(token, cache.lengths[0]), cache)
+    def decode(self, token_ids: tuple[int, ...], cache: Any) -> Tensor:
+        rows = tuple(range(len(token_ids)))
+        ids = torch.tensor(token_ids, device=self.loaded.device)
+        batch = Batch(ids, rows, tuple(cache.lengths), (1,) * len(rows), rows)
+        return self.loaded.runtime.forward(batch, cache)
 
 
 def tiled(processor: Any, image: Image) -> Any:

@@ -12,35 +12,37 @@ from mmchat.bench.variants import Variant
 from mmchat.errors import UsageError
 from mmchat.quant.schemes import find_scheme
 
-PARTS = ("decode", "prefill", "picture", "turns", "bandwidth", "memory", "startup")
+PARTS = ("decode", "prefill", "picture", "turns", "bandwidth")
+PEERS = ("transformers", "compiled", "llama.cpp", "nothing")
 Say = Callable[[str], None]  # told what is being done
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. variants: the first is plain, and what the others are compared with.
+    """What to measure. variants: the first is plain.
 
-    transformers: whether it is the reference. contexts: decode after so many tokens. prompts: read
-    so many. tiles: of pictures, may be empty. arguments: with which a new process has this plan.
+    peer: of PEERS, what is compared with; "compiled" is transformers both ways. contexts: decode
+    after so many tokens. rows: so many at once after the first context. prompts: read so many.
+    tiles: of pictures, may be empty.
     """
 
     shapes: Shapes
-    transformers: bool
+    peer: str
     variants: tuple[Variant, ...]
     device: str
     dtype: str
     contexts: tuple[int, ...]
+    rows: tuple[int, ...]
     prompts: tuple[int, ...]
     tiles: tuple[int, ...]
     parts: tuple[str, ...]
     rounds: int
     seconds: float
     threads: int | None
-    arguments: tuple[str, ...]
 
 
-def parse(arguments: Sequence[str]) -> tuple[Plan, Path | None, int | None]:
-    """The plan, the file for the record, and the one contestant whose memory is asked for.
+def parse(arguments: Sequence[str]) -> tuple[Plan, Path | None]:
+    """The plan, and the file for the record.
 
     Raises UsageError for a scheme or a part that does not exist.
     """
@@ -50,41 +52,44 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, Path | None, int | None]:
             raise UsageError(f"{part!r} is none of {', '.join(PARTS)}")
     for scheme in given.quantize:
         find_scheme(scheme)
+    if given.vs == "llama.cpp" and {"picture", "turns"} & set(given.measure):
+        raise UsageError("llama.cpp knows no pictures of Mllama: say --measure decode,prefill")
     asked = (Variant(scheme, way) for way in given.compile for scheme in given.quantize)
     plan = Plan(
         shapes=Shapes(given.shapes, given.layers, given.vision_layers, given.seed),
-        transformers=given.vs == "transformers",
-        variants=tuple(dict.fromkeys((Variant(), *asked))),
+        peer=given.vs,
+        variants=tuple(dict.fromkeys((Variant(compile=given.compile[0]), *asked))),
         device=given.device,
         dtype=given.dtype,
         contexts=given.context,
+        rows=given.rows,
         prompts=given.prompt_tokens,
         tiles=given.vision,
         parts=given.measure,
         rounds=given.rounds,
         seconds=given.seconds,
         threads=given.threads,
-        arguments=tuple(arguments),
     )
-    return plan, given.output, given.once
+    return plan, given.output
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
-        description="mmchat beside transformers on the same random weights, after checking that"
-        " both say the same.",
+        description="mmchat beside a peer on the same random weights, after checking that both say"
+        " the same.",
     )
     add = parser.add_argument
     add("--shapes", default="11B", help="widths of this model: 11B, 90B or a known name")
     add("--layers", type=int, help="text layers; all on a GPU and few on a CPU if left out")
     add("--vision-layers", type=int, help="the same of the vision encoder")
     add("--seed", type=int, default=0, help="of the random weights")
-    add("--vs", choices=("transformers", "nothing"), default="transformers")
+    add("--vs", choices=PEERS, default="transformers")
     add("--quantize", type=_words, default=(), help="schemes to compare, such as int8,int4")
     add("--compile", type=_ways, default=("auto",), help="for each scheme: auto, off or on")
-    add("--measure", type=_words, default=PARTS[:5], help=f"any of {','.join(PARTS)}")
+    add("--measure", type=_words, default=PARTS, help=f"any of {','.join(PARTS)}")
     add("--context", type=_counts, default=(64, 1024, 4096), help="decode after so many tokens")
+    add("--rows", type=_counts, default=(), help="decode so many rows at once, after the first")
     add("--prompt-tokens", type=_counts, default=(64, 512), help="read prompts of so many")
     add("--vision", type=_counts, default=(1, 4), help="pictures of so many tiles")
     add("--rounds", type=int, default=5)
@@ -93,7 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto")
     add("--dtype", default="auto")
     add("-o", "--output", type=Path, help="write the record there, as JSON")
-    add("--once", type=int, help=argparse.SUPPRESS)
     return parser
 
 

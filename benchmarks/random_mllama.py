@@ -160,12 +160,14 @@ def random_context(
 
 @torch.inference_mode()
 def fill_cache(cache: MllamaCache, context: RandomContext) -> None:
-    """Put the context into an empty cache of one row, as encoding and reading would."""
-    cache.reserve(0, context.length)
-    for layer, pair in zip(cache.layers, context.text, strict=True):
-        for stored, tensor in zip(layer.row(0), pair, strict=True):
-            stored[:, :, : context.length] = tensor
+    """Put the context into all rows of an empty cache, as encoding and reading would."""
     if context.image is not None:
         cache.keep_media("random picture", [(k.clone(), v.clone()) for k, v in context.image])
-        cache.images[0] = (PlacedImage(0, "random picture"),)
-    cache.advance(Batch.last_of(torch.zeros(context.length), 0))
+    for slot in range(len(cache.lengths)):
+        cache.reserve(slot, context.length)
+        for layer, pair in zip(cache.layers, context.text, strict=True):
+            for stored, tensor in zip(layer.row(slot), pair, strict=True):
+                stored[:, :, : context.length] = tensor
+        if context.image is not None:
+            cache.images[slot] = (PlacedImage(0, "random picture"),)
+        cache.advance(Batch.last_of(torch.zeros(context.length), 0, slot))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import Clock, Rounds
+from benchmarks.workloads import ONE
 from mmchat.bench.report import rounded, spread
 
 if TYPE_CHECKING:
@@ -27,21 +28,24 @@ def timings(rounds: Rounds, contestant: str, clock: Clock) -> dict[str, Any]:
     return stages
 
 
-def workload_record(measured: Measured, names: Sequence[str], clock: Clock) -> dict[str, Any]:
-    """One workload: for each contestant its times, its error and how much faster than the first."""
-    reference = names[0]
-    contestants = {}
+def workload_record(
+    measured: Measured, names: Sequence[str], rivals: Mapping[str, str], clock: Clock
+) -> dict[str, Any]:
+    """One workload: for each contestant its times, its error and how much faster than its rival."""
+    rounds, contestants = measured.rounds, {}
     for name in names:
-        entry: dict[str, Any] = {"ms": timings(measured.rounds, name, clock)}
+        entry: dict[str, Any] = {"ms": timings(rounds, name, clock)}
         if name in measured.agreements:
             entry["agreement"] = _agreement_record(measured.agreements[name])
-        if name != reference:
-            entry["speedup"] = _speedups(measured.rounds, reference, name, clock)
+        if name in rivals:
+            entry["against"] = rivals[name]
+            entry["speedup"] = _speedups(rounds, rivals[name], name, clock)
+        if measured.workload.rows > 1:
+            entry["gain"] = gain(rounds, name, "total", ONE, measured.workload.rows, clock)
         contestants[name] = entry
     return {
         **asdict(measured.workload),
         "title": measured.workload.title,
-        "against": reference,
         "contestants": contestants,
     }
 
@@ -55,6 +59,14 @@ def _speedups(rounds: Rounds, slow: str, fast: str, clock: Clock) -> dict[str, A
             if ratios:
                 found[stage] = spread(ratios)
     return found
+
+
+def gain(
+    rounds: Rounds, name: str, many: str, one: str, rows: int, clock: Clock
+) -> dict[str, float]:
+    """How many times as many tokens a second `rows` at once give as one row alone."""
+    pairs = zip(rounds.seconds(name, one, clock), rounds.seconds(name, many, clock), strict=True)
+    return spread([rows * alone / together for alone, together in pairs])
 
 
 def _agreement_record(found: Agreement) -> dict[str, Any]:

@@ -83,9 +83,13 @@ class RandomTensors:
             self._kept[name] = tensor
         return tensor
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
     def checkpoint(self) -> InMemoryCheckpoint:
         """The same tensors as the loader takes them."""
-        return InMemoryCheckpoint(self.shapes, str(self.dtype).removeprefix("torch."), self.read)
+        return InMemoryCheckpoint(self.shapes, self.dtype_name, self.read)
 
 
 def byte_tokenizer(vocab_size: int, words: Sequence[str] = ()) -> BytePairTokenizer:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.clock import Elapsed, Stopwatch
-from benchmarks.contestants import PicturePrompt
+from benchmarks.contestants import DECODE_ROOM, Context, PicturePrompt
 from benchmarks.random_mllama import RandomContext, config_of
 from mmchat.errors import MissingExtra
 from mmchat.models.mllama.documents import hf_documents
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 class TransformersMllama:
     """transformers' model, run eagerly with its default attention and dynamic cache."""
+
+    reads_context = False
 
     def __init__(self, name: str, model: Any, config: Any, device: torch.device) -> None:
         self.name = name
@@ -55,32 +57,41 @@ class TransformersMllama:
         stages = {"vision": seen[0] - begin, "prefill": end - seen[0], "total": end - begin}
         return logits, stages
 
-    def begin(self, context: RandomContext) -> Any:
-        [(keyword, cache)] = self._cache().items()
+    @torch.inference_mode()
+    def begin(self, context: Context, rows: int) -> Any:
+        if not isinstance(context, RandomContext):
+            given = self._cache(len(context) + DECODE_ROOM)
+            self._last(input_ids=self._ids(context).repeat(rows, 1), **given)
+            return given
+        given = self._cache(context.length + DECODE_ROOM)
+        cache: Any = next(iter(given.values()))
         text: Iterator[Any] = iter(context.text)
         image: Iterator[Any] = iter(context.image or ())
-        seen = None
         for index in range(self.config.text_config.num_hidden_layers):
             if index not in self.config.text_config.cross_attention_layers:
-                cache.update(*next(text), index)
+                pair = next(text)
             elif context.image is not None:
-                key, value = next(image)
                 tokens = self._tokens_per_tile()
                 slots = self.config.vision_config.max_num_tiles
-                seen = torch.zeros(1, 1, 1, slots, dtype=torch.long, device=self.device)
-                seen[..., : key.shape[2] // tokens] = 1
-                cache.update(*(_padded(x, slots * tokens) for x in (key, value)), index)
-        return {keyword: cache, "cross_attention_mask": seen}
+                seen = torch.zeros(rows, 1, 1, slots, dtype=torch.long, device=self.device)
+                pair = next(image)
+                seen[..., : pair[0].shape[2] // tokens] = 1
+                given["cross_attention_mask"] = seen
+                pair = tuple(_padded(x, slots * tokens) for x in pair)
+            else:
+                continue
+            cache.update(*(x.repeat(rows, 1, 1, 1) for x in pair), index)
+        return given
 
     @torch.inference_mode()
-    def decode(self, token_id: int, cache: Any) -> Tensor:
-        return self._last(input_ids=self._ids((token_id,)), **cache)
+    def decode(self, token_ids: tuple[int, ...], cache: Any) -> Tensor:
+        return self._last(input_ids=self._ids(token_ids).T, **cache)
 
     def _last(self, **inputs: Any) -> Tensor:
         """Logits of the last position, as `generate` asks for them."""
         return self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()
 
-    def _cache(self) -> dict[str, Any]:
+    def _cache(self, positions: int = 0) -> dict[str, Any]:  # noqa: ARG002  it grows
         """An empty cache by the name of forward's argument: `past_key_values` before 5.24."""
         from transformers import DynamicCache
 
@@ -112,6 +123,36 @@ class TransformersMllama:
             "cross_attention_mask": seen,
         }
         return {name: value.to(self.device) for name, value in inputs.items()}
+
+
+class CompiledMllama(TransformersMllama):
+    """Its decode step as `generate` compiles it for a static cache, on CUDA as one CUDA graph.
+
+    Prompts are read eagerly, as there.
+    """
+
+    def __init__(self, eager: TransformersMllama) -> None:
+        super().__init__(f"{eager.name} compiled", eager.model, eager.config, eager.device)
+        self._step = torch.compile(self.model, mode="reduce-overhead")
+
+    def _cache(self, positions: int = 0) -> dict[str, Any]:
+        from transformers.cache_utils import Cache, StaticLayer
+
+        if not positions:
+            return super()._cache()
+        [keyword] = super()._cache()
+        text = self.config.text_config
+        picture = self.config.vision_config.max_num_tiles * self._tokens_per_tile()
+        lengths = [
+            picture if index in text.cross_attention_layers else positions
+            for index in range(text.num_hidden_layers)
+        ]
+        return {keyword: Cache(layers=[StaticLayer(length) for length in lengths])}
+
+    @torch.inference_mode()
+    def decode(self, token_ids: tuple[int, ...], cache: Any) -> Tensor:
+        inputs = {"input_ids": self._ids(token_ids).T, **cache, "use_cache": True}
+        return self._step(**inputs, logits_to_keep=1).logits[:, -1].float()
 
 
 def build(

@@ -15,7 +15,7 @@ import torch
 from benchmarks import agreement
 from benchmarks.agreement import Agreement
 from benchmarks.clock import Elapsed, Rounds, Stopwatch
-from benchmarks.contestants import Contestant, Mmchat, PicturePrompt, tiled
+from benchmarks.contestants import Contestant, Context, Mmchat, PicturePrompt, tiled
 from benchmarks.random_mllama import config_of, random_context
 from mmchat.bench.pictures import picture_of
 from mmchat.bench.rounds import interleave
@@ -29,18 +29,21 @@ Run = Callable[[int], Mapping[str, Elapsed]]
 
 DECODE_STEPS = 4  # tokens in one round
 QUESTION_TOKENS = 32  # after the picture
+ONE = "one row"  # a stage of those that decode several
 
 
 @dataclass(frozen=True)
 class Workload:
     """kind: "decode" (`tokens` of context), "prefill" (of `tokens`) or "picture" (and a question).
 
-    tiles: of the picture, 0 without one.
+    tiles: of the picture, 0 without one. rows: that decode at once; beside several, one alone is
+    timed in the same rounds.
     """
 
     kind: str
     tokens: int
     tiles: int = 0
+    rows: int = 1
 
     @property
     def title(self) -> str:
@@ -50,7 +53,8 @@ class Workload:
         if self.kind == "prefill":
             return f"read {self.tokens:,} tokens"
         picture = f" and {tiles}" if self.tiles else ""
-        return f"a token after {self.tokens:,}{picture}"
+        rows = f", of {self.rows} rows at once" if self.rows > 1 else ""
+        return f"a token after {self.tokens:,}{picture}{rows}"
 
 
 @dataclass(frozen=True)
@@ -105,26 +109,39 @@ class Field:
         return found
 
     def _decode(self, workload: Workload) -> tuple[dict[str, Callable[[], Tensor]], dict[str, Run]]:
-        loaded = self.ours.loaded
-        context = random_context(
-            config_of(loaded.spec), workload.tokens, workload.tiles, loaded.dtype, loaded.device
+        loaded, context = self.ours.loaded, self._context(workload)
+        stages = (
+            {workload.rows: "total"} if workload.rows == 1 else {workload.rows: "total", 1: ONE}
         )
-        caches = {c.name: c.begin(context) for c in self.contestants}
+        caches = {(c.name, n): c.begin(context, n) for c in self.contestants for n in stages}
         clock = Stopwatch(loaded.device)
 
-        def step(contestant: Contestant, token_id: int) -> Tensor:
-            return contestant.decode(token_id, caches[contestant.name])
+        def step(contestant: Contestant, rows: int, index: int) -> Tensor:
+            ids = tuple((31 * index + 7 * row) % loaded.vocab_size for row in range(rows))
+            return contestant.decode(ids, caches[contestant.name, rows])
 
         def run(contestant: Contestant, index: int) -> dict[str, Elapsed]:
-            def tokens() -> None:
+            def tokens(rows: int) -> None:
                 for offset in range(DECODE_STEPS):
-                    token_id = (31 * (DECODE_STEPS * index + offset) + 7) % loaded.vocab_size
-                    int(step(contestant, token_id).argmax())
+                    step(contestant, rows, DECODE_STEPS * index + offset).argmax(-1).tolist()
 
-            return {"total": clock.time(tokens)[1] / DECODE_STEPS}
+            return {
+                stage: clock.time(lambda rows=rows: tokens(rows))[1] / DECODE_STEPS
+                for rows, stage in stages.items()
+            }
 
-        first = {c.name: lambda c=c: step(c, 5) for c in self.contestants}
+        for contestant in self.contestants if ONE in stages.values() else ():
+            step(contestant, 1, 0)  # its warm-up
+        first = {c.name: lambda c=c: step(c, workload.rows, 0) for c in self.contestants}
         return first, {c.name: lambda i, c=c: run(c, i) for c in self.contestants}
+
+    def _context(self, workload: Workload) -> Context:
+        loaded = self.ours.loaded
+        if any(c.reads_context for c in self.contestants):
+            return self._text(workload.tokens, 0)
+        return random_context(
+            config_of(loaded.spec), workload.tokens, workload.tiles, loaded.dtype, loaded.device
+        )
 
     def _prefill(
         self, workload: Workload

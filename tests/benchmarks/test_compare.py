@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks import compare, entrants
 from benchmarks.compare import main
 from benchmarks.plan import parse
+from benchmarks.workloads import Field
+from mmchat.errors import MemoryError_
 
 SMALL = ["--shapes", "tiny", "--dtype", "float32", "--device", "cpu", "--rounds", "2"]
 QUICK = ["--context", "8", "--prompt-tokens", "8", "--vision", "1,4", "--threads", "1"]
@@ -41,11 +44,11 @@ def test_the_record_says_what_was_measured_and_where(record):
         (["--quantize", "int8,int4"], ["none auto", "int8 auto", "int4 auto"]),
         (["--quantize", "none,int8", "--compile", "auto,on"],
          ["none auto", "int8 auto", "none on", "int8 on"]),
-        (["--quantize", "int4", "--compile", "on"], ["none auto", "int4 on"]),
+        (["--quantize", "int4", "--compile", "on"], ["none on", "int4 on"]),
     ],
 )  # fmt: skip
 def test_the_plain_model_is_always_there_and_first(asked, expected):
-    plan, _, _ = parse([*SMALL, *asked])
+    plan, _ = parse([*SMALL, *asked])
     assert [f"{variant.quantize} {variant.compile}" for variant in plan.variants] == expected
 
 
@@ -79,7 +82,45 @@ def test_the_turns_and_the_bandwidth_are_there(record):
         "a token after 8",
         "a token after 8 and 4 tiles",
     ]
-    assert all(entry["share"] > 0 for entry in decode)
+    assert all(entry["share"]["low"] > 0 for entry in decode)
+
+
+def test_rows_at_once_are_timed_beside_one_alone(tmp_path):
+    asked = ["--rows", "3", "--measure", "decode", "--vision", ""]
+    *_, found = run(tmp_path / "found.json", *asked)["workloads"]
+    assert found["title"] == "a token after 8, of 3 rows at once"
+    for name, contestant in found["contestants"].items():
+        alone, together = (contestant["ms"][stage]["low"] for stage in ("one row", "total"))
+        assert contestant["gain"]["high"] <= 3 * contestant["ms"]["one row"]["high"] / together
+        assert alone > 0, name
+
+
+def test_a_step_compiled_as_transformers_compiles_it_says_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # its static cache is real
+    asked = ["--vs", "compiled", "--measure", "decode", "--rows", "2"]
+    found = run(tmp_path / "found.json", *asked)
+    names = ["transformers float32", "transformers float32 compiled", "mmchat float32"]
+    assert found["contestants"] == names
+    for workload in found["workloads"]:
+        _, theirs, ours = workload["contestants"].values()
+        assert (theirs["against"], ours["against"]) == (names[0], names[1])
+        assert theirs["agreement"]["relative_error"] < 1e-5
+
+
+def test_what_was_measured_is_kept_when_a_later_workload_fails(tmp_path, monkeypatch):
+    measure = Field.measure
+
+    def fails_at_a_prompt(self, workload):
+        if workload.kind == "prefill":
+            raise MemoryError_("no more")
+        return measure(self, workload)
+
+    monkeypatch.setattr(Field, "measure", fails_at_a_prompt)
+    path = tmp_path / "found.json"
+    with pytest.raises(SystemExit):
+        run(path, "--vs", "nothing")
+    titles = [workload["title"] for workload in json.loads(path.read_text())["workloads"]]
+    assert titles == ["a token after 8", "a token after 8 and 4 tiles"]
 
 
 def test_how_far_the_logits_are_apart_is_said_in_a_line(record):
@@ -119,28 +160,13 @@ def test_a_quantised_variant_stands_beside_the_plain_one_with_its_error(tmp_path
     assert "| | mmchat float32 | mmchat int8 | mmchat int4-g32 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("index", "name"), [(0, "transformers float32"), (1, "mmchat float32")])
-def test_once_is_what_a_process_of_its_own_does(index, name, capsys):
-    main([*SMALL, *QUICK, "--once", str(index)])
-    found = json.loads(capsys.readouterr().out)
-    assert found["contestant"] == name
-    assert 0 < found["weight_bytes"] < found["peak_memory_bytes"]
-
-
-@pytest.mark.process
-def test_peak_memory_is_that_of_one_process_each(tmp_path):
-    found = run(tmp_path / "found.json", "--vs", "nothing", "--measure", "memory")
-    [plain] = found["memory"]
-    assert plain["contestant"] == "mmchat float32"
-    assert 0 < plain["weight_bytes"] < plain["peak_memory_bytes"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--context", "8,x"], "--context"),
         (["--measure", "decod"], "'decod' is none of decode, prefill"),
         (["--shapes", "12B"], "no shapes '12B'"),
+        (["--vs", "llama.cpp", "--measure", "picture"], "llama.cpp knows no pictures"),
         (["--quantize", "none,int5"], "unknown quantisation scheme 'int5'"),
         (["--compile", "off,maybe"], "'off,maybe' is not made of auto, off and on"),
     ],

@@ -27,6 +27,7 @@ WORKLOADS = [
     Workload("decode", 12),
     Workload("decode", 12, 4),
     Workload("decode", 12, 2),
+    Workload("decode", 12, 4, rows=3),
     Workload("prefill", 9),
     Workload("picture", 0, 1),
     Workload("picture", 0, 2),
