@@ -169,9 +169,9 @@ def _check_memory(loaded: LoadedModel, prompts: Sequence[Prompt], width: int) ->
     need = reading + sum(map(loaded.media_bytes, facts.values())) + 3 * 4 * width**2
     if loaded.memory is not None and need > loaded.memory:
         raise MemoryError_(
-            f"calibrating {spec.name} on {tokens:,} tokens and {plural(len(facts), 'picture')} needs"
-            f" {size(need)} beside the model, and {size(loaded.memory)} are free; give --calibrate"
-            " a folder of fewer files"
+            f"calibrating {spec.name} on {tokens:,} tokens and {plural(len(facts), 'picture')}"
+            f" needs {size(need)} beside the model, and {size(loaded.memory)} are free; give"
+            " --calibrate a folder of fewer files"
         )
 
 
