@@ -231,10 +231,10 @@ if __name__ == "__main__":
     parser.add_argument("--shapes", default="11B")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
+    versions = {"versions": {"mmchat": mmchat.__version__, "torch": torch.__version__}}
     record = {
-        "versions": {"mmchat": mmchat.__version__, "torch": torch.__version__},
-        "built_in": built_in(given.scenes),
-        "wide": wide(given.shapes),
+        "built_in": versions | built_in(given.scenes),
+        "wide": versions | wide(given.shapes),
     }
     text = json.dumps(rounded(record), indent=1) + "\n"
     given.output.write_text(text, encoding="utf-8")
