@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mmchat.quant.gptq import Gram
     from mmchat.quant.schemes import Plan
 
+    AnyFormat = Format[*tuple[Any, ...]]
+
 HIDDEN = re.compile(r"(^|[/\\])\.")  # a file, or a folder that it is in
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 ANSWER = 128  # tokens of the model's own answer to a sample, at most
@@ -101,7 +103,7 @@ def calibrate(
         for layer, format in formats.items():
             if not format.calibrates:
                 _round(layer, format)
-        unseen = Reading(waiting, progress).read(model, prompts, loaded.device)
+        unseen = Calibration(waiting, progress).read(model, prompts, loaded.device)
         for layer, format in unseen.items():
             _round(layer, format)
         model.fuse_projections()
@@ -109,7 +111,7 @@ def calibrate(
     return replace(loaded, options=options), len(unseen)
 
 
-def _round(layer: Linear, format: Format[*tuple[Any, ...]]) -> None:
+def _round(layer: Linear, format: AnyFormat) -> None:
     """Without samples."""
     weight = layer.weight
     if format != layer.format:
@@ -175,12 +177,10 @@ def _check_memory(loaded: LoadedModel, prompts: Sequence[Prompt], width: int) ->
         )
 
 
-class Reading:
+class Calibration:
     """A pass over all samples. waiting: the layers that are to be rounded, and to what."""
 
-    def __init__(
-        self, waiting: dict[Linear, Format[*tuple[Any, ...]]], progress: ProgressCallback
-    ) -> None:
+    def __init__(self, waiting: dict[Linear, AnyFormat], progress: ProgressCallback) -> None:
         self._waiting, self._progress, self._count = waiting, progress, len(waiting)
         self._grams: dict[Linear, Gram] = {}
         self._last: tuple[Tensor, Gram] | None = None  # what was read last
@@ -188,7 +188,7 @@ class Reading:
 
     def read(
         self, model: Any, prompts: Sequence[Prompt], device: torch.device
-    ) -> dict[Linear, Format[*tuple[Any, ...]]]:
+    ) -> dict[Linear, AnyFormat]:
         """Round the layers that the samples reach; returns the others."""
         import torch
 
@@ -200,8 +200,10 @@ class Reading:
         try:
             cache = self._encoded(model, prompts)
             if self._grams:  # layers that read pictures as they are encoded
+                del cache
                 for layer in list(self._grams):
                     self._round(layer)
+                self._last = None
                 cache = self._encoded(model, prompts)
             self._is_whole = True
             counts = tuple(len(prompt.token_ids) for prompt in prompts)

@@ -155,7 +155,7 @@ def test_layers_of_true_widths_are_reached_one_by_one(shapes, monkeypatch):
     prompts = [processor.chat([Message("user", (picture,))]), processor.of_ids(range(9))]
     meta = torch.device("meta")
     with torch.no_grad():
-        assert calibrate.Reading(waiting, lambda *_: None).read(model, prompts, meta) == {}
+        assert calibrate.Calibration(waiting, lambda *_: None).read(model, prompts, meta) == {}
     wide, inner = text.hidden_size, text.intermediate_size
     count = text.num_hidden_layers
     assert sorted(widths) == [wide] * 6 * count + [inner] * count
@@ -176,9 +176,9 @@ def test_one_layers_sums_are_in_memory_at_a_time_and_one_layers_keys(few, tmp_pa
         caches.append(plain(self, model, prompts))
         return caches[-1]
 
-    plain = calibrate.Reading._encoded
+    plain = calibrate.Calibration._encoded
     monkeypatch.setattr(gptq, "Gram", Gram)
-    monkeypatch.setattr(calibrate.Reading, "_encoded", encoded)
+    monkeypatch.setattr(calibrate.Calibration, "_encoded", encoded)
     export(tmp_path / "out", few)
     text = mmchat.load("tiny").spec.config.text_config
     # layers that read pictures have one, each of the others that of its projections, of what
