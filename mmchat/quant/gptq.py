@@ -40,16 +40,17 @@ class Gram:
         Raises NumericalError.
         """
         sums = self.__dict__.pop("sums")
-        strength = sums.diagonal()
+        strength = sums.diagonal().clone()  # a view would keep the sums
         order = strength.argsort(stable=True)
         mean = strength.mean().clamp(min=torch.finfo(torch.float32).tiny)
-        sums = sums[order][:, order]
+        sums = sums[order]
+        sums = sums[:, order]
         added = 0.0
         for share in DAMPING:
             sums.diagonal().add_((share - added) * mean)
             added = share
             lower, failed = torch.linalg.cholesky_ex(sums)
-            if not failed and lower.isfinite().all():
+            if not failed and lower.diagonal().isfinite().all():
                 return order, lower
         raise NumericalError(
             "what a layer reads of the samples is infinite or no number; try --dtype float32"
