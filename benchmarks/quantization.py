@@ -4,7 +4,8 @@ Of the built-in model, which is trained: divergence and agreement of the next to
 answers to questions about held-out scenes, and how many answers are right. Of a model with 11B's
 widths and random weights: the same over random text after a picture, and the error of each kind of
 linear layer on the very inputs that the plain model gives it. int4 stands beside itself with plain
-rounding in place of the search for scales. Writes figures/quantization.json.
+rounding in place of the search for scales, and on the built-in model int4 and int4-b32 beside
+themselves calibrated on scenes of the other split. Writes figures/quantization.json.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,9 +33,11 @@ from mmchat.bench.pictures import picture_of
 from mmchat.bench.variants import Variant
 from mmchat.conversation import Image, Message, Text
 from mmchat.engine.reading import encode, rest_of
-from mmchat.evals.scenes import Question, heldout_scenes
+from mmchat.evals.scenes import Question, heldout_scenes, make_scene
+from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil, load_image
 from mmchat.loading.loader import LoadedModel
+from mmchat.loading.options import LoadOptions
 from mmchat.models.base import Batch
 from mmchat.nn.linear import Linear
 from mmchat.quant.formats.int4 import Int4
@@ -42,7 +46,10 @@ from mmchat.quant.schemes import Plan
 
 RESULTS = Path(__file__).parent / "figures" / "quantization.json"
 PLAIN_ROUNDING = "int4, plain rounding"
+CALIBRATED = ", calibrated"
 WAYS = ("int8", "int4", PLAIN_ROUNDING)
+BUILT_IN_WAYS = (*WAYS, f"int4{CALIBRATED}", "int4-b32", f"int4-b32{CALIBRATED}")
+SAMPLES, QUESTIONS = 128, 8  # scenes to calibrate on, and single questions about each at most
 TEXT_TOKENS = 48  # of random text at 11B's widths
 
 
@@ -115,17 +122,43 @@ def messages(pictures: list[Image], question: Question) -> list[Message]:
     return found
 
 
+def draw_samples(folder: Path, scenes: int) -> Path:
+    """Scenes that are in no evaluation, as pictures and a table of single questions about them."""
+    folder.mkdir()
+    rows = []
+    for seed in range(scenes):
+        scene = make_scene(seed, "train")
+        names = [str(folder / f"{seed}-{number}.png") for number in range(len(scene.pictures))]
+        for name, picture in zip(names, scene.pictures, strict=True):
+            picture.save(name)
+        asked = [question.text for question in scene.questions if not question.earlier]
+        rows += [json.dumps({"image": names, "prompt": text}) for text in asked[:QUESTIONS]]
+    (folder / "questions.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
 def built_in(scenes: int) -> dict[str, Any]:
     expected, right = answer_logits(mmchat.load("tiny", dtype="float32"), scenes)
     found, rights = {}, {"float32": right}
-    for way in WAYS:
-        with rounding(way) as scheme:
-            loaded = mmchat.load("tiny", dtype="float32", quantize=scheme)
-        logits, rights[way] = answer_logits(loaded, scenes)
-        found[way] = compare_logits(logits, expected)
+    with tempfile.TemporaryDirectory() as place:
+        samples = draw_samples(Path(place) / "samples", SAMPLES)
+        for way in BUILT_IN_WAYS:
+            logits, rights[way] = answer_logits(built_in_as(way, samples), scenes)
+            found[way] = compare_logits(logits, expected)
     return {
         "model": "tiny", "scenes": scenes, "right": rights, "against": "float32", "ways": found,
     }  # fmt: skip
+
+
+def built_in_as(way: str, samples: Path) -> LoadedModel:
+    """The built-in model rounded in one of BUILT_IN_WAYS."""
+    if not way.endswith(CALIBRATED):
+        with rounding(way) as scheme:
+            return mmchat.load("tiny", dtype="float32", quantize=scheme)
+    scheme = way.removesuffix(CALIBRATED)
+    options, folder = LoadOptions("tiny", dtype="float32", quantize=scheme), samples.parent / scheme
+    export_model(ExportPlan(options, folder, "safetensors", calibrate=samples))
+    return mmchat.load(folder)
 
 
 def picture_and_text_logits(loaded: LoadedModel) -> list[Tensor]:
@@ -198,10 +231,10 @@ if __name__ == "__main__":
     parser.add_argument("--shapes", default="11B")
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
+    versions = {"versions": {"mmchat": mmchat.__version__, "torch": torch.__version__}}
     record = {
-        "versions": {"mmchat": mmchat.__version__, "torch": torch.__version__},
-        "built_in": built_in(given.scenes),
-        "wide": wide(given.shapes),
+        "built_in": versions | built_in(given.scenes),
+        "wide": versions | wide(given.shapes),
     }
     text = json.dumps(rounded(record), indent=1) + "\n"
     given.output.write_text(text, encoding="utf-8")

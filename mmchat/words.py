@@ -21,6 +21,7 @@ STAGES = {  # by the name of a Progress event
     "prefill": "reading the prompt",
 }
 
+USUAL_QUESTION = "What's in this image?"  # of pictures without any
 TEXT_ALONE = "the checkpoint holds the language model alone, which sees no pictures"
 
 

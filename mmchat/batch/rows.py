@@ -60,7 +60,7 @@ class Row:
         if self.asked is not None:
             return self.asked
         number, begin, size = self.line
-        with _opened(self.file) as file:
+        with opened(self.file) as file:
             file.seek(begin)
             custom_id, asked = _parsed(file.read(size), _where(self.file, number))
         if custom_id != self.custom_id:
@@ -78,7 +78,7 @@ def read_rows(inputs: Iterable[str]) -> list[Row]:
     rows: dict[str, Row] = {}
     for one in inputs:
         before = len(rows)
-        for row in _rows(one):
+        for row in rows_of(one):
             other = rows.setdefault(row.custom_id, row)
             if other is not row:
                 places = " and ".join(str(r.line[0] or "a picture") for r in (other, row))
@@ -92,7 +92,7 @@ def read_rows(inputs: Iterable[str]) -> list[Row]:
     return list(rows.values())
 
 
-def _rows(place: str) -> Iterator[Row]:
+def rows_of(place: str) -> Iterator[Row]:
     path = Path(place)
     ending = path.suffix.lower()
     if ending in (".jsonl", ".ndjson") and path.is_file():
@@ -132,7 +132,7 @@ def _below(folder: str) -> Iterator[str]:
                 yield path
 
 
-def _opened(path: Path) -> io.BufferedReader:
+def opened(path: Path) -> io.BufferedReader:
     try:
         return io.BufferedReader(open_regular(path.resolve()))
     except OSError as error:
@@ -145,7 +145,7 @@ def _where(path: Path, number: int) -> Where:
 
 def _of_jsonl(path: Path) -> Iterator[Row]:
     most, begin, number = limits.REQUEST_BYTES, 0, 0
-    with _opened(path) as file:
+    with opened(path) as file:
         while line := file.readline(most + 1):
             number += 1
             where = _where(path, number)
@@ -186,7 +186,7 @@ def _asked(found: Mapping[str, Any], where: Where) -> tuple[str, Asked]:
 
 
 def _of_csv(path: Path, delimiter: str) -> Iterator[Row]:
-    with _opened(path) as file:
+    with opened(path) as file:
         try:
             text = decoded(file.read(), str(path))
         except NotTextError as error:

@@ -15,12 +15,13 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import USUAL_QUESTION, refuse_overwriting, refuse_text_only
+from mmchat.cli.prompt_input import refuse_overwriting, refuse_text_only
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
+from mmchat.words import USUAL_QUESTION
 
 if TYPE_CHECKING:
     from mmchat.batch.cluster import Job

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 of_export = partial(typer.Option, rich_help_panel="Export")
 
 
+# What is counted of stages that take long, by their first word.
+COUNTED = {
+    "compiling": "program",
+    "answering": "sample",
+    "encoding": "picture",
+    "calibrating": "layer",
+}
+
+
 def complete_format(incomplete: str) -> list[str]:
     """Formats that begin so."""
     from mmchat.export.plan import FORMATS
@@ -60,6 +69,14 @@ Keep = Annotated[
     of_export(
         "--keep",
         help="Of safetensors: into mmchat's cache, where the model and its --quantize find it.",
+    ),
+]
+Calibrate = Annotated[
+    Path | None,
+    of_export(
+        metavar="FOLDER",
+        help="Round to int4 by what the model makes of your own pictures, .txt, .jsonl and .csv"
+        " there: closer to the model as it was, at the same size.",
     ),
 ]
 MaxSeqLen = Annotated[
@@ -103,6 +120,7 @@ def export(
     force: Force = False,
     quantize: Quantize = "none",
     quantize_keep: options.QuantizeKeep = None,
+    calibrate: Calibrate = None,
     *,
     model: Annotated[
         LoadOptions,
@@ -150,6 +168,7 @@ def export(
         max_images=max_images,
         max_shard_bytes=int(max_shard_size * 1e9) if max_shard_size else None,
         force=force,
+        calibrate=calibrate,
     )
     check_address_space()
     with (
@@ -182,7 +201,8 @@ def _shown(stages: console.Stages):
 
     def show(stage: str, done: int, total: int) -> None:
         nonlocal begun
-        if not stage.startswith("compiling"):
+        unit = COUNTED.get(stage.split()[0])
+        if unit is None:
             share = f" {100 * done // total} %" if total > 1 else ""
             stages.show(f"{stage}{share}")
             return
@@ -191,7 +211,7 @@ def _shown(stages: console.Stages):
         left = ""
         if done > 1:
             left = f", about {(now - begun) / (done - 1) * (total - done + 1):.0f} s left"
-        stages.show(f"{stage}, program {done} of {total}{left}")
+        stages.show(f"{stage}, {unit} {done} of {total}{left}")
 
     return show
 
@@ -202,6 +222,11 @@ def _lines(report: ExportReport) -> list[str]:
     lines = [f"{name:<{width}}{size(number):>12}" for name, number in rows.items()]
     if report.dtype is not None:
         lines.append(f"in {report.dtype} (see --dtype)")
+    if report.unseen:
+        lines.append(
+            f"{report.unseen} layers are rounded without samples: none reached them; add pictures"
+            " to the folder of --calibrate"
+        )
     peak = size(report.peak_memory)
     lines.append(f"{report.seconds:.0f} s, peak memory {peak}")
     if report.difference is not None:

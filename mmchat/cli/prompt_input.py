@@ -17,14 +17,13 @@ from mmchat.cli import console
 from mmchat.errors import ImageError, PromptError, UsageError
 from mmchat.input_text import NotTextError, checked, decoded
 from mmchat.storage import atomic_file
-from mmchat.words import TEXT_ALONE
+from mmchat.words import TEXT_ALONE, USUAL_QUESTION
 
 if TYPE_CHECKING:
     from mmchat.catalog.spec import ModelSpec
     from mmchat.conversation import Image
 
 STDIN = "-"
-USUAL_QUESTION = "What's in this image?"
 SILENT_STDIN_SECONDS = 2.0
 BASE64_LETTERS = 64  # of a line of base64, where it has lines
 

@@ -38,6 +38,7 @@ class ExportReport:
     """What was written: bytes by file. difference: of logits, as a share of the largest one.
 
     dtype: of the activations, and of the weights that no scheme holds; None: as in the checkpoint.
+    unseen: layers that were to be calibrated and that no sample reached.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class ExportReport:
     seconds: float
     peak_memory: int
     dtype: str | None
+    unseen: int = 0
 
 
 def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None) -> ExportReport:
@@ -70,7 +72,8 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
             sizes = {path.name: path.stat().st_size for path in sorted(work.iterdir())}
         peak = peak_memory(model.device)
     dtype = record.dtype if record else None
-    return ExportReport(plan.folder, sizes, difference, time.perf_counter() - begin, peak, dtype)
+    seconds = time.perf_counter() - begin
+    return ExportReport(plan.folder, sizes, difference, seconds, peak, dtype, model.unseen)
 
 
 @contextmanager

@@ -26,7 +26,8 @@ _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 class LoadedExport:
-    """The model of a plan, loaded. num_bytes: of its weights.
+    """The model of a plan, loaded. num_bytes: of its weights. unseen: text layers that were to be
+    calibrated and that no sample reached.
 
     Raises as `load_model` does, and MissingExtra.
     """
@@ -37,7 +38,7 @@ class LoadedExport:
 
             executorch_version()  # raises MissingExtra
         self._plan, self._source = plan, source
-        self._original = _load(plan, source, progress)
+        self._original, self.unseen = _load(plan, source, progress)
         self.device = self._original.device
         self._model: Any = self._original.runtime.model  # type: ignore[attr-defined]
         tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
@@ -121,7 +122,10 @@ class LoadedExport:
         return write(work, made.export_programs(self._model, limits), progress)
 
 
-def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> LoadedModel:
+def _load(
+    plan: ExportPlan, source: ModelSource, progress: ProgressCallback
+) -> tuple[LoadedModel, int]:
+    """The model, and LoadedExport.unseen."""
     from mmchat.loading.loader import load
 
     most = source.spec.config.max_position_embeddings
@@ -134,15 +138,21 @@ def _load(plan: ExportPlan, source: ModelSource, progress: ProgressCallback) -> 
             "loading" if stage == "weights" else stage, done, total
         ),
     )
+    plain = replace(options, quantize="none", quantize_keep=(), compile="off")
+    if plan.calibrate is not None:
+        from mmchat.export.calibrate import calibrate, find_samples
+
+        samples = find_samples(plan.calibrate)
+        return calibrate(load(plain, source, repack=False), options.plan, samples, progress)
     if plan.format != "executorch":
-        return load(options, source, repack=False)
+        return load(options, source, repack=False), 0
     # weights are rounded afterwards, to the form that XNNPACK takes, which is not ours
-    loaded = load(replace(options, dtype="float32", quantize="none", quantize_keep=()), source)
+    loaded = load(replace(plain, dtype="float32"), source)
     if options.plan.scheme == "none":
-        return loaded
+        return loaded, 0
     from mmchat.export.executorch import quantize_linears
 
     progress("quantising", 0, 1)
     model: Any = loaded.runtime.model  # type: ignore[attr-defined]
     quantize_linears(model, options.plan)
-    return replace(loaded, options=options)
+    return replace(loaded, options=options), 0

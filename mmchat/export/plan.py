@@ -10,7 +10,7 @@ from mmchat.errors import UsageError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.quant.formats.blocks import Blocks
 from mmchat.quant.formats.fp8 import Float8
-from mmchat.quant.schemes import AUTO, find_scheme
+from mmchat.quant.schemes import AUTO, SCHEMES, find_scheme
 from mmchat.spelling import closest
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class ExportPlan:
 
     A model whose max_seq_len is open takes the default, or its own if that is less. max_images:
     pictures that one question may see, 1 to MOST_IMAGES, which None takes. max_shard_bytes: of a
-    file of weights; None takes the default.
+    file of weights; None takes the default. calibrate: a folder of samples, by which weights are
+    rounded.
 
     Raises UsageError when it is made.
     """
@@ -53,6 +54,7 @@ class ExportPlan:
     max_images: int | None = None
     max_shard_bytes: int | None = None
     force: bool = False
+    calibrate: Path | None = None
 
     def __post_init__(self) -> None:
         check_format(self.format)
@@ -68,6 +70,8 @@ class ExportPlan:
                 " it out"
             )
         self._check_sizes()
+        if self.calibrate is not None:
+            self._check_calibrate(self.calibrate)
 
     @property
     def image_limit(self) -> int:
@@ -119,6 +123,27 @@ class ExportPlan:
             raise UsageError(
                 f"--format hf copies weights and runs nothing, not on {device} either; leave out"
                 " --device"
+            )
+
+    def _check_calibrate(self, folder: Path) -> None:
+        """Whether samples change how weights are rounded to this."""
+        scheme = self.model.quantize
+        if not find_scheme(scheme).calibrates:
+            names = [name for name, format in SCHEMES.items() if format.calibrates]
+            raise UsageError(
+                f"--calibrate {quoted(folder, 300)} is for weights of 4 bits, not --quantize"
+                f" {scheme}: all others need no samples; use --quantize {', '.join(names[:-1])} or"
+                f" {names[-1]}, or leave it out"
+            )
+        if self.format == "executorch":
+            raise UsageError(
+                "--calibrate is for aoti and safetensors: ExecuTorch rounds weights in its own"
+                " form; leave it out"
+            )
+        if "text" in self.model.quantize_keep:
+            raise UsageError(
+                "--quantize-keep text leaves nothing to --calibrate: it rounds the text layers;"
+                " leave one of them out"
             )
 
     def _check_executorch(self) -> None:

@@ -37,8 +37,11 @@ class Linear(nn.Linear):
 
     def quantize(self, weight: Tensor) -> None:
         """Take `weight` [N, K], rounded to the format, on its device."""
-        rounded = self.format.quantize(weight)
-        for name, tensor in zip(self.tensor_names, rounded, strict=True):
+        self.take(self.format.quantize(weight))
+
+    def take(self, held: Sequence[Tensor]) -> None:
+        """Take a weight in the format."""
+        for name, tensor in zip(self.tensor_names, held, strict=True):
             setattr(self, name, tensor)
 
     def held(self) -> list[Tensor]:
@@ -111,8 +114,10 @@ def set_formats(model: HasLinears, plan: Plan, only: Collection[str] | None = No
 def fuse(parent: nn.Module, names: Sequence[str], into: str) -> None:
     """Replace linear layers of one input by a single one, whose rows are theirs in order.
 
-    They have no biases and one portable format, else they stay as they are.
+    They have no biases and one portable format, else they stay as they are; so they do when joined.
     """
+    if not hasattr(parent, names[0]):
+        return
     layers: list[Linear] = [getattr(parent, name) for name in names]
     first = layers[0]
     kinds = {(layer.format, layer.weight.dtype, layer.bias is None) for layer in layers}

@@ -11,6 +11,13 @@ ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "benchmarks" / "figures"
 PAGE = " ".join((ROOT / "docs" / "quantization.md").read_text(encoding="utf-8").split())
 
+TABLE = {
+    "int4": "`int4`",
+    "int4, calibrated": "`int4`, calibrated",
+    "int4-b32": "`int4-b32`",
+    "int4-b32, calibrated": "`int4-b32`, calibrated",
+}
+
 
 def test_the_page_gives_the_committed_figures():
     found = json.loads((FIGURES / "quantization.json").read_text(encoding="utf-8"))
@@ -22,6 +29,15 @@ def test_the_page_gives_the_committed_figures():
     scenes, right = found["built_in"]["scenes"], found["built_in"]["right"]
     said = f"Of {scenes} held-out scenes the built-in model answers {right['float32']} rightly"
     assert f"{said} in float32, {right['int8']} in int8 and {right['int4']} in int4" in PAGE
+    for way, name in TABLE.items():
+        cells = (
+            f"{1e6 * ways[way]['kl']:.0f}",
+            f"{100 * ways[way]['relative_error']:.1f} %",
+            f"{right[way]} of {scenes}",
+        )
+        assert f"| {name} | {' | '.join(cells)} |" in PAGE
+    for scheme in ("int4", "int4-b32"):
+        assert ways[f"{scheme}, calibrated"]["kl"] < 0.5 * ways[scheme]["kl"]
     layers = [e for kind, e in found["wide"]["layers"].items() if kind.startswith("text ")]
     ratios = [errors["int4"] / errors["int4, plain rounding"] for errors in layers]
     assert f"are {100 * (1 - sum(ratios) / len(ratios)):.0f} % closer" in PAGE
@@ -45,3 +61,7 @@ def test_the_figures_can_be_measured_again(tmp_path):
         errors = [ways[name]["relative_error"] for name in names]
         assert errors == sorted(errors)
         assert ways["int8"]["top1"] > 0.9
+    ways = found["built_in"]["ways"]
+    for scheme in ("int4", "int4-b32"):
+        calibrated = ways[f"{scheme}, calibrated"]["relative_error"]
+        assert calibrated < ways[scheme]["relative_error"]

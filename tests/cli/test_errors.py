@@ -153,6 +153,18 @@ KEPT = ("--quantize", "none", "--quantize-keep", "head")
         (("export", "--format", "executorch", "--dtype", "bfloat16"), "float32, not bfloat16"),
         (("generate", "-p", "x", *KEPT), "head keeps nothing without --quant"),
         (("chat", *KEPT), "--quantize-keep head keeps nothing without --quan"),
+        (
+            ("export", "--calibrate", "assets"),
+            "for weights of 4 bits, not --quantize none: all others",
+        ),
+        (
+            ("export", "--quantize", "int6", "--calibrate", "assets"),
+            "not --quantize int6: all others",
+        ),
+        (
+            ("export", "--quantize", "int4", "--calibrate", "no"),
+            "--calibrate 'no' is not a folder;",
+        ),
         (("export", "--quantize-keep", "head"), "--quantize-keep head keeps nothing without --qu"),
         (("eval", "scenes", *KEPT), "add --quantize int8 or int4, or leave"),
         (

@@ -58,6 +58,22 @@ def test_an_export_as_safetensors_says_the_same(
     assert json.loads(run("inspect", str(out), "--json"))["export"]["scheme"] == scheme
 
 
+def test_its_weights_are_rounded_by_samples(toy: str, png: str, tmp_path: Path) -> None:
+    samples, out = tmp_path / "samples", tmp_path / "out"
+    samples.mkdir()
+    Path(png).rename(samples / "picture.png")
+    options = ("--format", "safetensors", "--quantize", "int4-g32", "--calibrate", str(samples))
+    run("export", toy, "-o", str(out), *options)
+    mine, plain = (
+        the_toy(model).state_dict()
+        for model in (mmchat.load(out), mmchat.load(toy, quantize="int4-g32"))
+    )
+    levels = [name for name, tensor in plain.items() if tensor.dtype == torch.uint8]
+    assert levels
+    assert not [name for name in levels if torch.equal(mine[name], plain[name])]
+    assert ask_json(out, str(samples / "picture.png"))["output_ids"]
+
+
 def test_an_export_as_a_folder_of_the_hub_says_the_same(toy: str, png: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("export", toy, "-o", str(out), "--format", "hf")

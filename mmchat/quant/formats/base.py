@@ -38,6 +38,8 @@ class Format(Generic[*Held]):
     operator: ClassVar[str]  # of torch.ops.mmchat, which computes `on_cpu` in compiled programs
     is_portable = True  # whether the tensors mean the same on every machine, and may be saved
     repacks = False  # whether `repack` may find a better order
+    calibrates = False  # whether levels may be chosen by data, and `grid` and `with_levels` exist
+    bits: ClassVar[int]  # of a level, in those that calibrate
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
         """What holds a weight [rows, columns], by its names in a saved model."""
@@ -53,6 +55,14 @@ class Format(Generic[*Held]):
 
     def quantize(self, weight: Tensor) -> tuple[*Held]:
         """Round `weight` [N, K], on its device."""
+        raise NotImplementedError
+
+    def grid(self, *held: *Held) -> tuple[Tensor, Tensor]:
+        """Scale and zero of each group, float32 [N, G]: w = (q - 2^(bits - 1)) · scale + zero."""
+        raise NotImplementedError
+
+    def with_levels(self, levels: Tensor, *held: *Held) -> tuple[*Held]:
+        """`held` with other levels, uint8 [N, K]."""
         raise NotImplementedError
 
     def adopt(self, levels: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[*Held] | None:  # noqa: ARG002

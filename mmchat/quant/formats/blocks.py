@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from mmchat.quant import kernels
 from mmchat.quant.formats.base import Format, Stored
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 class Blocks(Format["Tensor"]):
     """weight: uint8 [N, bytes of a row], as kernels.blocks_reference has it. N is a multiple of 8
     and K of 64, so that the kernel reads it where it lies in a file."""
-
-    bits: ClassVar[int]
 
     @staticmethod
     def fits(rows: int, columns: int) -> bool:
@@ -47,6 +45,16 @@ class Blocks4(Blocks):
     """A scale and a zero of 8 bits for each 32 weights, 4.5 bits each in all."""
 
     bits, name, operator = 4, "int4", "linear_blocks4"
+    calibrates = True
+
+    def grid(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        reference = kernels.blocks_reference
+        return reference.scales_of(self.bits, reference.unpack(self.bits, weight))
+
+    def with_levels(self, levels: Tensor, weight: Tensor) -> tuple[Tensor]:
+        reference = kernels.blocks_reference
+        codes = reference.unpack(self.bits, weight)
+        return (reference.pack(self.bits, codes._replace(levels=levels)),)
 
 
 class Blocks6(Blocks):

@@ -29,7 +29,8 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
 
     name = "int4"
     operator = "linear_int4"
-    repacks = True
+    repacks = calibrates = True
+    bits = 4
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
         weight, groups = (rows, columns // 2), ("bfloat16", (rows, columns // self.group_size))
@@ -46,6 +47,14 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
         if zero is None or 2 * levels.shape[1] != self.group_size * scale.shape[1]:
             return None
         return levels, scale.bfloat16(), zero.bfloat16()
+
+    def grid(self, _weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+        return scale.float(), zero.float()
+
+    def with_levels(
+        self, levels: Tensor, _weight: Tensor, scale: Tensor, zero: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return levels[:, ::2] | levels[:, 1::2] << 4, scale, zero
 
     def widen(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return kernels.reference.widen_int4(weight, scale, zero)
