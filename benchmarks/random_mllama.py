@@ -18,6 +18,7 @@ from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.text import KeyValue
+from mmchat.nn.attention import held
 
 _CHUNK = 2**24  # numbers drawn from one seed, so that threads do not change the result
 _TABLES = ("tile_embedding.weight", "tile_positional_embedding.embedding.weight")
@@ -164,7 +165,7 @@ def fill_cache(cache: MllamaCache, context: RandomContext) -> None:
     cache.reserve(0, context.length)
     for layer, pair in zip(cache.layers, context.text, strict=True):
         for stored, tensor in zip(layer.row(0), pair, strict=True):
-            stored[:, :, : context.length] = tensor
+            stored[:, :, : context.length] = held(tensor, stored.dtype)
     if context.image is not None:
         cache.keep_media("random picture", [(k.clone(), v.clone()) for k, v in context.image])
         cache.images[0] = (PlacedImage(0, "random picture"),)
