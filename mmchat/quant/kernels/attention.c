@@ -128,6 +128,10 @@ INLINE void add_values(const float *p, const uint16_t *value, int64_t n, int64_t
         for (int i = 0; i < 2; i++) _mm256_storeu_ps(state->out[r] + d + 8 * i, acc[r][i]);
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__)
+#define HAVE_512 1
+#endif
+
 // The step of 16-bit numbers of which `most` is the largest, and its inverse; NaN stays.
 INLINE float step16(float most, float *inverse) {
     float step = most <= FLT_MAX ? most / LARGEST16 : NAN;
@@ -158,7 +162,26 @@ INLINE __m256 two_int8_scores(const Rounded *q, const uint8_t *key, const int64_
     __m256i acc[2][QUERIES], sums[2];
     for (int i = 0; i < 2; i++)
         for (int r = 0; r < QUERIES; r++) acc[i][r] = _mm256_setzero_si256();
-    for (int64_t d = 0; d < D; d += 16)
+    int64_t d = 0;
+#ifdef HAVE_512
+    __m512i wide[2][QUERIES];
+    for (int i = 0; i < 2; i++)
+        for (int r = 0; r < QUERIES; r++) wide[i][r] = _mm512_setzero_si512();
+    for (; d + 32 <= D; d += 32)
+        for (int i = 0; i < 2; i++) {
+            const __m256i *at = (const __m256i *)(key + i * row_bytes(D, 1) + d);
+            __m512i k = _mm512_cvtepi8_epi16(_mm256_loadu_si256(at));
+            for (int r = 0; r < QUERIES; r++) {
+                __m512i two = _mm512_loadu_si512(q->q + r * D + d);
+                wide[i][r] = _mm512_dpwssd_epi32(wide[i][r], k, two);
+            }
+        }
+    for (int i = 0; i < 2; i++)
+        for (int r = 0; r < QUERIES; r++)
+            acc[i][r] = _mm256_add_epi32(_mm512_castsi512_si256(wide[i][r]),
+                                         _mm512_extracti64x4_epi64(wide[i][r], 1));
+#endif
+    for (; d < D; d += 16)
         for (int i = 0; i < 2; i++) {
             const __m128i *at = (const __m128i *)(key + i * row_bytes(D, 1) + d);
             __m256i k = _mm256_cvtepi8_epi16(_mm_loadu_si128(at));
@@ -198,6 +221,47 @@ INLINE void round_weights(float *p, int64_t n, int32_t *pairs, float *step) {
     }
 }
 
+// out = out · shrink + sums · step, of `count` times 8 elements.
+INLINE void add_sums(const __m256i *sums, int count, float step, float shrink, float *out) {
+    for (int i = 0; i < count; i++) {
+        __m256 old = _mm256_mul_ps(_mm256_loadu_ps(out + 8 * i), _mm256_set1_ps(shrink));
+        __m256 sum = _mm256_cvtepi32_ps(sums[i]);
+        _mm256_storeu_ps(out + 8 * i, _mm256_fmadd_ps(sum, _mm256_set1_ps(step), old));
+    }
+}
+
+#ifdef HAVE_512
+// add_int8_values of 32 elements.
+INLINE void add_wide_values(const int32_t *pairs, const float *step, const uint8_t *value,
+                            int64_t n, const int64_t D, const float *shrink, State *state,
+                            int64_t d) {
+    const int64_t row = row_bytes(D, 1);
+    __m512i acc[QUERIES][2];
+    for (int r = 0; r < QUERIES; r++)
+        for (int i = 0; i < 2; i++) acc[r][i] = _mm512_setzero_si512();
+    for (int64_t j = 0; j < n; j += 2) {
+        const uint8_t *at = value + j * row + d, *next = j + 1 < n ? at + row : at;
+        __m256i a = _mm256_loadu_si256((const __m256i *)at);
+        __m256i b = _mm256_loadu_si256((const __m256i *)next);
+        // elements 0..7 and 16..23, then the others
+        const __m512i v[2] = {_mm512_cvtepi8_epi16(_mm256_unpacklo_epi8(a, b)),
+                              _mm512_cvtepi8_epi16(_mm256_unpackhi_epi8(a, b))};
+        for (int r = 0; r < QUERIES; r++) {
+            __m512i two = _mm512_set1_epi32(pairs[j / 2 * QUERIES + r]);
+            for (int i = 0; i < 2; i++) acc[r][i] = _mm512_dpwssd_epi32(acc[r][i], v[i], two);
+        }
+    }
+    for (int r = 0; r < QUERIES; r++) {
+        __m256i sums[4];
+        for (int i = 0; i < 2; i++) {
+            sums[i] = _mm512_castsi512_si256(acc[r][i]);
+            sums[2 + i] = _mm512_extracti64x4_epi64(acc[r][i], 1);
+        }
+        add_sums(sums, 4, step[r], shrink[r], state->out[r] + d);
+    }
+}
+#endif
+
 // out += weights · value for 16 elements of each query, of values in int8.
 INLINE void add_int8_values(const int32_t *pairs, const float *step, const uint8_t *value,
                             int64_t n, const int64_t D, const float *shrink, State *state,
@@ -218,12 +282,7 @@ INLINE void add_int8_values(const int32_t *pairs, const float *step, const uint8
         }
     }
     for (int r = 0; r < QUERIES; r++)
-        for (int i = 0; i < 2; i++) {
-            float *out = state->out[r] + d + 8 * i;
-            __m256 old = _mm256_mul_ps(_mm256_loadu_ps(out), _mm256_broadcast_ss(shrink + r));
-            __m256 sum = _mm256_cvtepi32_ps(acc[r][i]);
-            _mm256_storeu_ps(out, _mm256_fmadd_ps(sum, _mm256_broadcast_ss(step + r), old));
-        }
+        add_sums(acc[r], 2, step[r], shrink[r], state->out[r] + d);
 }
 #endif
 
@@ -320,6 +379,12 @@ INLINE void block_values(float *p, const uint8_t *key, const uint8_t *value, int
     if (is_int8) round_weights(p, n, pairs, step);
     for (int64_t d = 0; d < D; d += 16) {
         ask_for(key + n * row + d / 16 * share, share);
+#ifdef HAVE_512
+        if (is_int8 && D % 32 == 0) {
+            if (d % 32 == 0) add_wide_values(pairs, step, value, n, D, shrink, state, d);
+            continue;
+        }
+#endif
         if (is_int8) add_int8_values(pairs, step, value, n, D, shrink, state, d);
         else add_values(p, (const uint16_t *)value, n, D, shrink, state, d);
     }
