@@ -75,8 +75,8 @@ def attention(context: int, rounds: int) -> dict[str, Any]:
     return compared(times)
 
 
-def decoding(contexts: list[int], rounds: int) -> dict[str, Any]:
-    spec = shaped_spec(Shapes("11B"), CPU)
+def decoding(name: str, contexts: list[int], rounds: int) -> dict[str, Any]:
+    spec = shaped_spec(Shapes(name), CPU)
     tensors = RandomTensors(spec, 0, torch.bfloat16, CPU, keep=False)
     ours = contestant(spec, tensors, Variant("int4"))
     model: Any = ours.loaded.runtime.model  # type: ignore[attr-defined]
@@ -123,6 +123,7 @@ def exactness(scenes: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default="11B")
     parser.add_argument("--contexts", type=int, nargs="*", default=[1024, 16_384, 65_536])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--scenes", type=int, default=200)
@@ -131,7 +132,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     record = {
         "versions": {"mmchat": mmchat.__version__, "torch": torch.__version__},
-        "decoding": decoding(given.contexts, given.rounds),
+        "decoding": decoding(given.shapes, given.contexts, given.rounds),
         "exactness": exactness(given.scenes),
     }
     text = json.dumps(rounded(record), indent=1) + "\n"
