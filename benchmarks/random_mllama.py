@@ -18,6 +18,7 @@ from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import MllamaCache, PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.text import KeyValue
+from mmchat.nn.attention import held
 
 _CHUNK = 2**24  # numbers drawn from one seed, so that threads do not change the result
 _TABLES = ("tile_embedding.weight", "tile_positional_embedding.embedding.weight")
@@ -167,7 +168,7 @@ def fill_cache(cache: MllamaCache, context: RandomContext) -> None:
         cache.reserve(slot, context.length)
         for layer, pair in zip(cache.layers, context.text, strict=True):
             for stored, tensor in zip(layer.row(slot), pair, strict=True):
-                stored[:, :, : context.length] = tensor
+                stored[:, :, : context.length] = held(tensor, stored.dtype)
         if context.image is not None:
             cache.images[slot] = (PlacedImage(0, "random picture"),)
         cache.advance(Batch.last_of(torch.zeros(context.length), 0, slot))

@@ -50,7 +50,7 @@ def run(
             measured += _rows(workload, interleave(runs, rounds=rounds, seconds=seconds))
     return {
         "schema": SCHEMA,
-        "environment": environment(first.device, first.dtype),
+        "environment": {**environment(first.device, first.dtype), "kv": first.options.kv},
         "model": {"name": first.spec.name, "parameters": first.spec.parameters},
         "load_seconds": {name: rounded(model.load_seconds) for name, model in models.items()},
         "measured": measured,

@@ -146,6 +146,7 @@ def _choices(
         dtype=record.dtype,
         quantize=record.scheme,
         quantize_keep=record.keep,
+        kv=model.kv,
         max_seq_len=record.max_seq_len,
         adapter=record.adapters,
         vision_tower=record.companion or None,

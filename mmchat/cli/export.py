@@ -127,6 +127,7 @@ def export(
         Without(
             "quantize",
             "quantize_keep",
+            "kv",
             "max_seq_len",
             "text_only",
             "alpha",

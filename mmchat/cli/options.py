@@ -200,6 +200,10 @@ LOADING: Mapping[str, Any] = {
         ),
     ],
     "quantize_keep": QuantizeKeep,
+    "kv": Annotated[
+        Literal["auto", "int8"],
+        of_model(help="Keys and values in int8: half the memory of long texts; auto: as --dtype."),
+    ],
     "max_seq_len": Annotated[
         int | None, of_model(metavar="N", min=1, help="Context to reserve, positions.")
     ],

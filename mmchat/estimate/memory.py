@@ -71,7 +71,8 @@ class Setup:
     workload: None for a usual conversation about one picture. from_file: the checkpoint holds the
     weights in that dtype and in the order of this model, so that they need no copy on the CPU.
     left: (part, rows, columns) of linear layers that are not quantised, whatever their part. ranks:
-    processes that share the model; the need is that of the one that needs most.
+    processes that share the model; the need is that of the one that needs most. kv: of keys and
+    values, as in LoadOptions.
     """
 
     spec: ModelSpec
@@ -85,6 +86,7 @@ class Setup:
     from_file: bool = False
     left: tuple[tuple[str, int, int], ...] = ()
     ranks: int = 1
+    kv: str = "auto"
 
     @classmethod
     def of(cls, spec: ModelSpec, placement: Placement, **options: Any) -> Setup:
@@ -105,6 +107,17 @@ class Setup:
     @property
     def sizes(self) -> Sizes:
         return self.spec.family.sizes(self.spec.config)
+
+    @property
+    def position_bytes(self) -> int:
+        """What one position takes in the cache."""
+        numbers = self.sizes.cache_per_token // self.ranks
+        return self.sizes.cache_bytes(numbers, self.item_bytes, self.kv)
+
+    def picture_bytes(self, picture: MediaFacts) -> int:
+        """What is kept of a picture."""
+        ranks = self.ranks if self.sizes.shares_pictures else 1
+        return self.sizes.picture_bytes(picture, self.item_bytes, self.kv) // ranks
 
     def linear_bytes(self, part: str, rows: int, columns: int) -> int:
         """Bytes of a linear layer's weight [rows, columns], in the format that it is held in."""
@@ -129,11 +142,10 @@ class Setup:
         prefill = sizes.prefill_bytes(
             work.prompt, item, pictures=bool(work.pictures), wide_products=wide
         )
-        of_picture = self.ranks if sizes.shares_pictures else 1
         return MemoryNeed(
             weights=weights - in_file,
-            cache=sizes.cache_per_token // self.ranks * work.positions * item,
-            pictures=sum(map(sizes.picture_numbers, work.pictures)) * item // of_picture,
+            cache=self.position_bytes * work.positions,
+            pictures=sum(map(self.picture_bytes, work.pictures)),
             working=max(encode, prefill) + OVERHEAD[self.device_type],
             in_file=in_file,
         )

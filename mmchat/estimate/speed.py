@@ -125,6 +125,6 @@ def tokens_per_second(
         name = plan.layer_format(part, rows, columns).name
         speed = speeds.linears["int8" if name in ("fp8", "int6") else name]  # which are alike
         seconds += setup.linear_bytes(part, rows, columns) / speed
-    others = sizes.token_others(pictures=pictures) + sizes.cache_per_token * context
-    others += sizes.picture_numbers(sizes.largest_picture) * pictures
-    return 1 / (seconds + others * item / speeds.bandwidth.bytes_per_second)
+    others = sizes.token_others(pictures=pictures) * item + setup.position_bytes * context
+    others += setup.picture_bytes(sizes.largest_picture) * pictures
+    return 1 / (seconds + others / speeds.bandwidth.bytes_per_second)

@@ -60,6 +60,11 @@ class ExportPlan:
         check_format(self.format)
         if self.model.quantize == AUTO:  # what is packed is rounded only where that is asked
             object.__setattr__(self, "model", replace(self.model, quantize="none"))
+        if self.model.kv != "auto":
+            raise UsageError(
+                f"--kv {self.model.kv} is how a model keeps what it reads, of which nothing is"
+                " exported; leave it out, and give it when the weights are loaded"
+            )
         if self.format == "executorch":
             self._check_executorch()
         if self.format == "hf":

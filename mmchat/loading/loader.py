@@ -26,7 +26,7 @@ from mmchat.engine.grammar import Grammar, Grammars
 from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, MemoryError_, UsageError
-from mmchat.estimate.memory import USUAL_POSITIONS, check_memory, used_in_place
+from mmchat.estimate.memory import USUAL_POSITIONS, Setup, check_memory, used_in_place
 from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement
 from mmchat.limits import MOST_ROWS
@@ -35,7 +35,6 @@ from mmchat.loading.packed import PackedLayers, as_packed
 from mmchat.loading.shares import join
 from mmchat.loading.weights import load_beside, load_weights, together
 from mmchat.models.prompt import MediaFacts, Prompt
-from mmchat.models.sizes import Sizes
 from mmchat.parallel.launch import group_of
 from mmchat.parallel.slices import Shares
 from mmchat.quant.kernels import native
@@ -139,18 +138,17 @@ class LoadedModel:
         return peak_memory(self.device)
 
     @functools.cached_property
-    def _sizes(self) -> Sizes:
-        return self.spec.family.sizes(self.spec.config)
+    def _setup(self) -> Setup:
+        return self.options.setup(self.spec, self.placement)
 
     @property
     def position_bytes(self) -> int:
         """What one position takes in the cache."""
-        return self._sizes.cache_per_token // self.options.ranks * self.dtype.itemsize
+        return self._setup.position_bytes
 
     def media_bytes(self, facts: MediaFacts) -> int:
         """What is kept of a picture."""
-        ranks = self.options.ranks if self._sizes.shares_pictures else 1
-        return self._sizes.picture_numbers(facts) // ranks * self.dtype.itemsize
+        return self._setup.picture_bytes(facts)
 
 
 @dataclass(frozen=True)
@@ -429,6 +427,7 @@ def _prepare_kernels(placement: Placement, options: LoadOptions) -> list[str]:
     Returns what to tell the user where there are none.
     """
     is_wide = options.quantize == "none" and placement.dtype != torch.bfloat16
+    is_wide = is_wide and options.kv == "auto"
     if placement.device.type != "cpu" or is_wide:
         return []
     native.prepare(options.progress)

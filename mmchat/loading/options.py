@@ -48,6 +48,7 @@ class LoadOptions:
     one that lies beside them. device and dtype may be torch's own. quantize: a scheme of
     mmchat.quant.schemes; "auto" is none, or the nearest to what another program quantised the
     checkpoint to. quantize_keep: parts ("text", "head", "vision") that it leaves alone.
+    kv: in which format keys and values are kept, "int8" or that of the activations ("auto").
     max_seq_len: positions of prompt and answer. text_only leaves vision and
     cross-attention unloaded. alpha overrides how transparent pictures are flattened. compile:
     compile the layers before the first token; "auto" does so on CUDA. parallel: how many processes
@@ -61,6 +62,7 @@ class LoadOptions:
     dtype: str | torch.dtype = "auto"
     quantize: str = AUTO
     quantize_keep: Collection[str] = ()
+    kv: Literal["auto", "int8"] = "auto"
     max_seq_len: int | None = None
     checkpoint_path: str | Path | None = None
     tokenizer_path: str | Path | None = None
@@ -101,6 +103,8 @@ class LoadOptions:
         self._check_parallel()
         if self.compile not in ("auto", "on", "off"):
             raise UsageError(f"compile must be auto, on or off, not {quoted(self.compile)}")
+        if self.kv not in ("auto", "int8"):
+            raise UsageError(f"kv must be auto or int8, not {quoted(self.kv)}")
         if self.progress is not None and not callable(self.progress):
             raise UsageError(f"progress must be a function, not {type(self.progress).__name__}")
         if self.alpha not in (None, "white", "drop"):
@@ -198,6 +202,12 @@ class LoadOptions:
             return taken
         if self.compile == "on":
             raise UsageError(f"{str(folder.path)!r} is compiled already; leave out --compile on")
+        if self.kv != "auto":
+            raise UsageError(
+                f"{str(folder.path)!r} holds compiled programs, which keep keys and values in"
+                f" {record.dtype}; leave out --kv, or give it the checkpoint or an export in"
+                " safetensors"
+            )
         device = folder.device_for(str(self.device))
         return replace(taken, device=device, max_seq_len=folder.context_limit(self.max_seq_len))
 
@@ -229,7 +239,7 @@ class LoadOptions:
 
     def identity(self, source: ModelSource) -> list[Any]:
         """What stands for the weights and how they are held, on every machine that has them."""
-        names = ("dtype", "quantize", "quantize_keep", "max_seq_len", "text_only", "alpha")
+        names = ("dtype", "quantize", "quantize_keep", "kv", "max_seq_len", "text_only", "alpha")
         loaded = [str(getattr(self, name)) for name in names]
         found = source.checkpoint, source.companion, self.params_path
         places = [Path(place).name if place else "" for place in found]  # of the Hub: the commit
@@ -251,6 +261,7 @@ class LoadOptions:
             text_only=self.text_only or spec.text_only,
             max_seq_len=self.max_seq_len,
             ranks=self.ranks,
+            kv=self.kv,
             **known,
         )
 

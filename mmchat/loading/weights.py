@@ -55,10 +55,7 @@ def load_weights(
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
     CheckpointError with the differences, before anything is read.
     """
-    build = spec.family.build()
-    with shapes_only():
-        model = build.model(spec.config)
-    set_formats(model, options.plan, packed.only if packed else None)
+    build, model = spec.family.build(), _empty(spec, options, packed)
     if shares:
         check_groups(model, shares)
     filled = 0  # of packed weights
@@ -95,6 +92,15 @@ def load_weights(
     model.finish_loading(placement.device)
     if repack:
         _repack(model, files if exported else None)
+    return model
+
+
+def _empty(spec: ModelSpec, options: LoadOptions, packed: PackedLayers | None) -> FamilyModel:
+    """The model on the meta device, in the formats that it will have."""
+    with shapes_only():
+        model = spec.family.build().model(spec.config)
+    set_formats(model, options.plan, packed.only if packed else None)
+    model.kv_dtype = torch.int8 if options.kv == "int8" else None
     return model
 
 
@@ -140,10 +146,7 @@ def load_beside(
     All that is equal is shared with it. packed, adapters: as in load_weights. Raises
     CheckpointError.
     """
-    build = spec.family.build()
-    with shapes_only():
-        model = build.model(spec.config)
-    set_formats(model, options.plan, packed.only if packed else None)
+    build, model = spec.family.build(), _empty(spec, options, packed)
     joins = _joins(options.quantize, placement.device.type)
     wanted = set(together(model.weight_names(text_only=options.text_only), changed, joins=joins))
     if packed:

@@ -28,6 +28,7 @@ class FamilyModel(CompilableModel, Protocol):
 
     remarks: list[str]  # what is unusual about the weights, for those who ask for details
     ranks: int  # processes that share it, each with as many of the heads; 1 when it is built
+    kv_dtype: torch.dtype | None  # of the keys and values of its caches; None: the model's
 
     def weight_names(self, *, text_only: bool) -> Collection[str]:
         """Names of the weights to load; text_only: those that a text without pictures needs."""

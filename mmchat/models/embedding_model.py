@@ -25,6 +25,7 @@ class EmbeddingModel(nn.Module):
     """
 
     ranks = 1
+    kv_dtype: torch.dtype | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +35,10 @@ class EmbeddingModel(nn.Module):
     @abstractmethod
     def like(self) -> Tensor:
         """A tensor of the model's device and dtype."""
+
+    @abstractmethod
+    def new_cache(self, slots: int, positions: int) -> EmbeddingCache:
+        """An empty cache of so many rows, with room for `positions` in each."""
 
     @abstractmethod
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:

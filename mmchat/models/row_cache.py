@@ -24,7 +24,7 @@ ReadBatch = Callable[[Batch, C], Tensor]
 
 
 class RowCache(ABC, Generic[Kept]):
-    """Rows in their slots, of the dtype and on the device of `like` (models.base.Cache).
+    """Rows in their slots, of `dtype` or that of `like`, on its device (models.base.Cache).
 
     encoded: what is kept of each picture content. It is shared by all rows and outlives them, so a
     picture is encoded once; whoever uses the cache says which go. fixed: steps compute all slots
@@ -41,10 +41,14 @@ class RowCache(ABC, Generic[Kept]):
         positions: int,
         like: Tensor,
         fixed: bool,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self.dtype = dtype or like.dtype
         size = (slots, groups, _round_up(positions), head_dim)
-        options = {"device": like.device, "dtype": like.dtype}
-        self.layers = [LayerCache(*size, fixed=fixed, **options) for _ in range(layers)]
+        self.layers = [
+            LayerCache(*size, fixed=fixed, dtype=self.dtype, device=like.device)
+            for _ in range(layers)
+        ]
         self.fixed = fixed
         self.lengths = [0] * slots
         self.encoded: dict[str, Kept] = {}

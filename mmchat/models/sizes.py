@@ -11,6 +11,7 @@ from typing import ClassVar, Literal, Protocol
 
 from mmchat.models.prompt import MediaFacts
 from mmchat.parallel.slices import Shares, share_shape
+from mmchat.quant.kernels.layout import SCALE_BYTES
 
 # When a weight is read: for each token, for each token after a picture, seldom (once a picture, or
 # of a table some rows), or never, so that it is not loaded.
@@ -112,17 +113,19 @@ def decoder_pass_bytes(
 class Sizes(ABC):
     """Sizes of one model; a family adds the formulas for what its passes work in.
 
-    cache_per_token: numbers stored for one position, keys and values of all layers together.
+    cache_per_token: numbers stored for one position, keys and values of all layers together, each
+    of head_dim.
     largest_picture: the one that takes most memory and time. once_a_picture: weights of linear
     layers that decoding reads only to take in a picture.
     """
 
     parts: tuple[Part, ...]
     cache_per_token: int
+    head_dim: int
     largest_picture: MediaFacts
     once_a_picture: tuple[tuple[int, int], ...]
 
-    # whether what is kept of a picture is heads, which ranks share as those of the text
+    # whether what is kept of a picture is keys and values, whose heads ranks share as the text's
     shares_pictures: ClassVar[bool] = False
 
     @abstractmethod
@@ -143,6 +146,18 @@ class Sizes(ABC):
         self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
     ) -> int:
         """Most memory at a time, beyond weights and caches, while a prompt is read in one pass."""
+
+    def cache_bytes(self, numbers: int, item_bytes: int, kv: str) -> int:
+        """Of so many numbers of keys and values. kv: as in LoadOptions."""
+        if kv == "int8":
+            return numbers + numbers // self.head_dim * SCALE_BYTES
+        return numbers * item_bytes
+
+    def picture_bytes(self, picture: MediaFacts, item_bytes: int, kv: str) -> int:
+        """Of what is kept of a picture."""
+        numbers = self.picture_numbers(picture)
+        is_cached = self.shares_pictures
+        return self.cache_bytes(numbers, item_bytes, kv) if is_cached else numbers * item_bytes
 
     @property
     def parameters(self) -> int:

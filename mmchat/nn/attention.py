@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmchat.quant.kernels import ops
+from mmchat.quant.kernels import ops, reference
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -24,12 +25,18 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
+def held(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keys or values [..., D] as a cache of this dtype has them; in int8 [..., D + 4]."""
+    return reference.round_rows(x) if dtype == torch.int8 else x
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
     """softmax(query·keyᵀ/√D + mask)·value for grouped-query attention.
 
     query: [B, H, S, D], key, value: [B, G, N, D] -> [B, H, S, D]; H is a multiple of G.
+    key, value: or int8 [B, G, N, D + 4], as `held` gives them, through which no gradient goes.
     mask: [B or 1, 1, S or 1, N], boolean (True = may attend) or additive in query's dtype.
     causal: position s attends to keys 0..s; needs S == N and no mask.
 
@@ -38,13 +45,16 @@ def attend(
     """
     batch, heads, length, dim = query.shape
     groups = key.shape[1]
+    boolean = mask is None or mask.dtype == torch.bool
+    if length == 1 and not causal and boolean and _reads_fast(query, key, value):
+        return ops.attend(query, key, value, mask)
+    if key.dtype == torch.int8:
+        widened = partial(attend, mask=mask, causal=causal)
+        return reference.by_heads(widened, query, key, value)
     if causal:  # by torch: heads that are folded into positions are in no causal order
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=heads != groups
         )
-    boolean = mask is None or mask.dtype == torch.bool
-    if length == 1 and boolean and _reads_fast(query, key, value):
-        return ops.attend(query, key, value, mask)
     if heads == groups:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     per_group = heads // groups
@@ -58,8 +68,10 @@ def attend(
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """What `attend` gives each key without a mask, the mean over the heads.
 
-    query: [S, H, D], key: [G, N, D] -> float32 [S, N]; each row sums to 1.
+    query: [S, H, D], key: [G, N, D] or as `held` -> float32 [S, N]; each row sums to 1.
     """
+    if key.dtype == torch.int8:
+        key = reference.widen_rows(key)
     grouped = query.float().unflatten(1, (key.shape[0], -1))
     scores = torch.einsum("sgpd,gnd->gpsn", grouped, key.float()) * query.shape[-1] ** -0.5
     return scores.softmax(-1).mean((0, 1))

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mmchat.nn.attention import KeyValue, Row, attend, attend_rows
+from mmchat.nn.attention import KeyValue, Row, attend, attend_rows, held
+from mmchat.quant.kernels.layout import SCALE_BYTES
 
 
 class Past(Protocol):
@@ -27,7 +28,8 @@ class LayerCache:
     """Preallocated keys and values of one self-attention layer: `rows[slot]` is two [1, G, L, D].
 
     fixed: all slots lie in two tensors [slots, G, L, D] and grow together, so that one step can
-    read all of them; else each has its own and is as long as it needs to be.
+    read all of them; else each has its own and is as long as it needs to be. dtype: in int8 each
+    key and value has a scale, and takes D + 4 bytes (nn.attention.held).
     """
 
     @torch.inference_mode(False)  # tensors of one kind, whoever makes them: see torch.compile
@@ -39,14 +41,16 @@ class LayerCache:
         head_dim: int,
         *,
         fixed: bool = False,
-        **options: object,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.fixed = fixed
+        width = head_dim + (SCALE_BYTES if dtype == torch.int8 else 0)
         self.whole: list[KeyValue] = []  # one for all slots, or one a slot
         for _ in range(1 if fixed else slots):
-            shape = (slots if fixed else 1, groups, capacity, head_dim)
+            shape = (slots if fixed else 1, groups, capacity, width)
             # not torch.empty: what is masked is multiplied by 0, and NaN would stay
-            key = torch.zeros(*shape, **options)  # type: ignore[arg-type]
+            key = torch.zeros(*shape, dtype=dtype, device=device)
             self.whole.append((key, torch.zeros_like(key)))
 
     def row(self, slot: int) -> KeyValue:
@@ -117,7 +121,11 @@ class Spans:
 
 
 class PastRows:
-    """The past of rows of any lengths, in one layer. Differentiable for rows that start at 0."""
+    """The past of rows of any lengths, in one layer.
+
+    Differentiable for rows that start at 0, but in int8: there the rounded keys and values are
+    read at once, so that a prompt in pieces gives what it gives as a whole.
+    """
 
     def __init__(self, layer: LayerCache, spans: Spans) -> None:
         self._layer = layer
@@ -126,8 +134,8 @@ class PastRows:
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, at = [], 0
         for slot, start, count in self._spans.rows:
-            new = [heads_first(x[at : at + count]) for x in (key, value)]
             stored = self._layer.row(slot)
+            new = [heads_first(held(x[at : at + count], stored[0].dtype)) for x in (key, value)]
             end, at = start + count, at + count
             for kept, fresh in zip(stored, new, strict=True):
                 kept[:, :, start:end] = fresh.detach()  # the cache outlives the graph of gradients
@@ -156,6 +164,7 @@ class PastSteps(NamedTuple):
         if key.requires_grad:  # the cache would keep the graph of every step
             key, value = key.detach(), value.detach()
         for stored, new in zip(self[:2], (key, value), strict=True):
+            new = held(new, stored.dtype)
             if rows == 1:  # faster than by two indices
                 stored.index_copy_(2, self.positions[0], heads_first(new))
             else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels import layout
+from mmchat.quant.kernels import layout, reference
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 EXTREMES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 127.5, 3e38, -3e38)
@@ -59,6 +59,8 @@ def attention(library: Library, draw: random.Random) -> None:
     width, heads = 16 * draw.randint(1, 16), draw.randint(1, 5)
     room = length + draw.randint(0, 9)  # of a cache, of which a part is filled
     caches = [values(draw, batch, groups, room, width).bfloat16() for _ in range(2)]
+    if draw.random() < 0.5:
+        caches = [reference.round_rows(cache) for cache in caches]
     key, value = (cache[:, :, :length] for cache in caches)
     if not library.attends(key, value):
         return

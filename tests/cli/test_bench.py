@@ -33,10 +33,16 @@ def record(tmp_path_factory):
     return found
 
 
+def test_keys_and_values_in_int8_are_said():
+    done = run("--kv", "int8")
+    assert done.exit_code == 0, done.stderr
+    assert "float32, keys and values in int8 on" in " ".join(done.stdout.split())
+
+
 def test_the_record_says_what_was_timed_and_where(record):
     assert record["model"]["name"] == "tiny"
     machine = record["environment"]
-    assert (machine["dtype"], machine["device"]) == ("float32", "cpu")
+    assert (machine["dtype"], machine["kv"], machine["device"]) == ("float32", "auto", "cpu")
     assert {"mmchat", "python", "torch"} == set(machine["versions"])
     assert set(record["load_seconds"]) == {"float32", "int8"}
     assert record["peak_memory_bytes"] > 10_000_000
@@ -218,7 +224,8 @@ def test_auto_is_shown_as_what_it_became(monkeypatch):
 
     loaded = SimpleNamespace(
         dtype="torch.float32", device="cpu", load_seconds=1.0, peak_memory=lambda: 1,
-        options=SimpleNamespace(quantize="int4"), spec=SimpleNamespace(name="x", parameters=1),
+        options=SimpleNamespace(quantize="int4", kv="auto"),
+        spec=SimpleNamespace(name="x", parameters=1),
     )  # fmt: skip
     monkeypatch.setattr(bench_run, "environment", lambda *_: {})
     found = bench_run.run({Variant("auto"): lambda: loaded}, [], print, rounds=1, seconds=1)

@@ -12,6 +12,7 @@ from mmchat.quant.schemes import SCHEMES
 
 GIB = 1024 * MIB
 B11, B90, TINY = (find_spec(name) for name in ("llama3.2-11B", "llama3.2-90B", "tiny"))
+LLAVA = find_spec("llava-1.5-7b")
 # linear layers of the 11B: text 8.724e9 weights, head, vision encoder and projector
 SELF = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
 CROSS = 8 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
@@ -49,6 +50,22 @@ def test_the_11b_in_int4_fits_into_8_gib():
     assert OVERHEAD["cpu"] < need.working < 0.75 * GIB
     assert need.total < 7.3 * GIB
     check_memory(setup(quantize="int4"), 8 * GIB)
+
+
+def test_keys_and_values_in_int8_take_a_byte_each_and_four_a_head():
+    long = {"max_seq_len": 131_072, "workload": None}
+    assert setup(**long).need().cache == 131_072 * 131_072  # 17.2 GB
+    need = setup(**long, kv="int8").need()
+    assert need.cache == 131_072 * 2 * 32 * 8 * (128 + 4)  # 8.9 GB
+    assert need.pictures == 4 * 1601 * 2 * 8 * 8 * (128 + 4)
+    assert need.working == setup(**long).need().working
+    assert setup(spec=B90, **long, kv="int8").need().cache == 131_072 * 2 * 80 * 8 * (128 + 4)
+    embeddings = replace(setup(), spec=LLAVA), replace(setup(kv="int8"), spec=LLAVA)
+    plain, rounded = (one.need() for one in embeddings)
+    assert plain.pictures == rounded.pictures  # embeddings, in the dtype of the model
+    assert rounded.cache * 2 * 128 == plain.cache * (128 + 4)
+    each = setup(**long, kv="int8", ranks=4).need()
+    assert (each.cache, each.pictures) == (need.cache // 4, need.pictures // 4)
 
 
 def test_unquantised_weights_are_the_parameters_in_the_dtype():

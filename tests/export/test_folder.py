@@ -58,6 +58,7 @@ def plan_of(folder, format="aoti", max_images=None, **options):
         ({"format": "hf", "max_images": 2}, "--max-images 2 is for aoti and executorch; hf takes"),
         ({"quantize_keep": ("head",)}, "--quantize-keep head keeps nothing without --quantize"),
         ({"quantize": "int3"}, "unknown quantisation scheme 'int3'"),
+        ({"kv": "int8"}, "--kv int8 is how a model keeps what it reads, .*; leave it out"),
     ],
 )
 def test_a_plan_that_no_export_follows_cannot_be_made(tmp_path, options, message):
@@ -78,6 +79,12 @@ def claim(folder, **changes):
         replace(manifest, files=files, export=replace(manifest.export, **changes)),
     )
     return folder
+
+
+def test_programs_keep_keys_and_values_in_one_format(programs):
+    words = "holds compiled programs, which keep keys and values in bfloat16; leave out --kv"
+    with pytest.raises(UsageError, match=words):
+        mmchat.load(programs, kv="int8")
 
 
 def test_weights_are_stored_once_in_the_dtype_and_aligned(folder):

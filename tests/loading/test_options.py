@@ -83,6 +83,7 @@ def test_a_type_checker_knows_the_arguments_of_load(tmp_path):
         ({"quantize": "int8", "quantize_keep": "tail"}, UsageError, "unknown part 'tail'"),
         ({"alpha": "black"}, UsageError, "alpha must be 'white' or 'drop', not 'black'"),
         ({"compile": "maybe"}, UsageError, "compile must be auto, on or off, not 'maybe'"),
+        ({"kv": "int4"}, UsageError, "kv must be auto or int8, not 'int4'"),
         ({"max_seq_len": True}, UsageError, "max_seq_len must be a whole number, not bool True"),
         ({"name": 5}, UsageError, "name must be a string or a path, not int 5"),
     ],

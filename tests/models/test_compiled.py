@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 FAMILIES = {"llava": (llava, ("two", "text")), "qwen_vl": (qwen_vl, ("two", "text", "crossing"))}
 
 
+def built(family: ModuleType, kv_dtype: torch.dtype | None) -> Any:
+    model = family.build()
+    model.kv_dtype = kv_dtype
+    return model
+
+
 @torch.inference_mode()
 def written(runtime: Runtime, family: ModuleType, case: str) -> Tensor:
     """Logits of a prompt, of four tokens after it, and of a draft."""
@@ -34,13 +41,14 @@ def written(runtime: Runtime, family: ModuleType, case: str) -> Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_compiled_equals_eager(name, monkeypatch, tmp_path):
+def test_compiled_equals_eager(name, kv_dtype, monkeypatch, tmp_path):
     """All that is compiled is traced, without the slow compiler behind it."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     family, cases = FAMILIES[name]
-    compiled = CompiledRuntime(family.build(), CPU, uses=ALL_USES, backend="eager")
-    plain = EagerRuntime(family.build(), CPU)
+    compiled = CompiledRuntime(built(family, kv_dtype), CPU, uses=ALL_USES, backend="eager")
+    plain = EagerRuntime(built(family, kv_dtype), CPU)
     for case in cases:
         expected = written(plain, family, case)
         with torch.compiler.set_stance("fail_on_recompile"):
@@ -50,12 +58,13 @@ def test_compiled_equals_eager(name, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_compile_on_makes_for_a_processor_equals_eager(name, monkeypatch, tmp_path):
+def test_what_compile_on_makes_for_a_processor_equals_eager(name, kv_dtype, monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     family, cases = FAMILIES[name]
-    compiled = make_runtime(family.build(), CPU, "on")
-    plain = EagerRuntime(family.build(), CPU)
+    compiled = make_runtime(built(family, kv_dtype), CPU, "on")
+    plain = EagerRuntime(built(family, kv_dtype), CPU)
     for case in cases:
         found, expected = (written(one, family, case) for one in (compiled, plain))
         assert float((found - expected).abs().max()) < 1e-4

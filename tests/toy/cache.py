@@ -25,10 +25,17 @@ class ToyCache:
 
     fixed = False
 
-    def __init__(self, config: ToyConfig, slots: int, positions: int, like: Tensor) -> None:
+    def __init__(
+        self,
+        config: ToyConfig,
+        slots: int,
+        positions: int,
+        like: Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self._config, self._like = config, like
         size = (slots, config.num_key_value_heads, _round_up(positions), config.head_dim)
-        options = {"device": like.device, "dtype": like.dtype}
+        options = {"device": like.device, "dtype": dtype or like.dtype}
         self.layers = [LayerCache(*size, **options) for _ in range(config.num_hidden_layers)]
         self.lengths = [0] * slots
         self.prompts = [NOTHING] * slots

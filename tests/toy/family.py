@@ -141,6 +141,7 @@ class ToyFamily:
                 is_table=lambda name: name.startswith("embed_tokens"),
             ),
             cache_per_token=keys_and_values * config.num_hidden_layers,
+            head_dim=config.head_dim,
             largest_picture=config.facts(config.image_size, config.image_size),
             once_a_picture=(),
             config=config,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mmchat.models.base import Batch, Block, Cache, Example
 from mmchat.models.prompt import Media
 from mmchat.nn.attention import KeyValue
-from mmchat.nn.kv_cache import LayerCache, Past, PastRows, Spans, past_steps
+from mmchat.nn.kv_cache import Past, PastRows, Spans, past_steps
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP, GatedMLP
 from mmchat.nn.norm import RMSNorm
@@ -67,6 +67,8 @@ class ToyLayer(nn.Module):
 class ToyModel(nn.Module):
     """models.build.FamilyModel."""
 
+    kv_dtype: torch.dtype | None = None
+
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.config = config
@@ -78,7 +80,7 @@ class ToyModel(nn.Module):
         self.remarks: list[str] = []
 
     def new_cache(self, slots: int, positions: int) -> ToyCache:
-        return ToyCache(self.config, slots, positions, self.norm.weight)
+        return ToyCache(self.config, slots, positions, self.norm.weight, self.kv_dtype)
 
     def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         [patches] = media[0].tensors
@@ -159,8 +161,7 @@ class ToyModel(nn.Module):
     def _example(self, count: int) -> Example:
         """Arguments of a layer for `count` tokens."""
         config, like = self.config, self.norm.weight
-        size = (1, config.num_key_value_heads, CAPACITY_STEP, config.head_dim)
-        row = LayerCache(*size, device=like.device, dtype=like.dtype).row(0)
+        row = self.new_cache(1, CAPACITY_STEP).layers[0].row(0)
         positions = torch.arange(count, device=like.device)
         [past] = past_steps([row], positions[None], CAPACITY_STEP)
         x = like.new_zeros(count, config.hidden_size)

@@ -21,6 +21,7 @@ def footprint(config: LlavaConfig) -> EmbeddingSizes:
             is_table=lambda name: "embed" in name,
         ),
         cache_per_token=2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers,
+        head_dim=text.head_dim,
         largest_picture=facts(config, vision.image_size, vision.image_size),
         once_a_picture=(),
         text=text,

@@ -48,6 +48,7 @@ class LlavaForConditionalGeneration(EmbeddingModel):
             positions=positions,
             like=self.like,
             fixed=self.like.is_cuda,
+            dtype=self.kv_dtype,
         )
 
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
@@ -74,11 +75,10 @@ class LlavaForConditionalGeneration(EmbeddingModel):
 
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""
-        text, vision = self.config.text_config, self.config.vision_config
-        size = (text.hidden_size, text.num_key_value_heads, text.head_dim)
+        vision = self.config.vision_config
         picture = (1, vision.num_patches + 1, vision.hidden_size)
-        of_text = (SelfAttentionLayer, size, self.language_model.model.rotary)
-        return decoder_blocks(self, self.like, of_text, (VisionLayer, picture))
+        of_text = (SelfAttentionLayer, self.language_model.model.rotary)
+        return decoder_blocks(self, of_text, (VisionLayer, picture))
 
     def finish_loading(self, device: torch.device) -> None:
         """Once the weights are there: the frequencies were computed when the model was built."""

@@ -13,6 +13,8 @@ from mmchat.models.base import Block, Example, Use
 from mmchat.models.block_examples import DRAFT, loaded_layers, step_example
 from mmchat.models.mllama.text import CrossAttentionLayer, SeenSteps
 from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer
+from mmchat.models.row_cache import CAPACITY_STEP
+from mmchat.nn.attention import held
 from mmchat.nn.decoder import SelfAttentionLayer
 
 if TYPE_CHECKING:
@@ -47,16 +49,18 @@ class _Examples:
 
     def own_step(self, count: int) -> Example:
         """Of SelfAttentionLayer for `count` tokens."""
-        size = (self.text.hidden_size, self.text.num_key_value_heads, self.text.head_dim)
-        rotary = self.model.language_model.model.rotary
-        return step_example(count, size, self._zeros(1), rotary)
+        cached = self.model.new_cache(1, CAPACITY_STEP).rows(0)[0]
+        text = self.model.language_model.model
+        return step_example(count, text.norm.weight, cached, text.rotary)
 
     def cross_step(self, count: int) -> Example:
         """Of CrossAttentionLayer for `count` tokens that see a picture of one tile."""
         tokens = self.model.config.vision_config.tokens_per_tile
         shape = (1, self.text.num_key_value_heads, tokens, self.text.head_dim)
         hidden = self._zeros(count, self.text.hidden_size)
-        seen = SeenSteps(self._zeros(*shape), self._zeros(*shape), None, None)
+        dtype = self.model.kv_dtype or self.model.dtype
+        key, value = (held(self._zeros(*shape), dtype) for _ in range(2))
+        seen = SeenSteps(key, value, None, None)
         dynamic = [(seen.key, 2), (seen.value, 2)]
         if count > 1:
             dynamic.append((hidden, 0))

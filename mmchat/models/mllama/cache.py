@@ -13,7 +13,7 @@ from mmchat.models.mllama.config import TextConfig
 from mmchat.models.mllama.text import SeenRows, SeenSteps
 from mmchat.models.prompt import Prompt
 from mmchat.models.row_cache import RowCache
-from mmchat.nn.attention import KeyValue, Row
+from mmchat.nn.attention import KeyValue, Row, held
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
         *,
         fixed: bool = False,
         ranks: int = 1,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             layers=len(config.self_attention_layers),
@@ -45,6 +46,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
             positions=positions,
             like=like,
             fixed=fixed,
+            dtype=dtype,
         )
         self.num_cross_layers = len(config.cross_attention_layers)
         self.images: list[tuple[PlacedImage, ...]] = [()] * slots
@@ -69,7 +71,10 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
 
     def keep_media(self, content_hash: str, key_values: Sequence[KeyValue]) -> None:
         """Keep a picture's keys and values [1, G, M, D] of each layer, each head's in one piece."""
-        self.encoded[content_hash] = tuple((k.contiguous(), v.contiguous()) for k, v in key_values)
+        self.encoded[content_hash] = tuple(
+            (held(k, self.dtype).contiguous(), held(v, self.dtype).contiguous())
+            for k, v in key_values
+        )
 
     def _needed(self) -> set[str]:
         return {image.content_hash for row in self.images for image in row}

@@ -39,6 +39,7 @@ class MllamaForConditionalGeneration(nn.Module):
     """Answers text about pictures. Weights load by the Hub's names."""
 
     ranks = 1
+    kv_dtype: torch.dtype | None = None
 
     def __init__(self, config: MllamaConfig) -> None:
         super().__init__()
@@ -62,7 +63,9 @@ class MllamaForConditionalGeneration(nn.Module):
         """An empty cache of so many rows, with room for `positions` in each."""
         like = self.language_model.model.norm.weight
         text, fixed = self.config.text_config, like.is_cuda
-        return MllamaCache(text, slots, positions, like, fixed=fixed, ranks=self.ranks)
+        return MllamaCache(
+            text, slots, positions, like, fixed=fixed, ranks=self.ranks, dtype=self.kv_dtype
+        )
 
     def vision_states(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """What the text sees of pictures with equal tile counts.

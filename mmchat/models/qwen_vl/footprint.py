@@ -17,6 +17,7 @@ def footprint(config: QwenVLConfig) -> EmbeddingSizes:
     return EmbeddingSizes(
         parts=parts_of(hub_shapes(config), _part_of, is_table=lambda name: ".wte." in name),
         cache_per_token=2 * text.hidden_size * text.num_hidden_layers,
+        head_dim=text.head_dim,
         largest_picture=facts(config, vision.image_size, vision.image_size),
         once_a_picture=(),
         text=text,

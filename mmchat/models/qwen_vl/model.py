@@ -84,6 +84,7 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
             positions=positions,
             like=self.like,
             fixed=self.like.is_cuda,
+            dtype=self.kv_dtype,
         )
 
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
@@ -107,11 +108,10 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
     def blocks(self) -> list[Block]:
         """The kinds of layer that are worth compiling, of those that are loaded."""
         text, vision = self.config.text_config, self.config.vision_config
-        size = (text.hidden_size, text.num_attention_heads, text.head_dim)
         inv_freq = inverse_frequencies(text.head_dim, text.rotary_emb_base).to(self.like.device)
-        of_text = (DecoderLayer, size, lambda at: self.transformer.turned(at, inv_freq))
+        of_text = (DecoderLayer, lambda at: self.transformer.turned(at, inv_freq))
         picture = (1, vision.num_patches, vision.width)
-        return decoder_blocks(self, self.like, of_text, (VisionLayer, picture))
+        return decoder_blocks(self, of_text, (VisionLayer, picture))
 
     def finish_loading(self, device: torch.device) -> None:
         """Nothing follows from the weights."""

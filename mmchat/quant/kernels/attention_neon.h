@@ -14,21 +14,37 @@ INLINE float32x4_t neon_exp(float32x4_t x) {
     return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), power));
 }
 
-INLINE void neon_scores(const float *q, const uint16_t *key, int64_t n, const int64_t D,
-                        float *scores) {
+// The 16 elements from d on, in four quarters.
+INLINE void neon_load16(const uint8_t *row, int64_t d, const int is_int8, float32x4_t lanes[4]) {
+    if (is_int8) {
+        int8x16_t bytes = vld1q_s8((const int8_t *)row + d);
+        int16x8_t half[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
+        for (int i = 0; i < 2; i++) {
+            lanes[2 * i] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(half[i])));
+            lanes[2 * i + 1] = vcvtq_f32_s32(vmovl_high_s16(half[i]));
+        }
+    } else {
+        for (int i = 0; i < 2; i++) {
+            uint16x8_t pairs = vld1q_u16((const uint16_t *)row + d + 8 * i);
+            lanes[i] = even_lanes(pairs), lanes[2 + i] = odd_lanes(pairs);
+        }
+    }
+}
+
+INLINE void neon_scores(const float *q, const uint8_t *key, int64_t n, const int64_t D,
+                        const int is_int8, float *scores) {
     for (int64_t j = 0; j < n; j++) {
         float32x4_t acc[QUERIES][2];
         for (int r = 0; r < QUERIES; r++) acc[r][0] = acc[r][1] = vdupq_n_f32(0);
-        for (int64_t d = 0; d < D; d += 16)
-            for (int i = 0; i < 8; i += 4) {
-                uint16x8_t pairs = vld1q_u16(key + j * D + d + 2 * i);
-                float32x4_t even = even_lanes(pairs), odd = odd_lanes(pairs);
-                for (int r = 0; r < QUERIES; r++) {
-                    const float *at = q + r * D + d + i;
-                    acc[r][0] = vfmaq_f32(acc[r][0], even, vld1q_f32(at));
-                    acc[r][1] = vfmaq_f32(acc[r][1], odd, vld1q_f32(at + 8));
+        for (int64_t d = 0; d < D; d += 16) {
+            float32x4_t lanes[4];
+            neon_load16(key + j * row_bytes(D, is_int8), d, is_int8, lanes);
+            for (int r = 0; r < QUERIES; r++)
+                for (int i = 0; i < 4; i++) {
+                    float32x4_t at = vld1q_f32(q + r * D + d + 4 * i);
+                    acc[r][i / 2] = vfmaq_f32(acc[r][i / 2], lanes[i], at);
                 }
-            }
+        }
         float32x4_t sum[QUERIES];
         for (int r = 0; r < QUERIES; r++) sum[r] = vaddq_f32(acc[r][0], acc[r][1]);
         vst1q_f32(scores + j * QUERIES,
@@ -58,18 +74,16 @@ INLINE void neon_shares(float *scores, int64_t n, const float *zero, float *tota
 }
 
 // out = out · shrink + shares · value, 16 elements of each query at a time; p: [n, QUERIES]
-INLINE void neon_values(const float *p, const uint16_t *value, int64_t n, const int64_t D,
-                        const float *shrink, State *state) {
+INLINE void neon_values(const float *p, const uint8_t *value, int64_t n, const int64_t D,
+                        const int is_int8, const float *shrink, State *state) {
     for (int64_t d = 0; d < D; d += 16) {
         float32x4_t acc[QUERIES][4];
         for (int r = 0; r < QUERIES; r++)
             for (int i = 0; i < 4; i++)
                 acc[r][i] = vmulq_n_f32(vld1q_f32(state->out[r] + d + 4 * i), shrink[r]);
         for (int64_t j = 0; j < n; j++) {
-            uint16x8_t first = vld1q_u16(value + j * D + d);
-            uint16x8_t second = vld1q_u16(value + j * D + d + 8);
-            const float32x4_t lanes[4] = {even_lanes(first), even_lanes(second), odd_lanes(first),
-                                          odd_lanes(second)};
+            float32x4_t lanes[4];
+            neon_load16(value + j * row_bytes(D, is_int8), d, is_int8, lanes);
             for (int r = 0; r < QUERIES; r++)
                 for (int i = 0; i < 4; i++)
                     acc[r][i] = vfmaq_n_f32(acc[r][i], lanes[i], p[j * QUERIES + r]);

@@ -1,10 +1,12 @@
-"""Sizes of weights in blocks (blocks_reference.py says their order), without torch."""
+"""Sizes of weights in blocks (blocks_reference.py says their order) and of keys and values, without
+torch."""
 
 from __future__ import annotations
 
 ROWS, PART = 8, 64  # of a panel; columns that lie together
 GROUPS = {4: 32, 6: 16, 8: 32}  # columns that share a scale, by bits
 BLOCK6 = 256  # columns that share a d, with 6 bits
+SCALE_BYTES = 4  # behind a key or value in int8
 
 
 def row_bytes(bits: int, columns: int) -> int:

@@ -81,7 +81,8 @@ class Library:
         """As reference.attend; key and value as `attends` accepts them."""
         if not self.attends(key, value):
             raise ValueError("mmchat_attend: keys and values of another dtype or layout")
-        batch, groups, length, width = key.shape
+        batch, groups, length, _ = key.shape
+        width, is_int8 = _width(key), key.dtype == torch.int8
         scaled = query.float().reshape(batch, groups, -1, width).contiguous() * width**-0.5
         out = torch.empty_like(scaled)
         queries = scaled.shape[2]
@@ -94,8 +95,9 @@ class Library:
             reads.append((seen, torch.bool, (batch if rows > 1 else 1, length)))
         _check("mmchat_attend", reads)
         sizes = (batch, groups, queries, length, width)
-        strides = (key.stride(0), key.stride(1), mask_stride)
-        if self._run("mmchat_attend", [scaled, key, value, seen, out], sizes + strides):
+        strides = [key.stride(axis) * key.itemsize for axis in (0, 1)]
+        given = (*sizes, *strides, mask_stride, int(is_int8))
+        if self._run("mmchat_attend", [scaled, key, value, seen, out], given):
             raise MemoryError(f"no memory to attend to {length} positions")
         return out.reshape(query.shape).to(query.dtype)
 
@@ -104,15 +106,19 @@ class Library:
     ) -> Tensor:
         """As ops.attend_rows; each row's key and value as `attends` accepts them."""
         rows = list(zip(keys, values, strict=True))
-        _, groups, _, width = keys[0].shape
-        if not all(k.shape[:2] == (1, groups) and self.attends(k, v) for k, v in rows):
+        groups, width, dtype = keys[0].shape[1], _width(keys[0]), keys[0].dtype
+        if not all(
+            k.shape[:2] == (1, groups) and k.dtype == dtype and self.attends(k, v) for k, v in rows
+        ):
             raise ValueError("mmchat_attend_rows: keys and values of another dtype or layout")
         scaled = query.float().reshape(len(rows), groups, -1, width).contiguous() * width**-0.5
         out = torch.empty_like(scaled)
         queries = scaled.shape[2]
         _check("mmchat_attend_rows", [(scaled, torch.float32, (len(rows), groups, queries, width))])
-        places = [(k.data_ptr(), v.data_ptr(), k.shape[2], k.stride(1)) for k, v in rows]
-        sizes = (len(rows), groups, queries, width)
+        places = [
+            (k.data_ptr(), v.data_ptr(), k.shape[2], k.stride(1) * k.itemsize) for k, v in rows
+        ]
+        sizes = (len(rows), groups, queries, width, int(dtype == torch.int8))
         if self._run("mmchat_attend_rows", [scaled, torch.tensor(places), out], sizes):
             raise MemoryError(f"no memory for the attention of {len(rows)} rows")
         return out.reshape(query.shape).to(query.dtype)
@@ -120,14 +126,15 @@ class Library:
     @staticmethod
     def attends(key: Tensor, value: Tensor) -> bool:
         """Whether `attend` reads keys and values of this dtype, width and layout."""
-        width = key.shape[-1]
+        width = _width(key)
         return (
-            key.dtype == value.dtype == torch.bfloat16
+            key.dtype in (torch.bfloat16, torch.int8)
+            and key.dtype == value.dtype
             and key.device.type == value.device.type == "cpu"
             and key.dim() == 4
             and width % 16 == 0
             and 0 < width <= LARGEST_HEAD
-            and key.stride()[2:] == (width, 1)
+            and key.stride()[2:] == (key.shape[-1], 1)
             and key.stride() == value.stride()
             and key.shape == value.shape
         )
@@ -210,6 +217,11 @@ class Library:
             function.argtypes = [ctypes.c_void_p] * len(tensors) + numbers + [ctypes.c_int]
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
         return function(*pointers, *sizes, torch.get_num_threads())
+
+
+def _width(key: Tensor) -> int:
+    """Numbers of a key or value, behind which int8 has a scale."""
+    return key.shape[-1] - (layout.SCALE_BYTES if key.dtype == torch.int8 else 0)
 
 
 def _float32(weight: Tensor) -> list[Read]:

@@ -55,7 +55,7 @@ def probe() -> list[Choice]:
     many = "bfloat16 products" if fast else "float32 products"
     wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
     rounded = wide if has_tiles() else "C, int8 activations"
-    found = [wide, rounded, rounded, "C for the next token in bfloat16, else torch"]
+    found = [wide, rounded, rounded, "C for the next token in bfloat16 or int8, else torch"]
     if native.library() is None:
         whole = f"{many} for many tokens"
         found = [f"torch; {whole}", f"torch int8pack; {whole}", "torch int4pack", "torch"]
@@ -153,8 +153,8 @@ def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor, multiple: int =
 
 
 def is_fast_for(key: Tensor) -> bool:
-    """Whether `attend` is the way to read these keys: it streams bfloat16 in memory once."""
-    return key.dtype == torch.bfloat16 and key.device.type == "cpu"
+    """Whether `attend` is the way to read these keys: it streams them from memory once."""
+    return key.dtype in (torch.bfloat16, torch.int8) and key.device.type == "cpu"
 
 
 def attend_rows(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
@@ -170,7 +170,7 @@ def attend_rows(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor])
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of the next token to bfloat16 keys and values, as reference.attend."""
+    """Attention of the next token to keys and values in bfloat16 or int8, as reference.attend."""
     return run("attend", _attend, query, key, value, mask)
 
 

@@ -88,6 +88,17 @@ INLINE __m256i dot4(__m256i c, __m256i a, __m256i b) {
 #endif
 }
 
+// Of int16: sums of two neighbouring products, added to c.
+INLINE __m256i dot2(__m256i c, __m256i a, __m256i b) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpwssd_epi32(c, a, b);
+#elif defined(__AVXVNNI__)
+    return _mm256_dpwssd_avx_epi32(c, a, b);
+#else
+    return _mm256_add_epi32(c, _mm256_madd_epi16(a, b));
+#endif
+}
+
 // Likewise for a of 15 at most. Eight additions may follow each other; levels_sum then has the sums
 // of four, which without VNNI were two halves of int16.
 INLINE __m256i add_levels(__m256i c, __m256i a, __m256i b) {

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmchat.quant.kernels.layout import SCALE_BYTES
+
 LEVELS = 15  # int4 holds 0..15
 LEAST_STEP = torch.finfo(torch.float32).tiny  # a smaller one has no finite inverse
 RANGES, NARROWER, REFITS = 8, 0.05, 3  # as in quantize.c
+WIDE_BYTES = 16 * 1024**2  # of keys and values that are widened at a time
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,11 +104,42 @@ def unpack_int4(packed: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
     return levels.reshape(rows, -1), scale, zero
 
 
+def round_rows(x: Tensor) -> Tensor:
+    """Keys or values [..., D] in int8, behind each its float32 scale: int8 [..., D + 4]."""
+    q, scale = quantize_int8(x.detach().reshape(-1, x.shape[-1]))
+    return torch.cat((q, scale[:, None].view(torch.int8)), -1).reshape(*x.shape[:-1], -1)
+
+
+def widen_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What round_rows has rounded: [..., D] in `dtype`."""
+    scale = rows[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return (rows[..., :-SCALE_BYTES] * scale).to(dtype)
+
+
+def by_heads(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """attend(query, key, value) of keys and values in int8, which are widened for it.
+
+    On the CPU some heads at a time, as many as stay in the cache.
+    """
+    groups, per_group, heads = key.shape[1], query.shape[1] // key.shape[1], key.shape[1]
+    if key.device.type == "cpu" and not torch.compiler.is_compiling():  # for any length
+        heads = max(1, WIDE_BYTES * groups // (4 * (key.numel() + value.numel())))
+    parts = []
+    for first in range(0, groups, heads):
+        wide = (widen_rows(x[:, first : first + heads], query.dtype) for x in (key, value))
+        parts.append(attend(query[:, first * per_group : (first + heads) * per_group], *wide))
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of the next token: query [B, H, 1, D], key, value [B, G, N, D] -> [B, H, 1, D].
 
-    mask: [B or 1, 1, 1, N], True where it may attend.
+    key, value: or as round_rows gives them. mask: [B or 1, 1, 1, N], True where it may attend.
     """
+    if key.dtype == torch.int8:
+        return by_heads(lambda q, k, v: attend(q, k, v, mask), query, key, value)
     batch, groups, _, width = key.shape
     folded = query.reshape(batch, groups, -1, width)  # the heads of a group read a key once
     return F.scaled_dot_product_attention(folded, key, value, attn_mask=mask).reshape(query.shape)

@@ -158,19 +158,27 @@ def _attention(
 ) -> Iterator[tuple[str, bool]]:
     for length, width, queries in shapes:
         query = torch.randn(2, 2 * queries, 1, width, generator=draw)
-        key, value = torch.randn(2, 2, 2, length, width, generator=draw).bfloat16()
+        given = torch.randn(2, 2, 2, length, width, generator=draw)
         mask = torch.rand(2, 1, 1, length, generator=draw) < 0.7
         mask[..., -1] = True
-        for name, seen in (("attention", None), ("attention with a mask", mask)):
-            found = library.attend(query, key, value, seen)
-            expected = reference.attend(query, key.float(), value.float(), seen)
-            yield name, torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
-        ends = (length, length // 2 + 1)  # rows of two lengths
-        rows = [[x[row, None, :, :end] for row, end in enumerate(ends)] for x in (key, value)]
-        found = library.attend_rows(query[:, :, 0], *rows)
-        for row, (k, v) in enumerate(zip(*rows, strict=True)):
-            expected = reference.attend(query[row, None], k.float(), v.float(), None)[0, :, 0]
-            yield "attention of rows", torch.allclose(found[row], expected, rtol=1e-4, atol=1e-5)
+        of_int8 = reference.round_rows(given)
+        # beside int8, queries and weights are rounded to 16 bits
+        for kind, held, wide, atol in (
+            ("", given.bfloat16(), given.bfloat16().float(), 1e-5),
+            (" in int8", of_int8, reference.widen_rows(of_int8), 2e-4),
+        ):
+            for name, seen in (("attention", None), ("attention with a mask", mask)):
+                found = library.attend(query, held[0], held[1], seen)
+                expected = reference.attend(query, wide[0], wide[1], seen)
+                yield name + kind, torch.allclose(found, expected, rtol=1e-4, atol=atol)
+            ends = (length, length // 2 + 1)  # rows of two lengths
+            rows = [[x[row, None, :, :end] for row, end in enumerate(ends)] for x in held]
+            found = library.attend_rows(query[:, :, 0], *rows)
+            for row, end in enumerate(ends):
+                k, v = wide[:, row, None, :, :end]
+                expected = reference.attend(query[row, None], k, v, None)[0, :, 0]
+                is_right = torch.allclose(found[row], expected, rtol=1e-4, atol=atol)
+                yield f"attention of rows{kind}", is_right
 
 
 def _rounding(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bool]]:

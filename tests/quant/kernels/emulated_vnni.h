@@ -1,4 +1,4 @@
-// The VNNI instructions that linear.c uses, in plain C, for processors that lack them.
+// The VNNI instructions that the kernels use, in plain C, for processors that lack them.
 //
 // Compile with -mavx2 -mfma -include of this file, and -DEMULATE_AVX512_VNNI or -DEMULATE_AVX_VNNI.
 
@@ -18,18 +18,32 @@ static inline __m256i emulated_dpbusd(__m256i c, __m256i a, __m256i b) {
     return c;
 }
 
+// VPDPWSSD: signed words, two neighbouring products added to c without saturation.
+static inline __m256i emulated_dpwssd(__m256i c, __m256i a, __m256i b) {
+    uint32_t sums[8];
+    int16_t left[16], right[16];
+    memcpy(sums, &c, 32), memcpy(left, &a, 32), memcpy(right, &b, 32);
+    for (int i = 0; i < 16; i++) sums[i / 2] += (uint32_t)((int)left[i] * right[i]);
+    memcpy(&c, sums, 32);
+    return c;
+}
+
 // The macros come after immintrin.h, which would take them for permission to use the instructions.
 #undef __AVX512VNNI__
 #undef __AVX512VL__
 #undef __AVXVNNI__
 #undef _mm256_dpbusd_epi32
 #undef _mm256_dpbusd_avx_epi32
+#undef _mm256_dpwssd_epi32
+#undef _mm256_dpwssd_avx_epi32
 #ifdef EMULATE_AVX512_VNNI
 #define __AVX512VNNI__ 1
 #define __AVX512VL__ 1
 #define _mm256_dpbusd_epi32 emulated_dpbusd
+#define _mm256_dpwssd_epi32 emulated_dpwssd
 #endif
 #ifdef EMULATE_AVX_VNNI
 #define __AVXVNNI__ 1
 #define _mm256_dpbusd_avx_epi32 emulated_dpbusd
+#define _mm256_dpwssd_avx_epi32 emulated_dpwssd
 #endif

@@ -28,13 +28,14 @@ int mmchat_linear_blocks(const uint8_t *, const float *, float *, int64_t, int64
                          int64_t, int);
 int mmchat_quantize_blocks(const float *, uint8_t *, int64_t, int64_t, int64_t, int);
 void mmchat_widen_blocks(const uint8_t *, uint16_t *, int64_t, int64_t, int64_t, int);
-int mmchat_attend(const float *, const uint16_t *, const uint16_t *, const uint8_t *, float *,
+int mmchat_attend(const float *, const uint8_t *, const uint8_t *, const uint8_t *, float *, int64_t,
                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 typedef struct {
-    const uint16_t *key, *value;
+    const uint8_t *key, *value;
     int64_t length, head_stride;
 } Row;
-int mmchat_attend_rows(const float *, const Row *, float *, int64_t, int64_t, int64_t, int64_t, int);
+int mmchat_attend_rows(const float *, const Row *, float *, int64_t, int64_t, int64_t, int64_t, int64_t,
+                       int);
 
 static uint32_t state = 7;
 static long checks, faults;
@@ -199,12 +200,21 @@ static void hostile_products(void) {
 #define BATCH 2
 #define HEADS 2
 
-static void expected(const float *q, const uint16_t *key, const uint16_t *value, const uint8_t *seen,
-                     int64_t n, int64_t D, double *out) {
+// A key or value: bfloat16, or int8 with a float scale behind it.
+static double number(const uint8_t *row, int64_t d, int64_t D, int is_int8) {
+    float scale;
+    if (!is_int8) return from_bf16(((const uint16_t *)row)[d]);
+    memcpy(&scale, row + D, 4);
+    return (double)((const int8_t *)row)[d] * scale;
+}
+
+static void expected(const float *q, const uint8_t *key, const uint8_t *value, const uint8_t *seen,
+                     int64_t n, int64_t D, int is_int8, double *out) {
+    const int64_t row = is_int8 ? D + 4 : 2 * D;
     double *score = malloc(sizeof(double) * n), most = -INFINITY, total = 0;
     for (int64_t j = 0; j < n; j++) {
         score[j] = 0;
-        for (int64_t d = 0; d < D; d++) score[j] += (double)q[d] * from_bf16(key[j * D + d]);
+        for (int64_t d = 0; d < D; d++) score[j] += q[d] * number(key + j * row, d, D, is_int8);
         if ((!seen || seen[j]) && score[j] > most) most = score[j];
     }
     for (int64_t d = 0; d < D; d++) out[d] = 0;
@@ -212,10 +222,26 @@ static void expected(const float *q, const uint16_t *key, const uint16_t *value,
         if (seen && !seen[j]) continue;
         double p = exp(score[j] - most);
         total += p;
-        for (int64_t d = 0; d < D; d++) out[d] += p * from_bf16(value[j * D + d]);
+        for (int64_t d = 0; d < D; d++) out[d] += p * number(value + j * row, d, D, is_int8);
     }
     for (int64_t d = 0; d < D && total; d++) out[d] /= total;
     free(score);
+}
+
+static void fill_rows(uint8_t *rows, int64_t count, int64_t D, int is_int8) {
+    for (int64_t j = 0; j < count; j++) {
+        float scale = (1 + (float)draw(0, 9) / 9) / 127;
+        for (int64_t d = 0; d < D; d++)
+            if (is_int8) ((int8_t *)rows)[j * (D + 4) + d] = draw(-127, 127);
+            else ((uint16_t *)rows)[j * D + d] = to_bf16(real());
+        if (is_int8) memcpy(rows + j * (D + 4) + D, &scale, 4);
+    }
+}
+
+static void break_row(uint8_t *row, int64_t D, int is_int8) {
+    const float nan = NAN;
+    if (is_int8) memcpy(row + D, &nan, 4);
+    else ((uint16_t *)row)[3] = 0x7fc0;
 }
 
 static int near(const float *found, const double *plain, int64_t D) {
@@ -224,47 +250,48 @@ static int near(const float *found, const double *plain, int64_t D) {
     return 1;
 }
 
-static void attention(int64_t length, int64_t D, int64_t R, float spread) {
-    const int64_t heads = BATCH * HEADS, count = heads * length * D;
+static void attention(int64_t length, int64_t D, int64_t R, float spread, int is_int8) {
+    const int64_t heads = BATCH * HEADS, row = is_int8 ? D + 4 : 2 * D, head = length * row;
     float *q = malloc(heads * R * D * 4), *out = malloc(heads * R * D * 4);
-    uint16_t *key = malloc(count * 2), *value = malloc(count * 2);
+    uint8_t *key = malloc(heads * head), *value = malloc(heads * head);
     uint8_t *mask = malloc(BATCH * length);
     double plain[256];
     for (int64_t i = 0; i < heads * R * D; i++) q[i] = real() * spread / sqrtf((float)D);
-    for (int64_t i = 0; i < count; i++) key[i] = to_bf16(real()), value[i] = to_bf16(real());
+    fill_rows(key, heads * length, D, is_int8), fill_rows(value, heads * length, D, is_int8);
     for (int64_t i = 0; i < BATCH * length; i++) mask[i] = i % length == length - 1 || draw(0, 9) < 6;
     for (int masked = 0; masked < 2; masked++) {
         mmchat_attend(q, key, value, masked ? mask : NULL, out, BATCH, HEADS, R, length, D,
-                      HEADS * length * D, length * D, length, THREADS);
+                      HEADS * head, head, length, is_int8, THREADS);
         for (int64_t i = 0; i < heads * R; i++) {
             int64_t h = i / R;
-            expected(q + i * D, key + h * length * D, value + h * length * D,
-                     masked ? mask + h / HEADS * length : NULL, length, D, plain);
+            expected(q + i * D, key + h * head, value + h * head,
+                     masked ? mask + h / HEADS * length : NULL, length, D, is_int8, plain);
             check(near(out + i * D, plain, D), masked ? "masked attention" : "attention", length, D, R, i);
         }
     }
     Row rows[BATCH];
     for (int b = 0; b < BATCH; b++)
-        rows[b] = (Row){key + b * HEADS * length * D, value + b * HEADS * length * D,
-                        b ? length / 2 + 1 : length, length * D};
-    mmchat_attend_rows(q, rows, out, BATCH, HEADS, R, D, THREADS);
+        rows[b] = (Row){key + b * HEADS * head, value + b * HEADS * head, b ? length / 2 + 1 : length,
+                        head};
+    mmchat_attend_rows(q, rows, out, BATCH, HEADS, R, D, is_int8, THREADS);
     for (int64_t i = 0; i < heads * R; i++) {
         int64_t h = i / R;
-        expected(q + i * D, key + h * length * D, value + h * length * D, NULL, rows[h / HEADS].length, D,
+        expected(q + i * D, key + h * head, value + h * head, NULL, rows[h / HEADS].length, D, is_int8,
                  plain);
         check(near(out + i * D, plain, D), "attention of rows", length, D, R, i);
     }
     memset(mask, 0, BATCH * length);
-    mmchat_attend(q, key, value, mask, out, BATCH, HEADS, R, length, D, HEADS * length * D, length * D,
-                  length, THREADS);
+    mmchat_attend(q, key, value, mask, out, BATCH, HEADS, R, length, D, HEADS * head, head, length,
+                  is_int8, THREADS);
     for (int64_t i = 0; i < heads * R * D; i++) check(out[i] == 0, "attention to nothing", length, D, R, i);
-    value[(length - 1) * D + 3] = 0x7fc0;  // NaN, of the first head
-    mmchat_attend(q, key, value, NULL, out, BATCH, HEADS, R, length, D, HEADS * length * D, length * D, 0,
+    break_row(value + (length - 1) * row, D, is_int8);  // of the first head
+    mmchat_attend(q, key, value, NULL, out, BATCH, HEADS, R, length, D, HEADS * head, head, 0, is_int8,
                   THREADS);
     for (int64_t i = 0; i < heads * R * D; i++)
-        check(isnan(out[i]) == (i < R * D && i % D == 3), "attention to a NaN value", length, D, R, i);
-    key[(length - 1) * D + 3] = 0x7fc0;
-    mmchat_attend(q, key, value, NULL, out, BATCH, HEADS, R, length, D, HEADS * length * D, length * D, 0,
+        check(isnan(out[i]) == (i < R * D && (is_int8 || i % D == 3)), "attention to a NaN value", length,
+              D, R, i);
+    break_row(key + (length - 1) * row, D, is_int8);
+    mmchat_attend(q, key, value, NULL, out, BATCH, HEADS, R, length, D, HEADS * head, head, 0, is_int8,
                   THREADS);
     for (int64_t i = 0; i < heads * R * D; i++)
         check(isnan(out[i]) == (i < R * D), "attention to a NaN key", length, D, R, i);
@@ -293,8 +320,11 @@ int main(void) {
     for (int i = 0; i < 7; i++)
         for (int j = 0; j < 4; j++)
             for (int64_t R = 1 + (i + j) % 4; R <= 9; R += 4)  // a remainder of QUERIES each
-                if (LENGTHS[i] < 100 || R <= 4) attention(LENGTHS[i], HEAD_WIDTHS[j], R, 1);
-    attention(200, 64, 4, 40);  // scores far apart
+                for (int is_int8 = 0; is_int8 < 2; is_int8++)
+                    if (LENGTHS[i] < 100 || R <= 4)
+                        attention(LENGTHS[i], HEAD_WIDTHS[j], R, 1, is_int8);
+    for (int is_int8 = 0; is_int8 < 2; is_int8++)
+        attention(200, 64, 4, 40, is_int8);  // scores far apart
     printf("%ld checks, %ld faults\n", checks, faults);
     return faults > 0;
 }

@@ -138,9 +138,12 @@ def test_groups_of_another_size_are_refused(group: int) -> None:
 
 @pytest.mark.parametrize("change", ["of another width", "spread out", "shorter", "elsewhere"])
 @pytest.mark.parametrize("position", [1, 2])
-def test_wrong_keys_and_values_are_refused(change: str, position: int) -> None:
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_wrong_keys_and_values_are_refused(change: str, position: int, is_int8: bool) -> None:
     library, given = native.library(), arguments("attend")
     assert library
+    if is_int8:
+        given[1:3] = map(reference.round_rows, given[1:3])
     given[position] = CHANGES[change](given[position])
     with pytest.raises(ValueError, match="keys and values"):
         library.attend(*given)

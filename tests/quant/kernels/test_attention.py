@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmchat.nn.attention import attend
-from mmchat.quant.kernels import native, ops
+from mmchat.quant.kernels import native, ops, reference
 from mmchat.quant.kernels.library import Library
 from tests.quant.kernels.available import needs_kernels
 
@@ -22,9 +22,16 @@ def heads(batch: int, groups: int, length: int, width: int, spare: int = 0) -> t
     return torch.randn(batch, groups, length + spare, width).bfloat16()[:, :, :length]
 
 
+def in_int8(rows: torch.Tensor) -> torch.Tensor:
+    """Heads in int8, as a cache gives them."""
+    return reference.round_rows(torch.nn.functional.pad(rows, (0, 0, 0, 5)))[:, :, : rows.shape[2]]
+
+
 def exact(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
+    if key.dtype == torch.int8:
+        key, value = reference.widen_rows(key), reference.widen_rows(value)
     wide = (query.double(), key.double(), value.double())
     return F.scaled_dot_product_attention(*wide, attn_mask=mask, enable_gqa=True)
 
@@ -37,11 +44,14 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("width", [16, 80, 128, 256])
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 511, 513, 1300])
 @pytest.mark.parametrize("query_heads", [2, 6, 8])
+@pytest.mark.parametrize("is_int8", [False, True])
 def test_it_is_exact_up_to_the_rounding_of_the_result(
-    width: int, length: int, query_heads: int
+    width: int, length: int, query_heads: int, is_int8: bool
 ) -> None:
     query = torch.randn(2, query_heads, 1, width).bfloat16() * 3
     key, value = heads(2, 2, length, width, spare=5), heads(2, 2, length, width, spare=5)
+    if is_int8:
+        key, value = in_int8(key), in_int8(value)
     assert Library.attends(key, value)
     for rows in (0, 1, 2):
         mask = torch.rand(rows, 1, 1, length) < 0.6 if rows else None
@@ -62,6 +72,32 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("length", [40, 41, 1300])
+def test_one_large_number_among_many_small_ones_costs_int8_little(length: int) -> None:
+    """Each query, and each 64 weights, are rounded to 16 bits for themselves."""
+    query, key, value = torch.randn(1, 4, 1, 64), *torch.randn(2, 1, 1, length, 64)
+    query[..., 3] *= 50
+    value[0, 0, 7] *= 1000
+    key, value = in_int8(key), in_int8(value)
+    found = ops.attend(query, key, value, None)
+    assert relative(found, exact(query, key, value, None)) < 1e-3
+
+
+@needs_kernels
+@pytest.mark.parametrize("length", [40, 41, 700])
+@pytest.mark.parametrize("broken", ["query", "key", "value"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_no_number_is_none_in_int8(length: int, broken: str, number: float) -> None:
+    given = {"query": torch.randn(1, 4, 1, 64), "key": torch.randn(1, 1, length, 64)}
+    given["value"] = torch.randn(1, 1, length, 64)
+    given[broken][0, 0, -1, 3] = number
+    query, key, value = given["query"], in_int8(given["key"]), in_int8(given["value"])
+    found = ops.attend(query, key, value, None)
+    assert not found[0, 0].isfinite().any()
+    assert (found[0, 1:].isfinite().all()) == (broken == "query")
+
+
+@needs_kernels
 @pytest.mark.parametrize("length", [40, 41, 700])
 def test_what_is_not_a_number_stays_so(length: int) -> None:
     query, key, value = (heads(1, 1, n, 64) for n in (1, length, length))
@@ -73,9 +109,12 @@ def test_what_is_not_a_number_stays_so(length: int) -> None:
 
 
 @needs_kernels
-def test_what_is_masked_has_no_part() -> None:
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_what_is_masked_has_no_part(is_int8: bool) -> None:
     query = torch.randn(1, 4, 1, 64).bfloat16()
     key, value = heads(1, 1, 90, 64), heads(1, 1, 90, 64)
+    if is_int8:
+        key, value = in_int8(key), in_int8(value)
     mask = torch.arange(90)[None, None, None] < 70
     expected = ops.attend(query, key[:, :, :70], value[:, :, :70], None)
     assert torch.equal(ops.attend(query, key, value, mask), expected)
@@ -96,7 +135,9 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     assert torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("layout", ["width", "transposed", "dtype", "strides", "no kernels"])
+@pytest.mark.parametrize(
+    "layout", ["width", "transposed", "dtype", "strides", "no kernels", "no kernels, int8"]
+)
 def test_other_layouts_are_computed_by_torch(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     width = 40 if layout == "width" else 64
     key, value = heads(1, 2, 30, width), heads(1, 2, 30, width)
@@ -106,17 +147,23 @@ def test_other_layouts_are_computed_by_torch(layout: str, monkeypatch: pytest.Mo
         key, value = key.float(), value.float()
     if layout == "strides":
         value = heads(1, 2, 30, width, spare=3)
-    if layout == "no kernels":
+    if layout == "no kernels, int8":
+        key, value = in_int8(key), in_int8(value)
+    if layout.startswith("no kernels"):
         monkeypatch.setattr(native, "library", lambda: None)
     else:
         assert not Library.attends(key, value)
-    query = torch.randn(1, 4, 1, width).to(key.dtype)
+    query = torch.randn(1, 4, 1, width)
+    query = query if key.dtype == torch.int8 else query.to(key.dtype)
     assert relative(ops.attend(query, key, value, None), exact(query, key, value, None)) < 0.02
 
 
-def test_the_next_token_attends_by_it_and_torch_compile_keeps_it_whole() -> None:
+@pytest.mark.parametrize("is_int8", [False, True])
+def test_the_next_token_attends_by_it_and_torch_compile_keeps_it_whole(is_int8: bool) -> None:
     query = torch.randn(1, 4, 1, 64).bfloat16()
     key, value = heads(1, 2, 50, 64), heads(1, 2, 50, 64)
+    if is_int8:
+        key, value = in_int8(key), in_int8(value)
     mask = torch.arange(50)[None, None, None] < 40
     expected = ops.attend(query, key, value, mask)
     assert torch.equal(attend(query, key, value, mask=mask), expected)

@@ -191,6 +191,30 @@ def test_attention_is_that_of_the_reference(library: Library, length: int, width
     assert not library.attend(query, key, value, torch.zeros_like(mask)).any()
 
 
+@pytest.mark.parametrize("length", [1, 2, 63, 65, 513, 1300])
+@pytest.mark.parametrize("width", [16, 128, 256])
+def test_attention_to_int8_is_that_of_the_reference(
+    library: Library, length: int, width: int
+) -> None:
+    draw = torch.Generator().manual_seed(7)
+    query = torch.randn(2, 6, 1, width, generator=draw)
+    rows = torch.randn(2, 2, 2, length + 3, width, generator=draw)
+    key, value = reference.round_rows(rows)[:, :, :, :length]
+    wide = [reference.widen_rows(x, torch.float64) for x in (key, value)]
+    mask = torch.rand(2, 1, 1, length, generator=draw) < 0.6
+    mask[..., -1] = True
+    for seen in (None, mask, mask[:1]):
+        expected = reference.attend(query.double(), *wide, seen)
+        found = library.attend(query, key, value, seen)
+        assert torch.allclose(found.double(), expected, rtol=1e-3, atol=2e-4)
+    ends = (length, length // 2 + 1)
+    parts = [[x[row, None, :, :end] for row, end in enumerate(ends)] for x in (key, value)]
+    together = library.attend_rows(query[:, :, 0], *parts)
+    for row, end in enumerate(ends):
+        k, v = (x[row, None, :, :end] for x in (key, value))
+        assert torch.equal(together[row], library.attend(query[row, None], k, v, None)[0, :, 0])
+
+
 def test_rounding_and_widening_are_those_of_the_reference(library: Library) -> None:
     draw = torch.Generator().manual_seed(7)
     weight = torch.randn(40, 256, generator=draw) * torch.rand(40, 1, generator=draw)
