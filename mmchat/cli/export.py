@@ -75,8 +75,8 @@ Calibrate = Annotated[
     Path | None,
     of_export(
         metavar="FOLDER",
-        help="Round to int4 by what the model makes of your own pictures, .txt, .jsonl and .csv"
-        " there: closer to the model as it was, at the same size.",
+        help="Round to int4 by what the model makes of your own pictures, .txt and .jsonl there:"
+        " closer to the model as it was, at the same size.",
     ),
 ]
 MaxSeqLen = Annotated[

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     AnyFormat = Format[*tuple[Any, ...]]
 
 HIDDEN = re.compile(r"(^|[/\\])\.")  # a file, or a folder that it is in
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
+TABLES = (".jsonl", ".ndjson")
 ANSWER = 128  # tokens of the model's own answer to a sample, at most
 PIECE = 2048  # characters of a text that are read as one prompt
 
@@ -69,8 +69,8 @@ def find_samples(folder: Path) -> Samples:
     texts = [text for text in texts if text.strip()]
     if not rows and not texts:
         raise UsageError(
-            f"--calibrate {quoted(folder, 300)} holds no picture, .txt, .jsonl or .csv; put some of"
-            " your own there"
+            f"--calibrate {quoted(folder, 300)} holds no picture, .txt or .jsonl; put some of your"
+            " own there"
         )
     return Samples(rows, texts)
 

@@ -227,7 +227,7 @@ def test_samples_are_pictures_tables_and_texts_below_a_folder(few, tmp_path, mon
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no picture, .txt, .jsonl or .csv; put some of your own there"),
+        ({}, "holds no picture, .txt or .jsonl; put some of your own there"),
         ({"a.md": b"text"}, "holds no picture"),
         ({"a.txt": b"\xff\xfe"}, "is UTF-16, not UTF-8 text"),
         ({"a.txt": b" \n"}, "holds no picture"),
