@@ -92,12 +92,12 @@ def decoding(name: str, contexts: list[int], rounds: int) -> dict[str, Any]:
         for way, dtype in WAYS.items():
             model.kv_dtype = dtype
             known = random_context(config, context, 0, torch.bfloat16, CPU)
-            caches[way] = ours.begin(known)
+            caches[way] = ours.begin(known, rows=1)
             del known
         times: dict[str, list[float]] = {way: [] for way in WAYS}
         for turn in range(rounds + 1):
             for way, cache in caches.items():
-                taken = seconds(lambda cache=cache: ours.decode(5, cache), TOKENS)
+                taken = seconds(lambda cache=cache: ours.decode((5,), cache), TOKENS)
                 if turn:
                     times[way].append((taken - head) / layers * LAYERS + head)
         found[f"{context}"] = {
