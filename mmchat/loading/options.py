@@ -33,6 +33,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_TIMEOUT = 86_400
+# What stands in for schemes that have a kernel on the CPU alone.
+_WITHOUT_KERNELS = {
+    "int4-b32": "int4-g32", "int6": "int8", "int8-b32": "int8", "nf4": "int4-g64",
+    "fp4": "int4-g64",
+}  # fmt: skip
 
 PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path", "vision_tower")
 
@@ -203,6 +208,8 @@ class LoadOptions:
         if self.quantize != AUTO:
             return self.quantize
         found = spec.packing.scheme if spec.packing else "none"
+        if placement.device.type != "cpu":
+            found = _WITHOUT_KERNELS.get(found, found)
         try:
             find_scheme(found).check_device(placement.device)
         except DeviceError:  # of the same bits, for every device

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mmchat.checkpoints.codes import Codes
+
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1, "uint8": 1}
 
 
@@ -38,6 +40,8 @@ class Format(Generic[*Held]):
     operator: ClassVar[str]  # of torch.ops.mmchat, which computes `on_cpu` in compiled programs
     is_portable = True  # whether the tensors mean the same on every machine, and may be saved
     repacks = False  # whether `repack` may find a better order
+    is_coarse = False  # of so few bits that only the text layers are rounded to it
+    whole = (1, 1)  # rows and columns that are not cut apart
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
         """What holds a weight [rows, columns], by its names in a saved model."""
@@ -48,6 +52,10 @@ class Format(Generic[*Held]):
         stored = self.tensors(rows, columns).values()
         return sum(_ITEM_BYTES.get(name, item_bytes) * math.prod(shape) for name, shape in stored)
 
+    def fits(self, rows: int, columns: int) -> bool:  # noqa: ARG002
+        """Whether a weight [rows, columns] has this form."""
+        return True
+
     def check_device(self, device: torch.device) -> None:
         """Raises DeviceError where the format cannot be multiplied."""
 
@@ -55,9 +63,8 @@ class Format(Generic[*Held]):
         """Round `weight` [N, K], on its device."""
         raise NotImplementedError
 
-    def adopt(self, levels: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[*Held] | None:  # noqa: ARG002
-        """What holds the codes of another program (checkpoints.packed.base.Codes); None: nothing
-        of this format does."""
+    def adopt(self, codes: Codes) -> tuple[*Held] | None:  # noqa: ARG002
+        """What holds the codes of another program; None: nothing of this format does."""
         return None
 
     def widen(self, *held: *Held) -> Tensor:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mmchat.checkpoints.codes import Codes
+
 # Rows of torch's own int4 kernel: it asks for a multiple of 16 and takes 64 together.
 TORCH_MULTIPLE, TORCH_ROWS = 16, 64
 # Of its kernel for Apple GPUs: rows are a multiple, and tokens up to which it moves fewer bytes
@@ -30,6 +32,14 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
     name = "int4"
     operator = "linear_int4"
     repacks = True
+    is_coarse = True
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        return 1, self.group_size
+
+    def fits(self, rows: int, columns: int) -> bool:  # noqa: ARG002
+        return columns % self.group_size == 0
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
         weight, groups = (rows, columns // 2), ("bfloat16", (rows, columns // self.group_size))
@@ -39,11 +49,11 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
         quantize = kernels.ops.rounding(weight).quantize_int4
         return kernels.ops.by_rows(lambda rows: quantize(rows, self.group_size), weight)
 
-    def adopt(
-        self, levels: Tensor, scale: Tensor, zero: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def adopt(self, codes: Codes) -> tuple[Tensor, Tensor, Tensor] | None:
         """The levels as they are, with scale and zero in bfloat16."""
-        if zero is None or 2 * levels.shape[1] != self.group_size * scale.shape[1]:
+        levels, scale, zero = codes.levels, codes.scale, codes.zero
+        is_whole = codes.large is not None
+        if zero is None or is_whole or 2 * levels.shape[1] != self.group_size * scale.shape[1]:
             return None
         return levels, scale.bfloat16(), zero.bfloat16()
 
