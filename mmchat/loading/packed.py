@@ -25,11 +25,11 @@ from mmchat.nn.linear import Linear
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.base import Format
-from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8, Blocks
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
-from mmchat.quant.schemes import AUTO, PARTS
+from mmchat.quant.schemes import AUTO, PARTS, SCHEMES
 
 _COMPARED = 64  # rows of each layer
 _EQUAL = 5e-5  # an error that numbers in 16 bits make by themselves
@@ -136,7 +136,7 @@ def as_packed(
     stored = {name: entries[f"{name}.weight"].name for name in parts if f"{name}.weight" in entries}
     packed = {n: part for n, part in parts.items() if stored.get(n) in files.computed}
     options = _as_stored(options, spec, placement, set(packed.values()))
-    keeps_blocks = placement.device.type == "cpu" and options.quantize != "none"
+    keeps_blocks = isinstance(SCHEMES[options.quantize], Blocks)
     formats, others = {}, []
     for name, part in parts.items():
         layer = model.get_submodule(name)

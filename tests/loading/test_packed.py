@@ -88,7 +88,7 @@ with torch.inference_mode(), packing_of(config, Where("c")).unpacked(stored) as 
     rows, columns = weight.entry.shape
     with torch.device("meta"):
         layer = Linear(columns, rows, bias=False)
-        layer.set_format(SCHEMES["int4-g64"])
+        layer.set_format(SCHEMES["nf4" if kind == "nf4" else "int4-g64"])
     _ = torch.ones(1000).sum()
     before = memory("VmRSS")
     fill(layer, weight, torch.device("cpu"), AddedError())

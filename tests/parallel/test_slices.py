@@ -139,3 +139,18 @@ def test_columns_and_rows_of_blocks_are_not_cut_apart():
     assert Shares(by_columns, 1, 8).splits("x.weight", *BLOCKS4.whole)
     assert not Shares(by_rows, 1, 8).splits("x.weight", *BLOCKS4.whole)
     assert Shares({"x": Cut(0, (20,))}, 0, 2).splits("x.weight", *BLOCKS4.whole)
+
+
+@pytest.mark.parametrize("name", ["llama3.2-11B", "llama3.2-90B"])
+def test_released_models_in_blocks_are_shared_by_any_number_of_ranks(name):
+    spec = known(name)
+    with shapes_only():
+        model = spec.family.build().model(spec.config)
+    parts = model.linear_parts().items()
+    formats = {
+        layer: BLOCKS6 if part == "head" else BLOCKS4 for layer, part in parts if part != "vision"
+    }
+    set_formats(model, make_plan("int4-b32"), formats)
+    for ranks in able(spec):
+        for rank in range(ranks):
+            check_groups(model, Shares(spec.family.cuts(spec.config), rank, ranks))

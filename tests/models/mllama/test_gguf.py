@@ -29,9 +29,10 @@ from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.mllama.weights import check_weights, hub_entries, iter_weights
 from mmchat.nn.linear import Linear
 from mmchat.nn.rope import scale_llama3
-from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, Blocks
 from mmchat.quant.formats.int4 import PackedInt4
 from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.kernels import native
 from mmchat.quant.schemes import SCHEMES
 from mmchat.strict_json import Where
 from mmchat.tokenizers import open_tokenizer
@@ -160,6 +161,14 @@ def test_by_default_it_is_held_as_it_is(tmp_path, written, form):
     kept = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     assert need.weights == pytest.approx(sum(kept.values()), rel=0.01)
     assert said(ours)[0] == "A brown dog."
+
+
+def test_without_kernels_of_blocks_it_is_rounded_to_what_torch_multiplies(written, monkeypatch):
+    monkeypatch.setattr(native, "is_possible", lambda: False)
+    ours = mmchat.load(written["late"][0], device="cpu")
+    assert ours.options.quantize == "int4-g32"
+    held = {m.format for m in ours.runtime.model.modules() if isinstance(m, Linear)}
+    assert not any(isinstance(format, Blocks) for format in held)
 
 
 def test_parts_that_are_kept_are_widened(written):
