@@ -5,15 +5,18 @@ answers to questions about held-out scenes, and how many answers are right. Of a
 widths and random weights: the same over random text after a picture, and the error of each kind of
 linear layer on the very inputs that the plain model gives it. int4 stands beside itself with plain
 rounding in place of the search for scales, and on the built-in model int4 and int4-b32 beside
-themselves calibrated on scenes of the other split. Writes figures/quantization.json.
+themselves calibrated on scenes of the other split. And how long products take in each format.
+Writes figures/quantization.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +45,7 @@ from mmchat.models.base import Batch
 from mmchat.nn.linear import Linear
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.kernels.reference import LEAST_STEP
-from mmchat.quant.schemes import Plan
+from mmchat.quant.schemes import SCHEMES, Plan
 
 RESULTS = Path(__file__).parent / "figures" / "quantization.json"
 PLAIN_ROUNDING = "int4, plain rounding"
@@ -51,6 +54,8 @@ WAYS = ("int8", "int4", PLAIN_ROUNDING)
 BUILT_IN_WAYS = (*WAYS, f"int4{CALIBRATED}", "int4-b32", f"int4-b32{CALIBRATED}")
 SAMPLES, QUESTIONS = 128, 8  # scenes to calibrate on, and single questions about each at most
 TEXT_TOKENS = 48  # of random text at 11B's widths
+TIMED = ("none", "int8", "int4", "int4-b32", "nf4", "int6", "int8-b32")
+COPIES, ROUNDS = 8, 9  # of each weight, which exceed the caches together; of all formats in turn
 
 
 @contextmanager
@@ -219,6 +224,33 @@ def one_layer(part: str, errors: dict[str, list[float]]) -> Callable[..., None]:
     return compare
 
 
+def speeds(width: int) -> dict[str, Any]:
+    """Milliseconds of one thread's processor time for a square weight, the medians of ROUNDS."""
+    torch.set_num_threads(1)
+    weight = torch.randn(width, width).bfloat16()
+    layers = {scheme: [held(scheme, weight) for _ in range(COPIES)] for scheme in TIMED}
+    taken: dict[str, dict[int, list[float]]] = {s: defaultdict(list) for s in TIMED}
+    for tokens, _, scheme in itertools.product((1, 64), range(ROUNDS), TIMED):
+        x = torch.randn(tokens, width).bfloat16()
+        begin = time.process_time()
+        for layer in layers[scheme]:
+            layer(x)
+        taken[scheme][tokens].append((time.process_time() - begin) / COPIES * 1e3)
+    medians = {s: {str(n): statistics.median(t) for n, t in of.items()} for s, of in taken.items()}
+    return {"width": width, "milliseconds by tokens": medians}
+
+
+def held(scheme: str, weight: Tensor) -> Linear:
+    layer = Linear(*weight.T.shape, bias=False, dtype=weight.dtype).requires_grad_(False)
+    if scheme == "none":
+        layer.weight.copy_(weight)
+        return layer
+    layer.set_format(SCHEMES[scheme])
+    layer.quantize(weight)
+    layer.repack()
+    return layer
+
+
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
@@ -229,12 +261,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--shapes", default="11B")
+    parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     versions = {"versions": {"mmchat": mmchat.__version__, "torch": torch.__version__}}
     record = {
         "built_in": versions | built_in(given.scenes),
         "wide": versions | wide(given.shapes),
+        "speed": versions | speeds(given.width),
     }
     text = json.dumps(rounded(record), indent=1) + "\n"
     given.output.write_text(text, encoding="utf-8")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mmchat.checkpoints.codes import Codes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,17 +22,25 @@ _CHUNK = 2**18  # numbers that are widened together, so that what lies between s
 class BlockType:
     """A type of blocks, each of `values` numbers in `bytes` bytes.
 
-    widen: uint8 [blocks, bytes] -> float32 that reshapes to [blocks, values]. bits: of one number.
+    parts: uint8 [blocks, bytes] -> their codes, a row for each block. bits: of one number.
     """
 
     name: str
     values: int
     bytes: int
-    widen: Callable[[Tensor], Tensor]
+    parts: Callable[[Tensor], Codes]
 
     @property
     def bits(self) -> float:
         return 8 * self.bytes / self.values
+
+    def codes(self, packed: Tensor) -> Codes:
+        """Those of whole rows, uint8 [rows, bytes of a row]."""
+        rows, found = len(packed), self.parts(packed.reshape(-1, self.bytes))
+        levels, scale = found.levels.reshape(rows, -1), found.scale.reshape(rows, -1)
+        zero = None if found.zero is None else found.zero.reshape(rows, -1)
+        large = None if found.large is None else found.large.reshape(rows, -1, found.large.shape[2])
+        return Codes(levels, scale, zero, large)
 
 
 def widened(kind: BlockType, packed: Tensor, out: Tensor) -> Tensor:
@@ -38,26 +48,38 @@ def widened(kind: BlockType, packed: Tensor, out: Tensor) -> Tensor:
     blocks, flat = packed.reshape(-1, kind.bytes), out.view(-1)
     step = _CHUNK // kind.values
     for begin in range(0, len(blocks), step):
-        part = kind.widen(blocks[begin : begin + step])
+        part = _wide(kind.parts(blocks[begin : begin + step]))
         flat[begin * kind.values :][: part.numel()] = part.reshape(-1)
     return out
 
 
-def _halves(blocks: Tensor, begin: int, count: int = 1) -> Tensor:
-    """float16 numbers at byte `begin` of each block, as float32 [blocks, count]."""
+def _wide(codes: Codes) -> Tensor:
+    """What a block in each row stands for, float32."""
     import torch
 
-    return blocks[:, begin : begin + 2 * count].contiguous().view(torch.float16).float()
+    levels, scale, large = codes.levels, codes.scale.float(), codes.large
+    if levels.dtype == torch.uint8:
+        levels = _int8(torch.stack((levels & 15, levels >> 4), dim=-1).flatten(1))
+        levels = levels - 8 if large is None else levels
+    if large is not None:
+        scale = large[:, 0, :1].float() * scale
+    wide = levels.float().unflatten(1, (scale.shape[1], -1)).mul_(scale[..., None])
+    if large is not None and codes.zero is not None:
+        wide.sub_((large[:, 0, 1:].float() * (-codes.zero).float())[..., None])
+    return wide
+
+
+def _halves(blocks: Tensor, begin: int, count: int = 1) -> Tensor:
+    """float16 numbers at byte `begin` of each block [blocks, count]."""
+    import torch
+
+    return blocks[:, begin : begin + 2 * count].contiguous().view(torch.float16)
 
 
 def _int8(data: Tensor) -> Tensor:
     import torch
 
     return data.view(torch.int8)
-
-
-def _q8_0(blocks: Tensor) -> Tensor:
-    return _int8(blocks[:, 2:]).float() * _halves(blocks, 0)
 
 
 def _nibbles(data: Tensor) -> Tensor:
@@ -67,59 +89,67 @@ def _nibbles(data: Tensor) -> Tensor:
     return torch.stack((data & 15, data >> 4), dim=-2)
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
-    levels = _int8(_nibbles(blocks[:, 2:]).flatten(1)) - 8
-    return levels.float() * _halves(blocks, 0)
+def _paired(levels: Tensor) -> Tensor:
+    """[..., n] -> [..., n/2], two neighbours a byte."""
+    return levels[..., ::2] | levels[..., 1::2] << 4
 
 
-def _q5_0(blocks: Tensor) -> Tensor:
+def _q8_0(blocks: Tensor) -> Codes:
+    return Codes(_int8(blocks[:, 2:]), _halves(blocks, 0))
+
+
+def _q4_0(blocks: Tensor) -> Codes:
+    import torch
+
+    scale = _halves(blocks, 0)
+    levels = _nibbles(blocks[:, 2:]).flatten(1)
+    return Codes(_paired(levels), scale, torch.zeros_like(scale))
+
+
+def _q5_0(blocks: Tensor) -> Codes:
     import torch
 
     shifts = torch.arange(8, dtype=torch.uint8)
     fifth = (blocks[:, 2:6, None] >> shifts & 1).flatten(1)
     levels = _int8(_nibbles(blocks[:, 6:]).flatten(1) | fifth << 4) - 16
-    return levels.float() * _halves(blocks, 0)
+    return Codes(levels, _halves(blocks, 0))
 
 
-def _six_bits(data: Tensor) -> tuple[Tensor, Tensor]:
-    """12 bytes of each block -> eight scales and eight minima of 6 bits, uint8 [blocks, 8]."""
+def _with_minima(blocks: Tensor, levels: Tensor) -> Codes:
+    """Of blocks that begin with d, dmin and 12 bytes of eight scales and minima of 6 bits."""
     import torch
 
-    first, second, both = data[:, :4], data[:, 4:8], data[:, 8:]
+    first, second, both = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat((first & 63, both & 15 | first >> 6 << 4), dim=1)
     minima = torch.cat((second & 63, both >> 4 | second >> 6 << 4), dim=1)
-    return scales, minima
+    return Codes(levels, scales, -_int8(minima), _halves(blocks, 0, 2)[:, None])
 
 
-def _with_minima(blocks: Tensor, levels: Tensor) -> Tensor:
-    """levels: [blocks, 8, 32]; of blocks that begin with d, dmin and 12 bytes of scales."""
-    scales, minima = _six_bits(blocks[:, 4:16])
-    halves = _halves(blocks, 0, 2)
-    scale, least = halves[:, :1] * scales.float(), halves[:, 1:] * minima.float()
-    return (levels.float() * scale[..., None]).sub_(least[..., None])
+def _q4_k(blocks: Tensor) -> Codes:
+    import torch
+
+    two = blocks[:, 16:].contiguous().view(torch.int16).unflatten(1, (4, 16))  # bytes
+    pairs = torch.stack((two & 15 | two >> 4 & 0xF0, two >> 4 & 15 | two >> 8 & 0xF0), dim=2)
+    return _with_minima(blocks, pairs.to(torch.uint8).flatten(1))
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
-    return _with_minima(blocks, _nibbles(blocks[:, 16:].unflatten(1, (4, 32))).flatten(1, 2))
-
-
-def _q5_k(blocks: Tensor) -> Tensor:
+def _q5_k(blocks: Tensor) -> Codes:
     import torch
 
     levels = _nibbles(blocks[:, 48:].unflatten(1, (4, 32))).flatten(1, 2)
     shifts = torch.arange(8, dtype=torch.uint8)[:, None]
-    return _with_minima(blocks, levels | (blocks[:, None, 16:48] >> shifts & 1) << 4)
+    levels = levels | (blocks[:, None, 16:48] >> shifts & 1) << 4
+    return _with_minima(blocks, _int8(levels.flatten(1)))
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _q6_k(blocks: Tensor) -> Codes:
     import torch
 
     low = _nibbles(blocks[:, :128].unflatten(1, (2, 64))).unflatten(3, (2, 32)).flatten(2, 3)
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8)[:, None]
     high = blocks[:, 128:192].unflatten(1, (2, 1, 32)) >> shifts & 3
     levels = _int8((low | high << 4).flatten(1)) - 32
-    scales = _halves(blocks, 208) * _int8(blocks[:, 192:208]).float()
-    return levels.unflatten(1, (16, 16)).float() * scales[..., None]
+    return Codes(levels, _int8(blocks[:, 192:208]), large=_halves(blocks, 208)[:, None])
 
 
 PACKED = {  # by their numbers in files

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mmchat.checkpoints.checkpoint import Checkpoint, Parts
+from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, Read
 from mmchat.checkpoints.gguf_blocks import BlockType, widened
 from mmchat.checkpoints.gguf_file import GgufHeader, gguf_at, read_header
@@ -24,20 +25,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VISION, _TEXT = "v.", "token_embd.weight"  # what only the vision part, only the text part has
-_ROWS = 64  # that are widened whole where some columns of a matrix are wanted
-_HEADS = ("output.weight", _TEXT)  # the second where both are one
 
 
 Parsed = list[tuple[MappedFile, GgufHeader]]
 
 
 class GgufPacking(Packing):
-    """Numbers of so many bits on average, in groups of 32 or more; they are widened when read."""
+    """Numbers of so many bits on average, each tensor in blocks of its own type."""
 
     label = "GGUF"
 
     def __init__(self, bits: float) -> None:
-        nearest = {"none": 16.0, "int8": 8.0, "int4-g32": 5.0}
+        # int4-b32 has 4.6, but 5.5 are to be int6
+        nearest = {"none": 16.0, "int8-b32": 8.5, "int6": 6.6, "int4-b32": 4.3}
         self.scheme = min(nearest, key=lambda name: abs(nearest[name] - bits))
 
 
@@ -69,14 +69,6 @@ class GgufCheckpoint(ComputedCheckpoint):
         if numbers := sum(e.num_bytes * b.values // b.bytes for e, b in matrices):
             self.packing = GgufPacking(8 * sum(e.num_bytes for e, _ in matrices) / numbers)
 
-    @property
-    def packed_parts(self) -> set[str]:
-        """The parts of a model, "text", "head" and "vision", of which something is packed."""
-        return {
-            "vision" if name.startswith(("v.", "mm.")) else "head" if name in _HEADS else "text"
-            for name in self.blocks
-        }
-
     def _wide(self, name: str) -> Computed:
         return Computed(self._entry(name), (name,), partial(_read_whole, self, name))
 
@@ -89,8 +81,8 @@ class GgufCheckpoint(ComputedCheckpoint):
         """The tensor, or WideRows in its place, so that a large one is never whole in float32."""
         if name not in self.blocks or len(self.entries[name].shape) != 2:
             return self.read(name)
-        packed, shape = self._stored.read(name), self.entries[name].shape
-        return cast("Tensor", WideRows(self.blocks[name], packed, shape))
+        rows = WideRows(self.entries[name], self.blocks[name], self._stored.read(name))
+        return cast("Tensor", rows)
 
     def bytes_by_kind(self) -> dict[str, int]:
         found: Counter[str] = Counter()
@@ -110,57 +102,41 @@ def _read_whole(checkpoint: GgufCheckpoint, name: str, read: Read) -> Tensor:
 class WideRows:
     """A packed matrix in place of its float32 tensor, as far as loading and export use that.
 
-    Rows are widened when a slice of them is taken, `to` gives them all in another dtype.
+    Rows are widened when a slice of them is taken, `to` gives them all in another dtype; an index
+    of all of them brings them into another order. entry, rows, codes: as of PackedWeight.
     """
 
-    def __init__(
-        self, block: BlockType, packed: Tensor, shape: tuple[int, ...], device: Any = "cpu"
-    ) -> None:
+    def __init__(self, entry: TensorEntry, block: BlockType, packed: Tensor) -> None:
         import torch
 
-        self._block, self._packed = block, packed
-        self.shape, self.dtype, self.device = shape, torch.float32, torch.device(device)
+        self.entry, self._block, self._packed = entry, block, packed
+        self.shape, self.dtype = entry.shape, torch.float32
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice) -> Tensor:
-        return self._widened(self._packed[rows], self.dtype)
+    def __getitem__(self, rows: slice | Tensor) -> Tensor | WideRows:
+        if isinstance(rows, slice):
+            return self._widened(self._packed[rows], self.dtype)
+        return WideRows(self.entry, self._block, self._packed[rows])
+
+    def codes(self, begin: int, end: int) -> Codes:
+        return self._block.codes(self._packed[begin:end])
+
+    def rows(self, begin: int, end: int) -> Tensor:
+        return self._widened(self._packed[begin:end], self.dtype)
 
     def float(self) -> Tensor:
-        return self[:]
+        return self.to(self.dtype)
 
-    def dim(self) -> int:
-        return 2
-
-    def narrow(self, axis: int, begin: int, length: int) -> Tensor | WideRows:
-        """Rows stay packed; columns are widened, for a cut need not lie between blocks."""
-        if axis == 0:
-            rows = self._packed[begin : begin + length]
-            return WideRows(self._block, rows, (length, self.shape[1]), self.device)
-        import torch
-
-        pieces = (self[at : at + _ROWS] for at in range(0, len(self), _ROWS))
-        return torch.cat([piece[:, begin : begin + length].clone() for piece in pieces])
-
-    def contiguous(self) -> WideRows:
-        return self
-
-    def to(self, *wanted: torch.device | torch.dtype) -> Tensor | WideRows:
-        """As of a tensor, but that float32 rows stay packed."""
-        import torch
-
-        dtype = next((one for one in wanted if isinstance(one, torch.dtype)), None)
-        device = next((one for one in wanted if isinstance(one, torch.device)), self.device)
-        if dtype is None:
-            return WideRows(self._block, self._packed, self.shape, device)
-        return self._widened(self._packed, dtype).to(device)
+    def to(self, dtype: torch.dtype) -> Tensor:
+        return self._widened(self._packed, dtype)
 
     def _widened(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
         import torch
 
         out = torch.empty(len(packed), self.shape[1], dtype=dtype)
-        return widened(self._block, packed, out).to(self.device)
+        return widened(self._block, packed, out)
 
 
 def open_gguf(path: Path, companion: Path | None = None) -> GgufCheckpoint:

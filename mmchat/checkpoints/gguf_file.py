@@ -39,10 +39,10 @@ class GgufHeader:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file that can be read begins as GGUF, whatever it is called."""
+    """Whether a file that can be read is called .gguf, or begins as GGUF."""
     try:
         with open_regular(path.resolve()) as opened:
-            return opened.read(len(MAGIC)) == MAGIC
+            return path.suffix == ".gguf" or opened.read(len(MAGIC)) == MAGIC
     except (OSError, RuntimeError, ValueError):
         return False  # a reader says what is wrong
 

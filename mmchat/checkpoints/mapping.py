@@ -47,9 +47,10 @@ def interleaved_to_halves(heads: int) -> Transform:
     """
 
     def transform(sources: Sequence[Tensor]) -> Tensor:
-        rows, width = sources[0].shape
-        split = sources[0].reshape(heads, rows // heads // 2, 2, width)
-        return split.transpose(1, 2).reshape(rows, width)
+        import torch
+
+        order = torch.arange(len(sources[0])).reshape(heads, -1, 2).transpose(1, 2)
+        return sources[0][order.reshape(-1)]
 
     return transform
 

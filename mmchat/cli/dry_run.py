@@ -88,7 +88,8 @@ def _memory(
         with source.open_weights() as files:
             options, packed = as_packed(files, source.spec, options, placement)
     in_place = _used_in_place(source, placement)
-    known = {"workload": workload, "from_file": in_place, "left": packed.left if packed else ()}
+    others = packed.others if packed else ()
+    known = {"workload": workload, "from_file": in_place, "others": others}
     setup = options.setup(source.spec, placement, **known)
     need, free = setup.need(), available_memory(placement.device)
     if free is not None and placement.device.type == "cpu":

@@ -194,8 +194,8 @@ LOADING: Mapping[str, Any] = {
         str,
         of_model(
             metavar="SCHEME",
-            help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), fp8 (CUDA) or none;"
-            " auto: as stored, or the nearest of these.",
+            help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8"
+            " (CUDA) or none; auto: as stored, or the nearest of these.",
             autocompletion=complete_scheme,
         ),
     ],

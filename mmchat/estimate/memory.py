@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmchat.models.family import Family
     from mmchat.models.prompt import MediaFacts
     from mmchat.models.sizes import Part, Sizes
+    from mmchat.quant.formats.base import Format
 
 # A conversation of which nothing is known yet, and the most of it that is read in one pass.
 USUAL_POSITIONS, USUAL_PROMPT = 4096, 2048
@@ -70,9 +71,9 @@ class Setup:
 
     workload: None for a usual conversation about one picture. from_file: the checkpoint holds the
     weights in that dtype and in the order of this model, so that they need no copy on the CPU.
-    left: (part, rows, columns) of linear layers that are not quantised, whatever their part. ranks:
-    processes that share the model; the need is that of the one that needs most. kv: of keys and
-    values, as in LoadOptions.
+    others: (part, rows, columns, format) of the linear layers that are not held as their part is.
+    ranks: processes that share the model; the need is that of the one that needs most. kv: of keys
+    and values, as in LoadOptions.
     """
 
     spec: ModelSpec
@@ -84,7 +85,7 @@ class Setup:
     max_seq_len: int | None = None
     workload: Workload | None = None
     from_file: bool = False
-    left: tuple[tuple[str, int, int], ...] = ()
+    others: tuple[tuple[str, int, int, Format], ...] = ()
     ranks: int = 1
     kv: str = "auto"
 
@@ -130,8 +131,8 @@ class Setup:
         weights, in_file = max(map(self._weights, self._shares()))
         weights += (
             sum(
-                rows * columns * item - self.linear_bytes(part, rows, columns)
-                for part, rows, columns in self.left
+                form.nbytes(rows, columns, item) - self.linear_bytes(part, rows, columns)
+                for part, rows, columns, form in self.others
             )
             // self.ranks
         )
@@ -240,7 +241,7 @@ def _alternatives(setup: Setup) -> Iterator[tuple[str, Setup]]:
         for scheme in OFFERED_SCHEMES:
             other = replace(setup, item_bytes=item, quantize=scheme, text_only=text_only)
             if (scheme, text_only) != (setup.quantize, setup.text_only):  # of all layers then
-                other = replace(other, left=())
+                other = replace(other, others=())
             flags = dtype + ([f"--quantize {scheme}"] if scheme != setup.quantize else [])
             flags += ["--text-only"] if text_only > setup.text_only else []
             if other.need().total < most:

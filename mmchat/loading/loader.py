@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -37,6 +37,7 @@ from mmchat.loading.weights import load_beside, load_weights, together
 from mmchat.models.prompt import MediaFacts, Prompt
 from mmchat.parallel.launch import group_of
 from mmchat.parallel.slices import Shares
+from mmchat.quant.formats.base import Format
 from mmchat.quant.kernels import native
 from mmchat.quant.schemes import find_scheme
 from mmchat.runtime.base import Runtime
@@ -64,9 +65,9 @@ class LoadedModel:
     max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
     those who ask for details. memory: bytes that rows and their pictures may take beside it, None
     where that is not known. most_rows: conversations that it reads at once; programs read one.
-    adapters: what was merged into the weights, as LoadOptions takes it. only: the linear layers
-    that are quantised, where the files decide it. rounding_seconds: processor time of reading and
-    rounding weights, which an export saves; 0 where none are rounded.
+    adapters: what was merged into the weights, as LoadOptions takes it. formats: of the linear
+    layers that are quantised, where the files decide it. rounding_seconds: processor time of
+    reading and rounding weights, which an export saves; 0 where none are rounded.
     """
 
     spec: ModelSpec
@@ -82,7 +83,7 @@ class LoadedModel:
     memory: int | None = None
     most_rows: int = MOST_ROWS
     adapters: tuple[str, ...] = ()
-    only: Collection[str] | None = None
+    formats: Mapping[str, Format] | None = None
     rounding_seconds: float = 0.0
 
     @functools.cached_property
@@ -162,7 +163,7 @@ class _Running:
     remarks: tuple[str, ...] = ()
     memory: int | None = None
     most_rows: int = MOST_ROWS
-    only: Collection[str] | None = None
+    formats: Mapping[str, Format] | None = None
     rounding_seconds: float = 0.0
 
 
@@ -277,7 +278,7 @@ def load_with(
         spec, options = loaded.spec, replace(loaded.options, progress=None)
         working = options.setup(spec, placement).need().working
         packed = as_packed(files, spec, options, placement)[1] if files.computed else None
-        packed = packed and replace(packed, only=loaded.only)
+        packed = packed and replace(packed, formats=loaded.formats)
         model = load_beside(files, spec, options, placement, other, changed, packed, adapters)
         remarks = adapters.remarks
     return replace(
@@ -361,8 +362,8 @@ def _prepare(
     notices = _prepare_kernels(placement, options)
     dtype = str(placement.dtype).removeprefix("torch.")
     in_place = exported is not None or (not adapters.all and used_in_place(files, dtype))
-    left = packed.left if packed else ()
-    setup = options.setup(spec, placement, from_file=in_place, left=left)
+    others = packed.others if packed else ()
+    setup = options.setup(spec, placement, from_file=in_place, others=others)
     available = available_memory(placement.device)
     if group and available is not None and placement.device.type == "cpu":
         available //= group.ranks_here
@@ -390,7 +391,7 @@ def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _
     runtime = make_runtime(model, p.placement.device, compile, p.options.progress)
     runtime.notices += p.notices
     remarks = (*p.files.remarks, *p.adapters.remarks, *model.remarks)
-    only = p.packed.only if p.packed else None
+    formats = p.packed.formats if p.packed else None
     return _Running(
         runtime,
         p.placement,
@@ -399,7 +400,7 @@ def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _
         remarks,
         p.memory,
         MOST_ROWS,
-        only,
+        formats,
         rounding,
     )
 
@@ -458,7 +459,7 @@ def _ready(
         remarks=running.remarks,
         memory=running.memory,
         most_rows=running.most_rows,
-        only=running.only,
+        formats=running.formats,
         rounding_seconds=running.rounding_seconds,
     )
 

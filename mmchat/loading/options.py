@@ -33,6 +33,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LONGEST_TIMEOUT = 86_400
+# What stands in for schemes that are read by compiled kernels alone.
+_WITHOUT_KERNELS = {
+    "int4-b32": "int4-g32", "int6": "int8", "int8-b32": "int8", "nf4": "int4-g64",
+    "fp4": "int4-g64",
+}  # fmt: skip
 
 PATHS = ("name", "checkpoint_path", "tokenizer_path", "params_path", "vision_tower")
 
@@ -224,6 +229,8 @@ class LoadOptions:
         if self.quantize != AUTO:
             return self.quantize
         found = spec.packing.scheme if spec.packing else "none"
+        if found in _WITHOUT_KERNELS and not _has_kernels(placement):
+            found = _WITHOUT_KERNELS[found]
         try:
             find_scheme(found).check_device(placement.device)
         except DeviceError:  # of the same bits, for every device
@@ -264,6 +271,12 @@ class LoadOptions:
             kv=self.kv,
             **known,
         )
+
+
+def _has_kernels(placement: Placement) -> bool:
+    from mmchat.quant.kernels import native
+
+    return placement.device.type == "cpu" and native.is_possible()
 
 
 def _name_in_torch(value: Any) -> Any:

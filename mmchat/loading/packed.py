@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint
-from mmchat.checkpoints.packed.base import PackedWeight, fail
+from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint, WideRows
+from mmchat.checkpoints.packed.base import PackedWeight, fail, spans
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.shares import cut_rounded
@@ -24,11 +24,23 @@ from mmchat.models.build import FamilyModel
 from mmchat.nn.linear import Linear
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.parallel.slices import Shares
+from mmchat.quant.formats.base import Format
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8, Blocks
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
-from mmchat.quant.schemes import AUTO, PARTS
+from mmchat.quant.schemes import AUTO, PARTS, SCHEMES
 
 _COMPARED = 64  # rows of each layer
 _EQUAL = 5e-5  # an error that numbers in 16 bits make by themselves
+# What holds GGUF's types of blocks as they are, Q4_0's scales in bfloat16; Q5_K is rounded to it.
+_OF_BLOCKS: Mapping[str, Format] = {
+    "Q4_0": Int4(32), "Q4_K": BLOCKS4, "Q5_K": BLOCKS6, "Q6_K": BLOCKS6, "Q5_0": BLOCKS8,
+    "Q8_0": BLOCKS8,
+}  # fmt: skip
+
+# Part, rows, columns and format of a linear layer.
+OtherLayer = tuple[str, int, int, Format]
 
 
 class AddedError:
@@ -51,21 +63,24 @@ class AddedError:
         if share <= _EQUAL:
             return ""
         return (
-            f"{label}: rounded to {scheme}, which adds {share:.1%}; --quantize none is exact, and"
+            f"{label}: held as {scheme}, which adds {share:.1%}; --quantize none is exact, and"
             " larger"
         )
 
 
 @dataclass(frozen=True)
 class PackedLayers:
-    """weights: by the names of the model's weights; only: of the layers that are to be quantised,
-    None for those of the plan; label: who packed them; left: (part, rows, columns) of the layers
-    that are not to be quantised."""
+    """Layers that another program packed, by the names of the model.
 
+    formats: of those that are to be quantised, None for the plan's of all. weights: that `fill`
+    gives them; those of GGUF come with all others. label: who packed them. others: (part, rows,
+    columns, format) of each layer that is held in another format than the plan's.
+    """
+
+    formats: Mapping[str, Format] | None
     weights: Mapping[str, PackedWeight]
-    only: Collection[str] | None
     label: str
-    left: tuple[tuple[str, int, int], ...] = ()
+    others: tuple[OtherLayer, ...] = ()
 
     def fill(
         self,
@@ -82,8 +97,7 @@ class PackedLayers:
         for name in (name for name in self.weights if name in wanted):  # in the order of the files
             layer = model.get_submodule(name.rpartition(".")[0])
             if isinstance(layer, Linear) and layer.format is not PLAIN:
-                _fill(layer, self.weights[name], device)
-                added.add(layer, self.weights[name].rows(0, min(_COMPARED, layer.out_features)))
+                fill(layer, self.weights[name], device, added)
                 if shares and shares.cut(name):
                     cut_rounded(shares, name, layer)
                 files.release(self.weights[name].entry.name)
@@ -98,21 +112,18 @@ class PackedLayers:
 
 def as_packed(
     files: Checkpoint, spec: ModelSpec, options: LoadOptions, placement: Placement
-) -> tuple[LoadOptions, PackedLayers | None]:
+) -> tuple[LoadOptions, PackedLayers]:
     """Options that leave the parts alone of which nothing is packed, and the layers that are.
 
-    A scheme that was asked for is that of all layers. None for GGUF, which is widened where it is
-    read. Raises CheckpointError, and UsageError for parts to keep where nothing is rounded.
+    A scheme that was asked for is that of all layers. Raises CheckpointError, and UsageError for
+    parts to keep where nothing is rounded.
     """
-    if isinstance(files, GgufCheckpoint):
-        if options.quantize == AUTO:
-            options = _as_stored(options, spec, placement, files.packed_parts)
-        return options, None
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
     wanted = model.weight_names(text_only=options.text_only or spec.text_only)
     entries = build.check_weights(files, spec.config, wanted)
+    blocks = files.blocks if isinstance(files, GgufCheckpoint) else {}
     weights = {
         name: found
         for name, entry in entries.items()
@@ -120,18 +131,26 @@ def as_packed(
     }
     label = spec.packing.label if spec.packing else ""
     if options.quantize != AUTO:
-        return options, PackedLayers(weights, None, label)
+        return options, PackedLayers(None, weights, label)
     parts = model.linear_parts()
-    only = {name for name in parts if f"{name}.weight" in weights}
-    left = [
-        (part, layer.out_features, layer.in_features)
-        for name, part in parts.items()
-        if name not in only
-        and f"{name}.weight" in wanted
-        and isinstance(layer := model.get_submodule(name), Linear)
-    ]
-    options = _as_stored(options, spec, placement, {parts[name] for name in only})
-    return options, PackedLayers(weights, only, label, tuple(left))
+    stored = {name: entries[f"{name}.weight"].name for name in parts if f"{name}.weight" in entries}
+    packed = {n: part for n, part in parts.items() if stored.get(n) in files.computed}
+    options = _as_stored(options, spec, placement, set(packed.values()))
+    keeps_blocks = isinstance(SCHEMES[options.quantize], Blocks)
+    formats, others = {}, []
+    for name, part in parts.items():
+        layer = model.get_submodule(name)
+        if f"{name}.weight" not in wanted or not isinstance(layer, Linear):
+            continue
+        shape = layer.out_features, layer.in_features
+        planned = options.plan.layer_format(part, *shape)
+        formats[name] = planned if name in packed else PLAIN
+        if keeps_blocks and planned is not PLAIN and (block := blocks.get(stored[name])):
+            own = _OF_BLOCKS[block.name]
+            formats[name] = own if own.fits(*shape) else INT8
+        if formats[name] != planned:
+            others.append((part, *shape, formats[name]))
+    return options, PackedLayers(formats, weights, label, tuple(others))
 
 
 def _as_stored(
@@ -145,21 +164,24 @@ def _as_stored(
     return replace(options, quantize=scheme, quantize_keep=kept)
 
 
-def _fill(layer: Linear, weight: PackedWeight, device: torch.device) -> None:
-    """Give a layer the weights, on `device`. Raises CheckpointError for those of another shape."""
-    form = layer.format
+def fill(
+    layer: Linear, weight: PackedWeight | WideRows, device: torch.device, added: AddedError
+) -> None:
+    """Give a layer the weights, on `device`, and tell `added` what that changed.
+
+    Raises CheckpointError for those of another shape.
+    """
+    form, entry = layer.format, weight.entry
     wanted = (layer.out_features, layer.in_features)
-    if weight.entry.shape != wanted:
-        fail(weight.entry, f"unpacked it is {list(weight.entry.shape)}, expected {list(wanted)}")
+    if entry.shape != wanted:
+        fail(entry, f"unpacked it is {list(entry.shape)}, expected {list(wanted)}")
     whole = [held.new_empty(held.shape, device=device) for held in layer.held()]
-    for begin, end in weight.spans():
-        held = None
-        if weight.codes:
-            codes = weight.codes(begin, end)
-            held = form.adopt(codes.levels, codes.scale, codes.zero)
+    for begin, end in spans(entry):
+        held = form.adopt(weight.codes(begin, end)) if weight.codes else None
         if held is None:
             held = form.quantize(weight.rows(begin, end).to(device))
         for place, rows in zip(whole, held, strict=True):
             place[begin:end] = rows
     for name, tensor in zip(layer.tensor_names, whole, strict=True):
         setattr(layer, name, tensor)
+    added.add(layer, weight.rows(0, min(_COMPARED, len(whole[0]))))

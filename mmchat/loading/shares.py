@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 def check_groups(model: FamilyModel, shares: Shares) -> None:
     """Raises UsageError where a group of weights, which have one scale, would lie on two ranks."""
     for name, layer in model.named_modules():
-        group_size = isinstance(layer, Linear) and getattr(layer.format, "group_size", 0)
-        if group_size and shares.splits(name, group_size):
+        if isinstance(layer, Linear) and shares.splits(name, *layer.format.whole):
             raise UsageError(
-                f"--parallel {shares.ranks} would cut groups of {group_size} weights of {name!r};"
-                " use a smaller group (--quantize int4-g32), int8, or fewer ranks"
+                f"--parallel {shares.ranks} would cut groups of {layer.format.whole[1]} weights of"
+                f" {name!r}; use a smaller group (--quantize int4-g32), int8, or fewer ranks"
             )
 
 
@@ -35,8 +34,14 @@ def cut_rounded(shares: Shares, name: str, layer: Linear) -> None:
     name: of its tensor.
     """
     owner = name.rpartition(".")[0]
+    is_by_columns = shares.cuts_columns(name)
+    together = layer.format.whole[0] if is_by_columns else 1  # rows in one stream
     for tensor in layer.tensor_names:
-        setattr(layer, tensor, shares.of(f"{owner}.{tensor}", getattr(layer, tensor)))
+        held = getattr(layer, tensor)
+        lines = held if together == 1 else held.reshape(len(held) // together, -1)
+        own = shares.of(f"{owner}.{tensor}", lines)
+        own = own if together == 1 else own.reshape(len(held), -1)
+        setattr(layer, tensor, own if is_by_columns else own.clone())  # not a view of them all
 
 
 def join(model: FamilyModel, group: Group, shares: Shares) -> None:

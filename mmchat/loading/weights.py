@@ -18,11 +18,12 @@ from mmchat.catalog.known import params_file_for
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
+from mmchat.checkpoints.gguf_checkpoint import WideRows
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.packed import AddedError, PackedLayers
+from mmchat.loading.packed import AddedError, PackedLayers, fill
 from mmchat.loading.shares import check_groups, cut_rounded
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import OtherConfigError
@@ -59,7 +60,7 @@ def load_weights(
     if shares:
         check_groups(model, shares)
     filled = 0  # of packed weights
-    added = AddedError() if files.format == "gguf" else None
+    added = AddedError()
     try:
         if exported:
             if _joins(exported.scheme, exported.device):
@@ -87,7 +88,7 @@ def load_weights(
         raise _with_fitting_params(error, spec) from None
     if not exported and _joins(options.quantize, placement.device.type):
         model.fuse_projections()
-    if added and (remark := added.remark("GGUF", options.quantize)):
+    if remark := added.remark("GGUF", options.quantize):
         notices.append(remark)
     model.finish_loading(placement.device)
     if repack:
@@ -99,7 +100,7 @@ def _empty(spec: ModelSpec, options: LoadOptions, packed: PackedLayers | None) -
     """The model on the meta device, in the formats that it will have."""
     with shapes_only():
         model = spec.family.build().model(spec.config)
-    set_formats(model, options.plan, packed.only if packed else None)
+    set_formats(model, options.plan, packed.formats if packed else None)
     model.kv_dtype = torch.int8 if options.kv == "int8" else None
     return model
 
@@ -154,7 +155,7 @@ def load_beside(
         wanted -= packed.fill(model, files, whole, options, placement.device, [])
     tensors = build.iter_weights(files, spec.config, wanted)
     for name, tensor in _merged(tensors, adapters, model, placement.dtype):
-        _assign(model, name, tensor, placement)
+        _assign(model, name, tensor, placement, AddedError())
     model.requires_grad_(False).eval()
     if joins:
         model.fuse_projections()
@@ -259,13 +260,23 @@ def _assign(
     name: str,
     tensor: Tensor,
     placement: Placement,
-    added: AddedError | None = None,
+    added: AddedError,
     shares: Shares | None = None,
 ) -> None:
-    """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round."""
+    """Put a tensor in its place: a parameter, a buffer as it is stored, or a weight to round.
+
+    added: is told what holding a packed one adds.
+    """
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
     buffer = _buffer(model, name)
+    if isinstance(tensor, WideRows):
+        if buffer is not None:
+            fill(module, tensor, placement.device, added)
+            if shares and shares.cut(name):
+                cut_rounded(shares, name, module)
+            return
+        tensor = tensor.to(placement.dtype)
     is_rounded = buffer is not None and buffer.dtype != tensor.dtype
     if shares and not (is_rounded and shares.cuts_columns(name)):
         tensor = shares.of(name, tensor)
@@ -277,8 +288,6 @@ def _assign(
     else:
         tensor = tensor.to(placement.device)
         module.quantize(tensor)
-        if added:
-            added.add(module, tensor)
         if shares and shares.cuts_columns(name):
             cut_rounded(shares, name, module)
 

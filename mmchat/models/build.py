@@ -102,7 +102,7 @@ class Build(Protocol[C, M]):
         """Compare names, shapes and dtypes with the model's; reads headers only.
 
         Those `wanted` must be there, all when None. Returns what the checkpoint holds, by the Hub's
-        or its makers' names.
+        names.
 
         Raises CheckpointError with every difference, as OtherConfigError where it is known what
         the checkpoint was made for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -99,16 +99,16 @@ class HasLinears(Protocol):
     def get_submodule(self, target: str) -> nn.Module: ...
 
 
-def set_formats(model: HasLinears, plan: Plan, only: Collection[str] | None = None) -> None:
+def set_formats(model: HasLinears, plan: Plan, formats: Mapping[str, Format] | None = None) -> None:
     """Make room for the weights of `plan` in a model on the meta device.
 
-    Layers that are not plain wait for `quantize(weight)`. only: the others stay plain.
+    Layers that are not plain wait for `quantize(weight)`. formats: in place of the plan, by the
+    names of layers; the others stay plain.
     """
     for name, part in model.linear_parts().items():
-        if only is not None and name not in only:
-            continue
         layer: Linear = model.get_submodule(name)  # type: ignore[assignment]
-        layer.set_format(plan.layer_format(part, *layer.weight.shape))
+        planned = plan.layer_format(part, *layer.weight.shape)
+        layer.set_format(planned if formats is None else formats.get(name, PLAIN))
 
 
 def fuse(parent: nn.Module, names: Sequence[str], into: str) -> None:

@@ -159,12 +159,13 @@ class Shares:
         cut = self.cut(name)
         return cut is not None and cut.axis == 1
 
-    def splits(self, name: str, group_size: int) -> bool:
-        """Whether a group of so many columns of a weight would lie on two ranks."""
+    def splits(self, name: str, rows: int, columns: int) -> bool:
+        """Whether so many rows or columns of a weight, which are one, would be on two ranks."""
         cut = self.cut(name)
-        if cut is None or cut.axis == 0:
-            return False
-        return any(a % group_size for a, _ in cut.spans(self.rank, self.ranks))
+        size = (rows, columns)[cut.axis] if cut else 1
+        return cut is not None and any(
+            at % size for span in cut.spans(self.rank, self.ranks) for at in span
+        )
 
 
 def share_shape(shares: Shares, name: str, shape: Sequence[int]) -> tuple[int, ...]:

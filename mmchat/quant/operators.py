@@ -12,6 +12,7 @@ from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8
 from mmchat.quant.formats.int4 import Int4, PackedInt4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.formats.table import FP4, NF4
 from mmchat.quant.kernels.ops import register
 
 
@@ -26,5 +27,5 @@ def register_product(format: Format) -> None:
 
 
 # the size of the groups follows from the tensors
-for _format in (PLAIN, INT8, Int4(64), PackedInt4(64), BLOCKS4, BLOCKS6, BLOCKS8):
+for _format in (PLAIN, INT8, Int4(64), PackedInt4(64), BLOCKS4, BLOCKS6, BLOCKS8, NF4, FP4):
     register_product(_format)

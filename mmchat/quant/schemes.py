@@ -2,9 +2,9 @@
 
 int8 rounds every linear layer to int8 with one scale for each row, int8-b32 with one for each 32
 weights. int4 rounds those of the text layers, cross-attention included, to int4, and the head, the
-vision encoder and the projector to int8, which cost little and lose more; int6 likewise. Embeddings
-and norms keep their dtype. fp8 is for GPUs. auto is what a checkpoint was quantised to by another
-program, or none.
+vision encoder and the projector to int8, which cost little and lose more; int6 likewise. nf4 and
+fp4 are for weights that were rounded so, fp8 is for GPUs. Embeddings and norms keep their dtype.
+auto is what a checkpoint was quantised to by another program, or none.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 from mmchat.errors import UsageError, quoted
 from mmchat.quant.formats.base import Format
-from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8, Blocks
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8
 from mmchat.quant.formats.fp8 import FP8
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.formats.table import FP4, NF4
 
 PARTS = ("text", "head", "vision")
 AUTO = "auto"  # in place of a scheme: as the weights are stored, or nearly so
@@ -35,6 +36,8 @@ SCHEMES: Mapping[str, Format] = {
     "int4-b32": BLOCKS4,
     "int6": BLOCKS6,
     "int8-b32": BLOCKS8,
+    "nf4": NF4,
+    "fp4": FP4,
     "fp8": FP8,
 }
 
@@ -54,11 +57,7 @@ class Plan:
         if part in self.keep:
             return PLAIN
         found = SCHEMES[self.scheme]
-        if isinstance(found, Int4) and (part != "text" or in_features % found.group_size):
-            return INT8
-        if isinstance(found, Blocks) and (
-            (part != "text" and found != BLOCKS8) or not found.fits(out_features, in_features)
-        ):
+        if not found.fits(out_features, in_features) or (found.is_coarse and part != "text"):
             return INT8
         return found
 

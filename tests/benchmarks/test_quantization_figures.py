@@ -42,11 +42,16 @@ def test_the_page_gives_the_committed_figures():
     ratios = [errors["int4"] / errors["int4, plain rounding"] for errors in layers]
     assert f"are {100 * (1 - sum(ratios) / len(ratios)):.0f} % closer" in PAGE
 
+    times = found["speed"]["milliseconds by tokens"].values()
+    for tokens, said in (("1", "1 token"), ("64", "64 tokens")):
+        assert " | ".join([said, *(f"{time[tokens]:.2f}" for time in times)]) in PAGE
+
 
 @pytest.mark.slow
 def test_the_figures_can_be_measured_again(tmp_path):
     command = [
         sys.executable, "-m", "benchmarks.quantization", "--shapes", "tiny", "--scenes", "30",
+        "--width", "256",
     ]  # fmt: skip
     output = tmp_path / "found.json"
     done = subprocess.run(
@@ -65,3 +70,6 @@ def test_the_figures_can_be_measured_again(tmp_path):
     for scheme in ("int4", "int4-b32"):
         calibrated = ways[f"{scheme}, calibrated"]["relative_error"]
         assert calibrated < ways[scheme]["relative_error"]
+    times = found["speed"]["milliseconds by tokens"]
+    assert {"int4", "int4-b32", "nf4", "int8"} < times.keys()
+    assert all(time["64"] > time["1"] > 0 for time in times.values())

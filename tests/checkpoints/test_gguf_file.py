@@ -11,10 +11,17 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from mmchat import limits
+from mmchat.catalog.find import find_model
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.gguf_blocks import PACKED, widened
 from mmchat.checkpoints.gguf_checkpoint import WideRows
+from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.errors import CheckpointError
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8
+from mmchat.quant.formats.fp8 import FP8
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int8 import INT8
+from mmchat.quant.kernels import native
 from tests.attack.mutations import mutated
 from tests.checkpoints.test_fuzz import survives
 from tests.gguf_models import packed, unpacked
@@ -45,12 +52,47 @@ def test_blocks_are_the_numbers_of_the_gguf_package_to_the_bit(kind):
 def test_rows_are_widened_a_slice_at_a_time(kind):
     data = torch.from_numpy(any_blocks(kind, rows=6))
     whole = unpacked(data.numpy(), kind).reshape(6, -1)
-    rows = WideRows(KINDS[kind], data, tuple(whole.shape))
+    entry = TensorEntry("x", "float32", tuple(whole.shape), Path("model.gguf"))
+    rows = WideRows(entry, KINDS[kind], data)
     assert len(rows) == 6
     assert torch.equal(rows[2:5], whole[2:5])
-    assert torch.equal(rows.to(torch.device("cpu"), torch.bfloat16), whole.bfloat16())
-    assert rows.to(torch.device("cpu"))[:1].dtype == torch.float32
+    assert torch.equal(rows.to(torch.bfloat16), whole.bfloat16())
     assert torch.equal(rows.float(), whole)
+    order = torch.tensor([3, 1, 2, 0, 5, 4])
+    assert torch.equal(rows[order].rows(0, 6), whole[order])
+
+
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [("Q4_K", BLOCKS4), ("Q6_K", BLOCKS6), ("Q8_0", BLOCKS8), ("Q5_0", BLOCKS8)],
+)
+@pytest.mark.parametrize("native_kernels", [True, False])
+def test_blocks_are_held_as_they_are(kind, format, native_kernels, monkeypatch):
+    """Any levels, scales and minima, signs of d and dmin included; products are theirs."""
+    if not native_kernels:
+        monkeypatch.setattr(native, "library", lambda: None)
+    data = any_blocks(kind, rows=16, blocks=2 * 256 // KINDS[kind].values)
+    held = format.adopt(KINDS[kind].codes(torch.from_numpy(data)))
+    wanted = unpacked(data, kind).reshape(16, -1)
+    assert torch.equal(format.widen(*held), wanted)
+    assert held[0].shape[1] == format.tensors(16, 512)["weight"][1][1]
+    x = torch.randn(5, 512, generator=torch.Generator().manual_seed(0))
+    expected = x @ wanted.T
+    assert (format.product(x, *held) - expected).norm() < 0.012 * expected.norm()
+
+
+def test_codes_of_another_form_are_not_taken():
+    found = {k: block.codes(torch.from_numpy(any_blocks(k, 8, 16))) for k, block in KINDS.items()}
+    for format, kinds in (
+        (BLOCKS4, {"Q4_K"}),
+        (BLOCKS6, {"Q6_K"}),
+        (BLOCKS8, {"Q8_0", "Q5_0"}),
+        (Int4(32), {"Q4_0"}),
+        (Int4(64), set()),
+        (INT8, set()),
+        (FP8, set()),
+    ):
+        assert {kind for kind, codes in found.items() if format.adopt(codes)} == kinds
 
 
 def test_the_packers_of_these_tests_lose_what_their_bits_lose():
@@ -58,6 +100,18 @@ def test_the_packers_of_these_tests_lose_what_their_bits_lose():
     for kind, share in {"Q4_K": 0.09, "Q5_K": 0.045, "Q6_K": 0.025, "Q8_0": 0.01}.items():
         back = unpacked(packed(values.numpy(), kind), kind)
         assert (back - values).norm() < share * values.norm()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "is empty; download it again"), (b"not found", "is text, not weights")],
+)
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_a_file_that_is_gguf_by_name_alone(tmp_path, content, reason, in_folder):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"model\.gguf': {reason}"):
+        find_model(tmp_path if in_folder else path)
 
 
 # ---- headers -------------------------------------------------------------------------------------

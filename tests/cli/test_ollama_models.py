@@ -76,7 +76,7 @@ def test_what_is_said_of_one(run_real, put):
     dry = json.loads(
         run_real("generate", "llama3.2-vision", "-p", "x", "--dry-run", "--json").stdout
     )
-    assert (dry["quantize"], dry["prompt_tokens"]) == ("int4-g32", 11)
+    assert (dry["quantize"], dry["prompt_tokens"]) == ("int4-b32", 11)
     exact = ["generate", "llama3.2-vision", "-p", "x", "--dry-run", "--json", "--quantize", "none"]
     assert json.loads(run_real(*exact).stdout)["quantize"] == "none"
     assert everything(folder) == before

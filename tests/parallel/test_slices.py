@@ -10,10 +10,13 @@ import torch
 from mmchat.catalog.known import find_spec
 from mmchat.errors import UsageError
 from mmchat.estimate.memory import Setup
-from mmchat.loading.shares import check_groups
-from mmchat.nn.linear import set_formats
+from mmchat.loading.shares import check_groups, cut_rounded
+from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
-from mmchat.parallel.slices import Shares, check_ranks, share_shape, shared_counts
+from mmchat.parallel.slices import Cut, Shares, check_ranks, share_shape, shared_counts
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8
+from mmchat.quant.formats.int4 import Int4
+from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.schemes import make_plan
 
 NAMES = ("tiny", "llama3.2-11B", "llama3.2-90B", "llava", "llava:13b", "qwen-vl-chat")
@@ -112,3 +115,42 @@ def test_groups_are_not_cut_in_two():
     set_formats(model, make_plan("int4-g128"))
     with pytest.raises(UsageError, match="--parallel 4 would cut groups of 128 weights of 'lang"):
         check_groups(model, Shares(spec.family.cuts(spec.config), 1, 4))
+
+
+@pytest.mark.parametrize("format", [BLOCKS4, BLOCKS6, BLOCKS8, Int4(32), INT8])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_share_of_a_rounded_weight_is_that_of_what_it_stands_for(format, axis):
+    weight = torch.randn(32, 1024, generator=torch.Generator().manual_seed(0))
+    layers, cuts = [], {"x": Cut(axis, (weight.shape[axis],))}
+    for rank in range(2):
+        layer = Linear(1024, 32, bias=False)
+        layer.set_format(format)
+        layer.quantize(weight)
+        whole = format.widen(*layer.held())
+        cut_rounded(Shares(cuts, rank, 2), "x.weight", layer)
+        layers.append(format.widen(*layer.held()))
+        assert layer.weight.untyped_storage().nbytes() == layer.weight.nbytes
+    assert torch.equal(torch.cat(layers, axis), whole)
+
+
+def test_columns_and_rows_of_blocks_are_not_cut_apart():
+    by_columns, by_rows = ({"x": Cut(axis, (1024,), 128)} for axis in (1, 0))
+    assert not Shares(by_columns, 1, 4).splits("x.weight", *BLOCKS4.whole)
+    assert Shares(by_columns, 1, 8).splits("x.weight", *BLOCKS4.whole)
+    assert not Shares(by_rows, 1, 8).splits("x.weight", *BLOCKS4.whole)
+    assert Shares({"x": Cut(0, (20,))}, 0, 2).splits("x.weight", *BLOCKS4.whole)
+
+
+@pytest.mark.parametrize("name", ["llama3.2-11B", "llama3.2-90B"])
+def test_released_models_in_blocks_are_shared_by_any_number_of_ranks(name):
+    spec = known(name)
+    with shapes_only():
+        model = spec.family.build().model(spec.config)
+    parts = model.linear_parts().items()
+    formats = {
+        layer: BLOCKS6 if part == "head" else BLOCKS4 for layer, part in parts if part != "vision"
+    }
+    set_formats(model, make_plan("int4-b32"), formats)
+    for ranks in able(spec):
+        for rank in range(ranks):
+            check_groups(model, Shares(spec.family.cuts(spec.config), rank, ranks))

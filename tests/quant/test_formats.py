@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmchat.checkpoints.codes import Codes
 from mmchat.nn.linear import Linear
 from mmchat.quant import operators
 from mmchat.quant.formats import int4
@@ -13,10 +14,12 @@ from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8, Blocks
 from mmchat.quant.formats.fp8 import FP8
 from mmchat.quant.formats.int4 import Int4, PackedInt4
 from mmchat.quant.formats.int8 import INT8
+from mmchat.quant.formats.table import FP4, NF4, Table
 from mmchat.quant.kernels import native, ops
+from tests.packed_writers import NF4 as NF4_TABLE
 from tests.quant.kernels.available import needs_packing
 
-FORMATS = (INT8, Int4(32), Int4(64), Int4(128), FP8, BLOCKS4, BLOCKS6, BLOCKS8)
+FORMATS = (INT8, Int4(32), Int4(64), Int4(128), FP8, BLOCKS4, BLOCKS6, BLOCKS8, NF4, FP4)
 
 
 def rounded_layer(format: Format, weight: torch.Tensor) -> Linear:
@@ -174,10 +177,11 @@ def test_a_format_says_the_tensors_and_bytes_that_it_makes(format: Format) -> No
     assert next(iter(said)) == "weight"
     assert format.nbytes(48, 256, item_bytes=2) == sum(tensor.nbytes for tensor in made)
     off = format.widen(*made) - weight
-    assert off.norm() < (0.12 if format.name == "int4" else 0.04) * weight.norm()
+    is_coarse = format.name in ("int4", "nf4", "fp4")
+    assert off.norm() < (0.13 if is_coarse else 0.04) * weight.norm()
 
 
-class Table(Format):
+class AnyTable(Format):
     """A format that comes from files: 16 numbers, of which each weight is one, by half a byte."""
 
     name = operator = "table"
@@ -191,14 +195,14 @@ class Table(Format):
 
 
 def test_a_format_needs_to_say_its_tensors_and_how_to_widen_them() -> None:
-    operators.register_product(Table())
+    operators.register_product(AnyTable())
     layer = Linear(96, 20)
-    layer.set_format(Table())
+    layer.set_format(AnyTable())
     layer.weight = torch.randint(0, 256, (20, 48), dtype=torch.uint8)
     layer.weight_table = torch.randn(20, 16)
     assert set(layer.state_dict()) == {"weight", "weight_table", "bias"}
     x = torch.randn(2, 7, 96)
-    wide = Table().widen(*layer.held())
+    wide = AnyTable().widen(*layer.held())
     with torch.no_grad():
         expected = x @ wide.T + layer.bias
         for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
@@ -219,7 +223,7 @@ def test_the_gradient_passes_rounded_weights_to_what_they_multiply(
     torch.testing.assert_close(gradient.float(), expected, atol=0.1, rtol=0.02)
 
 
-@pytest.mark.parametrize("format", [BLOCKS4, BLOCKS6, BLOCKS8], ids=str)
+@pytest.mark.parametrize("format", [BLOCKS4, BLOCKS6, BLOCKS8, NF4, FP4], ids=str)
 @pytest.mark.parametrize("native_kernels", [True, False])
 @pytest.mark.parametrize("tokens", [1, 5, 70])
 def test_products_of_blocks_are_those_of_what_they_hold(
@@ -232,6 +236,24 @@ def test_products_of_blocks_are_those_of_what_they_hold(
     torch.compiler.reset()  # which counts the formats of all tests
     for run in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
         assert (run(x) - expected).norm() < 0.012 * expected.norm()
+
+
+@pytest.mark.parametrize(("format", "error"), [(NF4, 0.0055), (FP4, 0.004)])
+def test_tables_are_nearly_those_of_bitsandbytes(format: Table, error: float) -> None:
+    """Their scales are taken as they are, so that the difference is that of the tables."""
+    quarter = torch.tensor([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4])
+    theirs = NF4_TABLE if format == NF4 else torch.cat((quarter, -quarter))
+    groups = torch.randn(16, 4, 64, generator=torch.Generator().manual_seed(0))
+    scale = groups.abs().amax(-1)
+    codes = (groups / scale[..., None])[..., None].sub(theirs).abs().argmin(-1).flatten(1)
+    levels = (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)
+    exact = (theirs[codes].unflatten(1, (4, 64)) * scale[..., None]).flatten(1)
+    held = format.adopt(Codes(levels, scale, table=theirs))
+    assert held
+    assert (format.widen(*held) - exact).norm() < error * exact.norm()
+    assert format.adopt(Codes(levels, scale, table=theirs + 0.01)) is None
+    assert format.adopt(Codes(levels, scale, torch.zeros_like(scale))) is None
+    assert format.adopt(Codes(levels, scale[:, :2], table=theirs)) is None
 
 
 def test_blocks_are_nearer_than_what_has_as_many_bits() -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, Read
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.errors import CheckpointError
@@ -25,19 +26,6 @@ _ROWS = 64  # spans begin at multiples, where no byte and no block is cut
 FLOATS = ("bfloat16", "float16", "float32")
 
 
-@dataclass(frozen=True)
-class Codes:
-    """Rows [n, K] of a weight as whole numbers or float8; scale, zero: float32 [n, G].
-
-    levels int8 or float8_e4m3fn: w = levels · scale. levels uint8, 0 to 15, two a byte [n, K/2],
-    the first in the low half: w = (levels - 8) · scale + zero.
-    """
-
-    levels: Tensor
-    scale: Tensor
-    zero: Tensor | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class PackedWeight(Computed):
     """A weight [N, K], of which it reads rows `begin` to `end`.
@@ -48,11 +36,12 @@ class PackedWeight(Computed):
     rows: Callable[[int, int], Tensor]
     codes: Callable[[int, int], Codes] | None = None
 
-    def spans(self) -> Iterator[tuple[int, int]]:
-        """Beginning and end of rows that are unpacked together."""
-        count, columns = self.entry.shape
-        step = max(_NUMBERS_AT_ONCE // columns // _ROWS, 1) * _ROWS
-        return ((begin, min(begin + step, count)) for begin in range(0, count, step))
+
+def spans(entry: TensorEntry) -> Iterator[tuple[int, int]]:
+    """Beginning and end of rows of a matrix that are unpacked together."""
+    count, columns = entry.shape
+    step = max(_NUMBERS_AT_ONCE // columns // _ROWS, 1) * _ROWS
+    return ((begin, min(begin + step, count)) for begin in range(0, count, step))
 
 
 def packed_weight(
@@ -72,7 +61,7 @@ def packed_weight(
         import torch
 
         whole = torch.empty(shape, dtype=getattr(torch, dtype))
-        for begin, end in weight.spans():
+        for begin, end in spans(entry):
             whole[begin:end] = weight.rows(begin, end)
         return whole
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import Computed, Read
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
-    Codes,
     PackedWeight,
     Packing,
     beside,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _STATE = ".quant_state.bitsandbytes__"  # and the name of the table
 _STATE_BYTES = 4096
 _BLOCKS = tuple(2**n for n in range(5, 13))
+_HELD = 64  # columns that share a scale in our formats
 _INT8_SCALE = 7.874015748031496e-3  # 1/127, as the library has it
 
 
@@ -40,7 +41,7 @@ class Bitsandbytes(Packing):
         is_int8 = config.get("load_in_8bit") is True
         table = str(config.get("bnb_4bit_quant_type", "fp4")).upper()
         self.label = "bitsandbytes int8" if is_int8 else f"bitsandbytes {table[:8]}"
-        self.scheme = "int8" if is_int8 else "int4-g64"
+        self.scheme = "int8" if is_int8 else "nf4" if table == "NF4" else "fp4"
 
     def weights(self, stored: Checkpoint) -> Iterator[Computed]:
         for name, entry in stored.entries.items():
@@ -61,7 +62,7 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
         fail(entry, f"{entry.num_bytes:,} bytes for [{rows}, {columns}] weights of 4 bits")
     table = beside(stored, entry, f"{name}.quant_map")
     check(table, "float32", (16,))
-    absmax = beside(stored, entry, f"{name}.absmax")
+    absmax, size = beside(stored, entry, f"{name}.absmax"), state.blocksize
     sources = [table.name, absmax.name, state_entry.name]
     if state.nested_blocksize:
         check(absmax, "uint8", (blocks,))
@@ -93,14 +94,26 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
         pairs = torch.stack((codes.repeat_interleave(16), codes.repeat(16)), dim=-1)
         # both values of a byte at once
         found = torch.index_select(pairs.view(torch.int64).flatten(), 0, packed)
-        wide, size = found.view(torch.float32), state.blocksize
+        wide = found.view(torch.float32)
         blocks = scales(read, first // size, -(-last // size))
         if (last - first) % size:  # the last one is not whole
             wide = torch.nn.functional.pad(wide, (0, len(blocks) * size - len(wide)))
         wide = (wide.reshape(-1, size) * blocks[:, None]).flatten()[: last - first]
         return wide.to(getattr(torch, state.dtype)).reshape(-1, columns)
 
-    return packed_weight(stored, entry, (rows, columns), state.dtype, sources, values)
+    def codes(read: Read, begin: int, end: int) -> Codes:
+        import torch
+
+        packed = read(name).reshape(-1).view(torch.uint8)[begin * columns // 2 : end * columns // 2]
+        levels = (packed >> 4 | packed << 4).reshape(end - begin, -1)  # the first in the low half
+        blocks = scales(read, begin * columns // size, -(-end * columns // size))
+        each = blocks.repeat_interleave(size // _HELD)[: levels.numel() * 2 // _HELD]
+        return Codes(levels, each.reshape(end - begin, -1), table=read(table.name))
+
+    fits = columns % _HELD == size % _HELD == 0
+    return packed_weight(
+        stored, entry, (rows, columns), state.dtype, sources, values, codes if fits else None
+    )
 
 
 class _State:

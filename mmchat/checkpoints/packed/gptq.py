@@ -10,11 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.computed import Computed, Read
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
-    Codes,
     PackedWeight,
     Packing,
     beside,

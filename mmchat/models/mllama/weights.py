@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.checkpoints.mapping import Rule, identity, to_target
+from mmchat.checkpoints.mapping import Rule, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
@@ -68,7 +68,7 @@ def _translated(
     checkpoint: Checkpoint, rules: list[Rule], used: Callable[[str], Used | None]
 ) -> Iterator[tuple[str, Tensor]]:
     for rule in rules:
-        read = checkpoint.rows if rule.transform is identity else checkpoint.read
+        read = checkpoint.rows
         if checkpoint.format == "meta":  # whose rules move rows within a head alone
             read = partial(checkpoint.read, used=used(rule.target))
         yield from to_target([rule], read)
@@ -87,9 +87,6 @@ def hub_entries(checkpoint: Checkpoint, config: MllamaConfig) -> list[TensorEntr
     Reads headers only. Raises CheckpointError.
     """
     entries, shapes = check_weights(checkpoint, config), hf_shapes(config)
-    if rules := _rules(checkpoint, config):
-        rules = _in_file_order(checkpoint, rules)
-        entries = {rule.target: entries[rule.sources[0]] for rule in rules}
     return [replace(entry, name=name, shape=shapes[name]) for name, entry in entries.items()]
 
 
@@ -98,8 +95,9 @@ def check_weights(
 ) -> Mapping[str, TensorEntry]:
     """Compare names, shapes and dtypes with the model's; reads headers only.
 
-    wanted: Hub names that must be there, all when None. Returns the checkpoint's entries, by the
-    Hub's or Meta's names. Raises OtherConfigError, or CheckpointError with every difference.
+    wanted: Hub names that must be there, all when None. Returns by Hub names the checkpoint's
+    entries, of a tensor that is made of several the first, in the order of the files. Raises
+    OtherConfigError, or CheckpointError with every difference.
     """
     targets = hf_shapes(config).keys() if wanted is None else wanted
     if rules := _rules(checkpoint, config):
@@ -115,6 +113,9 @@ def check_weights(
         entries = entries_by_name(checkpoint, hub_name)
     _check_tile_size(config, entries)
     check_entries(checkpoint, entries, expected, needed, scalars)
+    if rules:
+        rules = [rule for rule in rules if rule.sources[0] in entries]
+        return {r.target: entries[r.sources[0]] for r in _in_file_order(checkpoint, rules)}
     return entries
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mmchat.checkpoints.codes import Codes
+
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1, "uint8": 1}
 
 
@@ -40,6 +42,8 @@ class Format(Generic[*Held]):
     repacks = False  # whether `repack` may find a better order
     calibrates = False  # whether levels may be chosen by data, and `grid` and `with_levels` exist
     bits: ClassVar[int]  # of a level, in those that calibrate
+    is_coarse = False  # of so few bits that only the text layers are rounded to it
+    whole = (1, 1)  # rows and columns that are not cut apart
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
         """What holds a weight [rows, columns], by its names in a saved model."""
@@ -49,6 +53,10 @@ class Format(Generic[*Held]):
         """Bytes of all tensors. item_bytes: of a number in the dtype of the model."""
         stored = self.tensors(rows, columns).values()
         return sum(_ITEM_BYTES.get(name, item_bytes) * math.prod(shape) for name, shape in stored)
+
+    def fits(self, rows: int, columns: int) -> bool:  # noqa: ARG002
+        """Whether a weight [rows, columns] has this form."""
+        return True
 
     def check_device(self, device: torch.device) -> None:
         """Raises DeviceError where the format cannot be multiplied."""
@@ -65,9 +73,8 @@ class Format(Generic[*Held]):
         """`held` with other levels, uint8 [N, K]."""
         raise NotImplementedError
 
-    def adopt(self, levels: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[*Held] | None:  # noqa: ARG002
-        """What holds the codes of another program (checkpoints.packed.base.Codes); None: nothing
-        of this format does."""
+    def adopt(self, codes: Codes) -> tuple[*Held] | None:  # noqa: ARG002
+        """What holds the codes of another program; None: nothing of this format does."""
         return None
 
     def widen(self, *held: *Held) -> Tensor:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from mmchat.quant import kernels
 from mmchat.quant.formats.base import Format, Stored
-from mmchat.quant.kernels.layout import PART, ROWS, row_bytes
+from mmchat.quant.kernels.layout import LARGE, PART, ROWS, row_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from mmchat.checkpoints.codes import Codes as TheirCodes
 
 
 class Blocks(Format["Tensor"]):
     """weight: uint8 [N, bytes of a row], as kernels.blocks_reference has it. N is a multiple of 8
     and K of 64, so that the kernel reads it where it lies in a file."""
 
-    @staticmethod
-    def fits(rows: int, columns: int) -> bool:
-        """Whether a weight [rows, columns] has this form."""
+    bits: ClassVar[int]
+    whole = (ROWS, LARGE)
+
+    @property
+    def table(self) -> Tensor | None:
+        """uint8 [16], where levels choose one of these numbers, which have an offset of 128."""
+        return None
+
+    def fits(self, rows: int, columns: int) -> bool:
         return rows % ROWS == columns % PART == 0
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
@@ -29,27 +37,34 @@ class Blocks(Format["Tensor"]):
         quantize = kernels.ops.rounding_blocks(weight)
         return kernels.ops.by_rows(lambda rows: (quantize(self.bits, rows),), weight, ROWS)
 
+    def adopt(self, codes: TheirCodes) -> tuple[Tensor] | None:
+        """The very numbers of GGUF's type of these blocks."""
+        found = kernels.blocks_reference.adopted(self.bits, codes)
+        return None if found is None else (found,)
+
     def widen(self, weight: Tensor) -> Tensor:
         reference = kernels.blocks_reference
-        return reference.widen(self.bits, reference.unpack(self.bits, weight))
+        return reference.widen(self.bits, reference.unpack(self.bits, weight), self.table)
 
     def on_cpu(self, x: Tensor, weight: Tensor) -> Tensor:
         ops = kernels.ops
         if library := ops.library_for(x):
-            multiply, widen = library.linear_blocks, library.widen_blocks
-            return ops.rounded(partial(multiply, self.bits), partial(widen, self.bits), x, weight)
+            multiply = partial(library.linear_blocks, self.bits, table=self.table)
+            widen = partial(library.widen_blocks, self.bits, table=self.table)
+            return ops.rounded(multiply, widen, x, weight)
         return super().on_cpu(x, weight)
 
 
 class Blocks4(Blocks):
-    """A scale and a zero of 8 bits for each 32 weights, 4.5 bits each in all."""
+    """The numbers of GGUF's Q4_K with scales and zeros of 8 bits, 4.63 bits each in all."""
 
-    bits, name, operator = 4, "int4", "linear_blocks4"
+    bits, name, operator, is_coarse = 4, "int4", "linear_blocks4", True
     calibrates = True
 
     def grid(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         reference = kernels.blocks_reference
-        return reference.scales_of(self.bits, reference.unpack(self.bits, weight))
+        scale, zero = reference.scales_of(self.bits, reference.unpack(self.bits, weight))
+        return scale, zero + 2 ** (self.bits - 1) * scale  # levels are held from 0 on
 
     def with_levels(self, levels: Tensor, weight: Tensor) -> tuple[Tensor]:
         reference = kernels.blocks_reference
@@ -60,7 +75,7 @@ class Blocks4(Blocks):
 class Blocks6(Blocks):
     """The numbers of GGUF's Q6_K, 6.56 bits each."""
 
-    bits, name, operator = 6, "int6", "linear_blocks6"
+    bits, name, operator, is_coarse = 6, "int6", "linear_blocks6", True
 
 
 class Blocks8(Blocks):

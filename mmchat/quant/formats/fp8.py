@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mmchat.checkpoints.codes import Codes
+
 LARGEST = 448.0  # of float8_e4m3fn
 
 
@@ -41,11 +43,10 @@ class Float8(Format["Tensor", "Tensor"]):
         scale = (wide.abs().amax(1) / LARGEST).clamp(min=1e-12)  # rows of zeros are divided too
         return (wide / scale[:, None]).to(torch.float8_e4m3fn), scale
 
-    def adopt(
-        self, levels: Tensor, scale: Tensor, zero: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        fits = str(levels.dtype) == "torch.float8_e4m3fn" and zero is None and scale.shape[1] == 1
-        return (levels, scale[:, 0]) if fits else None
+    def adopt(self, codes: Codes) -> tuple[Tensor, Tensor] | None:
+        one_scale = codes.zero is codes.large is None and codes.scale.shape[1] == 1
+        fits = str(codes.levels.dtype) == "torch.float8_e4m3fn" and one_scale
+        return (codes.levels, codes.scale[:, 0].float()) if fits else None
 
     def widen(self, weight: Tensor, scale: Tensor) -> Tensor:
         return weight.float() * scale[:, None]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mmchat.checkpoints.codes import Codes
+
 # Rows of torch's own int4 kernel: it asks for a multiple of 16 and takes 64 together.
 TORCH_MULTIPLE, TORCH_ROWS = 16, 64
 # Of its kernel for Apple GPUs: rows are a multiple, and tokens up to which it moves fewer bytes
@@ -40,11 +42,11 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
         quantize = kernels.ops.rounding(weight).quantize_int4
         return kernels.ops.by_rows(lambda rows: quantize(rows, self.group_size), weight)
 
-    def adopt(
-        self, levels: Tensor, scale: Tensor, zero: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
+    def adopt(self, codes: Codes) -> tuple[Tensor, Tensor, Tensor] | None:
         """The levels as they are, with scale and zero in bfloat16."""
-        if zero is None or 2 * levels.shape[1] != self.group_size * scale.shape[1]:
+        levels, scale, zero = codes.levels, codes.scale, codes.zero
+        is_whole = codes.large is not None
+        if zero is None or is_whole or 2 * levels.shape[1] != self.group_size * scale.shape[1]:
             return None
         return levels, scale.bfloat16(), zero.bfloat16()
 

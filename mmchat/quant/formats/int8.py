@@ -10,6 +10,8 @@ from mmchat.quant.formats.base import Format, Stored
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mmchat.checkpoints.codes import Codes
+
 
 class Int8(Format["Tensor", "Tensor"]):
     """weight: int8 [N, K], weight_scale: float32 [N]."""
@@ -23,11 +25,10 @@ class Int8(Format["Tensor", "Tensor"]):
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return kernels.ops.by_rows(kernels.ops.rounding(weight).quantize_int8, weight)
 
-    def adopt(
-        self, levels: Tensor, scale: Tensor, zero: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        fits = str(levels.dtype) == "torch.int8" and zero is None and scale.shape[1] == 1
-        return (levels, scale[:, 0]) if fits else None
+    def adopt(self, codes: Codes) -> tuple[Tensor, Tensor] | None:
+        one_scale = codes.zero is codes.large is None and codes.scale.shape[1] == 1
+        fits = str(codes.levels.dtype) == "torch.int8" and one_scale
+        return (codes.levels, codes.scale[:, 0].float()) if fits else None
 
     def widen(self, weight: Tensor, scale: Tensor) -> Tensor:
         return kernels.reference.widen_int8(weight, scale)

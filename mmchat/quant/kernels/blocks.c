@@ -15,7 +15,6 @@
 #include "blocks.h"
 
 #define TOKENS 4     // tokens that share one read of a weight
-#define LARGE6 4     // parts of 64 columns that share a d, with 6 bits
 #define AHEAD 2048   // bytes of each stream that are asked for before they are needed
 #define WINDOW 64    // tokens whose activations stay close to a core
 
@@ -34,7 +33,9 @@ typedef float Real __attribute__((vector_size(32)));
 #define SIGNED8 0
 #endif
 
-INLINE int offset_of(const int bits) { return bits == 8 && SIGNED8 ? 0 : 1 << (bits - 1); }
+INLINE int is_wide(const int bits) { return bits == 8 || bits == TABLE; }
+
+INLINE int offset_of(const int bits) { return is_wide(bits) && SIGNED8 ? 0 : level_offset(bits); }
 
 // ---- eight lanes -------------------------------------------------------------------------------
 
@@ -55,16 +56,6 @@ INLINE Whole whole_of(const uint8_t *at, int is_signed) {
 #endif
 }
 
-INLINE Real bf16_of(const uint8_t *at) {
-#ifdef HAVE_AVX2
-    return (Real)bf16_lanes((const uint16_t *)at);
-#else
-    Whole out;
-    for (int i = 0; i < ROWS; i++) out[i] = at[2 * i] << 16 | at[2 * i + 1] << 24;
-    return (Real)out;
-#endif
-}
-
 INLINE Real half_of(const uint8_t *at) {
 #if defined(HAVE_AVX2) && defined(__F16C__)
     return (Real)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
@@ -76,6 +67,28 @@ INLINE Real half_of(const uint8_t *at) {
         out[i] = half_to_float(bits);
     }
     return out;
+#endif
+}
+
+INLINE Real real_at(const uint8_t *at) {
+    Real out;
+    memcpy(&out, at, sizeof(Real));
+    return out;
+}
+
+// table: its 16 numbers twice; at: 0 to 15.
+INLINE Bytes looked_up(Bytes table, Bytes at) {
+#ifdef HAVE_AVX2
+    return (Bytes)_mm256_shuffle_epi8((__m256i)table, (__m256i)at);
+#elif defined(__aarch64__)
+    uint8x16_t numbers, half[2];
+    memcpy(&numbers, &table, 16), memcpy(half, &at, 32);
+    for (int i = 0; i < 2; i++) half[i] = vqtbl1q_u8(numbers, half[i]);
+    memcpy(&at, half, 32);
+    return at;
+#else
+    for (int i = 0; i < 32; i++) at[i] = table[at[i]];
+    return at;
 #endif
 }
 
@@ -102,7 +115,7 @@ INLINE Whole add_products(const int bits, Whole c, Bytes levels, const int8_t *x
 #ifdef HAVE_AVX2
     const __m256i others = _mm256_set1_epi32(four);
     __m256i sum = (__m256i)c, a = (__m256i)levels;
-    if (bits == 8 && SIGNED8) {
+    if (is_wide(bits) && SIGNED8) {
         const __m256i w = (__m256i)(levels ^ 0x80);
         sum = dot4(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(others, w));
     } else if (bits == 4) {
@@ -114,7 +127,7 @@ INLINE Whole add_products(const int bits, Whole c, Bytes levels, const int8_t *x
     return (Whole)sum;
 #elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
     const int8x16_t others = vreinterpretq_s8_s32(vdupq_n_s32(four));
-    const Bytes w = bits == 8 ? levels ^ 0x80 : levels;
+    const Bytes w = is_wide(bits) ? levels ^ 0x80 : levels;
     int32x4_t sum[2];
     int8x16_t rows[2];
     memcpy(sum, &c, 32), memcpy(rows, &w, 32);
@@ -152,7 +165,7 @@ INLINE Whole begin_with(int32_t start) {
 
 // Activations at the first token of a tile.
 typedef struct {
-    const int8_t *q;       // [M, K]; with 4 and 6 bits each 64 as even and then odd ones
+    const int8_t *q;       // [M, K]; but with 8 bits each 64 as even and then odd ones
     const float *scale;    // [M, K / 64]
     const int32_t *start;  // [M, K / group]: minus the offset times the sum of a group
     const float *sum;      // [M, K / group], with 4 bits: the sum of what a group stands for
@@ -163,6 +176,7 @@ typedef struct {
     const uint8_t *w;  // the first panel
     int64_t apart;     // bytes to the other one, whose rows are
     int64_t further;   // so many further on
+    const uint8_t *table;  // of TABLE, 16 numbers and 128
     Activations x;
     float *y;          // [tokens, N], at the first row and token
     int64_t N, K;
@@ -170,7 +184,7 @@ typedef struct {
 
 // Levels of four columns, 4·`at` to 4·`at` + 3 with 8 bits; else of eight, every second one, the
 // even ones if `at` is even.
-INLINE Bytes levels_at(const int bits, const uint8_t *w, const int at) {
+INLINE Bytes levels_at(const int bits, const uint8_t *w, const int at, Bytes table) {
     Bytes both;
     if (bits == 8) {
         memcpy(&both, w + 32 * at, 32);
@@ -179,6 +193,7 @@ INLINE Bytes levels_at(const int bits, const uint8_t *w, const int at) {
     memcpy(&both, w + at / 2 * 32, 32);
     Bytes low = (at % 2 ? (Bytes)((Words)both >> 4) : both) & 15;
     if (bits == 4) return low;
+    if (bits == TABLE) return looked_up(table, low);
     Bytes upper;
     memcpy(&upper, w + 256 + at / 4 * 32, 32);
     const Words words = (Words)upper;
@@ -194,13 +209,17 @@ INLINE void block_tile(const int bits, const int tokens, const Tile *tile) {
     const int8_t *q = tile->x.q;
     const float *xscale = tile->x.scale, *sum = tile->x.sum;
     const int32_t *start = tile->x.start;
+    Bytes table = {0};
+    for (int i = 0; i < 2 && bits == TABLE; i++) memcpy((uint8_t *)&table + 16 * i, tile->table, 16);
     Real acc[TOKENS][2], large[2] = {{0}}, large_zero[2] = {{0}};
     for (int t = 0; t < tokens; t++) acc[t][0] = acc[t][1] = (Real){0};
     for (int64_t part = 0; part < parts; part++) {
         for (int p = 0; p < 2; p++) {
-            if (bits == 4 && part == 0)
-                large[p] = bf16_of(w[p]), large_zero[p] = bf16_of(w[p] + 16), w[p] += 32;
-            if (bits == 6 && part % LARGE6 == 0) large[p] = half_of(w[p]), w[p] += 16;
+            if (large_bytes(bits) && part % (LARGE / BLOCK) == 0) {
+                large[p] = half_of(w[p]);
+                if (bits == 4) large_zero[p] = half_of(w[p] + 16);
+                w[p] += large_bytes(bits);
+            }
             for (int i = 0; i < part_bytes(bits); i += 64) __builtin_prefetch(w[p] + AHEAD + i);
         }
 #pragma GCC unroll 4
@@ -209,6 +228,7 @@ INLINE void block_tile(const int bits, const int tokens, const Tile *tile) {
             Whole dot[TOKENS][2];
             for (int p = 0; p < 2; p++) {
                 if (bits == 8) scale[p] = half_of(w[p] + 16 * g);
+                if (bits == TABLE) scale[p] = real_at(w[p]);
                 if (bits == 6) scale[p] = large[p] * real_of(whole_of(w[p] + 8 * g, 1));
                 if (bits == 4) {
                     scale[p] = large[p] * real_of(whole_of(w[p] + 16 * g, 0));
@@ -221,7 +241,7 @@ INLINE void block_tile(const int bits, const int tokens, const Tile *tile) {
                 const int at = g * each + i;
                 const int from = bits == 8 ? 4 * at : at % 2 * 32 + at / 2 * 4;
                 Bytes levels[2];
-                for (int p = 0; p < 2; p++) levels[p] = levels_at(bits, w[p] + 32, at);
+                for (int p = 0; p < 2; p++) levels[p] = levels_at(bits, w[p] + 32, at, table);
                 for (int t = 0; t < tokens; t++)
                     for (int p = 0; p < 2; p++)
                         dot[t][p] = add_products(bits, dot[t][p], levels[p], q + t * K + from);
@@ -248,15 +268,17 @@ INLINE void block_tile(const int bits, const int tokens, const Tile *tile) {
     }
 #define DEFINE_ALL(bits) DEFINE(bits, 1) DEFINE(bits, 2) DEFINE(bits, 3) DEFINE(bits, 4)
 DEFINE_ALL(4)
+DEFINE_ALL(5)
 DEFINE_ALL(6)
 DEFINE_ALL(8)
 #undef DEFINE_ALL
 #undef DEFINE
 
-static void (*const TILES[3][TOKENS])(const Tile *) = {
-    {tile_4_1, tile_4_2, tile_4_3, tile_4_4},
-    {tile_6_1, tile_6_2, tile_6_3, tile_6_4},
-    {tile_8_1, tile_8_2, tile_8_3, tile_8_4},
+static void (*const TILES[][TOKENS])(const Tile *) = {
+    [4] = {tile_4_1, tile_4_2, tile_4_3, tile_4_4},
+    [TABLE] = {tile_5_1, tile_5_2, tile_5_3, tile_5_4},
+    [6] = {tile_6_1, tile_6_2, tile_6_3, tile_6_4},
+    [8] = {tile_8_1, tile_8_2, tile_8_3, tile_8_4},
 };
 
 // The panels of `tile`, which is at its first token, against `count` tokens.
@@ -265,7 +287,7 @@ static void tile_products(Tile tile, int bits, int64_t count) {
     for (int64_t left = count, tokens; left; left -= tokens) {
         const int64_t tiles = (left + TOKENS - 1) / TOKENS;
         tokens = (left + tiles - 1) / tiles;  // 5 are 3 and 2: a single one costs half of four
-        TILES[bits / 2 - 2][tokens - 1](&tile);
+        TILES[bits][tokens - 1](&tile);
         tile.x.q += tokens * K, tile.x.scale += tokens * (K / BLOCK);
         tile.x.start += tokens * groups, tile.x.sum += tokens * groups, tile.y += tokens * tile.N;
     }
@@ -287,9 +309,9 @@ static void sum_groups(int bits, const int8_t *q, const float *scale, int32_t *s
     }
 }
 
-// bits: 4, 6 or 8; K a multiple of 64, N of 8. Returns 0, or 1 when there is no memory.
-int mmchat_linear_blocks(const uint8_t *w, const float *x, float *y, int64_t M, int64_t N,
-                         int64_t K, int64_t bits, int threads) {
+// bits: 4, 6, 8 or TABLE; K a multiple of 64, N of 8. Returns 0, or 1 when there is no memory.
+int mmchat_linear_blocks(const uint8_t *w, const uint8_t *table, const float *x, float *y, int64_t M,
+                         int64_t N, int64_t K, int64_t bits, int threads) {
     const int64_t blocks = K / BLOCK, groups = K / group_of((int)bits);
     const int64_t bytes = panel_bytes((int)bits, K), panels = N / ROWS, pairs = (panels + 1) / 2;
     int8_t *q = malloc((size_t)(M * K));
@@ -314,6 +336,7 @@ int mmchat_linear_blocks(const uint8_t *w, const float *x, float *y, int64_t M, 
                         .w = w + i * bytes,
                         .apart = apart * bytes,
                         .further = apart * ROWS,
+                        .table = table,
                         .x = {q + m * K, scale + m * blocks, start + m * groups, sum + m * groups},
                         .y = y + m * N + i * ROWS,
                         .N = N,

@@ -6,16 +6,23 @@
 #include "bfloat16.h"
 #include "products.h"
 
-#define ROWS 8  // of a panel
+#define ROWS 8     // of a panel
+#define LARGE 256  // columns that share d and dz
 
-// Columns that share a scale; bytes of 64 columns of a panel, and of what stands before a block.
-INLINE int group_of(const int bits) { return bits == 6 ? 16 : 32; }
-INLINE int64_t part_bytes(const int bits) { return ROWS * (8 * bits + 4); }
+#define TABLE 5    // in place of bits: 4, which choose one of 16 whole numbers
+
+// Columns that share a scale; bytes of 64 columns of a panel, and of what stands before LARGE.
+INLINE int group_of(const int bits) { return bits == TABLE ? 64 : bits == 6 ? 16 : 32; }
+INLINE int64_t part_bytes(const int bits) { return ROWS * (8 * (bits == TABLE ? 4 : bits) + 4); }
 INLINE int64_t large_bytes(const int bits) { return bits == 4 ? 32 : bits == 6 ? 16 : 0; }
 
 INLINE int64_t panel_bytes(const int bits, int64_t K) {
-    const int64_t parts = K / BLOCK, blocks = bits == 6 ? (parts + 3) / 4 : 1;
-    return parts * part_bytes(bits) + blocks * large_bytes(bits);
+    return K / BLOCK * part_bytes(bits) + (K + LARGE - 1) / LARGE * large_bytes(bits);
+}
+
+// What a level stands for less than its bits say. Those of a table are of 8 bits.
+INLINE int level_offset(const int bits) {
+    return bits == 4 ? 0 : 1 << ((bits == TABLE ? 8 : bits) - 1);
 }
 
 INLINE float half_to_float(uint16_t bits) {

@@ -1,13 +1,15 @@
 """Weights in blocks, in plain PyTorch: their layout, how they are rounded, and what they stand for.
 
 Columns are a multiple of 64, a part. Each group of 16 or 32 has a scale, which is itself of few
-bits under that of a block, a row or 256 columns:
+bits under d, and a zero under dz, float16 numbers of each block of 256 columns:
 
-    bits  group  w                                    scale  zero  block
-    4     32     (d · scale) · (q - 8) + dz · zero    uint8  int8  row, d and dz bfloat16
-    6     16     (d · scale) · (q - 32)               int8         256, d float16 (GGUF's Q6_K)
-    8     32     scale · (q - 128)                    float16      (GGUF's Q8_0)
+    bits  group  w                              scale    zero  holds the numbers of GGUF's
+    4     32     (d · scale) · q + dz · zero    uint8    int8  Q4_K
+    6     16     (d · scale) · (q - 32)         int8           Q6_K
+    8     32     scale · (q - 128)              float16        Q8_0
+    TABLE 64     scale · (table[q] - 128)       float32        (of bitsandbytes)
 
+Those of a TABLE have 4 bits.
 Eight rows are a panel, and lie as the kernel reads them (`pack`), so that weights are used where
 they lie in a file, in one stream.
 """
@@ -16,12 +18,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels.layout import BLOCK6, GROUPS, PART, ROWS, columns_of
+from mmchat.quant.kernels.layout import (
+    GROUPS,
+    LARGE,
+    LARGES,
+    PART,
+    ROWS,
+    TABLE,
+    columns_of,
+    part_bytes,
+    row_bytes,
+)
+
+if TYPE_CHECKING:
+    from mmchat.checkpoints.codes import Codes as TheirCodes
 
 # With 4 bits: shares of the range that are cut from either end; then of the scale, and of it again,
 # by which the best scale and zero are changed; codes to either side that are tried at last.
@@ -32,13 +47,21 @@ NEARER, FURTHER = (-0.02, 0.0, 0.02), (-0.1, 0.0, 0.1)  # likewise, once more
 NEAR = 1
 SIZES = 12  # scales that are tried, with 6 bits
 TINY = torch.finfo(torch.float32).tiny  # a smaller step has no finite inverse
+_SMALL = {4: torch.uint8, TABLE: torch.float32, 6: torch.int8, 8: torch.float16}
+# Codes of our form: dtypes of levels and scales, whether there are zeros, numbers over each block.
+_ADOPTED = {
+    4: (torch.uint8, torch.uint8, True, 2),
+    TABLE: (torch.uint8, torch.float32, False, False),
+    6: (torch.int8, torch.int8, False, 1),
+    8: (torch.int8, torch.float16, False, False),
+}
 
 
 class Codes(NamedTuple):
     """Weights [N, K] as whole numbers and what scales them.
 
-    levels: uint8 [N, K]. small: of each group, uint8 [N, G, 2], scale and zero, int8 [N, G, 1] or
-    float16 [N, G, 1]. large: of each block, bfloat16 [N, 1, 2], float16 [N, B, 1] or [N, 1, 0].
+    levels: uint8 [N, K]. small: of each group, uint8 [N, G, 2], scale and zero, int8, float16 or
+    float32 [N, G, 1]. large: of each block, float16 [N, B, 2], d and dz, [N, B, 1] or [N, 1, 0].
     """
 
     levels: Tensor
@@ -55,38 +78,43 @@ def pack(bits: int, codes: Codes) -> Tensor:
     A panel is its blocks one after the other: d [8] and dz [8] of the rows, and for each part the
     scale [8] and zero [8] of each group, then the levels, four bytes of each row in turn.
     """
-    levels, small, large = codes
-    rows, columns = levels.shape
-    found = []
-    for block, count, parts in _spans(bits, columns):
-        shape = (rows // ROWS, ROWS, count, parts)
-        width = count * parts * PART
-        begin = block * BLOCK6
-        groups = slice(begin // GROUPS[bits], (begin + width) // GROUPS[bits])
-        some = large[:, block : block + count].reshape(*shape[:3], -1).permute(0, 2, 3, 1)
-        scales = small[:, groups].reshape(*shape, -1, small.shape[-1]).permute(0, 2, 3, 4, 5, 1)
-        here = _pack_levels(bits, levels[:, begin : begin + width].reshape(*shape, PART))
-        both = torch.cat((_as_bytes(scales, 3), here), dim=-1).flatten(2)
-        found.append(torch.cat((_as_bytes(some, 2), both), dim=-1).flatten(1))
-    return torch.cat(found, dim=1).reshape(rows, -1)
+    return _in_panels(bits, _row_levels(bits, codes.levels), codes.small, codes.large)
+
+
+def _in_panels(bits: int, levels: Tensor, small: Tensor, large: Tensor) -> Tensor:
+    """levels: as _row_levels gives them; small, large: as of Codes."""
+    rows, parts = levels.shape[:2]
+    columns, head = parts * PART, 2 * LARGES[bits] * ROWS
+    out = levels.new_empty(rows // ROWS, ROWS * row_bytes(bits, columns))
+    small = small.reshape(rows // ROWS, ROWS, parts, -1, small.shape[-1]).permute(0, 2, 3, 4, 1)
+    fours = levels.view(torch.int32).reshape(rows // ROWS, ROWS, parts, -1).permute(0, 2, 3, 1)
+    large = large.reshape(rows // ROWS, ROWS, large.shape[1], -1).permute(0, 2, 3, 1)
+    at = 0
+    for block, count, each in _spans(bits, columns):
+        size = head + each * ROWS * part_bytes(bits)
+        here = out[:, at : at + count * size].unflatten(1, (count, size))
+        here[..., :head] = _as_bytes(large[:, block : block + count], 2)
+        inner = here[..., head:].unflatten(-1, (each, -1))
+        begin = block * LARGE // PART
+        some = slice(begin, begin + count * each)
+        inner[..., : 4 * ROWS] = _as_bytes(small[:, some], 2).unflatten(1, (count, each))
+        words = inner[..., 4 * ROWS :].view(torch.int32).unflatten(-1, (-1, ROWS))
+        words.copy_(fours[:, some].unflatten(1, (count, each)))
+        at += count * size
+    return out.reshape(rows, -1)
 
 
 def unpack(bits: int, packed: Tensor) -> Codes:
     """The codes of which `pack` makes `packed`."""
     rows, columns = len(packed), columns_of(bits, packed.shape[1])
     stream, at, found = packed.reshape(rows // ROWS, -1), 0, []
-    head, per_large, per_small = {
-        4: (4, torch.bfloat16, torch.uint8),
-        6: (2, torch.float16, torch.int8),
-        8: (0, torch.float16, torch.float16),
-    }[bits]
-    head *= ROWS
+    head, per_small = 2 * LARGES[bits] * ROWS, _SMALL[bits]
     for _, count, parts in _spans(bits, columns):
-        size = head + parts * ROWS * (PART * bits // 8 + 4)
+        size = head + parts * ROWS * part_bytes(bits)
         here = stream[:, at : at + count * size].unflatten(1, (count, size))
         at += count * size
         each = here[..., head:].unflatten(-1, (parts, -1))
-        large = _as_numbers(here[..., :head], per_large).unflatten(-1, (-1, ROWS))
+        large = _as_numbers(here[..., :head], torch.float16).unflatten(-1, (-1, ROWS))
         small = _as_numbers(each[..., : 4 * ROWS], per_small)
         small = small.unflatten(-1, (PART // GROUPS[bits], -1, ROWS)).permute(0, 5, 1, 2, 3, 4)
         found.append(
@@ -101,7 +129,7 @@ def unpack(bits: int, packed: Tensor) -> Codes:
 
 def _spans(bits: int, columns: int) -> Iterator[tuple[int, int, int]]:
     """First block, number of blocks and the parts of each: whole ones, then a shorter one."""
-    size = BLOCK6 if bits == 6 else columns
+    size = LARGE if LARGES[bits] else columns
     whole, rest = columns // size, columns % size // PART
     if whole:
         yield 0, whole, size // PART
@@ -119,21 +147,22 @@ def _as_numbers(data: Tensor, dtype: torch.dtype) -> Tensor:
     return data.contiguous().view(dtype) if data.numel() else data.to(dtype)
 
 
-def _pack_levels(bits: int, levels: Tensor) -> Tensor:
-    """[panels, 8, blocks, parts, 64] -> uint8 [panels, blocks, parts, bytes].
+def _row_levels(bits: int, levels: Tensor) -> Tensor:
+    """[N, K] -> uint8 [N, K / 64, bytes], as a row has them.
 
     8 bits: a byte a column. 4 bits: two, the first in the low half. 6 bits: the low four so, and
     then the upper two: byte j of 16 columns has those of 2j, 2j + 1, 2j + 8 and 2j + 9.
     """
+    parts = levels.unflatten(1, (-1, PART))
     if bits == 8:
-        fours = levels.unflatten(-1, (16, 4))
-    else:
-        fours = (levels[..., ::2] & 15 | levels[..., 1::2] << 4).unflatten(-1, (8, 4))
-    if bits == 6:
-        upper = (levels >> 4).unflatten(-1, (4, 2, 4, 2)).transpose(-2, -3).flatten(-2)
-        upper = (upper << _shifts(levels)).sum(-1, dtype=torch.uint8)
-        fours = torch.cat((fours, upper), dim=-2)
-    return fours.permute(0, 2, 3, 4, 1, 5).flatten(3)
+        return parts
+    two = parts.contiguous().view(torch.int16)  # columns
+    pairs = (two & 15 | two >> 4 & 0xF0).to(torch.uint8)
+    if bits != 6:
+        return pairs
+    upper = (two >> 4 & 3 | two >> 10 & 12).unflatten(-1, (4, 2, 4))
+    upper = (upper[..., 0, :] | upper[..., 1, :] << 4).to(torch.uint8).flatten(-2)
+    return torch.cat((pairs, upper), dim=-1)
 
 
 def _unpack_levels(bits: int, packed: Tensor) -> Tensor:
@@ -153,6 +182,21 @@ def _shifts(like: Tensor) -> Tensor:
     return torch.arange(0, 8, 2, dtype=torch.uint8, device=like.device)
 
 
+def adopted(bits: int, codes: TheirCodes) -> Tensor | None:
+    """The codes of another program as `pack` has them, where they are of this form."""
+    levels, scale, zero, large = codes.levels, codes.scale, codes.zero, codes.large
+    columns = levels.shape[1] * (2 if levels.dtype == torch.uint8 else 1)
+    held = (levels.dtype, scale.dtype, zero is not None, large is not None and large.shape[2])
+    if held != _ADOPTED[bits] or columns != scale.shape[1] * GROUPS[bits]:
+        return None
+    if levels.dtype == torch.uint8:
+        rows = levels.unflatten(1, (-1, PART // 2)).contiguous()
+    else:
+        rows = _row_levels(bits, levels.view(torch.uint8) + _offset(bits))
+    small = scale[..., None] if zero is None else torch.stack((scale, zero.view(torch.uint8)), -1)
+    return _in_panels(bits, rows, small, small[:, :1, :0] if large is None else large)
+
+
 # ---- values -------------------------------------------------------------------------------------
 
 
@@ -160,20 +204,27 @@ def scales_of(bits: int, codes: Codes) -> tuple[Tensor, Tensor]:
     """Scale and zero of each group, float32 [N, G]."""
     _, small, large = codes
     scale, groups = small[..., 0].float(), small.shape[1]
+    shared = large.float().repeat_interleave(LARGE // GROUPS[bits], 1)[:, :groups]
     if bits == 4:
-        d, dz = large.float().unbind(-1)
+        d, dz = shared.unbind(-1)
         return d * scale, dz * small[..., 1].view(torch.int8).float()
     if bits == 6:
-        shared = large[..., 0].float().repeat_interleave(BLOCK6 // GROUPS[6], 1)
-        scale = shared[:, :groups] * scale
+        scale = shared[..., 0] * scale
     return scale, torch.zeros_like(scale)
 
 
-def widen(bits: int, codes: Codes) -> Tensor:
-    """What the codes stand for, float32 [N, K]."""
+def widen(bits: int, codes: Codes, table: Tensor | None = None) -> Tensor:
+    """What the codes stand for, float32 [N, K]. table: uint8 [16] of a TABLE."""
     scale, zero = scales_of(bits, codes)
-    groups = codes.levels.unflatten(1, (scale.shape[1], -1)).float() - 2 ** (bits - 1)
+    levels = codes.levels
+    if bits == TABLE and table is not None:
+        levels = table.to(levels.device)[levels.int()]
+    groups = levels.unflatten(1, (scale.shape[1], -1)).float() - _offset(bits)
     return (groups * scale[..., None] + zero[..., None]).flatten(1)
+
+
+def _offset(bits: int) -> int:
+    return 0 if bits == 4 else 2 ** ((8 if bits == TABLE else bits) - 1)
 
 
 # ---- rounding -----------------------------------------------------------------------------------
@@ -189,7 +240,17 @@ def quantize(bits: int, weight: Tensor) -> Codes:
         return _quantize8(groups)
     if bits == 6:
         return _quantize6(groups)
-    return coded4(groups, *_fitted4(groups))
+    return _coded4(groups, *_fitted4(groups))
+
+
+def quantize_table(weight: Tensor, table: Tensor) -> Codes:
+    """Round to the nearest of the 16 numbers, of which the largest is that of each group's size."""
+    groups = weight.float().unflatten(1, (-1, GROUPS[TABLE]))
+    numbers, order = (table.to(weight.device).float() - _offset(TABLE)).sort()
+    scale = groups.abs().amax(-1, keepdim=True) / numbers.abs().amax()
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    found = torch.bucketize(groups * torch.where(scale >= TINY, 1 / scale, 0), middles)
+    return Codes(order[found].to(torch.uint8).flatten(1), scale, scale[:, :1, :0].half())
 
 
 def _levels(groups: Tensor, scale: Tensor, zero: Tensor | float, bits: int) -> Tensor:
@@ -207,10 +268,21 @@ def _joined(bits: int, levels: Tensor, small: Tensor, large: Tensor) -> Codes:
     return Codes((levels + 2 ** (bits - 1)).to(torch.uint8).flatten(1), small, large)
 
 
-def _half(value: Tensor) -> Tensor:
-    """value >= 0 as float16; the next larger one where it would be so small that 127 became 128."""
+def _half(value: Tensor, most: int = 127) -> Tensor:
+    """value >= 0 as float16; the next larger one where it would be so small that `most` became one
+    more."""
     near = value.half()
-    return (near.view(torch.int16) + (near.float() * (127.5 / 127) < value)).view(torch.float16)
+    too_small = near.float() * ((most + 0.5) / most) < value
+    return (near.view(torch.int16) + too_small).view(torch.float16)
+
+
+def _steps(bits: int, values: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Steps of which `most` are the largest of the values [N, G] >= 0 of a block: float16 [N, B],
+    and float32 [N, G]."""
+    share = LARGE // GROUPS[bits]
+    padded = torch.nn.functional.pad(values, (0, -values.shape[1] % share))
+    large = _half(padded.unflatten(1, (-1, share)).amax(-1) / most, most)
+    return large, large.float().repeat_interleave(share, 1)[:, : values.shape[1]]
 
 
 def _quantize8(groups: Tensor) -> Codes:
@@ -243,17 +315,14 @@ def _better(kept: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor
 
 def _coded6(groups: Tensor, scale: Tensor) -> Codes:
     """scale: float32 [N, G]."""
-    share = BLOCK6 // GROUPS[6]
-    padded = torch.nn.functional.pad(scale.abs(), (0, -scale.shape[1] % share))
-    large = _half(padded.unflatten(1, (-1, share)).amax(-1, keepdim=True) / 127)
-    shared = large[..., 0].float().repeat_interleave(share, 1)[:, : scale.shape[1]]
-    small = _code(scale, shared).clamp(-127, 127)
-    levels = _levels(groups, (shared * small)[..., None], 0.0, 6)
-    return _joined(6, levels, small.to(torch.int8)[..., None], large)
+    large, step = _steps(6, scale.abs(), 127)
+    small = _code(scale, step).clamp(-127, 127)
+    levels = _levels(groups, (step * small)[..., None], 0.0, 6)
+    return _joined(6, levels, small.to(torch.int8)[..., None], large[..., None])
 
 
 def _fitted4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero [N, G] with the smallest error over several ranges."""
+    """Scale and middle [N, G], where a level is 8, with the smallest error over several ranges."""
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     kept: Any = ()
     for cut_low, cut_high in itertools.product(CUTS, CUTS):
@@ -278,21 +347,20 @@ def _fit(groups: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, T
     return scale, zero, error.square().sum(-1, keepdim=True)
 
 
-def coded4(groups: Tensor, scale: Tensor, zero: Tensor) -> Codes:
-    """4-bit codes with scales and zeros near to these [N, G], of the smallest error."""
-    d = (scale.amax(1, keepdim=True) / 255).bfloat16()
-    dz = (zero.abs().amax(1, keepdim=True) / 127).bfloat16()
-    step, step_zero = d.float(), dz.float()
+def _coded4(groups: Tensor, scale: Tensor, middle: Tensor) -> Codes:
+    """4-bit codes with scales and middles near to these [N, G], of the smallest error."""
+    zero = middle - 8 * scale
+    (d, step), (dz, step_zero) = _steps(4, scale, 255), _steps(4, zero.abs(), 127)
     first, first_zero = _code(scale, step), _code(zero, step_zero)
     kept: Any = ()
     for away, away_zero in itertools.product(range(-NEAR, NEAR + 1), range(-NEAR, NEAR + 1)):
         code = (first + away).clamp(0, 255)[..., None]
         code_zero = (first_zero + away_zero).clamp(-127, 127)[..., None]
-        values = code * step[..., None], code_zero * step_zero[..., None]
-        found = _levels(groups, *values, 4) * values[0] + values[1]
-        error = (groups - found).square().sum(-1, keepdim=True)
-        kept = _better(kept, (code, code_zero, error))
-    code, code_zero, _ = kept
-    levels = _levels(groups, code * step[..., None], code_zero * step_zero[..., None], 4)
+        scale = code * step[..., None]
+        middle = code_zero * step_zero[..., None] + 8 * scale
+        levels = _levels(groups, scale, middle, 4)
+        error = (groups - levels * scale - middle).square().sum(-1, keepdim=True)
+        kept = _better(kept, (code, code_zero, levels, error))
+    code, code_zero, levels, _ = kept
     small = torch.cat((code.to(torch.uint8), code_zero.to(torch.int8).view(torch.uint8)), -1)
     return _joined(4, levels, small, torch.stack((d, dz), -1))

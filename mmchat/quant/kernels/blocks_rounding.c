@@ -77,6 +77,7 @@ static const float CUTS[] = {0, 0.05f, 0.1f};
 static const float SCALES[] = {-0.08f, -0.055f, -0.03f, 0, 0.03f, 0.055f, 0.08f};
 static const float ZEROS[] = {-0.45f, -0.3f, -0.15f, 0, 0.15f, 0.3f, 0.45f};
 
+// zero: where a level is 0; that of a Fit is in the middle, where it is 8.
 static void search4(const Real *w, float *scale, float *zero) {
     Real low = w[0], high = w[0];
     Sums of = {{0}, {0}};
@@ -98,14 +99,15 @@ static void search4(const Real *w, float *scale, float *zero) {
     for (int i = 0; i < 9; i++)
         keep_better(&kept, fit4(w, of, first.scale * (1 + 0.02f * (float)(i / 3 - 1)),
                                 first.zero + first.scale * 0.1f * (float)(i % 3 - 1)));
+    kept.zero -= 8 * kept.scale;
     memcpy(scale, &kept.scale, sizeof(Real)), memcpy(zero, &kept.zero, sizeof(Real));
 }
 
 INLINE Real error4(const Real *w, Real scale, Real zero) {
-    const Real inverse = inverse_of(scale);
+    const Real inverse = inverse_of(scale), middle = zero + 8 * scale;
     Real error = {0};
     for (int i = 0; i < 32; i++) {
-        const Real off = w[i] - levels_of(4, w[i], zero, inverse) * scale - zero;
+        const Real off = w[i] - levels_of(4, w[i], middle, inverse) * scale - middle;
         error += off * off;
     }
     return error;
@@ -175,9 +177,9 @@ static uint16_t to_bf16(float value) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// value >= 0 as float16, to the nearest; the next larger where it would be so small that 127 became
-// 128.
-static uint16_t to_half(float value) {
+// value >= 0 as float16, to the nearest; the next larger where it would be so small that `most` became
+// one more.
+static uint16_t to_half(float value, float most) {
     if (!(value < 65520.0f)) return value != value ? 0x7e00 : 0x7c00;
     uint32_t bits;
     memcpy(&bits, &value, 4);
@@ -188,7 +190,7 @@ static uint16_t to_half(float value) {
         bits -= 112u << 23;
         half = (uint16_t)((bits + 0xfff + ((bits >> 13) & 1)) >> 13);
     }
-    return (uint16_t)(half + (half_to_float(half) * (127.5f / 127) < value));
+    return (uint16_t)(half + (half_to_float(half) * ((most + 0.5f) / most) < value));
 }
 
 // Column k and, in the upper lanes, column k + further of eight rows of K.
@@ -206,7 +208,8 @@ typedef struct {
 
 static uint8_t level_of(int bits, float w, float scale, float zero) {
     const float most = (float)(1 << (bits - 1)), least = bits == 8 ? -127 : -most;
-    float level = fabsf(scale) >= FLT_MIN ? (w - zero) * (1.0f / scale) : 0;
+    const float middle = bits == 4 ? zero + 8 * scale : 0;
+    float level = fabsf(scale) >= FLT_MIN ? (w - middle) * (1.0f / scale) : 0;
     level = level > least ? level : least;  // NaN is not
     return (uint8_t)(int)(rintf(level < most - 1 ? level : most - 1) + most);
 }
@@ -239,32 +242,34 @@ static void find_scales(int bits, const float *w, int64_t K, Panel *panel) {
         if (bits == 6) search6(columns, scale);
         for (int l = 0; l < LANES && bits == 8; l++)
             scale[l] = half_to_float(
-                to_half(largest(w + l % ROWS * K + k + l / ROWS * group, group, 1) / 127));
+                to_half(largest(w + l % ROWS * K + k + l / ROWS * group, group, 1) / 127, 127));
     }
 }
 
-static void find_codes4(const float *w, int64_t K, Panel *panel, uint8_t *to) {
+// Of the block that begins at column k, as below.
+static void find_codes4(const float *w, int64_t K, int64_t k, Panel *panel, uint8_t *to) {
+    const int64_t end = K - k < LARGE ? K : k + LARGE;
+    const float *scale = panel->scale + k / 32 * ROWS, *zero = panel->zero + k / 32 * ROWS;
     Real step[2];
     for (int r = 0; r < ROWS; r++) {
-        const uint16_t d = to_bf16(largest(panel->scale + r, K / 32, ROWS) / 255);
-        const uint16_t dz = to_bf16(largest(panel->zero + r, K / 32, ROWS) / 127);
+        const uint16_t d = to_half(largest(scale + r, (end - k) / 32, ROWS) / 255, 255);
+        const uint16_t dz = to_half(largest(zero + r, (end - k) / 32, ROWS) / 127, 127);
         memcpy(to + 2 * r, &d, 2), memcpy(to + 16 + 2 * r, &dz, 2);
-        step[0][r] = step[0][r + ROWS] = panel->step[0][r] = bf16_to_float(d);
-        step[1][r] = step[1][r + ROWS] = panel->step[1][r] = bf16_to_float(dz);
+        step[0][r] = step[0][r + ROWS] = panel->step[0][r] = half_to_float(d);
+        step[1][r] = step[1][r + ROWS] = panel->step[1][r] = half_to_float(dz);
     }
-    for (int64_t k = 0; k < K; k += 64) {
+    for (; k < end; k += 64) {
         Real columns[32];
         for (int i = 0; i < 32; i++) columns[i] = column(w, K, k + i, 32);
         code4(columns, panel->scale + k / 32 * ROWS, panel->zero + k / 32 * ROWS, step);
     }
 }
 
-// Of the block that begins at column k.
 static void find_codes6(int64_t K, int64_t k, Panel *panel, uint8_t *to) {
-    const int64_t groups = (K - k < 256 ? K - k : 256) / 16;
+    const int64_t groups = (K - k < LARGE ? K - k : LARGE) / 16;
     for (int r = 0; r < ROWS; r++) {
         float *scale = panel->scale + k / 16 * ROWS + r;
-        const uint16_t d = to_half(largest(scale, groups, ROWS) / 127);
+        const uint16_t d = to_half(largest(scale, groups, ROWS) / 127, 127);
         const float step = panel->step[0][r] = half_to_float(d);
         memcpy(to + 2 * r, &d, 2);
         for (int64_t g = 0; g < groups; g++) {
@@ -280,7 +285,7 @@ static void put_scales(int bits, Panel *panel, float *scale, float *zero, uint8_
         for (int r = 0; r < ROWS; r++) {
             float *s = scale + g * ROWS + r, *z = zero + g * ROWS + r;
             if (bits == 8) {
-                const uint16_t half = to_half(*s);
+                const uint16_t half = to_half(*s, 127);
                 memcpy(to + g * 16 + 2 * r, &half, 2);
                 continue;
             }
@@ -297,9 +302,12 @@ static void round_panel(int bits, const float *w, int64_t K, Panel *panel, uint8
     memset(to, 0, (size_t)panel_bytes(bits, K));
     memset(panel->zero, 0, sizeof(float) * (size_t)(K / group * ROWS));
     find_scales(bits, w, K, panel);
-    if (bits == 4) find_codes4(w, K, panel, to), to += large_bytes(4);
     for (int64_t k = 0; k < K; k += BLOCK, to += part_bytes(bits)) {
-        if (bits == 6 && k % 256 == 0) find_codes6(K, k, panel, to), to += large_bytes(6);
+        if (k % LARGE == 0) {
+            if (bits == 4) find_codes4(w, K, k, panel, to);
+            if (bits == 6) find_codes6(K, k, panel, to);
+            to += large_bytes(bits);
+        }
         float *scale = panel->scale + k / group * ROWS, *zero = panel->zero + k / group * ROWS;
         put_scales(bits, panel, scale, zero, to);
         for (int r = 0; r < ROWS; r++)
@@ -330,48 +338,57 @@ int mmchat_quantize_blocks(const float *w, uint8_t *to, int64_t N, int64_t K, in
 
 // ---- widening ----------------------------------------------------------------------------------
 
-static unsigned level_at(int bits, const uint8_t *w, int row, int k) {
+static unsigned level_at(int bits, const uint8_t *w, int row, int k, const uint8_t *table) {
     if (bits == 8) return w[k / 4 * 32 + row * 4 + k % 4];
     const unsigned low = w[k / 8 * 32 + row * 4 + k / 2 % 4] >> k % 2 * 4 & 15;
     if (bits == 4) return low;
+    if (bits == TABLE) return table[low];
     const int field = k / 8 % 2 * 2 + k % 2;
     return low | (w[256 + k / 16 * 32 + row * 4 + k / 2 % 4] >> 2 * field & 3) << 4;
 }
 
-static float number16(const uint8_t *at, int is_half) {
+static float half_at(const uint8_t *at) {
     uint16_t bits;
     memcpy(&bits, at, 2);
-    return is_half ? half_to_float(bits) : bf16_to_float(bits);
+    return half_to_float(bits);
 }
 
-static void widen_panel(int bits, const uint8_t *w, uint16_t *out, int64_t K) {
+static float scale_at(int bits, const uint8_t *w, int g, int r, float d) {
+    float scale;
+    switch (bits) {
+        case 4: return d * w[g * 16 + r];
+        case 6: return d * (int8_t)w[g * 8 + r];
+        case 8: return half_at(w + g * 16 + 2 * r);
+        default: memcpy(&scale, w + 4 * r, 4); return scale;
+    }
+}
+
+static void widen_panel(int bits, const uint8_t *w, const uint8_t *table, uint16_t *out, int64_t K) {
     const int group = group_of(bits);
     float d[ROWS] = {0}, dz[ROWS] = {0};
     for (int64_t k = 0; k < K; k += BLOCK, w += part_bytes(bits)) {
-        if (bits == 4 ? k == 0 : bits == 6 && k % 256 == 0) {
-            for (int r = 0; r < ROWS; r++) {
-                d[r] = number16(w + 2 * r, bits == 6);
-                if (bits == 4) dz[r] = number16(w + 16 + 2 * r, 0);
+        if (k % LARGE == 0) {
+            for (int r = 0; r < ROWS && large_bytes(bits); r++) {
+                d[r] = half_at(w + 2 * r);
+                if (bits == 4) dz[r] = half_at(w + 16 + 2 * r);
             }
             w += large_bytes(bits);
         }
         for (int r = 0; r < ROWS; r++)
             for (int i = 0; i < BLOCK; i++) {
                 const int g = i / group;
-                const float scale = bits == 8   ? number16(w + g * 16 + 2 * r, 1)
-                                    : bits == 6 ? d[r] * (int8_t)w[g * 8 + r]
-                                                : d[r] * w[g * 16 + r];
+                const float scale = scale_at(bits, w, g, r, d[r]);
                 const float zero = bits == 4 ? dz[r] * (int8_t)w[g * 16 + 8 + r] : 0;
-                const int level = (int)level_at(bits, w + 32, r, i) - (1 << (bits - 1));
+                const int level = (int)level_at(bits, w + 32, r, i, table) - level_offset(bits);
                 out[r * K + k + i] = to_bf16((float)level * scale + zero);
             }
     }
 }
 
 // -> bfloat16 [N, K]
-void mmchat_widen_blocks(const uint8_t *w, uint16_t *out, int64_t N, int64_t K, int64_t bits,
-                         int threads) {
+void mmchat_widen_blocks(const uint8_t *w, const uint8_t *table, uint16_t *out, int64_t N, int64_t K,
+                         int64_t bits, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < N; n += ROWS)
-        widen_panel((int)bits, w + n / ROWS * panel_bytes((int)bits, K), out + n * K, K);
+        widen_panel((int)bits, w + n / ROWS * panel_bytes((int)bits, K), table, out + n * K, K);
 }

@@ -4,21 +4,28 @@ torch."""
 from __future__ import annotations
 
 ROWS, PART = 8, 64  # of a panel; columns that lie together
-GROUPS = {4: 32, 6: 16, 8: 32}  # columns that share a scale, by bits
-BLOCK6 = 256  # columns that share a d, with 6 bits
 SCALE_BYTES = 4  # behind a key or value in int8
+BITS = (4, 6, 8)  # of a level
+TABLE = 5  # in place of bits: 4, which choose one of 16 whole numbers
+GROUPS = {4: 32, TABLE: 64, 6: 16, 8: 32}  # columns that share a scale, by bits
+LARGES = {4: 2, TABLE: 0, 6: 1, 8: 0}  # numbers of 16 bits that stand over them, for each block of
+LARGE = 256  # columns
+
+
+def part_bytes(bits: int) -> int:
+    """Bytes of 64 columns of a row, but for what stands over blocks."""
+    return PART * (4 if bits == TABLE else bits) // 8 + 4
 
 
 def row_bytes(bits: int, columns: int) -> int:
     """Bytes of a row of so many columns, a multiple of 64."""
-    blocks = {4: 4, 6: -(-columns // BLOCK6) * 2, 8: 0}[bits]
-    return columns * bits // 8 + columns // PART * 4 + blocks
+    return columns // PART * part_bytes(bits) + -(-columns // LARGE) * 2 * LARGES[bits]
 
 
 def columns_of(bits: int, row: int) -> int:
     """Columns of rows of so many bytes. Raises ValueError where there are none."""
-    rest = row % row_bytes(bits, BLOCK6) if bits == 6 else row
-    columns = (row - rest) // row_bytes(bits, BLOCK6) * BLOCK6 + rest // (8 * bits + 4) * PART
-    if row > 4 and row_bytes(bits, columns) == row:
+    blocks, rest = divmod(row, row_bytes(bits, LARGE))
+    columns = blocks * LARGE + rest // part_bytes(bits) * PART
+    if columns and row_bytes(bits, columns) == row:
         return columns
     raise ValueError(f"rows of {row} bytes are no weights in blocks of {bits} bits")

@@ -15,6 +15,7 @@ BLOCK = 64  # K must be a multiple of it
 GROUPS = (32, 64, 128)  # of int4 weights
 PANEL = 8  # rows of packed int4 that lie together
 LARGEST_HEAD = 256  # as in attention.c
+NONE = torch.zeros(16, dtype=torch.uint8)  # in place of a table
 
 
 class UnavailableError(Exception):
@@ -61,9 +62,14 @@ class Library:
         reads, group = _packed(packed, width)
         return self._linear("mmchat_linear_packed_int4", x, width, reads, group)
 
-    def linear_blocks(self, bits: int, x: Tensor, weight: Tensor) -> Tensor:
-        """x: float32 [M, K], weight: blocks of `bits` bits, of N rows -> float32 [M, N]."""
-        return self._linear("mmchat_linear_blocks", x, *_blocks(bits, weight), bits)
+    def linear_blocks(
+        self, bits: int, x: Tensor, weight: Tensor, table: Tensor | None = None
+    ) -> Tensor:
+        """x: float32 [M, K], weight: blocks of `bits` bits, of N rows -> float32 [M, N].
+
+        table: uint8 [16] of layout.TABLE.
+        """
+        return self._linear("mmchat_linear_blocks", x, *_blocks(bits, weight, table), bits)
 
     def _linear(self, name: str, x: Tensor, width: int, weight: list[Read], *more: int) -> Tensor:
         if width % BLOCK:
@@ -160,7 +166,7 @@ class Library:
     def quantize_blocks(self, bits: int, weight: Tensor) -> Tensor:
         """As blocks_reference.quantize and pack, of float32 weights."""
         rows, width = weight.shape
-        if bits not in layout.GROUPS or rows % layout.ROWS or width % layout.PART:
+        if bits not in layout.BITS or rows % layout.ROWS or width % layout.PART:
             raise ValueError(f"weights [{rows}, {width}] have no blocks of {bits} bits")
         out = torch.empty(rows, layout.row_bytes(bits, width), dtype=torch.uint8)
         reads = _float32(weight)
@@ -168,9 +174,9 @@ class Library:
             raise MemoryError(f"no memory for the scales of {width} columns")
         return out
 
-    def widen_blocks(self, bits: int, weight: Tensor) -> Tensor:
+    def widen_blocks(self, bits: int, weight: Tensor, table: Tensor | None = None) -> Tensor:
         """As blocks_reference.widen of what is unpacked, to bfloat16."""
-        width, reads = _blocks(bits, weight)
+        width, reads = _blocks(bits, weight, table)
         out = torch.empty(len(weight), width, dtype=torch.bfloat16)
         self._call("mmchat_widen_blocks", reads, [out], *out.shape, bits)
         return out
@@ -254,12 +260,14 @@ def _packed(packed: Tensor, width: int) -> tuple[list[Read], int]:
     raise ValueError(f"packed int4 weights {tuple(packed.shape)} of a width of {width}")
 
 
-def _blocks(bits: int, weight: Tensor) -> tuple[int, list[Read]]:
+def _blocks(bits: int, weight: Tensor, table: Tensor | None) -> tuple[int, list[Read]]:
     """The width of weights in blocks, and what is read."""
     rows, row = weight.shape
     if bits not in layout.GROUPS or rows % layout.ROWS:
         raise ValueError(f"{tuple(weight.shape)} are no blocks of {bits} bits")
-    return layout.columns_of(bits, row), [(weight, torch.uint8, (rows, row))]
+    table = NONE if table is None else table
+    reads: list[Read] = [(weight, torch.uint8, (rows, row)), (table, torch.uint8, (16,))]
+    return layout.columns_of(bits, row), reads
 
 
 def _check(name: str, reads: list[Read]) -> None:

@@ -51,6 +51,13 @@ def is_wanted() -> bool:
     return _is_built_here() and os.environ.get("MMCHAT_NATIVE_KERNELS", "1") != "0"
 
 
+def is_possible() -> bool:
+    """Whether kernels are here, or what compiles them."""
+    with contextlib.suppress(UnavailableError):
+        return _shipped() is not None or bool(_compiler())
+    return False
+
+
 def _is_built_here() -> bool:
     return platform.system() == "Linux" or (IS_MAC and is_arm())
 

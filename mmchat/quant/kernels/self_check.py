@@ -29,6 +29,7 @@ WIDE = 32_832  # so many activations that a few tokens are taken at a time
 LONG = 4_160  # so many of 67 tokens that the sums of several rows in order are kept meanwhile
 # (positions, width, queries that share a key) of attention; spans have 512 positions
 ATTENTION = ((1, 16, 1), (2, 128, 4), (65, 64, 3), (130, 256, 5), (513, 128, 9), (578, 32, 2))
+NUMBERS = torch.arange(16, dtype=torch.uint8) * 17  # of a table: all sizes, and 0 and 255
 
 
 def first_fault(library: Library, *, briefly: bool = False) -> str | None:
@@ -108,14 +109,17 @@ def _blocks(
         x[:, 5::BLOCK] = 254  # their scale is 2, which all of them but one are halves of
         x = (x / 2).round() * 2
         for bits in layout.GROUPS:
-            name, codes = f"blocks of {bits} bits", exact_codes(bits, rows, width, draw)
-            packed, wide = blocks_reference.pack(bits, codes), blocks_reference.widen(bits, codes)
+            name = "blocks with a table" if bits == layout.TABLE else f"blocks of {bits} bits"
+            codes = exact_codes(bits, rows, width, draw)
+            packed = blocks_reference.pack(bits, codes)
+            wide = blocks_reference.widen(bits, codes, NUMBERS)
             yield name, _exact(partial(_linear_blocks, library, bits), shapes, x, wide, packed)
-            yield f"wide {name}", torch.equal(library.widen_blocks(bits, packed), wide.bfloat16())
+            widened = library.widen_blocks(bits, packed, NUMBERS)
+            yield f"wide {name}", torch.equal(widened, wide.bfloat16())
 
 
 def _linear_blocks(library: Library, bits: int, x: Tensor, weight: Tensor) -> Tensor:
-    return library.linear_blocks(bits, x, weight)
+    return library.linear_blocks(bits, x, weight, NUMBERS)
 
 
 def exact_codes(bits: int, rows: int, width: int, draw: torch.Generator) -> blocks_reference.Codes:
@@ -124,16 +128,19 @@ def exact_codes(bits: int, rows: int, width: int, draw: torch.Generator) -> bloc
     def whole(low: int, high: int, *shape: int) -> Tensor:
         return torch.randint(low, high, shape, generator=draw)
 
-    levels = whole(0, 2**bits, rows, width).to(torch.uint8)
+    most = 16 if bits == layout.TABLE else 2**bits
+    levels = whole(0, most, rows, width).to(torch.uint8)
     groups = width // layout.GROUPS[bits]
-    if bits == 8:
-        small = (2.0 ** whole(-2, 3, rows, groups, 1)).half()
-        return blocks_reference.Codes(levels, small, small[:, :1, :0])
+    if not layout.LARGES[bits]:
+        small = 2.0 ** whole(-2, 3, rows, groups, 1)
+        small = small.half() if bits == 8 else small
+        return blocks_reference.Codes(levels, small, small[:, :1, :0].half())
+    blocks = rows, -(-width // layout.LARGE)
     if bits == 6:
-        large = (2.0 ** whole(-2, 3, rows, -(-width // layout.BLOCK6), 1)).half()
+        large = (2.0 ** whole(-2, 3, *blocks, 1)).half()
         return blocks_reference.Codes(levels, whole(-4, 4, rows, groups, 1).to(torch.int8), large)
-    small = torch.stack((whole(0, 16, rows, groups), whole(-9, 9, rows, groups)), -1)
-    large = (2.0 ** whole(-1, 2, rows, 1, 2)).bfloat16()
+    large = (2.0 ** whole(0, 2, *blocks, 2)).half()
+    small = torch.stack((whole(0, 4, rows, groups), whole(-9, 9, rows, groups)), -1)
     return blocks_reference.Codes(levels, small.to(torch.int8).view(torch.uint8), large)
 
 
@@ -199,7 +206,7 @@ def _rounding(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bo
 
 def _rounding_blocks(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bool]]:
     weight = torch.randn(16, 448, generator=draw)
-    for bits in layout.GROUPS:
+    for bits in layout.BITS:
         reference = blocks_reference
         packed = reference.unpack(bits, library.quantize_blocks(bits, weight))
         found, plain = (

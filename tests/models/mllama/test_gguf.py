@@ -22,12 +22,18 @@ from mmchat.errors import CheckpointError, MmchatError, ParamsError, UsageError
 from mmchat.estimate.memory import used_in_place
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.packed import as_packed
 from mmchat.models.mllama import gguf_format
 from mmchat.models.mllama.gguf_format import FREQUENCIES, _unsquashed, from_gguf
 from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.mllama.weights import check_weights, hub_entries, iter_weights
 from mmchat.nn.linear import Linear
 from mmchat.nn.rope import scale_llama3
+from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, Blocks
+from mmchat.quant.formats.int4 import PackedInt4
+from mmchat.quant.formats.plain import PLAIN
+from mmchat.quant.kernels import native
+from mmchat.quant.schemes import SCHEMES
 from mmchat.strict_json import Where
 from mmchat.tokenizers import open_tokenizer
 from tests.gguf_models import all_of, gguf_name, ollama_folder, write_model
@@ -131,18 +137,71 @@ def test_it_answers_as_a_plain_checkpoint_of_the_exact_values(tmp_path, written,
     check_alike(mmchat.load(folder / "model.gguf", **options), plain)
 
 
+JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_by_default_it_is_held_as_it_is(tmp_path, written, form):
+    folder, exact = written[form]
+    ours, held = mmchat.load(folder, device="cpu"), set()
+    assert not [n for n in ours.runtime.notices if "GGUF" in n]
+    for name, layer in ours.runtime.model.named_modules():
+        if isinstance(layer, Linear):
+            held.add((name.split(".")[0], layer.format))
+            if layer.format is not PLAIN:
+                owner, _, last = name.rpartition(".")
+                parts = [exact[f"{owner}.{part}.weight"] for part in JOINED.get(last, (last,))]
+                assert torch.equal(layer.format.widen(*layer.held()), torch.cat(parts)), name
+    text, vision = "language_model", "vision_model"
+    assert {(text, BLOCKS4), (text, BLOCKS6), (vision, PLAIN)} <= held
+    model, source = ours.runtime.model, LoadOptions(folder, device="cpu").find()
+    with source.open_weights() as files:
+        options, packed = as_packed(files, source.spec, LoadOptions(folder), ours.placement)
+    need = options.setup(source.spec, ours.placement, others=packed.others).need()
+    kept = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    assert need.weights == pytest.approx(sum(kept.values()), rel=0.01)
+    assert said(ours)[0] == "A brown dog."
+
+
+def test_without_kernels_of_blocks_it_is_rounded_to_what_torch_multiplies(written, monkeypatch):
+    monkeypatch.setattr(native, "is_possible", lambda: False)
+    ours = mmchat.load(written["late"][0], device="cpu")
+    assert ours.options.quantize == "int4-g32"
+    held = {m.format for m in ours.runtime.model.modules() if isinstance(m, Linear)}
+    assert not any(isinstance(format, Blocks) for format in held)
+
+
+def test_parts_that_are_kept_are_widened(written):
+    ours = mmchat.load(written["pair"][0], device="cpu", quantize_keep="head")
+    assert ours.options.quantize_keep == ("head", "vision")
+    assert ours.runtime.model.language_model.lm_head.format is PLAIN
+
+
 def test_rounded_it_is_what_rounding_the_plain_checkpoint_gives(tmp_path, written):
     folder, exact = written["pair"]
-    ours = mmchat.load(folder, device="cpu")
-    assert ours.options.quantize == "int4-g32"
+    ours = mmchat.load(folder, device="cpu", quantize="int4-g32")
     [notice] = [n for n in ours.runtime.notices if "GGUF" in n]
-    assert "rounded to int4-g32" in notice
+    assert "held as int4-g32, which adds" in notice
     plain = plain_folder(tmp_path / "plain", exact)
-    options = {"quantize": "int4-g32", "quantize_keep": "vision"}  # which the files have in F16
-    check_alike(ours, mmchat.load(plain, device="cpu", **options))
-    assert ours.options.quantize_keep == ("vision",)
-    kept = mmchat.load(folder, device="cpu", quantize_keep="head").options.quantize_keep
-    assert kept == ("head", "vision")
+    check_alike(ours, mmchat.load(plain, device="cpu", quantize="int4-g32"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "percent"),
+    [
+        ("Q4_0", "int4-g32", 0),
+        ("Q5_0", "int8-b32", 0),
+        ("Q5_K", "int6", 2.5),
+        ("Q8_0", "int8-b32", 0),
+    ],
+)
+def test_each_type_is_held_in_as_many_bits_or_more(write, kind, scheme, percent):
+    ours = mmchat.load(write(choose=all_of(kind)), device="cpu")
+    layer = ours.runtime.model.language_model.model.layers[0].self_attn.o_proj
+    assert layer.format in (SCHEMES[scheme], PackedInt4(32))
+    said = [n.split("adds ")[1].split("%")[0] for n in ours.runtime.notices if "GGUF" in n]
+    assert len(said) == (percent > 0)
+    assert all(float(share) <= percent for share in said)
 
 
 def test_an_adapter_beside_it_is_not_ignored(write):
@@ -162,8 +221,8 @@ def test_exactly_is_as_asked(written):
 
 @pytest.mark.parametrize(
     ("kind", "scheme"),
-    [("Q4_0", "int4-g32"), ("Q4_K", "int4-g32"), ("Q5_0", "int4-g32"), ("Q5_K", "int4-g32"),
-     ("Q6_K", "int8"), ("Q8_0", "int8"), ("F16", "none"), ("BF16", "none"), ("F32", "none")],
+    [("Q4_0", "int4-b32"), ("Q4_K", "int4-b32"), ("Q5_0", "int6"), ("Q5_K", "int6"),
+     ("Q6_K", "int6"), ("Q8_0", "int8-b32"), ("F16", "none"), ("BF16", "none"), ("F32", "none")],
 )  # fmt: skip
 def test_the_nearest_scheme(write, kind, scheme):
     source = find_model(write(choose=all_of(kind)))
@@ -175,8 +234,9 @@ def test_the_nearest_scheme(write, kind, scheme):
 
 
 def test_bits_between_two_schemes_go_to_the_nearer():
-    found = {bits: GgufPacking(bits).scheme for bits in (4.5, 5.0, 6.4, 6.6, 8.5, 11.9, 12.1)}
-    assert list(found.values()) == ["int4-g32"] * 3 + ["int8"] * 3 + ["none"]
+    found = {bits: GgufPacking(bits).scheme for bits in (4.5, 5.4, 5.5, 7.5, 7.6, 12.2, 12.3)}
+    wanted = ["int4-b32"] * 2 + ["int6"] * 2 + ["int8-b32"] * 2 + ["none"]
+    assert list(found.values()) == wanted
 
 
 def test_text_only_needs_no_weights_of_the_vision(written):
@@ -296,14 +356,16 @@ def test_names_and_shapes_of_the_released_models(model, form):
     text = config.text_config
     plain = 1 / text.rope_theta ** (torch.arange(0, text.head_dim, 2).float() / text.head_dim)
     factors = plain / scale_llama3(plain, *vars(text.rope_scaling).values())
-    names = {gguf_name(hub, form): shape for hub, shape in hf_shapes(config).items()}
+    shapes = hf_shapes(config)
+    names = {gguf_name(hub, form): shape for hub, shape in shapes.items()}
     names |= {"v.position_embd.gate": (1,), FREQUENCIES: (text.head_dim // 2,)}
     # 11B: 908 tensors in one file; 396 and 512 in two
     if text.hidden_size == 4096:
         vision = sum(name.startswith(("v.", "mm.")) for name in names)
         assert (len(names), vision) == (908, 512)
     entries = [TensorEntry(n, "float32", s, Path("model.gguf")) for n, s in names.items()]
-    assert len(check_weights(Listed(entries, {FREQUENCIES: factors}), config)) == len(names) - 1
+    found = check_weights(Listed(entries, {FREQUENCIES: factors}), config)
+    assert {name: entry.shape for name, entry in found.items()} == shapes
     kept = [e for e in entries if e.name != "blk.3.cross_attn_q_norm.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: 'blk\.3\.cross_attn_q_norm\.weight'"):
         check_weights(Listed(kept, {FREQUENCIES: factors}), config)

@@ -18,16 +18,19 @@
 #define WIDE 32832   // so many activations that a few tokens are taken at a time
 #define THREADS 2
 
+#define TABLE 5  // in place of bits, as in blocks.h
+
 const char *mmchat_instructions(void);
 int mmchat_linear_int8(const int8_t *, const float *, const float *, float *, int64_t, int64_t,
                        int64_t, int);
 int mmchat_linear_int4(const uint8_t *, const uint16_t *, const uint16_t *, const float *, float *,
                        int64_t, int64_t, int64_t, int64_t, int);
 int mmchat_linear_bf16(const uint16_t *, const float *, float *, int64_t, int64_t, int64_t, int);
-int mmchat_linear_blocks(const uint8_t *, const float *, float *, int64_t, int64_t, int64_t,
-                         int64_t, int);
+int mmchat_linear_blocks(const uint8_t *, const uint8_t *, const float *, float *, int64_t, int64_t,
+                         int64_t, int64_t, int);
 int mmchat_quantize_blocks(const float *, uint8_t *, int64_t, int64_t, int64_t, int);
-void mmchat_widen_blocks(const uint8_t *, uint16_t *, int64_t, int64_t, int64_t, int);
+void mmchat_widen_blocks(const uint8_t *, const uint8_t *, uint16_t *, int64_t, int64_t, int64_t,
+                         int);
 int mmchat_attend(const float *, const uint8_t *, const uint8_t *, const uint8_t *, float *, int64_t,
                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 typedef struct {
@@ -147,8 +150,16 @@ static void products(int64_t K, int weights, int tokens, int fewest) {
     free(w), free(packed), free(half), free(scale), free(zero), free(x);
 }
 
+// Scales of eight rows, which are powers of two, and the levels of 64 columns, again and again.
+static void any_levels(uint8_t *to, int64_t parts) {
+    for (int64_t i = 0; i < parts; i++, to += 288) {
+        for (int r = 0; r < 8; r++) memcpy(to + 4 * r, &(float){1 << (i + r) % 3}, 4);
+        for (int j = 32; j < 288; j++) to[j] = (uint8_t)draw(0, 255);
+    }
+}
+
 // Weights of which each group reaches the largest level, so that rounding leaves them as they are
-// with 8 bits, and whatever it makes of them with fewer.
+// with 8 bits, and whatever it makes of them with fewer. bits: or TABLE, of any levels.
 static void blocks(int64_t K, int64_t bits) {
     enum { N = 24 };
     float *w = malloc(N * K * 4), *x = malloc(MOST * K * 4), *y = malloc(MOST * N * 4);
@@ -156,14 +167,17 @@ static void blocks(int64_t K, int64_t bits) {
     uint8_t *held = malloc(N * K * 2);
     for (int64_t i = 0; i < N * K; i++) w[i] = i % 32 == 7 ? 127 : (float)draw(-127, 127);
     activations(x, K, MOST * K, 0);
-    mmchat_quantize_blocks(w, held, N, K, bits, THREADS);
-    mmchat_widen_blocks(held, wide, N, K, bits, THREADS);
-    for (int64_t i = 0; i < N * K; i++)
+    uint8_t table[16];
+    for (int i = 0; i < 16; i++) table[i] = (uint8_t)(17 * i);
+    if (bits == TABLE) any_levels(held, N * K / 512);
+    else mmchat_quantize_blocks(w, held, N, K, bits, THREADS);
+    mmchat_widen_blocks(held, table, wide, N, K, bits, THREADS);
+    for (int64_t i = 0; i < N * K && bits != TABLE; i++)
         check(fabsf(from_bf16(wide[i]) - w[i]) <= (bits == 8 ? 0 : bits == 6 ? 5 : 20), "rounding", bits,
               K, i, 0);
     for (int M = 1; M <= MOST; M++)
         for (int rows = 8; rows <= N; rows += 8) {
-            mmchat_linear_blocks(held, x, y, M, rows, K, bits, THREADS);
+            mmchat_linear_blocks(held, table, x, y, M, rows, K, bits, THREADS);
             for (int m = 0; m < M; m++)
                 for (int n = 0; n < rows; n++) {
                     double sum = 0, size = 0;
@@ -171,7 +185,8 @@ static void blocks(int64_t K, int64_t bits) {
                         const double product = (double)from_bf16(wide[n * K + k]) * x[m * K + k];
                         sum += product, size += fabs(product);
                     }
-                    check(fabs(y[m * rows + n] - sum) <= (bits == 8 ? 0 : 0.003 * size), "blocks",
+                    const int is_exact = bits == 8 || bits == TABLE;
+                    check(fabs(y[m * rows + n] - sum) <= (is_exact ? 0 : 0.003 * size), "blocks",
                           bits, M, rows, K);
                 }
         }
@@ -315,7 +330,8 @@ int main(void) {
                 if (WIDTHS[i] == 640 || weights + tokens == 0) products(WIDTHS[i], weights, tokens, 1);
     products(WIDE, 0, 0, MOST);
     for (int i = 0; i < 7; i++)
-        for (int64_t bits = 4; bits <= 8; bits += 2) blocks(WIDTHS[i], bits);
+        for (int64_t bits = 4; bits <= 8; bits += bits == 4 || bits == TABLE ? 1 : 2)
+            blocks(WIDTHS[i], bits);
     hostile_products();
     for (int i = 0; i < 7; i++)
         for (int j = 0; j < 4; j++)
