@@ -86,9 +86,13 @@ def _from_conversion(
             "strategy": value_or(found, "vision_feature_select_strategy", "default"),
             "tower": None,
         },
-        # The same weights as the original's, which were trained with padded squares, although the
-        # conversion's own file says that the middle is cut out.
-        "image_processor": _pictures(preprocessor, square="pad", alpha="white"),
+        # The weights are the original's, which were trained with padded squares. The released file
+        # says that the middle is cut out and has no word for padding; where one has it, it counts.
+        "image_processor": _pictures(
+            preprocessor,
+            square="crop" if preprocessor.get("do_pad") is False else "pad",
+            alpha="white",
+        ),
     }
     return parse(sections, where)
 
