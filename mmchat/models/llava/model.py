@@ -16,7 +16,7 @@ from mmchat.models.block_examples import decoder_blocks
 from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.embedding_model import EmbeddingModel
 from mmchat.models.llava.config import LlavaConfig
-from mmchat.models.llava.tensor_names import is_unused
+from mmchat.models.llava.tensor_names import unused
 from mmchat.models.llava.text import LanguageModel
 from mmchat.models.llava.vision import Projector, VisionLayer, VisionTower
 from mmchat.nn.decoder import SelfAttentionLayer
@@ -59,7 +59,7 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         return not name.startswith("language_model.")
 
     def is_unused(self, name: str) -> bool:
-        return is_unused(name, self.config)
+        return name.startswith(unused(self.config))
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.language_model.model.embed(token_ids)
