@@ -15,9 +15,10 @@ from torch import Tensor
 from mmchat.catalog.spec import ModelSpec
 from mmchat.errors import UsageError
 from mmchat.models.base import Batch
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage
+from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.text import KeyValue
+from mmchat.models.row_cache import Place
 
 _CHUNK = 2**24  # numbers drawn from one seed, so that threads do not change the result
 _TABLES = ("tile_embedding.weight", "tile_positional_embedding.embedding.weight")
@@ -167,5 +168,5 @@ def fill_cache(cache: MllamaCache, context: RandomContext) -> None:
             stored[:, :, : context.length] = tensor
     if context.image is not None:
         cache.keep_media("random picture", [(k.clone(), v.clone()) for k, v in context.image])
-        cache.images[0] = (PlacedImage(0, "random picture"),)
+        cache.places[0] = (Place(0, 1, "random picture"),)
     cache.advance(Batch.last_of(torch.zeros(context.length), 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
 C = TypeVar("C")  # the family's config
 
 
-class HubWeights(Generic[C]):
+class HubWeights(ABC, Generic[C]):
     """`check_weights`, `iter_weights` and `hub_entries` of models.build.Build.
 
     For a family whose modules carry the Hub's names; it says `shapes`, those of Family.shapes.
     """
 
-    def shapes(self, config: C) -> Mapping[str, tuple[int, ...]]:
-        raise NotImplementedError
+    @staticmethod
+    @abstractmethod
+    def shapes(config: C) -> Mapping[str, tuple[int, ...]]: ...
 
     def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
         """What it holds of the model, by the model's names, where there are other spellings."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 import torch
@@ -23,8 +24,19 @@ C = TypeVar("C")
 ReadBatch = Callable[[Batch, C], Tensor]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt has a picture, without its pixels: what is kept of it outlives its request."""
+
+    start: int
+    end: int
+    content_hash: str
+
+
 class RowCache(ABC, Generic[Kept]):
     """Rows in their slots, of the dtype and on the device of `like` (models.base.Cache).
+
+    places: of the pictures of each row's prompt.
 
     encoded: what is kept of each picture content. It is shared by all rows and outlives them, so a
     picture is encoded once; whoever uses the cache says which go. fixed: steps compute all slots
@@ -48,27 +60,22 @@ class RowCache(ABC, Generic[Kept]):
         self.fixed = fixed
         self.lengths = [0] * slots
         self.encoded: dict[str, Kept] = {}
+        self.places: list[tuple[Place, ...]] = [()] * slots
         with torch.inference_mode(False):  # whoever makes it, others write it
             self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)  # `lengths`
 
     # ---- what a family says
 
     @abstractmethod
-    def _place(self, slot: int, prompt: Prompt) -> None:
-        """Note where a prompt that is about to be read has its pictures."""
-
-    @abstractmethod
     def _needed(self) -> set[str]:
         """Contents of the pictures that some row may still look at."""
-
-    @abstractmethod
-    def _begins_picture(self, batch: Batch) -> bool:
-        """Whether a position of the batch is a picture's."""
 
     # ---- rows
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        self._place(slot, prompt)
+        self.places[slot] = tuple(
+            Place(placed.position, placed.end, placed.media.content_hash) for placed in prompt.media
+        )
 
     def reserve(self, slot: int, length: int) -> None:
         for layer in self.layers:
@@ -83,6 +90,7 @@ class RowCache(ABC, Generic[Kept]):
         for layer in self.layers:
             layer.copy(source, target, length)
         self.lengths[target] = length
+        self.places[target] = self.places[source]
         self._lengths_changed()
 
     def shrink(self, slot: int) -> None:
@@ -90,6 +98,7 @@ class RowCache(ABC, Generic[Kept]):
             layer.shrink(slot, _round_up(self.lengths[slot]))
 
     def free(self, slot: int) -> None:
+        self.places[slot] = ()
         self.truncate(slot, 0)
         for layer in self.layers:
             if self.fixed:
@@ -160,7 +169,15 @@ class RowCache(ABC, Generic[Kept]):
             and batch.counts[0] <= LONGEST_STEP
             and min(batch.starts) > 0  # those from 0 are differentiable; steps write in place
             and (self.fixed or len(batch.slots) == 1)
-            and not self._begins_picture(batch)
+            and not self._has_picture(batch)
+        )
+
+    def _has_picture(self, batch: Batch) -> bool:
+        """Whether a position of the batch is a picture's."""
+        return any(
+            row.start < place.end and place.start < row.end
+            for row in batch.rows()
+            for place in self.places[row.slot]
         )
 
     def past(self, spans: Spans) -> list[PastRows]:

@@ -8,14 +8,13 @@ from math import isqrt
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.models.family import COMPANION, Alpha, OtherConfigError
+from mmchat.models.family import COMPANION, OtherConfigError
 from mmchat.models.hub_weights import HubWeights, entries_by_name
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.processor import LlavaProcessor
 from mmchat.models.llava.tensor_names import VISION, hub_name, hub_shapes
 from mmchat.models.square_family import WithoutPrograms
-from mmchat.tokenizers.base import Tokenizer
 
 _POSITIONS = f"{VISION}embeddings.position_embedding.weight"
 
@@ -24,9 +23,9 @@ class LlavaBuild(WithoutPrograms, HubWeights[LlavaConfig]):
     """See mmchat.models.build.Build."""
 
     label = "LLaVA"
-
-    def shapes(self, config: LlavaConfig) -> dict[str, tuple[int, ...]]:
-        return hub_shapes(config)
+    shapes = staticmethod(hub_shapes)
+    model = LlavaForConditionalGeneration
+    processor = LlavaProcessor
 
     def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
         """A vision encoder of its own repository stands for one that was left in the checkpoint."""
@@ -39,12 +38,6 @@ class LlavaBuild(WithoutPrograms, HubWeights[LlavaConfig]):
     ) -> dict[str, TensorEntry]:
         _check_picture_size(config, self.entries(checkpoint).get(_POSITIONS))
         return super().check_weights(checkpoint, config, wanted)
-
-    def model(self, config: LlavaConfig) -> LlavaForConditionalGeneration:
-        return LlavaForConditionalGeneration(config)
-
-    def processor(self, config: LlavaConfig, tokenizer: Tokenizer, alpha: Alpha) -> LlavaProcessor:
-        return LlavaProcessor(config, tokenizer, alpha)
 
 
 def _hub_name_beside_companion(name: str) -> str | None:

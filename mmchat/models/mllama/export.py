@@ -27,12 +27,13 @@ from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded, ExportError
 from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage, own, visible_images
+from mmchat.models.mllama.cache import MllamaCache, own, visible_images
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.text import SeenSteps
 from mmchat.models.prompt import Media
+from mmchat.models.row_cache import Place
 
 # The programs
 
@@ -230,15 +231,13 @@ class ExportedModel:
                 f" {self.limits.max_seq_len}; export it again with a larger --max-seq-len"
             )
 
-    def _visible(
-        self, cache: MllamaCache, start: int, count: int
-    ) -> tuple[list[PlacedImage], Tensor]:
+    def _visible(self, cache: MllamaCache, start: int, count: int) -> tuple[list[Place], Tensor]:
         """The pictures that new positions see, and for each position its span of their tokens."""
-        seen: list[PlacedImage] = []
-        group: list[PlacedImage] = []
+        seen: list[Place] = []
+        group: list[Place] = []
         visible = torch.zeros(count, 2, dtype=torch.long)
         first = end = 0
-        for begin, stop, images in visible_images(cache.images[0], start + count):
+        for begin, stop, images in visible_images(cache.places[0], start + count):
             if stop <= start:
                 continue
             if not group or images[0] is not group[0]:
@@ -258,7 +257,7 @@ class ExportedModel:
                 f" {self.limits.max_images}; export it again with a larger --max-images"
             )
 
-    def _joined(self, cache: MllamaCache, seen: Sequence[PlacedImage]) -> Iterable[Tensor]:
+    def _joined(self, cache: MllamaCache, seen: Sequence[Place]) -> Iterable[Tensor]:
         """Keys and values of the pictures one after the other, [1, G, M, D], layer by layer."""
         pictures = [cache.encoded[image.content_hash] for image in seen]
         for layer in zip(*pictures, strict=True):

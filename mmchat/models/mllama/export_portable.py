@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from mmchat.models.base import Batch, ExportLimits, ExportProgram
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage, visible_images
+from mmchat.models.mllama.cache import MllamaCache, visible_images
 from mmchat.models.mllama.export import ExportedModel as BaseModel
 from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.row_cache import CAPACITY_STEP
+from mmchat.models.row_cache import CAPACITY_STEP, Place
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import heads_first
 
@@ -184,20 +184,18 @@ class ExportedModel(BaseModel):
         cache.advance(batch)
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
-    def _pieces(
-        self, cache: MllamaCache, batch: Batch
-    ) -> Iterator[tuple[int, int, list[PlacedImage]]]:
+    def _pieces(self, cache: MllamaCache, batch: Batch) -> Iterator[tuple[int, int, list[Place]]]:
         """The positions cut where other pictures come into sight, and where too long."""
         start = batch.starts[0]
         end = start + batch.counts[0]
         longest = LONGEST_PIECE if len(batch.wanted) == 1 else MOST_WANTED
-        sights = visible_images(cache.images[0], end)
+        sights = visible_images(cache.places[0], end)
         first = sights[0][0] if sights else end
         for begin, stop, images in [(0, first, []), *sights]:
             for at in range(max(begin, start), stop, longest):
                 yield at, min(at + longest, stop), images
 
-    def _seen(self, cache: MllamaCache, images: Sequence[PlacedImage]) -> list[Tensor]:
+    def _seen(self, cache: MllamaCache, images: Sequence[Place]) -> list[Tensor]:
         self._check_images(len(images))
         return list(self._joined(cache, images)) if images else []
 

@@ -15,6 +15,7 @@ from typing import Any
 from mmchat.conversation import Image, Message, Part, Text, ToolCall
 from mmchat.errors import PromptError
 from mmchat.models.messages import check_messages
+from mmchat.models.prompt import PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
@@ -26,15 +27,6 @@ _TOOLS = (
     " its value}.Do not use variables.\n\n"
 )
 _HEADERS = {"tool": "ipython"}  # by role, where it is another word
-
-
-@dataclass(frozen=True)
-class PromptIds:
-    """A prompt: `image_positions[k]` is where in `input_ids` the picture `images[k]` stands."""
-
-    input_ids: tuple[int, ...]
-    image_positions: tuple[int, ...]
-    images: tuple[Image, ...]
 
 
 def chat_ids(

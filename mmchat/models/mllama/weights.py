@@ -17,16 +17,11 @@ from mmchat.models.family import OtherConfigError
 from mmchat.models.hub_weights import entries_by_name, read_entries
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.gguf_format import FREQUENCIES, gguf_rules, gguf_shapes
-from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.meta_format import meta_rules, meta_shapes
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "check_weights", "hf_shapes", "hub_entries", "iter_weights", "meta_rules", "meta_shapes",
-    "shard_dims",
-]  # fmt: skip
 
 _META_PROBE = "text_model.tok_embeddings.weight"
 _POSITIONS = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mmchat.conversation import Image, Message, Text
 from mmchat.models.messages import check_plain
-from mmchat.models.prepared import PromptIds
+from mmchat.models.prompt import PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
 SYSTEM = "You are a helpful assistant."

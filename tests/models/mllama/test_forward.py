@@ -9,8 +9,9 @@ import torch
 
 from mmchat.models.base import Batch, cache_lacks
 from mmchat.models.mllama import model as model_module
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage
+from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.prompt import PlacedMedia, Prompt
+from mmchat.models.row_cache import Place
 from tests.kinds import some
 from tests.models.mllama import oracle, plain_mllama
 from tests.models.mllama.oracle import CASES, CONFIG, IMAGE, TOLERANCE, distance, picture
@@ -241,7 +242,7 @@ def test_gradients_of_rows_together_are_those_of_the_plain_model(weights):
     cache = model.new_cache(len(rows), 64)
     for slot, (ids, pictures) in enumerate(rows):
         places = zip(oracle.image_positions(ids), pictures, strict=True)
-        cache.images[slot] = tuple(PlacedImage(at, p.content_hash) for at, p in places)
+        cache.places[slot] = tuple(Place(at, at + 1, p.content_hash) for at, p in places)
         for image in pictures:
             for _ in model.encode([image], cache):
                 pass
@@ -287,7 +288,7 @@ def test_rows_of_one_length_have_the_gradients_of_each_alone(weights):
             cache = model.new_cache(len(group), 8)
             for slot, (ids, pictures) in enumerate(group):
                 places = zip(oracle.image_positions(ids), pictures, strict=True)
-                cache.images[slot] = tuple(PlacedImage(at, p.content_hash) for at, p in places)
+                cache.places[slot] = tuple(Place(at, at + 1, p.content_hash) for at, p in places)
             for _ in model.encode([image], cache):
                 pass
             ids = torch.tensor([token for ids, _ in group for token in ids])
