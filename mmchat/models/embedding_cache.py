@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch, Cache
+from mmchat.models.base import Batch
 from mmchat.models.row_cache import RowCache
 
 
@@ -45,10 +45,3 @@ class EmbeddingCache(RowCache[Tensor]):
                     embeddings = self.encoded[place.content_hash]
                     part = embeddings[first - place.start : end - place.start]
                     yield first - row.start + row.offset, part
-
-
-def own(cache: Cache) -> EmbeddingCache:
-    """The cache as this one. Raises TypeError."""
-    if not isinstance(cache, EmbeddingCache):
-        raise TypeError(f"this model does not read {type(cache).__name__}")
-    return cache

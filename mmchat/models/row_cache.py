@@ -10,7 +10,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch
+from mmchat.models.base import Batch, Cache
 from mmchat.models.prompt import Prompt
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import LayerCache, PastRows, Spans
@@ -63,6 +63,13 @@ class RowCache(ABC, Generic[Kept]):
         self.places: list[tuple[Place, ...]] = [()] * slots
         with torch.inference_mode(False):  # whoever makes it, others write it
             self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)  # `lengths`
+
+    @classmethod
+    def of(cls, cache: Cache) -> Self:
+        """The cache as one of these. Raises TypeError."""
+        if not isinstance(cache, cls):
+            raise TypeError(f"this model does not read {type(cache).__name__}")
+        return cache
 
     # ---- what a family says
 

@@ -43,7 +43,7 @@ class _Examples:
         self.text = model.config.text_config
 
     def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(*shape, device=self.model.device, dtype=self.model.dtype)
+        return torch.zeros(*shape, device=self.model.like.device, dtype=self.model.like.dtype)
 
     def own_step(self, count: int) -> Example:
         """Of SelfAttentionLayer for `count` tokens."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch, Cache
+from mmchat.models.base import Batch
 from mmchat.models.mllama.config import TextConfig
 from mmchat.models.mllama.text import SeenRows, SeenSteps
 from mmchat.models.row_cache import Place, RowCache
@@ -130,13 +130,6 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
 
 Group = tuple[str, ...]  # content hashes of pictures that are seen together
 Groups = tuple[Group, ...]  # of several rows
-
-
-def own(cache: Cache) -> MllamaCache:
-    """The cache as Mllama's. Raises TypeError."""
-    if not isinstance(cache, MllamaCache):
-        raise TypeError(f"Mllama does not read {type(cache).__name__}")
-    return cache
 
 
 def visible_images(images: Sequence[Place], end: int) -> list[tuple[int, int, list[Place]]]:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 from mmchat.models.family import TextSizes
+from mmchat.models.mllama.tiling import supported_aspect_ratios
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ class VisionConfig:
     @cached_property
     def aspect_ratios(self) -> tuple[tuple[int, int], ...]:
         """Supported canvases (tiles_h, tiles_w); the aspect ratio id of entry i is i + 1."""
-        n = self.max_num_tiles
-        return tuple((h, w) for h in range(1, n + 1) for w in range(1, n + 1) if h * w <= n)
+        return supported_aspect_ratios(self.max_num_tiles)
 
 
 # Rows of a released embedding beyond the vocabulary; row 0 of them is the image token.

@@ -22,14 +22,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded, ExportError
 from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
-from mmchat.models.mllama.cache import MllamaCache, own, visible_images
+from mmchat.models.mllama.cache import MllamaCache, visible_images
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
+from mmchat.models.mllama.export_parts import Examples, Program, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.text import SeenSteps
 from mmchat.models.prompt import Media
@@ -38,11 +38,7 @@ from mmchat.models.row_cache import Place
 # The programs
 
 
-class _Prefill(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _Prefill(Program):
     def forward(
         self,
         input_ids: Tensor,
@@ -63,11 +59,7 @@ class _Prefill(nn.Module):
         ]
 
 
-class _PrefillText(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _PrefillText(Program):
     def forward(
         self,
         input_ids: Tensor,
@@ -80,11 +72,7 @@ class _PrefillText(nn.Module):
         return self.model.step(input_ids, position, past, (), length.shape[0], wanted)[None]
 
 
-class _Decode(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _Decode(Program):
     def forward(
         self, token_id: Tensor, position: Tensor, cached: list[Tensor], cross: list[Tensor]
     ) -> Tensor:
@@ -92,11 +80,7 @@ class _Decode(nn.Module):
         return self.model.step(token_id, position, pairs(cached), seen)
 
 
-class _DecodeText(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _DecodeText(Program):
     def forward(self, token_id: Tensor, position: Tensor, cached: list[Tensor]) -> Tensor:
         return self.model.step(token_id, position, pairs(cached), ())
 
@@ -179,7 +163,7 @@ class ExportedModel:
         tiles, ratio = media[0].tensors
         tiles, ratio = tiles[None].to(self.device, self.dtype), ratio.to(self.device)
         out = self._run(self._vision_program(tiles.shape[1]), (tiles, ratio))
-        own(cache).keep_media(media[0].content_hash, pairs(out))
+        MllamaCache.of(cache).keep_media(media[0].content_hash, pairs(out))
 
     def _vision_program(self, num_tiles: int) -> str:
         is_full = num_tiles == self.config.vision_config.max_num_tiles
@@ -191,7 +175,7 @@ class ExportedModel:
         [row] = batch.rows()
         self._check_room(row.end)
         batch.check(cache.lengths)
-        return self._forward(batch, own(cache))
+        return self._forward(batch, MllamaCache.of(cache))
 
     def _forward(self, batch: Batch, cache: MllamaCache) -> Tensor:
         cache.reserve(0, capacity(self.limits.max_seq_len))  # `release` may have taken some

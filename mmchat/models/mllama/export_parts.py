@@ -19,12 +19,16 @@ def capacity(max_seq_len: int) -> int:
     return (max_seq_len // CAPACITY_STEP + 1) * CAPACITY_STEP
 
 
-class Vision(nn.Module):
-    """Pictures with equal tile counts -> `cross`, a key and a value tensor for each layer."""
+class Program(nn.Module):
+    """A function of tensors that needs the model."""
 
     def __init__(self, model: MllamaForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
+
+
+class Vision(Program):
+    """Pictures with equal tile counts -> `cross`, a key and a value tensor for each layer."""
 
     def forward(self, tiles: Tensor, aspect_ratio_id: Tensor) -> list[Tensor]:
         states = self.model.vision_states(tiles, aspect_ratio_id)
@@ -41,7 +45,7 @@ class Examples:
 
     def __init__(self, model: MllamaForConditionalGeneration) -> None:
         self._config = model.config
-        self._device, self._dtype = model.device, model.dtype
+        self._device, self._dtype = model.like.device, model.like.dtype
 
     def ids(self, *values: int) -> Tensor:
         return torch.tensor(values, device=self._device)

@@ -21,13 +21,13 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from mmchat.models.base import Batch, ExportLimits, ExportProgram
 from mmchat.models.mllama.cache import MllamaCache, visible_images
 from mmchat.models.mllama.export import ExportedModel as BaseModel
-from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
+from mmchat.models.mllama.export_parts import Examples, Program, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.row_cache import CAPACITY_STEP, Place
 from mmchat.nn.attention import KeyValue
@@ -66,11 +66,7 @@ class _SeenAll:
         return torch.where(self._sees > 0, read, x)
 
 
-class _Read(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _Read(Program):
     def forward(
         self,
         input_ids: Tensor,
@@ -138,7 +134,7 @@ def export_programs(
     longest = max(capacity(limits.max_seq_len), 2 * CAPACITY_STEP)  # a range is more than one size
     past = Dim("past_positions", min=CAPACITY_STEP, max=longest)
     seen = examples.vision_tokens(limits)
-    sees = torch.ones(1, device=model.device, dtype=model.dtype)
+    sees = torch.ones(1, device=model.like.device, dtype=model.like.dtype)
     programs = [
         *(
             (f"vision_{count}", Vision(model), (tiles(count), ids(count)), None)

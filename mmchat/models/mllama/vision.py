@@ -24,6 +24,7 @@ from mmchat.models.mllama.config import VisionConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP
+from mmchat.nn.patches import embed_patches
 
 OUTER_NORM_EPS = 1e-5  # in both references, whatever `norm_eps` of the layers is
 
@@ -237,13 +238,9 @@ class VisionModel(nn.Module):
 
     def _embed(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """Embedded patches and class tokens of the tiles: [I, T·P, E]."""
-        images, num_tiles, channels, side, _ = tiles.shape
-        patch = self.config.patch_size
-        grid = side // patch
-        patches = tiles.reshape(images * num_tiles, channels, grid, patch, grid, patch)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images, num_tiles, grid * grid, -1)
-        weight = self.patch_embedding.weight.flatten(1)
-        x = nn.functional.linear(patches.to(weight.dtype), weight)  # [I, T, grid², E]
+        images, num_tiles = tiles.shape[:2]
+        x = embed_patches(tiles.flatten(0, 1), self.patch_embedding)
+        x = x.unflatten(0, (images, num_tiles))  # [I, T, grid², E]
         x = x + self.pre_tile_positional_embedding(aspect_ratio_ids, num_tiles)
         class_token = self.class_embedding.expand(images, num_tiles, 1, -1)
         x = torch.cat((class_token, x), dim=2)
