@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +16,34 @@ from mmchat.models.row_cache import RowCache, of_slots
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import Past, Spans, past_steps
 from mmchat.nn.linear import Linear
+from mmchat.nn.rope import RotaryEmbedding
 
 
 class UsualModel(nn.Module):
     """Most of models.build.FamilyModel, for a family that says what is abstract.
 
-    The output head is a module named `lm_head`.
+    cache_type: of what `new_cache` makes; it takes the config's `text_config`. The output head is
+    a module named `lm_head`.
     """
 
+    cache_type: ClassVar[type[RowCache[Any]]]
     ranks = 1
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
+        self.config = config
         self.remarks: list[str] = []
 
     @property
     @abstractmethod
     def like(self) -> Tensor:
         """A tensor of the model's device and dtype."""
+
+    def new_cache(self, slots: int, positions: int) -> RowCache[Any]:
+        """An empty cache of so many rows, with room for `positions` in each."""
+        text, like = self.config.text_config, self.like
+        sizes = text, slots, positions, like
+        return self.cache_type(*sizes, fixed=like.is_cuda, ranks=self.ranks)
 
     @abstractmethod
     def is_vision(self, name: str) -> bool:
@@ -78,6 +88,12 @@ class UsualModel(nn.Module):
             if isinstance(module, Linear) and not self.is_unused(f"{name}.")
         }
 
+    def finish_loading(self, device: torch.device) -> None:
+        """Once the weights are there: frequencies were computed when the model was built."""
+        for module in self.modules():
+            if isinstance(module, RotaryEmbedding):
+                module.inv_freq = module.inv_freq.to(device)
+
     def fuse_projections(self) -> None:
         """Join the projections that read the same input, once the weights are loaded."""
         for module in list(self.modules())[1:]:
@@ -92,6 +108,8 @@ class EmbeddingModel(UsualModel):
     of_rows: what each row is read with, [R, ...] (EmbeddingCache.of_rows); `decode` is given it for
     each token, [N, ...].
     """
+
+    cache_type = EmbeddingCache
 
     @abstractmethod
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:

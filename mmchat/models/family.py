@@ -52,6 +52,17 @@ class Config(Protocol):
         ...
 
 
+class Heads:
+    """Part of the config of layers whose heads share their width evenly."""
+
+    hidden_size: int
+    num_attention_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
 class TextSizes:
     """The part of a Config that follows from its `text_config`."""
 

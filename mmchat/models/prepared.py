@@ -117,22 +117,16 @@ def square_image(
     return SquareImage(image.content_hash, told, (normalised(seen, mean, std),))
 
 
-def normalised(picture: PILImage.Image, mean: Levels, std: Levels) -> torch.Tensor:
-    """An RGB picture -> [C, H, W] float32."""
+def normalised(picture: PILImage.Image | np.ndarray, mean: Levels, std: Levels) -> torch.Tensor:
+    """An RGB picture -> [C, H, W] float32.
+
+    A table of the 256 levels costs one lookup per pixel. The roundings must stay as they are: the
+    product with 1/255 in float64 rounded to float32, then subtraction and division in float32.
+    """
     pixels = np.asarray(picture)
+    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     values = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-    for channel, table in enumerate(normalised_levels(mean, std)):
+    for channel in range(3):
+        table = (levels - np.float32(mean[channel])) / np.float32(std[channel])
         np.take(table, pixels[..., channel], out=values[channel])
     return torch.from_numpy(values)
-
-
-def normalised_levels(mean: Levels, std: Levels) -> np.ndarray:
-    """Normalised value of each of the 256 levels of each channel: [C, 256] float32.
-
-    A table costs one lookup per pixel. The roundings must stay as they are: the product with 1/255
-    in float64 rounded to float32, then subtraction and division in float32.
-    """
-    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    means = np.array(mean, dtype=np.float32)[:, None]
-    deviations = np.array(std, dtype=np.float32)[:, None]
-    return (levels - means) / deviations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ class Place:
 class RowCache(ABC, Generic[Kept]):
     """Rows in their slots, of the dtype and on the device of `like` (models.base.Cache).
 
-    places: of the pictures of each row's prompt.
+    text: the config of the decoder. ranks: how many processes share its heads. places: of the
+    pictures of each row's prompt.
 
     encoded: what is kept of each picture content. It is shared by all rows and outlives them, so a
     picture is encoded once; whoever uses the cache says which go. fixed: steps compute all slots
@@ -45,18 +46,18 @@ class RowCache(ABC, Generic[Kept]):
 
     def __init__(
         self,
-        *,
-        layers: int,
-        groups: int,
-        head_dim: int,
+        text: Any,
         slots: int,
         positions: int,
         like: Tensor,
-        fixed: bool,
+        *,
+        fixed: bool = False,
+        ranks: int = 1,
     ) -> None:
-        size = (slots, groups, _round_up(positions), head_dim)
+        size = (slots, text.num_key_value_heads // ranks, _round_up(positions), text.head_dim)
         options = {"device": like.device, "dtype": like.dtype}
-        self.layers = [LayerCache(*size, fixed=fixed, **options) for _ in range(layers)]
+        layers = range(self.self_attention_layers(text))
+        self.layers = [LayerCache(*size, fixed=fixed, **options) for _ in layers]
         self.fixed = fixed
         self.lengths = [0] * slots
         self.encoded: dict[str, Kept] = {}
@@ -72,6 +73,10 @@ class RowCache(ABC, Generic[Kept]):
         return cache
 
     # ---- what a family says
+
+    @staticmethod
+    def self_attention_layers(text: Any) -> int:
+        return text.num_hidden_layers
 
     @abstractmethod
     def _needed(self) -> set[str]:

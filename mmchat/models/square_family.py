@@ -5,9 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
-from mmchat.errors import ExportError
 from mmchat.models.family import Alpha, Description, UsualFamily
 from mmchat.models.prompt import MediaFacts
 from mmchat.models.sizes import Sizes
@@ -86,15 +85,3 @@ class SquareFamily(UsualFamily[C], ABC, Generic[C]):
 
     def alpha(self, config: C, checkpoint_format: str) -> Alpha:
         return config.image_processor.alpha
-
-
-class WithoutPrograms:
-    """models.build.Build.programs of a family that has none. label: its name for people."""
-
-    label: ClassVar[str]
-
-    def programs(self, format: Literal["aoti", "executorch"]) -> NoReturn:
-        raise ExportError(
-            f"{self.label} cannot be exported as {format} programs yet; --format safetensors stores"
-            " its weights as they are loaded"
-        )

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Layers(nn.Module):
+    """The blocks of an encoder of patches; their parameters sit under `layers`."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
 
 
 def embed_patches(pixels: Tensor, embedding: nn.Conv2d) -> Tensor:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from mmchat.models.base import Block
 from mmchat.models.block_examples import decoder_blocks
-from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.embedding_model import EmbeddingModel
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.tensor_names import unused
@@ -27,8 +25,7 @@ class LlavaForConditionalGeneration(EmbeddingModel):
     """Answers text about pictures. Weights load by the Hub's names."""
 
     def __init__(self, config: LlavaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.vision_tower = VisionTower(config)
         self.multi_modal_projector = Projector(config)
         self.language_model = LanguageModel(config.text_config)
@@ -36,19 +33,6 @@ class LlavaForConditionalGeneration(EmbeddingModel):
     @property
     def like(self) -> Tensor:
         return self.language_model.model.norm.weight
-
-    def new_cache(self, slots: int, positions: int) -> EmbeddingCache:
-        """An empty cache of so many rows, with room for `positions` in each."""
-        text = self.config.text_config
-        return EmbeddingCache(
-            layers=text.num_hidden_layers,
-            groups=text.num_key_value_heads // self.ranks,
-            head_dim=text.head_dim,
-            slots=slots,
-            positions=positions,
-            like=self.like,
-            fixed=self.like.is_cuda,
-        )
 
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
         features: list[Tensor] = []
@@ -79,8 +63,3 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         picture = (1, vision.num_patches + 1, vision.hidden_size)
         of_text = (SelfAttentionLayer, size, self.language_model.model.rotary)
         return decoder_blocks(self, self.like, of_text, (VisionLayer, picture))
-
-    def finish_loading(self, device: torch.device) -> None:
-        """Once the weights are there: the frequencies were computed when the model was built."""
-        rotary = self.language_model.model.rotary
-        rotary.inv_freq = rotary.inv_freq.to(device)

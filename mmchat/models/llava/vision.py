@@ -12,7 +12,7 @@ from mmchat.models.llava.config import LlavaConfig, VisionConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP
-from mmchat.nn.patches import embed_patches
+from mmchat.nn.patches import Layers, embed_patches
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -74,14 +74,6 @@ class VisionEmbeddings(nn.Module):
         return torch.cat((first, x), dim=1) + self.position_embedding.weight
 
 
-class VisionEncoder(nn.Module):
-    """The stack of blocks; its parameters sit under `layers`."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
-
-
 class VisionModel(nn.Module):
     """CLIP's encoder of pictures; what is behind the features has names and no use."""
 
@@ -89,7 +81,7 @@ class VisionModel(nn.Module):
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # so spelt
-        self.encoder = VisionEncoder(config)
+        self.encoder = Layers(VisionLayer(config) for _ in range(config.num_hidden_layers))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmchat.models.base import Batch
 from mmchat.models.mllama.config import TextConfig
@@ -17,27 +17,14 @@ from mmchat.nn.attention import KeyValue, Row
 class MllamaCache(RowCache[tuple[KeyValue, ...]]):
     """encoded: [layer] -> keys and values [1, G, M, D] of a picture's valid tiles."""
 
-    def __init__(
-        self,
-        config: TextConfig,
-        slots: int,
-        positions: int,
-        like: Tensor,
-        *,
-        fixed: bool = False,
-        ranks: int = 1,
-    ) -> None:
-        super().__init__(
-            layers=len(config.self_attention_layers),
-            groups=config.num_key_value_heads // ranks,
-            head_dim=config.head_dim,
-            slots=slots,
-            positions=positions,
-            like=like,
-            fixed=fixed,
-        )
-        self.num_cross_layers = len(config.cross_attention_layers)
+    def __init__(self, text: TextConfig, slots: int, *sizes: Any, **how: Any) -> None:
+        super().__init__(text, slots, *sizes, **how)
+        self.num_cross_layers = len(text.cross_attention_layers)
         self._last_groups: tuple[Groups, list[SeenSteps]] = ((), [])
+
+    @staticmethod
+    def self_attention_layers(text: TextConfig) -> int:
+        return len(text.self_attention_layers)
 
     def truncate(self, slot: int, length: int) -> None:
         self.places[slot] = tuple(i for i in self.places[slot] if i.start < length)
@@ -74,7 +61,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
             index = torch.tensor(positions, device=self.positions.device)
         return [
             SeenRows(
-                [Row(e - b, *self._joined(_hashes(seen), layer)) for b, e, seen in stretches], index
+                [Row(e - b, *self.joined(hashes(seen), layer)) for b, e, seen in stretches], index
             )
             for layer in range(self.num_cross_layers)
         ]
@@ -88,7 +75,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
                 if begin < end:
                     yield begin + shift, end + shift, images
 
-    def _joined(self, group: Group, layer: int) -> KeyValue:
+    def joined(self, group: Group, layer: int) -> KeyValue:
         """Keys and values of pictures one after the other, [1, G, M, D]; of one, not a copy."""
         pairs = [self.encoded[content_hash][layer] for content_hash in group]
         if len(pairs) == 1:
@@ -120,7 +107,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
         same = len(set(sizes)) == 1
         steps = []
         for layer in range(self.num_cross_layers):
-            pairs = [self._joined(group, layer) if group else None for group in groups]
+            pairs = [self.joined(group, layer) if group else None for group in groups]
             key, value = _pad_rows(pairs, max(sizes))
             steps.append(
                 SeenSteps(key, value, None if same else mask, None if min(sizes) else sees)
@@ -149,12 +136,12 @@ def visible_images(images: Sequence[Place], end: int) -> list[tuple[int, int, li
     return stretches
 
 
-def _hashes(images: Sequence[Place]) -> Group:
+def hashes(images: Sequence[Place]) -> Group:
     return tuple(image.content_hash for image in images)
 
 
 def _last_group(stretches: Sequence[tuple[int, int, list[Place]]]) -> Group:
-    return _hashes(stretches[-1][2]) if stretches else ()
+    return hashes(stretches[-1][2]) if stretches else ()
 
 
 def _pad_rows(pairs: Sequence[KeyValue | None], size: int) -> KeyValue:

@@ -19,7 +19,7 @@ dynamic; `cached` is written in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded, ExportError
 from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
-from mmchat.models.mllama.cache import MllamaCache, visible_images
+from mmchat.models.mllama.cache import MllamaCache, hashes, visible_images
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.export_parts import Examples, Program, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
@@ -74,15 +74,14 @@ class _PrefillText(Program):
 
 class _Decode(Program):
     def forward(
-        self, token_id: Tensor, position: Tensor, cached: list[Tensor], cross: list[Tensor]
+        self,
+        token_id: Tensor,
+        position: Tensor,
+        cached: list[Tensor],
+        cross: Sequence[Tensor] = (),
     ) -> Tensor:
         seen = [SeenSteps(key, value, None, None) for key, value in pairs(cross)]
         return self.model.step(token_id, position, pairs(cached), seen)
-
-
-class _DecodeText(Program):
-    def forward(self, token_id: Tensor, position: Tensor, cached: list[Tensor]) -> Tensor:
-        return self.model.step(token_id, position, pairs(cached), ())
 
 
 def export_programs(
@@ -117,7 +116,7 @@ def export_programs(
         ),
         ("prefill_text", _PrefillText(model), (*read, cached), (*read_dims, no_dims)),
         ("decode", _Decode(model), (*step, cached, cross), (None, None, no_dims, cross_dims)),
-        ("decode_text", _DecodeText(model), (*step, cached), None),
+        ("decode_text", _Decode(model), (*step, cached), None),
     ]
     return [ExportProgram(*program) for program in programs]
 
@@ -196,7 +195,7 @@ class ExportedModel:
         """Logits [W, V] of several new positions."""
         [start], [count] = batch.starts, batch.counts
         seen, visible = self._visible(cache, start, count)
-        cross = list(self._joined(cache, seen))
+        cross = self._joined(cache, seen)
         length = torch.empty(start + count, dtype=torch.long)
         wanted = torch.tensor(batch.wanted)
         arguments = [batch.token_ids[None], cache.positions, length, wanted]
@@ -241,9 +240,7 @@ class ExportedModel:
                 f" {self.limits.max_images}; export it again with a larger --max-images"
             )
 
-    def _joined(self, cache: MllamaCache, seen: Sequence[Place]) -> Iterable[Tensor]:
+    def _joined(self, cache: MllamaCache, seen: Sequence[Place]) -> list[Tensor]:
         """Keys and values of the pictures one after the other, [1, G, M, D], layer by layer."""
-        pictures = [cache.encoded[image.content_hash] for image in seen]
-        for layer in zip(*pictures, strict=True):
-            for part in zip(*layer, strict=True):
-                yield part[0] if len(part) == 1 else torch.cat(part, dim=2)
+        layers = range(cache.num_cross_layers) if seen else ()
+        return [part for layer in layers for part in cache.joined(hashes(seen), layer)]

@@ -175,7 +175,9 @@ class ExportedModel(BaseModel):
         for begin, end, images in self._pieces(cache, batch):
             wanted = [at + start - begin for at in batch.wanted if begin <= at + start < end]
             ids = batch.token_ids[None, begin - start : end - start]
-            rows = self._piece(ids, begin, wanted or [0], cache, self._seen(cache, images))
+            self._check_images(len(images))
+            cross = self._joined(cache, images)
+            rows = self._piece(ids, begin, wanted or [0], cache, cross)
             logits.append(rows[: len(wanted)])
         cache.advance(batch)
         return logits[0] if len(logits) == 1 else torch.cat(logits)
@@ -190,10 +192,6 @@ class ExportedModel(BaseModel):
         for begin, stop, images in [(0, first, []), *sights]:
             for at in range(max(begin, start), stop, longest):
                 yield at, min(at + longest, stop), images
-
-    def _seen(self, cache: MllamaCache, images: Sequence[Place]) -> list[Tensor]:
-        self._check_images(len(images))
-        return list(self._joined(cache, images)) if images else []
 
     def _piece(
         self,

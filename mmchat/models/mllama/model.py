@@ -37,9 +37,10 @@ SHORT_WORK = 2**30
 class MllamaForConditionalGeneration(UsualModel):
     """Answers text about pictures. Weights load by the Hub's names."""
 
+    cache_type = MllamaCache
+
     def __init__(self, config: MllamaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.vision_model = VisionModel(config.vision_config)
         self.multi_modal_projector = Linear(
             config.vision_config.output_dim, config.text_config.hidden_size
@@ -58,11 +59,6 @@ class MllamaForConditionalGeneration(UsualModel):
         crossed = self.config.text_config.cross_attention_layers
         layers = tuple(f"language_model.model.layers.{i}." for i in crossed)
         return self.is_vision(name) or name.startswith(layers)
-
-    def new_cache(self, slots: int, positions: int) -> MllamaCache:
-        """An empty cache of so many rows, with room for `positions` in each."""
-        text, fixed = self.config.text_config, self.like.is_cuda
-        return MllamaCache(text, slots, positions, self.like, fixed=fixed, ranks=self.ranks)
 
     def vision_states(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """What the text sees of pictures with equal tile counts.
@@ -158,8 +154,7 @@ class MllamaForConditionalGeneration(UsualModel):
 
     def finish_loading(self, device: torch.device) -> None:
         """Once the weights are there: what is in no checkpoint, and what follows from them."""
-        rotary = self.language_model.model.rotary
-        rotary.inv_freq = rotary.inv_freq.to(device)  # computed when the model is built
+        super().finish_loading(device)
         if not self.vision_model.class_embedding.is_meta:
             self.vision_model.finish_loading()
             if not self.vision_model.padding_is_equal:

@@ -213,11 +213,8 @@ class _MetaNumbers:
         key = "vision_num_cross_attention_layers"
         nested = self.found.get("vision_model")
         if key not in self.found and isinstance(nested, dict):
-            adapter = as_object(
-                nested.get("cross_attention_adapter", {}),
-                self.where.child("vision_model").child("cross_attention_adapter"),
-            )
             where = self.where.child("vision_model").child("cross_attention_adapter")
+            adapter = as_object(nested.get("cross_attention_adapter", {}), where)
             return _MetaNumbers(adapter, where).integer("num_layers", 1, self_layers)
         return self.integer(key, 1, self_layers)
 

@@ -24,7 +24,7 @@ from mmchat.models.mllama.config import VisionConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP
-from mmchat.nn.patches import embed_patches
+from mmchat.nn.patches import Layers, embed_patches
 
 OUTER_NORM_EPS = 1e-5  # in both references, whatever `norm_eps` of the layers is
 
@@ -98,14 +98,6 @@ class GatedVisionLayer(VisionLayer):
         return self.gate_ffn.tanh()
 
 
-class VisionTransformer(nn.Module):
-    """A stack of blocks; its parameters sit under `layers`."""
-
-    def __init__(self, layers: list[VisionLayer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-
 class TileEmbedding(nn.Module):
     """One learned vector per tile of each canvas, scaled by tanh(gate).
 
@@ -170,11 +162,9 @@ class VisionModel(nn.Module):
         self.post_tile_positional_embedding = TileEmbedding(config)
         self.layernorm_pre = nn.LayerNorm(size, eps=OUTER_NORM_EPS)
         self.layernorm_post = nn.LayerNorm(size, eps=OUTER_NORM_EPS)
-        self.transformer = VisionTransformer(
-            [VisionLayer(config) for _ in range(config.num_hidden_layers)]
-        )
-        self.global_transformer = VisionTransformer(
-            [GatedVisionLayer(config) for _ in range(config.num_global_layers)]
+        self.transformer = Layers(VisionLayer(config) for _ in range(config.num_hidden_layers))
+        self.global_transformer = Layers(
+            GatedVisionLayer(config) for _ in range(config.num_global_layers)
         )
 
     def finish_loading(self) -> None:

@@ -9,10 +9,9 @@ from mmchat.models.qwen_vl.config import QwenVLConfig
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
 from mmchat.models.qwen_vl.processor import QwenVLProcessor
 from mmchat.models.qwen_vl.tensor_names import hub_name, hub_shapes
-from mmchat.models.square_family import WithoutPrograms
 
 
-class QwenVLBuild(WithoutPrograms, HubWeights[QwenVLConfig]):
+class QwenVLBuild(HubWeights[QwenVLConfig]):
     """See mmchat.models.build.Build."""
 
     label = "Qwen-VL"

@@ -39,10 +39,10 @@ class QwenVLProcessor(UsualProcessor):
         self.config = config
 
     def chat_ids(self, messages: Sequence[Message], tools: object) -> PromptIds:
-        return prompt.ids_of(prompt.chat_parts(messages), self.tokenizer, self.count)
+        return prompt.prompt_ids(prompt.chat_parts(messages), self.tokenizer, self.count)
 
     def raw_ids(self, message: Message) -> PromptIds:
-        return prompt.ids_of(prompt.raw_parts(message), self.tokenizer, self.count)
+        return prompt.prompt_ids(prompt.raw_parts(message), self.tokenizer, self.count)
 
     def of_ids(self, token_ids: Sequence[int]) -> Prompt:
         alpha = self.config.text_config.alpha(len(token_ids))

@@ -52,13 +52,13 @@ def test_a_conversation_keeps_roles_order_and_pictures():
         Message("assistant", (Text("  Two dogs.\n"),)),
         user("dogs"),
     ]
-    prompt = chat_ids(messages, TOKENIZER, IMAGE, add_generation_prompt=False)
+    prompt = chat_ids(messages, TOKENIZER, IMAGE)
     encode = TOKENIZER.encode
     expected = [
         *(BOS, *header("system"), *encode("Be brief."), EOT),
         *(*header("user"), *encode("Look: "), IMAGE, *encode(" nice"), IMAGE, IMAGE),
         *(*encode(" both"), EOT, *header("assistant"), *encode("  Two dogs.\n"), EOT),
-        *(*header("user"), *encode("dogs"), EOT),
+        *(*header("user"), *encode("dogs"), EOT, *header("assistant")),
     ]
     assert list(prompt.input_ids) == expected
     assert prompt.images == (first, second, third)
