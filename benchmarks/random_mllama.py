@@ -15,9 +15,10 @@ from torch import Tensor
 from mmchat.catalog.spec import ModelSpec
 from mmchat.errors import UsageError
 from mmchat.models.base import Batch
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage
+from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.text import KeyValue
+from mmchat.models.row_cache import Place
 from mmchat.nn.attention import held
 
 _CHUNK = 2**24  # numbers drawn from one seed, so that threads do not change the result
@@ -170,5 +171,5 @@ def fill_cache(cache: MllamaCache, context: RandomContext) -> None:
             for stored, tensor in zip(layer.row(slot), pair, strict=True):
                 stored[:, :, : context.length] = held(tensor, stored.dtype)
         if context.image is not None:
-            cache.images[slot] = (PlacedImage(0, "random picture"),)
+            cache.places[slot] = (Place(0, 1, "random picture"),)
         cache.advance(Batch.last_of(torch.zeros(context.length), 0, slot))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from benchmarks.clock import Elapsed, Stopwatch
 from benchmarks.contestants import DECODE_ROOM, Context, PicturePrompt
 from benchmarks.random_mllama import RandomContext, config_of
 from mmchat.errors import MissingExtra
-from mmchat.models.mllama.documents import hf_documents
+from mmchat.models.mllama.documents import hub_documents
 
 if TYPE_CHECKING:
     from mmchat.catalog.spec import ModelSpec
@@ -201,9 +202,10 @@ def _check_installed() -> None:
 def _config(spec: ModelSpec, dtype: torch.dtype) -> Any:
     from transformers import MllamaConfig
 
-    token_ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # forward reads none
     config = config_of(spec)
-    documents = hf_documents(config, str(dtype), vars(spec.generation), token_ids)
+    no_tokens: Any = SimpleNamespace(special_id=lambda _name: 0)  # forward reads none
+    how = {"is_chat": True, "dtype": str(dtype), "generation": vars(spec.generation)}
+    documents = hub_documents(config, no_tokens, **how)
     document = documents["config.json"]
     vision, text = document["vision_config"], document["text_config"]
     vision["intermediate_layers_indices"] = [

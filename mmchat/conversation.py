@@ -5,6 +5,7 @@ All of it is immutable, so that a turn that fails has changed nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -307,12 +308,13 @@ def _by_names(
         if name not in known:
             raise PromptError(
                 f"the text names the picture {quoted(name, 200)}, which is not given; give it with"
-                " --image-prompt, or let the text open pictures with --image-tags (in Python"
-                " image_tags=True)"
+                " --image-prompt, or let a text that you type open pictures with --image-tags"
+                " (in a chat \\set image_tags on, in Python image_tags=True)"
             )
     placed = [known[name] for name in pieces[1::2]]
     others = [image for image in images if image not in placed]
-    plain = names.end.join(pieces[::2])  # which no tag is found across
+    room = len(names.begin + names.end)  # so that places stay
+    plain = "".join(" " * (room + len(p)) if n % 2 else p for n, p in enumerate(pieces))
     if (tag and tag in plain) or others:
         _check_tags(plain, others, tag)
     coming, content = iter(others), list[Part]()
@@ -359,11 +361,12 @@ def arranged(parts: Sequence[str | Sequence[Image]], marks: Sequence[str]) -> tu
 
 
 def _check_tags(text: str, images: Sequence[Image], tag: str) -> None:
-    tags = text.count(tag)
-    if tags != len(images):
+    tags = [found.start() + 1 for found in re.finditer(re.escape(tag), text)]
+    if len(tags) != len(images):
         have = "are" if len(images) != 1 else "is"
+        places = "character " + ", ".join(map(str, tags[:9])) + (", …" if len(tags) > 9 else "")
         raise PromptError(
-            f"the text has {plural(tags, f'{tag} tag')}, and there {have}"
+            f"the text has {plural(len(tags), f'{tag} tag')}, and there {have}"
             f" {plural(len(images), 'picture')}; give one for each, or leave the tags out to put"
-            " pictures first"
+            " pictures first" + (f" (found at {places})" if tags else "")
         )

@@ -20,7 +20,7 @@ from mmchat.catalog.spec import ModelSpec, load_spec, params_document
 from mmchat.checkpoints.mapping import Rule
 from mmchat.errors import ParamsError
 from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig
-from mmchat.models.mllama.weights import meta_rules
+from mmchat.models.mllama.meta_format import meta_rules
 from tests.models.mllama.oracle import random_weights
 
 EMBEDDING = "language_model.model.embed_tokens.weight"

@@ -88,6 +88,17 @@ def test_a_name_that_is_nowhere_is_seen(name):
     assert not is_defined(name)
 
 
+def test_every_command_of_the_table_of_differences_selects_tests():
+    page = (ROOT / "docs/correctness.md").read_text("utf-8")
+    commands = re.findall(r"`pytest (?:-m slow )?(tests\S*) -k (?:\"(.+?)\"|(\w+))`", page)
+    assert len(commands) == page.count(" -k ") >= 20
+    for place, several, one in commands:
+        files = [ROOT / place] if place.endswith(".py") else (ROOT / place).rglob("test_*.py")
+        code = "".join(f'"{file.stem}"{file.read_text("utf-8")}' for file in files)
+        for word in (several or one).split(" or "):
+            assert re.search(rf"^def \w*{word}\w*\(|\"\w*{word}", code, re.M), (place, word)
+
+
 def tree() -> dict[str, str]:
     """Path -> what the tree of the architecture says of it; a folder's path ends in "/"."""
     [block] = re.findall(r"^```text\n(.*?)^```$", PAGES["docs/architecture.md"], re.M | re.S)

@@ -108,8 +108,8 @@ def find_model(
         tokenizer = tokenizer_in(folder_of(checkpoint))
     companion = _companion(spec, checkpoint, vision_tower)
     source = ModelSource(spec, checkpoint, tokenizer, companion, merged)
-    if companion is None and companion_required and checkpoint_required and not source.exported:
-        _refuse_without_companion(spec)
+    if companion_required and checkpoint_required:
+        check_companion(source)
     return source
 
 
@@ -204,8 +204,11 @@ def _companion(spec: ModelSpec, checkpoint: Path | None, given: str | Path | Non
     return None
 
 
-def _refuse_without_companion(spec: ModelSpec) -> None:
-    if repo := spec.family.companion(spec.config):
+def check_companion(source: ModelSource) -> None:
+    """Raises CheckpointError where weights of another repository are needed and not here."""
+    spec = source.spec
+    repo = spec.family.companion(spec.config)
+    if repo and source.companion is None and not source.exported:
         raise CheckpointError(
             f"{spec.name} needs the vision encoder {repo}, which is not on this machine; 'mmchat"
             f" download {repo}' fetches it, or give --vision-tower PATH"

@@ -34,7 +34,7 @@ def inspect(
         ),
     ],
     *,
-    given: Annotated[LoadOptions, Only("params_path", "adapter")],
+    given: Annotated[LoadOptions, Only("params_path", "vision_tower", "adapter")],
     as_json: options.Json = False,
 ) -> None:
     """Show a model's architecture, sizes and memory needs; loads no weights.
@@ -124,14 +124,17 @@ def _checkpoint_facts(source: ModelSource) -> dict[str, Any]:
 
     Raises CheckpointError where loading would, for names, shapes and dtypes.
     """
+    from mmchat.catalog.find import check_companion
     from mmchat.loading.weights import check_fit
 
     spec = source.spec
+    check_companion(source)
     with source.open_weights() as opened:
         if source.exported is None:
             check_fit(opened, spec)
         return {
             "path": str(source.checkpoint),
+            "vision_tower": source.companion and str(source.companion),
             "format": opened.format,
             "packed": spec.packing.label if spec.packing else None,
             "files": len(opened.files),
@@ -197,9 +200,10 @@ def _checkpoint_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return [("checkpoint", "not on this machine")]
     files = plural(found["files"], "file")
-    packed = found["packed"]
+    packed, tower = found["packed"], found["vision_tower"]
     return [
         ("checkpoint", found["path"]),
+        *([("  vision encoder", tower)] if tower else []),
         ("  format", f"{found['format']}, {files}, {plural(found['tensors'], 'tensor')}"),
         *([("  packed", f"{packed}; unpacked it is")] if packed else []),
         *((f"  {dtype}", size(number)) for dtype, number in found["bytes_by_dtype"].items()),

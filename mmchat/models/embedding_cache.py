@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch, Cache
-from mmchat.models.prompt import Prompt
+from mmchat.models.base import Batch
 from mmchat.models.row_cache import RowCache
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a prompt has a picture, without its pixels: what is kept of it outlives its request."""
-
-    start: int
-    end: int
-    content_hash: str
 
 
 class EmbeddingCache(RowCache[Tensor]):
@@ -31,29 +19,9 @@ class EmbeddingCache(RowCache[Tensor]):
 
     of_rows: tuple[Tensor, ...] = ()
 
-    def __init__(self, *, slots: int, **sizes: Any) -> None:
-        super().__init__(slots=slots, **sizes)
-        self.places: list[tuple[Place, ...]] = [()] * slots  # of the pictures of each prompt
-
-    def _place(self, slot: int, prompt: Prompt) -> None:
-        self.places[slot] = tuple(
-            Place(placed.position, placed.end, placed.media.content_hash) for placed in prompt.media
-        )
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        super().copy(source, target, length)
-        self.places[target] = self.places[source]
-
-    def free(self, slot: int) -> None:
-        self.places[slot] = ()
-        super().free(slot)
-
     def _needed(self) -> set[str]:
         rows = zip(self.places, self.lengths, strict=True)
         return {p.content_hash for places, length in rows for p in places if p.end > length}
-
-    def _begins_picture(self, batch: Batch) -> bool:
-        return any(True for _ in self._parts(batch))
 
     def pictures(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Where in the batch pictures lie, [K], and their embeddings there, [K, E].
@@ -77,10 +45,3 @@ class EmbeddingCache(RowCache[Tensor]):
                     embeddings = self.encoded[place.content_hash]
                     part = embeddings[first - place.start : end - place.start]
                     yield first - row.start + row.offset, part
-
-
-def own(cache: Cache) -> EmbeddingCache:
-    """The cache as this one. Raises TypeError."""
-    if not isinstance(cache, EmbeddingCache):
-        raise TypeError(f"this model does not read {type(cache).__name__}")
-    return cache

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 from mmchat.errors import CheckpointError
 from mmchat.models.prompt import MediaFacts, PatchMap
@@ -50,6 +50,17 @@ class Config(Protocol):
     def max_position_embeddings(self) -> int:
         """Positions of prompt and answer, at most."""
         ...
+
+
+class Heads:
+    """Part of the config of layers whose heads share their width evenly."""
+
+    hidden_size: int
+    num_attention_heads: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
 
 
 class TextSizes:
@@ -118,6 +129,33 @@ class Description:
 def parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Numbers in tensors of these shapes."""
     return sum(map(math.prod, shapes.values()))
+
+
+class UsualFamily(Generic[C]):
+    """Part of a Family: answers that most give.
+
+    config_type: a dataclass, each field of which is a section of a params file; one of them is
+    `image_processor`, with a field `alpha`.
+    """
+
+    config_type: ClassVar[type[Any]]
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(self.config_type))
+
+    def to_sections(self, config: C) -> dict[str, Any]:
+        return asdict(cast(Any, config))
+
+    def companion(self, config: C) -> str | None:
+        return None
+
+    def patches(self, config: C, height: int, width: int) -> PatchMap | None:
+        return None
+
+    def with_alpha(self, config: C, alpha: Alpha) -> C:
+        given = cast(Any, config)
+        return replace(given, image_processor=replace(given.image_processor, alpha=alpha))
 
 
 class Family(Protocol[C, M]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from mmchat.strict_json import Where
 # Of the pictures that CLIP was trained with, and most vision encoders after it.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+RESCALE = 1 / 255
 
 
 def value_or(found: Mapping[str, Any], key: str, default: Any) -> Any:
@@ -26,3 +30,32 @@ def refuse_other(found: Mapping[str, Any], expected: Mapping[str, Any], where: W
             raise where.child(key).fail(
                 f"{quoted(found[key])} is not supported here, only {quoted(value)}"
             )
+
+
+def levels_of(preprocessor: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """image_mean and image_std of a preprocessor_config.json, or CLIP's."""
+    usual = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+    return {key: value_or(preprocessor or {}, key, default) for key, default in usual.items()}
+
+
+def check_preprocessor(found: Mapping[str, Any], expected: Mapping[str, Any], where: Where) -> None:
+    """Refuse another way of preparing pictures than that which the model has."""
+    scale = found.get("rescale_factor")
+    if type(scale) is float and math.isclose(scale, RESCALE, rel_tol=1e-6):  # fewer digits
+        found = {**found, "rescale_factor": RESCALE}
+    steps = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
+    usual = {**dict.fromkeys(steps, True), "rescale_factor": RESCALE}
+    refuse_other(found, {**usual, **expected}, where)
+
+
+def preprocessor_document(kind: str, pictures: Any, **own: Any) -> dict[str, Any]:
+    """preprocessor_config.json. pictures: the config's image_processor."""
+    steps = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize", "do_pad")
+    return {
+        "image_processor_type": kind,
+        **dict.fromkeys(steps, True),
+        "image_mean": pictures.image_mean,
+        "image_std": pictures.image_std,
+        "rescale_factor": RESCALE,
+        **own,
+    }

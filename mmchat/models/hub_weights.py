@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from math import isqrt
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, NoReturn, TypeVar
 
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.checkpoints.verify import check_entries
-from mmchat.errors import CheckpointError
+from mmchat.errors import CheckpointError, ExportError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,14 +20,18 @@ if TYPE_CHECKING:
 C = TypeVar("C")  # the family's config
 
 
-class HubWeights(Generic[C]):
-    """`check_weights`, `iter_weights` and `hub_entries` of models.build.Build.
+class HubWeights(ABC, Generic[C]):
+    """All of models.build.Build but `model` and `processor`.
 
-    For a family whose modules carry the Hub's names; it says `shapes`, those of Family.shapes.
+    For a family without programs whose modules carry the Hub's names. label: its name for people.
+    shapes: those of Family.shapes.
     """
 
-    def shapes(self, config: C) -> Mapping[str, tuple[int, ...]]:
-        raise NotImplementedError
+    label: ClassVar[str]
+
+    @staticmethod
+    @abstractmethod
+    def shapes(config: C) -> Mapping[str, tuple[int, ...]]: ...
 
     def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
         """What it holds of the model, by the model's names, where there are other spellings."""
@@ -49,9 +55,26 @@ class HubWeights(Generic[C]):
         entries = self.check_weights(checkpoint, config, wanted)
         return read_entries(checkpoint, entries, entries if wanted is None else wanted)
 
+    def programs(self, format: Literal["aoti", "executorch"]) -> NoReturn:
+        raise ExportError(
+            f"{self.label} cannot be exported as {format} programs yet; --format safetensors stores"
+            " its weights as they are loaded"
+        )
+
     def hub_entries(self, checkpoint: Checkpoint, config: C) -> list[TensorEntry]:
         entries = self.check_weights(checkpoint, config)
         return [replace(entry, name=name) for name, entry in entries.items()]
+
+
+def other_side(positions: TensorEntry | None, tokens: int, patch_size: int) -> int | None:
+    """Side in pixels of the pictures that a table of positions is for, if it has not `tokens` rows.
+
+    It has a row for each patch of a square, and one more; None for what is no such table.
+    """
+    if positions is None or len(positions.shape) != 2 or positions.shape[0] == tokens:
+        return None
+    side = isqrt(max(positions.shape[0] - 1, 0))
+    return side * patch_size if side and side**2 + 1 == positions.shape[0] else None
 
 
 def entries_by_name(

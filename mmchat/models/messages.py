@@ -1,12 +1,51 @@
-"""What no family takes, and what those do not that were not taught to call tools."""
+"""What no family takes, and conversations whose texts are encoded one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from mmchat import limits
-from mmchat.conversation import Message
+from mmchat.conversation import Image, Message, Text
 from mmchat.errors import PromptError
+from mmchat.models.prompt import PromptIds
+from mmchat.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class Token:
+    """A special token by its name."""
+
+    name: str
+
+
+PromptPart = str | Image | Token
+
+
+def content_of(message: Message) -> Iterator[PromptPart]:
+    """Its texts and pictures as they come."""
+    for part in message.content:
+        yield part.text if isinstance(part, Text) else part
+
+
+def ids_of(
+    parts: Iterable[PromptPart], tokenizer: Tokenizer, picture: Sequence[int], before: int = 0
+) -> PromptIds:
+    """Encode each part by itself: text does not merge across a picture or a special token.
+
+    picture: the ids that stand for one, `before` of them in front of its positions.
+    """
+    ids, starts, images = list[int](), list[int](), list[Image]()
+    for part in parts:
+        if isinstance(part, Token):
+            ids.append(tokenizer.special_id(part.name))
+        elif isinstance(part, str):
+            ids += tokenizer.encode(part)
+        else:
+            starts.append(len(ids) + before)
+            images.append(part)
+            ids += picture
+    return PromptIds(tuple(ids), tuple(starts), tuple(images))
 
 
 def check_messages(messages: Sequence[Message]) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from mmchat.conversation import Image, Message
+from mmchat.conversation import Box, Image, Message, NameTags
 from mmchat.errors import UsageError
-from mmchat.models.prompt import MediaFacts, PlacedMedia, PlainPrompts, Prompt
+from mmchat.models.prompt import Media, MediaFacts, PlacedMedia, Prompt, PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
 M = TypeVar("M")
@@ -53,24 +53,16 @@ class Kept(Generic[M]):
         return made
 
 
-@dataclass(frozen=True)
-class PromptIds:
-    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
-
-    input_ids: tuple[int, ...]
-    starts: tuple[int, ...]
-    images: tuple[Image, ...]
-
-
-class SquareProcessor(PlainPrompts, ABC):
-    """models.prompt.Processor of a family that sees squares and calls no tools, but for `facts`.
+class UsualProcessor(ABC):
+    """Most of a models.prompt.Processor, for a family that says what is abstract, and `facts`.
 
     It may be used in several threads at once. label: the family's name for people. stops: names of
-    the tokens that end an answer. count: positions a picture. make: of a picture, its square.
+    the tokens that end an answer. count: positions a picture. make: what is made of a picture.
     """
 
     label: ClassVar[str]
     takes_tools = False
+    name_tags: NameTags | None = None
     lead = ""  # Prompt.lead of the chat format
 
     def __init__(
@@ -79,53 +71,62 @@ class SquareProcessor(PlainPrompts, ABC):
         alpha: Literal["white", "drop"],
         stops: Sequence[str],
         count: int,
-        make: Callable[[Image], SquareImage],
+        make: Callable[[Image], Media],
     ) -> None:
         self.tokenizer = tokenizer
         self.alpha: Literal["white", "drop"] = alpha
         self.stop_ids = frozenset(map(tokenizer.special_id, stops))
-        self.count, self._square = count, Kept(make)
+        self.count, self._prepare = count, Kept(make)
 
     @abstractmethod
-    def chat_ids(self, messages: Sequence[Message]) -> PromptIds: ...
+    def chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+    ) -> PromptIds: ...
 
     @abstractmethod
     def raw_ids(self, message: Message) -> PromptIds: ...
 
     def chat(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Prompt:
-        """Raises UsageError for tools, of which its models were taught nothing."""
-        if tools:
+        """Raises UsageError for tools of which its models were taught nothing."""
+        if tools and not self.takes_tools:
             raise UsageError(
                 f"{self.label} was not taught to call tools; leave them out, or ask a Llama 3.2"
                 " model"
             )
-        return replace(self._placed(self.chat_ids(messages)), lead=self.lead)
+        return replace(self._placed(self.chat_ids(messages, tools)), lead=self.lead)
 
     def raw(self, message: Message) -> Prompt:
         return self._placed(self.raw_ids(message))
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        return Prompt(tuple(token_ids))
+
+    def boxes(self, text: str) -> Sequence[Box] | None:
+        return None
+
     def _placed(self, ids: PromptIds) -> Prompt:
         pictures = zip(ids.starts, ids.images, strict=True)
-        media = tuple(PlacedMedia(at, self.count, self._square(image)) for at, image in pictures)
+        media = tuple(PlacedMedia(at, self.count, self._prepare(image)) for at, image in pictures)
         return replace(self.of_ids(ids.input_ids), media=media)
 
 
-def normalised(picture: PILImage.Image, mean: Levels, std: Levels) -> torch.Tensor:
-    """An RGB picture -> [C, H, W] float32."""
+def square_image(
+    image: Image, told: MediaFacts, seen: PILImage.Image, mean: Levels, std: Levels
+) -> SquareImage:
+    """What a model is given of `image`, of which it sees the square `seen`."""
+    return SquareImage(image.content_hash, told, (normalised(seen, mean, std),))
+
+
+def normalised(picture: PILImage.Image | np.ndarray, mean: Levels, std: Levels) -> torch.Tensor:
+    """An RGB picture -> [C, H, W] float32.
+
+    A table of the 256 levels costs one lookup per pixel. The roundings must stay as they are: the
+    product with 1/255 in float64 rounded to float32, then subtraction and division in float32.
+    """
     pixels = np.asarray(picture)
+    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     values = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-    for channel, table in enumerate(normalised_levels(mean, std)):
+    for channel in range(3):
+        table = (levels - np.float32(mean[channel])) / np.float32(std[channel])
         np.take(table, pixels[..., channel], out=values[channel])
     return torch.from_numpy(values)
-
-
-def normalised_levels(mean: Levels, std: Levels) -> np.ndarray:
-    """Normalised value of each of the 256 levels of each channel: [C, 256] float32.
-
-    A table costs one lookup per pixel. The roundings must stay as they are: the product with 1/255
-    in float64 rounded to float32, then subtraction and division in float32.
-    """
-    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    means = np.array(mean, dtype=np.float32)[:, None]
-    deviations = np.array(std, dtype=np.float32)[:, None]
-    return (levels - means) / deviations

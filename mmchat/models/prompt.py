@@ -107,6 +107,15 @@ class Prompt:
         return [placed.media for placed in self.media if placed.end > length]
 
 
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt: `starts[k]` is where in `input_ids` the positions of `images[k]` begin."""
+
+    input_ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    images: tuple[Image, ...]
+
+
 class Processor(Protocol):
     """Makes prompts. Raises PromptError and ImageError.
 
@@ -155,18 +164,6 @@ class Processor(Protocol):
         ...
 
     def facts(self, image: Image) -> MediaFacts: ...
-
-
-class PlainPrompts:
-    """Part of a Processor: prompts and answers name no places, and tokens alone make a prompt."""
-
-    name_tags: NameTags | None = None
-
-    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
-        return Prompt(tuple(token_ids))
-
-    def boxes(self, text: str) -> Sequence[Box] | None:
-        return None
 
 
 def followed(processor: Processor, prompt: Prompt, token_ids: Sequence[int]) -> Prompt:

@@ -79,7 +79,7 @@ def packing_for(found: Mapping[str, Any], where: Where) -> Packing | None:
     named = _ALSO.get(model_type, model_type) if isinstance(model_type, str) else ""
     if key and named in FAMILIES and not FAMILIES[named]().takes_packed:
         raise where.child(key).fail(
-            f"a {quoted(model_type)} quantised by another program, which mmchat does not read; take"
+            f"a {quoted(named)} quantised by another program, which mmchat does not read; take"
             " the original weights, and round them with --quantize int4"
         )
     return packing_of(found, where)
@@ -90,7 +90,7 @@ def get_family(model_type: object, where: Where) -> AnyFamily:
     known = ", ".join(map(quoted, FAMILIES))
     if isinstance(model_type, str) and model_type in _NOT_RUN:
         raise where.child("model_type").fail(
-            f"{quoted(model_type)} is {_NOT_RUN[model_type]}, which is not supported; mmchat runs"
+            f"{quoted(model_type)} is not supported: it is {_NOT_RUN[model_type]}; mmchat runs"
             f" {known}"
         )
     model_type = _ALSO.get(model_type, model_type) if isinstance(model_type, str) else model_type

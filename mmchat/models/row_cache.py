@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch
+from mmchat.models.base import Batch, Cache
 from mmchat.models.prompt import Prompt
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import LayerCache, PastRows, Spans
@@ -23,8 +24,20 @@ C = TypeVar("C")
 ReadBatch = Callable[[Batch, C], Tensor]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt has a picture, without its pixels: what is kept of it outlives its request."""
+
+    start: int
+    end: int
+    content_hash: str
+
+
 class RowCache(ABC, Generic[Kept]):
     """Rows in their slots, of `dtype` or that of `like`, on its device (models.base.Cache).
+
+    text: the config of the decoder. ranks: how many processes share its heads. places: of the
+    pictures of each row's prompt.
 
     encoded: what is kept of each picture content. It is shared by all rows and outlives them, so a
     picture is encoded once; whoever uses the cache says which go. fixed: steps compute all slots
@@ -33,46 +46,50 @@ class RowCache(ABC, Generic[Kept]):
 
     def __init__(
         self,
-        *,
-        layers: int,
-        groups: int,
-        head_dim: int,
+        text: Any,
         slots: int,
         positions: int,
         like: Tensor,
-        fixed: bool,
+        *,
+        fixed: bool = False,
+        ranks: int = 1,
         dtype: torch.dtype | None = None,
     ) -> None:
         self.dtype = dtype or like.dtype
-        size = (slots, groups, _round_up(positions), head_dim)
-        self.layers = [
-            LayerCache(*size, fixed=fixed, dtype=self.dtype, device=like.device)
-            for _ in range(layers)
-        ]
+        size = (slots, text.num_key_value_heads // ranks, _round_up(positions), text.head_dim)
+        options = {"device": like.device, "dtype": self.dtype}
+        layers = range(self.self_attention_layers(text))
+        self.layers = [LayerCache(*size, fixed=fixed, **options) for _ in layers]
         self.fixed = fixed
         self.lengths = [0] * slots
         self.encoded: dict[str, Kept] = {}
+        self.places: list[tuple[Place, ...]] = [()] * slots
         with torch.inference_mode(False):  # whoever makes it, others write it
             self.positions = torch.zeros(slots, dtype=torch.long, device=like.device)  # `lengths`
 
+    @classmethod
+    def of(cls, cache: Cache) -> Self:
+        """The cache as one of these. Raises TypeError."""
+        if not isinstance(cache, cls):
+            raise TypeError(f"this model does not read {type(cache).__name__}")
+        return cache
+
     # ---- what a family says
 
-    @abstractmethod
-    def _place(self, slot: int, prompt: Prompt) -> None:
-        """Note where a prompt that is about to be read has its pictures."""
+    @staticmethod
+    def self_attention_layers(text: Any) -> int:
+        return text.num_hidden_layers
 
     @abstractmethod
     def _needed(self) -> set[str]:
         """Contents of the pictures that some row may still look at."""
 
-    @abstractmethod
-    def _begins_picture(self, batch: Batch) -> bool:
-        """Whether a position of the batch is a picture's."""
-
     # ---- rows
 
     def begin(self, slot: int, prompt: Prompt) -> None:
-        self._place(slot, prompt)
+        self.places[slot] = tuple(
+            Place(placed.position, placed.end, placed.media.content_hash) for placed in prompt.media
+        )
 
     def reserve(self, slot: int, length: int) -> None:
         for layer in self.layers:
@@ -87,6 +104,7 @@ class RowCache(ABC, Generic[Kept]):
         for layer in self.layers:
             layer.copy(source, target, length)
         self.lengths[target] = length
+        self.places[target] = self.places[source]
         self._lengths_changed()
 
     def shrink(self, slot: int) -> None:
@@ -94,6 +112,7 @@ class RowCache(ABC, Generic[Kept]):
             layer.shrink(slot, _round_up(self.lengths[slot]))
 
     def free(self, slot: int) -> None:
+        self.places[slot] = ()
         self.truncate(slot, 0)
         for layer in self.layers:
             if self.fixed:
@@ -164,7 +183,15 @@ class RowCache(ABC, Generic[Kept]):
             and batch.counts[0] <= LONGEST_STEP
             and min(batch.starts) > 0  # those from 0 are differentiable; steps write in place
             and (self.fixed or len(batch.slots) == 1)
-            and not self._begins_picture(batch)
+            and not self._has_picture(batch)
+        )
+
+    def _has_picture(self, batch: Batch) -> bool:
+        """Whether a position of the batch is a picture's."""
+        return any(
+            row.start < place.end and place.start < row.end
+            for row in batch.rows()
+            for place in self.places[row.slot]
         )
 
     def past(self, spans: Spans) -> list[PastRows]:

@@ -64,27 +64,34 @@ class Part:
 
 
 PartName = tuple[str, str, Reading]  # name, kind and reading of a Part
+ENCODER: PartName = ("vision encoder", "vision", "seldom")
+PROJECTOR: PartName = ("projector", "vision", "seldom")
+DECODER: PartName = ("decoder", "text", "token")
+EMBEDDING: PartName = ("token embedding", "embedding", "seldom")
+HEAD: PartName = ("head", "head", "token")
 
 
 def parts_of(
     shapes: Mapping[str, tuple[int, ...]],
-    part_of: Callable[[str], PartName],
-    is_table: Callable[[str], bool],
+    names: Mapping[str, PartName],
+    is_table: Callable[[str], bool] = lambda name: "embed" in name,
 ) -> tuple[Part, ...]:
     """The parts of a model whose tensors have these shapes, in the order of their first tensors.
 
-    Weights with two axes are those of linear layers, but for tables of embeddings.
+    names: how those of a part's tensors begin; the first that fits counts, and the head has what is
+    left. Weights with two axes are those of linear layers, but for tables of embeddings.
     """
     found: dict[PartName, tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {}
     for name, shape in shapes.items():
-        matrices, others = found.setdefault(part_of(name), ({}, {}))
+        part = next((part for start, part in names.items() if name.startswith(start)), HEAD)
+        matrices, others = found.setdefault(part, ({}, {}))
         is_matrix = len(shape) == 2 and name.endswith(".weight") and not is_table(name)
         (matrices if is_matrix else others)[name] = shape
     return tuple(Part(*part, *tensors) for part, tensors in found.items())
 
 
-class DecoderSizes(Protocol):
-    """What `decoder_pass_bytes` asks of the configuration of a Llama decoder."""
+class TextSizes(Protocol):
+    """What DecoderSizes asks of the configuration of the text."""
 
     @property
     def hidden_size(self) -> int: ...
@@ -94,19 +101,6 @@ class DecoderSizes(Protocol):
     def head_dim(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
-
-
-def decoder_pass_bytes(
-    text: DecoderSizes, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool
-) -> int:
-    """`Sizes.prefill_bytes` of a decoder of Llama layers."""
-    inner, width = text.intermediate_size, text.hidden_size
-    # gate, up and their product; the input, its norm, the sum so far, and what pictures add
-    numbers = prompt * (3 * inner + (3 + pictures) * width)
-    rotation = 2 * 4 * prompt * text.head_dim
-    logits = 2 * 4 * text.vocab_size
-    wide = 4 * prompt * (width + 2 * inner) if wide_products else 0
-    return numbers * item_bytes + rotation + logits + wide
 
 
 @dataclass(frozen=True)
@@ -194,14 +188,31 @@ class Sizes(ABC):
 
 
 @dataclass(frozen=True)
-class EmbeddingSizes(Sizes):
+class DecoderSizes(Sizes):
+    """Sizes of a model whose text goes through layers like Llama's. text: their config."""
+
+    text: TextSizes
+
+    def prefill_bytes(
+        self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
+    ) -> int:
+        inner, width = self.text.intermediate_size, self.text.hidden_size
+        # gate, up and their product; the input, its norm, the sum so far, and what pictures add
+        numbers = prompt * (3 * inner + (3 + pictures) * width)
+        rotation = 2 * 4 * prompt * self.text.head_dim
+        logits = 2 * 4 * self.text.vocab_size
+        wide = 4 * prompt * (width + 2 * inner) if wide_products else 0
+        return numbers * item_bytes + rotation + logits + wide
+
+
+@dataclass(frozen=True)
+class EmbeddingSizes(DecoderSizes):
     """Sizes of a decoder among whose tokens pictures stand, which a ViT encodes.
 
     A picture takes embeddings until they are read. patches, width, intermediate_size: of the ViT;
     behind: numbers a patch that are held at once where its states become embeddings.
     """
 
-    text: DecoderSizes
     patches: int
     width: int
     intermediate_size: int
@@ -218,10 +229,3 @@ class EmbeddingSizes(Sizes):
         numbers = self.patches * max(6 * width, 2 * width + 3 * inner, self.behind)
         wide = 4 * self.patches * (max(width, self.text.hidden_size) + inner)
         return numbers * item_bytes + (wide if wide_products else 0)
-
-    def prefill_bytes(
-        self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
-    ) -> int:
-        return decoder_pass_bytes(
-            self.text, prompt, item_bytes, pictures=pictures, wide_products=wide_products
-        )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from typing import Any, ClassVar, Generic, Literal, NoReturn, TypeVar
+from dataclasses import asdict
+from typing import Any, Generic, TypeVar
 
-from mmchat.errors import ExportError
-from mmchat.models.family import Alpha, Description
+from mmchat.models.family import Alpha, Description, UsualFamily
 from mmchat.models.prompt import MediaFacts
 from mmchat.models.sizes import Sizes
 from mmchat.strict_json import Where
@@ -17,23 +16,28 @@ from mmchat.words import size
 C = TypeVar("C", bound=Any)  # the family's config: vision_config, text_config, image_processor
 
 
-class SquareFamily(ABC, Generic[C]):
+class SquareFamily(UsualFamily[C], ABC, Generic[C]):
     """Part of models.family.Family. The family adds what is abstract, and what is not here."""
 
     program_formats = ()
     takes_packed = True
 
+    @staticmethod
     @abstractmethod
-    def sizes(self, config: C) -> Sizes: ...
+    def sizes(config: C) -> Sizes: ...
 
+    @staticmethod
     @abstractmethod
-    def facts(self, config: C, height: int, width: int) -> MediaFacts: ...
+    def facts(config: C, height: int, width: int) -> MediaFacts: ...
+
+    def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
+        return None
 
     def from_gguf(self, found: Mapping[str, Any], where: Where) -> None:
         return None
 
-    def patches(self, config: C, height: int, width: int) -> None:
-        return None  # pictures lie among the text
+    def shard_axis(self, name: str) -> None:
+        return None
 
     @abstractmethod
     def vision_words(self, config: C) -> str:
@@ -75,33 +79,9 @@ class SquareFamily(ABC, Generic[C]):
             cache_details={"cache_bytes_per_picture": positions, "bytes_per_picture": kept},
         )
 
-    def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
-        return None
-
-    def companion(self, config: C) -> str | None:
-        return None
-
     def picture_size(self, config: C, cells: int) -> tuple[int, int] | None:
         side = config.vision_config.image_size
         return (side, side) if cells == 1 else None
 
     def alpha(self, config: C, checkpoint_format: str) -> Alpha:
         return config.image_processor.alpha
-
-    def with_alpha(self, config: C, alpha: Alpha) -> C:
-        return replace(config, image_processor=replace(config.image_processor, alpha=alpha))
-
-    def shard_axis(self, name: str) -> None:
-        return None
-
-
-class WithoutPrograms:
-    """models.build.Build.programs of a family that has none. label: its name for people."""
-
-    label: ClassVar[str]
-
-    def programs(self, format: Literal["aoti", "executorch"]) -> NoReturn:
-        raise ExportError(
-            f"{self.label} cannot be exported as {format} programs yet; --format safetensors stores"
-            " its weights as they are loaded"
-        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mmchat.nn.kv_cache import Past
@@ -12,14 +14,16 @@ from mmchat.nn.rope import rotate
 
 
 class SelfAttention(nn.Module):
-    """Causal grouped-query attention with rotary positions, without biases. x: [N, E] -> [N, E]."""
+    """Causal grouped-query attention with rotary positions, without biases. x: [N, E] -> [N, E].
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, num_key_value_heads: int, head_dim: int
-    ) -> None:
+    config: its sizes, by the names of the Hub's LlamaConfig.
+    """
+
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        query_size, key_size = num_heads * head_dim, num_key_value_heads * head_dim
+        hidden_size, self.head_dim = config.hidden_size, config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(hidden_size, query_size, bias=False)
         self.k_proj = Linear(hidden_size, key_size, bias=False)
         self.v_proj = Linear(hidden_size, key_size, bias=False)
@@ -44,21 +48,13 @@ class SelfAttention(nn.Module):
 class SelfAttentionLayer(nn.Module):
     """A Llama block: pre-norm self-attention, then a gated MLP. x: [N, E] -> [N, E]."""
 
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        intermediate_size: int,
-        num_heads: int,
-        num_key_value_heads: int,
-        head_dim: int,
-        rms_norm_eps: float,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(hidden_size, num_heads, num_key_value_heads, head_dim)
-        self.mlp = GatedMLP(hidden_size, intermediate_size)
-        self.input_layernorm = RMSNorm(hidden_size, rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(hidden_size, rms_norm_eps)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = SelfAttention(config)
+        self.mlp = GatedMLP(size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(size, eps)
+        self.post_attention_layernorm = RMSNorm(size, eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: Past) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, past)

@@ -21,7 +21,7 @@ from mmchat.errors import MmchatError
 from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil, load_image
 from mmchat.images.web import _parse
-from mmchat.models.mllama.documents import hf_documents
+from mmchat.models.mllama.documents import hub_documents
 from mmchat.repl import saving
 from mmchat.strict_json import loads
 from mmchat.terminal import sanitize
@@ -106,11 +106,14 @@ def _documents(folder: Path) -> dict[str, Reader]:
     ours = (ROOT / "model_params" / "tiny.json").read_bytes()
     spec = next(spec for spec in known_specs() if spec.name == "tiny")
     meta = json.dumps(meta_params(spec.config)).encode()
-    documents = hf_documents(
+    words = folder / "words.model"
+    words.write_bytes(tiktoken_lines(tokens))
+    documents = hub_documents(
         spec.config,
-        "bfloat16",
-        asdict(spec.generation),
-        {"eos_token_id": 1},
+        open_tokenizer(words),
+        is_chat=True,
+        dtype="bfloat16",
+        generation=asdict(spec.generation),
     )
     configs = [documents["config.json"], ORIGINAL_7B, HUB_7B, RELEASED]
     packed = [{**configs[0], key: value} for key, value, _ in KINDS.values()]

@@ -530,7 +530,7 @@ def test_packed_weights_of_a_family_that_reads_none_are_not_fetched(machine, key
     with_config(machine, **{"model_type": "qwen", key: {"bits": 4, "group_size": 128}})
     done = machine.run("download", REPO)
     assert done.exit_code == 3
-    assert f"config.json: {key}: a 'qwen' quantised by another program" in done.stderr
+    assert f"config.json: {key}: a 'qwen_vl' quantised by another program" in done.stderr
     assert not machine.hub.sent("GET", f"/{WEIGHTS_PATH}")
 
 

@@ -22,7 +22,8 @@ from mmchat.export import ExportPlan, export_model, hub_folder
 from mmchat.hub.integrity import verify_folder
 from mmchat.loading.options import LoadOptions
 from mmchat.models.base import Batch
-from mmchat.models.mllama.weights import iter_weights, shard_dims
+from mmchat.models.mllama.meta_format import shard_dims
+from mmchat.models.mllama.weights import iter_weights
 from tests.loading.test_loader import finish, small_config, write_hf_folder
 from tests.meta_checkpoint import meta_params, weights_for, write_meta_folder
 

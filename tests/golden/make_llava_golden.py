@@ -160,7 +160,11 @@ def token_ids(folder: Path) -> dict[str, np.ndarray]:
         for number, text in enumerate((*turns, None)):
             talk.append_message(talk.roles[number % 2], text)
         prompts.append(talk.get_prompt())
-    return found | {"prompts": np.array(prompts)}
+    # its program for terminals keeps an answer as it decodes it, with the mark of its end
+    talk = conv_templates["vicuna_v1"].copy()
+    for number, text in enumerate((original.TURNS[3][0], "A dog.</s>", "in?", None)):
+        talk.append_message(talk.roles[number % 2], text)
+    return found | {"prompts": np.array(prompts), "kept": np.array(talk.get_prompt())}
 
 
 def main() -> None:

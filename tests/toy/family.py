@@ -137,7 +137,7 @@ class ToyFamily:
         return ToySizes(
             parts=parts_of(
                 self.shapes(config),
-                lambda name: _PARTS[name.split(".")[0]],
+                _PARTS,
                 is_table=lambda name: name.startswith("embed_tokens"),
             ),
             cache_per_token=keys_and_values * config.num_hidden_layers,

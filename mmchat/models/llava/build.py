@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from math import isqrt
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.models.family import COMPANION, Alpha, OtherConfigError
-from mmchat.models.hub_weights import HubWeights, entries_by_name
+from mmchat.models.family import COMPANION, OtherConfigError
+from mmchat.models.hub_weights import HubWeights, entries_by_name, other_side
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.processor import LlavaProcessor
 from mmchat.models.llava.tensor_names import VISION, hub_name, hub_shapes
-from mmchat.models.square_family import WithoutPrograms
-from mmchat.tokenizers.base import Tokenizer
 
 _POSITIONS = f"{VISION}embeddings.position_embedding.weight"
 
 
-class LlavaBuild(WithoutPrograms, HubWeights[LlavaConfig]):
+class LlavaBuild(HubWeights[LlavaConfig]):
     """See mmchat.models.build.Build."""
 
     label = "LLaVA"
-
-    def shapes(self, config: LlavaConfig) -> dict[str, tuple[int, ...]]:
-        return hub_shapes(config)
+    shapes = staticmethod(hub_shapes)
+    model = LlavaForConditionalGeneration
+    processor = LlavaProcessor
 
     def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
         """A vision encoder of its own repository stands for one that was left in the checkpoint."""
@@ -40,12 +37,6 @@ class LlavaBuild(WithoutPrograms, HubWeights[LlavaConfig]):
         _check_picture_size(config, self.entries(checkpoint).get(_POSITIONS))
         return super().check_weights(checkpoint, config, wanted)
 
-    def model(self, config: LlavaConfig) -> LlavaForConditionalGeneration:
-        return LlavaForConditionalGeneration(config)
-
-    def processor(self, config: LlavaConfig, tokenizer: Tokenizer, alpha: Alpha) -> LlavaProcessor:
-        return LlavaProcessor(config, tokenizer, alpha)
-
 
 def _hub_name_beside_companion(name: str) -> str | None:
     own = hub_name(name)
@@ -54,13 +45,8 @@ def _hub_name_beside_companion(name: str) -> str | None:
 
 
 def _check_picture_size(config: LlavaConfig, entry: TensorEntry | None) -> None:
-    """The table of positions tells the size of pictures: a row for each patch, and one more."""
     vision = config.vision_config
-    if entry is None or len(entry.shape) != 2 or entry.shape[0] == vision.num_patches + 1:
-        return
-    side = isqrt(max(entry.shape[0] - 1, 0))
-    if side and side**2 + 1 == entry.shape[0]:
-        found = side * vision.patch_size
+    if entry and (found := other_side(entry, vision.num_patches + 1, vision.patch_size)):
         raise OtherConfigError(
             f"{shown(entry.file)}: the vision encoder takes pictures of {found} px, and the model"
             f" gives it those of {vision.image_size} px; use the encoder of the same model",

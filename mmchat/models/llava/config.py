@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mmchat.models.family import TextSizes
+from mmchat.models.family import Heads, TextSizes
 
 
 @dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(Heads):
     """The picture encoder: a CLIP ViT."""
 
     hidden_size: int
@@ -25,16 +25,12 @@ class VisionConfig:
     layer_norm_eps: float
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Heads):
     """The decoder: Llama 2 without scaled positions."""
 
     vocab_size: int  # rows of the embedding and of the head
@@ -46,10 +42,6 @@ class TextConfig:
     rms_norm_eps: float
     rope_theta: float
     max_position_embeddings: int
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
 
 @dataclass(frozen=True)

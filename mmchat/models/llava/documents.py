@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mmchat.models.hub_config import preprocessor_document
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.tokenizers.base import Tokenizer
 
 
 def hub_documents(
-    config: LlavaConfig, tokenizer: Tokenizer, dtype: str, generation: Mapping[str, float]
+    config: LlavaConfig,
+    tokenizer: Tokenizer,
+    *,
+    is_chat: bool,  # noqa: ARG001  # all of them do
+    dtype: str,
+    generation: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:
     """File name -> content of the JSON files of a folder of the Hub.
 
@@ -49,21 +55,15 @@ def hub_documents(
             "tie_word_embeddings": False,
         },
     }
-    pictures = {
-        "image_processor_type": "LlavaImageProcessor",
-        "do_convert_rgb": True,
-        "do_pad": config.image_processor.square == "pad",
-        "do_resize": True,
-        "do_center_crop": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": config.image_processor.image_mean,
-        "image_std": config.image_processor.image_std,
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-    }
+    pictures = preprocessor_document(
+        "LlavaImageProcessor",
+        config.image_processor,
+        do_pad=config.image_processor.square == "pad",
+        do_center_crop=True,
+        resample=3,
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+    )
     answers = {**generation, "do_sample": generation["temperature"] > 0, **ends}
     return {
         "config.json": model,

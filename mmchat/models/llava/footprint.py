@@ -6,8 +6,24 @@ from functools import lru_cache
 
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.squares import facts
-from mmchat.models.llava.tensor_names import hub_shapes, is_unused
-from mmchat.models.sizes import EmbeddingSizes, PartName, parts_of
+from mmchat.models.llava.tensor_names import hub_shapes, unused
+from mmchat.models.sizes import (
+    DECODER,
+    EMBEDDING,
+    ENCODER,
+    PROJECTOR,
+    EmbeddingSizes,
+    PartName,
+    parts_of,
+)
+
+_UNUSED: PartName = ("vision layers that are not used", "vision", "never")
+_PARTS = {
+    "vision_tower.": ENCODER,
+    "multi_modal_projector.": PROJECTOR,
+    "language_model.model.layers.": DECODER,
+    "language_model.model.embed_tokens.": EMBEDDING,
+}
 
 
 @lru_cache(maxsize=16)  # `doctor` asks for each model in each scheme
@@ -15,11 +31,7 @@ def footprint(config: LlavaConfig) -> EmbeddingSizes:
     """Sizes that follow from the configuration alone."""
     text, vision = config.text_config, config.vision_config
     return EmbeddingSizes(
-        parts=parts_of(
-            hub_shapes(config),
-            lambda name: _part_of(name, config),
-            is_table=lambda name: "embed" in name,
-        ),
+        parts=parts_of(hub_shapes(config), dict.fromkeys(unused(config), _UNUSED) | _PARTS),
         cache_per_token=2 * text.num_key_value_heads * text.head_dim * text.num_hidden_layers,
         head_dim=text.head_dim,
         largest_picture=facts(config, vision.image_size, vision.image_size),
@@ -30,17 +42,3 @@ def footprint(config: LlavaConfig) -> EmbeddingSizes:
         intermediate_size=vision.intermediate_size,
         behind=vision.hidden_size + 3 * text.hidden_size,
     )
-
-
-def _part_of(name: str, config: LlavaConfig) -> PartName:
-    if is_unused(name, config):
-        return "vision layers that are not used", "vision", "never"
-    if name.startswith("vision_tower."):
-        return "vision encoder", "vision", "seldom"
-    if name.startswith("multi_modal_projector."):
-        return "projector", "vision", "seldom"
-    if name.startswith("language_model.model.layers."):
-        return "decoder", "text", "token"
-    if "embed_tokens" in name:
-        return "token embedding", "embedding", "seldom"
-    return "head", "head", "token"

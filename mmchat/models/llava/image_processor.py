@@ -13,7 +13,7 @@ from PIL import Image as PILImage
 from mmchat.conversation import Image
 from mmchat.models.llava.config import ImageProcessorConfig, LlavaConfig
 from mmchat.models.llava.squares import facts, square_of
-from mmchat.models.prepared import SquareImage, normalised
+from mmchat.models.prepared import SquareImage, square_image
 
 _BICUBIC = PILImage.Resampling.BICUBIC
 _SUPPORT = 2.0  # of the filter to each side, in pixels of the result
@@ -25,8 +25,7 @@ def preprocess(image: Image, config: LlavaConfig) -> SquareImage:
     """RGB pixels -> [C, S, S] float32."""
     told = facts(config, image.height, image.width)
     square, levels = square_pixels(image.pixels, config), config.image_processor
-    pixels = normalised(square, levels.image_mean, levels.image_std)
-    return SquareImage(image.content_hash, told, (pixels,))
+    return square_image(image, told, square, levels.image_mean, levels.image_std)
 
 
 def square_pixels(picture: PILImage.Image, config: LlavaConfig) -> PILImage.Image:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from mmchat.models.base import Block
 from mmchat.models.block_examples import decoder_blocks
-from mmchat.models.embedding_cache import EmbeddingCache
 from mmchat.models.embedding_model import EmbeddingModel
 from mmchat.models.llava.config import LlavaConfig
-from mmchat.models.llava.tensor_names import is_unused
+from mmchat.models.llava.tensor_names import unused
 from mmchat.models.llava.text import LanguageModel
 from mmchat.models.llava.vision import Projector, VisionLayer, VisionTower
 from mmchat.nn.decoder import SelfAttentionLayer
@@ -27,8 +25,7 @@ class LlavaForConditionalGeneration(EmbeddingModel):
     """Answers text about pictures. Weights load by the Hub's names."""
 
     def __init__(self, config: LlavaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.vision_tower = VisionTower(config)
         self.multi_modal_projector = Projector(config)
         self.language_model = LanguageModel(config.text_config)
@@ -36,20 +33,6 @@ class LlavaForConditionalGeneration(EmbeddingModel):
     @property
     def like(self) -> Tensor:
         return self.language_model.model.norm.weight
-
-    def new_cache(self, slots: int, positions: int) -> EmbeddingCache:
-        """An empty cache of so many rows, with room for `positions` in each."""
-        text = self.config.text_config
-        return EmbeddingCache(
-            layers=text.num_hidden_layers,
-            groups=text.num_key_value_heads // self.ranks,
-            head_dim=text.head_dim,
-            slots=slots,
-            positions=positions,
-            like=self.like,
-            fixed=self.like.is_cuda,
-            dtype=self.kv_dtype,
-        )
 
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
         features: list[Tensor] = []
@@ -60,7 +43,7 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         return not name.startswith("language_model.")
 
     def is_unused(self, name: str) -> bool:
-        return is_unused(name, self.config)
+        return name.startswith(unused(self.config))
 
     def embed(self, token_ids: Tensor) -> Tensor:
         return self.language_model.model.embed(token_ids)
@@ -79,8 +62,3 @@ class LlavaForConditionalGeneration(EmbeddingModel):
         picture = (1, vision.num_patches + 1, vision.hidden_size)
         of_text = (SelfAttentionLayer, self.language_model.model.rotary)
         return decoder_blocks(self, of_text, (VisionLayer, picture))
-
-    def finish_loading(self, device: torch.device) -> None:
-        """Once the weights are there: the frequencies were computed when the model was built."""
-        rotary = self.language_model.model.rotary
-        rotary.inv_freq = rotary.inv_freq.to(device)

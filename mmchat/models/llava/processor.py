@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from mmchat.conversation import Image, Message
@@ -10,13 +10,13 @@ from mmchat.errors import CheckpointError
 from mmchat.models.llava import prompt, squares
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.image_processor import preprocess
-from mmchat.models.prepared import PromptIds, SquareProcessor
-from mmchat.models.prompt import MediaFacts
+from mmchat.models.prepared import UsualProcessor
+from mmchat.models.prompt import MediaFacts, PromptIds
 from mmchat.tokenizers.base import Tokenizer
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
 
-class LlavaProcessor(SquareProcessor):
+class LlavaProcessor(UsualProcessor):
     """Builds prompts for one model. Raises CheckpointError for a tokenizer of another kind."""
 
     label = prompt.FAMILY
@@ -35,12 +35,13 @@ class LlavaProcessor(SquareProcessor):
         super().__init__(tokenizer, alpha, ["</s>"], count, lambda image: preprocess(image, config))
         self.config, self._pieces = config, tokenizer
 
-    def chat_ids(self, messages: Sequence[Message]) -> PromptIds:
-        parts = prompt.chat_parts(messages)
-        return prompt.ids_of(parts, self._pieces, self.config.image_token_id, self.count)
+    def chat_ids(self, messages: Sequence[Message], tools: object) -> PromptIds:
+        return self._ids(prompt.chat_parts(messages))
 
     def raw_ids(self, message: Message) -> PromptIds:
-        parts = prompt.raw_parts(message)
+        return self._ids(prompt.raw_parts(message))
+
+    def _ids(self, parts: Iterator[prompt.Part]) -> PromptIds:
         return prompt.ids_of(parts, self._pieces, self.config.image_token_id, self.count)
 
     def facts(self, image: Image) -> MediaFacts:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mmchat.conversation import Image, Message, Text
 from mmchat.errors import PromptError
 from mmchat.models.messages import check_plain
-from mmchat.models.prepared import PromptIds
+from mmchat.models.prompt import PromptIds
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
 FAMILY = "LLaVA-1.5"

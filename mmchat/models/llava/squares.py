@@ -26,9 +26,8 @@ def square_of(config: LlavaConfig, height: int, width: int) -> Square:
     side, whole = config.vision_config.image_size, (0, 0, width, height)
     if config.image_processor.square == "pad":
         longer = max(height, width)
-        return Square(
-            whole, (_at_least_1(side * height, longer), _at_least_1(side * width, longer))
-        )
+        resized = max(1, round(side * height / longer)), max(1, round(side * width / longer))
+        return Square(whole, resized)
     shorter = min(height, width)
     seen_h, seen_w = min(height, _LONGEST * shorter), min(width, _LONGEST * shorter)
     left, top = (width - seen_w) // 2, (height - seen_h) // 2
@@ -68,7 +67,3 @@ def facts(config: LlavaConfig, height: int, width: int) -> MediaFacts:
             "positions": count,
         },
     )
-
-
-def _at_least_1(numerator: int, denominator: int) -> int:
-    return max(1, round(numerator / denominator))

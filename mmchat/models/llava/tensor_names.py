@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 from mmchat.models.family import COMPANION
-from mmchat.models.llava.config import LlavaConfig, TextConfig, VisionConfig
-
-Shape = tuple[int, ...]
+from mmchat.models.llava.config import LlavaConfig, VisionConfig
+from mmchat.models.shapes import Shape, biased, decoder_layer, numbered
 
 VISION = "vision_tower.vision_model."
 
@@ -49,65 +48,43 @@ def hub_name(name: str) -> str | None:
 def hub_shapes(config: LlavaConfig) -> dict[str, Shape]:
     """Name -> shape of every tensor of the model, by the Hub's names."""
     vision, text = config.vision_config, config.text_config
-    width = text.hidden_size
-    shapes = {f"{VISION}{name}": shape for name, shape in _vision_shapes(vision).items()}
-    shapes |= {
-        "multi_modal_projector.linear_1.weight": (width, vision.hidden_size),
-        "multi_modal_projector.linear_1.bias": (width,),
-        "multi_modal_projector.linear_2.weight": (width, width),
-        "multi_modal_projector.linear_2.bias": (width,),
+    width, table = text.hidden_size, (text.vocab_size, text.hidden_size)
+    return {
+        **{f"{VISION}{name}": shape for name, shape in _vision_shapes(vision).items()},
+        **biased("multi_modal_projector.linear_1", width, vision.hidden_size),
+        **biased("multi_modal_projector.linear_2", width, width),
+        "language_model.model.embed_tokens.weight": table,
+        "language_model.model.norm.weight": (width,),
+        "language_model.lm_head.weight": table,
+        **numbered(
+            "language_model.model.layers.", range(text.num_hidden_layers), decoder_layer(text)
+        ),
     }
-    return shapes | {f"language_model.{n}": shape for n, shape in _text_shapes(text).items()}
 
 
-def is_unused(name: str, config: LlavaConfig) -> bool:
-    """Whether the tensor, by the Hub's name, comes behind the features that the text is given."""
-    if name.startswith(f"{VISION}post_layernorm."):
-        return True
-    layer = re.match(rf"{re.escape(VISION)}encoder\.layers\.(\d+)\.", name)
-    return layer is not None and int(layer[1]) >= config.vision_layers_used
+def unused(config: LlavaConfig) -> tuple[str, ...]:
+    """How the Hub's names begin of what comes behind the features that the text is given."""
+    behind = range(config.vision_layers_used, config.vision_config.num_hidden_layers)
+    return (f"{VISION}post_layernorm.", *(f"{VISION}encoder.layers.{i}." for i in behind))
 
 
 def _vision_shapes(c: VisionConfig) -> dict[str, Shape]:
     width, inner = c.hidden_size, c.intermediate_size
-    shapes: dict[str, Shape] = {
+    layer = {
+        **biased("self_attn.q_proj", width, width),
+        **biased("self_attn.k_proj", width, width),
+        **biased("self_attn.v_proj", width, width),
+        **biased("self_attn.out_proj", width, width),
+        **biased("mlp.fc1", inner, width),
+        **biased("mlp.fc2", width, inner),
+        **biased("layer_norm1", width),
+        **biased("layer_norm2", width),
+    }
+    return {
         "embeddings.class_embedding": (width,),
         "embeddings.patch_embedding.weight": (width, c.num_channels, c.patch_size, c.patch_size),
         "embeddings.position_embedding.weight": (c.num_patches + 1, width),
+        **biased("pre_layrnorm", width),
+        **biased("post_layernorm", width),
+        **numbered("encoder.layers.", range(c.num_hidden_layers), layer),
     }
-    for norm in ("pre_layrnorm", "post_layernorm"):
-        shapes[f"{norm}.weight"] = shapes[f"{norm}.bias"] = (width,)
-    layer: dict[str, Shape] = {f"self_attn.{p}_proj.weight": (width, width) for p in "qkv"}
-    layer |= {f"self_attn.{p}_proj.bias": (width,) for p in "qkv"}
-    layer |= {"self_attn.out_proj.weight": (width, width), "self_attn.out_proj.bias": (width,)}
-    layer |= {"mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,)}
-    layer |= {"mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,)}
-    for norm in ("layer_norm1", "layer_norm2"):
-        layer |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
-    for i in range(c.num_hidden_layers):
-        shapes |= {f"encoder.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
-
-
-def _text_shapes(c: TextConfig) -> dict[str, Shape]:
-    width, inner = c.hidden_size, c.intermediate_size
-    keys = c.num_key_value_heads * c.head_dim
-    shapes: dict[str, Shape] = {
-        "model.embed_tokens.weight": (c.vocab_size, width),
-        "model.norm.weight": (width,),
-        "lm_head.weight": (c.vocab_size, width),
-    }
-    layer: dict[str, Shape] = {
-        "self_attn.q_proj.weight": (width, width),
-        "self_attn.k_proj.weight": (keys, width),
-        "self_attn.v_proj.weight": (keys, width),
-        "self_attn.o_proj.weight": (width, width),
-        "mlp.gate_proj.weight": (inner, width),
-        "mlp.up_proj.weight": (inner, width),
-        "mlp.down_proj.weight": (width, inner),
-        "input_layernorm.weight": (width,),
-        "post_attention_layernorm.weight": (width,),
-    }
-    for i in range(c.num_hidden_layers):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes

@@ -11,12 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmchat.errors import quoted
-from mmchat.models.hub_config import (
-    CLIP_MEAN,
-    CLIP_STD,
-    refuse_other,
-    value_or,
-)
+from mmchat.models.family import Translated
+from mmchat.models.hub_config import check_preprocessor, levels_of, refuse_other, value_or
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.params import parse
 from mmchat.models.llava.towers import TOWERS, known_tower
@@ -38,7 +34,6 @@ _NEXT = (
     "LLaVA-NeXT (1.6), which cuts pictures into tiles, is not supported;"
     " mmchat runs LLaVA-1.5, such as llava-hf/llava-1.5-7b-hf"
 )
-_RESCALE = 1 / 255
 _BICUBIC = 3  # Pillow's number
 
 
@@ -47,12 +42,13 @@ def from_hub(
     preprocessor: Mapping[str, Any] | None,
     where: Where,
     preprocessor_where: Where,
-) -> LlavaConfig:
+) -> Translated[LlavaConfig]:
     """Translate config.json of either kind. Raises where's error."""
     if "text_config" in found or "vision_config" in found:
-        return _from_conversion(found, preprocessor or {}, where, preprocessor_where)
+        config = _from_conversion(found, preprocessor or {}, where, preprocessor_where)
+        return Translated(config, is_chat=True)
     if "mm_vision_tower" in found:
-        return _from_original(found, where)
+        return Translated(_from_original(found, where), is_chat=True)
     raise where.fail("neither text_config nor mm_vision_tower: it does not describe a LLaVA")
 
 
@@ -77,7 +73,10 @@ def _from_conversion(
     layer = value_or(found, "vision_feature_layer", -2)
     if isinstance(layer, list):
         raise where.child("vision_feature_layer").fail("several layers at once are not supported")
-    _check_preprocessor(preprocessor, value_or(vision, "image_size", 336), pictures)
+    side, size = value_or(vision, "image_size", 336), preprocessor.get("size")
+    if isinstance(size, dict) and size.get("shortest_edge") != side:
+        raise pictures.child("size").fail(f"{quoted(size)} is not supported here, only {side}")
+    check_preprocessor(preprocessor, {"resample": _BICUBIC}, pictures)
     sections = {
         "vision_config": {key: value_or(vision, key, default) for key, default in _VISION.items()},
         "text_config": _text(text, text_where),
@@ -86,9 +85,13 @@ def _from_conversion(
             "strategy": value_or(found, "vision_feature_select_strategy", "default"),
             "tower": None,
         },
-        # The same weights as the original's, which were trained with padded squares, although the
-        # conversion's own file says that the middle is cut out.
-        "image_processor": _pictures(preprocessor, square="pad", alpha="white"),
+        # The weights are the original's, which were trained with padded squares. The released file
+        # says that the middle is cut out and has no word for padding; where one has it, it counts.
+        "image_processor": {
+            **levels_of(preprocessor),
+            "square": "crop" if preprocessor.get("do_pad") is False else "pad",
+            "alpha": "white",
+        },
     }
     return parse(sections, where)
 
@@ -126,7 +129,11 @@ def _from_original(found: Mapping[str, Any], where: Where) -> LlavaConfig:
             "strategy": strategies[selected],
             "tower": None if own else tower,
         },
-        "image_processor": _pictures({}, square="pad" if aspect == "pad" else "crop", alpha="drop"),
+        "image_processor": {
+            **levels_of(),
+            "square": "pad" if aspect == "pad" else "crop",
+            "alpha": "drop",
+        },
     }
     return parse(sections, where)
 
@@ -150,24 +157,3 @@ def _text(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
             raise where.child(key).fail(f"{quoted(kind)} is not supported")
     theta = value_or(rope, "rope_theta", value_or(found, "rope_theta", 10_000.0))
     return {**text, "rope_theta": theta}
-
-
-def _pictures(preprocessor: Mapping[str, Any], **chosen: str) -> dict[str, Any]:
-    return {
-        "image_mean": value_or(preprocessor, "image_mean", list(CLIP_MEAN)),
-        "image_std": value_or(preprocessor, "image_std", list(CLIP_STD)),
-        **chosen,
-    }
-
-
-def _check_preprocessor(found: Mapping[str, Any], side: object, where: Where) -> None:
-    """Refuse another way of scaling pictures than that which this model has."""
-    scale = found.get("rescale_factor")
-    if isinstance(scale, float) and abs(scale - _RESCALE) < 1e-6:  # fewer digits
-        found = {**found, "rescale_factor": _RESCALE}
-    size = found.get("size")
-    if isinstance(size, dict) and size.get("shortest_edge") != side:
-        raise where.child("size").fail(f"{quoted(size)} is not supported here, only {side}")
-    steps = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
-    expected = {"resample": _BICUBIC, "rescale_factor": _RESCALE}
-    refuse_other(found, expected | dict.fromkeys(steps, True), where)

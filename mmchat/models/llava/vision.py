@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from mmchat.models.llava.config import LlavaConfig, VisionConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.linear import Linear
+from mmchat.nn.mlp import MLP
+from mmchat.nn.patches import Layers, embed_patches
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -33,13 +35,8 @@ class VisionAttention(nn.Module):
         return self.out_proj(merge_heads(attend(query, key, value)))
 
 
-class VisionMLP(nn.Module):
+class VisionMLP(MLP):
     """fc2(quick_gelu(fc1(x))). x: [..., E] -> [..., E]."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(quick_gelu(self.fc1(x)))
@@ -54,7 +51,7 @@ class VisionLayer(nn.Module):
         self.layer_norm1 = nn.LayerNorm(size, eps=eps)
         self.self_attn = VisionAttention(config)
         self.layer_norm2 = nn.LayerNorm(size, eps=eps)
-        self.mlp = VisionMLP(config)
+        self.mlp = VisionMLP(size, config.intermediate_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -67,29 +64,14 @@ class VisionEmbeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         size, patch = config.hidden_size, config.patch_size
-        self.patch_size = patch
         self.class_embedding = nn.Parameter(torch.zeros(size))
         self.patch_embedding = nn.Conv2d(config.num_channels, size, patch, patch, bias=False)
         self.position_embedding = nn.Embedding(config.num_patches + 1, size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        images, channels, side, _ = pixels.shape
-        patch = self.patch_size
-        grid = side // patch
-        patches = pixels.reshape(images, channels, grid, patch, grid, patch)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images, grid * grid, -1)
-        weight = self.patch_embedding.weight.flatten(1)  # over channel, row and column
-        x = F.linear(patches.to(weight.dtype), weight)
-        first = self.class_embedding.expand(images, 1, -1)
+        x = embed_patches(pixels, self.patch_embedding)
+        first = self.class_embedding.expand(len(x), 1, -1)
         return torch.cat((first, x), dim=1) + self.position_embedding.weight
-
-
-class VisionEncoder(nn.Module):
-    """The stack of blocks; its parameters sit under `layers`."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
 
 
 class VisionModel(nn.Module):
@@ -99,7 +81,7 @@ class VisionModel(nn.Module):
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)  # so spelt
-        self.encoder = VisionEncoder(config)
+        self.encoder = Layers(VisionLayer(config) for _ in range(config.num_hidden_layers))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 

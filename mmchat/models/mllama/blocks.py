@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmchat.models.base import Block, Example, Use
 from mmchat.models.block_examples import DRAFT, loaded_layers, step_example
@@ -23,55 +22,45 @@ if TYPE_CHECKING:
 
 def compilable_blocks(model: MllamaForConditionalGeneration) -> list[Block]:
     """The text layers in steps, and the vision layers; those on the meta device are left out."""
-    examples = _Examples(model)
+    rotary = model.language_model.model.rotary
+
+    def own(count: int) -> Example:
+        cached = model.new_cache(1, CAPACITY_STEP).rows(0)[0]
+        return step_example(count, model.like, cached, rotary)
+
     kinds: list[tuple[type[nn.Module], Use, Callable[[], Example]]] = [
-        (SelfAttentionLayer, "decode", partial(examples.own_step, 1)),
-        (CrossAttentionLayer, "decode", partial(examples.cross_step, 1)),
-        (SelfAttentionLayer, "verify", partial(examples.own_step, DRAFT)),
-        (CrossAttentionLayer, "verify", partial(examples.cross_step, DRAFT)),
-        (VisionLayer, "vision", partial(examples.vision, False)),
-        (GatedVisionLayer, "vision", partial(examples.vision, False)),
-        (GatedVisionLayer, "vision", partial(examples.vision, True)),  # as the last layer runs
+        (SelfAttentionLayer, "decode", partial(own, 1)),
+        (CrossAttentionLayer, "decode", partial(_cross_step, model, 1)),
+        (SelfAttentionLayer, "verify", partial(own, DRAFT)),
+        (CrossAttentionLayer, "verify", partial(_cross_step, model, DRAFT)),
+        (VisionLayer, "vision", partial(_vision, model, False)),
+        (GatedVisionLayer, "vision", partial(_vision, model, False)),
+        (GatedVisionLayer, "vision", partial(_vision, model, True)),  # as the last layer runs
     ]
     blocks = [Block(loaded_layers(model, kind), use, example) for kind, use, example in kinds]
     return [block for block in blocks if block.layers]
 
 
-class _Examples:
-    """Arguments for one row."""
+def _cross_step(model: MllamaForConditionalGeneration, count: int) -> Example:
+    """Of CrossAttentionLayer for `count` tokens that see a picture of one tile."""
+    text, like = model.config.text_config, model.like
+    tokens = model.config.vision_config.tokens_per_tile
+    shape = (1, text.num_key_value_heads, tokens, text.head_dim)
+    hidden = like.new_zeros(count, text.hidden_size)
+    key, value = (held(like.new_zeros(shape), model.kv_dtype or like.dtype) for _ in range(2))
+    seen = SeenSteps(key, value, None, None)
+    dynamic = [(seen.key, 2), (seen.value, 2)]
+    if count > 1:
+        dynamic.append((hidden, 0))
+    return Example((hidden, seen), tuple(dynamic))
 
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        self.model = model
-        self.text = model.config.text_config
 
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(*shape, device=self.model.device, dtype=self.model.dtype)
-
-    def own_step(self, count: int) -> Example:
-        """Of SelfAttentionLayer for `count` tokens."""
-        cached = self.model.new_cache(1, CAPACITY_STEP).rows(0)[0]
-        text = self.model.language_model.model
-        return step_example(count, text.norm.weight, cached, text.rotary)
-
-    def cross_step(self, count: int) -> Example:
-        """Of CrossAttentionLayer for `count` tokens that see a picture of one tile."""
-        tokens = self.model.config.vision_config.tokens_per_tile
-        shape = (1, self.text.num_key_value_heads, tokens, self.text.head_dim)
-        hidden = self._zeros(count, self.text.hidden_size)
-        dtype = self.model.kv_dtype or self.model.dtype
-        key, value = (held(self._zeros(*shape), dtype) for _ in range(2))
-        seen = SeenSteps(key, value, None, None)
-        dynamic = [(seen.key, 2), (seen.value, 2)]
-        if count > 1:
-            dynamic.append((hidden, 0))
-        return Example((hidden, seen), tuple(dynamic))
-
-    def vision(self, valid_only: bool) -> Example:
-        """Of VisionLayer.forward for a picture of one tile."""
-        vision = self.model.vision_model
-        tokens = vision.config.tokens_per_tile
-        shares = vision.padding_is_equal
-        tiles = 1 if shares else vision.config.max_num_tiles
-        hidden = self._zeros(1, (tiles + shares) * (tokens + 1), vision.config.hidden_size)
-        args = (hidden, tokens, vision._log_counts(tiles, hidden), valid_only)
-        return Example(args, static=((hidden, 0), (hidden, 2)))
+def _vision(model: MllamaForConditionalGeneration, valid_only: bool) -> Example:
+    """Of VisionLayer.forward for a picture of one tile."""
+    vision = model.vision_model
+    tokens, shares = vision.config.tokens_per_tile, vision.padding_is_equal
+    tiles = 1 if shares else vision.config.max_num_tiles
+    shape = (1, (tiles + shares) * (tokens + 1), vision.config.hidden_size)
+    hidden = model.like.new_zeros(shape)
+    args = (hidden, tokens, vision._log_counts(tiles, hidden), valid_only)
+    return Example(args, static=((hidden, 0), (hidden, 2)))

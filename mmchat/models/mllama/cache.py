@@ -3,67 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from mmchat.models.base import Batch, Cache
+from mmchat.models.base import Batch
 from mmchat.models.mllama.config import TextConfig
 from mmchat.models.mllama.text import SeenRows, SeenSteps
-from mmchat.models.prompt import Prompt
-from mmchat.models.row_cache import RowCache
+from mmchat.models.row_cache import Place, RowCache
 from mmchat.nn.attention import KeyValue, Row, held
-
-
-@dataclass(frozen=True)
-class PlacedImage:
-    """A picture at a position of the text; `content_hash` finds its keys and values."""
-
-    position: int
-    content_hash: str
 
 
 class MllamaCache(RowCache[tuple[KeyValue, ...]]):
     """encoded: [layer] -> keys and values [1, G, M, D] of a picture's valid tiles."""
 
-    def __init__(
-        self,
-        config: TextConfig,
-        slots: int,
-        positions: int,
-        like: Tensor,
-        *,
-        fixed: bool = False,
-        ranks: int = 1,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            layers=len(config.self_attention_layers),
-            groups=config.num_key_value_heads // ranks,
-            head_dim=config.head_dim,
-            slots=slots,
-            positions=positions,
-            like=like,
-            fixed=fixed,
-            dtype=dtype,
-        )
-        self.num_cross_layers = len(config.cross_attention_layers)
-        self.images: list[tuple[PlacedImage, ...]] = [()] * slots
+    def __init__(self, text: TextConfig, slots: int, *sizes: Any, **how: Any) -> None:
+        super().__init__(text, slots, *sizes, **how)
+        self.num_cross_layers = len(text.cross_attention_layers)
         self._last_groups: tuple[Groups, list[SeenSteps]] = ((), [])
 
-    def _place(self, slot: int, prompt: Prompt) -> None:
-        self.images[slot] = tuple(
-            PlacedImage(placed.position, placed.media.content_hash) for placed in prompt.media
-        )
+    @staticmethod
+    def self_attention_layers(text: TextConfig) -> int:
+        return len(text.self_attention_layers)
 
     def truncate(self, slot: int, length: int) -> None:
-        self.images[slot] = tuple(i for i in self.images[slot] if i.position < length)
+        self.places[slot] = tuple(i for i in self.places[slot] if i.start < length)
         super().truncate(slot, length)
 
     def copy(self, source: int, target: int, length: int) -> None:
         super().copy(source, target, length)
-        self.images[target] = tuple(i for i in self.images[source] if i.position < length)
+        self.places[target] = tuple(i for i in self.places[source] if i.start < length)
 
     def release(self) -> None:
         self._last_groups = ((), [])  # copies of pictures, where several are seen together
@@ -77,20 +46,12 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
         )
 
     def _needed(self) -> set[str]:
-        return {image.content_hash for row in self.images for image in row}
+        return {image.content_hash for row in self.places for image in row}
 
     def _forget(self, content_hash: str) -> None:
         super()._forget(content_hash)
         if any(content_hash in group for group in self._last_groups[0]):
             self._last_groups = ((), [])  # which holds its keys and values too
-
-    def _begins_picture(self, batch: Batch) -> bool:
-        """Then not all positions of its row see the same pictures."""
-        return any(
-            row.start <= image.position < row.end
-            for row in batch.rows()
-            for image in self.images[row.slot]
-        )
 
     def seen(self, batch: Batch) -> list[SeenRows]:
         """One for each cross-attention layer; none if no position sees a picture."""
@@ -103,21 +64,21 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
             index = torch.tensor(positions, device=self.positions.device)
         return [
             SeenRows(
-                [Row(e - b, *self._joined(_hashes(seen), layer)) for b, e, seen in stretches], index
+                [Row(e - b, *self.joined(hashes(seen), layer)) for b, e, seen in stretches], index
             )
             for layer in range(self.num_cross_layers)
         ]
 
-    def stretches(self, batch: Batch) -> Iterator[tuple[int, int, list[PlacedImage]]]:
+    def stretches(self, batch: Batch) -> Iterator[tuple[int, int, list[Place]]]:
         """Of the batch's positions that see pictures: first, end, and which they see."""
         for row in batch.rows():
             shift = row.offset - row.start
-            for first, end, images in visible_images(self.images[row.slot], row.end):
+            for first, end, images in visible_images(self.places[row.slot], row.end):
                 begin = max(first, row.start)
                 if begin < end:
                     yield begin + shift, end + shift, images
 
-    def _joined(self, group: Group, layer: int) -> KeyValue:
+    def joined(self, group: Group, layer: int) -> KeyValue:
         """Keys and values of pictures one after the other, [1, G, M, D]; of one, not a copy."""
         pairs = [self.encoded[content_hash][layer] for content_hash in group]
         if len(pairs) == 1:
@@ -131,7 +92,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
         It is made anew only where the pictures are others, so the tensors stay where they are.
         """
         rows = zip(slots, ends, strict=True)
-        groups = tuple(_last_group(visible_images(self.images[slot], end)) for slot, end in rows)
+        groups = tuple(_last_group(visible_images(self.places[slot], end)) for slot, end in rows)
         if groups != self._last_groups[0]:
             self._last_groups = ((), [])  # before the next is made
             self._last_groups = groups, self._gather(groups)
@@ -149,7 +110,7 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
         same = len(set(sizes)) == 1
         steps = []
         for layer in range(self.num_cross_layers):
-            pairs = [self._joined(group, layer) if group else None for group in groups]
+            pairs = [self.joined(group, layer) if group else None for group in groups]
             key, value = _pad_rows(pairs, max(sizes))
             steps.append(
                 SeenSteps(key, value, None if same else mask, None if min(sizes) else sees)
@@ -161,38 +122,29 @@ Group = tuple[str, ...]  # content hashes of pictures that are seen together
 Groups = tuple[Group, ...]  # of several rows
 
 
-def own(cache: Cache) -> MllamaCache:
-    """The cache as Mllama's. Raises TypeError."""
-    if not isinstance(cache, MllamaCache):
-        raise TypeError(f"Mllama does not read {type(cache).__name__}")
-    return cache
-
-
-def visible_images(
-    images: Sequence[PlacedImage], end: int
-) -> list[tuple[int, int, list[PlacedImage]]]:
+def visible_images(images: Sequence[Place], end: int) -> list[tuple[int, int, list[Place]]]:
     """Which pictures each stretch of text before `end` sees: (first position, end, pictures).
 
     A picture is seen from its own token to the next picture's; pictures at adjacent positions form
     a group, seen together from the last one's token on.
     """
-    images = [image for image in images if image.position < end]
+    images = [image for image in images if image.start < end]
     stretches = []
-    group: list[PlacedImage] = []
+    group: list[Place] = []
     for i, image in enumerate(images):
-        adjacent = bool(group) and group[-1].position + 1 == image.position
+        adjacent = bool(group) and group[-1].start + 1 == image.start
         group = [*group, image] if adjacent else [image]
-        stop = images[i + 1].position if i + 1 < len(images) else end
-        stretches.append((image.position, stop, group))
+        stop = images[i + 1].start if i + 1 < len(images) else end
+        stretches.append((image.start, stop, group))
     return stretches
 
 
-def _hashes(images: Sequence[PlacedImage]) -> Group:
+def hashes(images: Sequence[Place]) -> Group:
     return tuple(image.content_hash for image in images)
 
 
-def _last_group(stretches: Sequence[tuple[int, int, list[PlacedImage]]]) -> Group:
-    return _hashes(stretches[-1][2]) if stretches else ()
+def _last_group(stretches: Sequence[tuple[int, int, list[Place]]]) -> Group:
+    return hashes(stretches[-1][2]) if stretches else ()
 
 
 def _pad_rows(pairs: Sequence[KeyValue | None], size: int) -> KeyValue:

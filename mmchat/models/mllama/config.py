@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from mmchat.models.family import TextSizes
+from mmchat.models.family import Heads, TextSizes
+from mmchat.models.mllama.tiling import supported_aspect_ratios
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,9 @@ class VisionConfig:
         return self.hidden_size // self.attention_heads
 
     @property
-    def patches_per_side(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
     def tokens_per_tile(self) -> int:
         """Patches and the class token (P); without the pad tokens."""
-        return self.patches_per_side**2 + 1
+        return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
     def pad_tokens_per_tile(self) -> int:
@@ -72,8 +69,7 @@ class VisionConfig:
     @cached_property
     def aspect_ratios(self) -> tuple[tuple[int, int], ...]:
         """Supported canvases (tiles_h, tiles_w); the aspect ratio id of entry i is i + 1."""
-        n = self.max_num_tiles
-        return tuple((h, w) for h in range(1, n + 1) for w in range(1, n + 1) if h * w <= n)
+        return supported_aspect_ratios(self.max_num_tiles)
 
 
 # Rows of a released embedding beyond the vocabulary; row 0 of them is the image token.
@@ -81,7 +77,7 @@ EXTRA_EMBEDDING_ROWS = 8
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Heads):
     """The decoder: Llama 3 self-attention layers with cross-attention layers among them."""
 
     vocab_size: int  # rows of the head; as released, the image token has this id
@@ -102,10 +98,6 @@ class TextConfig:
         return (
             self.resized.embedding_rows if self.resized else self.vocab_size + EXTRA_EMBEDDING_ROWS
         )
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
 
     @property
     def self_attention_layers(self) -> tuple[int, ...]:

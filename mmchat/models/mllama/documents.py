@@ -6,22 +6,27 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from mmchat.models.hub_config import preprocessor_document
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.prompt import stop_ids
 from mmchat.tokenizers.base import Tokenizer
 
 
-def hf_documents(
+def hub_documents(
     config: MllamaConfig,
+    tokenizer: Tokenizer,
+    *,
+    is_chat: bool,
     dtype: str,
     generation: Mapping[str, float],
-    token_ids: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """File name -> content of config, generation_config and preprocessor_config.
-
-    token_ids: bos_token_id, eos_token_id and pad_token_id; transformers' own defaults lie beyond a
-    small vocabulary.
-    """
+    """File name -> content of config, generation_config and preprocessor_config."""
+    stops = stop_ids(tokenizer) if is_chat else {tokenizer.special_id("<|end_of_text|>")}
+    token_ids = {  # transformers' own defaults lie beyond a small vocabulary
+        "bos_token_id": tokenizer.special_id("<|begin_of_text|>"),
+        "eos_token_id": sorted(stops),
+        "pad_token_id": tokenizer.special_id("<|finetune_right_pad_id|>"),
+    }
     vision, text = config.vision_config, asdict(config.text_config)
     scaling = text.pop("rope_scaling")
     if text.pop("resized"):  # as transformers says it: the rows of the embedding
@@ -48,32 +53,15 @@ def hf_documents(
     }
     answers = {**generation, "do_sample": generation["temperature"] > 0}
     side = vision.image_size
-    pictures = {
-        "image_processor_type": "MllamaImageProcessor",
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": config.image_processor.image_mean,
-        "image_std": config.image_processor.image_std,
-        "max_image_tiles": vision.max_num_tiles,
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "size": {"height": side, "width": side},
-    }
+    pictures = preprocessor_document(
+        "MllamaImageProcessor",
+        config.image_processor,
+        max_image_tiles=vision.max_num_tiles,
+        resample=2,
+        size={"height": side, "width": side},
+    )
     return {
         "config.json": model,
         "generation_config.json": {**answers, **token_ids},
         "preprocessor_config.json": pictures,
-    }
-
-
-def token_ids(tokenizer: Tokenizer, *, is_chat: bool) -> dict[str, Any]:
-    """Where an answer begins and ends and what fills a batch, for `hf_documents`."""
-    stops = stop_ids(tokenizer) if is_chat else {tokenizer.special_id("<|end_of_text|>")}
-    return {
-        "bos_token_id": tokenizer.special_id("<|begin_of_text|>"),
-        "eos_token_id": sorted(stops),
-        "pad_token_id": tokenizer.special_id("<|finetune_right_pad_id|>"),
     }

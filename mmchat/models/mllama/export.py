@@ -19,29 +19,26 @@ dynamic; `cached` is written in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded, ExportError
 from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage, own, visible_images
+from mmchat.models.mllama.cache import MllamaCache, hashes, visible_images
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
+from mmchat.models.mllama.export_parts import Examples, Program, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.text import SeenSteps
 from mmchat.models.prompt import Media
+from mmchat.models.row_cache import Place
 
 # The programs
 
 
-class _Prefill(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _Prefill(Program):
     def forward(
         self,
         input_ids: Tensor,
@@ -62,11 +59,7 @@ class _Prefill(nn.Module):
         ]
 
 
-class _PrefillText(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _PrefillText(Program):
     def forward(
         self,
         input_ids: Tensor,
@@ -79,25 +72,16 @@ class _PrefillText(nn.Module):
         return self.model.step(input_ids, position, past, (), length.shape[0], wanted)[None]
 
 
-class _Decode(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _Decode(Program):
     def forward(
-        self, token_id: Tensor, position: Tensor, cached: list[Tensor], cross: list[Tensor]
+        self,
+        token_id: Tensor,
+        position: Tensor,
+        cached: list[Tensor],
+        cross: Sequence[Tensor] = (),
     ) -> Tensor:
         seen = [SeenSteps(key, value, None, None) for key, value in pairs(cross)]
         return self.model.step(token_id, position, pairs(cached), seen)
-
-
-class _DecodeText(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, token_id: Tensor, position: Tensor, cached: list[Tensor]) -> Tensor:
-        return self.model.step(token_id, position, pairs(cached), ())
 
 
 def export_programs(
@@ -132,7 +116,7 @@ def export_programs(
         ),
         ("prefill_text", _PrefillText(model), (*read, cached), (*read_dims, no_dims)),
         ("decode", _Decode(model), (*step, cached, cross), (None, None, no_dims, cross_dims)),
-        ("decode_text", _DecodeText(model), (*step, cached), None),
+        ("decode_text", _Decode(model), (*step, cached), None),
     ]
     return [ExportProgram(*program) for program in programs]
 
@@ -178,7 +162,7 @@ class ExportedModel:
         tiles, ratio = media[0].tensors
         tiles, ratio = tiles[None].to(self.device, self.dtype), ratio.to(self.device)
         out = self._run(self._vision_program(tiles.shape[1]), (tiles, ratio))
-        own(cache).keep_media(media[0].content_hash, pairs(out))
+        MllamaCache.of(cache).keep_media(media[0].content_hash, pairs(out))
 
     def _vision_program(self, num_tiles: int) -> str:
         is_full = num_tiles == self.config.vision_config.max_num_tiles
@@ -190,7 +174,7 @@ class ExportedModel:
         [row] = batch.rows()
         self._check_room(row.end)
         batch.check(cache.lengths)
-        return self._forward(batch, own(cache))
+        return self._forward(batch, MllamaCache.of(cache))
 
     def _forward(self, batch: Batch, cache: MllamaCache) -> Tensor:
         cache.reserve(0, capacity(self.limits.max_seq_len))  # `release` may have taken some
@@ -211,7 +195,7 @@ class ExportedModel:
         """Logits [W, V] of several new positions."""
         [start], [count] = batch.starts, batch.counts
         seen, visible = self._visible(cache, start, count)
-        cross = list(self._joined(cache, seen))
+        cross = self._joined(cache, seen)
         length = torch.empty(start + count, dtype=torch.long)
         wanted = torch.tensor(batch.wanted)
         arguments = [batch.token_ids[None], cache.positions, length, wanted]
@@ -230,15 +214,13 @@ class ExportedModel:
                 f" {self.limits.max_seq_len}; export it again with a larger --max-seq-len"
             )
 
-    def _visible(
-        self, cache: MllamaCache, start: int, count: int
-    ) -> tuple[list[PlacedImage], Tensor]:
+    def _visible(self, cache: MllamaCache, start: int, count: int) -> tuple[list[Place], Tensor]:
         """The pictures that new positions see, and for each position its span of their tokens."""
-        seen: list[PlacedImage] = []
-        group: list[PlacedImage] = []
+        seen: list[Place] = []
+        group: list[Place] = []
         visible = torch.zeros(count, 2, dtype=torch.long)
         first = end = 0
-        for begin, stop, images in visible_images(cache.images[0], start + count):
+        for begin, stop, images in visible_images(cache.places[0], start + count):
             if stop <= start:
                 continue
             if not group or images[0] is not group[0]:
@@ -258,9 +240,7 @@ class ExportedModel:
                 f" {self.limits.max_images}; export it again with a larger --max-images"
             )
 
-    def _joined(self, cache: MllamaCache, seen: Sequence[PlacedImage]) -> Iterable[Tensor]:
+    def _joined(self, cache: MllamaCache, seen: Sequence[Place]) -> list[Tensor]:
         """Keys and values of the pictures one after the other, [1, G, M, D], layer by layer."""
-        pictures = [cache.encoded[image.content_hash] for image in seen]
-        for layer in zip(*pictures, strict=True):
-            for part in zip(*layer, strict=True):
-                yield part[0] if len(part) == 1 else torch.cat(part, dim=2)
+        layers = range(cache.num_cross_layers) if seen else ()
+        return [part for layer in layers for part in cache.joined(hashes(seen), layer)]

@@ -19,12 +19,16 @@ def capacity(max_seq_len: int) -> int:
     return (max_seq_len // CAPACITY_STEP + 1) * CAPACITY_STEP
 
 
-class Vision(nn.Module):
-    """Pictures with equal tile counts -> `cross`, a key and a value tensor for each layer."""
+class Program(nn.Module):
+    """A function of tensors that needs the model."""
 
     def __init__(self, model: MllamaForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
+
+
+class Vision(Program):
+    """Pictures with equal tile counts -> `cross`, a key and a value tensor for each layer."""
 
     def forward(self, tiles: Tensor, aspect_ratio_id: Tensor) -> list[Tensor]:
         states = self.model.vision_states(tiles, aspect_ratio_id)
@@ -40,16 +44,17 @@ class Examples:
     """Example arguments of a model's programs, on its device and in its dtype."""
 
     def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        self._config = model.config
-        self._device, self._dtype = model.device, model.dtype
+        self._config, self._like = model.config, model.like
 
     def ids(self, *values: int) -> Tensor:
-        return torch.tensor(values, device=self._device)
+        return torch.tensor(values, device=self._like.device)
 
     def tiles(self, count: int) -> Tensor:
         """[1, count, C, S, S]"""
         vision = self._config.vision_config
-        return self._zeros(1, count, vision.num_channels, vision.image_size, vision.image_size)
+        return self._like.new_zeros(
+            1, count, vision.num_channels, vision.image_size, vision.image_size
+        )
 
     def cached(self, length: int) -> list[Tensor]:
         """A key and a value [1, G, length, D] for each self-attention layer."""
@@ -69,7 +74,4 @@ class Examples:
     def _keys_and_values(self, layers: int, length: int) -> list[Tensor]:
         text = self._config.text_config
         shape = (1, text.num_key_value_heads, length, text.head_dim)
-        return [self._zeros(*shape) for _ in range(2 * layers)]
-
-    def _zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, device=self._device, dtype=self._dtype)
+        return [self._like.new_zeros(shape) for _ in range(2 * layers)]

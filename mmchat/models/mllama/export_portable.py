@@ -21,15 +21,15 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from mmchat.models.base import Batch, ExportLimits, ExportProgram
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage, visible_images
+from mmchat.models.mllama.cache import MllamaCache, visible_images
 from mmchat.models.mllama.export import ExportedModel as BaseModel
-from mmchat.models.mllama.export_parts import Examples, Vision, capacity, pairs
+from mmchat.models.mllama.export_parts import Examples, Program, Vision, capacity, pairs
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.row_cache import CAPACITY_STEP
+from mmchat.models.row_cache import CAPACITY_STEP, Place
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import heads_first
 
@@ -66,11 +66,7 @@ class _SeenAll:
         return torch.where(self._sees > 0, read, x)
 
 
-class _Read(nn.Module):
-    def __init__(self, model: MllamaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-
+class _Read(Program):
     def forward(
         self,
         input_ids: Tensor,
@@ -138,7 +134,7 @@ def export_programs(
     longest = max(capacity(limits.max_seq_len), 2 * CAPACITY_STEP)  # a range is more than one size
     past = Dim("past_positions", min=CAPACITY_STEP, max=longest)
     seen = examples.vision_tokens(limits)
-    sees = torch.ones(1, device=model.device, dtype=model.dtype)
+    sees = torch.ones(1, device=model.like.device, dtype=model.like.dtype)
     programs = [
         *(
             (f"vision_{count}", Vision(model), (tiles(count), ids(count)), None)
@@ -179,27 +175,23 @@ class ExportedModel(BaseModel):
         for begin, end, images in self._pieces(cache, batch):
             wanted = [at + start - begin for at in batch.wanted if begin <= at + start < end]
             ids = batch.token_ids[None, begin - start : end - start]
-            rows = self._piece(ids, begin, wanted or [0], cache, self._seen(cache, images))
+            self._check_images(len(images))
+            cross = self._joined(cache, images)
+            rows = self._piece(ids, begin, wanted or [0], cache, cross)
             logits.append(rows[: len(wanted)])
         cache.advance(batch)
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
-    def _pieces(
-        self, cache: MllamaCache, batch: Batch
-    ) -> Iterator[tuple[int, int, list[PlacedImage]]]:
+    def _pieces(self, cache: MllamaCache, batch: Batch) -> Iterator[tuple[int, int, list[Place]]]:
         """The positions cut where other pictures come into sight, and where too long."""
         start = batch.starts[0]
         end = start + batch.counts[0]
         longest = LONGEST_PIECE if len(batch.wanted) == 1 else MOST_WANTED
-        sights = visible_images(cache.images[0], end)
+        sights = visible_images(cache.places[0], end)
         first = sights[0][0] if sights else end
         for begin, stop, images in [(0, first, []), *sights]:
             for at in range(max(begin, start), stop, longest):
                 yield at, min(at + longest, stop), images
-
-    def _seen(self, cache: MllamaCache, images: Sequence[PlacedImage]) -> list[Tensor]:
-        self._check_images(len(images))
-        return list(self._joined(cache, images)) if images else []
 
     def _piece(
         self,

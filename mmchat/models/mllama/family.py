@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat.models.family import Alpha, Description, Translated
+from mmchat.models.family import Alpha, Description, Translated, UsualFamily
 from mmchat.models.mllama import gguf_format, params, tiling, translate
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.footprint import MllamaSizes, footprint
+from mmchat.models.mllama.documents import hub_documents
+from mmchat.models.mllama.footprint import footprint
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 from mmchat.models.prompt import MediaFacts, PatchMap
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
     from mmchat.conversation import Image
     from mmchat.models.mllama.build import MllamaBuild
-    from mmchat.tokenizers.base import Tokenizer
 
 
-class MllamaFamily:
+class MllamaFamily(UsualFamily[MllamaConfig]):
     """See mmchat.models.family.Family."""
 
     model_type = "mllama"
     ollama_name = "llama3.2-vision"
     released_dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    sections = params.SECTIONS
     program_formats = ("aoti", "executorch")
     takes_packed = True
     generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
+    config_type = MllamaConfig
     parse = staticmethod(params.parse)
-    to_sections = staticmethod(params.to_sections)
+    hub_documents = staticmethod(hub_documents)
+    sizes = staticmethod(footprint)
     from_makers = staticmethod(translate.from_makers)
     from_gguf = staticmethod(gguf_format.from_gguf)
     shapes = staticmethod(hf_shapes)
@@ -66,25 +66,6 @@ class MllamaFamily:
             **encoder_cuts("vision_model.", heads, vision.head_dim, inner),
             "multi_modal_projector": Cut(0, (text.hidden_size,), gathered="all"),
         }
-
-    def companion(self, config: MllamaConfig) -> None:
-        return None
-
-    def hub_documents(
-        self,
-        config: MllamaConfig,
-        tokenizer: Tokenizer,
-        *,
-        is_chat: bool,
-        dtype: str,
-        generation: Mapping[str, float],
-    ) -> dict[str, dict[str, Any]]:
-        from mmchat.models.mllama.documents import hf_documents, token_ids
-
-        return hf_documents(config, dtype, generation, token_ids(tokenizer, is_chat=is_chat))
-
-    def sizes(self, config: MllamaConfig) -> MllamaSizes:
-        return footprint(config)
 
     def describe(self, config: MllamaConfig) -> Description:
         vision, text = config.vision_config, config.text_config
@@ -149,9 +130,6 @@ class MllamaFamily:
         if rule == "checkpoint":
             return "drop" if checkpoint_format == "meta" else "white"
         return rule
-
-    def with_alpha(self, config: MllamaConfig, alpha: Alpha) -> MllamaConfig:
-        return replace(config, image_processor=replace(config.image_processor, alpha=alpha))
 
     def build(self) -> MllamaBuild:
         from mmchat.models.mllama.build import MllamaBuild

@@ -10,11 +10,19 @@ from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.mllama.tiling import facts
 from mmchat.models.prompt import MediaFacts
-from mmchat.models.sizes import PartName, Sizes, decoder_pass_bytes, parts_of
+from mmchat.models.sizes import EMBEDDING, ENCODER, PROJECTOR, DecoderSizes, PartName, parts_of
+
+_CROSS: PartName = ("cross-attention layers", "text", "token after a picture")
+_PARTS: dict[str, PartName] = {
+    "vision_model.": ENCODER,
+    "multi_modal_projector.": PROJECTOR,
+    "language_model.model.layers.": ("self-attention layers", "text", "token"),
+    "language_model.model.embed_tokens.": EMBEDDING,
+}
 
 
 @dataclass(frozen=True)
-class MllamaSizes(Sizes):
+class MllamaSizes(DecoderSizes):
     """Sizes of one Mllama.
 
     cache_per_tile: numbers stored for one tile of a picture, keys and values of all layers of
@@ -48,17 +56,6 @@ class MllamaSizes(Sizes):
         numbers = max(in_layer, at_the_end, projected, keys)
         return numbers * item_bytes + (4 * computed * (width + inner) if wide_products else 0)
 
-    def prefill_bytes(
-        self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
-    ) -> int:
-        return decoder_pass_bytes(
-            self.config.text_config,
-            prompt,
-            item_bytes,
-            pictures=pictures,
-            wide_products=wide_products,
-        )
-
 
 @lru_cache(maxsize=16)  # `doctor` asks for each model in each scheme
 def footprint(config: MllamaConfig) -> MllamaSizes:
@@ -66,11 +63,11 @@ def footprint(config: MllamaConfig) -> MllamaSizes:
     shapes = hf_shapes(config)
     vision, text = config.vision_config, config.text_config
     keys_and_values = 2 * text.num_key_value_heads * text.head_dim
+    crossed = [f"language_model.model.layers.{i}." for i in text.cross_attention_layers]
     return MllamaSizes(
         config=config,
-        parts=parts_of(
-            shapes, lambda name: _part_of(name, config), is_table=lambda name: "embed" in name
-        ),
+        text=text,
+        parts=parts_of(shapes, dict.fromkeys(crossed, _CROSS) | _PARTS),
         cache_per_token=keys_and_values * len(text.self_attention_layers),
         head_dim=text.head_dim,
         cache_per_tile=keys_and_values * len(text.cross_attention_layers) * vision.tokens_per_tile,
@@ -81,22 +78,3 @@ def footprint(config: MllamaConfig) -> MllamaSizes:
             if name.endswith(("cross_attn.k_proj.weight", "cross_attn.v_proj.weight"))
         ),
     )
-
-
-_VISION: PartName = ("vision encoder", "vision", "seldom")
-_PROJECTOR: PartName = ("projector", "vision", "seldom")
-_CROSS: PartName = ("cross-attention layers", "text", "token after a picture")
-_SELF: PartName = ("self-attention layers", "text", "token")
-_EMBEDDING: PartName = ("token embedding", "embedding", "seldom")
-_HEAD: PartName = ("head", "head", "token")
-
-
-def _part_of(name: str, config: MllamaConfig) -> PartName:
-    if name.startswith("vision_model."):
-        return _VISION
-    if name.startswith("multi_modal_projector."):
-        return _PROJECTOR
-    if name.startswith("language_model.model.layers."):
-        index = int(name.split(".")[3])
-        return _CROSS if index in config.text_config.cross_attention_layers else _SELF
-    return _EMBEDDING if "embed_tokens" in name else _HEAD

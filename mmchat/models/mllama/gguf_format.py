@@ -22,10 +22,11 @@ from mmchat.checkpoints.mapping import (
 )
 from mmchat.errors import CheckpointError
 from mmchat.models.family import Translated
+from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
 from mmchat.models.mllama.params import parse
 from mmchat.models.mllama.tensor_names import hf_shapes
-from mmchat.models.mllama.translate import CLIP_MEAN, CLIP_STD, LLAMA3_SCALING
+from mmchat.models.mllama.translate import LLAMA3_SCALING
 from mmchat.strict_json import Where
 
 if TYPE_CHECKING:

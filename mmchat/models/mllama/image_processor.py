@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
 from mmchat.models.mllama.tiling import TileLayout, layout_facts, layout_of
-from mmchat.models.prepared import normalised_levels
+from mmchat.models.prepared import normalised
 from mmchat.models.prompt import MediaFacts
 
 
@@ -51,11 +51,8 @@ def preprocess(
     canvas[:height, :width] = np.asarray(picture)
     tiles_h, tiles_w = layout.aspect_ratio
     side = layout.tile_size
-    tiles = canvas.reshape(tiles_h, side, tiles_w, side, 3).transpose(0, 2, 4, 1, 3)
+    values = normalised(canvas, processor_config.image_mean, processor_config.image_std)
+    tiles = values.reshape(3, tiles_h, side, tiles_w, side).permute(1, 3, 0, 2, 4)
     tiles = tiles.reshape(layout.num_tiles, 3, side, side)
-    levels = normalised_levels(processor_config.image_mean, processor_config.image_std)
-    values = np.empty(tiles.shape, dtype=np.float32)
-    for channel, table in enumerate(levels):
-        np.take(table, tiles[:, channel], out=values[:, channel])
     facts = layout_facts(layout, vision_config)
-    return TiledImage(torch.from_numpy(values), layout, image.content_hash, facts)
+    return TiledImage(tiles, layout, image.content_hash, facts)

@@ -30,10 +30,7 @@ _ENCODER = "vision_model.vision_encoder."
 
 # Parts of a layer: Meta's name -> the Hub's.
 _TEXT_LAYER = {
-    "attention.wq.weight": "{attention}.q_proj.weight",
-    "attention.wk.weight": "{attention}.k_proj.weight",
-    "attention.wv.weight": "{attention}.v_proj.weight",
-    "attention.wo.weight": "{attention}.o_proj.weight",
+    **{f"attention.w{p}.weight": f"{{attention}}.{p}_proj.weight" for p in "qkvo"},
     "attention_norm.weight": "input_layernorm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
     "feed_forward.w1.weight": "mlp.gate_proj.weight",
@@ -47,18 +44,17 @@ _CROSS_ONLY = {
     "gate_ffwd": "cross_attn_mlp_gate",
 }
 _VISION_LAYER = {
-    "attn.wq.weight": "self_attn.q_proj.weight",
-    "attn.wk.weight": "self_attn.k_proj.weight",
-    "attn.wv.weight": "self_attn.v_proj.weight",
-    "attn.wo.weight": "self_attn.o_proj.weight",
-    "mlp.c_fc.weight": "mlp.fc1.weight",
-    "mlp.c_fc.bias": "mlp.fc1.bias",
-    "mlp.c_proj.weight": "mlp.fc2.weight",
-    "mlp.c_proj.bias": "mlp.fc2.bias",
-    "ln_1.weight": "input_layernorm.weight",
-    "ln_1.bias": "input_layernorm.bias",
-    "ln_2.weight": "post_attention_layernorm.weight",
-    "ln_2.bias": "post_attention_layernorm.bias",
+    **{f"attn.w{p}.weight": f"self_attn.{p}_proj.weight" for p in "qkvo"},
+    **{
+        f"{theirs}.{kind}": f"{ours}.{kind}"
+        for theirs, ours in (
+            ("mlp.c_fc", "mlp.fc1"),
+            ("mlp.c_proj", "mlp.fc2"),
+            ("ln_1", "input_layernorm"),
+            ("ln_2", "post_attention_layernorm"),
+        )
+        for kind in ("weight", "bias")
+    },
 }
 _GLOBAL_ONLY = {"gate_attn": "gate_attn", "gate_ffn": "gate_ffn"}
 _GATES = frozenset({"gate_attn", "gate_ffwd", "gate_ffn"})

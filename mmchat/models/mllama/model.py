@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmchat.models.base import Batch, Block, Cache
+from mmchat.models.embedding_model import UsualModel
 from mmchat.models.mllama.blocks import compilable_blocks
-from mmchat.models.mllama.cache import MllamaCache, own
+from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.text import (
     CrossAttentionLayer,
@@ -25,47 +26,39 @@ from mmchat.models.mllama.watch import watched
 from mmchat.models.prompt import Media
 from mmchat.models.row_cache import of_slots
 from mmchat.nn.attention import KeyValue
-from mmchat.nn.decoder import SelfAttention
 from mmchat.nn.kv_cache import Spans, past_steps
 from mmchat.nn.linear import Linear
-from mmchat.nn.mlp import GatedMLP
 
 # Multiply-adds of layers of pictures that are computed before others may go on: some 30 ms of one
 # CPU core. One layer of a model of billions of parameters has dozens of times as many.
 SHORT_WORK = 2**30
 
 
-class MllamaForConditionalGeneration(nn.Module):
+class MllamaForConditionalGeneration(UsualModel):
     """Answers text about pictures. Weights load by the Hub's names."""
 
-    ranks = 1
-    kv_dtype: torch.dtype | None = None
+    cache_type = MllamaCache
 
     def __init__(self, config: MllamaConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.vision_model = VisionModel(config.vision_config)
         self.multi_modal_projector = Linear(
             config.vision_config.output_dim, config.text_config.hidden_size
         )
         self.language_model = LanguageModel(config.text_config)
-        self.remarks: list[str] = []  # what is unusual about the loaded weights
 
     @property
-    def device(self) -> torch.device:
-        return self.language_model.lm_head.weight.device
+    def like(self) -> Tensor:
+        return self.language_model.model.norm.weight
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.language_model.model.norm.weight.dtype
+    def is_vision(self, name: str) -> bool:
+        return not name.startswith("language_model.")
 
-    def new_cache(self, slots: int, positions: int) -> MllamaCache:
-        """An empty cache of so many rows, with room for `positions` in each."""
-        like = self.language_model.model.norm.weight
-        text, fixed = self.config.text_config, like.is_cuda
-        return MllamaCache(
-            text, slots, positions, like, fixed=fixed, ranks=self.ranks, dtype=self.kv_dtype
-        )
+    def is_for_pictures(self, name: str) -> bool:
+        """Without pictures no layer of cross-attention is used."""
+        crossed = self.config.text_config.cross_attention_layers
+        layers = tuple(f"language_model.model.layers.{i}." for i in crossed)
+        return self.is_vision(name) or name.startswith(layers)
 
     def vision_states(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """What the text sees of pictures with equal tile counts.
@@ -88,8 +81,8 @@ class MllamaForConditionalGeneration(nn.Module):
         Each next() computes a layer, or more as long as that is SHORT_WORK.
         """
         group = self._encoded_together(media)
-        tiles = torch.stack([one.tensors[0] for one in group]).to(self.device, self.dtype)
-        ratios = torch.cat([one.tensors[1] for one in group]).to(self.device)
+        tiles = torch.stack([one.tensors[0] for one in group]).to(self.like)
+        ratios = torch.cat([one.tensors[1] for one in group]).to(self.like.device)
         of_layer = self.vision_model.layer_work(len(group), tiles.shape[1])
         features: list[Tensor] = []
         work = 0
@@ -100,7 +93,7 @@ class MllamaForConditionalGeneration(nn.Module):
                 work = 0
         states = self.multi_modal_projector(features.pop())
         for one, seen in zip(group, states.split(1), strict=True):
-            own(cache).keep_media(one.content_hash, self.cross_key_values(seen))
+            MllamaCache.of(cache).keep_media(one.content_hash, self.cross_key_values(seen))
 
     def _encoded_together(self, media: Sequence[Media]) -> Sequence[Media]:
         """The first picture and those of as many tiles, while a layer of all is SHORT_WORK.
@@ -110,20 +103,11 @@ class MllamaForConditionalGeneration(nn.Module):
         num_tiles = len(media[0].tensors[0])
         most = max(1, SHORT_WORK // self.vision_model.layer_work(1, num_tiles))
         alike = [one for one in media if len(one.tensors[0]) == num_tiles]
-        return alike[: most if self.device.type == "cpu" else 1]
-
-    def forward(self, batch: Batch, cache: Cache) -> Tensor:
-        """Read new positions of several rows into the cache; float32 logits [W, V].
-
-        Differentiable for rows that start at 0, pictures included. Raises ValueError if a row does
-        not start where its slot ends.
-        """
-        return own(cache).read(batch, self._step, self._read)
+        return alike[: most if self.like.device.type == "cpu" else 1]
 
     def _read(self, batch: Batch, cache: MllamaCache) -> Tensor:
-        """Rows of any lengths."""
         spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
-        positions = spans.positions(self.device)
+        positions = spans.positions(self.like.device)
         text = self.language_model
         seen = watched(cache.seen(batch), batch, cache, self._cross_layers())
         hidden = text.model(batch.token_ids, positions, cache.past(spans), seen)
@@ -132,7 +116,6 @@ class MllamaForConditionalGeneration(nn.Module):
         return text.lm_head(hidden).float()
 
     def _step(self, batch: Batch, cache: MllamaCache) -> Tensor:
-        """A few next tokens of each row; in fixed slots all slots are computed."""
         if not cache.fixed:
             [slot] = batch.slots
             token_ids = batch.token_ids[None]
@@ -169,40 +152,9 @@ class MllamaForConditionalGeneration(nn.Module):
         """The kinds of layer that are worth compiling, of those that are loaded."""
         return compilable_blocks(self)
 
-    def weight_names(self, *, text_only: bool) -> set[str]:
-        """Names of the weights to load; without pictures no cross-attention layer is used."""
-        cross = {
-            f"language_model.model.layers.{i}"
-            for i in self.config.text_config.cross_attention_layers
-        }
-        names = set(self.state_dict())
-        if not text_only:
-            return names
-        return {
-            name
-            for name in names
-            if name.startswith("language_model.") and ".".join(name.split(".")[:4]) not in cross
-        }
-
-    def linear_parts(self) -> dict[str, str]:
-        """Which part each linear layer belongs to: "text", "head" or "vision"."""
-        parts = {"language_model.model": "text", "language_model.lm_head": "head"}
-        return {
-            name: next((p for start, p in parts.items() if name.startswith(start)), "vision")
-            for name, module in self.named_modules()
-            if isinstance(module, Linear)
-        }
-
-    def fuse_projections(self) -> None:
-        """Join the projections that read the same input, once the weights are loaded."""
-        for module in self.modules():
-            if isinstance(module, SelfAttention | GatedMLP):
-                module.fuse_projections()
-
     def finish_loading(self, device: torch.device) -> None:
         """Once the weights are there: what is in no checkpoint, and what follows from them."""
-        rotary = self.language_model.model.rotary
-        rotary.inv_freq = rotary.inv_freq.to(device)  # computed when the model is built
+        super().finish_loading(device)
         if not self.vision_model.class_embedding.is_meta:
             self.vision_model.finish_loading()
             if not self.vision_model.padding_is_equal:

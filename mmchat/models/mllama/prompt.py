@@ -8,13 +8,14 @@ match in number (format: llama_models, ChatFormat; no system block without a sys
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from mmchat.conversation import Image, Message, Part, Text, ToolCall
+from mmchat.conversation import Message, Text, ToolCall
 from mmchat.errors import PromptError
-from mmchat.models.messages import check_messages
+from mmchat.models.messages import PromptPart, Token, check_messages, content_of, ids_of
+from mmchat.models.prompt import PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
 STOP_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
@@ -25,16 +26,8 @@ _TOOLS = (
     'Respond in the format {"name": function name, "parameters": dictionary of argument name and'
     " its value}.Do not use variables.\n\n"
 )
+_BEGIN = Token("<|begin_of_text|>")
 _HEADERS = {"tool": "ipython"}  # by role, where it is another word
-
-
-@dataclass(frozen=True)
-class PromptIds:
-    """A prompt: `image_positions[k]` is where in `input_ids` the picture `images[k]` stands."""
-
-    input_ids: tuple[int, ...]
-    image_positions: tuple[int, ...]
-    images: tuple[Image, ...]
 
 
 def chat_ids(
@@ -42,7 +35,6 @@ def chat_ids(
     tokenizer: Tokenizer,
     image_token_id: int,
     *,
-    add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] = (),
 ) -> PromptIds:
     """A conversation in the instruct format, with the header of the answer at its end.
@@ -54,17 +46,7 @@ def chat_ids(
     if messages and tools:
         messages = _with_tools(messages, tools)
     check_messages(messages)
-    builder = _Builder(tokenizer, image_token_id)
-    builder.special("<|begin_of_text|>")
-    for message in messages:
-        builder.header(_HEADERS.get(message.role, message.role))
-        builder.parts(message.content)
-        if message.calls:
-            builder.parts([Text("; ".join(map(_as_written, message.calls)))])
-        builder.special("<|eot_id|>")
-    if add_generation_prompt:
-        builder.header("assistant")
-    return builder.finish()
+    return _ids(_chat_parts(messages), tokenizer, image_token_id)
 
 
 def raw_ids(message: Message, tokenizer: Tokenizer, image_token_id: int) -> PromptIds:
@@ -73,10 +55,29 @@ def raw_ids(message: Message, tokenizer: Tokenizer, image_token_id: int) -> Prom
     Raises PromptError over the limits.
     """
     check_messages([message])
-    builder = _Builder(tokenizer, image_token_id)
-    builder.special("<|begin_of_text|>")
-    builder.parts(message.content)
-    return builder.finish()
+    return _ids((_BEGIN, *content_of(message)), tokenizer, image_token_id)
+
+
+def _ids(parts: Iterable[PromptPart], tokenizer: Tokenizer, image_token_id: int) -> PromptIds:
+    ids = ids_of(parts, tokenizer, [image_token_id])
+    if ids.input_ids.count(image_token_id) != len(ids.images):
+        raise PromptError("the text encodes to an image token; this must not happen")
+    return ids
+
+
+def _chat_parts(messages: Sequence[Message]) -> Iterator[PromptPart]:
+    yield _BEGIN
+    for message in messages:
+        yield from _header(_HEADERS.get(message.role, message.role))
+        yield from content_of(message)
+        if message.calls:
+            yield "; ".join(map(_as_written, message.calls))
+        yield Token("<|eot_id|>")
+    yield from _header("assistant")
+
+
+def _header(role: str) -> Iterator[PromptPart]:
+    yield from (Token("<|start_header_id|>"), role, Token("<|end_header_id|>"), "\n\n")
 
 
 def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
@@ -103,36 +104,3 @@ def _with_tools(
 def _as_written(call: ToolCall) -> str:
     name = json.dumps(call.name, ensure_ascii=False)
     return f'{{"name": {name}, "parameters": {call.arguments}}}'
-
-
-@dataclass
-class _Builder:
-    tokenizer: Tokenizer
-    image_token_id: int
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    images: list[Image] = field(default_factory=list)
-
-    def special(self, name: str) -> None:
-        self.ids.append(self.tokenizer.special_id(name))
-
-    def header(self, role: str) -> None:
-        self.special("<|start_header_id|>")
-        self.ids += self.tokenizer.encode(role)
-        self.special("<|end_header_id|>")
-        self.ids += self.tokenizer.encode("\n\n")
-
-    def parts(self, parts: Sequence[Part]) -> None:
-        """Each part by itself: text does not merge across a picture or a neighbouring part."""
-        for part in parts:
-            if isinstance(part, Image):
-                self.positions.append(len(self.ids))
-                self.images.append(part)
-                self.ids.append(self.image_token_id)
-            else:
-                self.ids += self.tokenizer.encode(part.text)
-
-    def finish(self) -> PromptIds:
-        if self.ids.count(self.image_token_id) != len(self.images):
-            raise PromptError("the text encodes to an image token; this must not happen")
-        return PromptIds(tuple(self.ids), tuple(self.positions), tuple(self.images))

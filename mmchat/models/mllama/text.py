@@ -144,7 +144,7 @@ class TextModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.embedding_rows, config.hidden_size)
         cross = set(config.cross_attention_layers)
         self.layers = nn.ModuleList(
-            CrossAttentionLayer(config) if i in cross else _self_attention_layer(config)
+            CrossAttentionLayer(config) if i in cross else SelfAttentionLayer(config)
             for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -174,17 +174,6 @@ class TextModel(nn.Module):
             elif seen:
                 x = layer(x, next(cross))
         return self.norm(x)
-
-
-def _self_attention_layer(config: TextConfig) -> SelfAttentionLayer:
-    return SelfAttentionLayer(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        rms_norm_eps=config.rms_norm_eps,
-    )
 
 
 class LanguageModel(nn.Module):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
-from mmchat.models.mllama.tiling import TileLayout, layout_of
+from mmchat.models.mllama.tiling import TileLayout, layout_facts, layout_of
 from mmchat.models.preview import (
     ACCENT,
     BAR,
@@ -23,7 +21,7 @@ from mmchat.models.preview import (
     font,
     hatched,
 )
-from mmchat.words import plural
+from mmchat.words import pixels
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -31,21 +29,13 @@ _LONG_SIDE = 1120  # of the drawn canvas, pixels
 
 
 def describe(layout: TileLayout, config: VisionConfig) -> tuple[str, str]:
-    """The layout as two lines: sizes, then grid and tokens. Sizes are written width x height."""
-    original, resized, canvas = map(_size, (layout.image_size, layout.resized, layout.canvas))
-    fitted = "kept as it is" if layout.resized == layout.image_size else f"resized to {resized}"
-    rows, columns = layout.aspect_ratio
-    grid = f"{plural(rows, 'row')}, {plural(columns, 'column')}"
-    padding = 1 - math.prod(layout.resized) / math.prod(layout.canvas)
+    """The layout as two lines: sizes and grid, then the place of the picture and tokens."""
+    told = layout_facts(layout, config)
+    (_, canvas), (_, placed) = told.lines
     return (
-        f"{original} pixels, {fitted}, on a canvas of {canvas}",
-        f"{plural(layout.num_tiles, 'tile')} of {layout.tile_size} pixels ({grid}) · "
-        f"{layout.num_tiles * config.tokens_per_tile:,} vision tokens · {padding:.0%} padding",
+        f"{pixels(told.size)}, on a canvas of {canvas}",
+        f"{placed} · {told.tokens:,} vision tokens",
     )
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[1]} x {size[0]}"
 
 
 def draw_tile_preview(image: Image, config: VisionConfig) -> PILImage.Image:

@@ -14,12 +14,7 @@ from typing import Any
 
 from mmchat.errors import quoted
 from mmchat.models.family import Translated
-from mmchat.models.hub_config import (
-    CLIP_MEAN,
-    CLIP_STD,
-    refuse_other,
-    value_or,
-)
+from mmchat.models.hub_config import check_preprocessor, levels_of, refuse_other, value_or
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.params import parse
 from mmchat.models.mllama.tensor_names import hub_name
@@ -51,7 +46,6 @@ _HF_TEXT: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 131_072,
 }
-_RESCALE = 1 / 255
 _BILINEAR = 2  # Pillow's number
 _ROPE_THETA = 500_000.0
 LLAMA3_SCALING: dict[str, Any] = {
@@ -83,22 +77,23 @@ def from_hf_config(
         "text_config": {key: value_or(text, key, default) for key, default in _HF_TEXT.items()}
         | _hf_rope(text, text_where)
         | {"resized": _resized(found, text, where)},
-        "image_processor": {
-            "image_mean": value_or(preprocessor or {}, "image_mean", list(CLIP_MEAN)),
-            "image_std": value_or(preprocessor or {}, "image_std", list(CLIP_STD)),
-            "alpha": "checkpoint",
-        },
+        "image_processor": {**levels_of(preprocessor), "alpha": "checkpoint"},
     }
     config = parse(sections, where)
-    ratios = [list(ratio) for ratio in config.vision_config.aspect_ratios]
+    sizes = config.vision_config
     expected = {
-        "supported_aspect_ratios": ratios,
-        "vision_output_dim": config.vision_config.output_dim,
+        "supported_aspect_ratios": list(map(list, sizes.aspect_ratios)),
+        "vision_output_dim": sizes.output_dim,
     }
     refuse_other(vision, expected, vision_where)
-    _check_preprocessor(
-        preprocessor or {}, config, preprocessor_where or Where("preprocessor_config.json")
-    )
+    prepared = {
+        "do_pad": True,
+        "max_image_tiles": sizes.max_num_tiles,
+        "size": {"height": sizes.image_size, "width": sizes.image_size},
+        "resample": _BILINEAR,
+    }
+    pictures = preprocessor_where or Where("preprocessor_config.json")
+    check_preprocessor(preprocessor or {}, prepared, pictures)
     return config
 
 
@@ -133,21 +128,6 @@ def fitted(config: MllamaConfig, shapes: Mapping[str, tuple[int, ...]]) -> Mllam
         return config  # the check of the shapes says what is wrong
     resized = replace(resized, embedding_rows=embedding)
     return replace(config, text_config=replace(text, vocab_size=head, resized=resized))
-
-
-def _check_preprocessor(found: Mapping[str, Any], config: MllamaConfig, where: Where) -> None:
-    """Refuse another way of cutting and scaling pictures than that which this model has."""
-    side, scale = config.vision_config.image_size, found.get("rescale_factor")
-    if type(scale) is float and math.isclose(scale, _RESCALE, rel_tol=1e-6):  # fewer digits
-        found = {**found, "rescale_factor": _RESCALE}
-    expected = {
-        "max_image_tiles": config.vision_config.max_num_tiles,
-        "size": {"height": side, "width": side},
-        "resample": _BILINEAR,
-        "rescale_factor": _RESCALE,
-    }
-    steps = ("do_convert_rgb", "do_resize", "do_pad", "do_rescale", "do_normalize")
-    refuse_other(found, expected | dict.fromkeys(steps, True), where)
 
 
 def _hf_rope(text: Mapping[str, Any], where: Where) -> dict[str, Any]:
@@ -206,7 +186,7 @@ def from_meta_params(found: Mapping[str, Any], where: Where) -> MllamaConfig:
         image_size=numbers.integer("vision_chunk_size", 8, 2_240),
         max_num_tiles=numbers.integer("vision_max_num_chunks", 1, 16, default=4),
     )
-    processor = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD), "alpha": "checkpoint"}
+    processor = {**levels_of(), "alpha": "checkpoint"}
     sections = {"vision_config": vision, "text_config": text, "image_processor": processor}
     return parse(sections, where)
 
@@ -233,11 +213,8 @@ class _MetaNumbers:
         key = "vision_num_cross_attention_layers"
         nested = self.found.get("vision_model")
         if key not in self.found and isinstance(nested, dict):
-            adapter = as_object(
-                nested.get("cross_attention_adapter", {}),
-                self.where.child("vision_model").child("cross_attention_adapter"),
-            )
             where = self.where.child("vision_model").child("cross_attention_adapter")
+            adapter = as_object(nested.get("cross_attention_adapter", {}), where)
             return _MetaNumbers(adapter, where).integer("num_layers", 1, self_layers)
         return self.integer(key, 1, self_layers)
 

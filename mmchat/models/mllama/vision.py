@@ -24,6 +24,7 @@ from mmchat.models.mllama.config import VisionConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.linear import Linear
 from mmchat.nn.mlp import MLP
+from mmchat.nn.patches import Layers, embed_patches
 
 OUTER_NORM_EPS = 1e-5  # in both references, whatever `norm_eps` of the layers is
 
@@ -97,14 +98,6 @@ class GatedVisionLayer(VisionLayer):
         return self.gate_ffn.tanh()
 
 
-class VisionTransformer(nn.Module):
-    """A stack of blocks; its parameters sit under `layers`."""
-
-    def __init__(self, layers: list[VisionLayer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-
 class TileEmbedding(nn.Module):
     """One learned vector per tile of each canvas, scaled by tanh(gate).
 
@@ -169,11 +162,9 @@ class VisionModel(nn.Module):
         self.post_tile_positional_embedding = TileEmbedding(config)
         self.layernorm_pre = nn.LayerNorm(size, eps=OUTER_NORM_EPS)
         self.layernorm_post = nn.LayerNorm(size, eps=OUTER_NORM_EPS)
-        self.transformer = VisionTransformer(
-            [VisionLayer(config) for _ in range(config.num_hidden_layers)]
-        )
-        self.global_transformer = VisionTransformer(
-            [GatedVisionLayer(config) for _ in range(config.num_global_layers)]
+        self.transformer = Layers(VisionLayer(config) for _ in range(config.num_hidden_layers))
+        self.global_transformer = Layers(
+            GatedVisionLayer(config) for _ in range(config.num_global_layers)
         )
 
     def finish_loading(self) -> None:
@@ -237,13 +228,9 @@ class VisionModel(nn.Module):
 
     def _embed(self, tiles: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
         """Embedded patches and class tokens of the tiles: [I, T·P, E]."""
-        images, num_tiles, channels, side, _ = tiles.shape
-        patch = self.config.patch_size
-        grid = side // patch
-        patches = tiles.reshape(images * num_tiles, channels, grid, patch, grid, patch)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images, num_tiles, grid * grid, -1)
-        weight = self.patch_embedding.weight.flatten(1)
-        x = nn.functional.linear(patches.to(weight.dtype), weight)  # [I, T, grid², E]
+        images, num_tiles = tiles.shape[:2]
+        x = embed_patches(tiles.flatten(0, 1), self.patch_embedding)
+        x = x.unflatten(0, (images, num_tiles))  # [I, T, grid², E]
         x = x + self.pre_tile_positional_embedding(aspect_ratio_ids, num_tiles)
         class_token = self.class_embedding.expand(images, num_tiles, 1, -1)
         x = torch.cat((class_token, x), dim=2)

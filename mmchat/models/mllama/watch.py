@@ -80,7 +80,7 @@ def watched(
         return seen
     [row] = batch.rows()
     stretches = [
-        _Stretch(row.start + begin - row.offset, tuple(image.position for image in images))
+        _Stretch(row.start + begin - row.offset, tuple(image.start for image in images))
         for begin, _, images in cache.stretches(batch)
     ]
     gates = [abs(float(layer.cross_attn_attn_gate.detach().tanh())) for layer in layers]

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from math import isqrt
 from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
@@ -15,19 +14,14 @@ from mmchat.checkpoints.mapping import Rule, to_target
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
-from mmchat.models.hub_weights import entries_by_name, read_entries
+from mmchat.models.hub_weights import entries_by_name, other_side, read_entries
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.models.mllama.gguf_format import FREQUENCIES, gguf_rules, gguf_shapes
-from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.meta_format import meta_rules, meta_shapes
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-__all__ = [
-    "check_weights", "hf_shapes", "hub_entries", "iter_weights", "meta_rules", "meta_shapes",
-    "shard_dims",
-]  # fmt: skip
 
 _META_PROBE = "text_model.tok_embeddings.weight"
 _POSITIONS = (
@@ -120,15 +114,9 @@ def check_weights(
 
 
 def _check_tile_size(config: MllamaConfig, entries: Mapping[str, TensorEntry]) -> None:
-    """The table of patch positions tells the tile size: one row per patch and the class token."""
     vision = config.vision_config
-    for name in _POSITIONS:
-        entry = entries.get(name)
-        if entry is None or len(entry.shape) != 2 or entry.shape[0] == vision.tokens_per_tile:
-            continue
-        side = isqrt(entry.shape[0] - 1)
-        if side and side**2 + 1 == entry.shape[0]:
-            found = side * vision.patch_size
+    for entry in filter(None, map(entries.get, _POSITIONS)):
+        if found := other_side(entry, vision.tokens_per_tile, vision.patch_size):
             raise OtherConfigError(
                 f"{shown(entry.file)}: the checkpoint has tiles of {found} px, the params say"
                 f" {vision.image_size}; use the params file of the same model",

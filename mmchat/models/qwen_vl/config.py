@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mmchat.models.family import TextSizes
+from mmchat.models.family import Heads, TextSizes
 
 HEAD_DIM = 128  # of the resampler, in every model
 
@@ -40,7 +40,7 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Heads):
     """The decoder, Qwen-7B.
 
     intermediate_size: of the gated MLP; the Hub's is twice as much. seq_length: positions that it
@@ -61,8 +61,8 @@ class TextConfig:
     use_logn_attn: bool
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def num_key_value_heads(self) -> int:
+        return self.num_attention_heads
 
     def alpha(self, prompt: int) -> int:
         """How far the rotation of a prompt of so many positions, and its answer, is stretched."""

@@ -7,13 +7,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.models.family import Translated
-from mmchat.models.prompt import MediaFacts
 from mmchat.models.qwen_vl import params, squares, translate
 from mmchat.models.qwen_vl.config import QwenVLConfig
 from mmchat.models.qwen_vl.cuts import cuts
 from mmchat.models.qwen_vl.footprint import footprint
 from mmchat.models.qwen_vl.tensor_names import hub_name, hub_shapes
-from mmchat.models.sizes import EmbeddingSizes
 from mmchat.models.square_family import SquareFamily
 from mmchat.strict_json import Where
 
@@ -31,10 +29,11 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
     ollama_name = None
     released_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     takes_packed = False
-    sections = params.SECTIONS
     generation = MappingProxyType({"temperature": 1.0, "top_p": 0.3})
+    config_type = QwenVLConfig
     parse = staticmethod(params.parse)
-    to_sections = staticmethod(params.to_sections)
+    sizes = staticmethod(footprint)
+    facts = staticmethod(squares.facts)
     hub_documents = staticmethod(translate.hub_documents)
     shapes = staticmethod(hub_shapes)
     hub_name = staticmethod(hub_name)
@@ -49,9 +48,6 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
     ) -> Translated[QwenVLConfig]:
         return Translated(translate.from_hub(found, where), is_chat=None)
 
-    def sizes(self, config: QwenVLConfig) -> EmbeddingSizes:
-        return footprint(config)
-
     def vision_words(self, config: QwenVLConfig) -> str:
         vision = config.vision_config
         return f"{vision.layers} layers of {vision.width:,} and a resampler"
@@ -59,9 +55,6 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
     def text_words(self, config: QwenVLConfig) -> str:
         trained = config.text_config.seq_length
         return f"{super().text_words(config)}, of which {trained:,} were trained"
-
-    def facts(self, config: QwenVLConfig, height: int, width: int) -> MediaFacts:
-        return squares.facts(config, height, width)
 
     def draw(self, config: QwenVLConfig, image: Image) -> Drawing:
         from mmchat.models.preview import SQUARE, draw_square

@@ -29,8 +29,8 @@ from mmchat.nn.rope import inverse_frequencies
 class QwenVLCache(EmbeddingCache):
     """of_rows: the inverse frequencies [slots, D/2] that the row's prompt is rotated by."""
 
-    def __init__(self, config: TextConfig, slots: int, **sizes: Any) -> None:
-        super().__init__(slots=slots, **sizes)
+    def __init__(self, config: TextConfig, slots: int, *sizes: Any, **how: Any) -> None:
+        super().__init__(config, slots, *sizes, **how)
         self.config, self.alphas = config, [0] * slots
         with torch.inference_mode(False):  # whoever makes it, others write it
             self.of_rows = (self.positions.new_zeros(slots, config.head_dim // 2).float(),)
@@ -62,30 +62,16 @@ class TransformerModel(TextModel):
 class QwenVLForConditionalGeneration(EmbeddingModel):
     """Answers text about pictures. Weights load by the Hub's names."""
 
+    cache_type = QwenVLCache
+
     def __init__(self, config: QwenVLConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.transformer = TransformerModel(config)
         self.lm_head = Linear(config.text_config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def like(self) -> Tensor:
         return self.transformer.ln_f.weight
-
-    def new_cache(self, slots: int, positions: int) -> QwenVLCache:
-        """An empty cache of so many rows, with room for `positions` in each."""
-        text = self.config.text_config
-        return QwenVLCache(
-            text,
-            slots,
-            layers=text.num_hidden_layers,
-            groups=text.num_attention_heads // self.ranks,
-            head_dim=text.head_dim,
-            positions=positions,
-            like=self.like,
-            fixed=self.like.is_cuda,
-            dtype=self.kv_dtype,
-        )
 
     def encode_slices(self, pixels: Tensor, embeddings: list[Tensor]) -> Iterator[None]:
         return self.transformer.visual.slices(pixels, embeddings)
@@ -112,6 +98,3 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
         of_text = (DecoderLayer, lambda at: self.transformer.turned(at, inv_freq))
         picture = (1, vision.num_patches, vision.width)
         return decoder_blocks(self, of_text, (VisionLayer, picture))
-
-    def finish_loading(self, device: torch.device) -> None:
-        """Nothing follows from the weights."""

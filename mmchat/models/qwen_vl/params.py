@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from math import isqrt
 from typing import Any
 
@@ -14,44 +13,31 @@ from mmchat.models.qwen_vl.config import (
     TextConfig,
     VisionConfig,
 )
-from mmchat.strict_json import Where, check_divides, check_keys, parse_dataclass
-
-SECTIONS = ("vision_config", "text_config", "image_processor")
+from mmchat.models.sections import EPS, OF_PICTURES, OF_TEXT, OF_VISION
+from mmchat.strict_json import Where, check_divides, parse_dataclass
 
 _BOUNDS = {
     VisionConfig: {
+        **OF_VISION,
         "width": (8, 32_768),
         "layers": (1, 256),
         "heads": (1, 512),
         "mlp_ratio": (0.01, 64.0),
-        "image_size": (8, 2_240),
-        "patch_size": (2, 256),
         "n_queries": (1, 16_384),
     },
     TextConfig: {
-        "vocab_size": (257, 300_000),
-        "hidden_size": (8, 32_768),
-        "intermediate_size": (8, 131_072),
-        "num_hidden_layers": (1, 256),
-        "num_attention_heads": (1, 512),
-        "layer_norm_epsilon": (1e-12, 1e-2),
+        **OF_TEXT,
+        "layer_norm_epsilon": EPS,
         "rotary_emb_base": (1.0, 1e9),
         "seq_length": (16, 2**24),
-        "max_position_embeddings": (16, 2**24),
     },
-    ImageProcessorConfig: {"image_mean": (0.0, 1.0), "image_std": (1e-3, 1.0)},
+    ImageProcessorConfig: OF_PICTURES,
 }
 
 
 def parse(sections: Mapping[str, Any], where: Where) -> QwenVLConfig:
     """The family's sections of one of our params files; ParamsError names the key."""
-    check_keys(sections, SECTIONS, (), where)
-    kinds = (VisionConfig, TextConfig, ImageProcessorConfig)
-    parts: list[Any] = [
-        parse_dataclass(kind, sections[key], where.child(key), _BOUNDS)
-        for key, kind in zip(SECTIONS, kinds, strict=True)
-    ]
-    config = QwenVLConfig(*parts)
+    config = parse_dataclass(QwenVLConfig, sections, where, _BOUNDS)
     vision, text = config.vision_config, config.text_config
     of_vision, of_text = where.child("vision_config"), where.child("text_config")
     check_divides(vision, "heads", "width", of_vision)
@@ -69,8 +55,3 @@ def parse(sections: Mapping[str, Any], where: Where) -> QwenVLConfig:
             f"{vision.width:,}, as that of the text: the projection between them is missing then"
         )
     return config
-
-
-def to_sections(config: QwenVLConfig) -> dict[str, Any]:
-    """The JSON that `parse` reads."""
-    return asdict(config)

@@ -9,8 +9,8 @@ from PIL import Image as PILImage
 
 from mmchat.conversation import Box, Image, Message, NameTags
 from mmchat.errors import CheckpointError
-from mmchat.models.prepared import PromptIds, SquareImage, SquareProcessor, normalised
-from mmchat.models.prompt import MediaFacts, Prompt
+from mmchat.models.prepared import SquareImage, UsualProcessor, square_image
+from mmchat.models.prompt import MediaFacts, Prompt, PromptIds
 from mmchat.models.qwen_vl import prompt, squares
 from mmchat.models.qwen_vl.boxes import boxes_in
 from mmchat.models.qwen_vl.config import QwenVLConfig
@@ -19,7 +19,7 @@ from mmchat.tokenizers.base import Tokenizer
 STOPS = ("<|im_end|>", "<|im_start|>", "<|endoftext|>")
 
 
-class QwenVLProcessor(SquareProcessor):
+class QwenVLProcessor(UsualProcessor):
     """Builds prompts for one model. Raises CheckpointError for a tokenizer of another kind."""
 
     label = prompt.FAMILY
@@ -38,11 +38,11 @@ class QwenVLProcessor(SquareProcessor):
         super().__init__(tokenizer, alpha, STOPS, count, lambda image: preprocess(image, config))
         self.config = config
 
-    def chat_ids(self, messages: Sequence[Message]) -> PromptIds:
-        return prompt.ids_of(prompt.chat_parts(messages), self.tokenizer, self.count)
+    def chat_ids(self, messages: Sequence[Message], tools: object) -> PromptIds:
+        return prompt.prompt_ids(prompt.chat_parts(messages), self.tokenizer, self.count)
 
     def raw_ids(self, message: Message) -> PromptIds:
-        return prompt.ids_of(prompt.raw_parts(message), self.tokenizer, self.count)
+        return prompt.prompt_ids(prompt.raw_parts(message), self.tokenizer, self.count)
 
     def of_ids(self, token_ids: Sequence[int]) -> Prompt:
         alpha = self.config.text_config.alpha(len(token_ids))
@@ -57,10 +57,9 @@ class QwenVLProcessor(SquareProcessor):
 
 def preprocess(image: Image, config: QwenVLConfig) -> SquareImage:
     """RGB pixels -> [C, S, S] float32, bit for bit as the original code with Pillow."""
-    levels = config.image_processor
-    pixels = normalised(square_pixels(image, config), levels.image_mean, levels.image_std)
+    seen, levels = square_pixels(image, config), config.image_processor
     told = squares.facts(config, image.height, image.width)
-    return SquareImage(image.content_hash, told, (pixels,))
+    return square_image(image, told, seen, levels.image_mean, levels.image_std)
 
 
 def square_pixels(image: Image, config: QwenVLConfig) -> PILImage.Image:

@@ -7,28 +7,17 @@ stays text. Only the tags of things and boxes are ids in text too: they are how 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from mmchat.conversation import Image, Message, Text
-from mmchat.models.messages import check_plain
-from mmchat.models.prepared import PromptIds
+from mmchat.conversation import Message, Text
+from mmchat.models.messages import PromptPart, Token, check_plain, content_of, ids_of
+from mmchat.models.prompt import PromptIds
 from mmchat.tokenizers.base import Tokenizer
 
 SYSTEM = "You are a helpful assistant."
 FAMILY = "Qwen-VL"
 
 
-@dataclass(frozen=True)
-class Token:
-    """A special token by its name."""
-
-    name: str
-
-
-Part = str | Image | Token
-
-
-def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
+def chat_parts(messages: Sequence[Message]) -> Iterator[PromptPart]:
     """A conversation in ChatML, up to where the answer begins.
 
     Raises PromptError for no messages, a system message behind others, calls of tools, pictures
@@ -47,18 +36,17 @@ def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
     yield from _header("assistant")
 
 
-def raw_parts(message: Message) -> Iterator[Part]:
+def raw_parts(message: Message) -> Iterator[PromptPart]:
     """A prompt without a conversation, as bases take it: pictures and text."""
     check_plain([message], FAMILY)
-    for part in message.content:
-        yield part.text if isinstance(part, Text) else part
+    yield from content_of(message)
 
 
-def _header(role: str) -> Iterator[Part]:
+def _header(role: str) -> Iterator[PromptPart]:
     yield from (Token("<|im_start|>"), role, "\n")
 
 
-def _content(message: Message, before: int) -> Iterator[Part]:
+def _content(message: Message, before: int) -> Iterator[PromptPart]:
     """The parts in their order; pictures in front are numbered through the conversation.
 
     before: pictures in earlier messages. A line's end and the text behind it are encoded together.
@@ -75,17 +63,7 @@ def _content(message: Message, before: int) -> Iterator[Part]:
     yield text
 
 
-def ids_of(parts: Iterator[Part], tokenizer: Tokenizer, positions: int) -> PromptIds:
+def prompt_ids(parts: Iterator[PromptPart], tokenizer: Tokenizer, positions: int) -> PromptIds:
     """Encode the parts. positions: how many ids each picture takes between its tags."""
     begin, end, pad = map(tokenizer.special_id, ("<img>", "</img>", "<imgpad>"))
-    ids, starts, images = list[int](), list[int](), list[Image]()
-    for part in parts:
-        if isinstance(part, Token):
-            ids.append(tokenizer.special_id(part.name))
-        elif isinstance(part, str):
-            ids += tokenizer.encode(part)
-        else:
-            starts.append(len(ids) + 1)
-            images.append(part)
-            ids += [begin, *[pad] * positions, end]
-    return PromptIds(tuple(ids), tuple(starts), tuple(images))
+    return ids_of(parts, tokenizer, [begin, *[pad] * positions, end], before=1)

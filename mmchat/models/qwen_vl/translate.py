@@ -9,12 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mmchat.models.hub_config import (
-    CLIP_MEAN,
-    CLIP_STD,
-    refuse_other,
-    value_or,
-)
+from mmchat.models.hub_config import levels_of, refuse_other, value_or
 from mmchat.models.qwen_vl.config import QwenVLConfig
 from mmchat.models.qwen_vl.params import parse
 from mmchat.strict_json import Where, as_object
@@ -59,11 +54,7 @@ def from_hub(found: Mapping[str, Any], where: Where) -> QwenVLConfig:
     sections = {
         "vision_config": {**vision, "n_queries": value_or(visual, "n_queries", 256)},
         "text_config": {**text, "intermediate_size": inner // 2},
-        "image_processor": {
-            "image_mean": list(CLIP_MEAN),
-            "image_std": list(CLIP_STD),
-            "alpha": "drop",
-        },
+        "image_processor": {**levels_of(), "alpha": "drop"},
     }
     return parse(sections, where)
 

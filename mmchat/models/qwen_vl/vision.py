@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmchat.models.qwen_vl.config import HEAD_DIM, QwenVLConfig, VisionConfig
 from mmchat.nn.attention import attend, merge_heads, split_heads
 from mmchat.nn.linear import Linear
+from mmchat.nn.patches import embed_patches
 
 EPS = 1e-6  # of all norms here
 
@@ -120,7 +121,6 @@ class VisionModel(nn.Module):
     def __init__(self, config: QwenVLConfig) -> None:
         super().__init__()
         vision, size = config.vision_config, config.text_config.hidden_size
-        self.patch_size = vision.patch_size
         self.conv1 = nn.Conv2d(3, vision.width, vision.patch_size, vision.patch_size, bias=False)
         self.positional_embedding = nn.Parameter(torch.zeros(vision.n_queries, vision.width))
         self.ln_pre = nn.LayerNorm(vision.width, eps=EPS)
@@ -143,9 +143,4 @@ class VisionModel(nn.Module):
 
     def patches(self, pixels: Tensor) -> Tensor:
         """[I, C, S, S] -> [I, N, W], row by row."""
-        images, channels, side, _ = pixels.shape
-        patch, grid = self.patch_size, side // self.patch_size
-        patches = pixels.reshape(images, channels, grid, patch, grid, patch)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images, grid * grid, -1)
-        weight = self.conv1.weight.flatten(1)  # over channel, row and column
-        return F.linear(patches.to(weight.dtype), weight)
+        return embed_patches(pixels, self.conv1)

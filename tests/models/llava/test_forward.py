@@ -110,16 +110,7 @@ def test_scoring_a_prompt_computes_no_other_slot(model):
 
 def fixed_cache(model: LlavaForConditionalGeneration, slots: int) -> EmbeddingCache:
     """As on a GPU, where a step computes all slots."""
-    text = CONFIG.text_config
-    return EmbeddingCache(
-        layers=text.num_hidden_layers,
-        groups=text.num_key_value_heads,
-        head_dim=text.head_dim,
-        slots=slots,
-        positions=8,
-        like=model.like,
-        fixed=True,
-    )
+    return EmbeddingCache(CONFIG.text_config, slots, 8, model.like, fixed=True)
 
 
 @torch.inference_mode()

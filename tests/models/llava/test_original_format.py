@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mmchat.loading.options import LoadOptions
 from mmchat.models.llava import towers
 from mmchat.models.llava.build import LlavaBuild
 from mmchat.models.llava.tensor_names import hub_name, hub_shapes
+from tests.models.asking import run
 from tests.models.llava.folders import (
     original_names,
     tower_tensors,
@@ -113,6 +115,12 @@ def test_the_tower_is_found_in_the_cache_and_a_missing_one_is_said(folder, cache
     assert mmchat.load(folder, device="cpu", text_only=True).ask("dog", sampling=GREEDY)
     write_tower(cache / f"models--{REPO.replace('/', '--')}" / "snapshots" / ("0" * 40))
     assert mmchat.load(folder, device="cpu").ask("dog", picture(30, 40), sampling=GREEDY)
+
+
+def test_inspect_says_where_the_tower_is_or_how_to_get_it(folder, tower, cache):
+    assert f"'mmchat download {REPO}' fetches it" in run("inspect", str(folder), code=3)
+    told = run("inspect", str(folder), "--vision-tower", str(tower))
+    assert re.search(rf"^  vision encoder +{re.escape(str(tower))}$", told, re.M)
 
 
 def test_the_option_takes_a_repository_of_the_cache(folder, cache):

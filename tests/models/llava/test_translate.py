@@ -42,6 +42,18 @@ def test_an_original_without_padding_is_cropped(tmp_path):
         assert spec.config.image_processor.square == "crop"
 
 
+def test_a_conversion_that_says_that_it_does_not_pad_is_cropped(tmp_path):
+    for says, square in (
+        ({"do_center_crop": True}, "pad"),
+        ({"do_pad": True}, "pad"),
+        ({"do_pad": False}, "crop"),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(says))
+        config = spec_of(tmp_path, HUB_7B).config
+        assert isinstance(config, LlavaConfig)
+        assert config.image_processor.square == square
+
+
 def test_a_later_type_of_the_original_and_what_transformers_5_writes_are_read(tmp_path):
     later = spec_of(tmp_path, ORIGINAL_7B | {"model_type": "llava_llama"})
     assert later.model_type == "llava"

@@ -8,10 +8,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmchat.catalog.known import known_specs
 from mmchat.models.base import Batch
-from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.footprint import footprint
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.tiling import facts
+from mmchat.models.row_cache import Place
 from tests.kinds import some
 from tests.live_memory import LiveMemory
 
@@ -110,7 +110,7 @@ def test_reading_a_prompt_works_in_what_the_formula_says(config, prompt, picture
         kept = [t for layer in cache.layers for t in layer.row(0)]
         image = torch.zeros(2, 1, text.num_key_value_heads, 6404, text.head_dim)
         if pictures:
-            cache.images[0] = (PlacedImage(0, "picture"),)
+            cache.places[0] = (Place(0, 1, "picture"),)
             cache.keep_media("picture", [(image[0], image[1])])
         outside = [*model.parameters(), *model.buffers(), *kept, image]
         ids = torch.zeros(prompt, dtype=torch.long)

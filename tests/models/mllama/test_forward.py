@@ -9,8 +9,9 @@ import torch
 
 from mmchat.models.base import Batch, cache_lacks
 from mmchat.models.mllama import model as model_module
-from mmchat.models.mllama.cache import MllamaCache, PlacedImage
+from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.prompt import PlacedMedia, Prompt
+from mmchat.models.row_cache import Place
 from tests.kinds import some
 from tests.models.mllama import oracle, plain_mllama
 from tests.models.mllama.oracle import CASES, CONFIG, IMAGE, TOLERANCE, distance, picture
@@ -97,7 +98,7 @@ def read_at_random(model, cache, seed: int) -> dict[int, torch.Tensor]:
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_each_row_is_read_as_if_it_were_alone(seed, fixed, model, alone):
-    cache = MllamaCache(CONFIG.text_config, 4, 1, torch.zeros((), dtype=model.dtype), fixed=fixed)
+    cache = MllamaCache(CONFIG.text_config, 4, 1, model.like, fixed=fixed)
     for number, logits in read_at_random(model, cache, seed).items():
         assert distance(logits, alone[number]) < TOLERANCE, number
 
@@ -106,7 +107,7 @@ def test_each_row_is_read_as_if_it_were_alone(seed, fixed, model, alone):
 def test_rows_in_fixed_slots_decode_beside_slots_that_wait(model):
     rows = [ROWS[0], ROWS[1]]
     expected = [oracle.run(model, [row], 4) for row in rows]
-    cache = MllamaCache(CONFIG.text_config, 5, 1, torch.zeros((), dtype=model.dtype), fixed=True)
+    cache = MllamaCache(CONFIG.text_config, 5, 1, model.like, fixed=True)
     slots = (3, 1)
     for slot, (ids, pictures) in zip(slots, rows, strict=True):
         talk = Talk(0, slot)
@@ -146,7 +147,7 @@ def test_a_prompt_in_pieces_equals_the_whole_for_every_layout_and_cut(size, mode
 @torch.inference_mode()
 def test_a_copied_prefix_goes_on_as_its_source(fixed, model, alone):
     number = ROWS.index(CASES["B_three_pictures"][0])
-    cache = MllamaCache(CONFIG.text_config, 3, 1, torch.zeros((), dtype=model.dtype), fixed=fixed)
+    cache = MllamaCache(CONFIG.text_config, 3, 1, model.like, fixed=fixed)
     whole = opened(cache, model, Talk(number, 2))
     model.forward(batch_of(cache, [(whole, len(whole.ids))]), cache)
     for cut in range(1, len(whole.ids)):
@@ -241,7 +242,7 @@ def test_gradients_of_rows_together_are_those_of_the_plain_model(weights):
     cache = model.new_cache(len(rows), 64)
     for slot, (ids, pictures) in enumerate(rows):
         places = zip(oracle.image_positions(ids), pictures, strict=True)
-        cache.images[slot] = tuple(PlacedImage(at, p.content_hash) for at, p in places)
+        cache.places[slot] = tuple(Place(at, at + 1, p.content_hash) for at, p in places)
         for image in pictures:
             for _ in model.encode([image], cache):
                 pass
@@ -287,7 +288,7 @@ def test_rows_of_one_length_have_the_gradients_of_each_alone(weights):
             cache = model.new_cache(len(group), 8)
             for slot, (ids, pictures) in enumerate(group):
                 places = zip(oracle.image_positions(ids), pictures, strict=True)
-                cache.images[slot] = tuple(PlacedImage(at, p.content_hash) for at, p in places)
+                cache.places[slot] = tuple(Place(at, at + 1, p.content_hash) for at, p in places)
             for _ in model.encode([image], cache):
                 pass
             ids = torch.tensor([token for ids, _ in group for token in ids])

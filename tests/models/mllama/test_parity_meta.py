@@ -27,9 +27,10 @@ from mmchat.models.mllama.config import (
     VisionConfig,
 )
 from mmchat.models.mllama.image_processor import TiledImage, preprocess
+from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.tiling import choose_layout, layout_facts
-from mmchat.models.mllama.weights import iter_weights, shard_dims
+from mmchat.models.mllama.weights import iter_weights
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import TOLERANCE, distance
 

@@ -40,7 +40,7 @@ def test_a_question_about_a_picture():
     text = TOKENIZER.encode("What's in this image?")
     expected = [BOS, *header("user"), IMAGE, *text, EOT, *header("assistant")]
     assert list(prompt.input_ids) == expected
-    assert prompt.image_positions == (1 + len(header("user")),)
+    assert prompt.starts == (1 + len(header("user")),)
     assert prompt.images == (dog,)
 
 
@@ -52,17 +52,17 @@ def test_a_conversation_keeps_roles_order_and_pictures():
         Message("assistant", (Text("  Two dogs.\n"),)),
         user("dogs"),
     ]
-    prompt = chat_ids(messages, TOKENIZER, IMAGE, add_generation_prompt=False)
+    prompt = chat_ids(messages, TOKENIZER, IMAGE)
     encode = TOKENIZER.encode
     expected = [
         *(BOS, *header("system"), *encode("Be brief."), EOT),
         *(*header("user"), *encode("Look: "), IMAGE, *encode(" nice"), IMAGE, IMAGE),
         *(*encode(" both"), EOT, *header("assistant"), *encode("  Two dogs.\n"), EOT),
-        *(*header("user"), *encode("dogs"), EOT),
+        *(*header("user"), *encode("dogs"), EOT, *header("assistant")),
     ]
     assert list(prompt.input_ids) == expected
     assert prompt.images == (first, second, third)
-    assert [prompt.input_ids[p] for p in prompt.image_positions] == [IMAGE] * 3
+    assert [prompt.input_ids[p] for p in prompt.starts] == [IMAGE] * 3
 
 
 def test_parts_of_a_text_do_not_merge_across_their_border():
@@ -77,10 +77,10 @@ def test_a_base_model_gets_the_raw_prompt():
     dog = picture()
     prompt = raw_ids(user(dog, "If I had to write"), TOKENIZER, IMAGE)
     assert list(prompt.input_ids) == [BOS, IMAGE, *TOKENIZER.encode("If I had to write")]
-    assert prompt.image_positions == (1,)
+    assert prompt.starts == (1,)
     text_only = raw_ids(user("two dogs"), TOKENIZER, IMAGE)
     assert list(text_only.input_ids) == [BOS, *TOKENIZER.encode("two dogs")]
-    assert text_only.images == text_only.image_positions == ()
+    assert text_only.images == text_only.starts == ()
 
 
 parts = st.lists(
@@ -248,7 +248,7 @@ def test_pictures_stay_before_the_tools_and_no_text_becomes_special():
     )
     start = 1 + len(header("user"))
     text = TOKENIZER.encode(INSTRUCTION + DECLARED + "What?")
-    assert prompt.image_positions == (start, start + 1 + len(text))
+    assert prompt.starts == (start, start + 1 + len(text))
     assert list(prompt.input_ids[start + 1 : start + 1 + len(text)]) == text
     assert prompt.input_ids.count(EOT) == 1
     pictures = chat_ids([user(picture())], TOKENIZER, IMAGE, tools=[WEATHER])

@@ -13,8 +13,9 @@ from mmchat.models.mllama.config import (
     TextConfig,
     VisionConfig,
 )
+from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
-from mmchat.models.mllama.weights import hf_shapes, meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.tensor_names import hf_shapes
 
 
 def released(text_width: int, tile_size: int) -> MllamaConfig:

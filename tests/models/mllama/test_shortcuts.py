@@ -188,7 +188,7 @@ def test_verifying_several_tokens_equals_decoding_one_by_one(case, count, fixed,
 def reader_of(model, slots: int, *, fixed: bool) -> oracle.Reader:
     """With a cache as on a GPU, if `fixed`."""
     text = model.config.text_config
-    cache = MllamaCache(text, slots, 1, torch.zeros((), dtype=model.dtype), fixed=fixed)
+    cache = MllamaCache(text, slots, 1, model.like, fixed=fixed)
     return oracle.Reader(model, slots, cache=cache)
 
 

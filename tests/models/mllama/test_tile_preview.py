@@ -36,12 +36,12 @@ def preview(height: int, width: int, side: int = 560, colour=(0, 0, 255), name="
 
 def test_the_description_reads_well():
     assert describe(preview(300, 1000)[1], vision_config(560)) == (
-        "1000 x 300 pixels, kept as it is, on a canvas of 1120 x 560",
-        "2 tiles of 560 pixels (1 row, 2 columns) · 3,202 vision tokens · 52% padding",
+        "1000 x 300 px, on a canvas of 1120 x 560 px, 2 tiles (1 row, 2 columns)",
+        "1000 x 300 px at the top left, 52% padding · 3,202 vision tokens",
     )
     assert describe(preview(60, 90, 112)[1], vision_config(112)) == (
-        "90 x 60 pixels, resized to 112 x 74, on a canvas of 112 x 112",
-        "1 tile of 112 pixels (1 row, 1 column) · 65 vision tokens · 34% padding",
+        "90 x 60 px, on a canvas of 112 x 112 px, 1 tile",
+        "112 x 74 px at the top left, 34% padding · 65 vision tokens",
     )
 
 

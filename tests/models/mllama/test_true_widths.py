@@ -9,8 +9,8 @@ import torch
 
 from mmchat.catalog.known import find_spec
 from mmchat.models.base import Batch
-from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.row_cache import Place
 from tests.models.mllama import oracle
 from tests.models.mllama import transformers_mllama as theirs
 
@@ -46,7 +46,7 @@ def test_logits_agree_at_the_widths_of_11b():
     states = ours.eval().vision_states(tiles[None], ratio)
     assert states.shape == (1, 2 * 1601, 4096)
     cache = ours.new_cache(1, 7)
-    cache.images[0] = (PlacedImage(2, "picture"),)
+    cache.places[0] = (Place(2, 3, "picture"),)
     cache.keep_media("picture", ours.cross_key_values(states))
     logits = ours(Batch.all_of(ids[0], 0), cache)[None]
 

@@ -13,13 +13,9 @@ from mmchat.checkpoints.verify import check_size
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
 from mmchat.models.mllama.config import ImageProcessorConfig, MllamaConfig, TextConfig, VisionConfig
-from mmchat.models.mllama.weights import (
-    hf_shapes,
-    iter_weights,
-    meta_rules,
-    meta_shapes,
-    shard_dims,
-)
+from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.models.mllama.weights import iter_weights
 from tests.meta_checkpoint import meta_tensors, split_as_meta_does
 from tests.models.mllama.test_parity_meta import CONFIG as GOLDEN_CONFIG
 from tests.models.mllama.test_parity_meta import GOLDEN

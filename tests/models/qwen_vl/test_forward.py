@@ -71,9 +71,7 @@ def test_rows_of_other_rotations_are_read_together(model):
 
 def test_steps_of_all_slots_at_once_turn_each_as_its_prompt(model):
     """As on a GPU, where slots are fixed and one step computes them all."""
-    text = CONFIG.text_config
-    sizes = {"layers": 3, "groups": 4, "head_dim": 64, "positions": 600}
-    cache = type(model.new_cache(1, 0))(text, 3, like=model.like, fixed=True, **sizes)
+    cache = model.cache_type(CONFIG.text_config, 3, 600, model.like, fixed=True)
     for slot, one in ((0, TWO), (2, ONE)):
         read(model, cache, one, slot)
     places = tuple(len(one.token_ids) for one in (TWO, ONE))

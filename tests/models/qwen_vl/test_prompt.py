@@ -155,7 +155,7 @@ def test_tags_of_pictures_in_messages_of_programs_stay_text(processor):
         ("<img/> or <img/>?", 1, "2 <img/> tags, and there is 1 picture"),
         ("<img/>?", 2, "1 <img/> tag, and there are 2 pictures"),
         ("<img>0.png</img>", 2, "0 <img/> tags, and there is 1 picture"),
-        ("<img>0.png</img> <img/>", 1, "1 <img/> tag, and there are 0 pictures"),
+        ("<img>0.png</img> <img/>", 1, "pictures first (found at character 18)"),
         ("<img>other.png</img>", 1, "'other.png', which is not given; give it with --image-prompt"),
         ("<img>3</img>", 2, "'3', which is not given"),
         ("<img>0.png", 1, "<img> in the text has no </img>"),
