@@ -18,7 +18,8 @@ from mmchat.engine.sampling import SamplingParams
 from mmchat.engine.scoring import PIECE, PromptScores
 from mmchat.errors import NumericalError
 from mmchat.models.base import Batch
-from mmchat.models.mllama import model
+from mmchat.models.mllama.cache import MllamaCache
+from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.prompt import PlacedMedia, Prompt
 from mmchat.nn.linear import Linear
 
@@ -97,10 +98,10 @@ def test_others_write_on_meanwhile_and_nobody_disturbs_anybody(tiny, prompt):
 
 
 def test_no_idle_slot_is_computed_beside_it_where_steps_take_all(tiny, prompt, monkeypatch):
-    made = model.MllamaCache
-    monkeypatch.setattr(
-        model, "MllamaCache", lambda *args, **given: made(*args, **{**given, "fixed": True})
-    )
+    def made(*args, **given):
+        return MllamaCache(*args, **{**given, "fixed": True})
+
+    monkeypatch.setattr(MllamaForConditionalGeneration, "cache_type", staticmethod(made))
     rows = []
     head = Linear.forward
 

@@ -102,7 +102,7 @@ def greedy_by_full_passes(model, ids, tiled):
 def test_a_loaded_folder_says_what_the_bare_model_says(folder, config, weights, picture):
     model = mmchat.load(folder, device="cpu")
     finished = finish(model.chat().send("What is it?", [picture], GREEDY))
-    tiled = model.processor._tile(load_image(picture))
+    tiled = model.processor._prepare(load_image(picture))
     expected = greedy_by_full_passes(build(weights, config), finished.prompt_ids, tiled)
     assert list(finished.output_ids) == expected[: len(finished.output_ids)]
     assert finished.usage.image_tokens == tiled.layout.num_tiles * 10

@@ -19,8 +19,9 @@ from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.weights import load_weights
-from mmchat.models.mllama.weights import shard_dims
+from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.parallel.slices import Shares
+from mmchat.quant.formats.blocks import Blocks
 from mmchat.quant.formats.int4 import Int4
 from mmchat.tokenizers import open_tokenizer
 from tests.adapter_folders import low_rank, write_adapter
@@ -99,6 +100,15 @@ def packed(kind: str) -> Callable[..., dict[str, Any]]:
     return write
 
 
+def values(model: Any) -> dict[str, Tensor]:
+    """What a model holds; blocks, whose bytes lie in an order of their own, as what they are."""
+    layers = [
+        (n, m) for n, m in model.named_modules() if isinstance(getattr(m, "format", 0), Blocks)
+    ]
+    wide = {f"{name}.weight": layer.format.widen(*layer.held()) for name, layer in layers}
+    return {**model.state_dict(), **wide}
+
+
 @pytest.mark.parametrize(
     "write", [meta_shards, gguf, exported("int8"), *map(packed, ("nf4", "awq", "fp8"))]
 )
@@ -106,11 +116,11 @@ def test_rounded_weights_are_parts_of_those_of_one_process(write, weights, tmp_p
     monkeypatch.setattr(Int4, "repack", lambda *_: None)
     given = {"dtype": "float32", "quantize": "int8"} | write(tmp_path / "model", weights)
     model = given.pop("model")
-    whole = mmchat.load(model, **given).runtime.model.state_dict()
+    whole = values(mmchat.load(model, **given).runtime.model)
     with ranks_of(2) as loaded:
         first = mmchat.load(model, parallel=2, **given).runtime.own
     for rank, own in enumerate((first, loaded[1])):
-        shares, held = Shares(SPEC.family.cuts(SPEC.config), rank, 2), own.model.state_dict()
+        shares, held = Shares(SPEC.family.cuts(SPEC.config), rank, 2), values(own.model)
         for name, tensor in whole.items():
             assert torch.equal(held[name], shares.of(name, tensor)), (rank, name)
 

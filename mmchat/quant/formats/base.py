@@ -43,7 +43,11 @@ class Format(Generic[*Held]):
     calibrates = False  # whether levels may be chosen by data, and `grid` and `with_levels` exist
     bits: ClassVar[int]  # of a level, in those that calibrate
     is_coarse = False  # of so few bits that only the text layers are rounded to it
-    whole = (1, 1)  # rows and columns that are not cut apart
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Rows and columns that are not cut apart."""
+        return 1, 1
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
         """What holds a weight [rows, columns], by its names in a saved model."""

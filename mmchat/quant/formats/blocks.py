@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mmchat.quant import kernels
 from mmchat.quant.formats.base import Format, Stored
-from mmchat.quant.kernels.layout import LARGE, PART, ROWS, row_bytes
+from mmchat.quant.kernels.layout import LARGE, LARGES, PART, ROWS, row_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,10 @@ class Blocks(Format["Tensor"]):
     and K of 64, so that the kernel reads it where it lies in a file."""
 
     bits: ClassVar[int]
-    whole = (ROWS, LARGE)
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        return ROWS, LARGE if LARGES[self.bits] else PART
 
     @property
     def table(self) -> Tensor | None:

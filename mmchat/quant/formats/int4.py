@@ -31,8 +31,15 @@ class Int4(Format["Tensor", "Tensor", "Tensor"]):
 
     name = "int4"
     operator = "linear_int4"
-    repacks = calibrates = True
+    repacks = calibrates = is_coarse = True
     bits = 4
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        return 1, self.group_size
+
+    def fits(self, rows: int, columns: int) -> bool:  # noqa: ARG002
+        return columns % self.group_size == 0
 
     def tensors(self, rows: int, columns: int) -> dict[str, Stored]:
         weight, groups = (rows, columns // 2), ("bfloat16", (rows, columns // self.group_size))
