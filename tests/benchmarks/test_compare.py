@@ -91,7 +91,8 @@ def test_rows_at_once_are_timed_beside_one_alone(tmp_path):
     assert found["title"] == "a token after 8, of 3 rows at once"
     for name, contestant in found["contestants"].items():
         alone, together = (contestant["ms"][stage]["low"] for stage in ("one row", "total"))
-        assert contestant["gain"]["high"] <= 3 * contestant["ms"]["one row"]["high"] / together
+        most = 3 * contestant["ms"]["one row"]["high"] / together
+        assert contestant["gain"]["high"] <= 1.01 * most  # all are rounded
         assert alone > 0, name
 
 
