@@ -53,6 +53,7 @@ def preprocess(
     side = layout.tile_size
     values = normalised(canvas, processor_config.image_mean, processor_config.image_std)
     tiles = values.reshape(3, tiles_h, side, tiles_w, side).permute(1, 3, 0, 2, 4)
-    tiles = tiles.reshape(layout.num_tiles, 3, side, side)
+    # compiled programs read their inputs in this order, whatever the strides say
+    tiles = tiles.reshape(layout.num_tiles, 3, side, side).contiguous()
     facts = layout_facts(layout, vision_config)
     return TiledImage(tiles, layout, image.content_hash, facts)

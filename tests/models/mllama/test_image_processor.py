@@ -149,6 +149,11 @@ def test_tiles_run_row_by_row():
             assert (tile[channel] > 0).all() == (level == 200)
 
 
+@pytest.mark.parametrize("size", [(100, 400), (400, 100), (224, 224), (100, 100)])
+def test_tiles_lie_one_after_the_other_as_compiled_programs_read_them(size):
+    assert tiled(PILImage.new("RGB", size), 112).pixel_values.is_contiguous()
+
+
 def test_the_picture_itself_is_not_changed_and_its_hash_is_kept():
     image = from_pil(picture(50, 70, 1500))
     before = image.pixels.tobytes()
