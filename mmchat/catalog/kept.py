@@ -14,22 +14,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from mmchat.catalog.source import ModelSource
+from mmchat.checkpoints import exported_folder as exports
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.errors import MmchatError
 from mmchat.hardware.placement import dtype_name
 from mmchat.storage.space import size_of
 
 
-def kept_folder() -> Path:
-    """Where they are; it may not be there."""
-    import platformdirs
-
-    return platformdirs.user_cache_path("mmchat", appauthor=False) / "models"
-
-
 def kept_exports() -> Iterator[ExportedFolder]:
     """All of them; what is damaged is none."""
-    place = kept_folder()
+    place = exports.kept_folder()
     for folder in sorted(place.iterdir()) if place.is_dir() else ():
         if found := kept_by(folder.name):
             yield found
@@ -40,7 +34,7 @@ def kept_by(name: str) -> ExportedFolder | None:
     if "/" in name or name.startswith("."):
         return None
     with suppress(MmchatError, OSError, ValueError):
-        return exported_folder(kept_folder() / name)
+        return exported_folder(exports.kept_folder() / name)
     return None
 
 
@@ -72,7 +66,7 @@ def place_for(source: ModelSource, scheme: str, keep: Collection[str]) -> Path:
     made_of = source.spec.name, str(source.checkpoint)
     adapters = tuple(map(str, source.adapters))
     for number in itertools.count(1):
-        folder = kept_folder() / (name if number == 1 else f"{name}-{number}")
+        folder = exports.kept_folder() / (name if number == 1 else f"{name}-{number}")
         found = kept_by(folder.name)
         is_older = found and found.source in made_of and found.record.adapters == adapters
         if is_older or not folder.exists():

@@ -16,6 +16,13 @@ PACKAGE_NAME = "programs.pt2"  # of AOTInductor
 PROGRAM_NAME = "programs.pte"  # of ExecuTorch
 
 
+def kept_folder() -> Path:
+    """Where `mmchat export --keep` writes; it may not be there."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("mmchat", appauthor=False) / "models"
+
+
 @dataclass(frozen=True)
 class ExportedFolder:
     """A folder and its record: what it was exported for, what from (for messages), its files."""
@@ -32,10 +39,13 @@ class ExportedFolder:
         keep = changes.pop("quantize_keep", record.keep)
         if record.format != "safetensors":
             options |= {"max_seq_len": record.max_seq_len, "max_images": record.max_images}
-        source, folder = shlex.quote(self.source), shlex.quote(str(self.path))
-        words = [f"mmchat export {source} --format {shlex.quote(record.format)} -o {folder}"]
+        is_kept = self.path.parent == kept_folder()
+        place = "--keep" if is_kept else f"-o {shlex.quote(str(self.path))}"
+        words = [f"mmchat export {shlex.quote(self.source)} --format {record.format} {place}"]
         words += [f"--quantize-keep {shlex.quote(part)}" for part in keep]
         words += [f"--adapter {shlex.quote(adapter)}" for adapter in record.adapters]
+        if record.calibrate:
+            words.append(f"--calibrate {shlex.quote(record.calibrate)}")
         if record.companion:
             words.append(f"--vision-tower {shlex.quote(record.companion)}")
         for name, value in (options | changes).items():

@@ -50,7 +50,8 @@ class ExportRecord:
     names. executorch: the version that lowered them, "" if another compiler made them. adapters:
     what was merged into the model, as --adapter takes it. companion: the file or folder of its
     vision encoder, if that lay apart, as --vision-tower takes it. origin: stands for the files that
-    weights alone were made of, as catalog.kept has it.
+    weights alone were made of, as catalog.kept has it. calibrate: the folder of --calibrate, "" if
+    weights were rounded without samples.
     """
 
     format: str
@@ -68,6 +69,7 @@ class ExportRecord:
     adapters: tuple[str, ...] = ()
     companion: str = ""
     origin: str = ""
+    calibrate: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _encoded(manifest: Manifest) -> bytes:
     if manifest.export is None:
         del content["export"]
     else:
-        for name in ("executorch", "adapters", "companion", "origin"):
+        for name in ("executorch", "adapters", "companion", "origin", "calibrate"):
             if not content["export"][name]:
                 del content["export"][name]
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

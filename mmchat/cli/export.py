@@ -59,8 +59,8 @@ Quantize = Annotated[
     str,
     options.of_model(
         metavar="SCHEME",
-        help="Weights in int8, int4 (-g32, -g64, -g128), fp8 (CUDA) or none, whatever the model's"
-        " own are packed in.",
+        help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8 (CUDA) or"
+        " none, whatever the model's own are packed in.",
         autocompletion=options.complete_scheme,
     ),
 ]

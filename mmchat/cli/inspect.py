@@ -181,6 +181,8 @@ def _export_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("exported", f"{found['format']}, {found['dtype']}, quantised: {found['scheme']}"),
         ("  from", found["source"]),
     ]
+    if found["calibrate"]:
+        lines.append(("  by samples of", found["calibrate"]))
     if found["programs"]:
         lines += [
             ("  programs", ", ".join(found["programs"])),

@@ -66,7 +66,10 @@ def _kept_entries() -> Iterator[Entry]:
 
     for found in kept_exports():
         size = sum(file.size for file in found.files.values())
-        held = Holding("present", found.path, (found.record.scheme,), size)
+        how = (
+            f"{found.record.scheme}, calibrated" if found.record.calibrate else found.record.scheme
+        )
+        held = Holding("present", found.path, (how,), size)
         yield Entry(found.path.name, None, held, None)
 
 

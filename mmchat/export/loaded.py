@@ -94,6 +94,7 @@ class LoadedExport:
             programs=(),
             adapters=tuple(map(str, self._source.adapters)),
             companion=str(companion.resolve()) if companion else "",
+            calibrate=str(plan.calibrate.resolve()) if plan.calibrate else "",
             origin=origin(self._source) if plan.format == "safetensors" else "",
         )
 

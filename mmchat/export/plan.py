@@ -136,8 +136,8 @@ class ExportPlan:
         if not find_scheme(scheme).calibrates:
             names = [name for name, format in SCHEMES.items() if format.calibrates]
             raise UsageError(
-                f"--calibrate {quoted(folder, 300)} is for weights of 4 bits, not --quantize"
-                f" {scheme}: all others need no samples; use --quantize {', '.join(names[:-1])} or"
+                f"--calibrate {quoted(folder, 300)} does nothing with --quantize"
+                f" {scheme}, which needs no samples; use --quantize {', '.join(names[:-1])} or"
                 f" {names[-1]}, or leave it out"
             )
         if self.format == "executorch":

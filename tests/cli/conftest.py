@@ -63,7 +63,7 @@ def picture(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
     """`mmchat` as a function with the real finding and loading, and empty caches of models."""
-    monkeypatch.setattr("mmchat.catalog.kept.kept_folder", lambda: tmp_path / "kept")
+    monkeypatch.setattr("mmchat.checkpoints.exported_folder.kept_folder", lambda: tmp_path / "kept")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     return Command(lambda: None)

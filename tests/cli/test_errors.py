@@ -155,11 +155,11 @@ KEPT = ("--quantize", "none", "--quantize-keep", "head")
         (("chat", *KEPT), "--quantize-keep head keeps nothing without --quan"),
         (
             ("export", "--calibrate", "assets"),
-            "for weights of 4 bits, not --quantize none: all others",
+            "does nothing with --quantize none, which needs no samples",
         ),
         (
             ("export", "--quantize", "int6", "--calibrate", "assets"),
-            "not --quantize int6: all others",
+            "does nothing with --quantize int6, which needs no samples",
         ),
         (
             ("export", "--quantize", "int4", "--calibrate", "no"),

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from mmchat.catalog import kept
 from mmchat.catalog.find import find_model
 from mmchat.catalog.known import data_path, known_specs
+from mmchat.checkpoints import exported_folder
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.cli import console, model_choice
 from mmchat.loading import loader
@@ -33,7 +34,7 @@ CHANGED = "language_model.model.layers.0.self_attn.q_proj", "multi_modal_project
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "kept_folder", lambda: tmp_path / "kept")
+    monkeypatch.setattr(exported_folder, "kept_folder", lambda: tmp_path / "kept")
     monkeypatch.setattr(model_choice, "LONG_ROUNDING", 0.0)
     monkeypatch.setattr(console, "is_terminal", lambda _: False)
 
@@ -98,7 +99,7 @@ def kept_of(*args, **options):
 def test_the_offered_command_saves_the_next_start_the_rounding(run, monkeypatch):
     options = LoadOptions("tiny", quantize="int4")
     before, folder = keep(options, monkeypatch, run)
-    assert folder == str(kept.kept_folder() / "tiny-int4")
+    assert folder == str(exported_folder.kept_folder() / "tiny-int4")
     assert kept_of("tiny", quantize="int4") == kept_of(None, quantize="int4") == folder
 
     monkeypatch.setattr(Linear, "quantize", lambda *_: pytest.fail("rounded"))
@@ -134,7 +135,7 @@ def test_what_was_kept_of_other_weights_is_never_used(run, monkeypatch, base, ch
         config["text_config"]["rms_norm_eps"] = 0.001
         (base / "config.json").write_text(json.dumps(config))
     else:
-        written = kept.kept_folder() / "base-int8" / "model.safetensors"
+        written = exported_folder.kept_folder() / "base-int8" / "model.safetensors"
         written.write_bytes(written.read_bytes()[:-1])
     assert kept_of(base, quantize="int8") is None
     if change != "damage":
@@ -234,4 +235,4 @@ def test_what_cannot_be_kept_is_said(run, arguments):
         2,
         "mmchat: error: --keep is for --format safetensors --quantize SCHEME, without -o\n",
     )
-    assert not kept.kept_folder().exists()
+    assert not exported_folder.kept_folder().exists()
