@@ -67,5 +67,6 @@ def test_what_compile_on_makes_for_a_processor_equals_eager(name, kv_dtype, monk
     plain = EagerRuntime(built(family, kv_dtype), CPU)
     for case in cases:
         found, expected = (written(one, family, case) for one in (compiled, plain))
-        assert float((found - expected).abs().max()) < 1e-4
+        # in int8 the last bit of a key may choose another level
+        assert float((found - expected).abs().max()) < (1e-3 if kv_dtype else 1e-4)
     assert compiled.notices == []
