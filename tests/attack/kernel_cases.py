@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmchat.quant.kernels import layout, reference
+from mmchat.quant.formats.table import NF4
+from mmchat.quant.kernels import blocks_reference, layout, reference
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 EXTREMES = (0.0, -0.0, 1e-45, 1e-38, 1.0, -1.0, 127.5, 3e38, -3e38)
@@ -44,10 +45,15 @@ def products(library: Library, draw: random.Random) -> None:
     library.linear_int4(x, *packed)
     library.widen_int4(*packed)
     if rows >= layout.ROWS:
-        for bits in layout.GROUPS:
-            held = library.quantize_blocks(bits, weight[: rows // layout.ROWS * layout.ROWS])
+        panels = weight[: rows // layout.ROWS * layout.ROWS]
+        for bits in layout.BITS:
+            held = library.quantize_blocks(bits, panels)
             library.linear_blocks(bits, x, held)
             library.widen_blocks(bits, held)
+        table = NF4.table
+        held = blocks_reference.pack(layout.TABLE, blocks_reference.quantize_table(panels, table))
+        library.linear_blocks(layout.TABLE, x, held, table)
+        library.widen_blocks(layout.TABLE, held, table)
     if library.packs_int4 and rows >= PANEL:
         stream = library.pack_int4(*(part[: rows // PANEL * PANEL] for part in packed))
         library.linear_packed_int4(x, stream)
