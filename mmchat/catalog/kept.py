@@ -46,21 +46,26 @@ def find_kept(
     keep: as of LoadOptions; dtype: too, "auto" takes any.
     """
     wanted = (scheme, tuple(keep), tuple(map(str, source.adapters)))
-    known = ""
+    known: str | None = None  # asked for only where there is one to compare
     for found in kept_exports():
         record = found.record
         is_alike = (record.scheme, record.keep, record.adapters) == wanted
         if not is_alike or (dtype != "auto" and dtype_name(dtype) != record.dtype):
             continue
-        known = known or origin(source)
+        known = origin(source) if known is None else known
         sizes = ((size_of(found.path / name), file.size) for name, file in found.files.items())
-        if record.origin == known and all(there == size for there, size in sizes):
+        if record.origin == known != "" and all(there == size for there, size in sizes):
             return found
     return None
 
 
-def place_for(source: ModelSource, scheme: str, keep: Collection[str]) -> Path:
-    """The folder for such weights of `source`: a new one, or that of older ones of it."""
+def place_for(
+    source: ModelSource, scheme: str, keep: Collection[str], calibrate: Path | None
+) -> Path:
+    """The folder for such weights of `source`: a new one, or that of older ones of it.
+
+    What was rounded by samples, which takes long, is replaced by such alone.
+    """
     words = [source.spec.name, *(adapter.name for adapter in source.adapters), scheme, *keep]
     name = re.sub(r"[^\w.-]+", "-", "-".join(words))
     made_of = source.spec.name, str(source.checkpoint)
@@ -69,7 +74,8 @@ def place_for(source: ModelSource, scheme: str, keep: Collection[str]) -> Path:
         folder = exports.kept_folder() / (name if number == 1 else f"{name}-{number}")
         found = kept_by(folder.name)
         is_older = found and found.source in made_of and found.record.adapters == adapters
-        if is_older or not folder.exists():
+        is_lost = found and found.record.calibrate and calibrate is None
+        if (is_older and not is_lost) or not folder.exists():
             return folder
     raise AssertionError("numbers do not end")
 

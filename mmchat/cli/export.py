@@ -155,7 +155,7 @@ def export(
     if keep:
         if format != "safetensors" or output is not None or quantize == "none":
             raise UsageError("--keep is for --format safetensors --quantize SCHEME, without -o")
-        folder = _place_to_keep(chosen)
+        folder = _place_to_keep(chosen, calibrate)
     else:
         named = model.name or model.checkpoint_path or BUILT_IN
         folder = output or Path(f"{Path(named).expanduser().absolute().name}-{format}")
@@ -186,11 +186,11 @@ def export(
     console.print_path(folder)
 
 
-def _place_to_keep(model: LoadOptions) -> Path:
+def _place_to_keep(model: LoadOptions, calibrate: Path | None) -> Path:
     """A folder in the one for exports that are kept, which is made. Raises DiskError, …"""
     from mmchat.catalog.kept import place_for
 
-    folder = place_for(model.find(), model.quantize, model.plan.keep)
+    folder = place_for(model.find(), model.quantize, model.plan.keep, calibrate)
     with disk_errors(f"cannot make the folder {quoted(folder.parent, 300)}"):
         folder.parent.mkdir(parents=True, exist_ok=True)
     return folder

@@ -393,16 +393,9 @@ def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _
     remarks = (*p.files.remarks, *p.adapters.remarks, *model.remarks)
     formats = p.packed.formats if p.packed else None
     return _Running(
-        runtime,
-        p.placement,
-        p.options,
-        p.files.format,
-        remarks,
-        p.memory,
-        MOST_ROWS,
-        formats,
-        rounding,
-    )
+        runtime, p.placement, p.options, format=p.files.format, remarks=remarks, memory=p.memory,
+        formats=formats, rounding_seconds=rounding,
+    )  # fmt: skip
 
 
 def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:
@@ -427,9 +420,8 @@ def _prepare_kernels(placement: Placement, options: LoadOptions) -> list[str]:
 
     Returns what to tell the user where there are none.
     """
-    is_wide = options.quantize == "none" and placement.dtype != torch.bfloat16
-    is_wide = is_wide and options.kv == "auto"
-    if placement.device.type != "cpu" or is_wide:
+    is_rounded = options.quantize != "none" or options.kv != "auto"
+    if placement.device.type != "cpu" or not (is_rounded or placement.dtype == torch.bfloat16):
         return []
     native.prepare(options.progress)
     if native.library() or not native.is_wanted():

@@ -182,6 +182,5 @@ def fill(
             held = form.quantize(weight.rows(begin, end).to(device))
         for place, rows in zip(whole, held, strict=True):
             place[begin:end] = rows
-    for name, tensor in zip(layer.tensor_names, whole, strict=True):
-        setattr(layer, name, tensor)
+    layer.take(whole)
     added.add(layer, weight.rows(0, min(_COMPARED, len(whole[0]))))

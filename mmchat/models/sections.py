@@ -10,21 +10,21 @@ from mmchat.strict_json import Where, check_divides
 Bounds = Mapping[str, tuple[float, float]]  # of a section: field -> (least, most)
 
 EPS = (1e-12, 1e-2)
-OF_VISION: Bounds = {
+_OF_LAYERS: Bounds = {
     "hidden_size": (8, 32_768),
     "intermediate_size": (8, 131_072),
     "num_hidden_layers": (1, 256),
     "num_attention_heads": (1, 512),
+}
+OF_VISION: Bounds = {
+    **_OF_LAYERS,
     "num_channels": (3, 3),
     "image_size": (8, 2_240),
     "patch_size": (2, 256),
 }
 OF_TEXT: Bounds = {
     "vocab_size": (257, 300_000),
-    "hidden_size": (8, 32_768),
-    "intermediate_size": (8, 131_072),
-    "num_hidden_layers": (1, 256),
-    "num_attention_heads": (1, 512),
+    **_OF_LAYERS,
     "num_key_value_heads": (1, 512),
     "rms_norm_eps": EPS,
     "rope_theta": (1.0, 1e9),

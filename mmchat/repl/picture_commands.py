@@ -127,7 +127,7 @@ def _look(chat: Chat, argument: str) -> None:
     kind = Path(words[-1]).suffix.lower() if words else ""
     name = words.pop() if kind in (".png", ".html") else ""
     question = chat.session.last_turn().question.text
-    _ = chat.session.loaded
+    _ = chat.session.loaded  # waited for here, under its own name
     found = chat.screen.wait("looking", chat.session.look)
     word = found.find(" ".join(words)) if words else None
     if name or chat.screen.draws == "off":

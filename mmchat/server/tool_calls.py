@@ -140,10 +140,8 @@ class CallStream:
                 return char  # which may begin a call itself
             self._held.append(char)
         self._held.clear()
-        index, made = (
-            len(self.made),
-            MadeCall(f"call_{secrets.token_hex(12)}", self._headers[header]),
-        )
+        index = len(self.made)
+        made = MadeCall(f"call_{secrets.token_hex(12)}", self._headers[header])
         self._pieces.append((CallBegin(index, made.id, made.name), []))
         self.made.append(made)
         if char == "{":

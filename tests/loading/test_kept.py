@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,6 +119,37 @@ def test_the_offered_command_saves_the_next_start_the_rounding(run, monkeypatch)
         {},
     ):
         assert kept_of("tiny", **other) is None, other
+
+
+def test_it_is_exported_again_to_where_it_lies(run, monkeypatch):
+    keep(LoadOptions("tiny", quantize="int8"), monkeypatch, run)
+    refused = run("generate", "tiny-int8", "-p", "Hi", "--quantize", "int4")
+    advice = "mmchat export tiny --format safetensors --keep --dtype float32 --quantize int4"
+    assert refused.exit_code == 2
+    assert advice in " ".join(refused.stderr.split())
+
+
+def test_what_samples_have_rounded_is_named_and_replaced_by_such_alone(run, tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "one.txt").write_text("A dog sits in the grass, and a cat beside it.")
+    command = ("export", "tiny", "--format", "safetensors", "--keep", "--quantize", "int4", "-q")
+    samples = ("--calibrate", str(tmp_path / "samples"))
+    folders = [run(*command, *more).stdout.strip() for more in (samples, (), samples)]
+    names = [folder.rsplit("/", 1)[-1] for folder in folders]
+    assert names == ["tiny-int4", "tiny-int4-2", "tiny-int4"]
+    assert kept_of("tiny", quantize="int4") == folders[0]
+    assert "int4, calibrated" in run("list").stdout
+    assert str(tmp_path / "samples") in run("inspect", "tiny-int4").stdout.replace("\n", "")
+
+
+def test_nothing_stands_in_for_files_that_cannot_be_told_apart(run, monkeypatch):
+    keep(LoadOptions("tiny", quantize="int8"), monkeypatch, run)
+    folder = exported_folder.kept_folder() / "tiny-int8"
+    unknown = replace(exported_folder.exported_folder(folder).record, origin="")
+    found = replace(exported_folder.exported_folder(folder), record=unknown)
+    monkeypatch.setattr(kept, "kept_exports", lambda: [found])
+    monkeypatch.setattr(kept, "origin", lambda _: "")
+    assert kept_of("tiny", quantize="int8") is None
 
 
 @pytest.mark.parametrize("change", ["weights", "config", "damage"])

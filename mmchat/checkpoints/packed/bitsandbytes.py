@@ -4,7 +4,7 @@ quantised again or not; and int8 by rows (LLM.int8)."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
@@ -60,30 +60,10 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
     blocks = math.ceil(count / state.blocksize)
     if entry.num_bytes != math.ceil(count / 2):  # the dtype says nothing of what the bytes are
         fail(entry, f"{entry.num_bytes:,} bytes for [{rows}, {columns}] weights of 4 bits")
-    table = beside(stored, entry, f"{name}.quant_map")
+    table, size = beside(stored, entry, f"{name}.quant_map"), state.blocksize
     check(table, "float32", (16,))
-    absmax, size = beside(stored, entry, f"{name}.absmax"), state.blocksize
-    sources = [table.name, absmax.name, state_entry.name]
-    if state.nested_blocksize:
-        check(absmax, "uint8", (blocks,))
-        outer = beside(stored, entry, f"{name}.nested_absmax")
-        outer_table = beside(stored, entry, f"{name}.nested_quant_map")
-        check(outer, "float32", (math.ceil(blocks / state.nested_blocksize),))
-        check(outer_table, "float32", (256,))
-        sources += [outer.name, outer_table.name]
-    else:
-        check(absmax, "float32", (blocks,))
-
-    def scales(read: Read, begin: int, end: int) -> Tensor:
-        """float32, of blocks `begin` to `end`."""
-        found = read(absmax.name)[begin:end]
-        if not state.nested_blocksize:
-            return found
-        import torch
-
-        outer = torch.arange(begin, end) // state.nested_blocksize
-        values = read(f"{name}.nested_quant_map")[found.int()]
-        return values * read(f"{name}.nested_absmax")[outer] + state.nested_offset
+    scales, of_scales = _scales(stored, entry, name, state, blocks)
+    sources = [table.name, state_entry.name, *of_scales]
 
     def values(read: Read, begin: int, end: int) -> Tensor:
         import torch
@@ -114,6 +94,30 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
     return packed_weight(
         stored, entry, (rows, columns), state.dtype, sources, values, codes if fits else None
     )
+
+
+def _scales(
+    stored: Checkpoint, entry: TensorEntry, name: str, state: _State, blocks: int
+) -> tuple[Callable[[Read, int, int], Tensor], list[str]]:
+    """What reads float32 scales of blocks `begin` to `end`, and the tensors they are made of."""
+    absmax = beside(stored, entry, f"{name}.absmax")
+    if not state.nested_blocksize:
+        check(absmax, "float32", (blocks,))
+        return lambda read, begin, end: read(absmax.name)[begin:end], [absmax.name]
+    check(absmax, "uint8", (blocks,))
+    outer = beside(stored, entry, f"{name}.nested_absmax")
+    table = beside(stored, entry, f"{name}.nested_quant_map")
+    check(outer, "float32", (math.ceil(blocks / state.nested_blocksize),))
+    check(table, "float32", (256,))
+
+    def nested(read: Read, begin: int, end: int) -> Tensor:
+        import torch
+
+        values = read(table.name)[read(absmax.name)[begin:end].int()]
+        of_each = torch.arange(begin, end) // state.nested_blocksize
+        return values * read(outer.name)[of_each] + state.nested_offset
+
+    return nested, [absmax.name, outer.name, table.name]
 
 
 class _State:
