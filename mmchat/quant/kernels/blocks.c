@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "blocks.h"
+#include "panels.h"
 
 #define TOKENS 4     // tokens that share one read of a weight
 #define AHEAD 2048   // bytes of each stream that are asked for before they are needed
@@ -202,6 +203,18 @@ INLINE Bytes levels_at(const int bits, const uint8_t *w, const int at, Bytes tab
     return low | ((Bytes)placed & 0x30);
 }
 
+// Of a group g of a block, for eight rows. zero: with 4 bits alone.
+INLINE void scales_at(const int bits, const uint8_t *w, const int g, Real large, Real large_zero,
+                      Real *scale, Real *zero) {
+    if (bits == 8) *scale = half_of(w + 16 * g);
+    if (bits == TABLE) *scale = real_at(w);
+    if (bits == 6) *scale = large * real_of(whole_of(w + 8 * g, 1));
+    if (bits == 4) {
+        *scale = large * real_of(whole_of(w + 16 * g, 0));
+        *zero = large_zero * real_of(whole_of(w + 16 * g + 8, 1));
+    }
+}
+
 INLINE void block_tile(const int bits, const int tokens, const Tile *tile) {
     const int group = group_of(bits), each = group / 4;  // vectors of a group
     const int64_t K = tile->K, parts = K / BLOCK, groups = K / group;
@@ -227,13 +240,7 @@ INLINE void block_tile(const int bits, const int tokens, const Tile *tile) {
             Real scale[2], zero[2];
             Whole dot[TOKENS][2];
             for (int p = 0; p < 2; p++) {
-                if (bits == 8) scale[p] = half_of(w[p] + 16 * g);
-                if (bits == TABLE) scale[p] = real_at(w[p]);
-                if (bits == 6) scale[p] = large[p] * real_of(whole_of(w[p] + 8 * g, 1));
-                if (bits == 4) {
-                    scale[p] = large[p] * real_of(whole_of(w[p] + 16 * g, 0));
-                    zero[p] = large_zero[p] * real_of(whole_of(w[p] + 16 * g + 8, 1));
-                }
+                scales_at(bits, w[p], g, large[p], large_zero[p], &scale[p], &zero[p]);
                 for (int t = 0; t < tokens; t++) dot[t][p] = begin_with(start[t * groups + g]);
             }
 #pragma GCC unroll 8
@@ -249,9 +256,9 @@ INLINE void block_tile(const int bits, const int tokens, const Tile *tile) {
             for (int t = 0; t < tokens; t++)
                 for (int p = 0; p < 2; p++) {
                     const Real total = real_of(sum_of(bits, dot[t][p], start[t * groups + g]));
-                    acc[t][p] = fused(total, scale[p] * repeat_real(xscale + t * parts), acc[t][p]);
                     if (bits == 4)
                         acc[t][p] = fused(zero[p], repeat_real(sum + t * groups + g), acc[t][p]);
+                    acc[t][p] = fused(total, scale[p] * repeat_real(xscale + t * parts), acc[t][p]);
                 }
         }
         w[0] += part_bytes(bits), w[1] += part_bytes(bits);
@@ -293,6 +300,75 @@ static void tile_products(Tile tile, int bits, int64_t count) {
     }
 }
 
+// ---- many tokens -------------------------------------------------------------------------------
+
+#ifdef HAVE_AVX2
+#define MANY (LANES == 16 ? 11 : 17)  // tokens for which panels are unpacked first
+
+INLINE Kind kind_of(const int bits) {
+    const int wide = is_wide(bits);
+    return (Kind){.group = group_of(bits), .is_split = bits != 8, .offset = offset_of(bits),
+                  .is_small = bits == 4, .is_signed = wide && SIGNED8, .has_scale = 1,
+                  .has_zero = bits == 4};
+}
+
+INLINE void store_lanes(float *to, Real lanes) { memcpy(to, &lanes, sizeof(lanes)); }
+
+INLINE void unpack_block(const int bits, const uint8_t *w, Real large, Real large_zero, Bytes table,
+                         int64_t block, int row, Panel *to) {
+    const Kind kind = kind_of(bits);
+    const int groups = BLOCK / kind.group;
+    for (int g = 0; g < groups; g++) {
+        Real scale, zero;
+        scales_at(bits, w, g, large, large_zero, &scale, &zero);
+        store_lanes(to->scale[block * groups + g] + row, scale);
+        if (kind.has_zero) store_lanes(to->zero[block * groups + g] + row, zero);
+    }
+#pragma GCC unroll 16
+    for (int at = 0; at < 16; at++) {
+        const Bytes levels = levels_at(bits, w + 32, at, table);
+        const Bytes given = kind.is_signed ? levels ^ 0x80 : levels;
+        const int place = place_of(kind, kind.is_split ? at / 2 + at % 2 * 8 : at);
+        memcpy(to->level[block * (BLOCK / 4) + place][row], &given, sizeof(given));
+    }
+}
+
+INLINE void unpack_blocks(const int bits, const Weights *of, int64_t n, int64_t column,
+                          int64_t columns, Panel *to) {
+    Bytes table = {0};
+    for (int i = 0; i < 2 && bits == TABLE; i++) memcpy((uint8_t *)&table + 16 * i, of->table, 16);
+    for (int r = 0; r < PANEL; r += ROWS) {
+        const int64_t unit = (n + r < of->N ? n + r : of->N - 1) / ROWS;
+        const uint8_t *w = of->w + unit * of->stride + panel_bytes(bits, column);
+        Real large = {0}, large_zero = {0};
+        for (int64_t k = 0; k < columns; k += BLOCK, w += part_bytes(bits)) {
+            if (large_bytes(bits) && k % LARGE == 0) {
+                large = half_of(w);
+                if (bits == 4) large_zero = half_of(w + 16);
+                w += large_bytes(bits);
+            }
+            unpack_block(bits, w, large, large_zero, table, k / BLOCK, r, to);
+        }
+    }
+}
+
+#define DEFINE(bits)                                                                              \
+    DEFINE_PANEL_TILES(PANEL_TILES_##bits, kind_of(bits))                                         \
+    static void unpack_##bits(const Weights *of, int64_t n, int64_t column, int64_t columns,      \
+                              Panel *to) {                                                        \
+        unpack_blocks(bits, of, n, column, columns, to);                                          \
+    }
+DEFINE(4)
+DEFINE(5)
+DEFINE(6)
+DEFINE(8)
+#undef DEFINE
+
+// The format of so many bits in the place of 4, TABLE, 6 and 8.
+#define OF_BITS(name, bits)                                                                       \
+    (bits == 4 ? name##_4 : bits == TABLE ? name##_5 : bits == 6 ? name##_6 : name##_8)
+#endif
+
 // The starts and sums of one token, whose rounded activations are in q.
 static void sum_groups(int bits, const int8_t *q, const float *scale, int32_t *start, float *sum,
                        int64_t K) {
@@ -313,7 +389,24 @@ static void sum_groups(int bits, const int8_t *q, const float *scale, int32_t *s
 int mmchat_linear_blocks(const uint8_t *w, const uint8_t *table, const float *x, float *y, int64_t M,
                          int64_t N, int64_t K, int64_t bits, int threads) {
     const int64_t blocks = K / BLOCK, groups = K / group_of((int)bits);
-    const int64_t bytes = panel_bytes((int)bits, K), panels = N / ROWS, pairs = (panels + 1) / 2;
+    const int64_t bytes = panel_bytes((int)bits, K);
+#ifdef HAVE_AVX2
+    if (M >= MANY) {
+        const Kind kind = kind_of((int)bits);
+        const Weights of = {
+            .unpack = OF_BITS(unpack, bits),
+            .tile = OF_BITS(PANEL_TILES, bits),
+            .w = w,
+            .unit = ROWS,
+            .stride = bytes,
+            .table = table,
+            .N = N,
+            .K = K,
+        };
+        return many_products(&kind, &of, x, y, M, threads);
+    }
+#endif
+    const int64_t panels = N / ROWS, pairs = (panels + 1) / 2;
     int8_t *q = malloc((size_t)(M * K));
     float *scale = malloc(sizeof(float) * (size_t)(M * blocks));
     float *sum = malloc(sizeof(float) * (size_t)(M * groups));

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 
 #include "bfloat16.h"
+#include "panels.h"
 #include "products.h"
 
 #ifdef _OPENMP
@@ -37,16 +38,16 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 #define AHEAD 1024        // bytes of each stream that are asked for before they are needed
 #define AHEAD_INT4 2048   // likewise of int4
 #define AHEAD_SCALES 2    // rows whose scales of int4 are asked for before they are needed
+// tokens from which weights are unpacked first: of int8, of rows of int4, and of packed int4, which
+// vectors of 32 bytes unpack as fast each time
 #ifdef HAVE_VNNI
-#define MANY 5            // tokens from which int8 is brought into order first
+#define MANY 5
 #else
 #define MANY 13
 #endif
-#define MANY_INT4 9       // tokens from which int4 that was not packed is packed first
-#define PANEL 16          // rows of them that are in order together
-#define SPAN 512          // columns likewise
-#define STRIPE 128        // rows whose sums stay close to a core
-#define WINDOW 64         // tokens likewise
+#define MANY_INT4 9
+#define MANY_PACKED (LANES == 16 ? 11 : INT64_MAX)
+#define WINDOW 64         // tokens whose activations stay close to a core
 #define GAP 1024          // floats between what two threads write, which no prefetcher bridges
 
 #ifdef HAVE_NEON
@@ -317,12 +318,12 @@ INLINE int64_t packed_bytes(int64_t K, int64_t group) {
 }
 
 // Eight vectors, each with four neighbouring bytes of eight rows, which lie `apart` bytes apart.
-INLINE void turn(const uint8_t *w, int64_t apart, __m256i *out) {
+INLINE void turn_rows(const uint8_t *const *w, int64_t at, __m256i *out) {
     for (int half = 0; half < 2; half++) {
         __m256i row[4], pair[4];
         for (int r = 0; r < 4; r++) {
-            const __m128i *low = (const __m128i *)(w + r * apart + 16 * half);
-            const __m128i *high = (const __m128i *)(w + (r + 4) * apart + 16 * half);
+            const __m128i *low = (const __m128i *)(w[r] + at + 16 * half);
+            const __m128i *high = (const __m128i *)(w[r + 4] + at + 16 * half);
             row[r] = _mm256_blend_epi32(_mm256_broadcastsi128_si256(_mm_loadu_si128(low)),
                                         _mm256_broadcastsi128_si256(_mm_loadu_si128(high)), 0xf0);
         }
@@ -337,19 +338,27 @@ INLINE void turn(const uint8_t *w, int64_t apart, __m256i *out) {
     }
 }
 
-static void pack_panel(const uint8_t *w, const uint16_t *scale, const uint16_t *zero, uint8_t *to,
-                       int64_t K, int64_t group) {
+// `columns` of eight rows from n on, of which those behind the last one are like it.
+static void pack_panel(const uint8_t *w, const uint16_t *scale, const uint16_t *zero, int64_t n,
+                       int64_t N, int64_t K, int64_t group, int64_t column, int64_t columns,
+                       uint8_t *to) {
     const int64_t groups = K / group;
-    for (int64_t k = 0; k < K; k += BLOCK) {
+    const uint8_t *rows[PACKED];
+    int64_t row[PACKED];
+    for (int r = 0; r < PACKED; r++) {
+        row[r] = n + r < N ? n + r : N - 1;
+        rows[r] = w + row[r] * K / 2;
+    }
+    for (int64_t k = column; k < column + columns; k += BLOCK) {
         __m256i turned[8];
-        turn(w + k / 2, K / 2, turned);
+        turn_rows(rows, k / 2, turned);
         for (int i = 0; i < 8; i++) {
             const int64_t at = k + 8 * i, g = at / group;
             if (at % group == 0) {
                 uint16_t *shared = (uint16_t *)to;
                 for (int r = 0; r < PACKED; r++) {
-                    shared[r] = scale[r * groups + g];
-                    shared[PACKED + r] = zero[r * groups + g];
+                    shared[r] = scale[row[r] * groups + g];
+                    shared[PACKED + r] = zero[row[r] * groups + g];
                 }
                 to += 4 * PACKED;
             }
@@ -372,7 +381,8 @@ typedef struct {
 // 32 columns at a time, whose sums fit int16.
 INLINE void packed_int4_tile(const int tokens, const int group, const PackedTile *tile) {
     const int step = group > BLOCK ? group : BLOCK;
-    const int64_t K = tile->K, blocks = K / BLOCK, groups = K / group;
+    const int each = group < BLOCK ? group : BLOCK;  // columns of a sum
+    const int64_t K = tile->K, blocks = K / BLOCK;
     const __m256i low = _mm256_set1_epi8(0x0f);
     const uint8_t *w[2] = {tile->w, tile->w + tile->apart};
     const int8_t *q = tile->x.q;
@@ -380,7 +390,7 @@ INLINE void packed_int4_tile(const int tokens, const int group, const PackedTile
     __m256 acc[TOKENS][2];
     for (int t = 0; t < tokens; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
     for (int64_t k = 0; k < K; k += step) {
-        __m256 scale[2];
+        __m256 scale[2], offset[2];
         __m256i total[TOKENS][2];
 #pragma GCC unroll 4
         for (int part = 0; part < step / 32; part++) {
@@ -389,12 +399,15 @@ INLINE void packed_int4_tile(const int tokens, const int group, const PackedTile
                     _mm_prefetch((const char *)w[p] + AHEAD_INT4, _MM_HINT_T0);
                     scale[p] = bf16_lanes((const uint16_t *)w[p]);
                     __m256 zero = bf16_lanes((const uint16_t *)w[p] + PACKED);
-                    __m256 offset = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale[p], zero);
-                    for (int t = 0; t < tokens; t++)
-                        acc[t][p] = _mm256_fmadd_ps(offset, _mm256_broadcast_ss(sum + t * groups),
-                                                    acc[t][p]);
+                    offset[p] = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale[p], zero);
                     w[p] += 4 * PACKED;
                 }
+            }
+            if (part * 32 % each == 0) {
+                for (int t = 0; t < tokens; t++)
+                    for (int p = 0; p < 2; p++)
+                        acc[t][p] = _mm256_fmadd_ps(
+                            offset[p], _mm256_broadcast_ss(sum + t * (K / each)), acc[t][p]);
                 sum++;
             }
             __m256i dot[TOKENS][2];
@@ -469,224 +482,142 @@ static void packed_products(PackedTile tile, int64_t group, int64_t count) {
         tokens = (left + tiles - 1) / tiles;  // 5 are 3 and 2: a single one costs half of four
         PACKED_TILES[group / 64][tokens - 1](&tile);
         tile.x.q += tokens * tile.K, tile.x.scale += tokens * (tile.K / BLOCK);
-        tile.x.sum += tokens * (tile.K / group), tile.y += tokens * tile.N;
+        tile.x.sum += tokens * (tile.K / (group < BLOCK ? group : BLOCK));
+        tile.y += tokens * tile.N;
     }
 }
 #endif
 
-// ---- many tokens -------------------------------------------------------------------------------
-//
-// The weights of PANEL rows and SPAN columns are brought into the order in which products read
-// them, and then meet all tokens of a window. A vector has four columns of eight rows. It meets
-// four activations of a token, repeated, so that each lane adds up the products of one row: no lanes
-// are added to each other. On a Zen 3 a product with 64 tokens takes 0.79 of the time, 0.9 of what its
-// integer instructions allow. Bringing weights into order costs as much as three tokens, so that
-// fewer than MANY read them as they lie; with VNNI 64 tokens take 0.64 of the time, on a Zen 4, as
-// signs move to the weights when they are brought into order. int4 that was not packed when it was loaded, as in compiled
-// exports, is packed for MANY_INT4 tokens, two panels at a time.
+// ---- many tokens, as panels.h says -------------------------------------------------------------
 
 #ifdef HAVE_AVX2
-// One factor of dot4 is unsigned. With VNNI 128 is added to the weights, which `starts_of` takes
-// away again; else the activations take over the signs of the weights.
-INLINE __m256i unsigned_int8(__m256i w) {
 #ifdef HAVE_VNNI
-    return _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+#define KIND_INT8 ((Kind){.group = BLOCK, .offset = 128})
 #else
-    return w;
+#define KIND_INT8 ((Kind){.group = BLOCK, .is_signed = 1})
 #endif
-}
+DEFINE_PANEL_TILES(INT8_TILES, KIND_INT8)
 
-INLINE __m256i int8_products(__m256i c, __m256i w, __m256i x) {  // w: of unsigned_int8
-#ifdef HAVE_VNNI
-    return dot4(c, w, x);
-#else
-    return dot4(c, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-#endif
-}
+#define KIND_INT4(columns)                                                                        \
+    ((Kind){.group = columns, .is_split = 1, .is_small = 1, .has_scale = 1, .has_zero = 1})
+DEFINE_PANEL_TILES(INT4_TILES_32, KIND_INT4(32))
+DEFINE_PANEL_TILES(INT4_TILES_64, KIND_INT4(64))
 
-// What the sums of products of each block of a token begin with.
-static void starts_of(const int8_t *q, int32_t *start, int64_t K) {
-    for (int64_t b = 0; b < K / BLOCK; b++) {
-        int total = 0;
-#ifdef HAVE_VNNI
-        for (int i = 0; i < BLOCK; i++) total += q[b * BLOCK + i];
-#else
-        (void)q;
-#endif
-        start[b] = -128 * total;
-    }
-}
-
-typedef struct {
-    int8_t weight[SPAN * PANEL];  // [SPAN / 4, PANEL, 4]
-} Panel;
-
-static void int8_panel(Panel *to, const int8_t *w, int64_t K, int64_t columns) {
-    for (int r = 0; r < PANEL; r += 8)
-        for (int64_t k = 0; k < columns; k += 32) {
-            __m256i turned[8];
-            turn((const uint8_t *)w + r * K + k, K, turned);
-            for (int i = 0; i < 8; i++) {
-                int8_t *at = to->weight + (k + 4 * i) * PANEL + 4 * r;
-                _mm256_storeu_si256((__m256i *)at, unsigned_int8(turned[i]));
-            }
+// 64 columns of eight rows, in order. to: of their first column and row.
+#ifdef __AVX512F__
+INLINE void turn_block(const int8_t *const *rows, int64_t k, uint8_t (*to)[PANEL][4]) {
+    const __m512i flip = _mm512_set1_epi32((int)0x80808080);
+    const __m512i halves[2] = {
+        _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+        _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15),
+    };
+    __m512i row[8];
+    for (int r = 0; r < 8; r++) row[r] = _mm512_xor_si512(_mm512_loadu_si512(rows[r] + k), flip);
+    for (int half = 0; half < 2; half++) {
+        __m512i v[4], pair[4], out[4];
+        for (int r = 0; r < 4; r++)  // 16 columns of rows r and r + 4, then the next 16
+            v[r] = _mm512_permutex2var_epi64(row[r], halves[half], row[r + 4]);
+        for (int i = 0; i < 2; i++) {
+            pair[i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+            pair[2 + i] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
         }
-}
-
-// A panel and up to TOKENS tokens, at the first column of the panel.
-typedef struct {
-    const Panel *panel;
-    const int8_t *q;        // [tokens, K]
-    const float *xscale;    // [tokens, K / BLOCK]
-    const int32_t *start;   // likewise
-    float *out;             // [tokens, PANEL], to which the products are added
-    int64_t K, columns;
-    const int8_t *next;     // the panel after this one,
-    int64_t first, end;     // and which bytes of each row are asked for meanwhile
-} Tile;
-
-// Into the second cache: in the first, rows whose distance is a power of two push each other out.
-INLINE void ask_for(const int8_t *row, int64_t first, int64_t end) {
-    for (; first < end; first += 64) _mm_prefetch((const char *)row + first, _MM_HINT_T1);
-}
-
-INLINE void add_product(float *out, __m256i dot, __m256 scale) {
-    __m256 total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, _mm256_loadu_ps(out));
-    _mm256_storeu_ps(out, total);
-}
-
-// What is read in loops is copied first, as a store might change it for all that a compiler knows.
-INLINE void int8_panel_tile(const int tokens, const Tile *tile) {
-    const int64_t K = tile->K, columns = tile->columns;
-    const int64_t first = tile->first, end = tile->end;
-    const int8_t *w = tile->panel->weight, *x[TOKENS];
-    const int8_t *row = tile->next;
-    const float *xscale = tile->xscale;
-    const int32_t *start = tile->start;
-    float *out = tile->out;
-    for (int t = 0; t < tokens; t++) x[t] = tile->q + t * K;
-    for (int64_t k = 0; k < columns; k += BLOCK, xscale++, start++, row += BLOCK * PANEL / SPAN * K) {
-        for (int r = 0; r < BLOCK * PANEL / SPAN; r++) ask_for(row + r * K, first, end);
-        __m256i dot[TOKENS][2];
-        for (int t = 0; t < tokens; t++)
-            dot[t][0] = dot[t][1] = _mm256_set1_epi32(start[t * (K / BLOCK)]);
-        for (int i = 0; i < BLOCK; i += 16) {
-#pragma GCC unroll 4
-            for (int j = 0; j < 16; j += 4)
-#pragma GCC unroll 2
-                for (int r = 0; r < 2; r++, w += 32) {
-                    __m256i weight = _mm256_loadu_si256((const __m256i *)w);
-                    for (int t = 0; t < tokens; t++) {
-                        dot[t][r] = int8_products(dot[t][r], weight, repeated(x[t] + j));
-                        KEEP(dot[t][r]);
-                    }
-                }
-            for (int t = 0; t < tokens; t++) x[t] += 16;
+        for (int i = 0; i < 4; i += 2) {
+            out[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 1]);
+            out[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 1]);
         }
-        for (int t = 0; t < tokens; t++)
-            for (int r = 0; r < 2; r++)
-                add_product(out + t * PANEL + 8 * r, dot[t][r],
-                            _mm256_broadcast_ss(xscale + t * (K / BLOCK)));
+        for (int i = 0; i < 4; i++) {
+            __m256i *low = (__m256i *)to[8 * half + i], *high = (__m256i *)to[8 * half + i + 4];
+            _mm256_storeu_si256(low, _mm512_castsi512_si256(out[i]));
+            _mm256_storeu_si256(high, _mm512_extracti64x4_epi64(out[i], 1));
+        }
+    }
+}
+#else
+INLINE void turn_block(const int8_t *const *rows, int64_t k, uint8_t (*to)[PANEL][4]) {
+    const __m256i flip = _mm256_set1_epi8((char)KIND_INT8.offset);
+    for (int half = 0; half < 2; half++) {
+        __m256i turned[8];
+        turn_rows((const uint8_t *const *)rows, k + 32 * half, turned);
+        for (int i = 0; i < 8; i++)
+            _mm256_storeu_si256((__m256i *)to[8 * half + i], _mm256_xor_si256(turned[i], flip));
+    }
+}
+#endif
+
+INLINE void unpack_int4(const uint8_t *packed, int64_t group, int64_t columns, int row, Panel *to) {
+    const Kind kind = KIND_INT4(group < BLOCK ? (int)group : BLOCK);
+    const __m256i low = _mm256_set1_epi8(0x0f);
+    __m256 scale = _mm256_setzero_ps(), zero = scale;
+    for (int64_t k = 0; k < columns; k += 8, packed += 4 * PACKED) {
+        if (k % group == 0) {
+            scale = bf16_lanes((const uint16_t *)packed);
+            zero = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale,
+                                    bf16_lanes((const uint16_t *)packed + PACKED));
+            packed += 4 * PACKED;
+        }
+        if (k % kind.group == 0) {
+            _mm256_storeu_ps(to->scale[k / kind.group] + row, scale);
+            _mm256_storeu_ps(to->zero[k / kind.group] + row, zero);
+        }
+        const __m256i both = _mm256_loadu_si256((const __m256i *)packed);
+        for (int odd = 0; odd < 2; odd++) {
+            const int64_t at = k / BLOCK * (BLOCK / 4) + place_of(kind, k % BLOCK / 8 + 8 * odd);
+            _mm256_storeu_si256((__m256i *)to->level[at][row],
+                                _mm256_and_si256(odd ? _mm256_srli_epi16(both, 4) : both, low));
+        }
     }
 }
 
-#define DEFINE(tokens)                                                                            \
-    static __attribute__((noinline)) void int8_tile_##tokens(const Tile *tile) {                  \
-        int8_panel_tile(tokens, tile);                                                            \
+#define DEFINE(group)                                                                             \
+    static void unpack_packed_int4_##group(const Weights *of, int64_t n, int64_t column,          \
+                                           int64_t columns, Panel *to) {                          \
+        for (int r = 0; r < PANEL; r += PACKED) {                                                 \
+            const int64_t unit = (n + r < of->N ? n + r : of->N - 1) / PACKED;                    \
+            const uint8_t *packed = of->w + unit * of->stride + packed_bytes(column, group);      \
+            unpack_int4(packed, group, columns, r, to);                                           \
+        }                                                                                         \
+    }                                                                                             \
+    static void unpack_int4_##group(const Weights *of, int64_t n, int64_t column, int64_t columns, \
+                                    Panel *to) {                                                  \
+        uint8_t packed[SPAN * PACKED];                                                            \
+        for (int r = 0; r < PANEL; r += PACKED) {                                                 \
+            pack_panel(of->w, of->shared[0], of->shared[1], n + r, of->N, of->K, group, column,   \
+                       columns, packed);                                                          \
+            unpack_int4(packed, group, columns, r, to);                                           \
+        }                                                                                         \
     }
-DEFINE(1)
-DEFINE(2)
-DEFINE(3)
-DEFINE(4)
+DEFINE(32)
+DEFINE(64)
+DEFINE(128)
 #undef DEFINE
 
-static void (*const TILES[TOKENS])(const Tile *) = {int8_tile_1, int8_tile_2, int8_tile_3,
-                                                    int8_tile_4};
+// Which of the formats above has so many columns in a group.
+#define OF_GROUP(name, group) (group == 32 ? name##_32 : group == 64 ? name##_64 : name##_128)
+#define INT4_TILES_128 INT4_TILES_64
 
-// What a product reads and writes, rounded activations included.
-typedef struct {
-    const int8_t *w;
-    const float *wscale;
-    const int8_t *q;
-    const float *xscale;
-    const int32_t *start;
-    float *y;
-    int64_t M, N, K;
-} Product;
-
-// y but for the rows that fill no panel; for all threads of a team to call.
-static void panel_products(const Product *of, int threads) {
-    const int64_t M = of->M, N = of->N, K = of->K;
-    const int64_t panels = N / PANEL, each = (panels + threads - 1) / threads;
-    const int64_t stripe = M * K <= CACHED ? 1 : each < STRIPE / PANEL ? each : STRIPE / PANEL;
-    const int64_t windows = (M + WINDOW - 1) / WINDOW, per_window = (M + windows - 1) / windows;
-    const int64_t window = (per_window + TOKENS - 1) / TOKENS * TOKENS;
-    Panel panel;
-    float sums[STRIPE * WINDOW];  // [stripe, tokens, PANEL]
-#pragma omp for schedule(static) nowait
-    for (int64_t p0 = 0; p0 < panels; p0 += stripe) {
-        const int64_t p1 = p0 + stripe < panels ? p0 + stripe : panels;
-        for (int64_t m0 = 0; m0 < M; m0 += window) {
-            const int64_t count = m0 + window < M ? window : M - m0;
-            const int64_t tiles = (count + TOKENS - 1) / TOKENS;
-            const int64_t share = (SPAN / 64 + tiles - 1) / tiles * 64;  // that each tile asks for
-            memset(sums, 0, sizeof(float) * (size_t)((p1 - p0) * PANEL * count));
-            for (int64_t k = 0; k < K; k += SPAN)
-                for (int64_t p = p0; p < p1; p++) {
-                    const int64_t columns = k + SPAN < K ? SPAN : K - k, begin = p * PANEL * K + k;
-                    const int64_t next = p + 1 < p1     ? begin + PANEL * K
-                                         : k + SPAN < K ? p0 * PANEL * K + k + SPAN
-                                                        : p1 * PANEL * K;
-                    Tile tile = {.panel = &panel,
-                                 .out = sums + (p - p0) * PANEL * count,
-                                 .K = K,
-                                 .columns = columns,
-                                 .next = of->w + next};
-                    int8_panel(&panel, of->w + begin, K, columns);
-                    for (int64_t t = 0; t < count; t += TOKENS) {
-                        const int64_t at = (m0 + t) * K + k, left = count - t;
-                        tile.q = of->q + at, tile.xscale = of->xscale + at / BLOCK;
-                        tile.start = of->start + at / BLOCK;
-                        tile.first = t / TOKENS * share;
-                        tile.end = tile.first + share < SPAN ? tile.first + share : SPAN;
-                        TILES[left < TOKENS ? left - 1 : TOKENS - 1](&tile);
-                        tile.out += TOKENS * PANEL;
-                    }
-                }
-            const float *sum = sums;
-            for (int64_t p = p0; p < p1; p++)
-                for (int64_t t = 0; t < count; t++)
-                    for (int64_t n = p * PANEL; n < (p + 1) * PANEL; n += 8, sum += 8) {
-                        __m256 scale = _mm256_loadu_ps(of->wscale + n);
-                        _mm256_storeu_ps(of->y + (m0 + t) * N + n,
-                                         _mm256_mul_ps(_mm256_loadu_ps(sum), scale));
-                    }
+static void unpack_int8(const Weights *of, int64_t n, int64_t column, int64_t columns, Panel *to) {
+    for (int r = 0; r < PANEL; r += 8) {
+        const int8_t *rows[8];
+        for (int i = 0; i < 8; i++) {
+            const int64_t row = n + r + i < of->N ? n + r + i : of->N - 1;
+            rows[i] = (const int8_t *)of->w + row * of->K + column;
         }
+        for (int64_t k = 0; k < columns; k += BLOCK)
+            turn_block(rows, k, (uint8_t(*)[PANEL][4])to->level[k / 4][r]);
     }
 }
 #endif
-
-// Rows that are brought into order for M tokens, where `many` of them make it worth while.
-static int64_t rows_in_panels(int64_t M, int64_t N, int64_t many) {
-#ifdef HAVE_AVX2
-    return M < many ? 0 : N / PANEL * PANEL;
-#else
-    (void)M, (void)N, (void)many;
-    return 0;
-#endif
-}
 
 // ---- walking over rows and tokens --------------------------------------------------------------
 
 // CALL(rows, tokens, n, m) runs one tile, of rows n, n + apart, and so on; the branches make both
 // counts constants. one, two: rows that meet one and two tokens together; 2 rows meet TOKENS.
-// first: the row to begin with.
-#define WALK(CALL, first, one, two)                                                               \
-    const int64_t apart = (N - (first)) / one;                                                    \
+// 
+#define WALK(CALL, one, two)                                                               \
+    const int64_t apart = N / one;                                                    \
     for (int64_t m0 = 0; m0 < M; m0 += window) {                                                  \
         int64_t m1 = m0 + window < M ? m0 + window : M;                                           \
-        _Pragma("omp for schedule(static) nowait") for (int64_t i = 0; i < apart; i++) {          \
-            const int64_t n = first + i;                                                          \
+        _Pragma("omp for schedule(static) nowait") for (int64_t n = 0; n < apart; n++) {          \
             int64_t m = m0;                                                                       \
             for (; m + TOKENS <= m1; m += TOKENS)                                                 \
                 for (int r = 0; r < one; r += 2) { CALL(2, TOKENS, n + r * apart, m); }           \
@@ -694,7 +625,7 @@ static int64_t rows_in_panels(int64_t M, int64_t N, int64_t many) {
                 for (int r = 0; r < one; r += two) { CALL(two, 2, n + r * apart, m); }            \
             for (; m < m1; m++) { CALL(one, 1, n, m); }                                           \
         }                                                                                         \
-        _Pragma("omp single nowait") for (int64_t n = first + one * apart; n < N; n++)            \
+        _Pragma("omp single nowait") for (int64_t n = one * apart; n < N; n++)            \
             for (int64_t m = m0; m < m1; m++) { CALL(1, 1, n, m); }                               \
     }
 
@@ -708,34 +639,39 @@ static int64_t tokens_at_once(int64_t bytes_per_token) {
 int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, float *y, int64_t M,
                        int64_t N, int64_t K, int threads) {
     const int64_t blocks = K / BLOCK, window = tokens_at_once(K);
-    const int64_t first = rows_in_panels(M, N, MANY);
+#ifdef HAVE_AVX2
+    if (M >= MANY) {
+        const Kind kind = KIND_INT8;
+        const Weights of = {
+            .unpack = unpack_int8,
+            .tile = INT8_TILES,
+            .w = (const uint8_t *)w,
+            .unit = 1,
+            .stride = K,
+            .row_scale = wscale,
+            .N = N,
+            .K = K,
+        };
+        return many_products(&kind, &of, x, y, M, threads);
+    }
+#endif
     int8_t *q = malloc((size_t)(M * K));
     float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
-    int32_t *start = malloc(sizeof(int32_t) * (size_t)(M * blocks));
-    if (q && xs && start) {
+    if (q && xs) {
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
-            for (int64_t m = 0; m < M; m++) {
+            for (int64_t m = 0; m < M; m++)
                 round_token(x + m * K, K, 0, 0, q + m * K, xs + m * blocks, NULL);
-#ifdef HAVE_AVX2
-                if (first) starts_of(q + m * K, start + m * blocks, K);
-#endif
-            }
-#ifdef HAVE_AVX2
-            const Product all = {.w = w, .wscale = wscale, .q = q, .xscale = xs,
-                                 .start = start, .y = y, .M = M, .N = N, .K = K};
-            if (first) panel_products(&all, threads);
-#endif
 #define CALL(rows, tokens, n, m)                                                                  \
     int8_tile(rows, tokens, apart, w + (n)*K, wscale + (n), q + (m)*K, xs + (m)*blocks,           \
               y + (m)*N + (n), N, K)
-            WALK(CALL, first, ROWS, ROWS)
+            WALK(CALL, ROWS, ROWS)
 #undef CALL
         }
     }
-    int failed = !q || !xs || !start;
-    free(q), free(xs), free(start);
+    int failed = !q || !xs;
+    free(q), free(xs);
     return failed;
 }
 
@@ -743,15 +679,26 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
                        const float *x, float *y, int64_t M, int64_t N, int64_t K, int64_t group,
                        int threads) {
     const int64_t blocks = K / BLOCK, groups = K / group, window = tokens_at_once(K);
+#ifdef HAVE_AVX2
+    if (M >= MANY_INT4) {
+        const Kind kind = KIND_INT4(group < BLOCK ? (int)group : BLOCK);
+        const Weights of = {
+            .unpack = OF_GROUP(unpack_int4, group),
+            .tile = OF_GROUP(INT4_TILES, group),
+            .w = w,
+            .unit = 1,
+            .stride = K / 2,
+            .shared = {scale, zero},
+            .N = N,
+            .K = K,
+        };
+        return many_products(&kind, &of, x, y, M, threads);
+    }
+#endif
     int8_t *q = malloc((size_t)(M * K));
     float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
     float *sum = malloc(sizeof(float) * (size_t)(M * groups));
-    const int64_t first = rows_in_panels(M, N, MANY_INT4);
-    int64_t own = ROWS_INT4 * TOKENS * groups;  // floats of a thread: the steps of a tile
-#ifdef HAVE_AVX2
-    if (first) own += PANEL / PACKED * packed_bytes(K, group) / 4;  // or packed rows
-#endif
-    own += GAP;
+    const int64_t own = ROWS_INT4 * TOKENS * groups + GAP;  // floats of a thread, for the steps
     float *scratch = malloc(sizeof(float) * (size_t)(own * threads));
     if (q && xs && sum && scratch) {
 #pragma omp parallel num_threads(threads)
@@ -760,38 +707,17 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
 #pragma omp for schedule(static)
             for (int64_t m = 0; m < M; m++)
                 round_token(x + m * K, K, group, 1, q + m * K, xs + m * blocks, sum + m * groups);
-#ifdef HAVE_AVX2
-            const int64_t bytes = packed_bytes(K, group);
-            for (int64_t m = 0; first && m < M; m += WINDOW)
-#pragma omp for schedule(static) nowait
-                for (int64_t n = 0; n < first; n += PANEL) {
-                    uint8_t *panels = (uint8_t *)steps;
-                    for (int64_t r = 0; r < PANEL; r += PACKED)
-                        pack_panel(w + (n + r) * K / 2, scale + (n + r) * groups,
-                                   zero + (n + r) * groups, panels + r / PACKED * bytes, K, group);
-                    const PackedTile tile = {
-                        .w = panels,
-                        .apart = bytes,
-                        .further = PACKED,
-                        .x = {q + m * K, xs + m * blocks, sum + m * groups},
-                        .y = y + m * N + n,
-                        .N = N,
-                        .K = K,
-                    };
-                    packed_products(tile, group, m + WINDOW < M ? WINDOW : M - m);
-                }
-#endif
 #define CALL(rows, tokens, n, m)                                                                  \
     int4_tile(rows, tokens, apart, GROUP, w + (n)*K / 2, scale + (n)*groups, zero + (n)*groups,   \
               q + (m)*K, xs + (m)*blocks, sum + (m)*groups, steps, y + (m)*N + (n), N, K)
 #define GROUP 32
-            if (group == 32) { WALK(CALL, first, ROWS_INT4, 1) }
+            if (group == 32) { WALK(CALL, ROWS_INT4, 1) }
 #undef GROUP
 #define GROUP 64
-            if (group == 64) { WALK(CALL, first, ROWS_INT4, 1) }
+            if (group == 64) { WALK(CALL, ROWS_INT4, 1) }
 #undef GROUP
 #define GROUP 128
-            if (group == 128) { WALK(CALL, first, ROWS_INT4, 1) }
+            if (group == 128) { WALK(CALL, ROWS_INT4, 1) }
 #undef GROUP
 #undef CALL
         }
@@ -808,14 +734,27 @@ void mmchat_pack_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *z
                       int64_t N, int64_t K, int64_t group, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t n = 0; n < N; n += PACKED)
-        pack_panel(w + n * K / 2, scale + n * (K / group), zero + n * (K / group),
-                   to + n / PACKED * packed_bytes(K, group), K, group);
+        pack_panel(w, scale, zero, n, N, K, group, 0, K, to + n / PACKED * packed_bytes(K, group));
 }
 
 int mmchat_linear_packed_int4(const uint8_t *w, const float *x, float *y, int64_t M, int64_t N,
                               int64_t K, int64_t group, int threads) {
-    const int64_t blocks = K / BLOCK, groups = K / group, bytes = packed_bytes(K, group);
+    const int64_t each = group < BLOCK ? group : BLOCK;  // columns of a sum
+    const int64_t blocks = K / BLOCK, groups = K / each, bytes = packed_bytes(K, group);
     const int64_t panels = N / PACKED, pairs = (panels + 1) / 2;
+    if (M >= MANY_PACKED) {
+        const Kind kind = KIND_INT4((int)each);
+        const Weights of = {
+            .unpack = OF_GROUP(unpack_packed_int4, group),
+            .tile = OF_GROUP(INT4_TILES, group),
+            .w = w,
+            .unit = PACKED,
+            .stride = bytes,
+            .N = N,
+            .K = K,
+        };
+        return many_products(&kind, &of, x, y, M, threads);
+    }
     int8_t *q = malloc((size_t)(M * K));
     float *xs = malloc(sizeof(float) * (size_t)(M * blocks));
     float *sum = malloc(sizeof(float) * (size_t)(M * groups));
@@ -824,7 +763,7 @@ int mmchat_linear_packed_int4(const uint8_t *w, const float *x, float *y, int64_
         {
 #pragma omp for schedule(static)
             for (int64_t m = 0; m < M; m++)
-                round_token(x + m * K, K, group, 1, q + m * K, xs + m * blocks, sum + m * groups);
+                round_token(x + m * K, K, each, 1, q + m * K, xs + m * blocks, sum + m * groups);
             for (int64_t m = 0; m < M; m += WINDOW) {
 #pragma omp for schedule(static) nowait
                 for (int64_t i = 0; i < pairs; i++) {
@@ -860,7 +799,7 @@ int mmchat_linear_bf16(const uint16_t *w, const float *x, float *y, int64_t M, i
         for (int64_t m = 0; m < M; m++) split_token(x + m * K, split + m * K, K);
 #define CALL(rows, tokens, n, m)                                                                  \
     bf16_tile(rows, tokens, apart, w + (n)*K, split + (m)*K, y + (m)*N + (n), N, K)
-        WALK(CALL, 0, ROWS, ROWS)
+        WALK(CALL, ROWS, ROWS)
 #undef CALL
     }
     free(split);

@@ -52,10 +52,11 @@ INLINE void round_token(const float *x, int64_t K, int64_t group, int split, int
             out[BLOCK / 2 + i] = rounded[2 * i + 1];
         }
         if (!split) memcpy(out, rounded, BLOCK);
-        for (int half = 0; half < 2 && group; half++) {
+        const int64_t each = group < BLOCK ? group : BLOCK;
+        for (int64_t from = 0; from < BLOCK && group; from += each) {
             int total = 0;
-            for (int i = 0; i < 32; i++) total += rounded[half * 32 + i];
-            sum[(b * BLOCK + half * 32) / group] += step * (float)total;
+            for (int64_t i = 0; i < each; i++) total += rounded[from + i];
+            sum[(b * BLOCK + from) / group] += step * (float)total;
         }
     }
 }

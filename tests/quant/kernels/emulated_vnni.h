@@ -28,11 +28,21 @@ static inline __m256i emulated_dpwssd(__m256i c, __m256i a, __m256i b) {
     return c;
 }
 
+// VPDPBUSD of 64 bytes. The type is there without the instructions.
+static inline __m512i emulated_wide_dpbusd(__m512i c, __m512i a, __m512i b) {
+    __m256i sums[2], left[2], right[2];
+    memcpy(sums, &c, 64), memcpy(left, &a, 64), memcpy(right, &b, 64);
+    for (int i = 0; i < 2; i++) sums[i] = emulated_dpbusd(sums[i], left[i], right[i]);
+    memcpy(&c, sums, 64);
+    return c;
+}
+
 // The macros come after immintrin.h, which would take them for permission to use the instructions.
 #undef __AVX512VNNI__
 #undef __AVX512VL__
 #undef __AVXVNNI__
 #undef _mm256_dpbusd_epi32
+#undef _mm512_dpbusd_epi32
 #undef _mm256_dpbusd_avx_epi32
 #undef _mm256_dpwssd_epi32
 #undef _mm256_dpwssd_avx_epi32
@@ -40,6 +50,7 @@ static inline __m256i emulated_dpwssd(__m256i c, __m256i a, __m256i b) {
 #define __AVX512VNNI__ 1
 #define __AVX512VL__ 1
 #define _mm256_dpbusd_epi32 emulated_dpbusd
+#define _mm512_dpbusd_epi32 emulated_wide_dpbusd
 #define _mm256_dpwssd_epi32 emulated_dpwssd
 #endif
 #ifdef EMULATE_AVX_VNNI

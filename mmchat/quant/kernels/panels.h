@@ -1,0 +1,283 @@
+// y = x · Wᵀ for many tokens, of weights of any format with x86's vectors.
+//
+// Levels of PANEL rows and SPAN columns are unpacked to bytes, in the order in which products read
+// them, and then meet all tokens of a window, MOST at a time. A vector has four columns of LANES rows
+// and meets four activations of a token, repeated, so that each lane adds up the products of one row:
+// no lanes are added to each other, and scales serve where they lie. Activations of MOST tokens lie
+// together too, block by block. Unpacking costs as much as some tokens, so that few are better off
+// with the weights as they lie.
+
+#ifndef MMCHAT_PANELS_H
+#define MMCHAT_PANELS_H
+
+#include <stdlib.h>
+
+#include "products.h"
+
+#ifdef HAVE_AVX2
+
+#ifdef __AVX512VNNI__
+#define LANES 16
+#define MOST 6  // tokens of a tile; 8 take 1.1 times as long each, though registers hold their sums
+#else
+#define LANES 8
+#define MOST 4
+#endif
+#define PANEL (2 * LANES)
+#define SPAN 512
+#define MANY_TILES 44    // that meet a panel while it is unpacked
+#define SMALLEST 16      // columns of a block that share a scale
+
+typedef uint8_t PanelBytes __attribute__((vector_size(4 * LANES)));
+typedef int32_t PanelWhole __attribute__((vector_size(4 * LANES)));
+typedef float PanelReal __attribute__((vector_size(4 * LANES)));
+
+#if LANES == 16 && !defined(__AVX512F__)  // emulated
+#define KEEP_PANEL(v) (void)(v)
+#else
+#define KEEP_PANEL(v) __asm__("" : "+v"(v))  // as KEEP
+#endif
+
+// How the weights of a format meet activations. All are constants where they are used.
+typedef struct {
+    int group;      // columns of a block that share a scale: 16, 32 or 64
+    int is_split;   // even columns of a block stand before odd ones
+    int offset;     // what is taken from each level
+    int is_small;   // levels are 15 at most
+    int is_signed;  // levels are int8
+    int has_scale;  // for each group, not for each row
+    int has_zero;   // for each group, which is added to each of its weights
+} Kind;
+
+typedef struct {
+    uint8_t level[SPAN / 4][PANEL][4];
+    float scale[SPAN / SMALLEST][PANEL];
+    float zero[SPAN / SMALLEST][PANEL];
+} __attribute__((aligned(64))) Panel;
+
+// A block of the rounded activations of MOST tokens.
+typedef struct {
+    int8_t q[MOST][BLOCK];
+    float scale[MOST];
+    union {
+        int32_t start;  // minus the offset times the sum of a group,
+        float sum;      // or with zeros the sum of what a group stands for
+    } of[BLOCK / SMALLEST][MOST];
+} __attribute__((aligned(64))) Slab;
+
+// Lines of memory that are asked for meanwhile, so many for each block.
+typedef struct {
+    const char *const *line;
+    int64_t each;
+} Ahead;
+
+typedef void PanelTile(const Panel *panel, const Slab *x, int64_t columns, Ahead ahead, float *out);
+
+// Weights that can be unpacked. Rows behind the last one are unpacked too, as anything.
+typedef struct Weights {
+    void (*unpack)(const struct Weights *of, int64_t n, int64_t column, int64_t columns, Panel *to);
+    PanelTile *const *tile;     // for MOST tokens, one less and two less
+    const uint8_t *w;
+    int64_t unit, stride;       // rows that lie together, and their bytes
+    const uint16_t *shared[2];  // scales and zeros of groups, where they lie elsewhere
+    const float *row_scale;     // [N], NULL where groups have theirs
+    const uint8_t *table;       // of blocks that have one
+    int64_t N, K;
+} Weights;
+
+// Vectors of the group g stand together: those of its even columns first where a block is split.
+// vector: of four columns of a block, as activations have them.
+INLINE int place_of(const Kind kind, const int vector) {
+    const int odd = vector >= 8, half = kind.group / 8, v = vector - 8 * odd, g = v / half;
+    return kind.is_split ? (2 * g + odd) * half + v % half : vector;
+}
+
+INLINE PanelReal panel_fused(PanelReal a, PanelReal b, PanelReal c) {
+#if LANES == 16 && defined(__AVX512F__)
+    return (PanelReal)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (PanelReal)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
+INLINE PanelWhole panel_products(const Kind kind, PanelWhole c, PanelBytes w, PanelWhole x) {
+#if LANES == 16
+    (void)kind;
+    return (PanelWhole)_mm512_dpbusd_epi32((__m512i)c, (__m512i)w, (__m512i)x);
+#else
+    const __m256i sum = (__m256i)c, a = (__m256i)w, b = (__m256i)x;
+    if (kind.is_small) return (PanelWhole)add_levels(sum, a, b);
+    if (kind.is_signed) return (PanelWhole)dot4(sum, _mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+    return (PanelWhole)dot4(sum, a, b);
+#endif
+}
+
+INLINE PanelWhole panel_sums(const Kind kind, PanelWhole c) {
+#if !defined(HAVE_VNNI)
+    if (kind.is_small) return (PanelWhole)levels_sum((__m256i)c);
+#endif
+    (void)kind;
+    return c;
+}
+
+INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, const Slab *x,
+                       int64_t columns, Ahead ahead, float *out) {
+    const int each = kind.group / 4;
+    const uint8_t *w = panel->level[0][0];
+    const float *scale = panel->scale[0], *zero = panel->zero[0];
+    for (int64_t k = 0; k < columns; k += BLOCK, x++) {
+        for (int64_t i = 0; i < ahead.each; i++) _mm_prefetch(*ahead.line++, _MM_HINT_T1);
+#pragma GCC unroll 4
+        for (int g = 0; g < BLOCK / kind.group; g++, scale += PANEL, zero += PANEL) {
+            PanelWhole dot[MOST][2], before[MOST][2] = {{{0}}};
+            for (int t = 0; t < tokens; t++)
+                dot[t][0] = dot[t][1] = (PanelWhole){0} + (kind.offset ? x->of[g][t].start : 0);
+#pragma GCC unroll 16
+            for (int i = 0; i < each; i++, w += 4 * PANEL) {
+                const int half = each / 2, odd = i >= half;
+                const int from = kind.is_split ? odd * BLOCK / 2 + 2 * each * g + 4 * (i - odd * half)
+                                               : 4 * (g * each + i);
+                if (i == 8 && kind.is_small && LANES == 8)  // add_levels says why
+                    for (int t = 0; t < tokens; t++)
+                        for (int r = 0; r < 2; r++) {
+                            before[t][r] = panel_sums(kind, dot[t][r]);
+                            dot[t][r] = (PanelWhole){0};
+                        }
+                PanelBytes weight[2];
+                for (int r = 0; r < 2; r++)
+                    memcpy(&weight[r], w + r * sizeof(PanelBytes), sizeof(PanelBytes));
+                for (int t = 0; t < tokens; t++) {
+                    int32_t four;
+                    memcpy(&four, x->q[t] + from, 4);
+                    for (int r = 0; r < 2; r++) {
+                        dot[t][r] = panel_products(kind, dot[t][r], weight[r], (PanelWhole){0} + four);
+                        KEEP_PANEL(dot[t][r]);
+                    }
+                }
+            }
+            for (int t = 0; t < tokens; t++)
+                for (int r = 0; r < 2; r++) {
+                    float *at = out + t * PANEL + r * LANES;
+                    PanelReal total, step = x->scale[t] - (PanelReal){0}, other;
+                    memcpy(&total, at, sizeof(total));
+                    if (kind.has_scale) {
+                        memcpy(&other, scale + r * LANES, sizeof(other));
+                        step *= other;
+                    }
+                    if (kind.has_zero) {
+                        memcpy(&other, zero + r * LANES, sizeof(other));
+                        total = panel_fused(other, x->of[g][t].sum - (PanelReal){0}, total);
+                    }
+                    const PanelWhole sum = panel_sums(kind, dot[t][r]) + before[t][r];
+                    total = panel_fused(__builtin_convertvector(sum, PanelReal), step, total);
+                    memcpy(at, &total, sizeof(total));
+                }
+        }
+    }
+}
+
+#define DEFINE_PANEL_TILE(name, kind, tokens)                                                     \
+    static __attribute__((noinline)) void name##_##tokens(                                        \
+        const Panel *panel, const Slab *x, int64_t columns, Ahead ahead, float *out) {            \
+        panel_tile(kind, tokens, panel, x, columns, ahead, out);                                  \
+    }
+#if MOST == 6
+#define DEFINE_PANEL_TILES(name, kind)                                                            \
+    DEFINE_PANEL_TILE(name, kind, 6)                                                              \
+    DEFINE_PANEL_TILE(name, kind, 5)                                                              \
+    DEFINE_PANEL_TILE(name, kind, 4)                                                              \
+    static PanelTile *const name[3] = {name##_6, name##_5, name##_4};
+#else
+#define DEFINE_PANEL_TILES(name, kind)                                                            \
+    DEFINE_PANEL_TILE(name, kind, 4)                                                              \
+    DEFINE_PANEL_TILE(name, kind, 3)                                                              \
+    DEFINE_PANEL_TILE(name, kind, 2)                                                              \
+    static PanelTile *const name[3] = {name##_4, name##_3, name##_2};
+#endif
+
+#define MOST_LINES (PANEL * (SPAN * 5 / 4 / 64 + 1))
+
+// What is unpacked next, a line of each unit after the other. Into the second cache, so that memory
+// is read while products are made. Returns how many they are.
+static int64_t lines_of(const Weights *of, int64_t row, int64_t column, const char **line) {
+    const int64_t begin = of->stride * column / of->K, bytes = of->stride * SPAN / of->K;
+    int64_t count = 0;
+    for (int64_t at = 0; at < bytes; at += 64)
+        for (int64_t i = 0; i < PANEL / of->unit; i++)
+            line[count++] = (const char *)of->w + (row / of->unit + i) * of->stride + begin + at;
+    return count;
+}
+
+static void fill_slab(const Kind *kind, const float *x, Slab *to, int t) {
+    round_token(x, BLOCK, 0, kind->is_split, to->q[t], &to->scale[t], NULL);
+    for (int g = 0; g < BLOCK / kind->group; g++) {
+        const int half = kind->group / 2;
+        const int8_t *first = to->q[t] + g * (kind->is_split ? half : 2 * half);
+        const int8_t *second = first + (kind->is_split ? BLOCK / 2 : half);
+        int32_t total = 0;
+        for (int i = 0; i < half; i++) total += first[i] + second[i];
+        if (kind->has_zero)
+            to->of[g][t].sum = to->scale[t] * (float)total;
+        else
+            to->of[g][t].start = -kind->offset * total;
+    }
+}
+
+// Returns 0, or 1 when there is no memory for the activations.
+static int many_products(const Kind *kind, const Weights *of, const float *x, float *y, int64_t M,
+                         int threads) {
+    const int64_t N = of->N, K = of->K, tiles = (M + MOST - 1) / MOST;
+    const int64_t together = SPAN / BLOCK, spans = (K + SPAN - 1) / SPAN;
+    const int64_t each = (M + tiles - 1) / tiles;  // 8 are 4 and 4, not 6 and 2
+    PanelTile *const tile = of->tile[each > MOST - 2 ? MOST - each : 2];
+    Slab *slabs = aligned_alloc(64, sizeof(Slab) * (size_t)(spans * tiles * together));
+    if (!slabs) return 1;
+    for (int64_t s = 0; s < spans; s++)  // the last tile may not be full
+        memset(slabs + (s * tiles + tiles - 1) * together, 0, sizeof(Slab) * (size_t)together);
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t b = 0; b < K / BLOCK; b++) {
+                Slab *span = slabs + (b / together * tiles + m / each) * together;
+                fill_slab(kind, x + m * K + b * BLOCK, span + b % together, (int)(m % each));
+            }
+        Panel panel;
+        const char *line[MOST_LINES];
+        float sums[MANY_TILES * MOST * PANEL] __attribute__((aligned(64)));
+        for (int64_t t0 = 0; t0 < tiles; t0 += MANY_TILES) {
+            const int64_t count = tiles - t0 < MANY_TILES ? tiles - t0 : MANY_TILES;
+            const int64_t m0 = t0 * each, tokens = M - m0 < count * each ? M - m0 : count * each;
+#pragma omp for schedule(static) nowait
+            for (int64_t n = 0; n < N; n += PANEL) {
+                memset(sums, 0, sizeof(float) * (size_t)(count * each * PANEL));
+                for (int64_t k = 0; k < K; k += SPAN) {
+                    const int64_t columns = K - k < SPAN ? K - k : SPAN;
+                    const int is_last = k + SPAN >= K;
+                    const int64_t lines =
+                        lines_of(of, is_last ? n + PANEL : n, is_last ? 0 : k + SPAN, line);
+                    const int64_t blocks = columns / BLOCK, slots = blocks * count;
+                    Ahead ahead = {line, (lines + slots - 1) / slots};
+                    const Slab *span = slabs + (k / SPAN * tiles + t0) * together;
+                    of->unpack(of, n, k, columns, &panel);
+                    for (int64_t t = 0; t < count; t++, ahead.line += blocks * ahead.each) {
+                        if (ahead.line + blocks * ahead.each > line + lines) ahead.each = 0;
+                        tile(&panel, span + t * together, columns, ahead, sums + t * each * PANEL);
+                    }
+                }
+                const int64_t rows = N - n < PANEL ? N - n : PANEL;
+                for (int64_t t = 0; t < tokens; t++)
+                    for (int64_t r = 0; r < rows; r++)
+                        y[(m0 + t) * N + n + r] =
+                            sums[t * PANEL + r] * (of->row_scale ? of->row_scale[n + r] : 1.0f);
+            }
+        }
+    }
+    free(slabs);
+    return 0;
+}
+
+#endif
+#endif
