@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmchat.nn import mlp
 from mmchat.nn.linear import Linear
 from mmchat.quant.kernels import ops
 
@@ -51,3 +52,15 @@ def test_a_compiler_sees_torchs_own_product(slow_mkl: bool) -> None:
     layer, x = Linear(48, 40).requires_grad_(False), torch.randn(20, 48)
     graph = torch.compile(layer, fullgraph=True, backend="eager")
     torch.testing.assert_close(graph(x), layer(x))
+
+
+def test_an_mlp_in_pieces_gives_what_it_gives_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = mlp.MLP(32, 64), torch.randn(2, 2 * mlp.PIECE + 5, 32)
+    found, seen = layer(x), []
+    layer.fc1.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[1]))
+    torch.testing.assert_close(layer(x[:, : mlp.PIECE]), found[:, : mlp.PIECE])
+    torch.testing.assert_close(layer(x), found)
+    assert seen == [mlp.PIECE, mlp.PIECE, mlp.PIECE, 5]
+    monkeypatch.setattr(mlp, "PIECE", 10**6)
+    torch.testing.assert_close(layer(x), found)
+    assert seen[-1] == x.shape[1]
