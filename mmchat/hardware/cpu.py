@@ -59,6 +59,12 @@ def is_arm() -> bool:
     return platform.machine() in ("aarch64", "arm64")
 
 
+def is_amd(root: Path = Path("/")) -> bool:
+    """Whether AMD made this processor."""
+    info = kernel_text(root / "proc/cpuinfo")
+    return bool(re.search(r"^vendor_id\s*: AuthenticAMD$", info, re.M))
+
+
 def arm_features() -> tuple[str, ...]:
     """Which of asimddp and i8mm this ARM processor has, as Linux or macOS says."""
     library = ctypes.CDLL(None)

@@ -38,7 +38,7 @@ def attend(
     query: [B, H, S, D], key, value: [B, G, N, D] -> [B, H, S, D]; H is a multiple of G.
     key, value: or int8 [B, G, N, D + 4], as `held` gives them, through which no gradient goes.
     mask: [B or 1, 1, S or 1, N], boolean (True = may attend) or additive in query's dtype.
-    causal: position s attends to keys 0..s; needs S == N and no mask.
+    causal: the last position attends to all keys, each before it to one less; needs no mask.
 
     The query heads of a group are folded into the position axis, so a key or value head is read
     once for all of them and never copied (Ainslie et al. 2023).
@@ -51,6 +51,12 @@ def attend(
     if key.dtype == torch.int8:
         widened = partial(attend, mask=mask, causal=causal)
         return reference.by_heads(widened, query, key, value)
+    attended = ops.attend_many(query, key, value, mask, causal=causal)
+    if attended is not None:
+        return attended
+    if causal and length != key.shape[2]:  # which torch would align at the first key
+        seen = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device)
+        mask, causal = seen.tril(key.shape[2] - length)[None, None], False
     if causal:  # by torch: heads that are folded into positions are in no causal order
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=heads != groups
@@ -78,12 +84,11 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
 
 
 class Row(NamedTuple):
-    """So many queries and what they attend to: key, value [1, G, n, D]; mask as in `attend`."""
+    """So many queries and what they attend to: key, value [1, G, n, D]."""
 
     queries: int
     key: Tensor
     value: Tensor
-    mask: Tensor | None = None
     is_causal: bool = False
 
 
@@ -99,20 +104,21 @@ def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
         return attend(together, key, value, causal=True).transpose(1, 2).flatten(0, 1)
     if (
         len(rows) > 1
-        and all(row.queries == 1 and row.mask is None for row in rows)
+        and all(row.queries == 1 for row in rows)
         and all(_reads_fast(query, row.key, row.value) for row in rows)
     ):
         return ops.attend_rows(query, [row.key for row in rows], [row.value for row in rows])
     parts, at = [], 0
-    for count, key, value, mask, is_causal in rows:
+    for count, key, value, is_causal in rows:
         part = query[at : at + count].transpose(0, 1)[None]
-        parts.append(attend(part, key, value, mask=mask, causal=is_causal)[0].transpose(0, 1))
+        parts.append(attend(part, key, value, causal=is_causal)[0].transpose(0, 1))
         at += count
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _are_causal_of_one_length(rows: Sequence[Row]) -> bool:
-    return all(row.is_causal and row.queries == rows[0].queries for row in rows)
+    """Of prompts that are read from their beginning."""
+    return all(row.is_causal and row.queries == row.key.shape[2] == rows[0].queries for row in rows)
 
 
 def _reads_fast(query: Tensor, key: Tensor, value: Tensor) -> bool:

@@ -8,7 +8,7 @@ of any lengths, PastSteps is made of tensors alone and is what compiled layers t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -99,25 +99,14 @@ class LayerCache:
 
 @dataclass(frozen=True)
 class Spans:
-    """Which positions the rows of a batch read, for all layers.
-
-    rows: (slot, start, count). masks: made at first use, [1, 1, count, start + count], True = may
-    attend.
-    """
+    """Which positions the rows of a batch read, for all layers: (slot, start, count)."""
 
     rows: tuple[tuple[int, int, int], ...]
-    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def positions(self, device: torch.device) -> Tensor:
         """[N]"""
         rows = [torch.arange(start, start + n, device=device) for _, start, n in self.rows]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-    def mask(self, start: int, count: int, device: torch.device) -> Tensor:
-        if (start, count) not in self.masks:
-            positions = torch.arange(start, start + count, device=device)[None]
-            self.masks[start, count] = causal_mask(positions, start + count)
-        return self.masks[start, count]
 
 
 class PastRows:
@@ -140,10 +129,10 @@ class PastRows:
             for kept, fresh in zip(stored, new, strict=True):
                 kept[:, :, start:end] = fresh.detach()  # the cache outlives the graph of gradients
             if start == 0:  # the new keys themselves: gradients flow through them
-                rows.append(Row(count, new[0], new[1], is_causal=count > 1))
+                key_value = new[0], new[1]
             else:
-                mask = self._spans.mask(start, count, query.device) if count > 1 else None
-                rows.append(Row(count, stored[0][:, :, :end], stored[1][:, :, :end], mask))
+                key_value = stored[0][:, :, :end], stored[1][:, :, :end]
+            rows.append(Row(count, *key_value, is_causal=count > 1))
         return attend_rows(query, rows).flatten(1)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmchat.quant import operators as _operators  # noqa: F401  a compiler finds the products there
@@ -55,11 +54,11 @@ class Linear(nn.Linear):
             # on a CPU the kernel reads these at the speed of memory; it has no gradient
             reads_fast = weight.dtype == torch.bfloat16 and weight.is_cpu
             if not reads_fast or ops.needs_gradient(input, weight):
-                return F.linear(input, weight, self.bias)
+                return ops.linear(input, weight, self.bias)
         elif self.format.repacks:
             self.repack()
         y, bias = self.format.product(input, *self.held()), self.bias
-        return y if bias is None else y + bias
+        return y if bias is None else y.add_(bias)  # another y would cost ten times the sum
 
     def repack(self) -> bool:
         """Bring the weight into the order that this machine reads fastest; False if it is.

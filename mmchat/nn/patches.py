@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mmchat.quant.kernels import ops
 
 
 class Layers(nn.Module):
@@ -24,4 +25,4 @@ def embed_patches(pixels: Tensor, embedding: nn.Conv2d) -> Tensor:
     grid = side // patch
     patches = pixels.reshape(images, channels, grid, patch, grid, patch)
     patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(images, grid * grid, -1)
-    return F.linear(patches.to(weight.dtype), weight.flatten(1))  # over channel, row and column
+    return ops.linear(patches.to(weight.dtype), weight.flatten(1))  # over channel, row and column

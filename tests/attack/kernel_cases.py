@@ -76,6 +76,18 @@ def attention(library: Library, draw: random.Random) -> None:
     library.attend(query, key, value, mask)
 
 
+def attention_of_many(library: Library, draw: random.Random) -> None:
+    batch, groups, width = draw.randint(1, 3), draw.randint(1, 3), 8 * draw.randint(1, 32)
+    heads, queries, keys = groups * draw.randint(1, 3), draw.randint(1, 150), draw.randint(1, 230)
+    dtype = draw.choice((torch.float32, torch.bfloat16))
+    query = values(draw, batch, queries, heads, width).to(dtype).transpose(1, 2)
+    key, value = (values(draw, batch, groups, keys, width).to(dtype) for _ in range(2))
+    masks = draw.choice((0, 1, batch))
+    mask = values(draw, masks, 1, 1, keys) if masks else None
+    causal = not masks and draw.random() < 0.5 and keys >= queries
+    library.attend_many(query, key, value, mask, causal=causal)
+
+
 def main() -> None:
     library = Library(Path(sys.argv[1]))
     first, last = map(int, sys.argv[2:])
@@ -83,7 +95,7 @@ def main() -> None:
         draw = random.Random(seed)
         torch.manual_seed(seed)
         torch.set_num_threads(draw.choice((1, 2)))
-        draw.choice((products, products, attention))(library, draw)
+        draw.choice((products, products, attention, attention_of_many))(library, draw)
     sys.stdout.write(f"{last - first}\n")
 
 

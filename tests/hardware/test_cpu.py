@@ -8,6 +8,7 @@ from mmchat.hardware.cpu import (
     arm_features,
     describe_cpu,
     hwcap_features,
+    is_amd,
     processor_identity,
 )
 
@@ -36,6 +37,15 @@ def test_the_first_processor_is_described(tmp_path):
     assert describe_cpu(tmp_path) == Cpu(
         "Example 9000 CPU", ("avx", "avx2", "fma", "avx512_vnni", "amx_int8"), 32 * 1024**2
     )
+
+
+def test_who_made_the_processor_is_known(tmp_path):
+    (tmp_path / "proc").mkdir()
+    for maker, expected in (("AuthenticAMD", True), ("GenuineIntel", False)):
+        (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {maker}\n")
+        assert is_amd(tmp_path) == expected
+    (tmp_path / "proc/cpuinfo").unlink()
+    assert not is_amd(tmp_path)
 
 
 def test_arm_names_its_instruction_sets_features(tmp_path):

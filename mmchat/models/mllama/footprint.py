@@ -48,6 +48,7 @@ class MllamaSizes(DecoderSizes):
         if tiles < vision.max_num_tiles:  # one padding tile and its pad token
             computed += vision.tokens_per_tile + 1
         kept = len(vision.intermediate_layers_indices)  # states, each as long as `computed`
+        # a CPU, which takes the MLP in pieces, needs less
         in_layer = computed * ((kept + 4) * width + 2 * inner)
         at_the_end = computed * kept * width + seen * (2 * kept + 2) * width
         projected = seen * (vision.output_dim + text.hidden_size)

@@ -50,13 +50,13 @@ class VisionAttention(nn.Module):
         query = split_heads(self.q_proj(queries), self.head_dim)
         key = split_heads(self.k_proj(x), self.head_dim)
         value = split_heads(self.v_proj(x), self.head_dim)
-        out = attend(query[:, :, :num_valid], key, value, mask=log_counts[None, None, None])
+        mask = log_counts[None, None, None]
+        out = merge_heads(attend(query[:, :, :num_valid], key, value, mask=mask))
         if not valid_only:
-            padding = attend(
-                query[:, :, num_valid:], key[:, :, :num_valid], value[:, :, :num_valid]
-            )
-            out = torch.cat((out, padding), dim=2)
-        return self.o_proj(merge_heads(out))
+            valid = key[:, :, :num_valid], value[:, :, :num_valid]
+            padding = merge_heads(attend(query[:, :, num_valid:], *valid))
+            out = torch.cat((out, padding), dim=1)
+        return self.o_proj(out)
 
 
 class VisionLayer(nn.Module):

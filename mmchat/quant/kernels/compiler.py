@@ -13,8 +13,22 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = ("linear.c", "blocks.c", "attention.c", "quantize.c", "blocks_rounding.c")
-HEADERS = ("bfloat16.h", "products.h", "panels.h", "blocks.h", "linear_neon.h", "attention_neon.h")
+SOURCES = (
+    "linear.c",
+    "blocks.c",
+    "attention.c",
+    "attention_many.c",
+    "quantize.c",
+    "blocks_rounding.c",
+)
+HEADERS = (
+    "bfloat16.h",
+    "products.h",
+    "panels.h",
+    "blocks.h",
+    "linear_neon.h",
+    "attention_neon.h",
+)
 IS_MAC = platform.system() == "Darwin"
 # Apple's clang has OpenMP, though its driver does not know the word.
 _OPENMP = ("-Xclang", "-fopenmp") if IS_MAC else ("-fopenmp",)

@@ -129,6 +129,45 @@ class Library:
             raise MemoryError(f"no memory for the attention of {len(rows)} rows")
         return out.reshape(query.shape).to(query.dtype)
 
+    def attend_many(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
+    ) -> Tensor:
+        """As reference.attend_many, of what `attends_many` accepts."""
+        batch, heads, queries, width = query.shape
+        groups, length = key.shape[1:3]
+        is_aligned = not any(x.data_ptr() % x.itemsize for x in (query, key, value))
+        if not (is_aligned and self.attends_many(query, key, value, mask)):
+            raise ValueError("mmchat_attend_many: another dtype, shape or layout")
+        bias, bias_stride = None, 0
+        if mask is not None:
+            bias = torch.zeros(mask.shape[0], length)
+            flat = mask.reshape(bias.shape)
+            bias = bias.masked_fill_(~flat, -torch.inf) if flat.dtype == torch.bool else bias + flat
+            bias_stride = length if len(bias) > 1 else 0
+        out = torch.empty(batch, queries, heads, width, dtype=query.dtype)
+        strides = [stride for x in (query, key, value) for stride in x.stride()[:3]]
+        first = length - queries if causal else length
+        is_bf16 = int(query.dtype == torch.bfloat16)
+        sizes = (batch, heads, groups, queries, length, width, *strides, bias_stride, first)
+        if self._run("mmchat_attend_many", [query, key, value, bias, out], (*sizes, is_bf16)):
+            raise MemoryError(f"no memory to attend to {length} positions")
+        return out.transpose(1, 2)
+
+    @staticmethod
+    def attends_many(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+        """Whether `attend_many` reads tensors of this dtype, shape and layout."""
+        batch, heads, queries, width = query.shape
+        groups, length = key.shape[1:3]
+        return (
+            query.dtype in (torch.float32, torch.bfloat16)
+            and all(x.dtype == query.dtype and x.is_cpu for x in (query, key, value))
+            and query.stride(3) == key.stride(3) == value.stride(3) == 1
+            and key.shape == value.shape == (batch, groups, length, width)
+            and min(queries, length, groups) > 0
+            and heads % groups == width % 8 == 0
+            and (mask is None or mask.shape in ((1, 1, 1, length), (batch, 1, 1, length)))
+        )
+
     @staticmethod
     def attends(key: Tensor, value: Tensor) -> bool:
         """Whether `attend` reads keys and values of this dtype, width and layout."""

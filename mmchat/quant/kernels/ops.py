@@ -14,14 +14,19 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mmchat.hardware.cpu import is_amd, processor_flags
 from mmchat.quant.kernels import blocks_reference, native, reference
+from mmchat.quant.kernels.compiler import IS_MAC
 from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
 # bfloat16 weights where their products are not fast.
 FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
+MANY_QUERIES = 32  # from which on they fill the kernel's tiles
+MANY_TOKENS = 16  # from which on a product by oneDNN makes up for what its call takes
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
 Parts = TypeVar("Parts", bound=tuple[Tensor, ...])
 
@@ -49,13 +54,16 @@ class Choice:
     reason: str
 
 
+_ATTENTION = f"C for the next token in bfloat16 or int8, and for {MANY_QUERIES} or more, else torch"
+
+
 def probe() -> list[Choice]:
     """What is used on this CPU for each format of weights and for attention, and why."""
     fast = has_fast_bf16()
     many = "bfloat16 products" if fast else "float32 products"
     wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
     rounded = wide if has_tiles() else "C, int8 activations"
-    found = [wide, rounded, rounded, "C for the next token in bfloat16 or int8, else torch"]
+    found = [wide, rounded, rounded, _ATTENTION]
     if native.library() is None:
         whole = f"{many} for many tokens"
         found = [f"torch; {whole}", f"torch int8pack; {whole}", "torch int4pack", "torch"]
@@ -63,9 +71,18 @@ def probe() -> list[Choice]:
     return [Choice(use, kernel, native.reason()) for use, kernel in zip(uses, found, strict=True)]
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
+@functools.cache
+def has_slow_mkl() -> bool:
+    """Whether MKL, which makes torch's products of float32, leaves half of the processor unused:
+    it takes AVX-512 on Intel's alone. oneDNN, which torch has too, takes it on all."""
+    return is_amd() and "avx512f" in processor_flags() and torch.backends.mkldnn.is_available()
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether a gradient is asked for through any of them: compiled kernels give none."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in tensors
+    )
 
 
 # ---- products -----------------------------------------------------------------------------------
@@ -149,6 +166,20 @@ def by_rows(quantize: Callable[[Tensor], Parts], weight: Tensor, multiple: int =
     return whole
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, of many rows in float32 by the better of torch's libraries."""
+    if (
+        not torch.compiler.is_compiling()
+        and x.dtype == weight.dtype == torch.float32
+        and x.is_cpu
+        and tokens(x) >= MANY_TOKENS
+        and has_slow_mkl()
+        and not needs_gradient(x, weight, bias)
+    ):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
+
+
 # ---- attention ----------------------------------------------------------------------------------
 
 
@@ -181,6 +212,35 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return reference.attend(query, key, value, mask)
 
 
+def attend_many(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
+) -> Tensor | None:
+    """reference.attend_many by the kernel; None where torch's attention is to be taken."""
+    if (
+        torch.compiler.is_compiling()
+        or not query.is_cpu
+        or query.shape[2] < MANY_QUERIES
+        or IS_MAC  # whose matrix units torch's attention has
+        or (query.dtype == torch.bfloat16 and has_tiles())
+        or needs_gradient(query, key, value)
+    ):
+        return None
+    library = native.library()
+    if library is None or library.instructions == "portable C":
+        return None
+    if not library.attends_many(query, key, value, mask):
+        return None
+    return torch.ops.mmchat.attend_many(query, key, value, mask, causal)  # also of fake tensors
+
+
+def _attend_many(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+) -> Tensor:
+    library = native.library()
+    of = library.attend_many if library else reference.attend_many
+    return of(query, key, value, mask, causal=causal)
+
+
 # ---- as operators of torch ----------------------------------------------------------------------
 
 # Not by torch.library.custom_op, whose first call imports torch's compiler.
@@ -207,4 +267,14 @@ def _attended(query: Tensor, *_: Tensor | None) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
+def _attended_many(query: Tensor, *_: Any) -> Tensor:
+    return _attended(query.transpose(1, 2)).transpose(1, 2)
+
+
 register("attend", torch.library.infer_schema(_attend, mutates_args=()), _attend, _attended)
+register(
+    "attend_many",
+    torch.library.infer_schema(_attend_many, mutates_args=()),
+    _attend_many,
+    _attended_many,
+)

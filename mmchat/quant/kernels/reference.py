@@ -133,6 +133,22 @@ def by_heads(
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
+def attend_many(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool
+) -> Tensor:
+    """query [B, H, S, D], key, value [B, G, N, D] -> [B, H, S, D].
+
+    mask: [B or 1, 1, 1, N], boolean (True = may attend) or added to the scores. causal: the last
+    query sees all keys, each one before it one less.
+    """
+    if causal:
+        seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(
+            key.shape[2] - query.shape[2]
+        )
+        mask = seen if mask is None else mask & seen
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of the next token: query [B, H, 1, D], key, value [B, G, N, D] -> [B, H, 1, D].
 

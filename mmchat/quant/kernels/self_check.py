@@ -29,20 +29,36 @@ WIDE = 32_832  # so many activations that a few tokens are taken at a time
 WINDOW = (267, 40)  # tokens of which some are in a window of their own, and rows
 # (positions, width, queries that share a key) of attention; spans have 512 positions
 ATTENTION = ((1, 16, 1), (2, 128, 4), (65, 64, 3), (130, 256, 5), (513, 128, 9), (578, 32, 2))
+# (queries, keys, width, heads, heads of keys): tiles, blocks and tasks that are whole, and what
+# is left of each; queries that see nothing of the first blocks' ends where they are causal
+MANY_QUERIES = (
+    (32, 96, 64, 2, 2),
+    (1, 1, 8, 1, 1),
+    (33, 97, 80, 4, 2),
+    (17, 12, 16, 3, 1),
+    (161, 193, 24, 2, 1),
+    (300, 300, 40, 2, 2),
+    (5, 400, 256, 4, 4),
+)
 NUMBERS = torch.arange(16, dtype=torch.uint8) * 17  # of a table: all sizes, and 0 and 255
 
 
 def first_fault(library: Library, *, briefly: bool = False) -> str | None:
     """What the first function that is wrong computes; None if all are right.
 
-    briefly: a few shapes of products, one of attention, in 3 ms; all shapes of all take 0.3 s.
+    briefly: a few shapes of products, one of each attention, in 4 ms; all shapes of all take 0.3 s.
     """
     draw = torch.Generator().manual_seed(0)
     if briefly:
         some = (PACKED[4], PACKED[10])
         products = _products(library, draw, (384,), (FEW[6], MANY[4]), some)
         blocks = _blocks(library, draw, (384,), some)
-        checks = [products, blocks, _attention(library, draw, ATTENTION[2:3])]
+        checks = [
+            products,
+            blocks,
+            _attention(library, draw, ATTENTION[2:3]),
+            _attention_many(library, draw, MANY_QUERIES[2:3]),
+        ]
     else:
         checks = [
             _products(library, draw, (*WIDTHS, WIDE), FEW, PACKED[:9]),
@@ -51,6 +67,7 @@ def first_fault(library: Library, *, briefly: bool = False) -> str | None:
             _blocks(library, draw, (64, 192, 448, 1088), PACKED),
             _blocks(library, draw, (576,), (WINDOW,)),
             _attention(library, draw, ATTENTION),
+            _attention_many(library, draw, MANY_QUERIES),
             _rounding(library, draw),
             _rounding_blocks(library, draw),
         ]
@@ -188,6 +205,32 @@ def _attention(
                 expected = reference.attend(query[row, None], k, v, None)[0, :, 0]
                 is_right = torch.allclose(found[row], expected, rtol=1e-4, atol=atol)
                 yield f"attention of rows{kind}", is_right
+
+
+def _attention_many(
+    library: Library, draw: torch.Generator, shapes: Sequence[tuple[int, int, int, int, int]]
+) -> Iterator[tuple[str, bool]]:
+    for queries, keys, width, heads, groups in shapes:
+        # heads side by side, as a projection gives them, and a key and value more than are read
+        query = torch.randn(2, queries, heads, width, generator=draw).transpose(1, 2) * 3
+        key, value = (
+            torch.randn(2, keys + 1, groups, width, generator=draw)[:, :-1].transpose(1, 2)
+            for _ in range(2)
+        )
+        bias = torch.randn(2, 1, 1, keys, generator=draw)
+        seen = bias[:1] < 0.5
+        seen[..., -1] = True
+        cases = {"": (None, False), " with a bias": (bias, False), " with a mask": (seen, False)}
+        if keys >= queries:
+            cases[" of a causal kind"] = None, True
+        for dtype, rtol, atol in ((torch.float32, 1e-4, 2e-5), (torch.bfloat16, 1e-2, 1e-4)):
+            q, k, v = (x.to(dtype) for x in (query, key, value))
+            for kind, (mask, causal) in cases.items():
+                found = library.attend_many(q, k, v, mask, causal=causal)
+                wide = q.float(), k.float(), v.float()
+                expected = reference.attend_many(*wide, mask, causal=causal)
+                is_right = torch.allclose(found.float(), expected, rtol=rtol, atol=atol)
+                yield f"attention of many queries{kind}", is_right
 
 
 def _rounding(library: Library, draw: torch.Generator) -> Iterator[tuple[str, bool]]:

@@ -39,6 +39,9 @@ typedef struct {
 } Row;
 int mmchat_attend_rows(const float *, const Row *, float *, int64_t, int64_t, int64_t, int64_t, int64_t,
                        int);
+int mmchat_attend_many(const void *, const void *, const void *, const float *, void *, int64_t, int64_t,
+                       int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                       int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 
 static uint32_t state = 7;
 static long checks, faults;
@@ -313,6 +316,33 @@ static void attention(int64_t length, int64_t D, int64_t R, float spread, int is
     free(q), free(out), free(key), free(value), free(mask);
 }
 
+// S queries of two heads that share N keys, as float or bfloat16; causal: the last one sees all.
+static void attention_of_many(int64_t S, int64_t N, int64_t D, int is_bf16, int causal) {
+    const int64_t H = 2, width = is_bf16 ? 2 : 4;
+    uint16_t *half = malloc((H * S + 2 * N) * D * 2), *out = malloc(H * S * D * 4);
+    float *wide = malloc((H * S + 2 * N) * D * 4);
+    double plain[256];
+    for (int64_t i = 0; i < (H * S + 2 * N) * D; i++) wide[i] = from_bf16(half[i] = to_bf16(real()));
+    const uint8_t *given = is_bf16 ? (uint8_t *)half : (uint8_t *)wide;  // queries [S, H, D]
+    const int64_t keys = H * S * D, values = keys + N * D;
+    mmchat_attend_many(given, given + keys * width, given + values * width, NULL, out, 1, H, 1, S, N, D,
+                       0, D, H * D, 0, 0, D, 0, 0, D, 0, causal ? N - S : N, is_bf16, THREADS);
+    for (int64_t i = 0; i < H * S; i++) {
+        float q[256], found[256];
+        for (int64_t d = 0; d < D; d++) {
+            q[d] = wide[i * D + d] / sqrtf((float)D);
+            found[d] = is_bf16 ? from_bf16(out[i * D + d]) : ((float *)out)[i * D + d];
+        }
+        int64_t n = causal ? N - S + i / H + 1 : N;
+        expected(q, (uint8_t *)(half + keys), (uint8_t *)(half + values), NULL, n, D, 0, plain);
+        int is_near = 1;
+        for (int64_t d = 0; d < D; d++)
+            is_near &= fabs(found[d] - plain[d]) <= 2e-5 + (is_bf16 ? 8e-3 : 1e-4) * fabs(plain[d]);
+        check(is_near, "attention of many queries", S, N, D, i);
+    }
+    free(half), free(out), free(wide);
+}
+
 int main(void) {
     static const int64_t WIDTHS[] = {64, 128, 192, 256, 640, 576, 1152};  // every remainder of groups
     static const int64_t LENGTHS[] = {1, 2, 3, 63, 65, 513, 578};
@@ -341,6 +371,10 @@ int main(void) {
                         attention(LENGTHS[i], HEAD_WIDTHS[j], R, 1, is_int8);
     for (int is_int8 = 0; is_int8 < 2; is_int8++)
         attention(200, 64, 4, 40, is_int8);  // scores far apart
+    static const int64_t MANY[][3] = {{1, 1, 8}, {33, 97, 80}, {9, 12, 16}, {130, 193, 24}, {40, 40, 256}};
+    for (int i = 0; i < 5; i++)
+        for (int kind = 0; kind < 4; kind++)
+            attention_of_many(MANY[i][0], MANY[i][1], MANY[i][2], kind % 2, kind / 2);
     printf("%ld checks, %ld faults\n", checks, faults);
     return faults > 0;
 }

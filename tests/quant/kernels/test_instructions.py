@@ -25,6 +25,7 @@ EMULATED = (*AVX2, "-include", str(HEADER))
 BUILDS = {
     "portable C": (),
     "AVX2": AVX2,
+    "AVX2, AVX-512": (*AVX2, "-mavx512f"),
     "AVX-512 VNNI": (*EMULATED, "-DEMULATE_AVX512_VNNI"),
     "AVX VNNI": (*EMULATED, "-DEMULATE_AVX_VNNI"),
 }
@@ -59,6 +60,8 @@ def build(request: pytest.FixtureRequest) -> str:
             pytest.skip(f"this processor has not got {name}")
     elif name != "portable C" and not capable.startswith(("AVX2", "AVX512")):
         pytest.skip(f"runs on AVX2; this is {capable}")
+    elif name == "AVX2, AVX-512" and not capable.startswith("AVX512"):
+        pytest.skip(f"runs on AVX-512; this is {capable}")
     return name
 
 
@@ -95,7 +98,7 @@ def activations(kind: str, tokens: int, width: int) -> torch.Tensor:
 def test_the_library_has_these_instructions_and_passes_its_own_check(
     build: str, library: Library
 ) -> None:
-    assert library.instructions == build
+    assert library.instructions == build.split(",")[0]  # those of the products
     assert self_check.first_fault(library) is None
 
 

@@ -29,11 +29,11 @@ class Faulty:
         return self._spoilt(function) if name == self._name else function
 
     def _spoilt(self, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def call(*arguments: Any) -> torch.Tensor:
-            out = function(*arguments)
-            if self._is_case(*arguments):
+        def call(*arguments: Any, **named: Any) -> torch.Tensor:
+            out = function(*arguments, **named)
+            if self._is_case(*arguments, **named):
                 self.met = True
-                out.view(-1)[-1] += self._off
+                out[(-1,) * out.dim()] += self._off
             return out
 
         return call
@@ -118,6 +118,17 @@ def test_a_fault_of_attention_to_long_texts_is_seen(has_mask: bool) -> None:
     assert sees("attend", lambda q, key, v, mask: key.shape[2] > 512 and has_mask != (mask is None))
 
 
+@pytest.mark.parametrize("shape", self_check.MANY_QUERIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fault_of_the_attention_of_many_queries_is_seen(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    def is_case(query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any) -> bool:
+        return (query.shape[2], key.shape[2], query.dtype) == (*shape[:2], dtype)
+
+    assert sees("attend_many", is_case, off=0.05)
+
+
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
@@ -134,6 +145,10 @@ def test_a_fault_of_attention_to_long_texts_is_seen(has_mask: bool) -> None:
         ("m + WINDOW < M ? WINDOW : M - m", "M - m < WINDOW ? M - m : WINDOW - 1"),
         ("of->y + (m0 + t) * N", "of->y + t * N"),
         ("D == 128) span(q, key, value,", "D == 128) span(q, key, key,"),
+        ("load(at) * shrink[i] + sum[t][i]", "load(at) + sum[t][i]"),
+        ("j >= N ? -INFINITY", "j > N ? -INFINITY"),
+        ("least(STRIP, j - seen + 1)", "least(STRIP, j - seen)"),
+        ("(own + STRIP - 1 <= 0) continue", "(own <= 0) continue"),
     ],
 )
 def test_a_fault_in_the_source_is_seen_and_remembered(
