@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmchat.catalog.adapters import AdapterSource
+from mmchat.catalog.known import find_spec
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters, open_adapters
 from mmchat.checkpoints.checkpoint import (
@@ -90,6 +91,14 @@ class ModelSource:
     def exported(self) -> ExportedFolder | None:
         """What `mmchat export` made the folder for, if it did. Raises CheckpointError."""
         return exported_folder(self.kept or self.checkpoint)
+
+    @property
+    def known_as(self) -> str:
+        """What to name in order to find the model again, from any folder."""
+        known = find_spec(self.spec.name)
+        if self.checkpoint is None or (known and known.source == self.spec.source):
+            return self.spec.name
+        return str(self.checkpoint.absolute())
 
     def tokenizer_file(self) -> Path:
         """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmchat.catalog.known import find_spec
 from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -111,12 +110,5 @@ def _write_manifest(work: Path, record: ExportRecord | None, source: ModelSource
     for path in sorted(work.iterdir()):
         sync(path)
         records[path.name] = FileRecord(path.stat().st_size, sha256_of(path), None, True)
-    manifest = Manifest(records, source=_origin(source), export=record)
+    manifest = Manifest(records, source=source.known_as, export=record)
     write_manifest(work / MANIFEST_NAME, manifest)
-
-
-def _origin(source: ModelSource) -> str:
-    """What to name in order to export the model again."""
-    known = find_spec(source.spec.name)
-    is_known = known is not None and known.source == source.spec.source
-    return source.spec.name if is_known else str(source.checkpoint)

@@ -144,8 +144,9 @@ class LoadOptions:
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
 
-        UsageError if the model's context is shorter than what is asked, or nothing is quantised of
-        which parts are to be kept.
+        What is kept of weights that would be rounded is found too. UsageError if the model's
+        context is shorter than what is asked, or nothing is quantised of which parts are to be
+        kept.
         """
         from mmchat.catalog.find import find_model
 
@@ -171,16 +172,11 @@ class LoadOptions:
             return source
         if checkpoint_required:
             source.tokenizer_file()
-        return self._with_kept(source)
-
-    def _with_kept(self, source: ModelSource) -> ModelSource:
-        """`source` with what is kept of its weights, where they would be rounded."""
         if self.quantize in (AUTO, "none") or source.checkpoint is None or self.ranks > 1:
             return source
-        from mmchat.catalog.kept import find_kept
+        from mmchat.catalog.kept import with_kept
 
-        kept = find_kept(source, self.quantize, self.plan.keep, str(self.dtype))
-        return replace(source, kept=kept.path) if kept else source
+        return with_kept(source, self.quantize, self.plan.keep, str(self.dtype))
 
     def _check_shared(self, source: ModelSource) -> None:
         """Raises UsageError for what so many ranks do not share, before anything is read."""
