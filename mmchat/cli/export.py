@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -14,7 +16,7 @@ from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
 from mmchat.cli.option_groups import Without
-from mmchat.errors import UsageError, disk_errors, quoted
+from mmchat.errors import DiskError, UsageError, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.words import size
 
@@ -191,8 +193,16 @@ def _place_to_keep(model: LoadOptions, calibrate: Path | None) -> Path:
     from mmchat.catalog.kept import place_for
 
     folder = place_for(model.find(), model.quantize, model.plan.keep, calibrate)
-    with disk_errors(f"cannot make the folder {quoted(folder.parent, 300)}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+    except OSError as error:
+        raise DiskError(
+            f"--keep cannot write to {quoted(place, 300)}: {error.strerror}; give -o DIR in its"
+            " place, and DIR as the model"
+        ) from None
     return folder
 
 

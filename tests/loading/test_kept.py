@@ -303,3 +303,17 @@ def test_what_cannot_be_kept_is_said(run, arguments):
         "mmchat: error: --keep is for --format safetensors --quantize SCHEME, without -o\n",
     )
     assert not exported_folder.kept_folder().exists()
+
+
+@pytest.mark.parametrize("reason", ["Not a directory", "Permission denied"])
+def test_a_cache_that_cannot_be_written_is_said_with_what_helps(run, monkeypatch, tmp_path, reason):
+    if reason == "Not a directory":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(exported_folder, "kept_folder", lambda: tmp_path / "file" / "models")
+    else:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    place = exported_folder.kept_folder()
+    done = run("export", "tiny", "--format", "safetensors", "--keep", "--quantize", "int8")
+    advice = "give -o DIR in its place, and DIR as the model"
+    said = f"mmchat: error: --keep cannot write to '{place}': {reason}; {advice}\n"
+    assert (done.exit_code, done.stderr) == (7, said)
