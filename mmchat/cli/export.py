@@ -233,11 +233,7 @@ def _lines(report: ExportReport) -> list[str]:
     lines = [f"{name:<{width}}{size(number):>12}" for name, number in rows.items()]
     if report.dtype is not None:
         lines.append(f"in {report.dtype} (see --dtype)")
-    if report.unseen:
-        lines.append(
-            f"{report.unseen} layers are rounded without samples: none reached them; add pictures"
-            " to the folder of --calibrate"
-        )
+    lines += report.remarks
     peak = size(report.peak_memory)
     lines.append(f"{report.seconds:.0f} s, peak memory {peak}")
     if report.difference is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ class ExportReport:
     """What was written: bytes by file. difference: of logits, as a share of the largest one.
 
     dtype: of the activations, and of the weights that no scheme holds; None: as in the checkpoint.
-    unseen: layers that were to be calibrated and that no sample reached.
+    remarks: of samples by which it was calibrated.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class ExportReport:
     seconds: float
     peak_memory: int
     dtype: str | None
-    unseen: int = 0
+    remarks: Sequence[str] = ()
 
 
 def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None) -> ExportReport:
@@ -72,7 +72,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
         peak = peak_memory(model.device)
     dtype = record.dtype if record else None
     seconds = time.perf_counter() - begin
-    return ExportReport(plan.folder, sizes, difference, seconds, peak, dtype, model.unseen)
+    return ExportReport(plan.folder, sizes, difference, seconds, peak, dtype, model.remarks)
 
 
 @contextmanager
