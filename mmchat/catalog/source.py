@@ -49,8 +49,13 @@ class ModelSource:
 
     def open_weights(self) -> Checkpoint:
         """The checkpoint, with that of the companion, unpacked. Raises CheckpointError."""
-        if self.kept is not None:
-            return open_checkpoint(self.kept, merge_rules=None)
+        if made_by_us := self.exported:
+            try:
+                return open_checkpoint(made_by_us.path, merge_rules=None)
+            except CheckpointError as error:
+                reason = str(error).removesuffix("; download it again")
+                again = f"export it again: {made_by_us.again()} --force"
+                raise CheckpointError(f"{reason}; {again}") from None
         if self.checkpoint is None:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"

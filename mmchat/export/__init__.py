@@ -24,6 +24,7 @@ from mmchat.export.loaded import LoadedExport
 from mmchat.export.plan import ExportPlan as ExportPlan
 from mmchat.export.target import check_target
 from mmchat.hardware.memory import peak_memory
+from mmchat.hardware.placement import dtype_name
 from mmchat.progress import ProgressCallback
 from mmchat.storage.safe_files import sync
 from mmchat.storage.space import check_space
@@ -101,6 +102,12 @@ def _not_a_checkpoint(record: ExportRecord, plan: ExportPlan) -> str:
         return f"weights in {record.scheme}, which the Hub's checkpoints have no form for"
     if plan.format == "hf" and record.device != "cpu":  # loading joins them there
         return f"weights that are joined for {record.device}"
+    asked, dtype = plan.model, str(plan.model.dtype)
+    fits = asked.quantize in ("none", record.scheme) and asked.quantize_keep in ((), record.keep)
+    if plan.calibrate or plan.format == "executorch":  # which round what is not rounded yet
+        fits, dtype = record.scheme == "none", "float32" if plan.calibrate is None else dtype
+    if not fits or (dtype != "auto" and dtype_name(dtype) != record.dtype):
+        return f"weights in {record.dtype} with --quantize {record.scheme}, which stay so"
     return ""
 
 
