@@ -22,9 +22,7 @@ from mmchat.catalog.known import (
 )
 from mmchat.catalog.source import ModelSource, folder_of
 from mmchat.catalog.spec import ModelSpec, gguf_spec, load_spec
-from mmchat.checkpoints.checkpoint import (
-    is_stored_in_gguf,
-)
+from mmchat.checkpoints.checkpoint import is_stored_in_gguf
 from mmchat.checkpoints.exported_folder import exported_folder
 from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.gguf_checkpoint import open_gguf

@@ -63,8 +63,9 @@ def with_kept(source: ModelSource, scheme: str, keep: Collection[str], dtype: st
                 f"{quoted(found.path.name)}, which is kept, is damaged or was made before the model"
                 f" changed, so weights are rounded again; to keep them: {found.again()}"
             )
-    notices = (*source.spec.notices, stale) if stale else source.spec.notices
-    return replace(source, spec=replace(source.spec, notices=notices))
+    if not stale:
+        return source
+    return replace(source, spec=replace(source.spec, notices=(*source.spec.notices, stale)))
 
 
 def kept_below(folder: Path) -> Iterator[ExportedFolder]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmchat.catalog.adapters import AdapterSource
-from mmchat.catalog.known import find_spec
+from mmchat.catalog.known import find_spec, folder_on_disk
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters, open_adapters
 from mmchat.checkpoints.checkpoint import (
@@ -101,7 +101,7 @@ class ModelSource:
     def known_as(self) -> str:
         """What to name in order to find the model again, from any folder."""
         known = find_spec(self.spec.name)
-        if self.checkpoint is None or (known and known.source == self.spec.source):
+        if self.checkpoint is None or (known and folder_on_disk(known) == self.checkpoint):
             return self.spec.name
         return str(self.checkpoint.absolute())
 

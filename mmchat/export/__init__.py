@@ -98,17 +98,21 @@ def _not_a_checkpoint(record: ExportRecord, plan: ExportPlan) -> str:
     """Why an exported folder cannot be exported as `plan` says; empty if it can."""
     if record.programs:
         return "programs"
-    if plan.format == "hf" and record.scheme != "none":
-        return f"weights in {record.scheme}, which the Hub's checkpoints have no form for"
-    if plan.format == "hf" and record.device != "cpu":  # loading joins them there
-        return f"weights that are joined for {record.device}"
-    asked, dtype = plan.model, str(plan.model.dtype)
-    fits = asked.quantize in ("none", record.scheme) and asked.quantize_keep in ((), record.keep)
+    if plan.format == "hf":
+        if record.scheme != "none":
+            return f"weights in {record.scheme}, which the Hub's checkpoints have no form for"
+        is_joined = record.device != "cpu"  # by loading
+        return f"weights that are joined for {record.device}" if is_joined else ""
+    asked = plan.model
+    dtype = "float32" if plan.format == "executorch" else str(asked.dtype)
     if plan.calibrate or plan.format == "executorch":  # which round what is not rounded yet
-        fits, dtype = record.scheme == "none", "float32" if plan.calibrate is None else dtype
-    if not fits or (dtype != "auto" and dtype_name(dtype) != record.dtype):
-        return f"weights in {record.dtype} with --quantize {record.scheme}, which stay so"
-    return ""
+        fits = record.scheme == "none"
+    else:
+        fits = asked.quantize in ("none", record.scheme)
+        fits = fits and asked.quantize_keep in ((), record.keep)
+    if fits and (dtype == "auto" or dtype_name(dtype) == record.dtype):
+        return ""
+    return f"weights in {record.dtype} with --quantize {record.scheme}, which stay so"
 
 
 def _write_manifest(work: Path, record: ExportRecord | None, source: ModelSource) -> None:

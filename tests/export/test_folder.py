@@ -197,6 +197,12 @@ def test_weights_that_stay_as_they_were_are_exported_from_their_own_source(
         export_model(ExportPlan(LoadOptions(folder, **other), tmp_path / "again", format))
 
 
+def test_a_folder_of_the_hub_is_made_of_them_in_any_dtype(folder, tmp_path):
+    plan = ExportPlan(LoadOptions(folder, dtype="float32"), tmp_path / "hub", "hf")
+    assert export_model(plan).dtype is None
+    assert read_manifest(tmp_path / "hub" / MANIFEST_NAME).source == str(folder)
+
+
 def test_an_export_that_is_cut_off_is_to_be_exported_again(folder):
     again = f"; export it again: mmchat export tiny --format safetensors -o {folder} .* --force$"
     for size in (100_000, 100, 0):
