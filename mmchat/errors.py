@@ -136,12 +136,13 @@ class RankError(MmchatError):
 
 
 @contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Within the block, an OSError becomes a DiskError that says `what` could not be done."""
+def disk_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Within the block, an OSError becomes a DiskError: `what` cannot be done, why, the advice."""
     try:
         yield
     except OSError as error:
-        raise DiskError(f"{what}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise DiskError(f"{what}: {reason}{advice and f'; {advice}'}") from None
 
 
 @contextmanager

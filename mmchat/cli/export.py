@@ -16,7 +16,7 @@ from mmchat.cli import console, options
 from mmchat.cli.compile_notes import CompileNotes
 from mmchat.cli.model_choice import BUILT_IN, check_address_space
 from mmchat.cli.option_groups import Without
-from mmchat.errors import DiskError, UsageError, quoted
+from mmchat.errors import UsageError, disk_errors, quoted
 from mmchat.loading.options import LoadOptions
 from mmchat.words import size
 
@@ -194,15 +194,11 @@ def _place_to_keep(model: LoadOptions, calibrate: Path | None) -> Path:
 
     folder = place_for(model.find(), model.quantize, model.plan.keep, calibrate)
     place = folder.parent
-    try:
+    advice = "give -o DIR in its place, and DIR as the model"
+    with disk_errors(f"--keep cannot write to {quoted(place, 300)}", advice):
         place.mkdir(parents=True, exist_ok=True)
         if not os.access(place, os.W_OK):
             raise PermissionError(errno.EACCES, "Permission denied")
-    except OSError as error:
-        raise DiskError(
-            f"--keep cannot write to {quoted(place, 300)}: {error.strerror}; give -o DIR in its"
-            " place, and DIR as the model"
-        ) from None
     return folder
 
 
