@@ -160,8 +160,11 @@ def not_permitted(error: PermissionError) -> str:
 
 
 def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
-    """Raise UsageError if the argument `name` is not one of `kinds`; wanted: these, in words."""
-    if not isinstance(value, kinds):
+    """Raise UsageError if the argument `name` is not one of `kinds`; wanted: these, in words.
+
+    True and False are no numbers.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         kind = type(value).__name__
         raise UsageError(f"{name} must be {wanted}, not {kind} {quoted(value)}")
 

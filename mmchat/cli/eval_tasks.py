@@ -120,8 +120,8 @@ def tasks(
     record = {"command": given.command(names, _as_held(loaded)), **record}
     if given.output is not None:
         _write(given.output, record, outcome)
-    for notice in [] if quiet else outcome.notices:
-        console.note(notice)
+    if not quiet:
+        console.note(*outcome.notices)
     if as_json:
         console.print_json(record)
     else:

@@ -180,8 +180,7 @@ def export(
     ):
         report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
     if not quiet:
-        for line in _lines(report):
-            console.note(line)
+        console.note(*_lines(report))
         if keep:
             used = f"the model is read from there where --quantize {quantize} is given"
             console.note(f"{used}; 'mmchat remove {folder.name}' removes it")

@@ -99,8 +99,7 @@ class LoadOptions:
         check_type("device", self.device, str, "a string")
         check_type("dtype", self.dtype, str, "a string")
         if self.max_seq_len is not None:
-            kinds = () if isinstance(self.max_seq_len, bool) else Integral
-            check_type("max_seq_len", self.max_seq_len, kinds, "a whole number")
+            check_type("max_seq_len", self.max_seq_len, Integral, "a whole number")
             take("max_seq_len", int(self.max_seq_len))
         check_type("text_only", self.text_only, bool, "True or False")
         check_type("quantize", self.quantize, str, "a string")
@@ -119,12 +118,10 @@ class LoadOptions:
 
     def _check_parallel(self) -> None:
         if self.parallel is not None:
-            kinds = () if isinstance(self.parallel, bool) else Integral
-            check_type("parallel", self.parallel, kinds, "a whole number")
+            check_type("parallel", self.parallel, Integral, "a whole number")
             if self.parallel < 1:
                 raise UsageError(f"parallel must be 1 or more, not {self.parallel}")
-        kinds = () if isinstance(self.parallel_timeout, bool) else (int, float)
-        check_type("parallel_timeout", self.parallel_timeout, kinds, "a number of seconds")
+        check_type("parallel_timeout", self.parallel_timeout, (int, float), "a number of seconds")
         if not 1 <= self.parallel_timeout <= LONGEST_TIMEOUT:
             raise UsageError(
                 f"parallel_timeout must be from 1 to {LONGEST_TIMEOUT:,} seconds, not"
