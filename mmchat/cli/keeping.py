@@ -76,15 +76,13 @@ def remove(
 
     removal = _removal(model)
     rounded = [holdings.folder_removal(found.path) for found in kept_below(removal.root)]
-    files = [path for one in (removal, *rounded) for path in one.files]
-    freed = sum(one.freed for one in (removal, *rounded))
+    freed = removal.freed + sum(one.freed for one in rounded)
     config = next((path for path in removal.files if path.name == "config.json"), removal.root)
     companion = companion_of(model, config)
     if not quiet or not yes:
-        for one in (removal, *rounded):
-            base = removal.root if one is removal else one.root.parent
-            for path in one.files:
-                console.note(f"  {path.relative_to(base)}")
+        console.note(*(f"  {path.relative_to(removal.root)}" for path in removal.files))
+        for one in rounded:
+            console.note(*(f"  {path.relative_to(one.root.parent)}" for path in one.files))
     if not yes:
         console.agree(f"remove {model}, {size(freed)}, from {removal.root}?", "remove")
     with console.interrupt_says("stopped; run the same command to go on"):
@@ -94,7 +92,7 @@ def remove(
         console.print_json(
             {
                 "model": model,
-                "removed_files": len(files),
+                "removed_files": len(removal.files) + sum(len(one.files) for one in rounded),
                 "freed_bytes": freed,
                 "kept": [str(path) for path in removal.kept],
             }
