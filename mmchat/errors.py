@@ -136,12 +136,13 @@ class RankError(MmchatError):
 
 
 @contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Within the block, an OSError becomes a DiskError that says `what` could not be done."""
+def disk_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Within the block, an OSError becomes a DiskError: `what` cannot be done, why, the advice."""
     try:
         yield
     except OSError as error:
-        raise DiskError(f"{what}: {error.strerror or error}") from None
+        reason = error.strerror or error
+        raise DiskError(f"{what}: {reason}{advice and f'; {advice}'}") from None
 
 
 @contextmanager
@@ -159,8 +160,11 @@ def not_permitted(error: PermissionError) -> str:
 
 
 def check_type(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
-    """Raise UsageError if the argument `name` is not one of `kinds`; wanted: these, in words."""
-    if not isinstance(value, kinds):
+    """Raise UsageError if the argument `name` is not one of `kinds`; wanted: these, in words.
+
+    True and False are no numbers.
+    """
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
         kind = type(value).__name__
         raise UsageError(f"{name} must be {wanted}, not {kind} {quoted(value)}")
 

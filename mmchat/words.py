@@ -42,6 +42,12 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def held(quantize: str, kv: str) -> str:
+    """`, weights in int4, keys and values in int8`: what is not held in the model's dtype."""
+    weights = "" if quantize == "none" else f", weights in {quantize}"
+    return weights + ("" if kv == "auto" else f", keys and values in {kv}")
+
+
 def plural(number: int, noun: str) -> str:
     """`1 token`, `2 tokens`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

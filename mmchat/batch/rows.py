@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +21,8 @@ from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import Where, parse_object
 from mmchat.words import PICTURE_ENDINGS
 
+# What others call the pictures of a row; else it would be answered without them.
+_PICTURE = re.compile(r"(?i)(images?|img|pictures?|photos?)([_-]?(paths?|urls?|files?))?")
 CHAT_URL = "/v1/chat/completions"
 
 
@@ -179,6 +182,8 @@ def _asked(found: Mapping[str, Any], where: Where) -> tuple[str, Asked]:
     if not all(isinstance(one, str) and one for one in (*images, *filter(None, texts))):
         raise where.fail("image (or each of a list), prompt, system and custom_id must be texts")
     prompt, system, custom_id = (text or None for text in texts)
+    if "image" not in found and (other := next(filter(_PICTURE.fullmatch, found), None)):
+        raise where.fail(f"has {quoted(other)} and no image; name it image, of one or of a list")
     if not images and not prompt:
         raise where.fail("has neither image nor prompt, nor a body as OpenAI's batches")
     usual = images[0] if images and not images[0].startswith("data:") else where.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,7 @@ from mmchat.catalog.known import (
 )
 from mmchat.catalog.source import ModelSource, folder_of
 from mmchat.catalog.spec import ModelSpec, gguf_spec, load_spec
-from mmchat.checkpoints.checkpoint import (
-    is_stored_in_gguf,
-)
+from mmchat.checkpoints.checkpoint import is_stored_in_gguf
 from mmchat.checkpoints.exported_folder import exported_folder
 from mmchat.checkpoints.foreign import explain_foreign
 from mmchat.checkpoints.gguf_checkpoint import open_gguf
@@ -35,7 +34,14 @@ from mmchat.checkpoints.ollama_folder import (
     unreadable_folder,
 )
 from mmchat.checkpoints.packed import Packing
-from mmchat.errors import CheckpointError, ParamsError, UsageError, permission_errors, quoted
+from mmchat.errors import (
+    CheckpointError,
+    MmchatError,
+    ParamsError,
+    UsageError,
+    permission_errors,
+    quoted,
+)
 from mmchat.models.registry import packing_for
 from mmchat.strict_json import Where, as_object, escaped, read_json
 from mmchat.tokenizers import tokenizer_in
@@ -201,6 +207,17 @@ def _companion(spec: ModelSpec, checkpoint: Path | None, given: str | Path | Non
         raise CheckpointError(
             f"--vision-tower {quoted(repo)} is not on this machine; 'mmchat download {repo}'"
         )
+    return None
+
+
+def companion_of(name: str, config: Path) -> str | None:
+    """The repository of what a model's weights lack, by its name or else its config.json; or None.
+
+    Also where there is no such file, or it is of no model of ours.
+    """
+    with suppress(MmchatError):
+        spec = find_spec(name) or load_spec(config)
+        return spec.family.companion(spec.config)
     return None
 
 

@@ -11,12 +11,15 @@ import itertools
 import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from mmchat.catalog.known import find_spec
 from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints import exported_folder as exports
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
-from mmchat.errors import MmchatError
+from mmchat.checkpoints.hub_cache import repo_folder
+from mmchat.errors import MmchatError, quoted
 from mmchat.hardware.placement import dtype_name
 from mmchat.storage.space import size_of
 
@@ -38,25 +41,43 @@ def kept_by(name: str) -> ExportedFolder | None:
     return None
 
 
-def find_kept(
-    source: ModelSource, scheme: str, keep: Collection[str], dtype: str
-) -> ExportedFolder | None:
-    """What was kept of the weights of `source`, with its adapters, and is whole.
+def with_kept(source: ModelSource, scheme: str, keep: Collection[str], dtype: str) -> ModelSource:
+    """`source` with what was kept of its weights and adapters, or a notice that this does not fit.
 
     keep: as of LoadOptions; dtype: too, "auto" takes any.
     """
-    wanted = (scheme, tuple(keep), tuple(map(str, source.adapters)))
     known: str | None = None  # asked for only where there is one to compare
+    stale = ""
     for found in kept_exports():
         record = found.record
-        is_alike = (record.scheme, record.keep, record.adapters) == wanted
+        is_alike = (record.scheme, record.keep) == (scheme, tuple(keep))
+        is_alike = is_alike and record.adapters == tuple(map(str, source.adapters))
         if not is_alike or (dtype != "auto" and dtype_name(dtype) != record.dtype):
             continue
         known = origin(source) if known is None else known
         sizes = ((size_of(found.path / name), file.size) for name, file in found.files.items())
         if record.origin == known != "" and all(there == size for there, size in sizes):
-            return found
-    return None
+            return replace(source, kept=found.path)
+        if found.source == source.known_as:
+            stale = (
+                f"{quoted(found.path.name)}, which is kept, is damaged or was made before the model"
+                f" changed, so weights are rounded again; to keep them: {found.again()}"
+            )
+    if not stale:
+        return source
+    return replace(source, spec=replace(source.spec, notices=(*source.spec.notices, stale)))
+
+
+def kept_below(folder: Path) -> Iterator[ExportedFolder]:
+    """What was kept of models and adapters that are in `folder`, or in a repository that it is."""
+    for found in kept_exports():
+        spec = find_spec(found.source)
+        model = repo_folder(spec.repo) if spec and spec.repo else Path(found.source)
+        if any(
+            place.resolve().is_relative_to(folder.resolve())
+            for place in (model, *map(Path, found.record.adapters))
+        ):
+            yield found
 
 
 def place_for(
@@ -68,12 +89,11 @@ def place_for(
     """
     words = [source.spec.name, *(adapter.name for adapter in source.adapters), scheme, *keep]
     name = re.sub(r"[^\w.-]+", "-", "-".join(words))
-    made_of = source.spec.name, str(source.checkpoint)
     adapters = tuple(map(str, source.adapters))
     for number in itertools.count(1):
         folder = exports.kept_folder() / (name if number == 1 else f"{name}-{number}")
         found = kept_by(folder.name)
-        is_older = found and found.source in made_of and found.record.adapters == adapters
+        is_older = found and found.source == source.known_as and found.record.adapters == adapters
         is_lost = found and found.record.calibrate and calibrate is None
         if (is_older and not is_lost) or not folder.exists():
             return folder

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmchat.catalog.adapters import AdapterSource
+from mmchat.catalog.known import find_spec, folder_on_disk
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters, open_adapters
 from mmchat.checkpoints.checkpoint import (
@@ -48,8 +49,13 @@ class ModelSource:
 
     def open_weights(self) -> Checkpoint:
         """The checkpoint, with that of the companion, unpacked. Raises CheckpointError."""
-        if self.kept is not None:
-            return open_checkpoint(self.kept, merge_rules=None)
+        if made_by_us := self.exported:
+            try:
+                return open_checkpoint(made_by_us.path, merge_rules=None)
+            except CheckpointError as error:
+                reason = str(error).removesuffix("; download it again")
+                again = f"export it again: {made_by_us.again()} --force"
+                raise CheckpointError(f"{reason}; {again}") from None
         if self.checkpoint is None:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
@@ -90,6 +96,14 @@ class ModelSource:
     def exported(self) -> ExportedFolder | None:
         """What `mmchat export` made the folder for, if it did. Raises CheckpointError."""
         return exported_folder(self.kept or self.checkpoint)
+
+    @property
+    def known_as(self) -> str:
+        """What to name in order to find the model again, from any folder."""
+        known = find_spec(self.spec.name)
+        if self.checkpoint is None or (known and folder_on_disk(known) == self.checkpoint):
+            return self.spec.name
+        return str(self.checkpoint.absolute())
 
     def tokenizer_file(self) -> Path:
         """The tokenizer. Raises CheckpointError, with the folder that it was looked for in."""

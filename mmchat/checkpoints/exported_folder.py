@@ -53,34 +53,29 @@ class ExportedFolder:
                 words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
         return " ".join(words)
 
+    def _other(self, was: str, **changes: Any) -> str:
+        """How it was exported, and the command that makes one that does."""
+        return f"{quoted(self.path, 300)} was exported {was}; export again: {self.again(**changes)}"
+
     def check_scheme(self, quantize: str, keep: Collection[str] = ()) -> None:
         """The weights stay as they are, which "auto" means too. Raises UsageError."""
         record = self.record
         quantize = record.scheme if quantize == "auto" else quantize
         if quantize != record.scheme or tuple(keep) not in (record.keep, ()):
-            command = self.again(quantize=quantize, quantize_keep=keep)
-            raise UsageError(
-                f"{quoted(self.path, 300)} was exported with --quantize {record.scheme}, which"
-                f" cannot be changed; export again: {command}"
-            )
+            was = f"with --quantize {record.scheme}, which cannot be changed"
+            raise UsageError(self._other(was, quantize=quantize, quantize_keep=keep))
 
     def check_dtype(self, asked: str) -> None:
         """Raises UsageError for a dtype that is not the export's; "auto" takes that."""
         name = DTYPES.get(asked.lower())
         if name not in (None, self.record.dtype):
-            raise UsageError(
-                f"{quoted(self.path, 300)} was exported in {self.record.dtype}, not {name}; export"
-                f" again: {self.again(dtype=name)}"
-            )
+            raise UsageError(self._other(f"in {self.record.dtype}, not {name}", dtype=name))
 
     def context_limit(self, asked: int | None) -> int:
         """Positions to use, of those the programs were made for. Raises UsageError."""
         most = self.record.max_seq_len
         if asked is not None and asked > most:
-            raise UsageError(
-                f"{quoted(self.path, 300)} was exported for {most} positions, not {asked}; export"
-                f" again: {self.again(max_seq_len=asked)}"
-            )
+            raise UsageError(self._other(f"for {most} positions, not {asked}", max_seq_len=asked))
         return asked or most
 
     def device_for(self, asked: str) -> str:
@@ -89,10 +84,7 @@ class ExportedFolder:
         if asked == "auto":
             return made_for
         if asked.partition(":")[0] != made_for:
-            raise ExportError(
-                f"{quoted(self.path, 300)} was exported for {made_for}, not {asked}; export again:"
-                f" {self.again()} --device {asked}"
-            )
+            raise ExportError(self._other(f"for {made_for}, not {asked}", device=asked))
         return asked
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +220,4 @@ def _placed(
             blocks[entry.name] = block
     if len({entry.name for entry in entries}) < len(entries):
         raise file.error("two of its tensors have one name")
-    entries.sort(key=lambda entry: entry.offset)
-    for before, after in pairwise(entries):
-        if before.offset + before.num_bytes > after.offset:
-            raise file.error(
-                f"tensors {shown(before.name)} and {shown(after.name)} share their data"
-            )
-    return GgufHeader(metadata, entries, blocks)
+    return GgufHeader(metadata, file.in_order(entries), blocks)

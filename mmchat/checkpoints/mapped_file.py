@@ -12,7 +12,9 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +86,16 @@ class MappedFile:
         self._file = os.fdopen(fd, "rb", buffering=0)
         self._map: mmap.mmap | None = None
         self._refuse_non_weights()
+
+    def in_order(self, entries: Iterable[TensorEntry]) -> list[TensorEntry]:
+        """Sorted by their places. Raises CheckpointError if two share their data."""
+        found = sorted(entries, key=lambda entry: entry.offset)
+        for before, after in pairwise(found):
+            if before.offset + before.num_bytes > after.offset:
+                raise self.error(
+                    f"tensors {shown(before.name)} and {shown(after.name)} share their data"
+                )
+        return found
 
     def error(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{shown(self.path)}: {reason}")

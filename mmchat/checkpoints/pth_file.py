@@ -10,7 +10,6 @@ import io
 import struct
 import zipfile
 import zlib
-from itertools import pairwise
 
 from mmchat import limits
 from mmchat.checkpoints.mapped_file import ITEM_BYTES, MappedFile, TensorEntry, shown
@@ -36,14 +35,7 @@ def read_entries(file: MappedFile) -> list[TensorEntry]:
         tensors = scan(data)
     except ValueError as error:
         raise file.error(f"its pickle is refused: {error}") from None
-    entries = [_place(file, name, t, prefix, members) for name, t in tensors.items()]
-    entries.sort(key=lambda entry: entry.offset)
-    for before, after in pairwise(entries):
-        if before.offset + before.num_bytes > after.offset:
-            raise file.error(
-                f"tensors {shown(before.name)} and {shown(after.name)} share their data"
-            )
-    return entries
+    return file.in_order(_place(file, name, t, prefix, members) for name, t in tensors.items())
 
 
 # The zip

@@ -110,6 +110,7 @@ class Answer:
             "model": self._model.spec.name,
             "device": str(self._model.device),
             "dtype": str(self._model.dtype).removeprefix("torch."),
+            "kv": self._model.options.kv,
             "seed": finished.seed,
             "usage": dataclasses.asdict(finished.usage),
             "timings": timings,
@@ -158,9 +159,8 @@ def verbose_lines(model: LoadedModel, finished: Finished) -> list[str]:
     dtype = str(model.dtype).removeprefix("torch.")
     seconds = model.runtime.compile_seconds
     compiled = "" if seconds is None else f", compiled in {seconds:.1f} s"
-    scheme = model.options.quantize
-    weights = "" if scheme == "none" else f", weights in {scheme}"
-    where = f"{model.device}, {dtype} ({model.placement.reason}){weights}{compiled}"
+    held = words.held(model.options.quantize, model.options.kv)
+    where = f"{model.device}, {dtype} ({model.placement.reason}){held}{compiled}"
     return words.table([("device", where), *words.timings(finished)]).split("\n")
 
 

@@ -182,8 +182,8 @@ def _write(
         return True
     finally:
         lines.close()  # type: ignore[attr-defined] - of generators
-        for error in [] if quiet else [*errors[:MOST_SHOWN], *errors[MOST_SHOWN:][-1:]]:
-            console.note(error)
+        if not quiet:
+            console.note(*errors[:MOST_SHOWN], *errors[MOST_SHOWN:][-1:])
     return False
 
 

@@ -24,7 +24,7 @@ def _headline(record: dict[str, Any]) -> str:
     machine = record["environment"]
     where = machine.get("gpu") or f"{machine['cpu']}, {words.plural(machine['threads'], 'thread')}"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    kept = "" if machine["kv"] == "auto" else f", keys and values in {machine['kv']}"
+    kept = words.held("none", machine["kv"])
     return f"{record['model']['name']}; {machine['dtype']}{kept} on {where}; {versions}"
 
 

@@ -121,8 +121,7 @@ def chat(
     if typed and not quiet:
         say_choice(model, source)
     if not quiet:
-        for line in said.notes:
-            console.note(line)
+        console.note(*said.notes)
     if is_asked:
         saved = choose_chat(chats_folder())
     params = sampling.for_model(source.spec)

@@ -124,9 +124,10 @@ def bold(text: str) -> str:
     return f"\x1b[1m{text}\x1b[0m" if draws(sys.stdout) else text
 
 
-def note(text: str) -> None:
-    """One line on stderr for the person at the terminal."""
-    _stderr_line(text, style="dim")
+def note(*texts: str) -> None:
+    """A line of each on stderr for the person at the terminal."""
+    for text in texts:
+        _stderr_line(text, style="dim")
 
 
 def error(text: str) -> None:

@@ -109,20 +109,15 @@ def download(
 
 def _companion(model: str, plan: Plan) -> Request | None:
     """What is to be fetched beside a model, whose weights are not complete without it."""
-    from mmchat.catalog.known import find_spec
-    from mmchat.catalog.spec import load_spec
+    from mmchat.catalog.find import companion_of
     from mmchat.hub.download import Request
 
     if not plan.request.selections:  # single files, by name
         return None
-    try:
-        spec = find_spec(model) or load_spec(plan.folder / "config.json")
-    except MmchatError:  # no model of ours, or not there in a dry run
-        return None
-    repo = spec.family.companion(spec.config)
+    repo = companion_of(model, plan.folder / "config.json")  # not there in a dry run
     if repo is None:
         return None
-    console.note(f"{spec.name} needs the vision encoder {repo} as well")
+    console.note(f"{model} needs the vision encoder {repo} as well")
     return Request(repo, token=plan.request.token)
 
 

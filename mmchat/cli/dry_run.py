@@ -12,7 +12,7 @@ from mmchat.cli.answer import image_facts
 from mmchat.cli.model_choice import alpha_rule
 from mmchat.conversation import Conversation
 from mmchat.storage import atomic_file
-from mmchat.words import first_pictures, pixels, size
+from mmchat.words import first_pictures, held, pixels, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
@@ -59,6 +59,7 @@ def _facts(
         "context": limit,
         "images": [image_facts(*picture) for picture in pictures],
         "quantize": options.scheme(spec, placement),
+        "kv": options.kv,
         "parallel": options.ranks,
         "adapters": _adapters(source),
         "memory": _memory(options, source, placement, workload),
@@ -133,13 +134,12 @@ def _lines(
 ) -> list[tuple[str, str]]:
     tokens, memory = facts["prompt_tokens"], facts["memory"]
     known = "unknown, the tokenizer is not here" if tokens is None else f"{tokens:,} tokens"
-    scheme = "" if facts["quantize"] == "none" else f", weights in {facts['quantize']}"
     in_file = memory["in_file"]
     left = f", and {size(in_file)} more that stay in their file" if in_file else ""
     each = f" on each of {facts['parallel']} ranks" if facts["parallel"] > 1 else ""
     return [
         ("model", facts["model"]),
-        ("device", f"{facts['device']}, {facts['dtype']}{scheme}"),
+        ("device", f"{facts['device']}, {facts['dtype']}{held(facts['quantize'], facts['kv'])}"),
         *(("adapter", remark) for remark in facts["adapters"]),
         *(("picture", _picture(*picture)) for picture in pictures),
         ("prompt", known + _over(facts, pictures)),

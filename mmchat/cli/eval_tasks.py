@@ -18,7 +18,7 @@ import mmchat
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.prompt_input import refuse_text_only
-from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError, quoted
+from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError, disk_errors, quoted
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -120,8 +120,8 @@ def tasks(
     record = {"command": given.command(names, _as_held(loaded)), **record}
     if given.output is not None:
         _write(given.output, record, outcome)
-    for notice in [] if quiet else outcome.notices:
-        console.note(notice)
+    if not quiet:
+        console.note(*outcome.notices)
     if as_json:
         console.print_json(record)
     else:
@@ -181,10 +181,8 @@ def _check_folder(folder: Path) -> None:
 
 
 def _write(folder: Path, record: dict[str, Any], outcome: Outcome) -> None:
-    try:
+    with disk_errors(f"cannot make the folder {quoted(folder)}"):
         folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot make the folder {quoted(folder)}: {error.strerror}") from None
     for task, samples in outcome.samples.items():
         lines = "".join(console.to_json(one) + "\n" for one in samples)
         atomic_file.write_text(folder / f"samples_{task}.jsonl", lines)

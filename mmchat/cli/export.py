@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -178,8 +180,7 @@ def export(
     ):
         report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
     if not quiet:
-        for line in _lines(report):
-            console.note(line)
+        console.note(*_lines(report))
         if keep:
             used = f"the model is read from there where --quantize {quantize} is given"
             console.note(f"{used}; 'mmchat remove {folder.name}' removes it")
@@ -191,8 +192,12 @@ def _place_to_keep(model: LoadOptions, calibrate: Path | None) -> Path:
     from mmchat.catalog.kept import place_for
 
     folder = place_for(model.find(), model.quantize, model.plan.keep, calibrate)
-    with disk_errors(f"cannot make the folder {quoted(folder.parent, 300)}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.parent
+    advice = "give -o DIR in its place, and DIR as the model"
+    with disk_errors(f"--keep cannot write to {quoted(place, 300)}", advice):
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
     return folder
 
 
@@ -223,11 +228,7 @@ def _lines(report: ExportReport) -> list[str]:
     lines = [f"{name:<{width}}{size(number):>12}" for name, number in rows.items()]
     if report.dtype is not None:
         lines.append(f"in {report.dtype} (see --dtype)")
-    if report.unseen:
-        lines.append(
-            f"{report.unseen} layers are rounded without samples: none reached them; add pictures"
-            " to the folder of --calibrate"
-        )
+    lines += report.remarks
     peak = size(report.peak_memory)
     lines.append(f"{report.seconds:.0f} s, peak memory {peak}")
     if report.difference is not None:

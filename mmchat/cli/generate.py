@@ -153,8 +153,7 @@ def _say_before(
     say_choice(model, source)
     if not raw:
         _say_base(source)
-    for line in notes:
-        console.note(line)
+    console.note(*notes)
     _say_not_sent(given)
 
 
@@ -228,8 +227,7 @@ def run(request: Request) -> None:
     if cut and not request.quiet and form in ("stream", "whole"):
         console.note(cut)
     if request.verbose:
-        for line in (*answer.verbose_lines(model, finished), *model.remarks):
-            console.note(line)
+        console.note(*answer.verbose_lines(model, finished), *model.remarks)
     if finished.reason == "interrupted":
         raise typer.Exit(INTERRUPTED_EXIT_CODE)
 

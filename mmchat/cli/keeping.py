@@ -67,31 +67,42 @@ def remove(
 ) -> None:
     """Remove what mmchat downloaded or exported of a model.
 
-    Lists the files first. Those that another tool put there, or that another revision shares, stay.
+    Lists the files first, with rounded weights that are kept of it. Those that another tool put
+    there, or that another revision shares, stay.
     """
+    from mmchat.catalog.find import companion_of
+    from mmchat.catalog.kept import kept_below
     from mmchat.hub import holdings
 
     removal = _removal(model)
+    rounded = [holdings.folder_removal(found.path) for found in kept_below(removal.root)]
+    freed = removal.freed + sum(one.freed for one in rounded)
+    config = next((path for path in removal.files if path.name == "config.json"), removal.root)
+    companion = companion_of(model, config)
     if not quiet or not yes:
-        for path in removal.files:
-            console.note(f"  {path.relative_to(removal.root)}")
+        console.note(*(f"  {path.relative_to(removal.root)}" for path in removal.files))
+        for one in rounded:
+            console.note(*(f"  {path.relative_to(one.root.parent)}" for path in one.files))
     if not yes:
-        console.agree(f"remove {model}, {size(removal.freed)}, from {removal.root}?", "remove")
+        console.agree(f"remove {model}, {size(freed)}, from {removal.root}?", "remove")
     with console.interrupt_says("stopped; run the same command to go on"):
-        holdings.remove(removal)
+        for one in (*rounded, removal):  # the model last, by which the others are found
+            holdings.remove(one)
     if as_json:
         console.print_json(
             {
                 "model": model,
-                "removed_files": len(removal.files),
-                "freed_bytes": removal.freed,
+                "removed_files": len(removal.files) + sum(len(one.files) for one in rounded),
+                "freed_bytes": freed,
                 "kept": [str(path) for path in removal.kept],
             }
         )
     elif not quiet:
-        console.note(f"removed {model}: {size(removal.freed)} freed")
+        console.note(f"removed {model}: {size(freed)} freed")
         if removal.kept:
             console.note(f"{len(removal.kept)} other files stay in {removal.root}")
+        if companion:
+            console.note(f"its vision encoder stays; 'mmchat remove {companion}' removes it")
 
 
 def _removal(model: str) -> Removal:

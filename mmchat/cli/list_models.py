@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmchat.cli import console, options
@@ -55,8 +55,21 @@ def _entries() -> list[Entry]:
         entries.append(Entry(spec.name, spec, held, spec.repo))
     known = {entry.spec.repo for entry in entries if entry.spec}
     found = [repo for repo in recorded_repos() if repo not in known]
-    entries += (Entry(repo, None, holding(repo), repo) for repo in found)
+    entries += (Entry(repo, None, _whole(repo), repo) for repo in found)
     return [*entries, *_kept_entries(), *_ollama_entries()]
+
+
+def _whole(repo: str) -> Holding:
+    """What is here of a repository, incomplete without that of its vision encoder."""
+    from mmchat.catalog.find import companion_of
+    from mmchat.checkpoints.hub_cache import cached_snapshot
+    from mmchat.hub.holdings import holding
+
+    held = holding(repo)
+    config = held.folder / "config.json" if held.state == "present" and held.folder else None
+    beside = config and companion_of(repo, config)
+    is_lacking = beside and cached_snapshot(beside) is None
+    return replace(held, state="incomplete") if is_lacking else held
 
 
 def _kept_entries() -> Iterator[Entry]:

@@ -81,8 +81,7 @@ def look(
     check_source(source, model.ranks)
     if not quiet:
         say_choice(model, source)
-        for line in (*said.notes, *given.notes):
-            console.note(line)
+        console.note(*said.notes, *given.notes)
     model_choice.begin_loading(model, source)
     pictures = load_pictures(given, alpha_rule(model, source))
     from mmchat.repl.answering import interrupts

@@ -103,8 +103,7 @@ def say_choice(options: LoadOptions, source: ModelSource) -> None:
         for variable, option in _VARIABLES_ELSEWHERE.items():
             if os.environ.get(variable):
                 console.note(f"{variable} is set, which mmchat does not read; {option} says it")
-    for notice in source.spec.notices:
-        console.note(notice)
+    console.note(*source.spec.notices)
     is_rounded = options.quantize in (AUTO, "none") and _ROUNDED_TAG.search(str(options.name))
     if is_rounded and source.format != "gguf":  # which opens the checkpoint
         console.note(f"{options.name}: weights as they are published; --quantize makes them small")

@@ -41,28 +41,46 @@ def verify(
 ) -> None:
     """Check that a model's files are what the Hub, Meta or mmchat recorded, bit for bit.
 
-    Compares with the hashes kept at the download, and with Meta's checklist.chk. Asks no network
-    unless --repair does.
+    Compares with the hashes kept at the download, and with Meta's checklist.chk; a vision encoder
+    in a repository of its own too. Asks no network unless --repair does.
     """
+    from mmchat.catalog.find import companion_of
+    from mmchat.checkpoints.hub_cache import cached_snapshot
+
     if fast and repair:
         raise UsageError("--repair must read the files; leave --fast out")
     folder = model_folder(model)
+    beside = companion_of(model, folder / "config.json")
+    places = [folder, beside and cached_snapshot(beside)]
     with console.interrupt_says("stopped"):
-        result = _verify(folder, fast, quiet)
-        repaired: list[str] = []
-        anew = _made_anew(folder) if result.faults else ""
-        if repair and result.faults and not anew:
-            repaired = _repair(folder, [fault.file for fault in result.faults], quiet)
-            result = _verify(folder, fast, quiet)
-        faults = [*result.faults, *(_scan(model, folder) if values else ())]
+        checks = [_checked(place, fast, repair, quiet) for place in places if place]
+        if values:
+            checks[0]["faults"] += map(asdict, _scan(model, folder))
     if as_json:
-        console.print_json(_record(result, faults, repaired))
+        console.print_json(checks[0] | ({"companion": checks[1]} if checks[1:] else {}))
     else:
-        _print(result, faults, repaired, fast)
-    if faults:
-        named = ", ".join(sorted({fault.file for fault in faults})[:5])
-        advice = anew or f"'mmchat verify {model} --repair' fetches them again"
+        for check in checks:
+            _print(check, fast)
+    if faults := [fault["file"] for check in checks for fault in check["faults"]]:
+        named = ", ".join(sorted(set(faults))[:5])
+        advice = _made_anew(folder) or f"'mmchat verify {model} --repair' fetches them again"
         raise CheckpointError(f"{model}: {plural(len(faults), 'fault')}, in {named}; {advice}")
+
+
+def _checked(folder: Path, fast: bool, repair: bool, quiet: bool) -> dict[str, Any]:
+    """What is as recorded there, what is not, and what was fetched again."""
+    result, repaired = _verify(folder, fast, quiet), []
+    if repair and result.faults and not _made_anew(folder):
+        repaired = _repair(folder, [fault.file for fault in result.faults], quiet)
+        result = _verify(folder, fast, quiet)
+    return {
+        "path": str(folder),
+        "records": list(result.records),
+        "files": list(result.files),
+        "bytes": result.bytes,
+        "faults": [asdict(fault) for fault in result.faults],
+        "repaired": repaired,
+    }
 
 
 def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
@@ -115,25 +133,14 @@ def _scan(model: str, folder: Path) -> list[Fault]:
         return [Fault("weights", str(error))]
 
 
-def _record(result: Verification, faults: list[Fault], repaired: list[str]) -> dict[str, Any]:
-    return {
-        "path": str(result.folder),
-        "records": list(result.records),
-        "files": list(result.files),
-        "bytes": result.bytes,
-        "faults": [asdict(fault) for fault in faults],
-        "repaired": repaired,
-    }
-
-
-def _print(result: Verification, faults: list[Fault], repaired: list[str], fast: bool) -> None:
-    for name in repaired:
+def _print(check: dict[str, Any], fast: bool) -> None:
+    for name in check["repaired"]:
         console.write_safely(f"{name}: fetched again\n")
-    for fault in faults:
-        console.write_safely(f"{fault.file}: {fault.reason}\n")
-    if not faults:
+    for fault in check["faults"]:
+        console.write_safely(f"{fault['file']}: {fault['reason']}\n")
+    if not check["faults"]:
         how = "sizes" if fast else "every bit"
-        records = " and ".join(result.records)
+        records = " and ".join(check["records"])
         console.write_safely(
-            f"{len(result.files)} files, {size(result.bytes)}: {how} as recorded ({records})\n"
+            f"{len(check['files'])} files, {size(check['bytes'])}: {how} as recorded ({records})\n"
         )

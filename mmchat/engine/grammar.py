@@ -7,6 +7,7 @@ spell an allowed value may come, and special tokens never do before the value is
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -33,6 +34,11 @@ GRAMMARS_KEPT = 16  # that were used last; those of the largest schemas have 6 M
 _WHITESPACE = r"( |\n {0,12})?"
 # Text that does not begin as a call does; (?s:.) is any character, line breaks too.
 _TEXT_OR = "start: TEXT | value\nTEXT: /\\s*[^\\s{{](?s:.)*/\nvalue: %json {}\n"
+# A schema bounds neither the digits of a number nor those of its exponent.
+_NUMBER = re.compile(rb"-?\d[\d.]*([eE][+-]?\d*)?$")
+_NUMBER_BEGIN = re.compile(rb"-?[\d.]+([eE][+-]?\d+)?")
+_STRING = re.compile(rb'"([^"\\]|\\.)*"', re.DOTALL)
+_SHORT, _LONGEST = 300, 400  # digits of a number: 309 before its point may be infinite
 _REASON_CHARACTERS = 160  # a reason may hold all of a value that the schema has
 _WHOLE = "$defs", "whole"  # where a schema is put to look at a part of it
 _SAID = (
@@ -64,7 +70,8 @@ class Grammars:
     def _compile(self, _: str, text: str, lenient: bool, or_text: bool) -> Grammar:
         matcher = _compiled(text, self._tokenizer, lenient, or_text)
         notices = tuple(map(_notice, matcher.get_grammar_warnings()))
-        return Grammar(matcher, self._vocab_size, notices)
+        token_bytes = self._source.token_bytes
+        return Grammar(matcher, self._vocab_size, token_bytes, or_text, notices)
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -84,15 +91,18 @@ def check(schema: object) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Grammar:
-    """What an answer must be. notices: what of the schema is not enforced."""
+    """What an answer must be. or_text: as `compile` takes it. notices: what of the schema is not
+    enforced."""
 
     matcher: LLMatcher
     vocab_size: int
+    token_bytes: Callable[[int], bytes]
+    or_text: bool = False
     notices: tuple[str, ...] = ()
 
     def begin(self) -> Guide:
         """For one answer."""
-        return Guide(self.matcher.deep_copy(), self.vocab_size)
+        return Guide(self)
 
 
 class Guide:
@@ -102,14 +112,15 @@ class Guide:
     Whatever fails raises SchemaError: some schemas turn out to be too complex on the way.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, grammar: Grammar) -> None:
         import numpy
 
         self.length: int | None = None
-        self._matcher = matcher
-        self._vocab_size = vocab_size
+        self._grammar = grammar
+        self._matcher = grammar.matcher.deep_copy()
         self._accepted = 0
-        self._words = numpy.empty((1, (vocab_size + 31) // 32), dtype=numpy.int32)
+        self._text = b""
+        self._words = numpy.empty((1, (grammar.vocab_size + 31) // 32), dtype=numpy.int32)
 
     def allowed(self) -> Tensor:
         """bool [V] on the CPU: the tokens that may come next; one at least."""
@@ -120,13 +131,37 @@ class Guide:
         fill_next_token_bitmask(self._matcher, self._words)
         self._check()
         bits = numpy.unpackbits(self._words.view(numpy.uint8)[0], bitorder="little")
-        return torch.from_numpy(bits[: self._vocab_size].view(numpy.bool_))
+        allowed = bits[: self._grammar.vocab_size].view(numpy.bool_)
+        if number := self._number():
+            infinite = [
+                one for one in numpy.flatnonzero(allowed).tolist() if self._is_infinite(number, one)
+            ]
+            if len(infinite) < allowed.sum():
+                allowed[infinite] = False
+        return torch.from_numpy(allowed)
+
+    def _number(self) -> bytes:
+        """The number that the value ends in so far, if it does: not within a string."""
+        text = self._text
+        found = _NUMBER.search(text, max(len(text) - _LONGEST, 0))
+        if found is None or (self._grammar.or_text and not text.lstrip().startswith(b"{")):
+            return b""
+        return b"" if b'"' in _STRING.sub(b"", text) else found[0]
+
+    def _is_infinite(self, number: bytes, token_id: int) -> bool:
+        """Whether a number that goes on with this token is infinite when it is read as a double."""
+        text = number + self._grammar.token_bytes(token_id)
+        if len(text) < _SHORT and b"e" not in text and b"E" not in text:
+            return False
+        found = _NUMBER_BEGIN.match(text)
+        return found is not None and math.isinf(float(found[0]))
 
     def accept(self, token_id: int) -> None:
         """The answer goes on with this token."""
         self._matcher.consume_token(token_id)
         self._check()
         self._accepted += 1
+        self._text += self._grammar.token_bytes(token_id)
         if self.length is None and self._matcher.is_stopped():
             self.length = self._accepted
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from mmchat import words
@@ -238,11 +239,12 @@ def _alternatives(setup: Setup) -> Iterator[tuple[str, Setup]]:
     dtype = [] if item == setup.item_bytes else ["--dtype bfloat16"]
     asked = setup.workload is not None and bool(setup.workload.pictures)
     for text_only in (setup.text_only,) if asked else (setup.text_only, True):
-        for scheme in OFFERED_SCHEMES:
-            other = replace(setup, item_bytes=item, quantize=scheme, text_only=text_only)
+        for scheme, kv in product(OFFERED_SCHEMES, dict.fromkeys((setup.kv, "int8"))):
+            other = replace(setup, item_bytes=item, quantize=scheme, text_only=text_only, kv=kv)
             if (scheme, text_only) != (setup.quantize, setup.text_only):  # of all layers then
                 other = replace(other, others=())
             flags = dtype + ([f"--quantize {scheme}"] if scheme != setup.quantize else [])
+            flags += ["--kv int8"] if kv != setup.kv else []
             flags += ["--text-only"] if text_only > setup.text_only else []
             if other.need().total < most:
                 yield " ".join(flags), other

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmchat.catalog.known import find_spec
 from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints.manifest import (
     MANIFEST_NAME,
@@ -25,6 +24,7 @@ from mmchat.export.loaded import LoadedExport
 from mmchat.export.plan import ExportPlan as ExportPlan
 from mmchat.export.target import check_target
 from mmchat.hardware.memory import peak_memory
+from mmchat.hardware.placement import dtype_name
 from mmchat.progress import ProgressCallback
 from mmchat.storage.safe_files import sync
 from mmchat.storage.space import check_space
@@ -38,7 +38,7 @@ class ExportReport:
     """What was written: bytes by file. difference: of logits, as a share of the largest one.
 
     dtype: of the activations, and of the weights that no scheme holds; None: as in the checkpoint.
-    unseen: layers that were to be calibrated and that no sample reached.
+    remarks: of samples by which it was calibrated.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class ExportReport:
     seconds: float
     peak_memory: int
     dtype: str | None
-    unseen: int = 0
+    remarks: Sequence[str] = ()
 
 
 def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None) -> ExportReport:
@@ -73,7 +73,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
         peak = peak_memory(model.device)
     dtype = record.dtype if record else None
     seconds = time.perf_counter() - begin
-    return ExportReport(plan.folder, sizes, difference, seconds, peak, dtype, model.unseen)
+    return ExportReport(plan.folder, sizes, difference, seconds, peak, dtype, model.remarks)
 
 
 @contextmanager
@@ -98,11 +98,21 @@ def _not_a_checkpoint(record: ExportRecord, plan: ExportPlan) -> str:
     """Why an exported folder cannot be exported as `plan` says; empty if it can."""
     if record.programs:
         return "programs"
-    if plan.format == "hf" and record.scheme != "none":
-        return f"weights in {record.scheme}, which the Hub's checkpoints have no form for"
-    if plan.format == "hf" and record.device != "cpu":  # loading joins them there
-        return f"weights that are joined for {record.device}"
-    return ""
+    if plan.format == "hf":
+        if record.scheme != "none":
+            return f"weights in {record.scheme}, which the Hub's checkpoints have no form for"
+        is_joined = record.device != "cpu"  # by loading
+        return f"weights that are joined for {record.device}" if is_joined else ""
+    asked = plan.model
+    dtype = "float32" if plan.format == "executorch" else str(asked.dtype)
+    if plan.calibrate or plan.format == "executorch":  # which round what is not rounded yet
+        fits = record.scheme == "none"
+    else:
+        fits = asked.quantize in ("none", record.scheme)
+        fits = fits and asked.quantize_keep in ((), record.keep)
+    if fits and (dtype == "auto" or dtype_name(dtype) == record.dtype):
+        return ""
+    return f"weights in {record.dtype} with --quantize {record.scheme}, which stay so"
 
 
 def _write_manifest(work: Path, record: ExportRecord | None, source: ModelSource) -> None:
@@ -111,12 +121,5 @@ def _write_manifest(work: Path, record: ExportRecord | None, source: ModelSource
     for path in sorted(work.iterdir()):
         sync(path)
         records[path.name] = FileRecord(path.stat().st_size, sha256_of(path), None, True)
-    manifest = Manifest(records, source=_origin(source), export=record)
+    manifest = Manifest(records, source=source.known_as, export=record)
     write_manifest(work / MANIFEST_NAME, manifest)
-
-
-def _origin(source: ModelSource) -> str:
-    """What to name in order to export the model again."""
-    known = find_spec(source.spec.name)
-    is_known = known is not None and known.source == source.spec.source
-    return source.spec.name if is_known else str(source.checkpoint)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 HIDDEN = re.compile(r"(^|[/\\])\.")  # a file, or a folder that it is in
 TABLES = (".jsonl", ".ndjson")
 ANSWER = 128  # tokens of the model's own answer to a sample, at most
+FEW = 16  # samples, of which a user is warned
 PIECE = 2048  # characters of a text that are read as one prompt
 
 
@@ -82,14 +83,24 @@ def _text(path: Path) -> str:
 
 def calibrate(
     loaded: LoadedModel, plan: Plan, samples: Samples, progress: ProgressCallback
-) -> tuple[LoadedModel, int]:
-    """Round a plain model in place, as `plan` says; and how many text layers no sample reached.
+) -> tuple[LoadedModel, list[str]]:
+    """Round a plain model in place, as `plan` says; and what is to be said of the samples.
 
-    Raises MemoryError_, NumericalError, and what is raised for a sample that cannot be asked.
+    Those that cannot be asked are left out. Raises MemoryError_, NumericalError, and UsageError if
+    none is left.
     """
     import torch
 
-    prompts = [*_answered(loaded, samples.rows, progress), *_texts(loaded, samples.texts)]
+    remarks: list[str] = []
+    answered = _answered(loaded, samples.rows, progress, remarks)
+    prompts = [*answered, *_texts(loaded, samples.texts)]
+    if not prompts:
+        raise UsageError(f"no sample of --calibrate can be asked; {remarks[0]}")
+    if len(prompts) < FEW:
+        remarks.append(
+            f"{plural(len(prompts), 'sample')} can do harm; give --calibrate some hundreds, as"
+            " different as what you will ask"
+        )
     model: Any = loaded.runtime.model  # type: ignore[attr-defined]
     parts = [(model.get_submodule(name), part) for name, part in model.linear_parts().items()]
     formats = {
@@ -108,7 +119,12 @@ def calibrate(
             _round(layer, format)
         model.fuse_projections()
     options = replace(loaded.options, quantize=plan.scheme, quantize_keep=plan.keep)
-    return replace(loaded, options=options), len(unseen)
+    if unseen:
+        remarks.append(
+            f"{len(unseen)} layers are rounded without samples: none reached them; add pictures to"
+            " the folder of --calibrate"
+        )
+    return replace(loaded, options=options), remarks
 
 
 def _round(layer: Linear, format: AnyFormat) -> None:
@@ -120,19 +136,24 @@ def _round(layer: Linear, format: AnyFormat) -> None:
 
 
 def _answered(
-    loaded: LoadedModel, rows: Sequence[Row], progress: ProgressCallback
+    loaded: LoadedModel, rows: Sequence[Row], progress: ProgressCallback, remarks: list[str]
 ) -> Iterator[Prompt]:
-    """The prompts of questions, with the plain model's own answers behind them."""
+    """The prompts of questions, with the plain model's own answers behind them.
+
+    remarks: takes which are left out, and why.
+    """
     from mmchat.engine.room import usual_rows
     from mmchat.engine.talks import hold
     from mmchat.models.prompt import followed
 
     defaults = Defaults(USUAL_QUESTION, None, SamplingParams(max_new_tokens=ANSWER))
 
-    def talk(row: Row) -> Talk[Prompt]:
+    def talk(row: Row) -> Talk[Prompt | None]:
         request: Any = prepare(loaded, defaults, row).end
         if isinstance(request, MmchatError):
-            raise request
+            place = f"{row.file}: line {row.line[0]}: " if row.line[0] else ""
+            remarks.append(f"left out: {place}{request}")
+            return None
         most = min(request.sampling.max_new_tokens, ANSWER)
         greedy = replace(request.sampling, temperature=0.0, max_new_tokens=most)
         answer = yield replace(request, sampling=greedy)
@@ -142,7 +163,8 @@ def _answered(
     engine = replace(loaded).engine_of(usual_rows(loaded, loaded.memory))
     for done, prompt in enumerate(hold(engine, map(talk, rows)), start=1):
         progress("answering samples", done, len(rows))
-        yield prompt
+        if prompt is not None:
+            yield prompt
 
 
 def _texts(loaded: LoadedModel, texts: Sequence[str]) -> Iterator[Prompt]:

@@ -38,7 +38,7 @@ class HubExport:
     num_bytes: of all of them. Raises CheckpointError, DeviceError.
     """
 
-    unseen = 0  # nothing is calibrated
+    remarks = ()  # nothing is calibrated
 
     def __init__(
         self, plan: ExportPlan, source: ModelSource, files: Checkpoint, adapters: Adapters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,7 @@ _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 
 class LoadedExport:
-    """The model of a plan, loaded. num_bytes: of its weights. unseen: text layers that were to be
-    calibrated and that no sample reached.
+    """The model of a plan, loaded. num_bytes: of its weights. remarks: of the samples.
 
     Raises as `load_model` does, and MissingExtra.
     """
@@ -38,7 +38,7 @@ class LoadedExport:
 
             executorch_version()  # raises MissingExtra
         self._plan, self._source = plan, source
-        self._original, self.unseen = _load(plan, source, progress)
+        self._original, self.remarks = _load(plan, source, progress)
         self.device = self._original.device
         self._model: Any = self._original.runtime.model  # type: ignore[attr-defined]
         tensors = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
@@ -125,8 +125,8 @@ class LoadedExport:
 
 def _load(
     plan: ExportPlan, source: ModelSource, progress: ProgressCallback
-) -> tuple[LoadedModel, int]:
-    """The model, and LoadedExport.unseen."""
+) -> tuple[LoadedModel, Sequence[str]]:
+    """The model, and LoadedExport.remarks."""
     from mmchat.loading.loader import load
 
     most = source.spec.config.max_position_embeddings
@@ -146,14 +146,14 @@ def _load(
         samples = find_samples(plan.calibrate)
         return calibrate(load(plain, source, repack=False), options.plan, samples, progress)
     if plan.format != "executorch":
-        return load(options, source, repack=False), 0
+        return load(options, source, repack=False), ()
     # weights are rounded afterwards, to the form that XNNPACK takes, which is not ours
     loaded = load(replace(plain, dtype="float32"), source)
     if options.plan.scheme == "none":
-        return loaded, 0
+        return loaded, ()
     from mmchat.export.executorch import quantize_linears
 
     progress("quantising", 0, 1)
     model: Any = loaded.runtime.model  # type: ignore[attr-defined]
     quantize_linears(model, options.plan)
-    return replace(loaded, options=options), 0
+    return replace(loaded, options=options), ()

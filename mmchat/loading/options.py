@@ -99,8 +99,7 @@ class LoadOptions:
         check_type("device", self.device, str, "a string")
         check_type("dtype", self.dtype, str, "a string")
         if self.max_seq_len is not None:
-            kinds = () if isinstance(self.max_seq_len, bool) else Integral
-            check_type("max_seq_len", self.max_seq_len, kinds, "a whole number")
+            check_type("max_seq_len", self.max_seq_len, Integral, "a whole number")
             take("max_seq_len", int(self.max_seq_len))
         check_type("text_only", self.text_only, bool, "True or False")
         check_type("quantize", self.quantize, str, "a string")
@@ -119,12 +118,10 @@ class LoadOptions:
 
     def _check_parallel(self) -> None:
         if self.parallel is not None:
-            kinds = () if isinstance(self.parallel, bool) else Integral
-            check_type("parallel", self.parallel, kinds, "a whole number")
+            check_type("parallel", self.parallel, Integral, "a whole number")
             if self.parallel < 1:
                 raise UsageError(f"parallel must be 1 or more, not {self.parallel}")
-        kinds = () if isinstance(self.parallel_timeout, bool) else (int, float)
-        check_type("parallel_timeout", self.parallel_timeout, kinds, "a number of seconds")
+        check_type("parallel_timeout", self.parallel_timeout, (int, float), "a number of seconds")
         if not 1 <= self.parallel_timeout <= LONGEST_TIMEOUT:
             raise UsageError(
                 f"parallel_timeout must be from 1 to {LONGEST_TIMEOUT:,} seconds, not"
@@ -144,8 +141,9 @@ class LoadOptions:
     def find(self, *, checkpoint_required: bool = True) -> ModelSource:
         """Params and files; ParamsError or CheckpointError if there are none, or no tokenizer.
 
-        UsageError if the model's context is shorter than what is asked, or nothing is quantised of
-        which parts are to be kept.
+        What is kept of weights that would be rounded is found too. UsageError if the model's
+        context is shorter than what is asked, or nothing is quantised of which parts are to be
+        kept.
         """
         from mmchat.catalog.find import find_model
 
@@ -171,16 +169,11 @@ class LoadOptions:
             return source
         if checkpoint_required:
             source.tokenizer_file()
-        return self._with_kept(source)
-
-    def _with_kept(self, source: ModelSource) -> ModelSource:
-        """`source` with what is kept of its weights, where they would be rounded."""
         if self.quantize in (AUTO, "none") or source.checkpoint is None or self.ranks > 1:
             return source
-        from mmchat.catalog.kept import find_kept
+        from mmchat.catalog.kept import with_kept
 
-        kept = find_kept(source, self.quantize, self.plan.keep, str(self.dtype))
-        return replace(source, kept=kept.path) if kept else source
+        return with_kept(source, self.quantize, self.plan.keep, str(self.dtype))
 
     def _check_shared(self, source: ModelSource) -> None:
         """Raises UsageError for what so many ranks do not share, before anything is read."""

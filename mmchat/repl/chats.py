@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmchat.errors import (
-    DiskError,
     MmchatError,
     SavedChatError,
     UsageError,
@@ -87,15 +86,11 @@ def new_chat(chats: Path, name: str | None = None) -> ChatFolder:
     name = name or new_name()
     for number in itertools.count(1):
         path = chats / (name if number == 1 else f"{name}-{number}")
-        try:
+        making = disk_errors(f"cannot make the folder {quoted(path)}")
+        with making, contextlib.suppress(FileExistsError):
             path.mkdir(mode=saving.PRIVATE_FOLDER)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            reason = error.strerror or error
-            raise DiskError(f"cannot make the folder {quoted(path)}: {reason}") from None
-        if made := hold(path):
-            return made
+            if made := hold(path):
+                return made
     raise AssertionError("numbers do not end")
 
 

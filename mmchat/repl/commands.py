@@ -21,7 +21,7 @@ from mmchat.repl.arguments import new_file, number_of
 from mmchat.repl.chat import Leave
 from mmchat.repl.registry import COMMANDS, command, find, names
 from mmchat.storage import atomic_file
-from mmchat.words import timings
+from mmchat.words import held, timings
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -85,9 +85,10 @@ def _show(chat: Chat, argument: str) -> None:
     """Show model, settings and system prompt."""
     loaded = chat.session.loaded
     dtype = str(loaded.dtype).removeprefix("torch.")
+    how = held(loaded.options.quantize, loaded.options.kv)
     folder = chat.keeper.folder
     rows = [
-        ("model", f"{chat.spec.name} on {loaded.device}, {dtype}"),
+        ("model", f"{chat.spec.name} on {loaded.device}, {dtype}{how}"),
         ("system", chat.session.conversation.system or "none"),
         ("saved in", str(folder.path) if folder else "nowhere so far"),
     ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmchat.errors import CompileError, DiskError
+from mmchat.errors import CompileError, DiskError, disk_errors
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 NO_COMPILER = "no C++ compiler is here"
@@ -29,13 +29,9 @@ def keep_compiled_code() -> Path:
         folder = platformdirs.user_cache_path("mmchat", appauthor=False) / "inductor"
         os.environ[CACHE_VARIABLE] = str(folder)
     folder = Path(os.environ[CACHE_VARIABLE])
-    try:
+    advice = f"set {CACHE_VARIABLE} to a folder that can be written"
+    with disk_errors(f"no cache for compiled code at {str(folder)!r}", advice):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds code that is run
-    except OSError as error:
-        raise DiskError(
-            f"no cache for compiled code at {str(folder)!r} ({error.strerror}); "
-            f"set {CACHE_VARIABLE} to a folder that can be written"
-        ) from None
     return folder
 
 

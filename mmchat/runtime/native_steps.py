@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import mmchat
-from mmchat.errors import DiskError
+from mmchat.errors import disk_errors
 from mmchat.hardware.cpu import processor_identity
 from mmchat.hardware.kept_code import find, keep
 from mmchat.models.base import CompilableModel, Example
@@ -200,12 +200,8 @@ def _programs(
     for done, step in enumerate(missing):
         if progress:
             progress("compile", done, len(missing))
-        try:
-            with compile_errors():
-                path = keep(folder, step.key, ENDING, functools.partial(_compile, step))
-        except OSError as error:
-            reason = error.strerror or error
-            raise DiskError(f"cannot write {str(folder)!r}: {reason}") from None
+        with disk_errors(f"cannot write {str(folder)!r}"), compile_errors():
+            path = keep(folder, step.key, ENDING, functools.partial(_compile, step))
         found[step.key] = open_program(path, "model")
     if missing and progress:
         progress("compile", len(missing), len(missing))

@@ -11,11 +11,19 @@ import traceback
 logger = logging.getLogger("mmchat.server")
 
 
+class _ToStderr(logging.StreamHandler):
+    """What sys.stderr is as a line comes: while a model loads, one that draws a spinner below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def to_stderr(*, quiet: bool) -> None:
     """A line for each request, unless quiet; failures always. uvicorn's own lines hold paths."""
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)

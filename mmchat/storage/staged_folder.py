@@ -26,8 +26,9 @@ def staged_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """An empty folder elsewhere, which takes the place of `folder` when the block ends well.
 
     replace: what stands there is exchanged for the new folder in one step, then removed; else it
-    must not be there, or be empty. A run that was killed leaves a hidden folder beside it, which
-    the next one removes. Raises DiskError, and UsageError when another run writes the same folder.
+    must not be there, or be empty: of two runs, one writes it. A run that was killed leaves a
+    hidden folder beside it, which the next one removes. Raises DiskError, and UsageError when
+    another run writes, or has just written, the same folder.
     """
     outside = folder.parent / f"{_PREFIX}{folder.name}"
     with disk_errors(f"cannot write {quoted(folder, 300)}"), _made(outside, folder):
@@ -82,9 +83,15 @@ def _recover(outside: Path, folder: Path) -> None:
 def _put(work: Path, folder: Path, outside: Path, *, replace: bool) -> None:
     sync(work)
     if not replace:
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()
-        work.rename(folder)
+        try:
+            work.rename(folder)  # which an empty folder makes way for
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise UsageError(
+                f"{quoted(folder, 300)} was written by another run of mmchat meanwhile; it is"
+                " whole, and stays"
+            ) from None
     elif not _exchange(work, folder):
         folder.rename(outside / _OLD)
         work.rename(folder)

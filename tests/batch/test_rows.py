@@ -93,6 +93,11 @@ def test_a_request_of_openai_is_read_when_it_is_its_turn():
         ("[1]\n", "line 1: expected an object"),
         ('{"image": 7}', "line 1: image .* must be texts"),
         ('{"label": "x"}', "line 1: has neither image nor prompt"),
+        (
+            '{"prompt": "a", "images": ["b.jpg"]}',
+            "line 1: has 'images' and no image; name it image",
+        ),
+        ('{"prompt": "a", "Image_Path": "b"}', "line 1: has 'Image_Path' and no image"),
         ('{"body": {}}', "line 1: needs a custom_id"),
         ('{"custom_id": "x", "url": "/v1/embeddings", "body": {}}', "url is '/v1/embeddings'"),
         ('{"image": "a.png"}\n{"image": "a.png", "prompt": "x"}', r"'a.png' \(lines 1 and 2\)"),

@@ -214,6 +214,7 @@ def test_json_is_one_object_with_every_fact(mmchat_command, picture):
         "model": "Llama-3.2-11B-Vision-Instruct",
         "device": "cpu",
         "dtype": "float32",
+        "kv": "auto",
         "seed": 5,
         "usage": {
             "prompt_tokens": 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import replace
@@ -263,6 +264,50 @@ def test_a_number_ends_where_the_model_ends_it():
     [end] = answers(request({"type": "integer"}))
     assert (end.reason, end.output_ids[-1] in STOPS) == ("stop", True)
     assert str(int(end.text)) == end.text
+
+
+@pytest.mark.parametrize(
+    ("schema", "begin", "token", "is_allowed"),
+    [
+        ({"type": "number"}, "1e30", "7", True),
+        ({"type": "number"}, "1e30", "9", False),
+        ({"type": "number"}, "-1e30", "9", False),
+        ({"type": "number"}, "1e-30", "9", True),
+        ({"type": "number"}, "1E+99", "9", False),
+        ({"type": "number"}, "9" * 308, "9", False),
+        ({"type": "number"}, "9" * 308, ".", True),
+        ({"type": "number"}, "0." + "9" * 500, "9", True),
+        ({"type": "number", "minimum": 0}, "9" * 308, "9", False),
+        ({"type": "array"}, '["1e999", 1e99', "9", False),
+        ({"type": "array"}, '["a\\"b", "1e99', "9", True),
+        ({"type": "string"}, '"1e99', "9", True),
+    ],
+)
+def test_a_number_is_finite_when_it_is_read_back(schema, begin, token, is_allowed):
+    guide = GRAMMARS.compile(schema).begin()
+    for token_id in TOKENIZER.encode(begin):
+        assert guide.allowed()[token_id]
+        guide.accept(token_id)
+    [token_id] = TOKENIZER.encode(token)
+    assert bool(guide.allowed()[token_id]) is is_allowed
+
+
+def test_a_text_beside_a_schema_says_any_number():
+    guide = GRAMMARS.compile(CAT, or_text=True).begin()
+    for token_id in TOKENIZER.encode("It is 1e999"):
+        assert guide.allowed()[token_id]
+        guide.accept(token_id)
+
+
+@pytest.mark.parametrize("said", ["9", "e9"])
+def test_a_model_that_says_no_end_of_digits_gives_a_finite_number(said):
+    model = anything_goes()
+    often = torch.tensor([ids[0] for one in said if (ids := TOKENIZER.encode(one))])
+    model.runtime.change = lambda logits: logits.index_add(
+        1, often, torch.full((len(logits), len(often)), 30.0)
+    )
+    [end] = answers(request({"type": "number"}), model=model)
+    assert math.isfinite(json.loads(end.text))
 
 
 def test_an_answer_that_is_cut_is_no_whole_value():

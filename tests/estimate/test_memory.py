@@ -144,7 +144,8 @@ def test_too_little_is_said_with_the_numbers_and_the_scheme_that_fits():
 
 def test_the_most_exact_scheme_that_fits_is_offered():
     assert "; --quantize int8 needs 10.8 GiB and fits" in message(setup(), 12 * GIB)
-    assert "; --quantize int4-g128 needs" in message(setup(), 7 * GIB)
+    assert "; --quantize int4 --kv int8 needs 6.9 GiB and fits" in message(setup(), 7 * GIB)
+    assert "; --quantize int4-g128 needs" in message(setup(kv="int8"), 6.85 * GIB)
 
 
 def test_float32_is_told_of_bfloat16_first():
@@ -155,8 +156,17 @@ def test_float32_is_told_of_bfloat16_first():
 
 
 def test_a_shorter_context_is_offered_where_it_is_the_context_that_does_not_fit():
+    wanted = setup(quantize="int4", max_seq_len=65_536, kv="int8")
+    assert message(wanted, 8 * GIB).endswith("8.0 GiB are free; --max-seq-len 16384 fits")
+
+
+def test_keys_and_values_in_int8_are_offered_where_they_make_a_context_fit():
     wanted = setup(quantize="int4", max_seq_len=65_536)
-    assert message(wanted, 12 * GIB).endswith("12.0 GiB are free; --max-seq-len 32768 fits")
+    said = message(wanted, 12 * GIB)
+    assert said.endswith("; --max-seq-len 32768 fits, and so does --kv int8")
+    asked = setup(quantize="int4", workload=Workload(65_536, 100))
+    assert "; --kv int8 needs 10.2 GiB and fits" in message(asked, 12 * GIB)
+    assert "--kv" not in message(replace(asked, kv="int8"), 9 * GIB)
 
 
 def test_both_are_offered_where_both_fit():
@@ -182,7 +192,7 @@ def test_how_many_of_the_pictures_fit_is_said():
 
 def test_where_nothing_fits_the_least_is_said():
     said = message(setup(B90, "cuda"), 8 * GIB)
-    assert "; even --quantize int4-g128 --text-only needs" in said
+    assert "; even --quantize int4-g128 --kv int8 --text-only needs" in said
     assert said.endswith("use a smaller model or another --device, or free some memory")
 
 
@@ -192,4 +202,5 @@ def test_what_is_offered_fits():
         said = message(wanted, int(gib * GIB))
         scheme = said.partition("--quantize ")[2].partition(" ")[0]
         smaller = replace(wanted, quantize=scheme, text_only="--text-only" in said)
+        smaller = replace(smaller, kv="int8" if "--kv int8" in said else "auto")
         check_memory(smaller, int(gib * GIB))

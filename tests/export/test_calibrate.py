@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -84,7 +86,7 @@ def divergence(model: LoadedModel, plain: LoadedModel, prompts: list[Prompt]) ->
 
 @pytest.mark.parametrize("scheme", ["int4", "int4-b32"])
 def test_samples_halve_what_rounding_costs_the_built_in_model(samples, prompts, scheme, tmp_path):
-    assert export(tmp_path / "out", samples, scheme).unseen == 0
+    assert not export(tmp_path / "out", samples, scheme).remarks
     model, plain = mmchat.load(tmp_path / "out"), mmchat.load("tiny", dtype="float32")
     assert model.options.quantize == scheme
     rounded = mmchat.load("tiny", dtype="float32", quantize=scheme)
@@ -120,7 +122,7 @@ def check_family(model: str, samples: Path, tmp_path: Path) -> None:
     """Every text layer is rounded by samples, from the first on what the plain model computes."""
     scheme = "int4-g32"
     report = export(tmp_path / "out", samples, scheme, name=model)
-    assert report.unseen == 0
+    assert not [remark for remark in report.remarks if "without samples" in remark]
     mine = mmchat.load(tmp_path / "out")
     held = [m.runtime.model.state_dict() for m in (mine, mmchat.load(model, quantize=scheme))]
     levels = [name for name, tensor in held[0].items() if tensor.dtype == torch.uint8]
@@ -209,7 +211,27 @@ def test_texts_are_read_as_they_are_and_layers_of_pictures_stay_rounded(tmp_path
     crossing = mmchat.load("tiny").spec.config.text_config.cross_attention_layers
     assert {int(name.split(".")[3]) for name in same} == set(crossing)
     report = export(tmp_path / "again", tmp_path / "texts")
-    assert report.unseen == 7 * len(crossing)
+    assert report.remarks == [
+        "2 samples can do harm; give --calibrate some hundreds, as different as what you will ask",
+        f"{7 * len(crossing)} layers are rounded without samples: none reached them; add pictures"
+        " to the folder of --calibrate",
+    ]
+
+
+def test_a_sample_that_cannot_be_asked_is_left_out_and_named(few, tmp_path):
+    found = tmp_path / "samples"
+    found.mkdir()
+    shutil.copy(few / "0-0.png", found)
+    (found / "broken.jpg").write_text("no picture")
+    rows = [{"image": "none.png"}, {"custom_id": "7", "body": {"messages": 7}}]
+    (found / "more.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = export(tmp_path / "out", found)
+    left_out = sorted(remark for remark in report.remarks if remark.startswith("left out: "))
+    assert left_out[0].startswith(f"left out: '{found}/broken.jpg' is not a picture")
+    assert left_out[1] == f"left out: {found}/more.jsonl: line 1: 'none.png' does not exist"
+    assert left_out[2].startswith(f"left out: {found}/more.jsonl: line 2: messages must be a list")
+    assert len(left_out) == 3
+    assert "1 sample can do harm" in report.remarks[-1]
 
 
 def test_samples_are_pictures_tables_and_texts_below_a_folder(few, tmp_path, monkeypatch):

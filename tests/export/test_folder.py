@@ -1,6 +1,7 @@
 """What `mmchat export` writes, overwrites and refuses; the programs are not compiled here."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -178,6 +179,37 @@ def test_loading_says_how_far_it_is(kind, request):
 def test_programs_are_not_exported_again(programs, tmp_path):
     with pytest.raises(UsageError, match="holds programs; export 'tiny' instead"):
         export_model(ExportPlan(LoadOptions(programs), tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    ("format", "other"),
+    [
+        ("safetensors", {"quantize": "int8"}),
+        ("safetensors", {"dtype": "float32"}),
+        ("executorch", {}),
+    ],
+)
+def test_weights_that_stay_as_they_were_are_exported_from_their_own_source(
+    folder, tmp_path, format, other
+):
+    told = "holds weights in bfloat16 with --quantize none, which stay so; export 'tiny' instead"
+    with pytest.raises(UsageError, match=told):
+        export_model(ExportPlan(LoadOptions(folder, **other), tmp_path / "again", format))
+
+
+def test_a_folder_of_the_hub_is_made_of_them_in_any_dtype(folder, tmp_path):
+    plan = ExportPlan(LoadOptions(folder, dtype="float32"), tmp_path / "hub", "hf")
+    assert export_model(plan).dtype is None
+    assert read_manifest(tmp_path / "hub" / MANIFEST_NAME).source == str(folder)
+
+
+def test_an_export_that_is_cut_off_is_to_be_exported_again(folder):
+    again = f"; export it again: mmchat export tiny --format safetensors -o {folder} .* --force$"
+    for size in (100_000, 100, 0):
+        os.truncate(folder / "model.safetensors", size)
+        with pytest.raises(CheckpointError, match=again) as refused:
+            mmchat.load(folder)
+        assert "download" not in str(refused.value)
 
 
 def test_the_comparison_finds_a_model_that_is_not_the_same():

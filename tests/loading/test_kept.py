@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from mmchat.catalog.find import find_model
 from mmchat.catalog.known import data_path, known_specs
 from mmchat.checkpoints import exported_folder
 from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.manifest import MANIFEST_NAME, FileRecord, Manifest, write_manifest
 from mmchat.cli import console, model_choice
 from mmchat.loading import loader
 from mmchat.loading.options import LoadOptions
@@ -169,7 +171,13 @@ def test_what_was_kept_of_other_weights_is_never_used(run, monkeypatch, base, ch
     else:
         written = exported_folder.kept_folder() / "base-int8" / "model.safetensors"
         written.write_bytes(written.read_bytes()[:-1])
-    assert kept_of(base, quantize="int8") is None
+    source = LoadOptions(base, quantize="int8").find()
+    assert source.kept is None
+    [notice] = source.spec.notices
+    told, command = notice.split("; to keep them: ")
+    assert told.startswith("'base-int8', which is kept, is damaged or was made before the model")
+    assert shlex.split(command)[:3] == ["mmchat", "export", str(base)]
+    assert not LoadOptions(base, quantize="int4").find().spec.notices
     if change != "damage":
         again = keep(LoadOptions(base, quantize="int8"), monkeypatch, run)
         assert again[1] == folder == kept_of(base, quantize="int8")  # in place of the old one
@@ -253,6 +261,33 @@ def test_what_is_kept_is_listed_named_and_removed(run, monkeypatch):
     assert kept_of("tiny", quantize="int8") is None
 
 
+def test_what_is_kept_goes_with_its_model(run, monkeypatch, base, adapter):
+    _, of_base = keep(LoadOptions(base, quantize="int8"), monkeypatch, run)
+    _, of_both = keep(LoadOptions(base, quantize="int8", adapter=adapter), monkeypatch, run)
+    _, other = keep(LoadOptions("tiny", quantize="int8"), monkeypatch, run)
+    written = {path.name: FileRecord(path.stat().st_size, "0" * 64, None, True)
+               for folder in (base, adapter) for path in folder.iterdir()}  # fmt: skip
+    for folder in (adapter, base):
+        own = {path.name: written[path.name] for path in folder.iterdir()}
+        write_manifest(folder / MANIFEST_NAME, Manifest(own, repo="someone/else"))
+    assert run("remove", str(adapter), "-y").exit_code == 0
+    assert [str(found.path) for found in kept.kept_exports()] == [of_base, other]
+    assert not os.path.exists(of_both)  # noqa: PTH110
+    done = run("remove", str(base), "-y")
+    assert "  base-int8/model.safetensors\n" in done.stderr
+    assert [str(found.path) for found in kept.kept_exports()] == [other]
+    assert (done.exit_code, base.exists()) == (0, False)
+
+
+def test_a_model_is_named_from_any_folder(run, monkeypatch, base):
+    monkeypatch.chdir(base.parent)
+    command = ("export", "base", "--format", "safetensors", "--keep", "--quantize", "int8", "-q")
+    folder = run(*command).stdout.strip()
+    assert exported_folder.exported_folder(Path(folder)).source == str(base)
+    monkeypatch.chdir("/")
+    assert kept_of(base, quantize="int8") == folder
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -268,3 +303,17 @@ def test_what_cannot_be_kept_is_said(run, arguments):
         "mmchat: error: --keep is for --format safetensors --quantize SCHEME, without -o\n",
     )
     assert not exported_folder.kept_folder().exists()
+
+
+@pytest.mark.parametrize("reason", ["Not a directory", "Permission denied"])
+def test_a_cache_that_cannot_be_written_is_said_with_what_helps(run, monkeypatch, tmp_path, reason):
+    if reason == "Not a directory":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setattr(exported_folder, "kept_folder", lambda: tmp_path / "file" / "models")
+    else:
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    place = exported_folder.kept_folder()
+    done = run("export", "tiny", "--format", "safetensors", "--keep", "--quantize", "int8")
+    advice = "give -o DIR in its place, and DIR as the model"
+    said = f"mmchat: error: --keep cannot write to '{place}': {reason}; {advice}\n"
+    assert (done.exit_code, done.stderr) == (7, said)

@@ -14,6 +14,7 @@ from mmchat.api import Model
 from mmchat.cli.app import app
 from mmchat.engine.sampling import SamplingParams
 
+KEPT = "float32, keys and values in int8"
 DOG = "assets/dog.jpg"
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
 QUESTIONS = [
@@ -86,3 +87,13 @@ def test_the_commands_have_it() -> None:
     wrong = run(*ask, "--kv", "int4")
     assert wrong.exit_code == 2
     assert "'int4'" in wrong.stderr
+
+
+def test_what_runs_says_so() -> None:
+    asked = ["generate", "tiny", "-p", "Hi", "-n", "2", "--kv", "int8"]
+    done = CliRunner().invoke(app, [*asked, "-v"])
+    assert "cpu, float32 (a small model), keys and values in int8\n" in done.stderr
+    assert json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)["kv"] == "int8"
+    assert KEPT in CliRunner().invoke(app, [*asked, "--dry-run"]).stdout
+    chat = CliRunner().invoke(app, ["chat", "tiny", "--kv", "int8"], input="\\show\n")
+    assert f"tiny on cpu, {KEPT}\n" in chat.stdout

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import logging
+import re
+import sys
 import threading
+import time
 
 import pytest
 
+from mmchat.cli import console
 from mmchat.server import log
 
 
@@ -46,3 +51,27 @@ def test_failures_that_nobody_waits_for_are_told_by_their_place(lines, capfd):
     thread.join()
     assert [line.partition(":")[0] for line in lines] == ["RuntimeError in fails"] * 3
     assert "canary" not in "".join(lines) + "".join(capfd.readouterr())
+
+
+def test_a_line_while_the_model_loads_stands_alone(monkeypatch):
+    """What a spinner draws on a terminal is not behind it, nor before it."""
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(log.logger, "handlers", [])
+    monkeypatch.setattr(log.logger, "propagate", True)
+    monkeypatch.setattr(log.logger, "level", 0)
+    log.to_stderr(quiet=False)
+    with console.Stages() as stages:
+        stages.show("loading tiny")
+        while "loading tiny" not in screen.getvalue():
+            time.sleep(0.01)
+        log.request("", "GET /health", 503, 0, 0.0)
+    log.request("", "GET /health", 200, 0, 0.0)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\r", screen.getvalue()).split("\n")
+    shown = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
+    kept = [line for line in shown if "GET /health" in line]
+    assert [line[8:] for line in kept] == [
+        " - GET /health 503 0 tokens 0 ms", " - GET /health 200 0 tokens 0 ms",
+    ]  # fmt: skip

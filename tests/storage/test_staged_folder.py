@@ -93,9 +93,10 @@ def test_a_failure_leaves_what_was_there(tmp_path):
 def test_what_stands_there_is_not_replaced_unasked(tmp_path):
     folder = tmp_path / "new"
     make(folder, "old")
-    with pytest.raises(DiskError, match="cannot write"):
+    with pytest.raises(UsageError, match="was written by another run of mmchat meanwhile; it is w"):
         make(folder, "new")
     assert content_of(folder) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_an_empty_folder_is_filled(tmp_path):
