@@ -17,7 +17,7 @@ from mmchat.catalog.adapters import AdapterSource, find_adapters
 from mmchat.catalog.source import ModelSource
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
-from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint, StoredAs
 from mmchat.checkpoints.exported_folder import ExportedFolder
 from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.engine.engine import Engine
@@ -57,34 +57,44 @@ MOST_SPARE_ROWS = 128
 L = TypeVar("L", bound="LoadedModel")
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with all that a conversation needs.
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A model that runs.
 
-    options: as they were taken, with those of an export in place of what was left open.
-    max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
-    those who ask for details. memory: bytes that rows and their pictures may take beside it, None
-    where that is not known. most_rows: conversations that it reads at once; programs read one.
-    adapters: what was merged into the weights, as LoadOptions takes it. formats: of the linear
-    layers that are quantised, where the files decide it. rounding_seconds: processor time of
+    options: as they were taken, with those of an export in place of what was left open. format: of
+    its weights, "hf", "meta" or "gguf". remarks: what is unusual about the weights, for those who
+    ask for details. memory: bytes that rows and their pictures may take beside it, None where that
+    is not known. most_rows: conversations that it reads at once; programs read one. formats: of the
+    linear layers that are quantised, where the files decide it. rounding_seconds: processor time of
     reading and rounding weights, which an export saves; 0 where none are rounded.
     """
 
-    spec: ModelSpec
-    options: LoadOptions
     runtime: Runtime
-    processor: Any
-    tokenizer: Tokenizer
     placement: Placement
-    max_seq_len: int
-    sampling_defaults: SamplingParams
-    load_seconds: float
+    options: LoadOptions
+    format: StoredAs = "hf"
     remarks: tuple[str, ...] = ()
     memory: int | None = None
     most_rows: int = MOST_ROWS
-    adapters: tuple[str, ...] = ()
     formats: Mapping[str, Format] | None = None
     rounding_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(Running):
+    """A model with all that a conversation needs.
+
+    max_seq_len: positions of prompt and answer. adapters: what was merged into the weights, as
+    LoadOptions takes it.
+    """
+
+    spec: ModelSpec
+    processor: Any
+    tokenizer: Tokenizer
+    max_seq_len: int
+    sampling_defaults: SamplingParams
+    load_seconds: float
+    adapters: tuple[str, ...] = ()
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -152,21 +162,6 @@ class LoadedModel:
         return self._setup.picture_bytes(facts)
 
 
-@dataclass(frozen=True)
-class _Running:
-    """A model that runs. format: of its weights, "hf" or "meta"; the rest as in LoadedModel."""
-
-    runtime: Runtime
-    placement: Placement
-    options: LoadOptions
-    format: str = "hf"
-    remarks: tuple[str, ...] = ()
-    memory: int | None = None
-    most_rows: int = MOST_ROWS
-    formats: Mapping[str, Format] | None = None
-    rounding_seconds: float = 0.0
-
-
 def load(
     options: LoadOptions, source: ModelSource | None = None, *, repack: bool = True
 ) -> LoadedModel:
@@ -202,7 +197,7 @@ def load(
     return replace(loaded, adapters=tuple(map(str, source.adapters)))
 
 
-def _run_source(source: ModelSource, options: LoadOptions, *, repack: bool) -> _Running:
+def _run_source(source: ModelSource, options: LoadOptions, *, repack: bool) -> Running:
     with source.open_weights() as files, source.open_adapters() as adapters:
         record = source.exported.record if source.exported else None
         return _run_weights(files, source.spec, options, record, adapters, repack=repack)
@@ -210,7 +205,7 @@ def _run_source(source: ModelSource, options: LoadOptions, *, repack: bool) -> _
 
 def _run_shared(
     source: ModelSource, options: LoadOptions, group: Group, *, repack: bool
-) -> _Running:
+) -> Running:
     """Let all ranks load their share, of which this process has the first."""
     from mmchat.runtime.mirrored import MirroredRuntime, driver_of
 
@@ -230,7 +225,7 @@ def load_share(given: dict[str, Any], repack: bool, group: Group) -> Runtime:
 
 def _run_share(
     find: Callable[[], ModelSource], options: LoadOptions, group: Group, *, repack: bool
-) -> _Running:
+) -> Running:
     """What fails on one rank is raised on all, before weights are read or afterwards."""
     with ExitStack() as opened:
         with group.agreed() as meeting:
@@ -307,7 +302,7 @@ def _run_weights(
     adapters: Adapters,
     *,
     repack: bool = True,
-) -> _Running:
+) -> Running:
     """Refused before anything is allocated, if it does not fit into memory."""
     return _fill(_prepare(files, spec, options, exported, adapters), repack=repack)
 
@@ -372,7 +367,7 @@ def _prepare(
     return _Prepared(files, spec, options, placement, exported, adapters, packed, notices, memory)
 
 
-def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _Running:
+def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> Running:
     """Read the weights, or this rank's share of them."""
     p = prepared
     shares, compile, options = None, p.options.compile, p.options
@@ -392,20 +387,20 @@ def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _
     runtime.notices += p.notices
     remarks = (*p.files.remarks, *p.adapters.remarks, *model.remarks)
     formats = p.packed.formats if p.packed else None
-    return _Running(
-        runtime, p.placement, p.options, format=p.files.format, remarks=remarks, memory=p.memory,
-        formats=formats, rounding_seconds=rounding,
+    return Running(
+        runtime=runtime, placement=p.placement, options=p.options, format=p.files.format,
+        remarks=remarks, memory=p.memory, formats=formats, rounding_seconds=rounding,
     )  # fmt: skip
 
 
-def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:
+def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> Running:
     from mmchat.loading.programs import open_programs
 
     placement = _placement(spec, options, as_exported=True)
     runtime = open_programs(folder, spec, placement, options.progress)
     if folder.record.format == "aoti":
         runtime.notices += _prepare_kernels(placement, options)
-    return _Running(runtime, placement, options, most_rows=1)
+    return Running(runtime=runtime, placement=placement, options=options, most_rows=1)
 
 
 def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
@@ -429,30 +424,18 @@ def _prepare_kernels(placement: Placement, options: LoadOptions) -> list[str]:
     return [f"slower than it could be, on torch's own kernels: {native.reason()}"]
 
 
-def _ready(
-    spec: ModelSpec,
-    running: _Running,
-    tokenizer: Tokenizer,
-    begin: float,
-) -> LoadedModel:
+def _ready(spec: ModelSpec, running: Running, tokenizer: Tokenizer, begin: float) -> LoadedModel:
     """Put the parts together; `begin` is when loading began."""
     options = running.options
     alpha = options.alpha or spec.family.alpha(spec.config, running.format)
     return LoadedModel(
+        **vars(running),
         spec=spec,
-        options=options,
-        runtime=running.runtime,
         processor=spec.family.build().processor(spec.config, tokenizer, alpha),
         tokenizer=tokenizer,
-        placement=running.placement,
         max_seq_len=spec.context_limit(options.max_seq_len),
         sampling_defaults=SamplingParams(**vars(spec.generation)),
         load_seconds=time.perf_counter() - begin,
-        remarks=running.remarks,
-        memory=running.memory,
-        most_rows=running.most_rows,
-        formats=running.formats,
-        rounding_seconds=running.rounding_seconds,
     )
 
 
