@@ -18,6 +18,7 @@ from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.prepared import Prepared
 from mmchat.loading.weights import load_weights
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.parallel.slices import Shares
@@ -140,10 +141,8 @@ def test_a_rank_reads_its_own_of_metas_shards(scheme, weights, tmp_path, monkeyp
     shares = Shares(SPEC.family.cuts(SPEC.config), 1, 2)
     with source.open_weights() as files, monkeypatch.context() as patch:
         patch.setattr(MappedFile, "tensor", reading)
-        load_weights(
-            files, SPEC, options, options.placement(SPEC), Adapters(()), exported=None, packed=None,
-            repack=False, notices=[], shares=shares,
-        )  # fmt: skip
+        prepared = Prepared(files, SPEC, options, options.placement(SPEC), None, Adapters(()))
+        load_weights(prepared, repack=False, shares=shares)
     others = {name for name, file in seen if file < "consolidated.04.pth"}
     joined = {name for name in others if shard_dims(name) is not None}
     whole = {
