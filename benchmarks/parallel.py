@@ -29,6 +29,7 @@ from benchmarks.clock import Clock, Stopwatch
 from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.prepared import Prepared
 from mmchat.loading.shares import join
 from mmchat.loading.weights import load_weights
 from mmchat.models.base import Batch
@@ -65,10 +66,8 @@ def run_of(kind: str, rank: int, given: argparse.Namespace) -> Any:
     options = LoadOptions(device="cpu", dtype="bfloat16", quantize=given.scheme)
     files = RandomTensors(spec, 0, torch.bfloat16, cpu, keep=False).checkpoint()
     shares = None if kind == "whole" else Shares(spec.family.cuts(spec.config), rank, 2)
-    model = load_weights(
-        files, spec, options, options.placement(spec), Adapters(()), exported=None, packed=None,
-        repack=True, notices=[], shares=shares,
-    )  # fmt: skip
+    prepared = Prepared(files, spec, options, options.placement(spec), None, Adapters(()))
+    model = load_weights(prepared, shares=shares)
     own = EagerRuntime(model, cpu)
     if shares is None:
         return own

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,6 +111,13 @@ def unpacked(data: NDArray[Any], kind: str) -> Tensor:
     return torch.from_numpy(gguf.quants.dequantize(data, Type[kind]).astype(np.float32))
 
 
+@cache
+def _stored(values: bytes, width: int, kind: str) -> tuple[NDArray[Any], Tensor]:
+    """Rows of numbers as a file holds them, and what they stand for; most tests write the same."""
+    data = packed(np.frombuffer(values, np.float32).reshape(-1, width), kind)
+    return data, unpacked(data, kind)
+
+
 def write_model(
     folder: Path,
     weights: Mapping[str, Tensor],
@@ -144,10 +152,10 @@ def write_model(
             exact[hub] = wide
             continue
         kind = choose(name, tuple(tensor.shape))
-        data = packed(np.ascontiguousarray(wide[order].numpy()), kind)
-        into.add_tensor(name, data, raw_dtype=Type[kind])
+        data, values = _stored(wide[order].numpy().tobytes(), wide.shape[-1], kind)
+        into.add_tensor(name, data.reshape(*wide.shape[:-1], -1), raw_dtype=Type[kind])
         exact[hub] = torch.empty_like(wide)
-        exact[hub][order] = unpacked(data, kind).reshape(wide.shape)
+        exact[hub][order] = values.reshape(wide.shape)
     for one in {id(w): w for w in (writer, vision)}.values():
         one.write_header_to_file()
         one.write_kv_data_to_file()

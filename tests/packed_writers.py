@@ -39,10 +39,15 @@ def affine(weight: Tensor, group: int, bits: int = 4) -> tuple[Tensor, Tensor, T
     return codes.flatten(1), scale, zero
 
 
+def nearest(table: Tensor, values: Tensor) -> Tensor:
+    """Which number of the table, which is in order, each value is nearest to."""
+    return torch.bucketize(values, (table[1:] + table[:-1]) / 2)
+
+
 def bnb4(module: str, weight: Tensor, *, nested: bool) -> Stored:
     flat = weight.float().reshape(-1, 64)
     absmax = flat.abs().amax(1).clamp(min=1e-8)
-    codes = (flat / absmax[:, None])[..., None].sub(NF4).abs().argmin(-1).flatten()
+    codes = nearest(NF4, flat / absmax[:, None]).flatten()
     packed = (codes[::2] << 4 | codes[1::2]).to(torch.uint8)[:, None]
     state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [*weight.shape]}
     name = f"{module}.weight"
@@ -51,7 +56,7 @@ def bnb4(module: str, weight: Tensor, *, nested: bool) -> Stored:
         offset = float(absmax.mean())
         padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
         outer = padded.abs().amax(1).clamp(min=1e-8)
-        inner = (padded / outer[:, None])[..., None].sub(DYNAMIC).abs().argmin(-1)
+        inner = nearest(DYNAMIC, padded / outer[:, None])
         stored[f"{name}.absmax"] = inner.flatten()[: len(absmax)].to(torch.uint8)
         stored |= {f"{name}.nested_absmax": outer, f"{name}.nested_quant_map": DYNAMIC}
         state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}

@@ -12,6 +12,8 @@ import sys
 import tomllib
 import warnings
 import zipfile
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -207,18 +209,30 @@ def test_a_type_checker_reads_the_types_of_the_wheel(members, tmp_path):
     assert set(found) == {("mistakes.py", line) for line in range(2, 7)}, done.stdout
 
 
+def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of a file and of all within them, without their expressions, which import nothing."""
+    for statement in body:
+        yield statement
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            yield from statements(getattr(statement, name, []))
+
+
+packages_distributions = cache(importlib.metadata.packages_distributions)
+
+
+@cache
 def third_party(folder: Path) -> set[str]:
     """The names of the packages that the Python files below `folder` import, anywhere in them."""
     modules = set()
     for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in statements(ast.parse(path.read_text("utf-8")).body):
             match node:
                 case ast.Import(names=names):
                     modules |= {alias.name for alias in names}
                 case ast.ImportFrom(module=str(module), level=0):
                     modules.add(module)
     tops = {module.split(".")[0] for module in modules} - sys.stdlib_module_names
-    packages = importlib.metadata.packages_distributions()
+    packages = packages_distributions()
     return {packages[top][0].lower().replace("_", "-") for top in tops if top in packages}
 
 

@@ -60,7 +60,7 @@ class ModelSource:
             raise CheckpointError(
                 f"no weights of {self.spec.name} are here; give --checkpoint-path"
             )
-        if self.format == "gguf":
+        if is_stored_in_gguf(self.checkpoint):
             return open_gguf(self.checkpoint, self.companion)
         if self.companion and is_stored_in_gguf(self.companion):
             raise CheckpointError(

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -17,29 +16,27 @@ from mmchat.catalog.adapters import AdapterSource, find_adapters
 from mmchat.catalog.source import ModelSource
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
-from mmchat.checkpoints.checkpoint import Checkpoint
+from mmchat.checkpoints.checkpoint import Checkpoint, StoredAs
 from mmchat.checkpoints.exported_folder import ExportedFolder
-from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.engine.engine import Engine
 from mmchat.engine.events import Timings
 from mmchat.engine.grammar import Grammar, Grammars
 from mmchat.engine.request import Request, request_within
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, MemoryError_, UsageError
-from mmchat.estimate.memory import USUAL_POSITIONS, Setup, check_memory, used_in_place
+from mmchat.estimate.memory import USUAL_POSITIONS, Setup
 from mmchat.hardware.memory import available_memory, peak_memory
 from mmchat.hardware.placement import Placement
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.packed import PackedLayers, as_packed
+from mmchat.loading.packed import as_packed
+from mmchat.loading.prepared import Prepared, placement_of, prepare, prepare_kernels
 from mmchat.loading.shares import join
 from mmchat.loading.weights import load_beside, load_weights, together
 from mmchat.models.prompt import MediaFacts, Prompt
 from mmchat.parallel.launch import group_of
 from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.base import Format
-from mmchat.quant.kernels import native
-from mmchat.quant.schemes import find_scheme
 from mmchat.runtime.base import Runtime
 from mmchat.runtime.compiled import make_runtime
 from mmchat.tokenizers import open_tokenizer
@@ -49,7 +46,6 @@ from mmchat.words import size
 if TYPE_CHECKING:
     from mmchat.parallel.group import Group
 
-_COMPARED_NUMBERS = 65_536  # of a tensor that is compared between ranks
 # Rows of a head that makers add to their tokens, for a size that divides well.
 MOST_SPARE_ROWS = 128
 
@@ -57,34 +53,44 @@ MOST_SPARE_ROWS = 128
 L = TypeVar("L", bound="LoadedModel")
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with all that a conversation needs.
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A model that runs.
 
-    options: as they were taken, with those of an export in place of what was left open.
-    max_seq_len: positions of prompt and answer. remarks: what is unusual about the weights, for
-    those who ask for details. memory: bytes that rows and their pictures may take beside it, None
-    where that is not known. most_rows: conversations that it reads at once; programs read one.
-    adapters: what was merged into the weights, as LoadOptions takes it. formats: of the linear
-    layers that are quantised, where the files decide it. rounding_seconds: processor time of
+    options: as they were taken, with those of an export in place of what was left open. format: of
+    its weights, "hf", "meta" or "gguf". remarks: what is unusual about the weights, for those who
+    ask for details. memory: bytes that rows and their pictures may take beside it, None where that
+    is not known. most_rows: conversations that it reads at once; programs read one. formats: of the
+    linear layers that are quantised, where the files decide it. rounding_seconds: processor time of
     reading and rounding weights, which an export saves; 0 where none are rounded.
     """
 
-    spec: ModelSpec
-    options: LoadOptions
     runtime: Runtime
-    processor: Any
-    tokenizer: Tokenizer
     placement: Placement
-    max_seq_len: int
-    sampling_defaults: SamplingParams
-    load_seconds: float
+    options: LoadOptions
+    format: StoredAs = "hf"
     remarks: tuple[str, ...] = ()
     memory: int | None = None
     most_rows: int = MOST_ROWS
-    adapters: tuple[str, ...] = ()
     formats: Mapping[str, Format] | None = None
     rounding_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(Running):
+    """A model with all that a conversation needs.
+
+    max_seq_len: positions of prompt and answer. adapters: what was merged into the weights, as
+    LoadOptions takes it.
+    """
+
+    spec: ModelSpec
+    processor: Any
+    tokenizer: Tokenizer
+    max_seq_len: int
+    sampling_defaults: SamplingParams
+    load_seconds: float
+    adapters: tuple[str, ...] = ()
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -152,21 +158,6 @@ class LoadedModel:
         return self._setup.picture_bytes(facts)
 
 
-@dataclass(frozen=True)
-class _Running:
-    """A model that runs. format: of its weights, "hf" or "meta"; the rest as in LoadedModel."""
-
-    runtime: Runtime
-    placement: Placement
-    options: LoadOptions
-    format: str = "hf"
-    remarks: tuple[str, ...] = ()
-    memory: int | None = None
-    most_rows: int = MOST_ROWS
-    formats: Mapping[str, Format] | None = None
-    rounding_seconds: float = 0.0
-
-
 def load(
     options: LoadOptions, source: ModelSource | None = None, *, repack: bool = True
 ) -> LoadedModel:
@@ -202,15 +193,15 @@ def load(
     return replace(loaded, adapters=tuple(map(str, source.adapters)))
 
 
-def _run_source(source: ModelSource, options: LoadOptions, *, repack: bool) -> _Running:
+def _run_source(source: ModelSource, options: LoadOptions, *, repack: bool) -> Running:
     with source.open_weights() as files, source.open_adapters() as adapters:
         record = source.exported.record if source.exported else None
-        return _run_weights(files, source.spec, options, record, adapters, repack=repack)
+        return _fill(prepare(files, source.spec, options, record, adapters), repack=repack)
 
 
 def _run_shared(
     source: ModelSource, options: LoadOptions, group: Group, *, repack: bool
-) -> _Running:
+) -> Running:
     """Let all ranks load their share, of which this process has the first."""
     from mmchat.runtime.mirrored import MirroredRuntime, driver_of
 
@@ -230,7 +221,7 @@ def load_share(given: dict[str, Any], repack: bool, group: Group) -> Runtime:
 
 def _run_share(
     find: Callable[[], ModelSource], options: LoadOptions, group: Group, *, repack: bool
-) -> _Running:
+) -> Running:
     """What fails on one rank is raised on all, before weights are read or afterwards."""
     with ExitStack() as opened:
         with group.agreed() as meeting:
@@ -238,7 +229,7 @@ def _run_share(
             files = opened.enter_context(source.open_weights())
             adapters = opened.enter_context(source.open_adapters())
             record = source.exported.record if source.exported else None
-            prepared = _prepare(files, source.spec, options, record, adapters, group)
+            prepared = prepare(files, source.spec, options, record, adapters, group)
             meeting.must_equal = prepared.identity
         with group.agreed():
             return _fill(prepared, group, repack=repack)
@@ -279,7 +270,8 @@ def load_with(
         working = options.setup(spec, placement).need().working
         packed = as_packed(files, spec, options, placement)[1] if files.computed else None
         packed = packed and replace(packed, formats=loaded.formats)
-        model = load_beside(files, spec, options, placement, other, changed, packed, adapters)
+        prepared = Prepared(files, spec, options, placement, None, adapters, packed)
+        model = load_beside(prepared, other, changed)
         remarks = adapters.remarks
     return replace(
         loaded,
@@ -295,95 +287,19 @@ def load_from_tensors(
 ) -> LoadedModel:
     """`load` of tensors in memory (InMemoryCheckpoint), shared where device and dtype fit."""
     begin = time.perf_counter()
-    running = _run_weights(files, spec, options, None, Adapters(()))
+    running = _fill(prepare(files, spec, options, None, Adapters(())), repack=True)
     return _ready(spec, running, tokenizer, begin)
 
 
-def _run_weights(
-    files: Checkpoint,
-    spec: ModelSpec,
-    options: LoadOptions,
-    exported: ExportRecord | None,
-    adapters: Adapters,
-    *,
-    repack: bool = True,
-) -> _Running:
-    """Refused before anything is allocated, if it does not fit into memory."""
-    return _fill(_prepare(files, spec, options, exported, adapters), repack=repack)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Checked files and what is made of them, before weights are read. memory: as in Loaded."""
-
-    files: Checkpoint
-    spec: ModelSpec
-    options: LoadOptions
-    placement: Placement
-    exported: ExportRecord | None
-    adapters: Adapters
-    packed: PackedLayers | None
-    notices: list[str]
-    memory: int | None
-
-    @property
-    def identity(self) -> str:
-        """Equal for what may be shared: the same weights, in the same form."""
-        entries = self.files.entries.values()
-        options, place = self.options, self.placement
-        said = [
-            self.spec.config, options.quantize, options.quantize_keep, options.text_only,
-            place.dtype, place.device.type, self.exported, self.adapters.remarks,
-            [(one.name, one.shape, one.dtype) for one in entries],
-        ]  # fmt: skip
-        found = sha256(repr(said).encode())
-        for one in entries:  # norms and gates tell one training from another
-            if one.numel <= _COMPARED_NUMBERS:
-                numbers = self.files.read(one.name).contiguous().flatten()  # also of one alone
-                found.update(numbers.view(torch.uint8).numpy().data)
-        return found.hexdigest()
-
-
-def _prepare(
-    files: Checkpoint,
-    spec: ModelSpec,
-    options: LoadOptions,
-    exported: ExportRecord | None,
-    adapters: Adapters,
-    group: Group | None = None,
-) -> _Prepared:
-    placement = _placement(spec, options, as_exported=exported is not None)
-    if group:
-        placement = replace(placement, device=group.device_of(placement.device))
-    packed = None
-    if files.computed:
-        options, packed = as_packed(files, spec, options, placement)
-    options = replace(options, quantize=options.scheme(spec, placement))
-    notices = _prepare_kernels(placement, options)
-    dtype = str(placement.dtype).removeprefix("torch.")
-    in_place = exported is not None or (not adapters.all and used_in_place(files, dtype))
-    others = packed.others if packed else ()
-    setup = options.setup(spec, placement, from_file=in_place, others=others)
-    available = available_memory(placement.device)
-    if group and available is not None and placement.device.type == "cpu":
-        available //= group.ranks_here
-    need = check_memory(setup, available)
-    memory = None if available is None else available - need.weights - need.working
-    return _Prepared(files, spec, options, placement, exported, adapters, packed, notices, memory)
-
-
-def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _Running:
+def _fill(prepared: Prepared, group: Group | None = None, *, repack: bool) -> Running:
     """Read the weights, or this rank's share of them."""
-    p = prepared
-    shares, compile, options = None, p.options.compile, p.options
+    p, told, shares, compile = prepared, prepared, None, prepared.options.compile
     if group:
         shares = Shares(p.spec.family.cuts(p.spec.config), group.rank, group.ranks)
-        options, compile = replace(options, progress=group.beating(options.progress)), "off"
+        beating = replace(p.options, progress=group.beating(p.options.progress))
+        told, compile = replace(p, options=beating), "off"
     begin = time.process_time()
-    model = load_weights(
-        p.files, p.spec, options, p.placement, p.adapters, exported=p.exported, packed=p.packed,
-        repack=repack, notices=p.notices, shares=shares,
-    )  # fmt: skip
+    model = load_weights(told, repack=repack, shares=shares)
     is_rounded = p.options.quantize != "none" and not p.exported
     rounding = time.process_time() - begin if is_rounded else 0.0
     if group and shares:
@@ -392,67 +308,34 @@ def _fill(prepared: _Prepared, group: Group | None = None, *, repack: bool) -> _
     runtime.notices += p.notices
     remarks = (*p.files.remarks, *p.adapters.remarks, *model.remarks)
     formats = p.packed.formats if p.packed else None
-    return _Running(
-        runtime, p.placement, p.options, format=p.files.format, remarks=remarks, memory=p.memory,
-        formats=formats, rounding_seconds=rounding,
+    return Running(
+        runtime=runtime, placement=p.placement, options=p.options, format=p.files.format,
+        remarks=remarks, memory=p.memory, formats=formats, rounding_seconds=rounding,
     )  # fmt: skip
 
 
-def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> _Running:
+def _run_programs(folder: ExportedFolder, spec: ModelSpec, options: LoadOptions) -> Running:
     from mmchat.loading.programs import open_programs
 
-    placement = _placement(spec, options, as_exported=True)
+    placement = placement_of(spec, options, as_exported=True)
     runtime = open_programs(folder, spec, placement, options.progress)
     if folder.record.format == "aoti":
-        runtime.notices += _prepare_kernels(placement, options)
-    return _Running(runtime, placement, options, most_rows=1)
+        runtime.notices += prepare_kernels(placement, options)
+    return Running(runtime=runtime, placement=placement, options=options, most_rows=1)
 
 
-def _placement(spec: ModelSpec, options: LoadOptions, *, as_exported: bool) -> Placement:
-    """Where the model runs. Raises DeviceError, also where it cannot multiply the weights."""
-    placement = options.placement(spec)
-    find_scheme(options.scheme(spec, placement)).check_device(placement.device)
-    return replace(placement, reason="as exported") if as_exported else placement
-
-
-def _prepare_kernels(placement: Placement, options: LoadOptions) -> list[str]:
-    """Compile the kernels for the CPU, where the weights take them, before anything is timed.
-
-    Returns what to tell the user where there are none.
-    """
-    is_rounded = options.quantize != "none" or options.kv != "auto"
-    if placement.device.type != "cpu" or not (is_rounded or placement.dtype == torch.bfloat16):
-        return []
-    native.prepare(options.progress)
-    if native.library() or not native.is_wanted():
-        return []
-    return [f"slower than it could be, on torch's own kernels: {native.reason()}"]
-
-
-def _ready(
-    spec: ModelSpec,
-    running: _Running,
-    tokenizer: Tokenizer,
-    begin: float,
-) -> LoadedModel:
+def _ready(spec: ModelSpec, running: Running, tokenizer: Tokenizer, begin: float) -> LoadedModel:
     """Put the parts together; `begin` is when loading began."""
     options = running.options
     alpha = options.alpha or spec.family.alpha(spec.config, running.format)
     return LoadedModel(
+        **vars(running),
         spec=spec,
-        options=options,
-        runtime=running.runtime,
         processor=spec.family.build().processor(spec.config, tokenizer, alpha),
         tokenizer=tokenizer,
-        placement=running.placement,
         max_seq_len=spec.context_limit(options.max_seq_len),
         sampling_defaults=SamplingParams(**vars(spec.generation)),
         load_seconds=time.perf_counter() - begin,
-        remarks=running.remarks,
-        memory=running.memory,
-        most_rows=running.most_rows,
-        formats=running.formats,
-        rounding_seconds=running.rounding_seconds,
     )
 
 

@@ -19,11 +19,11 @@ from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.gguf_checkpoint import WideRows
-from mmchat.checkpoints.manifest import ExportRecord
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.packed import AddedError, PackedLayers, fill
+from mmchat.loading.packed import AddedError, fill
+from mmchat.loading.prepared import Prepared
 from mmchat.loading.shares import check_groups, cut_rounded
 from mmchat.models.build import FamilyModel
 from mmchat.models.family import OtherConfigError
@@ -35,69 +35,59 @@ _SHOWN = 5  # differences that a message names
 
 
 def load_weights(
-    files: Checkpoint,
-    spec: ModelSpec,
-    options: LoadOptions,
-    placement: Placement,
-    adapters: Adapters,
-    *,
-    exported: ExportRecord | None,
-    packed: PackedLayers | None,
-    repack: bool,
-    notices: list[str],
-    shares: Shares | None = None,
+    prepared: Prepared, *, repack: bool = True, shares: Shares | None = None
 ) -> FamilyModel:
-    """Build the model of `spec` on the meta device and fill it. exported: how `files` were made.
-
-    adapters: are merged into what is no export. packed: what as_packed found in `files`; repack: as
-    in loader.load. notices: takes what is to be said of it. shares: what this process holds of it.
+    """Build the model on the meta device and fill it. repack: as in loader.load. shares: what this
+    process holds of it.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
     CheckpointError with the differences, before anything is read.
     """
-    build, model = spec.family.build(), _empty(spec, options, packed)
+    p, files, spec, options = prepared, prepared.files, prepared.spec, prepared.options
+    build, model = spec.family.build(), _empty(p)
     if shares:
         check_groups(model, shares)
     filled = 0  # of packed weights
     added = AddedError()
     try:
-        if exported:
-            if _joins(exported.scheme, exported.device):
+        if p.exported:
+            if _joins(p.exported.scheme, p.exported.device):
                 with shapes_only():
                     model.fuse_projections()
-            count, tensors = _of_export(files, model, options, placement)
+            count, tensors = _of_export(files, model, options, p.placement)
         else:
             wanted = set(model.weight_names(text_only=options.text_only))
             count = len(wanted)
-            if packed:
-                whole = wanted - adapters.touched  # which are rounded when they are merged
-                wanted -= packed.fill(
-                    model, files, whole, options, placement.device, notices, shares
+            if p.packed:
+                whole = wanted - p.adapters.touched  # which are rounded when they are merged
+                wanted -= p.packed.fill(
+                    model, files, whole, options, p.placement.device, p.notices, shares
                 )
             filled = count - len(wanted)
-            used = partial(_used, model, shares, adapters.touched)
+            used = partial(_used, model, shares, p.adapters.touched)
             tensors = build.iter_weights(files, spec.config, wanted, used)
-            tensors = _merged(tensors, adapters, model, placement.dtype)
+            tensors = _merged(tensors, p.adapters, model, p.placement.dtype)
         model.requires_grad_(False).eval()
         for done, (name, tensor) in enumerate(tensors, start=filled + 1):
-            _assign(model, name, tensor, placement, added, shares)
+            _assign(model, name, tensor, p.placement, added, shares)
             if options.progress:
                 options.progress("weights", done, count)
     except CheckpointError as error:
         raise _with_fitting_params(error, spec) from None
-    if not exported and _joins(options.quantize, placement.device.type):
+    if not p.exported and _joins(options.quantize, p.placement.device.type):
         model.fuse_projections()
     if remark := added.remark("GGUF", options.quantize):
-        notices.append(remark)
-    model.finish_loading(placement.device)
+        p.notices.append(remark)
+    model.finish_loading(p.placement.device)
     if repack:
-        _repack(model, files if exported else None)
+        _repack(model, files if p.exported else None)
     return model
 
 
-def _empty(spec: ModelSpec, options: LoadOptions, packed: PackedLayers | None) -> FamilyModel:
+def _empty(prepared: Prepared) -> FamilyModel:
     """The model on the meta device, in the formats that it will have."""
+    spec, options, packed = prepared.spec, prepared.options, prepared.packed
     with shapes_only():
         model = spec.family.build().model(spec.config)
     set_formats(model, options.plan, packed.formats if packed else None)
@@ -132,35 +122,26 @@ def _used(
     return None if is_rounded_whole else (cut.axis, cut.spans(shares.rank, shares.ranks))
 
 
-def load_beside(
-    files: Checkpoint,
-    spec: ModelSpec,
-    options: LoadOptions,
-    placement: Placement,
-    other: FamilyModel,
-    changed: Collection[str],
-    packed: PackedLayers | None,
-    adapters: Adapters,
-) -> FamilyModel:
-    """The model of `files`, where `other` is the same but for the tensors that are `changed`.
+def load_beside(prepared: Prepared, other: FamilyModel, changed: Collection[str]) -> FamilyModel:
+    """The model, where `other` is the same but for the tensors that are `changed`.
 
-    All that is equal is shared with it. packed, adapters: as in load_weights. Raises
-    CheckpointError.
+    All that is equal is shared with it. Raises CheckpointError.
     """
-    build, model = spec.family.build(), _empty(spec, options, packed)
-    joins = _joins(options.quantize, placement.device.type)
+    p, spec, options, device = prepared, prepared.spec, prepared.options, prepared.placement.device
+    build, model = spec.family.build(), _empty(p)
+    joins = _joins(options.quantize, device.type)
     wanted = set(together(model.weight_names(text_only=options.text_only), changed, joins=joins))
-    if packed:
-        whole = wanted - adapters.touched
-        wanted -= packed.fill(model, files, whole, options, placement.device, [])
-    tensors = build.iter_weights(files, spec.config, wanted)
-    for name, tensor in _merged(tensors, adapters, model, placement.dtype):
-        _assign(model, name, tensor, placement, AddedError())
+    if p.packed:
+        whole = wanted - p.adapters.touched
+        wanted -= p.packed.fill(model, p.files, whole, options, device, [])
+    tensors = build.iter_weights(p.files, spec.config, wanted)
+    for name, tensor in _merged(tensors, p.adapters, model, p.placement.dtype):
+        _assign(model, name, tensor, p.placement, AddedError())
     model.requires_grad_(False).eval()
     if joins:
         model.fuse_projections()
     _share(other, model)
-    model.finish_loading(placement.device)
+    model.finish_loading(device)
     _repack(model, None)
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
@@ -80,8 +82,12 @@ def shortened(
 ) -> str:
     """`text`, its middle replaced by dots if it is wider than `width` pixels."""
     text = text if len(text) <= 400 else f"{text[:200]}…{text[-200:]}"
-    shown, kept = text, len(text)
-    while kept > 2 and draw.textlength(shown, font=font) > width:
-        kept -= 1
-        shown = f"{text[: kept // 2]}…{text[len(text) - kept // 2 :]}"
-    return shown
+    if len(text) <= 2 or draw.textlength(text, font=font) <= width:
+        return text
+
+    def cut(half: int) -> str:
+        return f"{text[:half]}…{text[-half:]}"
+
+    halves = range(1, (len(text) + 1) // 2)
+    fitting = bisect_right(halves, width, key=lambda half: draw.textlength(cut(half), font=font))
+    return cut(max(1, fitting))

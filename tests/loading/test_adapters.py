@@ -25,7 +25,7 @@ from mmchat.cli.download import _say_adapter
 from mmchat.errors import CheckpointError, MemoryError_, UsageError
 from mmchat.hub.client import HubFile
 from mmchat.hub.selection import select
-from mmchat.loading import loader
+from mmchat.loading import loader, prepared
 from mmchat.models.llava.tensor_names import hub_name as llava_name
 from mmchat.models.llava.tensor_names import hub_shapes
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
@@ -441,7 +441,8 @@ def test_the_base_beside_it_shares_what_is_equal(base, adapter, quantize, monkey
         assert apart == {f"{module}.weight" for module in MODULES}
     layers = {name.rsplit(".", 3)[0] for name in apart if ".layers." in name}
     assert len(layers) == 5
-    monkeypatch.setattr(loader, "available_memory", lambda _: 2**30)
+    for module in (loader, prepared):
+        monkeypatch.setattr(module, "available_memory", lambda _: 2**30)
     beside, alone = loader.load_with(model, ()).memory, load(base, dtype="bfloat16").memory
     assert abs(beside - alone) < 2**20  # both leave what a pass works in
     monkeypatch.setattr(loader, "available_memory", lambda _: 1000)

@@ -18,7 +18,7 @@ from mmchat.errors import CheckpointError, DeviceError, MemoryError_, NumericalE
 from mmchat.estimate.memory import Setup
 from mmchat.export import ExportPlan, export_model
 from mmchat.images import load_image
-from mmchat.loading import loader
+from mmchat.loading import loader, prepared
 from mmchat.loading.options import LoadOptions
 from mmchat.models.family import parameter_count
 from mmchat.models.mllama.config import MllamaConfig
@@ -178,7 +178,7 @@ def test_progress_counts_the_tensors(folder, weights):
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(folder, monkeypatch):
-    monkeypatch.setattr(loader, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(prepared, "available_memory", lambda device: 1000)
     monkeypatch.setattr(
         loader, "load_weights", lambda *_, **__: pytest.fail("something was loaded")
     )

@@ -22,8 +22,8 @@ from mmchat.engine.driver import run
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import RankError, UsageError
-from mmchat.loading.loader import _Prepared
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.prepared import Prepared
 from mmchat.nn.kv_cache import LayerCache
 from mmchat.parallel.launch import join, launched_rank
 from mmchat.parallel.slices import Shares
@@ -211,7 +211,7 @@ def test_ranks_compare_small_tensors_of_any_shape():
 
     spec, options = find_model().spec, LoadOptions(device="cpu")
     placement = options.placement(spec)
-    prepared: Any = _Prepared(None, spec, options, placement, None, Adapters(()), None, [], None)  # type: ignore[arg-type]
+    prepared: Any = Prepared(None, spec, options, placement, None, Adapters(()))  # type: ignore[arg-type]
     assert identity(1.0) == identity(1.0) != identity(2.0)
 
 

@@ -18,6 +18,7 @@ from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
+from mmchat.loading.prepared import Prepared
 from mmchat.loading.weights import load_weights
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.parallel.slices import Shares
@@ -54,19 +55,19 @@ def meta_shards(folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
     tables |= {n: torch.zeros_like(t) for n, t in weights.items() if n not in tables}
     tokenizer = TINY / "tokenizer.model"
     place = write_meta_folder(folder, SPEC, tables, tokenizer, shards=8)
-    return {"model": place}
+    return {"name": place}
 
 
 def gguf(folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
     write_model(folder, weights, SPEC.config, open_tokenizer(TINY / "tokenizer.model"))
-    return {"model": folder}
+    return {"name": folder}
 
 
 def exported(scheme: str) -> Callable[..., dict[str, Any]]:
     def write(folder: Path, _: dict[str, Tensor]) -> dict[str, Any]:
         options = LoadOptions(device="cpu", dtype="float32", quantize=scheme)
         export_model(ExportPlan(options, folder, "safetensors"))
-        return {"model": folder}
+        return {"name": folder}
 
     return write
 
@@ -74,19 +75,25 @@ def exported(scheme: str) -> Callable[..., dict[str, Any]]:
 def adapters(folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
     first = write_adapter(folder / "one", low_rank(weights, MODULES))
     second = write_adapter(folder / "two", low_rank(weights, MODULES[:1], rank=2), r=2)
-    return {"model": None, "adapter": [first, second]}
+    return {"adapter": [first, second]}
+
+
+WRITERS = [meta_shards, gguf, exported("none"), adapters]
+
+
+@pytest.fixture(scope="module", params=WRITERS, ids=lambda one: one.__qualname__)
+def plain(request, weights, tmp_path_factory) -> tuple[dict[str, Any], Tensor]:
+    """How a model is loaded, and the logits of one process."""
+    written = request.param(tmp_path_factory.mktemp("plain") / "model", weights)
+    given = {"dtype": "float32", "quantize": "none"} | written
+    return given, logits(mmchat.load(**given))
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize(
-    "write", [meta_shards, gguf, exported("none"), adapters], ids=lambda one: one.__qualname__
-)
-def test_answers_are_those_of_one_process(write, ranks, weights, tmp_path):
-    given = {"dtype": "float32", "quantize": "none"} | write(tmp_path / "model", weights)
-    model = given.pop("model")
-    expected = logits(mmchat.load(model, **given))
+def test_answers_are_those_of_one_process(plain, ranks):
+    given, expected = plain
     with ranks_of(ranks):
-        found = logits(mmchat.load(model, parallel=ranks, **given))
+        found = logits(mmchat.load(parallel=ranks, **given))
     assert (found - expected).abs().max() < 1e-5 * expected.std().clamp(min=1)
 
 
@@ -95,7 +102,7 @@ def packed(kind: str) -> Callable[..., dict[str, Any]]:
 
     def write(folder: Path, weights: dict[str, Tensor]) -> dict[str, Any]:
         pack_folder(hub_folder(folder), kind, weights, hub_config(SPEC.config))
-        return {"model": folder, "quantize": "auto"}
+        return {"name": folder, "quantize": "auto"}
 
     return write
 
@@ -115,10 +122,9 @@ def values(model: Any) -> dict[str, Tensor]:
 def test_rounded_weights_are_parts_of_those_of_one_process(write, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(Int4, "repack", lambda *_: None)
     given = {"dtype": "float32", "quantize": "int8"} | write(tmp_path / "model", weights)
-    model = given.pop("model")
-    whole = values(mmchat.load(model, **given).runtime.model)
+    whole = values(mmchat.load(**given).runtime.model)
     with ranks_of(2) as loaded:
-        first = mmchat.load(model, parallel=2, **given).runtime.own
+        first = mmchat.load(parallel=2, **given).runtime.own
     for rank, own in enumerate((first, loaded[1])):
         shares, held = Shares(SPEC.family.cuts(SPEC.config), rank, 2), values(own.model)
         for name, tensor in whole.items():
@@ -128,7 +134,7 @@ def test_rounded_weights_are_parts_of_those_of_one_process(write, weights, tmp_p
 @pytest.mark.parametrize("scheme", ["none", "int8"])
 def test_a_rank_reads_its_own_of_metas_shards(scheme, weights, tmp_path, monkeypatch):
     """All of them only of tables that it holds whole, and of columns that have one scale a row."""
-    place = meta_shards(tmp_path / "model", weights)["model"]
+    place = meta_shards(tmp_path / "model", weights)["name"]
     options = LoadOptions(place, device="cpu", dtype="float32", quantize=scheme)
     source, read = options.find(), MappedFile.tensor
     seen: list[tuple[str, str]] = []
@@ -140,10 +146,8 @@ def test_a_rank_reads_its_own_of_metas_shards(scheme, weights, tmp_path, monkeyp
     shares = Shares(SPEC.family.cuts(SPEC.config), 1, 2)
     with source.open_weights() as files, monkeypatch.context() as patch:
         patch.setattr(MappedFile, "tensor", reading)
-        load_weights(
-            files, SPEC, options, options.placement(SPEC), Adapters(()), exported=None, packed=None,
-            repack=False, notices=[], shares=shares,
-        )  # fmt: skip
+        prepared = Prepared(files, SPEC, options, options.placement(SPEC), None, Adapters(()))
+        load_weights(prepared, repack=False, shares=shares)
     others = {name for name, file in seen if file < "consolidated.04.pth"}
     joined = {name for name in others if shard_dims(name) is not None}
     whole = {

@@ -3,13 +3,14 @@ import math
 import numpy as np
 import pytest
 from PIL import Image as PILImage
+from PIL import ImageDraw
 
 from mmchat.images import from_pil
 from mmchat.models.mllama import tile_preview
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.tile_preview import describe, draw_tile_preview
 from mmchat.models.mllama.tiling import choose_layout
-from mmchat.models.preview import HATCH_GROUND, HATCH_LINE
+from mmchat.models.preview import HATCH_GROUND, HATCH_LINE, font, shortened
 
 
 def vision_config(side: int) -> VisionConfig:
@@ -98,3 +99,13 @@ def test_a_full_canvas_has_no_hatching():
 @pytest.mark.parametrize("name", ["x" * 5000, "a\nb\x1b[31m\0", "\u72ac.png", ""])
 def test_any_name_can_be_drawn(name):
     assert preview(60, 90, 112, name=name)[0].width == 1176
+
+
+@pytest.mark.parametrize("text", ["", "a", "ab", "abc", "photo of a dog.png", "WiM" * 100])
+@pytest.mark.parametrize("width", [0, 40, 120, 500])
+def test_a_name_loses_no_more_of_its_middle_than_it_must(text, width):
+    draw, letters = ImageDraw.Draw(PILImage.new("RGB", (1, 1))), font(16)
+    ways = [f"{text[:half]}…{text[-half:]}" for half in range(1, (len(text) + 1) // 2)]
+    fitting = [way for way in [*ways, text] if draw.textlength(way, font=letters) <= width]
+    expected = fitting[-1] if fitting else [*ways, text][0]
+    assert shortened(draw, text, letters, width) == expected
