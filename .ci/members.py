@@ -51,8 +51,9 @@ def faults_of(path: Path, version: str) -> list[str]:
 def main(paths: list[str]) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     found = [fault for path in paths for fault in faults_of(Path(path), version)]
-    if f"## [{version}]" not in (ROOT / "CHANGELOG.md").read_text("utf-8"):
-        found.append(f"CHANGELOG.md has no heading of {version}")
+    heading = rf"(?m)^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
+    if not re.search(heading, (ROOT / "CHANGELOG.md").read_text("utf-8")):
+        found.append(f"CHANGELOG.md has no heading of {version} with a date")
     print("\n".join(found or [f"{len(paths)} files of {version} are complete"]))
     sys.exit(bool(found))
 

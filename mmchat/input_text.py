@@ -12,6 +12,7 @@ from mmchat.errors import PromptError
 
 _UTF16 = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
 _CONVERT = "save it as UTF-8"
+_FIRST_BYTES = 8192  # what is looked at, whatever Python buffers
 
 
 class NotTextError(PromptError):
@@ -62,7 +63,7 @@ def lines(
     try:
         if not isinstance(stream, io.BufferedReader):  # bytes in memory
             stream = io.BufferedReader(stream)  # type: ignore[arg-type]
-        first = stream.peek(1)
+        first = stream.peek(1)[:_FIRST_BYTES]
         if not first:  # the end, which a terminal tells once
             return
         decoded(first, name, whole=False)

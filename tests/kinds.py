@@ -38,6 +38,7 @@ UNTOLD = ((os, "openpty"), (_posixsubprocess, "fork_exec"))
 FREE = (
     "/mmchat/images/worker/__init__.py",
     "/mmchat/quant/kernels/native.py",
+    "/multiprocessing/resource_tracker.py",  # Python's own, begun by the first lock
     "/torch/_inductor/",
 )
 

@@ -89,11 +89,12 @@ def test_the_wheel_holds_the_package(members):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("folder", ["model_params", "assets/tiny"])
-def test_the_wheel_holds_our_data(members, folder):
-    packed = members_under(members, f"{DATA}/{folder}/")
-    assert packed
-    assert packed == files_under(ROOT / folder)
+def test_the_wheel_holds_our_data(members):
+    assert members_under(members, f"{DATA}/model_params/") == files_under(ROOT / "model_params")
+    model, folder = members_under(members, f"{DATA}/assets/tiny/"), ROOT / "assets/tiny"
+    manifest = json.loads(model["mmchat-manifest.json"])
+    assert model.keys() == {"mmchat-manifest.json", *manifest["files"]}  # not how it was trained
+    assert model == {name: (folder / name).read_bytes() for name in model}
 
 
 @pytest.mark.process
@@ -207,6 +208,17 @@ def test_a_type_checker_reads_the_types_of_the_wheel(members, tmp_path):
         for fault in report["generalDiagnostics"]
     ]
     assert set(found) == {("mistakes.py", line) for line in range(2, 7)}, done.stdout
+
+
+def test_the_change_log_is_in_the_form_of_keep_a_changelog():
+    _, *releases = re.split(r"(?m)^## ", (ROOT / "CHANGELOG.md").read_text("utf-8"))
+    headings = [release.partition("\n")[0] for release in releases]
+    assert any(heading.startswith(f"[{VERSION}] - ") for heading in headings)
+    kinds = "Added|Changed|Deprecated|Removed|Fixed|Security"
+    for heading, release in zip(headings, releases, strict=True):
+        assert re.fullmatch(r"\[Unreleased\]|\[[\d.]+\] - \d{4}-\d\d-\d\d", heading)
+        for line in filter(None, release.splitlines()[1:]):
+            assert re.match(rf"- \S|### ({kinds})(: .+)?$", line), line
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:

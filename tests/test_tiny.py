@@ -1,5 +1,7 @@
 """The built-in model: whole, small enough, and right about pictures that it never saw."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from mmchat.images import from_pil
 from mmchat.loading.options import LoadOptions
 from tests.meta_checkpoint import write_meta_folder
 
+ASSETS = Path(__file__).parents[1] / "assets"  # a wheel has only some
 TINY = data_path("assets", "tiny")
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
 
@@ -28,7 +31,7 @@ def model():
 
 
 def answer(session, text, *pictures):
-    images = [data_path("assets", name) for name in pictures]
+    images = [ASSETS / name for name in pictures]
     *_, last = session.send(text, images, GREEDY)
     assert isinstance(last, Finished)
     return last.text

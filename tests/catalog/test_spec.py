@@ -108,7 +108,7 @@ def test_names_users_know(name, model, tile, chat_format):
 
 
 def test_the_built_in_model_is_as_its_training_script_builds_it():
-    source = data_path("assets", "tiny", "trainee.py").read_text()
+    source = (Path(__file__).parents[2] / "assets/tiny/trainee.py").read_text()
     tree = ast.parse(source)
     (function,) = (n for n in tree.body if getattr(n, "name", "") == "tiny_config")
     scope = dict(vars(mllama_config))

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -334,7 +335,7 @@ def test_broken_and_circular_links_are_refused(tmp_path):
     assert "No such file" in refusal(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").symlink_to("model.safetensors")
-    assert "leads nowhere" in refusal(tmp_path)
+    assert re.search("leads nowhere|levels of symbolic links", refusal(tmp_path))  # Python 3.13
 
 
 # Meta's shards

@@ -3,6 +3,7 @@
 import base64
 import errno
 import math
+import sys
 
 import pytest
 from PIL import Image
@@ -408,6 +409,8 @@ def test_a_wrong_checkpoint_path_is_exit_code_3(run_real):
 
 
 LONG = "x" * 300
+# from Python 3.14 on such a name exists as little as any other
+MISSING, NOT_YET = (2, 3)[sys.version_info >= (3, 14)], (2, 6)[sys.version_info >= (3, 14)]
 
 
 @pytest.mark.parametrize(
@@ -419,11 +422,11 @@ LONG = "x" * 300
         (("generate", "-q", "-p", "x", "-i", LONG, "-o", "a.txt"), 4),
         (("generate", "-q", "-p", "x", "-i", "~nosuch/x.png", "-o", "a.txt"), 4),
         (("generate", "-p", "x", "-o", LONG), 7),
-        (("where", LONG), 2),
-        (("remove", f"./{LONG}"), 2),
+        (("where", LONG), MISSING),
+        (("remove", f"./{LONG}"), MISSING),
         (("export", "tiny", "--format", "safetensors", "-o", LONG), 2),
         (("export", "tiny", "--format", "hf", "-o", LONG), 2),
-        (("download", "acme/x", "--offline", "--local-dir", LONG), 2),
+        (("download", "acme/x", "--offline", "--local-dir", LONG), NOT_YET),
         (("download", "acme/x", "--offline", "--local-dir", "~nosuch/x"), 2),
     ],
 )

@@ -60,6 +60,7 @@ def not_compiled(tmp_path, monkeypatch):
         return content
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(native_steps, "check_cpp_compiler", lambda: None)
     monkeypatch.setattr(native_steps, "_compile", compile)
     monkeypatch.setattr(native_steps, "open_program", open_program)
     return compiled
@@ -239,6 +240,7 @@ def test_without_a_compiler_on_is_a_clear_error_and_the_model_stays_as_it_was(
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(native_steps, "check_cpp_compiler", lambda: None)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     (tmp_path / "steps").write_text("")
     with pytest.raises(DiskError, match=r"^cannot write '.*steps': File exists"):
