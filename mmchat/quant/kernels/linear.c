@@ -35,8 +35,8 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 #define ROWS 4            // rows of int8 and bf16 read together for one or two tokens
 #define ROWS_INT4 2       // rows of int4 for one token; one row at a time meets two
 #define CACHED 262144     // bytes of activations that stay close to a core
-#define AHEAD 1024        // bytes of each stream that are asked for before they are needed
-#define AHEAD_INT4 2048   // likewise of int4
+#define AHEAD 2048        // bytes of each stream that are asked for before they are needed
+#define AHEAD_INT4 4096   // likewise of int4
 #define AHEAD_SCALES 2    // rows whose scales of int4 are asked for before they are needed
 // tokens from which weights are unpacked first: of int8, of rows of int4, and of packed int4, which
 // vectors of 32 bytes unpack as fast each time

@@ -17,8 +17,8 @@ from torch import Tensor
 from mmchat.quant.kernels import blocks_reference, layout, reference
 from mmchat.quant.kernels.library import BLOCK, GROUPS, PANEL, Library
 
-# Tokens and rows of products. From 5, 9 or 13 tokens on weights are unpacked first, 16 or 32 rows at
-# a time, and 2 to 6 tokens meet them together.
+# Tokens and rows of products. From 5, 9 or 13 tokens on weights are unpacked first, 16 or 32 rows
+# at a time, and 2 to 6 tokens meet them together.
 FEW = tuple((count, count * 4 % 9 + 1) for count in range(1, 10))
 MANY = ((5, 17), (7, 34), (8, 16), (13, 16), (14, 35), (15, 50), (16, 31), (67, 33))
 # Of packed int4: one, two or three panels, of which two are read together, and tokens that are

@@ -129,6 +129,7 @@ def test_a_fault_of_the_attention_of_many_queries_is_seen(
 
     assert sees("attend_many", is_case, off=0.05)
 
+
 Load = Callable[[], tuple[Library | None, str]]
 
 
@@ -170,13 +171,15 @@ def test_a_source_without_a_fault_is_used(load_edited: Callable[[str, str], Load
         ("for (; g < groups; g++) {", "for (; g + 1 < groups; g++) {"),
         ("for (; b < blocks; b++)", "for (; b < blocks - 1; b++)"),
         ("for (; m < m1; m++) { CALL(one", "for (; m + 1 < m1; m++) { CALL(one"),
-        ("k < columns; k += 32) {", "k < columns - 32; k += 32) {"),
-        ("sums + (p - p0) * PANEL * count", "sums"),
+        ("k < columns; k += BLOCK)\n", "k < columns - BLOCK; k += BLOCK)\n"),
+        ("sums + t * each * PANEL", "sums"),
+        ("each > MOST - 2 ? MOST - each : 2", "2"),
+        ("k / SPAN * tiles + t0", "k / SPAN * tiles"),
+        ("place][row], &given", "at][row], &given"),
         ("i + pairs < panels ? pairs : 0", "0"),
         ("xscale += step / BLOCK", "xscale += 1"),
         ("tile.y += tokens * tile.N", "tile.y += tile.N"),
-        ("m + WINDOW < M ? WINDOW : M - m", "M - m < WINDOW ? M - m : WINDOW - 1"),
-        ("of->y + (m0 + t) * N", "of->y + t * N"),
+        ("y[(m0 + t) * N", "y[t * N"),
         ("D == 128) span(q, key, value,", "D == 128) span(q, key, key,"),
         ("load(at) * shrink[i] + sum[t][i]", "load(at) + sum[t][i]"),
         ("j >= N ? -INFINITY", "j > N ? -INFINITY"),
