@@ -15,7 +15,7 @@ class _ToStderr(logging.StreamHandler):
     """What sys.stderr is as a line comes: while a model loads, one that draws a spinner below."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr
         super().emit(record)
 
 

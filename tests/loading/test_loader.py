@@ -165,7 +165,8 @@ def test_tables_filled_for_tiles_that_a_canvas_lacks_are_used_and_said(tmp_path,
     expected = build(filled, config).vision_states(*image)
     for place in (folder, tmp_path / "saved"):
         model = mmchat.load(place, device="cpu", dtype="float32")
-        assert torch.equal(model.runtime.model.vision_states(*image), expected)
+        found = model.runtime.model.vision_states(*image)  # by joined layers
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert "padding tiles are computed one by one" in model.remarks[0]
         assert mmchat.load(place, device="cpu", text_only=True).remarks == ()
 

@@ -29,7 +29,7 @@ WIDE = 32_832  # so many activations that a few tokens are taken at a time
 WINDOW = (267, 40)  # tokens of which some are in a window of their own, and rows
 # (positions, width, queries that share a key) of attention; spans have 512 positions
 ATTENTION = ((1, 16, 1), (2, 128, 4), (65, 64, 3), (130, 256, 5), (513, 128, 9), (578, 32, 2))
-# (queries, keys, width, heads, heads of keys): tiles, blocks and tasks that are whole, and what
+# (queries, keys, width, heads, heads of keys): groups, blocks and tasks that are whole, and what
 # is left of each; queries that see nothing of the first blocks' ends where they are causal
 MANY_QUERIES = (
     (32, 96, 64, 2, 2),
