@@ -504,7 +504,7 @@ DEFINE_PANEL_TILES(INT4_TILES_32, KIND_INT4(32))
 DEFINE_PANEL_TILES(INT4_TILES_64, KIND_INT4(64))
 
 // 64 columns of eight rows, in order. to: of their first column and row.
-#ifdef __AVX512F__
+#if LANES == 16 && defined(__AVX512F__)
 INLINE void turn_block(const int8_t *const *rows, int64_t k, uint8_t (*to)[PANEL][4]) {
     const __m512i flip = _mm512_set1_epi32((int)0x80808080);
     const __m512i halves[2] = {
