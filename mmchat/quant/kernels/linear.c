@@ -548,22 +548,26 @@ INLINE void unpack_int4(const uint8_t *packed, int64_t group, int64_t columns, i
     const Kind kind = KIND_INT4(group < BLOCK ? (int)group : BLOCK);
     const __m256i low = _mm256_set1_epi8(0x0f);
     __m256 scale = _mm256_setzero_ps(), zero = scale;
-    for (int64_t k = 0; k < columns; k += 8, packed += 4 * PACKED) {
-        if (k % group == 0) {
-            scale = bf16_lanes((const uint16_t *)packed);
-            zero = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale,
-                                    bf16_lanes((const uint16_t *)packed + PACKED));
-            packed += 4 * PACKED;
-        }
-        if (k % kind.group == 0) {
-            _mm256_storeu_ps(to->scale[k / kind.group] + row, scale);
-            _mm256_storeu_ps(to->zero[k / kind.group] + row, zero);
-        }
-        const __m256i both = _mm256_loadu_si256((const __m256i *)packed);
-        for (int odd = 0; odd < 2; odd++) {
-            const int64_t at = k / BLOCK * (BLOCK / 4) + place_of(kind, k % BLOCK / 8 + 8 * odd);
-            _mm256_storeu_si256((__m256i *)to->level[at][row],
-                                _mm256_and_si256(odd ? _mm256_srli_epi16(both, 4) : both, low));
+    for (int64_t k = 0; k < columns; k += BLOCK) {
+        uint8_t (*level)[PANEL][4] = to->level + k / 4;
+#pragma GCC unroll 8
+        for (int i = 0; i < BLOCK; i += 8, packed += 4 * PACKED) {
+            if (i % kind.group == 0) {
+                if ((k + i) % group == 0) {
+                    scale = bf16_lanes((const uint16_t *)packed);
+                    zero = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale,
+                                            bf16_lanes((const uint16_t *)packed + PACKED));
+                    packed += 4 * PACKED;
+                }
+                _mm256_storeu_ps(to->scale[(k + i) / kind.group] + row, scale);
+                _mm256_storeu_ps(to->zero[(k + i) / kind.group] + row, zero);
+            }
+            const __m256i both = _mm256_loadu_si256((const __m256i *)packed);
+            const __m256i odd = _mm256_srli_epi16(both, 4);
+            _mm256_storeu_si256((__m256i *)level[place_of(kind, i / 8)][row],
+                                _mm256_and_si256(both, low));
+            _mm256_storeu_si256((__m256i *)level[place_of(kind, i / 8 + 8)][row],
+                                _mm256_and_si256(odd, low));
         }
     }
 }

@@ -128,7 +128,7 @@ INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, co
     const uint8_t *w = panel->level[0][0];
     const float *scale = panel->scale[0], *zero = panel->zero[0];
     for (int64_t k = 0; k < columns; k += BLOCK, x++) {
-        for (int64_t i = 0; i < ahead.each; i++) _mm_prefetch(*ahead.line++, _MM_HINT_T1);
+        for (int64_t i = 0; i < ahead.each; i++) _mm_prefetch(*ahead.line++, _MM_HINT_T0);
 #pragma GCC unroll 4
         for (int g = 0; g < BLOCK / kind.group; g++, scale += PANEL, zero += PANEL) {
             PanelWhole dot[MOST][2], before[MOST][2] = {{{0}}};
@@ -199,8 +199,8 @@ INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, co
 
 #define MOST_LINES (PANEL * (SPAN * 5 / 4 / 64 + 1))
 
-// What is unpacked next, a line of each unit after the other. Into the second cache, so that memory
-// is read while products are made. Returns how many they are.
+// What is unpacked next, a line of each unit after the other, so that memory is read while products
+// are made. Returns how many they are.
 static int64_t lines_of(const Weights *of, int64_t row, int64_t column, const char **line) {
     const int64_t begin = of->stride * column / of->K, bytes = of->stride * SPAN / of->K;
     int64_t count = 0;
