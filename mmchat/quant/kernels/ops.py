@@ -75,7 +75,10 @@ def probe() -> list[Choice]:
 def has_slow_mkl() -> bool:
     """Whether MKL, which makes torch's products of float32, leaves half of the processor unused:
     it takes AVX-512 on Intel's alone. oneDNN, which torch has too, takes it on all."""
-    return is_amd() and "avx512f" in processor_flags() and torch.backends.mkldnn.is_available()
+    has_other = torch.backends.mkldnn.is_available() and hasattr(
+        torch.ops.mkldnn, "_linear_pointwise"
+    )
+    return has_other and is_amd() and "avx512f" in processor_flags()
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
