@@ -27,6 +27,7 @@ def repeated(unit):
 LINES = ["x", "a.png ", "/x/a.png b ", "it's ", "'a \"b ", '"\\" ', "'\\' ", "a\\ b ", "\"' '\""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", some(LINES, ["a.png ", "'a \"b ", '"\\" ', "\"' '\""]))
 def test_names_of_pictures_are_found_in_linear_work(unit, monkeypatch):
     monkeypatch.setattr(paths, "existing", lambda name, listings=None: None)

@@ -125,6 +125,7 @@ def test_good_json_is_what_python_reads():
     assert parse_json(b'"' + b"[" * 99 + b'"', WHERE) == "[" * 99
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.recursive(
     st.none() | st.booleans() | st.integers(-10**17, 10**17) | st.text(max_size=5)

@@ -96,6 +96,7 @@ def test_rows_at_once_are_timed_beside_one_alone(tmp_path):
         assert alone > 0, name
 
 
+@pytest.mark.slow
 def test_a_step_compiled_as_transformers_compiles_it_says_the_same(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # its static cache is real
     asked = ["--vs", "compiled", "--measure", "decode", "--rows", "2"]

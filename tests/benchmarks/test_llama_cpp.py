@@ -61,6 +61,7 @@ def is_installed() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_installed(), reason=f"NOT TESTED: llama.cpp; {llama_cpp.INSTALL}")
 def test_llama_cpp_says_the_same_on_the_same_weights(tmp_path):
     path = tmp_path / "found.json"

@@ -26,6 +26,7 @@ def nothing_installed(monkeypatch):
     monkeypatch.setattr(linears, "version_of", missing)
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_said_and_left_out(
     nothing_installed, monkeypatch, tmp_path, capsys
 ):

@@ -193,6 +193,7 @@ def test_a_wrong_file_names_file_place_and_reason(tmp_path, found, message):
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
+@pytest.mark.slow
 def test_mutated_files_of_all_kinds_raise_nothing_but_our_errors(tmp_path, monkeypatch):
     rng = random.Random(4)
     hub = hub_config(find_spec("llama3.2-11B").config)

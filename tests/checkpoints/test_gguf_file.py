@@ -295,6 +295,7 @@ def test_two_files_with_the_text_or_the_vision(tmp_path):
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_fuzz_gguf_headers(tmp_path):
     whole, rng = both(), random.Random(20250513)
     path = tmp_path / "model.gguf"

@@ -267,6 +267,7 @@ BROKEN_PICKLES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN_PICKLES)
 def test_a_broken_pickle_is_refused(path, kind):
     assert "refused" in refusal(pth_with_pickle(path, BROKEN_PICKLES[kind], SIX))

@@ -143,6 +143,7 @@ def test_a_file_cut_off_anywhere_is_refused_with_both_sizes(tmp_path):
             assert "cut off in tensor" in message
 
 
+@pytest.mark.slow
 def test_a_header_of_a_million_tensors_is_refused(tmp_path):
     header = '{"n":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},' + " " * 60_000_000
     path = header_file(tmp_path / "model.safetensors", header)
@@ -151,6 +152,7 @@ def test_a_header_of_a_million_tensors_is_refused(tmp_path):
     assert "20,001 tensors" in refusal(header_file(path, many, bytes(4 * len(many))))
 
 
+@pytest.mark.slow
 def test_as_many_tensors_as_allowed_are_read(tmp_path):
     many = {f"{i}": item(4 * i, 4 * i + 4) for i in range(limits.TENSORS_PER_FILE)}
     path = header_file(tmp_path / "model.safetensors", many, bytes(4 * len(many)))

@@ -33,6 +33,7 @@ def record(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_keys_and_values_in_int8_are_said():
     done = run("--kv", "int8")
     assert done.exit_code == 0, done.stderr

@@ -250,6 +250,7 @@ def test_no_line_is_wider_than_the_terminal(doctor, columns):
     assert max(map(len, shown.splitlines())) <= columns
 
 
+@pytest.mark.slow
 def test_what_each_of_eight_ranks_needs_of_the_90b(doctor):
     done = doctor(written_down(8 * 24), "--parallel", "8", piped=True)
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]

@@ -36,6 +36,7 @@ def test_inspect_estimates_what_an_export_writes(run_real, export):
         assert found["weight_bytes"][name] == pytest.approx(size, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_each_rank_needs(run_real):
     ask = ("generate", "llama3.2-90B", "-p", "x", "--dry-run", "-q", "--device", "cpu")
     shared = run_real(*ask, "--parallel", "8")

@@ -29,6 +29,7 @@ def test_the_words_of_the_answer_and_where_they_looked(run_real):
     assert (done.stderr, done.exit_code) == ("", 0)
 
 
+@pytest.mark.slow
 def test_a_picture_and_a_page_are_written(run_real, tmp_path):
     done = run_real(*ASK, "--word", "dog", "-o", str(tmp_path / "out.png"), "-q")
     assert (len(done.stdout.splitlines()), done.exit_code) == (3, 0)

@@ -352,6 +352,7 @@ DISTRIBUTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", some(DISTRIBUTIONS, DISTRIBUTIONS[:1]))
 def test_samples_with_drafts_follow_the_exact_distribution(options, monkeypatch):
     """Chi-square over all continuations of three tokens; half of the drafts are improbable."""

@@ -167,6 +167,7 @@ SCHEMAS = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(schema=SCHEMAS, seed=st.integers(0, 99), temperature=st.sampled_from([0.0, 0.7, 3.0]))
 def test_whatever_the_model_would_say_the_answer_obeys(schema, seed, temperature):

@@ -434,6 +434,7 @@ def test_what_was_not_a_number_leaves_nothing_behind(monkeypatch):
 # With the built-in model
 
 
+@pytest.mark.slow
 def test_scenes_in_little_memory_get_the_answers_of_one_at_a_time():
     """Room for two rows of eight."""
     model = mmchat.load("tiny", dtype="float32")

@@ -38,6 +38,7 @@ def test_zero_temperature_takes_the_most_probable():
     assert draws([1.0, 3.0, 2.0], count=5, temperature=0.0) == [1] * 5
 
 
+@pytest.mark.slow
 def test_samples_follow_the_softmax():
     logits = [0.0, 1.0, 2.0, -1.0]
     expected = torch.tensor(logits).softmax(-1)

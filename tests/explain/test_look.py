@@ -272,6 +272,7 @@ def test_the_pictures_of_an_answer_fit_a_screen(found):
     assert rendered(".png", found, None, QUESTION, "tiny").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(30, 20), (9, 4000), (5000, 9), (6000, 5000)])
 def test_many_words_and_pictures_make_no_huge_picture(size, monkeypatch):
     """And none is lit at its own size, which takes gigabytes."""

@@ -45,6 +45,7 @@ def test_look_needs_an_answer_and_a_picture(chat):
     assert "no picture" in told(chat, "\\look")
 
 
+@pytest.mark.slow
 def test_look_tells_the_words_and_writes_files(chat, tmp_path):
     told(chat, f"\\image {data_path('assets/dog.jpg')} What's in this image?")
     words = chat.session.last_turn().answer.split()

@@ -84,6 +84,7 @@ def divergence(model: LoadedModel, plain: LoadedModel, prompts: list[Prompt]) ->
     return float((expected.exp() * (expected - mine)).sum(-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int4", "int4-b32"])
 def test_samples_halve_what_rounding_costs_the_built_in_model(samples, prompts, scheme, tmp_path):
     assert not export(tmp_path / "out", samples, scheme).remarks
@@ -94,6 +95,7 @@ def test_samples_halve_what_rounding_costs_the_built_in_model(samples, prompts, 
     assert 0 < found < 0.5 * before
 
 
+@pytest.mark.slow
 def test_an_export_has_the_form_of_one_without_samples_and_is_the_same_each_time(few, tmp_path):
     folders = [tmp_path / name for name in ("first", "second", "plain")]
     for folder in folders[:2]:
@@ -113,6 +115,7 @@ def test_an_export_has_the_form_of_one_without_samples_and_is_the_same_each_time
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_hub_folder, write_folder], ids=["llava", "qwen-vl"])
 def test_families_whose_pictures_take_positions_are_calibrated(write, few, tmp_path):
     check_family(str(write(tmp_path / "model")), few, tmp_path)
@@ -164,6 +167,7 @@ def test_layers_of_true_widths_are_reached_one_by_one(shapes, monkeypatch):
     model.fuse_projections()
 
 
+@pytest.mark.slow
 def test_one_layers_sums_are_in_memory_at_a_time_and_one_layers_keys(few, tmp_path, monkeypatch):
     made: list[weakref.ref] = []
     most, caches = [], []
@@ -192,6 +196,7 @@ def test_one_layers_sums_are_in_memory_at_a_time_and_one_layers_keys(few, tmp_pa
     assert [len({id(layer) for layer in cache.layers}) for cache in caches] == [1, 1]
 
 
+@pytest.mark.slow
 def test_texts_are_read_as_they_are_and_layers_of_pictures_stay_rounded(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(console.Stages, "show", lambda _, stage: shown.append(stage))
@@ -218,6 +223,7 @@ def test_texts_are_read_as_they_are_and_layers_of_pictures_stay_rounded(tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_a_sample_that_cannot_be_asked_is_left_out_and_named(few, tmp_path):
     found = tmp_path / "samples"
     found.mkdir()

@@ -255,6 +255,7 @@ def test_a_document_with_a_password_is_refused():
     assert "is locked with a password; save it without one" in refused(data)
 
 
+@pytest.mark.slow
 def test_an_endless_page_ends_with_its_time(monkeypatch):
     monkeypatch.setattr(limits, "DECODE_CPU_SECONDS", 1.0)
     curve = b"0 0 m 9 99 60 3 70 140 c 1 99 60 3 70 14 c S " * 200_000

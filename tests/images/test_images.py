@@ -682,6 +682,7 @@ def read_hostile(count: int, seed: int) -> tuple[int, int]:
     return read, refused
 
 
+@pytest.mark.slow
 def test_damaged_files_give_a_picture_or_an_image_error(monkeypatch):
     monkeypatch.setattr(limits, "IMAGE_PIXELS", 1_000_000)
     read, refused = read_hostile(3_000, seed=1)

@@ -362,6 +362,7 @@ def fuzz_adapters(folder, rounds):
     assert all(map(str.isprintable, messages))
 
 
+@pytest.mark.slow
 def test_fuzz(tmp_path):
     fuzz_adapters(tmp_path / "adapter", 1500)
 

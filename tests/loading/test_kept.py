@@ -132,6 +132,7 @@ def test_it_is_exported_again_to_where_it_lies(run, monkeypatch):
     assert advice in " ".join(refused.stderr.split())
 
 
+@pytest.mark.slow
 def test_what_samples_have_rounded_is_named_and_replaced_by_such_alone(run, tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "one.txt").write_text("A dog sits in the grass, and a cat beside it.")

@@ -190,6 +190,7 @@ def test_layers_that_are_not_packed_stay_as_they_are(tmp_path, weights):
     assert torch.equal(model.get_submodule(name).weight, weights[f"{name}.weight"])
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_packed_are_counted_as_they_are(tmp_path, weights):
     names = [f"{LAYER}.mlp.down_proj", f"{LAYER}.self_attn.q_proj", f"{LAYER}.self_attn.o_proj"]
     placement = choose_placement("cpu", "bfloat16", SPEC.parameters)
@@ -213,6 +214,7 @@ def test_layers_that_are_not_packed_are_counted_as_they_are(tmp_path, weights):
     assert needs[1] - needs[0] == more > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlx4", "nf4"])
 @pytest.mark.parametrize("left", [(), (f"{LAYER}.self_attn.k_proj",)])
 def test_the_base_beside_an_adapter_is_the_packed_model(tmp_path, weights, kind, left):

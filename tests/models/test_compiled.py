@@ -57,6 +57,7 @@ def assert_like(
         assert levels.float().mean() < 1e-3  # a few of some thousand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_dtype", [None, torch.int8])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_compiled_equals_eager(name, kv_dtype, monkeypatch, tmp_path):

@@ -106,6 +106,7 @@ def step(model: Any, cache: Any, *tokens: int, slot: int = 0) -> Tensor:
     return model.forward(Batch.all_of(torch.tensor(tokens), cache.lengths[slot], slot), cache)
 
 
+@pytest.mark.slow
 def test_a_prompt_in_pieces_or_token_by_token_equals_the_whole(case, tolerance):
     model, (prompt, _) = case
     whole = fresh(model, prompt)

@@ -59,6 +59,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "ranks"), [("tiny", 2), ("tiny", 4), ("llava", 2), ("llava", 4), ("qwen_vl", 2)]
 )
@@ -68,6 +69,7 @@ def test_logits_are_those_of_the_whole_model(family, ranks, folders):
         assert_near(logits(mmchat.load(folders[family], dtype="float32", parallel=ranks)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
 def test_rounded_weights_are_parts_of_those_of_the_whole_model(scheme, ranks, monkeypatch):
@@ -85,6 +87,7 @@ def test_rounded_weights_are_parts_of_those_of_the_whole_model(scheme, ranks, mo
                 assert torch.equal(own[name], shares.of(name, tensor)), (rank, name)
 
 
+@pytest.mark.slow
 def test_conversations_and_many_rows_say_the_same(folders):
     """Undo, seeds, drafts, a schema, several pictures, rows that are cancelled, a second model."""
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

@@ -89,6 +89,7 @@ def plain(request, weights, tmp_path_factory) -> tuple[dict[str, Any], Tensor]:
     return given, logits(mmchat.load(**given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_answers_are_those_of_one_process(plain, ranks):
     given, expected = plain
@@ -116,6 +117,7 @@ def values(model: Any) -> dict[str, Tensor]:
     return {**model.state_dict(), **wide}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "write", [meta_shards, gguf, exported("int8"), *map(packed, ("nf4", "awq", "fp8"))]
 )

@@ -71,6 +71,7 @@ WHOLE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "ranks"), [(name, able(known(name))[-1]) for name in NAMES])
 @pytest.mark.parametrize("scheme", ["none", "int8", "int4-g32"])
 def test_a_rank_holds_what_the_estimate_counts(name, ranks, scheme):

@@ -162,6 +162,7 @@ HOSTILE = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(HOSTILE, max_size=14), st.integers(0, 99))
 @settings(max_examples=150, deadline=None)
 def test_model_text_cannot_drive_the_terminal(parts, seed):

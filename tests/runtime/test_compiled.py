@@ -113,6 +113,7 @@ def test_more_rows_than_the_example_has_are_compiled_when_they_come(weights):
     assert runtime.notices == []
 
 
+@pytest.mark.slow
 def test_more_shapes_than_torch_compiles_are_read_eagerly(weights):
     plain = EagerRuntime(oracle.build(weights), CPU)
     with torch._dynamo.config.patch(recompile_limit=1):
@@ -139,6 +140,7 @@ def test_a_random_context_compiles_nothing_either(traced):
     assert traced.notices == []
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_later_leaves_a_model_that_goes_on_eagerly(weights):
     runtime = compile_model(oracle.build(weights), uses=["decode"])
     layer = runtime.model.blocks()[0].layers[1]
@@ -224,6 +226,7 @@ def test_code_of_the_inductor_equals_eager(weights, monkeypatch):
         compare(runtime, weights, rows, steps=14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["int8", "int4-g32"])
 @pytest.mark.parametrize("dtype", some(["float32", "bfloat16"], ["float32"]))
 def test_quantised_layers_are_in_the_graph(scheme, dtype):

@@ -142,6 +142,7 @@ def test_code_of_a_family_from_elsewhere_changes_a_key(tmp_path):
     assert native_steps._origin(code) == keys[3]
 
 
+@pytest.mark.slow
 def test_torch_can_store_the_graph_of_each_kind_of_layer(weights, monkeypatch, tmp_path):
     """As it does when it compiles: types of ours among the arguments are unknown to it."""
     stored = []

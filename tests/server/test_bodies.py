@@ -173,6 +173,7 @@ def test_no_route_breaks_at_what_is_no_request(client, method, path):
     assert client.request(method, path, json=body).status_code == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from(OPTIONS), SCALARS, max_size=3))
 def test_every_option_of_ollama_is_taken_or_refused(client, options):

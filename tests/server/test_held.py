@@ -99,6 +99,7 @@ def says(monkeypatch):
 # ---- schemas ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_openai_parse_gives_what_the_class_says(theirs, dog):
     messages = about(dog)["messages"]
     for seed in range(3):
@@ -131,6 +132,7 @@ def test_every_form_of_a_schema_holds_whole_and_streamed(client, response_format
     assert text == whole["message"]["content"]
 
 
+@pytest.mark.slow
 def test_any_json_is_an_object_as_far_as_it_goes(client):
     whole = choice(post(client, response_format={"type": "json_object"}))
     text = whole["message"]["content"]
@@ -247,6 +249,7 @@ def test_a_call_that_must_come_comes_whole_and_streamed(client, tool_choice):
     assert arguments == call["function"]["arguments"]
 
 
+@pytest.mark.slow
 def test_openai_clients_read_calls_and_send_back_what_came_of_them(theirs, dog):
     class Weather(BaseModel):
         city: Animal
@@ -467,6 +470,7 @@ def test_tools_that_mean_nothing_are_refused_by_their_field(client, body, param,
         assert error["message"].startswith(param)
 
 
+@pytest.mark.slow
 def test_responses_call_tools_whole_and_streamed(theirs):
     tool = {"type": "function", "name": "weather", "parameters": CITY, "strict": True}
     asked = {
@@ -504,6 +508,7 @@ def test_responses_may_say_text_and_call(theirs, says):
 # ---- Ollama -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ollama_format_holds(their, dog):
     options = {"temperature": 1.5, "seed": 1, "num_predict": 600}
     message = {**USER, "images": [dog.partition(",")[2]]}
@@ -537,6 +542,7 @@ def test_ollama_leaves_out_of_a_format_what_cannot_be_enforced(client):
     assert (answer.status_code, answer.json()["error"].split()[0]) == (400, "tools.0")
 
 
+@pytest.mark.slow
 def test_ollama_calls_come_whole_with_objects(their, says):
     def weather(city: str) -> str:
         """The weather in a city."""

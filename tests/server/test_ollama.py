@@ -117,6 +117,7 @@ def test_a_context_of_a_picture_is_refused(client, picture):
         assert "context" in response.json()["error"]
 
 
+@pytest.mark.slow
 def test_a_system_text_comes_first_and_raw_has_no_format(client):
     plain = generate(client, "Hello").json()
     system = generate(client, "Hello", system="Be brief.").json()

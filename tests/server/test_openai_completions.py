@@ -70,6 +70,7 @@ def test_a_list_has_a_choice_for_each_in_its_order(client, tiny):
     assert one["text"] == alone[0]
 
 
+@pytest.mark.slow
 def test_a_list_longer_than_the_queue_is_one_request(client):
     answer = complete(client, ["Hello"] * 100, max_tokens=1)
     assert len(answer["choices"]) == 100

@@ -206,6 +206,7 @@ def test_the_fetch_is_short_and_small(monkeypatch):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/api/chat",
                                   "/api/generate"])  # fmt: skip
 def test_an_answer_keeps_nothing_of_the_body_that_asked_for_it(client, monkeypatch, path):

@@ -50,6 +50,7 @@ def without_surrogates(text):
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+@pytest.mark.slow
 @settings(max_examples=800, deadline=None)
 @given(hostile_text)
 def test_text_never_becomes_a_special_token_and_comes_back_unchanged(text):
@@ -159,12 +160,14 @@ def test_long_text_is_cut_as_meta_cuts_it():
     assert list(pieces("")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("char", [" ", "a", "\n", "^", "\t", "é", "1", "\x00"])
 def test_a_million_equal_characters_encode(char):
     text = char * 1_000_000
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_text_over_the_limit_is_refused():
     TOKENIZER.encode(" word" * (limits.PROMPT_BYTES // 5))
     with pytest.raises(PromptError, match="4,194,306 bytes; at most 4,194,304"):

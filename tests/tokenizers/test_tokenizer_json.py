@@ -109,6 +109,7 @@ def random_vocabulary(rng):
     return tokens, merges
 
 
+@pytest.mark.slow
 def test_what_is_proved_to_follow_the_ranks_gives_the_librarys_ids():
     rng = random.Random(7)
     proved = refused = differing = 0
@@ -232,6 +233,7 @@ def test_a_duplicate_token_and_a_file_too_big_are_refused(opened):
         opened(text + " " * limits.TOKENIZER_JSON_BYTES)
 
 
+@pytest.mark.slow
 def test_mutated_files_raise_nothing_but_our_errors(opened):
     rng = random.Random(2)
     data = json.dumps(hub_tokenizer(TOKENS[:280], all_splits(TOKENS[:280])))

@@ -208,6 +208,7 @@ def test_steps_of_all_layers_become_one_program(
         assert_same(mine, plain)
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_once_for_all_lengths(toy: str, compiled_code: Path) -> None:
     torch._dynamo.reset()
     model = mmchat.load(toy)

@@ -256,6 +256,7 @@ COMPILED_CASES = {
 USUAL = "one and two pictures"  # tracing all takes most of a minute
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", some(COMPILED_CASES, [USUAL]))
 def test_decode_is_one_graph_that_is_never_compiled_again(case, shallow):
     compare_compiled_decode(shallow, COMPILED_CASES[case], "aot_eager")

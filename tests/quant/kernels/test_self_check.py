@@ -72,6 +72,7 @@ def test_a_fault_of_packed_int4_is_seen(shape: tuple[int, int], group: int) -> N
     assert sees("linear_packed_int4", is_case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", layout.GROUPS)
 def test_a_fault_of_blocks_is_seen(bits: int) -> None:
     for tokens in (1, 4, 6, 9, 65):
