@@ -14,6 +14,7 @@ from typing import Any
 
 from mmchat.__main__ import main
 from mmchat.engine.events import Event, Finished, Progress, TextDelta, Timings, Usage
+from mmchat.loading.options import LoadOptions
 from tests.cli.fake_loading import install, known_spec
 
 
@@ -53,6 +54,7 @@ class ScriptedSession:
 def scripted(answer: str, delay: float = 0.0) -> Any:
     return SimpleNamespace(
         spec=known_spec("llama3.2-11B"),
+        options=LoadOptions(),
         device="cpu",
         dtype="torch.float32",
         max_seq_len=4096,
