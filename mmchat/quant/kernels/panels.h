@@ -178,24 +178,16 @@ INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, co
     }
 }
 
-#define DEFINE_PANEL_TILE(name, kind, tokens)                                                     \
-    static __attribute__((noinline)) void name##_##tokens(                                        \
-        const Panel *panel, const Slab *x, int64_t columns, Ahead ahead, float *out) {            \
-        panel_tile(kind, tokens, panel, x, columns, ahead, out);                                  \
+#define DEFINE_PANEL_TILE(name, kind, less)                                                       \
+    static __attribute__((noinline)) void name##_##less(const Panel *panel, const Slab *x,        \
+                                                        int64_t columns, Ahead ahead, float *out) { \
+        panel_tile(kind, MOST - less, panel, x, columns, ahead, out);                             \
     }
-#if MOST == 6
 #define DEFINE_PANEL_TILES(name, kind)                                                            \
-    DEFINE_PANEL_TILE(name, kind, 6)                                                              \
-    DEFINE_PANEL_TILE(name, kind, 5)                                                              \
-    DEFINE_PANEL_TILE(name, kind, 4)                                                              \
-    static PanelTile *const name[3] = {name##_6, name##_5, name##_4};
-#else
-#define DEFINE_PANEL_TILES(name, kind)                                                            \
-    DEFINE_PANEL_TILE(name, kind, 4)                                                              \
-    DEFINE_PANEL_TILE(name, kind, 3)                                                              \
+    DEFINE_PANEL_TILE(name, kind, 0)                                                              \
+    DEFINE_PANEL_TILE(name, kind, 1)                                                              \
     DEFINE_PANEL_TILE(name, kind, 2)                                                              \
-    static PanelTile *const name[3] = {name##_4, name##_3, name##_2};
-#endif
+    static PanelTile *const name[3] = {name##_0, name##_1, name##_2};
 
 #define MOST_LINES (PANEL * (SPAN * 5 / 4 / 64 + 1))
 
