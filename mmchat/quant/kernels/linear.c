@@ -32,6 +32,10 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 
 #define TOKENS 4          // tokens that share one read of a weight
 #define PACKED 8          // rows of int4 that are packed together
+#ifdef HAVE_AVX2
+#define PACKED_TOKENS (LANES / 2)    // tokens that share one read of them
+#define VECTORS (2 * PACKED / LANES)  // of two panels
+#endif
 #define ROWS 4            // rows of int8 and bf16 read together for one or two tokens
 #define ROWS_INT4 2       // rows of int4 for one token; one row at a time meets two
 #define CACHED 262144     // bytes of activations that stay close to a core
@@ -39,14 +43,14 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 #define AHEAD_INT4 4096   // likewise of int4
 #define AHEAD_SCALES 2    // rows whose scales of int4 are asked for before they are needed
 // tokens from which weights are unpacked first: of int8, of rows of int4, and of packed int4, which
-// vectors of 32 bytes unpack as fast each time
+// are unpacked as fast each time with vectors of 32 bytes
 #ifdef HAVE_VNNI
 #define MANY 5
 #else
 #define MANY 13
 #endif
 #define MANY_INT4 9
-#define MANY_PACKED (LANES == 16 ? 11 : INT64_MAX)
+#define MANY_PACKED (LANES == 16 ? 41 : INT64_MAX)
 #define WINDOW 64         // tokens whose activations stay close to a core
 #define GAP 1024          // floats between what two threads write, which no prefetcher bridges
 
@@ -306,9 +310,10 @@ static void split_token(const float *x, float *out, int64_t K) {
 // where four bytes of a row hold 8 of its columns, as above. Weights are packed when they are loaded.
 // A vector has four bytes of each row and meets four activations, repeated, so that each lane adds up
 // the products of one row: no lanes are added to each other, and scales serve where they lie. Up to
-// TOKENS tokens share what was read and brought out of its halves of bytes, and two panels share the
-// activations. They lie far apart, as rows do above. Sums are added in the same order for any number
-// of tokens. ARM and plain C read rows as they lie: what would be faster there was measured nowhere.
+// PACKED_TOKENS tokens share what was read and brought out of its halves of bytes, and two panels share
+// the activations, in one vector of 64 bytes or two of 32. They lie far apart, as rows do above. Sums
+// are added in the same order for any number of tokens. ARM and plain C read rows as they lie: what
+// would be faster there was measured nowhere.
 
 #ifdef HAVE_AVX2
 
@@ -378,108 +383,141 @@ typedef struct {
     int64_t N, K;
 } PackedTile;
 
+// Eight lanes of each of the panels that a vector holds, from v on.
+INLINE PanelBytes joined(const __m256i *half) {
+#if LANES == 16 && defined(__AVX512F__)
+    return (PanelBytes)_mm512_inserti64x4(_mm512_castsi256_si512(half[0]), half[1], 1);
+#else
+    PanelBytes out;
+    memcpy(&out, half, sizeof(out));
+    return out;
+#endif
+}
+
+INLINE PanelBytes packed_at(const uint8_t *const *w, int v) {
+    __m256i half[LANES / PACKED];
+    for (int i = 0; i < LANES / PACKED; i++)
+        half[i] = _mm256_loadu_si256((const __m256i *)w[v + i]);
+    return joined(half);
+}
+
+INLINE PanelReal shared_at(const uint8_t *const *w, int v, int from) {
+    __m256i half[LANES / PACKED];
+    for (int i = 0; i < LANES / PACKED; i++)
+        half[i] = (__m256i)bf16_lanes((const uint16_t *)w[v + i] + from);
+    return (PanelReal)joined(half);
+}
+
 // 32 columns at a time, whose sums fit int16.
 INLINE void packed_int4_tile(const int tokens, const int group, const PackedTile *tile) {
+    const Kind kind = {.is_small = 1};
     const int step = group > BLOCK ? group : BLOCK;
     const int each = group < BLOCK ? group : BLOCK;  // columns of a sum
     const int64_t K = tile->K, blocks = K / BLOCK;
-    const __m256i low = _mm256_set1_epi8(0x0f);
     const uint8_t *w[2] = {tile->w, tile->w + tile->apart};
     const int8_t *q = tile->x.q;
     const float *xscale = tile->x.scale, *sum = tile->x.sum;
-    __m256 acc[TOKENS][2];
-    for (int t = 0; t < tokens; t++) acc[t][0] = acc[t][1] = _mm256_setzero_ps();
+    PanelReal acc[PACKED_TOKENS][VECTORS];
+    for (int t = 0; t < tokens; t++)
+        for (int v = 0; v < VECTORS; v++) acc[t][v] = (PanelReal){0};
     for (int64_t k = 0; k < K; k += step) {
-        __m256 scale[2], offset[2];
-        __m256i total[TOKENS][2];
+        PanelReal scale[VECTORS], offset[VECTORS];
+        PanelWhole total[PACKED_TOKENS][VECTORS];
 #pragma GCC unroll 4
         for (int part = 0; part < step / 32; part++) {
             if (part * 32 % group == 0) {
+                for (int v = 0; v < VECTORS; v++) {
+                    scale[v] = shared_at(w, v, 0);
+                    offset[v] = panel_fused(scale[v], (PanelReal){0} - 8.0f, shared_at(w, v, PACKED));
+                }
                 for (int p = 0; p < 2; p++) {
                     _mm_prefetch((const char *)w[p] + AHEAD_INT4, _MM_HINT_T0);
-                    scale[p] = bf16_lanes((const uint16_t *)w[p]);
-                    __m256 zero = bf16_lanes((const uint16_t *)w[p] + PACKED);
-                    offset[p] = _mm256_fnmadd_ps(_mm256_set1_ps(8), scale[p], zero);
                     w[p] += 4 * PACKED;
                 }
             }
             if (part * 32 % each == 0) {
                 for (int t = 0; t < tokens; t++)
-                    for (int p = 0; p < 2; p++)
-                        acc[t][p] = _mm256_fmadd_ps(
-                            offset[p], _mm256_broadcast_ss(sum + t * (K / each)), acc[t][p]);
+                    for (int v = 0; v < VECTORS; v++)
+                        acc[t][v] = panel_fused(offset[v], sum[t * (K / each)] - (PanelReal){0},
+                                                acc[t][v]);
                 sum++;
             }
-            __m256i dot[TOKENS][2];
-            for (int t = 0; t < tokens; t++) dot[t][0] = dot[t][1] = _mm256_setzero_si256();
+            PanelWhole dot[PACKED_TOKENS][VECTORS];
+            for (int t = 0; t < tokens; t++)
+                for (int v = 0; v < VECTORS; v++) dot[t][v] = (PanelWhole){0};
             for (int p = 0; p < 2; p++)
                 for (int i = 0; i < 128; i += 64)
                     _mm_prefetch((const char *)w[p] + AHEAD_INT4 + i, _MM_HINT_T0);
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
-                __m256i both[2];
-                for (int p = 0; p < 2; p++) {
-                    both[p] = _mm256_loadu_si256((const __m256i *)w[p]);
-                    w[p] += 4 * PACKED;
-                }
+                PanelBytes both[VECTORS];
+                for (int v = 0; v < VECTORS; v++) both[v] = packed_at(w, v);
+                w[0] += 4 * PACKED, w[1] += 4 * PACKED;
 #pragma GCC unroll 2
                 for (int odd = 0; odd < 2; odd++) {
-                    __m256i levels[2];
-                    for (int p = 0; p < 2; p++)
-                        levels[p] = _mm256_and_si256(
-                            odd ? _mm256_srli_epi16(both[p], 4) : both[p], low);
+                    PanelBytes levels[VECTORS];
+                    for (int v = 0; v < VECTORS; v++)
+                        levels[v] = (odd ? (PanelBytes)((PanelHalves)both[v] >> 4) : both[v]) & 15;
                     for (int t = 0; t < tokens; t++) {
                         const int8_t *x = q + t * K + part / 2 * BLOCK + part % 2 * 16;
-                        __m256i four = repeated(x + odd * BLOCK / 2 + 4 * i);
-                        for (int p = 0; p < 2; p++) {
-                            dot[t][p] = add_levels(dot[t][p], levels[p], four);
-                            KEEP(dot[t][p]);
+                        int32_t four;
+                        memcpy(&four, x + odd * BLOCK / 2 + 4 * i, 4);
+                        for (int v = 0; v < VECTORS; v++) {
+                            dot[t][v] =
+                                panel_products(kind, dot[t][v], levels[v], (PanelWhole){0} + four);
+                            KEEP_PANEL(dot[t][v]);
                         }
                     }
                 }
             }
             for (int t = 0; t < tokens; t++)
-                for (int p = 0; p < 2; p++) {
-                    __m256i here = levels_sum(dot[t][p]);
-                    total[t][p] = group == 32 || part % 2 == 0 ? here
-                                                               : _mm256_add_epi32(total[t][p], here);
+                for (int v = 0; v < VECTORS; v++) {
+                    const PanelWhole here = panel_sums(kind, dot[t][v]);
+                    total[t][v] = group == 32 || part % 2 == 0 ? here : total[t][v] + here;
                     if (group == 32 || part % 2 == 1)
-                        acc[t][p] = _mm256_fmadd_ps(
-                            _mm256_cvtepi32_ps(total[t][p]),
-                            _mm256_mul_ps(scale[p],
-                                          _mm256_broadcast_ss(xscale + t * blocks + part / 2)),
-                            acc[t][p]);
+                        acc[t][v] = panel_fused(__builtin_convertvector(total[t][v], PanelReal),
+                                                scale[v] * xscale[t * blocks + part / 2], acc[t][v]);
                 }
         }
         q += step, xscale += step / BLOCK;
     }
     for (int t = 0; t < tokens; t++)
-        for (int p = 0; p < 2; p++)
-            _mm256_storeu_ps(tile->y + t * tile->N + p * tile->further, acc[t][p]);
+        for (int p = 0; p < 2; p++) {
+            float *y = tile->y + t * tile->N + p * tile->further;
+            memcpy(y, (const float *)acc[t] + p * PACKED, sizeof(float) * PACKED);
+        }
 }
 
 #define DEFINE(group, tokens)                                                                     \
     static __attribute__((noinline)) void packed_int4_##group##_##tokens(const PackedTile *tile) { \
         packed_int4_tile(tokens, group, tile);                                                    \
     }
-#define DEFINE_ALL(group) DEFINE(group, 1) DEFINE(group, 2) DEFINE(group, 3) DEFINE(group, 4)
-DEFINE_ALL(32)
-DEFINE_ALL(64)
-DEFINE_ALL(128)
-#undef DEFINE_ALL
+#if LANES == 16
+#define EACH(DO, group)                                                                           \
+    DO(group, 1) DO(group, 2) DO(group, 3) DO(group, 4) DO(group, 5) DO(group, 6) DO(group, 7)    \
+        DO(group, 8)
+#else
+#define EACH(DO, group) DO(group, 1) DO(group, 2) DO(group, 3) DO(group, 4)
+#endif
+EACH(DEFINE, 32)
+EACH(DEFINE, 64)
+EACH(DEFINE, 128)
 #undef DEFINE
 
-static void (*const PACKED_TILES[3][TOKENS])(const PackedTile *) = {
-    {packed_int4_32_1, packed_int4_32_2, packed_int4_32_3, packed_int4_32_4},
-    {packed_int4_64_1, packed_int4_64_2, packed_int4_64_3, packed_int4_64_4},
-    {packed_int4_128_1, packed_int4_128_2, packed_int4_128_3, packed_int4_128_4},
+#define NAME(group, tokens) packed_int4_##group##_##tokens,
+static void (*const PACKED_TILES[3][PACKED_TOKENS])(const PackedTile *) = {
+    {EACH(NAME, 32)},
+    {EACH(NAME, 64)},
+    {EACH(NAME, 128)},
 };
+#undef NAME
+#undef EACH
 
 // The panels of `tile`, which is at its first token, against `count` tokens.
 static void packed_products(PackedTile tile, int64_t group, int64_t count) {
     for (int64_t left = count, tokens; left; left -= tokens) {
-        const int64_t tiles = (left + TOKENS - 1) / TOKENS;
-        tokens = (left + tiles - 1) / tiles;  // 5 are 3 and 2: a single one costs half of four
+        const int64_t tiles = (left + PACKED_TOKENS - 1) / PACKED_TOKENS;
+        tokens = (left + tiles - 1) / tiles;  // 5 of 4 at most are 3 and 2, not 4 and 1
         PACKED_TILES[group / 64][tokens - 1](&tile);
         tile.x.q += tokens * tile.K, tile.x.scale += tokens * (tile.K / BLOCK);
         tile.x.sum += tokens * (tile.K / (group < BLOCK ? group : BLOCK));

@@ -29,6 +29,7 @@
 #define SMALLEST 16      // columns of a block that share a scale
 
 typedef uint8_t PanelBytes __attribute__((vector_size(4 * LANES)));
+typedef uint16_t PanelHalves __attribute__((vector_size(4 * LANES)));
 typedef int32_t PanelWhole __attribute__((vector_size(4 * LANES)));
 typedef float PanelReal __attribute__((vector_size(4 * LANES)));
 
