@@ -74,7 +74,38 @@ INLINE void int8_tile(const int rows, const int tokens, int64_t apart, const int
                       const float *wscale, const int8_t *q, const float *xscale,
                       float *y, int64_t N, int64_t K) {
     const int64_t blocks = K / BLOCK;
-#ifdef HAVE_AVX2
+#if defined(HAVE_AVX2) && LANES == 16
+    PanelReal acc[ROWS][TOKENS];
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) acc[r][t] = (PanelReal){0};
+    for (int64_t b = 0; b < blocks; b++) {
+        // one factor is unsigned: 128 is added to the weights, and what it gives is taken away
+        PanelWhole x[TOKENS], start[TOKENS];
+        for (int t = 0; t < tokens; t++) {
+            memcpy(&x[t], q + t * K + b * BLOCK, BLOCK);
+            const PanelBytes all = (PanelBytes){0} + 128;
+            start[t] = -panel_products((Kind){0}, (PanelWhole){0}, all, x[t]);
+        }
+        for (int r = 0; r < rows; r++) {
+            const int8_t *at = w + r * apart * K + b * BLOCK;
+            _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
+            PanelBytes levels;
+            memcpy(&levels, at, BLOCK);
+            levels ^= 128;
+            for (int t = 0; t < tokens; t++) {
+                const PanelWhole dot = panel_products((Kind){0}, start[t], levels, x[t]);
+                acc[r][t] = panel_fused(__builtin_convertvector(dot, PanelReal),
+                                        xscale[t * blocks + b] - (PanelReal){0}, acc[r][t]);
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int t = 0; t < tokens; t++) {
+            __m256 half[2];
+            memcpy(half, &acc[r][t], sizeof(half));
+            y[t * N + r * apart] = sum_lanes(_mm256_add_ps(half[0], half[1])) * wscale[r * apart];
+        }
+#elif defined(HAVE_AVX2)
     __m256 acc[ROWS][TOKENS];
     for (int r = 0; r < rows; r++)
         for (int t = 0; t < tokens; t++) acc[r][t] = _mm256_setzero_ps();
