@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from mmchat.errors import MemoryError_
 
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
@@ -27,16 +24,17 @@ def memory_error(error: BaseException) -> MemoryError_ | None:
     )
 
 
-@contextmanager
-def memory_errors() -> Iterator[None]:
+class memory_errors:  # noqa: N801 - used like a function
     """Turn an allocator's failure into MemoryError_ with the next step."""
-    try:
-        yield
-    except Exception as error:
-        out_of_memory = memory_error(error)
-        if out_of_memory is None:
-            raise
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        failure = memory_error(error) if isinstance(error, Exception) else None
+        # this frame is held by what it raises, and would hold all that the failed call had
+        del error, traceback
         try:
-            raise out_of_memory from None
+            if failure is not None:
+                raise failure from None
         finally:
-            del out_of_memory  # it would hold this frame, which would hold it
+            del failure
