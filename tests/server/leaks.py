@@ -12,6 +12,6 @@ _WORDS = [
     "site-packages",
     r"\.py\b",
     "<class",
-    "object at",
+    "object at 0x",
 ]
 LEAKS = re.compile("|".join([*map(re.escape, _PLACES), *_WORDS]))
