@@ -75,11 +75,11 @@ def fuzz_pickle(folder: Path, rounds: int) -> None:
 
 
 def test_fuzz_safetensors_headers(tmp_path):
-    fuzz_safetensors(tmp_path, 2000)
+    fuzz_safetensors(tmp_path, 8000)
 
 
 def test_fuzz_pth_files(tmp_path):
-    fuzz_pth(tmp_path, 1000)
+    fuzz_pth(tmp_path, 4000)
 
 
 def test_fuzz_pickles(tmp_path):
