@@ -10,6 +10,7 @@
 #ifndef MMCHAT_PANELS_H
 #define MMCHAT_PANELS_H
 
+#include <stddef.h>
 #include <stdlib.h>
 
 #include "products.h"
@@ -26,6 +27,8 @@
 #define PANEL (2 * LANES)
 #define SPAN 512
 #define MANY_TILES 44    // that meet a panel while it is unpacked
+// panels that meet a span of activations before the next one, which thus stays in 512 KB of cache
+#define TOGETHER (LANES == 16 ? 1 : 4)
 #define SMALLEST 16      // columns of a block that share a scale
 
 typedef uint8_t PanelBytes __attribute__((vector_size(4 * LANES)));
@@ -45,7 +48,7 @@ typedef struct {
     int is_split;   // even columns of a block stand before odd ones
     int offset;     // what is taken from each level
     int is_small;   // levels are 15 at most
-    int is_signed;  // levels are int8
+    int is_signed;  // levels are int8, and products pass through int16
     int has_scale;  // for each group, not for each row
     int has_zero;   // for each group, which is added to each of its weights
 } Kind;
@@ -56,15 +59,25 @@ typedef struct {
     float zero[SPAN / SMALLEST][PANEL];
 } __attribute__((aligned(64))) Panel;
 
-// A block of the rounded activations of MOST tokens.
+// A block of the rounded activations of MOST tokens. Of two numbers that are multiplied one is
+// unsigned. Where levels are signed, q is without its signs, and where an activation is below zero the
+// bits of the levels are turned over. That makes -w - 1 of w in one step, which any unit of the
+// processor takes, where AVX2's own for signs waits for those that multiply; `start` makes up for it.
 typedef struct {
     int8_t q[MOST][BLOCK];
     float scale[MOST];
     union {
-        int32_t start;  // minus the offset times the sum of a group,
+        int32_t start;  // minus the offset times the sum of a group, or what is said above,
         float sum;      // or with zeros the sum of what a group stands for
     } of[BLOCK / SMALLEST][MOST];
+    int8_t turned[MOST][BLOCK] __attribute__((aligned(64)));  // -1 below zero, where levels are signed
 } __attribute__((aligned(64))) Slab;
+
+// The one that stands so many after `first`.
+INLINE Slab *slab_after(const Kind kind, const Slab *first, int64_t count) {
+    const int64_t bytes = kind.is_signed ? sizeof(Slab) : offsetof(Slab, turned);
+    return (Slab *)((char *)first + count * bytes);
+}
 
 // Lines of memory that are asked for meanwhile, so many for each block.
 typedef struct {
@@ -110,8 +123,7 @@ INLINE PanelWhole panel_products(const Kind kind, PanelWhole c, PanelBytes w, Pa
 #else
     const __m256i sum = (__m256i)c, a = (__m256i)w, b = (__m256i)x;
     if (kind.is_small) return (PanelWhole)add_levels(sum, a, b);
-    if (kind.is_signed) return (PanelWhole)dot4(sum, _mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
-    return (PanelWhole)dot4(sum, a, b);
+    return (PanelWhole)(kind.is_signed ? dot4(sum, b, a) : dot4(sum, a, b));
 #endif
 }
 
@@ -128,13 +140,14 @@ INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, co
     const int each = kind.group / 4;
     const uint8_t *w = panel->level[0][0];
     const float *scale = panel->scale[0], *zero = panel->zero[0];
-    for (int64_t k = 0; k < columns; k += BLOCK, x++) {
+    for (int64_t k = 0; k < columns; k += BLOCK, x = slab_after(kind, x, 1)) {
         for (int64_t i = 0; i < ahead.each; i++) _mm_prefetch(*ahead.line++, _MM_HINT_T0);
 #pragma GCC unroll 4
         for (int g = 0; g < BLOCK / kind.group; g++, scale += PANEL, zero += PANEL) {
             PanelWhole dot[MOST][2], before[MOST][2] = {{{0}}};
             for (int t = 0; t < tokens; t++)
-                dot[t][0] = dot[t][1] = (PanelWhole){0} + (kind.offset ? x->of[g][t].start : 0);
+                dot[t][0] = dot[t][1] =
+                    (PanelWhole){0} + (kind.offset || kind.is_signed ? x->of[g][t].start : 0);
 #pragma GCC unroll 16
             for (int i = 0; i < each; i++, w += 4 * PANEL) {
                 const int half = each / 2, odd = i >= half;
@@ -150,10 +163,13 @@ INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, co
                 for (int r = 0; r < 2; r++)
                     memcpy(&weight[r], w + r * sizeof(PanelBytes), sizeof(PanelBytes));
                 for (int t = 0; t < tokens; t++) {
-                    int32_t four;
+                    int32_t four, turned = 0;
                     memcpy(&four, x->q[t] + from, 4);
+                    if (kind.is_signed) memcpy(&turned, x->turned[t] + from, 4);
                     for (int r = 0; r < 2; r++) {
-                        dot[t][r] = panel_products(kind, dot[t][r], weight[r], (PanelWhole){0} + four);
+                        PanelBytes levels = weight[r];
+                        if (kind.is_signed) levels ^= (PanelBytes)((PanelWhole){0} + turned);
+                        dot[t][r] = panel_products(kind, dot[t][r], levels, (PanelWhole){0} + four);
                         KEEP_PANEL(dot[t][r]);
                     }
                 }
@@ -209,12 +225,19 @@ static void fill_slab(const Kind *kind, const float *x, Slab *to, int t) {
         const int half = kind->group / 2;
         const int8_t *first = to->q[t] + g * (kind->is_split ? half : 2 * half);
         const int8_t *second = first + (kind->is_split ? BLOCK / 2 : half);
-        int32_t total = 0;
-        for (int i = 0; i < half; i++) total += first[i] + second[i];
+        int32_t total = 0, below = 0;
+        for (int i = 0; i < half; i++) {
+            total += first[i] + second[i];
+            below -= (first[i] < 0 ? first[i] : 0) + (second[i] < 0 ? second[i] : 0);
+        }
         if (kind->has_zero)
             to->of[g][t].sum = to->scale[t] * (float)total;
         else
-            to->of[g][t].start = -kind->offset * total;
+            to->of[g][t].start = kind->is_signed ? below : -kind->offset * total;
+    }
+    for (int i = 0; i < BLOCK && kind->is_signed; i++) {
+        to->turned[t][i] = to->q[t][i] < 0 ? -1 : 0;
+        to->q[t][i] = (int8_t)(to->q[t][i] < 0 ? -to->q[t][i] : to->q[t][i]);
     }
 }
 
@@ -227,44 +250,52 @@ static int many_products(const Kind *kind, const Weights *of, const float *x, fl
     PanelTile *const tile = of->tile[each > MOST - 2 ? MOST - each : 2];
     Slab *slabs = aligned_alloc(64, sizeof(Slab) * (size_t)(spans * tiles * together));
     if (!slabs) return 1;
-    for (int64_t s = 0; s < spans; s++)  // the last tile may not be full
-        memset(slabs + (s * tiles + tiles - 1) * together, 0, sizeof(Slab) * (size_t)together);
+    for (int64_t s = 0; s < spans; s++) {  // the last tile may not be full
+        Slab *const last = slab_after(*kind, slabs, (s * tiles + tiles - 1) * together);
+        memset(last, 0, (size_t)((char *)slab_after(*kind, last, together) - (char *)last));
+    }
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
         for (int64_t m = 0; m < M; m++)
             for (int64_t b = 0; b < K / BLOCK; b++) {
-                Slab *span = slabs + (b / together * tiles + m / each) * together;
-                fill_slab(kind, x + m * K + b * BLOCK, span + b % together, (int)(m % each));
+                const int64_t place = (b / together * tiles + m / each) * together + b % together;
+                fill_slab(kind, x + m * K + b * BLOCK, slab_after(*kind, slabs, place),
+                          (int)(m % each));
             }
         Panel panel;
         const char *line[MOST_LINES];
-        float sums[MANY_TILES * MOST * PANEL] __attribute__((aligned(64)));
+        float sums[TOGETHER * MANY_TILES * MOST * PANEL] __attribute__((aligned(64)));
         for (int64_t t0 = 0; t0 < tiles; t0 += MANY_TILES) {
             const int64_t count = tiles - t0 < MANY_TILES ? tiles - t0 : MANY_TILES;
             const int64_t m0 = t0 * each, tokens = M - m0 < count * each ? M - m0 : count * each;
+            const int64_t size = count * each * PANEL;  // sums of a panel
 #pragma omp for schedule(static) nowait
-            for (int64_t n = 0; n < N; n += PANEL) {
-                memset(sums, 0, sizeof(float) * (size_t)(count * each * PANEL));
-                for (int64_t k = 0; k < K; k += SPAN) {
+            for (int64_t n0 = 0; n0 < N; n0 += TOGETHER * PANEL) {
+                const int64_t rows = N - n0 < TOGETHER * PANEL ? N - n0 : TOGETHER * PANEL;
+                const int64_t panels = (rows + PANEL - 1) / PANEL;
+                memset(sums, 0, sizeof(float) * (size_t)(panels * size));
+                for (int64_t i = 0; i < panels * spans; i++) {
+                    const int64_t p = i % panels, k = i / panels * SPAN;
                     const int64_t columns = K - k < SPAN ? K - k : SPAN;
-                    const int is_last = k + SPAN >= K;
-                    const int64_t lines =
-                        lines_of(of, is_last ? n + PANEL : n, is_last ? 0 : k + SPAN, line);
+                    const int is_last = i + 1 == panels * spans;
+                    const int64_t lines = lines_of(
+                        of, n0 + (is_last ? panels : (i + 1) % panels) * PANEL,
+                        is_last ? 0 : (i + 1) / panels * SPAN, line);
                     const int64_t blocks = columns / BLOCK, slots = blocks * count;
                     Ahead ahead = {line, (lines + slots - 1) / slots};
-                    const Slab *span = slabs + (k / SPAN * tiles + t0) * together;
-                    of->unpack(of, n, k, columns, &panel);
+                    of->unpack(of, n0 + p * PANEL, k, columns, &panel);
                     for (int64_t t = 0; t < count; t++, ahead.line += blocks * ahead.each) {
                         if (ahead.line + blocks * ahead.each > line + lines) ahead.each = 0;
-                        tile(&panel, span + t * together, columns, ahead, sums + t * each * PANEL);
+                        const int64_t place = (k / SPAN * tiles + t0 + t) * together;
+                        tile(&panel, slab_after(*kind, slabs, place), columns, ahead,
+                             sums + p * size + t * each * PANEL);
                     }
                 }
-                const int64_t rows = N - n < PANEL ? N - n : PANEL;
                 for (int64_t t = 0; t < tokens; t++)
                     for (int64_t r = 0; r < rows; r++)
-                        y[(m0 + t) * N + n + r] =
-                            sums[t * PANEL + r] * (of->row_scale ? of->row_scale[n + r] : 1.0f);
+                        y[(m0 + t) * N + n0 + r] = sums[r / PANEL * size + t * PANEL + r % PANEL] *
+                                                   (of->row_scale ? of->row_scale[n0 + r] : 1.0f);
             }
         }
     }
