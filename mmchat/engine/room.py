@@ -1,8 +1,9 @@
-"""Memory of rows and pictures: what is promised to those who write, and kept for who comes back."""
+"""Who waits for a row, and memory: promised to those who write, kept for those who come back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from mmchat.errors import MemoryError_
 from mmchat.hardware.allocation import memory_error
 
 if TYPE_CHECKING:
-    from mmchat.engine.request import Request
+    from mmchat.engine.request import Answer, Request
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.base import Cache
     from mmchat.models.prompt import Media, Prompt
@@ -39,6 +40,54 @@ def device_rows(model: LoadedModel, memory: int | None) -> int:
     picture = model.media_bytes(model.spec.family.sizes(model.spec.config).largest_picture)
     row = _round_up(model.max_seq_len + LONGEST_DRAFT + 1) * model.position_bytes + picture
     return max(1, min(DEVICE_ROWS, (memory - picture) // row))
+
+
+class Queue:
+    """Answers that wait: those of one owner in the order in which they came, the owners in turns.
+
+    So nobody who sends many requests keeps others from being heard, and nobody is overtaken by
+    a smaller request: what does not fit into memory yet is waited for.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._by_owner: dict[str, deque[Answer]] = {}  # who is next comes first
+
+    def __iter__(self) -> Iterator[Answer]:
+        return (answer for answers in self._by_owner.values() for answer in answers)
+
+    def __len__(self) -> int:
+        return sum(map(len, list(self._by_owner.values())))
+
+    def __bool__(self) -> bool:
+        return bool(self._by_owner)
+
+    def add(self, answer: Answer) -> None:
+        self._by_owner.setdefault(answer.request.owner, deque()).append(answer)
+
+    def next(self, running: Counter[str]) -> Answer | None:
+        """Who gets the next free row. running: rows of each owner; one at least is free.
+
+        Nobody gets the last free row beside another of their own, so that somebody new is heard at
+        once, nor more than half of the rows while others wait. The owner "" may take all rows:
+        where owners are not told apart there is only this one.
+        """
+        free = self._rows - running.total()
+        for owner, answers in self._by_owner.items():
+            rows = running[owner]
+            has_share = len(self._by_owner) > 1 and 2 * rows >= self._rows
+            is_last = free == 1 and self._rows > 2
+            if not (rows and owner and (has_share or is_last)):
+                return answers[0]
+        return None
+
+    def remove(self, answer: Answer) -> None:
+        """It is given a row, or cancelled; its owner's turn is over."""
+        owner = answer.request.owner
+        answers = self._by_owner.pop(owner)
+        answers.remove(answer)
+        if answers:
+            self._by_owner[owner] = answers
 
 
 class Room:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Finished, FinishReason, Progress, TextDelta, TokenLogprob, Usage
-from mmchat.engine.sampling import NOT_FINITE, Sampler
-from mmchat.engine.scoring import PromptScores, token_logprobs
+from mmchat.engine.sampling import NOT_FINITE, PromptScores, Sampler, token_logprobs
 from mmchat.engine.text import AnswerText
 from mmchat.errors import NumericalError
 from mmchat.models.base import cache_lacks

@@ -8,8 +8,8 @@ from math import sqrt
 from typing import TYPE_CHECKING, Literal
 
 from mmchat.conversation import Message, Text
+from mmchat.engine.driver import Talk, hold
 from mmchat.engine.sampling import SamplingParams
-from mmchat.engine.talks import Talk, hold
 
 if TYPE_CHECKING:
     from mmchat.evals.scenes import Question, Scene
