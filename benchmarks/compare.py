@@ -24,8 +24,7 @@ from benchmarks.plan import Plan, Say
 from benchmarks.traffic import decode_bytes
 from benchmarks.turns import measure_turns
 from benchmarks.workloads import Field, Workload
-from mmchat.bench.report import environment, rounded
-from mmchat.bench.rounds import summary
+from mmchat.bench.rounds import environment, rounded, summary
 from mmchat.errors import MmchatError
 from mmchat.hardware.bandwidth import measure_bandwidth
 from mmchat.loading.loader import LoadedModel

@@ -11,7 +11,7 @@ from benchmarks.contestants import Contestant, Mmchat
 from benchmarks.plan import Plan, Say
 from benchmarks.shapes import RandomTensors, byte_tokenizer, shaped_spec
 from benchmarks.turns import WORDS
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 from mmchat.hardware.placement import choose_placement
 from mmchat.loading.loader import load_from_tensors
 from mmchat.loading.options import LoadOptions

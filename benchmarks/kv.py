@@ -25,7 +25,7 @@ from benchmarks.entrants import contestant
 from benchmarks.quantization import answer_logits, compare_logits, rounded
 from benchmarks.random_mllama import config_of, random_context
 from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 from mmchat.nn.attention import held
 from mmchat.quant.kernels import ops
 

@@ -31,8 +31,7 @@ from benchmarks.clock import Elapsed, Rounds, Stopwatch
 from benchmarks.random_mllama import config_of
 from benchmarks.report import gain, timings
 from benchmarks.shapes import Shapes, shaped_spec
-from mmchat.bench.report import environment, spread
-from mmchat.bench.rounds import interleave
+from mmchat.bench.rounds import environment, interleave, spread
 from mmchat.errors import MissingExtra
 from mmchat.hardware.bandwidth import measure_bandwidth
 from mmchat.nn.linear import Linear

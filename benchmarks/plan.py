@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.shapes import Shapes
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 from mmchat.errors import UsageError
 from mmchat.quant.schemes import find_scheme
 

@@ -33,7 +33,7 @@ from benchmarks import agreement
 from benchmarks.entrants import contestant
 from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
 from mmchat.bench.pictures import picture_of
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 from mmchat.conversation import Image, Message, Text
 from mmchat.engine.reading import encode, rest_of
 from mmchat.evals.scenes import Question, heldout_scenes, make_scene

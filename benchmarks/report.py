@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.clock import Clock, Rounds
 from benchmarks.workloads import ONE
-from mmchat.bench.report import rounded, spread
+from mmchat.bench.rounds import rounded, spread
 
 if TYPE_CHECKING:
     from benchmarks.agreement import Agreement

@@ -27,7 +27,7 @@ from torch import Tensor
 import mmchat
 from benchmarks.entrants import contestant
 from benchmarks.shapes import RandomTensors, Shapes, shaped_spec
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 from mmchat.engine import row
 from mmchat.engine.driver import run
 from mmchat.engine.engine import Engine

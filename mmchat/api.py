@@ -10,10 +10,10 @@ from typing import Any, Literal, overload
 from mmchat.catalog.source import ModelSource
 from mmchat.chat.session import ChatSession, ImageSource, check_message, user_message
 from mmchat.conversation import Message
+from mmchat.engine.driver import Talk, hold
 from mmchat.engine.events import Finished, read_events
 from mmchat.engine.room import CPU_ROWS
 from mmchat.engine.sampling import SamplingParams
-from mmchat.engine.talks import Talk, hold
 from mmchat.errors import MmchatError, UsageError, check_type
 from mmchat.leads import OF_ASK, with_leads
 from mmchat.limits import MOST_ROWS

@@ -55,7 +55,7 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/mapped_file.py",
         "strict_json.py",
         "evals/scenes/phrasings.py",  # of the package itself
-        "explain/page.py",  # of the package itself
+        "explain/show.py",  # of the package itself
         "images/sources.py",
         "repl/chats.py",  # opens folders, to lock them
         "storage/safe_files.py",

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.serve import crowds, speed
 from benchmarks.serve.figure import PAGE, RESULTS, updated
-from mmchat.bench.report import environment
+from mmchat.bench.rounds import environment
 
 MEASURES = {
     measure.__name__: measure

@@ -15,10 +15,10 @@ from mmchat.batch.rows import Asked, Row
 from mmchat.chat import foreign
 from mmchat.chat.session import check_message, user_message
 from mmchat.conversation import Message
+from mmchat.engine.driver import Talk, hold
 from mmchat.engine.events import Finished, Timings
 from mmchat.engine.request import Request
 from mmchat.engine.room import usual_rows
-from mmchat.engine.talks import Talk, hold
 from mmchat.errors import MmchatError, UsageError
 from mmchat.hardware.allocation import memory_errors
 from mmchat.images import worker

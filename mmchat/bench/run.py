@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from mmchat.bench.report import environment, rounded, spread
-from mmchat.bench.rounds import interleave, summary
-from mmchat.bench.variants import Variant
+from mmchat.bench.rounds import environment, interleave, rounded, spread, summary
 from mmchat.bench.workloads import Workload
 from mmchat.hardware.allocation import memory_errors
 
 if TYPE_CHECKING:
+    import torch
+
     from mmchat.loading.loader import LoadedModel
 
 SCHEMA = 2
+_COMPILED = {"auto": "", "off": " eager", "on": " compiled"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of running the model. quantize, compile: as the loader takes them.
+
+    exported: from the folder that `mmchat export` wrote, not from the model that it was made of.
+    """
+
+    quantize: str = "none"
+    compile: Literal["auto", "off", "on"] = "auto"
+    exported: bool = False
+
+    def label(self, dtype: torch.dtype) -> str:
+        """`int8 compiled`; the dtype stands for weights that are not quantised."""
+        plain = str(dtype).removeprefix("torch.")
+        weights = plain if self.quantize == "none" else self.quantize
+        return weights + _COMPILED[self.compile] + " exported" * self.exported
 
 
 def run(

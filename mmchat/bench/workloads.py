@@ -19,7 +19,6 @@ from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.loading.loader import LoadedModel
-    from mmchat.models.prompt import Prompt
 
 DECODED = 8  # tokens that are written after the first
 QUESTION = "What's in this image?"
@@ -49,13 +48,20 @@ class Workload:
         """Seconds of each stage; every `index` has a prompt of its own.
 
         Text: "read" and "token", one of those written. A picture, from the bytes of its file on:
-        "first token", of which "preprocessing", "vision" and "prefill"; then "token".
+        "first token", of which "preprocessing", "vision" and "prefill"; then "token". Raises
+        NumericalError.
         """
         given = self._given(loaded, index)
         timings = Timings(started=time.perf_counter())
         prompt = self._prompt(loaded, given)
         timings.preprocessing_seconds = time.perf_counter() - timings.started
-        _write(loaded, prompt, timings)
+        # 1 + DECODED tokens, whatever they are
+        params = SamplingParams(temperature=0, max_new_tokens=1 + DECODED, speculate="off")
+        room = len(prompt.token_ids) + params.max_new_tokens
+        engine = Engine(loaded, positions=room)  # which holds nothing of the prompt
+        request = Request(prompt, params, ignore_stop=True, timings=timings)
+        for _ in run(engine, [engine.submit(request)]):
+            pass
         token = {"token": timings.decode_seconds / DECODED}
         if not self.cells:
             return {"read": timings.prefill_seconds, **token}
@@ -81,13 +87,3 @@ class Workload:
             return loaded.processor.chat([question])
         prompt = loaded.processor.raw(Message("user", (Text(given),)))
         return loaded.processor.of_ids(prompt.token_ids[: self.tokens])
-
-
-def _write(loaded: LoadedModel, prompt: Prompt, timings: Timings) -> None:
-    """Read the prompt and write 1 + DECODED tokens, whatever they are. Raises NumericalError."""
-    params = SamplingParams(temperature=0, max_new_tokens=1 + DECODED, speculate="off")
-    room = len(prompt.token_ids) + params.max_new_tokens
-    engine = Engine(loaded, positions=room)  # which holds nothing of the prompt
-    request = Request(prompt, params, ignore_stop=True, timings=timings)
-    for _ in run(engine, [engine.submit(request)]):
-        pass

@@ -19,7 +19,7 @@ from mmchat.storage import atomic_file
 
 if TYPE_CHECKING:
     from mmchat.api import Model
-    from mmchat.bench.variants import Variant
+    from mmchat.bench.run import Variant
     from mmchat.catalog.source import ModelSource
 
 of_what = partial(typer.Option, rich_help_panel="What to time")
@@ -128,7 +128,7 @@ def _choices(
 
     Raises UsageError for a scheme that the folder does not have.
     """
-    from mmchat.bench.variants import Variant
+    from mmchat.bench.run import Variant
 
     folder = source.exported
     if folder is None:

@@ -14,7 +14,6 @@ from mmchat.cli.eval_tasks import tasks
 from mmchat.cli.help_page import Command, Group, plain_app
 from mmchat.cli.option_groups import Without, with_option_groups
 from mmchat.errors import INTERRUPTED_EXIT_CODE
-from mmchat.evals.contact_sheet import wrong_answers
 from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
@@ -94,6 +93,8 @@ def scenes(
     if output is not None:
         atomic_file.write_text(output, console.to_json(record) + "\n")
     if wrong is not None:
+        from mmchat.evals.run import wrong_answers
+
         atomic_file.write_text(wrong, wrong_answers(name, report.wrong, report.overall.total))
     if as_json:
         console.print_json(record)

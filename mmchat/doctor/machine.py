@@ -64,6 +64,12 @@ def examine(progress: Callable[[str], None]) -> Machine:
     """Look at everything and measure how fast weights are read."""
     progress("measuring the memory")
     placement = choose_placement("auto", "auto", LARGE)
+    # those that this process may run on
+    is_told = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if is_told else os.cpu_count() or 1
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append(torch.device("mps"))
     host = host_memory()
     reading, disk_free, unmeasured = None, None, None
     try:
@@ -75,11 +81,11 @@ def examine(progress: Callable[[str], None]) -> Machine:
     with suppress(DiskError):
         disk_free = free_bytes(cache_folder())
     return Machine(
-        cores=_cores(),
+        cores=cores,
         threads=torch.get_num_threads(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         limited_by=str(host.limited_by) if host and host.limited_by else None,
-        devices=tuple(map(_describe, _devices())),
+        devices=tuple(map(_describe, [*devices, torch.device("cpu")])),
         dtype=str(placement.dtype).removeprefix("torch."),
         reading=reading,
         kernels=tuple(ops.probe()),
@@ -92,19 +98,6 @@ def examine(progress: Callable[[str], None]) -> Machine:
         },
         unmeasured=unmeasured,
     )
-
-
-def _cores() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _devices() -> list[torch.device]:
-    """Every CUDA device, MPS, the processor; the first is the one that is used unasked."""
-    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        devices.append(torch.device("mps"))
-    return [*devices, torch.device("cpu")]
 
 
 def _describe(device: torch.device) -> Device:

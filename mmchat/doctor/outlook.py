@@ -45,8 +45,7 @@ class Outlook:
         return self.spec.chat_format == "instruct" and "guard" not in self.spec.name.lower()
 
     def as_dict(self) -> dict[str, Any]:
-        text, picture = self.speeds or (None, None)
-        speeds = {"text": text, "picture": picture}
+        speeds = dict(zip(("text", "picture"), self.speeds or (None, None), strict=True))
         return {"memory": self.need.as_dict(), "fits": self.fits, "tokens_per_second": speeds}
 
 
@@ -57,11 +56,10 @@ def outlooks(machine: Machine, ranks: int = 1) -> Iterator[Outlook]:
     cannot share is left out, and speeds are not known.
     """
     order = list(FAMILIES)
-
-    def place(spec: ModelSpec) -> tuple[int, int, str]:
-        return order.index(spec.model_type), spec.parameters, spec.name
-
-    for spec in sorted(known_specs(), key=place):
+    specs = sorted(
+        known_specs(), key=lambda one: (order.index(one.model_type), one.parameters, one.name)
+    )
+    for spec in specs:
         if any(count % ranks for count in shared_counts(spec.family.cuts(spec.config)).values()):
             continue
         for scheme in OFFERED_SCHEMES if spec.parameters > _SMALL else OFFERED_SCHEMES[:1]:
@@ -82,8 +80,7 @@ def _free(machine: Machine, ranks: int) -> int | None:
 def _outlook(machine: Machine, spec: ModelSpec, scheme: str, ranks: int) -> Outlook:
     released = spec.family.released_dtype
     placement = choose_placement(machine.device.name, "auto", spec.parameters, released)
-    # the released weights are 16-bit
-    in_place = placement.dtype.itemsize == 2
+    in_place = placement.dtype.itemsize == 2  # as the released weights are
     setup = Setup.of(spec, placement, quantize=scheme, from_file=in_place, ranks=ranks)
     need, free, reading = setup.need(), _free(machine, ranks), machine.reading
     speeds = None

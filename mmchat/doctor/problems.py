@@ -26,65 +26,40 @@ class Problem:
 
 def find_problems(machine: Machine) -> Iterator[Problem]:
     """The heaviest first."""
-    yield from _gpu_unused(machine)
-    yield from _few_threads(machine)
-    yield from _no_compiler(machine)
-    yield from _busy(machine)
-    yield from _limits()
-    yield from _disk(machine)
-
-
-def _gpu_unused(machine: Machine) -> Iterator[Problem]:
-    if any(device.name != "cpu" for device in machine.devices) or not shutil.which("nvidia-smi"):
-        return
-    if torch.version.cuda is None:
-        yield Problem(
-            "this torch cannot use the NVIDIA GPU: it is the build for processors alone",
-            "install the CUDA build, as pytorch.org says",
-        )
-    else:
-        yield Problem(
-            f"torch is built for CUDA {torch.version.cuda} and finds no GPU",
-            "see whether nvidia-smi shows one, and whether its driver is new enough",
-        )
-
-
-def _few_threads(machine: Machine) -> Iterator[Problem]:
-    if machine.device.name == "cpu" and machine.threads < machine.cores // 2:
+    has_gpu = any(device.name != "cpu" for device in machine.devices)
+    if not has_gpu and shutil.which("nvidia-smi"):
+        if torch.version.cuda is None:
+            yield Problem(
+                "this torch cannot use the NVIDIA GPU: it is the build for processors alone",
+                "install the CUDA build, as pytorch.org says",
+            )
+        else:
+            yield Problem(
+                f"torch is built for CUDA {torch.version.cuda} and finds no GPU",
+                "see whether nvidia-smi shows one, and whether its driver is new enough",
+            )
+    on_cpu = machine.device.name == "cpu"
+    if on_cpu and machine.threads < machine.cores // 2:
         chosen = os.environ.get("OMP_NUM_THREADS")
         remedy = f"unset OMP_NUM_THREADS, which is {chosen}" if chosen else "set OMP_NUM_THREADS"
         yield Problem(f"torch uses {machine.threads} of {machine.cores} processors", remedy)
-
-
-def _no_compiler(machine: Machine) -> Iterator[Problem]:
-    replaced = any(choice.kernel.startswith("torch") for choice in machine.kernels)
-    if machine.device.name != "cpu" or not replaced:
-        return
-    yield Problem(
-        f"the C kernels are not in use: {machine.kernels[0].reason}",
-        "install gcc, then run mmchat doctor again",
-    )
-
-
-def _busy(machine: Machine) -> Iterator[Problem]:
+    if on_cpu and any(choice.kernel.startswith("torch") for choice in machine.kernels):
+        yield Problem(
+            f"the C kernels are not in use: {machine.kernels[0].reason}",
+            "install gcc, then run mmchat doctor again",
+        )
     if machine.load is not None and machine.load > machine.cores:
         yield Problem(
             f"the machine is busy (load {machine.load:.1f} on {machine.cores} processors), so"
             + (" the speeds above are low" if machine.reading else " no speeds are given"),
             "run mmchat doctor again when it is idle",
         )
-
-
-def _limits() -> Iterator[Problem]:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         yield Problem(
             f"this shell lets a process map {size(soft)} (ulimit -v), and weights are mapped whole",
             "run ulimit -v unlimited",
         )
-
-
-def _disk(machine: Machine) -> Iterator[Problem]:
     if machine.disk_free is not None and machine.disk_free < _SPACE_FOR_THE_11B:
         yield Problem(
             f"{size(machine.disk_free)} are free at {machine.cache}, and the 11B takes 20 GiB",

@@ -16,12 +16,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Pace
-from mmchat.engine.encoding import Encoding
-from mmchat.engine.joined import Read, joinable, joined
 from mmchat.engine.prefix import Place, Prefixes
-from mmchat.engine.queue import Queue
+from mmchat.engine.reading import Encoding, Read, joinable, joined
 from mmchat.engine.request import Answer, Request
-from mmchat.engine.room import Room
+from mmchat.engine.room import Queue, Room
 from mmchat.engine.row import Row, unanswered
 from mmchat.errors import MemoryError_, NumericalError, RankError
 from mmchat.hardware.allocation import memory_error
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmchat.loading.loader import LoadedModel
-    from mmchat.models.prompt import Media
-    from mmchat.runtime.base import Runtime
 
 # Positions of prompts that are read at once where there are several rows: large enough that
 # products of matrices run at full speed, on a CPU and on a device, and small enough that those who
@@ -183,21 +179,18 @@ class Engine:
             return
         self._active.append(row)
         self._turns.append(row)
-        with self._ending(row):
-            self._begin(row, place.source.number)
-
-    def _begin(self, row: Row, source: int) -> None:
         slot, marks = row.slot, row.slot.marks
-        if source != slot.number and row.shared:
-            slot.marks = []  # until it holds them: copying may run out of memory
-            self.cache.truncate(slot.number, 0)
-            self.cache.copy(source, slot.number, row.shared)
-            slot.marks = marks
-        else:
-            self.cache.truncate(slot.number, row.shared)
-        self._room.begin(slot, row.prompt)
-        row.unseen = row.prompt.unread(row.shared)
-        self.known += len(row.prompt.media) - len(row.unencoded(self.cache))
+        with self._ending(row):
+            if place.source is not slot and row.shared:
+                slot.marks = []  # until it holds them: copying may run out of memory
+                self.cache.truncate(slot.number, 0)
+                self.cache.copy(place.source.number, slot.number, row.shared)
+                slot.marks = marks
+            else:
+                self.cache.truncate(slot.number, row.shared)
+            self._room.begin(slot, row.prompt)
+            row.unseen = row.prompt.unread(row.shared)
+            self.known += len(row.prompt.media) - len(row.unencoded(self.cache))
 
     def _drop_cancelled(self) -> None:
         self._queue_up()
@@ -274,7 +267,9 @@ class Engine:
         Those of all rows are offered: what a model encodes together costs it less. If that fails,
         the first is tried alone; if it fails too, the row that waits for it ends.
         """
-        encoding = self._encoding or Encoding(self._unencoded())
+        wanted = (media for row in self._turns for media in row.unencoded(self.cache))
+        each_once = {media.content_hash: media for media in wanted}
+        encoding = self._encoding or Encoding(list(each_once.values()))
         self._encoding = None  # unless it goes on
         row = next(row for row in self._turns if encoding.is_for(row))
         with self._ending(row):
@@ -282,7 +277,8 @@ class Engine:
                 if any(map(encoding.is_for, self._turns)):  # else the row of the first is gone
                     self._encoding = encoding
                 return
-            waiting = Counter(one.content_hash for row in self._turns for one in row.unseen)
+            waited = [row for row in self._turns if row.unseen]
+            waiting = Counter(one.content_hash for row in waited for one in row.unseen)
             for media in encoding.media:
                 rows = waiting[media.content_hash]
                 if not rows:  # its row is gone, and what was promised to it
@@ -291,16 +287,13 @@ class Engine:
                     self._room.encoded(media)
                     self.encoded += 1
                     self.known += rows - 1
-            waited = [row for row in self._turns if row.unseen]
-            _wait(self._runtime)
+            if self._runtime.device.type == "cuda":  # so that it is timed under its own name
+                import torch
+
+                torch.cuda.synchronize(self._runtime.device)
             for row in waited:
                 if not row.unencoded(self.cache):
                     row.encoded()
-
-    def _unencoded(self) -> list[Media]:
-        """The pictures that rows wait for, in their turns, each content once."""
-        waited = (media for row in self._turns for media in row.unencoded(self.cache))
-        return list({media.content_hash: media for media in waited}.values())
 
     def _read_pieces(self) -> None:
         """Pieces of the prompts whose pictures are encoded, as many as a slice takes.
@@ -392,11 +385,3 @@ class Engine:
         if self.cache.lengths[slot] == len(row.prompt.token_ids):
             self._turns.remove(row)
             row.has_read(logits[-1:])
-
-
-def _wait(runtime: Runtime) -> None:
-    """Let queued work finish, so that it is timed under its own name."""
-    if runtime.device.type == "cuda":
-        import torch
-
-        torch.cuda.synchronize(runtime.device)

@@ -22,7 +22,7 @@ from mmchat.errors import MissingExtra, MmchatError, SchemaError, shortened
 from mmchat.strict_json import Where
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+    from llguidance import LLMatcher, LLTokenizer
     from torch import Tensor
 
     from mmchat.tokenizers.base import Tokenizer
@@ -69,9 +69,10 @@ class Grammars:
 
     def _compile(self, _: str, text: str, lenient: bool, or_text: bool) -> Grammar:
         matcher = _compiled(text, self._tokenizer, lenient, or_text)
-        notices = tuple(map(_notice, matcher.get_grammar_warnings()))
-        token_bytes = self._source.token_bytes
-        return Grammar(matcher, self._vocab_size, token_bytes, or_text, notices)
+        unenforced = r"^Unimplemented keys: \[(.*)\]$"
+        warnings = matcher.get_grammar_warnings()
+        notices = tuple(re.sub(unenforced, r"\1 is not enforced", one) for one in warnings)
+        return Grammar(matcher, self._vocab_size, self._source.token_bytes, or_text, notices)
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
@@ -86,7 +87,7 @@ def check(schema: object) -> None:
 
     Needs no model: what is wrong with it is known before one is loaded.
     """
-    _compiled(schemas.as_text(schema), _library().LLTokenizer(_Bytes()), False, False)  # type: ignore[arg-type]
+    _compiled(schemas.as_text(schema), _library().LLTokenizer("byte"), False, False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,11 +222,10 @@ def _matcher(schema: Any, tokenizer: LLTokenizer, lenient: bool, or_text: bool) 
         grammar = llguidance.LLMatcher.grammar_from_lark(_TEXT_OR.format(inner))
     else:
         grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=settings)
-    return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=_limits())
-
-
-def _limits() -> LLParserLimits:
-    return _library().LLParserLimits(max_grammar_size=limits.GRAMMAR_SYMBOLS, verbose_errors=False)
+    bounds = llguidance.LLParserLimits(
+        max_grammar_size=limits.GRAMMAR_SYMBOLS, verbose_errors=False
+    )
+    return llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=bounds)
 
 
 def _refusal(
@@ -249,20 +249,9 @@ def _refusal(
             break
     for key in found:
         where = where.child(key)
-    return where.fail(_in_our_words(_first_line(reason)))
-
-
-def _in_our_words(reason: str) -> str:
-    reason = reason.replace(schemas.pointer(_WHOLE)[1:], "")
-    for theirs, ours in _SAID:
-        reason, count = re.subn(theirs, ours, reason)
-        if count:
-            return reason
-    return f"{reason}; change that"
-
-
-def _notice(warning: str) -> str:
-    return re.sub(r"^Unimplemented keys: \[(.*)\]$", r"\1 is not enforced", warning)
+    theirs = _first_line(reason).replace(schemas.pointer(_WHOLE)[1:], "")
+    said = (re.subn(pattern, ours, theirs) for pattern, ours in _SAID)
+    return where.fail(next((ours for ours, count in said if count), f"{theirs}; change that"))
 
 
 def _first_line(error: str) -> str:
@@ -311,16 +300,3 @@ class _Words:
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         return self._tokenizer.encode_rest(text)
-
-
-class _Bytes:
-    """The least tokenizer: one token a byte, and one that ends."""
-
-    is_tokenizer_wrapper = True
-    bos_token_id = None
-    eos_token_id = 256
-    tokens = (*(bytes([value]) for value in range(256)), b"<eos>")
-    special_token_ids = (256,)
-
-    def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmchat.engine.request import Request
@@ -11,23 +12,29 @@ from mmchat.models.base import common_prefix
 SHORTEST_SHARED = 16  # positions
 
 
+@dataclass(frozen=True)
+class Need:
+    """What a row is promised where memory is limited, and what an idle slot holds on to.
+
+    positions: in steps in which caches grow. pictures: that the row needs, bytes by content hash.
+    together: bytes of the most of them that one position sees.
+    """
+
+    positions: int = 0
+    pictures: Mapping[str, int] = field(default_factory=dict)
+    together: int = 0
+
+
 @dataclass
 class Slot:
-    """marks: the fingerprint of the positions that it holds. used: when it was given last.
-
-    Where memory is limited: room, positions that it is promised; pictures, what its row needs,
-    bytes by content hash; together, bytes of those that one position sees, which an idle slot holds
-    on to.
-    """
+    """marks: the fingerprint of the positions that it holds. used: when it was given last."""
 
     number: int
     marks: list[int | str] = field(default_factory=list)
     owner: str = ""
     is_taken: bool = False
     used: int = 0
-    room: int = 0
-    pictures: dict[str, int] = field(default_factory=dict)
-    together: int = 0
+    need: Need = Need()
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,23 @@
-"""Memory of rows and pictures: what is promised to those who write, and kept for who comes back."""
+"""Who waits for a row, and memory: promised to those who write, kept for those who come back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmchat import words
 from mmchat.engine.drafts import LONGEST_DRAFT
-from mmchat.engine.prefix import Place, Prefixes, Slot
+from mmchat.engine.prefix import Need, Place, Prefixes, Slot
 from mmchat.errors import MemoryError_
 from mmchat.hardware.allocation import memory_error
 
 if TYPE_CHECKING:
-    from mmchat.engine.request import Request
+    from mmchat.engine.request import Answer, Request
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.base import Cache
-    from mmchat.models.prompt import Media, PlacedMedia, Prompt
+    from mmchat.models.prompt import Media, Prompt
 
 STEP = 256  # positions; no cache makes room in larger steps
 CPU_ROWS, DEVICE_ROWS = 8, 64  # answers written at once; beyond the first a CPU gains little
@@ -41,6 +42,54 @@ def device_rows(model: LoadedModel, memory: int | None) -> int:
     return max(1, min(DEVICE_ROWS, (memory - picture) // row))
 
 
+class Queue:
+    """Answers that wait: those of one owner in the order in which they came, the owners in turns.
+
+    So nobody who sends many requests keeps others from being heard, and nobody is overtaken by
+    a smaller request: what does not fit into memory yet is waited for.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._by_owner: dict[str, deque[Answer]] = {}  # who is next comes first
+
+    def __iter__(self) -> Iterator[Answer]:
+        return (answer for answers in self._by_owner.values() for answer in answers)
+
+    def __len__(self) -> int:
+        return sum(map(len, list(self._by_owner.values())))
+
+    def __bool__(self) -> bool:
+        return bool(self._by_owner)
+
+    def add(self, answer: Answer) -> None:
+        self._by_owner.setdefault(answer.request.owner, deque()).append(answer)
+
+    def next(self, running: Counter[str]) -> Answer | None:
+        """Who gets the next free row. running: rows of each owner; one at least is free.
+
+        Nobody gets the last free row beside another of their own, so that somebody new is heard at
+        once, nor more than half of the rows while others wait. The owner "" may take all rows:
+        where owners are not told apart there is only this one.
+        """
+        free = self._rows - running.total()
+        for owner, answers in self._by_owner.items():
+            rows = running[owner]
+            has_share = len(self._by_owner) > 1 and 2 * rows >= self._rows
+            is_last = free == 1 and self._rows > 2
+            if not (rows and owner and (has_share or is_last)):
+                return answers[0]
+        return None
+
+    def remove(self, answer: Answer) -> None:
+        """It is given a row, or cancelled; its owner's turn is over."""
+        owner = answer.request.owner
+        answers = self._by_owner.pop(owner)
+        answers.remove(answer)
+        if answers:
+            self._by_owner[owner] = answers
+
+
 class Room:
     """Keeps a cache within `limit` bytes, None for any number.
 
@@ -61,28 +110,25 @@ class Room:
     @property
     def used(self) -> int:
         """Bytes that are promised or kept now, where there is a limit; from any thread."""
-        slots = self._prefixes.slots
-        rooms, together = [slot.room for slot in slots], [slot.together for slot in slots]
-        return self._bytes([self._longest, *rooms], dict(self._pictures), together)
+        needs = [slot.need for slot in self._prefixes.slots]
+        return self._bytes([Need(self._longest), *needs], dict(self._pictures))
 
     def check(self, request: Request) -> None:
         """Raises MemoryError_ if it would not fit even alone."""
         if self.limit is None:
             return
-        limit, media, positions = self.limit, request.prompt.media, self._positions(request)
 
-        def need_of(count: int) -> int:
+        def bytes_with(pictures: int) -> int:
             """With the first so many of its pictures."""
-            left, taken = positions - sum(p.count for p in media[count:]), media[:count]
-            return self._bytes([_round_up(left)], self._bytes_of(taken), [self._together(taken)])
+            need = self._need(request, pictures)
+            return self._bytes([need], need.pictures)
 
-        need = need_of(len(media))
-        if need > limit:
-            fewer = words.first_pictures(lambda count: need_of(count) <= limit, len(media))
-
+        limit, count = self.limit, len(request.prompt.media)
+        if (most := bytes_with(count)) > limit:
+            fewer = words.first_pictures(lambda fewer: bytes_with(fewer) <= limit, count)
             raise MemoryError_(
                 f"the prompt of {len(request.prompt.token_ids):,} tokens and an answer of up to "
-                f"{request.sampling.max_new_tokens:,} need {words.size(need)}, and there is room "
+                f"{request.sampling.max_new_tokens:,} need {words.size(most)}, and there is room "
                 f"for {words.size(limit)}; ask for a shorter answer (--max-new-tokens), "
                 f"{'with fewer rows at once, ' if self._cache.fixed else ''}or "
                 f"with fewer pictures{fewer}"
@@ -92,25 +138,22 @@ class Room:
         """A free slot for the request; None if it must wait until others are done."""
         if self.limit is None:
             return self._prefixes.find(request)
-        needed = self._pictures_of(request)
-        taken = [slot for slot in self._prefixes.slots if slot.is_taken]
-        for slot in taken:
-            needed |= slot.pictures
-        own = self._positions(request)
-        rooms = [own, *(slot.room for slot in taken)]
-        if taken and self._cache.fixed:
-            rooms.append(self._longest)  # given back when nobody writes
-        together = [self._together(request.prompt.media), *(slot.together for slot in taken)]
-        if self._bytes(rooms, needed, together) > self.limit:
+        need = self._need(request)
+        needs = [need, *(slot.need for slot in self._prefixes.slots if slot.is_taken)]
+        needed = {name: size for one in needs for name, size in one.pictures.items()}
+        # a fixed cache gives back what its longest row took when nobody writes
+        longest = Need(self._longest if len(needs) > 1 else 0)
+        if self._bytes([longest, *needs], needed) > self.limit:
             return None
         while True:
             place = self._prefixes.find(request)
-            if self._holds(place.slot, request, needed) <= self.limit:
+            if self._holds(place.slot, need, needed) <= self.limit:
                 return place
-            if place.shared and not place.source.is_taken and not self._others(place):
+            others = [slot for slot in self._idle() if slot is not place.source]
+            if place.shared and not place.source.is_taken and not others:
                 # rather cut the source than lose it
                 place = replace(place, slot=place.source)
-                if self._holds(place.slot, request, needed) <= self.limit:
+                if self._holds(place.slot, need, needed) <= self.limit:
                     return place
             if not self._free_one(place, needed):
                 return place
@@ -119,11 +162,9 @@ class Room:
         """Promise the request its memory."""
         self._prefixes.take(place, request)
         if self.limit is not None:
-            place.slot.room = self._positions(request)
+            place.slot.need = self._need(request)
             if self._cache.fixed:
-                self._longest = max(self._longest, place.slot.room)
-            place.slot.pictures = self._pictures_of(request)
-            place.slot.together = self._together(request.prompt.media)
+                self._longest = max(self._longest, place.slot.need.positions)
         for placed in request.prompt.media:
             if (content_hash := placed.media.content_hash) in self._pictures:
                 self._pictures[content_hash] = self._pictures.pop(content_hash)
@@ -135,7 +176,7 @@ class Room:
         """
         if self.limit is not None:
             self._cache.shrink(slot.number)
-            self._cache.reserve(slot.number, slot.room)
+            self._cache.reserve(slot.number, slot.need.positions)
         self._cache.begin(slot.number, prompt)
         if self.limit is None:
             for content_hash in [*self._encoded()][:-PICTURES_KEPT]:
@@ -148,26 +189,24 @@ class Room:
 
     def leave(self, slot: Slot, marks: Sequence[int | str]) -> None:
         """The row is over; its slot keeps the positions of `marks` for those who share them."""
-        slot.marks, slot.is_taken, slot.pictures = list(marks), False, {}
+        slot.marks, slot.is_taken = list(marks), False
+        slot.need = replace(slot.need, pictures={})
         self._cache.truncate(slot.number, len(marks))
         if not marks:
             self.free(slot)
         elif self.limit is not None:
-            self._shrink(slot, len(marks))
-
-    def _shrink(self, slot: Slot, positions: int) -> None:
-        try:
-            self._cache.shrink(slot.number)
-        except Exception as error:  # the smaller one is made beside the larger
-            if memory_error(error) is None:
-                raise
-            self.free(slot)
-        else:
-            slot.room = _round_up(positions)
+            try:
+                self._cache.shrink(slot.number)
+            except Exception as error:  # the smaller one is made beside the larger
+                if memory_error(error) is None:
+                    raise
+                self.free(slot)
+            else:
+                slot.need = replace(slot.need, positions=_round_up(len(marks)))
 
     def free(self, slot: Slot) -> None:
         """Forget what an idle slot holds, for good."""
-        slot.marks, slot.room, slot.together = [], 0, 0
+        slot.marks, slot.need = [], Need()
         self._cache.free(slot.number)
 
     def release(self) -> None:
@@ -178,7 +217,7 @@ class Room:
                 self.free(slot)
         self._cache.release()
 
-    def _free_one(self, place: Place, needed: dict[str, int]) -> bool:
+    def _free_one(self, place: Place, needed: Mapping[str, int]) -> bool:
         """Forget a picture that nothing refers to, or else an idle slot; False if there is none."""
         for content_hash in [name for name in self._encoded() if name not in needed]:
             self._cache.drop_media(content_hash)
@@ -200,17 +239,12 @@ class Room:
         return True
 
     def _idle(self) -> list[Slot]:
-        return [slot for slot in self._prefixes.slots if slot.room and not slot.is_taken]
+        return [s for s in self._prefixes.slots if s.need.positions and not s.is_taken]
 
-    def _others(self, place: Place) -> list[Slot]:
-        return [slot for slot in self._idle() if slot is not place.source]
-
-    def _holds(self, given: Slot, request: Request, needed: dict[str, int]) -> int:
-        """Bytes of everything, once a slot is given to the request."""
-        kept = [slot for slot in self._prefixes.slots if slot is not given]
-        rooms = [self._positions(request), self._longest, *(slot.room for slot in kept)]
-        together = [self._together(request.prompt.media), *(slot.together for slot in kept)]
-        return self._bytes(rooms, self._encoded() | needed, together)
+    def _holds(self, given: Slot, need: Need, needed: Mapping[str, int]) -> int:
+        """Bytes of everything, once a slot is given to who needs that."""
+        kept = [slot.need for slot in self._prefixes.slots if slot is not given]
+        return self._bytes([need, Need(self._longest), *kept], {**self._encoded(), **needed})
 
     def _encoded(self) -> dict[str, int]:
         """The pictures that the cache still has."""
@@ -218,38 +252,31 @@ class Room:
         self._pictures = {name: held[name] for name in held if self._cache.has_media(name)}
         return self._pictures
 
-    def _bytes(
-        self, rooms: Sequence[int], pictures: dict[str, int], together: Sequence[int]
-    ) -> int:
-        positions, beside = sum(rooms), 0
+    def _bytes(self, needs: Sequence[Need], pictures: Mapping[str, int]) -> int:
+        """Of these rows, and of pictures, which rows share."""
+        positions, beside = sum(need.positions for need in needs), 0
         if self._cache.fixed:
             slots = len(self._prefixes.slots)
-            positions = max(rooms) * slots
+            positions = max(need.positions for need in needs) * slots
             # a step of several slots reads copies of what they see, each as long as the longest
-            beside = slots * max(together, default=0) if slots > 1 else 0
+            beside = slots * max(need.together for need in needs) if slots > 1 else 0
         return positions * self._model.position_bytes + sum(pictures.values()) + beside
 
-    def _positions(self, request: Request) -> int:
-        most = len(request.prompt.token_ids) + request.sampling.max_new_tokens
-        # one row's draft is written in all slots, also behind those that are full
-        return _round_up(most + (LONGEST_DRAFT + 1 if self._cache.fixed else 0))
-
-    def _pictures_of(self, request: Request) -> dict[str, int]:
-        return self._bytes_of(request.prompt.media)
-
-    def _together(self, placed: Sequence[PlacedMedia]) -> int:
-        """Bytes of the most pictures that lie side by side, and so are seen by one position."""
-        most = run = behind = 0
+    def _need(self, request: Request, count: int | None = None) -> Need:
+        """What it may come to need; count: with the first so many of its pictures."""
+        media = request.prompt.media
+        placed, left_out = media[:count], media[len(media[:count]) :]
+        positions = len(request.prompt.token_ids) + request.sampling.max_new_tokens
+        positions -= sum(one.count for one in left_out)
+        if self._cache.fixed:  # one row's draft is written in all, also behind those that are full
+            positions += LONGEST_DRAFT + 1
+        pictures: dict[str, int] = {}  # what occurs twice is kept once
+        most = run = behind = 0  # of those that lie side by side, and so are seen by one position
         for one in placed:
-            size = self._model.media_bytes(one.media.facts)
+            size = pictures[one.media.content_hash] = self._model.media_bytes(one.media.facts)
             run = run + size if one.position == behind else size
             most, behind = max(most, run), one.position + 1
-        return most
-
-    def _bytes_of(self, placed: Sequence[PlacedMedia]) -> dict[str, int]:
-        """By content hash: what occurs twice is kept once."""
-        media = [one.media for one in placed]
-        return {one.content_hash: self._model.media_bytes(one.facts) for one in media}
+        return Need(_round_up(positions), pictures, most)
 
 
 def _round_up(positions: int) -> int:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Drafter, Pace
 from mmchat.engine.events import Finished, FinishReason, Progress, TextDelta, TokenLogprob, Usage
-from mmchat.engine.sampling import NOT_FINITE, Sampler
-from mmchat.engine.scoring import PromptScores, token_logprobs
+from mmchat.engine.sampling import NOT_FINITE, PromptScores, Sampler, token_logprobs
 from mmchat.engine.text import AnswerText
 from mmchat.errors import NumericalError
 from mmchat.models.base import cache_lacks
@@ -140,7 +139,10 @@ class Row:
         if self._arriving:
             upcoming = self._sample(logits)  # queued before the host waits in `_arrive`
             self._arrive()
-            self._time_arrival()
+            now = clock()
+            if self._last_arrival:  # between two that came while the device was busy lies one step
+                self._drafter.stepped(now - self._last_arrival)
+            self._last_arrival = now
             if not self.is_over:
                 self._sampled(upcoming, logits)
             return
@@ -155,8 +157,10 @@ class Row:
             right += 1
         self._guessed += len(self._draft)
         self._guessed_right += right
-        if begin is not None:
-            self._tell_pace(right, clock() - begin)
+        if begin is not None and self._draft:
+            self._drafter.verified(len(self._draft), right, clock() - begin)
+        elif begin is not None:
+            self._drafter.stepped(clock() - begin)
         for at in range(right):
             self._emit(self._draft[at], logits[at, None])
             if self.is_over:
@@ -182,12 +186,6 @@ class Row:
     def _accept(self, token_id: int) -> None:
         if self._guide and token_id != NOT_FINITE:
             self._guide.accept(token_id)
-
-    def _tell_pace(self, right: int, seconds: float) -> None:
-        if self._draft:
-            self._drafter.verified(len(self._draft), right, seconds)
-        else:
-            self._drafter.stepped(seconds)
 
     def _sampled(self, token: Tensor, logits: Tensor) -> None:
         self.token, self._logits = token, logits
@@ -245,13 +243,6 @@ class Row:
             return
         timings.decode_seconds = now - self._first
         timings.tokens_per_second = len(self._ids) / timings.decode_seconds
-
-    def _time_arrival(self) -> None:
-        """Between two tokens that came while the device was busy lies one step."""
-        now = clock()
-        if self._last_arrival:
-            self._drafter.stepped(now - self._last_arrival)
-        self._last_arrival = now
 
     # ---- ending
 

@@ -1,4 +1,4 @@
-"""From logits to the next token, on the device that holds them."""
+"""From logits to the next token, on the device that holds them, and how probable tokens were."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from mmchat.engine.drafts import LONGEST_DRAFT, Speculate
+from mmchat.engine.events import TokenLogprob
 from mmchat.engine.schema import as_text
-from mmchat.errors import UsageError, quoted
+from mmchat.errors import NumericalError, UsageError, quoted
 from mmchat.leads import OF_SAMPLING, with_leads
 from mmchat.limits import SAMPLING, STOP_CHARACTERS
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 NOT_FINITE = -1  # the token id that stands for logits with NaN or infinity
 LEAST_TEMPERATURE = 1e-5  # below it a token 0.0005 behind has no chance: greedy
 _WHOLE = ("top_k", "seed", "max_new_tokens", "logprobs")
+# Positions of a prompt whose logits are in memory at once: 64 rows of 128,256 are 33 MB, and with
+# their log-probabilities twice that.
+SCORED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -198,3 +202,57 @@ def filter_logits(logits: Tensor, params: SamplingParams) -> Tensor:
         probabilities = logits.softmax(-1)
         logits = logits.masked_fill(probabilities < params.min_p * probabilities.max(), -torch.inf)
     return logits
+
+
+def token_logprobs(logits: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprob]:
+    """Of each token after the position before it, and of the `top` most probable ones there.
+
+    logits: float32 [N, V] of these positions.
+    """
+    import torch
+
+    scores = logits.log_softmax(-1)
+    ids = torch.tensor(token_ids, device=scores.device)
+    chosen = scores.gather(-1, ids[:, None])[:, 0]
+    best = scores.topk(top)
+    rows = zip(token_ids, chosen.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        TokenLogprob(token_id, value, tuple(zip(tokens, values, strict=True)))
+        for token_id, value, tokens, values in rows
+    ]
+
+
+class PromptScores:
+    """Log-probabilities of a prompt's tokens from `first` on, while it is read piece by piece.
+
+    first: at least 1, and behind all pictures; None scores nothing. top: alternatives of each.
+    """
+
+    def __init__(self, token_ids: Sequence[int], first: int | None, top: int) -> None:
+        self.entries: list[TokenLogprob] = []
+        self._ids, self._top = token_ids, top
+        self._first = len(token_ids) if first is None else first
+
+    def end(self, start: int, end: int) -> int:
+        """Where a piece that begins at `start`, and may go on to `end`, ends."""
+        return min(end, max(start, self._first - 1) + SCORED_AT_ONCE)
+
+    def wanted(self, start: int, end: int) -> tuple[int, ...]:
+        """Which positions of the piece give logits, from its start: those before a scored token,
+        and the last."""
+        before = range(max(start, self._first - 1), end - 1)
+        return (*(at - start for at in before), end - 1 - start)
+
+    def read(self, logits: Tensor, end: int) -> None:
+        """logits: [W, V] of what was wanted of a piece up to `end`. Raises NumericalError."""
+        import torch
+
+        tokens = self._ids[max(end - len(logits) + 1, self._first) : end + 1]
+        if not tokens:
+            return
+        if not torch.isfinite(logits).all():
+            raise NumericalError(
+                "the model produced NaN or infinite logits in the prompt; try --dtype float32, or"
+                " check the weights"
+            )
+        self.entries += token_logprobs(logits[: len(tokens)], tokens, self._top)

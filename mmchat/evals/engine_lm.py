@@ -22,8 +22,8 @@ from lm_eval.utils import (  # type: ignore[import-not-found]
 )
 
 from mmchat.conversation import Image, Message, Part, Text, arranged
+from mmchat.engine.driver import Talk, hold
 from mmchat.engine.sampling import SamplingParams
-from mmchat.engine.talks import Talk, hold
 from mmchat.errors import UsageError, quoted
 from mmchat.images import load_image
 from mmchat.models.prompt import Prompt, followed

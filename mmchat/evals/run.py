@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Literal
 
 from mmchat.conversation import Message, Text
+from mmchat.engine.driver import Talk, hold
 from mmchat.engine.sampling import SamplingParams
-from mmchat.engine.talks import Talk, hold
 
 if TYPE_CHECKING:
     from mmchat.evals.scenes import Question, Scene
@@ -123,3 +124,21 @@ def report(verdicts: Sequence[Verdict], seconds: float = 0.0, by: By = "type") -
 
 def _score(verdicts: Sequence[Verdict]) -> Score:
     return Score(sum(verdict.is_right for verdict in verdicts), len(verdicts))
+
+
+def wrong_answers(model: str, wrong: Sequence[Verdict], asked: int) -> str:
+    """One HTML page, as text, with the pictures of what was answered wrongly."""
+    from mmchat.images.contact_sheet import contact_sheet
+
+    title = f"{model}: {len(wrong)} of {asked} answers are wrong"
+    return contact_sheet(title, ((one.scene.pictures, _caption(one)) for one in wrong))
+
+
+def _caption(verdict: Verdict) -> str:
+    scene, question = verdict.scene, verdict.question
+    asked = "<br>".join(html.escape(each.text) for each in (*question.earlier, question))
+    return (
+        f"<small>{html.escape(question.type)}, scene {scene.seed},"
+        f" {html.escape(verdict.group('canvas'))}</small><br>{asked}<br>"
+        f"<b>{html.escape(verdict.answer)}</b><br>right: {html.escape(question.answer)}"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,25 +42,17 @@ _FLOOR = 0.5  # of the mean share, on both sides of the ratio: a rounding error 
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What one word read of one picture.
-
-    image: its number in the conversation, from 0. shares: [rows, columns] of its patches, what of
-    all that the word read went to each; beyond them only class tokens and padding are read.
-    """
-
-    image: int
-    shares: np.ndarray
-
-
-@dataclass(frozen=True)
 class Word:
-    """A word of the answer, text[start:end], and what it read of the pictures that it sees."""
+    """A word of the answer, text[start:end], and what it read of each picture.
+
+    shares: [rows, columns] of a picture's patches, what of all that the word read went to each;
+    beyond them only class tokens and padding are read. None for a picture that it does not see.
+    """
 
     text: str
     start: int
     end: int
-    seen: tuple[Seen, ...]
+    shares: tuple[np.ndarray | None, ...]
 
 
 @dataclass(frozen=True)
@@ -83,15 +76,18 @@ class Look:
         beside them nothing else would show. Small patches run into their neighbours, since a spot
         that is too small to be seen would leave all else dark.
         """
-        maps: list[np.ndarray | None] = [None] * len(self.grids)
-        for seen in word.seen:
-            maps[seen.image] = _weighed(_blurred(seen.shares), self._mean(seen.image))
+        maps: list[np.ndarray | None] = []
+        for shares, mean in zip(word.shares, self._means, strict=True):
+            if shares is None or mean is None:
+                maps.append(None)
+                continue
+            blurred, floor = _blurred(shares), _FLOOR * float(mean.mean())
+            maps.append(blurred * (blurred + floor) / (mean + floor))
         return _to_one(maps)
 
     def overall(self) -> list[np.ndarray | None]:
         """The same of the whole answer, which has nothing to be compared with."""
-        seen = {seen.image for word in self.words for seen in word.seen}
-        return _to_one([self._mean(i) if i in seen else None for i in range(len(self.grids))])
+        return _to_one(self._means)
 
     def reach(self, image: int) -> tuple[float, float]:
         """How far the patches of a picture go over it, down and right: 1 is to its edge."""
@@ -112,9 +108,16 @@ class Look:
         listed = " ".join(f"{n} {word.text}" for n, word in enumerate(self.words[:30], start=1))
         raise UsageError(f"{wanted!r} is no word of the answer; its words are: {listed}")
 
-    def _mean(self, image: int) -> np.ndarray:
-        shares = [seen.shares for word in self.words for seen in word.seen if seen.image == image]
-        return _blurred(np.mean(shares, axis=0))
+    @cached_property
+    def _means(self) -> list[np.ndarray | None]:
+        """Of each picture, over the words that see it."""
+        of_pictures = zip(*(word.shares for word in self.words), strict=True)
+        means = [_mean([one for one in shares if one is not None]) for shares in of_pictures]
+        return [None if mean is None else _blurred(mean) for mean in means]
+
+
+def _mean(shares: Sequence[np.ndarray]) -> np.ndarray | None:
+    return np.mean(shares, axis=0) if shares else None
 
 
 def _blurred(shares: np.ndarray) -> np.ndarray:
@@ -126,11 +129,6 @@ def _blurred(shares: np.ndarray) -> np.ndarray:
         mean = kernel / kernel.sum(1, keepdims=True)
         shares = np.moveaxis(np.tensordot(mean, shares, (1, axis)), 0, axis)
     return shares
-
-
-def _weighed(shares: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    floor = _FLOOR * float(mean.mean())
-    return shares * (shares + floor) / (mean + floor)
 
 
 def _to_one(maps: list[np.ndarray | None]) -> list[np.ndarray | None]:
@@ -176,10 +174,8 @@ def look(loaded: LoadedModel, prompt: Prompt, images: Sequence[Image], answer: s
     pictures, ContextLengthExceeded, MemoryError_, NumericalError.
     """
     request = look_request(loaded, prompt, answer)
-    for _ in run(loaded.engine, [submitted := loaded.engine.submit(request)]):
+    for _ in run(loaded.engine, [loaded.engine.submit(request)]):
         pass
-    if submitted.error is not None:
-        raise submitted.error
     return looked(loaded, images, answer, request)
 
 
@@ -207,21 +203,17 @@ def looked(loaded: LoadedModel, images: Sequence[Image], answer: str, request: R
     patches = [family.patches(config, *one.size) for one in facts]
     found = [one for one in patches if one is not None]  # of this family all or none
     number = {placed.position: i for i, placed in enumerate(request.prompt.media)}
-    sizes = [one.tokens for one in facts]
     words = []
     for start, end, positions in _words(loaded.tokenizer, answer, watch.first):
-        shares: dict[int, list[np.ndarray]] = {}
-        for position in positions:
-            if position not in watch.read:
-                continue
-            places, read = watch.read[position]
-            at = 0
+        shares: list[list[np.ndarray]] = [[] for _ in found]
+        for places, read in (watch.read[one] for one in positions if one in watch.read):
+            begin = 0
             for image in map(number.__getitem__, places):
-                part = read[at : at + sizes[image]].numpy()
-                shares.setdefault(image, []).append(part[np.array(found[image].token)])
-                at += sizes[image]
-        seen = tuple(Seen(image, np.mean(parts, axis=0)) for image, parts in shares.items())
-        words.append(Word(answer[start:end], start, end, seen))
+                end_of_image = begin + facts[image].tokens
+                part = read[begin:end_of_image].numpy()
+                shares[image].append(part[np.array(found[image].token)])
+                begin = end_of_image
+        words.append(Word(answer[start:end], start, end, tuple(map(_mean, shares))))
     grids = tuple((len(one.token), len(one.token[0])) for one in found)
     return Look(answer, tuple(images), grids, tuple(one.cell for one in found), tuple(words))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +16,15 @@ from mmchat.checkpoints.manifest import (
     ExportRecord,
     FileRecord,
     Manifest,
+    read_manifest,
     sha256_of,
     write_manifest,
 )
 from mmchat.checkpoints.writers import papers_beside
-from mmchat.errors import CheckpointError, UsageError, quoted
+from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
 from mmchat.export.hub_folder import HubExport
 from mmchat.export.loaded import LoadedExport
 from mmchat.export.plan import ExportPlan as ExportPlan
-from mmchat.export.target import check_target
 from mmchat.hardware.memory import peak_memory
 from mmchat.hardware.placement import dtype_name
 from mmchat.progress import ProgressCallback
@@ -59,7 +61,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
     begin = time.perf_counter()
     source = replace(plan.model.find(), kept=None)
     plan.check_family(source.spec)
-    replaces = check_target(plan.folder, source, force=plan.force)
+    replaces = _replaces(plan.folder, source, force=plan.force)
     if source.checkpoint:
         papers_beside(source.checkpoint)  # raises now, not after minutes
     with _opened(plan, source, progress) as model:
@@ -123,3 +125,61 @@ def _write_manifest(work: Path, record: ExportRecord | None, source: ModelSource
         records[path.name] = FileRecord(path.stat().st_size, sha256_of(path), None, True)
     manifest = Manifest(records, source=source.known_as, export=record)
     write_manifest(work / MANIFEST_NAME, manifest)
+
+
+def _replaces(folder: Path, source: ModelSource, *, force: bool) -> bool:
+    """Whether an export of `source` to `folder` replaces what is there.
+
+    Raises UsageError, DiskError.
+    """
+    if not folder.parent.is_dir():
+        raise DiskError(f"the folder {quoted(folder.parent, 300)} does not exist")
+    if not os.access(folder.parent, os.W_OK):
+        raise DiskError(f"no permission to write in {quoted(folder.parent, 300)}")
+    if not folder.exists() and not folder.is_symlink():
+        return False
+    if folder.is_symlink() or not folder.is_dir():
+        raise UsageError(f"{quoted(folder, 300)} is no folder; name another with --output")
+    if not any(folder.iterdir()):
+        return False
+    _check_not_precious(folder, source)
+    if not force and not _is_ours(folder):
+        raise UsageError(
+            f"{quoted(folder, 300)} holds what mmchat export did not write, or what was changed"
+            " since; name a new folder with --output, or give --force to replace it"
+        )
+    return True
+
+
+def _check_not_precious(folder: Path, source: ModelSource) -> None:
+    """Not even --force replaces a folder that holds home, the model, or where the user stands."""
+    inside = [Path.home(), Path.cwd(), source.checkpoint, source.tokenizer]
+    for path in filter(None, inside):
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"{quoted(folder, 300)} holds {quoted(path, 300)} and is not replaced; name another"
+                " folder with --output"
+            )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether an export wrote all that is in the folder, and nobody changed it since.
+
+    The record is the last file that an export writes, so none of the others is newer.
+    """
+    record = folder / MANIFEST_NAME
+    try:
+        manifest = read_manifest(record)
+    except CheckpointError:
+        return False
+    if manifest is None or manifest.repo is not None:  # the record of a download names its own
+        return False
+    if manifest.export is None and "config.json" not in manifest.files:  # as the Hub's folders have
+        return False
+    written = record.stat().st_mtime_ns
+    for path in folder.iterdir():
+        known, found = manifest.files.get(path.name), path.lstat()
+        is_whole = known and stat.S_ISREG(found.st_mode) and found.st_size == known.size
+        if path != record and not (is_whole and found.st_mtime_ns <= written):
+            return False
+    return True

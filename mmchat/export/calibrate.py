@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mmchat.engine.talks import Talk
+    from mmchat.engine.driver import Talk
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.prompt import Prompt
     from mmchat.nn.linear import Linear
@@ -142,8 +142,8 @@ def _answered(
 
     remarks: takes which are left out, and why.
     """
+    from mmchat.engine.driver import hold
     from mmchat.engine.room import usual_rows
-    from mmchat.engine.talks import hold
     from mmchat.models.prompt import followed
 
     defaults = Defaults(USUAL_QUESTION, None, SamplingParams(max_new_tokens=ANSWER))

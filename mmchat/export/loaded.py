@@ -50,10 +50,24 @@ class LoadedExport:
 
     def write(self, work: Path, progress: ProgressCallback) -> ExportRecord | None:
         """Write weights, programs and params; returns what they were made for."""
-        record = self._record()
+        record, programs = self._record(), ()
         if record.format != "executorch":  # whose programs hold the weights
-            self._write_weights(work, progress)
-        programs = self._write_programs(work, record, progress)
+            entries = [
+                TensorEntry(n, str(one.dtype).removeprefix("torch."), tuple(one.shape), work)
+                for n, one in self._tensors.items()
+            ]
+            # those that would leave the next one unaligned come last
+            entries.sort(key=lambda entry: entry.num_bytes % _ALIGNMENT != 0)
+            tensors = (self._tensors[entry.name].detach().cpu() for entry in entries)
+            write_safetensors(work, entries, tensors, progress)
+        if (format := self._plan.format) in ("aoti", "executorch"):
+            from mmchat.export.aoti import compile_programs
+            from mmchat.export.executorch import lower_programs
+
+            write = lower_programs if format == "executorch" else compile_programs
+            made = self._source.spec.family.build().programs(format)
+            limits = ExportLimits(record.max_seq_len, record.max_images)
+            programs = write(work, made.export_programs(self._model, limits), progress)
         spec = self._source.spec
         config = spec.family.with_alpha(spec.config, self._original.processor.alpha)
         write_json(work / "params.json", params_document(replace(spec, config=config)))
@@ -97,30 +111,6 @@ class LoadedExport:
             calibrate=str(plan.calibrate.resolve()) if plan.calibrate else "",
             origin=origin(self._source) if plan.format == "safetensors" else "",
         )
-
-    def _write_weights(self, work: Path, progress: ProgressCallback) -> None:
-        """Write model.safetensors; tensors that would leave the next one unaligned come last."""
-        entries = [
-            TensorEntry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), work)
-            for name, tensor in self._tensors.items()
-        ]
-        entries.sort(key=lambda entry: entry.num_bytes % _ALIGNMENT != 0)
-        tensors = (self._tensors[entry.name].detach().cpu() for entry in entries)
-        write_safetensors(work, entries, tensors, progress)
-
-    def _write_programs(
-        self, work: Path, record: ExportRecord, progress: ProgressCallback
-    ) -> tuple[str, ...]:
-        """Returns the names of the programs."""
-        if self._plan.format not in ("aoti", "executorch"):
-            return ()
-        from mmchat.export.aoti import compile_programs
-        from mmchat.export.executorch import lower_programs
-
-        write = lower_programs if self._plan.format == "executorch" else compile_programs
-        made = self._source.spec.family.build().programs(self._plan.format)
-        limits = ExportLimits(record.max_seq_len, record.max_images)
-        return write(work, made.export_programs(self._model, limits), progress)
 
 
 def _load(

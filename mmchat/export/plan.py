@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -60,23 +61,8 @@ class ExportPlan:
         check_format(self.format)
         if self.model.quantize == AUTO:  # what is packed is rounded only where that is asked
             object.__setattr__(self, "model", replace(self.model, quantize="none"))
-        if self.model.kv != "auto":
-            raise UsageError(
-                f"--kv {self.model.kv} is how a model keeps what it reads, of which nothing is"
-                " exported; leave it out, and give it when the weights are loaded"
-            )
-        if self.format == "executorch":
-            self._check_executorch()
-        if self.format == "hf":
-            self._check_hf()
-        elif self.max_shard_bytes is not None:
-            raise UsageError(
-                f"--max-shard-size is for hf; {self.format} keeps the weights in one file, so leave"
-                " it out"
-            )
-        self._check_sizes()
-        if self.calibrate is not None:
-            self._check_calibrate(self.calibrate)
+        for reason in self._refusals():
+            raise UsageError(reason)
 
     @property
     def image_limit(self) -> int:
@@ -93,77 +79,85 @@ class ExportPlan:
                 f" {', '.join(others[:-1])} or {others[-1]}"
             )
 
-    def _check_sizes(self) -> None:
-        images, positions = self.max_images, self.model.max_seq_len
-        if self.format not in PROGRAMS:
-            self._check_left_out("--max-images", images, "any number of pictures")
-            self._check_left_out("--max-seq-len", positions, "any length")
-        if images is not None and not 1 <= images <= MOST_IMAGES:
-            raise UsageError(
-                f"--max-images {images} is out of range: programs are made for 1 to"
+    def _refusals(self) -> Iterator[str]:
+        """Why this cannot be exported, with what to do."""
+        model, format = self.model, self.format
+        if model.kv != "auto":
+            yield (
+                f"--kv {model.kv} is how a model keeps what it reads, of which nothing is"
+                " exported; leave it out, and give it when the weights are loaded"
+            )
+        if format == "executorch":
+            yield from self._without_form_of_executorch()
+        elif format == "hf" and model.quantize != "none":
+            yield (
+                f"--quantize {model.quantize} has no form in the Hub's checkpoints; use --format"
+                f" safetensors --quantize {model.quantize}, or leave it out and quantise as you"
+                " load"
+            )
+        elif format == "hf" and model.device not in ("auto", "cpu"):
+            yield (
+                f"--format hf copies weights and runs nothing, not on {model.device} either; leave"
+                " out --device"
+            )
+        if format != "hf" and self.max_shard_bytes is not None:
+            yield (
+                f"--max-shard-size is for hf; {format} keeps the weights in one file, so leave it"
+                " out"
+            )
+        sizes = (
+            ("--max-images", self.max_images, "any number of pictures"),
+            ("--max-seq-len", model.max_seq_len, "any length"),
+        )
+        for option, size, takes in sizes if format not in PROGRAMS else ():
+            if size is not None:
+                yield (
+                    f"{option} {size} is for aoti and executorch; {format} takes {takes}, so leave"
+                    " it out"
+                )
+        if not 1 <= self.image_limit <= MOST_IMAGES:
+            yield (
+                f"--max-images {self.max_images} is out of range: programs are made for 1 to"
                 f" {MOST_IMAGES} pictures; give a number of these"
             )
-        if positions is not None and positions < LEAST_MAX_SEQ_LEN:
-            raise UsageError(
-                f"--max-seq-len {positions} is too short for a prompt and its answer; give"
+        if model.max_seq_len is not None and model.max_seq_len < LEAST_MAX_SEQ_LEN:
+            yield (
+                f"--max-seq-len {model.max_seq_len} is too short for a prompt and its answer; give"
                 f" {LEAST_MAX_SEQ_LEN} positions or more"
             )
+        if self.calibrate is not None:
+            yield from self._without_use_of_samples(self.calibrate)
 
-    def _check_left_out(self, option: str, value: int | None, takes: str) -> None:
-        if value is not None:
-            raise UsageError(
-                f"{option} {value} is for aoti and executorch; {self.format} takes {takes}, so"
-                " leave it out"
-            )
-
-    def _check_hf(self) -> None:
-        """Whether a checkpoint of the Hub has a form for this, and something is run at all."""
-        scheme, device = self.model.quantize, self.model.device
-        if scheme != "none":
-            raise UsageError(
-                f"--quantize {scheme} has no form in the Hub's checkpoints; use --format"
-                f" safetensors --quantize {scheme}, or leave it out and quantise as you load"
-            )
-        if device not in ("auto", "cpu"):
-            raise UsageError(
-                f"--format hf copies weights and runs nothing, not on {device} either; leave out"
-                " --device"
-            )
-
-    def _check_calibrate(self, folder: Path) -> None:
-        """Whether samples change how weights are rounded to this."""
-        scheme = self.model.quantize
-        if not find_scheme(scheme).calibrates:
+    def _without_use_of_samples(self, folder: Path) -> Iterator[str]:
+        if not find_scheme(scheme := self.model.quantize).calibrates:
             names = [name for name, format in SCHEMES.items() if format.calibrates]
-            raise UsageError(
+            yield (
                 f"--calibrate {quoted(folder, 300)} does nothing with --quantize"
                 f" {scheme}, which needs no samples; use --quantize {', '.join(names[:-1])} or"
                 f" {names[-1]}, or leave it out"
             )
         if self.format == "executorch":
-            raise UsageError(
+            yield (
                 "--calibrate is for aoti and safetensors: ExecuTorch rounds weights in its own"
                 " form; leave it out"
             )
         if "text" in self.model.quantize_keep:
-            raise UsageError(
+            yield (
                 "--quantize-keep text leaves nothing to --calibrate: it rounds the text layers;"
                 " leave one of them out"
             )
 
-    def _check_executorch(self) -> None:
-        """Whether ExecuTorch has a form for this."""
-        if self.model.device not in ("auto", "cpu"):
-            raise UsageError(
-                f"XNNPACK runs on the cpu, not {self.model.device}; leave out --device"
+    def _without_form_of_executorch(self) -> Iterator[str]:
+        device, dtype, scheme = self.model.device, self.model.dtype, self.model.quantize
+        if device not in ("auto", "cpu"):
+            yield f"XNNPACK runs on the cpu, not {device}; leave out --device"
+        if dtype not in ("auto", "float32"):
+            yield (
+                f"XNNPACK computes in float32, not {dtype}; leave out --dtype, or give --quantize"
+                " int8 or int4 for a smaller file"
             )
-        if self.model.dtype not in ("auto", "float32"):
-            raise UsageError(
-                f"XNNPACK computes in float32, not {self.model.dtype}; leave out --dtype, or give"
-                " --quantize int8 or int4 for a smaller file"
-            )
-        if isinstance(find_scheme(scheme := self.model.quantize), Float8 | Blocks):
-            raise UsageError(
+        if isinstance(find_scheme(scheme), Float8 | Blocks):
+            yield (
                 f"ExecuTorch has no form for {scheme}; use --quantize int8, int4, int4-g32,"
                 " int4-g64 or int4-g128"
             )

@@ -8,7 +8,6 @@ written without a GPU at hand, and all but `record_cuda` is tested with a record
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,15 +34,6 @@ def record_cuda(step: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]
     return graph.replay, result
 
 
-@dataclass(frozen=True)
-class Recording:
-    """A captured step: its input of token ids, and its logits."""
-
-    token_ids: Tensor
-    replay: Callable[[], None]
-    logits: Tensor
-
-
 class StepGraph:
     """`step(token_ids, *tensors)` by replay, one recording for each shape of token_ids.
 
@@ -56,25 +46,22 @@ class StepGraph:
         self.record = record
         self._tensors: Sequence[Any] = ()  # held, so that no other tensor gets their addresses
         self._places: list[object] = []
-        self._recordings: dict[torch.Size, Recording] = {}
+        # a captured step: its input of token ids, what replays it, its logits
+        self._recordings: dict[torch.Size, tuple[Tensor, Callable[[], None], Tensor]] = {}
 
     def __call__(self, token_ids: Tensor, *tensors: Any) -> Tensor:
         places = [_place(tensor) for tensor in _flat(tensors)]
         if places != self._places:
             self._recordings.clear()
             self._tensors, self._places = tensors, places
-        recording = self._recordings.get(token_ids.shape)
-        if recording is None:
-            recording = self._record(token_ids, tensors)
-            self._recordings[token_ids.shape] = recording
-        recording.token_ids.copy_(token_ids)
-        recording.replay()
-        return recording.logits.clone()  # the next replay overwrites them
-
-    def _record(self, token_ids: Tensor, tensors: Sequence[Any]) -> Recording:
-        static_ids = token_ids.clone()
-        replay, logits = self.record(lambda: self.step(static_ids, *tensors))
-        return Recording(static_ids, replay, logits)
+        if token_ids.shape not in self._recordings:
+            static_ids = token_ids.clone()
+            recorded = self.record(lambda: self.step(static_ids, *tensors))
+            self._recordings[token_ids.shape] = static_ids, *recorded
+        static_ids, replay, logits = self._recordings[token_ids.shape]
+        static_ids.copy_(token_ids)
+        replay()
+        return logits.clone()  # the next replay overwrites them
 
 
 def _flat(value: Any) -> Iterator[Tensor | None]:

@@ -13,6 +13,7 @@ import inspect
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -75,17 +76,12 @@ class Step:
     weights: Mapping[str, Tensor]
     key: str
 
-    @property
-    def eager(self) -> MethodType:
-        """`forward` as the class has it, whatever has replaced it on the layer."""
-        return MethodType(type(self.layer).forward, self.layer)
-
 
 class NativeStep:
     """Runs a step by its program, or as plain PyTorch where the arguments are of another shape."""
 
     def __init__(self, step: Step, program: AOTIModelPackageLoader) -> None:
-        self._eager = step.eager
+        self._eager = MethodType(type(step.layer).forward, step.layer)
         self._program = program
         self._weights = list(step.weights.values())
         self._expected = _expected(step.example)
@@ -104,18 +100,14 @@ Shape = tuple[torch.dtype, tuple[int | None, ...]]
 
 def _expected(example: Example) -> list[Shape | None]:
     """Of all leaves of the arguments; None where an argument is None."""
-    return [_shape(leaf, example) for leaf in pytree.tree_leaves(example.args)]
+    dynamic = {(id(tensor), axis) for tensor, axis in example.dynamic}
 
+    def shape(leaf: Tensor) -> Shape:
+        sizes = enumerate(leaf.shape)
+        return leaf.dtype, tuple(None if (id(leaf), axis) in dynamic else n for axis, n in sizes)
 
-def _shape(leaf: Tensor | None, example: Example) -> Shape | None:
-    if leaf is None:
-        return None
-    dynamic = _dynamic_axes(leaf, example)
-    return leaf.dtype, tuple(None if i in dynamic else n for i, n in enumerate(leaf.shape))
-
-
-def _dynamic_axes(leaf: Tensor | None, example: Example) -> list[int]:
-    return [axis for tensor, axis in example.dynamic if tensor is leaf]
+    leaves = pytree.tree_leaves(example.args)
+    return [None if leaf is None else shape(leaf) for leaf in leaves]
 
 
 def _fits(leaf: Tensor | None, expected: Shape | None) -> bool:
@@ -140,30 +132,26 @@ def _steps(model: CompilableModel) -> list[Step]:
         with torch.inference_mode():
             example = block.example()
         for layer in block.layers:
-            _pack(layer)
+            for part in layer.modules():
+                if isinstance(part, Linear):
+                    part.repack()  # into the order that it has when a program is given it
+            vars(layer).pop("forward", None)  # of another runtime: what is traced is the class's
             weights = dict(layer.named_parameters()) | dict(layer.named_buffers())
             described = (
                 _origin(_code_of(type(layer))),
                 _expected(example),
                 [(n, w.dtype, w.shape, w.stride()) for n, w in weights.items()],
-                [(name, _settings(module)) for name, module in layer.named_modules()],
+                [_described(name, module) for name, module in layer.named_modules()],
             )
             key = hashlib.sha256(repr(described).encode()).hexdigest()[:24]
             found.append(Step(layer, example, weights, key))
     return found
 
 
-def _pack(layer: nn.Module) -> None:
-    """Bring the weights into the order that they will have when a program is given them."""
-    for part in layer.modules():
-        if isinstance(part, Linear):
-            part.repack()
-
-
-def _settings(module: nn.Module) -> list[object]:
+def _described(name: str, module: nn.Module) -> tuple[object, ...]:
     """What a module is but for its tensors and parts."""
-    plain = {n: v for n, v in vars(module).items() if isinstance(v, SETTINGS)}
-    return [type(module).__qualname__, plain]
+    plain = {n: value for n, value in vars(module).items() if isinstance(value, SETTINGS)}
+    return name, type(module).__qualname__, plain
 
 
 def _code_of(kind: type) -> Path:
@@ -193,8 +181,12 @@ def _programs(
 ) -> dict[str, AOTIModelPackageLoader]:
     """One for each key, from `folder`, where those that are compiled now are kept."""
     kinds = {step.key: step for step in steps}
-    found = {key: _kept(folder, key) for key in kinds}
-    missing = [step for key, step in kinds.items() if found[key] is None]
+    found: dict[str, AOTIModelPackageLoader] = {}
+    for key in kinds:
+        with suppress(RuntimeError):  # an earlier start's, which may be one that cannot be loaded
+            if path := find(folder, key, ENDING):
+                found[key] = open_program(path, "model")
+    missing = [step for key, step in kinds.items() if key not in found]
     if missing:
         check_cpp_compiler()
     for done, step in enumerate(missing):
@@ -205,61 +197,38 @@ def _programs(
         found[step.key] = open_program(path, "model")
     if missing and progress:
         progress("compile", len(missing), len(missing))
-    return {key: program for key, program in found.items() if program is not None}
-
-
-def _kept(folder: Path, key: str) -> AOTIModelPackageLoader | None:
-    """The program of an earlier start; None if there is none that can be loaded."""
-    try:
-        path = find(folder, key, ENDING)
-        return open_program(path, "model") if path else None
-    except RuntimeError:
-        return None
+    return found
 
 
 def _compile(step: Step, target: Path) -> None:
     import torch._inductor
 
     leaves, spec = pytree.tree_flatten(step.example.args)  # torch stores no types of others
+    dynamic = torch.export.Dim.DYNAMIC
+    axes = tuple(
+        shape and {axis: dynamic for axis, size in enumerate(shape[1]) if size is None}
+        for shape in _expected(step.example)
+    )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own use of old interfaces
         program = torch.export.export(
-            _PureStep(step, spec),
+            _PureStep(step.layer, spec),
             (dict(step.weights), *leaves),
-            dynamic_shapes=(
-                dict.fromkeys(step.weights),
-                tuple(_dynamic_shape(leaf, step.example) for leaf in leaves),
-            ),
+            dynamic_shapes=(dict.fromkeys(step.weights), axes),
         )
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(target), inductor_configs=dict(OPTIONS)
         )
 
 
-def _dynamic_shape(leaf: Tensor | None, example: Example) -> Any:
-    """Of an argument, as torch.export.export asks for it."""
-    return dict.fromkeys(_dynamic_axes(leaf, example), torch.export.Dim.DYNAMIC) or None
-
-
 class _PureStep(nn.Module):
-    """A step as a function of its weights and of the leaves of its arguments."""
+    """A layer as a function of its weights and of the leaves of its arguments."""
 
-    def __init__(self, step: Step, spec: pytree.TreeSpec) -> None:
+    def __init__(self, layer: nn.Module, spec: pytree.TreeSpec) -> None:
         super().__init__()
         self._spec = spec
-        self._call = (_Call(step),)  # in a tuple, so that its weights are not this module's
+        self._layer = (layer,)  # in a tuple, so that its weights are not this module's
 
     def forward(self, weights: dict[str, Tensor], *leaves: object) -> Tensor:
-        named = {f"layer.{name}": weight for name, weight in weights.items()}
         args = pytree.tree_unflatten(leaves, self._spec)
-        return torch.func.functional_call(self._call[0], named, args)
-
-
-class _Call(nn.Module):
-    def __init__(self, step: Step) -> None:
-        super().__init__()
-        self.layer = step.layer
-        self._eager = step.eager
-
-    def forward(self, *args: object) -> Tensor:
-        return self._eager(*args)
+        return torch.func.functional_call(self._layer[0], weights, args)

@@ -17,7 +17,7 @@ from benchmarks.traffic import decode_bytes
 from benchmarks.turns import QUESTIONS, WORDS, two_turns
 from benchmarks.workloads import Field, Workload
 from mmchat.bench.pictures import picture_file, picture_of
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 from mmchat.catalog.known import find_spec
 from mmchat.errors import MissingExtra, UsageError
 from mmchat.images import load_image

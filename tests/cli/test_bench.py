@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 from mmchat.bench.workloads import DECODED
 from mmchat.cli import bench_table
 from mmchat.cli.app import app

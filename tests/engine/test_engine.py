@@ -14,12 +14,11 @@ import torch
 import mmchat
 from mmchat.conversation import Message, Text
 from mmchat.engine import engine as engine_module
-from mmchat.engine.driver import run
+from mmchat.engine.driver import hold, run
 from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished, Progress, TextDelta
 from mmchat.engine.request import Request
 from mmchat.engine.sampling import SamplingParams
-from mmchat.engine.talks import hold
 from mmchat.errors import (
     ContextLengthExceeded,
     ImageError,

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmchat.engine.queue import Queue
+from mmchat.engine.room import Queue
 
 
 def answer(owner: str, number: int = 0) -> Any:

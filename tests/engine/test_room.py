@@ -16,9 +16,8 @@ from mmchat.engine import engine as engine_module
 from mmchat.engine.driver import run
 from mmchat.engine.engine import Engine
 from mmchat.engine.prefix import Place, Prefixes, Slot
-from mmchat.engine.queue import Queue
 from mmchat.engine.request import Answer, Request
-from mmchat.engine.room import STEP, Room
+from mmchat.engine.room import STEP, Queue, Room
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import MemoryError_, NumericalError
 from mmchat.evals.run import judge_scenes

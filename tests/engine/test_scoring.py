@@ -14,8 +14,7 @@ from mmchat.conversation import Message, Text
 from mmchat.engine.driver import run
 from mmchat.engine.engine import Engine
 from mmchat.engine.request import Request
-from mmchat.engine.sampling import SamplingParams
-from mmchat.engine.scoring import PIECE, PromptScores
+from mmchat.engine.sampling import SCORED_AT_ONCE, PromptScores, SamplingParams
 from mmchat.errors import NumericalError
 from mmchat.models.base import Batch
 from mmchat.models.mllama.cache import MllamaCache
@@ -63,9 +62,9 @@ def check(model, prompt, entries, start=1):
         assert all(a >= b for (_, a), (_, b) in pairwise(entry.top))
 
 
-@pytest.mark.parametrize("start", [1, 2, 70, PIECE, PIECE + 1, -1, 0])
+@pytest.mark.parametrize("start", [1, 2, 70, SCORED_AT_ONCE, SCORED_AT_ONCE + 1, -1, 0])
 def test_they_are_those_of_a_plain_forward(tiny, prompt, start):
-    assert len(prompt.token_ids) > 2 * PIECE
+    assert len(prompt.token_ids) > 2 * SCORED_AT_ONCE
     start = start if start > 0 else len(prompt.token_ids) + start
     end = scored(Engine(tiny), prompt, start)
     check(tiny, prompt, end.prompt_logprobs, start)
@@ -112,8 +111,8 @@ def test_no_idle_slot_is_computed_beside_it_where_steps_take_all(tiny, prompt, m
 
     monkeypatch.setattr(Linear, "forward", counted)
     end = scored(Engine(tiny, rows=8), prompt)
-    read = len(prompt.token_ids) // PIECE + 1
-    assert max(rows[:read]) == PIECE
+    read = len(prompt.token_ids) // SCORED_AT_ONCE + 1
+    assert max(rows[:read]) == SCORED_AT_ONCE
     assert rows[-1] == 8
     check(tiny, prompt, end.prompt_logprobs)
 
@@ -135,7 +134,7 @@ def test_each_token_is_scored_once_from_at_most_so_many_rows(first, most):
     while start < len(ids):
         end = scores.end(start, min(start + most, len(ids)))
         wanted = scores.wanted(start, end)
-        assert len(wanted) <= PIECE
+        assert len(wanted) <= SCORED_AT_ONCE
         assert wanted[-1] == end - start - 1
         logits = torch.zeros(len(wanted), 9)
         for row, at in enumerate(wanted):

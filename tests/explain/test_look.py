@@ -16,9 +16,8 @@ from mmchat.errors import UsageError
 from mmchat.evals.scenes import heldout_scenes
 from mmchat.evals.scenes.questions import caption
 from mmchat.explain.draw import draw_look, lit
-from mmchat.explain.look import Look, Seen, Word, look, look_request, looked
-from mmchat.explain.page import look_page
-from mmchat.explain.show import look_record, look_rows, rendered
+from mmchat.explain.look import Look, Word, look, look_request, looked
+from mmchat.explain.show import look_page, look_record, look_rows, rendered
 from mmchat.images import load_image
 from mmchat.nn.norm import RMSNorm
 
@@ -59,9 +58,9 @@ def test_every_word_has_its_place_in_the_answer(found):
 
 def test_shares_are_parts_of_one_reading(found):
     for word in found.words:
-        [seen] = word.seen
-        assert seen.shares.shape == found.grids[0]
-        assert 0.5 < seen.shares.sum() <= 1 + 1e-6  # the rest went to class tokens and padding
+        [shares] = word.shares
+        assert shares.shape == found.grids[0]
+        assert 0.5 < shares.sum() <= 1 + 1e-6  # the rest went to class tokens and padding
         [heat] = found.heat(word)
         assert heat.min() >= 0
         assert heat.max() == 1
@@ -94,9 +93,11 @@ def same(left: Look, right: Look) -> bool:
     pairs = zip(left.words, right.words, strict=True)
     return all(
         a.text == b.text
-        and [s.image for s in a.seen] == [s.image for s in b.seen]
+        and [s is None for s in a.shares] == [s is None for s in b.shares]
         and all(
-            np.allclose(x.shares, y.shares, atol=1e-5) for x, y in zip(a.seen, b.seen, strict=True)
+            np.allclose(x, y, atol=1e-5)
+            for x, y in zip(a.shares, b.shares, strict=True)
+            if x is not None
         )
         for a, b in pairs
     )
@@ -158,8 +159,8 @@ def test_each_word_reads_the_pictures_that_it_sees(tiny, dog):
     plain = load_image(PILImage.new("RGB", (260, 90), "white"))
     together = look(tiny, asked(tiny, dog, plain, "What changed?"), [dog, plain], "The colour.")
     for word in together.words:
-        assert [seen.image for seen in word.seen] == [0, 1]
-        assert sum(seen.shares.sum() for seen in word.seen) <= 1 + 1e-6
+        assert all(shares is not None for shares in word.shares)
+        assert sum(shares.sum() for shares in word.shares) <= 1 + 1e-6
         assert max(heat.max() for heat in together.heat(word)) == 1
     messages = [
         said(dog, QUESTION),
@@ -167,23 +168,22 @@ def test_each_word_reads_the_pictures_that_it_sees(tiny, dog):
         said(plain, "And here?"),
     ]
     apart = look(tiny, tiny.processor.chat(messages), [dog, plain], "Nothing.")
-    assert [seen.image for seen in apart.words[0].seen] == [1]
+    assert [shares is not None for shares in apart.words[0].shares] == [False, True]
     assert apart.heat(apart.words[0])[0] is None
     assert look_rows(apart, None)[0][1].endswith("of picture 2")
 
 
 def test_the_same_picture_twice_is_two_pictures(tiny, dog):
     twice = look(tiny, asked(tiny, dog, dog, "What changed?"), [dog, dog], "Nothing.")
-    first, second = twice.words[0].seen
-    assert (first.image, second.image) == (0, 1)
-    assert np.allclose(first.shares, second.shares, atol=1e-6)
+    first, second = twice.words[0].shares
+    assert np.allclose(first, second, atol=1e-6)
 
 
 def test_words_of_several_bytes_and_tokens(tiny, dog):
     answer = "  Ein süßer\n\nHund 🐶, ja!"
     found = look(tiny, asked(tiny, dog, QUESTION), [dog], answer)
     assert [word.text for word in found.words] == ["Ein", "süßer", "Hund", "🐶,", "ja!"]
-    assert all(word.seen for word in found.words)
+    assert all(word.shares[0] is not None for word in found.words)
 
 
 def test_a_word_is_found_by_its_text_and_by_its_number(found):
@@ -230,7 +230,7 @@ def made(answer="A dog <b>&\n</script> end", source="x\n<img>.png", size=(30, 20
             m[0],
             m.start(),
             m.end(),
-            tuple(Seen(i, np.full((2, 3), 0.1)) for i in range(pictures)),
+            (np.full((2, 3), 0.1),) * pictures,
         )
         for m in re.finditer(r"\S+", answer)
     )
@@ -244,12 +244,12 @@ def test_a_spot_too_small_to_be_seen_leaves_what_is_read_beside_it():
     shares[40:60, 10:30] = 0.001
     shares[5, 70] = 0.005
     picture = mmchat.Image(PILImage.new("RGB", (80, 80)), "p", "0" * 64)
-    words = tuple(Word(t, 0, 1, (Seen(0, s),)) for t, s in (("a", shares), ("b", shares * 0)))
+    words = tuple(Word(t, 0, 1, (s,)) for t, s in (("a", shares), ("b", shares * 0)))
     [heat] = Look("a b", (picture,), ((80, 80),), ((1.0, 1.0),), words).heat(words[0])
     assert heat[50, 20] > 0.6
     assert heat[0, 0] < 0.01
     few = np.random.default_rng(0).random((8, 8))
-    words = (Word("a", 0, 1, (Seen(0, few),)),)
+    words = (Word("a", 0, 1, (few,)),)
     [heat] = Look("a", (picture,), ((8, 8),), ((10.0, 10.0),), words).heat(words[0])
     assert np.allclose(heat, few / few.max(), atol=0.01)
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image as PILImage
 
 from mmchat.conversation import Image
-from mmchat.explain.look import Look, Seen, Word
-from mmchat.explain.page import look_page
+from mmchat.explain.look import Look, Word
+from mmchat.explain.show import look_page
 
 pytestmark = pytest.mark.process
 
@@ -33,8 +33,7 @@ def opened(browser, tmp_path):
     ):
         shares = np.full((2, 2, 2), 0.01)
         shares[image].flat[quarter] = 0.5
-        seen = tuple(Seen(i, shares[i]) for i in range(2))
-        words.append(Word(found[0], found.start(), found.end(), seen))
+        words.append(Word(found[0], found.start(), found.end(), tuple(shares)))
     pictures = tuple(
         Image(PILImage.new("RGB", size, "white"), "p", "0" * 64) for size in ((40, 40), (900, 300))
     )

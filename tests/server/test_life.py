@@ -501,13 +501,14 @@ def test_a_device_has_rows_for_the_longest_request(tiny, gigabytes):
     picture = model.media_bytes(model.spec.family.sizes(model.spec.config).largest_picture)
 
     def need(rows: int) -> int:
-        slots = [SimpleNamespace(room=0)] * rows
-        cache, prefixes = SimpleNamespace(fixed=True), SimpleNamespace(slots=slots)
+        cache, prefixes = SimpleNamespace(fixed=True), SimpleNamespace(slots=[None] * rows)
         room = Room(cache, prefixes, model, memory)
-        return room._bytes([room._positions(longest)], {"a": picture}, [picture])
+        need = replace(room._need(longest), together=picture)
+        return room._bytes([need], {"a": picture})
 
     sampling = SimpleNamespace(max_new_tokens=model.max_seq_len - 10)
-    longest = SimpleNamespace(prompt=SimpleNamespace(token_ids=range(10)), sampling=sampling)
+    prompt = SimpleNamespace(token_ids=range(10), media=())
+    longest = SimpleNamespace(prompt=prompt, sampling=sampling)
     assert 1 <= rows <= DEVICE_ROWS
     assert rows == 1 or need(rows) <= memory
     assert rows == DEVICE_ROWS or need(rows + 1) > memory

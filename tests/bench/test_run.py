@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmchat.bench.variants import Variant
+from mmchat.bench.run import Variant
 
 
 @pytest.mark.parametrize(
