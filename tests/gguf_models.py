@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmchat.models.mllama.config import MllamaConfig
 from mmchat.nn.rope import inverse_frequencies, scale_llama3
-from mmchat.tokenizers.base import TokenTable
+from mmchat.tokenizers.base import Tokenizer
 from mmchat.tokenizers.tokenizer_json import _last_pair
 from tests.synthetic_tokenizer import letters
 
@@ -122,7 +122,7 @@ def write_model(
     folder: Path,
     weights: Mapping[str, Tensor],
     config: MllamaConfig,
-    tokenizer: TokenTable,
+    tokenizer: Tokenizer,
     form: Form = "late",
     choose: ChooseType = mixed,
     **changed: Any,
@@ -188,7 +188,7 @@ def _add_metadata(
     text: gguf.GGUFWriter,
     vision: gguf.GGUFWriter,
     config: MllamaConfig,
-    tokenizer: TokenTable,
+    tokenizer: Tokenizer,
     form: Form,
     changed: Mapping[str, Any],
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import platform
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +14,10 @@ ISA_FLAGS = (
     "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )  # fmt: skip
-# Instruction sets of ARM that kernels are written for: the word of the auxiliary vector in which
-# Linux tells of them (AT_HWCAP, AT_HWCAP2), the bit (asm/hwcap.h), and what macOS calls them.
-_AUXILIARY_WORDS = (16, 26)
-_ARM_FEATURES = {
-    "asimddp": (0, 1 << 20, b"hw.optional.arm.FEAT_DotProd"),
-    "i8mm": (1, 1 << 13, b"hw.optional.arm.FEAT_I8MM"),
+# Instruction sets of ARM that kernels are written for, and what macOS calls them.
+_ON_MACS = {
+    "asimddp": b"hw.optional.arm.FEAT_DotProd",
+    "i8mm": b"hw.optional.arm.FEAT_I8MM",
 }
 _UNIT = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
@@ -48,7 +45,10 @@ def describe_cpu(root: Path = Path("/")) -> Cpu:
 
 
 def processor_flags(root: Path = Path("/")) -> frozenset[str]:
-    """What the first processor has, in the words of /proc/cpuinfo; empty where there is none."""
+    """What the first processor has, in the words of /proc/cpuinfo, on a Mac those of _ON_MACS."""
+    if platform.system() == "Darwin":
+        library = ctypes.CDLL(None)
+        return frozenset(name for name, key in _ON_MACS.items() if _sysctl(library, key))
     info = kernel_text(root / "proc/cpuinfo")
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.M)
     return frozenset(flags[1].split()) if flags else frozenset()
@@ -63,20 +63,6 @@ def is_amd(root: Path = Path("/")) -> bool:
     """Whether AMD made this processor."""
     info = kernel_text(root / "proc/cpuinfo")
     return bool(re.search(r"^vendor_id\s*: AuthenticAMD$", info, re.M))
-
-
-def arm_features() -> tuple[str, ...]:
-    """Which of asimddp and i8mm this ARM processor has, as Linux or macOS says."""
-    library = ctypes.CDLL(None)
-    if platform.system() == "Darwin":
-        return tuple(name for name, (*_, key) in _ARM_FEATURES.items() if _sysctl(library, key))
-    library.getauxval.restype = ctypes.c_ulong
-    return hwcap_features([library.getauxval(ctypes.c_ulong(word)) for word in _AUXILIARY_WORDS])
-
-
-def hwcap_features(words: Sequence[int]) -> tuple[str, ...]:
-    """arm_features by the words AT_HWCAP and AT_HWCAP2 of Linux."""
-    return tuple(name for name, (word, bit, _) in _ARM_FEATURES.items() if words[word] & bit)
 
 
 def _sysctl(library: ctypes.CDLL, name: bytes) -> int:

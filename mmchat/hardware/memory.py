@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 _ROOT = Path("/")
+# Of each version of control groups: its limits, what is in use, how its statistics begin.
+_FILES = {
+    "cgroup2": (("memory.max", "memory.high"), "memory.current", ""),
+    "cgroup": (("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_"),
+}
 _NO_LIMIT = 2**60  # version 1 says "no limit" with a number of about 2**63
 
 
@@ -104,7 +109,7 @@ def _limits(root: Path) -> Iterator[HostMemory]:
             continue
         top = root / words[4].lstrip("/")
         for folder in _upwards(top, _inside(paths[kind], words[3])):
-            found = _version_2(folder) if kind == "cgroup2" else _version_1(folder)
+            found = _limit(folder, *_FILES[kind])
             if found is not None:
                 yield found
 
@@ -140,20 +145,9 @@ def _upwards(top: Path, path: str) -> Iterator[Path]:
     yield top
 
 
-def _version_2(folder: Path) -> HostMemory | None:
-    limits = [_number(folder / name) for name in ("memory.max", "memory.high")]
-    return _limit(folder, limits, _number(folder / "memory.current"), "")
-
-
-def _version_1(folder: Path) -> HostMemory | None:
-    limits = [_number(folder / "memory.limit_in_bytes")]
-    return _limit(folder, limits, _number(folder / "memory.usage_in_bytes"), "total_")
-
-
-def _limit(
-    folder: Path, limits: list[int | None], used: int | None, prefix: str
-) -> HostMemory | None:
+def _limit(folder: Path, names: tuple[str, ...], use: str, prefix: str) -> HostMemory | None:
     """None without a limit. File pages and slabs that can be given up do not count as used."""
+    limits, used = [_number(folder / name) for name in names], _number(folder / use)
     given = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
     if not given or used is None:
         return None

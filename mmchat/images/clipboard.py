@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from mmchat.errors import ImageError
@@ -18,6 +17,13 @@ SECONDS = 5.0
 # What other programs offer a copied picture as, best first.
 _KINDS = ("image/png", "image/jpeg", "image/webp", "image/bmp", "image/tiff", "image/gif")
 _FILES = "text/uri-list"
+# Variable of a desktop, package, how kinds are listed, how one is got; what is preferred first.
+_PASTE = ["wl-paste", "--no-newline", "--type"]
+_XCLIP = ["xclip", "-selection", "clipboard", "-o", "-t"]
+_DESKTOPS = (
+    ("WAYLAND_DISPLAY", "wl-clipboard", ["wl-paste", "--list-types"], _PASTE),
+    ("DISPLAY", "xclip", [*_XCLIP, "TARGETS"], _XCLIP),
+)
 NOTHING = "there is no picture on the clipboard; copy one first"
 
 
@@ -57,14 +63,12 @@ def _by_program() -> bytes | str:
 
 def _commands() -> tuple[list[str], list[str]]:
     """The command that lists what is offered, and the one that fetches a kind put behind it."""
-    is_wayland, is_x = (bool(os.environ.get(n)) for n in ("WAYLAND_DISPLAY", "DISPLAY"))
-    if is_wayland and shutil.which("wl-paste"):
-        return ["wl-paste", "--list-types"], ["wl-paste", "--no-newline", "--type"]
-    if is_x and shutil.which("xclip"):
-        xclip = ["xclip", "-selection", "clipboard", "-o", "-t"]
-        return [*xclip, "TARGETS"], xclip
-    if is_wayland or is_x:
-        package = "wl-clipboard" if is_wayland else "xclip"
+    desktops = [desktop for desktop in _DESKTOPS if os.environ.get(desktop[0])]
+    for _, _, list_kinds, get in desktops:
+        if shutil.which(get[0]):
+            return list_kinds, get
+    if desktops:
+        package = desktops[0][1]
         raise ImageError(f"the clipboard cannot be read without {package}; install it")
     raise ImageError(
         "there is no desktop here whose clipboard could be read (no DISPLAY or WAYLAND_DISPLAY); "
@@ -78,11 +82,8 @@ def _output(command: list[str]) -> bytes:
         done = subprocess.run(  # noqa: S603 - fixed words, found on PATH
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False
         )
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, OSError):
         raise ImageError(
             f"the clipboard did not answer within {SECONDS:g} s; copy the picture again"
         ) from None
-    except OSError as problem:
-        reason = problem.strerror or problem
-        raise ImageError(f"{Path(command[0]).name} cannot be run: {reason}") from None
     return done.stdout if done.returncode == 0 else b""

@@ -70,14 +70,13 @@ def _of_pillow(picture: PILImage.Image) -> PILImage.Image:
 
 
 def _of_tensor(tensor: Any) -> PILImage.Image:
-    import torch
-
-    if tensor.is_complex() or tensor.is_quantized or tensor.layout != torch.strided:
-        raise ImageError(f"a tensor of {tensor.dtype}, {tensor.layout} is no picture")
-    if tensor.is_meta:
-        raise ImageError("a tensor on the meta device holds no picture")
-    kept = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
-    return _of_array(kept.cpu().numpy(), channels_first=True)
+    try:
+        kept = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+        values = kept.cpu().numpy()
+    except Exception:  # it is sparse, quantised or on the meta device
+        kind = f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+        raise ImageError(f"a tensor of {kind} is no picture") from None
+    return _of_array(values, channels_first=True)
 
 
 def _of_array(values: Any, *, channels_first: bool) -> PILImage.Image:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 from mmchat import limits
 from mmchat.errors import CheckpointError, MmchatError, PromptError, quoted
@@ -14,50 +13,13 @@ IMAGE_TOKEN = "<|image|>"  # noqa: S105
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 
-class Tokenizer(Protocol):
-    """Text to token ids and back. Text never becomes a special token, whatever it says."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ordinary and special tokens, without the model's image token, which has this id."""
-        ...
-
-    @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """Special tokens by name, as the tokenizer's own format names them."""
-        ...
-
-    def special_id(self, name: str) -> int:
-        """Id of one special token. Raises CheckpointError if there is none of that name."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Ordinary token ids of `text`. Raises PromptError over the size limit."""
-        ...
-
-    def encode_rest(self, text: str) -> list[int]:
-        """The same where `text` goes on behind other tokens: their bytes are its bytes."""
-        ...
-
-    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 and unknown ids become U+FFFD."""
-        ...
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token: the name of a special one, U+FFFD for an unknown id."""
-        ...
-
-    def is_special(self, token_id: int) -> bool:
-        """Whether `token_id` is a special token or the image token."""
-        ...
-
-
-class TokenTable:
-    """Ids and bytes of one vocabulary; the parts of a Tokenizer that need no library.
+class Tokenizer:
+    """Text to token ids and back. Text never becomes a special token, whatever it says.
 
     tokens: bytes of the ordinary tokens by id. special_tokens: names and ids, behind the ordinary
-    ones. tags: names of special tokens that mark up text, and so are text: `encode`
-    gives them where they are typed, and answers show them.
+    ones, as the tokenizer's own format names them. tags: names of special tokens that mark up text,
+    and so are text: `encode` gives them where they are typed, and answers show them. vocab_size:
+    ordinary and special tokens, without the model's image token, which has this id.
     """
 
     def __init__(
@@ -73,6 +35,14 @@ class TokenTable:
         image_is_last = self.special_tokens.get(IMAGE_TOKEN) == size - 1
         self.vocab_size = size - 1 if image_is_last else size
         self._special_bytes[self.vocab_size] = IMAGE_TOKEN.encode()
+
+    def encode(self, text: str) -> list[int]:
+        """Ordinary token ids of `text`. Raises PromptError over the size limit."""
+        raise NotImplementedError
+
+    def encode_rest(self, text: str) -> list[int]:
+        """The same where `text` goes on behind other tokens: their bytes are its bytes."""
+        return self.encode(text)
 
     def special_id(self, name: str) -> int:
         """Id of one special token. Raises CheckpointError if there is none of that name."""

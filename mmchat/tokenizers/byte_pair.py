@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mmchat.tokenizers.base import TokenTable, clean_text, not_encoded, refusals
+from mmchat.tokenizers.base import Tokenizer, clean_text, not_encoded, refusals
 
 if TYPE_CHECKING:
     import tiktoken
@@ -27,7 +27,7 @@ _PIECE_CHARS = 400_000
 _RUN_CHARS = 25_000
 
 
-class BytePairTokenizer(TokenTable):
+class BytePairTokenizer(Tokenizer):
     """A tokenizer given by the bytes of each token, where the id is the rank of the merge.
 
     split: how text is cut before bytes are merged. composes: text is brought into Unicode's normal
@@ -67,9 +67,6 @@ class BytePairTokenizer(TokenTable):
             for piece in pieces(text):
                 ids += self._encoding.encode(piece, allowed_special=tags, disallowed_special=())
         return self.checked(ids)
-
-    def encode_rest(self, text: str) -> list[int]:
-        return self.encode(text)
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,8 @@ def open_gguf_tokenizer(path: Path) -> Tokenizer:
 
 def tokenizer_document(path: Path) -> dict[str, Any]:
     """The content of a tokenizer.json that says the same. Raises CheckpointError."""
-    file = MappedFile(path)
-    try:
+    with closing(MappedFile(path)) as file:
         return _document(read_header(file).metadata, Where(str(path), error=CheckpointError))
-    finally:
-        file.close()
 
 
 def _document(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
@@ -47,34 +45,18 @@ def _document(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
         for i, (name, kind) in numbered
         if kind in _SPECIAL
     ]
+    split = {"pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
+    bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
         "added_tokens": added,
-        "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": LLAMA3_SPLIT},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                _byte_level(add_prefix_space=False, use_regex=False),
-            ],
+            "pretokenizers": [{"type": "Split", **split}, {**bytes_, "use_regex": False}],
         },
-        "post_processor": _byte_level(add_prefix_space=True, use_regex=True),
-        "decoder": _byte_level(add_prefix_space=True, use_regex=True),
+        "decoder": bytes_,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
             "ignore_merges": True,
             "vocab": {name: i for i, (name, kind) in numbered if kind == _PLAIN},
             "merges": merges,
@@ -86,12 +68,3 @@ def _texts(value: Any, key: str, where: Where) -> list[str]:
     if not isinstance(value, list):  # of which the header's are of texts alone
         raise where.child(_KEYS + key).fail("expected a list of texts")
     return value
-
-
-def _byte_level(*, add_prefix_space: bool, use_regex: bool) -> dict[str, Any]:
-    return {
-        "type": "ByteLevel",
-        "add_prefix_space": add_prefix_space,
-        "trim_offsets": True,
-        "use_regex": use_regex,
-    }

@@ -6,7 +6,7 @@ needed), and only byte pair encoding that leaves text as it is reaches the libra
 
 from __future__ import annotations
 
-import struct
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from mmchat import limits
 from mmchat.errors import CheckpointError, PromptError, quoted
 from mmchat.strict_json import Where, read_bounded
-from mmchat.tokenizers.base import REPLACEMENT, TokenTable, clean_text, not_encoded
+from mmchat.tokenizers.base import REPLACEMENT, Tokenizer, clean_text, not_encoded
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how pieces write a space
 
@@ -25,7 +25,7 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 Field = tuple[int, int | bytes]  # its number and value
 
 
-class SentencePieceTokenizer(TokenTable):
+class SentencePieceTokenizer(Tokenizer):
     """Special tokens stand among the others, and no image token behind them.
 
     Text begins with a space that it does not have, as in training: `encode` adds it, `encode_rest`
@@ -93,7 +93,7 @@ def parse_sentencepiece(data: bytes, where: Where) -> tuple[list[bytes], dict[st
                 settings[number] += _fields(value)
             elif number != 4:  # self-test data
                 raise ValueError(f"a field of number {number}")
-    except (ValueError, IndexError, struct.error, UnicodeDecodeError, TypeError) as error:
+    except ValueError as error:
         raise where.fail(
             f"is damaged or not a SentencePiece model ({quoted(str(error))}); download it again"
         ) from None
@@ -143,12 +143,10 @@ def _tokens(pieces: Sequence[tuple[str, int]], where: Where) -> tuple[list[bytes
 
 def _byte(name: str, where: Where) -> int:
     """`<0x0A>` is 10."""
-    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
-        try:
-            return int(name[3:5], 16)
-        except ValueError:
-            pass
-    raise where.fail(f"{quoted(name)} is not the name of a byte")
+    found = re.fullmatch("<0x([0-9A-Fa-f]{2})>", name)
+    if not found:
+        raise where.fail(f"{quoted(name)} is not the name of a byte")
+    return int(found[1], 16)
 
 
 def _piece(data: int | bytes) -> tuple[str, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from mmchat import limits
 from mmchat.errors import CheckpointError, MissingExtra, quoted
 from mmchat.strict_json import Where, as_object, read_json
-from mmchat.tokenizers.base import Tokenizer, TokenTable, clean_text, not_encoded, refusals
+from mmchat.tokenizers.base import Tokenizer, clean_text, not_encoded, refusals
 from mmchat.tokenizers.byte_pair import LLAMA3_SPLIT, BytePairTokenizer
 from mmchat.tokenizers.text_steps import check_steps
 from mmchat.tokenizers.tiktoken_file import check_vocabulary
@@ -39,26 +38,10 @@ def open_tokenizer_json(path: Path) -> Tokenizer:
 
 def tokenizer_of(found: Mapping[str, Any], where: Where) -> Tokenizer:
     """`open_tokenizer_json` of its content, which stands at `where`."""
-    parts = _parse(found, where)
-    exact = parts.is_llama3 and merges_follow_ranks(parts.tokens, parts.merges)
-    if exact:
-        return BytePairTokenizer(parts.tokens, parts.special_tokens)
-    check_steps(found, where)
-    return LibraryTokenizer(found, parts.tokens, parts.special_tokens, where)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    tokens: list[bytes]
-    merges: list[Pair]
-    special_tokens: dict[str, int]
-    is_llama3: bool  # split and options as Llama 3 has them
-
-
-def _parse(found: Mapping[str, Any], where: Where) -> _Parts:
     model_where = where.child("model")
     model = as_object(found.get("model"), model_where)
-    if model.get("type") != "BPE" or not _has_byte_level(found):
+    # bytes must stand as letters, so that text comes back from the tokens' letters
+    if model.get("type") != "BPE" or not _says(found.get("decoder"), {"type": "ByteLevel"}):
         raise model_where.fail("not a byte-level BPE tokenizer; Llama 3.2's is needed")
     specials = _special_tokens(found.get("added_tokens", []), where.child("added_tokens"))
     vocabulary = as_object(model.get("vocab"), model_where.child("vocab"))
@@ -70,36 +53,33 @@ def _parse(found: Mapping[str, Any], where: Where) -> _Parts:
             )
     names = {name: tokens[i] for name, i in vocabulary.items() if name not in specials}
     merges = list(_merges(model.get("merges"), names, model_where.child("merges")))
-    return _Parts(tokens, merges, specials, _is_llama3(found, model))
+    if _is_llama3(found, model) and merges_follow_ranks(tokens, merges):
+        return BytePairTokenizer(tokens, specials)
+    check_steps(found, where)
+    return LibraryTokenizer(found, tokens, specials, where)
 
 
-def _has_byte_level(found: Mapping[str, Any]) -> bool:
-    """Whether bytes stand as letters, so that text comes back from the tokens' letters."""
-    decoder = found.get("decoder")
-    return isinstance(decoder, dict) and decoder.get("type") == "ByteLevel"
+def _says(value: Any, entries: Mapping[str, Any]) -> bool:
+    """Whether `value` is an object with these entries, among others."""
+    return isinstance(value, dict) and {**value, **entries} == value
 
 
 def _is_llama3(found: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
     """Whether text is split as Llama 3 splits it, and nothing else is done to it."""
     split = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated"}
     levels = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-    before = found.get("pre_tokenizer")
-    steps = before.get("pretokenizers") if isinstance(before, dict) else None
-    if (
-        not isinstance(steps, list)
-        or len(steps) != 2
-        or not all(isinstance(s, dict) for s in steps)
-    ):
-        return False
     plain = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-    return (
-        found.get("normalizer") is None
-        and {**steps[0], **split} == steps[0]
-        and not steps[0].get("invert")
-        and {**steps[1], **levels} == steps[1]
-        and model.get("ignore_merges") is True
-        and not any(model.get(key) for key in plain)
-    )
+    match found.get("pre_tokenizer"):
+        case {"pretokenizers": [first, second]}:
+            return (
+                found.get("normalizer") is None
+                and _says(first, split)
+                and not first.get("invert")
+                and _says(second, levels)
+                and model.get("ignore_merges") is True
+                and not any(model.get(key) for key in plain)
+            )
+    return False
 
 
 def _special_tokens(added: Any, where: Where) -> dict[str, int]:
@@ -210,7 +190,7 @@ def _last_pair(token: bytes, ranks: Mapping[bytes, int]) -> Pair | None:
     return (state[0], state[1]) if len(state) == 2 else None
 
 
-class LibraryTokenizer(TokenTable):
+class LibraryTokenizer(Tokenizer):
     """A tokenizer.json run by the `tokenizers` library, which is told of no special token."""
 
     def __init__(
@@ -241,6 +221,3 @@ class LibraryTokenizer(TokenTable):
         with refusals(not_encoded):
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         return self.checked(ids)
-
-    def encode_rest(self, text: str) -> list[int]:
-        return self.encode(text)

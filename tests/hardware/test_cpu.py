@@ -1,14 +1,8 @@
-import platform
-
-import pytest
-
 from mmchat.hardware.cpu import (
-    ISA_FLAGS,
     Cpu,
-    arm_features,
     describe_cpu,
-    hwcap_features,
     is_amd,
+    processor_flags,
     processor_identity,
 )
 
@@ -70,18 +64,6 @@ def test_the_identity_of_a_processor_changes_with_its_instruction_sets(tmp_path)
     assert len(seen) == 2
 
 
-def test_arm_tells_its_instruction_sets_by_bits():
-    assert hwcap_features([0, 0]) == ()
-    assert hwcap_features([1 << 20, 0]) == ("asimddp",)
-    assert hwcap_features([1 << 20, 1 << 13]) == ("asimddp", "i8mm")
-    assert hwcap_features([1 << 13, 1 << 20]) == ()
-
-
-@pytest.mark.skipif(platform.system() != "Linux", reason="as Linux tells it")
-def test_the_bits_are_asked_for_by_the_kernels_own_call():
-    assert set(arm_features()) <= set(ISA_FLAGS)
-
-
 def test_macos_is_asked_by_name(monkeypatch):
     class System:
         def sysctlbyname(self, name, value, size, *_):
@@ -92,4 +74,4 @@ def test_macos_is_asked_by_name(monkeypatch):
 
     monkeypatch.setattr("mmchat.hardware.cpu.platform.system", lambda: "Darwin")
     monkeypatch.setattr("mmchat.hardware.cpu.ctypes.CDLL", lambda _: System())
-    assert arm_features() == ("asimddp",)
+    assert processor_flags() == {"asimddp"}

@@ -94,9 +94,9 @@ REFUSED = {
     "complex": (np.zeros((9, 9), complex), "an array of complex128 is no picture"),
     "objects": (np.zeros((9, 9), object), "an array of object is no picture"),
     "text": (np.array([["a"]]), "an array of <U1 is no picture"),
-    "complex tensor": (torch.zeros(9, 9, dtype=torch.complex64), "torch.complex64"),
-    "sparse tensor": (torch.eye(9).to_sparse(), "torch.sparse_coo is no picture"),
-    "meta tensor": (torch.empty(9, 9, device="meta"), "meta device"),
+    "complex tensor": (torch.zeros(9, 9, dtype=torch.complex64), "complex64 is no picture"),
+    "sparse tensor": (torch.eye(9).to_sparse(), "torch.sparse_coo on cpu is no picture"),
+    "meta tensor": (torch.empty(9, 9, device="meta"), "on meta is no picture"),
     "too wide": (np.zeros((1, 70_000), np.uint8), "70000 x 1 pixels; at most"),
     "LAB": (PILImage.new("LAB", (4, 4)), "mode LAB"),
 }

@@ -9,27 +9,22 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import time
-from contextlib import contextmanager, suppress
-from http import HTTPStatus
-from importlib import metadata
+from http.client import responses
 from typing import TYPE_CHECKING
 
-from mmchat import limits
+from mmchat import __version__, limits
 from mmchat.errors import ImageError, NetworkError, NotFoundError, quoted
 from mmchat.offline import is_offline
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     import httpx2
 
     from mmchat.images.web.transport import CheckedTransport
 
-CONTACT_VARIABLE = "MMCHAT_CONTACT"
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _CODINGS = ("identity", "gzip", "deflate")  # one alone: several multiply what a small body becomes
-_REDIRECTS = (301, 302, 303, 307, 308)
 _RETRIED = (429, 503)
 
 
@@ -50,14 +45,13 @@ def fetch(
     """
     address = _parse(url)
     if is_offline():
-        raise NetworkError(f"{_shown(address)} is not fetched, because this run is offline")
+        raise NetworkError(f"{shown(address)} is not fetched, because this run is offline")
     import httpx2
 
     from mmchat.images.web.transport import CheckedTransport
 
     with (
         CheckedTransport(allow_private, hosts, seconds) as transport,
-        _explained(address, transport),
         httpx2.Client(
             transport=transport,
             headers=_headers(),
@@ -67,20 +61,18 @@ def fetch(
             trust_env=False,
         ) as client,
     ):
-        for is_last in (False, False, True):
-            transport.start_chain()
+        try:
             with client.stream("GET", address) as response:
-                wait = _wait(response)
-                if wait is None or is_last or wait > limits.FETCH_WAIT_SECONDS:
-                    body = _body(response, max_bytes)
-                    transport.check_time()
-                    return body
-            time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
+                body = _body(response, max_bytes)
+            transport.check_time()
+            return body
+        except httpx2.HTTPError as problem:
+            where = shown(transport.url or address)
+            raise NetworkError(f"{where} {_reason(problem, transport)}") from None
 
 
-def _shown(url: httpx2.URL) -> str:
-    """For messages: without the query, which may hold a secret."""
+def shown(url: object) -> str:
+    """An address for messages: without the query, which may hold a secret."""
     return quoted(str(url).partition("?")[0])
 
 
@@ -90,28 +82,24 @@ def _parse(url: str) -> httpx2.URL:
 
     from mmchat.images.web.transport import invalid_part
 
-    shown = quoted(url.partition("?")[0])
     if len(url) > limits.URL_LENGTH:
-        raise ImageError(f"the address {shown} is longer than {limits.URL_LENGTH} characters")
+        raise ImageError(f"the address {shown(url)} is longer than {limits.URL_LENGTH} characters")
     if _FORBIDDEN.search(url):
-        raise ImageError(f"the address {shown} holds a backslash or a control character")
+        raise ImageError(f"the address {shown(url)} holds a backslash or a control character")
     try:
         address = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError):
-        raise ImageError(f"{shown} is not a valid web address") from None
+        raise ImageError(f"{shown(url)} is not a valid web address") from None
     if address.userinfo:
         raise ImageError("the address holds a user name or password; write it without")
     if wrong := invalid_part(address):
-        raise ImageError(f"{shown} {wrong}")
+        raise ImageError(f"{shown(url)} {wrong}")
     return address
 
 
 def _headers() -> dict[str, str]:
     """What every request says about this program, and nothing about its user."""
-    name = f"mmchat/{metadata.version('mmchat')}"
-    contact = os.environ.get(CONTACT_VARIABLE, "")
-    for line in metadata.metadata("mmchat").get_all("Project-URL") or []:
-        contact = contact or line.partition(", ")[2]
+    name, contact = f"mmchat/{__version__}", os.environ.get("MMCHAT_CONTACT", "")
     if contact and contact.isascii() and contact.isprintable():
         name += f" (+{contact})"
     return {
@@ -120,18 +108,6 @@ def _headers() -> dict[str, str]:
         "Accept-Encoding": "identity",
         "Connection": "close",
     }
-
-
-@contextmanager
-def _explained(address: httpx2.URL, transport: CheckedTransport) -> Iterator[None]:
-    """Turn what goes wrong inside into a NetworkError that says what it means."""
-    import httpx2
-
-    try:
-        yield
-    except httpx2.HTTPError as problem:
-        where = _shown(transport.url or address)
-        raise NetworkError(f"{where} {_reason(problem, transport)}") from None
 
 
 def _reason(problem: httpx2.HTTPError, transport: CheckedTransport) -> str:
@@ -164,42 +140,24 @@ def _reason(problem: httpx2.HTTPError, transport: CheckedTransport) -> str:
     return f"broke off or did not speak HTTP{through}; try again"
 
 
-def _wait(response: httpx2.Response) -> float | None:
-    """The seconds after which a server that is busy wants to be asked again; None if it is not."""
-    if response.status_code in _RETRIED:
-        with suppress(ValueError):
-            return max(0, int(response.headers.get("Retry-After", "")))
-    return None
-
-
 def _body(response: httpx2.Response, max_bytes: int) -> bytes:
     """Read the body and stop at the cap. Raises ImageError, NetworkError."""
-    shown = _shown(response.url)
-    _check_status(response, shown)
+    place, status = shown(response.url), response.status_code
+    if status not in (200, 203):
+        error = NotFoundError if status in (404, 410) else NetworkError
+        later = "; try again later" if status in _RETRIED else ""
+        raise error(f"{place} answered {status} ({responses.get(status, 'unknown status')}){later}")
     coding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding not in _CODINGS:
-        raise NetworkError(f"{shown} sent its answer compressed as {quoted(coding)}")
-    length = response.headers.get("Content-Length", "0")
-    chunks, size = [], int(length) if length.isdecimal() and coding == "identity" else 0
-    if size <= max_bytes:
-        size = 0
-        for chunk in response.iter_bytes():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > max_bytes:
-                break
-    if size > max_bytes:
-        raise ImageError(f"{shown} is larger than {max_bytes / limits.MIB:g} MiB")
+        raise NetworkError(f"{place} sent its answer compressed as {quoted(coding)}")
+    too_large = ImageError(f"{place} is larger than {max_bytes / limits.MIB:g} MiB")
+    length = response.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise too_large
+    chunks, size = [], 0
+    for chunk in response.iter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large
     return b"".join(chunks)
-
-
-def _check_status(response: httpx2.Response, shown: str) -> None:
-    status = response.status_code
-    if status in (200, 203):
-        return
-    if status in _REDIRECTS:
-        raise NetworkError(f"{shown} answered {status}, a redirect that does not say where to")
-    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "unknown status"
-    error = NotFoundError if status in (404, 410) else NetworkError
-    later = "; try again later" if status in _RETRIED else ""
-    raise error(f"{shown} answered {status} ({phrase}){later}")

@@ -18,6 +18,7 @@ import httpx2
 
 from mmchat import limits
 from mmchat.errors import MissingExtra, NetworkError, quoted
+from mmchat.images.web import shown
 from mmchat.images.web.ip_rules import IPAddress, is_metadata, is_public
 
 _BAD_HOST = re.compile(r"[%/?#@\[\]\s]")
@@ -45,12 +46,7 @@ class CheckedTransport(httpx2.BaseTransport):
     messages.
     """
 
-    def __init__(
-        self,
-        allow_private: bool,
-        hosts: Collection[str] = (),
-        seconds: float = limits.FETCH_TOTAL_SECONDS,
-    ) -> None:
+    def __init__(self, allow_private: bool, hosts: Collection[str], seconds: float) -> None:
         self.seconds = seconds
         self._hosts = {host.lower() for host in hosts}
         self.url: httpx2.URL | None = None
@@ -69,11 +65,6 @@ class CheckedTransport(httpx2.BaseTransport):
         """Whom to trust; reading the list takes long enough to do it for https alone."""
         return httpx2.create_ssl_context()
 
-    def start_chain(self) -> None:
-        """Forget the redirects so far: the next request is for what the user asked for."""
-        self.url = None
-        self._allow_private = self._may_be_private
-
     def remaining(self) -> float:
         """Seconds that are left for the fetch."""
         return self._end - time.monotonic()
@@ -88,14 +79,14 @@ class CheckedTransport(httpx2.BaseTransport):
         url, before = request.url, self.url
         if before is not None:
             if url.userinfo or invalid_part(url):
-                raise NetworkError(f"{_shown(before)} redirects to an invalid address")
+                raise NetworkError(f"{shown(before)} redirects to an invalid address")
             if (before.scheme, url.scheme) == ("https", "http"):
                 raise NetworkError(
-                    f"{_shown(before)} redirects from https to http; that is not followed"
+                    f"{shown(before)} redirects from https to http; that is not followed"
                 )
         self.url = url
         if self._hosts and url.host.lower() not in self._hosts:
-            raise NetworkError(f"{_shown(url)} is on a host that is not allowed")
+            raise NetworkError(f"{shown(url)} is on a host that is not allowed")
         proxy = _proxy_for(url)
         self.proxy = proxy and re.sub(r"//.*@", "//", proxy)
         # a proxy may find what is not found here, which is then not known to be public
@@ -164,25 +155,19 @@ class CheckedTransport(httpx2.BaseTransport):
         thread.start()
         thread.join(max(min(limits.FETCH_CONNECT_SECONDS, self.remaining()), 0))
         if must_be_found and thread.is_alive():
-            raise NetworkError(f"looking up the host of {_shown(url)} took too long; try again")
+            raise NetworkError(f"looking up the host of {shown(url)} took too long; try again")
         if must_be_found and not found:
-            raise NetworkError(f"the host of {_shown(url)} cannot be found; is it spelled right?")
+            raise NetworkError(f"the host of {shown(url)} cannot be found; is it spelled right?")
         return list(found)
 
     def _check(self, url: httpx2.URL, addresses: list[IPAddress]) -> None:
         """Refuse addresses that a picture must not be fetched from. Raises NetworkError."""
         if any(map(is_metadata, addresses)):
-            raise NetworkError(
-                f"{_shown(url)} leads to a cloud metadata service; it is not fetched"
-            )
+            raise NetworkError(f"{shown(url)} leads to a cloud metadata service; it is not fetched")
         are_public = all(map(is_public, addresses))
         if not are_public and not self._allow_private:
-            raise NetworkError(f"{_shown(url)} leads to a private network; it is not fetched")
+            raise NetworkError(f"{shown(url)} leads to a private network; it is not fetched")
         self._allow_private = self._allow_private and not are_public
-
-
-def _shown(url: httpx2.URL) -> str:
-    return quoted(str(url).partition("?")[0])
 
 
 def _proxy_for(url: httpx2.URL) -> str | None:

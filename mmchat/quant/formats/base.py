@@ -106,3 +106,10 @@ class Format(Generic[*Held]):
     def unpack(self, *held: *Held) -> dict[str, Any]:  # noqa: ARG002
         """Of a format that is not portable, the tensors that `repack` was given, to be saved."""
         raise RuntimeError("the weights are in this processor's order; load them anew to save")
+
+
+def adopted_rows(codes: Codes, dtype: str) -> tuple[Tensor, Tensor] | None:
+    """Levels of this dtype with one scale for each row; None if the codes are none."""
+    one_scale = codes.zero is codes.large is None and codes.scale.shape[1] == 1
+    fits = str(codes.levels.dtype) == f"torch.{dtype}" and one_scale
+    return (codes.levels, codes.scale[:, 0].float()) if fits else None

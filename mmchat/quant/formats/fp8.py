@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmchat.errors import DeviceError
-from mmchat.quant.formats.base import Format, Stored
+from mmchat.quant.formats.base import Format, Stored, adopted_rows
 
 if TYPE_CHECKING:
     import torch
@@ -44,9 +44,7 @@ class Float8(Format["Tensor", "Tensor"]):
         return (wide / scale[:, None]).to(torch.float8_e4m3fn), scale
 
     def adopt(self, codes: Codes) -> tuple[Tensor, Tensor] | None:
-        one_scale = codes.zero is codes.large is None and codes.scale.shape[1] == 1
-        fits = str(codes.levels.dtype) == "torch.float8_e4m3fn" and one_scale
-        return (codes.levels, codes.scale[:, 0].float()) if fits else None
+        return adopted_rows(codes, "float8_e4m3fn")
 
     def widen(self, weight: Tensor, scale: Tensor) -> Tensor:
         return weight.float() * scale[:, None]

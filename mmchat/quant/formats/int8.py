@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmchat.quant import kernels
-from mmchat.quant.formats.base import Format, Stored
+from mmchat.quant.formats.base import Format, Stored, adopted_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +26,7 @@ class Int8(Format["Tensor", "Tensor"]):
         return kernels.ops.by_rows(kernels.ops.rounding(weight).quantize_int8, weight)
 
     def adopt(self, codes: Codes) -> tuple[Tensor, Tensor] | None:
-        one_scale = codes.zero is codes.large is None and codes.scale.shape[1] == 1
-        fits = str(codes.levels.dtype) == "torch.int8" and one_scale
-        return (codes.levels, codes.scale[:, 0].float()) if fits else None
+        return adopted_rows(codes, "int8")
 
     def widen(self, weight: Tensor, scale: Tensor) -> Tensor:
         return kernels.reference.widen_int8(weight, scale)

@@ -173,13 +173,10 @@ def _unpack_levels(bits: int, packed: Tensor) -> Tensor:
     low = fours[..., :8, :]
     levels = torch.stack((low & 15, low >> 4), dim=-1).flatten(-3)
     if bits == 6:
-        upper = fours[..., 8:, :, None] >> _shifts(packed) & 3
+        shifts = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
+        upper = fours[..., 8:, :, None] >> shifts & 3
         levels = levels | upper.unflatten(-1, (2, 2)).transpose(-2, -3).flatten(-4) << 4
     return levels
-
-
-def _shifts(like: Tensor) -> Tensor:
-    return torch.arange(0, 8, 2, dtype=torch.uint8, device=like.device)
 
 
 def adopted(bits: int, codes: TheirCodes) -> Tensor | None:
@@ -240,7 +237,7 @@ def quantize(bits: int, weight: Tensor) -> Codes:
         return _quantize8(groups)
     if bits == 6:
         return _quantize6(groups)
-    return _coded4(groups, *_fitted4(groups))
+    return _quantize4(groups)
 
 
 def quantize_table(weight: Tensor, table: Tensor) -> Codes:
@@ -302,7 +299,11 @@ def _quantize6(groups: Tensor) -> Codes:
         size = level.square().sum(-1, keepdim=True)
         scale = (level * groups).sum(-1, keepdim=True) / size.clamp(min=1)
         kept = _better(kept, (scale, (groups - level * scale).square().sum(-1, keepdim=True)))
-    return _coded6(groups, kept[0][..., 0])
+    scale = kept[0][..., 0]
+    large, step = _steps(6, scale.abs(), 127)
+    small = _code(scale, step).clamp(-127, 127)
+    levels = _levels(groups, (step * small)[..., None], 0.0, 6)
+    return _joined(6, levels, small.to(torch.int8)[..., None], large[..., None])
 
 
 def _better(kept: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -313,16 +314,9 @@ def _better(kept: tuple[Tensor, ...], tried: tuple[Tensor, ...]) -> tuple[Tensor
     return tuple(torch.where(better, new, old) for new, old in zip(tried, kept, strict=True))
 
 
-def _coded6(groups: Tensor, scale: Tensor) -> Codes:
-    """scale: float32 [N, G]."""
-    large, step = _steps(6, scale.abs(), 127)
-    small = _code(scale, step).clamp(-127, 127)
-    levels = _levels(groups, (step * small)[..., None], 0.0, 6)
-    return _joined(6, levels, small.to(torch.int8)[..., None], large[..., None])
-
-
-def _fitted4(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and middle [N, G], where a level is 8, with the smallest error over several ranges."""
+def _quantize4(groups: Tensor) -> Codes:
+    """Scale and middle, where a level is 8, of the smallest error over several ranges; then the
+    codes of the smallest error near to these."""
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     kept: Any = ()
     for cut_low, cut_high in itertools.product(CUTS, CUTS):
@@ -332,7 +326,22 @@ def _fitted4(groups: Tensor) -> tuple[Tensor, Tensor]:
         scale, zero, _ = kept
         for more, further in itertools.product(scales, zeros):
             kept = _better(kept, _fit(groups, scale * (1 + more), zero + scale * further))
-    return kept[0][..., 0], kept[1][..., 0]
+    scale, middle, _ = (found[..., 0] for found in kept)
+    zero = middle - 8 * scale
+    (d, step), (dz, step_zero) = _steps(4, scale, 255), _steps(4, zero.abs(), 127)
+    first, first_zero = _code(scale, step), _code(zero, step_zero)
+    kept = ()
+    for away, away_zero in itertools.product(range(-NEAR, NEAR + 1), range(-NEAR, NEAR + 1)):
+        code = (first + away).clamp(0, 255)[..., None]
+        code_zero = (first_zero + away_zero).clamp(-127, 127)[..., None]
+        scale = code * step[..., None]
+        middle = code_zero * step_zero[..., None] + 8 * scale
+        levels = _levels(groups, scale, middle, 4)
+        error = (groups - levels * scale - middle).square().sum(-1, keepdim=True)
+        kept = _better(kept, (code, code_zero, levels, error))
+    code, code_zero, levels, _ = kept
+    small = torch.cat((code.to(torch.uint8), code_zero.to(torch.int8).view(torch.uint8)), -1)
+    return _joined(4, levels, small, torch.stack((d, dz), -1))
 
 
 def _fit(groups: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -345,22 +354,3 @@ def _fit(groups: Tensor, scale: Tensor, zero: Tensor) -> tuple[Tensor, Tensor, T
     zero = mean_w - scale * mean
     error = groups - level * scale - zero
     return scale, zero, error.square().sum(-1, keepdim=True)
-
-
-def _coded4(groups: Tensor, scale: Tensor, middle: Tensor) -> Codes:
-    """4-bit codes with scales and middles near to these [N, G], of the smallest error."""
-    zero = middle - 8 * scale
-    (d, step), (dz, step_zero) = _steps(4, scale, 255), _steps(4, zero.abs(), 127)
-    first, first_zero = _code(scale, step), _code(zero, step_zero)
-    kept: Any = ()
-    for away, away_zero in itertools.product(range(-NEAR, NEAR + 1), range(-NEAR, NEAR + 1)):
-        code = (first + away).clamp(0, 255)[..., None]
-        code_zero = (first_zero + away_zero).clamp(-127, 127)[..., None]
-        scale = code * step[..., None]
-        middle = code_zero * step_zero[..., None] + 8 * scale
-        levels = _levels(groups, scale, middle, 4)
-        error = (groups - levels * scale - middle).square().sum(-1, keepdim=True)
-        kept = _better(kept, (code, code_zero, levels, error))
-    code, code_zero, levels, _ = kept
-    small = torch.cat((code.to(torch.uint8), code_zero.to(torch.int8).view(torch.uint8)), -1)
-    return _joined(4, levels, small, torch.stack((d, dz), -1))

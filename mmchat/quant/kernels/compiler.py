@@ -46,7 +46,7 @@ class Variant(NamedTuple):
 
 
 def arm_flags(features: Collection[str]) -> tuple[str, ...]:
-    """For an ARM processor with these of hardware.cpu.arm_features, as gcc and clang take them.
+    """For an ARM processor with these of hardware.cpu.processor_flags, as gcc and clang take them.
 
     Apple's clang knows no -march=native.
     """

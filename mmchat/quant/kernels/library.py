@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,16 @@ class UnavailableError(Exception):
 
 
 Read = tuple[Tensor, torch.dtype, tuple[int, ...]]  # what C reads, and as what
+# C functions that cannot fail, and return nothing.
+_SURE = ("mmchat_widen", "mmchat_pack", "mmchat_quantize_int")
+
+
+class Weight(NamedTuple):
+    """What holds a weight [N, width], and the sizes that C asks for beside these two."""
+
+    reads: list[Read]
+    width: int
+    sizes: tuple[int, ...] = ()
 
 
 class Library:
@@ -43,24 +54,19 @@ class Library:
 
     def linear_bf16(self, x: Tensor, weight: Tensor) -> Tensor:
         """x: float32 [M, K], weight: bfloat16 [N, K] -> float32 [M, N]."""
-        rows, width = weight.shape
-        reads: list[Read] = [(weight, torch.bfloat16, (rows, width))]
-        return self._linear("mmchat_linear_bf16", x, width, reads)
+        return self._linear("bf16", x, _of(weight, torch.bfloat16))
 
     def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         """x: float32 [M, K], weight: int8 [N, K], scale: float32 [N] -> float32 [M, N]."""
-        return self._linear("mmchat_linear_int8", x, weight.shape[1], _int8(weight, scale))
+        return self._linear("int8", x, _int8(weight, scale))
 
     def linear_int4(self, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """x: float32 [M, K], weight: uint8 [N, K/2], scale, zero: [N, K/group] -> [M, N]."""
-        reads, group = _int4(weight, scale, zero)
-        return self._linear("mmchat_linear_int4", x, 2 * weight.shape[1], reads, group)
+        return self._linear("int4", x, _int4(weight, scale, zero))
 
     def linear_packed_int4(self, x: Tensor, packed: Tensor) -> Tensor:
         """x: float32 [M, K], packed: as pack_int4 gives it, of N rows -> [M, N]."""
-        width = x.shape[-1]
-        reads, group = _packed(packed, width)
-        return self._linear("mmchat_linear_packed_int4", x, width, reads, group)
+        return self._linear("packed_int4", x, _packed(packed, x.shape[-1]))
 
     def linear_blocks(
         self, bits: int, x: Tensor, weight: Tensor, table: Tensor | None = None
@@ -69,18 +75,16 @@ class Library:
 
         table: uint8 [16] of layout.TABLE.
         """
-        return self._linear("mmchat_linear_blocks", x, *_blocks(bits, weight, table), bits)
+        return self._linear("blocks", x, _blocks(bits, weight, table))
 
-    def _linear(self, name: str, x: Tensor, width: int, weight: list[Read], *more: int) -> Tensor:
-        if width % BLOCK:
-            raise ValueError(f"{name}: weights of a width of {width}")
-        tokens, rows = x.shape[0], weight[0][0].shape[0]
+    def _linear(self, kind: str, x: Tensor, weight: Weight) -> Tensor:
+        if weight.width % BLOCK:
+            raise ValueError(f"mmchat_linear_{kind}: weights of a width of {weight.width}")
+        tokens, rows = x.shape[0], weight.reads[0][0].shape[0]
         out = torch.empty(tokens, rows)
-        reads = [*weight, (x, torch.float32, (tokens, width))]
-        _check(name, reads)
-        tensors = [read[0] for read in reads]
-        if self._run(name, [*tensors, out], (tokens, rows, width, *more)):
-            raise MemoryError(f"no memory for {x.numel()} activations")
+        reads = [*weight.reads, (x, torch.float32, (tokens, weight.width))]
+        sizes = (tokens, rows, weight.width, *weight.sizes)
+        self._run(f"mmchat_linear_{kind}", reads, [out], *sizes)
         return out
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -92,19 +96,17 @@ class Library:
         scaled = query.float().reshape(batch, groups, -1, width).contiguous() * width**-0.5
         out = torch.empty_like(scaled)
         queries = scaled.shape[2]
-        reads: list[Read] = [(scaled, torch.float32, (batch, groups, queries, width))]
         seen, mask_stride = None, 0
         if mask is not None:
             rows = mask.numel() // length
             seen = mask.reshape(rows, length).contiguous()
             mask_stride = length if rows > 1 else 0
-            reads.append((seen, torch.bool, (batch if rows > 1 else 1, length)))
-        _check("mmchat_attend", reads)
+            _check("mmchat_attend", [(seen, torch.bool, (batch if rows > 1 else 1, length))])
         sizes = (batch, groups, queries, length, width)
         strides = [key.stride(axis) * key.itemsize for axis in (0, 1)]
+        reads = [(scaled, torch.float32, (batch, groups, queries, width))]
         given = (*sizes, *strides, mask_stride, int(is_int8))
-        if self._run("mmchat_attend", [scaled, key, value, seen, out], given):
-            raise MemoryError(f"no memory to attend to {length} positions")
+        self._run("mmchat_attend", reads, [key, value, seen, out], *given)
         return out.reshape(query.shape).to(query.dtype)
 
     def attend_rows(
@@ -120,13 +122,12 @@ class Library:
         scaled = query.float().reshape(len(rows), groups, -1, width).contiguous() * width**-0.5
         out = torch.empty_like(scaled)
         queries = scaled.shape[2]
-        _check("mmchat_attend_rows", [(scaled, torch.float32, (len(rows), groups, queries, width))])
         places = [
             (k.data_ptr(), v.data_ptr(), k.shape[2], k.stride(1) * k.itemsize) for k, v in rows
         ]
+        reads = [(scaled, torch.float32, (len(rows), groups, queries, width))]
         sizes = (len(rows), groups, queries, width, int(dtype == torch.int8))
-        if self._run("mmchat_attend_rows", [scaled, torch.tensor(places), out], sizes):
-            raise MemoryError(f"no memory for the attention of {len(rows)} rows")
+        self._run("mmchat_attend_rows", reads, [torch.tensor(places), out], *sizes)
         return out.reshape(query.shape).to(query.dtype)
 
     def attend_many(
@@ -149,8 +150,7 @@ class Library:
         first = length - queries if causal else length
         is_bf16 = int(query.dtype == torch.bfloat16)
         sizes = (batch, heads, groups, queries, length, width, *strides, bias_stride, first)
-        if self._run("mmchat_attend_many", [query, key, value, bias, out], (*sizes, is_bf16)):
-            raise MemoryError(f"no memory to attend to {length} positions")
+        self._run("mmchat_attend_many", [], [query, key, value, bias, out], *sizes, is_bf16)
         return out.transpose(1, 2)
 
     @staticmethod
@@ -188,7 +188,7 @@ class Library:
         """As reference.quantize_int8, of float32 weights."""
         rows, width = weight.shape
         q, scale = torch.empty(rows, width, dtype=torch.int8), torch.empty(rows)
-        self._call("mmchat_quantize_int8", _float32(weight), [q, scale], rows, width)
+        self._run("mmchat_quantize_int8", _of(weight).reads, [q, scale], rows, width)
         return q, scale
 
     def quantize_int4(self, weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +199,8 @@ class Library:
         q = torch.empty(rows, width // 2, dtype=torch.uint8)
         scale = torch.empty(rows, width // group, dtype=torch.bfloat16)
         zero = torch.empty_like(scale)
-        self._call("mmchat_quantize_int4", _float32(weight), [q, scale, zero], rows, width, group)
+        reads = _of(weight).reads
+        self._run("mmchat_quantize_int4", reads, [q, scale, zero], rows, width, group)
         return q, scale, zero
 
     def quantize_blocks(self, bits: int, weight: Tensor) -> Tensor:
@@ -208,60 +209,54 @@ class Library:
         if bits not in layout.BITS or rows % layout.ROWS or width % layout.PART:
             raise ValueError(f"weights [{rows}, {width}] have no blocks of {bits} bits")
         out = torch.empty(rows, layout.row_bytes(bits, width), dtype=torch.uint8)
-        reads = _float32(weight)
-        if self._call("mmchat_quantize_blocks", reads, [out], rows, width, bits):
-            raise MemoryError(f"no memory for the scales of {width} columns")
+        self._run("mmchat_quantize_blocks", _of(weight).reads, [out], rows, width, bits)
         return out
 
     def widen_blocks(self, bits: int, weight: Tensor, table: Tensor | None = None) -> Tensor:
         """As blocks_reference.widen of what is unpacked, to bfloat16."""
-        width, reads = _blocks(bits, weight, table)
-        out = torch.empty(len(weight), width, dtype=torch.bfloat16)
-        self._call("mmchat_widen_blocks", reads, [out], *out.shape, bits)
-        return out
+        return self._widen("blocks", _blocks(bits, weight, table))
 
     def widen_int8(self, weight: Tensor, scale: Tensor) -> Tensor:
         """As reference.widen_int8, to bfloat16."""
-        out = torch.empty(weight.shape, dtype=torch.bfloat16)
-        self._call("mmchat_widen_int8", _int8(weight, scale), [out], *weight.shape)
-        return out
+        return self._widen("int8", _int8(weight, scale))
 
     def widen_int4(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """As reference.widen_int4, to bfloat16."""
-        rows, width = weight.shape[0], weight.shape[1] * 2
-        reads, group = _int4(weight, scale, zero)
-        out = torch.empty(rows, width, dtype=torch.bfloat16)
-        self._call("mmchat_widen_int4", reads, [out], rows, width, group)
+        return self._widen("int4", _int4(weight, scale, zero))
+
+    def widen_packed_int4(self, packed: Tensor, width: int) -> Tensor:
+        """The weights that were packed, bfloat16 [N, K] of K = width."""
+        return self._widen("packed_int4", _packed(packed, width))
+
+    def _widen(self, kind: str, weight: Weight) -> Tensor:
+        out = torch.empty(len(weight.reads[0][0]), weight.width, dtype=torch.bfloat16)
+        self._run(f"mmchat_widen_{kind}", weight.reads, [out], *out.shape, *weight.sizes)
         return out
 
     def pack_int4(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """As reference.pack_int4."""
-        (rows, half), (reads, group) = weight.shape, _int4(weight, scale, zero)
-        if rows % PANEL or 2 * half % BLOCK:
-            raise ValueError(f"int4 weights [{rows}, {2 * half}] cannot be packed")
-        out = torch.empty(rows, half + 4 * scale.shape[1], dtype=torch.uint8)
-        self._call("mmchat_pack_int4", reads, [out], rows, 2 * half, group)
+        rows, (reads, width, sizes) = len(weight), _int4(weight, scale, zero)
+        if rows % PANEL or width % BLOCK:
+            raise ValueError(f"int4 weights [{rows}, {width}] cannot be packed")
+        out = torch.empty(rows, width // 2 + 4 * scale.shape[1], dtype=torch.uint8)
+        self._run("mmchat_pack_int4", reads, [out], rows, width, *sizes)
         return out
 
-    def widen_packed_int4(self, packed: Tensor, width: int) -> Tensor:
-        """The weights that were packed, bfloat16 [N, K] of K = width."""
-        reads, group = _packed(packed, width)
-        out = torch.empty(packed.shape[0], width, dtype=torch.bfloat16)
-        self._call("mmchat_widen_packed_int4", reads, [out], *out.shape, group)
-        return out
-
-    def _call(self, name: str, reads: list[Read], writes: list[Tensor], *sizes: int) -> int:
-        """C functions take what they read, what they write, which is made here, and sizes."""
+    def _run(
+        self, name: str, reads: Sequence[Read], others: Sequence[Tensor | None], *sizes: int
+    ) -> None:
+        """C functions take what they read, which is checked here, then what was checked or made
+        for them, and sizes. Raises ValueError, MemoryError."""
         _check(name, reads)
-        return self._run(name, [read[0] for read in reads] + writes, sizes)
-
-    def _run(self, name: str, tensors: Sequence[Tensor | None], sizes: tuple[int, ...]) -> int:
+        tensors = [*(read[0] for read in reads), *others]
         function = getattr(self._c, name)
         if function.argtypes is None:  # once: it took 9 of the 29 us of a product of 64 x 64
             numbers = [ctypes.c_int64] * len(sizes)
             function.argtypes = [ctypes.c_void_p] * len(tensors) + numbers + [ctypes.c_int]
+            function.restype = None if name.startswith(_SURE) else ctypes.c_int
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        return function(*pointers, *sizes, torch.get_num_threads())
+        if function(*pointers, *sizes, torch.get_num_threads()):
+            raise MemoryError(f"{name}: no memory for {sizes}")
 
 
 def _width(key: Tensor) -> int:
@@ -269,47 +264,47 @@ def _width(key: Tensor) -> int:
     return key.shape[-1] - (layout.SCALE_BYTES if key.dtype == torch.int8 else 0)
 
 
-def _float32(weight: Tensor) -> list[Read]:
+def _of(weight: Tensor, dtype: torch.dtype = torch.float32) -> Weight:
     rows, width = weight.shape
-    return [(weight, torch.float32, (rows, width))]
+    return Weight([(weight, dtype, (rows, width))], width)
 
 
-def _int8(weight: Tensor, scale: Tensor) -> list[Read]:
+def _int8(weight: Tensor, scale: Tensor) -> Weight:
     rows, width = weight.shape
-    return [(weight, torch.int8, (rows, width)), (scale, torch.float32, (rows,))]
+    return Weight([(weight, torch.int8, (rows, width)), (scale, torch.float32, (rows,))], width)
 
 
-def _int4(weight: Tensor, scale: Tensor, zero: Tensor) -> tuple[list[Read], int]:
-    """What is read, and the size of the groups."""
+def _int4(weight: Tensor, scale: Tensor, zero: Tensor) -> Weight:
+    """Its size is that of the groups."""
     rows, half = weight.shape
     groups = scale.shape[-1]
     group = 2 * half // groups if groups else 0
     if group not in GROUPS or group * groups != 2 * half:
         raise ValueError(f"int4 weights {tuple(weight.shape)} with scales {tuple(scale.shape)}")
     shared = torch.bfloat16, (rows, groups)
-    return [(weight, torch.uint8, (rows, half)), (scale, *shared), (zero, *shared)], group
+    reads = [(weight, torch.uint8, (rows, half)), (scale, *shared), (zero, *shared)]
+    return Weight(reads, 2 * half, (group,))
 
 
-def _packed(packed: Tensor, width: int) -> tuple[list[Read], int]:
-    """What is read of packed int4 weights of this width, and the size of their groups."""
+def _packed(packed: Tensor, width: int) -> Weight:
+    """int4 weights of this width; their size is that of the groups."""
     rows, row_bytes = packed.shape
     for group in GROUPS:
         if 2 * group * row_bytes == (group + 8) * width and not (width % group or rows % PANEL):
-            return [(packed, torch.uint8, (rows, row_bytes))], group
+            return Weight([(packed, torch.uint8, (rows, row_bytes))], width, (group,))
     raise ValueError(f"packed int4 weights {tuple(packed.shape)} of a width of {width}")
 
 
-def _blocks(bits: int, weight: Tensor, table: Tensor | None) -> tuple[int, list[Read]]:
-    """The width of weights in blocks, and what is read."""
+def _blocks(bits: int, weight: Tensor, table: Tensor | None) -> Weight:
     rows, row = weight.shape
     if bits not in layout.GROUPS or rows % layout.ROWS:
         raise ValueError(f"{tuple(weight.shape)} are no blocks of {bits} bits")
     table = NONE if table is None else table
-    reads: list[Read] = [(weight, torch.uint8, (rows, row)), (table, torch.uint8, (16,))]
-    return layout.columns_of(bits, row), reads
+    reads = [(weight, torch.uint8, (rows, row)), (table, torch.uint8, (16,))]
+    return Weight(reads, layout.columns_of(bits, row), (bits,))
 
 
-def _check(name: str, reads: list[Read]) -> None:
+def _check(name: str, reads: Sequence[Read]) -> None:
     """Raises ValueError unless each tensor lies in memory as C reads it."""
     for tensor, dtype, shape in reads:
         if (

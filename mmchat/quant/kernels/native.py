@@ -15,7 +15,7 @@ import torch
 
 from mmchat.errors import DiskError
 from mmchat.hardware import kept_code
-from mmchat.hardware.cpu import arm_features, is_arm, processor_flags, processor_identity
+from mmchat.hardware.cpu import is_arm, processor_flags, processor_identity
 from mmchat.progress import ProgressCallback
 from mmchat.quant.kernels import self_check
 from mmchat.quant.kernels.compiler import (
@@ -30,7 +30,7 @@ from mmchat.quant.kernels.compiler import (
 from mmchat.quant.kernels.library import Library, UnavailableError
 from mmchat.storage.atomic_file import write_text
 
-_MACHINE = arm_flags(arm_features()) if is_arm() else ("-march=native",)
+_MACHINE = arm_flags(processor_flags()) if is_arm() else ("-march=native",)
 _FLAGS = (*FLAGS, *_MACHINE)
 SHIPPED = Path(__file__).parent / "built"  # only in wheels (hatch_build.py)
 
@@ -89,10 +89,9 @@ def _load() -> tuple[Library | None, str]:
 @functools.cache
 def _shipped() -> Library | None:
     """The best library of the wheel for this processor, if the wheel has one and it is right."""
-    features = arm_features() if is_arm() else processor_flags()
     for variant in VARIANTS.get(platform.machine(), ()) if is_wanted() else ():
         path = SHIPPED / f"{variant.name}.so"
-        if variant.needs <= set(features) and path.is_file():
+        if variant.needs <= processor_flags() and path.is_file():
             with contextlib.suppress(UnavailableError):
                 return _checked(path, briefly=True)
     return None

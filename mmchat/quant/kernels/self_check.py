@@ -132,13 +132,10 @@ def _blocks(
             codes = exact_codes(bits, rows, width, draw)
             packed = blocks_reference.pack(bits, codes)
             wide = blocks_reference.widen(bits, codes, NUMBERS)
-            yield name, _exact(partial(_linear_blocks, library, bits), shapes, x, wide, packed)
+            linear = partial(library.linear_blocks, bits, table=NUMBERS)
+            yield name, _exact(linear, shapes, x, wide, packed)
             widened = library.widen_blocks(bits, packed, NUMBERS)
             yield f"wide {name}", torch.equal(widened, wide.bfloat16())
-
-
-def _linear_blocks(library: Library, bits: int, x: Tensor, weight: Tensor) -> Tensor:
-    return library.linear_blocks(bits, x, weight, NUMBERS)
 
 
 def exact_codes(bits: int, rows: int, width: int, draw: torch.Generator) -> blocks_reference.Codes:

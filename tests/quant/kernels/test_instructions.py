@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmchat.hardware.cpu import arm_features, is_arm
+from mmchat.hardware.cpu import is_arm, processor_flags
 from mmchat.quant.kernels import blocks_reference, layout, native, reference, self_check
 from mmchat.quant.kernels.library import BLOCK, Library
 from tests.quant.kernels.available import needs_compiler
@@ -56,7 +56,7 @@ def build(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     capable = torch.backends.cpu.get_cpu_capability()
     if name in NEON:
-        if set(NEON[name]) - set(arm_features()):
+        if set(NEON[name]) - set(processor_flags()):
             pytest.skip(f"this processor has not got {name}")
     elif name != "portable C" and not capable.startswith(("AVX2", "AVX512")):
         pytest.skip(f"runs on AVX2; this is {capable}")

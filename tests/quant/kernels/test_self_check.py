@@ -76,7 +76,7 @@ def test_a_fault_of_packed_int4_is_seen(shape: tuple[int, int], group: int) -> N
 @pytest.mark.parametrize("bits", layout.GROUPS)
 def test_a_fault_of_blocks_is_seen(bits: int) -> None:
     for tokens in (1, 4, 6, 9, 65):
-        assert sees("linear_blocks", lambda given, x, *_: given == bits and len(x) == tokens)  # noqa: B023
+        assert sees("linear_blocks", lambda given, x, *_, **__: given == bits and len(x) == tokens)  # noqa: B023
     assert sees("widen_blocks", lambda given, *_: given == bits, off=2)
     if bits in layout.BITS:
         assert sees("quantize_blocks", lambda given, _: given == bits, off=77)

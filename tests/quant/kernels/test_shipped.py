@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mmchat.hardware.cpu import arm_features, is_arm, processor_flags
+from mmchat.hardware.cpu import processor_flags
 from mmchat.quant.kernels import native, self_check
 from mmchat.quant.kernels.compiler import FLAGS, VARIANTS, Variant, compile_kernels
 from mmchat.quant.kernels.library import Library, UnavailableError
@@ -23,7 +23,6 @@ def chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (tmp_path / f"{variant.name}.so").touch()
     monkeypatch.setattr(native, "SHIPPED", tmp_path)
     monkeypatch.setattr(native, "_checked", lambda path, briefly: path.stem)
-    monkeypatch.setattr(native, "is_arm", lambda: False)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     return tmp_path
 
@@ -80,7 +79,7 @@ def test_each_machine_has_one_that_needs_little() -> None:
 @needs_compiler
 @pytest.mark.parametrize("variant", HERE, ids=lambda variant: variant.name)
 def test_each_is_right_wherever_it_runs(variant: Variant, tmp_path: Path) -> None:
-    if missing := variant.needs - set(arm_features() if is_arm() else processor_flags()):
+    if missing := variant.needs - processor_flags():
         pytest.skip(f"NOT TESTED: this processor has no {' '.join(sorted(missing))}")
     target = tmp_path / "kernels.so"
     sources = Path(native.__file__).parent
