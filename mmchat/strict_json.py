@@ -212,8 +212,8 @@ def check_keys(
 def parse_dataclass(cls: type[T], value: Any, where: Where, bounds: Bounds) -> T:
     """Make a dataclass from a JSON object.
 
-    Fields may be int, float, bool, str, Literal, `X | None`, tuples of these and dataclasses. `4.0`
-    and `true` are no integers. Keys without a default must be there, unknown ones must not.
+    Fields may be int, float, bool, str, Literal, `X | None`, dict, tuples of these and dataclasses.
+    `4.0` and `true` are no integers. Keys without a default must be there, unknown ones must not.
     bounds: per class, field name -> (least, most), for the number or each number of a tuple.
     """
     found = as_object(value, where)
@@ -248,6 +248,8 @@ def _convert(
             valid = ", ".join(map(quoted, arguments))
             raise where.fail(f"expected one of {valid}, found {_kind(value)}")
         return value
+    if origin is dict:
+        return as_object(value, where)
     if origin is tuple:
         return _convert_tuple(arguments, value, where, range_, bounds)
     if isinstance(hint, type) and is_dataclass(hint):

@@ -20,7 +20,7 @@ from mmchat.errors import (
 )
 from mmchat.input_text import checked
 from mmchat.repl import facts, paths, saving, settings
-from mmchat.repl.keeper import Keeper
+from mmchat.repl.chats import Keeper
 from mmchat.words import plural
 
 if TYPE_CHECKING:

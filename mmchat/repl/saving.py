@@ -22,12 +22,13 @@ from mmchat.errors import DiskError, SavedChatError, UsageError, disk_errors, qu
 from mmchat.images.png import png_bytes
 from mmchat.storage import atomic_file
 from mmchat.storage.safe_files import is_temporary
-from mmchat.strict_json import Where, parse_dataclass, parse_json, read_bounded
+from mmchat.strict_json import Where, check_keys, parse_dataclass, parse_json, read_bounded
 
 FORMAT, VERSION = "mmchat-chat", 1
 DOCUMENT, PICTURES = "chat.json", "images"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 HASH = re.compile(r"[0-9a-f]{64}")
+UNSAVED_SETTINGS = ("logprobs", "speculate", "schema")
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,13 @@ class ImageRecord:
     data: str | None = None
 
 
-@dataclass(frozen=True)
-class SettingsRecord:
-    """How answers are chosen, where it is not as the model's makers recommend; else None."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    max_new_tokens: int | None = None
-    stop: tuple[str, ...] | None = None
-
-
-SETTINGS = tuple(field.name for field in fields(SettingsRecord))
+# What is saved of the settings, where it is not as the model's makers recommend.
+SETTINGS = [f.name for f in fields(SamplingParams) if f.name not in UNSAVED_SETTINGS]
 
 
 @dataclass(frozen=True)
 class ChatRecord:
-    """The document. model: the name of the one that answered."""
+    """The document. model: the name of the one that answered. settings: some of SETTINGS."""
 
     format: str
     version: int
@@ -83,7 +69,7 @@ class ChatRecord:
     system: str | None
     turns: tuple[TurnRecord, ...]
     images: tuple[ImageRecord, ...]
-    settings: SettingsRecord = SettingsRecord()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,14 +94,12 @@ def record(chat: SavedChat, *, pictures_inside: bool) -> ChatRecord:
         else ImageRecord(image.content_hash)
         for image in _distinct(conversation.images)
     )
-    settings = SettingsRecord(**chat.settings)
-    return ChatRecord(FORMAT, VERSION, chat.model, conversation.system, turns, images, settings)
+    head = FORMAT, VERSION, chat.model, conversation.system
+    return ChatRecord(*head, turns, images, dict(chat.settings))
 
 
 def to_json(document: ChatRecord) -> str:
-    found = asdict(document)
-    found["settings"] = {k: v for k, v in found["settings"].items() if v is not None}
-    return json.dumps(found, indent=1) + "\n"
+    return json.dumps(asdict(document), indent=1) + "\n"
 
 
 def png(image: Image) -> bytes:
@@ -134,17 +118,12 @@ def write(path: Path, chat: SavedChat) -> None:
     write_folder(path, chat)
 
 
-def write_folder(path: Path, chat: SavedChat, stored: Collection[str] = ()) -> None:
-    """Save to a folder: pictures first, the document last. Raises DiskError.
-
-    stored: hashes of pictures that are known to be there.
-    """
+def write_folder(path: Path, chat: SavedChat) -> None:
+    """Save to a folder: pictures first, the document last. Raises DiskError."""
     make_private_folder(path)
     if (path / PICTURES).is_symlink():
         raise DiskError(f"{quoted(path / PICTURES)} is a link; a chat has its pictures in itself")
     for image in _distinct(chat.conversation.images):
-        if image.content_hash in stored:
-            continue
         make_private_folder(path / PICTURES)
         target = path / PICTURES / f"{image.content_hash}.png"
         if not target.exists():
@@ -174,11 +153,13 @@ def read(path: Path, beside: Iterable[Image] = ()) -> SavedChat:
     document, where = read_document(path)
     images = _read_images(document.images, path, where, beside)
     turns = tuple(_turn(entry, images, where) for entry in document.turns)
-    settings = {k: v for k, v in asdict(document.settings).items() if v is not None}
+    settings = {k: v for k, v in document.settings.items() if v is not None}
+    check_keys(settings, (), SETTINGS, where.child("settings"))
     try:
-        SamplingParams(**settings)
+        sampling = SamplingParams(**settings)
     except UsageError as error:
         raise where.child("settings").fail(str(error)) from None
+    settings = {name: getattr(sampling, name) for name in settings}
     return SavedChat(Conversation(document.system, turns), document.model, settings)
 
 
