@@ -356,11 +356,19 @@ class Chat:
 
     def exchange(self, number: int, image: Image | None) -> None:
         """Replace picture `number` or take it out."""
-        asked = len(self.session.conversation.images)
-        if not 1 <= number <= len(self.pictures()):
+        pictures, asked = self.pictures(), len(self.session.conversation.images)
+        if not 1 <= number <= len(pictures):
             raise UsageError(f"there is no picture {number}; \\images lists them")
         if number <= asked:
             self.change(self.session.conversation.with_image(number, image))
         else:
             at = number - asked - 1
             self.attached[at : at + 1] = [image] if image else []
+        if image:
+            self.show_picture(image, f"picture {number} is now")
+        else:
+            out = paths.short_name(pictures[number - 1].source)
+            self.screen.note(f"picture {number}, {out}, is out")
+        if number <= asked:
+            stay = "earlier answers stay as they are"
+            self.screen.note(f"{stay}; \\retry answers the last question again")

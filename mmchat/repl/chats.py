@@ -117,16 +117,6 @@ def is_name(text: str) -> bool:
     return "/" not in text and not text.startswith("~") and not text.lower().endswith(".json")
 
 
-def check_name(name: str) -> str:
-    """A name for a chat. Raises UsageError for one that cannot be."""
-    if not name.isprintable() or name.startswith(".") or len(name.encode()) > NAME_BYTES:
-        raise UsageError(
-            f"{quoted(name)} is no name for a chat: printable letters, at most {NAME_BYTES} bytes,"
-            " no dot in front"
-        )
-    return name
-
-
 def find_chat(name: str, chats: Path) -> Path:
     """A saved chat by its name in `chats`, or by path. Raises SavedChatError."""
     if is_name(name):
@@ -138,20 +128,15 @@ def find_chat(name: str, chats: Path) -> Path:
             if _is_chat(Path(here)):
                 hint = f" in {quoted(chats)}; {quoted(here)} means the one here"
         raise SavedChatError(f"no saved chat {quoted(name)}{hint}")
-    try:
-        path = Path(name).expanduser()
-    except (RuntimeError, ValueError):  # no such ~user
-        path = Path(name)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - no error for no such ~user
     if not _is_chat(path):
         raise SavedChatError(f"no saved chat at {quoted(name)}")
     return chats / path.resolve().name if path.resolve().parent == chats.resolve() else path
 
 
 def _is_chat(path: Path) -> bool:
-    try:
-        return (path / DOCUMENT).is_file() or path.is_file()
-    except (OSError, ValueError):  # a name that is too long
-        return False
+    # Not by Path, for which a name that is too long is an error
+    return any(map(os.path.isfile, (path / DOCUMENT, path)))
 
 
 @permission_errors(SavedChatError)
@@ -274,7 +259,12 @@ class Keeper:
         if before is not None and before.path == self.chats / name:
             before.write(self.as_saved(chat))
             return
-        if (self.chats / check_name(name)).exists():
+        if not name.isprintable() or name.startswith(".") or len(name.encode()) > NAME_BYTES:
+            raise UsageError(
+                f"{quoted(name)} is no name for a chat: printable letters, at most {NAME_BYTES}"
+                " bytes, no dot in front"
+            )
+        if (self.chats / name).exists():
             raise UsageError(
                 f"there is a chat {quoted(name)} already; give another name, or remove it by"
                 f" mmchat chats --remove {quoted(name)}"

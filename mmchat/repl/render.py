@@ -151,15 +151,21 @@ class Tail:
 
 def wrapped(line: str, columns: int) -> list[str]:
     """`line` as rows of at most `columns` cells, broken at spaces where there are any."""
-    from rich.cells import cell_len
-    from rich.console import Console
-    from rich.text import Text
+    from rich.cells import cell_len, chop_cells
 
     line = line.expandtabs(4)
-    if cell_len(line) <= columns:  # most are short, and a console takes its time
+    if cell_len(line) <= columns:
         return [line]
-    rows = Text(line).wrap(Console(file=io.StringIO()), columns)
-    return [row.plain.rstrip() for row in rows]
+    rows, row = [], ""
+    for word in re.findall(r"[^ ]+ *| +", line):
+        if cell_len(row + word.rstrip()) <= columns:
+            row += word
+            continue
+        if row:
+            rows.append(row.rstrip())
+        *full, row = chop_cells(word, columns) or [""]
+        rows += full
+    return [*rows, row.rstrip()]
 
 
 def terminal_reflows(environment: Mapping[str, str]) -> bool:

@@ -89,12 +89,6 @@ def read_answers(text: str) -> Answers:
     )
 
 
-def is_iterm2(environment: Mapping[str, str]) -> bool:
-    """Whether iTerm2 says that it is the terminal; the second name passes through ssh."""
-    names = environment.get("TERM_PROGRAM"), environment.get("LC_TERMINAL")
-    return "iTerm.app" in names or "iTerm2" in names
-
-
 @contextmanager
 def asked(write: Callable[[str], None], *, ask: bool = True) -> Iterator[Callable[[], Answers]]:
     """Ask at the start of the block; the function given, called once within it, has the answers.

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.repl import graphics
 from mmchat.repl.render import MakeConsole
-from mmchat.repl.terminal_probe import Answers, is_iterm2, is_multiplexed
+from mmchat.repl.terminal_probe import Answers, is_multiplexed
 
 if TYPE_CHECKING:
     import PIL.Image
 
-ThumbnailMode = Literal["auto", "off", "kitty", "iterm2", "sixel", "blocks"]
 Way = Literal["off", "kitty", "iterm2", "sixel", "blocks"]
 COLUMNS, ROWS = 32, 9  # of a picture that is attached
 LARGE_COLUMNS, LARGE_ROWS = 110, 30  # of a drawing that was asked for
@@ -95,23 +94,23 @@ class Thumbnails:
         return min(max(columns, 1), most_columns), min(max(rows, 1), most_rows)
 
 
-def choose(mode: ThumbnailMode, answers: Answers) -> Thumbnails:
+def choose(mode: Literal["auto"] | Way, answers: Answers) -> Thumbnails:
     """As asked for, or with `auto` the best that the terminal said it can do."""
-    way: Way = _best(answers) if mode == "auto" else mode
-    if way in ("kitty", "iterm2") and is_multiplexed(os.environ):
+    nested = is_multiplexed(os.environ)
+    no_colors = os.environ.get("TERM", "dumb") in ("dumb", "vt100") or os.environ.get("NO_COLOR")
+    # The second name passes through ssh.
+    names = {os.environ.get("TERM_PROGRAM"), os.environ.get("LC_TERMINAL")}
+    known: dict[Way, bool] = {
+        "kitty": answers.kitty,
+        "iterm2": not nested and (answers.iterm2 or bool(names & {"iTerm.app", "iTerm2"})),
+        "sixel": answers.sixel,
+        "blocks": not no_colors,
+        "off": True,
+    }
+    way: Way = next(w for w, can in known.items() if can) if mode == "auto" else mode
+    if way in ("kitty", "iterm2") and nested:
         way = "blocks"  # tmux and screen take kitty's sequences for a title, and drop iTerm2's
     return Thumbnails(way, answers.cell or Thumbnails.cell, answers.sixel_colors)
-
-
-def _best(answers: Answers) -> Way:
-    if answers.kitty:
-        return "kitty"
-    if (answers.iterm2 or is_iterm2(os.environ)) and not is_multiplexed(os.environ):
-        return "iterm2"
-    if answers.sixel:
-        return "sixel"
-    no_colors = os.environ.get("TERM", "dumb") in ("dumb", "vt100") or os.environ.get("NO_COLOR")
-    return "off" if no_colors else "blocks"
 
 
 def _blocks(picture: PIL.Image.Image, columns: int, rows: int) -> Any:

@@ -159,7 +159,7 @@ def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
         ("\\set top_k 1.5", "mmchat: error: top_k must be a whole number, not 1.5", 2),
         ("\\set top_k", "mmchat: error: \\set top_k needs a value; it is 0", 2),
         ("\\load nothing", "mmchat: error: no saved chat 'nothing'", 1),
-        ("\\save", "mmchat: error: there is nothing to save yet", 2),
+        ("\\save", "mmchat: error: nothing has been asked yet", 2),
         ("\\export pdf", "mmchat: error: write \\export md, json or html, not 'pdf'", 2),
         ("\\forget", "mmchat: error: the chat has 0 turns, so 1 cannot be dropped", 2),
         ("\\stats", "mmchat: error: there is no answer to time yet", 2),
