@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from mmchat.errors import UsageError
@@ -109,7 +108,11 @@ def _look(chat: Chat, argument: str) -> None:
     found = chat.screen.wait("looking", chat.session.look)
     word = found.find(" ".join(words)) if words else None
     if name or chat.screen.draws == "off":
-        file = new_file(chat, name, kind[1:]) if name else _unused_file()
+        if name:
+            file = new_file(chat, name, kind[1:])
+        else:  # of its own, for what the terminal cannot show
+            with NamedTemporaryFile(prefix="mmchat-look-", suffix=".png", delete=False) as opened:
+                file = Path(opened.name)
         write(chat, file, rendered(kind or ".png", found, word, question, chat.spec.name))
     # A sheet of all words as half blocks is a blur.
     draw = draw_row if chat.screen.draws == "blocks" else draw_look
@@ -117,13 +120,6 @@ def _look(chat: Chat, argument: str) -> None:
     rows = [HEADS, *look_rows(found, word)]
     width = max(len(place) for _, place, _ in rows)
     chat.screen.table([(text, f"{place:{width}}  {share}") for text, place, share in rows])
-
-
-def _unused_file() -> Path:
-    """Of its own, for what the terminal cannot show."""
-    opened, name = tempfile.mkstemp(".png", "mmchat-look-")
-    os.close(opened)
-    return Path(name)
 
 
 @command("boxes", "[FILE.png]")

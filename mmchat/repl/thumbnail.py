@@ -59,7 +59,12 @@ class Thumbnails:
             pieces = [*buffer.getvalue().splitlines(), *[" " * columns] * (height - rows)]
         else:
             # Terminals leave the cursor in different places: make room, draw, put it back.
-            code = self._code(picture, columns, rows)
+            small = picture.convert("RGB").resize((columns * self.cell[1], rows * self.cell[0]))
+            if self.way == "sixel":
+                code = graphics.sixel(small, self.sixel_colors)
+            else:
+                make = graphics.kitty if self.way == "kitty" else graphics.iterm2
+                code = make(small, columns, rows)
             drawn, gap = "\n" * height + f"\x1b[{height}A\x1b7{code}\x1b8", f"\x1b[{columns + GAP}C"
             pieces = [""] * height
         lines = [
@@ -68,27 +73,17 @@ class Thumbnails:
         ]
         return drawn + "".join(f"{line}\n" for line in [*lines, *below])
 
-    def _code(self, picture: PIL.Image.Image, columns: int, rows: int) -> str:
-        """What a terminal that knows pictures draws at the cursor, over so many cells."""
-        small = picture.convert("RGB").resize((columns * self.cell[1], rows * self.cell[0]))
-        if self.way == "kitty":
-            return graphics.kitty(small, columns, rows)
-        if self.way == "iterm2":
-            return graphics.iterm2(small, columns, rows)
-        return graphics.sixel(small, self.sixel_colors)
-
     def _cells(
         self, size: tuple[int, int], terminal: tuple[int, int], *, is_large: bool
     ) -> tuple[int, int]:
         """Columns and rows that keep the proportions and fit the terminal."""
         width, height = size
         ratio = self.cell[0] / self.cell[1]
+        most_columns = max(min(COLUMNS, terminal[0] * 2 // 5), 1)
+        most_rows = max(min(ROWS, terminal[1] - 3), 1)
         if is_large:
             most_columns = max(min(LARGE_COLUMNS, terminal[0] - 1), 1)
-            most_rows = max(min(LARGE_ROWS, terminal[1] - 10), min(ROWS, terminal[1] - 3), 1)
-        else:
-            most_columns = max(min(COLUMNS, terminal[0] * 2 // 5), 1)
-            most_rows = max(min(ROWS, terminal[1] - 3), 1)
+            most_rows = max(min(LARGE_ROWS, terminal[1] - 10), most_rows)
         scale = min(most_columns / width, ratio * most_rows / height)
         columns, rows = round(width * scale), round(height * scale / ratio)
         return min(max(columns, 1), most_columns), min(max(rows, 1), most_rows)
