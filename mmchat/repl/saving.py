@@ -28,7 +28,6 @@ FORMAT, VERSION = "mmchat-chat", 1
 DOCUMENT, PICTURES = "chat.json", "images"
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 HASH = re.compile(r"[0-9a-f]{64}")
-UNSAVED_SETTINGS = ("logprobs", "speculate", "schema")
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ class ImageRecord:
 
 
 # What is saved of the settings, where it is not as the model's makers recommend.
-SETTINGS = [f.name for f in fields(SamplingParams) if f.name not in UNSAVED_SETTINGS]
+_UNSAVED = {"logprobs", "speculate", "schema"}
+SETTINGS = [f.name for f in fields(SamplingParams) if f.name not in _UNSAVED]
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class SavedChat:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def record(chat: SavedChat, *, pictures_inside: bool) -> ChatRecord:
-    """The document of a conversation."""
+def to_json(chat: SavedChat, *, pictures_inside: bool) -> str:
+    """The document of a chat."""
     conversation = chat.conversation
     turns = tuple(
         TurnRecord(tuple(map(_part_record, turn.question.content)), turn.answer, turn.reason)
@@ -95,10 +95,7 @@ def record(chat: SavedChat, *, pictures_inside: bool) -> ChatRecord:
         for image in _distinct(conversation.images)
     )
     head = FORMAT, VERSION, chat.model, conversation.system
-    return ChatRecord(*head, turns, images, dict(chat.settings))
-
-
-def to_json(document: ChatRecord) -> str:
+    document = ChatRecord(*head, turns, images, dict(chat.settings))
     return json.dumps(asdict(document), indent=1) + "\n"
 
 
@@ -110,7 +107,7 @@ def png(image: Image) -> bytes:
 def write(path: Path, chat: SavedChat) -> None:
     """Save to a file if the name ends in .json, else to a folder. Raises DiskError."""
     if path.suffix.lower() == ".json":
-        text = to_json(record(chat, pictures_inside=True))
+        text = to_json(chat, pictures_inside=True)
         atomic_file.write_bytes(path, text.encode(), mode=PRIVATE_FILE)
         return
     if path.is_dir() and not (path / DOCUMENT).exists() and _has_others(path):
@@ -128,7 +125,7 @@ def write_folder(path: Path, chat: SavedChat) -> None:
         target = path / PICTURES / f"{image.content_hash}.png"
         if not target.exists():
             atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE, follow=False)
-    text = to_json(record(chat, pictures_inside=False))
+    text = to_json(chat, pictures_inside=False)
     atomic_file.write_bytes(path / DOCUMENT, text.encode(), mode=PRIVATE_FILE, follow=False)
 
 
