@@ -28,19 +28,14 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOMES = {
-    "load": "mmchat.api",
-    "Model": "mmchat.api",
+    **dict.fromkeys(("load", "Model"), "mmchat.api"),
+    **dict.fromkeys(("Text", "Image", "Message"), "mmchat.conversation"),
+    **dict.fromkeys(
+        ("Progress", "TextDelta", "Finished", "Usage", "Timings"), "mmchat.engine.events"
+    ),
     "ChatSession": "mmchat.chat.session",
     "SamplingParams": "mmchat.engine.sampling",
-    "Progress": "mmchat.engine.events",
-    "TextDelta": "mmchat.engine.events",
-    "Finished": "mmchat.engine.events",
-    "Usage": "mmchat.engine.events",
-    "Timings": "mmchat.engine.events",
     "load_image": "mmchat.images",
-    "Message": "mmchat.conversation",
-    "Text": "mmchat.conversation",
-    "Image": "mmchat.conversation",
     "MmchatError": "mmchat.errors",
 }
 

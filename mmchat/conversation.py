@@ -276,21 +276,15 @@ def question(
     if tag and tag in text:
         _check_tags(text, images, tag)
         return Message("user", arranged([*([image] for image in images), text], [tag]))
-    pieces = text.split(IMAGE_MARK) if marks else [text]
-    placed = len(pieces) - 1
+    placed = text.count(IMAGE_MARK) if marks else 0
     if placed > len(images):
         raise PromptError(
             f"the text has {placed} {IMAGE_MARK} marks for {len(images)} pictures; "
             "attach a picture for each"
         )
     front = len(images) - placed
-    parts: list[Part] = list(images[:front])
-    for index, piece in enumerate(pieces):
-        if piece or not placed:
-            parts.append(Text(piece))
-        if index < placed:
-            parts.append(images[front + index])
-    return Message("user", tuple(parts))
+    marked = arranged([*([image] for image in images[front:]), text], [IMAGE_MARK])
+    return Message("user", (*images[:front], *marked))
 
 
 def called(images: Sequence[Image]) -> dict[str, Image]:

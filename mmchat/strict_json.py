@@ -10,6 +10,7 @@ import json
 import math
 import re
 import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -134,7 +135,7 @@ def loads(data: bytes) -> Any:
             object_pairs_hook=_unique,
             parse_int=_integer,
             parse_float=_real,
-            parse_constant=_constant,
+            parse_constant=_real,
         )
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
@@ -144,11 +145,9 @@ def loads(data: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise ValueError(f"key {quoted(key)} appears twice in one object")
-            seen.add(key)
+        counts = Counter(key for key, _ in pairs)
+        key = next(key for key, count in counts.items() if count > 1)
+        raise ValueError(f"key {quoted(key)} appears twice in one object")
     return found
 
 
@@ -163,10 +162,6 @@ def _real(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"number {quoted(digits)} is not finite")
     return number
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"number {name} is not finite")
 
 
 def _check_depth(text: str) -> None:
@@ -212,8 +207,8 @@ def check_keys(
 def parse_dataclass(cls: type[T], value: Any, where: Where, bounds: Bounds) -> T:
     """Make a dataclass from a JSON object.
 
-    Fields may be int, float, bool, str, Literal, `X | None`, tuples of these and dataclasses. `4.0`
-    and `true` are no integers. Keys without a default must be there, unknown ones must not.
+    Fields may be int, float, bool, str, Literal, `X | None`, dict, tuples of these and dataclasses.
+    `4.0` and `true` are no integers. Keys without a default must be there, unknown ones must not.
     bounds: per class, field name -> (least, most), for the number or each number of a tuple.
     """
     found = as_object(value, where)
@@ -248,6 +243,8 @@ def _convert(
             valid = ", ".join(map(quoted, arguments))
             raise where.fail(f"expected one of {valid}, found {_kind(value)}")
         return value
+    if origin is dict:
+        return as_object(value, where)
     if origin is tuple:
         return _convert_tuple(arguments, value, where, range_, bounds)
     if isinstance(hint, type) and is_dataclass(hint):

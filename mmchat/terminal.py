@@ -10,26 +10,40 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from enum import Enum, auto
 
 # Shown where an escape sequence was taken out, so that nothing vanishes unseen.
 ESCAPE_MARK = "\N{SYMBOL FOR ESCAPE}"
 
-# Bidirectional embeddings, overrides and isolates: they reorder what the reader sees.
-_BIDI = frozenset(map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]))
+# Controls, and what reorders what the reader sees (bidirectional embeddings, overrides and
+# isolates) or hides in it (tags)
+_DROPPED = dict.fromkeys(
+    [
+        *range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A), *range(0xE0000, 0xE0080),
+    ],
+    "",
+)  # fmt: skip
 _LINE_BREAKS = {ord(char): repr(char)[1:-1] for char in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}
-_STRING_STARTS_7BIT = frozenset("]PX^_")  # after ESC: OSC, DCS, SOS, PM, APC
-_STRING_STARTS_C1 = frozenset("\x90\x98\x9d\x9e\x9f")
 _UNIT = re.compile(r"'[^']*'\S*|\S+")  # a word; a quoted name or command counts as one
-_STRING_ENDS = frozenset("\x07\x18\x1a\x9c")  # BEL, CAN, SUB, ST
 
-
-class _State(Enum):
-    GROUND = auto()
-    ESCAPE = auto()  # after ESC
-    INTERMEDIATE = auto()  # ESC and at least one of 0x20-0x2F
-    CSI = auto()
-    STRING = auto()
+# Each state is the pattern of what goes on with it: plain text, or the inside of a sequence, where
+# the terminal obeys most controls without ending it.
+_INSIDE = r"\x00-\x09\x0b-\x17\x19\x1c-\x1f"
+_GROUND = re.compile(r"[^\x1b\x90\x98\x9b\x9d-\x9f]*")
+_ESCAPE = re.compile(rf"[{_INSIDE}]*")
+_INTERMEDIATE = re.compile(rf"[{_INSIDE} -/]*")
+_CSI = re.compile(rf"[{_INSIDE} -?]*")  # with parameters
+_STRING = re.compile(r"[^\n\x07\x18\x1a\x1b\x9c]*")  # OSC, DCS, SOS, PM, APC
+_AGAIN = {"\x1b": _ESCAPE}
+_OPENED = {  # by the character that leaves a state for another one
+    _GROUND: {**_AGAIN, "\x9b": _CSI, **dict.fromkeys("\x90\x98\x9d\x9e\x9f", _STRING)},
+    _ESCAPE: {
+        **_AGAIN,
+        "[": _CSI,
+        **dict.fromkeys("]PX^_", _STRING),
+        **dict.fromkeys(map(chr, range(0x20, 0x30)), _INTERMEDIATE),
+    },
+}
 
 
 class Sanitizer:
@@ -41,64 +55,27 @@ class Sanitizer:
     """
 
     def __init__(self) -> None:
-        self._state = _State.GROUND
+        self._state = _GROUND
 
     def feed(self, text: str) -> str:
         """The harmless part of `text`; an open sequence is remembered for the next call."""
-        return "".join(map(self._step, text))
-
-    def _step(self, char: str) -> str:
-        """Consume one character and return what is shown for it."""
-        if char == "\n":  # ends any sequence
-            self._state = _State.GROUND
-            return char
-        if self._state is _State.GROUND:
-            return self._ground(char)
-        if char == "\x1b":
-            self._state = _State.ESCAPE
-            return ""
-        if self._state is _State.STRING:
-            if char in _STRING_ENDS:
-                self._state = _State.GROUND
-            return ""
-        if self._state is _State.ESCAPE and char == "[":
-            self._state = _State.CSI
-            return ""
-        if self._state is _State.ESCAPE and char in _STRING_STARTS_7BIT:
-            self._state = _State.STRING
-            return ""
-        return self._inside(char)
-
-    def _inside(self, char: str) -> str:
-        """A character within ESC, ESC intermediates or CSI that opens nothing new."""
-        if char < " " and char not in "\x18\x1a":  # a control inside a sequence; it goes on
-            return ""
-        if " " <= char <= "/":
-            if self._state is _State.ESCAPE:
-                self._state = _State.INTERMEDIATE
-            return ""
-        is_parameter = self._state is _State.CSI and "0" <= char <= "?"
-        if is_parameter:
-            return ""
-        self._state, was = _State.GROUND, self._state
-        is_final = ("@" if was is _State.CSI else "0") <= char <= "~"
-        return "" if is_final else self._ground(char)
-
-    def _ground(self, char: str) -> str:
-        if " " <= char <= "~" or char == "\t":
-            return char
-        if char == "\x1b":
-            self._state = _State.ESCAPE
-            return ESCAPE_MARK
-        if char == "\x9b":
-            self._state = _State.CSI
-            return ESCAPE_MARK
-        if char in _STRING_STARTS_C1:
-            self._state = _State.STRING
-            return ESCAPE_MARK
-        if char < "\xa0" or char in _BIDI or "\U000e0000" <= char <= "\U000e007f":
-            return ""
-        return char
+        pieces: list[str] = []
+        at = 0
+        while found := self._state.match(text, at):
+            end, is_plain = found.end(), self._state is _GROUND
+            if is_plain:
+                pieces.append(found[0].translate(_DROPPED))
+            if end == len(text):
+                break
+            char = text[end]
+            if opened := _OPENED.get(self._state, _AGAIN).get(char):
+                pieces.append(ESCAPE_MARK if is_plain else "")
+                at, self._state = end + 1, opened
+            else:  # the last character of a sequence, or one that has no place in it
+                is_last = "0" <= char <= "~" or self._state is _STRING
+                at = end + 1 if is_last and char != "\n" else end
+                self._state = _GROUND
+        return "".join(pieces)
 
 
 def sanitize(text: str) -> str:

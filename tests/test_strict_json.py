@@ -95,8 +95,8 @@ def test_each_fault_names_file_key_and_reason(change, message):
     ("text", "message"),
     [
         ('{"a": 1, "b": {"a": 1, "a": 2}}', "key 'a' appears twice in one object"),
-        ('{"a": NaN}', "number NaN is not finite"),
-        ('{"a": -Infinity}', "number -Infinity is not finite"),
+        ('{"a": NaN}', "number 'NaN' is not finite"),
+        ('{"a": -Infinity}', "number '-Infinity' is not finite"),
         ('{"a": 1e999}', "number '1e999' is not finite"),
         ('{"a": -1e999}', "number '-1e999' is not finite"),
         ('{"a": ' + "9" * 5000 + "}", "integer with 5,000 digits"),

@@ -103,12 +103,22 @@ class ChatSession:
         and MissingExtra.
         """
         self._interrupt.clear()
-        return self._send(text, images, sampling, schema, image_tags)
+
+        def events() -> Iterator[Event]:
+            held = sampling
+            if schema is not None:
+                _check_sampling(sampling)
+                held = replace(sampling or self.loaded.sampling_defaults, schema=schema)
+            beside = self.conversation.images
+            message = user_message(self.loaded, text, images, beside, image_tags=image_tags)
+            yield from self._turn(message, held)
+
+        return events()
 
     def ask(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """`send` of a message whose pictures stand where they should."""
         self._interrupt.clear()
-        return self._turn(_all, message, sampling)
+        return self._turn(message, sampling)
 
     def retry(self, sampling: SamplingParams | None = None) -> Iterator[Event]:
         """Answer the last question again; the old answer stays until the new one is complete."""
@@ -118,7 +128,7 @@ class ChatSession:
         """Ask `message` in place of the last question."""
         self.last_turn()
         self._interrupt.clear()
-        return self._turn(Conversation.without_last, message, sampling)
+        return self._turn(message, sampling, replaces=True)
 
     def undo(self) -> Turn:
         """Take back the last question and its answer. Raises UsageError if there is none."""
@@ -140,7 +150,16 @@ class ChatSession:
         text: or a message whose pictures stand where they should. image_tags: as of `send`.
         """
         self._interrupt.clear()
-        return self._complete(text, images, sampling, image_tags)
+
+        def events() -> Iterator[Event]:
+            if isinstance(text, Message):
+                message = text
+                check_message(self.loaded, message)
+            else:
+                message = user_message(self.loaded, text, images, image_tags=image_tags)
+            yield (yield from self._answer(lambda: self.loaded.processor.raw(message), sampling))
+
+        return events()
 
     def interrupt(self) -> None:
         """End the answer that is being written before its next token; safe from any thread."""
@@ -200,32 +219,16 @@ class ChatSession:
             raise UsageError("nothing has been asked yet")
         return self.conversation.turns[-1]
 
-    def _send(
-        self,
-        text: str,
-        images: ImageSource | Sequence[ImageSource],
-        sampling: SamplingParams | None,
-        schema: Any,
-        image_tags: bool,
-    ) -> Iterator[Event]:
-        if schema is not None:
-            _check_sampling(sampling)
-            sampling = replace(sampling or self.loaded.sampling_defaults, schema=schema)
-        message = user_message(
-            self.loaded, text, images, self.conversation.images, image_tags=image_tags
-        )
-        yield from self._turn(_all, message, sampling)
-
     def _turn(
-        self,
-        kept: Callable[[Conversation], Conversation],
-        message: Message,
-        sampling: SamplingParams | None,
+        self, message: Message, sampling: SamplingParams | None, *, replaces: bool = False
     ) -> Iterator[Event]:
-        """Answer `message` after what is `kept`; the conversation changes when that is complete."""
+        """Answer `message`, in place of the last question or after it.
+
+        The conversation changes when that is complete.
+        """
         check_message(self.loaded, message)
         begun = self.conversation
-        before = kept(begun)
+        before = begun.without_last() if replaces else begun
         history, loaded = [*before.messages, message], self.loaded
         finished = yield from self._answer(lambda: self.loaded.processor.chat(history), sampling)
         if self.conversation is not begun:
@@ -234,20 +237,6 @@ class ChatSession:
             turn = Turn(message, finished.text, finished.reason)
             self.conversation, self._answered = before.plus(turn), (turn, loaded)
         yield finished
-
-    def _complete(
-        self,
-        text: str | Message,
-        images: ImageSource | Sequence[ImageSource],
-        sampling: SamplingParams | None,
-        image_tags: bool,
-    ) -> Iterator[Event]:
-        if isinstance(text, Message):
-            message = text
-            check_message(self.loaded, message)
-        else:
-            message = user_message(self.loaded, text, images, image_tags=image_tags)
-        yield (yield from self._answer(lambda: self.loaded.processor.raw(message), sampling))
 
     def _answer(
         self, make_prompt: Callable[[], Prompt], sampling: SamplingParams | None
@@ -296,10 +285,6 @@ class ChatSession:
         finally:
             if not answer.is_over:
                 engine.cancel(answer)
-
-
-def _all(conversation: Conversation) -> Conversation:
-    return conversation
 
 
 def user_message(

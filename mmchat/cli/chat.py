@@ -230,7 +230,7 @@ def _run_terminal(
     from mmchat.repl.chat import Chat
     from mmchat.repl.loop import run_terminal
     from mmchat.repl.terminal_probe import asked
-    from mmchat.repl.terminal_screen import TerminalScreen, quiet_keys, sane_terminal
+    from mmchat.repl.terminal_screen import TerminalScreen, quiet_keys
 
     with asked(console.write_out, ask=thumbnails not in ("off", "blocks")) as answers:
         import prompt_toolkit  # noqa: F401 - while the terminal answers
@@ -254,7 +254,7 @@ def _run_terminal(
     history = chats.parent / "prompts" if saves else None
     code = 1
     try:
-        with sane_terminal(_write_if_possible), quiet_keys():
+        with quiet_keys(_write_if_possible):
             _begin(chat, opening, is_typed=True)
             code = run_terminal(chat, screen, history, said, _first_line(opening))
     except HardStop:

@@ -17,13 +17,6 @@ class HardStop(Exception):  # noqa: N818 - not an error
     """Ctrl-C was pressed again while an answer was being stopped."""
 
 
-class _End:
-    """The last thing in the queue: how the events ended."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
-
-
 def batches(events: Iterable[Event], frame_seconds: float) -> Iterator[list[Event]]:
     """Events of a generator that runs in a thread, at most one batch in `frame_seconds`.
 
@@ -31,16 +24,16 @@ def batches(events: Iterable[Event], frame_seconds: float) -> Iterator[list[Even
     list says that nothing came for a frame. What the generator raises is raised here. The thread
     does not keep the process alive.
     """
-    ready: queue.SimpleQueue[Event | _End] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
+        end = None
         try:
             for event in events:
                 ready.put(event)
         except BaseException as error:
-            ready.put(_End(error))
-        else:
-            ready.put(_End(None))
+            end = error
+        ready.put(end)
 
     threading.Thread(target=work, name="model", daemon=True).start()
     due = time.monotonic()
@@ -50,7 +43,7 @@ def batches(events: Iterable[Event], frame_seconds: float) -> Iterator[list[Even
             item = ready.get(timeout=frame_seconds)
             time.sleep(max(0.0, due - time.monotonic()))
             due = time.monotonic() + frame_seconds
-            while not isinstance(item, _End):
+            while isinstance(item, Event):
                 batch.append(item)
                 item = ready.get_nowait()
         except queue.Empty:
@@ -58,8 +51,8 @@ def batches(events: Iterable[Event], frame_seconds: float) -> Iterator[list[Even
             continue
         if batch:
             yield batch
-        if item.error is not None:
-            raise item.error
+        if item is not None:
+            raise item
         return
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import KW_ONLY, InitVar, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,19 +19,18 @@ from mmchat.errors import (
     UsageError,
 )
 from mmchat.input_text import checked
-from mmchat.repl import facts, paths, saving, settings
-from mmchat.repl.keeper import Keeper
+from mmchat.repl import facts, paths, saving
+from mmchat.repl.chats import Keeper
 from mmchat.words import plural
 
 if TYPE_CHECKING:
     from mmchat.catalog.spec import ModelSpec
     from mmchat.chat.session import Budget, ChatSession
     from mmchat.conversation import Image, Message
-    from mmchat.engine.events import Event, Finished
+    from mmchat.engine.events import Finished
     from mmchat.loading.loader import LoadedModel
     from mmchat.repl.loading import LoadingModel
     from mmchat.repl.screen import PlainScreen
-    from mmchat.repl.terminal_screen import TerminalScreen
 
 ANSWER_ROOM = 128  # positions to leave for an answer when old turns have to go
 
@@ -40,38 +39,36 @@ class Leave(Exception):  # noqa: N818 - not an error
     """The user wants to go."""
 
 
+@dataclass(eq=False)
 class Chat:
     """A session with pictures attached for the next question, settings, and a screen.
 
     Every line either takes effect as a whole or leaves things as they were and says so.
-    loading: the model, if it is not that of `session` already; what needs it waits.
-    first_error: exit code of the first line that failed, 0 if none did.
+    chats, saves: of its Keeper. loading: the model, if it is not that of `session` already; what
+    needs it waits. first_error: exit code of the first line that failed, 0 if none did.
     """
 
-    def __init__(
-        self,
-        session: ChatSession,
-        screen: PlainScreen | TerminalScreen,
-        sampling: SamplingParams,
-        chats: Path,
-        *,
-        saves: bool = False,
-        loading: LoadingModel | None = None,
-    ) -> None:
-        self.session = session
-        self.loading = loading
-        self.screen = screen
-        self.sampling = sampling
-        self.attached: list[Image] = []
-        self.image_tags = False  # whether a question may open the pictures that it names in tags
-        self.last: Finished | None = None
-        self.first_error = 0
-        self.written: set[tuple[str, Path]] = set()  # kinds and files that commands wrote
-        self.addresses: list[str] = []  # pictures from the network, for completion
-        self.keeper = Keeper(chats, self.as_saved, screen.note, saves=saves)
-        self._models: list[LoadedModel] = []  # as it was given, and perhaps without its adapters
-        self._answered_with: tuple[Conversation, SamplingParams] | None = None
-        self._budget: tuple[Conversation, Budget] | None = None
+    session: ChatSession
+    screen: PlainScreen
+    sampling: SamplingParams
+    chats: InitVar[Path]
+    _: KW_ONLY
+    saves: InitVar[bool] = False
+    loading: LoadingModel | None = None
+    attached: list[Image] = field(default_factory=list)
+    image_tags: bool = False  # whether a question may open the pictures that it names in tags
+    last: Finished | None = None
+    first_error: int = 0
+    written: set[tuple[str, Path]] = field(default_factory=set)  # kinds and files, by commands
+    addresses: list[str] = field(default_factory=list)  # pictures from the network, for completion
+    keeper: Keeper = field(init=False)
+    # As it was given, and perhaps without its adapters
+    _models: list[LoadedModel] = field(default_factory=list)
+    _answered_with: tuple[Conversation, SamplingParams] | None = None
+    _budget: tuple[Conversation, Budget] | None = None
+
+    def __post_init__(self, chats: Path, saves: bool) -> None:
+        self.keeper = Keeper(chats, self.as_saved, self.screen.note, saves=saves)
 
     @property
     def spec(self) -> ModelSpec:
@@ -90,7 +87,8 @@ class Chat:
     def as_saved(self, chat: Conversation) -> saving.SavedChat:
         """`chat` with what else is saved of it: the model and the settings that were changed."""
         defaults = SamplingParams(**asdict(self.spec.generation))
-        changed = settings.changed_from(defaults, self.sampling)
+        values = {name: getattr(self.sampling, name) for name in saving.SETTINGS}
+        changed = {n: v for n, v in values.items() if v is not None and v != getattr(defaults, n)}
         return saving.SavedChat(chat, self.spec.name, changed)
 
     def budget(self) -> Budget:
@@ -179,10 +177,9 @@ class Chat:
 
     def say_unasked(self) -> None:
         """Say that attached pictures are no part of what is saved, if there are any."""
-        if count := len(self.attached):
-            pictures = "1 picture was" if count == 1 else f"{count} pictures were"
-            unsaved = "it is" if count == 1 else "they are"
-            self.screen.note(f"{pictures} attached and not asked about; {unsaved} not saved")
+        if self.attached:
+            pictures = plural(len(self.attached), "picture")
+            self.screen.note(f"{pictures} attached and not asked about; not saved")
 
     def attach(self, sources: Sequence[str]) -> None:
         """Load pictures for the next question: all of them or none. Raises ImageError, …"""
@@ -223,7 +220,11 @@ class Chat:
     def ask(self, text: str) -> None:
         """Send a message with the attached pictures."""
         processor, attached = self.session.loaded.processor, self.attached
-        opened = self._opened(text)
+        opened = {}
+        if self.image_tags:
+            from mmchat.chat.session import open_named
+
+            opened = open_named(processor, text, attached, self.pictures())
         message = question(
             text,
             attached,
@@ -232,61 +233,38 @@ class Chat:
             names=processor.name_tags if attached or self.image_tags else None,
             opened=opened,
         )
-        sampling = self.sampling
-        asked = lambda: self.session.ask(message, sampling)  # noqa: E731
-        if self._answered(asked, message, sampling, undone=0):
+        if self._answered(message, self.sampling, replaces=False):
             self.attached = []
 
-    def retry(self, sampling: SamplingParams | None = None) -> None:
+    def retry(self, sampling: SamplingParams) -> None:
         last = self.session.last_turn()
-        sampling = sampling or self.sampling
-        if self._is_same_again(sampling):
-            self.screen.note(facts.same_again(sampling))
-        self._answered(lambda: self.session.retry(sampling), last.question, sampling, undone=1)
-
-    def _is_same_again(self, sampling: SamplingParams) -> bool:
-        """Whether the last question, asked again, must get the answer that it has."""
-        chat = self.session.conversation
-        before = self._answered_with
         is_fixed = sampling.is_greedy or sampling.seed is not None
-        same = before is not None and before[0] is chat and before[1] == sampling
-        return is_fixed and same and chat.turns[-1].reason != "interrupted"
+        is_same = self._answered_with == (self.session.conversation, sampling)
+        if is_fixed and is_same and last.reason != "interrupted":
+            self.screen.note(facts.same_again(sampling))
+        self._answered(last.question, sampling, replaces=True)
 
     def edit(self, text: str) -> None:
         """Ask `text` in place of the last question, with the same pictures."""
         old = self.session.last_turn().question
         names = self.session.loaded.processor.name_tags if old.images else None
         message = edited(old, checked(text, "the line"), tag=self._tag(old.images), names=names)
-        sampling = self.sampling
-        self._answered(lambda: self.session.edit(message, sampling), message, sampling, undone=1)
-
-    def _opened(self, text: str) -> dict[str, Image]:
-        """The pictures that a question names in tags, where it may open them."""
-        if not self.image_tags:
-            return {}
-        from mmchat.chat.session import open_named
-
-        processor = self.session.loaded.processor
-        return open_named(processor, text, self.attached, self.pictures())
+        self._answered(message, self.sampling, replaces=True)
 
     def _tag(self, images: Sequence[Image]) -> str:
         """Where nothing is attached, nobody means a picture by it."""
         return self.session.loaded.processor.image_tag if images else ""
 
-    def _answered(
-        self,
-        events: Callable[[], Iterator[Event]],
-        message: Message,
-        sampling: SamplingParams,
-        *,
-        undone: int,
-    ) -> bool:
-        """Write an answer; offers to drop old turns if the context is full. True if it was kept."""
+    def _answered(self, message: Message, sampling: SamplingParams, *, replaces: bool) -> bool:
+        """Write an answer; offers to drop old turns if the context is full. True if it was kept.
+
+        replaces: the last question is asked anew.
+        """
         _ = self.session.loaded  # waited for here, where that can be seen
         try:
-            return self._answer(events(), message, sampling, undone)
+            return self._answer(message, sampling, replaces)
         except ContextLengthExceeded as error:
-            count = self._turns_to_drop(message, undone)
+            count = self._turns_to_drop(message, len(self.session.conversation.turns) - replaces)
             if not count:
                 raise
             turns = f"the {count} oldest turns" if count > 1 else "the oldest turn"
@@ -297,24 +275,20 @@ class Chat:
                     f"nothing was sent; \\forget {count} drops {turns} to make room"
                 ) from None
             self.change(self.session.conversation.without_first(count))
-            return self._answer(events(), message, sampling, undone)
+            return self._answer(message, sampling, replaces)
 
-    def _turns_to_drop(self, message: Message, undone: int) -> int | None:
-        """Turns that must go; the last `undone` are replaced anyway."""
-        chat = self.session.conversation
-        kept = len(chat.turns) - undone
+    def _turns_to_drop(self, message: Message, most: int) -> int | None:
+        """Turns that must go, at most so many."""
         room = min(self.sampling.max_new_tokens, ANSWER_ROOM)
         for wanted in (room, 1):
             count = self.session.turns_over_budget(message, wanted)
             if count is not None:
-                return min(count, kept)
+                return min(count, most)
         return None
 
-    def _answer(
-        self, events: Iterator[Event], message: Message, sampling: SamplingParams, undone: int
-    ) -> bool:
+    def _answer(self, message: Message, sampling: SamplingParams, replaces: bool) -> bool:
         before = self.session.conversation
-        base = before.without_last() if undone else before
+        base = before.without_last() if replaces else before
         text: list[str] = []
 
         def unfinished() -> Conversation:
@@ -325,6 +299,8 @@ class Chat:
             self.keeper.save_sometimes(unfinished)
 
         self.keeper.save(unfinished())
+        ask = self.session.edit if replaces else self.session.ask
+        events = ask(message, sampling)
         try:
             self.last = self.screen.answer(
                 events, self.session.interrupt, on_text, is_json=sampling.schema is not None
@@ -343,12 +319,7 @@ class Chat:
             self.screen.note(note)
         return kept
 
-    def resume(
-        self,
-        saved: saving.SavedChat,
-        path: Path,
-        given: Collection[str] = (),
-    ) -> None:
+    def resume(self, saved: saving.SavedChat, path: Path, given: Collection[str] = ()) -> None:
         """Go on with the chat that was saved at `path`, and its settings.
 
         What follows is saved there if that is in the folder of chats, else as a new chat. given:
@@ -365,7 +336,8 @@ class Chat:
         counts = f"{plural(len(turns), 'turn')} with {plural(len(images), 'picture')}"
         self.screen.note(f"going on after {counts}")
         if taken:
-            self.screen.note(f"as before: {settings.listed(taken)}")
+            shown = ", ".join(f"{name} {facts.shown(value)}" for name, value in taken.items())
+            self.screen.note(f"as before: {shown}")
         if saved.model != self.spec.name:
             self.screen.note(f"the answers so far are by {saved.model}")
         if turns and turns[-1].reason == "interrupted":
@@ -384,11 +356,19 @@ class Chat:
 
     def exchange(self, number: int, image: Image | None) -> None:
         """Replace picture `number` or take it out."""
-        asked = len(self.session.conversation.images)
-        if not 1 <= number <= len(self.pictures()):
+        pictures, asked = self.pictures(), len(self.session.conversation.images)
+        if not 1 <= number <= len(pictures):
             raise UsageError(f"there is no picture {number}; \\images lists them")
         if number <= asked:
             self.change(self.session.conversation.with_image(number, image))
         else:
             at = number - asked - 1
             self.attached[at : at + 1] = [image] if image else []
+        if image:
+            self.show_picture(image, f"picture {number} is now")
+        else:
+            out = paths.short_name(pictures[number - 1].source)
+            self.screen.note(f"picture {number}, {out}, is out")
+        if number <= asked:
+            stay = "earlier answers stay as they are"
+            self.screen.note(f"{stay}; \\retry answers the last question again")

@@ -13,9 +13,11 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmchat.conversation import Conversation
 from mmchat.errors import (
     MmchatError,
     SavedChatError,
@@ -29,16 +31,16 @@ from mmchat.repl.saving import DOCUMENT, PICTURES
 from mmchat.strict_json import nearest
 
 NAME_BYTES = 200
+SAVE_SECONDS = 1.5  # at most this much of an answer is lost in a crash
 _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d{6}(-\d+)?")
 
 
+@dataclass(eq=False)
 class ChatFolder:
     """A chat on disk that this program holds until `close`; written each time as a whole."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptor = descriptor
-        self._stored: frozenset[str] = frozenset()
+    path: Path
+    _descriptor: int
 
     @property
     def is_named(self) -> bool:
@@ -47,8 +49,7 @@ class ChatFolder:
 
     def write(self, chat: saving.SavedChat) -> None:
         """Raises DiskError."""
-        saving.write_folder(self.path, chat, self._stored)
-        self._stored |= {image.content_hash for image in chat.conversation.images}
+        saving.write_folder(self.path, chat)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -116,16 +117,6 @@ def is_name(text: str) -> bool:
     return "/" not in text and not text.startswith("~") and not text.lower().endswith(".json")
 
 
-def check_name(name: str) -> str:
-    """A name for a chat. Raises UsageError for one that cannot be."""
-    if not name.isprintable() or name.startswith(".") or len(name.encode()) > NAME_BYTES:
-        raise UsageError(
-            f"{quoted(name)} is no name for a chat: printable letters, at most {NAME_BYTES} bytes,"
-            " no dot in front"
-        )
-    return name
-
-
 def find_chat(name: str, chats: Path) -> Path:
     """A saved chat by its name in `chats`, or by path. Raises SavedChatError."""
     if is_name(name):
@@ -137,20 +128,15 @@ def find_chat(name: str, chats: Path) -> Path:
             if _is_chat(Path(here)):
                 hint = f" in {quoted(chats)}; {quoted(here)} means the one here"
         raise SavedChatError(f"no saved chat {quoted(name)}{hint}")
-    try:
-        path = Path(name).expanduser()
-    except (RuntimeError, ValueError):  # no such ~user
-        path = Path(name)
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - no error for no such ~user
     if not _is_chat(path):
         raise SavedChatError(f"no saved chat at {quoted(name)}")
     return chats / path.resolve().name if path.resolve().parent == chats.resolve() else path
 
 
 def _is_chat(path: Path) -> bool:
-    try:
-        return (path / DOCUMENT).is_file() or path.is_file()
-    except (OSError, ValueError):  # a name that is too long
-        return False
+    # Not by Path, for which a name that is too long is an error
+    return any(map(os.path.isfile, (path / DOCUMENT, path)))
 
 
 @permission_errors(SavedChatError)
@@ -210,3 +196,91 @@ def _facts(file: Path) -> ChatFacts:
     pictures = sum(part.image is not None for part in every)
     counts = len(document.turns), pictures
     return ChatFacts(file.parent, changed, document.model, *counts, question)
+
+
+@dataclass(eq=False)
+class Keeper:
+    """Saves the chat as it goes; gives up with one note if the disk does not take it.
+
+    chats: the folder of all chats. folder: the one of this chat, from its first save on. as_saved:
+    a conversation with model and settings. saves: False saves only what `save_as` is asked for.
+    """
+
+    chats: Path
+    as_saved: Callable[[Conversation], saving.SavedChat]
+    note: Callable[[str], None]
+    saves: bool
+    folder: ChatFolder | None = None
+    _saved_at: float = 0.0
+
+    def start_new(self) -> None:
+        """What comes next is another chat; this one is free for other programs."""
+        if self.folder is not None:
+            self.folder.close()
+        self.folder = None
+
+    def go_on(self, path: Path) -> None:
+        """What comes next belongs to the chat at `path`, or to a copy if another program has it."""
+        self.start_new()
+        if not self.saves:
+            return
+        try:
+            self.folder = hold(path)
+            if self.folder is None:
+                self.folder = new_chat(self.chats, path.name)
+                name, copy = quoted(path.name), quoted(self.folder.path.name)
+                self.note(f"{name} is open in another window; this one goes on as {copy}")
+        except MmchatError as error:
+            self._give_up(error)
+
+    def save(self, chat: Conversation) -> None:
+        if not self.saves:
+            return
+        self._saved_at = time.monotonic()
+        try:
+            if self.folder is None and chat.turns:
+                self.folder = new_chat(self.chats)
+            if self.folder is not None:
+                self.folder.write(self.as_saved(chat))
+        except MmchatError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: MmchatError) -> None:
+        self.note(f"this chat is no longer saved: {error}")
+        self.start_new()
+        self.saves = False
+
+    def save_as(self, name: str, chat: Conversation) -> None:
+        """Give the chat a name; it goes on under that. Raises UsageError, DiskError.
+
+        A chat that somebody named before stays under that name, too.
+        """
+        before = self.folder
+        if before is not None and before.path == self.chats / name:
+            before.write(self.as_saved(chat))
+            return
+        if not name.isprintable() or name.startswith(".") or len(name.encode()) > NAME_BYTES:
+            raise UsageError(
+                f"{quoted(name)} is no name for a chat: printable letters, at most {NAME_BYTES}"
+                " bytes, no dot in front"
+            )
+        if (self.chats / name).exists():
+            raise UsageError(
+                f"there is a chat {quoted(name)} already; give another name, or remove it by"
+                f" mmchat chats --remove {quoted(name)}"
+            )
+        folder = new_chat(self.chats, name)
+        try:
+            folder.write(self.as_saved(chat))
+        except MmchatError:
+            folder.remove()
+            raise
+        if before is not None and not before.is_named:
+            before.remove()
+        self.start_new()
+        self.folder = folder
+
+    def save_sometimes(self, chat: Callable[[], Conversation]) -> None:
+        """Save if the last time was a while ago."""
+        if self.saves and time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save(chat())

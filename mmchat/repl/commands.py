@@ -17,10 +17,8 @@ from mmchat.repl import (
     saving,
     settings,
 )
-from mmchat.repl.arguments import new_file, number_of
 from mmchat.repl.chat import Leave
-from mmchat.repl.registry import COMMANDS, command, find, names
-from mmchat.storage import atomic_file
+from mmchat.repl.registry import COMMANDS, command, find, names, new_file, number_of, write
 from mmchat.words import held, timings
 
 if TYPE_CHECKING:
@@ -145,8 +143,7 @@ def _forget(chat: Chat, argument: str) -> None:
 @command("save", "[NAME|PATH.json]", complete="paths")
 def _save(chat: Chat, argument: str) -> None:
     """Name the chat; a path gets a copy."""
-    if not chat.session.conversation.turns:
-        raise UsageError("there is nothing to save yet")
+    chat.session.last_turn()
     held = chat.keeper.folder
     name = paths.plain(argument) or _name(chat)
     shown = quoted(name, 300)
@@ -182,16 +179,13 @@ def _export(chat: Chat, argument: str) -> None:
         raise UsageError(f"write \\export md, json or html, not {quoted(kind)}")
     file = new_file(chat, name.strip() or f"{_name(chat)}.{kind}", kind)
     text = export.document(kind, chat.session.conversation, chat.spec.name)
-    atomic_file.write_text(file, text, mode=saving.PRIVATE_FILE)
-    chat.screen.note(f"wrote {str(file)!r}")
+    write(chat, file, text.encode())
 
 
 @command("copy")
 def _copy(chat: Chat, argument: str) -> None:
     """Copy the last answer."""
-    if not chat.session.conversation.turns:
-        raise UsageError("there is no answer to copy yet")
-    answer = chat.session.conversation.turns[-1].answer
+    answer = chat.session.last_turn().answer
     chat.screen.note(f"copied {len(answer)} characters {chat.screen.copy(answer)}")
 
 

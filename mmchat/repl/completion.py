@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,15 +76,14 @@ def path_completions(begun: str) -> Iterable[Completion]:
         entries = sorted(place.iterdir(), key=lambda e: (not e.is_dir(), e.name.lower()))
     except (OSError, RuntimeError, ValueError):
         return
-    shown = 0
-    for entry in entries:
+
+    def fits(entry: Path) -> bool:
         name = entry.name
         hidden = name.startswith(".") and not start.startswith(".")
-        if hidden or not name.lower().startswith(start.lower()) or sanitize(name) != name:
-            continue
+        begins = name.lower().startswith(start.lower())
+        return begins and not hidden and sanitize(name) == name
+
+    for entry in itertools.islice(filter(fits, entries), MOST):
         end = "/" if entry.is_dir() else ""
-        full = (folder + slash + name).replace(" ", "\\ ")
-        yield Completion(full + end, -len(begun), display=name + end)
-        shown += 1
-        if shown >= MOST:
-            return
+        full = (folder + slash + entry.name).replace(" ", "\\ ")
+        yield Completion(full + end, -len(begun), display=entry.name + end)

@@ -32,7 +32,7 @@ footer {{ color: #777; font-size: .85rem; }}
 def document(kind: str, chat: Conversation, model: str) -> str:
     """The whole chat as text of `kind`, pictures inside."""
     if kind == "json":
-        return saving.to_json(saving.record(saving.SavedChat(chat, model), pictures_inside=True))
+        return saving.to_json(saving.SavedChat(chat, model), pictures_inside=True)
     return _html(chat, model) if kind == "html" else _markdown(chat, model)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from mmchat.loading.options import LoadOptions
 
 
+@dataclass(eq=False)
 class LoadingModel:
     """What is known of a model before it is there: `spec` and `options`, whose alpha is chosen.
 
@@ -20,29 +22,20 @@ class LoadingModel:
     the last one shown. notes: those that nobody has taken; none if quiet.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        options: LoadOptions,
-        stage: str,
-        load: Callable[[LoadingModel], LoadedModel],
-        *,
-        quiet: bool = False,
-    ) -> None:
-        self.spec = spec
-        self.options = options
-        self.stage = stage
-        self._load = load
-        self._quiet = quiet
-        self.notes: list[str] = []
-        self._begun = False
-        self._result: Future[LoadedModel] = Future()
+    spec: ModelSpec
+    options: LoadOptions
+    stage: str
+    load: Callable[[LoadingModel], LoadedModel]
+    quiet: bool = False
+    notes: list[str] = field(default_factory=list)
+    _begun: bool = False
+    _result: Future[LoadedModel] = field(default_factory=Future)
 
     def show(self, stage: str) -> None:
         self.stage = stage
 
     def note(self, text: str) -> None:
-        if not self._quiet:
+        if not self.quiet:
             self.notes.append(text)
 
     def begin(self) -> None:
@@ -53,7 +46,7 @@ class LoadingModel:
 
     def _run(self) -> None:
         try:
-            self._result.set_result(self._load(self))
+            self._result.set_result(self.load(self))
         except BaseException as error:
             self._result.set_exception(error)
 

@@ -107,7 +107,9 @@ class Prompt:
             history=open_history(history_file, screen.to_try),
             auto_suggest=AutoSuggestFromHistory(),
             completer=ChatCompleter(chat),
-            complete_while_typing=Condition(self._is_command),
+            complete_while_typing=Condition(
+                lambda: self._session.default_buffer.text.startswith("\\")
+            ),
             complete_in_thread=True,
             multiline=True,
             prompt_continuation=CONTINUED,
@@ -198,20 +200,20 @@ class Prompt:
             feed = parser.feed
             parser.feed = lambda data: feed(ANSWER.sub("", data))
 
-    def _is_command(self) -> bool:
-        return self._session.default_buffer.text.startswith("\\")
-
     def _toolbar(self) -> str:
-        # The rule is here, below the cursor: above it a window made narrower would keep a copy.
         columns = self._screen.size()[0]
-        return "─" * columns + "\n" + self._toolbar_line(columns)
+        if self._leaves_next():
+            line = "Ctrl-C again leaves, Ctrl-D too"
+        elif self._is_editing:
+            line = "Enter asks this in place of the last question; Esc or Ctrl-C keeps the old one"
+        else:
+            line = toolbar_text(self._chat, columns)
+        # The rule is here, below the cursor: above it a window made narrower would keep a copy.
+        return "─" * columns + "\n" + line
 
-    def _toolbar_line(self, columns: int) -> str:
-        if time.monotonic() - self._pressed_at < LEAVE_SECONDS:
-            return "Ctrl-C again leaves, Ctrl-D too"
-        if self._is_editing:
-            return "Enter asks this in place of the last question; Esc or Ctrl-C keeps the old one"
-        return toolbar_text(self._chat, columns)
+    def _leaves_next(self) -> bool:
+        """Whether another Ctrl-C leaves."""
+        return time.monotonic() - self._pressed_at < LEAVE_SECONDS
 
     def _keys(self) -> KeyBindings:
         from prompt_toolkit.application import run_in_terminal
@@ -241,24 +243,24 @@ class Prompt:
         def _new_line(event: KeyPressEvent) -> None:
             event.current_buffer.newline(copy_margin=False)
 
+        def leave(event: KeyPressEvent) -> None:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+
+        is_editing = Condition(lambda: self._is_editing)
+        keys.add("escape", filter=is_editing & ~is_searching)(leave)
+
         @keys.add("c-c", filter=~is_searching)
         @keys.add("<sigint>")
         def _interrupt(event: KeyPressEvent) -> None:
             if self._is_editing:
-                event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
-                return
-            if event.current_buffer.text:
+                leave(event)
+            elif event.current_buffer.text:
                 event.current_buffer.reset()
                 self._pressed_at = float("-inf")
-                return
-            now = time.monotonic()
-            if self._chat.is_loading or now - self._pressed_at < LEAVE_SECONDS:
-                event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
-            self._pressed_at = now
-
-        @keys.add("escape", filter=Condition(lambda: self._is_editing) & ~is_searching)
-        def _keep(event: KeyPressEvent) -> None:
-            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+            elif self._chat.is_loading or self._leaves_next():
+                leave(event)
+            else:
+                self._pressed_at = time.monotonic()
 
         @keys.add(Keys.BracketedPaste)
         def _paste(event: KeyPressEvent) -> None:

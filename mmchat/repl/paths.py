@@ -11,6 +11,7 @@ import itertools
 import re
 import shlex
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,21 +26,20 @@ _ADDRESS = re.compile(r"(https?|file)://", re.IGNORECASE)
 _DATA = re.compile(r"data:(image/|application/pdf[;,])", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:\\")  # of Windows
 # Not \s: names of files hold no-break spaces.
-_SPACE = re.compile(r"[ \t\r\n]*+")
 _BARE = re.compile(r"(?:[^ \t\r\n\\]++|\\.|\\$)++", re.DOTALL)
-_PIECE = re.compile(
-    r"""[^ \t\r\n"'\\]++|\\.|\\$|"(?:[^"\\]++|\\.)*+"|'[^']*+'""", re.DOTALL
-)  # of a word as a shell reads it
-_QUOTED = re.compile(f"(?:{_PIECE.pattern})++", re.DOTALL)
+_QUOTED = re.compile(
+    r"""(?:[^ \t\r\n"'\\]++|\\.|\\$|"(?:[^"\\]++|\\.)*+"|'[^']*+')++""", re.DOTALL
+)  # a word as a shell reads it
 _OPENING, _CLOSING = "([{<\"'", "\"'.,;:!?)]}>"
 _BESIDE = " \t\n,;:\"'()[]{}<>"  # between pictures that stand together
 _SENTENCE_ENDS = ("?", "!", ".", ":", "…", "？", "。", "！")
+_ENDINGS = tuple(f".{ending}" for ending in PICTURE_ENDINGS)
 _ENTRIES_SEARCHED = 2_000
 _LOOKS = 400  # questions to the disk about one text
 _PATH_CHARACTERS = 4_096
 _WORDS_IN_NAME = 12  # of a name with bare spaces
 
-Kind = Literal["source", "missing", "mentioned", "file"]
+Kind = Literal["word", "source", "missing", "mentioned", "file"]
 
 
 @dataclass(frozen=True)
@@ -58,23 +58,17 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Word:
-    """name: without quotes and escapes, and without punctuation around it."""
-
-    start: int
-    end: int
-    name: str
-
-
-@dataclass(frozen=True)
 class _Name:
-    """Words that name a picture, or seem to; kind "file": something else that is there."""
+    """Words that name a picture, or seem to; kind "file": something else that is there.
+
+    name: without quotes and escapes, and without punctuation around it.
+    """
 
     start: int
     end: int
-    words: int
     name: str
-    kind: Kind
+    kind: Kind = "word"
+    words: int = 1
 
 
 @dataclass
@@ -132,7 +126,7 @@ def read_argument(argument: str) -> Found:
         if not source:
             return Found((), text[first.end :].strip(), (first.name,))
         names = [name for name in names if name.start > first.start]
-        names.insert(0, _Name(first.start, first.end, 1, source, "source"))
+        names.insert(0, _Name(first.start, first.end, source, "source"))
     missing, mentioned = _of(names, "missing"), _of(names, "mentioned")
     return Found(_of(names, "source"), _question(text, names), missing, mentioned)
 
@@ -142,56 +136,43 @@ def _of(names: list[_Name], *kinds: Kind) -> tuple[str, ...]:
 
 
 def _question(text: str, names: list[_Name]) -> str:
-    """The text without the pictures before it, if they are all; else with the name of each."""
+    """The text without its pictures, if they all stand before it; else with the name of each.
+
+    A sentence that has ended may stand before them, too.
+    """
     sources = [name for name in names if name.kind == "source"]
-    end = 0
-    for name in sources:
-        if text[end : name.start].strip(_BESIDE):
-            break
-        end = name.end
-    if end == sources[-1].end:
-        return text[end:].lstrip(" \t\n,;:\"')]}>")
-    if question := _question_before(text, sources):
-        return question
-    pieces, end = [], 0
-    for name in sources:
-        pieces += [text[end : name.start], short_name(name.name)]
-        end = name.end
-    return "".join([*pieces, text[end:]])
+    bounds = [0, *(at for name in sources for at in (name.start, name.end)), len(text)]
+    pieces = [text[start:end] for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
+    if not any(piece.strip(_BESIDE) for piece in pieces[:-1]):
+        return pieces[-1].lstrip(" \t\n,;:\"')]}>")
+    before = pieces[0].rstrip(" \t\n\"'([{<")
+    if before.endswith(_SENTENCE_ENDS) and not any(piece.strip(_BESIDE) for piece in pieces[1:]):
+        return before
+    shown = [*(short_name(name.name) for name in sources), ""]
+    return "".join(itertools.chain(*zip(pieces, shown, strict=True)))
 
 
-def _question_before(text: str, sources: list[_Name]) -> str:
-    """The text before the pictures, if they all follow it and it is a sentence that has ended."""
-    ends = [name.end for name in sources]
-    starts = [*(name.start for name in sources[1:]), len(text)]
-    if any(text[end:start].strip(_BESIDE) for end, start in zip(ends, starts, strict=True)):
-        return ""
-    question = text[: sources[0].start].rstrip(" \t\n\"'([{<")
-    return question if question.endswith(_SENTENCE_ENDS) else ""
-
-
-def _words(text: str) -> list[_Word]:
+def _words(text: str) -> list[_Name]:
     """The words; where one begins with a quote, as a shell reads it, if that is a path."""
-    words: list[_Word] = []
+    words: list[_Name] = []
     at, quotes_from = 0, 0
-    while (at := at + len(_at(_SPACE, text, at))) < len(text):
+    while bare := _BARE.search(text, at):
+        at = bare.start()
         if at >= quotes_from and text[at] in "\"'" and (shell := _QUOTED.match(text, at)):
             raw = shell[0].rstrip(",;:!?.)")
             name = plain(raw)
             if looks_like_picture(name) or _has_folder(name):
-                words.append(_Word(at, at + len(raw), name))
+                words.append(_Name(at, at + len(raw), name))
                 at = shell.end()
                 continue
             quotes_from = shell.end()
-        raw = _at(_BARE, text, at)
-        core = raw.lstrip(_OPENING)
-        start = at + len(raw) - len(core)
-        core = core.rstrip(_CLOSING)
-        for piece in _listed(core):
+        core = bare[0].lstrip(_OPENING)
+        at = bare.end()
+        start = at - len(core)
+        for piece in _listed(core.rstrip(_CLOSING)):
             name = piece if _DRIVE.match(piece) else re.sub(r"\\(.)", r"\1", piece, flags=re.DOTALL)
-            words.append(_Word(start, start + len(piece), name))
+            words.append(_Name(start, start + len(piece), name))
             start += len(piece) + 1
-        at += len(raw)
     return words
 
 
@@ -202,20 +183,16 @@ def _listed(word: str) -> list[str]:
     return pieces if is_list and not _is_fetched(word) else [word]
 
 
-def _at(pattern: re.Pattern[str], text: str, at: int) -> str:
-    found = pattern.match(text, at)
-    return found[0] if found else ""
-
-
-def _names(text: str, words: list[_Word], disk: _Disk) -> list[_Name]:
+def _names(text: str, words: list[_Name], disk: _Disk) -> list[_Name]:
     """What names pictures, or seems to, in the order of the text."""
     names: list[_Name] = []
     taken = covered = 0  # the first word that no name has; words that names have
 
     def add(first: int, last: int, name: str, kind: Kind) -> None:
         nonlocal taken, covered
-        names.append(_Name(words[first].start, words[last].end, last - first + 1, name, kind))
-        taken, covered = last + 1, covered + last - first + 1
+        count = last - first + 1
+        names.append(_Name(words[first].start, words[last].end, name, kind, count))
+        taken, covered = last + 1, covered + count
 
     for index, word in enumerate(words):
         if _is_fetched(word.name):
@@ -236,10 +213,7 @@ def _names(text: str, words: list[_Word], disk: _Disk) -> list[_Name]:
         elif _has_folder(word.name) and (file := disk.file(word.name)):
             from mmchat.images.sources import holds_picture
 
-            if holds_picture(Path(file)):
-                add(index, index, file, "source")
-            else:
-                add(index, index, file, "file")
+            add(index, index, file, "source" if holds_picture(Path(file)) else "file")
     return names
 
 
@@ -249,18 +223,14 @@ def folder_named(line: str) -> str:
     A bare word is no path: a question may be the name of a folder.
     """
     name = plain(line.strip())
-    if "\n" in name or (not _has_folder(name) and not name.endswith("/")):
+    if "\n" in name or not (_has_folder(name) or name.endswith("/")):
         return ""
     try:
-        path = Path(unquote(re.sub(r"(?i)^file://(localhost)?", "", name))).expanduser()
-        return _folder_text(path) if path.is_dir() else ""
+        path = _local_path(name).expanduser()
+        names = [entry.name for entry in itertools.islice(path.iterdir(), _ENTRIES_SEARCHED)]
     except (OSError, ValueError, RuntimeError):
         return ""
-
-
-def _folder_text(path: Path) -> str:
-    names = (entry.name for entry in itertools.islice(path.iterdir(), _ENTRIES_SEARCHED))
-    pictures = sorted(name for name in names if looks_like_picture(name))
+    pictures = sorted(filter(looks_like_picture, names))
     if not pictures:
         return f"{quoted(path)} is a folder without pictures"
     shown = ", ".join(map(quoted, pictures[:5])) + (", …" if len(pictures) > 5 else "")
@@ -304,20 +274,11 @@ def _local_path(name: str) -> Path:
 
 def plain(word: str) -> str:
     """A word as a shell reads it, without quotes and escapes; as it is if it is not one word."""
-    pieces: list[str] = []
-    end = 0
-    for match in _PIECE.finditer(word):
-        if match.start() != end:
-            return word
-        piece, end = match[0], match.end()
-        if piece[0] == "'":
-            piece = piece[1:-1]
-        elif piece[0] == '"':
-            piece = re.sub(r'\\(["\\$`])', r"\1", piece[1:-1])
-        elif piece[0] == "\\":
-            piece = piece[1:]
-        pieces.append(piece)
-    return "".join(pieces) if end == len(word) else word
+    if len(word) <= _PATH_CHARACTERS:
+        with suppress(ValueError):  # a quote that is open
+            pieces = shlex.split(word)
+            return pieces[0] if len(pieces) == 1 else word
+    return word
 
 
 def looks_like_picture(name: str) -> bool:
@@ -325,14 +286,10 @@ def looks_like_picture(name: str) -> bool:
     if _DATA.match(name):
         return True
     if _ADDRESS.match(name):
-        return _ends_like_picture(re.split(r"[?#]", name, maxsplit=1)[0])
-    # also `paper.pdf#x`, whose pages are not written as such
-    return _ends_like_picture(name) or _ends_like_picture(name.rpartition("#")[0])
-
-
-def _ends_like_picture(path: str) -> bool:
-    _, dot, ending = path.rpartition(".")
-    return bool(dot) and ending.lower() in PICTURE_ENDINGS
+        wholes = re.split(r"[?#]", name, maxsplit=1)[:1]
+    else:  # also `paper.pdf#x`, whose pages are not written as such
+        wholes = [name, name.rpartition("#")[0]]
+    return any(whole.lower().endswith(_ENDINGS) for whole in wholes)
 
 
 def without_pages(name: str) -> str:

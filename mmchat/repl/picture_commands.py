@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from mmchat.errors import UsageError
 from mmchat.images.png import png_bytes
-from mmchat.repl import facts, paths, saving
-from mmchat.repl.arguments import new_file, number_of
-from mmchat.repl.registry import command
-from mmchat.storage import atomic_file
+from mmchat.repl import facts, paths
+from mmchat.repl.registry import command, new_file, number_of, write
 
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
@@ -35,14 +32,10 @@ def _image(chat: Chat, argument: str) -> None:
 def _images(chat: Chat, argument: str) -> None:
     """List the pictures with their numbers."""
     asked = len(chat.session.conversation.images)
-    rows = [
-        (
-            str(number),
-            facts.picture_line(image, chat.spec)
-            + ("  (for the next question)" if number > asked else ""),
-        )
-        for number, image in enumerate(chat.pictures(), start=1)
-    ]
+    rows: list[tuple[str, str]] = []
+    for number, image in enumerate(chat.pictures(), start=1):
+        coming = "  (for the next question)" if number > asked else ""
+        rows.append((str(number), facts.picture_line(image, chat.spec) + coming))
     if rows:
         chat.screen.table(rows)
     else:
@@ -59,11 +52,7 @@ def _drop(chat: Chat, argument: str) -> None:
     pictures = chat.pictures()
     if not argument and not pictures:
         raise UsageError("there are no pictures to drop")
-    number = number_of(argument, "the picture", default=len(pictures))
-    asked = len(chat.session.conversation.images)
-    chat.exchange(number, None)
-    chat.screen.note(f"picture {number}, {paths.short_name(pictures[number - 1].source)}, is out")
-    _say_answers_stay(chat, number, asked)
+    chat.exchange(number_of(argument, "the picture", default=len(pictures)), None)
 
 
 @command("replace", "N PATH|URL", complete="paths")
@@ -75,23 +64,12 @@ def _replace(chat: Chat, argument: str) -> None:
         raise UsageError("write \\replace N PATH, as in: \\replace 1 dog.png")
     others = chat.pictures()
     at = number_of(number, "the picture")
-    asked = len(chat.session.conversation.images)
     del others[at - 1 : at]
     images = chat.load(found.sources, others)
     if len(images) > 1:
         raise UsageError(f"these are {len(images)} pages; name one, as in: \\replace 1 paper.pdf#2")
     [image] = images
     chat.exchange(at, image)
-    chat.show_picture(image, f"picture {number} is now")
-    _say_answers_stay(chat, at, asked)
-
-
-def _say_answers_stay(chat: Chat, number: int, asked: int) -> None:
-    """If picture `number` was one of those `asked` about."""
-    if number <= asked:
-        chat.screen.note(
-            "earlier answers stay as they are; \\retry answers the last question again"
-        )
 
 
 @command("tiles", "[N] [FILE.png]", complete=_picture_numbers)
@@ -107,8 +85,7 @@ def _tiles(chat: Chat, argument: str) -> None:
     drawing = chat.spec.family.draw(chat.spec.config, image)
     if words:
         file = new_file(chat, words[0], "png")
-        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
-        chat.screen.note(f"wrote {str(file)!r}")
+        write(chat, file, png_bytes(drawing))
     chat.screen.drawing(drawing)
     line = "picture", facts.picture_line(image, chat.spec)
     chat.screen.table([line, *chat.spec.facts(image).lines])
@@ -131,23 +108,18 @@ def _look(chat: Chat, argument: str) -> None:
     found = chat.screen.wait("looking", chat.session.look)
     word = found.find(" ".join(words)) if words else None
     if name or chat.screen.draws == "off":
-        file = new_file(chat, name, kind[1:]) if name else _unused_file()
-        content = rendered(kind or ".png", found, word, question, chat.spec.name)
-        atomic_file.write_bytes(file, content, mode=saving.PRIVATE_FILE)
-        chat.screen.note(f"wrote {str(file)!r}")
+        if name:
+            file = new_file(chat, name, kind[1:])
+        else:  # of its own, for what the terminal cannot show
+            with NamedTemporaryFile(prefix="mmchat-look-", suffix=".png", delete=False) as opened:
+                file = Path(opened.name)
+        write(chat, file, rendered(kind or ".png", found, word, question, chat.spec.name))
     # A sheet of all words as half blocks is a blur.
     draw = draw_row if chat.screen.draws == "blocks" else draw_look
     chat.screen.drawing(draw(found, word))
     rows = [HEADS, *look_rows(found, word)]
     width = max(len(place) for _, place, _ in rows)
     chat.screen.table([(text, f"{place:{width}}  {share}") for text, place, share in rows])
-
-
-def _unused_file() -> Path:
-    """Of its own, for what the terminal cannot show."""
-    opened, name = tempfile.mkstemp(".png", "mmchat-look-")
-    os.close(opened)
-    return Path(name)
 
 
 @command("boxes", "[FILE.png]")
@@ -164,8 +136,7 @@ def _boxes(chat: Chat, argument: str) -> None:
     drawing = draw_boxes(found, image)
     if argument:
         file = new_file(chat, argument, "png")
-        atomic_file.write_bytes(file, png_bytes(drawing), mode=saving.PRIVATE_FILE)
-        chat.screen.note(f"wrote {str(file)!r}")
+        write(chat, file, png_bytes(drawing))
     chat.screen.drawing(drawing)
     records = box_records(found, image)
     chat.screen.table([(r["ref"] or "", str(r.get("box") or r.get("quad"))) for r in records])

@@ -77,27 +77,18 @@ class MarkdownStream:
         columns = max(self._size()[0], 10)
         buffer = io.StringIO()
         console = self._make_console(buffer, columns)
-        if block.kind == "code":
-            return gap + _lines(console, buffer, block.source, "cyan")
-        if block.kind == "plain":
-            return gap + _lines(console, buffer, block.source, "")
+        if block.kind != "markdown":
+            from rich.text import Text
+
+            # As it is, unwrapped so that copying a line gives one line
+            style = "cyan" if block.kind == "code" else ""
+            console.print(Text(block.source.expandtabs(4), style=style), soft_wrap=True, end="")
+            return f"{gap}{buffer.getvalue()}\n"
         console.print(_Drawn(block.source), end="")
-        lines = [_without_padding(line) for line in buffer.getvalue().split("\n")]
-        text = "\n".join(lines).strip("\n")
+        # Rich fills lines up to the width; copied text should not have that.
+        padding = r"(?m)[ ]+((?:\x1b\[[0-9;]*m)*)$"
+        text = re.sub(padding, r"\1", buffer.getvalue()).strip("\n")
         return f"{gap}{text}\n" if text else ""
-
-
-def _without_padding(line: str) -> str:
-    """Rich fills lines up to the width; copied text should not have that."""
-    return re.sub(r"[ ]+((?:\x1b\[[0-9;]*m)*)$", r"\1", line)
-
-
-def _lines(console: Console, buffer: io.StringIO, source: str, style: str) -> str:
-    """Lines as they are, unwrapped so that copying one gives one line."""
-    from rich.text import Text
-
-    console.print(Text(source.expandtabs(4), style=style), soft_wrap=True, end="")
-    return buffer.getvalue() + "\n"
 
 
 class _Drawn:

@@ -22,7 +22,7 @@ from mmchat.errors import DiskError, SavedChatError, UsageError, disk_errors, qu
 from mmchat.images.png import png_bytes
 from mmchat.storage import atomic_file
 from mmchat.storage.safe_files import is_temporary
-from mmchat.strict_json import Where, parse_dataclass, parse_json, read_bounded
+from mmchat.strict_json import Where, check_keys, parse_dataclass, parse_json, read_bounded
 
 FORMAT, VERSION = "mmchat-chat", 1
 DOCUMENT, PICTURES = "chat.json", "images"
@@ -54,28 +54,14 @@ class ImageRecord:
     data: str | None = None
 
 
-@dataclass(frozen=True)
-class SettingsRecord:
-    """How answers are chosen, where it is not as the model's makers recommend; else None."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    max_new_tokens: int | None = None
-    stop: tuple[str, ...] | None = None
-
-
-SETTINGS = tuple(field.name for field in fields(SettingsRecord))
+# What is saved of the settings, where it is not as the model's makers recommend.
+_UNSAVED = {"logprobs", "speculate", "schema"}
+SETTINGS = [f.name for f in fields(SamplingParams) if f.name not in _UNSAVED]
 
 
 @dataclass(frozen=True)
 class ChatRecord:
-    """The document. model: the name of the one that answered."""
+    """The document. model: the name of the one that answered. settings: some of SETTINGS."""
 
     format: str
     version: int
@@ -83,7 +69,7 @@ class ChatRecord:
     system: str | None
     turns: tuple[TurnRecord, ...]
     images: tuple[ImageRecord, ...]
-    settings: SettingsRecord = SettingsRecord()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,8 +81,8 @@ class SavedChat:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def record(chat: SavedChat, *, pictures_inside: bool) -> ChatRecord:
-    """The document of a conversation."""
+def to_json(chat: SavedChat, *, pictures_inside: bool) -> str:
+    """The document of a chat."""
     conversation = chat.conversation
     turns = tuple(
         TurnRecord(tuple(map(_part_record, turn.question.content)), turn.answer, turn.reason)
@@ -108,14 +94,9 @@ def record(chat: SavedChat, *, pictures_inside: bool) -> ChatRecord:
         else ImageRecord(image.content_hash)
         for image in _distinct(conversation.images)
     )
-    settings = SettingsRecord(**chat.settings)
-    return ChatRecord(FORMAT, VERSION, chat.model, conversation.system, turns, images, settings)
-
-
-def to_json(document: ChatRecord) -> str:
-    found = asdict(document)
-    found["settings"] = {k: v for k, v in found["settings"].items() if v is not None}
-    return json.dumps(found, indent=1) + "\n"
+    head = FORMAT, VERSION, chat.model, conversation.system
+    document = ChatRecord(*head, turns, images, dict(chat.settings))
+    return json.dumps(asdict(document), indent=1) + "\n"
 
 
 def png(image: Image) -> bytes:
@@ -126,7 +107,7 @@ def png(image: Image) -> bytes:
 def write(path: Path, chat: SavedChat) -> None:
     """Save to a file if the name ends in .json, else to a folder. Raises DiskError."""
     if path.suffix.lower() == ".json":
-        text = to_json(record(chat, pictures_inside=True))
+        text = to_json(chat, pictures_inside=True)
         atomic_file.write_bytes(path, text.encode(), mode=PRIVATE_FILE)
         return
     if path.is_dir() and not (path / DOCUMENT).exists() and _has_others(path):
@@ -134,22 +115,17 @@ def write(path: Path, chat: SavedChat) -> None:
     write_folder(path, chat)
 
 
-def write_folder(path: Path, chat: SavedChat, stored: Collection[str] = ()) -> None:
-    """Save to a folder: pictures first, the document last. Raises DiskError.
-
-    stored: hashes of pictures that are known to be there.
-    """
+def write_folder(path: Path, chat: SavedChat) -> None:
+    """Save to a folder: pictures first, the document last. Raises DiskError."""
     make_private_folder(path)
     if (path / PICTURES).is_symlink():
         raise DiskError(f"{quoted(path / PICTURES)} is a link; a chat has its pictures in itself")
     for image in _distinct(chat.conversation.images):
-        if image.content_hash in stored:
-            continue
         make_private_folder(path / PICTURES)
         target = path / PICTURES / f"{image.content_hash}.png"
         if not target.exists():
             atomic_file.write_bytes(target, png(image), mode=PRIVATE_FILE, follow=False)
-    text = to_json(record(chat, pictures_inside=False))
+    text = to_json(chat, pictures_inside=False)
     atomic_file.write_bytes(path / DOCUMENT, text.encode(), mode=PRIVATE_FILE, follow=False)
 
 
@@ -174,11 +150,13 @@ def read(path: Path, beside: Iterable[Image] = ()) -> SavedChat:
     document, where = read_document(path)
     images = _read_images(document.images, path, where, beside)
     turns = tuple(_turn(entry, images, where) for entry in document.turns)
-    settings = {k: v for k, v in asdict(document.settings).items() if v is not None}
+    settings = {k: v for k, v in document.settings.items() if v is not None}
+    check_keys(settings, (), SETTINGS, where.child("settings"))
     try:
-        SamplingParams(**settings)
+        sampling = SamplingParams(**settings)
     except UsageError as error:
         raise where.child("settings").fail(str(error)) from None
+    settings = {name: getattr(sampling, name) for name in settings}
     return SavedChat(Conversation(document.system, turns), document.model, settings)
 
 

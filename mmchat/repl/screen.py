@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from mmchat.engine.events import Event, Finished, TextDelta, read_events
@@ -20,47 +21,42 @@ Write = Callable[[str], None]
 Columns = Callable[[], int]
 
 
+@dataclass(eq=False)
 class PlainScreen:
     """For pipes: answers and what commands print on stdout, everything else on stderr.
 
     out, err: write and flush. out_columns, err_columns: give those of the terminal that shows one,
     which gets no control characters and lines that fit; None for a pipe. quiet: errors alone go to
-    err.
+    err. draws: how pictures are shown.
     """
 
     interactive = False
-    draws: Way = "off"  # how pictures are shown
 
-    def __init__(
-        self,
-        out: Write,
-        err: Write,
-        *,
-        out_columns: Columns | None = None,
-        err_columns: Columns | None = None,
-        quiet: bool = False,
-    ) -> None:
-        self._out = out
-        self._err = err
-        self._out_columns = out_columns
-        self._err_columns = err_columns
-        self._quiet = quiet
+    out: Write
+    err: Write
+    _: KW_ONLY
+    out_columns: Columns | None = None
+    err_columns: Columns | None = None
+    quiet: bool = False
+    draws: Way = "off"
 
     def say(self, text: str) -> None:
         """What a command was asked for."""
-        self._out(_shown(text, self._out_columns) + "\n")
+        columns = self.out_columns
+        self.out((filled(sanitize(text), columns(), "    ") if columns else text) + "\n")
 
     def note(self, text: str) -> None:
         """One line on what happened."""
-        if not self._quiet:
-            self._err(self._line(text))
+        if not self.quiet:
+            self._line(text)
 
     def error(self, text: str) -> None:
         """One line on what did not."""
-        self._err(self._line(f"mmchat: error: {text}"))
+        self._line(f"mmchat: error: {text}")
 
-    def _line(self, text: str) -> str:
-        return _shown(sanitize(one_line(text)), self._err_columns) + "\n"
+    def _line(self, text: str) -> None:
+        line, columns = sanitize(one_line(text)), self.err_columns
+        self.err((filled(line, columns()) if columns else line) + "\n")
 
     def answer(
         self,
@@ -71,7 +67,7 @@ class PlainScreen:
         is_json: bool = False,
     ) -> Finished:
         """Show an answer while it is written; on_text gets each piece in the calling thread."""
-        stream = AnswerStream(self._out, sanitizes=self._out_columns is not None)
+        stream = AnswerStream(self.out, sanitizes=self.out_columns is not None)
 
         def show(delta: TextDelta) -> None:
             on_text(delta.text)
@@ -81,8 +77,8 @@ class PlainScreen:
         stream.finish()
         return finished
 
-    def wait(self, stage: str, work: Callable[[], T]) -> T:
-        """The result of `work`; a terminal says what is being done while it takes long."""
+    def wait(self, stage: str | Callable[[], str], work: Callable[[], T]) -> T:
+        """The result of `work`; a terminal says the stage while it takes long."""
         return work()
 
     def greet(self, lines: Sequence[str], to_try: Sequence[str]) -> None:
@@ -92,8 +88,8 @@ class PlainScreen:
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
         """(label, value) each, as `say` does."""
-        columns = self._out_columns
-        self._out((labelled(rows, columns()) if columns else table(rows)) + "\n")
+        columns = self.out_columns
+        self.out((labelled(rows, columns()) if columns else table(rows)) + "\n")
 
     def turn(self, question: str, answer: str) -> None:
         """Show a person what was said before."""
@@ -106,33 +102,24 @@ class PlainScreen:
         """Let the person change `text`; None where there is nobody or they gave up."""
         return None
 
-    def picture(self, image: PIL.Image.Image, name: str = "", facts: Sequence[str] = ()) -> None:
-        """Show a small picture where that is possible, and note what is said of it, if anything."""
-        if name:
-            self.note(f"{name}: {', '.join(facts)}")
+    def picture(self, image: PIL.Image.Image, name: str, facts: Sequence[str]) -> None:
+        """Show a small picture where that is possible, and note what is said of it."""
+        self.note(f"{name}: {', '.join(facts)}")
 
     def drawing(self, image: PIL.Image.Image) -> None:
         """Show a picture that was asked for as large as it goes, where that is possible."""
 
     def copy(self, text: str) -> str:
         """Put `text` on the clipboard; says how in a few words. Raises UsageError."""
-        return system_clipboard(sanitize(text))
+        from mmchat.errors import UsageError
 
+        try:
+            import pyperclip
 
-def _shown(text: str, columns: Columns | None) -> str:
-    return filled(sanitize(text), columns()) if columns else text
-
-
-def system_clipboard(text: str) -> str:
-    """Copy by pyperclip. Raises UsageError without it or without a clipboard."""
-    from mmchat.errors import UsageError
-
-    try:
-        import pyperclip
-
-        pyperclip.copy(text)
-    except ImportError:
-        raise UsageError("copying needs pyperclip; run: pip install 'mmchat[clipboard]'") from None
-    except Exception:  # pyperclip has no base class for "there is no clipboard"
-        raise UsageError("no clipboard here; on Linux install wl-clipboard or xclip") from None
-    return "to the clipboard"
+            pyperclip.copy(sanitize(text))  # it may be pasted into a shell
+        except ImportError:
+            install = "pip install 'mmchat[clipboard]'"
+            raise UsageError(f"copying needs pyperclip; run: {install}") from None
+        except Exception:  # pyperclip has no base class for "there is no clipboard"
+            raise UsageError("no clipboard here; on Linux install wl-clipboard or xclip") from None
+        return "to the clipboard"

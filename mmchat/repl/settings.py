@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from mmchat.engine import grammar, schema
 from mmchat.errors import UsageError, quoted
 from mmchat.repl import facts
 from mmchat.repl.paths import plain
-from mmchat.repl.saving import SETTINGS
 from mmchat.spelling import closest
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
 
 IMAGE_TAGS = "image_tags"  # which is none of sampling
+_NONE = {"stop": (), "seed": None, "schema": None}  # what "none" sets
 _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')""")
 
 
@@ -55,45 +56,26 @@ def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
         advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(settings)}"
         raise UsageError(f"there is no setting {quoted(name)}; {advice}")
     if not text:
-        raise UsageError(
-            f"\\set {name} needs a value; it is {facts.shown(getattr(sampling, name))}"
-        )
-    return replace(sampling, **{name: _value(name, text, type(sampling))})
+        shown = facts.shown(getattr(sampling, name))
+        raise UsageError(f"\\set {name} needs a value; it is {shown}")
+    return replace(sampling, **{name: _value(name, text)})
 
 
-def changed_from(defaults: SamplingParams, sampling: SamplingParams) -> dict[str, Any]:
-    """The settings to save with a chat: those that are not as the model's makers recommend."""
-    values = {name: getattr(sampling, name) for name in SETTINGS}
-    return {name: v for name, v in values.items() if v is not None and v != getattr(defaults, name)}
-
-
-def listed(values: Mapping[str, Any]) -> str:
-    """`temperature 0.8, seed 7`."""
-    return ", ".join(f"{name} {facts.shown(value)}" for name, value in values.items())
-
-
-def _value(name: str, text: str, kind: type) -> Any:
-    hint = get_type_hints(kind)[name]
+def _value(name: str, text: str) -> Any:
+    if text == "none" and name in _NONE:
+        return _NONE[name]
     if name == "stop":
-        return () if text == "none" else _strings(text)
-    if name == "seed" and text == "none":
-        return None
+        return _strings(text)
     if name == "schema":
-        return None if text == "none" else _schema(text)
+        found = schema.read(text if text.startswith("{") else plain(text))
+        grammar.check(found)  # now, not with the next question
+        return found
     if name == "speculate" and not text.isdecimal():
         return text
-    try:
-        return float(text) if hint is float else int(text)
-    except ValueError:
-        wanted = "a number" if hint is float else "a whole number"
-        raise UsageError(f"{name} is {wanted}, not {quoted(text)}") from None
-
-
-def _schema(text: str) -> str:
-    """A schema that answers can be held to, or SchemaError."""
-    found = schema.read(text if text.startswith("{") else plain(text))
-    grammar.check(found)
-    return found
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    raise UsageError(f"{name} is a number, not {quoted(text)}")
 
 
 def _strings(text: str) -> tuple[str, ...]:

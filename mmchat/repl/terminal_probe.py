@@ -16,7 +16,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from mmchat.repl.terminal_screen import quiet_keys
@@ -89,12 +89,6 @@ def read_answers(text: str) -> Answers:
     )
 
 
-def is_iterm2(environment: Mapping[str, str]) -> bool:
-    """Whether iTerm2 says that it is the terminal; the second name passes through ssh."""
-    names = environment.get("TERM_PROGRAM"), environment.get("LC_TERMINAL")
-    return "iTerm.app" in names or "iTerm2" in names
-
-
 @contextmanager
 def asked(write: Callable[[str], None], *, ask: bool = True) -> Iterator[Callable[[], Answers]]:
     """Ask at the start of the block; the function given, called once within it, has the answers.
@@ -132,14 +126,9 @@ def asked(write: Callable[[str], None], *, ask: bool = True) -> Iterator[Callabl
 def _read_waiting(descriptor: int) -> str:
     """Everything that can be read now."""
     data = b""
-    while select.select([descriptor], [], [], 0)[0]:
-        try:
-            piece = os.read(descriptor, 4096)
-        except OSError:
-            break
-        if not piece:
-            break
-        data += piece
+    with suppress(OSError):
+        while select.select([descriptor], [], [], 0)[0] and (piece := os.read(descriptor, 4096)):
+            data += piece
     return data.decode("utf-8", "surrogateescape")
 
 

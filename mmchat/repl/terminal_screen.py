@@ -11,14 +11,15 @@ import termios
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmchat.engine.events import Event, Finished, Progress, TextDelta
 from mmchat.errors import UsageError
 from mmchat.repl.answering import batches, interrupts
-from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream, wrapped
-from mmchat.repl.screen import OnText, T, Write, system_clipboard
-from mmchat.terminal import filled, labelled, one_line, sanitize
+from mmchat.repl.render import FRAME_SECONDS, MakeConsole, MarkdownStream, Size, wrapped
+from mmchat.repl.screen import OnText, PlainScreen, T, Write
+from mmchat.terminal import filled, one_line, sanitize
 from mmchat.words import STAGES
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ SANE = "\x1b[?25h\x1b[0m\x1b[?2004l"
 QUIET, ACCENT, WRONG = "2", "35", "31"
 
 
-class TerminalScreen:
+class TerminalScreen(PlainScreen):
     """Writes to the terminal with `write`; `ask` reads a line with a prompt (set by the loop)."""
 
     interactive = True
@@ -44,13 +45,14 @@ class TerminalScreen:
     def __init__(
         self, write: Write, make_console: MakeConsole, thumbnails: Thumbnails, *, color: bool
     ) -> None:
+        columns = lambda: self.size()[0]  # noqa: E731
+        super().__init__(self.write, self.write, out_columns=columns, draws=thumbnails.way)
         self.wrote = False  # since the last blank row or prompt
         self.to_try: Sequence[str] = ()  # lines that the Up key brings
         self._write = write
         self.ask: Callable[[str, str], str | None] = lambda prompt, default: None
         self._make_console = make_console
         self._thumbnails = thumbnails
-        self.draws = thumbnails.way
         self.color = color
 
     def write(self, text: str) -> None:
@@ -68,16 +70,13 @@ class TerminalScreen:
         size = shutil.get_terminal_size()
         return size.columns, size.lines
 
-    def say(self, text: str) -> None:
-        self.write(filled(sanitize(text), self.size()[0], "    ") + "\n")
-
     def note(self, text: str) -> None:
-        self._line(one_line(text), QUIET)
+        self._styled_line(one_line(text), QUIET)
 
     def error(self, text: str) -> None:
-        self._line(one_line(text), WRONG)
+        self._styled_line(one_line(text), WRONG)
 
-    def _line(self, text: str, style: str, indent: str = "") -> None:
+    def _styled_line(self, text: str, style: str, indent: str = "") -> None:
         safe = filled(sanitize(text), self.size()[0], indent)
         self.write(self._styled(safe, style) + "\n")
 
@@ -88,30 +87,26 @@ class TerminalScreen:
     def greet(self, lines: Sequence[str], to_try: Sequence[str]) -> None:
         self.to_try = to_try
         self.write("\n")
-        self._line(lines[0], "")
+        self._styled_line(lines[0], "")
         for line in lines[1:] if self.size()[1] >= ROOMY else lines[-1:]:
             self.note(line)
         if to_try:
             self.write("\n")
             self.note("To try; the Up key brings them:")
         for line in to_try:
-            self._line(f"  {line}", ACCENT, "    ")
+            self._styled_line(f"  {line}", ACCENT, "    ")
 
-    def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        self.write(labelled(rows, self.size()[0]) + "\n")
-
-    def picture(self, image: PIL.Image.Image, name: str = "", facts: Sequence[str] = ()) -> None:
+    def picture(self, image: PIL.Image.Image, name: str, facts: Sequence[str]) -> None:
         def beside(columns: int) -> list[str]:
             head, *rest = [wrapped(sanitize(one_line(line)), columns) for line in (name, *facts)]
-            quiet = [self._styled(row, QUIET) for rows in rest for row in rows]
-            return [*head, *quiet] if name else []
+            return [*head, *(self._styled(row, QUIET) for rows in rest for row in rows)]
 
         drawn = self._thumbnails.draw(image, self._make_console, self.size(), beside)
-        if drawn:
-            self.write(drawn + "\n")
-            self.wrote = False
-        elif name:
-            self.note(f"{name}: {', '.join(facts)}")
+        if not drawn:
+            super().picture(image, name, facts)
+            return
+        self.write(drawn + "\n")
+        self.wrote = False
 
     def drawing(self, image: PIL.Image.Image) -> None:
         drawn = self._thumbnails.draw(image, self._make_console, self.size(), is_large=True)
@@ -133,7 +128,7 @@ class TerminalScreen:
             stream.feed("```json\n")
         stage = StageLine(self.write, self.size)
         finished = None
-        with quiet_keys(), interrupts(interrupt):
+        with interrupts(interrupt):
             try:
                 for batch in batches(events, FRAME_SECONDS):
                     text = "".join(e.text for e in batch if isinstance(e, TextDelta))
@@ -173,7 +168,7 @@ class TerminalScreen:
 
     def turn(self, question: str, answer: str) -> None:
         self.write("\n")
-        self._line(f"> {question}", QUIET)
+        self._styled_line(f"> {question}", QUIET)
 
         def dimmed(file: io.StringIO, columns: int) -> Console:
             console = self._make_console(file, columns)
@@ -193,28 +188,25 @@ class TerminalScreen:
 
     def copy(self, text: str) -> str:
         """By the system's clipboard, or by the terminal's, which works over ssh too."""
-        text = sanitize(text)  # it may be pasted into a shell
-        try:
-            if not os.environ.get("SSH_CONNECTION"):
-                return system_clipboard(text)
-        except UsageError:
-            pass
-        data = base64.b64encode(text.encode(errors="replace"))
+        if not os.environ.get("SSH_CONNECTION"):
+            with suppress(UsageError):
+                return super().copy(text)
+        data = base64.b64encode(sanitize(text).encode(errors="replace"))
         if len(data) > OSC_52_BYTES:
             raise UsageError("the answer is too long for the terminal's clipboard")
         self.write(f"\x1b]52;c;{data.decode()}\x07")
         return "through the terminal, if it allows that"
 
 
+@dataclass(eq=False)
 class StageLine:
     """One transient line that says what is being done, and for how long."""
 
-    def __init__(self, write: Write, size: Callable[[], tuple[int, int]]) -> None:
-        self._write = write
-        self._size = size
-        self._name = ""
-        self._since = 0.0
-        self._drawn = ""
+    write: Write
+    size: Size
+    _name: str = ""
+    _since: float = 0.0
+    _drawn: str = ""
 
     def begin(self, name: str) -> None:
         self._name = name
@@ -223,22 +215,25 @@ class StageLine:
     def draw(self) -> bool:
         """Whether something is being done; shown if that takes long."""
         seconds = time.monotonic() - self._since
-        text = f"{self._name} ({seconds:.0f} s, Ctrl-C stops)"[: max(self._size()[0] - 1, 1)]
+        text = f"{self._name} ({seconds:.0f} s, Ctrl-C stops)"[: max(self.size()[0] - 1, 1)]
         if self._name and seconds >= STAGE_SHOWN_AFTER and text != self._drawn:
             self._drawn = text
-            self._write(f"\r\x1b[2K\x1b[{QUIET}m{text}\x1b[0m")
+            self.write(f"\r\x1b[2K\x1b[{QUIET}m{text}\x1b[0m")
         return bool(self._name)
 
     def end(self) -> None:
         self._name = ""
         if self._drawn:
-            self._write("\r\x1b[2K")
+            self.write("\r\x1b[2K")
             self._drawn = ""
 
 
 @contextmanager
-def quiet_keys() -> Iterator[None]:
-    """Keys typed meanwhile are not echoed but wait for the next prompt; Ctrl-C still works."""
+def quiet_keys(write: Write = lambda text: None) -> Iterator[None]:
+    """Keys typed meanwhile are not echoed but wait for the next prompt; Ctrl-C still works.
+
+    Whatever happens inside, the terminal is as before afterwards; write: to it, then.
+    """
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
     quiet: list[Any] = termios.tcgetattr(descriptor)
@@ -249,16 +244,5 @@ def quiet_keys() -> Iterator[None]:
         yield
     finally:
         with suppress(termios.error):  # the terminal is gone
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
-
-
-@contextmanager
-def sane_terminal(write: Write) -> Iterator[None]:
-    """Whatever happens inside, the terminal is as before afterwards."""
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
         write(SANE)

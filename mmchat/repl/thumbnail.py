@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.repl import graphics
 from mmchat.repl.render import MakeConsole
-from mmchat.repl.terminal_probe import Answers, is_iterm2, is_multiplexed
+from mmchat.repl.terminal_probe import Answers, is_multiplexed
 
 if TYPE_CHECKING:
     import PIL.Image
 
-ThumbnailMode = Literal["auto", "off", "kitty", "iterm2", "sixel", "blocks"]
 Way = Literal["off", "kitty", "iterm2", "sixel", "blocks"]
 COLUMNS, ROWS = 32, 9  # of a picture that is attached
 LARGE_COLUMNS, LARGE_ROWS = 110, 30  # of a drawing that was asked for
@@ -60,7 +59,12 @@ class Thumbnails:
             pieces = [*buffer.getvalue().splitlines(), *[" " * columns] * (height - rows)]
         else:
             # Terminals leave the cursor in different places: make room, draw, put it back.
-            code = self._code(picture, columns, rows)
+            small = picture.convert("RGB").resize((columns * self.cell[1], rows * self.cell[0]))
+            if self.way == "sixel":
+                code = graphics.sixel(small, self.sixel_colors)
+            else:
+                make = graphics.kitty if self.way == "kitty" else graphics.iterm2
+                code = make(small, columns, rows)
             drawn, gap = "\n" * height + f"\x1b[{height}A\x1b7{code}\x1b8", f"\x1b[{columns + GAP}C"
             pieces = [""] * height
         lines = [
@@ -69,49 +73,39 @@ class Thumbnails:
         ]
         return drawn + "".join(f"{line}\n" for line in [*lines, *below])
 
-    def _code(self, picture: PIL.Image.Image, columns: int, rows: int) -> str:
-        """What a terminal that knows pictures draws at the cursor, over so many cells."""
-        small = picture.convert("RGB").resize((columns * self.cell[1], rows * self.cell[0]))
-        if self.way == "kitty":
-            return graphics.kitty(small, columns, rows)
-        if self.way == "iterm2":
-            return graphics.iterm2(small, columns, rows)
-        return graphics.sixel(small, self.sixel_colors)
-
     def _cells(
         self, size: tuple[int, int], terminal: tuple[int, int], *, is_large: bool
     ) -> tuple[int, int]:
         """Columns and rows that keep the proportions and fit the terminal."""
         width, height = size
         ratio = self.cell[0] / self.cell[1]
+        most_columns = max(min(COLUMNS, terminal[0] * 2 // 5), 1)
+        most_rows = max(min(ROWS, terminal[1] - 3), 1)
         if is_large:
             most_columns = max(min(LARGE_COLUMNS, terminal[0] - 1), 1)
-            most_rows = max(min(LARGE_ROWS, terminal[1] - 10), min(ROWS, terminal[1] - 3), 1)
-        else:
-            most_columns = max(min(COLUMNS, terminal[0] * 2 // 5), 1)
-            most_rows = max(min(ROWS, terminal[1] - 3), 1)
+            most_rows = max(min(LARGE_ROWS, terminal[1] - 10), most_rows)
         scale = min(most_columns / width, ratio * most_rows / height)
         columns, rows = round(width * scale), round(height * scale / ratio)
         return min(max(columns, 1), most_columns), min(max(rows, 1), most_rows)
 
 
-def choose(mode: ThumbnailMode, answers: Answers) -> Thumbnails:
+def choose(mode: Literal["auto"] | Way, answers: Answers) -> Thumbnails:
     """As asked for, or with `auto` the best that the terminal said it can do."""
-    way: Way = _best(answers) if mode == "auto" else mode
-    if way in ("kitty", "iterm2") and is_multiplexed(os.environ):
+    nested = is_multiplexed(os.environ)
+    no_colors = os.environ.get("TERM", "dumb") in ("dumb", "vt100") or os.environ.get("NO_COLOR")
+    # The second name passes through ssh.
+    names = {os.environ.get("TERM_PROGRAM"), os.environ.get("LC_TERMINAL")}
+    known: dict[Way, bool] = {
+        "kitty": answers.kitty,
+        "iterm2": not nested and (answers.iterm2 or bool(names & {"iTerm.app", "iTerm2"})),
+        "sixel": answers.sixel,
+        "blocks": not no_colors,
+        "off": True,
+    }
+    way: Way = next(w for w, can in known.items() if can) if mode == "auto" else mode
+    if way in ("kitty", "iterm2") and nested:
         way = "blocks"  # tmux and screen take kitty's sequences for a title, and drop iTerm2's
     return Thumbnails(way, answers.cell or Thumbnails.cell, answers.sixel_colors)
-
-
-def _best(answers: Answers) -> Way:
-    if answers.kitty:
-        return "kitty"
-    if (answers.iterm2 or is_iterm2(os.environ)) and not is_multiplexed(os.environ):
-        return "iterm2"
-    if answers.sixel:
-        return "sixel"
-    no_colors = os.environ.get("TERM", "dumb") in ("dumb", "vt100") or os.environ.get("NO_COLOR")
-    return "off" if no_colors else "blocks"
 
 
 def _blocks(picture: PIL.Image.Image, columns: int, rows: int) -> Any:

@@ -11,14 +11,14 @@ from mmchat.words import plural
 if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
 
-GAP = 3  # columns between two facts
 NAME = 20  # columns of a name
-LAYOUTS = (
-    "name device labelled pictures speed",
-    "name labelled pictures speed",
-    "name context pictures speed",
-    "name context pictures",
-    "context pictures",
+LAYOUTS = (  # the widest first
+    "{name}   {device}   context {context}   {pictures}   {speed}",
+    "{name}   context {context}   {pictures}   {speed}",
+    "{name}   {context}   {pictures}   {speed}",
+    "{name}   {context}   {pictures}",
+    "{context}   {pictures}",
+    "{context}",
 )
 
 
@@ -27,7 +27,7 @@ def toolbar_text(chat: Chat, columns: int) -> str:
     new, pictures = len(chat.attached), len(chat.pictures())
     attached = plural(pictures, "picture") + f", {new} new" * bool(new)
     if chat.loading and chat.is_loading:
-        return _cut(f"{chat.loading.stage}{' ' * GAP}{attached}", columns)
+        return _cut(f"{chat.loading.stage}   {attached}", columns)
     loaded = chat.session.loaded
     limit = f"{loaded.max_seq_len:,}"
     try:
@@ -35,31 +35,17 @@ def toolbar_text(chat: Chat, columns: int) -> str:
     except MmchatError:
         context = f"over {limit}"
     speed = chat.last and chat.last.timings.tokens_per_second
-    facts = {
-        "name": _short(min(chat.spec.name, *chat.spec.aliases[:1], key=len)),
+    name = one_line(min(chat.spec.name, *chat.spec.aliases[:1], key=len))
+    facts = {  # as wide as they may ever become
+        "name": name if len(name) <= NAME else name[: NAME - 1] + "…",
         "device": f"{loaded.device} {loaded.dtype}".replace("torch.", ""),
-        "context": context,
-        "labelled": f"context {context}",
-        "pictures": attached,
-        "speed": f"{speed:.1f} tokens/s" if speed else "",
+        "context": context.ljust(2 * len(limit) + 1),
+        "pictures": attached.ljust(len("16 pictures, 1 new")),
+        "speed": (f"{speed:.1f} tokens/s" if speed else "").ljust(len("999.9 tokens/s")),
     }
-    most = {key: len(text) for key, text in facts.items()}  # columns that a fact may ever need
-    most |= {"context": 2 * len(limit) + 1, "labelled": 2 * len(limit) + 9}
-    most |= {"pictures": len("16 pictures, 1 new"), "speed": len("999.9 tokens/s")}
-    fitting = [
-        layout.split()
-        for layout in LAYOUTS
-        if sum(most[key] + GAP for key in layout.split()) - GAP < columns
-    ]
-    shown = fitting[0] if fitting else ["context"]
-    line = (" " * GAP).join(facts[key].ljust(most[key]) for key in shown)
-    return _cut(line, columns)
+    lines = [layout.format(**facts) for layout in LAYOUTS]
+    return _cut(next((line for line in lines if len(line) < columns), lines[-1]), columns)
 
 
 def _cut(line: str, columns: int) -> str:
     return sanitize(line)[: max(columns - 1, 1)].rstrip()
-
-
-def _short(name: str) -> str:
-    name = one_line(name)
-    return name if len(name) <= NAME else name[: NAME - 1] + "…"

@@ -179,7 +179,7 @@ def test_a_wrong_value_names_file_key_and_reason(tmp_path, key, value, message):
             changed("image_processor.image_std", [0, 1, 1]),
             "image_processor.image_std[0]: 0 is out of range",
         ),
-        (INSTRUCT.read_text().replace("1e-05", "NaN"), "number NaN is not finite"),
+        (INSTRUCT.read_text().replace("1e-05", "NaN"), "number 'NaN' is not finite"),
         (INSTRUCT.read_text().replace("1e-05", "1e999"), "number '1e999' is not finite"),
         (INSTRUCT.read_text().replace('"name"', '"name": "x", "name"'), "key 'name' appears twice"),
         ("[]", "expected an object, found a list"),

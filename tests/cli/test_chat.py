@@ -156,10 +156,10 @@ def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
         ),
         ("\\set temperature hot", "mmchat: error: temperature is a number, not 'hot'", 2),
         ("\\set temperature -1", "mmchat: error: temperature must be between 0 and 100, not -1", 2),
-        ("\\set top_k 1.5", "mmchat: error: top_k is a whole number, not '1.5'", 2),
+        ("\\set top_k 1.5", "mmchat: error: top_k must be a whole number, not 1.5", 2),
         ("\\set top_k", "mmchat: error: \\set top_k needs a value; it is 0", 2),
         ("\\load nothing", "mmchat: error: no saved chat 'nothing'", 1),
-        ("\\save", "mmchat: error: there is nothing to save yet", 2),
+        ("\\save", "mmchat: error: nothing has been asked yet", 2),
         ("\\export pdf", "mmchat: error: write \\export md, json or html, not 'pdf'", 2),
         ("\\forget", "mmchat: error: the chat has 0 turns, so 1 cannot be dropped", 2),
         ("\\stats", "mmchat: error: there is no answer to time yet", 2),
@@ -468,11 +468,11 @@ def test_what_is_written_of_a_chat_is_for_the_user_alone(mmchat_command, folder)
 def test_pictures_that_nobody_asked_about_are_not_saved_and_that_is_said(mmchat_command):
     said = "attached and not asked about; "
     done = piped(mmchat_command, ["Hi", "dog.png", "\\save one", "dog.png"], b"Hello.")
-    assert re.findall(rf".* {said}.*", done.stderr) == [f"1 picture was {said}it is not saved"]
+    assert re.findall(rf".* {said}.*", done.stderr) == [f"1 picture {said}not saved"]
     lines = ["dog.png", "dog.png", "\\quit"]
     for end in (lines, lines[:2]):
         done = piped(mmchat_command, end, args=["--resume", "one"])
-        assert done.stderr.endswith(f"2 pictures were {said}they are not saved\n")
+        assert done.stderr.endswith(f"2 pictures {said}not saved\n")
     done = piped(mmchat_command, ["dog.png What?"], b"A dog.", args=["--resume", "one"])
     assert said not in done.stderr
 

@@ -12,7 +12,7 @@ from mmchat.conversation import Conversation, Turn, question
 from mmchat.errors import DiskError, SavedChatError, UsageError
 from mmchat.images import from_pil
 from mmchat.repl import chats, saving
-from mmchat.repl.keeper import Keeper
+from mmchat.repl.chats import Keeper
 from tests.repl.terminals import ChatTerminal
 
 

@@ -22,9 +22,8 @@ HARMLESS = "A dog.␛ ␛犬 rm -rf\n"
 def screen(monkeypatch):
     for name in ("SSH_CONNECTION", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    screen = TerminalScreen(lambda text: None, buffer_console, Thumbnails(), color=False)
     written = []
-    monkeypatch.setattr(screen, "_write", written.append)
+    screen = TerminalScreen(written.append, buffer_console, Thumbnails(), color=False)
     return screen, written
 
 

@@ -61,7 +61,7 @@ def main(version: str) -> None:
         answers[scheme] = [list(end.output_ids), end.text]
     (target / "answers.json").write_text(json.dumps(answers))
     chat = saving.SavedChat(session.conversation, "tiny", {"temperature": 0.5, "seed": 7})
-    saving.write_folder(target / "chat", chat, frozenset())
+    saving.write_folder(target / "chat", chat)
     saving.write(target / "copy.json", chat)
     for written in (target / "chat/chat.json", target / "copy.json"):
         written.write_text(written.read_text("utf-8").replace(str(target), "/home/me"), "utf-8")
