@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -205,19 +205,11 @@ def _placed(
     if type(alignment) is not int or alignment not in _ALIGNMENTS:
         raise file.error(f"its tensors are aligned to {shown(alignment)} bytes, no power of 2")
     start = -(-header_end // alignment) * alignment
-    entries, blocks = [], {}
-    for entry, block in infos:
-        offset = start + entry.offset
+    for entry, _ in infos:
         if entry.offset % alignment:
             raise file.error(f"tensor {shown(entry.name)}: its data is not aligned")
-        if offset + entry.num_bytes > file.size:
-            raise file.error(
-                f"is cut off in tensor {shown(entry.name)}: {file.size:,} bytes of at least"
-                f" {offset + entry.num_bytes:,}; get it again"
-            )
-        entries.append(TensorEntry(entry.name, entry.dtype, entry.shape, file.path, offset))
-        if block:
-            blocks[entry.name] = block
+    entries = [replace(entry, offset=start + entry.offset) for entry, _ in infos]
+    blocks = {entry.name: block for entry, block in infos if block}
     if len({entry.name for entry in entries}) < len(entries):
         raise file.error("two of its tensors have one name")
     return GgufHeader(metadata, file.in_order(entries), blocks)

@@ -74,22 +74,20 @@ def _zip_members(file: MappedFile) -> dict[str, tuple[int, int, int]]:
     members: dict[str, tuple[int, int, int]] = {}
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.filename in members:
-            raise file.error(f"zip member {shown(info.filename)} occurs twice")
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise file.error(
-                f"zip member {shown(info.filename)} is compressed; torch never does that"
-            )
-        if info.flag_bits & ~_FLAGS:
-            raise file.error(
-                f"zip member {shown(info.filename)} is encrypted or of an unknown kind"
-            )
         offset = _data_offset(file, info)
-        if info.header_offset < end or offset + info.file_size > file.size:
+        is_plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & ~_FLAGS
+        if not is_plain or info.compress_size != info.file_size:
             raise file.error(
-                f"zip member {shown(info.filename)} lies outside its place; download it again"
+                f"zip member {shown(info.filename)} is compressed or encrypted; torch never does"
+                " that"
             )
+        is_apart = info.header_offset >= end and info.filename not in members
         end = offset + info.file_size
+        if not is_apart or end > file.size:
+            raise file.error(
+                f"zip member {shown(info.filename)} occurs twice or lies outside its place;"
+                " download it again"
+            )
         members[info.filename] = (offset, info.file_size, info.CRC)
     return members
 
@@ -98,13 +96,12 @@ def _data_offset(file: MappedFile, info: zipfile.ZipInfo) -> int:
     """Where the data of a member begins: after its own copy of the header."""
     fixed = file.read_at(info.header_offset, 30)
     name_length, extra_length = struct.unpack("<26xHH", fixed)
-    if fixed[:4] != b"PK\x03\x04":
-        raise file.error(
-            f"zip member {shown(info.filename)} is not where the table says; download it again"
-        )
     name = file.read_at(info.header_offset + 30, name_length)
-    if name != info.orig_filename.encode("utf-8", "replace"):
-        raise file.error(f"zip member {shown(info.filename)} has two names; download it again")
+    if fixed[:4] != b"PK\x03\x04" or name != info.orig_filename.encode("utf-8", "replace"):
+        raise file.error(
+            f"zip member {shown(info.filename)} is not where the table says, or has two names;"
+            " download it again"
+        )
     return info.header_offset + 30 + name_length + extra_length
 
 
