@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.adapter_config import WEIGHTS_NAME, read_adapter_config
 from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.computed import spans
 from mmchat.checkpoints.mapped_file import shown
 from mmchat.checkpoints.names import real_path
 from mmchat.errors import CheckpointError
@@ -240,7 +241,8 @@ class Adapters:
         import torch
 
         merged = torch.empty(tensor.shape, dtype=dtype)
-        for rows in _blocks(tensor.shape):
+        for begin, end in spans(tensor.shape, _BLOCK_NUMBERS):
+            rows = slice(begin, end)
             block = tensor[rows].to(torch.float32, copy=True)
             for adapter, low in changes:
                 block = _changed(block, adapter, low, rows)
@@ -287,12 +289,6 @@ def _changed(block: Tensor, adapter: Adapter, low: LowRank, rows: slice) -> Tens
     lengths = torch.linalg.norm(block, dim=1)
     wanted = adapter.read(low.magnitudes).float().reshape(-1)[rows]
     return block.mul_((wanted / lengths).view(-1, 1))
-
-
-def _blocks(shape: Sequence[int]) -> Iterator[slice]:
-    step = max(1, _BLOCK_NUMBERS // shape[1])
-    for start in range(0, shape[0], step):
-        yield slice(start, start + step)
 
 
 def _weights_file(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from mmchat.catalog.known import params_file_for
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
-from mmchat.checkpoints.gguf_checkpoint import WideRows
+from mmchat.checkpoints.computed import PackedWeight
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
@@ -48,7 +48,6 @@ def load_weights(
     build, model = spec.family.build(), _empty(p)
     if shares:
         check_groups(model, shares)
-    filled = 0  # of packed weights
     added = AddedError()
     try:
         if p.exported:
@@ -59,17 +58,11 @@ def load_weights(
         else:
             wanted = set(model.weight_names(text_only=options.text_only))
             count = len(wanted)
-            if p.packed:
-                whole = wanted - p.adapters.touched  # which are rounded when they are merged
-                wanted -= p.packed.fill(
-                    model, files, whole, options, p.placement.device, p.notices, shares
-                )
-            filled = count - len(wanted)
             used = partial(_used, model, shares, p.adapters.touched)
             tensors = build.iter_weights(files, spec.config, wanted, used)
             tensors = _merged(tensors, p.adapters, model, p.placement.dtype)
         model.requires_grad_(False).eval()
-        for done, (name, tensor) in enumerate(tensors, start=filled + 1):
+        for done, (name, tensor) in enumerate(tensors, start=1):
             _assign(model, name, tensor, p.placement, added, shares)
             if options.progress:
                 options.progress("weights", done, count)
@@ -77,7 +70,7 @@ def load_weights(
         raise _with_fitting_params(error, spec) from None
     if not p.exported and _joins(options.quantize, p.placement.device.type):
         model.fuse_projections()
-    if remark := added.remark("GGUF", options.quantize):
+    if p.packed and (remark := added.remark(p.packed.label, options.quantize)):
         p.notices.append(remark)
     model.finish_loading(p.placement.device)
     if repack:
@@ -131,9 +124,6 @@ def load_beside(prepared: Prepared, other: FamilyModel, changed: Collection[str]
     build, model = spec.family.build(), _empty(p)
     joins = _joins(options.quantize, device.type)
     wanted = set(together(model.weight_names(text_only=options.text_only), changed, joins=joins))
-    if p.packed:
-        whole = wanted - p.adapters.touched
-        wanted -= p.packed.fill(model, p.files, whole, options, device, [])
     tensors = build.iter_weights(p.files, spec.config, wanted)
     for name, tensor in _merged(tensors, p.adapters, model, p.placement.dtype):
         _assign(model, name, tensor, p.placement, AddedError())
@@ -251,7 +241,7 @@ def _assign(
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
     buffer = _buffer(model, name)
-    if isinstance(tensor, WideRows):
+    if isinstance(tensor, PackedWeight):
         if buffer is not None:
             fill(module, tensor, placement.device, added)
             if shares and shares.cut(name):

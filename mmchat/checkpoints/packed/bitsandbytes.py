@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, Read
+from mmchat.checkpoints.computed import Computed, PackedWeight, Read
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
-    PackedWeight,
     Packing,
     beside,
     check,
