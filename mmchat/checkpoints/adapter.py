@@ -10,6 +10,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -266,15 +267,14 @@ def open_adapters(
     hub_name: Callable[[str], str | None],
 ) -> Adapters:
     """Folders and scales, opened as Adapter says. Raises CheckpointError."""
-    opened: list[Adapter] = []
-    try:
-        for folder, scale in given:
-            opened.append(Adapter(folder, scale, shapes, hub_name))
-        return Adapters(opened)
-    except BaseException:
-        for adapter in opened:
-            adapter.close()
-        raise
+    with ExitStack() as opened:
+        adapters = [
+            opened.enter_context(closing(Adapter(folder, scale, shapes, hub_name)))
+            for folder, scale in given
+        ]
+        merged = Adapters(adapters)
+        opened.pop_all()
+    return merged
 
 
 def _changed(block: Tensor, adapter: Adapter, low: LowRank, rows: slice) -> Tensor:

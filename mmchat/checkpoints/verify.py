@@ -15,12 +15,6 @@ _DTYPES = ("bfloat16", "float16", "float32")
 _SIZE_TOLERANCE = 1.05
 
 
-def check_size(checkpoint: Checkpoint, parameters: int) -> None:
-    """Raise CheckpointError when the files are too small for so many parameters."""
-    if reason := _too_small(checkpoint, parameters):
-        raise CheckpointError(f"{_where(checkpoint)}: {reason}")
-
-
 def check_entries(
     checkpoint: Checkpoint,
     entries: Mapping[str, TensorEntry],

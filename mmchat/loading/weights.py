@@ -21,7 +21,6 @@ from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.computed import PackedWeight
 from mmchat.errors import CheckpointError, MmchatError, quoted
 from mmchat.hardware.placement import Placement
-from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import AddedError, fill
 from mmchat.loading.prepared import Prepared
 from mmchat.loading.shares import check_groups, cut_rounded
@@ -35,46 +34,60 @@ _SHOWN = 5  # differences that a message names
 
 
 def load_weights(
-    prepared: Prepared, *, repack: bool = True, shares: Shares | None = None
+    prepared: Prepared,
+    *,
+    repack: bool = True,
+    shares: Shares | None = None,
+    other: FamilyModel | None = None,
+    changed: Collection[str] = (),
 ) -> FamilyModel:
     """Build the model on the meta device and fill it. repack: as in loader.load. shares: what this
-    process holds of it.
+    process holds of it. other: the same model but for the tensors that are `changed`; all that is
+    equal is shared with it.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
     CheckpointError with the differences, before anything is read.
     """
     p, files, spec, options = prepared, prepared.files, prepared.spec, prepared.options
+    device, record = p.placement.device, p.exported
+    scheme, kind = (record.scheme, record.device) if record else (options.quantize, device.type)
+    joins = _joins(scheme, kind)
     build, model = spec.family.build(), _empty(p)
     if shares:
         check_groups(model, shares)
+    wanted = model.weight_names(text_only=options.text_only)
+    if other:
+        wanted = together(wanted, changed, joins=joins)
     added = AddedError()
     try:
-        if p.exported:
-            if _joins(p.exported.scheme, p.exported.device):
+        if record:
+            if joins:
                 with shapes_only():
                     model.fuse_projections()
-            count, tensors = _of_export(files, model, options, p.placement)
+                wanted = model.weight_names(text_only=options.text_only)
+            _check(files, model, wanted, p.placement.dtype)
+            tensors = ((name, files.read(name)) for name in files.entries if name in wanted)
         else:
-            wanted = set(model.weight_names(text_only=options.text_only))
-            count = len(wanted)
             used = partial(_used, model, shares, p.adapters.touched)
-            tensors = build.iter_weights(files, spec.config, wanted, used)
+            tensors = build.iter_weights(files, spec.config, set(wanted), used)
             tensors = _merged(tensors, p.adapters, model, p.placement.dtype)
         model.requires_grad_(False).eval()
         for done, (name, tensor) in enumerate(tensors, start=1):
             _assign(model, name, tensor, p.placement, added, shares)
             if options.progress:
-                options.progress("weights", done, count)
+                options.progress("weights", done, len(wanted))
     except CheckpointError as error:
         raise _with_fitting_params(error, spec) from None
-    if not p.exported and _joins(options.quantize, p.placement.device.type):
+    if joins and not record:
         model.fuse_projections()
+    if other:
+        _share(other, model)
     if p.packed and (remark := added.remark(p.packed.label, options.quantize)):
         p.notices.append(remark)
-    model.finish_loading(p.placement.device)
+    model.finish_loading(device)
     if repack:
-        _repack(model, files if p.exported else None)
+        _repack(model, files if record else None)
     return model
 
 
@@ -113,27 +126,6 @@ def _used(
         return None
     is_rounded_whole = cut.axis == 1 and _buffer(model, name) is not None
     return None if is_rounded_whole else (cut.axis, cut.spans(shares.rank, shares.ranks))
-
-
-def load_beside(prepared: Prepared, other: FamilyModel, changed: Collection[str]) -> FamilyModel:
-    """The model, where `other` is the same but for the tensors that are `changed`.
-
-    All that is equal is shared with it. Raises CheckpointError.
-    """
-    p, spec, options, device = prepared, prepared.spec, prepared.options, prepared.placement.device
-    build, model = spec.family.build(), _empty(p)
-    joins = _joins(options.quantize, device.type)
-    wanted = set(together(model.weight_names(text_only=options.text_only), changed, joins=joins))
-    tensors = build.iter_weights(p.files, spec.config, wanted)
-    for name, tensor in _merged(tensors, p.adapters, model, p.placement.dtype):
-        _assign(model, name, tensor, p.placement, AddedError())
-    model.requires_grad_(False).eval()
-    if joins:
-        model.fuse_projections()
-    _share(other, model)
-    model.finish_loading(device)
-    _repack(model, None)
-    return model
 
 
 def together(names: Collection[str], changed: Collection[str], *, joins: bool) -> list[str]:
@@ -187,16 +179,6 @@ def _repack(model: FamilyModel, mapped: Checkpoint | None) -> None:
 def _joins(scheme: str, device_type: str) -> bool:
     """Whether layers that read the same input are joined; not where weights stay in their file."""
     return scheme != "none" or device_type != "cpu"
-
-
-def _of_export(
-    files: Checkpoint, model: FamilyModel, options: LoadOptions, placement: Placement
-) -> tuple[int, Iterable[tuple[str, Tensor]]]:
-    """How many tensors, their names in the model and what is stored for them."""
-    wanted = model.weight_names(text_only=options.text_only)
-    _check(files, model, wanted, placement.dtype)
-    names = [name for name in files.entries if name in wanted]
-    return len(names), ((name, files.read(name)) for name in names)
 
 
 def _check(
