@@ -26,7 +26,7 @@ from mmchat.strict_json import Where, nearest, read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmchat.checkpoints.computed import Computed
+    from mmchat.checkpoints.computed import Computed, PackedWeight
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -56,7 +56,9 @@ class Checkpoint:
     """
 
     remarks: tuple[str, ...] = ()
-    computed: Mapping[str, Computed] = MappingProxyType({})  # of the entries, those not stored so
+    computed: Mapping[str, Computed | PackedWeight] = MappingProxyType(
+        {}
+    )  # of the entries, those not stored so
 
     def __init__(
         self,

@@ -34,13 +34,16 @@ class Computed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackedWeight(Computed):
+class PackedWeight:
     """A matrix [N, K] in place of its tensor, as far as loading and export use that.
 
+    entry, sources: as of Computed.
     rows: reads rows `begin` to `end`, in entry.dtype. codes: the same where a format of ours may
     hold them. ordered: the weight with its rows in another order, where files need that.
     """
 
+    entry: TensorEntry
+    sources: tuple[str, ...]
     rows: Callable[[int, int], Tensor]
     codes: Callable[[int, int], Codes] | None = None
     ordered: Callable[[Tensor], PackedWeight] | None = None
@@ -57,6 +60,11 @@ class PackedWeight(Computed):
             return self.rows(*rows.indices(len(self))[:2])
         assert self.ordered  # noqa: S101
         return self.ordered(rows)
+
+    def compute(self, _: Read) -> Tensor:
+        import torch
+
+        return self.to(getattr(torch, self.entry.dtype))
 
     def to(self, dtype: torch.dtype) -> Tensor:
         import torch
@@ -82,7 +90,9 @@ class ComputedCheckpoint(Checkpoint):
     is both computed and stored.
     """
 
-    def __init__(self, stored: Checkpoint, tensors: Iterable[Computed], remark: str = "") -> None:
+    def __init__(
+        self, stored: Checkpoint, tensors: Iterable[Computed | PackedWeight], remark: str = ""
+    ) -> None:
         self._stored = stored
         self._own = {tensor.entry.name: tensor for tensor in tensors}
         made = {t.sources[0]: t.entry for t in self._own.values()}

@@ -69,7 +69,7 @@ class GgufCheckpoint(ComputedCheckpoint):
         if numbers := sum(e.num_bytes * b.values // b.bytes for e, b in matrices):
             self.packing = GgufPacking(8 * sum(e.num_bytes for e, _ in matrices) / numbers)
 
-    def _wide(self, name: str) -> Computed:
+    def _wide(self, name: str) -> Computed | PackedWeight:
         packed, block = self.packed[name], self.blocks[name]
         columns = packed.shape[-1] // block.bytes * block.values
         entry = replace(packed, dtype="float32", shape=(*packed.shape[:-1], columns))
@@ -102,9 +102,8 @@ def gguf_weight(entry: TensorEntry, block: BlockType, read: Callable[[], Tensor]
         return _widened(block, read()[begin:end], (end - begin, entry.shape[1]))
 
     return PackedWeight(
-        entry,
-        (entry.name,),
-        lambda _: _widened(block, read(), entry.shape),
+        entry=entry,
+        sources=(entry.name,),
         rows=rows,
         codes=lambda begin, end: block.codes(read()[begin:end]),
         ordered=ordered,

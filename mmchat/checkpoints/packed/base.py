@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, PackedWeight, Read
+from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, PackedWeight
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.errors import CheckpointError
 
@@ -24,26 +23,16 @@ FLOATS = ("bfloat16", "float16", "float32")
 
 
 def packed_weight(
-    stored: Checkpoint,
     like: TensorEntry,
     shape: tuple[int, int],
     dtype: str,
     sources: Iterable[str],
-    rows: Callable[[Read, int, int], Tensor],
-    codes: Callable[[Read, int, int], Codes] | None = None,
+    rows: Callable[[int, int], Tensor],
+    codes: Callable[[int, int], Codes] | None = None,
 ) -> PackedWeight:
     """The weight that `like`, the first of its sources, is a part of."""
-    name = f"{like.name.rpartition('.')[0]}.weight"
-    entry = TensorEntry(name, dtype, shape, like.file)
-
-    weight = PackedWeight(
-        entry,
-        (like.name, *sources),
-        lambda _: weight.to(_in_torch(dtype)),
-        rows=partial(rows, stored.read),
-        codes=partial(codes, stored.read) if codes else None,
-    )
-    return weight
+    entry = TensorEntry(f"{like.name.rpartition('.')[0]}.weight", dtype, shape, like.file)
+    return PackedWeight(entry=entry, sources=(like.name, *sources), rows=rows, codes=codes)
 
 
 class Packing:
@@ -52,7 +41,7 @@ class Packing:
     label: str
     scheme: str
 
-    def weights(self, stored: Checkpoint) -> Iterable[Computed]:
+    def weights(self, stored: Checkpoint) -> Iterable[Computed | PackedWeight]:
         """What is computed of the stored tensors. Raises CheckpointError."""
         raise NotImplementedError
 
@@ -129,12 +118,6 @@ def one_of(found: Mapping[str, Any], key: str, known: tuple[Any, ...], default: 
 
 
 # Arithmetic
-
-
-def _in_torch(dtype: str) -> Any:
-    import torch
-
-    return getattr(torch, dtype)
 
 
 def unpacked_bytes(words: Tensor, bits: int) -> Tensor:
