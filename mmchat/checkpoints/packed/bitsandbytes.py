@@ -19,6 +19,7 @@ from mmchat.checkpoints.packed.base import (
     ending,
     fail,
     matrix,
+    one_of,
     packed_weight,
 )
 from mmchat.strict_json import parse_object
@@ -127,31 +128,18 @@ class _State:
             fail(entry, f"expected up to {_STATE_BYTES:,} bytes of JSON; download it again")
         try:
             found = parse_object(bytes(stored.read(entry.name).flatten().tolist()))
+            self.blocksize: int = one_of(found, "blocksize", _BLOCKS, None)
+            self.nested_blocksize: int = one_of(found, "nested_blocksize", (0, *_BLOCKS), 0)
+            self.dtype: str = one_of(found, "dtype", FLOATS, None)
+            shape, offset = found.get("shape"), found.get("nested_offset", 0.0)
+            sizes = shape if isinstance(shape, list) else []
+            if len(sizes) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in sizes):
+                raise ValueError("shape is not that of a matrix, in whole numbers")
+            if type(offset) not in (int, float):
+                raise ValueError("nested_offset is no number")
         except ValueError as error:
             fail(entry, f"its JSON is damaged: {error}; download it again")
-        shape = found.get("shape")
-        if not isinstance(shape, list) or len(shape) != 2:
-            fail(entry, "its shape is not that of a matrix")
-        if not all(type(n) is int and 0 < n < 2**31 for n in shape):
-            fail(entry, "its shape is not one of whole numbers")
-        self.shape = (shape[0], shape[1])
-        self.blocksize = _number(entry, found, "blocksize")
-        self.dtype = str(found.get("dtype"))
-        if self.dtype not in FLOATS:
-            fail(entry, f"its dtype is not one of {', '.join(FLOATS)}")
-        is_nested = "nested_blocksize" in found
-        self.nested_blocksize = _number(entry, found, "nested_blocksize") if is_nested else 0
-        offset = found.get("nested_offset", 0.0)
-        if type(offset) not in (int, float):
-            fail(entry, "its nested_offset is no number")
-        self.nested_offset = float(offset)
-
-
-def _number(entry: TensorEntry, found: Mapping[str, Any], key: str) -> int:
-    value = found.get(key)
-    if type(value) is not int or value not in _BLOCKS:
-        fail(entry, f"its {key} is not one of {', '.join(map(str, _BLOCKS))}")
-    return value
+        self.shape, self.nested_offset = (sizes[0], sizes[1]), float(offset)
 
 
 def _eight_bits(stored: Checkpoint, module: str, scale: TensorEntry) -> PackedWeight:
