@@ -138,7 +138,7 @@ def _out_of_place(manifest: Manifest) -> str | None:
     ]
     for value, fits in values:
         if value is not None and not (isinstance(value, str) and fits(value)):
-            return f"{quoted(value)} names no file, hash or source of a model"
+            return f"{quoted(value)} is no name of a file in the folder, no hash or no source"
     return None
 
 
