@@ -21,7 +21,10 @@ _FLAGS = 0x0808  # sizes after the data, UTF-8 names; no encryption
 def read_entries(file: MappedFile) -> list[TensorEntry]:
     """The tensors of `file` in the order of their data. Raises CheckpointError."""
     members = _zip_members(file)
-    prefix = _prefix(file, members)
+    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise file.error(f"is a zip archive with {len(pickles)} data.pkl, no checkpoint of torch")
+    prefix = pickles[0].removesuffix("/data.pkl")
     byte_order = members.get(f"{prefix}/byteorder")
     if byte_order and file.read_at(byte_order[0], min(byte_order[1], 16)) != b"little":
         raise file.error("was written on a big-endian machine, which mmchat does not read")
@@ -58,7 +61,10 @@ def _zip_members(file: MappedFile) -> dict[str, tuple[int, int, int]]:
     """Name -> (offset of the data, bytes, CRC-32); every member stored, none overlapping."""
     head = file.read_at(0, min(file.size, 512))
     if head[:4] != b"PK\x03\x04":
-        raise file.error(_explain_no_zip(head))
+        what = "no .pth file of torch (it does not begin as a zip archive); download it again"
+        if head[:1] == b"\x80" or head[257:262] == b"ustar":
+            what = "a bare pickle or tar, which may run code; save it again with torch 1.6 or newer"
+        raise file.error(f"is {what}")
     try:
         with _Capped(file.duplicate()) as raw, zipfile.ZipFile(raw) as archive:
             infos = archive.infolist()
@@ -103,21 +109,6 @@ def _data_offset(file: MappedFile, info: zipfile.ZipInfo) -> int:
             " download it again"
         )
     return info.header_offset + 30 + name_length + extra_length
-
-
-def _explain_no_zip(head: bytes) -> str:
-    if head[:1] == b"\x80" or head[257:262] == b"ustar":
-        return "is a bare pickle or tar, which may run code; save it again with torch 1.6 or newer"
-    return "is no .pth file of torch (it does not begin as a zip archive); download it again"
-
-
-def _prefix(file: MappedFile, members: dict[str, tuple[int, int, int]]) -> str:
-    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise file.error(
-            f"is a zip archive with {len(pickles)} data.pkl, not a checkpoint of torch"
-        )
-    return pickles[0].removesuffix("/data.pkl")
 
 
 def _place(

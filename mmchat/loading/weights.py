@@ -19,7 +19,8 @@ from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.computed import PackedWeight
-from mmchat.errors import CheckpointError, MmchatError, quoted
+from mmchat.checkpoints.verify import check_entries
+from mmchat.errors import CheckpointError, MmchatError
 from mmchat.hardware.placement import Placement
 from mmchat.loading.packed import AddedError, fill
 from mmchat.loading.prepared import Prepared
@@ -29,8 +30,6 @@ from mmchat.models.family import OtherConfigError
 from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.parallel.slices import Shares
-
-_SHOWN = 5  # differences that a message names
 
 
 def load_weights(
@@ -185,21 +184,10 @@ def _check(
     files: Checkpoint, model: FamilyModel, wanted: Collection[str], dtype: torch.dtype
 ) -> None:
     """Raise CheckpointError unless `files` hold what `model` stores, in `dtype` but for buffers."""
-    expected, buffers = model.state_dict(), dict(model.named_buffers())  # buffers: what is rounded
-    missing, unknown = set(wanted) - files.entries.keys(), files.entries.keys() - expected.keys()
-    faults = [f"{quoted(name)} is missing" for name in sorted(missing)]
-    faults += [f"{quoted(name)} is unknown" for name in sorted(unknown)]
-    for name in sorted(set(wanted) - missing):
-        entry, like = files.entries[name], expected[name]
-        kind = str(like.dtype if name in buffers else dtype).removeprefix("torch.")
-        if (entry.shape, entry.dtype) != (tuple(like.shape), kind):
-            found, wants = f"{list(entry.shape)} {entry.dtype}", f"{list(like.shape)} {kind}"
-            faults.append(f"{quoted(name)} is {found}, expected {wants}")
-    if faults:
-        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise CheckpointError(
-            f"{quoted(files.files[0], 300)}: {'; '.join(faults[:_SHOWN])}{more}; export it again"
-        )
+    held, buffers = model.state_dict(), dict(model.named_buffers())  # buffers: what is rounded
+    shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
+    kinds = {n: str(t.dtype if n in buffers else dtype)[len("torch.") :] for n, t in held.items()}
+    check_entries(files, files.entries, shapes, wanted, dtypes=kinds, advice="export it again")
 
 
 def _buffer(model: FamilyModel, name: str) -> Tensor | None:
