@@ -21,6 +21,7 @@ from mmchat.checkpoints.hub_cache import is_repo_id
 from mmchat.checkpoints.names import COMMIT, ETAG, REVISION, is_path
 from mmchat.errors import CheckpointError, quoted
 from mmchat.storage import atomic_file
+from mmchat.storage.space import size_of
 from mmchat.strict_json import Where, loads, parse_dataclass, read_bounded
 
 MANIFEST_NAME = "mmchat-manifest.json"
@@ -161,6 +162,11 @@ def _decoded(content: Any, where: Where) -> Manifest:
     if "export" in content:
         content["export"] = parse_dataclass(ExportRecord, content["export"], where, _EXPORT_BOUNDS)
     return Manifest(files=files, selections=selections, **content)
+
+
+def is_whole(folder: Path, files: Mapping[str, FileRecord]) -> bool:
+    """Whether the files of a record are in `folder`, in their sizes."""
+    return all(size_of(folder / name) == record.size for name, record in files.items())
 
 
 def sha256_of(path: Path) -> str:

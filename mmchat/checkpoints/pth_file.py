@@ -38,7 +38,8 @@ def read_entries(file: MappedFile) -> list[TensorEntry]:
         tensors = scan(data)
     except ValueError as error:
         raise file.error(f"its pickle is refused: {error}") from None
-    return file.in_order(_place(file, name, t, prefix, members) for name, t in tensors.items())
+    data = {name: members.get(f"{prefix}/data/{t.storage.key}") for name, t in tensors.items()}
+    return file.in_order(_place(file, name, t, data[name]) for name, t in tensors.items())
 
 
 # The zip
@@ -115,13 +116,11 @@ def _place(
     file: MappedFile,
     name: str,
     tensor: StridedTensor,
-    prefix: str,
-    members: dict[str, tuple[int, int, int]],
+    member: tuple[int, int, int] | None,
 ) -> TensorEntry:
     """Where the data of a tensor lies; its strides and its storage must fit what it says."""
     file.check_tensor(name, tensor.shape)
     storage = tensor.storage
-    member = members.get(f"{prefix}/data/{storage.key}")
     if member is None:
         raise file.error(f"tensor {shown(name)}: its data {shown(storage.key)} is not in the file")
     offset, size, _ = member

@@ -212,9 +212,3 @@ def old_manifest(path: Path) -> Manifest | None:
         return read_manifest(path)
     except CheckpointError:
         return None
-
-
-def is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether all files of a manifest are in `folder`, in their sizes."""
-    records = manifest.files.items()
-    return all(size_of(folder / name) == record.size for name, record in records)
