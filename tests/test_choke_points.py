@@ -52,7 +52,6 @@ PLACES: dict[str, set[str]] = {
         "checkpoints/hub_cache.py",
         "checkpoints/read_ahead.py",
         "checkpoints/manifest.py",
-        "checkpoints/mapped_file.py",
         "strict_json.py",
         "evals/scenes/phrasings.py",  # of the package itself
         "explain/show.py",  # of the package itself

@@ -21,7 +21,7 @@ from typing import Any
 
 from mmchat.errors import DiskError, UsageError, disk_errors, quoted
 from mmchat.storage import atomic_file
-from mmchat.storage.safe_files import open_regular, open_to_update, sync, temporary_file
+from mmchat.storage.safe_files import open_regular, sync, temporary_file
 
 # Errors of a row that it will have again, unless what it asks has changed
 LASTING = ("ImageError", "UsageError", "PromptError", "ContextLengthExceeded", "SchemaError")
@@ -151,7 +151,7 @@ class Output:
 def _locked(path: Path) -> Iterator[io.RawIOBase]:
     """The file for reading and writing, made if need be, with its lock. Raises UsageError."""
     with disk_errors(f"cannot write {quoted(path)}"):
-        file = open_to_update(path)
+        file = open_regular(path, "r+")
     with file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

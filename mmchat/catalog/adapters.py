@@ -75,14 +75,19 @@ def _find(text: str) -> AdapterSource:
     raise CheckpointError(f"--adapter {quoted(text, 200)}: no such folder or repository{fetch}")
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that is meant; a file of an adapter stands for its folder."""
+def existing(name: str | Path) -> Path | None:
+    """The file or folder of that name, `~` expanded; None also where no path can be called so."""
     try:
         path = Path(name).expanduser()
-        if name and path.exists():
-            return path if path.is_dir() else path.parent
+        return path if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a NUL
         return None
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that is meant; a file of an adapter stands for its folder."""
+    if name and (path := existing(name)):
+        return path if path.is_dir() else path.parent
     return cached_snapshot(name) if is_repo_id(name) else None
 
 

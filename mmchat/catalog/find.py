@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmchat.catalog import adapters
-from mmchat.catalog.adapters import AdapterSource
+from mmchat.catalog.adapters import AdapterSource, existing
 from mmchat.catalog.kept import kept_by
 from mmchat.catalog.known import (
     base_spec,
@@ -194,12 +194,11 @@ def _companion(spec: ModelSpec, checkpoint: Path | None, given: str | Path | Non
     if repo is None or exported_folder(checkpoint):
         return None
     if given is not None:
-        found, name = _expanded(given), str(given)
-        if _exists(found):
+        if found := existing(given):
             return found
-        if not is_repo_id(name):
-            raise CheckpointError(f"--vision-tower {quoted(name, 200)}: no such file or folder")
-        repo = name
+        repo = str(given)
+        if not is_repo_id(repo):
+            raise CheckpointError(f"--vision-tower {quoted(repo, 200)}: no such file or folder")
     folder = cached_snapshot(repo)
     if folder and weight_files(folder):
         return folder
@@ -232,43 +231,27 @@ def check_companion(source: ModelSource) -> None:
         )
 
 
-def _expanded(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # no such user
-        return Path(path)
-
-
 def _existing(path: str | Path | None, option: str) -> Path | None:
     if path is None:
         return None
-    found = _expanded(path)
-    if not _exists(found):
-        raise CheckpointError(f"{option} {quoted(str(path), 200)}: no such file or folder")
-    return found
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, or a NUL
-        return False
+    if found := existing(path):
+        return found
+    raise CheckpointError(f"{option} {quoted(str(path), 200)}: no such file or folder")
 
 
 def _params_file(path: str | Path) -> Path:
     """The file, a folder's file, or ours of that name if there is no such `model_params/…` here."""
-    found = _expanded(path)
-    if _exists(found):
+    if found := existing(path):
         return _params_beside_file(found) if found.is_dir() else found
-    packaged = data_path("model_params", found.name)
-    is_ours = found.parent.name in ("", "model_params") and not found.is_absolute()
-    return packaged if is_ours and _exists(packaged) else found
+    given = Path(path)
+    packaged = existing(data_path("model_params", given.name))
+    is_ours = given.parent.name in ("", "model_params") and not given.is_absolute()
+    return packaged if is_ours and packaged else given
 
 
 def _place_of(name: str) -> Path | OllamaModel:
     """The folder or file, or Ollama's model, that a MODEL which is no known name means."""
-    path = _expanded(name)
-    if _exists(path):
+    if path := existing(name):
         return path
     if is_repo_id(name) and (snapshot := cached_snapshot(name)):
         return snapshot
@@ -281,7 +264,7 @@ def _place_of(name: str) -> Path | OllamaModel:
             f"{quoted(name)} is not a model; to ask this, put it after --prompt "
             f"(mmchat generate --prompt {quoted(name)})"
         )
-    if name.startswith((".", "/", "~")) or path.suffix in (".pth", ".safetensors", ".gguf"):
+    if name.startswith((".", "/", "~")) or name.endswith((".pth", ".safetensors", ".gguf")):
         raise CheckpointError(f"{quoted(name, 200)}: no such file or folder")
     raise unknown(name)
 

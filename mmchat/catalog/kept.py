@@ -19,9 +19,9 @@ from mmchat.catalog.source import ModelSource
 from mmchat.checkpoints import exported_folder as exports
 from mmchat.checkpoints.exported_folder import ExportedFolder, exported_folder
 from mmchat.checkpoints.hub_cache import repo_folder
+from mmchat.checkpoints.manifest import is_whole
 from mmchat.errors import MmchatError, quoted
 from mmchat.hardware.placement import dtype_name
-from mmchat.storage.space import size_of
 
 
 def kept_exports() -> Iterator[ExportedFolder]:
@@ -55,8 +55,7 @@ def with_kept(source: ModelSource, scheme: str, keep: Collection[str], dtype: st
         if not is_alike or (dtype != "auto" and dtype_name(dtype) != record.dtype):
             continue
         known = origin(source) if known is None else known
-        sizes = ((size_of(found.path / name), file.size) for name, file in found.files.items())
-        if record.origin == known != "" and all(there == size for there, size in sizes):
+        if record.origin == known != "" and is_whole(found.path, found.files):
             return replace(source, kept=found.path)
         if found.source == source.known_as:
             stale = (

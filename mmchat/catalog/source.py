@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters, open_adapters
 from mmchat.checkpoints.checkpoint import (
     Checkpoint,
-    MergeRules,
     StoredAs,
     is_stored_in_gguf,
     open_checkpoint,
@@ -68,9 +67,8 @@ class ModelSource:
                 " are not; give the vision encoder as safetensors with --vision-tower"
             )
         with ExitStack() as opened:
-            own = opened.enter_context(
-                open_checkpoint(self.checkpoint, merge_rules=self._shard_rules)
-            )
+            files = open_checkpoint(self.checkpoint, merge_rules=self.spec.family.shard_axis)
+            own = opened.enter_context(files)
             if self.companion is not None:
                 other = opened.enter_context(open_checkpoint(self.companion))
                 own = with_companion(own, other, COMPANION)
@@ -82,15 +80,9 @@ class ModelSource:
         """The format of the weights, as loading will find it; "hf" where there are none."""
         if self.checkpoint and is_stored_in_gguf(self.checkpoint):
             return "gguf"
-        with suppress(CheckpointError):  # loading says what is wrong
-            if self.checkpoint:
-                with open_checkpoint(self.checkpoint, merge_rules=self._shard_rules) as files:
-                    return files.format
+        with suppress(CheckpointError), replace(self, kept=None).open_weights() as files:
+            return files.format  # where it cannot be opened, loading says what is wrong
         return "hf"
-
-    @property
-    def _shard_rules(self) -> MergeRules | None:
-        return None if self.exported else self.spec.family.shard_axis
 
     @cached_property
     def exported(self) -> ExportedFolder | None:

@@ -181,11 +181,8 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
     template, notices = None, list[str]()
     if says.is_chat is None:
         template = _chat_template(path.parent)
-        is_chat = (
-            template is not None
-            or _has_several_stops(generation, found)
-            or generation.get("chat_format") == "chatml"
-        )
+        is_chatml = generation.get("chat_format") == "chatml"
+        is_chat = template is not None or is_chatml or _has_several_stops(generation, found)
         says = replace(says, is_chat=is_chat)
     if template and _fingerprint(template) not in _KNOWN_TEMPLATES:
         notices.append(_OWN_TEMPLATE)
@@ -195,9 +192,7 @@ def _from_hf(found: Mapping[str, Any], path: Path, where: Where) -> ModelSpec:
             says = replace(says, config=says.fit(shapes))
     given = {key: generation[key] for key in family.generation if generation.get(key) is not None}
     spec = _translated(family, says, path, given, Where(str(place)))
-    if says.text_only:
-        notices.append(TEXT_ALONE)
-    notices = (*spec.notices, *notices)
+    notices = (*spec.notices, *notices, *([TEXT_ALONE] if says.text_only else []))
     return replace(spec, text_only=says.text_only, packing=packing, notices=notices)
 
 

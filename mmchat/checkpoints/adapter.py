@@ -9,13 +9,15 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.adapter_config import WEIGHTS_NAME, read_adapter_config
 from mmchat.checkpoints.checkpoint import open_checkpoint
+from mmchat.checkpoints.computed import spans
 from mmchat.checkpoints.mapped_file import shown
 from mmchat.checkpoints.names import real_path
 from mmchat.errors import CheckpointError
@@ -240,7 +242,8 @@ class Adapters:
         import torch
 
         merged = torch.empty(tensor.shape, dtype=dtype)
-        for rows in _blocks(tensor.shape):
+        for begin, end in spans(tensor.shape, _BLOCK_NUMBERS):
+            rows = slice(begin, end)
             block = tensor[rows].to(torch.float32, copy=True)
             for adapter, low in changes:
                 block = _changed(block, adapter, low, rows)
@@ -264,15 +267,14 @@ def open_adapters(
     hub_name: Callable[[str], str | None],
 ) -> Adapters:
     """Folders and scales, opened as Adapter says. Raises CheckpointError."""
-    opened: list[Adapter] = []
-    try:
-        for folder, scale in given:
-            opened.append(Adapter(folder, scale, shapes, hub_name))
-        return Adapters(opened)
-    except BaseException:
-        for adapter in opened:
-            adapter.close()
-        raise
+    with ExitStack() as opened:
+        adapters = [
+            opened.enter_context(closing(Adapter(folder, scale, shapes, hub_name)))
+            for folder, scale in given
+        ]
+        merged = Adapters(adapters)
+        opened.pop_all()
+    return merged
 
 
 def _changed(block: Tensor, adapter: Adapter, low: LowRank, rows: slice) -> Tensor:
@@ -287,12 +289,6 @@ def _changed(block: Tensor, adapter: Adapter, low: LowRank, rows: slice) -> Tens
     lengths = torch.linalg.norm(block, dim=1)
     wanted = adapter.read(low.magnitudes).float().reshape(-1)[rows]
     return block.mul_((wanted / lengths).view(-1, 1))
-
-
-def _blocks(shape: Sequence[int]) -> Iterator[slice]:
-    step = max(1, _BLOCK_NUMBERS // shape[1])
-    for start in range(0, shape[0], step):
-        yield slice(start, start + step)
 
 
 def _weights_file(folder: Path) -> Path:

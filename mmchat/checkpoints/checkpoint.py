@@ -26,7 +26,7 @@ from mmchat.strict_json import Where, nearest, read_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmchat.checkpoints.computed import Computed
+    from mmchat.checkpoints.computed import Computed, PackedWeight
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -39,8 +39,10 @@ MergeRules = Callable[[str], Literal[0, 1] | None]
 Used = tuple[int, Sequence[tuple[int, int]]]
 Parts = dict[str, list[tuple[MappedFile, TensorEntry]]]  # the pieces of a tensor, file by file
 
-_HF_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
-_BIN = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin")
+_SHARDS = {  # and the index that names them
+    re.compile(r".+-\d{5}-of-\d{5}\.safetensors"): INDEX_NAME,
+    re.compile(r"pytorch_model-\d{5}-of-\d{5}\.bin"): BIN_INDEX_NAME,
+}
 _META_SHARD = re.compile(r"consolidated\.(\d{2})\.pth")
 _ZIPS = (".pth", ".bin", ".pt", ".ckpt")  # of tensors, as torch.save writes them
 _PICKLES = (".pkl", ".pickle")
@@ -56,7 +58,9 @@ class Checkpoint:
     """
 
     remarks: tuple[str, ...] = ()
-    computed: Mapping[str, Computed] = MappingProxyType({})  # of the entries, those not stored so
+    computed: Mapping[str, Computed | PackedWeight] = MappingProxyType(
+        {}
+    )  # of the entries, those not stored so
 
     def __init__(
         self,
@@ -212,10 +216,9 @@ def _explain_nothing(folder: Path) -> str:
         f"{SINGLE_NAME}, {INDEX_NAME} with its shards, consolidated*.pth, *.gguf, or"
         f" {BIN_SINGLE_NAME} or {BIN_INDEX_NAME} with its shards"
     )
-    if shards := [name for name in names if _HF_SHARD.fullmatch(name)]:
-        return f"holds {shown(shards[0])} but no {INDEX_NAME}; download that as well"
-    if shards := [name for name in names if _BIN.fullmatch(name)]:
-        return f"holds {shown(shards[0])} but no {BIN_INDEX_NAME}; download that as well"
+    for pattern, index in _SHARDS.items():
+        if shards := list(filter(pattern.fullmatch, names)):
+            return f"holds {shown(shards[0])} but no {index}; download that as well"
     if foreign := explain_foreign(names):
         return foreign
     if files := [name for name in names if name.endswith((".safetensors", *_ZIPS))]:
@@ -233,21 +236,17 @@ def _files_of(path: Path) -> list[Path]:
         )
     if is_gguf(path):
         return [path]
-    if _BIN.fullmatch(path.name) or path.name.endswith(".bin.index.json"):
-        index = path.parent / BIN_INDEX_NAME
-        is_shard = path.name != BIN_SINGLE_NAME and path.suffix == ".bin"
-        return [index] if is_shard and _exists(index) else [path]
+    for pattern, index in _SHARDS.items():
+        if pattern.fullmatch(path.name) and _exists(path.parent / index):
+            return [path.parent / index]
     if path.name.endswith(_PICKLES):
         raise CheckpointError(
             f"{shown(path)}: files ending in {path.suffix} are pickles that may run code when read;"
             " use the model's .safetensors or consolidated*.pth"
         )
-    if path.name.endswith((".safetensors", ".safetensors.index.json")):
-        index = path.parent / INDEX_NAME
-        return [index] if _HF_SHARD.fullmatch(path.name) and _exists(index) else [path]
     if _META_SHARD.fullmatch(path.name):
         return _ranks(sorted(path.parent.glob("consolidated.*.pth")))
-    if path.suffix in _ZIPS:
+    if path.name.endswith((".safetensors", ".index.json", *_ZIPS)):
         return [path]
     if foreign := explain_foreign([path.name]):
         raise CheckpointError(f"{shown(path)}: {foreign}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
+from mmchat.checkpoints.codes import Codes
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.errors import CheckpointError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+_ROWS = 64  # spans begin at multiples, where no byte and no block is cut
 
 Read = Callable[[str], "Tensor"]
 
@@ -29,6 +33,56 @@ class Computed:
     compute: Callable[[Read], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackedWeight:
+    """A matrix [N, K] in place of its tensor, as far as loading and export use that.
+
+    entry, sources: as of Computed.
+    rows: reads rows `begin` to `end`, in entry.dtype. codes: the same where a format of ours may
+    hold them. ordered: the weight with its rows in another order, where files need that.
+    """
+
+    entry: TensorEntry
+    sources: tuple[str, ...]
+    rows: Callable[[int, int], Tensor]
+    codes: Callable[[int, int], Codes] | None = None
+    ordered: Callable[[Tensor], PackedWeight] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor | PackedWeight:
+        if isinstance(rows, slice):
+            return self.rows(*rows.indices(len(self))[:2])
+        assert self.ordered  # noqa: S101
+        return self.ordered(rows)
+
+    def compute(self, _: Read) -> Tensor:
+        import torch
+
+        return self.to(getattr(torch, self.entry.dtype))
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        import torch
+
+        whole = torch.empty(self.shape, dtype=dtype)
+        for begin, end in spans(self.shape):
+            whole[begin:end] = self.rows(begin, end)
+        return whole
+
+
+def spans(shape: tuple[int, ...], numbers: int = 2**18) -> Iterator[tuple[int, int]]:
+    """Beginning and end of rows of a matrix that are taken together: so many numbers, which stay
+    in a cache while they are unpacked."""
+    count, columns = shape
+    step = max(numbers // columns // _ROWS, 1) * _ROWS
+    return ((begin, min(begin + step, count)) for begin in range(0, count, step))
+
+
 class ComputedCheckpoint(Checkpoint):
     """`stored` with `tensors` in place of their sources, in the order of the files. It closes it.
 
@@ -36,7 +90,9 @@ class ComputedCheckpoint(Checkpoint):
     is both computed and stored.
     """
 
-    def __init__(self, stored: Checkpoint, tensors: Iterable[Computed], remark: str = "") -> None:
+    def __init__(
+        self, stored: Checkpoint, tensors: Iterable[Computed | PackedWeight], remark: str = ""
+    ) -> None:
         self._stored = stored
         self._own = {tensor.entry.name: tensor for tensor in tensors}
         made = {t.sources[0]: t.entry for t in self._own.values()}
@@ -59,6 +115,11 @@ class ComputedCheckpoint(Checkpoint):
     def read(self, name: str, used: Used | None = None) -> Tensor:
         tensor = self._own.get(name)
         return tensor.compute(self._stored.read) if tensor else self._stored.read(name, used)
+
+    def rows(self, name: str) -> Tensor:
+        """The tensor, or a PackedWeight in its place, so that it need not be whole in memory."""
+        tensor = self._own.get(name)
+        return cast("Tensor", tensor) if isinstance(tensor, PackedWeight) else self.read(name)
 
     def release(self, name: str) -> None:
         tensor = self._own.get(name)

@@ -6,14 +6,14 @@ Packed tensors are widened when they are read; what they stand for is float32.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint, Parts
-from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, Read
+from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, PackedWeight
 from mmchat.checkpoints.gguf_blocks import BlockType, widened
 from mmchat.checkpoints.gguf_file import GgufHeader, gguf_at, read_header
 from mmchat.checkpoints.mapped_file import MappedFile, TensorEntry, shown
@@ -21,7 +21,6 @@ from mmchat.checkpoints.packed.base import Packing
 from mmchat.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _VISION, _TEXT = "v.", "token_embd.weight"  # what only the vision part, only the text part has
@@ -62,27 +61,21 @@ class GgufCheckpoint(ComputedCheckpoint):
             self.blocks |= header.blocks
         stored = Checkpoint("gguf", [file for file, _ in files], parts, {}, [])
         self.packed = stored.entries
-        super().__init__(stored, (self._wide(name) for name in self.blocks))
+        self._stored = stored
+        super().__init__(stored, [self._wide(name) for name in self.blocks])
 
         matrices = [(self.packed[n], b) for n, b in self.blocks.items()]
         self.packing: GgufPacking | None = None
         if numbers := sum(e.num_bytes * b.values // b.bytes for e, b in matrices):
             self.packing = GgufPacking(8 * sum(e.num_bytes for e, _ in matrices) / numbers)
 
-    def _wide(self, name: str) -> Computed:
-        return Computed(self._entry(name), (name,), partial(_read_whole, self, name))
-
-    def _entry(self, name: str) -> TensorEntry:
+    def _wide(self, name: str) -> Computed | PackedWeight:
         packed, block = self.packed[name], self.blocks[name]
         columns = packed.shape[-1] // block.bytes * block.values
-        return replace(packed, dtype="float32", shape=(*packed.shape[:-1], columns))
-
-    def rows(self, name: str) -> Tensor:
-        """The tensor, or WideRows in its place, so that a large one is never whole in float32."""
-        if name not in self.blocks or len(self.entries[name].shape) != 2:
-            return self.read(name)
-        rows = WideRows(self.entries[name], self.blocks[name], self._stored.read(name))
-        return cast("Tensor", rows)
+        entry = replace(packed, dtype="float32", shape=(*packed.shape[:-1], columns))
+        if len(entry.shape) == 2:
+            return gguf_weight(entry, block, partial(self._stored.read, name))
+        return Computed(entry, (name,), lambda read: _widened(block, read(name), entry.shape))
 
     def bytes_by_kind(self) -> dict[str, int]:
         found: Counter[str] = Counter()
@@ -92,51 +85,29 @@ class GgufCheckpoint(ComputedCheckpoint):
         return dict(found)
 
 
-def _read_whole(checkpoint: GgufCheckpoint, name: str, read: Read) -> Tensor:
+def _widened(block: BlockType, packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     import torch
 
-    out = torch.empty(checkpoint.entries[name].shape, dtype=torch.float32)
-    return widened(checkpoint.blocks[name], read(name), out)
+    return widened(block, packed, torch.empty(shape))
 
 
-class WideRows:
-    """A packed matrix in place of its float32 tensor, as far as loading and export use that.
+def gguf_weight(entry: TensorEntry, block: BlockType, read: Callable[[], Tensor]) -> PackedWeight:
+    """A matrix [N, K], which `read` gives as uint8 [N, bytes of a row]."""
 
-    Rows are widened when a slice of them is taken, `to` gives them all in another dtype; an index
-    of all of them brings them into another order. entry, rows, codes: as of PackedWeight.
-    """
+    def ordered(order: Tensor) -> PackedWeight:
+        packed = read()[order]
+        return gguf_weight(entry, block, lambda: packed)
 
-    def __init__(self, entry: TensorEntry, block: BlockType, packed: Tensor) -> None:
-        import torch
+    def rows(begin: int, end: int) -> Tensor:
+        return _widened(block, read()[begin:end], (end - begin, entry.shape[1]))
 
-        self.entry, self._block, self._packed = entry, block, packed
-        self.shape, self.dtype = entry.shape, torch.float32
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice | Tensor) -> Tensor | WideRows:
-        if isinstance(rows, slice):
-            return self._widened(self._packed[rows], self.dtype)
-        return WideRows(self.entry, self._block, self._packed[rows])
-
-    def codes(self, begin: int, end: int) -> Codes:
-        return self._block.codes(self._packed[begin:end])
-
-    def rows(self, begin: int, end: int) -> Tensor:
-        return self._widened(self._packed[begin:end], self.dtype)
-
-    def float(self) -> Tensor:
-        return self.to(self.dtype)
-
-    def to(self, dtype: torch.dtype) -> Tensor:
-        return self._widened(self._packed, dtype)
-
-    def _widened(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
-        import torch
-
-        out = torch.empty(len(packed), self.shape[1], dtype=dtype)
-        return widened(self._block, packed, out)
+    return PackedWeight(
+        entry=entry,
+        sources=(entry.name,),
+        rows=rows,
+        codes=lambda begin, end: block.codes(read()[begin:end]),
+        ordered=ordered,
+    )
 
 
 def open_gguf(path: Path, companion: Path | None = None) -> GgufCheckpoint:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,18 +133,14 @@ class _Reader:
     def value(self, kind: int) -> Any:
         if kind == _STRING:
             return self.string()
-        if kind == _ARRAY:
-            return self._array(self.number("I"), self.number("Q"))
-        return self.numbers(self._letter(kind), 1)[0]
-
-    def _array(self, kind: int, count: int) -> Any:
+        if kind != _ARRAY:
+            return self._of_kind(kind, 1)[0]
+        kind, count = self.number("I"), self.number("Q")
         if count > limits.GGUF_ARRAY:
             raise self._file.error(
                 f"a list of {count:,} in its header, at most {limits.GGUF_ARRAY:,} are read"
             )
-        if kind == _STRING:
-            return self._strings(count)
-        return self.numbers(self._letter(kind), count)
+        return self._strings(count) if kind == _STRING else self._of_kind(kind, count)
 
     def _strings(self, count: int) -> list[str]:
         """As `string` does it, for the hundreds of thousands that a tokenizer has."""
@@ -163,10 +159,10 @@ class _Reader:
         except UnicodeDecodeError:
             raise self._file.error("a text in its GGUF header is not UTF-8") from None
 
-    def _letter(self, kind: int) -> str:
+    def _of_kind(self, kind: int, count: int) -> tuple[Any, ...]:
         if kind not in _NUMBERS:
             raise self._file.error(f"a value of the unknown kind {kind} in its GGUF header")
-        return _NUMBERS[kind]
+        return self.numbers(_NUMBERS[kind], count)
 
 
 def _info(file: MappedFile, reader: _Reader) -> tuple[TensorEntry, BlockType | None]:
@@ -205,19 +201,11 @@ def _placed(
     if type(alignment) is not int or alignment not in _ALIGNMENTS:
         raise file.error(f"its tensors are aligned to {shown(alignment)} bytes, no power of 2")
     start = -(-header_end // alignment) * alignment
-    entries, blocks = [], {}
-    for entry, block in infos:
-        offset = start + entry.offset
+    for entry, _ in infos:
         if entry.offset % alignment:
             raise file.error(f"tensor {shown(entry.name)}: its data is not aligned")
-        if offset + entry.num_bytes > file.size:
-            raise file.error(
-                f"is cut off in tensor {shown(entry.name)}: {file.size:,} bytes of at least"
-                f" {offset + entry.num_bytes:,}; get it again"
-            )
-        entries.append(TensorEntry(entry.name, entry.dtype, entry.shape, file.path, offset))
-        if block:
-            blocks[entry.name] = block
+    entries = [replace(entry, offset=start + entry.offset) for entry, _ in infos]
+    blocks = {entry.name: block for entry, block in infos if block}
     if len({entry.name for entry in entries}) < len(entries):
         raise file.error("two of its tensors have one name")
     return GgufHeader(metadata, file.in_order(entries), blocks)

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from mmchat.checkpoints.hub_cache import is_repo_id
 from mmchat.checkpoints.names import COMMIT, ETAG, REVISION, is_path
 from mmchat.errors import CheckpointError, quoted
 from mmchat.storage import atomic_file
+from mmchat.storage.space import size_of
 from mmchat.strict_json import Where, loads, parse_dataclass, read_bounded
 
 MANIFEST_NAME = "mmchat-manifest.json"
@@ -91,6 +92,7 @@ class Manifest:
     export: ExportRecord | None = None
 
 
+_LATER = ("executorch", "adapters", "companion", "origin", "calibrate")  # left out where empty
 _EXPORT_BOUNDS = {ExportRecord: {"max_seq_len": _EXPORT_NUMBERS, "max_images": _EXPORT_NUMBERS}}
 
 
@@ -125,32 +127,26 @@ def read_manifest(path: Path) -> Manifest | None:
 
 def _out_of_place(manifest: Manifest) -> str | None:
     """What in it may not become a part of a path."""
-    for name, record in manifest.files.items():
-        if not is_path(name):
-            return f"{quoted(name)} is no name of a file in the folder"
-        if not _SHA256.fullmatch(record.sha256):
-            return f"{quoted(record.sha256)} is no hash"
-        if record.etag is not None and not ETAG.fullmatch(record.etag):
-            return f"{quoted(record.etag)} is no etag"
-    for value, is_right in (
+    records = manifest.files.values()
+    values: list[tuple[Any, Callable[[str], object]]] = [
+        *((name, is_path) for name in manifest.files),
+        *((record.sha256, _SHA256.fullmatch) for record in records),
+        *((record.etag, ETAG.fullmatch) for record in records),
         (manifest.repo, is_repo_id),
         (manifest.revision, REVISION.fullmatch),
         (manifest.commit, COMMIT.fullmatch),
-        (manifest.source, lambda text: isinstance(text, str)),
-    ):
-        if value is not None and not is_right(value):
-            return f"{quoted(value)} is not where a model comes from"
+        (manifest.source, lambda _: True),
+    ]
+    for value, fits in values:
+        if value is not None and not (isinstance(value, str) and fits(value)):
+            return f"{quoted(value)} is no name of a file in the folder, no hash or no source"
     return None
 
 
 def _encoded(manifest: Manifest) -> bytes:
     content = {"format": _FORMAT, **asdict(manifest)}
-    if manifest.export is None:
-        del content["export"]
-    else:
-        for name in ("executorch", "adapters", "companion", "origin", "calibrate"):
-            if not content["export"][name]:
-                del content["export"][name]
+    if (export := content.pop("export")) is not None:
+        content["export"] = {n: value for n, value in export.items() if value or n not in _LATER}
     content["digest"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
@@ -166,6 +162,11 @@ def _decoded(content: Any, where: Where) -> Manifest:
     if "export" in content:
         content["export"] = parse_dataclass(ExportRecord, content["export"], where, _EXPORT_BOUNDS)
     return Manifest(files=files, selections=selections, **content)
+
+
+def is_whole(folder: Path, files: Mapping[str, FileRecord]) -> bool:
+    """Whether the files of a record are in `folder`, in their sizes."""
+    return all(size_of(folder / name) == record.size for name, record in files.items())
 
 
 def sha256_of(path: Path) -> str:

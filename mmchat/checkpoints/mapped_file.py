@@ -7,10 +7,10 @@ unpickled, and nothing is allocated because a file says so.
 from __future__ import annotations
 
 import errno
+import io
 import math
 import mmap
 import os
-import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from mmchat import limits
 from mmchat.errors import CheckpointError, MemoryError_, quoted
+from mmchat.storage.safe_files import open_regular
 from mmchat.strict_json import foreign_content
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class TensorEntry:
     def num_bytes(self) -> int:
         return self.numel * ITEM_BYTES[self.dtype]
 
+    @property
+    def end(self) -> int:
+        """The byte of `file` behind its data."""
+        return self.offset + self.num_bytes
+
 
 def shown(name: object) -> str:
     """A name from outside, safe to print: quoted, control characters escaped, length bounded."""
@@ -70,30 +76,34 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            # O_NONBLOCK: opening a FIFO must not wait for a writer.
-            flags = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
-            fd = os.open(path, flags)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "the name is not valid"
-            raise self.error(f"cannot be opened: {reason}") from None
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            os.close(fd)
-            kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise self.error(f"is {kind}; name a file of weights")
-        self.size = info.st_size
-        self._file = os.fdopen(fd, "rb", buffering=0)
         self._map: mmap.mmap | None = None
-        self._refuse_non_weights()
+        try:
+            self._file = io.BufferedReader(open_regular(path.resolve()))
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "the name is not valid"
+            raise self.error(f"cannot be opened: {reason}; name a file of weights") from None
+        try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            if reason := explain_non_weights(self.read_at(0, min(self.size, _HEAD_BYTES))):
+                raise self.error(reason)
+        except CheckpointError:
+            self._file.close()
+            raise
 
     def in_order(self, entries: Iterable[TensorEntry]) -> list[TensorEntry]:
-        """Sorted by their places. Raises CheckpointError if two share their data."""
+        """Sorted by their places. Raises CheckpointError if two share their data, or if the file
+        ends before the last one does."""
         found = sorted(entries, key=lambda entry: entry.offset)
         for before, after in pairwise(found):
-            if before.offset + before.num_bytes > after.offset:
+            if before.end > after.offset:
                 raise self.error(
                     f"tensors {shown(before.name)} and {shown(after.name)} share their data"
+                )
+        for entry in found:
+            if entry.end > self.size:
+                raise self.error(
+                    f"is cut off in tensor {shown(entry.name)}: {self.size:,} bytes of"
+                    f" {found[-1].end:,}; download it again"
                 )
         return found
 
@@ -106,11 +116,9 @@ class MappedFile:
             raise self.error(
                 f"ends after {self.size:,} bytes, {offset + length:,} needed; download it again"
             )
-        data = b""
         try:
             self._file.seek(offset)
-            while len(data) < length and (chunk := self._file.read(length - len(data))):
-                data += chunk
+            data = self._file.read(length)
         except (OSError, OverflowError) as error:
             raise self.error(f"cannot be read: {error}") from None
         if len(data) < length:
@@ -123,18 +131,16 @@ class MappedFile:
 
     def check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuse names that are no text or too long, and shapes with empty or too many axes."""
-        if len(name.encode("utf-8", "surrogatepass")) > limits.TENSOR_NAME_BYTES:
+        most, is_text = limits.TENSOR_NAME_BYTES, name.encode(errors="replace").decode() == name
+        if not is_text or len(name.encode()) > most:
             raise self.error(
-                f"a tensor name is longer than {limits.TENSOR_NAME_BYTES} bytes: {shown(name)}"
+                f"a tensor name is not text, or longer than {most} bytes: {shown(name)}"
             )
-        if any("\ud800" <= char <= "\udfff" for char in name):
-            raise self.error(f"a tensor name is not text: {shown(name)}")
-        if len(shape) > limits.TENSOR_RANK:
+        if len(shape) > limits.TENSOR_RANK or 0 in shape:
             raise self.error(
-                f"tensor {shown(name)}: {len(shape)} axes, at most {limits.TENSOR_RANK} are read"
+                f"tensor {shown(name)}: {len(shape)} axes, {list(shape)}; at most"
+                f" {limits.TENSOR_RANK} are read, and none that is empty"
             )
-        if 0 in shape:
-            raise self.error(f"tensor {shown(name)}: shape {list(shape)} is empty")
 
     def tensor(self, entry: TensorEntry) -> torch.Tensor:
         """The tensor of `entry` as a view of the file: nothing is read until it is used.
@@ -157,7 +163,7 @@ class MappedFile:
         """
         page = mmap.PAGESIZE
         first = -(-entry.offset // page) * page
-        length = (entry.offset + entry.num_bytes) // page * page - first
+        length = entry.end // page * page - first
         if self._map is not None and length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, first, length)
 
@@ -183,16 +189,6 @@ class MappedFile:
                     ) from None
                 raise self.error(f"cannot be mapped: {error}") from None
         return self._map
-
-    def _refuse_non_weights(self) -> None:
-        """Recognise what servers and git leave in the place of weights."""
-        try:
-            reason = explain_non_weights(self.read_at(0, min(self.size, _HEAD_BYTES)))
-            if reason:
-                raise self.error(reason)
-        except CheckpointError:
-            self._file.close()
-            raise
 
 
 def explain_non_weights(head: bytes) -> str | None:

@@ -83,14 +83,12 @@ def ollama_models() -> Iterator[OllamaModel]:
 def unreadable_folder() -> Path | None:
     """A folder of Ollama's that is there and may not be read by this user."""
     for folder in ollama_folders():
-        for path in (folder / "manifests", folder, *folder.parents[:2]):
-            try:
-                if path.is_dir():
-                    if not os.access(path, os.R_OK | os.X_OK):
-                        return folder
-                    break
-            except OSError:
-                return folder
+        try:
+            next((folder / "manifests").iterdir(), None)
+        except PermissionError:
+            return folder
+        except OSError:
+            continue
     return None
 
 

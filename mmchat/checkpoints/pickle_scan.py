@@ -56,25 +56,19 @@ class _Global:
     name: tuple[str, str]
 
 
-class _RefusedError(ValueError):
-    """The pickle holds something that a checkpoint does not need."""
-
-
 def scan(data: bytes) -> dict[str, StridedTensor]:
     """The tensors by name. Raises ValueError with the reason when there is anything else."""
     try:
         value = _walk(data)
-    except _RefusedError:
-        raise
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise _RefusedError(f"it is damaged ({shown(error)})") from None
+    except (IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"it is damaged ({shown(error)})") from None
     if not isinstance(value, dict) or not value:
-        raise _RefusedError("it is not a dictionary of tensors")
+        raise ValueError("it is not a dictionary of tensors")
     for name, tensor in value.items():
         if not isinstance(tensor, StridedTensor):
-            raise _RefusedError(f"entry {shown(name)} is not a tensor")
+            raise ValueError(f"entry {shown(name)} is not a tensor")
     if len(value) > limits.TENSORS_PER_FILE:
-        raise _RefusedError(f"it has more than {limits.TENSORS_PER_FILE:,} tensors")
+        raise ValueError(f"it has more than {limits.TENSORS_PER_FILE:,} tensors")
     return value
 
 
@@ -85,7 +79,7 @@ def _walk(data: bytes) -> Any:
     for name, argument in _opcodes(data):
         if name == "STOP":
             if len(stack) != 1:
-                raise _RefusedError("something is left on its stack")
+                raise ValueError("something is left on its stack")
             return stack[0]
         if name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
@@ -97,7 +91,7 @@ def _walk(data: bytes) -> Any:
             stack.append(_PUSHED[name](argument))
         elif name in _APPLIED:
             _APPLIED[name](stack, argument)
-    raise _RefusedError("it has no end")
+    raise ValueError("it has no end")
 
 
 def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
@@ -107,32 +101,22 @@ def _opcodes(data: bytes) -> Iterator[tuple[str, Any]]:
         position, code = stream.tell(), stream.read(1).decode("latin-1")
         opcode = _BY_CODE.get(code)
         if opcode is None:
-            what = f"byte {code!r}" if code else "its end"
-            raise _RefusedError(f"{what} at {position} is no opcode")
+            raise ValueError(f"{code!r} at {position} is no opcode")
         if opcode.name not in _KNOWN:
-            raise _RefusedError(f"opcode {opcode.name} at {position} has no place in a checkpoint")
+            raise ValueError(f"opcode {opcode.name} at {position} has no place in a checkpoint")
         if opcode.name == "STOP" and position != len(data) - 1:
-            raise _RefusedError("something follows its end")
+            raise ValueError("something follows its end")
         if opcode.name == "GLOBAL":
-            yield "GLOBAL", [_line(stream), _line(stream)]
+            yield "GLOBAL", [stream.readline()[:-1].decode() for _ in range(2)]
         else:
             yield opcode.name, opcode.arg.reader(stream) if opcode.arg else None
-    raise _RefusedError("it is too long")
-
-
-def _line(stream: io.BytesIO) -> str:
-    line = stream.readline()
-    if not line.endswith(b"\n"):
-        raise _RefusedError("it ends inside a name")
-    return line[:-1].decode("utf-8")
+    raise ValueError("it is too long")
 
 
 def _since_mark(stack: list[Any]) -> list[Any]:
-    index = len(stack) - 1
-    while stack[index] is not _MARK:
-        index -= 1  # IndexError below the bottom: damaged
-        if index < 0:
-            raise _RefusedError("a MARK is missing")
+    index = next((i for i in reversed(range(len(stack))) if stack[i] is _MARK), -1)
+    if index < 0:
+        raise ValueError("a MARK is missing")
     items = stack[index + 1 :]
     del stack[index:]
     return items
@@ -140,7 +124,7 @@ def _since_mark(stack: list[Any]) -> list[Any]:
 
 def _global(module: str, name: str) -> _Global:
     if (module, name) not in _ALLOWED:
-        raise _RefusedError(
+        raise ValueError(
             f"it names {shown(f'{module}.{name}')}, which no checkpoint needs and may run code"
         )
     return _Global((module, name))
@@ -149,51 +133,46 @@ def _global(module: str, name: str) -> _Global:
 def _stack_global(stack: list[Any], _: Any) -> None:
     name, module = stack.pop(), stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
-        raise _RefusedError("a name in it is not a string")
+        raise ValueError("a name in it is not a string")
     stack.append(_global(module, name))
 
 
 def _tuple_of(length: int) -> Any:
-    def apply(stack: list[Any], _: Any) -> None:
-        if len(stack) < length:
-            raise _RefusedError("its stack is empty")
-        stack[-length:] = [_flat_tuple(stack[-length:])]
-
-    return apply
+    """TUPLE1 to TUPLE3."""
+    return lambda stack, _: stack.append(_flat_tuple([stack.pop() for _ in range(length)][::-1]))
 
 
 def _flat_tuple(items: list[Any]) -> tuple[Any, ...]:
     if len(items) > _TUPLE_ITEMS:
-        raise _RefusedError(f"it has a tuple of {len(items):,} items")
+        raise ValueError(f"it has a tuple of {len(items):,} items")
     nested = (inner for item in items if isinstance(item, tuple) for inner in item)
     if any(isinstance(inner, tuple | dict) for inner in nested):
-        raise _RefusedError("its tuples are nested deeper than those of a tensor")
+        raise ValueError("its tuples are nested deeper than those of a tensor")
     return tuple(items)
 
 
 def _set_items(stack: list[Any], items: list[Any]) -> None:
     target = stack[-1]
     if not isinstance(target, dict) or len(items) % 2:
-        raise _RefusedError("it sets items of something that is no dictionary")
+        raise ValueError("it sets items of something that is no dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str):
-            raise _RefusedError(f"a key of it is of type {type(key).__name__}, not a string")
+            raise ValueError(f"a key of it is of type {type(key).__name__}, not a string")
         if key in target:
-            raise _RefusedError(f"key {shown(key)} occurs twice")
+            raise ValueError(f"key {shown(key)} occurs twice")
         target[key] = value
 
 
 def _set_item(stack: list[Any], _: Any) -> None:
-    items = stack[-2:]
-    del stack[-2:]
-    _set_items(stack, items)
+    value, key = stack.pop(), stack.pop()
+    _set_items(stack, [key, value])
 
 
 def _build(stack: list[Any], _: Any) -> None:
     """Attributes of an object: only `_metadata` of a state dict, which is not needed."""
     state = stack.pop()
     if not isinstance(stack[-1], dict) or not isinstance(state, dict) or set(state) - {"_metadata"}:
-        raise _RefusedError("it sets attributes of an object")
+        raise ValueError("it sets attributes of an object")
 
 
 def _are_counts(*values: Any) -> bool:
@@ -207,7 +186,7 @@ def _storage(stack: list[Any], _: Any) -> None:
         ):
             stack.append(Storage(_STORAGES[kind], key, numel))
         case _:
-            raise _RefusedError("a tensor has no plain storage")
+            raise ValueError("a tensor has no plain storage")
 
 
 def _reduce(stack: list[Any], _: Any) -> None:
@@ -220,12 +199,12 @@ def _reduce(stack: list[Any], _: Any) -> None:
             (Storage() as storage, offset, tuple(shape), tuple(stride), bool(), {}),
         ) if name == _TENSOR and len(shape) == len(stride):
             if not _are_counts(offset, *shape, *stride):
-                raise _RefusedError("a size, stride or offset is no whole number")
+                raise ValueError("a size, stride or offset is no whole number")
             stack.append(StridedTensor(storage, offset, shape, stride))
         case _Global(name=name), (StridedTensor() as tensor, bool(), {}) if name == _PARAMETER:
             stack.append(tensor)
         case _:
-            raise _RefusedError("it calls something else than the makers of plain tensors")
+            raise ValueError("it calls something else than the makers of plain tensors")
 
 
 _PUSHED = {

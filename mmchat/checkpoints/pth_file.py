@@ -21,7 +21,10 @@ _FLAGS = 0x0808  # sizes after the data, UTF-8 names; no encryption
 def read_entries(file: MappedFile) -> list[TensorEntry]:
     """The tensors of `file` in the order of their data. Raises CheckpointError."""
     members = _zip_members(file)
-    prefix = _prefix(file, members)
+    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise file.error(f"is a zip archive with {len(pickles)} data.pkl, no checkpoint of torch")
+    prefix = pickles[0].removesuffix("/data.pkl")
     byte_order = members.get(f"{prefix}/byteorder")
     if byte_order and file.read_at(byte_order[0], min(byte_order[1], 16)) != b"little":
         raise file.error("was written on a big-endian machine, which mmchat does not read")
@@ -35,7 +38,8 @@ def read_entries(file: MappedFile) -> list[TensorEntry]:
         tensors = scan(data)
     except ValueError as error:
         raise file.error(f"its pickle is refused: {error}") from None
-    return file.in_order(_place(file, name, t, prefix, members) for name, t in tensors.items())
+    data = {name: members.get(f"{prefix}/data/{t.storage.key}") for name, t in tensors.items()}
+    return file.in_order(_place(file, name, t, data[name]) for name, t in tensors.items())
 
 
 # The zip
@@ -58,7 +62,10 @@ def _zip_members(file: MappedFile) -> dict[str, tuple[int, int, int]]:
     """Name -> (offset of the data, bytes, CRC-32); every member stored, none overlapping."""
     head = file.read_at(0, min(file.size, 512))
     if head[:4] != b"PK\x03\x04":
-        raise file.error(_explain_no_zip(head))
+        what = "no .pth file of torch (it does not begin as a zip archive); download it again"
+        if head[:1] == b"\x80" or head[257:262] == b"ustar":
+            what = "a bare pickle or tar, which may run code; save it again with torch 1.6 or newer"
+        raise file.error(f"is {what}")
     try:
         with _Capped(file.duplicate()) as raw, zipfile.ZipFile(raw) as archive:
             infos = archive.infolist()
@@ -74,22 +81,20 @@ def _zip_members(file: MappedFile) -> dict[str, tuple[int, int, int]]:
     members: dict[str, tuple[int, int, int]] = {}
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
-        if info.filename in members:
-            raise file.error(f"zip member {shown(info.filename)} occurs twice")
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise file.error(
-                f"zip member {shown(info.filename)} is compressed; torch never does that"
-            )
-        if info.flag_bits & ~_FLAGS:
-            raise file.error(
-                f"zip member {shown(info.filename)} is encrypted or of an unknown kind"
-            )
         offset = _data_offset(file, info)
-        if info.header_offset < end or offset + info.file_size > file.size:
+        is_plain = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & ~_FLAGS
+        if not is_plain or info.compress_size != info.file_size:
             raise file.error(
-                f"zip member {shown(info.filename)} lies outside its place; download it again"
+                f"zip member {shown(info.filename)} is compressed or encrypted; torch never does"
+                " that"
             )
+        is_apart = info.header_offset >= end and info.filename not in members
         end = offset + info.file_size
+        if not is_apart or end > file.size:
+            raise file.error(
+                f"zip member {shown(info.filename)} occurs twice or lies outside its place;"
+                " download it again"
+            )
         members[info.filename] = (offset, info.file_size, info.CRC)
     return members
 
@@ -98,42 +103,24 @@ def _data_offset(file: MappedFile, info: zipfile.ZipInfo) -> int:
     """Where the data of a member begins: after its own copy of the header."""
     fixed = file.read_at(info.header_offset, 30)
     name_length, extra_length = struct.unpack("<26xHH", fixed)
-    if fixed[:4] != b"PK\x03\x04":
-        raise file.error(
-            f"zip member {shown(info.filename)} is not where the table says; download it again"
-        )
     name = file.read_at(info.header_offset + 30, name_length)
-    if name != info.orig_filename.encode("utf-8", "replace"):
-        raise file.error(f"zip member {shown(info.filename)} has two names; download it again")
-    return info.header_offset + 30 + name_length + extra_length
-
-
-def _explain_no_zip(head: bytes) -> str:
-    if head[:1] == b"\x80" or head[257:262] == b"ustar":
-        return "is a bare pickle or tar, which may run code; save it again with torch 1.6 or newer"
-    return "is no .pth file of torch (it does not begin as a zip archive); download it again"
-
-
-def _prefix(file: MappedFile, members: dict[str, tuple[int, int, int]]) -> str:
-    pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(pickles) != 1:
+    if fixed[:4] != b"PK\x03\x04" or name != info.orig_filename.encode("utf-8", "replace"):
         raise file.error(
-            f"is a zip archive with {len(pickles)} data.pkl, not a checkpoint of torch"
+            f"zip member {shown(info.filename)} is not where the table says, or has two names;"
+            " download it again"
         )
-    return pickles[0].removesuffix("/data.pkl")
+    return info.header_offset + 30 + name_length + extra_length
 
 
 def _place(
     file: MappedFile,
     name: str,
     tensor: StridedTensor,
-    prefix: str,
-    members: dict[str, tuple[int, int, int]],
+    member: tuple[int, int, int] | None,
 ) -> TensorEntry:
     """Where the data of a tensor lies; its strides and its storage must fit what it says."""
     file.check_tensor(name, tensor.shape)
     storage = tensor.storage
-    member = members.get(f"{prefix}/data/{storage.key}")
     if member is None:
         raise file.error(f"tensor {shown(name)}: its data {shown(storage.key)} is not in the file")
     offset, size, _ = member

@@ -15,31 +15,28 @@ _DTYPES = ("bfloat16", "float16", "float32")
 _SIZE_TOLERANCE = 1.05
 
 
-def check_size(checkpoint: Checkpoint, parameters: int) -> None:
-    """Raise CheckpointError when the files are too small for so many parameters."""
-    if reason := _too_small(checkpoint, parameters):
-        raise CheckpointError(f"{_where(checkpoint)}: {reason}")
-
-
 def check_entries(
     checkpoint: Checkpoint,
     entries: Mapping[str, TensorEntry],
     expected: Mapping[str, tuple[int, ...]],
     needed: Collection[str],
     scalars: Collection[str] = (),
+    dtypes: Mapping[str, str] | None = None,
+    advice: str = "is it the right params file? else download it again",
 ) -> None:
     """Raise CheckpointError unless `entries` are the `expected` tensors and no others.
 
     entries: those of the checkpoint by the names used in `expected`. needed: the names that must be
-    there; the others may be missing. scalars: names whose tensor may have any length.
+    there; the others may be missing. scalars: names whose tensor may have any length. dtypes: of
+    each; None: any that a weight may have. advice: what to do.
     """
     missing = [name for name in expected if name in needed and name not in entries]
     unexpected = [name for name in entries if name not in expected]
-    wrong = [
-        problem
-        for name, shape in expected.items()
-        if name in entries and (problem := _fault(entries[name], shape, name in scalars))
-    ]
+    wrong = []
+    for name, shape in expected.items():
+        kinds = (dtypes[name],) if dtypes else _DTYPES
+        if name in entries and (fault := _fault(entries[name], shape, name in scalars, kinds)):
+            wrong.append(fault)
     faults = [
         _listed("missing", missing, lambda name: _with_hint(name, unexpected)),
         _listed("unexpected", unexpected, lambda name: _place(entries[name])),
@@ -49,7 +46,6 @@ def check_entries(
         return
     size = _too_small(checkpoint, sum(map(math.prod, expected.values())))
     parts = "; ".join(filter(None, [size, *faults]))
-    advice = "is it the right params file? else download it again"
     if len(unexpected) == len(entries):
         advice = "this is the checkpoint of another kind of model"
     raise CheckpointError(f"{_where(checkpoint)}: does not fit the model: {parts}; {advice}")
@@ -83,11 +79,13 @@ def _with_hint(name: str, unexpected: list[str]) -> str:
     return f"{shown(name)} (is it {shown(close[0])}?)" if close else shown(name)
 
 
-def _fault(entry: TensorEntry, shape: tuple[int, ...], is_scalar: bool) -> str | None:
+def _fault(
+    entry: TensorEntry, shape: tuple[int, ...], is_scalar: bool, kinds: Sequence[str]
+) -> str | None:
     fits = len(entry.shape) <= 1 if is_scalar else entry.shape == shape
-    if fits and entry.dtype in _DTYPES:
+    if fits and entry.dtype in kinds:
         return None
-    wanted = f"{list(shape)}" if not fits else f"one of {', '.join(_DTYPES)}"
+    wanted = f"{list(shape)}" if not fits else f"one of {', '.join(kinds)}"
     found = f"{list(entry.shape)} {entry.dtype}"
     return f"{_place(entry)}: expected {wanted}, found {found}"
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from mmchat import limits
 from mmchat.checkpoints.hub_cache import commit_of, repo_folder
-from mmchat.checkpoints.manifest import Manifest, read_manifest
+from mmchat.checkpoints.manifest import Manifest, is_whole, read_manifest
 from mmchat.checkpoints.names import COMMIT, REVISION
 from mmchat.checkpoints.packed import Packing, packing_of
 from mmchat.errors import CheckpointError, NetworkError, UsageError, disk_errors, quoted
 from mmchat.hub.client import HubClient, HubFile
-from mmchat.hub.places import CachePlace, FolderPlace, Place, is_whole, old_manifest, place_at
+from mmchat.hub.places import CachePlace, FolderPlace, Place, old_manifest, place_at
 from mmchat.hub.selection import WeightsFormat, select
 from mmchat.hub.transfer import fetch_part
 from mmchat.offline import is_hub_offline
@@ -165,7 +165,7 @@ def _finished(request: Request, place: Place, commit: str | None) -> Plan | None
         return None
     has_all = request.selections and set(request.selections) <= set(done.selections)
     is_meant = (commit or request.revision) in (done.commit, done.revision)
-    if not has_all or not is_meant or not is_whole(place.folder, done):
+    if not has_all or not is_meant or not is_whole(place.folder, done.files):
         return None
     return _plan(request, done.commit, place, _recorded(done, done.files))
 

@@ -22,10 +22,10 @@ from mmchat.checkpoints.hub_cache import (
     repo_folder,
     weight_files,
 )
-from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest, read_manifest
+from mmchat.checkpoints.manifest import MANIFEST_NAME, Manifest, is_whole, read_manifest
 from mmchat.checkpoints.names import place_of
 from mmchat.errors import CheckpointError, DiskError, UsageError, quoted
-from mmchat.hub.places import CachePlace, FolderPlace, is_whole, old_manifest
+from mmchat.hub.places import CachePlace, FolderPlace, old_manifest
 from mmchat.storage.safe_files import alone_in
 from mmchat.storage.space import size_of
 
@@ -63,7 +63,7 @@ def _seen(repo: str) -> Holding:
     if manifest is None:
         state: State = "unrecorded" if _weights_are_whole(folder) else "incomplete"
     else:
-        state = "present" if is_whole(folder, manifest) else "incomplete"
+        state = "present" if is_whole(folder, manifest.files) else "incomplete"
     known = {".pth": "original", ".bin": "bin"}
     formats = {known.get(f.suffix, "safetensors") for f in weight_files(folder)}
     if "bin" not in formats:  # which stand for the safetensors that a repository lacks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +66,8 @@ def verify_folder(
             f"{quoted(folder, 300)}: no manifest and no {CHECKLIST_NAME} says what should be there"
         )
     for item in expected:
-        reason = _fault(folder, item, fast, progress)
+        digest, told = None if fast else item.hash, partial(progress, item.file)
+        reason = fault_of(folder, item.file, item.size, digest, told)
         if reason and all(fault.file != item.file for fault in faults):
             faults.append(Fault(item.file, reason))
     records = tuple(dict.fromkeys(item.record for item in expected))
@@ -128,17 +129,22 @@ def _by_checklists(folder: Path, manifest: Manifest | None) -> Iterator[_Expecte
                 yield _Expected(name, CHECKLIST_NAME, match[1])
 
 
-def _fault(folder: Path, item: _Expected, fast: bool, progress: BytesCallback) -> str | None:
-    """What is wrong with one file, or None."""
+def fault_of(
+    folder: Path,
+    name: str,
+    size: int | None,
+    digest: str | None,
+    told: Callable[[int], None] = lambda _: None,
+) -> str | None:
+    """What is wrong with one file, or None. size, digest: as recorded, None: not compared."""
     try:
-        with open_inside(folder, item.file) as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if item.size is not None and size != item.size:
-                return f"has {size:,} bytes, {item.size:,} are recorded"
-            told = partial(progress, item.file)
-            if fast or feed(opened, new_digest(item.hash, size), told) == item.hash:
+        with open_inside(folder, name) as opened:
+            found = os.fstat(opened.fileno()).st_size
+            if size is not None and found != size:
+                return f"has {found:,} bytes, {size:,} are recorded"
+            if digest is None or feed(opened, new_digest(digest, found), told) == digest:
                 return None
-            return f"its content is not what was recorded ({item.record})"
+            return "is not what was recorded"
     except FileNotFoundError:
         return "is missing"
     except CheckpointError as error:

@@ -27,7 +27,7 @@ from mmchat.errors import CheckpointError, UsageError, quoted
 from mmchat.hub.client import HubFile
 from mmchat.hub.transfer import has_etag
 from mmchat.storage import atomic_file
-from mmchat.storage.safe_files import append_line, open_regular, sweep, sync, temporary_folder
+from mmchat.storage.safe_files import open_regular, sweep, sync, temporary_folder
 from mmchat.storage.space import size_of
 
 PART_ENDING = ".mmchat.part"
@@ -61,7 +61,8 @@ class Place(ABC):
     def put(self, file: HubFile) -> None:
         """Move the finished part of `file` to its place."""
         self.journal.parent.mkdir(parents=True, exist_ok=True)
-        append_line(self.journal, file.etag)
+        with open_regular(self.journal, "a") as opened:
+            opened.write(f"{file.etag}\n".encode())
         target = self.target(file)
         target.parent.mkdir(parents=True, exist_ok=True)
         self.part(file).replace(target)
@@ -211,9 +212,3 @@ def old_manifest(path: Path) -> Manifest | None:
         return read_manifest(path)
     except CheckpointError:
         return None
-
-
-def is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether all files of a manifest are in `folder`, in their sizes."""
-    records = manifest.files.items()
-    return all(size_of(folder / name) == record.size for name, record in records)

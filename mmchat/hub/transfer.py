@@ -19,7 +19,7 @@ from typing import Any
 
 from mmchat.errors import DiskError, NetworkError, quoted
 from mmchat.hub.client import LONGEST_WAIT, HubFile, TransientError
-from mmchat.storage.safe_files import open_regular, open_to_update
+from mmchat.storage.safe_files import open_regular
 
 _BLOCK = 1 << 20
 _WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each try that follows one without a byte
@@ -73,7 +73,7 @@ def fetch_part(
     """
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with open_to_update(part) as opened:
+        with open_regular(part, "r+") as opened:
             _Transfer(read, file, opened, report, cancelled).run()
             os.fsync(opened.fileno())
     except _WrongContentError as wrong:

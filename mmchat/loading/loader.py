@@ -6,7 +6,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -32,7 +32,7 @@ from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import as_packed
 from mmchat.loading.prepared import Prepared, placement_of, prepare, prepare_kernels
 from mmchat.loading.shares import join
-from mmchat.loading.weights import load_beside, load_weights, together
+from mmchat.loading.weights import load_weights, together
 from mmchat.models.prompt import MediaFacts, Prompt
 from mmchat.parallel.launch import group_of
 from mmchat.parallel.slices import Shares
@@ -174,29 +174,24 @@ def load(
         options = options.as_exported(exported)
     if spec.text_only:
         options = replace(options, text_only=True)
+    group = None
     if exported and exported.record.programs:
         from mmchat.loading.programs import check_programs
 
         check_programs(exported)
-        tokenizer = _open_tokenizer(source)
-        running = _run_programs(exported, spec, options)
     elif options.ranks > 1:
         group = group_of(options.ranks, options.parallel_timeout)  # which begins while we read
-        tokenizer = _open_tokenizer(source)
+    tokenizer = _open_tokenizer(source)
+    if exported and exported.record.programs:
+        running = _run_programs(exported, spec, options)
+    elif group:
         running = _run_shared(source, options, group, repack=repack)
     else:
-        tokenizer = _open_tokenizer(source)
-        running = _run_source(source, options, repack=repack)
+        running = _run(lambda: source, options, repack=repack)
     if source.kept:
         running = replace(running, format=source.format)
     loaded = _ready(spec, running, tokenizer, begin)
     return replace(loaded, adapters=tuple(map(str, source.adapters)))
-
-
-def _run_source(source: ModelSource, options: LoadOptions, *, repack: bool) -> Running:
-    with source.open_weights() as files, source.open_adapters() as adapters:
-        record = source.exported.record if source.exported else None
-        return _fill(prepare(files, source.spec, options, record, adapters), repack=repack)
 
 
 def _run_shared(
@@ -208,7 +203,7 @@ def _run_shared(
     driver = driver_of(group)
     number = driver.new_number()
     driver.tell("model", number, options.as_json(), repack)
-    own = _run_share(lambda: source, options, group, repack=repack)
+    own = _run(lambda: source, options, group, repack=repack)
     shared: Any = MirroredRuntime(driver, own.runtime, number)
     return replace(own, runtime=shared)
 
@@ -216,22 +211,27 @@ def _run_shared(
 def load_share(given: dict[str, Any], repack: bool, group: Group) -> Runtime:
     """What `load` does on the other ranks, with the options that rank 0 sends."""
     options = LoadOptions(**given)
-    return _run_share(options.find, options, group, repack=repack).runtime
+    return _run(options.find, options, group, repack=repack).runtime
 
 
-def _run_share(
-    find: Callable[[], ModelSource], options: LoadOptions, group: Group, *, repack: bool
+def _run(
+    find: Callable[[], ModelSource],
+    options: LoadOptions,
+    group: Group | None = None,
+    *,
+    repack: bool,
 ) -> Running:
     """What fails on one rank is raised on all, before weights are read or afterwards."""
     with ExitStack() as opened:
-        with group.agreed() as meeting:
+        with group.agreed() if group else nullcontext() as meeting:
             source = find()
             files = opened.enter_context(source.open_weights())
             adapters = opened.enter_context(source.open_adapters())
             record = source.exported.record if source.exported else None
             prepared = prepare(files, source.spec, options, record, adapters, group)
-            meeting.must_equal = prepared.identity
-        with group.agreed():
+            if meeting:
+                meeting.must_equal = prepared.identity
+        with group.agreed() if group else nullcontext():
             return _fill(prepared, group, repack=repack)
 
 
@@ -271,7 +271,7 @@ def load_with(
         packed = as_packed(files, spec, options, placement)[1] if files.computed else None
         packed = packed and replace(packed, formats=loaded.formats)
         prepared = Prepared(files, spec, options, placement, None, adapters, packed)
-        model = load_beside(prepared, other, changed)
+        model = load_weights(prepared, other=other, changed=changed)
         remarks = adapters.remarks
     return replace(
         loaded,

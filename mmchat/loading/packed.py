@@ -15,15 +15,13 @@ from torch import Tensor
 
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint, WideRows
-from mmchat.checkpoints.packed.base import PackedWeight, fail, spans
+from mmchat.checkpoints.computed import PackedWeight, spans
+from mmchat.checkpoints.gguf_checkpoint import GgufCheckpoint, GgufPacking
+from mmchat.checkpoints.packed.base import fail
 from mmchat.hardware.placement import Placement
 from mmchat.loading.options import LoadOptions
-from mmchat.loading.shares import cut_rounded
-from mmchat.models.build import FamilyModel
 from mmchat.nn.linear import Linear
 from mmchat.nn.shapes_only import shapes_only
-from mmchat.parallel.slices import Shares
 from mmchat.quant.formats.base import Format
 from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8, Blocks
 from mmchat.quant.formats.int4 import Int4
@@ -58,56 +56,30 @@ class AddedError:
         self._errors += float((found.to(wide.dtype).double() - wide.double()).square().sum())
 
     def remark(self, label: str, scheme: str) -> str:
-        """What is to be said of weights that `label` packed; empty where nothing was added."""
-        share = sqrt(self._errors / self._squares) if self._squares else 0.0
-        if share <= _EQUAL:
+        """What is to be said of weights that `label` packed; empty where no layer holds any."""
+        if not self._squares:
             return ""
-        return (
-            f"{label}: held as {scheme}, which adds {share:.1%}; --quantize none is exact, and"
-            " larger"
-        )
+        share = sqrt(self._errors / self._squares)
+        if share > _EQUAL:
+            return (
+                f"{label}: held as {scheme}, which adds {share:.1%}; --quantize none is exact, and"
+                " larger"
+            )
+        return "" if label == GgufPacking.label else f"{label}: kept as it is"
 
 
 @dataclass(frozen=True)
 class PackedLayers:
     """Layers that another program packed, by the names of the model.
 
-    formats: of those that are to be quantised, None for the plan's of all. weights: that `fill`
-    gives them; those of GGUF come with all others. label: who packed them. others: (part, rows,
-    columns, format) of each layer that is held in another format than the plan's.
+    formats: of those that are to be quantised, None for the plan's of all. label: who packed them.
+    others: (part, rows, columns, format) of each layer that is held in another format than the
+    plan's.
     """
 
     formats: Mapping[str, Format] | None
-    weights: Mapping[str, PackedWeight]
     label: str
     others: tuple[OtherLayer, ...] = ()
-
-    def fill(
-        self,
-        model: FamilyModel,
-        files: Checkpoint,
-        wanted: Collection[str],
-        options: LoadOptions,
-        device: torch.device,
-        notices: list[str],
-        shares: Shares | None = None,
-    ) -> set[str]:
-        """Give the layers that are not plain their weights. Returns the names of these."""
-        done, added = set(), AddedError()
-        for name in (name for name in self.weights if name in wanted):  # in the order of the files
-            layer = model.get_submodule(name.rpartition(".")[0])
-            if isinstance(layer, Linear) and layer.format is not PLAIN:
-                fill(layer, self.weights[name], device, added)
-                if shares and shares.cut(name):
-                    cut_rounded(shares, name, layer)
-                files.release(self.weights[name].entry.name)
-                done.add(name)
-                if options.progress:
-                    options.progress("weights", len(done), len(wanted))
-        if done:
-            kept = f"{self.label}: kept as it is"
-            notices.append(added.remark(self.label, options.quantize) or kept)
-        return done
 
 
 def as_packed(
@@ -118,20 +90,15 @@ def as_packed(
     A scheme that was asked for is that of all layers. Raises CheckpointError, and UsageError for
     parts to keep where nothing is rounded.
     """
+    label = spec.packing.label if spec.packing else ""
+    if options.quantize != AUTO:
+        return options, PackedLayers(None, label)
     build = spec.family.build()
     with shapes_only():
         model = build.model(spec.config)
     wanted = model.weight_names(text_only=options.text_only or spec.text_only)
     entries = build.check_weights(files, spec.config, wanted)
     blocks = files.blocks if isinstance(files, GgufCheckpoint) else {}
-    weights = {
-        name: found
-        for name, entry in entries.items()
-        if isinstance(found := files.computed.get(entry.name), PackedWeight)
-    }
-    label = spec.packing.label if spec.packing else ""
-    if options.quantize != AUTO:
-        return options, PackedLayers(None, weights, label)
     parts = model.linear_parts()
     stored = {name: entries[f"{name}.weight"].name for name in parts if f"{name}.weight" in entries}
     packed = {n: part for n, part in parts.items() if stored.get(n) in files.computed}
@@ -150,7 +117,7 @@ def as_packed(
             formats[name] = own if own.fits(*shape) else INT8
         if formats[name] != planned:
             others.append((part, *shape, formats[name]))
-    return options, PackedLayers(formats, weights, label, tuple(others))
+    return options, PackedLayers(formats, label, tuple(others))
 
 
 def _as_stored(
@@ -164,9 +131,7 @@ def _as_stored(
     return replace(options, quantize=scheme, quantize_keep=kept)
 
 
-def fill(
-    layer: Linear, weight: PackedWeight | WideRows, device: torch.device, added: AddedError
-) -> None:
+def fill(layer: Linear, weight: PackedWeight, device: torch.device, added: AddedError) -> None:
     """Give a layer the weights, on `device`, and tell `added` what that changed.
 
     Raises CheckpointError for those of another shape.
@@ -176,7 +141,7 @@ def fill(
     if entry.shape != wanted:
         fail(entry, f"unpacked it is {list(entry.shape)}, expected {list(wanted)}")
     whole = [held.new_empty(held.shape, device=device) for held in layer.held()]
-    for begin, end in spans(entry):
+    for begin, end in spans(entry.shape):
         held = form.adopt(weight.codes(begin, end)) if weight.codes else None
         if held is None:
             held = form.quantize(weight.rows(begin, end).to(device))

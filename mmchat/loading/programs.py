@@ -6,8 +6,6 @@ would let run programs here.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ import torch
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.checkpoints.exported_folder import PACKAGE_NAME, PROGRAM_NAME, ExportedFolder
-from mmchat.checkpoints.manifest import FileRecord
-from mmchat.checkpoints.names import open_inside
 from mmchat.errors import CheckpointError, ExportError, quoted
 from mmchat.hardware.placement import Placement
+from mmchat.hub.integrity import fault_of
 from mmchat.models.base import ExportLimits
 from mmchat.progress import ProgressCallback
 from mmchat.runtime.aoti import AotiPrograms
@@ -43,7 +40,8 @@ def check_programs(folder: ExportedFolder) -> None:
     """
     _check_versions(folder)
     for name, expected in folder.files.items():
-        if reason := _fault(folder.path, name, expected):
+        digest = None if name.endswith(".safetensors") else expected.sha256
+        if reason := fault_of(folder.path, name, expected.size, digest):
             shown = quoted(folder.path / name, 300)
             raise CheckpointError(f"{shown} {reason}; export again: {folder.again()} --force")
 
@@ -94,22 +92,6 @@ def _runs(made_for: str, here: str) -> bool:
     if machine != own_machine or not {wanted, own} <= set(_CAPABILITIES):
         return made_for == here
     return _CAPABILITIES.index(wanted) <= _CAPABILITIES.index(own)
-
-
-def _fault(folder: Path, name: str, expected: FileRecord) -> str | None:
-    try:
-        with open_inside(folder, name) as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if size != expected.size:
-                return f"has {size:,} bytes, {expected.size:,} are recorded"
-            if name.endswith(".safetensors"):
-                return None
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            return None if digest == expected.sha256 else "is not what was written"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
 
 
 def _weights(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -57,24 +57,18 @@ def join(model: FamilyModel, group: Group, shares: Shares) -> None:
         sizes = [cut.size(rank, shares.ranks) for rank in range(shares.ranks)]
         if cut.axis == 1:
             module.in_features = sizes[shares.rank]
-            module.register_forward_hook(partial(_add_up, group))
+            _after(module, group.sum)
         else:
             module.out_features = sizes[shares.rank]
             if cut.gathered:
                 is_first = cut.gathered == "first"
-                module.register_forward_hook(partial(_gather, group, sizes, is_first))
+                _after(module, partial(group.gather, sizes=sizes, first=is_first))
 
 
-def _add_up(group: Group, layer: nn.Module, given: object, y: Tensor) -> Tensor:  # noqa: ARG001
-    return group.sum(y)
+def _after(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Let the layer give what `change` makes of its result."""
 
+    def changed(_layer: nn.Module, _given: object, y: Any) -> Tensor:
+        return change(y)
 
-def _gather(
-    group: Group,
-    sizes: Sequence[int],
-    first: bool,
-    layer: nn.Module,  # noqa: ARG001
-    given: object,  # noqa: ARG001
-    y: Tensor,
-) -> Tensor:
-    return group.gather(y, sizes, first=first)
+    layer.register_forward_hook(changed)

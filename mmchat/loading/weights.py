@@ -18,10 +18,10 @@ from mmchat.catalog.known import params_file_for
 from mmchat.catalog.spec import ModelSpec
 from mmchat.checkpoints.adapter import Adapters
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
-from mmchat.checkpoints.gguf_checkpoint import WideRows
-from mmchat.errors import CheckpointError, MmchatError, quoted
+from mmchat.checkpoints.computed import PackedWeight
+from mmchat.checkpoints.verify import check_entries
+from mmchat.errors import CheckpointError, MmchatError
 from mmchat.hardware.placement import Placement
-from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import AddedError, fill
 from mmchat.loading.prepared import Prepared
 from mmchat.loading.shares import check_groups, cut_rounded
@@ -31,57 +31,62 @@ from mmchat.nn.linear import Linear, set_formats
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.parallel.slices import Shares
 
-_SHOWN = 5  # differences that a message names
-
 
 def load_weights(
-    prepared: Prepared, *, repack: bool = True, shares: Shares | None = None
+    prepared: Prepared,
+    *,
+    repack: bool = True,
+    shares: Shares | None = None,
+    other: FamilyModel | None = None,
+    changed: Collection[str] = (),
 ) -> FamilyModel:
     """Build the model on the meta device and fill it. repack: as in loader.load. shares: what this
-    process holds of it.
+    process holds of it. other: the same model but for the tensors that are `changed`; all that is
+    equal is shared with it.
 
     A layer that is quantised takes its weights rounded, so that no more than one of them is in
     memory as it was. options.progress is told ("weights", done, of tensors). Raises
     CheckpointError with the differences, before anything is read.
     """
     p, files, spec, options = prepared, prepared.files, prepared.spec, prepared.options
+    device, record = p.placement.device, p.exported
+    scheme, kind = (record.scheme, record.device) if record else (options.quantize, device.type)
+    joins = _joins(scheme, kind)
     build, model = spec.family.build(), _empty(p)
     if shares:
         check_groups(model, shares)
-    filled = 0  # of packed weights
+    wanted = model.weight_names(text_only=options.text_only)
+    if other:
+        wanted = together(wanted, changed, joins=joins)
     added = AddedError()
     try:
-        if p.exported:
-            if _joins(p.exported.scheme, p.exported.device):
+        if record:
+            if joins:
                 with shapes_only():
                     model.fuse_projections()
-            count, tensors = _of_export(files, model, options, p.placement)
+                wanted = model.weight_names(text_only=options.text_only)
+            _check(files, model, wanted, p.placement.dtype)
+            tensors = ((name, files.read(name)) for name in files.entries if name in wanted)
         else:
-            wanted = set(model.weight_names(text_only=options.text_only))
-            count = len(wanted)
-            if p.packed:
-                whole = wanted - p.adapters.touched  # which are rounded when they are merged
-                wanted -= p.packed.fill(
-                    model, files, whole, options, p.placement.device, p.notices, shares
-                )
-            filled = count - len(wanted)
             used = partial(_used, model, shares, p.adapters.touched)
-            tensors = build.iter_weights(files, spec.config, wanted, used)
+            tensors = build.iter_weights(files, spec.config, set(wanted), used)
             tensors = _merged(tensors, p.adapters, model, p.placement.dtype)
         model.requires_grad_(False).eval()
-        for done, (name, tensor) in enumerate(tensors, start=filled + 1):
+        for done, (name, tensor) in enumerate(tensors, start=1):
             _assign(model, name, tensor, p.placement, added, shares)
             if options.progress:
-                options.progress("weights", done, count)
+                options.progress("weights", done, len(wanted))
     except CheckpointError as error:
         raise _with_fitting_params(error, spec) from None
-    if not p.exported and _joins(options.quantize, p.placement.device.type):
+    if joins and not record:
         model.fuse_projections()
-    if remark := added.remark("GGUF", options.quantize):
+    if other:
+        _share(other, model)
+    if p.packed and (remark := added.remark(p.packed.label, options.quantize)):
         p.notices.append(remark)
-    model.finish_loading(p.placement.device)
+    model.finish_loading(device)
     if repack:
-        _repack(model, files if p.exported else None)
+        _repack(model, files if record else None)
     return model
 
 
@@ -120,30 +125,6 @@ def _used(
         return None
     is_rounded_whole = cut.axis == 1 and _buffer(model, name) is not None
     return None if is_rounded_whole else (cut.axis, cut.spans(shares.rank, shares.ranks))
-
-
-def load_beside(prepared: Prepared, other: FamilyModel, changed: Collection[str]) -> FamilyModel:
-    """The model, where `other` is the same but for the tensors that are `changed`.
-
-    All that is equal is shared with it. Raises CheckpointError.
-    """
-    p, spec, options, device = prepared, prepared.spec, prepared.options, prepared.placement.device
-    build, model = spec.family.build(), _empty(p)
-    joins = _joins(options.quantize, device.type)
-    wanted = set(together(model.weight_names(text_only=options.text_only), changed, joins=joins))
-    if p.packed:
-        whole = wanted - p.adapters.touched
-        wanted -= p.packed.fill(model, p.files, whole, options, device, [])
-    tensors = build.iter_weights(p.files, spec.config, wanted)
-    for name, tensor in _merged(tensors, p.adapters, model, p.placement.dtype):
-        _assign(model, name, tensor, p.placement, AddedError())
-    model.requires_grad_(False).eval()
-    if joins:
-        model.fuse_projections()
-    _share(other, model)
-    model.finish_loading(device)
-    _repack(model, None)
-    return model
 
 
 def together(names: Collection[str], changed: Collection[str], *, joins: bool) -> list[str]:
@@ -199,35 +180,14 @@ def _joins(scheme: str, device_type: str) -> bool:
     return scheme != "none" or device_type != "cpu"
 
 
-def _of_export(
-    files: Checkpoint, model: FamilyModel, options: LoadOptions, placement: Placement
-) -> tuple[int, Iterable[tuple[str, Tensor]]]:
-    """How many tensors, their names in the model and what is stored for them."""
-    wanted = model.weight_names(text_only=options.text_only)
-    _check(files, model, wanted, placement.dtype)
-    names = [name for name in files.entries if name in wanted]
-    return len(names), ((name, files.read(name)) for name in names)
-
-
 def _check(
     files: Checkpoint, model: FamilyModel, wanted: Collection[str], dtype: torch.dtype
 ) -> None:
     """Raise CheckpointError unless `files` hold what `model` stores, in `dtype` but for buffers."""
-    expected, buffers = model.state_dict(), dict(model.named_buffers())  # buffers: what is rounded
-    missing, unknown = set(wanted) - files.entries.keys(), files.entries.keys() - expected.keys()
-    faults = [f"{quoted(name)} is missing" for name in sorted(missing)]
-    faults += [f"{quoted(name)} is unknown" for name in sorted(unknown)]
-    for name in sorted(set(wanted) - missing):
-        entry, like = files.entries[name], expected[name]
-        kind = str(like.dtype if name in buffers else dtype).removeprefix("torch.")
-        if (entry.shape, entry.dtype) != (tuple(like.shape), kind):
-            found, wants = f"{list(entry.shape)} {entry.dtype}", f"{list(like.shape)} {kind}"
-            faults.append(f"{quoted(name)} is {found}, expected {wants}")
-    if faults:
-        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise CheckpointError(
-            f"{quoted(files.files[0], 300)}: {'; '.join(faults[:_SHOWN])}{more}; export it again"
-        )
+    held, buffers = model.state_dict(), dict(model.named_buffers())  # buffers: what is rounded
+    shapes = {name: tuple(tensor.shape) for name, tensor in held.items()}
+    kinds = {n: str(t.dtype if n in buffers else dtype)[len("torch.") :] for n, t in held.items()}
+    check_entries(files, files.entries, shapes, wanted, dtypes=kinds, advice="export it again")
 
 
 def _buffer(model: FamilyModel, name: str) -> Tensor | None:
@@ -251,7 +211,7 @@ def _assign(
     owner, _, last = name.rpartition(".")
     module: Any = model.get_submodule(owner)
     buffer = _buffer(model, name)
-    if isinstance(tensor, WideRows):
+    if isinstance(tensor, PackedWeight):
         if buffer is not None:
             fill(module, tensor, placement.device, added)
             if shares and shares.cut(name):

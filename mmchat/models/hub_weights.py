@@ -106,5 +106,5 @@ def read_entries(
     """(the model's name, tensor) of the `wanted`; each is given back when the next is taken."""
     for name, entry in entries.items():
         if name in wanted:
-            yield name, checkpoint.read(entry.name)
+            yield name, checkpoint.rows(entry.name)
             checkpoint.release(entry.name)

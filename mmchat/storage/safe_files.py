@@ -18,36 +18,26 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 _TEMPORARY = re.compile(r"\.mmchat-[0-9a-f]{16}\.tmp")
 _NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = {
+    "r": os.O_RDONLY,
+    "r+": os.O_RDWR | os.O_CREAT,
+    "a": os.O_WRONLY | os.O_APPEND | os.O_CREAT,
+}
 _swept: set[str] = set()
 
 
-def open_regular(path: Path) -> io.FileIO:
-    """Open a regular file for reading; a link is not followed, and a pipe is not waited for.
+def open_regular(path: Path, mode: Literal["r", "r+", "a"] = "r") -> io.FileIO:
+    """Open a regular file, which "r+" and "a" make if it is not there; a link is not followed, and
+    a pipe is not waited for.
 
     Raises OSError.
     """
-    return _regular(os.open(path, _READ), "r")
-
-
-def open_to_update(path: Path) -> io.FileIO:
-    """Open a regular file for reading and writing, made if it is not there; as `open_regular`."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    return _regular(os.open(path, flags, 0o644), "r+")
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, made if it is not there; a link is not followed. Raises OSError."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, 0o644), "a") as opened:
-        opened.write(f"{line}\n")
-
-
-def _regular(descriptor: int, mode: str) -> io.FileIO:
+    descriptor = os.open(path, _FLAGS[mode] | _SAFELY, 0o644)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file")
@@ -111,7 +101,7 @@ def make_folder(path: Path) -> int:
     """Make a folder that was not there, for this user alone; returns it open. Raises OSError."""
     path.mkdir(mode=0o700)
     try:
-        return os.open(path, _READ | os.O_DIRECTORY)
+        return os.open(path, _SAFELY | os.O_DIRECTORY)
     except OSError:
         path.rmdir()
         raise
@@ -140,7 +130,7 @@ def alone_in(folder: Path, waiting: Callable[[], None]) -> Iterator[bool]:
     has_waited = False
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, _READ | os.O_DIRECTORY)
+        descriptor = os.open(folder, _SAFELY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -167,7 +157,7 @@ def remove_left(path: Path, recover: Callable[[], None] = lambda: None) -> bool:
     file system without locks. Raises OSError if it is there and is another's.
     """
     try:
-        descriptor = os.open(path, _READ)
+        descriptor = os.open(path, _SAFELY)
     except FileNotFoundError:
         return True
     try:

@@ -21,7 +21,7 @@ from mmchat.hub.download import repair_plan
 from mmchat.hub.holdings import folder_removal, remove
 from mmchat.hub.integrity import recorded_sizes, verify_folder
 from mmchat.hub.places import FolderPlace
-from mmchat.storage.safe_files import open_to_update
+from mmchat.storage.safe_files import open_regular
 
 HOSTILE = [
     "../victim/thesis.txt", "/etc/passwd", "..", ".", "", "a/../b", "a//b", "a/", "/", "a\\b",
@@ -186,7 +186,7 @@ def test_a_repair_writes_only_in_the_folder(tmp_path, victim, link):
     try:
         part = plan.place.part(file)
         part.parent.mkdir(exist_ok=True)
-        with open_to_update(part) as opened:
+        with open_regular(part, "r+") as opened:
             opened.write(b"malicious")
         plan.place.put(file)
         plan.place.finish([file], Manifest({}, "a/b", "main", "0" * 40))

@@ -72,7 +72,7 @@ def test_list_verify_and_remove_know_what_comes_beside(tmp_path, monkeypatch):
     assert (found["files"], found["companion"]["files"]) == (["config.json"], ["pytorch_model.bin"])
     (tower / "pytorch_model.bin").write_bytes(b"Weights")
     damaged = run("verify", REPO)
-    assert damaged.stdout.splitlines()[1].startswith("pytorch_model.bin: its content is not what")
+    assert damaged.stdout.splitlines()[1].startswith("pytorch_model.bin: is not what was recorded")
     assert (damaged.exit_code, "1 fault, in pytorch_model.bin" in damaged.stderr) == (3, True)
     done = run("remove", REPO, "-y")
     assert done.stderr.endswith(f"its vision encoder stays; 'mmchat remove {TOWER}' removes it\n")

@@ -93,7 +93,7 @@ def test_a_flipped_bit_is_found_before_anything_is_run(folder, installed):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    refused(folder, CheckpointError, "programs.pte' is not what was written")
+    refused(folder, CheckpointError, "programs.pte' is not what was recorded")
 
 
 def test_what_is_no_program_is_one_line(folder, installed):

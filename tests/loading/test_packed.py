@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from mmchat.catalog.known import data_path, find_spec
+from mmchat.checkpoints.computed import PackedWeight
 from mmchat.cli.app import app
 from mmchat.errors import CheckpointError
 from mmchat.export import ExportPlan, export_model
@@ -18,9 +19,10 @@ from mmchat.hardware.placement import choose_placement
 from mmchat.loading.loader import load, load_with
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import AddedError, as_packed, fill
+from mmchat.loading.prepared import prepare
+from mmchat.loading.weights import load_weights
 from mmchat.models.mllama.weights import iter_weights
-from mmchat.nn.linear import Linear, set_formats
-from mmchat.nn.shapes_only import shapes_only
+from mmchat.nn.linear import Linear
 from mmchat.quant.formats.plain import PLAIN
 from tests.adapter_folders import low_rank, write_adapter
 from tests.models.mllama.test_translate import hub_config
@@ -45,6 +47,13 @@ def weights():
         return {name: t.clone() for name, t in iter_weights(files, SPEC.config)}
 
 
+def unpacked(weight):
+    """The tensor that a packed weight stands for; a tensor as it is."""
+    if isinstance(weight, PackedWeight):
+        return weight.to(getattr(torch, weight.entry.dtype))
+    return weight
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_models_answer_as_plain_ones_of_the_same_values(tmp_path, kind, weights):
     folder = hub_folder(tmp_path / kind)
@@ -52,7 +61,7 @@ def test_packed_models_answer_as_plain_ones_of_the_same_values(tmp_path, kind, w
     source = LoadOptions(folder).find()
     assert source.spec.packing is not None
     with source.open_weights() as files:
-        exact = {name: t.clone() for name, t in iter_weights(files, SPEC.config)}
+        exact = {name: unpacked(t).clone() for name, t in iter_weights(files, SPEC.config)}
     for name, weight in weights.items():
         same = torch.equal(exact[name].to(weight.dtype), weight)
         assert same != is_packed(kind, name), name
@@ -231,22 +240,14 @@ def test_layers_of_another_shape_are_refused_and_read_in_the_order_of_the_files(
     folder = hub_folder(tmp_path / "model")
     pack_folder(folder, "nf4", weights, hub_config(SPEC.config))
     options = LoadOptions(folder, quantize="int8")
-    source = options.find()
-    with shapes_only():
-        model = SPEC.family.build().model(SPEC.config)
-    set_formats(model, options.plan)
-    released = []
-    with source.open_weights() as files:
-        placement = choose_placement("cpu", "auto", SPEC.parameters)
-        _, packed = as_packed(files, source.spec, options, placement)
+    source, released = options.find(), []
+    with source.open_weights() as files, source.open_adapters() as none:
         files.release = released.append
-        names = packed.fill(model, files, set(packed.weights), options, placement.device, [])
-        in_files = [name for name in files.entries if name in released]
-        assert len(names) == len(released)
-        assert released == in_files
-        weight = next(iter(packed.weights.values()))
+        load_weights(prepare(files, source.spec, options, None, none), repack=False)
+        assert released == list(files.entries)
+        weight = next(w for w in files.computed.values() if isinstance(w, PackedWeight))
         with pytest.raises(CheckpointError, match=r"unpacked it is \[.*\], expected \[3, 5\]"):
-            fill(Linear(5, 3), weight, placement.device, AddedError())
+            fill(Linear(5, 3), weight, torch.device("cpu"), AddedError())
 
 
 def test_a_packed_checkpoint_is_unpacked_whatever_names_its_params(tmp_path, weights):
@@ -279,7 +280,7 @@ def test_an_export_of_a_packed_model_is_plain(tmp_path, weights):
     plan = ExportPlan(LoadOptions(folder), tmp_path / "out", format="hf")
     export_model(plan)
     with LoadOptions(folder).find().open_weights() as files:
-        exact = dict(iter_weights(files, SPEC.config))
+        exact = {name: unpacked(t) for name, t in iter_weights(files, SPEC.config)}
         with LoadOptions(tmp_path / "out").find().open_weights() as written:
             for name, tensor in iter_weights(written, SPEC.config):
                 assert torch.equal(tensor, exact[name]), name

@@ -8,71 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, Read
+from mmchat.checkpoints.computed import Computed, ComputedCheckpoint, PackedWeight
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
 from mmchat.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NUMBERS_AT_ONCE = 2**18  # that stay in a cache while they are unpacked
-_ROWS = 64  # spans begin at multiples, where no byte and no block is cut
 FLOATS = ("bfloat16", "float16", "float32")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedWeight(Computed):
-    """A weight [N, K], of which it reads rows `begin` to `end`.
-
-    rows: their values in entry.dtype; codes: the same where a format of ours may hold them.
-    """
-
-    rows: Callable[[int, int], Tensor]
-    codes: Callable[[int, int], Codes] | None = None
-
-
-def spans(entry: TensorEntry) -> Iterator[tuple[int, int]]:
-    """Beginning and end of rows of a matrix that are unpacked together."""
-    count, columns = entry.shape
-    step = max(_NUMBERS_AT_ONCE // columns // _ROWS, 1) * _ROWS
-    return ((begin, min(begin + step, count)) for begin in range(0, count, step))
-
-
 def packed_weight(
-    stored: Checkpoint,
     like: TensorEntry,
     shape: tuple[int, int],
     dtype: str,
     sources: Iterable[str],
-    rows: Callable[[Read, int, int], Tensor],
-    codes: Callable[[Read, int, int], Codes] | None = None,
+    rows: Callable[[int, int], Tensor],
+    codes: Callable[[int, int], Codes] | None = None,
 ) -> PackedWeight:
     """The weight that `like`, the first of its sources, is a part of."""
-    name = f"{like.name.rpartition('.')[0]}.weight"
-    entry = TensorEntry(name, dtype, shape, like.file)
-
-    def compute(_: Read) -> Tensor:
-        import torch
-
-        whole = torch.empty(shape, dtype=getattr(torch, dtype))
-        for begin, end in spans(entry):
-            whole[begin:end] = weight.rows(begin, end)
-        return whole
-
-    weight = PackedWeight(
-        entry,
-        (like.name, *sources),
-        compute,
-        rows=partial(rows, stored.read),
-        codes=partial(codes, stored.read) if codes else None,
-    )
-    return weight
+    entry = TensorEntry(f"{like.name.rpartition('.')[0]}.weight", dtype, shape, like.file)
+    return PackedWeight(entry=entry, sources=(like.name, *sources), rows=rows, codes=codes)
 
 
 class Packing:
@@ -81,7 +41,7 @@ class Packing:
     label: str
     scheme: str
 
-    def weights(self, stored: Checkpoint) -> Iterable[Computed]:
+    def weights(self, stored: Checkpoint) -> Iterable[Computed | PackedWeight]:
         """What is computed of the stored tensors. Raises CheckpointError."""
         raise NotImplementedError
 

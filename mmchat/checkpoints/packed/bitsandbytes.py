@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, Read
+from mmchat.checkpoints.computed import PackedWeight
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
-    PackedWeight,
     Packing,
     beside,
     check,
     ending,
     fail,
     matrix,
+    one_of,
     packed_weight,
 )
 from mmchat.strict_json import parse_object
@@ -43,7 +43,7 @@ class Bitsandbytes(Packing):
         self.label = "bitsandbytes int8" if is_int8 else f"bitsandbytes {table[:8]}"
         self.scheme = "int8" if is_int8 else "nf4" if table == "NF4" else "fp4"
 
-    def weights(self, stored: Checkpoint) -> Iterator[Computed]:
+    def weights(self, stored: Checkpoint) -> Iterator[PackedWeight]:
         for name, entry in stored.entries.items():
             weight, found, _ = name.partition(_STATE)
             if found:
@@ -63,9 +63,9 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
     table, size = beside(stored, entry, f"{name}.quant_map"), state.blocksize
     check(table, "float32", (16,))
     scales, of_scales = _scales(stored, entry, name, state, blocks)
-    sources = [table.name, state_entry.name, *of_scales]
+    sources, read = [table.name, state_entry.name, *of_scales], stored.read
 
-    def values(read: Read, begin: int, end: int) -> Tensor:
+    def values(begin: int, end: int) -> Tensor:
         import torch
 
         first, last = begin * columns, end * columns  # `first` begins a byte and a block
@@ -75,42 +75,42 @@ def _four_bits(stored: Checkpoint, name: str, state_entry: TensorEntry) -> Packe
         # both values of a byte at once
         found = torch.index_select(pairs.view(torch.int64).flatten(), 0, packed)
         wide = found.view(torch.float32)
-        blocks = scales(read, first // size, -(-last // size))
+        blocks = scales(first // size, -(-last // size))
         if (last - first) % size:  # the last one is not whole
             wide = torch.nn.functional.pad(wide, (0, len(blocks) * size - len(wide)))
         wide = (wide.reshape(-1, size) * blocks[:, None]).flatten()[: last - first]
         return wide.to(getattr(torch, state.dtype)).reshape(-1, columns)
 
-    def codes(read: Read, begin: int, end: int) -> Codes:
+    def codes(begin: int, end: int) -> Codes:
         import torch
 
         packed = read(name).reshape(-1).view(torch.uint8)[begin * columns // 2 : end * columns // 2]
         levels = (packed >> 4 | packed << 4).reshape(end - begin, -1)  # the first in the low half
-        blocks = scales(read, begin * columns // size, -(-end * columns // size))
+        blocks = scales(begin * columns // size, -(-end * columns // size))
         each = blocks.repeat_interleave(size // _HELD)[: levels.numel() * 2 // _HELD]
         return Codes(levels, each.reshape(end - begin, -1), table=read(table.name))
 
     fits = columns % _HELD == size % _HELD == 0
     return packed_weight(
-        stored, entry, (rows, columns), state.dtype, sources, values, codes if fits else None
+        entry, (rows, columns), state.dtype, sources, values, codes if fits else None
     )
 
 
 def _scales(
     stored: Checkpoint, entry: TensorEntry, name: str, state: _State, blocks: int
-) -> tuple[Callable[[Read, int, int], Tensor], list[str]]:
+) -> tuple[Callable[[int, int], Tensor], list[str]]:
     """What reads float32 scales of blocks `begin` to `end`, and the tensors they are made of."""
-    absmax = beside(stored, entry, f"{name}.absmax")
+    absmax, read = beside(stored, entry, f"{name}.absmax"), stored.read
     if not state.nested_blocksize:
         check(absmax, "float32", (blocks,))
-        return lambda read, begin, end: read(absmax.name)[begin:end], [absmax.name]
+        return lambda begin, end: read(absmax.name)[begin:end], [absmax.name]
     check(absmax, "uint8", (blocks,))
     outer = beside(stored, entry, f"{name}.nested_absmax")
     table = beside(stored, entry, f"{name}.nested_quant_map")
     check(outer, "float32", (math.ceil(blocks / state.nested_blocksize),))
     check(table, "float32", (256,))
 
-    def nested(read: Read, begin: int, end: int) -> Tensor:
+    def nested(begin: int, end: int) -> Tensor:
         import torch
 
         values = read(table.name)[read(absmax.name)[begin:end].int()]
@@ -128,31 +128,18 @@ class _State:
             fail(entry, f"expected up to {_STATE_BYTES:,} bytes of JSON; download it again")
         try:
             found = parse_object(bytes(stored.read(entry.name).flatten().tolist()))
+            self.blocksize: int = one_of(found, "blocksize", _BLOCKS, None)
+            self.nested_blocksize: int = one_of(found, "nested_blocksize", (0, *_BLOCKS), 0)
+            self.dtype: str = one_of(found, "dtype", FLOATS, None)
+            shape, offset = found.get("shape"), found.get("nested_offset", 0.0)
+            sizes = shape if isinstance(shape, list) else []
+            if len(sizes) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in sizes):
+                raise ValueError("shape is not that of a matrix, in whole numbers")
+            if type(offset) not in (int, float):
+                raise ValueError("nested_offset is no number")
         except ValueError as error:
             fail(entry, f"its JSON is damaged: {error}; download it again")
-        shape = found.get("shape")
-        if not isinstance(shape, list) or len(shape) != 2:
-            fail(entry, "its shape is not that of a matrix")
-        if not all(type(n) is int and 0 < n < 2**31 for n in shape):
-            fail(entry, "its shape is not one of whole numbers")
-        self.shape = (shape[0], shape[1])
-        self.blocksize = _number(entry, found, "blocksize")
-        self.dtype = str(found.get("dtype"))
-        if self.dtype not in FLOATS:
-            fail(entry, f"its dtype is not one of {', '.join(FLOATS)}")
-        is_nested = "nested_blocksize" in found
-        self.nested_blocksize = _number(entry, found, "nested_blocksize") if is_nested else 0
-        offset = found.get("nested_offset", 0.0)
-        if type(offset) not in (int, float):
-            fail(entry, "its nested_offset is no number")
-        self.nested_offset = float(offset)
-
-
-def _number(entry: TensorEntry, found: Mapping[str, Any], key: str) -> int:
-    value = found.get(key)
-    if type(value) is not int or value not in _BLOCKS:
-        fail(entry, f"its {key} is not one of {', '.join(map(str, _BLOCKS))}")
-    return value
+        self.shape, self.nested_offset = (sizes[0], sizes[1]), float(offset)
 
 
 def _eight_bits(stored: Checkpoint, module: str, scale: TensorEntry) -> PackedWeight:
@@ -160,20 +147,20 @@ def _eight_bits(stored: Checkpoint, module: str, scale: TensorEntry) -> PackedWe
     check(entry, "int8")
     shape = matrix(entry)
     check(scale, "float32", (shape[0],))
-    sources = [scale.name]
+    sources, read = [scale.name], stored.read
     if (form := stored.entries.get(f"{module}.weight_format")) is not None:
         check(form, "uint8", (), (1,))
-        if stored.read(form.name).item() != 0:
+        if read(form.name).item() != 0:
             fail(form, "the weight is in the order of a GPU, which is not read; save it by rows")
         sources.append(form.name)
 
-    def codes(read: Read, begin: int, end: int) -> Codes:
+    def codes(begin: int, end: int) -> Codes:
         scales = read(scale.name)[begin:end, None] * _INT8_SCALE
         return Codes(read(entry.name)[begin:end], scales)
 
-    def values(read: Read, begin: int, end: int) -> Tensor:
+    def values(begin: int, end: int) -> Tensor:
         # in the order of the library's products
         wide = read(entry.name)[begin:end].float() * read(scale.name)[begin:end, None]
         return (wide * _INT8_SCALE).bfloat16()
 
-    return packed_weight(stored, entry, shape, "bfloat16", sources, values, codes)
+    return packed_weight(entry, shape, "bfloat16", sources, values, codes)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, Read
+from mmchat.checkpoints.computed import PackedWeight
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
-    PackedWeight,
     Packing,
     beside,
     check,
@@ -61,7 +60,7 @@ class CompressedTensors(Packing):
             self.scheme = f"int4-g{sizes[0]}"
         self.label = f"compressed-tensors {kind}"
 
-    def weights(self, stored: Checkpoint) -> Iterator[Computed]:
+    def weights(self, stored: Checkpoint) -> Iterator[PackedWeight]:
         for module, scale in ending(stored, ".weight_scale"):
             packed = stored.entries.get(f"{module}.weight_packed")
             unused = [n for end in _OF_ACTIVATIONS if (n := f"{module}.{end}") in stored.entries]
@@ -75,32 +74,30 @@ def _by_rows(
     stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, unused: list[str]
 ) -> PackedWeight:
     check(entry, ("float8_e4m3fn", "int8"))
-    rows, columns = matrix(entry)
+    (rows, columns), read = matrix(entry), stored.read
     check(scale, FLOATS, (rows, 1), (1,), ())
     dtype = "bfloat16" if scale.dtype == "float32" else scale.dtype
 
-    def codes(read: Read, begin: int, end: int) -> Codes:
+    def codes(begin: int, end: int) -> Codes:
         scales = read(scale.name).float().reshape(-1, 1).expand(rows, 1)[begin:end]
         return Codes(read(entry.name)[begin:end], scales)
 
-    def values(read: Read, begin: int, end: int) -> Tensor:
+    def values(begin: int, end: int) -> Tensor:
         import torch
 
-        found = codes(read, begin, end)
+        found = codes(begin, end)
         return (found.levels.float() * found.scale).to(getattr(torch, dtype))
 
-    return packed_weight(
-        stored, entry, (rows, columns), dtype, [scale.name, *unused], values, codes
-    )
+    return packed_weight(entry, (rows, columns), dtype, [scale.name, *unused], values, codes)
 
 
 def _in_words(
     stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, unused: list[str]
 ) -> PackedWeight:
-    module = entry.name.removesuffix(".weight_packed")
+    module, read = entry.name.removesuffix(".weight_packed"), stored.read
     size = beside(stored, entry, f"{module}.weight_shape")
     check(size, ("int64", "int32"), (2,))
-    rows, columns = map(int, stored.read(size.name).tolist())
+    rows, columns = map(int, read(size.name).tolist())
     if not (0 < rows < 2**31 and 0 < columns < 2**31):
         fail(size, f"[{rows}, {columns}] is no shape of a weight")
     check(entry, "int32", (rows, words_of(4, columns)), (rows, words_of(8, columns)))
@@ -115,7 +112,7 @@ def _in_words(
     sources = [scale.name, size.name, *([zero.name] if zero else []), *unused]
     middle = 1 << (bits - 1)
 
-    def zeros(read: Read, begin: int, end: int) -> Tensor:
+    def zeros(begin: int, end: int) -> Tensor:
         """float32 [n, G]."""
         if zero is None:
             return read(scale.name)[begin:end].float() * 0 + middle
@@ -123,23 +120,23 @@ def _in_words(
         words = read(zero.name)[begin // per_word : -(-end // per_word)]
         return unpacked_bytes(words.T, bits).T[: end - begin].float()
 
-    def values(read: Read, begin: int, end: int) -> Tensor:
+    def values(begin: int, end: int) -> Tensor:
         import torch
 
         levels = unpacked_bytes(read(entry.name)[begin:end], bits)[:, :columns]
         scales = read(scale.name)[begin:end]
-        return grouped(levels, scales, zeros(read, begin, end)).to(getattr(torch, scale.dtype))
+        return grouped(levels, scales, zeros(begin, end)).to(getattr(torch, scale.dtype))
 
-    def codes(read: Read, begin: int, end: int) -> Codes:
+    def codes(begin: int, end: int) -> Codes:
         import torch
 
         words, scales = read(entry.name)[begin:end], read(scale.name)[begin:end].float()
         if bits == 8:
             return Codes((words.contiguous().view(torch.uint8) ^ 128).view(torch.int8), scales)
-        offset = (middle - zeros(read, begin, end)) * scales
+        offset = (middle - zeros(begin, end)) * scales
         return Codes(words.contiguous().view(torch.uint8), scales, offset)
 
     fits = columns % (32 // bits) == 0 and (bits == 4 or (group == columns and not zero))
     return packed_weight(
-        stored, entry, (rows, columns), scale.dtype, sources, values, codes if fits else None
+        entry, (rows, columns), scale.dtype, sources, values, codes if fits else None
     )

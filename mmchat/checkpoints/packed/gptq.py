@@ -6,16 +6,14 @@ GPTQ packs inputs and stores zeros less one, AWQ packs outputs, shuffled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, Read
+from mmchat.checkpoints.computed import PackedWeight
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
-    PackedWeight,
     Packing,
     beside,
     check,
@@ -56,12 +54,12 @@ class Gptq(Packing):
         group = config.get("group_size")
         self.scheme = "int8" if self.bits == 8 else f"int4-g{group if group in (32, 64) else 128}"
 
-    def weights(self, stored: Checkpoint) -> Iterator[Computed]:
+    def weights(self, stored: Checkpoint) -> Iterator[PackedWeight]:
         for module, entry in ending(stored, ".qweight"):
             yield self._weight(stored, module, entry)
 
     def _weight(self, stored: Checkpoint, module: str, entry: TensorEntry) -> PackedWeight:
-        bits, per_word = self.bits, 32 // self.bits
+        bits, per_word, read = self.bits, 32 // self.bits, stored.read
         scale = beside(stored, entry, f"{module}.scales")
         zero = beside(stored, entry, f"{module}.qzeros")
         check(entry, "int32")
@@ -78,40 +76,48 @@ class Gptq(Packing):
             check(order, "int32", (columns,))
             sources.append(order.name)
 
-        def levels(read: Read, begin: int, end: int) -> Tensor:
+        def levels(begin: int, end: int) -> Tensor:
             if self.is_awq:
                 return _shuffled(read(entry.name)[:, begin // 8 : -(-end // 8)]).T
             return unpacked_bytes(read(entry.name)[:, begin:end].T, bits)
 
-        def affine(read: Read, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        def affine(begin: int, end: int) -> tuple[Tensor, Tensor]:
             """Scales and zeros, float32 [n, G]."""
             words = read(zero.name)[:, begin // per_word : -(-end // per_word)]
             found = _shuffled(words) if self.is_awq else unpacked_bytes(words, bits)
             zeros = found.T.float() + self.zero_less
             return read(scale.name)[:, begin:end].T.float(), zeros
 
-        group_of = partial(_groups, order, columns, group)
-
-        def values(read: Read, begin: int, end: int) -> Tensor:
+        def group_of() -> Tensor:
+            """The group of each input, int64 [K]: by `order`, or so many beside each other."""
             import torch
 
-            scales, zeros = affine(read, begin, end)
-            at = group_of(read)
-            wide = (levels(read, begin, end).float() - zeros[:, at]) * scales[:, at]
+            if order is None:
+                return torch.arange(columns) // group
+            found = read(order.name).long()
+            if int(found.min()) < 0 or int(found.max()) >= groups:
+                fail(order, f"names groups beyond the {groups:,} that there are")
+            return found
+
+        def values(begin: int, end: int) -> Tensor:
+            import torch
+
+            scales, zeros = affine(begin, end)
+            at = group_of()
+            wide = (levels(begin, end).float() - zeros[:, at]) * scales[:, at]
             return wide.to(getattr(torch, scale.dtype))
 
-        def codes(read: Read, begin: int, end: int) -> Codes:
+        def codes(begin: int, end: int) -> Codes:
             import torch
 
-            scales, zeros = affine(read, begin, end)
-            if order and not torch.equal(group_of(read), torch.arange(columns) // group):
-                return Codes(levels(read, begin, end), scales[:, :0])  # of no format of ours
-            found = levels(read, begin, end)
+            scales, zeros = affine(begin, end)
+            if order and not torch.equal(group_of(), torch.arange(columns) // group):
+                return Codes(levels(begin, end), scales[:, :0])  # of no format of ours
+            found = levels(begin, end)
             packed = found[:, ::2] | found[:, 1::2] << 4
             return Codes(packed, scales, (8 - zeros) * scales)
 
         return packed_weight(
-            stored,
             entry,
             (rows, columns),
             scale.dtype,
@@ -119,18 +125,6 @@ class Gptq(Packing):
             values,
             codes if bits == 4 else None,
         )
-
-
-def _groups(order: TensorEntry | None, columns: int, size: int, read: Read) -> Tensor:
-    """The group of each input, int64 [K]: by `order`, or so many beside each other."""
-    import torch
-
-    if order is None:
-        return torch.arange(columns) // size
-    found, groups = read(order.name).long(), columns // size
-    if int(found.min()) < 0 or int(found.max()) >= groups:
-        fail(order, f"names groups beyond the {groups:,} that there are")
-    return found
 
 
 def _shuffled(words: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.codes import Codes
-from mmchat.checkpoints.computed import Computed, Read
+from mmchat.checkpoints.computed import Computed, PackedWeight
 from mmchat.checkpoints.mapped_file import TensorEntry
 from mmchat.checkpoints.packed.base import (
     FLOATS,
-    PackedWeight,
     Packing,
     beside,
     check,
@@ -41,7 +40,7 @@ class Mlx(Packing):
         self.label = f"MLX of {bits} bits"
         self.scheme = "int8" if bits == 8 else f"int4-g{group}"
 
-    def weights(self, stored: Checkpoint) -> Iterator[Computed]:
+    def weights(self, stored: Checkpoint) -> Iterator[Computed | PackedWeight]:
         for module, scale in ending(stored, ".scales"):
             sizes = self._sizes.get(module, self._sizes[""])
             yield _affine(stored, beside(stored, scale, f"{module}.weight"), scale, *sizes)
@@ -60,7 +59,7 @@ def _affine(
     stored: Checkpoint, entry: TensorEntry, scale: TensorEntry, bits: int, group: int
 ) -> PackedWeight:
     check(entry, "uint32")
-    rows, words = matrix(entry)
+    (rows, words), read = matrix(entry), stored.read
     columns = words * (32 // bits)
     if columns % group:
         fail(entry, f"{columns:,} columns are not groups of {group}")
@@ -68,13 +67,13 @@ def _affine(
     check(scale, FLOATS, (rows, columns // group))
     check(bias, scale.dtype, (rows, columns // group))
 
-    def values(read: Read, begin: int, end: int) -> Tensor:
+    def values(begin: int, end: int) -> Tensor:
         # each step is rounded to the dtype, as on MLX's CPU
         scales, biases = (read(e.name)[begin:end, :, None] for e in (scale, bias))
         levels = unpacked_bytes(read(entry.name)[begin:end], bits).unflatten(1, (-1, group))
         return (levels.to(scales.dtype) * scales + biases).flatten(1)
 
-    def codes(read: Read, begin: int, end: int) -> Codes:
+    def codes(begin: int, end: int) -> Codes:
         import torch
 
         scales, biases = (read(e.name)[begin:end].float() for e in (scale, bias))
@@ -83,7 +82,7 @@ def _affine(
 
     sources = [scale.name, bias.name]
     return packed_weight(
-        stored, entry, (rows, columns), scale.dtype, sources, values, codes if bits == 4 else None
+        entry, (rows, columns), scale.dtype, sources, values, codes if bits == 4 else None
     )
 
 
