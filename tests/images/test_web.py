@@ -98,6 +98,14 @@ class Handler(BaseHTTPRequestHandler):
     def answer_notgzip(self):
         self.reply(body=PICTURE, Content_Encoding="gzip")
 
+    def answer_busy(self):
+        """Busy for the first requests, as many as the path says; wants to be asked again."""
+        status, seconds, times = self.path.split("/")[2:]
+        if sum(path == self.path for path, _ in self.server.seen) > int(times):
+            self.answer_picture()
+        else:
+            self.reply(int(status), Retry_After=seconds)
+
     def answer_cookie(self):
         self.reply(302, Location="/picture", Set_Cookie="session=1")
 
@@ -238,7 +246,7 @@ def test_the_path_is_sent_as_written_and_the_fragment_is_not(server):
         ("/notgzip", NetworkError, "damaged answer"),
         ("/ninety", NetworkError, "did not speak HTTP"),
         ("/status/300", NetworkError, "answered 300 (Multiple Choices)"),
-        ("/status/429", NetworkError, "answered 429 (Too Many Requests); try again later"),
+        ("/busy/429/60/9", NetworkError, "answered 429 (Too Many Requests); try again later"),
         ("/nonsense", NetworkError, "did not speak HTTP"),
         ("/huge", ImageError, "larger than 64 MiB"),
         ("/nowhere", NetworkError, "answered 302 (Found)"),
@@ -285,6 +293,17 @@ def test_an_answer_that_is_compressed_all_the_same_is_unpacked(server, coding):
 
 def test_a_compressed_answer_is_capped_as_it_is_unpacked(server):
     assert "larger than 2 MiB" in refuse(server.url + "/bomb", ImageError, max_bytes=2 * limits.MIB)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again_when_it_wants_to_be(server, status):
+    assert fetch(f"{server.url}/busy/{status}/0/2") == PICTURE
+    assert len(server.seen) == 3
+
+
+def test_a_server_that_stays_busy_is_left_alone(server):
+    assert "answered 503" in refuse(server.url + "/busy/503/0/9")
+    assert len(server.seen) == 3
 
 
 def test_a_server_is_told_whom_to_contact(server, monkeypatch):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import ssl
+import time
+from contextlib import suppress
 from http.client import responses
 from typing import TYPE_CHECKING
 
@@ -62,13 +64,19 @@ def fetch(
         ) as client,
     ):
         try:
-            with client.stream("GET", address) as response:
-                body = _body(response, max_bytes)
-            transport.check_time()
-            return body
+            for is_last in (False, False, True):
+                transport.start_chain()
+                with client.stream("GET", address) as response:
+                    wait = _wait(response)
+                    if wait is None or is_last or wait > limits.FETCH_WAIT_SECONDS:
+                        body = _body(response, max_bytes)
+                        transport.check_time()
+                        return body
+                time.sleep(wait)
         except httpx2.HTTPError as problem:
             where = shown(transport.url or address)
             raise NetworkError(f"{where} {_reason(problem, transport)}") from None
+    raise AssertionError("the last attempt returns or raises")
 
 
 def shown(url: object) -> str:
@@ -138,6 +146,14 @@ def _reason(problem: httpx2.HTTPError, transport: CheckedTransport) -> str:
     if isinstance(problem, httpx2.DecodingError):
         return "sent a damaged answer; try again"
     return f"broke off or did not speak HTTP{through}; try again"
+
+
+def _wait(response: httpx2.Response) -> float | None:
+    """The seconds after which a server that is busy wants to be asked again; None if it is not."""
+    if response.status_code in _RETRIED:
+        with suppress(ValueError):
+            return max(0, int(response.headers.get("Retry-After", "")))
+    return None
 
 
 def _body(response: httpx2.Response, max_bytes: int) -> bytes:

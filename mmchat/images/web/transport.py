@@ -65,6 +65,11 @@ class CheckedTransport(httpx2.BaseTransport):
         """Whom to trust; reading the list takes long enough to do it for https alone."""
         return httpx2.create_ssl_context()
 
+    def start_chain(self) -> None:
+        """Forget the redirects so far: the next request is for what the user asked for."""
+        self.url = None
+        self._allow_private = self._may_be_private
+
     def remaining(self) -> float:
         """Seconds that are left for the fetch."""
         return self._end - time.monotonic()
