@@ -16,7 +16,8 @@ from mmchat import limits
 # A marker of JPEG: not a stuffed zero byte, not a restart marker, not a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _JPEG_SCAN, _JPEG_END, _JPEG_APP1 = 0xDA, 0xD9, 0xE1
-_JPEG_WITHOUT_LENGTH = (0x01, 0xD8, _JPEG_END)
+_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
+_JPEG_WITHOUT_LENGTH = frozenset({0x01, 0xD8})
 _GIF_EXTENSION, _GIF_COMMENT = 0x21, 0xFE
 _TIFF_KIND, _TIFF_SHORT = 254, 3
 _TIFF_EXTRA = 0b101  # of the bits: a smaller copy, a mask
@@ -98,28 +99,53 @@ def check_pdf_end(data: bytes) -> None:
         raise RefusedError("is cut short; copy or download it again")
 
 
-def _jpeg_parts(data: bytes) -> Iterator[tuple[str, int]]:
-    """The parts of the first picture of a JPEG, each with how many there may be.
+def all_scans_begin(data: bytes) -> bool:
+    """Whether the scans of a JPEG, together, give each coefficient its last bit.
+
+    A progressive JPEG that is cut between two scans is a picture, but a blurred one.
+    """
+    components, final = 0, set()
+    for marker, at in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:
+            components = data[at + 7] if at + 7 < len(data) else 0
+        elif marker == _JPEG_SCAN:
+            # length, count, (component, tables) for each, first and last coefficient, bits
+            header = data[at + 2 : at + int.from_bytes(data[at : at + 2], "big")]
+            if len(header) >= 4 and header[-1] & 15 == 0:
+                coefficients = range(header[-3], header[-2] + 1)
+                final |= {(name, k) for name in header[1:-3:2] for k in coefficients}
+    return len(final) >= components * 64
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Each segment of the first picture of a JPEG: its marker, and where its length stands.
 
     An end marker ahead of the first scan ends nothing: decoders read on.
     """
-    at = end = 2
-    is_header = True
+    at, is_header = 2, True
     while found := _JPEG_MARKER.search(data, at):
         marker, at = data[found.end() - 1], found.end()
         if marker == _JPEG_END and not is_header:
             return
-        if marker in _JPEG_WITHOUT_LENGTH:
-            continue
+        if marker != _JPEG_END and marker not in _JPEG_WITHOUT_LENGTH:
+            yield marker, at
+            at += int.from_bytes(data[at : at + 2], "big")
+            is_header = is_header and marker != _JPEG_SCAN
+
+
+def _jpeg_parts(data: bytes) -> Iterator[tuple[str, int]]:
+    """The parts of the first picture of a JPEG, each with how many there may be."""
+    end, is_header = 2, True
+    for marker, at in _jpeg_segments(data):
         if is_header:
             yield from _jpeg_gap(at - 2 - end)
-        if marker == _JPEG_APP1 and data[at + 2 : at + 6] == b"Exif":
-            yield "pieces of Exif metadata", limits.JPEG_EXIF_SEGMENTS
-        at = end = at + int.from_bytes(data[at : at + 2], "big")
+        end = at + int.from_bytes(data[at : at + 2], "big")
+        is_header = is_header and marker != _JPEG_SCAN
         yield "segments", limits.JPEG_SEGMENTS
         if marker == _JPEG_SCAN:
-            is_header = False
             yield "scans", limits.JPEG_SCANS
+        if marker == _JPEG_APP1 and data[at + 2 : at + 6] == b"Exif":
+            yield "pieces of Exif metadata", limits.JPEG_EXIF_SEGMENTS
     if is_header:
         yield from _jpeg_gap(len(data) - end)
 

@@ -8,6 +8,7 @@ Pillow sees the file, and the size is checked from the header before anything is
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +18,9 @@ from PIL import Image as PILImage
 from mmchat import limits
 from mmchat.errors import quoted
 from mmchat.images import pdf
-from mmchat.images.bounds import RefusedError, check_parts, check_size, tiff_pages
+from mmchat.images.bounds import RefusedError, all_scans_begin, check_parts, check_size, tiff_pages
 from mmchat.images.colour import eight_bits
-from mmchat.images.formats import HEIF, PAGED, PDF
+from mmchat.images.formats import HEIF, PAGED, PDF, READ
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
@@ -31,6 +32,12 @@ _TURNS = {
     7: PILImage.Transpose.TRANSVERSE,
     8: PILImage.Transpose.ROTATE_90,
 }
+_JPEG_END = b"\xff\xd9"
+# Codes of many lengths, first alone and then behind each restart marker.
+_JPEG_FILLERS = [
+    b"".join(bytes((*codes, 0xFF, 0xD0 + i % 8)) for i in range(16))
+    for codes in (range(3, 254, 7), range(251, 2, -7))
+]
 # Codecs inside TIFF that are rare in pictures and large in attack surface stay out.
 _TIFF_COMPRESSIONS = frozenset(
     {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate"}
@@ -46,24 +53,21 @@ def decode(
     kind: as `formats.picture_format` tells it. page: of a document, from 1; None: the first, with
     a notice if there are more. Raises RefusedError, whatever is wrong.
     """
-    with _checked(data, kind, max_pixels) as max_pixels:
-        if kind == PDF:
-            picture, notices = pdf.draw(data, page or 1), []
-        elif kind == HEIF:
-            picture, notices = _decode_heif(data, max_pixels)
+    max_pixels = _most_pixels(kind, max_pixels)
+    with _reasons(max_pixels):
+        check_parts(data, kind)
+        if kind in PAGED:
+            picture, notices = _decode_page(data, kind, max_pixels, page)
         else:
-            picture, notices = _decode(data, kind, max_pixels, page)
-        if kind in PAGED and page is None and (count := count_pages(data, kind)) > 1:
-            is_all = kind == PDF or count <= limits.TIFF_PAGES
-            shown = f"{count:,}" if is_all else f"more than {limits.TIFF_PAGES:,}"
-            notices.append(f"only the first of {shown} pages is used")
+            read = {HEIF: _decode_heif, "JPEG": _decode_jpeg}.get(kind, _decode)
+            picture, notices = read(data, kind, max_pixels)
         picture, dark = eight_bits(picture)
         return picture, notices + dark
 
 
 def count_pages(data: bytes, kind: str) -> int:
     """How many pages a document has. Raises RefusedError."""
-    with _checked(data, kind, 0):
+    with _reasons(0):
         return pdf.count_pages(data) if kind == PDF else len(tiff_pages(data))
 
 
@@ -74,36 +78,81 @@ def announced_size(
 
     Raises RefusedError.
     """
-    with _checked(data, kind, max_pixels) as max_pixels:
+    max_pixels = _most_pixels(kind, max_pixels)
+    with _reasons(max_pixels):
+        check_parts(data, kind)
         if kind == HEIF:
             return _heif_container(data, max_pixels).size
         if kind == PDF:
             return pdf.page_size(data, page or 1)
-        with _opened(data, kind, max_pixels, page) as (picture, _):
+        with _opened(data, kind, max_pixels, _frame(data, kind, page)) as (picture, _):
             return picture.size
 
 
-@contextmanager
-def _checked(data: bytes, kind: str, max_pixels: int) -> Iterator[int]:
-    """Check the parts of a file, and give the most pixels that it may have.
+def _most_pixels(kind: str, max_pixels: int) -> int:
+    return min(max_pixels, limits.WEBP_PIXELS) if kind == "WEBP" else max_pixels
 
-    Within the block, whatever is raised becomes RefusedError.
-    """
-    if kind == "WEBP":
-        max_pixels = min(max_pixels, limits.WEBP_PIXELS)
+
+@contextmanager
+def _reasons(max_pixels: int) -> Iterator[None]:
+    """Within the block, whatever is raised becomes RefusedError."""
     try:
-        check_parts(data, kind)
-        yield max_pixels
+        yield
     except RefusedError:
         raise
     except Exception as problem:  # Pillow raises almost anything on damaged files
         raise RefusedError(_reason(problem, max_pixels)) from None
 
 
-def _decode(
+def _decode_jpeg(data: bytes, kind: str, max_pixels: int) -> tuple[PILImage.Image, list[str]]:
+    """Decode a JPEG, also one that lacks nothing but its end marker.
+
+    With an end marker put behind it, libjpeg decodes any beginning of a JPEG, and makes up what is
+    missing. Whether something is: then the pixels depend on bytes put before that marker.
+    """
+    try:
+        return _decode(data, kind, max_pixels)
+    except OSError as problem:
+        if "truncated" not in str(problem) or not all_scans_begin(data):
+            raise
+        data = data.rstrip(b"\xff")  # the first half of the marker
+        picture, notices = _decode(data + _JPEG_END, kind, max_pixels)
+        for filler in _JPEG_FILLERS:
+            other, _ = _decode(data + filler + _JPEG_END, kind, max_pixels)
+            if picture.tobytes() != other.tobytes():
+                raise
+        return picture, [*notices, "its end marker is missing; the picture is whole"]
+
+
+def _decode_page(
     data: bytes, kind: str, max_pixels: int, page: int | None
 ) -> tuple[PILImage.Image, list[str]]:
-    with _opened(data, kind, max_pixels, page) as (picture, notices):
+    if kind == PDF:
+        picture, notices = pdf.draw(data, page or 1), []
+    else:
+        picture, notices = _decode(data, kind, max_pixels, _frame(data, kind, page))
+    count = count_pages(data, kind) if page is None else 1
+    if count > 1:
+        is_all = kind == PDF or count <= limits.TIFF_PAGES
+        shown = f"{count:,}" if is_all else f"more than {limits.TIFF_PAGES:,}"
+        notices.append(f"only the first of {shown} pages is used")
+    return picture, notices
+
+
+def _frame(data: bytes, kind: str, page: int | None) -> int:
+    """Where a page of a TIFF stands among its frames, from 0."""
+    if kind != "TIFF" or page is None:
+        return 0
+    frames = tiff_pages(data)
+    if page > len(frames):
+        raise RefusedError(f"has no page {page:,}")
+    return frames[page - 1]
+
+
+def _decode(
+    data: bytes, kind: str, max_pixels: int, frame: int = 0
+) -> tuple[PILImage.Image, list[str]]:
+    with _opened(data, kind, max_pixels, frame) as (picture, notices):
         _check_kind(picture)
         orientation = _orientation(picture) if kind == "TIFF" else 1
         picture.load()
@@ -125,13 +174,15 @@ def _decode(
 
 @contextmanager
 def _opened(
-    data: bytes, kind: str, max_pixels: int, page: int | None
+    data: bytes, kind: str, max_pixels: int, frame: int = 0
 ) -> Iterator[tuple[PILImage.Image, list[str]]]:
     """A picture whose header alone is read, and whose size is checked; and the notices."""
+    if kind not in READ:
+        raise ValueError(kind)
     notices = []
     with PILImage.open(io.BytesIO(data), formats=(kind,)) as picture:
-        if kind == "TIFF" and page is not None:
-            picture.seek(tiff_pages(data)[page - 1])
+        if frame:
+            picture.seek(frame)
         if picture.width * picture.height > max_pixels and _halve(picture):
             notices.append("decoded at half its size, because it is larger than the limit")
         check_size(picture.size, max_pixels)
@@ -151,7 +202,7 @@ def _scale_transparent_colour(picture: PILImage.Image, depth: int) -> None:
         picture.info["transparency"] = tuple(k >> 8 if depth == 16 else k & 255 for k in key)
 
 
-def _decode_heif(data: bytes, max_pixels: int) -> tuple[PILImage.Image, list[str]]:
+def _decode_heif(data: bytes, _kind: str, max_pixels: int) -> tuple[PILImage.Image, list[str]]:
     """Decode the primary picture of a HEIC file, which the library turns upright itself."""
     container = _heif_container(data, max_pixels)
     notices = []
@@ -218,7 +269,9 @@ def _reason(problem: Exception, max_pixels: int) -> str:
     """What an error of Pillow means; its own text may hold memory addresses and is not shown."""
     text = str(problem).lower()
     if isinstance(problem, PILImage.DecompressionBombError):
-        return f"has far too many pixels; at most {max_pixels:,} are read; make it smaller"
+        count = re.search(r"\((\d+) pixels\)", text)
+        pixels = f"{int(count[1]):,}" if count else "far too many"
+        return f"has {pixels} pixels; at most {max_pixels:,} are read; make it smaller"
     if isinstance(problem, MemoryError):
         return "needs more memory than there is for one picture; make it smaller"
     if isinstance(problem, EOFError) or "truncated" in text:

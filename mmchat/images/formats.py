@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import re
 
+# Pillow's names of the formats that are read. Never those with interpreters or rare decoders.
+READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 HEIF = "HEIF"
 PDF = "PDF"
 PAGED = (PDF, "TIFF")  # documents, of which each page is a picture
 
-# What is read, beside WebP, AVIF and HEIC. Never formats with interpreters or rare decoders.
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",

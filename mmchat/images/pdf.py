@@ -44,6 +44,8 @@ def draw(data: bytes, number: int) -> PILImage.Image:
 def _page(data: bytes, number: int) -> Iterator[tuple[Any, float]]:
     """A page, and the pixels that a point of it takes."""
     with _opened(data) as document:
+        if number > len(document):
+            raise RefusedError(f"has no page {number:,}")
         document.init_forms()  # else what is filled in is not drawn
         with closing(document[number - 1]) as page:
             size = page.get_size()
