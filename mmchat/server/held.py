@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mmchat.engine.schema import check_size, moved
 from mmchat.errors import MissingExtra, SchemaError, quoted
-from mmchat.server.errors import ApiError, invalid
+from mmchat.server.errors import ApiError, api_error, invalid
 from mmchat.server.fields import Body, Bool, read
 from mmchat.server.tool_calls import CallStream
 
@@ -67,20 +67,19 @@ def grammar_of(
 
     May take seconds, as the first one of a model does. Raises ApiError that names the field.
     """
-    calls, places, either = [*plan.calls.values()], plan.places, False
+    calls, places = [*plan.calls.values()], plan.places
     lenient, or_text = not plan.is_strict, False
     if schema is not None and not plan.is_required:
-        value, param, either = schema.value, schema.param, bool(calls)
-        lenient = lenient and schema.is_lenient
+        value, param, lenient = schema.value, schema.param, lenient and schema.is_lenient
+        if calls:  # one of them, or text by the schema
+            _check_size(value, param)
+            value = {"anyOf": [*calls, moved(value, ("anyOf", len(calls)))]}
+            param, places = "tools", (*places, param)
     elif plan.is_required or plan.is_strict:
         value, param, or_text = {"anyOf": calls}, "tools", not plan.is_required
     else:
         return None
     try:
-        if either:  # a call, or text by the schema
-            check_size(value, "schema")
-            value = {"anyOf": [*calls, moved(value, ("anyOf", len(calls)))]}
-            param, places = "tools", (*places, param)
         return model.grammars.compile(value, owner=owner, lenient=lenient, or_text=or_text)
     except MissingExtra as error:
         raise ApiError("unsupported_parameter", str(error), param) from None
@@ -127,6 +126,7 @@ def plan_of(tools: Sequence[Mapping[str, Any]], choice: Any = None, parallel: bo
     usable = {at: tool for at, tool in found.items() if chosen is None or tool.name in chosen}
     must, free = mode == "required", {"type": "object"}
     bound = {one.name: one.parameters if must or one.strict else free for one in usable.values()}
+    _check_size([*bound.values()], "tools")
     return Plan(
         declared=tuple(tool.declaration for tool in usable.values()),
         calls={name: _call(name, one, at) for at, (name, one) in enumerate(bound.items())},
@@ -171,6 +171,14 @@ def _allowed(mode: Any, tools: Sequence[Any]) -> tuple[Mode, list[str]]:
         text = "allowed_tools needs a mode, auto or required, and tools that name functions"
         raise invalid("tool_choice", text)
     return mode, names
+
+
+def _check_size(schemas: Any, param: str) -> None:
+    """Before anything walks them."""
+    try:
+        check_size(schemas, param)
+    except SchemaError as error:
+        raise api_error(error, param) from None
 
 
 def _call(name: str, parameters: Mapping[str, Any], index: int) -> dict[str, Any]:
