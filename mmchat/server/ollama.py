@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
@@ -189,9 +189,6 @@ class GenerateRequest(Asked):
         return end if self.raw else {**end, "context": ids}
 
 
-A = TypeVar("A", bound=Asked)
-
-
 async def chat(call: Call) -> Response:
     return await _answered(call, ChatRequest)
 
@@ -201,7 +198,7 @@ async def generate(call: Call) -> Response:
     return await _answered(call, GenerateRequest)
 
 
-async def _answered(call: Call, kind: type[A]) -> Response:
+async def _answered(call: Call, kind: type[Asked]) -> Response:
     asked = await read(kind, call)
     check_name(call, asked.model)
     if asked.think and asked.think != "none":
