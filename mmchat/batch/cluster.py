@@ -13,14 +13,14 @@ import os
 import platform
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mmchat
 from mmchat import errors
-from mmchat.batch.rows import Asked, Row
+from mmchat.batch.rows import Row
 from mmchat.errors import MissingExtra, MmchatError, NetworkError, UsageError, quoted
 
 if TYPE_CHECKING:
@@ -81,19 +81,16 @@ def check_address(address: str, ranks: int = 1) -> None:
 
 
 def answer_lines(address: str, rows: Sequence[Row], job: Job) -> Iterator[Line]:
-    """What each row has become, told once. Raises MmchatError of the job or the cluster."""
-    from mmchat.batch.run import Line
-
+    """The line of each row, told once. Raises MmchatError of the job or the cluster."""
     ray = _connect(address)
-    told: set[int] = set()
+    told: set[str] = set()
     try:
         for found in _answered(ray, rows, job):
-            number, (asked, record) = found["number"], json.loads(found["line"])
-            if number < 0:
-                raise getattr(errors, record["code"], MmchatError)(record["message"])
-            if number not in told:
-                told.add(number)
-                yield Line(rows[number].custom_id, asked, record)
+            if (custom_id := found.get("custom_id")) is None:
+                raise getattr(errors, found["code"], MmchatError)(found["message"])
+            if custom_id not in told:
+                told.add(custom_id)
+                yield found
     except ray.exceptions.RayError as error:
         first = str(error).strip().partition("\n")[0]
         raise MmchatError(f"the cluster failed: {first[:300]}; {GOES_ON}") from None
@@ -119,16 +116,16 @@ def _connect(address: str) -> Any:
     return ray
 
 
-def _answered(ray: Any, rows: Sequence[Row], job: Job) -> Iterator[Mapping[str, Any]]:
-    """`number` of a row and its `line`, as they come."""
+def _answered(ray: Any, rows: Sequence[Row], job: Job) -> Iterator[dict[str, Any]]:
+    """What replicas tell, as it comes."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     check_nodes(_facts(ray, nodes))
     count, resources = actors([node["Resources"] for node in nodes], str(job.options.device))
     size = max(1, min(MOST_ROWS, math.ceil(len(rows) / (4 * count))))
-    items = [{"number": n, "row": _as_json(row)} for n, row in enumerate(rows)]
-    tasks = math.ceil(len(items) / size)
+    tasks = math.ceil(len(rows) / size)
     count = min(count, tasks)
     options = replace(job.options, progress=None)
+    items = [{"row": row} for row in rows]
     data = ray.data.from_items(items, override_num_blocks=tasks).map_batches(
         Replica,
         batch_size=size,
@@ -139,8 +136,7 @@ def _answered(ray: Any, rows: Sequence[Row], job: Job) -> Iterator[Mapping[str, 
         **resources,
     )  # fmt: skip
     for block in data.iter_batches(batch_size=None, prefetch_batches=0):
-        for number, line in zip(block["number"].tolist(), block["line"], strict=True):
-            yield {"number": number, "line": str(line)}
+        yield from (json.loads(str(told)) for told in block["told"])
 
 
 def actors(nodes: Sequence[Mapping[str, float]], device: str) -> tuple[int, dict[str, float]]:
@@ -213,22 +209,14 @@ class Replica:
     def __call__(self, task: Mapping[str, Any]) -> dict[str, list[Any]]:
         from mmchat.batch.run import answer_lines
 
-        numbered = {
-            int(n): _from_json(str(row)) for n, row in zip(task["number"], task["row"], strict=True)
-        }
-        number = {row.custom_id: n for n, row in numbered.items()}
-        found: dict[str, list[Any]] = {"number": [], "line": []}
         try:
             if self.model is None:
                 raise self.error or RuntimeError("there is no model")
-            for line in answer_lines(self.model, numbered.values(), self.defaults, self.rows):
-                found["number"].append(number[line.custom_id])
-                found["line"].append(json.dumps((line.asked, line.record)))
+            told = list(answer_lines(self.model, task["row"], self.defaults, self.rows))
         except Exception as error:  # of the job, not of a row
             text = f"node {platform.node()}: {error}"
-            told = {"code": type(error).__name__, "message": text}
-            return {"number": [-1], "line": [json.dumps(("", told))]}
-        return found
+            told = [{"code": type(error).__name__, "message": text}]
+        return {"told": [json.dumps(one) for one in told]}
 
 
 def _loaded(options: LoadOptions, identity: list[Any], folder: str) -> LoadedModel:
@@ -248,15 +236,3 @@ def _loaded(options: LoadOptions, identity: list[Any], folder: str) -> LoadedMod
             " the same on all nodes"
         )
     return load(options, source)
-
-
-def _as_json(row: Row) -> str:
-    return json.dumps({**asdict(row), "file": str(row.file)})  # names may be no UTF-8: escaped
-
-
-def _from_json(text: str) -> Row:
-    found = json.loads(text)
-    asked = found["asked"]
-    if asked is not None:
-        asked = Asked(**{**asked, "images": tuple(asked["images"])})
-    return Row(found["custom_id"], asked, Path(found["file"]), tuple(found["line"]))

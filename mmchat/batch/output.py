@@ -64,8 +64,8 @@ class Output:
                     break  # torn
                 try:
                     found = json.loads(line)
-                    run, error = found["run"], found["error"]
-                    self._note(found["custom_id"], found["input"], error)
+                    run = found["run"]
+                    self._note(found)
                 except (ValueError, LookupError, TypeError):
                     raise UsageError(
                         f"{quoted(self.path)} holds something else (line {number}); {_OTHER}"
@@ -81,13 +81,17 @@ class Output:
         with disk_errors(f"cannot read {quoted(self.path)}"):
             return io.BufferedReader(open_regular(self.path.resolve()))
 
-    def _note(self, custom_id: str, asked: str, error: Mapping[str, Any] | None) -> None:
-        self.answered.pop(custom_id, None)
-        self.failed.pop(custom_id, None)
+    def _note(self, record: Mapping[str, Any]) -> None:
+        custom_id, asked, error = (record[key] for key in ("custom_id", "input", "error"))
+        self._drop(custom_id)
         if error is None:
             self.answered[custom_id] = asked
         else:
             self.failed[custom_id] = asked if error["code"] in LASTING else ""
+
+    def _drop(self, custom_id: str) -> None:
+        self.answered.pop(custom_id, None)
+        self.failed.pop(custom_id, None)
 
     def forget(self, custom_ids: Collection[str]) -> None:
         """Take out the lines of rows that are asked again: the file is replaced by one without."""
@@ -106,12 +110,11 @@ class Output:
         self._open.close()
         self._open, self._file = new, file.raw  # type: ignore[attr-defined]
         for custom_id in gone:
-            self.answered.pop(custom_id, None)
-            self.failed.pop(custom_id, None)
+            self._drop(custom_id)
 
-    def add(self, custom_id: str, asked: str, record: Mapping[str, Any]) -> None:
-        """Append a line, or nothing of it. record: has `error`. Raises DiskError."""
-        whole = {"custom_id": custom_id, **record, "input": asked, "run": self.run}
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Append a line, or nothing of it. record: of Outcome. Raises DiskError."""
+        whole = {**record, "run": self.run}
         try:
             line = json.dumps(whole, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError:  # the name of a file that is no UTF-8
@@ -128,7 +131,7 @@ class Output:
             with contextlib.suppress(DiskError):
                 self._cut(end)
             raise DiskError(f"cannot write {quoted(self.path)}: {error.strerror}") from None
-        self._note(custom_id, asked, record["error"])
+        self._note(record)
 
     def _cut(self, end: int) -> None:
         with disk_errors(f"cannot write {quoted(self.path)}"):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MOST_READERS = 8
 MOST_AHEAD = 16  # pictures that are laid out and wait, of up to 15 MB each
+Line = dict[str, Any]  # what is written of a row
 REASONS = {"stop_string": "stop", "interrupted": "length"}  # as OpenAI has them
 
 
@@ -54,8 +55,11 @@ class Outcome:
     is_openai: bool
     end: Request | Finished | MmchatError
 
-    def record(self, model: str) -> dict[str, Any]:
+    def record(self, model: str) -> Line:
         """What its line says; a request in OpenAI's form also has the answer in that form."""
+        return {"custom_id": self.row.custom_id, **self._said(model), "input": self.asked}
+
+    def _said(self, model: str) -> dict[str, Any]:
         end = self.end
         if not isinstance(end, Finished):
             return {"error": {"code": type(end).__name__.rstrip("_"), "message": str(end)}}
@@ -92,22 +96,13 @@ class Outcome:
         return {"status_code": 200, "request_id": self.asked, "body": body}
 
 
-@dataclass(frozen=True)
-class Line:
-    """What is written of a row. record: as of Outcome."""
-
-    custom_id: str
-    asked: str
-    record: dict[str, Any]
-
-
 def answer_lines(
     model: LoadedModel, rows: Iterable[Row], defaults: Defaults, at_once: int | None
 ) -> Iterator[Line]:
-    """The answer or error of each row, in order of finishing. at_once: None for as usual."""
+    """The line of each row, in order of finishing. at_once: None for as usual."""
     engine = model.engine_of(at_once or usual_rows(model, model.memory))
     for one in answer_rows(engine, rows, partial(prepare, model, defaults)):
-        yield Line(one.row.custom_id, one.asked, one.record(model.spec.name))
+        yield one.record(model.spec.name)
 
 
 def answer_rows(

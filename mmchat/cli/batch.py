@@ -163,9 +163,9 @@ def _write(
             for done, line in enumerate(lines, start=1):
                 if done == 1:  # a job that is refused leaves the file as it was
                     out.forget(todo)
-                out.add(line.custom_id, line.asked, line.record)
-                if line.record["error"] is not None:
-                    name, text = quoted(line.custom_id), line.record["error"]["message"]
+                out.add(line)
+                if line["error"] is not None:
+                    name, text = quoted(line["custom_id"]), line["error"]["message"]
                     errors.append(text if name in text else f"{name}: {text}")
                 now = time.monotonic()
                 rate = done / max(now - began, 1e-3) * 60

@@ -223,14 +223,13 @@ def _run(
 ) -> Running:
     """What fails on one rank is raised on all, before weights are read or afterwards."""
     with ExitStack() as opened:
-        with group.agreed() if group else nullcontext() as meeting:
+        with group.agreed() if group else nullcontext([]) as must_equal:
             source = find()
             files = opened.enter_context(source.open_weights())
             adapters = opened.enter_context(source.open_adapters())
             record = source.exported.record if source.exported else None
             prepared = prepare(files, source.spec, options, record, adapters, group)
-            if meeting:
-                meeting.must_equal = prepared.identity
+            must_equal.append(prepared.identity)
         with group.agreed() if group else nullcontext():
             return _fill(prepared, group, repack=repack)
 

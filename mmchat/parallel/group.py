@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -123,18 +122,21 @@ class Group:
             time.sleep(_POLL_SECONDS)
 
     @contextmanager
-    def agreed(self) -> Iterator[Meeting]:
-        """A block that all ranks run; what fails on one is raised on all, at the end of it."""
+    def agreed(self) -> Iterator[list[str]]:
+        """A block that all ranks run; what fails on one is raised on all, at the end of it.
+
+        Gives a list for what must be the same on all of them.
+        """
         failure: Exception | None = None
-        meeting = Meeting()
+        must_equal: list[str] = []
         try:
-            yield meeting
+            yield must_equal
         except Exception as error:
             failure = error
             if self.lost is not None:
                 raise
         code = getattr(failure, "exit_code", 1)
-        own = [code, _line(failure)] if failure else [0, meeting.must_equal]
+        own = [code, _line(failure)] if failure else [0, must_equal]
         said = [json.loads(text) for text in self.exchange(json.dumps(own))]
         if failure is not None:
             raise failure
@@ -302,13 +304,6 @@ NETWORK = (
     "On several machines give MASTER_ADDR as an address that all of them reach, and name the"
     " network interface in GLOO_SOCKET_IFNAME where the host's name does not lead to it"
 )
-
-
-@dataclass
-class Meeting:
-    """What ranks say to each other at the end of a block. must_equal: the same on all of them."""
-
-    must_equal: str = ""
 
 
 class _MissingError(TimeoutError):

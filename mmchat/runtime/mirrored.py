@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from mmchat.models.prompt import Media
     from mmchat.runtime.base import Runtime
 
-_ALLOCATING = frozenset({"reserve", "copy", "shrink", "release", "begin"})
-_OTHERS = frozenset({"truncate", "free", "drop_media"})
+# The calls that change a cache, and whether they take memory, which a rank may not have.
+CHANGES = {
+    "begin": True, "reserve": True, "copy": True, "shrink": True, "release": True,
+    "truncate": False, "free": False, "drop_media": False,
+}  # fmt: skip
 # One driver may have several engines, in threads; all ranks must see one order of calls.
 _turn = threading.RLock()
 
@@ -147,62 +150,39 @@ def together(group: Group, allocate: Callable[[], object]) -> None:
 class MirroredCache:
     """A cache of rank 0, whose changes the others repeat (models.base.Cache)."""
 
-    def __init__(self, driver: Driver, cache: Cache) -> None:
-        self.cache = cache
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self.cache: Any = None  # its number is given before it is made, as the others need it
         self.number = driver.new_number()
         driver.keep(self, self.number)
 
-    @property
-    def lengths(self) -> Sequence[int]:
-        return self.cache.lengths
+    def __getattr__(self, name: str) -> Any:
+        """What changes nothing is that of rank 0's own cache."""
+        return partial(self._change, name) if name in CHANGES else getattr(self.cache, name)
 
-    @property
-    def fixed(self) -> bool:
-        return self.cache.fixed
-
-    def has_media(self, content_hash: str) -> bool:
-        return self.cache.has_media(content_hash)
-
-    def begin(self, slot: int, prompt: Prompt) -> None:
-        placed = [(one.position, one.count, one.media.content_hash) for one in prompt.media]
-        self._change("begin", (slot, prompt), (slot, prompt.token_ids, placed))
-
-    def reserve(self, slot: int, length: int) -> None:
-        self._change("reserve", (slot, length))
-
-    def truncate(self, slot: int, length: int) -> None:
-        self._change("truncate", (slot, length))
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        self._change("copy", (source, target, length))
-
-    def shrink(self, slot: int) -> None:
-        self._change("shrink", (slot,))
-
-    def free(self, slot: int) -> None:
-        self._change("free", (slot,))
-
-    def drop_media(self, content_hash: str) -> None:
-        self._change("drop_media", (content_hash,))
-
-    def release(self) -> None:
-        self._change("release", ())
-
-    def _change(self, name: str, args: Sequence[Any], told: Sequence[Any] | None = None) -> None:
+    def _change(self, name: str, *args: Any) -> None:
         group = self._driver.group
         if group.lost is not None:  # rows are still put away
             getattr(self.cache, name)(*args)
             return
-        with self._driver.call("cache", self.number, name, args if told is None else told):
+        with self._driver.call("cache", self.number, name, [_told(one) for one in args]):
             _change(group, self.cache, name, args)
 
 
+def _told(argument: Any) -> Any:
+    """As JSON can say it: of a prompt what a cache reads of it."""
+    if not isinstance(argument, Prompt):
+        return argument
+    placed = [(one.position, one.count, one.media.content_hash) for one in argument.media]
+    return argument.token_ids, placed
+
+
 def _change(group: Group, cache: Cache, name: str, args: Sequence[Any]) -> None:
-    if name in _ALLOCATING:
-        together(group, lambda: getattr(cache, name)(*args))
+    change = partial(getattr(cache, name), *args)
+    if CHANGES[name]:
+        together(group, change)
     else:
-        getattr(cache, name)(*args)
+        change()
 
 
 class MirroredRuntime:
@@ -214,13 +194,14 @@ class MirroredRuntime:
         driver.keep(self, number)
 
     def new_cache(self, slots: int, positions: int) -> MirroredCache:
-        made: list[Cache] = []
-        # its number is given before it is made, as the others need it
-        cache = MirroredCache(self._driver, None)  # type: ignore[arg-type]
-        with self._driver.call("new_cache", self._number, cache.number, slots, positions):
-            together(self._driver.group, lambda: made.append(self.own.new_cache(slots, positions)))
-        cache.cache = made[0]
-        return cache
+        mirrored = MirroredCache(self._driver)
+
+        def make() -> None:
+            mirrored.cache = self.own.new_cache(slots, positions)
+
+        with self._driver.call("new_cache", self._number, mirrored.number, slots, positions):
+            together(self._driver.group, make)
+        return mirrored
 
     def encode(self, media: Sequence[Media], cache: MirroredCache) -> Iterator[Sequence[Media]]:
         driver = self._driver
@@ -281,26 +262,46 @@ class Follower:
     @torch.inference_mode()
     def follow(self) -> None:
         """Repeat what rank 0 does until it says "stop". Raises RankError when it is gone."""
-        calls: dict[str, Callable[..., None]] = {
-            "life": lambda _: None,
-            "model": self._model,
-            "new_cache": self._new_cache,
-            "cache": self._cache,
-            "encode": self._encode,
-            "slice": self._slice,
-            "forward": self._forward,
-        }
         while True:
-            message, tensors = hear(self._group, self._device)
-            gone, name, *args = message
+            (gone, *message), tensors = hear(self._group, self._device)
             for thing in gone:
                 self._held.pop(thing, None)
-            if name == "stop":
+            if message == ["stop"]:
                 return
             with suppress(AllRefuse):  # as on rank 0, which says what is next
-                calls[name](tensors, *args)
+                self._do(message, tensors)
 
-    def _model(self, _: list[Tensor], number: int, options: Any, repack: bool) -> None:
+    def _do(self, message: list[Any], tensors: list[Tensor]) -> None:
+        held = self._held
+        match message:
+            case ["life"]:
+                pass
+            case ["model", number, options, repack]:
+                self._load_model(number, options, repack)
+            case ["new_cache", runtime, number, slots, positions]:
+                make = partial(held[runtime].new_cache, slots, positions)
+                together(self._group, lambda: held.update({number: make()}))
+            case ["cache", number, name, args]:
+                if name == "begin":
+                    args[1] = _heard(*args[1])
+                _change(self._group, held[number], name, args)
+            case ["encode", runtime, cache, number, pictures, told]:
+                for its, content_hash, count in told:
+                    held[its] = _Picture(content_hash, tuple(tensors[:count]))
+                    del tensors[:count]
+                held[number] = held[runtime].encode([held[one] for one in pictures], held[cache])
+                next(held[number], None)
+            case ["slice", number]:
+                next(held[number], None)
+            case ["forward", runtime, cache, ids, rows, scores]:
+                token_ids = tensors[0] if ids is None else torch.tensor(ids, device=self._device)
+                slots, starts, counts, wanted = map(tuple, rows)
+                batch = Batch(token_ids, slots, starts, counts, wanted, scores)
+                _forward(self._group, held[runtime], batch, held[cache])
+            case _:
+                raise ValueError(f"{message[0]!r} is no call of a model that is shared")
+
+    def _load_model(self, number: int, options: Any, repack: bool) -> None:
         try:
             self._held[number] = runtime = self._load(options, repack)
         except MmchatError:  # which rank 0 has been told
@@ -309,52 +310,8 @@ class Follower:
         else:
             self._device = runtime.device
 
-    def _new_cache(
-        self, _: list[Tensor], runtime: int, number: int, slots: int, positions: int
-    ) -> None:
-        def make() -> None:
-            self._held[number] = self._held[runtime].new_cache(slots, positions)
 
-        together(self._group, make)
-
-    def _cache(self, _: list[Tensor], number: int, name: str, args: Sequence[Any]) -> None:
-        if name not in _ALLOCATING | _OTHERS:
-            raise ValueError(f"{name!r} is no call of a cache")
-        if name == "begin":
-            slot, ids, placed = args
-            media = tuple(PlacedMedia(at, count, _Picture(h)) for at, count, h in placed)
-            args = slot, Prompt(tuple(ids), media)
-        _change(self._group, self._held[number], name, args)
-
-    def _encode(
-        self,
-        tensors: list[Tensor],
-        runtime: int,
-        cache: int,
-        number: int,
-        pictures: Sequence[int],
-        told: Sequence[tuple[int, str, int]],
-    ) -> None:
-        for its, content_hash, count in told:
-            self._held[its] = _Picture(content_hash, tuple(tensors[:count]))
-            del tensors[:count]
-        media = [self._held[its] for its in pictures]
-        self._held[number] = self._held[runtime].encode(media, self._held[cache])
-        self._slice(tensors, number)
-
-    def _slice(self, _: list[Tensor], number: int) -> None:
-        next(self._held[number], None)
-
-    def _forward(
-        self,
-        tensors: list[Tensor],
-        runtime: int,
-        cache: int,
-        ids: list[int] | None,
-        rows: Sequence[list[int]],
-        scores: bool,
-    ) -> None:
-        slots, starts, counts, wanted = map(tuple, rows)
-        token_ids = tensors[0] if ids is None else torch.tensor(ids, device=self._device)
-        batch = Batch(token_ids, slots, starts, counts, wanted, scores)
-        _forward(self._group, self._held[runtime], batch, self._held[cache])
+def _heard(ids: Sequence[int], placed: Sequence[Any]) -> Prompt:
+    """A prompt as `_told` says it."""
+    media = tuple(PlacedMedia(at, count, _Picture(of)) for at, count, of in placed)
+    return Prompt(tuple(ids), media)

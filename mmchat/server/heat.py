@@ -7,29 +7,27 @@ from functools import partial
 from mmchat.errors import UsageError
 from mmchat.server.ask import Answering, in_time, look_at
 from mmchat.server.call import Call
-from mmchat.server.errors import api_error, invalid, logged
+from mmchat.server.errors import ApiError, api_error, invalid, logged
 from mmchat.server.stream import Fields
-
-
-def tells(call: Call) -> bool:
-    """Whether the model tells where it looked."""
-    return _why_not(call) is None
 
 
 def check_heat(call: Call) -> None:
     """Raises ApiError for models that do not tell, before anything is asked of them."""
-    if error := _why_not(call):
-        raise invalid("heat", str(error))
-
-
-def _why_not(call: Call) -> UsageError | None:
     from mmchat.explain.look import check_model
 
     try:
         check_model(call.model)
     except UsageError as error:
-        return error
-    return None
+        raise invalid("heat", str(error)) from None
+
+
+def tells(call: Call) -> bool:
+    """Whether the model tells where it looked."""
+    try:
+        check_heat(call)
+    except ApiError:
+        return False
+    return True
 
 
 async def heat_beside(answering: Answering) -> Fields | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,7 +12,7 @@ from pydantic import Field
 from mmchat.engine.schema import check_size, moved
 from mmchat.errors import MissingExtra, SchemaError, quoted
 from mmchat.server.errors import ApiError, api_error, invalid
-from mmchat.server.fields import MOST_TOOLS, Body, Bool, read
+from mmchat.server.fields import Body, Bool, read
 from mmchat.server.tool_calls import CallStream
 
 if TYPE_CHECKING:
@@ -38,25 +38,23 @@ class Schema:
 
 @dataclass(frozen=True)
 class Plan:
-    """declared: what the prompt shows. names: of tools that may be called.
+    """declared: what the prompt shows. calls: of tools that may be called, by their names, each
+    with the schema of a call. places: the fields of their parameters.
 
-    calls: the schema of a call of each, and places: the fields of their parameters. is_held: the
-    answer must be one of calls; or_text: or text. is_strict: refuse what cannot be enforced.
-    parallel: several calls in one answer.
+    is_required: the answer must be one of calls, not text. is_strict: refuse what of the schemas
+    cannot be enforced. parallel: several calls in one answer.
     """
 
     declared: tuple[dict[str, Any], ...] = ()
-    names: frozenset[str] = frozenset()
-    calls: tuple[dict[str, Any], ...] = ()
+    calls: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     places: tuple[str, ...] = ()
-    is_held: bool = False
-    or_text: bool = False
+    is_required: bool = False
     is_strict: bool = False
     parallel: bool = True
 
     def stream(self) -> CallStream:
         """What tells the calls from the text of an answer."""
-        return CallStream(self.names, parallel=self.parallel, anywhere=not self.is_strict)
+        return CallStream(self.calls, parallel=self.parallel, anywhere=not self.is_strict)
 
 
 NO_TOOLS = Plan()
@@ -69,30 +67,20 @@ def grammar_of(
 
     May take seconds, as the first one of a model does. Raises ApiError that names the field.
     """
-    lenient = not plan.is_strict
-    if schema is not None and not plan.names:
-        return _compiled(model, schema, owner=owner, lenient=schema.is_lenient)
-    if schema is not None and plan.or_text:
-        _check_size(schema.value, schema.param)
-        text = moved(schema.value, ("anyOf", len(plan.calls)))
-        either = Schema("tools", {"anyOf": [*plan.calls, text]})
-        lenient = lenient and schema.is_lenient
-        places = *plan.places, schema.param
-        return _compiled(model, either, places, owner=owner, lenient=lenient)
-    if not plan.is_held:
+    calls, places = [*plan.calls.values()], plan.places
+    lenient, or_text = not plan.is_strict, False
+    if schema is not None and not plan.is_required:
+        value, param, lenient = schema.value, schema.param, lenient and schema.is_lenient
+        if calls:  # one of them, or text by the schema
+            _check_size(value, param)
+            value = {"anyOf": [*calls, moved(value, ("anyOf", len(calls)))]}
+            param, places = "tools", (*places, param)
+    elif plan.is_required or plan.is_strict:
+        value, param, or_text = {"anyOf": calls}, "tools", not plan.is_required
+    else:
         return None
-    calls = Schema("tools", {"anyOf": plan.calls})
-    options = {"lenient": lenient, "or_text": plan.or_text}
-    return _compiled(model, calls, plan.places, owner=owner, **options)
-
-
-def _compiled(
-    model: LoadedModel, schema: Schema, places: Sequence[str] = (), *, owner: str, **options: bool
-) -> Grammar:
-    """places: the fields of the schemas that it is made of."""
-    param = schema.param
     try:
-        return model.grammars.compile(schema.value, owner=owner, **options)
+        return model.grammars.compile(value, owner=owner, lenient=lenient, or_text=or_text)
     except MissingExtra as error:
         raise ApiError("unsupported_parameter", str(error), param) from None
     except SchemaError as error:
@@ -117,15 +105,13 @@ class _Function(Body):
         return {"type": "function", "function": declared}
 
 
-def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> Plan:
+def plan_of(tools: Sequence[Mapping[str, Any]], choice: Any = None, parallel: bool = True) -> Plan:
     """From the fields tools, tool_choice and parallel_tool_calls; those of Responses too.
 
     A call that must come is held to the schemas by a grammar, so it comes whatever the model would
     rather say. So is one that may come, if a tool of it is strict; then only that tool's parameters
     are bound. Raises ApiError.
     """
-    if len(tools) > MOST_TOOLS:
-        raise invalid("tools", f"there are more than {MOST_TOOLS} tools")
     found = dict(_tool(tool, f"tools.{index}") for index, tool in enumerate(tools))
     names = [tool.name for tool in found.values()]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -137,30 +123,24 @@ def plan_of(tools: Sequence[Any], choice: Any = None, parallel: bool = True) -> 
     if missing or (mode == "required" and not found):
         what = quoted(missing[0]) if missing else "any tool"
         raise invalid("tool_choice", f"tool_choice asks for {what}, which tools do not hold")
-    if not found:
-        return NO_TOOLS
     usable = {at: tool for at, tool in found.items() if chosen is None or tool.name in chosen}
-    is_strict = any(tool.strict for tool in usable.values())
     must, free = mode == "required", {"type": "object"}
     bound = {one.name: one.parameters if must or one.strict else free for one in usable.values()}
     _check_size([*bound.values()], "tools")
     return Plan(
         declared=tuple(tool.declaration for tool in usable.values()),
-        names=frozenset(bound),
-        calls=tuple(_call(*one, at) for at, one in enumerate(bound.items())),
+        calls={name: _call(name, one, at) for at, (name, one) in enumerate(bound.items())},
         places=tuple(f"{at}.parameters" for at in usable),
-        is_held=must or is_strict,
-        or_text=not must,
-        is_strict=is_strict,
+        is_required=must,
+        is_strict=any(tool.strict for tool in usable.values()),
         parallel=parallel,
     )
 
 
-def _tool(given: Any, param: str) -> tuple[str, _Function]:
+def _tool(given: Mapping[str, Any], param: str) -> tuple[str, _Function]:
     """The field of it, and what it says. Responses has no `function` around it."""
-    if not isinstance(given, Mapping) or given.get("type") != "function":
-        kind = quoted(given.get("type")) if isinstance(given, Mapping) else "no object"
-        raise invalid(param, f"{param} is {kind}; only tools of type function are possible")
+    if (kind := given.get("type")) != "function":
+        raise invalid(param, f"{param} is {quoted(kind)}; only tools of type function are possible")
     if isinstance(inner := given.get("function"), Mapping):
         given, param = inner, f"{param}.function"
     return param, read(_Function, given, param)
@@ -194,6 +174,7 @@ def _allowed(mode: Any, tools: Sequence[Any]) -> tuple[Mode, list[str]]:
 
 
 def _check_size(schemas: Any, param: str) -> None:
+    """Before anything walks them."""
     try:
         check_size(schemas, param)
     except SchemaError as error:

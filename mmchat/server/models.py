@@ -10,7 +10,6 @@ import time
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
 
 from starlette.responses import Response
 
@@ -27,6 +26,7 @@ from mmchat.server.stream import LINES, Fields, Json, Stream
 STARTED = int(time.time())
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
 REFUSED = ("push", "create", "copy", "delete", "embed", "embeddings", "blobs/{digest}")
+_is_gguf = cache(is_stored_in_gguf)
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -188,12 +188,6 @@ def _details(call: Call) -> Fields:
         "parameter_size": words.count(model.spec.parameters).replace(" ", ""),
         "quantization_level": _DTYPES.get(dtype, "F32") if scheme == "none" else scheme.upper(),
     }
-
-
-@cache
-def _is_gguf(source: Path) -> bool:
-    """source: where the params were read."""
-    return is_stored_in_gguf(source)
 
 
 def _capabilities(call: Call) -> list[str]:

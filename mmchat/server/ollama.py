@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from starlette.responses import Response
@@ -34,6 +34,12 @@ def _duration(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("input should be a duration such as 5m, or seconds")
     return value
+
+
+def _schema(text: str) -> dict[str, Any] | None:
+    if text not in ("", "json"):
+        raise ValueError('input should be "json" or a JSON schema')
+    return {"type": "object"} if text else None
 
 
 class Options(fields.Sampled):
@@ -69,7 +75,7 @@ class Asked(fields.Body):
 
     model: str = ""
     stream: Bool = True
-    format: str | dict[str, Any] = ""
+    format: Annotated[dict[str, Any] | None, fields.plain(_schema)] = None
     options: Options = Options()
     keep_alive: Annotated[Any, BeforeValidator(_duration)] = None
     think: Bool | str = False
@@ -90,17 +96,10 @@ class Asked(fields.Body):
             return None
         most = fields.most_logprobs(self.logprobs, self.top_logprobs)
         settings = self.options.sampling(most_tokens, own, logprobs=most)
-        schema = self._schema()
+        schema = None
+        if self.format is not None:
+            schema = Schema("format", self.format, is_lenient=True)
         return replace(asked, settings=settings, context=self.options.num_ctx, schema=schema)
-
-    def _schema(self) -> Schema | None:
-        if self.format == "":
-            return None
-        if isinstance(self.format, dict):
-            return Schema("format", self.format, is_lenient=True)
-        if self.format != "json":
-            raise invalid("format", 'format is "json" or a JSON schema')
-        return Schema("format", {"type": "object"})
 
     def notices(self, call: Call) -> list[str]:
         """What is done otherwise than asked."""
@@ -189,9 +188,6 @@ class GenerateRequest(Asked):
         return end if self.raw else {**end, "context": ids}
 
 
-A = TypeVar("A", bound=Asked)
-
-
 async def chat(call: Call) -> Response:
     return await _answered(call, ChatRequest)
 
@@ -201,7 +197,7 @@ async def generate(call: Call) -> Response:
     return await _answered(call, GenerateRequest)
 
 
-async def _answered(call: Call, kind: type[A]) -> Response:
+async def _answered(call: Call, kind: type[Asked]) -> Response:
     asked = await read(kind, call)
     check_name(call, asked.model)
     if asked.think and asked.think != "none":

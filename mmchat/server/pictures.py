@@ -64,12 +64,11 @@ def open_pictures(
         if not is_wanted():
             raise ApiError("overloaded")
         beside = [image for images in opened for image in images]
+        known = {"names": [picture.param], "beside": beside, "already": len(beside)}
         try:
-            already, most = len(beside), limits.IMAGES_PER_PROMPT
-            if already >= most:
+            if len(beside) >= (most := limits.IMAGES_PER_PROMPT):
                 text = f"there are more than {most} pictures and pages together; send fewer pages"
                 raise ApiError("invalid_image", text)
-            known = {"names": [picture.param], "beside": beside, "already": already}
             images = load_images([_read(picture.source, options)], alpha=alpha, **known)
         except MemoryError_ as error:  # too large together: no use to try again
             raise ApiError("invalid_image", str(error), picture.param) from None

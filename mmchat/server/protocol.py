@@ -18,7 +18,6 @@ class Protocol(H11Protocol):
     """Ends connections that do not send their request in time, or do not read their answer."""
 
     _deadline: asyncio.TimerHandle | None = None
-    _reading: asyncio.TimerHandle | None = None
     _phase: Any = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -40,20 +39,15 @@ class Protocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._reading = self.loop.call_later(limits.UNREAD_SECONDS, self.transport.abort)
+        self._watch()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._reading is not None:
-            self._reading.cancel()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._deadline, self._reading):
-            if timer is not None:
-                timer.cancel()
-        self._deadline = self._reading = None
         super().connection_lost(exc)
+        self._watch()
 
     def _is_one_too_many(self) -> bool:
         if len(self.connections) > limits.CONNECTIONS:
@@ -77,14 +71,14 @@ class Protocol(H11Protocol):
     def _watch(self) -> None:
         """A deadline for what is awaited of the client: it is not put off by what drips in."""
         cycle, phase, seconds = self.cycle, None, 0.0
-        if cycle is not None and cycle.response_complete and self.flow.write_paused:
-            pass  # it reads the answer yet, which has a deadline of its own
+        if self.transport.is_closing():
+            pass
+        elif self.flow.write_paused:  # it has not read what it was sent
+            phase, seconds = "answer", limits.UNREAD_SECONDS
         elif cycle is None or cycle.response_complete:
             phase, seconds = ("headers", id(cycle)), limits.HEADER_SECONDS
         elif cycle.more_body:
             phase, seconds = ("body", id(cycle)), self._body_seconds()
-        if self.transport.is_closing():
-            phase = None
         if phase == self._phase:
             return
         self._phase = phase

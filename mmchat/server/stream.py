@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from mmchat.server.errors import logged
@@ -26,13 +26,11 @@ def json_bytes(value: Any) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-class Json(Response):
+class Json(JSONResponse):
     """One JSON object."""
 
-    media_type = "application/json"
-
-    def __init__(self, value: Any, status: int = 200, headers: Headers = None) -> None:
-        super().__init__(json_bytes(value), status, headers)
+    def render(self, content: Any) -> bytes:
+        return json_bytes(content)
 
 
 def _sse(item: Fields) -> bytes:

@@ -15,19 +15,23 @@ BROKEN = {"error": {"code": "ImageError", "message": "is empty"}}
 PASSING = {"error": {"code": "NetworkError", "message": "no answer"}}
 
 
+def row(custom_id, asked, record):
+    return {"custom_id": custom_id, **record, "input": asked}
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     with Output(tmp_path / "out.jsonl", "r") as out:
-        out.add("a", "1", ANSWER)
-        out.add("b", "2", BROKEN)
-        out.add("c", "3", PASSING)
+        out.add(row("a", "1", ANSWER))
+        out.add(row("b", "2", BROKEN))
+        out.add(row("c", "3", PASSING))
     return tmp_path / "out.jsonl"
 
 
 def test_a_rerun_knows_what_is_done_and_what_may_pass(path):
     with Output(path, "r") as out:
         assert (out.answered, out.failed) == ({"a": "1"}, {"b": "2", "c": ""})
-        out.add("d", "4", ANSWER)
+        out.add(row("d", "4", ANSWER))
     found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [one["custom_id"] for one in found] == ["a", "b", "c", "d"]
     assert found[0] == {"custom_id": "a", **ANSWER, "input": "1", "run": "r"}
@@ -58,7 +62,7 @@ def test_a_file_that_holds_something_else_is_left_alone(tmp_path, content):
         Output(path, "r")
     assert path.read_text() == content
     with Output(path, "r", force=True) as out:
-        out.add("a", "1", ANSWER)
+        out.add(row("a", "1", ANSWER))
     assert path.read_text("utf-8").count("\n") == 1
 
 
@@ -76,7 +80,7 @@ def test_what_is_asked_again_leaves_no_second_line(path):
         out.forget(["b", "c", "new"])
         with pytest.raises(UsageError, match="another run is writing"):
             Output(path, "r")  # the lock is that of the new file
-        out.add("c", "3", ANSWER)
+        out.add(row("c", "3", ANSWER))
     assert path.stat().st_mode & 0o777 == 0o640
     with Output(path, "r", read_only=True) as out:
         assert (out.answered, out.failed) == ({"a": "1", "c": "3"}, {})
@@ -96,14 +100,14 @@ def test_a_link_is_followed_and_kept(path):
     link.symlink_to(path)
     with Output(link, "r") as out:
         out.forget(["c"])
-        out.add("c", "3", ANSWER)
+        out.add(row("c", "3", ANSWER))
     assert link.is_symlink()
     assert path.read_text("utf-8").count("\n") == 3
 
 
 def test_a_name_that_is_no_text_comes_back_the_same(path):
     with Output(path, "r") as out:
-        out.add("\udcff.png", "5", ANSWER)
+        out.add(row("\udcff.png", "5", ANSWER))
     assert "\udcff.png" in Output(path, "r", read_only=True).answered
 
 
@@ -122,7 +126,7 @@ def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
 
     real, out._file = out._file, Full()
     with pytest.raises(DiskError, match="No space left"):
-        out.add("d", "4", ANSWER)
+        out.add(row("d", "4", ANSWER))
     out.close()
     assert path.read_bytes() == before
 

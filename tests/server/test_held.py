@@ -382,6 +382,9 @@ def test_text_by_a_schema_or_a_call(service):
     with pytest.raises(ApiError, match=r"^f\.properties\.a: ") as caught:
         held.grammar_of(model, held.Schema("f", NOT_POSSIBLE), plan)
     assert caught.value.param == "f"
+    with pytest.raises(ApiError, match=r"^f: .* at most 65,536") as caught:
+        held.grammar_of(model, held.Schema("f", LARGE), plan)
+    assert caught.value.param == "f"
 
 
 def test_earlier_calls_and_their_results_reach_the_prompt(client, service, monkeypatch):
@@ -436,6 +439,8 @@ BAD_TOOL = function(
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [
+        ({"tools": [3]}, "tools.0", "invalid_value"),
+        ({"tools": [function(f"f{i}") for i in range(129)]}, "tools", "invalid_value"),
         ({"tools": [{"type": "web_search"}]}, "tools.0", "invalid_value"),
         ({"tools": [function("a b")]}, "tools.0.function.name", "invalid_value"),
         ({"tools": [function()], "tool_choice": "any"}, "tool_choice", "invalid_value"),

@@ -236,7 +236,7 @@ def test_a_conversation_that_is_too_long_loses_its_oldest_messages(client):
         ("chat", {"model": "nobody"}, 404, "model 'nobody' not found"),
         ("chat", {"messages": [user()], "think": True}, 400, "does not support thinking"),
         ("chat", {"messages": [user()], "think": "high"}, 400, "does not support thinking"),
-        ("chat", {"messages": [user()], "format": "xml"}, 400, "format is"),
+        ("chat", {"messages": [user()], "format": "xml"}, 400, "format: input should be"),
         ("chat", {"messages": [{"role": "x", "content": "y"}]}, 400, "a role is one of"),
         ("chat", {"messages": [user(images=["no picture"])]}, 400, "no picture"),
         ("chat", {"messages": [user()], "top_logprobs": 2}, 400, "top_logprobs"),
