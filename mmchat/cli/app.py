@@ -23,7 +23,7 @@ from mmchat.cli import console
 from mmchat.cli.help_page import WIDEST, Command, Group, plain_app
 from mmchat.cli.no_command import with_command
 from mmchat.cli.options import Debug, debug_requested
-from mmchat.cli.wrong_names import no_such_command, no_such_option, no_such_value
+from mmchat.cli.wrong_names import no_such_command, no_such_option
 from mmchat.errors import (
     DiskError,
     MemoryError_,
@@ -60,9 +60,8 @@ COMMANDS = {
 }
 # Where a command is, if not in the module and the function of its name
 _PLACES = {
-    "chat": "chat:chat_app", "list": "list_models:list_models", "where": "keeping:where",
-    "remove": "keeping:remove", "eval": "eval:eval_app", "config": "config:config_app",
-    "serve": "serve:serve_app",
+    "list": "list_models:list_models", "where": "keeping:where", "remove": "keeping:remove",
+    "eval": "eval:eval_app", "config": "config:config_app",
 }  # fmt: skip
 _ALIASES = {"server": "serve"}
 CLOSED_PIPE_EXIT_CODE = 141
@@ -122,6 +121,8 @@ class MmchatGroup(Group):
             if isinstance(error, RankError):  # threads of torch may wait for those that are gone
                 sys.stderr.flush()
                 os._exit(result)
+        finally:
+            console.set_quiet(False)  # --quiet is of one run
         sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -173,7 +174,7 @@ def _wrong_usage(error: typer.TyperException) -> str:
     if hasattr(error, "possibilities"):  # as only the error of an unknown option has
         text = no_such_option(error, lambda: {name: load(name) for name in COMMANDS})
     else:
-        text = no_such_value(error.format_message())
+        text = error.format_message()
         if missing := re.match(r"Missing command|No such command '[^']*'(?=\.)", text):
             text = f"{missing[0]}; there is {' and '.join(context.command.commands)}"
     if faults := getattr(error.__cause__, "errors", None):  # the validator names no value

@@ -48,7 +48,6 @@ _OPTIONS_ELSEWHERE = {  # of other programs
     "--repeat-penalty": "--repetition-penalty", "--verbose-prompt": "--dry-run",
     "--model-type": "--params-path", "--continue-chat": "--continue",
 }  # fmt: skip
-_KINDS = ("-a", "--arch", "--architecture")
 _QUESTION_WORDS = {"what", "that"}  # spelt nearly as "chat"
 
 
@@ -75,11 +74,11 @@ def is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
 
     A single bare word may be anything; beside other words it is the question, or begins it.
     """
-    from mmchat.cli.positional import mistyped, names_something
+    from mmchat.cli.positional import kind_of, mistyped
 
     if name in _ELSEWHERE:
         return True
-    if names_something(name):
+    if kind_of(name) != "word":
         return False
     words = [word for word in behind if not word.startswith("-") or word == "-"]
     near = closest(name, commands, cutoff=0.7)
@@ -112,8 +111,6 @@ def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str
         return f"{message}; the question stands alone: {error.ctx.command_path} TEXT"
     if name in _OPTIONS_ELSEWHERE:
         return f"{message}; did you mean {_OPTIONS_ELSEWHERE[name]}?"
-    if name in _KINDS:
-        return f"{message}; the kind of model is read from its files: --model says which one"
     longs = [option for option in option_names(own) if option.startswith("--")]
     prefixed = (option for option in longs if len(name) > 3 and option.startswith(name))
     if near := [*closest(name, longs, cutoff=0.75), *prefixed]:
@@ -124,20 +121,6 @@ def no_such_option(error: Any, commands: Callable[[], Mapping[str, Any]]) -> str
     if len(having) == 1 and not is_argument:
         return f"{message}; 'mmchat {having[0]}' has it"
     return message
-
-
-def no_such_value(message: str) -> str:
-    """The message of Typer's error, with the dtype that another program's word stands for."""
-    from mmchat.hardware.placement import DTYPES
-
-    word = re.search(r"'([^']+)' is not one of .*float16", message)
-    if word is None:
-        return message
-    name = word[1].lower()
-    meant = DTYPES.get(name) or DTYPES.get(re.sub(r"^f(?=\d)", "fp", name))
-    if meant is None and (bits := re.match(r"(?:q|int)([48])", name)):
-        meant = f"--quantize int{bits[1]}"
-    return f"{message.rstrip('.')}; did you mean {meant}?" if meant else message
 
 
 def _arguments(command: Any) -> list[str]:

@@ -72,10 +72,6 @@ KEPT = ("--quantize", "none", "--quantize-keep", "head")
         (("ps",), "No such command 'ps'; did you mean 'mmchat doctor'? (see"),
         (("show", "tiny"), "No such command 'show'; did you mean 'mmchat inspect'? (see"),
         (("vision-plain", "-a", "vllama"), "'vision-plain'; did you mean 'mmchat chat'? (see"),
-        (
-            ("generate", "-a", "vllama"),
-            "No such option: -a; the kind of model is read from its fil",
-        ),
         (("generate", "--isq", "Q4K"), "No such option: --isq; did you mean --quantize int4? (see"),
         (
             ("generate", "--max-tokens", "9"),
@@ -97,14 +93,6 @@ KEPT = ("--quantize", "none", "--quantize-keep", "head")
         (
             ("generate", "--dtype", "fp16"),
             "'fp16' is not one of 'auto', 'float32', 'bfloat16', 'flo",
-        ),
-        (
-            ("generate", "--dtype", "bf16"),
-            "'float16'; did you mean bfloat16? (see 'mmchat generate",
-        ),
-        (
-            ("generate", "--dtype", "q4"),
-            "'float16'; did you mean --quantize int4? (see 'mmchat gen",
         ),
         (("generate",), "mmchat: error: the prompt is empty; give a question with --prompt TEXT"),
         (("generate", "-p", "  "), "mmchat: error: the prompt is empty;"),

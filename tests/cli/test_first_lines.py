@@ -327,10 +327,3 @@ def test_the_option_names_the_model(mmchat_command, run_real):
     mmchat_command("generate", "-m", "tiny", "-p", "x")
     mmchat_command("generate", "mllama-tiny", "-p", "x")
     assert [options.name for options in mmchat_command.loaded] == ["tiny", "mllama-tiny"]
-
-
-def test_variables_of_other_programs_are_said_not_to_be_read(mmchat_command, monkeypatch):
-    monkeypatch.setenv("CHECKPOINT_PATH", "/x")
-    assert mmchat_command("generate", "-p", "x").stderr == BUILT_IN + (
-        "CHECKPOINT_PATH is set, which mmchat does not read; --checkpoint-path says it\n"
-    )
