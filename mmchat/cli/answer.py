@@ -13,6 +13,7 @@ from mmchat import words
 from mmchat.cli import console
 from mmchat.engine.events import Event, Finished, TextDelta, TokenLogprob, read_events
 from mmchat.storage import atomic_file
+from mmchat.terminal import AnswerStream
 
 if TYPE_CHECKING:
     from mmchat.conversation import Image
@@ -45,8 +46,16 @@ class Answer:
         self._images = images
         self._form: Form = form
         self._output = output
-        is_drawn = markdown and console.draws(sys.stdout)
-        self._stream = _markdown() if is_drawn else console.answer_stream()
+        self._stream: MarkdownStream | AnswerStream
+        if markdown and console.draws(sys.stdout):
+            from mmchat.repl.render import MarkdownStream
+
+            self._stream = MarkdownStream(
+                console.write_out, console.buffer_console, console.terminal_size
+            )
+        else:
+            safe = console.is_terminal(sys.stdout)
+            self._stream = AnswerStream(console.write_out, sanitizes=safe)
         self._began = False  # to write text
         self._lines: list[str] = []  # of JSON, for the file
 
@@ -55,7 +64,14 @@ class Answer:
 
         def on_text(delta: TextDelta) -> None:
             stages.stop()
-            self._delta(delta)
+            if self._form == "stream" and self._output is None:
+                self._began = self._began or bool(delta.text)
+                self._stream.feed(delta.text)
+            elif self._form == "json-lines":
+                line: dict[str, Any] = {"text": delta.text, "token_id": delta.token_id}
+                if delta.logprob is not None:
+                    line["logprob"] = logprob_record(delta.logprob, self._model.tokenizer)
+                self._json_line({"type": "text", **line})
 
         try:
             finished = read_events(
@@ -68,16 +84,6 @@ class Answer:
             if console.is_terminal(sys.stdout) and self._began:
                 self._stream.finish()  # so that the error starts on its own line
             raise
-
-    def _delta(self, delta: TextDelta) -> None:
-        if self._form == "stream" and self._output is None:
-            self._began = self._began or bool(delta.text)
-            self._stream.feed(delta.text)
-        elif self._form == "json-lines":
-            line: dict[str, Any] = {"type": "text", "text": delta.text, "token_id": delta.token_id}
-            if delta.logprob is not None:
-                line["logprob"] = logprob_record(delta.logprob, self._model.tokenizer)
-            self._json_line(line)
 
     def _finish(self, finished: Finished) -> None:
         if self._form in ("json", "json-lines"):
@@ -127,12 +133,6 @@ class Answer:
             tokenizer = self._model.tokenizer
             record["logprobs"] = [logprob_record(entry, tokenizer) for entry in finished.logprobs]
         return record | self.beside(finished)
-
-
-def _markdown() -> MarkdownStream:
-    from mmchat.repl.render import MarkdownStream
-
-    return MarkdownStream(console.write_out, console.buffer_console, console.terminal_size)
 
 
 def image_facts(source: str, facts: MediaFacts) -> dict[str, Any]:

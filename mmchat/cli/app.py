@@ -60,9 +60,8 @@ COMMANDS = {
 }
 # Where a command is, if not in the module and the function of its name
 _PLACES = {
-    "chat": "chat:chat_app", "list": "list_models:list_models", "where": "keeping:where",
-    "remove": "keeping:remove", "eval": "eval:eval_app", "config": "config:config_app",
-    "serve": "serve:serve_app",
+    "list": "list_models:list_models", "where": "keeping:where", "remove": "keeping:remove",
+    "eval": "eval:eval_app", "config": "config:config_app",
 }  # fmt: skip
 _ALIASES = {"server": "serve"}
 CLOSED_PIPE_EXIT_CODE = 141
@@ -122,6 +121,8 @@ class MmchatGroup(Group):
             if isinstance(error, RankError):  # threads of torch may wait for those that are gone
                 sys.stderr.flush()
                 os._exit(result)
+        finally:
+            console.set_quiet(False)  # --quiet is of one run
         sys.exit(result if isinstance(result, int) else 0)
 
 

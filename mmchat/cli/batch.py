@@ -15,11 +15,10 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import refuse_overwriting, refuse_text_only
+from mmchat.cli.prompt_input import check_model, refuse_overwriting
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
 from mmchat.input_text import checked
-from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.words import USUAL_QUESTION
 
@@ -33,11 +32,6 @@ if TYPE_CHECKING:
 FAILED_EXIT_CODE = 8
 LOG_SECONDS = 60.0  # between two lines of progress where there is no bar
 MOST_SHOWN = 3
-
-Rows = Annotated[
-    int | None,
-    options.of_model("--rows", metavar="N", min=1, max=MOST_ROWS, help="Rows at once."),
-]
 
 
 def batch(
@@ -67,14 +61,14 @@ def batch(
             "--ray", metavar="ADDRESS", help="Answer on a running Ray cluster: HOST:PORT or auto."
         ),
     ] = None,
-    rows: Rows = None,
+    rows: options.Rows = None,
     max_errors: Annotated[
         int | None,
-        options.of_output(metavar="N", min=0, help="End the job when more than N rows failed."),
+        options.of_output(min=0, help="End the job when more than N rows failed."),
     ] = None,
-    force: Annotated[bool, options.of_output("--force", help="Begin OUT.jsonl anew.")] = False,
+    force: Annotated[bool, options.of_output(help="Begin OUT.jsonl anew.")] = False,
     check: Annotated[
-        bool, options.of_output("--check", help="Count what is done and missing, and no more.")
+        bool, options.of_output(help="Count what is done and missing, and no more.")
     ] = False,
     *,
     sampling: SamplingOptions,
@@ -101,11 +95,9 @@ def batch(
     refuse_overwriting(output, inputs, "-o", "the input")
     asked = [row for row in read_rows(inputs) if row.is_in(part)]
     source = model.find() if check else find_or_offer(model)
-    if system is not None and source.spec.chat_format == "base":
-        raise UsageError(f"--system does not fit {source.spec.name}: a base model has no roles")
-    if any(row.asked and row.asked.images for row in asked):
-        refuse_text_only(source.spec)
-    if not quiet and not check:
+    has_pictures = any(row.asked and row.asked.images for row in asked)
+    check_model(source.spec, has_pictures=has_pictures, system=system)
+    if not check:
         model_choice.say_choice(model, source)
         if prompt is None and any(row.asked and not row.asked.prompt for row in asked):
             console.note(f'no question is given; asking "{question}"')
@@ -117,49 +109,43 @@ def batch(
         todo = still_to_do(asked, {**out.answered, **out.failed})
         if todo and not check:
             defaults = Defaults(question, system, sampling.for_model(source.spec))
-            lines = _answered(ray, cluster.Job(model, source, defaults, rows), todo, quiet)
-            if _write(out, lines, [row.custom_id for row in todo], max_errors, quiet):
+            lines = _answered(ray, cluster.Job(model, source, defaults, rows), todo)
+            if _write(out, lines, [row.custom_id for row in todo], max_errors):
                 code = INTERRUPTED_EXIT_CODE
             todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
         missing = {row.custom_id for row in todo}
         failed = sum(r.custom_id in out.failed and r.custom_id not in missing for r in asked)
     done = len(asked) - failed - len(missing)
     counts = {"rows": len(asked), "answered": done, "failed": failed, "missing": len(missing)}
-    _say(counts, as_json=as_json, as_table=check, quiet=quiet)
+    if as_json:
+        console.print_json(counts)
+    elif check:
+        console.print_facts([(name, f"{count:,}") for name, count in counts.items()])
+    else:
+        console.note(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if failed or missing:
         raise typer.Exit(code)
 
 
-def _answered(ray: str | None, job: Job, todo: Sequence[Row], quiet: bool) -> Iterator[Line]:
+def _answered(ray: str | None, job: Job, todo: Sequence[Row]) -> Iterator[Line]:
     """The lines of a cluster, or of the model that is loaded here."""
     from mmchat.batch import cluster
     from mmchat.batch.run import answer_lines
 
     if ray is not None:
         return cluster.answer_lines(ray, todo, job)
-    with console.Stages(quiet=quiet) as stages:
+    with console.Stages() as stages:
         loaded = model_choice.load(job.options, job.source, stages)
     return answer_lines(loaded, todo, job.defaults, job.rows)
 
 
-def _say(counts: dict[str, int], *, as_json: bool, as_table: bool, quiet: bool) -> None:
-    if as_json:
-        console.print_json(counts)
-    elif as_table:
-        console.print_facts([(name, f"{count:,}") for name, count in counts.items()])
-    elif not quiet:
-        console.note(", ".join(f"{count:,} {name}" for name, count in counts.items()))
-
-
-def _write(
-    out: Output, lines: Iterator[Line], todo: Sequence[str], max_errors: int | None, quiet: bool
-) -> bool:
+def _write(out: Output, lines: Iterator[Line], todo: Sequence[str], max_errors: int | None) -> bool:
     """Write what is answered of the rows `todo`; whether Ctrl-C came."""
     errors: list[str] = []
     count = len(todo)
     began = said = time.monotonic()
     try:
-        with console.progress_bar("rows", count, quiet=quiet) as advance:
+        with console.progress_bar("rows", count) as advance:
             for done, line in enumerate(lines, start=1):
                 if done == 1:  # a job that is refused leaves the file as it was
                     out.forget(todo)
@@ -171,19 +157,18 @@ def _write(
                 rate = done / max(now - began, 1e-3) * 60
                 details = f"{rate:,.1f} a minute, {len(errors):,} failed"
                 advance(details)
-                if now - said > LOG_SECONDS and not quiet and not console.is_terminal(sys.stderr):
+                if now - said > LOG_SECONDS and not console.is_terminal(sys.stderr):
                     said, left = now, (count - done) / rate
                     console.note(f"{done:,} of {count:,}, {details}, {left:,.0f} min left")
                 if max_errors is not None and len(errors) > max_errors:
                     errors.append(f"ended: more than --max-errors {max_errors:,} rows failed")
                     break
     except KeyboardInterrupt:
-        console.note("stopped; the same command goes on from here")
+        console.say("stopped; the same command goes on from here")
         return True
     finally:
         lines.close()  # type: ignore[attr-defined] - of generators
-        if not quiet:
-            console.note(*errors[:MOST_SHOWN], *errors[MOST_SHOWN:][-1:])
+        console.note(*errors[:MOST_SHOWN], *errors[MOST_SHOWN:][-1:])
     return False
 
 

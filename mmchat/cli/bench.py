@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmchat import words
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.option_groups import Without
 from mmchat.errors import MmchatError, quoted
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 
 of_what = partial(typer.Option, rich_help_panel="What to time")
 of_how = partial(typer.Option, rich_help_panel="How often")
+COLUMNS = ("TIMED", "MODEL", "MS", "RANGE", "TOKENS/S", "TIMES AS FAST")
 # What is compared here, and what follows from the prompts
 _FIXED = Without(
     "quantize", "quantize_keep", "max_seq_len", "vision_tower", "text_only", "alpha", "compile"
 )
 
 
-def words(value: str) -> list[str]:
+def _listed(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
@@ -38,7 +40,7 @@ def _list(help: str, check: Callable[[str], object], *, may_be_empty: bool = Fal
     """An option of several words with commas between them, each of which `check` admits."""
 
     def each(value: str | None) -> str | None:
-        for word in () if value is None else words(value) or ([] if may_be_empty else [value]):
+        for word in () if value is None else _listed(value) or ([] if may_be_empty else [value]):
             check(word)
         return value
 
@@ -78,7 +80,7 @@ def bench(
             may_be_empty=True,
         ),
     ] = None,
-    rounds: Annotated[int, of_how(metavar="N", min=1, help="Rounds, interleaved.")] = 5,
+    rounds: Annotated[int, of_how(min=1, help="Rounds, interleaved.")] = 5,
     seconds: Annotated[
         float,
         of_how(metavar="S", min=0, max=1e6, help="Begin no round beyond this; one is always run."),
@@ -94,17 +96,16 @@ def bench(
     if output is not None:
         atomic_file.check_writable(output)
     source = model.find()
-    if not quiet:
-        model_choice.say_choice(model, source)
-    choices = _choices(model, source, words(quantize), words(compile), quiet)
+    model_choice.say_choice(model, source)
+    choices = _choices(model, source, _listed(quantize), _listed(compile))
     from mmchat.bench.pictures import fewest_and_most
     from mmchat.bench.run import run
     from mmchat.bench.workloads import Workload
 
-    workloads = [Workload(tokens=int(word)) for word in words(context)]
-    cells = fewest_and_most(source.spec) if vision is None else map(int, words(vision))
+    workloads = [Workload(tokens=int(word)) for word in _listed(context)]
+    cells = fewest_and_most(source.spec) if vision is None else map(int, _listed(vision))
     workloads += [Workload(cells=number) for number in cells]
-    with console.Stages(quiet=quiet) as stages:
+    with console.Stages() as stages:
         loaders = {way: partial(_load, chosen, stages) for way, chosen in choices.items()}
         record = run(loaders, workloads, stages.show, rounds=rounds, seconds=seconds)
     if output is not None:
@@ -112,8 +113,6 @@ def bench(
     if as_json:
         console.print_json(record)
     else:
-        from mmchat.cli.bench_table import show_record
-
         show_record(record)
 
 
@@ -122,7 +121,7 @@ def _load(options: LoadOptions, stages: console.Stages) -> Model:
 
 
 def _choices(
-    model: LoadOptions, source: ModelSource, schemes: list[str], ways: list[Any], quiet: bool
+    model: LoadOptions, source: ModelSource, schemes: list[str], ways: list[Any]
 ) -> dict[Variant, LoadOptions]:
     """Each way of running the model and what loads it; an exported folder beside its model.
 
@@ -154,9 +153,64 @@ def _choices(
     try:
         original.find()
     except MmchatError:
-        if not quiet:
-            name = quoted(folder.source)
-            console.note(f"{name}, which it was made from, is not here to compare with")
+        name = quoted(folder.source)
+        console.note(f"{name}, which it was made from, is not here to compare with")
         ways = []
     plain = {Variant(record.scheme, way): replace(original, compile=way) for way in ways}
     return plain | {Variant(record.scheme, exported=True): model}
+
+
+def show_record(record: dict[str, Any]) -> None:
+    """To stdout: a table on a terminal, lines with tabs elsewhere."""
+    console.write_safely(console.wrapped(_headline(record)) + "\n")
+    console.print_table(COLUMNS, list(_rows(record)), right={2, 3, 4, 5})
+    for fact in _facts(record):
+        console.write_safely(console.wrapped(fact) + "\n")
+
+
+def _headline(record: dict[str, Any]) -> str:
+    """What was timed, and where."""
+    machine = record["environment"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {words.plural(machine['threads'], 'thread')}"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    kept = words.held("none", machine["kv"])
+    return f"{record['model']['name']}; {machine['dtype']}{kept} on {where}; {versions}"
+
+
+def _rows(record: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    titles = {"read": "read {}", "token": "a token after {}", "first token": "first token, {}"}
+    for entry in record["measured"]:
+        title = titles.get(entry["stage"], f"  {entry['stage']}").format(entry["prompt"])
+        for name, found in entry["variants"].items():
+            ms, speed, ratio = (
+                found[key] for key in ("milliseconds", "tokens_per_second", "times_as_fast")
+            )
+            yield (
+                title,
+                name,
+                number(ms["median"]),
+                f"{number(ms['low'])} to {number(ms['high'])}",
+                number(speed["median"]) if speed else "",
+                f"{ratio['median']:.2f}" if ratio else "",
+            )
+
+
+def number(value: float) -> str:
+    """Three significant digits, never in powers of ten."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def _facts(record: dict[str, Any]) -> Iterator[str]:
+    """Rounds, loading and memory, a line each."""
+    rounds = sorted({entry["rounds"] for entry in record["measured"]})
+    if rounds:
+        least = f"{rounds[0]} to " if len(rounds) > 1 else ""
+        yield f"medians of {least}{words.plural(rounds[-1], 'round')}"
+    if record["left_out"]:
+        yield f"left out, as the model does not take it: {', '.join(record['left_out'])}"
+    loading = (f"{name} in {seconds:.2f} s" for name, seconds in record["load_seconds"].items())
+    yield f"loaded: {', '.join(loading)}"
+    together = " of all together" if len(record["load_seconds"]) > 1 else ""
+    yield f"peak memory{together}: {words.size(record['peak_memory_bytes'])}"

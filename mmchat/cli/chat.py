@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,20 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
-from mmchat.cli import console, model_choice, options
+from mmchat.cli import console, model_choice, options, prompt_input
 from mmchat.cli.chats import chats_folder, choose_chat
-from mmchat.cli.help_page import Command, plain_app
-from mmchat.cli.model_choice import say_choice
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.option_groups import with_option_groups
 from mmchat.cli.positional import Said
-from mmchat.cli.prompt_input import (
-    check_pictures,
-    expect_pictures,
-    picture_named,
-    refuse_base64,
-    refuse_text_only,
-)
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
 from mmchat.input_text import lines
@@ -41,47 +31,35 @@ if TYPE_CHECKING:
     from mmchat.repl.chat import Chat
     from mmchat.repl.loading import LoadingModel
 
+    Begin = Callable[[Chat], list[str]]
+
 CLIPBOARD = "clipboard"
 of_chat = partial(typer.Option, rich_help_panel="Chat")
-FirstImages = Annotated[
-    list[str] | None,
-    of_chat(
-        *options.IMAGE_NAMES,
-        metavar="PATH|URL",
-        help="A picture for the first question; repeatable.",
-    ),
-]
-Continue = Annotated[bool, of_chat("--continue", "-c", help="Go on with the last chat.")]
-Resume = Annotated[
-    str | None,
-    of_chat(metavar="[NAME]", help="Go on with a saved chat; without a name, choose one."),
-]
-NoHistory = Annotated[
-    bool, of_chat("--no-history", help="Keep nothing on disk (or set MMCHAT_HISTORY=0).")
-]
 ThumbnailMode = Literal["auto", "off", "kitty", "iterm2", "sixel", "blocks"]
-Thumbnails = Annotated[ThumbnailMode, of_chat(help="How attached pictures are shown.")]
-
-
-class ChatCommand(Command):
-    """Takes `--resume` without a name, too."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        pairs = zip(args, [*args[1:], "-"], strict=False)
-        bare = "--resume"
-        return super().parse_args(
-            ctx, [f"{a}=" if a == bare and after.startswith("-") else a for a, after in pairs]
-        )
 
 
 def chat(
     said: Said,
-    images: FirstImages = None,
+    images: Annotated[
+        list[str] | None,
+        of_chat(
+            *options.IMAGE_NAMES,
+            metavar="PATH|URL",
+            help="A picture for the first question; repeatable.",
+        ),
+    ] = None,
     system: options.System = None,
-    continue_last: Continue = False,
-    resume: Resume = None,
-    no_history: NoHistory = False,
-    thumbnails: Thumbnails = "auto",
+    continue_last: Annotated[
+        bool, of_chat("--continue", "-c", help="Go on with the last chat.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        of_chat(metavar="[NAME]", help="Go on with a saved chat; without a name, choose one."),
+    ] = None,
+    no_history: Annotated[
+        bool, of_chat(help="Keep nothing on disk (or set MMCHAT_HISTORY=0).")
+    ] = False,
+    thumbnails: Annotated[ThumbnailMode, of_chat(help="How attached pictures are shown.")] = "auto",
     *,
     sampling: SamplingOptions,
     model: LoadOptions,
@@ -92,64 +70,48 @@ def chat(
 
     Drop a picture into the window, or type its path, and ask. Chats are kept; see --continue.
     """
-    images = [*said.pictures, *(images or [])]
+    images = images or []
     if continue_last and resume is not None:
         raise UsageError("--continue and --resume contradict each other; give one of them")
     if "-" in images:
         raise UsageError("'-i -' is for mmchat generate; in a chat stdin holds the questions")
     source = find_or_offer(model)
-    if source.spec.chat_format == "base":
-        from mmchat.catalog.known import answering_sibling
+    prompt_input.check_model(source.spec, has_pictures=bool(images), chats=True)
+    prompt_input.check_pictures([image for image in images if image != CLIPBOARD])
+    from mmchat.repl import chats
 
-        instead = answering_sibling(source.spec) or "an Instruct model"
-        raise UsageError(
-            f"{source.spec.name} is a base model, which continues text and cannot chat; "
-            f"{instead} can, and mmchat generate lets it continue"
-        )
-    if images:
-        refuse_text_only(source.spec)
-    check_pictures([image for image in images if image != CLIPBOARD])
-    is_asked = resume == ""  # which of the chats
-    saved = None if is_asked else _saved_chat(continue_last, resume)
+    folder, saved = chats_folder(), None
+    if continue_last:
+        saved = chats.latest_chat(folder)
+    elif resume:
+        saved = chats.find_chat(resume, folder)
     typed = console.is_terminal(sys.stdin)
     terminal = typed and console.draws(sys.stdout)
     if terminal:
         model_choice.check_address_space()
     else:
         model_choice.begin_loading(model, source)
-    expect_pictures()
-    if typed and not quiet:
-        say_choice(model, source)
-    if not quiet:
-        console.note(*said.notes)
-    if is_asked:
-        saved = choose_chat(chats_folder())
+    prompt_input.expect_pictures()
+    if typed:
+        model_choice.say_choice(model, source)
+    console.note(*said.notes)
+    if resume == "":
+        saved = choose_chat(folder)
     params = sampling.for_model(source.spec)
     keeps = not no_history and os.environ.get("MMCHAT_HISTORY", "1") != "0"
     keeps = keeps and (typed or saved is not None)
-    question = said.question or ""
-    opening = Opening(question, images, saved, sampling.chosen(), keeps, quiet)
+    greets = typed and not quiet
+    given = sampling.chosen()  # which overrules what was saved
+    begin = partial(_begin, said.question, images, saved, given, greets=greets)
     if terminal:
-        code = _run_terminal(_loading(model, source, quiet), system, params, opening, thumbnails)
+        loading = _loading(model, source, quiet)
+        code = _run_terminal(loading, system, params, begin, keeps, thumbnails)
     else:
-        with console.Stages(quiet=quiet) as stages:
+        with console.Stages() as stages:
             session = model_choice.load(model, source, stages).chat(system=system)
-        code = _run_plain(session, params, opening)
+        code = _run_plain(session, params, begin, keeps, quiet)
     if code:
         raise typer.Exit(code)
-
-
-chat_app = plain_app()
-chat_app.command(cls=ChatCommand)(with_option_groups(chat))
-
-
-def _saved_chat(continue_last: bool, resume: str | None) -> Path | None:
-    from mmchat.repl import chats
-
-    folder = chats_folder()
-    if continue_last:
-        return chats.latest_chat(folder)
-    return None if resume is None else chats.find_chat(resume, folder)
 
 
 def _loading(options: LoadOptions, source: ModelSource, quiet: bool) -> LoadingModel:
@@ -169,23 +131,9 @@ def _loading(options: LoadOptions, source: ModelSource, quiet: bool) -> LoadingM
     return LoadingModel(source.spec, known, stage, load, quiet=quiet)
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How a chat begins.
-
-    question: asked at once, if there is one. given: settings of the command line, which overrule
-    saved ones.
-    """
-
-    question: str
-    images: list[str]
-    saved: Path | None
-    given: dict[str, Any]
-    keeps: bool
-    quiet: bool
-
-
-def _run_plain(session: ChatSession, sampling: SamplingParams, opening: Opening) -> int:
+def _run_plain(
+    session: ChatSession, sampling: SamplingParams, begin: Begin, keeps: bool, quiet: bool
+) -> int:
     """Open the chat without a line editor; returns the exit code."""
     from mmchat.repl.chat import Chat
     from mmchat.repl.loop import run_plain
@@ -196,16 +144,16 @@ def _run_plain(session: ChatSession, sampling: SamplingParams, opening: Opening)
         lambda text: console.write_out(text, sys.stderr),
         out_columns=_columns(sys.stdout),
         err_columns=_columns(sys.stderr),
-        quiet=opening.quiet,
+        quiet=quiet,
     )
-    chat = Chat(session, screen, sampling, chats_folder(), saves=opening.keeps)
+    chat = Chat(session, screen, sampling, chats_folder(), saves=keeps)
     try:
+        first = begin(chat)
         is_typed = console.is_terminal(sys.stdin)
-        _begin(chat, opening, is_typed=is_typed)
         prompt = (lambda text: console.write_out(text, sys.stderr)) if is_typed else None
-        with picture_named():
-            typed = lines(sys.stdin.buffer, "stdin", refuse_base64)
-            return run_plain(chat, chain(_first_line(opening), typed), prompt)
+        with prompt_input.picture_named():
+            typed = lines(sys.stdin.buffer, "stdin", prompt_input.refuse_base64)
+            return run_plain(chat, chain(first, typed), prompt)
     finally:
         chat.keeper.start_new()
 
@@ -219,7 +167,8 @@ def _run_terminal(
     loading: LoadingModel,
     system: str | None,
     sampling: SamplingParams,
-    opening: Opening,
+    begin: Begin,
+    keeps: bool,
     thumbnails: ThumbnailMode,
 ) -> int:
     """Open the chat with a line editor, which is up before the model is; returns the exit code."""
@@ -248,15 +197,14 @@ def _run_terminal(
         chat.say_notes()
         return loading.get()
 
-    chats, saves = chats_folder(), opening.keeps
+    chats = chats_folder()
     session = ChatSession(loaded, system)
-    chat = Chat(session, screen, sampling, chats, saves=saves, loading=loading)
-    history = chats.parent / "prompts" if saves else None
+    chat = Chat(session, screen, sampling, chats, saves=keeps, loading=loading)
+    history = chats.parent / "prompts" if keeps else None
     code = 1
     try:
         with quiet_keys(_write_if_possible):
-            _begin(chat, opening, is_typed=True)
-            code = run_terminal(chat, screen, history, said, _first_line(opening))
+            code = run_terminal(chat, screen, history, said, begin(chat))
     except HardStop:
         _leave_now(INTERRUPTED_EXIT_CODE)
     except SystemExit as leaving:  # SIGTERM or SIGHUP, perhaps while the model works
@@ -270,25 +218,31 @@ def _run_terminal(
     return code
 
 
-def _first_line(opening: Opening) -> list[str]:
-    """The question of the command line, which no command is made of and no picture is read from."""
-    return [f"\\say {opening.question}"] if opening.question else []
+def _begin(
+    question: str | None,
+    images: list[str],
+    saved: Path | None,
+    given: dict[str, Any],
+    chat: Chat,
+    *,
+    greets: bool,
+) -> list[str]:
+    """Greet a person; resume and attach what the arguments ask for. Errors end the command.
 
-
-def _begin(chat: Chat, opening: Opening, *, is_typed: bool) -> None:
-    """Greet a person; resume and attach what the arguments ask for. Errors end the command."""
+    given: settings of the command line. Returns what is asked at once, if anything: the question,
+    which no command is made of and no picture is read from.
+    """
     from mmchat.repl import greeting, saving
 
-    saved = opening.saved
-    if is_typed and not opening.quiet:
-        if saved is None and not opening.images and not opening.question:
-            chat.screen.greet(greeting.LINES, greeting.to_try(chat.spec))
-        else:
-            chat.screen.note(greeting.LINES[-1])
+    if greets and saved is None and not images and not question:
+        chat.screen.greet(greeting.LINES, greeting.to_try(chat.spec))
+    elif greets:
+        chat.screen.note(greeting.LINES[-1])
     if saved is not None:
-        chat.resume(saving.read(saved), saved, opening.given)
-    if opening.images:
-        chat.attach(opening.images)
+        chat.resume(saving.read(saved), saved, given)
+    if images:
+        chat.attach(images)
+    return [f"\\say {question}"] if question else []
 
 
 def _write_if_possible(text: str) -> None:

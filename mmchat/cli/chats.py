@@ -18,14 +18,12 @@ from mmchat.words import plural, table
 if TYPE_CHECKING:
     from mmchat.repl.chats import ChatFacts
 
-Removed = Annotated[
-    list[str] | None,
-    typer.Option("--remove", metavar="NAME", help="Take a chat off the disk; repeatable."),
-]
-
 
 def chats(
-    removed: Removed = None,
+    removed: Annotated[
+        list[str] | None,
+        typer.Option("--remove", metavar="NAME", help="Take a chat off the disk; repeatable."),
+    ] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -73,7 +71,9 @@ def choose_chat(folder: Path) -> Path:
 
 def _lines(found: list[ChatFacts], columns: int) -> list[str]:
     """One line for each chat, names in one column; what is too wide is cut."""
-    lines = table([(_name(chat), _description(chat)) for chat in found]).split("\n")
+    names = (chat.path.name for chat in found)
+    shown = [name if name.isprintable() else quoted(name) for name in names]
+    lines = table([*zip(shown, map(_description, found), strict=True)]).split("\n")
     return [_cut(line, columns - 1) for line in lines]
 
 
@@ -83,11 +83,6 @@ def _cut(line: str, columns: int) -> str:
     while cells(line) >= columns:
         line = line[:-1]
     return line + "…"
-
-
-def _name(chat: ChatFacts) -> str:
-    name = chat.path.name
-    return name if name.isprintable() else quoted(name)
 
 
 def _description(chat: ChatFacts) -> str:

@@ -56,10 +56,9 @@ def set_(
     A variable that is set still comes before it.
     """
     path = set_default(name, value)
-    if not quiet:
-        console.note(f"{name} is {quoted(value)} in {quoted(path, 300)}")
-        if os.environ.get(variable(name)):
-            console.note(f"{variable(name)} is set, and comes before it")
+    console.note(f"{name} is {quoted(value)} in {quoted(path, 300)}")
+    if os.environ.get(variable(name)):
+        console.note(f"{variable(name)} is set, and comes before it")
 
 
 def _show(as_json: bool = False) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from mmchat import words
 from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError
-from mmchat.terminal import AnswerStream, filled, one_line, sanitize
+from mmchat.terminal import filled, one_line, sanitize
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 UNBROKEN = 10_000  # columns of a pipe or a file, whose lines end where they end
 ColorMode = Literal["auto", "always", "never"]
 _color: ColorMode = "auto"
+_quiet = False
 _AS_IT_IS: Any = {"markup": False, "highlight": False, "emoji": False}  # text, for rich
 ANSWER_STYLES = {  # of Markdown, where rich's own need a dark background
     "markdown.code": "cyan",
@@ -42,6 +43,13 @@ def set_color(mode: ColorMode) -> None:
     """Choose colours for the rest of the run; `auto` colours terminals unless NO_COLOR is set."""
     global _color
     _color = mode
+
+
+def set_quiet(quiet: bool) -> bool:
+    """Leave out notes, spinners and bars for the rest of the run, as --quiet asks; returns it."""
+    global _quiet
+    _quiet = quiet
+    return quiet
 
 
 def rich_console(*, stderr: bool = True) -> Console:
@@ -119,13 +127,14 @@ def is_piped(unknown: bool) -> bool:
         return unknown
 
 
-def bold(text: str) -> str:
-    """`text` in bold if stdout is a terminal."""
-    return f"\x1b[1m{text}\x1b[0m" if draws(sys.stdout) else text
-
-
 def note(*texts: str) -> None:
-    """A line of each on stderr for the person at the terminal."""
+    """A line of each on stderr for the person at the terminal, unless --quiet is given."""
+    if not _quiet:
+        say(*texts)
+
+
+def say(*texts: str) -> None:
+    """A line of each on stderr, also if quiet: what is stopped or asked."""
     for text in texts:
         _stderr_line(text, style="dim")
 
@@ -174,7 +183,7 @@ def interrupt_says(message: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        note(message)
+        say(message)
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 
@@ -245,43 +254,35 @@ def table_rows(
         for row, above in zip(rows, before, strict=False)
     ]
     head, *lines = words.table([heads, *shown], right, columns(sys.stdout)).split("\n")
-    return [bold(wrapped(head, "  ")), *(wrapped(line, "  ") for line in lines)]
+    head = wrapped(head, "  ")
+    bold = f"\x1b[1m{head}\x1b[0m" if draws(sys.stdout) else head
+    return [bold, *(wrapped(line, "  ") for line in lines)]
 
 
 def print_table(
-    heads: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    right: Collection[int],
-    *,
-    has_total: bool = False,
+    heads: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]
 ) -> None:
-    """Rows under their heads to stdout: `table_rows` on a terminal, lines with tabs elsewhere.
-
-    has_total: the last row is the sum.
-    """
+    """Rows under their heads to stdout: `table_rows` on a terminal, lines with tabs elsewhere."""
     if not is_terminal(sys.stdout):
         write_out("".join("\t".join(row) + "\n" for row in (heads, *rows)))
         return
     clean = [[sanitize(one_line(cell)) for cell in row] for row in rows]
-    *lines, last = table_rows(heads, clean, right)
-    write_out("\n".join([*lines, bold(last) if has_total else last]) + "\n")
+    write_out("\n".join(table_rows(heads, clean, right)) + "\n")
 
 
-def answer_stream() -> AnswerStream:
-    """What takes an answer to stdout."""
-    return AnswerStream(write_out, sanitizes=is_terminal(sys.stdout))
+def shows_progress() -> bool:
+    """Whether spinners and bars are drawn: on a terminal, unless --quiet is given."""
+    return not _quiet and is_terminal(sys.stderr)
 
 
 class Stages:
     """What is being done now, as a spinner on stderr; silent unless stderr is a terminal."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._status: Status | None = None
+    _status: Status | None = None
 
     def show(self, stage: str) -> None:
         """Name the step that begins; the last one named stays until `stop`."""
-        if self._quiet or not is_terminal(sys.stderr):
+        if not shows_progress():
             return
         from rich.text import Text
 
@@ -297,8 +298,7 @@ class Stages:
     def note(self, text: str) -> None:
         """A line on stderr that stays; nothing if quiet."""
         self.stop()
-        if not self._quiet:
-            note(text)
+        note(text)
 
     def stop(self) -> None:
         """Erase the spinner; call before anything else is written."""
@@ -314,20 +314,21 @@ class Stages:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str, total: int, *, quiet: bool) -> Iterator[Callable[..., None]]:
+def progress_bar(label: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar on stderr for `total` steps, and what moves it on by one: `advance(details="")`.
 
     Silent unless stderr is a terminal.
     """
-    if quiet or not is_terminal(sys.stderr):
+    if not shows_progress():
         yield lambda details="": None  # noqa: ARG005
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Remaining
+    from rich import progress as rich
 
-    texts = TextColumn("{task.description}"), TextColumn("{task.fields[details]}")
-    columns = (texts[0], BarColumn(), MofNCompleteColumn(), Remaining(), texts[1])
-    with Progress(*columns, console=rich_console(), transient=True) as progress:
+    texts = rich.TextColumn("{task.description}"), rich.TextColumn("{task.fields[details]}")
+    shown = rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeRemainingColumn()
+    with rich.Progress(
+        texts[0], *shown, texts[1], console=rich_console(), transient=True
+    ) as progress:
         task = progress.add_task(sanitize(label), total=total, details="")
         yield lambda details="": progress.update(task, advance=1, details=details)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # name, which is also the option's -> what is built in
 BUILT_IN_VALUES = {"model": BUILT_IN, "quantize": AUTO, "device": "auto"}
+EXAMPLES = {"model": '"llama3.2-11B"', "quantize": '"int4"', "device": '"cpu"'}
 NOWHERE = "built in"
 
 
@@ -35,10 +36,6 @@ class Default:
 
     value: str
     origin: str
-
-    @property
-    def is_chosen(self) -> bool:
-        return self.origin != NOWHERE
 
 
 def config_path() -> Path:
@@ -98,7 +95,7 @@ def with_defaults(values: dict[str, Any], context: typer.Context) -> dict[str, A
     values: all that the command offers, with the name. What is exported in some scheme, or for one
     device, stays so. Raises what finding the model of a default raises, with its place.
     """
-    chosen = {name: default for name, default in defaults().items() if default.is_chosen}
+    chosen = {name: default for name, default in defaults().items() if default.origin != NOWHERE}
     taken = dict(values)
     has_paths = values.get("checkpoint_path") or values.get("params_path")
     if values["name"] is None and not has_paths and "model" in chosen:
@@ -181,7 +178,7 @@ def _check(name: str, value: object, place: str) -> None:
         hint = f"did you mean {near[0]}?" if near else f"there are {known}"
         raise UsageError(f"{given}: there is no such setting; {hint}")
     if not isinstance(value, str) or not value.strip():
-        raise UsageError(f"{given}: {name} is a text in quotes, such as {_example(name)}")
+        raise UsageError(f"{given}: {name} is a text in quotes, such as {EXAMPLES[name]}")
     try:
         if name == "quantize" and value != AUTO:
             find_scheme(value)
@@ -189,7 +186,3 @@ def _check(name: str, value: object, place: str) -> None:
             check_device_name(value)
     except MmchatError as error:
         raise UsageError(f"{given}: {error}") from None
-
-
-def _example(name: str) -> str:
-    return {"model": '"llama3.2-11B"', "quantize": '"int4"', "device": '"cpu"'}[name]

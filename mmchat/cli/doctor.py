@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from mmchat.cli import console, options
-from mmchat.cli.compile_notes import CompileNotes
+from mmchat.cli.model_choice import compile_notes
 from mmchat.errors import UsageError
 from mmchat.words import pace, plural, size
 
 if TYPE_CHECKING:
     from mmchat.doctor import Diagnosis
-    from mmchat.doctor.machine import Device, Machine
+    from mmchat.doctor.machine import Machine
     from mmchat.doctor.outlook import Outlook
 
 HEADER = ("MODEL", "SCHEME", "NEEDS", "FITS", "TOK/S", "PICTURE")
@@ -23,9 +23,7 @@ FITS = {True: "✔ yes", False: "✘ no", None: "?"}
 def doctor(
     parallel: Annotated[
         int,
-        options.of_model(
-            metavar="N", min=1, help="Also what each of N processes needs that share a model."
-        ),
+        options.of_model(min=1, help="Also what each of N processes needs that share a model."),
     ] = 1,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -35,12 +33,12 @@ def doctor(
     Measures the memory for a few seconds. Speeds are estimates: how fast the weights that a token
     needs are read.
     """
-    with console.Stages(quiet=quiet) as stages:
+    with console.Stages() as stages:
         stages.show("importing torch")
         from mmchat.doctor import diagnose
         from mmchat.quant.kernels import native
 
-        native.prepare(CompileNotes(stages).show)
+        native.prepare(compile_notes(stages))
         diagnosis = diagnose(stages.show, parallel)
     if parallel > 1 and not diagnosis.shared:
         raise UsageError(f"--parallel {parallel}: no known model can be shared so; use 2, 4 or 8")
@@ -72,9 +70,12 @@ def _show(diagnosis: Diagnosis, ranks: int) -> None:
 
 def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
     for number, device in enumerate(machine.devices):
-        limit = f", limited by {machine.limited_by}" if device.name == "cpu" else ""
-        shown = _device(device) + (limit if machine.limited_by else "")
-        yield "" if number else "device", shown
+        free = "memory unknown"
+        if device.available is not None and device.total is not None:
+            free = f"{size(device.available)} of {size(device.total)} free"
+        if machine.limited_by and device.name == "cpu":
+            free += f", limited by {machine.limited_by}"
+        yield "" if number else "device", f"{device.name}: {device.model}; {free}"
     cores, threads = plural(machine.cores, "core"), plural(machine.threads, "thread")
     yield "processor", f"{cores}, {threads}"
     yield "reading", _reading(machine)
@@ -82,13 +83,6 @@ def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
         yield "" if number else "kernels", f"{choice.serves}: {choice.kernel} ({choice.reason})"
     versions = (f"{name} {version}" for name, version in machine.versions.items() if version)
     yield "versions", ", ".join(versions)
-
-
-def _device(device: Device) -> str:
-    free = "memory unknown"
-    if device.available is not None and device.total is not None:
-        free = f"{size(device.available)} of {size(device.total)} free"
-    return f"{device.name}: {device.model}; {free}"
 
 
 def _reading(machine: Machine) -> str:

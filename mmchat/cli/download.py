@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,49 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.transfer_bars import TransferBars, transfer_bars
 from mmchat.cli.wrong_names import model_name
 from mmchat.errors import MmchatError, UsageError, quoted
+from mmchat.terminal import sanitize
 from mmchat.words import plural, size
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from mmchat.hub.download import Plan, Request
 
+NAME_WIDTH = 36  # columns
 _which = partial(typer.Option, rich_help_panel="Which files")
 _how = partial(typer.Option, rich_help_panel="How")
 _TOKEN_HELP = "Access token; HF_TOKEN or 'hf auth login' keep it out of sight."  # noqa: S105
 _INCLUDE_HELP = "Only files that match, in place of the usual choice. Repeatable."
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which files of a repository, and where they go."""
-
-    revision: Annotated[str, _which(metavar="REV", help="Branch, tag or whole commit.")] = "main"
-    weights_format: Annotated[
-        Literal["safetensors", "original"],
-        _which("--format", help="The form of the weights; one is fetched."),
-    ] = "safetensors"
-    include: Annotated[list[str] | None, _which(metavar="PATTERN", help=_INCLUDE_HELP)] = None
-    exclude: Annotated[
-        list[str] | None, _which(metavar="PATTERN", help="Not the files that match.")
-    ] = None
-    local_dir: Annotated[
-        Path | None, _how(metavar="DIR", help="Put the files into DIR, not the Hugging Face cache.")
-    ] = None
-    token: Annotated[str | None, _how(metavar="TOKEN", help=_TOKEN_HELP)] = None
-
-    def request(self, model: str) -> Request:
-        """What is meant of a model or repository. Raises UsageError, ParamsError."""
-        from mmchat.catalog.known import repo_of
-        from mmchat.hub.download import Request
-
-        if self.include and self.weights_format != "safetensors":
-            raise UsageError("--include names the files itself; leave --format out")
-        patterns = tuple(self.include or ()), tuple(self.exclude or ())
-        folder = self.local_dir.expanduser().resolve() if self.local_dir else None
-        repo = repo_of(model)
-        return Request(repo, self.revision, self.weights_format, *patterns, folder, self.token)
 
 
 def download(
@@ -66,12 +39,22 @@ def download(
             callback=model_name,
         ),
     ],
-    selection: Selection,
-    max_workers: Annotated[int, _how(metavar="N", min=1, max=16, help="Files at a time.")] = 4,
+    revision: Annotated[str, _which(metavar="REV", help="Branch, tag or whole commit.")] = "main",
+    weights_format: Annotated[
+        Literal["safetensors", "original"],
+        _which("--format", help="The form of the weights; one is fetched."),
+    ] = "safetensors",
+    include: Annotated[list[str] | None, _which(metavar="PATTERN", help=_INCLUDE_HELP)] = None,
+    exclude: Annotated[
+        list[str] | None, _which(metavar="PATTERN", help="Not the files that match.")
+    ] = None,
+    local_dir: Annotated[
+        Path | None, _how(metavar="DIR", help="Put the files into DIR, not the Hugging Face cache.")
+    ] = None,
+    token: Annotated[str | None, _how(metavar="TOKEN", help=_TOKEN_HELP)] = None,
+    max_workers: Annotated[int, _how(min=1, max=16, help="Files at a time.")] = 4,
     offline: options.Offline = False,
-    dry_run: Annotated[
-        bool, _how("--dry-run", help="Say what would be fetched; fetch nothing.")
-    ] = False,
+    dry_run: Annotated[bool, _how(help="Say what would be fetched; fetch nothing.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -80,25 +63,30 @@ def download(
     Stop it with Ctrl-C and run it again: it goes on where it stopped. Every file is checked against
     the Hub's hash. The path of the folder is printed on stdout.
     """
+    from mmchat.catalog.known import repo_of
     from mmchat.hub import download as hub
     from mmchat.models.registry import packing_for
 
+    if include and weights_format != "safetensors":
+        raise UsageError("--include names the files itself; leave --format out")
+    patterns = tuple(include or ()), tuple(exclude or ())
+    folder = local_dir.expanduser().resolve() if local_dir else None
+    wanted = [hub.Request(repo_of(model), revision, weights_format, *patterns, folder, token)]
     done = []
     with console.interrupt_says("stopped; run the same command to go on"):
-        request: Request | None = selection.request(model)
-        while request is not None:
+        for request in wanted:
             plan, fetched = hub.plan(request, packing_for), 0
-            if not quiet:
-                say_plan(plan, dry_run)
+            say_plan(plan, dry_run)
             if dry_run:
                 plan.check_space()
             else:
-                fetched = carry_out(plan, max_workers, quiet=quiet).arrived
+                fetched = carry_out(plan, max_workers).arrived
             done.append((plan, fetched))
-            request = None if len(done) > 1 else _companion(model, plan)
-    if not quiet and not dry_run:
+            if len(done) == 1 and (companion := _companion(model, plan)):
+                wanted.append(companion)
+    if not dry_run:
         plan = done[0][0]
-        _say_adapter(str(plan.folder) if selection.local_dir else model, plan.folder)
+        _say_adapter(str(plan.folder) if local_dir else model, plan.folder)
     records = [_record(plan, dry_run, fetched) for plan, fetched in done]
     if as_json:
         beside = {"companion": records[1]} if len(records) > 1 else {}
@@ -117,7 +105,7 @@ def _companion(model: str, plan: Plan) -> Request | None:
     repo = companion_of(model, plan.folder / "config.json")  # not there in a dry run
     if repo is None:
         return None
-    console.note(f"{model} needs the vision encoder {repo} as well")
+    console.say(f"{model} needs the vision encoder {repo} as well")
     return Request(repo, token=plan.request.token)
 
 
@@ -133,14 +121,14 @@ def _say_adapter(model: str, folder: Path) -> None:
             )
 
 
-def carry_out(plan: Plan, workers: int = 4, *, quiet: bool = False) -> TransferBars:
+def carry_out(plan: Plan, workers: int = 4) -> TransferBars:
     """Fetch what a plan lacks, with bars."""
     from mmchat.hub import download as hub
 
     sizes = {file.path: file.size for file in plan.missing}
-    with transfer_bars(sizes, plan.fetch_bytes, quiet=quiet) as bars:
-        waiting = lambda: bars.note("another mmchat is fetching this model; waiting for it")  # noqa: E731
-        hub.carry_out(plan, workers, bars.report, (lambda: None) if quiet else waiting)
+    with transfer_bars(sizes, plan.fetch_bytes) as bars:
+        waiting = "another mmchat is fetching this model; waiting for it"
+        hub.carry_out(plan, workers, bars.report, lambda: bars.note(waiting))
     return bars
 
 
@@ -182,3 +170,53 @@ def _record(plan: Plan, dry_run: bool, fetched: int) -> dict[str, Any]:
             for f in plan.files
         ],
     }
+
+
+class TransferBars:
+    """One bar for each file that moves, and one for all; made by `transfer_bars`."""
+
+    def __init__(self, progress: Progress, sizes: dict[str, int], total: int) -> None:
+        self._progress = progress
+        self._sizes = sizes
+        self._tasks: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+        self.arrived = 0  # bytes of this run
+        self._all = progress.add_task("all", total=total)
+
+    def note(self, text: str) -> None:
+        """A line on stderr, above the bars."""
+        if self._progress.disable:
+            console.note(text)
+        else:
+            self._progress.console.print(sanitize(text), style="dim")
+
+    def report(self, path: str, count: int) -> None:
+        """`count` bytes of `path` came; called from several threads."""
+        with self._lock:
+            self.arrived += max(count, 0)
+            if path not in self._tasks:
+                label = sanitize(path)[-NAME_WIDTH:]
+                self._tasks[path] = self._progress.add_task(label, total=self._sizes.get(path))
+            self._progress.advance(self._tasks[path], count)
+            self._progress.advance(self._all, count)
+            task = next(t for t in self._progress.tasks if t.id == self._tasks[path])
+            if task.finished:
+                self._progress.update(task.id, visible=False)
+
+
+@contextmanager
+def transfer_bars(sizes: dict[str, int], total: int) -> Iterator[TransferBars]:
+    """sizes: bytes of each file; total: bytes that will come."""
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        rich.DownloadColumn(binary_units=True),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    hidden = not (total and console.shows_progress())
+    screen = console.rich_console()
+    with rich.Progress(*columns, console=screen, transient=True, disable=hidden) as progress:
+        yield TransferBars(progress, sizes, total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +15,30 @@ from mmchat.words import first_pictures, held, pixels, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
-    from mmchat.cli.generate import Request
+    from mmchat.cli.generate import Asked
     from mmchat.estimate.memory import Workload
     from mmchat.hardware.placement import Placement
     from mmchat.loading.options import LoadOptions
     from mmchat.models.prompt import MediaFacts
 
 
-def show_dry_run(request: Request, *, as_json: bool, output: Path | None) -> None:
-    """Print prompt tokens, how pictures are cut, and a memory estimate."""
-    if exported := request.source.exported:
-        request = replace(request, model=request.model.as_exported(exported))
-    pictures = [(image.source, request.source.spec.facts(image)) for image in request.images]
-    facts = _facts(request, request.source, pictures)
+def show_dry_run(
+    asked: Asked,
+    options: LoadOptions,
+    source: ModelSource,
+    new_tokens: int,
+    *,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Print prompt tokens, how pictures are cut, and a memory estimate.
+
+    new_tokens: the longest answer.
+    """
+    if source.exported:
+        options = options.as_exported(source.exported)
+    pictures = [(image.source, source.spec.facts(image)) for image in asked.images]
+    facts = _facts(asked, options, source, new_tokens, pictures)
     text = console.to_json(facts) + "\n" if as_json else console.fact_text(_lines(facts, pictures))
     if output is None:
         console.write_safely(text)
@@ -37,18 +47,23 @@ def show_dry_run(request: Request, *, as_json: bool, output: Path | None) -> Non
 
 
 def _facts(
-    request: Request, source: ModelSource, pictures: Sequence[tuple[str, MediaFacts]]
+    asked: Asked,
+    options: LoadOptions,
+    source: ModelSource,
+    new_tokens: int,
+    pictures: Sequence[tuple[str, MediaFacts]],
 ) -> dict[str, Any]:
     from mmchat.estimate.memory import Workload
 
-    spec, options = source.spec, request.model
+    spec = source.spec
     placement = options.placement(spec)
     dtype = str(placement.dtype).removeprefix("torch.")
-    prompt_tokens = _prompt_tokens(request, source)
-    new_tokens = request.sampling.for_model(spec).max_new_tokens
+    prompt_tokens = _prompt_tokens(asked, options, source)
     limit = spec.context_limit(options.max_seq_len)
     taken = prompt_tokens or sum(picture.positions for _, picture in pictures)
     positions = min(taken + new_tokens, limit)
+    with source.open_adapters() as adapters:  # compared with the model
+        remarks = list(adapters.remarks)
     workload = Workload(positions, prompt_tokens or positions, tuple(p for _, p in pictures))
     return {
         "model": spec.name,
@@ -61,15 +76,9 @@ def _facts(
         "quantize": options.scheme(spec, placement),
         "kv": options.kv,
         "parallel": options.ranks,
-        "adapters": _adapters(source),
+        "adapters": remarks,
         "memory": _memory(options, source, placement, workload),
     }
-
-
-def _adapters(source: ModelSource) -> list[str]:
-    """What is merged, compared with the model. Raises CheckpointError."""
-    with source.open_adapters() as adapters:
-        return list(adapters.remarks)
 
 
 def _memory(
@@ -113,7 +122,7 @@ def _used_in_place(source: ModelSource, placement: Placement) -> bool:
         return used_in_place(files, str(placement.dtype).removeprefix("torch."))
 
 
-def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
+def _prompt_tokens(asked: Asked, options: LoadOptions, source: ModelSource) -> int | None:
     """Positions of the prompt; None if the tokenizer is not on this machine."""
     if source.tokenizer is None:
         return None
@@ -121,12 +130,12 @@ def _prompt_tokens(request: Request, source: ModelSource) -> int | None:
 
     spec = source.spec
     processor = spec.family.build().processor(
-        spec.config, open_tokenizer(source.tokenizer), alpha_rule(request.model, source)
+        spec.config, open_tokenizer(source.tokenizer), alpha_rule(options, source)
     )
-    message = request.message(processor)
-    if request.raw or spec.chat_format == "base":
+    message = asked.message(processor)
+    if asked.raw or spec.chat_format == "base":
         return len(processor.raw(message).token_ids)
-    return len(processor.chat([*Conversation(request.system).messages, message]).token_ids)
+    return len(processor.chat([*Conversation(asked.system).messages, message]).token_ids)
 
 
 def _lines(

@@ -43,9 +43,7 @@ eval_app.command(TASK, cls=Command, short_help="Run benchmarks of lm_eval: mmmu_
 @eval_app.command(cls=Command, short_help="Ask about held-out drawn scenes.")
 @with_option_groups
 def scenes(
-    limit: Annotated[
-        int, options.of_input(metavar="N", min=1, help="How many held-out scenes to ask.")
-    ] = 200,
+    limit: Annotated[int, options.of_input(min=1, help="How many held-out scenes to ask.")] = 200,
     by: Annotated[
         Literal["type", "canvas", "tiles", "objects"],
         options.of_output(
@@ -61,7 +59,7 @@ def scenes(
     ] = "plain",
     rows: Annotated[
         int,
-        options.of_input(metavar="N", min=1, max=MOST_ROWS, help="How many scenes to ask at once."),
+        options.of_input(min=1, max=MOST_ROWS, help="How many scenes to ask at once."),
     ] = 1,
     wrong: Annotated[
         Path | None,
@@ -84,10 +82,10 @@ def scenes(
         if path is not None:
             atomic_file.check_writable(path)
     source = model.find()
-    loaded = model_choice.load_with_notes(model, source, quiet=quiet)
-    if rows > loaded.most_rows and not quiet:
+    loaded = model_choice.load_with_notes(model, source)
+    if rows > loaded.most_rows:
         console.note(f"exported programs read one conversation at a time, not {rows}")
-    report, interrupted = _run(loaded, limit, wording, rows, by, quiet)
+    report, interrupted = _run(loaded, limit, wording, rows, by)
     name = source.spec.name
     record = {"model": name, "scenes": limit, "wording": wording, **_record(report, by)}
     if output is not None:
@@ -104,16 +102,14 @@ def scenes(
         raise typer.Exit(INTERRUPTED_EXIT_CODE)
 
 
-def _run(
-    model: Model, limit: int, wording: Wording, rows: int, by: By, quiet: bool
-) -> tuple[Report, bool]:
+def _run(model: Model, limit: int, wording: Wording, rows: int, by: By) -> tuple[Report, bool]:
     """(the scores, whether Ctrl-C cut them short)."""
     from mmchat.evals.run import judge_scenes, report
     from mmchat.evals.scenes import heldout_scenes
 
     verdicts, interrupted, began = [], False, time.perf_counter()
     try:
-        with console.progress_bar("scenes", limit, quiet=quiet) as advance:
+        with console.progress_bar("scenes", limit) as advance:
             for verdict in judge_scenes(model, heldout_scenes(limit, wording=wording), rows):
                 verdicts.append(verdict)
                 advance()
@@ -157,4 +153,4 @@ def _print_table(report: Report, by: str) -> None:
         for name, score in (*report.parts.items(), ("all", report.overall))
     ]
     heads = (by.upper(), "RIGHT", "ASKED", "ACCURACY", "INTERVAL")
-    console.print_table(heads, cells, right={1, 2, 3, 4}, has_total=True)
+    console.print_table(heads, cells, right={1, 2, 3, 4})

@@ -17,9 +17,8 @@ import typer
 import mmchat
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import refuse_text_only
+from mmchat.cli.prompt_input import check_model
 from mmchat.errors import INTERRUPTED_EXIT_CODE, DiskError, UsageError, disk_errors, quoted
-from mmchat.limits import MOST_ROWS
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 
@@ -37,10 +36,10 @@ class TaskOptions:
 
     limit: Annotated[
         int | None,
-        options.of_input(metavar="N", min=1, help="Ask the first N questions of each task."),
+        options.of_input(min=1, help="Ask the first N questions of each task."),
     ] = None
     num_fewshot: Annotated[
-        int | None, options.of_input(metavar="N", min=0, help="Examples before each question.")
+        int | None, options.of_input(min=0, help="Examples before each question.")
     ] = None
     include_path: Annotated[
         Path | None,
@@ -49,12 +48,9 @@ class TaskOptions:
         ),
     ] = None
     raw: options.Raw = False
-    rows: Annotated[
-        int | None,
-        options.of_model("--rows", metavar="N", min=1, max=MOST_ROWS, help="Requests at once."),
-    ] = None
+    rows: options.Rows = None
     cache: Annotated[
-        bool, options.of_output("--cache", help="Keep answers, so that the same command goes on.")
+        bool, options.of_output(help="Keep answers, so that the same command goes on.")
     ] = False
     output: Annotated[
         Path | None,
@@ -65,12 +61,9 @@ class TaskOptions:
 
     def command(self, names: str, model: LoadOptions) -> str:
         """What asks the same of the same weights again."""
-        given = {name: getattr(self, name) for name in ("limit", "num_fewshot", "include_path")}
-        said = ["mmchat", "eval", names]
-        for name, value in given.items():
-            said += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-        said += ["--raw"] if self.raw else []
-        return shlex.join([*said, *options.as_arguments(model)])
+        said = options.as_arguments(self, ("limit", "num_fewshot", "include_path", "raw"))
+        of_model = options.as_arguments(model, options.LOADING)
+        return shlex.join(["mmchat", "eval", names, *said, *of_model])
 
 
 def tasks(
@@ -101,27 +94,25 @@ def tasks(
     if given.output is not None:
         _check_folder(given.output)
     source = find_or_offer(model)
-    with console.Stages(quiet=quiet) as stages:
+    with console.Stages() as stages:
         stages.show("reading tasks")
         found = harness.load_tasks(wanted, given.include_path, given.num_fewshot)
-    if found.has_pictures:
-        refuse_text_only(source.spec)
-        if model.text_only:
-            raise UsageError("--text-only does not fit tasks with pictures; leave it out")
-    loaded = model_choice.load_with_notes(model, source, quiet=quiet)
+    check_model(source.spec, has_pictures=found.has_pictures)
+    if found.has_pictures and model.text_only:
+        raise UsageError("--text-only does not fit tasks with pictures; leave it out")
+    loaded = model_choice.load_with_notes(model, source)
     if source.spec.chat_format == "base":
         given = replace(given, raw=True)
     try:
-        record, outcome = _run(found, given, loaded, source, quiet)
+        record, outcome = _run(found, given, loaded, source)
     except KeyboardInterrupt:
         goes_on = "the same command goes on" if given.cache else "--cache would have kept answers"
-        console.note(f"stopped; {goes_on}")
+        console.say(f"stopped; {goes_on}")
         raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     record = {"command": given.command(names, _as_held(loaded)), **record}
     if given.output is not None:
         _write(given.output, record, outcome)
-    if not quiet:
-        console.note(*outcome.notices)
+    console.note(*outcome.notices)
     if as_json:
         console.print_json(record)
     else:
@@ -129,7 +120,7 @@ def tasks(
 
 
 def _run(
-    found: Tasks, given: TaskOptions, loaded: Model, source: ModelSource, quiet: bool
+    found: Tasks, given: TaskOptions, loaded: Model, source: ModelSource
 ) -> tuple[dict[str, Any], Outcome]:
     """(what is recorded, what came of it)."""
     from mmchat.checkpoints.names import COMMIT
@@ -158,7 +149,7 @@ def _run(
         limit=given.limit,
         is_chat=not given.raw,
         cache_key=sha256(said.encode()).hexdigest()[:16] if given.cache else None,
-        bar=partial(console.progress_bar, "requests", quiet=quiet),
+        bar=partial(console.progress_bar, "requests"),
     )
     seconds = round(time.monotonic() - began, 3)
     return {**record, "seconds": seconds, "notices": outcome.notices, **outcome.record}, outcome

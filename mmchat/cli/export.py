@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.compile_notes import CompileNotes
-from mmchat.cli.model_choice import BUILT_IN, check_address_space
+from mmchat.cli.model_choice import BUILT_IN, check_address_space, compile_notes
 from mmchat.cli.option_groups import Without
 from mmchat.errors import UsageError, disk_errors, quoted
 from mmchat.loading.options import LoadOptions
@@ -43,86 +42,72 @@ def complete_format(incomplete: str) -> list[str]:
     return [name for name in FORMATS if name.startswith(incomplete)]
 
 
-ExportFormat = Annotated[
-    str,
-    of_export(
-        metavar="aoti|executorch|safetensors|hf",
-        autocompletion=complete_format,
-        help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
-        " safetensors: the weights, ready to be mapped; hf: a checkpoint as on the Hub, from"
-        " Meta's files too.",
-    ),
-]
-Output = Annotated[
-    Path | None,
-    of_export("-o", "--output", metavar="DIR", help="The new folder; else NAME-FORMAT here."),
-]
-Quantize = Annotated[
-    str,
-    options.of_model(
-        metavar="SCHEME",
-        help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8 (CUDA) or"
-        " none, whatever the model's own are packed in.",
-        autocompletion=options.complete_scheme,
-    ),
-]
-Keep = Annotated[
-    bool,
-    of_export(
-        "--keep",
-        help="Of safetensors: into mmchat's cache, where the model and its --quantize find it.",
-    ),
-]
-Calibrate = Annotated[
-    Path | None,
-    of_export(
-        metavar="FOLDER",
-        help="Round to int4 by what the model makes of your own pictures, .txt and .jsonl there:"
-        " closer to the model as it was, at the same size.",
-    ),
-]
-MaxSeqLen = Annotated[
-    int | None,
-    of_export(
-        metavar="N",
-        help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
-        " left out, or the model's own. The cache of aoti has this size from the start.",
-    ),
-]
-MaxImages = Annotated[
-    int | None,
-    of_export(
-        metavar="N",
-        min=1,
-        max=16,
-        help="Of aoti and executorch: pictures that one question may see; 16 if left out.",
-    ),
-]
-MaxShardSize = Annotated[
-    float | None,
-    of_export(
-        metavar="GB",
-        min=0.001,
-        max=1e6,
-        help="Of hf: largest safetensors file; 5 if left out.",
-    ),
-]
-Force = Annotated[
-    bool, of_export("--force", help="Replace a folder that something else wrote or changed.")
-]
-
-
 def export(
-    format: ExportFormat = "aoti",
-    output: Output = None,
-    keep: Keep = False,
-    max_seq_len: MaxSeqLen = None,
-    max_images: MaxImages = None,
-    max_shard_size: MaxShardSize = None,
-    force: Force = False,
-    quantize: Quantize = "none",
+    format: Annotated[
+        str,
+        of_export(
+            metavar="aoti|executorch|safetensors|hf",
+            autocompletion=complete_format,
+            help="aoti: compiled programs (.pt2); executorch: for ExecuTorch with XNNPACK (.pte);"
+            " safetensors: the weights, ready to be mapped; hf: a checkpoint as on the Hub, from"
+            " Meta's files too.",
+        ),
+    ] = "aoti",
+    output: Annotated[
+        Path | None,
+        of_export("-o", "--output", metavar="DIR", help="The new folder; else NAME-FORMAT here."),
+    ] = None,
+    keep: Annotated[
+        bool,
+        of_export(
+            help="Of safetensors: into mmchat's cache, where the model and its --quantize find it.",
+        ),
+    ] = False,
+    max_seq_len: Annotated[
+        int | None,
+        of_export(
+            help="Of aoti and executorch: longest prompt and answer, 64 positions or more; 4096 if"
+            " left out, or the model's own. The cache of aoti has this size from the start.",
+        ),
+    ] = None,
+    max_images: Annotated[
+        int | None,
+        of_export(
+            min=1,
+            max=16,
+            help="Of aoti and executorch: pictures that one question may see; 16 if left out.",
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        float | None,
+        of_export(
+            metavar="GB",
+            min=0.001,
+            max=1e6,
+            help="Of hf: largest safetensors file; 5 if left out.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, of_export(help="Replace a folder that something else wrote or changed.")
+    ] = False,
+    quantize: Annotated[
+        str,
+        options.of_model(
+            metavar="SCHEME",
+            help="Weights in int8 (-b32), int6, int4 (-b32, -g32, -g64, -g128), nf4, fp4, fp8"
+            " (CUDA) or none, whatever the model's own are packed in.",
+            autocompletion=options.complete_scheme,
+        ),
+    ] = "none",
     quantize_keep: options.QuantizeKeep = None,
-    calibrate: Calibrate = None,
+    calibrate: Annotated[
+        Path | None,
+        of_export(
+            metavar="FOLDER",
+            help="Round to int4 by what the model makes of your own pictures, .txt and .jsonl"
+            " there: closer to the model as it was, at the same size.",
+        ),
+    ] = None,
     *,
     model: Annotated[
         LoadOptions,
@@ -176,14 +161,13 @@ def export(
     check_address_space()
     with (
         console.interrupt_says("stopped; nothing was written"),
-        console.Stages(quiet=quiet) as stages,
+        console.Stages() as stages,
     ):
-        report = export_model(plan, CompileNotes(stages, _shown(stages)).show)
-    if not quiet:
-        console.note(*_lines(report))
-        if keep:
-            used = f"the model is read from there where --quantize {quantize} is given"
-            console.note(f"{used}; 'mmchat remove {folder.name}' removes it")
+        report = export_model(plan, compile_notes(stages, _shown(stages)))
+    console.note(*_lines(report))
+    if keep:
+        used = f"the model is read from there where --quantize {quantize} is given"
+        console.note(f"{used}; 'mmchat remove {folder.name}' removes it")
     console.print_path(folder)
 
 

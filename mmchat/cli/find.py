@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.batch import FAILED_EXIT_CODE, Rows
+from mmchat.cli.batch import FAILED_EXIT_CODE
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import refuse_overwriting, refuse_text_only
+from mmchat.cli.prompt_input import check_model, check_output
 from mmchat.errors import MmchatError, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.loading.options import LoadOptions
@@ -30,12 +30,12 @@ def find(
     places: Annotated[
         list[str], typer.Argument(metavar="FOLDER", help="A folder, a glob, or pictures.")
     ],
-    top: Annotated[int, options.of_output(metavar="N", min=1, help="Show the N likeliest.")] = 10,
+    top: Annotated[int, options.of_output(min=1, help="Show the N likeliest.")] = 10,
     page: Annotated[
         Path | None,
         options.of_output("--html", metavar="FILE", help="Write them as an HTML page as well."),
     ] = None,
-    rows: Rows = None,
+    rows: options.Rows = None,
     *,
     model: LoadOptions,
     offline: options.Offline = False,
@@ -51,20 +51,16 @@ def find(
 
     if not checked(text, "TEXT").strip():
         raise UsageError("TEXT is empty; say what to find, as in: mmchat find 'a dog' photos")
-    if page is not None:
-        atomic_file.check_writable(page)
     names = dict.fromkeys(name for place in places for name in pictures(place))
     if not names:
         where = ", ".join(map(quoted, places))
         raise UsageError(f"there are no pictures in {where}; give a folder, a glob, or pictures")
-    if page is not None and page.exists():
-        refuse_overwriting(page, list(names), "--html")
+    if page is not None:
+        check_output(page, "--html", list(names))
     source = find_or_offer(model)
-    if source.spec.chat_format == "base":
-        raise UsageError(f"{source.spec.name} is a base model, which answers no question")
-    refuse_text_only(source.spec)
-    loaded = model_choice.load_with_notes(model, source, quiet=quiet)
-    found = _likelihoods(loaded, text, list(names), rows, quiet)
+    check_model(source.spec, has_pictures=True, chats=True)
+    loaded = model_choice.load_with_notes(model, source)
+    found = _likelihoods(loaded, text, list(names), rows)
     best = sorted(found, key=lambda name: (-found[name], name))[:top]
     if as_json:
         console.print_json([{"image": name, "likelihood": found[name]} for name in best])
@@ -79,7 +75,7 @@ def find(
 
 
 def _likelihoods(
-    loaded: Model, text: str, names: Sequence[str], rows: int | None, quiet: bool
+    loaded: Model, text: str, names: Sequence[str], rows: int | None
 ) -> dict[str, float]:
     """Of each picture that can be read; of the others a note says why not."""
     from mmchat.batch.ranking import likelihood, prepare_score
@@ -91,12 +87,12 @@ def _likelihoods(
     found: dict[str, float] = {}
     asked = [Row(name, Asked((name,))) for name in names]
     engine = loaded.engine_of(rows or usual_rows(loaded, loaded.memory))
-    with console.progress_bar("pictures", len(asked), quiet=quiet) as advance:
+    with console.progress_bar("pictures", len(asked)) as advance:
         for one in answer_rows(engine, asked, partial(prepare_score, loaded, text)):
             advance()
             if isinstance(one.end, Finished):
                 found[one.row.custom_id] = likelihood(one.end)
-            elif not quiet:
+            else:
                 console.note(str(one.end))
     return found
 
@@ -110,7 +106,7 @@ def _page(title: str, best: list[str], found: dict[str, float]) -> str:
         try:
             picture = load_images([name])[0].pixels.copy()
         except MmchatError as error:  # it was there when it was asked about
-            console.note(f"left out of the page: {error}")
+            console.say(f"left out of the page: {error}")
             continue
         picture.thumbnail(THUMBNAIL)
         link = html.escape(Path(name).resolve().as_uri() if Path(name).exists() else name)

@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 WIDEST = 100  # columns
+# Options that may be given without their value, and whether the next word is never their value
+BARE = {"--resume": False, "--allow-remote-images": True}
 
 
 class Command(TyperCommand):
@@ -22,6 +24,9 @@ class Command(TyperCommand):
         if ctx.resilient_parsing:  # to complete a line; Typer's validator is loaded in 0.2 s
             for parameter in self.get_params(ctx):
                 parameter.process_value = lambda ctx, value: value  # noqa: ARG005
+        pairs = zip(args, [*args[1:], "-"], strict=False)
+        is_bare = (arg in BARE and (BARE[arg] or behind[:1] == "-") for arg, behind in pairs)
+        args = [f"{arg}=" if bare else arg for arg, bare in zip(args, is_bare, strict=True)]
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:

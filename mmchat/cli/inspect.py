@@ -6,33 +6,21 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from mmchat.cli import console, options
 from mmchat.cli.option_groups import Only
-from mmchat.cli.wrong_names import model_name
 from mmchat.loading.options import LoadOptions
 from mmchat.words import count, plural, size
 
 if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
     from mmchat.catalog.spec import ModelSpec
-    from mmchat.checkpoints.exported_folder import ExportedFolder
     from mmchat.models.family import Description
 
 ESTIMATED_SCHEMES = ("none", "int8", "int4")
 
 
 def inspect(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL|PATH",
-            help="Name, alias, folder or weights file.",
-            autocompletion=options.complete_model,
-            callback=model_name,
-        ),
-    ],
+    model: options.ModelOrFolder,
     *,
     given: Annotated[LoadOptions, Only("params_path", "vision_tower", "adapter")],
     as_json: options.Json = False,
@@ -48,7 +36,11 @@ def inspect(
     facts["adapters"] = _adapter_facts(source)
     if source.checkpoint is not None:
         exported = source.exported
-        facts["export"] = exported and _export_facts(exported)
+        facts["export"] = exported and {
+            **asdict(exported.record),
+            "source": exported.source,
+            "files": {name: record.size for name, record in exported.files.items()},
+        }
         in_programs = exported is not None and exported.record.format == "executorch"
         if not in_programs:
             facts["checkpoint"] = _checkpoint_facts(source)
@@ -104,12 +96,6 @@ def _adapter_facts(source: ModelSource) -> list[dict[str, Any]]:
             }
             for adapter in opened.all
         ]
-
-
-def _export_facts(folder: ExportedFolder) -> dict[str, Any]:
-    """What a folder was exported for, and the bytes of its files."""
-    sizes = {name: record.size for name, record in folder.files.items()}
-    return {**asdict(folder.record), "source": folder.source, "files": sizes}
 
 
 def _weight_bytes(spec: ModelSpec, scheme: str) -> int:
@@ -184,18 +170,15 @@ def _export_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found["calibrate"]:
         lines.append(("  by samples of", found["calibrate"]))
     if found["programs"]:
+        made_for = f"torch {found['torch']}, {found['device']}, {found['processor']}"
+        if found["executorch"]:
+            made_for = f"executorch {found['executorch']}, {found['device']}, XNNPACK"
         lines += [
             ("  programs", ", ".join(found["programs"])),
-            ("  for", _made_for(found)),
+            ("  for", made_for),
             ("  at most", f"{found['max_seq_len']:,} positions, {found['max_images']} pictures"),
         ]
     return [*lines, *((f"  {name}", size(number)) for name, number in found["files"].items())]
-
-
-def _made_for(found: dict[str, Any]) -> str:
-    if found["executorch"]:
-        return f"executorch {found['executorch']}, {found['device']}, XNNPACK"
-    return f"torch {found['torch']}, {found['device']}, {found['processor']}"
 
 
 def _checkpoint_lines(found: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -8,22 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.wrong_names import model_name
 from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
 from mmchat.words import size
 
 if TYPE_CHECKING:
     from mmchat.hub.holdings import Removal
 
-ModelOrFolder = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL|PATH", help="Name, alias, owner/name or folder.", callback=model_name
-    ),
-]
 
-
-def where(model: ModelOrFolder, as_json: options.Json = False) -> None:
+def where(model: options.ModelOrFolder, as_json: options.Json = False) -> None:
     """Print the folder that a model is in.
 
     Of a model in GGUF it is the file: others share its folder.
@@ -60,7 +52,7 @@ def model_folder(model: str, *, or_gguf: bool = False) -> Path:
 
 
 def remove(
-    model: ModelOrFolder,
+    model: options.ModelOrFolder,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -79,10 +71,9 @@ def remove(
     freed = removal.freed + sum(one.freed for one in rounded)
     config = next((path for path in removal.files if path.name == "config.json"), removal.root)
     companion = companion_of(model, config)
-    if not quiet or not yes:
-        console.note(*(f"  {path.relative_to(removal.root)}" for path in removal.files))
-        for one in rounded:
-            console.note(*(f"  {path.relative_to(one.root.parent)}" for path in one.files))
+    listed = [str(path.relative_to(removal.root)) for path in removal.files]
+    listed += (str(path.relative_to(one.root.parent)) for one in rounded for path in one.files)
+    (console.note if yes else console.say)(*(f"  {name}" for name in listed))
     if not yes:
         console.agree(f"remove {model}, {size(freed)}, from {removal.root}?", "remove")
     with console.interrupt_says("stopped; run the same command to go on"):
@@ -97,7 +88,7 @@ def remove(
                 "kept": [str(path) for path in removal.kept],
             }
         )
-    elif not quiet:
+    else:
         console.note(f"removed {model}: {size(freed)} freed")
         if removal.kept:
             console.note(f"{len(removal.kept)} other files stay in {removal.root}")
@@ -106,6 +97,7 @@ def remove(
 
 
 def _removal(model: str) -> Removal:
+    """Raises UsageError for what mmchat did not put there, as it deletes nothing of others."""
     from mmchat.catalog.kept import kept_by
     from mmchat.catalog.known import data_path, repo_of
     from mmchat.checkpoints.gguf_file import is_gguf
@@ -119,7 +111,13 @@ def _removal(model: str) -> Removal:
         try:
             return holdings.repo_removal(repo_of(model))
         except MmchatError:
-            _refuse_ollama(model)
+            from mmchat.checkpoints.ollama_folder import ollama_model
+
+            if found := ollama_model(model):
+                raise UsageError(
+                    f"{found.name} is Ollama's, and mmchat deletes nothing of it;"
+                    f" 'ollama rm {found.name}' does"
+                ) from None
             raise
     if is_gguf(folder):
         raise UsageError(f"{quoted(model, 300)}: mmchat did not put it there, and leaves it")
@@ -128,14 +126,3 @@ def _removal(model: str) -> Removal:
     if folder.resolve().is_relative_to(data_path("assets").resolve()):
         raise UsageError("the built-in model is a part of mmchat and stays")
     return holdings.folder_removal(folder.resolve())
-
-
-def _refuse_ollama(model: str) -> None:
-    """Raises UsageError for a model in Ollama's folder, where nothing is ever deleted."""
-    from mmchat.checkpoints.ollama_folder import ollama_model
-
-    if found := ollama_model(model):
-        raise UsageError(
-            f"{found.name} is Ollama's, and mmchat deletes nothing of it; 'ollama rm {found.name}'"
-            " does"
-        )

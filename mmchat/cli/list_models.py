@@ -79,9 +79,7 @@ def _kept_entries() -> Iterator[Entry]:
 
     for found in kept_exports():
         size = sum(file.size for file in found.files.values())
-        how = (
-            f"{found.record.scheme}, calibrated" if found.record.calibrate else found.record.scheme
-        )
+        how = found.record.scheme + ", calibrated" * bool(found.record.calibrate)
         held = Holding("present", found.path, (how,), size)
         yield Entry(found.path.name, None, held, None)
 

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmchat.cli import answer, console, model_choice, options
-from mmchat.cli.model_choice import alpha_rule, say_choice
+from mmchat.cli import answer, console, model_choice, options, prompt_input
 from mmchat.cli.offer import find_or_offer
 from mmchat.cli.positional import Said
-from mmchat.cli.prompt_input import (
-    check_output,
-    check_pictures,
-    expect_pictures,
-    gather,
-    load_pictures,
-    refuse_text_only,
-)
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError
 from mmchat.loading.options import LoadOptions
@@ -33,19 +24,6 @@ if TYPE_CHECKING:
     from mmchat.explain.look import Look
 
 ENDINGS = (".png", ".html")
-Output = Annotated[
-    Path | None,
-    options.of_output(
-        "-o",
-        "--output",
-        metavar="FILE.png|.html",
-        help="Write a picture, or a page where a word that is pointed at lights up.",
-    ),
-]
-Wanted = Annotated[
-    str | None,
-    options.of_output("--word", metavar="TEXT|N", help="This word alone, or the one of a number."),
-]
 
 
 def look(
@@ -57,36 +35,45 @@ def look(
     sampling: SamplingOptions,
     model: LoadOptions,
     offline: options.Offline = False,
-    word: Wanted = None,
+    word: Annotated[
+        str | None,
+        options.of_output(
+            "--word", metavar="TEXT|N", help="This word alone, or the one of a number."
+        ),
+    ] = None,
     as_json: options.Json = False,
-    output: Output = None,
+    output: Annotated[
+        Path | None,
+        options.of_output(
+            "-o",
+            "--output",
+            metavar="FILE.png|.html",
+            help="Write a picture, or a page where a word that is pointed at lights up.",
+        ),
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Show where an answer looked: how strongly each word read each part of the pictures.
 
     That is where cross-attention reads, not why the model said so.
     """
-    prompt = said.question if prompt is None else prompt
-    images = [*said.pictures, *(images or [])]
+    images = images or []
     if output is not None:
-        check_output(output, "--output", images, ENDINGS)
-    check_pictures(images)
-    given = gather(prompt, images, allow_blank=False)
+        prompt_input.check_output(output, "--output", images, ENDINGS)
+    prompt_input.check_pictures(images)
+    given = prompt_input.gather(prompt, images, allow_blank=False)
     if not given.sources:
         raise UsageError("there is no picture to look at; give one with -i")
-    expect_pictures()
-    from mmchat.explain.look import check_spec
-
-    source = find_or_offer(model, check_spec)
+    prompt_input.expect_pictures()
+    source = find_or_offer(model, looks=True)
     check_source(source, model.ranks)
-    if not quiet:
-        say_choice(model, source)
-        console.note(*said.notes, *given.notes)
+    model_choice.say_choice(model, source)
+    console.note(*said.notes, *given.notes)
     model_choice.begin_loading(model, source)
-    pictures = load_pictures(given, alpha_rule(model, source))
+    pictures = prompt_input.load_pictures(given, model_choice.alpha_rule(model, source))
     from mmchat.repl.answering import interrupts
 
-    with console.Stages(quiet=quiet) as stages:
+    with console.Stages() as stages:
         loaded = model_choice.load(model, source, stages)
         session = loaded.chat(system=system)
         events = session.send(given.text, pictures, sampling.for_model(loaded.spec))
@@ -116,7 +103,7 @@ def check_source(source: ModelSource, ranks: int) -> None:
     if ranks > 1:
         raise UsageError(SHARED)
     check_spec(source.spec)
-    refuse_text_only(source.spec)
+    prompt_input.check_model(source.spec, has_pictures=True)
     if source.exported and source.exported.record.programs:
         raise UsageError(PROGRAMS)
 

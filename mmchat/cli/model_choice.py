@@ -9,6 +9,7 @@ import resource
 import shlex
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Literal
 
 from mmchat import limits
 from mmchat.cli import console
-from mmchat.cli.compile_notes import AnyStages, CompileNotes
+from mmchat.cli.options import as_arguments
 from mmchat.errors import MemoryError_
 from mmchat.loading.options import PATHS
 from mmchat.parallel.launch import launched_ranks
+from mmchat.progress import ProgressCallback
 from mmchat.quant.schemes import AUTO
 from mmchat.words import size
 
@@ -28,8 +30,12 @@ if TYPE_CHECKING:
     from mmchat.api import Model
     from mmchat.catalog.source import ModelSource
     from mmchat.loading.options import LoadOptions
+    from mmchat.repl.loading import LoadingModel
+
+    AnyStages = console.Stages | LoadingModel
 
 BUILT_IN = "tiny"
+COMPILED = {"compile": "the layers", "kernels": "the CPU kernels"}  # by stage of loading
 LONG_ROUNDING = 20.0  # seconds of processor time
 # What torch imports at its end, in a third of its time, for its compiler and for GPUs.
 _NOT_AT_START = ("torch._meta_registrations", "torch._native")
@@ -56,8 +62,8 @@ def load(options: LoadOptions, source: ModelSource, stages: AnyStages) -> Model:
 
     stage = first_stage(options)
     stages.show(stage)
-    shown = CompileNotes(stages, show_weights).show
-    model = load_model(replace(options, progress=shown), source)
+    progress = compile_notes(stages, show_weights)
+    model = load_model(replace(options, progress=progress), source)
     for notice in model.runtime.notices:
         stages.note(notice)
     if console.is_terminal(sys.stderr) and model.rounding_seconds > LONG_ROUNDING:
@@ -66,21 +72,45 @@ def load(options: LoadOptions, source: ModelSource, stages: AnyStages) -> Model:
     return model
 
 
+def compile_notes(stages: AnyStages, others: ProgressCallback | None = None) -> ProgressCallback:
+    """Says that layers or kernels are being compiled, which takes seconds, once.
+
+    A note before it begins, one with the time when it is done, and between them a spinner. others:
+    takes the stages that compile nothing.
+    """
+    begin = 0.0
+
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal begin
+        what = COMPILED.get(stage)
+        if what is None:
+            if others:
+                others(stage, done, total)
+            return
+        if done == 0:
+            begin = time.perf_counter()
+            stages.note(f"compiling {what} (once; a later start takes them from a cache)")
+        seconds = time.perf_counter() - begin
+        if done == total:
+            stages.note(f"compiled {what} in {seconds:.1f} s")
+        elif total == 1:
+            stages.show(f"compiling {what}")
+        else:
+            stages.show(f"compiling {what} (once, {seconds:.0f} s): {done} of {total}")
+
+    return show
+
+
 def _offer_to_keep(options: LoadOptions, model: Model) -> list[str]:
     """The command that saves the next start the rounding; a line of its own, to be copied."""
     if options.quantize in (AUTO, "none") or options.ranks > 1:
         return []
-    words = ["mmchat export"]
-    if options.name is not None:
-        words.append(shlex.quote(str(options.name)))
-    words += ["--format safetensors --keep --quantize", options.quantize]
-    words += [f"--quantize-keep {part}" for part in options.plan.keep]
-    words += [f"--adapter {shlex.quote(str(one))}" for one in options.adapter]  # type: ignore[union-attr]
-    for name in (*PATHS[1:], "device", "dtype"):
-        if (value := getattr(options, name)) not in (None, "auto"):
-            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}")
+    asked = as_arguments(
+        options, (*PATHS, "quantize", "quantize_keep", "adapter", "device", "dtype")
+    )
+    command = shlex.join(["mmchat", "export", "--format", "safetensors", "--keep", *asked])
     seconds = f"{model.rounding_seconds:.0f} s"
-    return [f"rounding took {seconds} of processor time; this keeps its result:", " ".join(words)]
+    return [f"rounding took {seconds} of processor time; this keeps its result:", command]
 
 
 def first_stage(options: LoadOptions) -> str:
@@ -88,11 +118,10 @@ def first_stage(options: LoadOptions) -> str:
     return f"loading {options.name or options.params_path or options.checkpoint_path or BUILT_IN}"
 
 
-def load_with_notes(options: LoadOptions, source: ModelSource, *, quiet: bool) -> Model:
-    """`load`, after `say_choice`; nothing is said if quiet."""
-    if not quiet:
-        say_choice(options, source)
-    with console.Stages(quiet=quiet) as stages:
+def load_with_notes(options: LoadOptions, source: ModelSource) -> Model:
+    """`load`, after `say_choice`."""
+    say_choice(options, source)
+    with console.Stages() as stages:
         return load(options, source, stages)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mmchat.cli import console
@@ -19,19 +18,19 @@ if TYPE_CHECKING:
 _BYTES_PER_PARAMETER = 2  # the Hub's files are in bfloat16
 
 
-def find_or_offer(
-    model: LoadOptions, check: Callable[[ModelSpec], None] | None = None
-) -> ModelSource:
+def find_or_offer(model: LoadOptions, *, looks: bool = False) -> ModelSource:
     """`model.find()`; where that fails for want of a download, ask whether to start it.
 
     Nothing is asked, and nothing fetched, unless a person sits at the terminal and says yes.
-    check: raises UsageError for models that do not serve; they are not even asked for.
+    looks: raises UsageError for models that do not tell where they look; they are not even asked
+    for.
     """
-    from mmchat.catalog.known import find_spec
+    if looks and model.name is not None:
+        from mmchat.catalog.known import find_spec
+        from mmchat.explain.look import check_spec
 
-    named = find_spec(str(model.name)) if check and model.name is not None else None
-    if check and named:
-        check(named)
+        if named := find_spec(str(model.name)):
+            check_spec(named)
     try:
         return model.find()
     except CheckpointError:
@@ -42,7 +41,13 @@ def find_or_offer(
             raise CheckpointError(
                 f"{spec.name} is not here; 'mmchat download {spec.name}' fetches it"
             ) from None
-        _download(spec)
+        from mmchat.cli.download import carry_out, say_plan
+        from mmchat.hub import download as hub
+
+        with console.interrupt_says(f"stopped; 'mmchat download {spec.name}' goes on"):
+            plan = hub.plan(hub.Request(spec.repo or ""))
+            say_plan(plan)
+            carry_out(plan)
         return model.find()
 
 
@@ -70,16 +75,6 @@ def _is_wanted(spec: ModelSpec) -> bool:
 
     needed = spec.parameters * _BYTES_PER_PARAMETER
     free = free_bytes(cache_folder())
-    console.note(f"{spec.name} is not on this machine: about {size(needed)} from {spec.repo}")
-    console.note(f"{size(free)} are free in {cache_folder()}")
+    console.say(f"{spec.name} is not on this machine: about {size(needed)} from {spec.repo}")
+    console.say(f"{size(free)} are free in {cache_folder()}")
     return console.confirm("download it now?")
-
-
-def _download(spec: ModelSpec) -> None:
-    from mmchat.cli.download import carry_out, say_plan
-    from mmchat.hub import download as hub
-
-    with console.interrupt_says(f"stopped; 'mmchat download {spec.name}' goes on"):
-        plan = hub.plan(hub.Request(spec.repo or ""))
-        say_plan(plan)
-        carry_out(plan)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -14,9 +14,9 @@ from typer.models import ArgumentInfo
 from mmchat.cli.defaults import one_model, with_defaults
 from mmchat.cli.options import LOADING, Color, Debug, ModelName, Words
 from mmchat.cli.positional import Said, sort_words
-from mmchat.cli.ranks import of_launcher
 from mmchat.errors import UsageError
 from mmchat.loading.options import LoadOptions
+from mmchat.parallel import launch
 
 Parameter = inspect.Parameter
 _KEYWORD = Parameter.KEYWORD_ONLY
@@ -28,15 +28,9 @@ class Only:
     def __init__(self, *names: str) -> None:
         self.names = frozenset(names)
 
-    def chosen(self, names: Iterable[str]) -> frozenset[str]:
-        return self.names & frozenset(names)
-
 
 class Without(Only):
     """Annotated[Group, Without("alpha")]: the command has all options of the group but these."""
-
-    def chosen(self, names: Iterable[str]) -> frozenset[str]:
-        return frozenset(names) - self.names
 
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -45,7 +39,8 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     Typer sees one option for each field that is annotated for it; the command gets the dataclass,
     filled with what was given; LoadOptions also with the defaults of what was not. It also sees
     --color and --debug, which act by their callbacks, and --model beside an argument MODEL, which
-    then may be given in either way. In place of Said it sees the words that are sorted into it.
+    then may be given in either way. In place of Said it sees the words that are sorted into it;
+    their question is the prompt too, if none is given, and their pictures come first.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, tuple[Any, list[str]]] = {}
@@ -58,7 +53,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
             said = parameter.name
             parameters.append(parameter.replace(annotation=Words, kind=_KEYWORD, default=None))
         elif is_dataclass(group):
-            options = _options(group, *(mark for mark in marks if type(mark) in (Only, Without)))
+            options = _options(group, *(mark for mark in marks if isinstance(mark, Only)))
             if group is LoadOptions and any(map(_argument_settings, parameters)):
                 # another argument stands in its place
                 model = Parameter("name", _KEYWORD, default=None, annotation=ModelName)
@@ -72,6 +67,9 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         parameters.append(Parameter("named", _KEYWORD, default=None, annotation=ModelName))
     for name, default, hint in (("color", "auto", Color), ("debug", False, Debug)):
         parameters.append(Parameter(name, _KEYWORD, default=default, annotation=hint))
+    for parameter in parameters:
+        if get_origin(parameter.annotation) is Annotated:
+            _complete(parameter)
     parameters.append(Parameter("ctx", _KEYWORD, annotation=typer.Context))
 
     @functools.wraps(command)
@@ -82,20 +80,65 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
                 raise UsageError("no MODEL is given; 'mmchat list' shows those that are known")
         if said:
             has_prompt = given.get("prompt") is not None
-            given[said] = sort_words(given[said] or [], has_prompt=has_prompt)
-            given["name"] = one_model(given[said].model, given["name"])
+            words = given[said] = sort_words(given[said] or [], has_prompt=has_prompt)
+            given["name"] = one_model(words.model, given["name"])
+            given["images"] = [*words.pictures, *(given["images"] or [])]
+            if "prompt" in given and not has_prompt:
+                given["prompt"] = words.question
         for name, (group, options) in groups.items():
             values = {option: given.pop(option) for option in options}
             if group is LoadOptions and "name" in values:
                 values = with_defaults(values, ctx)
             if "parallel" in values:
-                values = of_launcher(values, command.__name__)
+                values = _of_launcher(values, command.__name__)
             given[name] = group(**{k: v for k, v in values.items() if v is not None})
         command(**given)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _of_launcher(values: dict[str, Any], command: str) -> dict[str, Any]:
+    """Fields of LoadOptions, with as many ranks as torchrun or srun has started, if one has.
+
+    Only rank 0 returns; the others follow it until it ends. Raises UsageError and RankError.
+    """
+    ranks = launch.launched_ranks()
+    if ranks == 1:
+        return values
+    if command == "chat":
+        raise UsageError(
+            "chat has no terminal of its own under a launcher; use generate, batch or serve there,"
+            " or mmchat chat --parallel N on one machine"
+        )
+    asked = values.get("parallel")
+    if asked not in (None, ranks):
+        raise UsageError(
+            f"--parallel {asked}, but the launcher has started {ranks} ranks (WORLD_SIZE); leave"
+            " out --parallel"
+        )
+    timeout = values["parallel_timeout"]
+    if launch.launched_rank():
+        from mmchat.loading.follower import follow
+
+        launch.end_with_parent()
+        follow(timeout, timeout)
+    launch.adopt(group := launch.join(timeout, timeout))
+    from mmchat.runtime.mirrored import driver_of
+
+    driver_of(group).show_life()
+    return {**values, "parallel": ranks}
+
+
+def _complete(parameter: Parameter) -> None:
+    """An option that is on or off has one name, numbers are shown as N and X."""
+    kind, settings = get_args(parameter.annotation)[:2]
+    if kind is bool and settings.default is ...:  # where its first name would stand
+        settings.param_decls = (f"--{parameter.name.replace('_', '-')}",)
+    for number, metavar in ((int, "N"), (float, "X")):
+        if kind in (number, number | None) and settings.metavar is None:
+            settings.metavar = metavar
 
 
 def _argument_settings(parameter: Parameter) -> ArgumentInfo | None:
@@ -122,10 +165,10 @@ def _model_argument(parameters: list[Parameter]) -> tuple[str, bool]:
 def _options(group: Any, mark: Only = Without()) -> list[Parameter]:  # noqa: B008
     hints = LOADING if group is LoadOptions else get_type_hints(group, include_extras=True)
     offered = [f for f in fields(group) if get_origin(hints.get(f.name)) is Annotated]
-    names = [field.name for field in offered]
+    names = frozenset(field.name for field in offered)
     if unknown := mark.names.difference(names):
         raise TypeError(f"{group.__name__} has no option {', '.join(unknown)}")
-    chosen = mark.chosen(names)
+    chosen = names - mark.names if isinstance(mark, Without) else mark.names
     return [
         Parameter(
             field.name,

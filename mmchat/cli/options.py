@@ -5,7 +5,7 @@ An option without a name here has that of its parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +20,7 @@ from mmchat.offline import go_offline
 from mmchat.quant import schemes
 
 if TYPE_CHECKING:
-    from mmchat.loading.options import LoadOptions
+    pass
 
 # An option in one of the groups of the help page
 of_input = partial(typer.Option, rich_help_panel="Input")
@@ -45,12 +45,12 @@ def _system(text: str | None) -> str | None:
     return None if text is None else checked(text, "--system")
 
 
-def as_arguments(model: LoadOptions) -> list[str]:
-    """What gives these options on a command line; the usual ones are left out."""
+def as_arguments(given: Any, names: Iterable[str]) -> list[str]:
+    """What gives those fields of options on a command line; the usual ones are left out."""
     said: list[str] = []
-    usual = type(model)()
-    for name in LOADING:
-        value = getattr(model, name)
+    usual = type(given)()
+    for name in names:
+        value = getattr(given, name)
         if value == getattr(usual, name) or value is None:
             continue
         option = "--model" if name == "name" else f"--{name.replace('_', '-')}"
@@ -80,40 +80,12 @@ Debug = Annotated[bool, of_output("--debug", callback=_request_debug, help="Show
 Color = Annotated[
     console.ColorMode, of_output("--color", callback=console.set_color, help="Colours.")
 ]
-Quiet = Annotated[bool, of_output("-q", "--quiet", help="No notes on stderr.")]
+Quiet = Annotated[
+    bool, of_output("-q", "--quiet", callback=console.set_quiet, help="No notes on stderr.")
+]
 Json = Annotated[bool, of_output("--json", help="Print one JSON object.")]
 RecordFile = Annotated[
     Path | None, of_output("-o", "--output", metavar="FILE", help="Write JSON to FILE as well.")
-]
-OutputFile = Annotated[
-    Path | None, of_output("-o", "--output", metavar="FILE", help="Write to FILE, not stdout.")
-]
-StreamJson = Annotated[bool, of_output("--stream-json", help="One JSON line per token.")]
-NoStream = Annotated[bool, of_output("--no-stream", help="Print the answer when it is whole.")]
-Verbose = Annotated[bool, of_output("-v", "--verbose", help="Timings per stage on stderr.")]
-ImageTags = Annotated[
-    bool, of_input("--image-tags", help="Open what --prompt names in tags: <img>dog.png</img>.")
-]
-DrawBoxes = Annotated[
-    Path | None,
-    of_output(
-        "--draw-boxes", metavar="FILE.png", help="Draw the boxes of the answer on the picture."
-    ),
-]
-DryRun = Annotated[
-    bool, of_output("--dry-run", help="Show prompt tokens, tile grids and memory; load no weights.")
-]
-Logprobs = Annotated[
-    int,
-    of_output(
-        metavar="N",
-        min=int(limits.SAMPLING["logprobs"][0]),
-        max=int(limits.SAMPLING["logprobs"][1]),
-        help="With --json: the N likeliest at every token.",
-    ),
-]
-Heat = Annotated[
-    bool, of_output("--heat", help="With --json: where each word looked; see mmchat look.")
 ]
 
 Prompt = Annotated[
@@ -157,6 +129,15 @@ ModelName = Annotated[
         callback=model_name,
     ),
 ]
+ModelOrFolder = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL|PATH",
+        help="Name, alias, owner/name, folder or weights file.",
+        autocompletion=complete_model,
+        callback=model_name,
+    ),
+]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
@@ -171,6 +152,10 @@ QuantizeKeep = Annotated[
     of_model(
         metavar="PART", help="With --quantize: leave text, head or vision as it is; repeatable."
     ),
+]
+Rows = Annotated[
+    int | None,
+    of_model("--rows", metavar="N", min=1, max=limits.MOST_ROWS, help="Asked at once."),
 ]
 
 _path = partial(of_model, metavar="PATH")
@@ -204,9 +189,7 @@ LOADING: Mapping[str, Any] = {
         Literal["auto", "int8"],
         of_model(help="Keys and values in int8: half the memory of long texts; auto: as --dtype."),
     ],
-    "max_seq_len": Annotated[
-        int | None, of_model(metavar="N", min=1, help="Context to reserve, positions.")
-    ],
+    "max_seq_len": Annotated[int | None, of_model(min=1, help="Context to reserve, positions.")],
     "checkpoint_path": Annotated[
         Path | None, _path(help="Weights: a folder, a .safetensors, GGUF or consolidated.NN.pth.")
     ],
@@ -235,7 +218,7 @@ LOADING: Mapping[str, Any] = {
     ],
     "parallel": Annotated[
         int | None,
-        of_model(metavar="N", min=1, help="Share the model among N processes, or cards."),
+        of_model(min=1, help="Share the model among N processes, or cards."),
     ],
     "parallel_timeout": Annotated[
         float,

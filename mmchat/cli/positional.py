@@ -17,7 +17,8 @@ _NAMED_LIKE_A_MODEL = re.compile(r"(?=.*[A-Za-z])(?=.*\d)(?=.*[:._-])\S+|\S+:\S+
 _ENDING = re.compile(r"[^\s.]\.([A-Za-z]\w{1,4})")
 _MOST_WORDS_IN_NAME = 3  # of a picture that is not there; more of them are a question
 
-Kind = Literal["model", "picture", "text"]
+# A known model or a folder may be a word of the question too; a "word" may be anything.
+Kind = Literal["model", "known", "folder", "picture", "text", "word"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,13 @@ def sort_words(words: Sequence[str], *, has_prompt: bool = False) -> Said:
     pictures: list[str] = []
     notes: list[str] = []
     for word in words:
-        kind = _kind(word, is_first=not models and not texts)
+        kind, is_first = kind_of(word), not models and not texts
+        if kind == "word" and is_first:
+            kind = _first_of_unknown(word)
+        is_model = kind == "model" or (is_first and kind in ("known", "folder"))
         if kind == "picture":
             pictures.append(word)
-        elif kind == "model" or (has_prompt and not _is_sentence(word)):
+        elif is_model or (has_prompt and not _is_sentence(word)):
             models.append(word)
         else:
             texts.append(word)
@@ -78,11 +82,8 @@ def _said(
     return Said(models[0] if models else None, question, tuple(pictures), tuple(notes))
 
 
-def _kind(word: str, *, is_first: bool) -> Kind:
-    """is_first: no model and no word of the question stands before it.
-
-    Raises UsageError if it is empty, ParamsError for a mistyped model.
-    """
+def kind_of(word: str) -> Kind:
+    """What a word is by itself. Raises UsageError if it is empty."""
     from mmchat.repl.paths import existing, looks_like_picture
 
     if not word.strip():
@@ -90,11 +91,11 @@ def _kind(word: str, *, is_first: bool) -> Kind:
     if word == "-" or _is_address(word):
         return "picture"
     if is_known(word):
-        return "model" if is_first else "text"
+        return "known"
     if os.path.isdir(os.path.expanduser(word)):  # noqa: PTH111, PTH112 - raise nothing
         if looks_like_picture(word):
             return "picture"
-        return "model" if is_first or _PATH.match(word) else "text"
+        return "model" if _PATH.match(word) else "folder"
     if file := existing(word):
         if word.lower().endswith(WEIGHTS):
             return "model"
@@ -107,12 +108,11 @@ def _kind(word: str, *, is_first: bool) -> Kind:
         return "picture"
     if _PATH.match(word) or word.lower().endswith(WEIGHTS):
         return "model"
-    if is_first:
-        return _first_of_unknown(word)
-    return "text"
+    return "word"
 
 
 def _first_of_unknown(word: str) -> Kind:
+    """Raises ParamsError for a mistyped model."""
     from mmchat.checkpoints.hub_cache import is_repo_id
 
     if is_repo_id(word):
@@ -148,17 +148,6 @@ def is_known(word: str) -> bool:
     from mmchat.catalog.known import find_spec
 
     return find_spec(word) is not None or kept_by(word) is not None
-
-
-def names_something(word: str) -> bool:
-    """Whether a word is a model, a picture or a question by itself; a bare word may be a slip."""
-    from mmchat.repl.paths import existing, looks_like_picture
-
-    if word == "-" or _is_sentence(word) or _is_address(word) or is_known(word):
-        return True
-    is_path = bool(_PATH.match(word)) or os.path.isdir(word)  # noqa: PTH112 - raises nothing
-    is_like = looks_like_picture(word) or _ends_nearly_like_picture(word)
-    return is_path or is_like or existing(word) is not None
 
 
 def _is_sentence(word: str) -> bool:

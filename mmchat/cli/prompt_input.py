@@ -51,13 +51,8 @@ def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> Prom
     """
     prompt = None if prompt is None else checked(prompt, "--prompt")
     notes: tuple[str, ...] = ()
-    if (
-        prompt is None
-        and sources
-        and STDIN not in sources
-        and not allow_blank
-        and not console.is_piped(True)
-    ):
+    may_ask = sources and STDIN not in sources and not allow_blank
+    if prompt is None and may_ask and not console.is_piped(True):
         prompt = USUAL_QUESTION
         notes = (f'no question is given; asking "{prompt}"',)
     if sources.count(STDIN) > 1:
@@ -71,7 +66,9 @@ def gather(prompt: str | None, sources: list[str], *, allow_blank: bool) -> Prom
         text = prompt
     else:
         piped, image = _stdin_text(have_prompt=prompt is not None)
-        text = _join(piped, prompt)
+        text = piped if prompt is None else prompt
+        if prompt is not None and piped.strip():
+            text = f"{piped.rstrip()}\n\n{prompt}"
         sources = sources if image is None else [STDIN, *sources]
     if len(sources) > limits.IMAGES_PER_PROMPT:
         count, limit = len(sources), limits.IMAGES_PER_PROMPT
@@ -112,12 +109,14 @@ def check_pictures(sources: Sequence[str]) -> None:
             check_file(source)
 
 
-def check_output(file: Path, option: str, sources: Sequence[str], endings: Sequence[str]) -> None:
+def check_output(
+    file: Path, option: str, sources: Sequence[str], endings: Sequence[str] = ()
+) -> None:
     """See that a file that `option` names can be written later; sources: the pictures asked about.
 
-    Raises UsageError, DiskError.
+    endings: those that its name may have; any if there are none. Raises UsageError, DiskError.
     """
-    if file.suffix.lower() not in endings:
+    if endings and file.suffix.lower() not in endings:
         raise UsageError(f"{option} {str(file)!r}: end the name in {' or '.join(endings)}")
     atomic_file.check_writable(file)
     refuse_overwriting(file, sources, option)
@@ -129,20 +128,34 @@ def refuse_overwriting(
     """Raises UsageError if a file that is to be written is one of those that are read."""
     from mmchat.repl.paths import without_pages
 
+    if not output.exists():
+        return
     for source in chain.from_iterable((s, without_pages(s)) for s in sources):
         with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
             if Path(source).expanduser().samefile(output):
                 raise UsageError(f"{option} {str(output)!r} would replace {what}")
 
 
-def refuse_text_only(spec: ModelSpec) -> None:
-    """Raises UsageError for pictures where the checkpoint has nothing that sees them."""
-    if spec.text_only:
+def check_model(
+    spec: ModelSpec, *, has_pictures: bool, system: str | None = None, chats: bool = False
+) -> None:
+    """Raises UsageError for what this model does not take, before it is loaded."""
+    if chats and spec.chat_format == "base":
+        from mmchat.catalog.known import answering_sibling
+
+        raise UsageError(
+            f"{spec.name} is a base model, which continues text and cannot chat;"
+            f" {answering_sibling(spec) or 'an Instruct model'} can, and mmchat generate lets it"
+            " continue"
+        )
+    if has_pictures and spec.text_only:
         raise UsageError(f"{spec.name}: {TEXT_ALONE}; leave them out, or take a whole model")
+    if system is not None and spec.chat_format == "base":
+        raise UsageError(f"--system does not fit {spec.name}: a base model has no roles")
 
 
 def load_pictures(given: PromptInput, alpha: Literal["white", "drop"]) -> list[Image]:
-    """Decode every picture in order. Raises what `images.load_images` raises."""
+    """Decode every picture in order, and note what was seen. Raises as `images.load_images`."""
     if not given.sources:
         return []
     from mmchat.images import load_images
@@ -150,13 +163,11 @@ def load_pictures(given: PromptInput, alpha: Literal["white", "drop"]) -> list[I
     piped = given.stdin_image
     sources = [s if s != STDIN or piped is None else piped for s in given.sources]
     names = ["stdin" if source is piped else None for source in sources]
-    return load_images(sources, alpha=alpha, names=names)
-
-
-def _join(piped: str, prompt: str | None) -> str:
-    if prompt is None or not piped.strip():
-        return piped if prompt is None else prompt
-    return f"{piped.rstrip()}\n\n{prompt}"
+    with console.Stages() as stages:
+        stages.show("reading the picture" + "s" * (len(sources) > 1))
+        images = load_images(sources, alpha=alpha, names=names)
+    console.note(*(f"{one.source}: {notice}" for one in images for notice in one.notices))
+    return images
 
 
 def _stdin_text(*, have_prompt: bool) -> tuple[str, bytes | None]:

@@ -39,13 +39,11 @@ def _schema(value: str | None) -> str | None:
     return text
 
 
-def _option(*names: str, metavar: str = "X", **settings: Any) -> Any:
+def _option(*names: str, **settings: Any) -> Any:
     """With the range of the setting of that name; Typer refuses NaN as too large."""
     low, high = limits.SAMPLING.get(names[-1][2:].replace("-", "_"), (None, math.inf))
     most = None if math.isinf(high) else high
-    return typer.Option(
-        *names, metavar=metavar, min=low, max=most, rich_help_panel="Sampling", **settings
-    )
+    return typer.Option(*names, min=low, max=most, rich_help_panel="Sampling", **settings)
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ class SamplingOptions:
         _option(
             "-n",
             "--max-new-tokens",
-            metavar="N",
             help="Longest answer, tokens.",
             show_default="1024",
         ),
@@ -68,9 +65,7 @@ class SamplingOptions:
             "-t", "--temperature", help="0 takes the likeliest token; the model's own if left out."
         ),
     ] = None
-    top_k: Annotated[
-        int | None, _option("--top-k", metavar="N", help="Only the N likeliest; 0 is all.")
-    ] = None
+    top_k: Annotated[int | None, _option("--top-k", help="Only the N likeliest; 0 is all.")] = None
     top_p: Annotated[
         float | None, _option("--top-p", help="Only the likeliest that hold this probability.")
     ] = None
@@ -88,9 +83,7 @@ class SamplingOptions:
     presence_penalty: Annotated[
         float | None, _option("--presence-penalty", help="Once for tokens already in the answer.")
     ] = None
-    seed: Annotated[
-        int | None, _option("--seed", metavar="N", help="Same seed, same answer; 0 counts.")
-    ] = None
+    seed: Annotated[int | None, _option("--seed", help="Same seed, same answer; 0 counts.")] = None
     stop: Annotated[
         list[str] | None,
         _option(

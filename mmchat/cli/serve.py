@@ -5,15 +5,14 @@ from __future__ import annotations
 import webbrowser
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from mmchat.catalog.adapters import AdapterSource, find_adapters
 from mmchat.cli import console, model_choice, options
-from mmchat.cli.help_page import Command, plain_app
-from mmchat.cli.option_groups import with_option_groups
-from mmchat.cli.serve_options import REMOTE, ServeOptions
+from mmchat.cli.prompt_input import check_model
+from mmchat.cli.serve_options import ServeOptions
 from mmchat.errors import MissingExtra, UsageError
 from mmchat.loading.options import LoadOptions
 from mmchat.server.options import CONTEXT, ServerOptions
@@ -25,13 +24,6 @@ if TYPE_CHECKING:
     from mmchat.catalog.source import ModelSource
     from mmchat.loading.loader import LoadedModel
     from mmchat.server.service import Service
-
-
-class ServeCommand(Command):
-    """Takes `--allow-remote-images` without hosts, too."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [f"{arg}=" if arg == REMOTE else arg for arg in args])
 
 
 def serve(
@@ -48,24 +40,18 @@ def serve(
     Ctrl-C or SIGTERM ends it when the answers that are being written are complete, the second one
     at once.
     """
-    _check_extra()
+    missing = [name for name in ("starlette", "uvicorn", "h11") if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"a server needs {' and '.join(missing)}: pip install 'mmchat[server]'")
     server = given.server()
     source = model.find()
-    if source.spec.chat_format == "base":
-        raise UsageError(
-            f"{source.spec.name} is a base model, which cannot chat; serve its Instruct sibling"
-        )
+    check_model(source.spec, has_pictures=False, chats=True)
     if model.max_seq_len is None:
         most = min(CONTEXT, source.spec.config.max_position_embeddings)
         model = replace(model, max_seq_len=most)
     source, apart = _apart(model, source)
-    if not quiet:
-        model_choice.say_choice(model, source)
+    model_choice.say_choice(model, source)
     raise typer.Exit(_serve(server, model, source, apart, quiet, given.open_page))
-
-
-serve_app = plain_app()
-serve_app.command(cls=ServeCommand)(with_option_groups(serve))
 
 
 def _apart(
@@ -103,7 +89,7 @@ def _serve(
     address = running.url(sockets[0])
 
     def load() -> list[LoadedModel]:
-        with console.Stages(quiet=quiet) as stages:
+        with console.Stages() as stages:
             models: list[LoadedModel] = [model_choice.load(model, source, stages)]
             for adapter in apart:
                 from mmchat.loading.loader import load_with
@@ -117,22 +103,14 @@ def _serve(
         if open_page:
             webbrowser.open(address)
         if server.log_content:
-            console.note("every question and answer is written to stderr (--log-content)")
-        if not quiet:
-            room = f" in {size(service.memory)}" if service.memory else ""
-            names = " and ".join(served.names.listed[0] for served in service.all)
-            rows_of = " of each" if apart else ""
-            also = f" and {running.url(sockets[1])}" if len(sockets) > 1 else ""
-            rows = plural(service.rows, "answer")
-            console.note(
-                f"serving {names} at {address}{also}: {rows} at once{rows_of}{room}; Ctrl-C ends it"
-            )
+            console.say("every question and answer is written to stderr (--log-content)")
+        room = f" in {size(service.memory)}" if service.memory else ""
+        names = " and ".join(served.names.listed[0] for served in service.all)
+        rows_of = " of each" if apart else ""
+        also = f" and {running.url(sockets[1])}" if len(sockets) > 1 else ""
+        rows = plural(service.rows, "answer")
+        console.note(
+            f"serving {names} at {address}{also}: {rows} at once{rows_of}{room}; Ctrl-C ends it"
+        )
 
     return running.serve(server, sockets, load, ready)
-
-
-def _check_extra() -> None:
-    """Raises MissingExtra."""
-    missing = [name for name in ("starlette", "uvicorn", "h11") if find_spec(name) is None]
-    if missing:
-        raise MissingExtra(f"a server needs {' and '.join(missing)}: pip install 'mmchat[server]'")

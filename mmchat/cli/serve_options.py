@@ -16,7 +16,6 @@ from mmchat.limits import MOST_ROWS
 from mmchat.server.options import DEFAULT_PORT, OLLAMA_PORT, ServerOptions, read_keys
 
 KEY_VARIABLE = "MMCHAT_API_KEY"
-REMOTE = "--allow-remote-images"
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _of_server = partial(typer.Option, rich_help_panel="Server")
 _of_access = partial(typer.Option, rich_help_panel="Access")
@@ -42,17 +41,16 @@ class ServeOptions:
         str,
         _of_server(metavar="ADDRESS", help="Where to listen; others than this machine need keys."),
     ] = "127.0.0.1"
-    port: Annotated[
-        int, _of_server(metavar="N", min=0, max=65_535, help="0 takes any that is free.")
-    ] = DEFAULT_PORT
+    port: Annotated[int, _of_server(min=0, max=65_535, help="0 takes any that is free.")] = (
+        DEFAULT_PORT
+    )
     ollama: Annotated[
         bool,
-        _of_server("--ollama", help=f"Listen on {OLLAMA_PORT} too, where Ollama's programs look."),
+        _of_server(help=f"Listen on {OLLAMA_PORT} too, where Ollama's programs look."),
     ] = False
     max_rows: Annotated[
         int | None,
         _of_server(
-            metavar="N",
             min=1,
             max=MOST_ROWS,
             help="Answers written at once.",
@@ -68,19 +66,17 @@ class ServeOptions:
             show_default="what is free",
         ),
     ] = None
-    queue: Annotated[
-        int, _of_server(metavar="N", min=0, help="Requests of one key that may wait.")
-    ] = 64
+    queue: Annotated[int, _of_server(min=0, help="Requests of one key that may wait.")] = 64
     drain: Annotated[
         float, _of_server(metavar="SECONDS", min=0, help="Time for running answers when it ends.")
     ] = 30
-    strict_model: Annotated[
-        bool, _of_server("--strict-model", help="Refuse requests that name another model.")
-    ] = False
+    strict_model: Annotated[bool, _of_server(help="Refuse requests that name another model.")] = (
+        False
+    )
     open_page: Annotated[
         bool, _of_server("--open", help="Open the page in a browser when it is ready.")
     ] = False
-    no_page: Annotated[bool, _of_server("--no-page", help="No page for a browser.")] = False
+    no_page: Annotated[bool, _of_server(help="No page for a browser.")] = False
     api_key_file: Annotated[
         Path | None,
         _of_access(
@@ -90,9 +86,7 @@ class ServeOptions:
     ] = None
     allow_remote_images: Annotated[
         str | None,
-        _of_access(
-            REMOTE, metavar="[HOST,…]", help="Fetch pictures from https addresses, or these hosts."
-        ),
+        _of_access(metavar="[HOST,…]", help="Fetch pictures from https addresses, or these hosts."),
     ] = None
     media_dir: Annotated[
         Path | None,
@@ -107,7 +101,7 @@ class ServeOptions:
         _of_access(metavar="ORIGIN", help="A page that may ask: https://…; repeatable."),
     ] = None
     log_content: Annotated[
-        bool, _of_access("--log-content", help="Log questions and answers. Off for a reason.")
+        bool, _of_access(help="Log questions and answers. Off for a reason.")
     ] = False
 
     def server(self) -> ServerOptions:

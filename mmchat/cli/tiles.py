@@ -8,23 +8,19 @@ from typing import Annotated
 
 import typer
 
-from mmchat.cli import answer, console, options
-from mmchat.cli.model_choice import alpha_rule
+from mmchat.cli import answer, console, model_choice, options, prompt_input
 from mmchat.cli.option_groups import Only
-from mmchat.cli.prompt_input import check_output, expect_pictures, read_image_bytes
 from mmchat.loading.options import LoadOptions
 from mmchat.storage import atomic_file
 from mmchat.words import pixels
 
-Preview = Annotated[
-    Path | None,
-    options.of_output("-o", "--output", metavar="FILE.png", help="Write a preview as PNG."),
-]
-
 
 def tiles(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="PATH, URL, or - for stdin.")],
-    output: Preview = None,
+    output: Annotated[
+        Path | None,
+        options.of_output("-o", "--output", metavar="FILE.png", help="Write a preview as PNG."),
+    ] = None,
     *,
     given: Annotated[LoadOptions, Only("name", "alpha")],
     as_json: options.Json = False,
@@ -32,17 +28,12 @@ def tiles(
 ) -> None:
     """Show how a picture is cut into tiles: its canvas, grid, size on it and token count."""
     if output is not None:
-        check_output(output, "--output", [image], [".png"])
-    from mmchat.images import load_image
-
-    expect_pictures()
+        prompt_input.check_output(output, "--output", [image], [".png"])
+    prompt_input.expect_pictures()
     source = replace(given, adapter="none").find(checkpoint_required=False)
-    piped = read_image_bytes() if image == "-" else None
-    picture = load_image(
-        image if piped is None else piped,
-        alpha=alpha_rule(given, source),
-        name=None if piped is None else "stdin",
-    )
+    piped = prompt_input.read_image_bytes() if image == "-" else None
+    shown = prompt_input.PromptInput("", (image,), piped)
+    (picture,) = prompt_input.load_pictures(shown, model_choice.alpha_rule(given, source))
     spec = source.spec
     family, config = spec.family, spec.config
     facts = spec.facts(picture)
@@ -50,9 +41,6 @@ def tiles(
         from mmchat.images.png import png_bytes
 
         atomic_file.write_bytes(output, png_bytes(family.draw(config, picture)))
-    if not quiet:
-        for notice in picture.notices:
-            console.note(f"{picture.source}: {notice}")
     if as_json:
         console.print_json({"model": spec.name, **answer.image_facts(picture.source, facts)})
     else:

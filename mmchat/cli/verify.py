@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmchat.cli import console, options
-from mmchat.cli.download import carry_out
-from mmchat.cli.keeping import ModelOrFolder, model_folder
-from mmchat.cli.transfer_bars import transfer_bars
+from mmchat.cli.download import carry_out, transfer_bars
+from mmchat.cli.keeping import model_folder
 from mmchat.errors import CheckpointError, MmchatError, UsageError, quoted
 from mmchat.words import plural, size
 
@@ -24,16 +23,12 @@ _check = partial(typer.Option, rich_help_panel="Checks")
 
 
 def verify(
-    model: ModelOrFolder,
-    fast: Annotated[bool, _check("--fast", help="Compare sizes only.")] = False,
-    values: Annotated[
-        bool, _check("--values", help="Look for NaN and infinity in the weights too.")
-    ] = False,
+    model: options.ModelOrFolder,
+    fast: Annotated[bool, _check(help="Compare sizes only.")] = False,
+    values: Annotated[bool, _check(help="Look for NaN and infinity in the weights too.")] = False,
     repair: Annotated[
         bool,
-        _check(
-            "--repair", help="Fetch damaged or missing files again; of an export, name the command."
-        ),
+        _check(help="Fetch damaged or missing files again; of an export, name the command."),
     ] = False,
     offline: options.Offline = False,
     as_json: options.Json = False,
@@ -53,7 +48,7 @@ def verify(
     beside = companion_of(model, folder / "config.json")
     places = [folder, beside and cached_snapshot(beside)]
     with console.interrupt_says("stopped"):
-        checks = [_checked(place, fast, repair, quiet) for place in places if place]
+        checks = [_checked(place, fast, repair) for place in places if place]
         if values:
             checks[0]["faults"] += map(asdict, _scan(model, folder))
     if as_json:
@@ -67,12 +62,17 @@ def verify(
         raise CheckpointError(f"{model}: {plural(len(faults), 'fault')}, in {named}; {advice}")
 
 
-def _checked(folder: Path, fast: bool, repair: bool, quiet: bool) -> dict[str, Any]:
+def _checked(folder: Path, fast: bool, repair: bool) -> dict[str, Any]:
     """What is as recorded there, what is not, and what was fetched again."""
-    result, repaired = _verify(folder, fast, quiet), []
+    result, repaired = _verify(folder, fast), []
     if repair and result.faults and not _made_anew(folder):
-        repaired = _repair(folder, [fault.file for fault in result.faults], quiet)
-        result = _verify(folder, fast, quiet)
+        from mmchat.hub.download import repair_plan
+
+        repaired = [fault.file for fault in result.faults]
+        plan = repair_plan(folder, repaired)
+        console.note(f"fetching {', '.join(repaired)} again, {size(plan.fetch_bytes)}")
+        carry_out(plan)
+        result = _verify(folder, fast)
     return {
         "path": str(folder),
         "records": list(result.records),
@@ -83,11 +83,11 @@ def _checked(folder: Path, fast: bool, repair: bool, quiet: bool) -> dict[str, A
     }
 
 
-def _verify(folder: Path, fast: bool, quiet: bool) -> Verification:
+def _verify(folder: Path, fast: bool) -> Verification:
     from mmchat.hub.integrity import recorded_sizes, verify_folder
 
     sizes = {} if fast else recorded_sizes(folder)
-    with transfer_bars(sizes, sum(sizes.values()), quiet=quiet) as bars:
+    with transfer_bars(sizes, sum(sizes.values())) as bars:
         return verify_folder(folder, fast=fast, progress=bars.report)
 
 
@@ -107,16 +107,6 @@ def _made_anew(folder: Path) -> str:
     if manifest and manifest.source and manifest.repo is None:
         return f"export {quoted(manifest.source, 300)} again with --format hf --force"
     return ""
-
-
-def _repair(folder: Path, names: list[str], quiet: bool) -> list[str]:
-    from mmchat.hub.download import repair_plan
-
-    plan = repair_plan(folder, names)
-    if not quiet:
-        console.note(f"fetching {', '.join(names)} again, {size(plan.fetch_bytes)}")
-    carry_out(plan, quiet=quiet)
-    return names
 
 
 def _scan(model: str, folder: Path) -> list[Fault]:

@@ -75,11 +75,11 @@ def is_slip(name: str, behind: Sequence[str], commands: Iterable[str]) -> bool:
 
     A single bare word may be anything; beside other words it is the question, or begins it.
     """
-    from mmchat.cli.positional import mistyped, names_something
+    from mmchat.cli.positional import kind_of, mistyped
 
     if name in _ELSEWHERE:
         return True
-    if names_something(name):
+    if kind_of(name) != "word":
         return False
     words = [word for word in behind if not word.startswith("-") or word == "-"]
     near = closest(name, commands, cutoff=0.7)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mmchat.bench.run import Variant
 from mmchat.bench.workloads import DECODED
-from mmchat.cli import bench_table
+from mmchat.cli import bench, console
 from mmchat.cli.app import app
 from mmchat.errors import NumericalError, UsageError
 
@@ -135,10 +135,10 @@ def test_every_round_writes_as_many_tokens_whatever_the_model_says(monkeypatch):
 
 
 def test_the_lines_of_a_pipe_hold_every_variant(record, capsys):
-    bench_table.show_record(record)
+    bench.show_record(record)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tiny; float32 on ")
-    assert lines[1].split("\t") == list(bench_table.COLUMNS)
+    assert lines[1].split("\t") == list(bench.COLUMNS)
     assert lines[2].split("\t")[:2] == ["read 8 tokens", "float32"]
     assert lines[3].split("\t")[:2] == ["read 8 tokens", "int8"]
     table, facts = lines[1:-3], lines[-3:]
@@ -150,10 +150,10 @@ def test_the_lines_of_a_pipe_hold_every_variant(record, capsys):
 
 
 def test_a_terminal_gets_a_table_of_one_screen(record, monkeypatch, capsys):
-    monkeypatch.setattr(bench_table.console, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")  # nothing bold
-    bench_table.show_record(record)
+    bench.show_record(record)
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if "float32" in line or "int8" in line][1:-1]
     assert len(rows) == 2 * len(record["measured"])
@@ -166,7 +166,7 @@ def test_a_terminal_gets_a_table_of_one_screen(record, monkeypatch, capsys):
     [(12345.6, "12,346"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.01234, "0.012")],
 )
 def test_numbers_keep_three_digits(value, shown):
-    assert bench_table.number(value) == shown
+    assert bench.number(value) == shown
 
 
 def test_nothing_to_time_still_tells_loading_and_memory():

@@ -36,9 +36,13 @@ def load_with_stages(monkeypatch, *, quiet: bool) -> None:
         return SimpleNamespace(runtime=SimpleNamespace(notices=["no longer compiled: why"]))
 
     monkeypatch.setattr(api, "load_model", load)
-    with console.Stages(quiet=quiet) as stages:
-        options = LoadOptions(compile="on")
-        model_choice.load(options, options.find(), stages)
+    console.set_quiet(quiet)
+    try:
+        with console.Stages() as stages:
+            options = LoadOptions(compile="on")
+            model_choice.load(options, options.find(), stages)
+    finally:
+        console.set_quiet(False)
 
 
 def test_compiling_is_said_before_it_begins_and_when_it_is_done(monkeypatch, capsys):

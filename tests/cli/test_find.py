@@ -135,4 +135,4 @@ def test_a_base_model_ranks_nothing(find, monkeypatch):
     monkeypatch.setattr(LoadOptions, "find", lambda *_, **__: source)
     done = find("a dog", "in")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "is a base model, which answers no question" in done.stderr
+    assert "is a base model, which continues text and cannot chat" in done.stderr

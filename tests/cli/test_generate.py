@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from mmchat.catalog.known import data_path
-from mmchat.cli import generate, model_choice
+from mmchat.cli import model_choice, prompt_input
 
 DOG = data_path("assets", "dog.jpg")
 BUILT_IN_NOTE = "using the built-in model 'Llama-3.2-11B-Vision-Instruct'; see 'mmchat list'\n"
@@ -418,11 +418,11 @@ def test_ctrl_c_means_the_usual_again_afterwards(mmchat_command):
 def test_pictures_are_read_while_loading_begins(mmchat_command, monkeypatch):
     mmchat_command.use(b"x")
     order = []
-    read, load = generate.load_pictures, model_choice.load
-    monkeypatch.setattr(generate, "expect_pictures", lambda: order.append("expect"))
+    read, load = prompt_input.load_pictures, model_choice.load
+    monkeypatch.setattr(prompt_input, "expect_pictures", lambda: order.append("expect"))
     monkeypatch.setattr(model_choice, "begin_loading", lambda *_: order.append("begin"))
     monkeypatch.setattr(
-        generate, "load_pictures", lambda *a: (order.append("pictures"), read(*a))[1]
+        prompt_input, "load_pictures", lambda *a: (order.append("pictures"), read(*a))[1]
     )
     monkeypatch.setattr(model_choice, "load", lambda *a: (order.append("load"), load(*a))[1])
     done = mmchat_command("generate", "-p", "x", "-i", str(DOG))
