@@ -4,7 +4,6 @@ import ast
 import importlib.metadata
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from mmchat.cli import app as frame
-from mmchat.quant.kernels.compiler import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 DATA = "mmchat/_data"
@@ -41,24 +39,6 @@ def members(tmp_path_factory) -> dict[str, bytes]:
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
-
-
-@pytest.mark.slow  # compiles the kernels once for each set of instructions
-@pytest.mark.parametrize(
-    ("compiler", "machine"), [("gcc", platform.machine()), ("aarch64-linux-gnu-gcc", "aarch64")]
-)
-def test_a_wheel_that_is_built_with_a_compiler_has_kernels(compiler, machine, members, tmp_path):
-    if shutil.which(compiler) is None:
-        pytest.skip(f"NOT TESTED: there is no {compiler} here")
-    wheel = build_wheel(tmp_path, compiler)
-    assert wheel.name == f"mmchat-{VERSION}-py3-none-linux_{machine}.whl"
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        assert (
-            "Root-Is-Purelib: false" in archive.read(f"mmchat-{VERSION}.dist-info/WHEEL").decode()
-        )
-    kernels = {f"mmchat/quant/kernels/built/{v.name}.so" for v in VARIANTS[machine]}
-    assert names - members.keys() == kernels
 
 
 def files_under(folder: Path) -> dict[str, bytes]:

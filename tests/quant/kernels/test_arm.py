@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmchat.quant.kernels import compiler
-from mmchat.quant.kernels.compiler import FLAGS, VARIANTS, Variant, arm_flags, compile_kernels
+from mmchat.quant.kernels.compiler import FLAGS, arm_flags
 
 CROSS, EMULATOR, DISASSEMBLER = (
     "aarch64-linux-gnu-gcc",
@@ -66,16 +66,6 @@ def check(features: tuple[str, ...], folder: Path, *kernels: Path) -> None:
     assert instructions == name
     assert faults == []
     assert int(count.split()[0]) > 100_000
-
-
-@pytest.mark.slow
-@needs_emulator
-@pytest.mark.parametrize("variant", VARIANTS["aarch64"], ids=lambda variant: variant.name)
-def test_what_a_wheel_for_arm_holds_is_exact(variant: Variant, tmp_path: Path) -> None:
-    library = tmp_path / f"{variant.name}.so"
-    compile_kernels(CROSS, (*FLAGS, *variant.flags), SOURCES, library)
-    [features] = (features for features in CPUS if set(features) == variant.needs)
-    check(features, tmp_path, library)
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ VNNI = {
     "AVX VNNI": (*AVX2, "-mavxvnni"),
 }
 TOKENS = (1, 2, 3, 4, 5, 8, 15, 66)
+MANY_TOKENS = (*range(1, 10), 66)
 ROWS = 35  # which neither 4 nor 16 divides
 ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
 INT8 = ("random", "-128", "127", "-128 and 127 in turn")
@@ -128,46 +129,43 @@ def test_int4_products_are_exact(library: Library, tokens: int, group: int) -> N
         assert torch.equal(found, x.double() @ wide.T)
 
 
-@pytest.mark.parametrize("tokens", [*range(1, 10), 66])
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("rows", [8, 16, 40])  # 40: two pairs and one left
-def test_packed_int4_products_are_exact(
-    library: Library, tokens: int, group: int, rows: int
-) -> None:
+def test_packed_int4_products_are_exact(library: Library, group: int, rows: int) -> None:
     if not library.packs_int4:
         pytest.skip(f"{library.instructions} reads int4 as it lies")
     width = 1152
     at = torch.arange(rows * width // group).reshape(rows, -1)
     scale, zero = (2.0 ** (at % 3 - 1)).bfloat16(), (at % 7 - 3.0).bfloat16()
-    for kind, pattern in itertools.product(INT4, ACTIVATIONS):
+    for kind in INT4:
         levels = whole(kind, 0, 15, rows, width).to(torch.uint8)
         held = levels[:, ::2] | levels[:, 1::2] << 4, scale, zero
         packed = library.pack_int4(*held)
         assert torch.equal(packed, reference.pack_int4(*held))
         wide = reference.widen_int4(*held, torch.float64)
         assert torch.equal(library.widen_packed_int4(packed, width).double(), wide)
-        x = activations(pattern, tokens, width)
-        assert torch.equal(library.linear_packed_int4(x, packed).double(), x.double() @ wide.T)
+        for tokens, pattern in itertools.product(MANY_TOKENS, ACTIVATIONS):
+            x = activations(pattern, tokens, width)
+            found = library.linear_packed_int4(x, packed).double()
+            assert torch.equal(found, x.double() @ wide.T), (kind, tokens, pattern)
 
 
-@pytest.mark.parametrize("tokens", [*range(1, 10), 66])
 @pytest.mark.parametrize("bits", layout.GROUPS)
 @pytest.mark.parametrize("rows", [8, 16, 40])
-def test_products_of_blocks_are_exact(library: Library, tokens: int, bits: int, rows: int) -> None:
+def test_products_of_blocks_are_exact(library: Library, bits: int, rows: int) -> None:
     width = 1216  # four blocks of 256, and one of 192
     codes = self_check.exact_codes(bits, rows, width, torch.Generator().manual_seed(7))
     most = 15 if bits == layout.TABLE else 2**bits - 1
-    for kind, pattern in itertools.product(
-        ("random", "0", f"{most}", f"0 and {most} in turn"), ACTIVATIONS
-    ):
+    for kind in ("random", "0", f"{most}", f"0 and {most} in turn"):
         held = codes._replace(levels=whole(kind, 0, most, rows, width).to(torch.uint8))
         packed = blocks_reference.pack(bits, held)
         wide = blocks_reference.widen(bits, held, self_check.NUMBERS)
         widened = library.widen_blocks(bits, packed, self_check.NUMBERS)
         assert torch.equal(widened, wide.bfloat16())
-        x = activations(pattern, tokens, width)
-        found = library.linear_blocks(bits, x, packed, self_check.NUMBERS).double()
-        assert torch.equal(found, x.double() @ wide.double().T)
+        for tokens, pattern in itertools.product(MANY_TOKENS, ACTIVATIONS):
+            x = activations(pattern, tokens, width)
+            found = library.linear_blocks(bits, x, packed, self_check.NUMBERS).double()
+            assert torch.equal(found, x.double() @ wide.double().T), (kind, tokens, pattern)
 
 
 @pytest.mark.parametrize("tokens", TOKENS)

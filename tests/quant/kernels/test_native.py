@@ -28,8 +28,7 @@ def nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty cache folder; what was loaded before is forgotten for the test.
 
-    What is compiled into it is the same code, at -O0, which takes a fifth of the time; only what a
-    process of its own compiles is as users have it.
+    What is compiled into it is the same code, at -O0, which takes a fifth of the time.
     """
     monkeypatch.setattr(native, "_FLAGS", ("-O0", *native._FLAGS[1:]))
     monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "kernels")
@@ -128,14 +127,15 @@ def test_what_a_kill_after_the_compilation_left_is_removed(fresh: Path) -> None:
 
 @needs_compiler
 def test_what_a_killed_compilation_left_is_removed(fresh: Path) -> None:
-    script = "import os; from mmchat.quant.kernels import native;"
-    script += "native._compile = lambda *_: os.kill(os.getpid(), 9); native.prepare()"
+    begin = "import os; from mmchat.quant.kernels import native; "
+    begin += "native._FLAGS = ('-O0', *native._FLAGS[1:]); "
+    script = "native._compile = lambda *_: os.kill(os.getpid(), 9); native.prepare()"
     environment = {**os.environ, "XDG_CACHE_HOME": str(fresh)}
-    killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    killed = subprocess.run([sys.executable, "-c", begin + script], env=environment, check=False)
     (kernels,) = fresh.glob("mmchat/kernels")
     assert (killed.returncode, len(list(kernels.iterdir()))) == (-9, 1)
-    script = "from mmchat.quant.kernels import native; assert native.library()"
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    script = "assert native.library()"
+    subprocess.run([sys.executable, "-c", begin + script], env=environment, check=True)
     assert [path.suffix for path in kernels.iterdir()] == [".so"]
 
 
