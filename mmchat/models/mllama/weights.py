@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from mmchat.checkpoints.checkpoint import Checkpoint, Used
 from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.checkpoints.mapping import Rule, to_target
+from mmchat.checkpoints.mapping import Rule, source_shapes
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
 from mmchat.models.hub_weights import entries_by_name, other_side, read_entries
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.gguf_format import FREQUENCIES, gguf_rules, gguf_shapes
-from mmchat.models.mllama.meta_format import meta_rules, meta_shapes
+from mmchat.models.mllama.gguf_format import FREQUENCIES, gguf_rules
+from mmchat.models.mllama.meta_format import meta_rules
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _translated(
         read = checkpoint.rows
         if checkpoint.format == "meta":  # whose rules move rows within a head alone
             read = partial(checkpoint.read, used=used(rule.target))
-        yield from to_target([rule], read)
+        yield rule.target, rule.transform([read(name) for name in rule.sources])
         for name in rule.sources:
             checkpoint.release(name)
 
@@ -95,11 +95,9 @@ def check_weights(
     """
     targets = hf_shapes(config).keys() if wanted is None else wanted
     if rules := _rules(checkpoint, config):
-        is_meta = checkpoint.format == "meta"
-        expected = meta_shapes(config) if is_meta else gguf_shapes(config, rules)
+        expected = source_shapes(rules)
         needed = {name for rule in rules if rule.target in targets for name in rule.sources}
-        ours = hf_shapes(config)
-        scalars = {n for rule in rules if ours[rule.target] == (1,) for n in rule.sources}
+        scalars = {name for name, shape in expected.items() if shape == (1,)}
         entries = {n: entry for n, entry in checkpoint.entries.items() if n != FREQUENCIES}
         _check_ranks(checkpoint, expected)
     else:

@@ -1,6 +1,7 @@
 """Ollama's files of Mllama: every form gives the exact weights, and answers as those do."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmchat.catalog.spec import params_document
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.gguf_checkpoint import GgufPacking
 from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.mapping import identity
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, MmchatError, ParamsError, UsageError
@@ -23,8 +25,8 @@ from mmchat.estimate.memory import used_in_place
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import as_packed
-from mmchat.models.mllama import gguf_format
-from mmchat.models.mllama.gguf_format import FREQUENCIES, _unsquashed, from_gguf
+from mmchat.models.mllama import weights as weights_module
+from mmchat.models.mllama.gguf_format import FREQUENCIES, _unsquashed, from_gguf, gguf_rules
 from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.mllama.weights import check_weights, hub_entries, iter_weights
 from mmchat.nn.linear import Linear
@@ -120,10 +122,13 @@ def test_every_form_gives_the_exact_weights(written, form):
 def test_the_permutation_that_is_undone_matters(written, monkeypatch):
     options = {"device": "cpu", "dtype": "float32", "quantize": "none"}
     right = said(mmchat.load(written["late"][0], **options))
-    rules = gguf_format._text_rules
-    monkeypatch.setattr(
-        gguf_format, "_text_rules", lambda c, **_: rules(c, cross_interleaved=False)
-    )
+
+    def cross_attention_as_it_is(*arguments):
+        crossed = re.compile(r".*\.cross_attn\.[qk]_proj\.weight")
+        for rule in gguf_rules(*arguments):
+            yield replace(rule, transform=identity) if crossed.fullmatch(rule.target) else rule
+
+    monkeypatch.setattr(weights_module, "gguf_rules", lambda *a: list(cross_attention_as_it_is(*a)))
     wrong = said(mmchat.load(written["late"][0], **options))
     second, its = (tokens[1][0].top[1] for tokens in (right, wrong))
     assert abs(second[1] - its[1]) > 1e-3

@@ -8,12 +8,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.mapping import to_target
+from mmchat.checkpoints.mapping import source_shapes
 from mmchat.checkpoints.verify import check_size
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
 from mmchat.models.mllama.config import ImageProcessorConfig, MllamaConfig, TextConfig, VisionConfig
-from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.meta_format import meta_rules, shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes
 from mmchat.models.mllama.weights import iter_weights
 from tests.meta_checkpoint import meta_tensors, split_as_meta_does
@@ -62,12 +62,13 @@ NORM = "language_model.model.norm.weight"
 
 def random_meta(config: MllamaConfig = CONFIG) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    shapes = meta_shapes(config)
+    shapes = source_shapes(meta_rules(config))
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def to_hub(weights: dict[str, Tensor], config: MllamaConfig = CONFIG) -> dict[str, Tensor]:
-    return dict(to_target(meta_rules(config), weights.__getitem__))
+    rules = meta_rules(config)
+    return {r.target: r.transform([weights[name] for name in r.sources]) for r in rules}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_meta_names_and_shapes_equal_those_that_metas_own_code_has():
     golden = load_file(GOLDEN / "mllama_meta_weights.safetensors")
     found = {name: tuple(tensor.shape) for name, tensor in golden.items()}
-    assert found == meta_shapes(GOLDEN_CONFIG)
+    assert found == source_shapes(meta_rules(GOLDEN_CONFIG))
 
 
 def test_translated_tensors_have_the_models_shapes():
