@@ -23,8 +23,7 @@ from mmchat.checkpoints.mapping import (
 from mmchat.errors import CheckpointError
 from mmchat.models.family import Translated
 from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
-from mmchat.models.mllama.config import MllamaConfig, TextConfig
-from mmchat.models.mllama.params import parse
+from mmchat.models.mllama.config import MllamaConfig, TextConfig, parse
 from mmchat.models.mllama.tensor_names import GGUF, hf_shapes, other_name
 from mmchat.models.mllama.translate import LLAMA3_SCALING
 from mmchat.strict_json import Where

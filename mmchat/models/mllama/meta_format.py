@@ -1,4 +1,4 @@
-"""Meta's consolidated.pth: its names, its layouts, its shards, and the way to the Hub's names.
+"""Meta's params.json and consolidated.pth: sizes, names, layouts, shards, and the way to the Hub's.
 
 A linear layer is [out, in] in both. Shapes and names are those of Meta's reference implementation.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmchat.checkpoints.mapping import (
     Rule,
@@ -21,11 +22,111 @@ from mmchat.checkpoints.mapping import (
     reshape,
     scalar,
 )
-from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig
+from mmchat.models.family import Translated
+from mmchat.models.hub_config import levels_of
+from mmchat.models.mllama.config import EXTRA_EMBEDDING_ROWS, MllamaConfig, parse
 from mmchat.models.mllama.tensor_names import ENCODER, META, hf_shapes, other_name
+from mmchat.models.mllama.translate import HF_VISION, LLAMA3_SCALING, ROPE_THETA
+from mmchat.strict_json import Where, parse_dataclass
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Params:
+    """What params.json says of a model; other keys do not matter here."""
+
+    dim: int
+    n_layers: int  # of self-attention
+    n_heads: int
+    vocab_size: int
+    vision_chunk_size: int
+    vision_num_cross_attention_layers: int
+    n_kv_heads: int | None = None
+    vision_max_num_chunks: int = 4
+    multiple_of: int = 256
+    ffn_dim_multiplier: float = 1.0
+    norm_eps: float = 1e-5
+    rope_theta: float = ROPE_THETA
+    use_scaled_rope: bool = False
+
+
+# Before anything is computed of them; what is not here is checked with the config.
+_BOUNDS = {
+    _Params: {
+        "dim": (8, 32_768),
+        "n_layers": (1, 255),
+        "vision_num_cross_attention_layers": (1, 255),
+        "vision_max_num_chunks": (1, 16),
+        "multiple_of": (1, 131_072),
+        "ffn_dim_multiplier": (0.1, 16.0),
+    }
+}
+
+
+def from_makers(
+    found: Mapping[str, Any], folders: str, where: Where
+) -> Translated[MllamaConfig] | None:
+    """Translate Meta's params.json, which does not say whether the model chats; None for others."""
+    if isinstance(nested := found.get("model"), dict) and "dim" in nested:
+        found, where = nested, where.child("model")
+    if "dim" not in found:
+        return None
+    config = from_meta_params(found, where)
+    if "instruct" in folders or "guard" in folders:
+        return Translated(config, is_chat=True)
+    # Of the released models, only the 11B base model has tiles of 448 pixels.
+    is_base = re.search(r"\d+b-vision", folders) or config.vision_config.image_size == 448
+    return Translated(config, is_chat=False if is_base else None)
+
+
+def from_meta_params(found: Mapping[str, Any], where: Where) -> MllamaConfig:
+    """Translate the numbers of Meta's; the vision tower's sizes are fixed in Meta's code."""
+    if found.get("vision_chunk_size") is None:
+        raise where.child("vision_chunk_size").fail(
+            "missing; these are not the params of a vision model"
+        )
+    given = {f.name: found[f.name] for f in fields(_Params) if found.get(f.name) is not None}
+    nested = found.get("vision_model")
+    if isinstance(nested, dict) and isinstance(nested.get("cross_attention_adapter"), dict):
+        layers = nested["cross_attention_adapter"].get("num_layers")  # an older form
+        given = {"vision_num_cross_attention_layers": layers, **given}
+    meta = parse_dataclass(_Params, given, where, _BOUNDS)
+    cross = _cross_layers(meta.n_layers, meta.vision_num_cross_attention_layers, where)
+    # 2/3 of 4 dim, times the multiplier, up to the next multiple (llama_models)
+    wide = int(meta.ffn_dim_multiplier * int(2 * (4 * meta.dim) / 3))
+    text = {
+        "vocab_size": meta.vocab_size,
+        "hidden_size": meta.dim,
+        "intermediate_size": meta.multiple_of * math.ceil(wide / meta.multiple_of),
+        "num_hidden_layers": meta.n_layers + len(cross),
+        "num_attention_heads": meta.n_heads,
+        "num_key_value_heads": meta.n_kv_heads or meta.n_heads,
+        "cross_attention_layers": cross,
+        "rms_norm_eps": meta.norm_eps,
+        "rope_theta": meta.rope_theta,
+        "rope_scaling": dict(LLAMA3_SCALING) if meta.use_scaled_rope else None,
+        "max_position_embeddings": 131_072,
+    }
+    sizes = {"image_size": meta.vision_chunk_size, "max_num_tiles": meta.vision_max_num_chunks}
+    processor = {**levels_of(), "alpha": "checkpoint"}
+    sections = {"vision_config": HF_VISION | sizes, "text_config": text}
+    return parse(sections | {"image_processor": processor}, where)
+
+
+def _cross_layers(self_layers: int, count: int, where: Where) -> list[int]:
+    """Indices of the cross-attention layers among all layers, as the Hub's config lists them.
+
+    Meta counts self-attention layers only and puts a cross-attention layer before every k-th of
+    them, chosen from the last layer downwards (llama_models, CrossAttentionTransformerText).
+    """
+    step = math.ceil(self_layers / count)
+    before = sorted(range(self_layers - 1, -1, -step)[:count])
+    if len(before) < count:
+        raise where.fail(f"{count} cross-attention layers do not fit among {self_layers} layers")
+    return [layer + earlier for earlier, layer in enumerate(before)]
+
 
 _SHARDED_ROWS = re.compile(
     r".*\b(tok_embeddings|learnable_embedding|output|w[qkv13]|_linear|c_fc|vision_projection)"

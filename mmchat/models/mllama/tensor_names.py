@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
-from mmchat.models.shapes import Shape, biased, decoder_layer, numbered
+from mmchat.models.sizes import Shape, biased, decoder_layer, numbered
 
 _OF_TEXT = ("embed_tokens", "layers", "norm")
 
