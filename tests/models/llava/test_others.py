@@ -123,9 +123,8 @@ def test_a_picture_that_is_resized_bilinearly_is_another():
     seen = picture(200, 90)
     square = PILImage.new("RGB", (200, 200), mean_colour(CONFIG.image_processor))
     square.paste(seen.pixels, ((200 - 90) // 2, 0))
-    levels = CONFIG.image_processor.image_mean, CONFIG.image_processor.image_std
     bicubic, bilinear = (
-        normalised(square.resize((SIDE, SIDE), way), *levels)
+        normalised(square.resize((SIDE, SIDE), way), CONFIG.image_processor)
         for way in (PILImage.Resampling.BICUBIC, PILImage.Resampling.BILINEAR)
     )
     [ours] = preprocess(seen, CONFIG).tensors
