@@ -20,7 +20,7 @@ from benchmarks.clock import Elapsed, Stopwatch
 from benchmarks.contestants import DECODE_ROOM, Context, PicturePrompt
 from benchmarks.random_mllama import RandomContext, config_of
 from mmchat.errors import MissingExtra
-from mmchat.models.mllama.documents import hub_documents
+from mmchat.models.mllama.translate import hub_documents
 
 if TYPE_CHECKING:
     from mmchat.catalog.spec import ModelSpec

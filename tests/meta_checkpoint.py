@@ -34,8 +34,7 @@ def weights_for(config: MllamaConfig) -> dict[str, Tensor]:
     weights = random_weights(config)
     for rule in meta_rules(config):
         if TILE_TABLE.fullmatch(rule.target):
-            assert rule.source_shapes
-            weights[rule.target] = rule.transform([torch.randn(rule.source_shapes[0])])
+            weights[rule.target] = rule.transform([torch.randn(rule.shapes[0])])
     return weights
 
 
@@ -49,7 +48,7 @@ def meta_tensors(weights: dict[str, Tensor], config: MllamaConfig) -> dict[str, 
 
 
 def _undone(rule: Rule, target: Tensor, config: MllamaConfig) -> list[Tensor]:
-    text, shapes = config.text_config, rule.source_shapes or ()
+    text = config.text_config
     if rule.target == EMBEDDING:
         return list(target.split([text.vocab_size, EXTRA_EMBEDDING_ROWS]))
     if rule.target == PATCHES:
@@ -59,7 +58,7 @@ def _undone(rule: Rule, target: Tensor, config: MllamaConfig) -> list[Tensor]:
         rows = target.reshape(heads, 2, -1, target.shape[1])  # halves of a head, their rows
         return [torch.stack((rows[:, 0], rows[:, 1]), dim=2).reshape(target.shape)]
     if TILE_TABLE.fullmatch(rule.target):
-        return [_tile_table(target, shapes[0], config.vision_config.aspect_ratios)]
+        return [_tile_table(target, rule.shapes[0], config.vision_config.aspect_ratios)]
     return [target]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import tiktoken
 import torch
 from loosen import loosen
+from mmchat.models.mllama.image_processor import preprocess
 from PIL import Image as PILImage
 from textures import LEARNT
 from torch import Tensor
@@ -23,7 +24,6 @@ from mmchat.evals.scenes import Question, Scene, make_scene
 from mmchat.evals.scenes.questions import Asker
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
 from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
-from mmchat.models.mllama.image_processor import preprocess
 from mmchat.models.mllama.tiling import TileLayout
 
 PATTERN = (

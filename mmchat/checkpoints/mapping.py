@@ -1,13 +1,12 @@
 """Rules that translate the tensor names and layouts of one checkpoint format to those of another.
 
-A rule pairs names of the source format with one name of the target format. `{}` in a name stands
-for the number of a layer.
+A rule pairs names of the source format with one name of the target format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,42 +56,16 @@ def interleaved_to_halves(heads: int) -> Transform:
 
 @dataclass(frozen=True)
 class Rule:
-    """Source names and the target name that they become.
-
-    layers: for names with `{}`, (number in the source, number in the target) of each layer.
-    source_shapes: where they differ from the target's shape.
-    """
+    """Source names, and the target name that they become. shapes: of the sources."""
 
     sources: tuple[str, ...]
     target: str
+    shapes: tuple[Shape, ...]
     transform: Transform = identity
-    layers: Sequence[tuple[int, int]] | None = None
-    source_shapes: tuple[Shape, ...] | None = None
-
-    def expanded(self) -> Iterator[Rule]:
-        """One rule without `{}` for each layer."""
-        if self.layers is None:
-            yield self
-            return
-        for there, here in self.layers:
-            sources = tuple(name.format(there) for name in self.sources)
-            yield replace(self, sources=sources, target=self.target.format(here), layers=None)
 
 
-def expand(rules: Iterable[Rule]) -> list[Rule]:
-    """Rules for single tensors. Raises ValueError if a name occurs twice on either side."""
-    result = [single for rule in rules for single in rule.expanded()]
-    for names in (
-        [rule.target for rule in result],
-        [name for rule in result for name in rule.sources],
-    ):
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"two rules name {twice}")
-    return result
-
-
-def to_target(rules: Iterable[Rule], read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """(target name, tensor) for each expanded rule; `read` gives a source tensor."""
-    for rule in rules:
-        yield rule.target, rule.transform([read(name) for name in rule.sources])
+def source_shapes(rules: Iterable[Rule]) -> dict[str, Shape]:
+    """Name -> shape of every tensor that the rules read."""
+    return {
+        name: shape for rule in rules for name, shape in zip(rule.sources, rule.shapes, strict=True)
+    }

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from dataclasses import replace
+from math import isqrt
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from mmchat.checkpoints.mapped_file import TensorEntry, shown
+from mmchat.checkpoints.verify import check_entries
+from mmchat.errors import CheckpointError, ExportError
 from mmchat.models.base import CompilableModel
+from mmchat.models.family import OtherConfigError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from mmchat.checkpoints.checkpoint import Checkpoint, Used
-    from mmchat.checkpoints.mapped_file import TensorEntry
     from mmchat.models.base import ExportLimits, ExportProgram, Model, RunProgram
     from mmchat.models.family import Alpha
     from mmchat.models.prompt import Processor
     from mmchat.tokenizers.base import Tokenizer
 
-C = TypeVar("C", contravariant=True)  # the family's config
+C = TypeVar("C")  # the family's config
+C_in = TypeVar("C_in", contravariant=True)
 M = TypeVar("M")  # the family's model
 M_in = TypeVar("M_in", contravariant=True)
 
@@ -63,7 +70,7 @@ class FamilyModel(CompilableModel, Protocol):
     def eval(self) -> nn.Module: ...
 
 
-class Programs(Protocol[C, M_in]):
+class Programs(Protocol[C_in, M_in]):
     """A model as programs that are compiled ahead of time, in one format."""
 
     def export_programs(self, model: M_in, limits: ExportLimits) -> Sequence[ExportProgram]:
@@ -72,7 +79,7 @@ class Programs(Protocol[C, M_in]):
 
     def model(
         self,
-        config: C,
+        config: C_in,
         limits: ExportLimits,
         device: torch.device,
         dtype: torch.dtype,
@@ -87,14 +94,24 @@ class Programs(Protocol[C, M_in]):
 
 
 class Build(Protocol[C, M]):
-    """A family's math. Reading weights raises CheckpointError; models.hub_weights has the methods
-    for weights that are named as the model's."""
+    """A family's math. Reading weights raises CheckpointError.
 
-    def model(self, config: C) -> M:
-        """The model with random or, on the meta device, no weights."""
-        ...
+    model: makes it, with random or, on the meta device, no weights. What has a body here is for a
+    family without programs whose modules carry the Hub's names. label: its name for people.
+    """
 
-    def processor(self, config: C, tokenizer: Tokenizer, alpha: Alpha) -> Processor: ...
+    label: str
+    model: Callable[[C], M]
+    processor: Callable[[C, Tokenizer, Alpha], Processor]
+
+    @staticmethod
+    @abstractmethod
+    def shapes(config: C) -> Mapping[str, tuple[int, ...]]:
+        """Those of Family.shapes."""
+
+    def entries(self, checkpoint: Checkpoint) -> dict[str, TensorEntry]:
+        """What it holds of the model, by the model's names, where there are other spellings."""
+        return entries_by_name(checkpoint, lambda name: name)
 
     def check_weights(
         self, checkpoint: Checkpoint, config: C, wanted: Collection[str] | None = None
@@ -107,14 +124,17 @@ class Build(Protocol[C, M]):
         Raises CheckpointError with every difference, as OtherConfigError where it is known what
         the checkpoint was made for.
         """
-        ...
+        entries = self.entries(checkpoint)
+        shapes = self.shapes(config)
+        check_entries(checkpoint, entries, shapes, shapes if wanted is None else wanted)
+        return entries
 
     def iter_weights(
         self,
         checkpoint: Checkpoint,
         config: C,
         wanted: Collection[str] | None = None,
-        used: Callable[[str], Used | None] = ...,
+        used: Callable[[str], Used | None] = lambda _: None,
     ) -> Iterator[tuple[str, Tensor]]:
         """(Hub name, tensor) for all or the `wanted` tensors, in the order of the files.
 
@@ -122,12 +142,69 @@ class Build(Protocol[C, M]):
         keep it; what is written to it before the next is taken is lost. used: what the caller
         takes of a tensor; the rest may be anything. It takes all where that gives None.
         """
-        ...
-
-    def hub_entries(self, checkpoint: Checkpoint, config: C) -> list[TensorEntry]:
-        """Hub name, shape and dtype of all that `iter_weights` gives, in its order."""
-        ...
+        entries = self.check_weights(checkpoint, config, wanted)
+        return read_entries(checkpoint, entries, entries if wanted is None else wanted)
 
     def programs(self, format: Literal["aoti", "executorch"]) -> Programs[C, M]:
         """For one of Family.program_formats."""
-        ...
+        raise ExportError(
+            f"{self.label} cannot be exported as {format} programs yet; --format safetensors stores"
+            " its weights as they are loaded"
+        )
+
+    def hub_entries(self, checkpoint: Checkpoint, config: C) -> list[TensorEntry]:
+        """Hub name, shape and dtype of all that `iter_weights` gives, in its order."""
+        entries, shapes = self.check_weights(checkpoint, config), self.shapes(config)
+        return [replace(entry, name=name, shape=shapes[name]) for name, entry in entries.items()]
+
+
+def check_picture_size(
+    positions: TensorEntry | None, config: Any, tokens: int, complaint: str
+) -> None:
+    """Raises OtherConfigError if a table of positions is for squares of another side.
+
+    It has a row for each patch of a square, and one more: `tokens` in the model of this config.
+    complaint: what people are told, with {} for the side.
+    """
+    if positions is None or len(positions.shape) != 2 or positions.shape[0] == tokens:
+        return
+    vision, side = config.vision_config, isqrt(max(positions.shape[0] - 1, 0))
+    if side and side**2 + 1 == positions.shape[0]:
+        found = side * vision.patch_size
+        raise OtherConfigError(
+            f"{shown(positions.file)}: {complaint.format(found)}",
+            replace(config, vision_config=replace(vision, image_size=found)),
+        )
+
+
+def entries_by_name(
+    checkpoint: Checkpoint, hub_name: Callable[[str], str | None]
+) -> dict[str, TensorEntry]:
+    """What the checkpoint holds by the model's names, in the order of the files.
+
+    What hub_name gives no name is passed over.
+
+    Raises CheckpointError if two tensors have one name.
+    """
+    entries: dict[str, TensorEntry] = {}
+    for name, entry in checkpoint.entries.items():
+        hub = hub_name(name)
+        if hub is None:
+            continue
+        if hub in entries:
+            raise CheckpointError(
+                f"{shown(entry.file)}: tensors {shown(entries[hub].name)} and {shown(name)} are two"
+                " spellings of the same"
+            )
+        entries[hub] = entry
+    return entries
+
+
+def read_entries(
+    checkpoint: Checkpoint, entries: Mapping[str, TensorEntry], wanted: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """(the model's name, tensor) of the `wanted`; each is given back when the next is taken."""
+    for name, entry in entries.items():
+        if name in wanted:
+            yield name, checkpoint.rows(entry.name)
+            checkpoint.release(entry.name)

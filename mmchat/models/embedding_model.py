@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from mmchat.models.base import Batch, Cache
-from mmchat.models.embedding_cache import EmbeddingCache
+from mmchat.models.base import Batch, Block, Cache, Example, Use
 from mmchat.models.prompt import Media
-from mmchat.models.row_cache import RowCache, of_slots
+from mmchat.models.row_cache import CAPACITY_STEP, RowCache, of_slots
 from mmchat.nn.attention import KeyValue
 from mmchat.nn.kv_cache import Past, Spans, past_steps
 from mmchat.nn.linear import Linear
 from mmchat.nn.rope import RotaryEmbedding
+
+
+class EmbeddingCache(RowCache[Tensor]):
+    """encoded: embeddings [count, E] that stand in place of tokens, until these are read.
+
+    of_rows: tensors [slots, ...] that tokens of a slot are read with, which stay where they are.
+    """
+
+    of_rows: tuple[Tensor, ...] = ()
+
+    def beside(self, slots: range) -> tuple[Tensor, ...]:
+        return tuple(rows[slots.start : slots.stop] for rows in self.of_rows)
+
+    def _needed(self) -> set[str]:
+        rows = zip(self.places, self.lengths, strict=True)
+        return {p.content_hash for places, length in rows for p in places if p.end > length}
+
+    def pictures(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """Where in the batch pictures lie, [K], and their embeddings there, [K, E].
+
+        A batch may begin and end inside of a picture.
+        """
+        index: list[int] = []
+        parts: list[Tensor] = []
+        for first, part in self._parts(batch):
+            index += range(first, first + len(part))
+            parts.append(part)
+        if not index:
+            return None
+        return torch.tensor(index, device=self.positions.device), torch.cat(parts)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[int, Tensor]]:
+        for row in batch.rows():
+            for place in self.places[row.slot]:
+                first, end = max(place.start, row.start), min(place.end, row.end)
+                if first < end:
+                    embeddings = self.encoded[place.content_hash]
+                    part = embeddings[first - place.start : end - place.start]
+                    yield first - row.start + row.offset, part
+
+
+DRAFT = 4  # tokens verified at once in the example of a layer
+# Layers of a type, what they are used for, and what makes their arguments (models.base.Block).
+LayerKind = tuple[type[nn.Module], Use, Callable[[], Example]]
 
 
 class UsualModel(nn.Module):
@@ -27,6 +71,9 @@ class UsualModel(nn.Module):
     """
 
     cache_type: ClassVar[type[RowCache[Any]]]
+    # See models.base.CompilableModel. It takes token ids [R, S], their starts [R], keys and values
+    # [R, G, L, D] of each layer, which it writes, and what RowCache.beside gives.
+    step: Callable[..., Tensor]
     ranks = 1
     kv_dtype: torch.dtype | None = None
 
@@ -59,12 +106,19 @@ class UsualModel(nn.Module):
         return False
 
     @abstractmethod
-    def _read(self, batch: Batch, cache: Any) -> Tensor:
-        """Logits [W, V] of rows of any lengths, in which pictures may stand."""
+    def head(self, hidden: Tensor) -> Tensor:
+        """[N, E] -> [N, V]"""
 
     @abstractmethod
-    def _step(self, batch: Batch, cache: Any) -> Tensor:
-        """Those of a few next tokens of each row; in fixed slots all slots are computed."""
+    def hidden(self, batch: Batch, positions: Tensor, past: Sequence[Past], cache: Any) -> Tensor:
+        """Normalised hidden states [N, E] of rows of any lengths, in which pictures may stand.
+
+        positions: [N]. past: one for each layer of self-attention.
+        """
+
+    @abstractmethod
+    def layer_kinds(self) -> list[LayerKind]:
+        """Those that are worth compiling."""
 
     def forward(self, batch: Batch, cache: Cache) -> Tensor:
         """Read new positions of several rows into the cache; float32 logits [W, V].
@@ -73,6 +127,53 @@ class UsualModel(nn.Module):
         not start where its slot ends, TypeError for a cache of another kind.
         """
         return RowCache.of(cache).read(batch, self._step, self._read)
+
+    def _read(self, batch: Batch, cache: RowCache[Any]) -> Tensor:
+        spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
+        positions = spans.positions(self.like.device)
+        hidden = self.hidden(batch, positions, cache.past(spans), cache)
+        return self.head(hidden if batch.wants_all else hidden[list(batch.wanted)]).float()
+
+    def _step(self, batch: Batch, cache: RowCache[Any]) -> Tensor:
+        """A few next tokens of each row; in fixed slots all slots are computed."""
+        if not cache.fixed:
+            [slot] = batch.slots
+            start, beside = cache.positions[slot : slot + 1], cache.beside(range(slot, slot + 1))
+            return self.step(batch.token_ids[None], start, cache.rows(slot), *beside)
+        every, beside = cache.in_all_slots(batch), cache.beside(range(len(cache.lengths)))
+        logits = self.step(every, cache.positions, cache.all_rows(), *beside)
+        return of_slots(logits, batch)
+
+    def blocks(self) -> list[Block]:
+        """The kinds of layer that are worth compiling, of those that are not on the meta device."""
+        blocks = []
+        for kind, use, example in self.layer_kinds():
+            layers = [layer for layer in self.modules() if type(layer) is kind]
+            layers = [layer for layer in layers if not any(p.is_meta for p in layer.parameters())]
+            blocks += [Block(layers, use, example)] if layers else []
+        return blocks
+
+    def decoder_kinds(
+        self, kind: type[nn.Module], of_positions: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[LayerKind]:
+        """Of layer(x, *tensors, past) in steps. of_positions: the tensors [N, ...] of some [N]."""
+
+        def example(count: int) -> Example:
+            positions = torch.arange(count, device=self.like.device)
+            cached = self.new_cache(1, CAPACITY_STEP).rows(0)
+            [past] = past_steps(cached[:1], positions[None], CAPACITY_STEP)
+            by_token = (self.like.new_zeros(count, *self.like.shape), *of_positions(positions))
+            dynamic = [(past.key, 2), (past.value, 2), (past.mask, 3)]
+            if count > 1:
+                dynamic += [*((tensor, 0) for tensor in by_token), (past.positions, 1)]
+                dynamic.append((past.mask, 2))
+            return Example((*by_token, past), tuple(dynamic))
+
+        return [(kind, "decode", partial(example, 1)), (kind, "verify", partial(example, DRAFT))]
+
+    def picture_kind(self, kind: type[nn.Module], shape: tuple[int, ...]) -> LayerKind:
+        """Of a layer of the encoder. shape: of a picture in it."""
+        return kind, "vision", lambda: Example((self.like.new_zeros(*shape),))
 
     def weight_names(self, *, text_only: bool) -> set[str]:
         """Names of the weights to load."""
@@ -129,10 +230,6 @@ class EmbeddingModel(UsualModel):
     ) -> Tensor:
         """x: [N, E] at positions [N] -> normalised hidden states [N, E]. past: one a layer."""
 
-    @abstractmethod
-    def head(self, hidden: Tensor) -> Tensor:
-        """[N, E] -> [N, V]"""
-
     def encode(self, media: Sequence[Media], cache: Cache) -> Iterator[Sequence[Media]]:
         """Put the first picture into the cache, by itself; each next() computes one layer."""
         [pixels] = media[0].tensors
@@ -141,32 +238,17 @@ class EmbeddingModel(UsualModel):
             yield media[:1]
         EmbeddingCache.of(cache).encoded[media[0].content_hash] = embeddings.pop()[0]
 
-    def _read(self, batch: Batch, cache: EmbeddingCache) -> Tensor:
-        """Rows of any lengths, in which pictures may stand."""
+    def hidden(
+        self, batch: Batch, positions: Tensor, past: Sequence[Past], cache: EmbeddingCache
+    ) -> Tensor:
         x = self.embed(batch.token_ids)
         if pictures := cache.pictures(batch):
             x = x.index_copy(0, *pictures)
-        spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
         of_tokens = [
             torch.cat([rows[row.slot].expand(row.count, *rows.shape[1:]) for row in batch.rows()])
             for rows in cache.of_rows
         ]
-        hidden = self.decode(x, spans.positions(x.device), cache.past(spans), *of_tokens)
-        if not batch.wants_all:
-            hidden = hidden[list(batch.wanted)]
-        return self.head(hidden).float()
-
-    def _step(self, batch: Batch, cache: EmbeddingCache) -> Tensor:
-        """A few next tokens of each row; in fixed slots all slots are computed."""
-        if not cache.fixed:
-            [slot] = batch.slots
-            positions, *of_rows = (
-                rows[slot : slot + 1] for rows in (cache.positions, *cache.of_rows)
-            )
-            return self.step(batch.token_ids[None], positions, cache.rows(slot), *of_rows)
-        every = cache.in_all_slots(batch)
-        logits = self.step(every, cache.positions, cache.all_rows(), *cache.of_rows)
-        return of_slots(logits, batch)
+        return self.decode(x, positions, past, *of_tokens)
 
     def step(
         self, token_ids: Tensor, starts: Tensor, cached: Sequence[KeyValue], *of_rows: Tensor

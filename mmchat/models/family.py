@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, cast
 
 from mmchat.errors import CheckpointError
 from mmchat.models.prompt import MediaFacts, PatchMap
@@ -131,75 +131,38 @@ def parameter_count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(map(math.prod, shapes.values()))
 
 
-class UsualFamily(Generic[C]):
-    """Part of a Family: answers that most give.
+class Family(Protocol[C, M]):
+    """One model family. Methods that take parsed JSON take a Where, and raise ParamsError.
 
-    config_type: a dataclass, each field of which is a section of a params file; one of them is
-    `image_processor`, with a field `alpha`.
+    What has a value or a body here is what most families give, who inherit it.
     """
 
-    config_type: ClassVar[type[Any]]
-
-    @property
-    def sections(self) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(self.config_type))
-
-    def to_sections(self, config: C) -> dict[str, Any]:
-        return asdict(cast(Any, config))
-
-    def companion(self, config: C) -> str | None:
-        return None
-
-    def patches(self, config: C, height: int, width: int) -> PatchMap | None:
-        return None
-
-    def with_alpha(self, config: C, alpha: Alpha) -> C:
-        given = cast(Any, config)
-        return replace(given, image_processor=replace(given.image_processor, alpha=alpha))
-
-
-class Family(Protocol[C, M]):
-    """One model family. Methods that take parsed JSON take a Where, and raise ParamsError."""
-
-    @property
-    def model_type(self) -> str:
-        """Its name in params files and in the Hub's config.json."""
-        ...
-
-    @property
-    def ollama_name(self) -> str | None:
-        """What Ollama calls its models, with any tag; None if it has none."""
-        ...
-
-    @property
-    def released_dtype(self) -> Literal["bfloat16", "float16"]:
-        """Of its weights as they were published."""
-        ...
+    # Its name in params files and in the Hub's config.json.
+    model_type: str
+    # What Ollama calls its models, with any tag; None if it has none.
+    ollama_name: str | None
+    # Of its weights as they were published.
+    released_dtype: Literal["bfloat16", "float16"]
+    # temperature and top_p where a file of others says nothing of them.
+    generation: Mapping[str, float]
+    # What `Build.programs` has.
+    program_formats: tuple[Literal["aoti", "executorch"], ...] = ()
+    # Whether its weights are read as other programs pack them, by checkpoints.packed.
+    takes_packed: bool = True
+    # A dataclass, each field of which is a section of a params file; one is `image_processor`, with
+    # a field `alpha`.
+    config_type: type[Any]
 
     @property
     def sections(self) -> tuple[str, ...]:
         """Keys of a params file that `parse` reads."""
-        ...
+        return tuple(field.name for field in fields(self.config_type))
 
-    @property
-    def generation(self) -> Mapping[str, float]:
-        """temperature and top_p where a file of others says nothing of them."""
-        ...
+    @staticmethod
+    def parse(sections: Mapping[str, Any], where: Where) -> C: ...
 
-    @property
-    def program_formats(self) -> tuple[Literal["aoti", "executorch"], ...]:
-        """What `Build.programs` has."""
-        ...
-
-    @property
-    def takes_packed(self) -> bool:
-        """Whether its weights are read as other programs pack them, by checkpoints.packed."""
-        ...
-
-    def parse(self, sections: Mapping[str, Any], where: Where) -> C: ...
-
+    @staticmethod
     def from_hub(
-        self,
         found: Mapping[str, Any],
         preprocessor: Mapping[str, Any] | None,
         where: Where,
@@ -208,29 +171,29 @@ class Family(Protocol[C, M]):
         """Translate the Hub's config.json, and preprocessor_config.json if there is one."""
         ...
 
-    def from_makers(
-        self, found: Mapping[str, Any], folders: str, where: Where
-    ) -> Translated[C] | None:
+    @staticmethod
+    def from_makers(found: Mapping[str, Any], folders: str, where: Where) -> Translated[C] | None:
         """Translate the params file of the model's makers; None if this is not theirs.
 
         folders: the names of those that it lies in, in lower case.
         """
-        ...
+        return None
 
-    def from_gguf(self, found: Mapping[str, Any], where: Where) -> Translated[C] | None:
+    @staticmethod
+    def from_gguf(found: Mapping[str, Any], where: Where) -> Translated[C] | None:
         """Translate the metadata of a GGUF file; None if it is of another architecture."""
-        ...
+        return None
 
     def companion(self, config: C) -> str | None:
         """The repository whose weights the model needs beside its own; None for nothing."""
-        ...
+        return None
 
     def to_sections(self, config: C) -> dict[str, Any]:
         """The JSON that `parse` reads."""
-        ...
+        return asdict(cast(Any, config))
 
+    @staticmethod
     def hub_documents(
-        self,
         config: C,
         tokenizer: Tokenizer,
         *,
@@ -241,31 +204,37 @@ class Family(Protocol[C, M]):
         """File name -> content of the JSON files of a folder of the Hub."""
         ...
 
-    def shapes(self, config: C) -> Mapping[str, tuple[int, ...]]:
+    @staticmethod
+    def shapes(config: C) -> Mapping[str, tuple[int, ...]]:
         """Name -> shape of every tensor, by the Hub's names."""
         ...
 
-    def hub_name(self, name: str) -> str | None:
+    @staticmethod
+    def hub_name(name: str) -> str | None:
         """The Hub's name of a tensor in another spelling of it; None for what no model needs."""
         ...
 
-    def sizes(self, config: C) -> Sizes: ...
+    @staticmethod
+    def sizes(config: C) -> Sizes: ...
 
     def describe(self, config: C) -> Description: ...
 
-    def facts(self, config: C, height: int, width: int) -> MediaFacts:
+    @staticmethod
+    def facts(config: C, height: int, width: int) -> MediaFacts:
         """What people are told about a picture of `height` x `width` pixels."""
         ...
 
-    def patches(self, config: C, height: int, width: int) -> PatchMap | None:
+    @staticmethod
+    def patches(config: C, height: int, width: int) -> PatchMap | None:
         """What text reads of a picture of this size by cross-attention; None if it reads none."""
-        ...
+        return None
 
     def draw(self, config: C, image: Image) -> Drawing:
         """A picture of what the model sees of `image`."""
         ...
 
-    def picture_size(self, config: C, cells: int) -> tuple[int, int] | None:
+    @staticmethod
+    def picture_size(config: C, cells: int) -> tuple[int, int] | None:
         """(height, width) of a picture whose grid has so many cells; None if none has."""
         ...
 
@@ -275,13 +244,16 @@ class Family(Protocol[C, M]):
 
     def with_alpha(self, config: C, alpha: Alpha) -> C:
         """The same, with a rule for alpha that does not depend on the format."""
-        ...
+        given = cast(Any, config)
+        return replace(given, image_processor=replace(given.image_processor, alpha=alpha))
 
-    def shard_axis(self, name: str) -> Literal[0, 1] | None:
+    @staticmethod
+    def shard_axis(name: str) -> Literal[0, 1] | None:
         """The axis along which the makers' shards cut a tensor; None: each holds all of it."""
-        ...
+        return None
 
-    def cuts(self, config: C) -> Cuts:
+    @staticmethod
+    def cuts(config: C) -> Cuts:
         """How the weights are shared by ranks, by the names of the model's layers.
 
         Empty where nothing is shared yet.

@@ -23,6 +23,11 @@ def value_or(found: Mapping[str, Any], key: str, default: Any) -> Any:
     return default if value is None else value
 
 
+def with_defaults(found: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of these keys; a missing one and null mean the default."""
+    return {key: value_or(found, key, default) for key, default in defaults.items()}
+
+
 def refuse_other(found: Mapping[str, Any], expected: Mapping[str, Any], where: Where) -> None:
     """Raises where's error for the first key that is there with another value than expected."""
     for key, value in expected.items():
@@ -35,7 +40,7 @@ def refuse_other(found: Mapping[str, Any], expected: Mapping[str, Any], where: W
 def levels_of(preprocessor: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """image_mean and image_std of a preprocessor_config.json, or CLIP's."""
     usual = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
-    return {key: value_or(preprocessor or {}, key, default) for key, default in usual.items()}
+    return with_defaults(preprocessor or {}, usual)
 
 
 def check_preprocessor(found: Mapping[str, Any], expected: Mapping[str, Any], where: Where) -> None:
@@ -46,6 +51,18 @@ def check_preprocessor(found: Mapping[str, Any], expected: Mapping[str, Any], wh
     steps = ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize")
     usual = {**dict.fromkeys(steps, True), "rescale_factor": RESCALE}
     refuse_other(found, {**usual, **expected}, where)
+
+
+def folder_documents(
+    model: dict[str, Any],
+    generation: Mapping[str, float],
+    tokens: Mapping[str, Any],
+    pictures: dict[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """The JSON files of a folder of the Hub. tokens: ids, as generation_config.json has them."""
+    answers = {**generation, "do_sample": generation["temperature"] > 0, **tokens}
+    found = {"config.json": model, "generation_config.json": answers}
+    return found | ({"preprocessor_config.json": pictures} if pictures else {})
 
 
 def preprocessor_document(kind: str, pictures: Any, **own: Any) -> dict[str, Any]:

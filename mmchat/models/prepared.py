@@ -20,12 +20,11 @@ from mmchat.tokenizers.base import Tokenizer
 
 M = TypeVar("M")
 PICTURES_KEPT = 16
-Levels = tuple[float, float, float]  # of red, green and blue
 
 
 @dataclass(frozen=True, eq=False)
-class SquareImage:
-    """models.prompt.Media of one square picture: tensors is [C, S, S] float32."""
+class PreparedImage:
+    """models.prompt.Media. tensors: what the family's `preprocess` gives."""
 
     content_hash: str
     facts: MediaFacts
@@ -61,6 +60,7 @@ class UsualProcessor(ABC):
     """
 
     label: ClassVar[str]
+    image_tag: str
     takes_tools = False
     name_tags: NameTags | None = None
     lead = ""  # Prompt.lead of the chat format
@@ -110,23 +110,16 @@ class UsualProcessor(ABC):
         return replace(self.of_ids(ids.input_ids), media=media)
 
 
-def square_image(
-    image: Image, told: MediaFacts, seen: PILImage.Image, mean: Levels, std: Levels
-) -> SquareImage:
-    """What a model is given of `image`, of which it sees the square `seen`."""
-    return SquareImage(image.content_hash, told, (normalised(seen, mean, std),))
-
-
-def normalised(picture: PILImage.Image | np.ndarray, mean: Levels, std: Levels) -> torch.Tensor:
-    """An RGB picture -> [C, H, W] float32.
+def normalised(picture: PILImage.Image | np.ndarray, levels: Any) -> torch.Tensor:
+    """An RGB picture -> [C, H, W] float32. levels: the config's `image_processor`.
 
     A table of the 256 levels costs one lookup per pixel. The roundings must stay as they are: the
     product with 1/255 in float64 rounded to float32, then subtraction and division in float32.
     """
     pixels = np.asarray(picture)
-    levels = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     values = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-    for channel in range(3):
-        table = (levels - np.float32(mean[channel])) / np.float32(std[channel])
+    for channel, (mean, std) in enumerate(zip(levels.image_mean, levels.image_std, strict=True)):
+        table = (scaled - np.float32(mean)) / np.float32(std)
         np.take(table, pixels[..., channel], out=values[channel])
     return torch.from_numpy(values)

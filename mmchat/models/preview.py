@@ -7,9 +7,6 @@ from bisect import bisect_right
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
-from mmchat.models.prompt import MediaFacts
-from mmchat.words import pixels
-
 SMOOTH = 2  # everything is drawn this much larger and then reduced
 MARGIN = 28
 TITLE_HEIGHT = 104
@@ -23,20 +20,21 @@ HATCH_GROUND = (226, 230, 236)
 HATCH_LINE = (180, 188, 200)
 ACCENT = (234, 88, 12)
 WHITE = (255, 255, 255)
-SQUARE = 672 * SMOOTH  # side of a drawn square, pixels
+SQUARE = 672 * SMOOTH  # side of a drawn square, pixels; its sheet has 760 x 832
 
 
-def draw_square(source: str, told: MediaFacts, square: PILImage.Image) -> PILImage.Image:
-    """A picture of SQUARE x SQUARE pixels under a title, as an RGB picture of 760 x 832."""
+def on_sheet(source: str, lines: tuple[str, str], drawing: PILImage.Image) -> PILImage.Image:
+    """A framed drawing under a title with the facts, as an RGB picture of the size of people."""
     margin, title = SMOOTH * MARGIN, SMOOTH * TITLE_HEIGHT
-    width = max(SQUARE + 2 * margin, SMOOTH * MIN_WIDTH)
-    sheet = PILImage.new("RGB", (width, title + SQUARE + 2 * margin), PAPER)
-    left, top = (width - SQUARE) // 2, title + margin
-    sheet.paste(square, (left, top))
+    width = max(drawing.width + 2 * margin, SMOOTH * MIN_WIDTH)
+    height = title + drawing.height + 2 * margin
+    # An odd size would lose its last pixel when the sheet is reduced.
+    sheet = PILImage.new("RGB", (width + width % SMOOTH, height + height % SMOOTH), PAPER)
+    left, top = (width - drawing.width) // 2, title + margin
+    sheet.paste(drawing, (left, top))
     draw = ImageDraw.Draw(sheet)
-    line = f"{pixels(told.size)}, {told.placed}"
-    draw_title(draw, source, (line, f"{told.tokens:,} vision tokens"), width)
-    box = (left, top, left + SQUARE - 1, top + SQUARE - 1)
+    draw_title(draw, source, lines, width)
+    box = (left, top, left + drawing.width - 1, top + drawing.height - 1)
     draw.rectangle(box, outline=ACCENT, width=2 * SMOOTH)
     return sheet.reduce(SMOOTH)
 

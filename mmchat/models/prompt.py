@@ -120,28 +120,16 @@ class Processor(Protocol):
     """Makes prompts. Raises PromptError and ImageError.
 
     stop_ids end an answer. alpha: what is done with transparent pictures when they are opened.
+    takes_tools: whether its models were taught to call tools. image_tag: what its prompts hold in
+    place of a picture, and people write there; "" for nothing. name_tags: what encloses the name of
+    a picture where its prompts have one.
     """
 
-    @property
-    def stop_ids(self) -> frozenset[int]: ...
-
-    @property
-    def alpha(self) -> Literal["white", "drop"]: ...
-
-    @property
-    def takes_tools(self) -> bool:
-        """Whether its models were taught to call tools."""
-        ...
-
-    @property
-    def image_tag(self) -> str:
-        """What its prompts hold in place of a picture, and people write there; "" for nothing."""
-        ...
-
-    @property
-    def name_tags(self) -> NameTags | None:
-        """What encloses the name of a picture where its prompts have one."""
-        ...
+    stop_ids: frozenset[int]
+    alpha: Literal["white", "drop"]
+    takes_tools: bool
+    image_tag: str
+    name_tags: NameTags | None
 
     def boxes(self, text: str) -> Sequence[Box] | None:
         """The places that an answer names in a picture; None where answers never do."""

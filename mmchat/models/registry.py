@@ -75,8 +75,7 @@ def families() -> Iterator[AnyFamily]:
 
 def packing_for(found: Mapping[str, Any], where: Where) -> Packing | None:
     """`packing_of` a config.json; where's error too where its family reads no packed weights."""
-    model_type, key = found.get("model_type"), packed_key(found)
-    named = _ALSO.get(model_type, model_type) if isinstance(model_type, str) else ""
+    named, key = _family_of(found.get("model_type")), packed_key(found)
     if key and named in FAMILIES and not FAMILIES[named]().takes_packed:
         raise where.child(key).fail(
             f"a {quoted(named)} quantised by another program, which mmchat does not read; take"
@@ -88,15 +87,18 @@ def packing_for(found: Mapping[str, Any], where: Where) -> Packing | None:
 def get_family(model_type: object, where: Where) -> AnyFamily:
     """The family named by a params file or config; `where`'s error if there is none."""
     known = ", ".join(map(quoted, FAMILIES))
-    if isinstance(model_type, str) and model_type in _NOT_RUN:
+    named = _family_of(model_type)
+    if named in _NOT_RUN:
         raise where.child("model_type").fail(
-            f"{quoted(model_type)} is not supported: it is {_NOT_RUN[model_type]}; mmchat runs"
-            f" {known}"
+            f"{quoted(model_type)} is not supported: it is {_NOT_RUN[named]}; mmchat runs {known}"
         )
-    model_type = _ALSO.get(model_type, model_type) if isinstance(model_type, str) else model_type
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        near = nearest(model_type, list(FAMILIES)) if isinstance(model_type, str) else ""
+    if named not in FAMILIES:
+        near = nearest(named, list(FAMILIES)) if named else ""
         raise where.child("model_type").fail(
             f"unknown model type {quoted(model_type)}{near}; mmchat runs {known}"
         )
-    return FAMILIES[model_type]()
+    return FAMILIES[named]()
+
+
+def _family_of(model_type: object) -> str:
+    return _ALSO.get(model_type, model_type) if isinstance(model_type, str) else ""

@@ -84,6 +84,10 @@ class RowCache(ABC, Generic[Kept]):
     def _needed(self) -> set[str]:
         """Contents of the pictures that some row may still look at."""
 
+    @abstractmethod
+    def beside(self, slots: range) -> tuple[Any, ...]:
+        """What a step of these slots is given, tensors that stay where they are."""
+
     # ---- rows
 
     def begin(self, slot: int, prompt: Prompt) -> None:

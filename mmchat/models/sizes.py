@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from mmchat.models.prompt import MediaFacts
 from mmchat.parallel.slices import Shares, share_shape
@@ -88,19 +88,6 @@ def parts_of(
         is_matrix = len(shape) == 2 and name.endswith(".weight") and not is_table(name)
         (matrices if is_matrix else others)[name] = shape
     return tuple(Part(*part, *tensors) for part, tensors in found.items())
-
-
-class TextSizes(Protocol):
-    """What DecoderSizes asks of the configuration of the text."""
-
-    @property
-    def hidden_size(self) -> int: ...
-    @property
-    def intermediate_size(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -189,9 +176,12 @@ class Sizes(ABC):
 
 @dataclass(frozen=True)
 class DecoderSizes(Sizes):
-    """Sizes of a model whose text goes through layers like Llama's. text: their config."""
+    """Sizes of a model whose text goes through layers like Llama's.
 
-    text: TextSizes
+    text: their config, with the names of the Hub's.
+    """
+
+    text: Any
 
     def prefill_bytes(
         self, prompt: int, item_bytes: int, *, pictures: bool, wide_products: bool = False
@@ -229,3 +219,35 @@ class EmbeddingSizes(DecoderSizes):
         numbers = self.patches * max(6 * width, 2 * width + 3 * inner, self.behind)
         wide = 4 * self.patches * (max(width, self.text.hidden_size) + inner)
         return numbers * item_bytes + (wide if wide_products else 0)
+
+
+Shape = tuple[int, ...]
+
+
+def biased(name: str, *shape: int) -> dict[str, Shape]:
+    """A weight of this shape and its bias; of one axis, those of a norm."""
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def numbered(prefix: str, numbers: Iterable[int], layer: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Of several equal layers."""
+    return {f"{prefix}{i}.{name}": shape for i in numbers for name, shape in layer.items()}
+
+
+def decoder_layer(text: Any, attention: str = "self_attn") -> dict[str, Shape]:
+    """Of a layer of nn.decoder, or one that differs from it in the name of its attention."""
+    width, inner = text.hidden_size, text.intermediate_size
+    queries, keys = (
+        n * text.head_dim for n in (text.num_attention_heads, text.num_key_value_heads)
+    )
+    return {
+        f"{attention}.q_proj.weight": (queries, width),
+        f"{attention}.k_proj.weight": (keys, width),
+        f"{attention}.v_proj.weight": (keys, width),
+        f"{attention}.o_proj.weight": (width, queries),
+        "mlp.gate_proj.weight": (inner, width),
+        "mlp.up_proj.weight": (inner, width),
+        "mlp.down_proj.weight": (width, inner),
+        "input_layernorm.weight": (width,),
+        "post_attention_layernorm.weight": (width,),
+    }

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import asdict
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mmchat.models.family import Alpha, Description, UsualFamily
-from mmchat.models.prompt import MediaFacts
-from mmchat.models.sizes import Sizes
-from mmchat.strict_json import Where
-from mmchat.words import size
+from mmchat.models.family import Alpha, Description, Family
+from mmchat.words import pixels, size
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Drawing
+
+    from mmchat.conversation import Image
 
 C = TypeVar("C", bound=Any)  # the family's config: vision_config, text_config, image_processor
 
 
-class SquareFamily(UsualFamily[C], ABC, Generic[C]):
+class SquareFamily(Family[C, Any], Generic[C]):
     """Part of models.family.Family. The family adds what is abstract, and what is not here."""
 
-    program_formats = ()
-    takes_packed = True
-
-    @staticmethod
     @abstractmethod
-    def sizes(config: C) -> Sizes: ...
+    def drawn(self, config: C, image: Image) -> Drawing:
+        """The square that the model sees, of preview.SQUARE pixels to a side."""
 
-    @staticmethod
-    @abstractmethod
-    def facts(config: C, height: int, width: int) -> MediaFacts: ...
+    def draw(self, config: C, image: Image) -> Drawing:
+        from mmchat.models.preview import on_sheet
 
-    def from_makers(self, found: Mapping[str, Any], folders: str, where: Where) -> None:
-        return None
-
-    def from_gguf(self, found: Mapping[str, Any], where: Where) -> None:
-        return None
-
-    def shard_axis(self, name: str) -> None:
-        return None
+        told = self.facts(config, image.height, image.width)
+        lines = f"{pixels(told.size)}, {told.placed}", f"{told.tokens:,} vision tokens"
+        return on_sheet(image.source, lines, self.drawn(config, image))
 
     @abstractmethod
     def vision_words(self, config: C) -> str:
@@ -79,7 +71,8 @@ class SquareFamily(UsualFamily[C], ABC, Generic[C]):
             cache_details={"cache_bytes_per_picture": positions, "bytes_per_picture": kept},
         )
 
-    def picture_size(self, config: C, cells: int) -> tuple[int, int] | None:
+    @staticmethod
+    def picture_size(config: C, cells: int) -> tuple[int, int] | None:
         side = config.vision_config.image_size
         return (side, side) if cells == 1 else None
 

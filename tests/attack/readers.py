@@ -21,7 +21,7 @@ from mmchat.errors import MmchatError
 from mmchat.hub.integrity import verify_folder
 from mmchat.images import from_pil, load_image
 from mmchat.images.web import _parse
-from mmchat.models.mllama.documents import hub_documents
+from mmchat.models.mllama.translate import hub_documents
 from mmchat.repl import saving
 from mmchat.strict_json import loads
 from mmchat.terminal import sanitize

@@ -4,12 +4,11 @@ import torch
 from mmchat.checkpoints.mapping import (
     Rule,
     concatenate,
-    expand,
     identity,
     interleaved_to_halves,
     reshape,
     scalar,
-    to_target,
+    source_shapes,
 )
 
 
@@ -47,31 +46,6 @@ def test_a_scalar_may_be_stored_in_any_length(stored):
     assert scalar([stored]).tolist() == [0.5]
 
 
-def test_a_rule_for_layers_stands_for_one_rule_each():
-    rule = Rule(("a.{}.w", "a.{}.v"), "b.{}", concatenate, layers=((0, 3), (1, 8)))
-    first, second = expand([rule])
-    assert (first.sources, first.target) == (("a.0.w", "a.0.v"), "b.3")
-    assert (second.sources, second.target) == (("a.1.w", "a.1.v"), "b.8")
-
-
-def test_rules_translate_by_name():
-    rules = expand([Rule(("x", "y"), "xy", concatenate), Rule(("z",), "zz")])
-    sources = {"x": torch.randn(2, 3), "y": torch.randn(1, 3), "z": torch.randn(4)}
-    targets = dict(to_target(rules, sources.__getitem__))
-    assert targets.keys() == {"xy", "zz"}
-    assert torch.equal(targets["xy"][:2], sources["x"])
-    assert torch.equal(targets["xy"][2:], sources["y"])
-    assert torch.equal(targets["zz"], sources["z"])
-
-
-@pytest.mark.parametrize(
-    "rules",
-    [
-        [Rule(("a",), "x"), Rule(("a",), "y")],
-        [Rule(("a",), "x"), Rule(("b",), "x")],
-        [Rule(("a.{}",), "x", layers=((0, 0), (1, 1)))],
-    ],
-)
-def test_a_name_in_two_rules_is_a_bug(rules):
-    with pytest.raises(ValueError, match="two rules name"):
-        expand(rules)
+def test_the_shapes_of_sources_are_found_by_name():
+    rules = [Rule(("x", "y"), "xy", ((2, 3), (1, 3)), concatenate), Rule(("z",), "zz", ((4,),))]
+    assert source_shapes(rules) == {"x": (2, 3), "y": (1, 3), "z": (4,)}

@@ -22,10 +22,12 @@ from mmchat.export import ExportPlan, export_model, hub_folder
 from mmchat.hub.integrity import verify_folder
 from mmchat.loading.options import LoadOptions
 from mmchat.models.base import Batch
+from mmchat.models.mllama.build import MllamaBuild
 from mmchat.models.mllama.meta_format import shard_dims
-from mmchat.models.mllama.weights import iter_weights
 from tests.loading.test_loader import finish, small_config, write_hf_folder
 from tests.meta_checkpoint import meta_params, weights_for, write_meta_folder
+
+BUILD = MllamaBuild()
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=6)
 
@@ -66,7 +68,7 @@ def weights_of(folder):
     """Name -> tensor by the Hub's names, copied out of the files."""
     source = find_model(folder)
     with open_checkpoint(folder, merge_rules=shard_dims) as opened:
-        pairs = iter_weights(opened, source.spec.config)
+        pairs = BUILD.iter_weights(opened, source.spec.config)
         return {name: tensor.clone() for name, tensor in pairs}
 
 

@@ -17,7 +17,7 @@ from mmchat.checkpoints.manifest import MANIFEST_NAME
 from mmchat.evals.scenes import make_scene
 from mmchat.export.token_table import write_token_table
 from mmchat.images import from_pil, load_image
-from mmchat.models.mllama.image_processor import preprocess
+from mmchat.models.mllama.processor import preprocess
 from mmchat.tokenizers import open_tokenizer
 from tests.export.conftest import GREEDY
 from tests.loading.test_loader import finish
@@ -163,8 +163,8 @@ def tiles_of(programs, folder, paths):
 
 def expected_tiles(exported, image):
     config = exported.spec.config
-    tiles = preprocess(image, config.vision_config, config.image_processor)
-    return tiles.pixel_values.numpy().ravel()
+    tiles = preprocess(image, config)
+    return tiles.tensors[0].numpy().ravel()
 
 
 def test_tiles_of_lossless_files_are_mmchats_bit_for_bit(programs, tiny_aoti, exported, tmp_path):

@@ -14,9 +14,11 @@ from mmchat.catalog.spec import load_spec, params_document
 from mmchat.cli.app import app
 from mmchat.errors import CheckpointError, ParamsError, UsageError
 from mmchat.loading.options import LoadOptions
-from mmchat.models.mllama.weights import iter_weights
+from mmchat.models.mllama.build import MllamaBuild
 from tests.loading.test_packed import hub_folder
 from tests.models.mllama.test_translate import hub_config
+
+BUILD = MllamaBuild()
 
 SPEC = find_spec("tiny")
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -27,7 +29,7 @@ ROWS, IMAGE = SPEC.config.vocab_size, SPEC.config.image_token_id
 @pytest.fixture(scope="module")
 def weights():
     with LoadOptions("tiny").find().open_weights() as files:
-        return {name: t.clone() for name, t in iter_weights(files, SPEC.config)}
+        return {name: t.clone() for name, t in BUILD.iter_weights(files, SPEC.config)}
 
 
 def answer(folder, *pictures, **options):

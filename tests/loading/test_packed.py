@@ -21,12 +21,14 @@ from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import AddedError, as_packed, fill
 from mmchat.loading.prepared import prepare
 from mmchat.loading.weights import load_weights
-from mmchat.models.mllama.weights import iter_weights
+from mmchat.models.mllama.build import MllamaBuild
 from mmchat.nn.linear import Linear
 from mmchat.quant.formats.plain import PLAIN
 from tests.adapter_folders import low_rank, write_adapter
 from tests.models.mllama.test_translate import hub_config
 from tests.packed_writers import KINDS, bnb4, is_packed, pack_folder
+
+BUILD = MllamaBuild()
 
 TINY = data_path("assets", "tiny")
 SPEC = find_spec("tiny")
@@ -44,7 +46,7 @@ def hub_folder(folder, config=None):
 @pytest.fixture(scope="module")
 def weights():
     with LoadOptions("tiny").find().open_weights() as files:
-        return {name: t.clone() for name, t in iter_weights(files, SPEC.config)}
+        return {name: t.clone() for name, t in BUILD.iter_weights(files, SPEC.config)}
 
 
 def unpacked(weight):
@@ -61,7 +63,7 @@ def test_packed_models_answer_as_plain_ones_of_the_same_values(tmp_path, kind, w
     source = LoadOptions(folder).find()
     assert source.spec.packing is not None
     with source.open_weights() as files:
-        exact = {name: unpacked(t).clone() for name, t in iter_weights(files, SPEC.config)}
+        exact = {name: unpacked(t).clone() for name, t in BUILD.iter_weights(files, SPEC.config)}
     for name, weight in weights.items():
         same = torch.equal(exact[name].to(weight.dtype), weight)
         assert same != is_packed(kind, name), name
@@ -280,7 +282,7 @@ def test_an_export_of_a_packed_model_is_plain(tmp_path, weights):
     plan = ExportPlan(LoadOptions(folder), tmp_path / "out", format="hf")
     export_model(plan)
     with LoadOptions(folder).find().open_weights() as files:
-        exact = {name: unpacked(t) for name, t in iter_weights(files, SPEC.config)}
+        exact = {name: unpacked(t) for name, t in BUILD.iter_weights(files, SPEC.config)}
         with LoadOptions(tmp_path / "out").find().open_weights() as written:
-            for name, tensor in iter_weights(written, SPEC.config):
+            for name, tensor in BUILD.iter_weights(written, SPEC.config):
                 assert torch.equal(tensor, exact[name]), name

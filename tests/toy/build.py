@@ -11,8 +11,8 @@ from torch.export import Dim
 
 from mmchat.errors import ContextLengthExceeded
 from mmchat.models.base import Batch, Cache, ExportLimits, ExportProgram, RunProgram
+from mmchat.models.build import Build
 from mmchat.models.family import Alpha
-from mmchat.models.hub_weights import HubWeights
 from mmchat.models.prompt import Media
 from mmchat.tokenizers.base import Tokenizer
 from tests.toy.cache import ToyCache, own
@@ -22,7 +22,7 @@ from tests.toy.model import ToyModel
 from tests.toy.processor import ToyProcessor
 
 
-class ToyBuild(HubWeights[ToyConfig]):
+class ToyBuild(Build[ToyConfig, ToyModel]):
     def shapes(self, config: ToyConfig) -> dict[str, tuple[int, ...]]:
         return ToyFamily().shapes(config)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 
 from mmchat.checkpoints.checkpoint import Checkpoint
-from mmchat.checkpoints.mapped_file import TensorEntry, shown
-from mmchat.models.family import COMPANION, OtherConfigError
-from mmchat.models.hub_weights import HubWeights, entries_by_name, other_side
+from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.models.build import Build, check_picture_size, entries_by_name
+from mmchat.models.family import COMPANION
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.llava.processor import LlavaProcessor
@@ -17,7 +16,7 @@ from mmchat.models.llava.tensor_names import VISION, hub_name, hub_shapes
 _POSITIONS = f"{VISION}embeddings.position_embedding.weight"
 
 
-class LlavaBuild(HubWeights[LlavaConfig]):
+class LlavaBuild(Build[LlavaConfig, LlavaForConditionalGeneration]):
     """See mmchat.models.build.Build."""
 
     label = "LLaVA"
@@ -33,8 +32,13 @@ class LlavaBuild(HubWeights[LlavaConfig]):
 
     def check_weights(
         self, checkpoint: Checkpoint, config: LlavaConfig, wanted: Collection[str] | None = None
-    ) -> dict[str, TensorEntry]:
-        _check_picture_size(config, self.entries(checkpoint).get(_POSITIONS))
+    ) -> Mapping[str, TensorEntry]:
+        vision, positions = config.vision_config, self.entries(checkpoint).get(_POSITIONS)
+        complaint = (
+            "the vision encoder takes pictures of {} px, and the model gives it those of"
+            f" {vision.image_size} px; use the encoder of the same model"
+        )
+        check_picture_size(positions, config, vision.num_patches + 1, complaint)
         return super().check_weights(checkpoint, config, wanted)
 
 
@@ -42,13 +46,3 @@ def _hub_name_beside_companion(name: str) -> str | None:
     own = hub_name(name)
     is_left = own is not None and own.startswith(VISION) and not name.startswith(COMPANION)
     return None if is_left else own
-
-
-def _check_picture_size(config: LlavaConfig, entry: TensorEntry | None) -> None:
-    vision = config.vision_config
-    if entry and (found := other_side(entry, vision.num_patches + 1, vision.patch_size)):
-        raise OtherConfigError(
-            f"{shown(entry.file)}: the vision encoder takes pictures of {found} px, and the model"
-            f" gives it those of {vision.image_size} px; use the encoder of the same model",
-            replace(config, vision_config=replace(vision, image_size=found)),
-        )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mmchat.models.llava import params, squares, translate
-from mmchat.models.llava.config import LlavaConfig
-from mmchat.models.llava.documents import hub_documents
-from mmchat.models.llava.footprint import footprint
-from mmchat.models.llava.tensor_names import hub_name, hub_shapes
+from mmchat.models.llava import squares, translate
+from mmchat.models.llava.config import LlavaConfig, parse
+from mmchat.models.llava.tensor_names import footprint, hub_name, hub_shapes
 from mmchat.models.square_family import SquareFamily
 from mmchat.parallel.slices import Cut, decoder_cuts, encoder_cuts, hidden
 
@@ -25,18 +23,19 @@ class LlavaFamily(SquareFamily[LlavaConfig]):
 
     model_type = "llava"
     ollama_name = "llava"
-    released_dtype: Literal["bfloat16", "float16"] = "float16"
+    released_dtype = "float16"
     generation = MappingProxyType({"temperature": 0.2, "top_p": 1.0})
     config_type = LlavaConfig
-    parse = staticmethod(params.parse)
+    parse = staticmethod(parse)
     from_hub = staticmethod(translate.from_hub)
-    hub_documents = staticmethod(hub_documents)
+    hub_documents = staticmethod(translate.hub_documents)
     sizes = staticmethod(footprint)
     facts = staticmethod(squares.facts)
     shapes = staticmethod(hub_shapes)
     hub_name = staticmethod(hub_name)
 
-    def cuts(self, config: LlavaConfig) -> dict[str, Cut]:
+    @staticmethod
+    def cuts(config: LlavaConfig) -> dict[str, Cut]:
         text, vision = config.text_config, config.vision_config
         heads, inner = vision.num_attention_heads, vision.intermediate_size
         return {
@@ -60,10 +59,10 @@ class LlavaFamily(SquareFamily[LlavaConfig]):
         pictures = {"square": config.image_processor.square, "vision_tower": config.features.tower}
         return {**found, **pictures}
 
-    def draw(self, config: LlavaConfig, image: Image) -> Drawing:
-        from mmchat.models.llava.preview import draw_preview
+    def drawn(self, config: LlavaConfig, image: Image) -> Drawing:
+        from mmchat.models.llava.image_processor import drawn_square
 
-        return draw_preview(image, config)
+        return drawn_square(image, config)
 
     def build(self) -> LlavaBuild:
         from mmchat.models.llava.build import LlavaBuild

@@ -13,7 +13,8 @@ from PIL import Image as PILImage
 from mmchat.conversation import Image
 from mmchat.models.llava.config import ImageProcessorConfig, LlavaConfig
 from mmchat.models.llava.squares import facts, square_of
-from mmchat.models.prepared import SquareImage, square_image
+from mmchat.models.prepared import PreparedImage, normalised
+from mmchat.models.preview import SQUARE, hatched
 
 _BICUBIC = PILImage.Resampling.BICUBIC
 _SUPPORT = 2.0  # of the filter to each side, in pixels of the result
@@ -21,11 +22,11 @@ _STRIP_PIXELS = 2**22  # of a padded square that are held at once
 _EXACT_PIXELS = 2**27  # of a padded square, beyond which its margin is not computed: it takes long
 
 
-def preprocess(image: Image, config: LlavaConfig) -> SquareImage:
+def preprocess(image: Image, config: LlavaConfig) -> PreparedImage:
     """RGB pixels -> [C, S, S] float32."""
     told = facts(config, image.height, image.width)
-    square, levels = square_pixels(image.pixels, config), config.image_processor
-    return square_image(image, told, square, levels.image_mean, levels.image_std)
+    values = normalised(square_pixels(image.pixels, config), config.image_processor)
+    return PreparedImage(image.content_hash, told, (values,))
 
 
 def square_pixels(picture: PILImage.Image, config: LlavaConfig) -> PILImage.Image:
@@ -88,3 +89,20 @@ def _columns_of(left: int, right: int, longer: int, side: int) -> tuple[int, int
     scale = longer / side
     first = math.floor(left / scale - _SUPPORT) - 1
     return max(0, first), min(side, math.ceil(right / scale + _SUPPORT) + 1)
+
+
+def drawn_square(image: Image, config: LlavaConfig) -> PILImage.Image:
+    """The square as the model gets it, its margin hatched, for a preview of SQUARE pixels.
+
+    By way of the pixels that the model gets, so that it shows what detail is left.
+    """
+    seen = square_pixels(image.pixels, config).resize((SQUARE, SQUARE), PILImage.Resampling.BICUBIC)
+    if config.image_processor.square == "crop":
+        return seen
+    height, width = square_of(config, image.height, image.width).resized
+    scale = SQUARE / config.vision_config.image_size
+    inner_h, inner_w = round(height * scale), round(width * scale)
+    left, top = (SQUARE - inner_w) // 2, (SQUARE - inner_h) // 2
+    ground = hatched(SQUARE, SQUARE)
+    ground.paste(seen.crop((left, top, left + inner_w, top + inner_h)), (left, top))
+    return ground

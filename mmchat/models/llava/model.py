@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from mmchat.models.base import Block
-from mmchat.models.block_examples import decoder_blocks
-from mmchat.models.embedding_model import EmbeddingModel
+from mmchat.models.embedding_model import EmbeddingModel, LayerKind
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.tensor_names import unused
 from mmchat.models.llava.text import LanguageModel
@@ -56,9 +54,9 @@ class LlavaForConditionalGeneration(EmbeddingModel):
     def head(self, hidden: Tensor) -> Tensor:
         return self.language_model.lm_head(hidden)
 
-    def blocks(self) -> list[Block]:
-        """The kinds of layer that are worth compiling, of those that are loaded."""
+    def layer_kinds(self) -> list[LayerKind]:
         vision = self.config.vision_config
         picture = (1, vision.num_patches + 1, vision.hidden_size)
-        of_text = (SelfAttentionLayer, self.language_model.model.rotary)
-        return decoder_blocks(self, of_text, (VisionLayer, picture))
+        rotary = self.language_model.model.rotary
+        of_text = self.decoder_kinds(SelfAttentionLayer, rotary)
+        return [*of_text, self.picture_kind(VisionLayer, picture)]

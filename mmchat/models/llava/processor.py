@@ -10,6 +10,7 @@ from mmchat.errors import CheckpointError
 from mmchat.models.llava import prompt, squares
 from mmchat.models.llava.config import LlavaConfig
 from mmchat.models.llava.image_processor import preprocess
+from mmchat.models.messages import PromptPart
 from mmchat.models.prepared import UsualProcessor
 from mmchat.models.prompt import MediaFacts, PromptIds
 from mmchat.tokenizers.base import Tokenizer
@@ -41,7 +42,7 @@ class LlavaProcessor(UsualProcessor):
     def raw_ids(self, message: Message) -> PromptIds:
         return self._ids(prompt.raw_parts(message))
 
-    def _ids(self, parts: Iterator[prompt.Part]) -> PromptIds:
+    def _ids(self, parts: Iterator[PromptPart]) -> PromptIds:
         return prompt.ids_of(parts, self._pieces, self.config.image_token_id, self.count)
 
     def facts(self, image: Image) -> MediaFacts:

@@ -8,11 +8,10 @@ answer, which no encoding prevents; typed names of special tokens stay text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from mmchat.conversation import Image, Message, Text
 from mmchat.errors import PromptError
-from mmchat.models.messages import check_plain
+from mmchat.models.messages import PromptPart, Token, check_plain
 from mmchat.models.prompt import PromptIds
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer
 
@@ -25,15 +24,10 @@ SYSTEM = (
 LEAD = " "  # in front of an answer, where its tokens have it and its text does not
 
 
-@dataclass(frozen=True)
-class End:
-    """The end of an answer, </s>."""
+_END = Token("</s>")  # of an answer
 
 
-Part = str | Image | End
-
-
-def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
+def chat_parts(messages: Sequence[Message]) -> Iterator[PromptPart]:
     """A conversation in the format "vicuna_v1", up to where the answer begins.
 
     Raises PromptError for no messages, a system message behind others, calls of tools, pictures
@@ -52,17 +46,17 @@ def chat_parts(messages: Sequence[Message]) -> Iterator[Part]:
             yield " "
         else:
             yield f"ASSISTANT: {message.text.strip()}"
-            yield End()
+            yield _END
     yield "ASSISTANT:"
 
 
-def raw_parts(message: Message) -> Iterator[Part]:
+def raw_parts(message: Message) -> Iterator[PromptPart]:
     """A prompt without a conversation, as bases take it: pictures and text."""
     check_plain([message], FAMILY)
     yield from _question(message)
 
 
-def _question(message: Message) -> Iterator[Part]:
+def _question(message: Message) -> Iterator[PromptPart]:
     """The parts in their order; pictures in front stand on lines of their own, as in training."""
     is_front = True
     for part in message.content:
@@ -76,14 +70,13 @@ def _question(message: Message) -> Iterator[Part]:
 
 
 def ids_of(
-    parts: Iterable[Part], tokenizer: SentencePieceTokenizer, image_id: int, positions: int
+    parts: Iterable[PromptPart], tokenizer: SentencePieceTokenizer, image_id: int, positions: int
 ) -> PromptIds:
     """Encode the parts behind the token that begins every prompt.
 
     positions: how many ids `image_id` each picture takes.
     """
-    begin, end = map(tokenizer.special_id, ("<s>", "</s>"))
-    ids, starts, images = [begin], list[int](), list[Image]()
+    ids, starts, images = [tokenizer.special_id("<s>")], list[int](), list[Image]()
     text, encode = "", tokenizer.encode
     for part in (*parts, None):
         if isinstance(part, str):
@@ -91,8 +84,8 @@ def ids_of(
             continue
         ids += encode(text) if text else []
         text, encode = "", tokenizer.encode
-        if isinstance(part, End):
-            ids.append(end)
+        if isinstance(part, Token):
+            ids.append(tokenizer.special_id(part.name))
             encode = tokenizer.encode_rest  # no space is put in front behind an answer
         elif part is not None:
             starts.append(len(ids))

@@ -8,15 +8,23 @@ over, missing ones take the defaults of their makers, and what this model cannot
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from mmchat.errors import quoted
 from mmchat.models.family import Translated
-from mmchat.models.hub_config import check_preprocessor, levels_of, refuse_other, value_or
-from mmchat.models.llava.config import LlavaConfig
-from mmchat.models.llava.params import parse
-from mmchat.models.llava.towers import TOWERS, known_tower
+from mmchat.models.hub_config import (
+    check_preprocessor,
+    folder_documents,
+    levels_of,
+    preprocessor_document,
+    refuse_other,
+    value_or,
+    with_defaults,
+)
+from mmchat.models.llava.config import TOWERS, LlavaConfig, known_tower, parse
 from mmchat.strict_json import Where, as_object
+from mmchat.tokenizers.base import Tokenizer
 
 # Defaults of transformers' LlamaConfig and CLIPVisionConfig (of the latter the patch size and what
 # the Hub's files leave out): a saved config.json may leave out every key that equals its default.
@@ -78,7 +86,7 @@ def _from_conversion(
         raise pictures.child("size").fail(f"{quoted(size)} is not supported here, only {side}")
     check_preprocessor(preprocessor, {"resample": _BICUBIC}, pictures)
     sections = {
-        "vision_config": {key: value_or(vision, key, default) for key, default in _VISION.items()},
+        "vision_config": with_defaults(vision, _VISION),
         "text_config": _text(text, text_where),
         "features": {
             "layer": layer,
@@ -145,7 +153,7 @@ def _text(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
          "tie_word_embeddings": False},
         where,
     )  # fmt: skip
-    text = {key: value_or(found, key, default) for key, default in _TEXT.items()}
+    text = with_defaults(found, _TEXT)
     text["num_key_value_heads"] = value_or(
         found, "num_key_value_heads", text["num_attention_heads"]
     )
@@ -157,3 +165,59 @@ def _text(found: Mapping[str, Any], where: Where) -> dict[str, Any]:
             raise where.child(key).fail(f"{quoted(kind)} is not supported")
     theta = value_or(rope, "rope_theta", value_or(found, "rope_theta", 10_000.0))
     return {**text, "rope_theta": theta}
+
+
+def hub_documents(
+    config: LlavaConfig,
+    tokenizer: Tokenizer,
+    *,
+    is_chat: bool,  # noqa: ARG001  # all of them do
+    dtype: str,
+    generation: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    """File name -> content of the JSON files of a folder of the Hub.
+
+    The mark of a picture is the first id behind the tokenizer's; the embedding needs a row for it
+    in transformers, as the Hub's conversions have one.
+    """
+    vision, text = config.vision_config, config.text_config
+    mark = min(tokenizer.vocab_size, text.vocab_size - 1)
+    side = vision.image_size
+    ends = {
+        "bos_token_id": tokenizer.special_id("<s>"),
+        "eos_token_id": tokenizer.special_id("</s>"),
+    }
+    model = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "torch_dtype": dtype,
+        "image_token_index": mark,
+        "image_seq_length": config.positions_per_image,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "tie_word_embeddings": False,
+        "vision_feature_layer": config.features.layer,
+        "vision_feature_select_strategy": config.features.strategy,
+        "vision_config": {
+            **asdict(vision),
+            "model_type": "clip_vision_model",
+            "hidden_act": "quick_gelu",
+        },
+        "text_config": {
+            **asdict(text),
+            **ends,
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+        },
+    }
+    pictures = preprocessor_document(
+        "LlavaImageProcessor",
+        config.image_processor,
+        do_pad=config.image_processor.square == "pad",
+        do_center_crop=True,
+        resample=3,
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+    )
+    return folder_documents(model, generation, ends, pictures)

@@ -86,6 +86,9 @@ class MllamaCache(RowCache[tuple[KeyValue, ...]]):
         key, value = (torch.cat([pair[which] for pair in pairs], dim=2) for which in (0, 1))
         return key, value
 
+    def beside(self, slots: range) -> tuple[list[SeenSteps]]:
+        return (self.seen_steps(slots, [self.lengths[slot] for slot in slots]),)
+
     def seen_steps(self, slots: Sequence[int], ends: Sequence[int]) -> list[SeenSteps]:
         """What the last of these rows' positions before `ends` see; none if no row has a picture.
 

@@ -244,3 +244,6 @@ class ExportedModel:
         """Keys and values of the pictures one after the other, [1, G, M, D], layer by layer."""
         layers = range(cache.num_cross_layers) if seen else ()
         return [part for layer in layers for part in cache.joined(hashes(seen), layer)]
+
+
+model = ExportedModel  # as models.build.Programs names it

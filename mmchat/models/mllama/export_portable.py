@@ -218,3 +218,6 @@ class ExportedModel(BaseModel):
         text, tokens = self.config.text_config, self.config.vision_config.tokens_per_tile
         empty = torch.zeros(1, text.num_key_value_heads, tokens, text.head_dim, dtype=self.dtype)
         return [empty] * (2 * len(text.cross_attention_layers))
+
+
+model = ExportedModel  # as models.build.Programs names it

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from mmchat.models.family import Alpha, Description, Translated, UsualFamily
-from mmchat.models.mllama import gguf_format, params, tiling, translate
-from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.documents import hub_documents
+from mmchat.models.family import Alpha, Description, Family, Translated
+from mmchat.models.mllama import gguf_format, meta_format, tiling, translate
+from mmchat.models.mllama.config import MllamaConfig, parse
 from mmchat.models.mllama.footprint import footprint
-from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes, hub_name
-from mmchat.models.prompt import MediaFacts, PatchMap
 from mmchat.parallel.slices import Cut, decoder_cuts, encoder_cuts
 from mmchat.strict_json import Where
 from mmchat.words import size
@@ -26,27 +23,29 @@ if TYPE_CHECKING:
     from mmchat.models.mllama.build import MllamaBuild
 
 
-class MllamaFamily(UsualFamily[MllamaConfig]):
+class MllamaFamily(Family[MllamaConfig, Any]):
     """See mmchat.models.family.Family."""
 
     model_type = "mllama"
     ollama_name = "llama3.2-vision"
-    released_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    released_dtype = "bfloat16"
     program_formats = ("aoti", "executorch")
-    takes_packed = True
     generation = MappingProxyType({"temperature": 0.6, "top_p": 0.9})
     config_type = MllamaConfig
-    parse = staticmethod(params.parse)
-    hub_documents = staticmethod(hub_documents)
+    parse = staticmethod(parse)
+    hub_documents = staticmethod(translate.hub_documents)
     sizes = staticmethod(footprint)
-    from_makers = staticmethod(translate.from_makers)
+    from_makers = staticmethod(meta_format.from_makers)
     from_gguf = staticmethod(gguf_format.from_gguf)
     shapes = staticmethod(hf_shapes)
+    facts = staticmethod(tiling.facts)
+    patches = staticmethod(tiling.patches)
+    picture_size = staticmethod(tiling.picture_size)
     hub_name = staticmethod(hub_name)
-    shard_axis = staticmethod(shard_dims)
+    shard_axis = staticmethod(meta_format.shard_dims)
 
+    @staticmethod
     def from_hub(
-        self,
         found: Mapping[str, Any],
         preprocessor: Mapping[str, Any] | None,
         where: Where,
@@ -58,7 +57,8 @@ class MllamaFamily(UsualFamily[MllamaConfig]):
         fit = partial(translate.fitted, config) if config.text_config.resized else None
         return Translated(config, is_chat=None, text_only=text_only, fit=fit)
 
-    def cuts(self, config: MllamaConfig) -> dict[str, Cut]:
+    @staticmethod
+    def cuts(config: MllamaConfig) -> dict[str, Cut]:
         text, vision = config.text_config, config.vision_config
         heads, inner = vision.attention_heads, vision.intermediate_size
         return {
@@ -111,19 +111,10 @@ class MllamaFamily(UsualFamily[MllamaConfig]):
             sees_earlier=False,
         )
 
-    def facts(self, config: MllamaConfig, height: int, width: int) -> MediaFacts:
-        return tiling.facts(config.vision_config, height, width)
-
-    def patches(self, config: MllamaConfig, height: int, width: int) -> PatchMap:
-        return tiling.patches(config.vision_config, height, width)
-
     def draw(self, config: MllamaConfig, image: Image) -> Drawing:
         from mmchat.models.mllama.tile_preview import draw_tile_preview
 
         return draw_tile_preview(image, config.vision_config)
-
-    def picture_size(self, config: MllamaConfig, cells: int) -> tuple[int, int] | None:
-        return tiling.picture_size(config.vision_config, cells)
 
     def alpha(self, config: MllamaConfig, checkpoint_format: str) -> Alpha:
         rule = config.image_processor.alpha

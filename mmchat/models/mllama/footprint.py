@@ -72,7 +72,7 @@ def footprint(config: MllamaConfig) -> MllamaSizes:
         cache_per_token=keys_and_values * len(text.self_attention_layers),
         head_dim=text.head_dim,
         cache_per_tile=keys_and_values * len(text.cross_attention_layers) * vision.tokens_per_tile,
-        largest_picture=facts(vision, vision.image_size, vision.max_num_tiles * vision.image_size),
+        largest_picture=facts(config, vision.image_size, vision.max_num_tiles * vision.image_size),
         once_a_picture=tuple(
             (shape[0], shape[1])
             for name, shape in shapes.items()

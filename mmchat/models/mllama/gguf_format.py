@@ -6,7 +6,8 @@ have names of their own. Since May 2025 one file holds both; the vision's are ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmchat.checkpoints.checkpoint import Checkpoint
@@ -15,7 +16,6 @@ from mmchat.checkpoints.mapping import (
     Rule,
     Shape,
     Transform,
-    expand,
     identity,
     interleaved_to_halves,
     scalar,
@@ -23,9 +23,8 @@ from mmchat.checkpoints.mapping import (
 from mmchat.errors import CheckpointError
 from mmchat.models.family import Translated
 from mmchat.models.hub_config import CLIP_MEAN, CLIP_STD
-from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
-from mmchat.models.mllama.params import parse
-from mmchat.models.mllama.tensor_names import hf_shapes
+from mmchat.models.mllama.config import MllamaConfig, TextConfig, parse
+from mmchat.models.mllama.tensor_names import GGUF, hf_shapes, other_name
 from mmchat.models.mllama.translate import LLAMA3_SCALING
 from mmchat.strict_json import Where
 
@@ -65,43 +64,22 @@ _VISION = {
 _SATURATED = 10.0  # a gate whose tanh is 1 in float32
 _TOGETHER = 1e-6  # how far tanh and 1 - tanh are from a sum of 1, rounded
 
-# Parts of a layer: GGUF's name -> the Hub's.
-_TEXT_LAYER = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
+_STACKS = {
+    "language_model.model": "blk",
+    "vision_model.transformer": "v.blk",
+    "vision_model.global_transformer": "v.global.blk",
 }
-_SELF = {
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
+# Parts of the vision's layers in a file of their own, where it calls them otherwise.
+_TWO_FILES = {
+    "attn_output": "attn_out",
+    "attn_norm": "ln1",
+    "ffn_norm": "ln2",
+    "ffn_up": "ffn_down",  # exchanged
+    "ffn_down": "ffn_up",
 }
-_CROSS = {f"cross_attn_{p}_proj.weight": f"cross_attn.{p}_proj.weight" for p in "qkvo"} | {
-    "cross_attn_q_norm.weight": "cross_attn.q_norm.weight",
-    "cross_attn_k_norm.weight": "cross_attn.k_norm.weight",
-    "cross_attn_attn_gate": "cross_attn_attn_gate",
-    "cross_attn_mlp_gate": "cross_attn_mlp_gate",
-}
-_VISION_LAYER = {f"attn_{p}": f"self_attn.{p}_proj" for p in "qkv"}
-_ONE_FILE = _VISION_LAYER | {
-    "attn_output": "self_attn.o_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_up": "mlp.fc1",
-    "ffn_down": "mlp.fc2",
-}
-_TWO_FILES = _VISION_LAYER | {
-    "attn_out": "self_attn.o_proj",
-    "ln1": "input_layernorm",
-    "ln2": "post_attention_layernorm",
-    "ffn_down": "mlp.fc1",  # exchanged
-    "ffn_up": "mlp.fc2",
-}
-_BOTH = ("weight", "bias")
-_GLOBAL_GATES = {"attn_gate": "gate_attn", "ffn_gate": "gate_ffn"}
+_VISION_LAYER = re.compile(r"(v\.(?:global\.)?blk\.\d+\.)(\w+)(\.weight|\.bias)")
+_GLOBAL_GATE = re.compile(r"v\.global\.blk\.\d+\.(attn|ffn)_gate")
+_ROTATED = re.compile(r"(language|vision)_model\..*\.(self|cross)_attn\.([qk])_proj\.weight")
 
 
 def from_gguf(found: Mapping[str, Any], where: Where) -> Translated[MllamaConfig] | None:
@@ -133,97 +111,52 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def gguf_shapes(config: MllamaConfig, rules: Sequence[Rule]) -> dict[str, Shape]:
-    """Name -> shape of every tensor that `rules` read."""
-    ours = hf_shapes(config)
-    return {name: ours[rule.target] for rule in rules for name in rule.sources}
-
-
 def gguf_rules(config: MllamaConfig, checkpoint: Checkpoint) -> list[Rule]:
     """From the tensors of `checkpoint` to the Hub's: one rule for each of these.
 
     Reads the gates of the global layers, a number each, which say how the file was made. Raises
     CheckpointError where the frequencies of RoPE are not those of the config.
     """
-    _check_frequencies(config.text_config, checkpoint)
+    text = config.text_config
+    _check_frequencies(text, checkpoint)
     is_pair = "v.blk.0.ln1.weight" in checkpoint.entries
-    gates = [name for name in checkpoint.entries if name.startswith("v.global.blk.")]
-    gates = [name for name in gates if name.endswith(tuple(_GLOBAL_GATES))]
+    gates = [name for name in checkpoint.entries if _GLOBAL_GATE.fullmatch(name)]
     # The first files in one, of some days in May 2025, hold these gates as they are: bfloat16
     # numbers, which hyperbolic tangents are not. What else was done later was not done to them.
     squashed = not all(map(_is_bfloat16, map(checkpoint.read, gates)))
-    text = _text_rules(config.text_config, cross_interleaved=squashed or is_pair)
-    vision = _vision_rules(
-        config.vision_config,
-        _TWO_FILES if is_pair else _ONE_FILE,
-        squashed=squashed,
-        interleaved=squashed and not is_pair,
-    )
-    return expand([*text, *vision])
+    turned = {  # rows of queries and keys; the text's own are rotated, the others need not be so
+        ("language", "self"): True,
+        ("language", "cross"): squashed or is_pair,
+        ("vision", "self"): squashed and not is_pair,
+    }
+    heads = {"q": text.num_attention_heads, "k": text.num_key_value_heads}
 
-
-def _text_rules(c: TextConfig, *, cross_interleaved: bool) -> Iterator[Rule]:
-    heads, groups = map(interleaved_to_halves, (c.num_attention_heads, c.num_key_value_heads))
-    yield Rule(("token_embd.weight",), "language_model.model.embed_tokens.weight")
-    yield Rule(("output_norm.weight",), "language_model.model.norm.weight")
-    yield Rule(("output.weight",), "language_model.lm_head.weight")
-    turned = {"attn_q.weight": heads, "attn_k.weight": groups}
-    if cross_interleaved:  # though these are not rotated
-        turned |= {"cross_attn_q_proj.weight": heads, "cross_attn_k_proj.weight": groups}
-    for layers, names in (
-        (c.self_attention_layers, _TEXT_LAYER | _SELF),
-        (c.cross_attention_layers, _TEXT_LAYER | _CROSS),
-    ):
-        for theirs, ours in names.items():
-            yield _layer_rule(
-                f"blk.{{}}.{theirs}",
-                f"language_model.model.layers.{{}}.{ours}",
-                layers,
-                turned.get(theirs, scalar if theirs.endswith("gate") else identity),
+    def transform(target: str, shape: Shape) -> Transform:
+        if shape == (1,):
+            is_plain = target.startswith("language_model.") or (
+                target.startswith("vision_model.global_transformer.") and not squashed
             )
+            return scalar if is_plain else _unsquashed
+        if (match := _ROTATED.fullmatch(target)) and turned[match[1], match[2]]:
+            is_text = match[1] == "language"
+            return interleaved_to_halves(
+                heads[match[3]] if is_text else config.vision_config.attention_heads
+            )
+        return identity
 
+    def layer(stack: str, number: int) -> str:
+        return f"{_STACKS[stack]}.{number}."
 
-def _layer_rule(
-    source: str, target: str, layers: Sequence[int], transform: Transform = identity
-) -> Rule:
-    return Rule((source,), target, transform, [(layer, layer) for layer in layers])
-
-
-def _vision_rules(
-    c: VisionConfig, names: Mapping[str, str], *, squashed: bool, interleaved: bool
-) -> Iterator[Rule]:
-    """names: the parts of a layer. squashed: the global gates hold tanh; interleaved: the rows of
-    queries and keys do, of which attention does not depend."""
-    ours = "vision_model."
-    yield Rule(("v.class_embd",), f"{ours}class_embedding")
-    yield Rule(("v.patch_embd.weight",), f"{ours}patch_embedding.weight")
-    positions = f"{ours}gated_positional_embedding."
-    yield Rule(("v.position_embd.weight",), f"{positions}embedding")
-    yield Rule(("v.tile_position_embd.weight",), f"{positions}tile_embedding.weight")
-    gates = ("v.tile_position_embd.gate", "v.position_embd.gate")
-    yield Rule(gates, f"{positions}gate", _position_gate)
-    for place in ("pre", "post"):
-        table = f"{ours}{place}_tile_positional_embedding."
-        yield Rule((f"v.{place}_tile_position_embd.weight",), f"{table}embedding.weight")
-        yield Rule((f"v.{place}_tile_position_embd.gate",), f"{table}gate", _unsquashed)
-        for kind in ("weight", "bias"):
-            yield Rule((f"v.{place}_ln.{kind}",), f"{ours}layernorm_{place}.{kind}")
-    turned = interleaved_to_halves(c.attention_heads) if interleaved else identity
-    for theirs, target, count in (
-        ("v.blk", f"{ours}transformer.layers", c.num_hidden_layers),
-        ("v.global.blk", f"{ours}global_transformer.layers", c.num_global_layers),
-    ):
-        for name, part in names.items():
-            for kind in ("weight",) if name.startswith("attn_") and "norm" not in name else _BOTH:
-                transform = turned if name in ("attn_q", "attn_k") else identity
-                source, goal = f"{theirs}.{{}}.{name}.{kind}", f"{target}.{{}}.{part}.{kind}"
-                yield _layer_rule(source, goal, range(count), transform)
-    for theirs, part in _GLOBAL_GATES.items():
-        source, goal = f"v.global.blk.{{}}.{theirs}", f"{ours}global_transformer.layers.{{}}.{part}"
-        transform = _unsquashed if squashed else scalar
-        yield _layer_rule(source, goal, range(c.num_global_layers), transform)
-    for kind in _BOTH:
-        yield Rule((f"mm.0.{kind}",), f"multi_modal_projector.{kind}")
+    rules = []
+    for target, shape in hf_shapes(config).items():
+        name = other_name(target, GGUF, layer)
+        if is_pair and (match := _VISION_LAYER.fullmatch(name)):
+            name = match[1] + _TWO_FILES.get(match[2], match[2]) + match[3]
+        rule = Rule((name,), target, (shape,), transform(target, shape))
+        if target == "vision_model.gated_positional_embedding.gate":
+            rule = Rule((name, "v.position_embd.gate"), target, (shape, shape), _position_gate)
+        rules.append(rule)
+    return rules
 
 
 def _unsquashed(sources: Sequence[Tensor]) -> Tensor:

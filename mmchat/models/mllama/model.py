@@ -7,26 +7,22 @@ models (2024), section 7, and Meta's reference implementation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Batch, Block, Cache
-from mmchat.models.embedding_model import UsualModel
-from mmchat.models.mllama.blocks import compilable_blocks
+from mmchat.models.base import Batch, Cache, Example
+from mmchat.models.embedding_model import DRAFT, LayerKind, UsualModel
 from mmchat.models.mllama.cache import MllamaCache
 from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.text import (
-    CrossAttentionLayer,
-    LanguageModel,
-    SeenSteps,
-)
-from mmchat.models.mllama.vision import VisionModel
+from mmchat.models.mllama.text import CrossAttentionLayer, LanguageModel, SeenSteps
+from mmchat.models.mllama.vision import GatedVisionLayer, VisionLayer, VisionModel
 from mmchat.models.mllama.watch import watched
 from mmchat.models.prompt import Media
-from mmchat.models.row_cache import of_slots
-from mmchat.nn.attention import KeyValue
-from mmchat.nn.kv_cache import Spans, past_steps
+from mmchat.nn.attention import KeyValue, held
+from mmchat.nn.decoder import SelfAttentionLayer
+from mmchat.nn.kv_cache import Past, past_steps
 from mmchat.nn.linear import Linear
 
 # Multiply-adds of layers of pictures that are computed before others may go on: some 30 ms of one
@@ -105,26 +101,14 @@ class MllamaForConditionalGeneration(UsualModel):
         alike = [one for one in media if len(one.tensors[0]) == num_tiles]
         return alike[: most if self.like.device.type == "cpu" else 1]
 
-    def _read(self, batch: Batch, cache: MllamaCache) -> Tensor:
-        spans = Spans(tuple((row.slot, row.start, row.count) for row in batch.rows()))
-        positions = spans.positions(self.like.device)
-        text = self.language_model
-        seen = watched(cache.seen(batch), batch, cache, self._cross_layers())
-        hidden = text.model(batch.token_ids, positions, cache.past(spans), seen)
-        if not batch.wants_all:
-            hidden = hidden[list(batch.wanted)]
-        return text.lm_head(hidden).float()
+    def head(self, hidden: Tensor) -> Tensor:
+        return self.language_model.lm_head(hidden)
 
-    def _step(self, batch: Batch, cache: MllamaCache) -> Tensor:
-        if not cache.fixed:
-            [slot] = batch.slots
-            token_ids = batch.token_ids[None]
-            positions = cache.positions[slot : slot + 1]
-            seen = cache.seen_steps(batch.slots, batch.starts)
-            return self.step(token_ids, positions, cache.rows(slot), seen)
-        every = cache.in_all_slots(batch)
-        seen = cache.seen_steps(range(len(cache.lengths)), cache.lengths)
-        return of_slots(self.step(every, cache.positions, cache.all_rows(), seen), batch)
+    def hidden(
+        self, batch: Batch, positions: Tensor, past: Sequence[Past], cache: MllamaCache
+    ) -> Tensor:
+        seen = watched(cache.seen(batch), batch, cache, self._cross_layers())
+        return self.language_model.model(batch.token_ids, positions, past, seen)
 
     def step(
         self,
@@ -144,13 +128,19 @@ class MllamaForConditionalGeneration(UsualModel):
         """
         positions = starts[:, None] + torch.arange(token_ids.shape[1], device=starts.device)
         past = past_steps(cached, positions, length or cached[0][0].shape[2])
-        text = self.language_model
-        hidden = text.model(token_ids.flatten(), positions.flatten(), past, seen)
-        return text.lm_head(hidden if wanted is None else hidden[wanted]).float()
+        text = self.language_model.model
+        hidden = text(token_ids.flatten(), positions.flatten(), past, seen)
+        return self.head(hidden if wanted is None else hidden[wanted]).float()
 
-    def blocks(self) -> list[Block]:
-        """The kinds of layer that are worth compiling, of those that are loaded."""
-        return compilable_blocks(self)
+    def layer_kinds(self) -> list[LayerKind]:
+        return [
+            *self.decoder_kinds(SelfAttentionLayer, self.language_model.model.rotary),
+            (CrossAttentionLayer, "decode", partial(_cross_step, self, 1)),
+            (CrossAttentionLayer, "verify", partial(_cross_step, self, DRAFT)),
+            (VisionLayer, "vision", partial(_vision, self, False)),
+            (GatedVisionLayer, "vision", partial(_vision, self, False)),
+            (GatedVisionLayer, "vision", partial(_vision, self, True)),  # as the last layer runs
+        ]
 
     def finish_loading(self, device: torch.device) -> None:
         """Once the weights are there: what is in no checkpoint, and what follows from them."""
@@ -162,3 +152,28 @@ class MllamaForConditionalGeneration(UsualModel):
                     "the tile tables are not zero where a canvas has no tile, as after training in"
                     " transformers: padding tiles are computed one by one"
                 )
+
+
+def _cross_step(model: MllamaForConditionalGeneration, count: int) -> Example:
+    """Of CrossAttentionLayer for `count` tokens that see a picture of one tile."""
+    text, like = model.config.text_config, model.like
+    tokens = model.config.vision_config.tokens_per_tile
+    shape = (1, text.num_key_value_heads, tokens, text.head_dim)
+    hidden = like.new_zeros(count, text.hidden_size)
+    key, value = (held(like.new_zeros(shape), model.kv_dtype or like.dtype) for _ in range(2))
+    seen = SeenSteps(key, value, None, None)
+    dynamic = [(seen.key, 2), (seen.value, 2)]
+    if count > 1:
+        dynamic.append((hidden, 0))
+    return Example((hidden, seen), tuple(dynamic))
+
+
+def _vision(model: MllamaForConditionalGeneration, valid_only: bool) -> Example:
+    """Of VisionLayer.forward for a picture of one tile."""
+    vision = model.vision_model
+    tokens, shares = vision.config.tokens_per_tile, vision.padding_is_equal
+    tiles = 1 if shares else vision.config.max_num_tiles
+    shape = (1, (tiles + shares) * (tokens + 1), vision.config.hidden_size)
+    hidden = model.like.new_zeros(shape)
+    args = (hidden, tokens, vision._log_counts(tiles, hidden), valid_only)
+    return Example(args, static=((hidden, 0), (hidden, 2)))

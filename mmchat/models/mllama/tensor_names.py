@@ -1,9 +1,12 @@
-"""Names and shapes of Mllama's tensors on the Hub, in the spelling of its checkpoints."""
+"""Names and shapes of Mllama's tensors on the Hub, and what other writers call them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 from mmchat.models.mllama.config import MllamaConfig, TextConfig, VisionConfig
-from mmchat.models.shapes import Shape, biased, decoder_layer, numbered
+from mmchat.models.sizes import Shape, biased, decoder_layer, numbered
 
 _OF_TEXT = ("embed_tokens", "layers", "norm")
 
@@ -25,6 +28,77 @@ def hub_name(name: str) -> str:
         if name.startswith(other):
             return hub + name.removeprefix(other)
     return name
+
+
+# What other formats call the same: the Hub's name -> Meta's and GGUF's. `.weight` and `.bias` may
+# follow all three.
+META, GGUF = 0, 1
+ENCODER = "vision_model.vision_encoder."  # of Meta
+_GATED = "gated_positional_embedding"
+_OF_ENCODER = (
+    ("class_embedding", "class_embedding", "class_embd"),
+    ("patch_embedding", "conv1._linear", "patch_embd"),
+    (f"{_GATED}.embedding", "positional_embedding", "position_embd.weight"),
+    (f"{_GATED}.gate", f"{_GATED}_gate", "tile_position_embd.gate"),
+    (f"{_GATED}.tile_embedding.weight", _GATED, "tile_position_embd.weight"),
+    ("layernorm_pre", "ln_pre", "pre_ln"),
+    ("layernorm_post", "ln_post", "post_ln"),
+    *(
+        (f"{place}_tile_positional_embedding{ours}", f"{place}_tile_pos_embed{meta}", name + gguf)
+        for place, name in (("pre", "pre_tile_position_embd"), ("post", "post_tile_position_embd"))
+        for ours, meta, gguf in (
+            (".gate", ".gate", ".gate"),
+            (".embedding.weight", ".embedding", ".weight"),
+        )
+    ),
+)
+_OUTSIDE_LAYERS = {
+    "language_model.model.embed_tokens": ("text_model.tok_embeddings", "token_embd"),
+    "language_model.model.norm": ("text_model.norm", "output_norm"),
+    "language_model.lm_head": ("text_model.output", "output"),
+    "multi_modal_projector": ("vision_model.vision_projection", "mm.0"),
+    **{f"vision_model.{ours}": (ENCODER + meta, f"v.{gguf}") for ours, meta, gguf in _OF_ENCODER},
+}
+_OF_TEXT_LAYER = {
+    "input_layernorm": ("attention_norm", "attn_norm"),
+    "post_attention_layernorm": ("ffn_norm", "ffn_norm"),
+    "mlp.gate_proj": ("feed_forward.w1", "ffn_gate"),
+    "mlp.up_proj": ("feed_forward.w3", "ffn_up"),
+    "mlp.down_proj": ("feed_forward.w2", "ffn_down"),
+    **{f"self_attn.{p}_proj": (f"attention.w{p}", f"attn_{p}") for p in "qkv"},
+    "self_attn.o_proj": ("attention.wo", "attn_output"),
+    **{f"cross_attn.{p}_proj": (f"attention.w{p}", f"cross_attn_{p}_proj") for p in "qkvo"},
+    **{f"cross_attn.{p}_norm": (f"attention.{p}_norm", f"cross_attn_{p}_norm") for p in "qk"},
+    "cross_attn_attn_gate": ("gate_attn", "cross_attn_attn_gate"),
+    "cross_attn_mlp_gate": ("gate_ffwd", "cross_attn_mlp_gate"),
+}
+_OF_VISION_LAYER = {
+    **{f"self_attn.{p}_proj": (f"attn.w{p}", f"attn_{p}") for p in "qkv"},
+    "self_attn.o_proj": ("attn.wo", "attn_output"),
+    "mlp.fc1": ("mlp.c_fc", "ffn_up"),
+    "mlp.fc2": ("mlp.c_proj", "ffn_down"),
+    "input_layernorm": ("ln_1", "attn_norm"),
+    "post_attention_layernorm": ("ln_2", "ffn_norm"),
+    "gate_attn": ("gate_attn", "attn_gate"),
+    "gate_ffn": ("gate_ffn", "ffn_gate"),
+}
+_NAME = re.compile(r"(?:(.+)\.layers\.(\d+)\.)?(.+?)(\.weight|\.bias)?")
+
+
+def other_name(name: str, writer: int, layer: Callable[[str, int], str]) -> str:
+    """What the writer, META or GGUF, calls a tensor of the Hub's `name`.
+
+    layer: from where a layer is, such as "vision_model.transformer", and its number to how the
+    names of its tensors begin.
+    """
+    match = _NAME.fullmatch(name)
+    assert match  # noqa: S101  # any name matches
+    stack, number, part, kind = match.groups("")
+    if not stack:
+        whole = _OUTSIDE_LAYERS.get(name)
+        return whole[writer] if whole else _OUTSIDE_LAYERS[part][writer] + kind
+    of_layer = _OF_TEXT_LAYER if stack == "language_model.model" else _OF_VISION_LAYER
+    return layer(stack, int(number)) + of_layer[part][writer] + kind
 
 
 def hf_shapes(config: MllamaConfig) -> dict[str, Shape]:

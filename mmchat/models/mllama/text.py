@@ -49,16 +49,16 @@ class SeenRows:
 
     def __init__(self, stretches: Sequence[Row], index: Tensor | None) -> None:
         self.stretches = stretches
-        self._index = index
+        self.index = index
 
     def take(self, x: Tensor) -> Tensor:
-        return x if self._index is None else x[self._index]
+        return x if self.index is None else x[self.index]
 
     def attend(self, query: Tensor) -> Tensor:
         return attend_rows(query, self.stretches).flatten(1)
 
     def put(self, x: Tensor, read: Tensor) -> Tensor:
-        return read if self._index is None else x.index_copy(0, self._index, read)
+        return read if self.index is None else x.index_copy(0, self.index, read)
 
 
 class SeenSteps(NamedTuple):

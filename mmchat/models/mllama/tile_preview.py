@@ -8,19 +8,7 @@ from PIL import ImageDraw
 from mmchat.conversation import Image
 from mmchat.models.mllama.config import VisionConfig
 from mmchat.models.mllama.tiling import TileLayout, layout_facts, layout_of
-from mmchat.models.preview import (
-    ACCENT,
-    BAR,
-    MARGIN,
-    MIN_WIDTH,
-    PAPER,
-    SMOOTH,
-    TITLE_HEIGHT,
-    WHITE,
-    draw_title,
-    font,
-    hatched,
-)
+from mmchat.models.preview import ACCENT, BAR, SMOOTH, WHITE, font, hatched, on_sheet
 from mmchat.words import pixels
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -47,36 +35,16 @@ def draw_tile_preview(image: Image, config: VisionConfig) -> PILImage.Image:
     layout = layout_of(config, image.height, image.width)
     scale = SMOOTH * _LONG_SIDE / max(layout.canvas)
     height, width = (round(side * scale) for side in layout.canvas)
-    margin, title = SMOOTH * MARGIN, SMOOTH * TITLE_HEIGHT
-    sheet_width = max(width + 2 * margin, SMOOTH * MIN_WIDTH)
-    # An odd size would lose its last pixel when the sheet is reduced.
-    size = [side + side % SMOOTH for side in (sheet_width, title + height + 2 * margin)]
-    sheet = PILImage.new("RGB", (size[0], size[1]), PAPER)
-    left, top = (sheet_width - width) // 2, title + margin
+    drawing = hatched(height, width)
     inner = max(1, round(layout.resized[0] * scale)), max(1, round(layout.resized[1] * scale))
-    sheet.paste(_canvas(image, layout, (height, width), inner), (left, top))
-    draw = ImageDraw.Draw(sheet)
-    draw_title(draw, image.source, describe(layout, config), sheet_width)
-    _draw_grid(draw, layout, (left, top, left + width, top + height))
-    right_of = (left + inner[1], top, left + width, top + height)
-    below = (left, top + inner[0], left + inner[1], top + height)
-    _label_padding(draw, max(right_of, below, key=lambda b: (b[2] - b[0]) * (b[3] - b[1])))
-    return sheet.reduce(SMOOTH)
-
-
-def _canvas(
-    image: Image, layout: TileLayout, size: tuple[int, int], inner: tuple[int, int]
-) -> PILImage.Image:
-    """The canvas, hatched where the picture does not cover it.
-
-    size, inner: height and width of the drawn canvas and of the picture on it.
-    """
-    height, width = size
-    canvas = hatched(height, width)
     # By way of the size that the model gets, so that the preview shows what detail is left.
     seen = image.pixels.resize((layout.resized[1], layout.resized[0]), PILImage.Resampling.BILINEAR)
-    canvas.paste(seen.resize((inner[1], inner[0]), PILImage.Resampling.BICUBIC), (0, 0))
-    return canvas
+    drawing.paste(seen.resize((inner[1], inner[0]), PILImage.Resampling.BICUBIC), (0, 0))
+    draw = ImageDraw.Draw(drawing)
+    _draw_grid(draw, layout, width, height)
+    right_of, below = (inner[1], 0, width, height), (0, inner[0], width, height)
+    _label_padding(draw, max(right_of, below, key=lambda b: (b[2] - b[0]) * (b[3] - b[1])))
+    return on_sheet(image.source, describe(layout, config), drawing)
 
 
 def _label_padding(draw: ImageDraw.ImageDraw, strip: Box) -> None:
@@ -92,18 +60,16 @@ def _label_padding(draw: ImageDraw.ImageDraw, strip: Box) -> None:
     draw.text((x, y), "padding", fill=BAR, font=label, anchor="mm")
 
 
-def _draw_grid(draw: ImageDraw.ImageDraw, layout: TileLayout, box: Box) -> None:
-    """The lines between the tiles, the frame, and the number of each tile in its corner."""
-    left, top, right, bottom = box
+def _draw_grid(draw: ImageDraw.ImageDraw, layout: TileLayout, width: int, height: int) -> None:
+    """The lines between the tiles, and the number of each tile in its corner."""
     rows, columns = layout.aspect_ratio
-    xs = [left + round((right - left) * i / columns) for i in range(columns + 1)]
-    ys = [top + round((bottom - top) * i / rows) for i in range(rows + 1)]
+    xs = [round(width * i / columns) for i in range(columns + 1)]
+    ys = [round(height * i / rows) for i in range(rows + 1)]
     for colour, thickness in ((WHITE, 5), (ACCENT, 2)):
         for x in xs[1:-1]:
-            draw.line((x, top, x, bottom), fill=colour, width=thickness * SMOOTH)
+            draw.line((x, 0, x, height), fill=colour, width=thickness * SMOOTH)
         for y in ys[1:-1]:
-            draw.line((left, y, right, y), fill=colour, width=thickness * SMOOTH)
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=ACCENT, width=2 * SMOOTH)
+            draw.line((0, y, width, y), fill=colour, width=thickness * SMOOTH)
     radius, label = 19 * SMOOTH, font(22)
     for number, (y, x) in enumerate(((y, x) for y in ys[:-1] for x in xs[:-1]), start=1):
         centre = x + radius + 10 * SMOOTH, y + radius + 10 * SMOOTH

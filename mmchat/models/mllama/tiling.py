@@ -15,7 +15,7 @@ from mmchat.models.prompt import MediaFacts, PatchMap
 from mmchat.words import pixels, plural
 
 if TYPE_CHECKING:
-    from mmchat.models.mllama.config import VisionConfig
+    from mmchat.models.mllama.config import MllamaConfig, VisionConfig
 
 
 @dataclass(frozen=True)
@@ -84,37 +84,37 @@ def layout_of(config: VisionConfig, height: int, width: int) -> TileLayout:
     return choose_layout(height, width, config.image_size, config.max_num_tiles)
 
 
-def facts(config: VisionConfig, height: int, width: int) -> MediaFacts:
+def facts(config: MllamaConfig, height: int, width: int) -> MediaFacts:
     """What people are told about a picture of `height` x `width` pixels."""
-    return layout_facts(layout_of(config, height, width), config)
+    return layout_facts(layout_of(config.vision_config, height, width), config.vision_config)
 
 
-def patches(config: VisionConfig, height: int, width: int) -> PatchMap:
+def patches(config: MllamaConfig, height: int, width: int) -> PatchMap:
     """Where the patches of a picture of `height` x `width` pixels lie, without those of padding."""
-    layout = layout_of(config, height, width)
-    side, columns = config.image_size // config.patch_size, layout.aspect_ratio[1]
-    rows, cols = (math.ceil(pixels / config.patch_size) for pixels in layout.resized)
+    vision, layout = config.vision_config, layout_of(config.vision_config, height, width)
+    side, columns = vision.image_size // vision.patch_size, layout.aspect_ratio[1]
+    rows, cols = (math.ceil(pixels / vision.patch_size) for pixels in layout.resized)
 
     def token(y: int, x: int) -> int:
         tile = y // side * columns + x // side
         # each tile's class token is its first
-        return tile * config.tokens_per_tile + 1 + y % side * side + x % side
+        return tile * vision.tokens_per_tile + 1 + y % side * side + x % side
 
     return PatchMap(
         tuple(tuple(token(y, x) for x in range(cols)) for y in range(rows)),
         (
-            config.patch_size * height / layout.resized[0],
-            config.patch_size * width / layout.resized[1],
+            vision.patch_size * height / layout.resized[0],
+            vision.patch_size * width / layout.resized[1],
         ),
     )
 
 
-def picture_size(config: VisionConfig, tiles: int) -> tuple[int, int] | None:
+def picture_size(config: MllamaConfig, cells: int) -> tuple[int, int] | None:
     """(height, width) of a picture on so many tiles, two rows of them where that is a square."""
-    if not 1 <= tiles <= config.max_num_tiles:
+    if not 1 <= cells <= config.vision_config.max_num_tiles:
         return None
-    rows = 2 if tiles == 4 else 1
-    return rows * config.image_size, tiles // rows * config.image_size
+    rows, side = 2 if cells == 4 else 1, config.vision_config.image_size
+    return rows * side, cells // rows * side
 
 
 def layout_facts(layout: TileLayout, config: VisionConfig) -> MediaFacts:

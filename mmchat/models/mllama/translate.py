@@ -1,4 +1,4 @@
-"""The configurations of others: the Hub's config.json and Meta's params.json, to ours.
+"""The Hub's config.json to our configuration, and back to the documents of a Hub folder.
 
 Keys that do not matter here are passed over, missing ones take the defaults of their makers, and
 what this model cannot do is refused.
@@ -6,23 +6,29 @@ what this model cannot do is refused.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from mmchat.errors import quoted
-from mmchat.models.family import Translated
-from mmchat.models.hub_config import check_preprocessor, levels_of, refuse_other, value_or
-from mmchat.models.mllama.config import MllamaConfig
-from mmchat.models.mllama.params import parse
+from mmchat.models.hub_config import (
+    check_preprocessor,
+    folder_documents,
+    levels_of,
+    preprocessor_document,
+    refuse_other,
+    value_or,
+    with_defaults,
+)
+from mmchat.models.mllama.config import MllamaConfig, parse
+from mmchat.models.mllama.prompt import stop_ids
 from mmchat.models.mllama.tensor_names import hub_name
 from mmchat.strict_json import Where, as_object
+from mmchat.tokenizers.base import Tokenizer
 
 # Defaults of transformers' MllamaVisionConfig and MllamaTextConfig: a saved config.json may leave
 # out every key that equals its default.
-_HF_VISION: dict[str, Any] = {
+HF_VISION: dict[str, Any] = {
     "hidden_size": 1280,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
@@ -47,7 +53,7 @@ _HF_TEXT: dict[str, Any] = {
     "max_position_embeddings": 131_072,
 }
 _BILINEAR = 2  # Pillow's number
-_ROPE_THETA = 500_000.0
+ROPE_THETA = 500_000.0
 LLAMA3_SCALING: dict[str, Any] = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -71,10 +77,8 @@ def from_hf_config(
     if "num_attention_heads" in vision:
         vision = {"attention_heads": vision["num_attention_heads"], **vision}
     sections = {
-        "vision_config": {
-            key: value_or(vision, key, default) for key, default in _HF_VISION.items()
-        },
-        "text_config": {key: value_or(text, key, default) for key, default in _HF_TEXT.items()}
+        "vision_config": with_defaults(vision, HF_VISION),
+        "text_config": with_defaults(text, _HF_TEXT)
         | _hf_rope(text, text_where)
         | {"resized": _resized(found, text, where)},
         "image_processor": {**levels_of(preprocessor), "alpha": "checkpoint"},
@@ -134,7 +138,7 @@ def _hf_rope(text: Mapping[str, Any], where: Where) -> dict[str, Any]:
     """rope_theta and rope_scaling from the spelling of transformers 4 or 5."""
     key = "rope_parameters" if text.get("rope_parameters") is not None else "rope_scaling"
     rope = as_object(value_or(text, key, {}), where.child(key))
-    theta = value_or(rope, "rope_theta", value_or(text, "rope_theta", _ROPE_THETA))
+    theta = value_or(rope, "rope_theta", value_or(text, "rope_theta", ROPE_THETA))
     kind = value_or(rope, "rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise where.child(key).fail(f"rope_type {quoted(kind)} is not supported, only 'llama3'")
@@ -144,100 +148,51 @@ def _hf_rope(text: Mapping[str, Any], where: Where) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def from_makers(
-    found: Mapping[str, Any], folders: str, where: Where
-) -> Translated[MllamaConfig] | None:
-    """Translate Meta's params.json, which does not say whether the model chats; None for others."""
-    if isinstance(nested := found.get("model"), dict) and "dim" in nested:
-        found, where = nested, where.child("model")
-    if "dim" not in found:
-        return None
-    config = from_meta_params(found, where)
-    if "instruct" in folders or "guard" in folders:
-        return Translated(config, is_chat=True)
-    # Of the released models, only the 11B base model has tiles of 448 pixels.
-    is_base = re.search(r"\d+b-vision", folders) or config.vision_config.image_size == 448
-    return Translated(config, is_chat=False if is_base else None)
-
-
-def from_meta_params(found: Mapping[str, Any], where: Where) -> MllamaConfig:
-    """Translate the numbers of Meta's; the vision tower's sizes are fixed in Meta's code."""
-    numbers = _MetaNumbers(found, where)
-    width = numbers.integer("dim", 8, 32_768)
-    self_layers = numbers.integer("n_layers", 1, 255)
-    heads = numbers.integer("n_heads", 1, 512)
-    cross = _meta_cross_layers(self_layers, numbers.cross_attention_layers(self_layers), where)
-    scaled = found.get("use_scaled_rope", False) is True
-    text = {
-        "vocab_size": numbers.integer("vocab_size", 257, 300_000),
-        "hidden_size": width,
-        "intermediate_size": numbers.feed_forward_width(width),
-        "num_hidden_layers": self_layers + len(cross),
-        "num_attention_heads": heads,
-        "num_key_value_heads": numbers.integer("n_kv_heads", 1, 512, default=heads),
-        "cross_attention_layers": cross,
-        "rms_norm_eps": value_or(found, "norm_eps", 1e-5),
-        "rope_theta": value_or(found, "rope_theta", _ROPE_THETA),
-        "rope_scaling": dict(LLAMA3_SCALING) if scaled else None,
-        "max_position_embeddings": 131_072,
+def hub_documents(
+    config: MllamaConfig,
+    tokenizer: Tokenizer,
+    *,
+    is_chat: bool,
+    dtype: str,
+    generation: Mapping[str, float],
+) -> dict[str, dict[str, Any]]:
+    """File name -> content of config, generation_config and preprocessor_config."""
+    stops = stop_ids(tokenizer) if is_chat else {tokenizer.special_id("<|end_of_text|>")}
+    token_ids = {  # transformers' own defaults lie beyond a small vocabulary
+        "bos_token_id": tokenizer.special_id("<|begin_of_text|>"),
+        "eos_token_id": sorted(stops),
+        "pad_token_id": tokenizer.special_id("<|finetune_right_pad_id|>"),
     }
-    vision = dict(
-        _HF_VISION,
-        image_size=numbers.integer("vision_chunk_size", 8, 2_240),
-        max_num_tiles=numbers.integer("vision_max_num_chunks", 1, 16, default=4),
+    vision, text = config.vision_config, asdict(config.text_config)
+    scaling = text.pop("rope_scaling")
+    if text.pop("resized"):  # as transformers says it: the rows of the embedding
+        text["vocab_size"] = config.text_config.embedding_rows
+    rope = {"rope_type": "llama3", **scaling} if scaling else None
+    model = {
+        "architectures": ["MllamaForConditionalGeneration"],
+        "model_type": "mllama",
+        "torch_dtype": dtype,
+        "image_token_index": config.image_token_id,
+        "vision_config": {
+            **asdict(vision),
+            "model_type": "mllama_vision_model",
+            "supported_aspect_ratios": vision.aspect_ratios,
+            "vision_output_dim": vision.output_dim,
+        },
+        "text_config": {
+            **text,
+            **token_ids,
+            "model_type": "mllama_text_model",
+            "rope_scaling": rope,
+            "tie_word_embeddings": False,
+        },
+    }
+    side = vision.image_size
+    pictures = preprocessor_document(
+        "MllamaImageProcessor",
+        config.image_processor,
+        max_image_tiles=vision.max_num_tiles,
+        resample=2,
+        size={"height": side, "width": side},
     )
-    processor = {**levels_of(), "alpha": "checkpoint"}
-    sections = {"vision_config": vision, "text_config": text, "image_processor": processor}
-    return parse(sections, where)
-
-
-@dataclass(frozen=True)
-class _MetaNumbers:
-    """Checked numbers of Meta's params.json, before anything is computed from them."""
-
-    found: Mapping[str, Any]
-    where: Where
-
-    def integer(self, key: str, least: int, most: int, default: int | None = None) -> int:
-        value = value_or(self.found, key, default)
-        if value is None and key.startswith("vision_"):
-            raise self.where.child(key).fail("missing; these are not the params of a vision model")
-        if type(value) is not int or not least <= value <= most:
-            raise self.where.child(key).fail(
-                f"expected an integer from {least:,} to {most:,}, found {quoted(value)}"
-            )
-        return value
-
-    def cross_attention_layers(self, self_layers: int) -> int:
-        """How many; an older form nests the number."""
-        key = "vision_num_cross_attention_layers"
-        nested = self.found.get("vision_model")
-        if key not in self.found and isinstance(nested, dict):
-            where = self.where.child("vision_model").child("cross_attention_adapter")
-            adapter = as_object(nested.get("cross_attention_adapter", {}), where)
-            return _MetaNumbers(adapter, where).integer("num_layers", 1, self_layers)
-        return self.integer(key, 1, self_layers)
-
-    def feed_forward_width(self, dim: int) -> int:
-        """2/3 of 4 dim, times the multiplier, up to the next multiple (llama_models)."""
-        multiplier = value_or(self.found, "ffn_dim_multiplier", 1.0)
-        if type(multiplier) not in (int, float) or not 0.1 <= multiplier <= 16:
-            raise self.where.child("ffn_dim_multiplier").fail(
-                f"expected a number from 0.1 to 16, found {quoted(multiplier)}"
-            )
-        multiple = self.integer("multiple_of", 1, 131_072, default=256)
-        width = int(multiplier * int(2 * (4 * dim) / 3))
-        return multiple * math.ceil(width / multiple)
-
-
-def _meta_cross_layers(self_layers: int, count: int, where: Where) -> list[int]:
-    """Indices of the cross-attention layers among all layers, as the Hub's config lists them.
-
-    Meta counts self-attention layers only and puts a cross-attention layer before every k-th of
-    them, chosen from the last layer downwards (llama_models, CrossAttentionTransformerText).
-    """
-    step = math.ceil(self_layers / count)
-    before = sorted(range(self_layers - 1, -1, -step)[:count])
-    if len(before) < count:
-        raise where.fail(f"{count} cross-attention layers do not fit among {self_layers} layers")
-    return [layer + earlier for earlier, layer in enumerate(before)]
+    return folder_documents(model, generation, token_ids, pictures)

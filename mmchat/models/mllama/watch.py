@@ -23,8 +23,8 @@ class _Stretch(NamedTuple):
     places: tuple[int, ...]
 
 
-class WatchedRows:
-    """`Seen` that tells `watch` what share of its reading each position gives each vision token.
+class WatchedRows(SeenRows):
+    """`SeenRows` that tell `watch` what share of its reading each position gives each vision token.
 
     share: what this layer counts among all; the first of them begins anew, as a forward may run
     again where memory was short.
@@ -38,15 +38,13 @@ class WatchedRows:
         share: float,
         is_first: bool,
     ) -> None:
-        self._seen, self._stretches, self._watch = seen, stretches, watch
+        super().__init__(seen.stretches, seen.index)
+        self._watched, self._watch = stretches, watch
         self._share, self._is_first = share, is_first
-
-    def take(self, x: Tensor) -> Tensor:
-        return self._seen.take(x)
 
     def attend(self, query: Tensor) -> Tensor:
         offset = 0
-        for stretch, row in zip(self._stretches, self._seen.stretches, strict=True):
+        for stretch, row in zip(self._watched, self.stretches, strict=True):
             skipped = max(0, self._watch.first - stretch.first)
             for at in range(skipped, row.queries, _AT_ONCE):
                 end = min(at + _AT_ONCE, row.queries)
@@ -55,15 +53,12 @@ class WatchedRows:
                 for position, shares in enumerate(weights, start=stretch.first + at):
                     self._add(position, stretch.places, shares)
             offset += row.queries
-        return self._seen.attend(query)
+        return super().attend(query)
 
     def _add(self, position: int, places: tuple[int, ...], shares: Tensor) -> None:
         if not self._is_first:
             shares = shares + self._watch.read[position][1]
         self._watch.read[position] = places, shares
-
-    def put(self, x: Tensor, read: Tensor) -> Tensor:
-        return self._seen.put(x, read)
 
 
 def watched(
@@ -71,7 +66,7 @@ def watched(
     batch: Batch,
     cache: MllamaCache,
     layers: Sequence[CrossAttentionLayer],
-) -> Sequence[SeenRows | WatchedRows]:
+) -> Sequence[SeenRows]:
     """`seen`, and the batch's watch is told, if it has one. layers: those that read pictures.
 
     A layer counts as much as its gate lets through.

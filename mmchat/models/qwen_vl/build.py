@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from mmchat.checkpoints.checkpoint import Checkpoint
 from mmchat.checkpoints.mapped_file import TensorEntry
-from mmchat.models.hub_weights import HubWeights, entries_by_name
+from mmchat.models.build import Build, entries_by_name
 from mmchat.models.qwen_vl.config import QwenVLConfig
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
 from mmchat.models.qwen_vl.processor import QwenVLProcessor
 from mmchat.models.qwen_vl.tensor_names import hub_name, hub_shapes
 
 
-class QwenVLBuild(HubWeights[QwenVLConfig]):
+class QwenVLBuild(Build[QwenVLConfig, QwenVLForConditionalGeneration]):
     """See mmchat.models.build.Build."""
 
     label = "Qwen-VL"

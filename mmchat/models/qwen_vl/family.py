@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mmchat.models.family import Translated
-from mmchat.models.qwen_vl import params, squares, translate
-from mmchat.models.qwen_vl.config import QwenVLConfig
-from mmchat.models.qwen_vl.cuts import cuts
-from mmchat.models.qwen_vl.footprint import footprint
-from mmchat.models.qwen_vl.tensor_names import hub_name, hub_shapes
+from mmchat.models.qwen_vl import squares, translate
+from mmchat.models.qwen_vl.config import QwenVLConfig, parse
+from mmchat.models.qwen_vl.tensor_names import cuts, footprint, hub_name, hub_shapes
 from mmchat.models.square_family import SquareFamily
 from mmchat.strict_json import Where
 
@@ -27,11 +25,11 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
 
     model_type = "qwen_vl"
     ollama_name = None
-    released_dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    released_dtype = "bfloat16"
     takes_packed = False
     generation = MappingProxyType({"temperature": 1.0, "top_p": 0.3})
     config_type = QwenVLConfig
-    parse = staticmethod(params.parse)
+    parse = staticmethod(parse)
     sizes = staticmethod(footprint)
     facts = staticmethod(squares.facts)
     hub_documents = staticmethod(translate.hub_documents)
@@ -39,8 +37,8 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
     hub_name = staticmethod(hub_name)
     cuts = staticmethod(cuts)
 
+    @staticmethod
     def from_hub(
-        self,
         found: Mapping[str, Any],
         preprocessor: Mapping[str, Any] | None,
         where: Where,
@@ -56,12 +54,11 @@ class QwenVLFamily(SquareFamily[QwenVLConfig]):
         trained = config.text_config.seq_length
         return f"{super().text_words(config)}, of which {trained:,} were trained"
 
-    def draw(self, config: QwenVLConfig, image: Image) -> Drawing:
-        from mmchat.models.preview import SQUARE, draw_square
+    def drawn(self, config: QwenVLConfig, image: Image) -> Drawing:
+        from mmchat.models.preview import SQUARE
         from mmchat.models.qwen_vl.processor import square_pixels
 
-        seen = square_pixels(image, config).resize((SQUARE, SQUARE))
-        return draw_square(image.source, self.facts(config, image.height, image.width), seen)
+        return square_pixels(image, config).resize((SQUARE, SQUARE))
 
     def build(self) -> QwenVLBuild:
         from mmchat.models.qwen_vl.build import QwenVLBuild

@@ -12,10 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmchat.models.base import Block
-from mmchat.models.block_examples import decoder_blocks
-from mmchat.models.embedding_cache import EmbeddingCache
-from mmchat.models.embedding_model import EmbeddingModel
+from mmchat.models.embedding_model import EmbeddingCache, EmbeddingModel, LayerKind
 from mmchat.models.prompt import Prompt
 from mmchat.models.qwen_vl.config import QwenVLConfig, TextConfig
 from mmchat.models.qwen_vl.tensor_names import VISION
@@ -91,10 +88,9 @@ class QwenVLForConditionalGeneration(EmbeddingModel):
     def head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(hidden)
 
-    def blocks(self) -> list[Block]:
-        """The kinds of layer that are worth compiling, of those that are loaded."""
+    def layer_kinds(self) -> list[LayerKind]:
         text, vision = self.config.text_config, self.config.vision_config
         inv_freq = inverse_frequencies(text.head_dim, text.rotary_emb_base).to(self.like.device)
-        of_text = (DecoderLayer, lambda at: self.transformer.turned(at, inv_freq))
+        of_text = self.decoder_kinds(DecoderLayer, lambda at: self.transformer.turned(at, inv_freq))
         picture = (1, vision.num_patches, vision.width)
-        return decoder_blocks(self, of_text, (VisionLayer, picture))
+        return [*of_text, self.picture_kind(VisionLayer, picture)]

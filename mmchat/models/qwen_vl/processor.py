@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 
 from mmchat.conversation import Box, Image, Message, NameTags
 from mmchat.errors import CheckpointError
-from mmchat.models.prepared import SquareImage, UsualProcessor, square_image
+from mmchat.models.prepared import PreparedImage, UsualProcessor, normalised
 from mmchat.models.prompt import MediaFacts, Prompt, PromptIds
 from mmchat.models.qwen_vl import prompt, squares
 from mmchat.models.qwen_vl.boxes import boxes_in
@@ -24,7 +24,9 @@ class QwenVLProcessor(UsualProcessor):
 
     label = prompt.FAMILY
     image_tag = "<img/>"
-    name_tags = NameTags("<img>", "</img>", 254)  # in 255 the original finds no end
+    name_tags: NameTags | None = NameTags(
+        "<img>", "</img>", 254
+    )  # in 255 the original finds no end
 
     def __init__(
         self, config: QwenVLConfig, tokenizer: Tokenizer, alpha: Literal["white", "drop"]
@@ -55,11 +57,11 @@ class QwenVLProcessor(UsualProcessor):
         return squares.facts(self.config, image.height, image.width)
 
 
-def preprocess(image: Image, config: QwenVLConfig) -> SquareImage:
+def preprocess(image: Image, config: QwenVLConfig) -> PreparedImage:
     """RGB pixels -> [C, S, S] float32, bit for bit as the original code with Pillow."""
-    seen, levels = square_pixels(image, config), config.image_processor
+    values = normalised(square_pixels(image, config), config.image_processor)
     told = squares.facts(config, image.height, image.width)
-    return square_image(image, told, seen, levels.image_mean, levels.image_std)
+    return PreparedImage(image.content_hash, told, (values,))
 
 
 def square_pixels(image: Image, config: QwenVLConfig) -> PILImage.Image:

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from mmchat.models.qwen_vl.config import QwenVLConfig, TextConfig, VisionConfig
-from mmchat.models.shapes import Shape, biased, numbered
+from functools import lru_cache
+
+from mmchat.models.qwen_vl.config import HEAD_DIM, QwenVLConfig, TextConfig, VisionConfig
+from mmchat.models.qwen_vl.squares import facts
+from mmchat.models.sizes import (
+    DECODER,
+    EMBEDDING,
+    ENCODER,
+    EmbeddingSizes,
+    PartName,
+    Shape,
+    biased,
+    numbered,
+    parts_of,
+)
+from mmchat.parallel.slices import Cut, Cuts, heads, hidden, together
 
 VISION = "transformer.visual."
 # What older writers saved beside the parameters; it is computed here.
@@ -66,3 +80,55 @@ def _vision(c: VisionConfig, size: int) -> dict[str, Shape]:
         **biased("attn_pool.ln_kv", size),
         **biased("ln_post", size),
     }
+
+
+def cuts(config: QwenVLConfig) -> Cuts:
+    text, vision = config.text_config, config.vision_config
+    own, inner = heads(text.num_attention_heads, text.head_dim), hidden(text.intermediate_size)
+    # query, key and value of each head one behind the other
+    joined = heads(vision.heads, 3 * vision.head_dim, "vision heads")
+    seeing = heads(vision.heads, vision.head_dim, "vision heads")
+    units = hidden(vision.intermediate_size)
+    resampler = heads(text.hidden_size // HEAD_DIM, HEAD_DIM, "heads of the resampler")
+    return {
+        "transformer.h.*.attn.c_attn": together(own, own, own),
+        "transformer.h.*.attn.c_proj": own.columns,
+        "transformer.h.*.mlp.w[12]": inner,
+        "transformer.h.*.mlp.w12": together(inner, inner),
+        "transformer.h.*.mlp.c_proj": inner.columns,
+        "lm_head": Cut(0, (text.vocab_size,), gathered="first"),
+        "transformer.visual.transformer.*.attn.in_proj": joined,
+        "transformer.visual.transformer.*.attn.out_proj": seeing.columns,
+        "transformer.visual.transformer.*.mlp.c_fc": units,
+        "transformer.visual.transformer.*.mlp.c_proj": units.columns,
+        "transformer.visual.attn_pool.kv_proj": Cut(0, (text.hidden_size,), gathered="all"),
+        "transformer.visual.attn_pool.attn.in_proj_*": together(resampler, resampler, resampler),
+        "transformer.visual.attn_pool.attn.out_proj": resampler.columns,
+    }
+
+
+_PARTS: dict[str, PartName] = {
+    f"{VISION}transformer.": ENCODER,
+    VISION: ("patches and resampler", "vision", "seldom"),
+    "transformer.h.": DECODER,
+    "transformer.wte.": EMBEDDING,
+}
+
+
+@lru_cache(maxsize=16)  # `doctor` asks for each model in each scheme
+def footprint(config: QwenVLConfig) -> EmbeddingSizes:
+    """Sizes that follow from the configuration alone."""
+    text, vision = config.text_config, config.vision_config
+    return EmbeddingSizes(
+        parts=parts_of(hub_shapes(config), _PARTS, is_table=lambda name: ".wte." in name),
+        cache_per_token=2 * text.hidden_size * text.num_hidden_layers,
+        head_dim=text.head_dim,
+        largest_picture=facts(config, vision.image_size, vision.image_size),
+        once_a_picture=(),
+        text=text,
+        patches=vision.num_patches,
+        width=vision.width,
+        intermediate_size=vision.intermediate_size,
+        # states; what they become, with positions; keys and values
+        behind=vision.width + 5 * text.hidden_size,
+    )

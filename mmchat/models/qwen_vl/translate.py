@@ -9,9 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mmchat.models.hub_config import levels_of, refuse_other, value_or
-from mmchat.models.qwen_vl.config import QwenVLConfig
-from mmchat.models.qwen_vl.params import parse
+from mmchat.models.hub_config import (
+    folder_documents,
+    levels_of,
+    refuse_other,
+    value_or,
+    with_defaults,
+)
+from mmchat.models.qwen_vl.config import QwenVLConfig, parse
 from mmchat.strict_json import Where, as_object
 from mmchat.tokenizers.base import Tokenizer
 
@@ -37,7 +42,7 @@ def from_hub(found: Mapping[str, Any], where: Where) -> QwenVLConfig:
         raise where.fail("no key 'visual': a Qwen for text alone; mmchat runs Qwen-VL")
     visual_where = where.child("visual")
     visual = as_object(found["visual"], visual_where)
-    text = {key: value_or(found, key, default) for key, default in _TEXT.items()}
+    text = with_defaults(found, _TEXT)
     width, heads = text["hidden_size"], text["num_attention_heads"]
     expected = {"rotary_pct": 1.0, "no_bias": True, "tie_word_embeddings": False,
                 "scale_attn_weights": True}  # fmt: skip
@@ -91,11 +96,6 @@ def hub_documents(
             "image_start_id": tokenizer.special_id("<img>"),
         },
     }
-    answers = {
-        "chat_format": "chatml" if is_chat else "raw",
-        "eos_token_id": end,
-        "pad_token_id": end,
-        "do_sample": generation["temperature"] > 0,
-        **generation,
-    }
-    return {"config.json": model, "generation_config.json": answers}
+    chat_format = "chatml" if is_chat else "raw"
+    tokens = {"chat_format": chat_format, "eos_token_id": end, "pad_token_id": end}
+    return folder_documents(model, generation, tokens)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmchat.models.base import Batch, common_prefix
-from mmchat.models.embedding_cache import EmbeddingCache
+from mmchat.models.embedding_model import EmbeddingCache
 from mmchat.models.llava.model import LlavaForConditionalGeneration
 from mmchat.models.prompt import Prompt
 from tests.models.llava.oracle import CASES, CONFIG, A, B, build, picture, prompt, random_weights

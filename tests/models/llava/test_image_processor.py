@@ -15,8 +15,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from mmchat.conversation import Image
 from mmchat.models.llava import image_processor
 from mmchat.models.llava.config import LlavaConfig
+from mmchat.models.llava.family import LlavaFamily
 from mmchat.models.llava.image_processor import mean_colour, preprocess, square_pixels
-from mmchat.models.llava.preview import draw_preview
 from mmchat.models.llava.squares import facts, square_of
 from mmchat.models.preview import HATCH_LINE
 from tests.models.llava.oracle import CONFIG
@@ -99,7 +99,7 @@ def test_facts_say_how_the_picture_lies_in_its_square():
 
 def test_the_preview_shows_the_margin_and_a_crop_has_none():
     wide = picture(30, 90)
-    padded, cut = (np.asarray(draw_preview(wide, config)) for config in (REAL, REAL_CROP))
+    padded, cut = (np.asarray(LlavaFamily().draw(config, wide)) for config in (REAL, REAL_CROP))
     assert padded.shape == cut.shape
     near = lambda drawn: (abs(drawn.astype(int) - HATCH_LINE).max(-1) < 4).sum()  # noqa: E731
     assert near(padded) > 1_000

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmchat.models.embedding_cache import EmbeddingCache
+from mmchat.models.embedding_model import EmbeddingCache
 from mmchat.models.llava import vision
 from mmchat.nn import decoder
 from mmchat.nn.kv_cache import LayerCache

@@ -18,7 +18,7 @@ from mmchat.catalog.find import find_model
 from mmchat.errors import CheckpointError, UsageError
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
-from mmchat.models.llava import towers
+from mmchat.models.llava import config as config_module
 from mmchat.models.llava.build import LlavaBuild
 from mmchat.models.llava.tensor_names import hub_name, hub_shapes
 from tests.models.asking import run
@@ -43,7 +43,7 @@ WEIGHTS = {name: tensor.half().float() for name, tensor in random_weights(CONFIG
 def small_tower(monkeypatch):
     """The table's encoder in the size of the tests."""
     sizes = vars(CONFIG.vision_config)
-    monkeypatch.setitem(towers.TOWERS, REPO, dict(sizes))
+    monkeypatch.setitem(config_module.TOWERS, REPO, dict(sizes))
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from transformers import LlamaTokenizer, LlavaProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mmchat.models.llava.image_processor import mean_colour, preprocess
-from mmchat.models.llava.prompt import End, ids_of
+from mmchat.models.llava.prompt import ids_of
+from mmchat.models.messages import Token
 from mmchat.models.prepared import normalised
 from mmchat.strict_json import Where
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece
@@ -106,7 +107,7 @@ def test_the_hubs_tokenizer_file_puts_a_space_behind_the_end_of_an_answer(pieces
     theirs.add_special_tokens(["</s>"])
     assert theirs.encode("dog</s>USER: the").tokens == ["▁dog", "</s>", "▁USER", ":", "▁the"]
     model = SentencePieceTokenizer(trained(), *parse_sentencepiece(trained(), Where("a file")))
-    ours = ids_of(["dog", End(), "USER: the"], model, -1, 1).input_ids
+    ours = ids_of(["dog", Token("</s>"), "USER: the"], model, -1, 1).input_ids
     assert [pieces.id_to_piece(number) for number in ours[1:]] == [
         "▁dog", "</s>", "US", "ER", ":", "▁the"
     ]  # fmt: skip
@@ -122,9 +123,8 @@ def test_a_picture_that_is_resized_bilinearly_is_another():
     seen = picture(200, 90)
     square = PILImage.new("RGB", (200, 200), mean_colour(CONFIG.image_processor))
     square.paste(seen.pixels, ((200 - 90) // 2, 0))
-    levels = CONFIG.image_processor.image_mean, CONFIG.image_processor.image_std
     bicubic, bilinear = (
-        normalised(square.resize((SIDE, SIDE), way), *levels)
+        normalised(square.resize((SIDE, SIDE), way), CONFIG.image_processor)
         for way in (PILImage.Resampling.BICUBIC, PILImage.Resampling.BILINEAR)
     )
     [ours] = preprocess(seen, CONFIG).tensors

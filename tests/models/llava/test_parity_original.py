@@ -14,7 +14,8 @@ from PIL import Image as PILImage
 from mmchat.conversation import Image, Message, question
 from mmchat.models.llava.image_processor import preprocess
 from mmchat.models.llava.processor import LlavaProcessor
-from mmchat.models.llava.prompt import TAG, End, ids_of
+from mmchat.models.llava.prompt import TAG, ids_of
+from mmchat.models.messages import Token
 from mmchat.strict_json import Where
 from mmchat.tokenizers.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece
 from tests.models.llava import oracle, original
@@ -57,7 +58,7 @@ def test_ids_of_eight_thousand_prompts(tokenizer):
     """Texts, pictures and ends of answers in any order."""
     ends = golden()["ends"].tolist()
     expected = np.split(golden()["ids"], ends[:-1])
-    parts_of = {TAG: SEEN, "</s>": End()}
+    parts_of = {TAG: SEEN, "</s>": Token("</s>")}
     for text, ids in zip(original.marked_texts(), expected, strict=True):
         parts = [parts_of.get(part, part) for part in re.split("(<image>|</s>)", text) if part]
         assert list(ids_of(parts, tokenizer, PICTURE, 1).input_ids) == ids.tolist(), text
@@ -74,6 +75,8 @@ def test_conversations_are_written_as_the_original_writes_them(tokenizer):
             asked = question(plain, images, tag=TAG)
             messages.append(Message("assistant", plain) if number % 2 else asked)
         ids = list(processor.chat(messages).token_ids)
-        parts = [{TAG: SEEN, "</s>": End()}.get(p, p) for p in re.split("(<image>|</s>)", text)]
+        parts = [
+            {TAG: SEEN, "</s>": Token("</s>")}.get(p, p) for p in re.split("(<image>|</s>)", text)
+        ]
         expected = ids_of(filter(None, parts), tokenizer, image_id, 25).input_ids
         assert ids == list(expected), turns

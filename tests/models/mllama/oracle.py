@@ -22,9 +22,9 @@ from mmchat.models.mllama.config import (
     TextConfig,
     VisionConfig,
 )
-from mmchat.models.mllama.image_processor import TiledImage
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.tiling import TileLayout, layout_facts
+from mmchat.models.prepared import PreparedImage
 from mmchat.models.prompt import PlacedMedia, Prompt
 
 TOLERANCE = 1e-4  # on logits and features with a standard deviation around 1
@@ -75,7 +75,7 @@ THIN = replace(
     ),
 )
 
-Row = tuple[list[int], list[TiledImage]]  # token ids, and one picture for each image token
+Row = tuple[list[int], list[PreparedImage]]  # token ids, and one picture for each image token
 
 
 def random_weights(
@@ -135,7 +135,7 @@ def build(
     return model.eval()
 
 
-def picture(canvas: tuple[int, int], seed: int = 0) -> TiledImage:
+def picture(canvas: tuple[int, int], seed: int = 0) -> PreparedImage:
     """Random tiles on a canvas (rows, columns), on the scale of normalised pixels."""
     side = CONFIG.vision_config.image_size
     rows, columns = canvas
@@ -149,7 +149,8 @@ def picture(canvas: tuple[int, int], seed: int = 0) -> TiledImage:
         tile_size=side,
     )
     facts = layout_facts(layout, CONFIG.vision_config)
-    return TiledImage(pixels, layout, f"{rows}x{columns}-{seed}", facts)
+    ratio = torch.tensor([layout.aspect_ratio_id])
+    return PreparedImage(f"{rows}x{columns}-{seed}", facts, (pixels, ratio))
 
 
 # The arrangements of pictures and text that have gone wrong in some implementation.

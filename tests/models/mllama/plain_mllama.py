@@ -205,10 +205,10 @@ def frequency(pair: int, head_dim: int, text) -> float:
 
 
 def logits(w: Weights, config, ids: Sequence[int], pictures: Sequence) -> Tensor:
-    """Logits [S, V] of one row in one pass; pictures: TiledImage, one for each image token."""
+    """Logits [S, V] of one row in one pass; pictures: PreparedImage, one for each image token."""
     states = []
     for image in pictures:
-        pixels = image.pixel_values.to(w["vision_model.class_embedding"].dtype)
-        features = vision_features(w, config, pixels, image.layout.aspect_ratio)
+        pixels = image.tensors[0].to(w["vision_model.class_embedding"].dtype)
+        features = vision_features(w, config, pixels, image.facts.grid)
         states.append(linear(w, "multi_modal_projector", features))
     return text_logits(w, config, ids, states)

@@ -117,8 +117,8 @@ def test_tables_filled_for_tiles_that_a_canvas_lacks_are_in_the_programs():
     traced = {name: trace(programs[name]).module() for name in ("vision", "vision_full")}
     for canvas in oracle.CANVASES:
         image = picture(canvas)
-        arguments = image.pixel_values[None], torch.tensor([image.layout.aspect_ratio_id])
-        name = "vision_full" if image.layout.num_tiles == 4 else "vision"
+        arguments = image.tensors[0][None], image.tensors[1]
+        name = "vision_full" if len(image.tensors[0]) == 4 else "vision"
         with torch.inference_mode():
             pairs = model.cross_key_values(model.vision_states(*arguments))
             for found, expected in zip(traced[name](*arguments), sum(pairs, ()), strict=True):

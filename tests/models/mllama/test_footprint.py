@@ -93,7 +93,7 @@ def test_encoding_a_picture_works_in_what_the_formula_says(name, tiles, monkeypa
         with torch.inference_mode(), LiveMemory([*model.parameters(), pixels]) as memory:
             model.cross_key_values(model.vision_states(pixels, ratio))
     keys_and_values = footprint(config).cache_per_tile * tiles * 4
-    picture = facts(config.vision_config, side, tiles * side)
+    picture = facts(config, side, tiles * side)
     estimate = footprint(config).encode_bytes(picture, 4)
     # the formula leaves out the first keys and values, which are made before the peak can be over
     assert memory.peak <= estimate + keys_and_values

@@ -1,6 +1,7 @@
 """Ollama's files of Mllama: every form gives the exact weights, and answers as those do."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mmchat.catalog.spec import params_document
 from mmchat.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from mmchat.checkpoints.gguf_checkpoint import GgufPacking
 from mmchat.checkpoints.mapped_file import TensorEntry
+from mmchat.checkpoints.mapping import identity
 from mmchat.engine.events import Finished
 from mmchat.engine.sampling import SamplingParams
 from mmchat.errors import CheckpointError, MmchatError, ParamsError, UsageError
@@ -23,10 +25,10 @@ from mmchat.estimate.memory import used_in_place
 from mmchat.export import ExportPlan, export_model
 from mmchat.loading.options import LoadOptions
 from mmchat.loading.packed import as_packed
-from mmchat.models.mllama import gguf_format
-from mmchat.models.mllama.gguf_format import FREQUENCIES, _unsquashed, from_gguf
+from mmchat.models.mllama import build as build_module
+from mmchat.models.mllama.build import MllamaBuild
+from mmchat.models.mllama.gguf_format import FREQUENCIES, _unsquashed, from_gguf, gguf_rules
 from mmchat.models.mllama.tensor_names import hf_shapes
-from mmchat.models.mllama.weights import check_weights, hub_entries, iter_weights
 from mmchat.nn.linear import Linear
 from mmchat.nn.rope import scale_llama3
 from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, Blocks
@@ -38,6 +40,8 @@ from mmchat.strict_json import Where
 from mmchat.tokenizers import open_tokenizer
 from tests.gguf_models import all_of, gguf_name, ollama_folder, write_model
 from tests.models.mllama.test_real_shapes import MODELS
+
+BUILD = MllamaBuild()
 
 TINY = data_path("assets", "tiny")
 SPEC = known_specs()[0]
@@ -108,8 +112,10 @@ def test_every_form_gives_the_exact_weights(written, form):
     assert source.spec.family.with_alpha(source.spec.config, "white") == SPEC.config
     assert source.spec.chat_format == "instruct"
     with source.open_weights() as files:
-        pairs = [(n, t.to(torch.float32).clone()) for n, t in iter_weights(files, SPEC.config)]
-        entries = hub_entries(files, SPEC.config)
+        pairs = [
+            (n, t.to(torch.float32).clone()) for n, t in BUILD.iter_weights(files, SPEC.config)
+        ]
+        entries = BUILD.hub_entries(files, SPEC.config)
     assert [entry.name for entry in entries] == [name for name, _ in pairs]
     found = dict(pairs)
     assert found.keys() == exact.keys()
@@ -120,10 +126,13 @@ def test_every_form_gives_the_exact_weights(written, form):
 def test_the_permutation_that_is_undone_matters(written, monkeypatch):
     options = {"device": "cpu", "dtype": "float32", "quantize": "none"}
     right = said(mmchat.load(written["late"][0], **options))
-    rules = gguf_format._text_rules
-    monkeypatch.setattr(
-        gguf_format, "_text_rules", lambda c, **_: rules(c, cross_interleaved=False)
-    )
+
+    def cross_attention_as_it_is(*arguments):
+        crossed = re.compile(r".*\.cross_attn\.[qk]_proj\.weight")
+        for rule in gguf_rules(*arguments):
+            yield replace(rule, transform=identity) if crossed.fullmatch(rule.target) else rule
+
+    monkeypatch.setattr(build_module, "gguf_rules", lambda *a: list(cross_attention_as_it_is(*a)))
     wrong = said(mmchat.load(written["late"][0], **options))
     second, its = (tokens[1][0].top[1] for tokens in (right, wrong))
     assert abs(second[1] - its[1]) > 1e-3
@@ -364,14 +373,14 @@ def test_names_and_shapes_of_the_released_models(model, form):
         vision = sum(name.startswith(("v.", "mm.")) for name in names)
         assert (len(names), vision) == (908, 512)
     entries = [TensorEntry(n, "float32", s, Path("model.gguf")) for n, s in names.items()]
-    found = check_weights(Listed(entries, {FREQUENCIES: factors}), config)
+    found = BUILD.check_weights(Listed(entries, {FREQUENCIES: factors}), config)
     assert {name: entry.shape for name, entry in found.items()} == shapes
     kept = [e for e in entries if e.name != "blk.3.cross_attn_q_norm.weight"]
     with pytest.raises(CheckpointError, match=r"1 missing: 'blk\.3\.cross_attn_q_norm\.weight'"):
-        check_weights(Listed(kept, {FREQUENCIES: factors}), config)
+        BUILD.check_weights(Listed(kept, {FREQUENCIES: factors}), config)
     more = [*entries, replace(entries[0], name="blk.7.lora_a")]
     with pytest.raises(CheckpointError, match=r"1 unexpected: 'blk\.7\.lora_a'"):
-        check_weights(Listed(more, {FREQUENCIES: factors}), config)
+        BUILD.check_weights(Listed(more, {FREQUENCIES: factors}), config)
 
 
 @pytest.mark.parametrize("model", ["11B base", "11B instruct", "90B"])

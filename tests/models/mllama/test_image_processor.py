@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from mmchat.conversation import Image
 from mmchat.images import from_pil
 from mmchat.models.mllama.config import ImageProcessorConfig
-from mmchat.models.mllama.image_processor import preprocess
+from mmchat.models.mllama.processor import preprocess
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,19 +48,20 @@ def picture(height: int, width: int, largest: int = 6000) -> PILImage.Image:
 
 def tiled(pixels: PILImage.Image, side: int, tiles: int = 4):
     vision = SimpleNamespace(image_size=side, max_num_tiles=tiles, tokens_per_tile=1)
-    return preprocess(Image(pixels, "test", "hash"), vision, CONFIG)
+    config: Any = SimpleNamespace(vision_config=vision, image_processor=CONFIG)
+    return preprocess(Image(pixels, "test", "hash"), config)
 
 
 def check_equal_to_the_hub(pixels: PILImage.Image, side: int, tiles: int = 4) -> None:
     theirs = hub_processor(side, tiles)(pixels, return_tensors="np")
     ours = tiled(pixels, side, tiles)
-    count = ours.layout.num_tiles
+    count = len(ours.tensors[0])
     expected = theirs["pixel_values"][0, 0]
-    assert ours.pixel_values.dtype == torch.float32
-    assert np.array_equal(expected[:count].view(np.int32), ours.pixel_values.numpy().view(np.int32))
+    assert ours.tensors[0].dtype == torch.float32
+    assert np.array_equal(expected[:count].view(np.int32), ours.tensors[0].numpy().view(np.int32))
     assert not expected[count:].any()
     assert theirs["num_tiles"] == [[count]]
-    assert theirs["aspect_ratio_ids"].tolist() == [[ours.layout.aspect_ratio_id]]
+    assert theirs["aspect_ratio_ids"].tolist() == [ours.tensors[1].tolist()]
     assert theirs["aspect_ratio_mask"][0, 0].sum() == count
 
 
@@ -105,15 +106,15 @@ def test_other_tile_counts_equal_the_hub_processor(tiles):
 @pytest.mark.parametrize("side", [112, 560])
 def test_the_thinnest_pictures_work(size, side):
     values = tiled(PILImage.new("RGB", size, "white"), side)
-    assert values.layout.num_tiles == 4
-    assert torch.isfinite(values.pixel_values).all()
+    assert len(values.tensors[0]) == 4
+    assert torch.isfinite(values.tensors[0]).all()
 
 
 def test_every_level_of_every_channel_is_normalised_as_defined():
     levels = np.arange(256, dtype=np.uint8)
     pixels = np.stack([levels, levels[::-1], np.roll(levels, 99)], -1).reshape(16, 16, 3)
     pixels = pixels.repeat(7, axis=0).repeat(7, axis=1)  # 112 x 112: not resized
-    values = tiled(PILImage.fromarray(pixels), 112).pixel_values[0].double().numpy()
+    values = tiled(PILImage.fromarray(pixels), 112).tensors[0][0].double().numpy()
     for channel in range(3):
         expected = (pixels[:, :, channel] / 255 - MEAN[channel]) / STD[channel]
         assert np.abs(values[channel] - expected).max() < 1e-6
@@ -125,11 +126,11 @@ def test_normalisation_equals_metas_float32_rule_bit_for_bit():
     for channel in range(3):
         scaled = levels.to(torch.float32).div(255)
         expected = scaled.sub(torch.tensor(MEAN[channel])).div(torch.tensor(STD[channel]))
-        assert torch.equal(ours.pixel_values[0, channel], expected)
+        assert torch.equal(ours.tensors[0][0, channel], expected)
 
 
 def test_padding_inside_the_canvas_is_normalised_black():
-    values = tiled(PILImage.new("RGB", (112, 60), "white"), 112).pixel_values
+    values = tiled(PILImage.new("RGB", (112, 60), "white"), 112).tensors[0]
     for channel in range(3):
         black = -MEAN[channel] / STD[channel]
         assert values[0, channel, 60:].unique().numel() == 1
@@ -142,7 +143,7 @@ def test_tiles_run_row_by_row():
     canvas = PILImage.new("RGB", (224, 224))
     for index, colour in enumerate(colours):
         canvas.paste(PILImage.new("RGB", (112, 112), colour), (index % 2 * 112, index // 2 * 112))
-    values = tiled(canvas, 112).pixel_values
+    values = tiled(canvas, 112).tensors[0]
     assert tuple(values.shape) == (4, 3, 112, 112)
     for tile, colour in zip(values, colours, strict=True):
         for channel, level in enumerate(colour):
@@ -151,15 +152,15 @@ def test_tiles_run_row_by_row():
 
 @pytest.mark.parametrize("size", [(100, 400), (400, 100), (224, 224), (100, 100)])
 def test_tiles_lie_one_after_the_other_as_compiled_programs_read_them(size):
-    assert tiled(PILImage.new("RGB", size), 112).pixel_values.is_contiguous()
+    assert tiled(PILImage.new("RGB", size), 112).tensors[0].is_contiguous()
 
 
 def test_the_picture_itself_is_not_changed_and_its_hash_is_kept():
     image = from_pil(picture(50, 70, 1500))
     before = image.pixels.tobytes()
-    result = preprocess(
-        image, SimpleNamespace(image_size=112, max_num_tiles=4, tokens_per_tile=1), CONFIG
-    )
+    vision = SimpleNamespace(image_size=112, max_num_tiles=4, tokens_per_tile=1)
+    config: Any = SimpleNamespace(vision_config=vision, image_processor=CONFIG)
+    result = preprocess(image, config)
     assert image.pixels.tobytes() == before
     assert result.content_hash == image.content_hash
-    assert result.pixel_values.is_contiguous()
+    assert result.tensors[0].is_contiguous()

@@ -159,7 +159,7 @@ def fingerprint_of_sizes(patch) -> None:
     def sized(self):
         marks = list(self.token_ids)
         for placed in self.media:
-            marks[placed.position] = str(placed.media.layout)
+            marks[placed.position] = str(placed.media.facts)
         return tuple(marks)
 
     patch.setattr(Prompt, "fingerprint", property(sized))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
 from mmchat.conversation import Image
+from mmchat.models.mllama.build import MllamaBuild
 from mmchat.models.mllama.config import (
     ImageProcessorConfig,
     MllamaConfig,
@@ -26,13 +27,15 @@ from mmchat.models.mllama.config import (
     TextConfig,
     VisionConfig,
 )
-from mmchat.models.mllama.image_processor import TiledImage, preprocess
 from mmchat.models.mllama.meta_format import shard_dims
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
+from mmchat.models.mllama.processor import preprocess
 from mmchat.models.mllama.tiling import choose_layout, layout_facts
-from mmchat.models.mllama.weights import iter_weights
+from mmchat.models.prepared import PreparedImage
 from tests.models.mllama import oracle
 from tests.models.mllama.oracle import TOLERANCE, distance
+
+BUILD = MllamaBuild()
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 INDEX = json.loads((GOLDEN / "mllama.json").read_text())
@@ -79,7 +82,7 @@ def tensors(name: str) -> dict[str, torch.Tensor]:
 
 def load(folder: Path) -> MllamaForConditionalGeneration:
     with open_checkpoint(folder, merge_rules=shard_dims) as checkpoint:
-        weights = {name: value.float() for name, value in iter_weights(checkpoint, CONFIG)}
+        weights = {name: value.float() for name, value in BUILD.iter_weights(checkpoint, CONFIG)}
     model = MllamaForConditionalGeneration(CONFIG)
     model.load_state_dict(weights, strict=True)
     return model.eval()
@@ -92,7 +95,7 @@ def model(tmp_path_factory):
     return load(folder)
 
 
-def golden_picture(name: str) -> TiledImage:
+def golden_picture(name: str) -> PreparedImage:
     """The stored tiles, normalised here as the picture transform does."""
     tiles = tensors("pictures")[f"{name}/tiles"].float() / 255
     mean, std = (
@@ -101,7 +104,9 @@ def golden_picture(name: str) -> TiledImage:
     )
     layout = choose_layout(*INDEX["pictures"][name], PARAMS["vision_chunk_size"], 4)
     facts = layout_facts(layout, CONFIG.vision_config)
-    return TiledImage((tiles - mean) / std, layout, name, facts)
+    return PreparedImage(
+        name, facts, ((tiles - mean) / std, torch.tensor([layout.aspect_ratio_id]))
+    )
 
 
 def golden_run(case: str) -> tuple[list[oracle.Row], oracle.Outputs]:
@@ -130,7 +135,7 @@ def test_prefill_and_decode_agree(case, model):
 @pytest.mark.parametrize("name", INDEX["pictures"])
 def test_vision_features_and_projected_states_agree(name, model):
     image = golden_picture(name)
-    tiles, ratio = image.pixel_values[None], torch.tensor([image.layout.aspect_ratio_id])
+    tiles, ratio = image.tensors[0][None], image.tensors[1]
     stored = tensors("pictures")
     with torch.inference_mode():
         features = model.vision_model(tiles, ratio)[0]
@@ -195,16 +200,16 @@ def drawn(height: int, width: int) -> Image:
 def test_tiles_of_odd_sizes_are_the_same_bytes():
     assert len(PREPROCESSING["tiles"]) > 40
     for entry in PREPROCESSING["tiles"]:
-        tiled = preprocess(drawn(*entry["size"]), CONFIG.vision_config, NORMALISATION)
-        found = hashlib.sha256(tiled.pixel_values.contiguous().numpy().tobytes()).hexdigest()
-        assert list(tiled.layout.aspect_ratio) == entry["canvas"], entry["size"]
+        tiled = preprocess(drawn(*entry["size"]), CONFIG)
+        found = hashlib.sha256(tiled.tensors[0].contiguous().numpy().tobytes()).hexdigest()
+        assert list(tiled.facts.grid) == entry["canvas"], entry["size"]
         assert found == entry["sha256"], entry["size"]
 
 
 @pytest.mark.parametrize("name", INDEX["pictures"])
 def test_tiles_of_the_golden_pictures_are_the_same_bytes(name):
-    tiled = preprocess(drawn(*INDEX["pictures"][name]), CONFIG.vision_config, NORMALISATION)
-    assert torch.equal(tiled.pixel_values, golden_picture(name).pixel_values)
+    tiled = preprocess(drawn(*INDEX["pictures"][name]), CONFIG)
+    assert torch.equal(tiled.tensors[0], golden_picture(name).tensors[0])
 
 
 def test_layouts_are_the_same_at_448_and_560_pixels():

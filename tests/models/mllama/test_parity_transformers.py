@@ -85,11 +85,11 @@ def test_vision_states_agree_on_every_canvas(canvas, ours, corrected):
     names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
     with torch.inference_mode():
         features = corrected.model.vision_model(**{name: batch[name] for name in names})
-        features = features.last_hidden_state[0, 0, : len(image.pixel_values)]
+        features = features.last_hidden_state[0, 0, : len(image.tensors[0])]
         expected = corrected.model.multi_modal_projector(features)
-        ratio = torch.tensor([image.layout.aspect_ratio_id])
-        got_features = ours.vision_model(image.pixel_values[None], ratio)[0]
-        got = ours.vision_states(image.pixel_values[None], ratio)[0]
+        ratio = image.tensors[1]
+        got_features = ours.vision_model(image.tensors[0][None], ratio)[0]
+        got = ours.vision_states(image.tensors[0][None], ratio)[0]
     assert distance(got_features, features.flatten(0, 1)) < TOLERANCE
     assert distance(got, expected.flatten(0, 1)) < TOLERANCE
 
@@ -166,7 +166,7 @@ def test_fault_transformers_takes_the_outputs_of_the_intermediate_layers(weights
     def expected(indices: tuple[int, ...]) -> torch.Tensor:
         tower = dataclasses.replace(CONFIG.vision_config, intermediate_layers_indices=indices)
         config = dataclasses.replace(CONFIG, vision_config=tower)
-        return plain_mllama.vision_features(weights, config, image.pixel_values, (1, 3))
+        return plain_mllama.vision_features(weights, config, image.tensors[0], (1, 3))
 
     with torch.inference_mode():
         vision.intermediate_layers_indices = [1, 2, 4]

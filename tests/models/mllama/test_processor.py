@@ -35,5 +35,5 @@ def test_a_picture_replaced_at_the_same_place_changes_the_fingerprint_there():
     different = [at for at, (one, other) in enumerate(pairs) if one != other]
     assert different == [first.media[1].position]
     assert first.fingerprint == prompt_about(picture(10), picture(20), picture(30)).fingerprint
-    tiles = [prompt.media[1].media.pixel_values for prompt in (first, second)]
+    tiles = [prompt.media[1].media.tensors[0] for prompt in (first, second)]
     assert not torch.equal(*tiles)

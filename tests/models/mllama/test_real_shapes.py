@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmchat.catalog.known import known_specs
+from mmchat.checkpoints.mapping import source_shapes
 from mmchat.models.mllama.config import (
     ImageProcessorConfig,
     MllamaConfig,
@@ -13,7 +14,7 @@ from mmchat.models.mllama.config import (
     TextConfig,
     VisionConfig,
 )
-from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.meta_format import meta_rules, shard_dims
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.tensor_names import hf_shapes
 
@@ -82,8 +83,8 @@ def test_totals_are_those_of_the_released_models(config, tensors, hub, meta, vis
     shapes = hf_shapes(config)
     assert len(shapes) == tensors
     assert parameters(shapes) == hub
-    assert parameters(meta_shapes(config)) == meta
-    assert len(meta_shapes(config)) == tensors + 1  # the embedding is in two parts
+    assert parameters(source_shapes(meta_rules(config))) == meta
+    assert len(source_shapes(meta_rules(config))) == tensors + 1  # the embedding is in two parts
     tower = {name: shape for name, shape in shapes.items() if name.startswith("vision_model.")}
     assert parameters(tower) == vision
 
@@ -91,7 +92,7 @@ def test_totals_are_those_of_the_released_models(config, tensors, hub, meta, vis
 def test_a_shard_of_the_90b_model_has_the_right_bytes():
     total = sum(
         2 * prod(shape) // (1 if shard_dims(name) is None else 8)
-        for name, shape in meta_shapes(VISION_90B).items()
+        for name, shape in source_shapes(meta_rules(VISION_90B)).items()
     )
     assert total == 22_202_467_190
 
@@ -289,7 +290,7 @@ META_90B = {
 
 
 def test_the_meta_table_written_by_hand_is_part_of_the_shapes():
-    shapes = meta_shapes(VISION_90B)
+    shapes = source_shapes(meta_rules(VISION_90B))
     found = {name: (shapes.get(name), shard_dims(name)) for name in META_90B}
     assert found == META_90B
     text, cross, local, gated = 9, 13, 12, 14
@@ -317,4 +318,4 @@ def test_rules_are_total_and_lead_to_each_tensor_once(name):
     targets = [rule.target for rule in rules]
     sources = [source for rule in rules for source in rule.sources]
     assert sorted(targets) == sorted(hf_shapes(MODELS[name]))
-    assert sorted(sources) == sorted(meta_shapes(MODELS[name]))
+    assert sorted(sources) == sorted(source_shapes(meta_rules(MODELS[name])))

@@ -64,12 +64,12 @@ def unused_tiles(request):
 def test_padding_tiles_computed_once_or_one_by_one_are_exact(canvas, unused_tiles):
     wide_weights, model = unused_tiles
     images = [picture(canvas, seed=1), picture(canvas, seed=2)]
-    tiles = torch.stack([image.pixel_values for image in images])
-    ratios = torch.tensor([image.layout.aspect_ratio_id for image in images])
+    tiles = torch.stack([image.tensors[0] for image in images])
+    ratios = torch.tensor([image.tensors[1].item() for image in images])
     with torch.inference_mode():
         got = model.vision_model(tiles, ratios)
         for index, image in enumerate(images):
-            pixels = image.pixel_values.double()
+            pixels = image.tensors[0].double()
             plain = plain_mllama.vision_features(wide_weights, CONFIG, pixels, canvas)
             assert distance(got[index], plain.flatten(0, 1)) < 1e-11
 
@@ -280,10 +280,10 @@ def compare_compiled_vision(model, canvases, backend: str) -> None:
     encode = torch.compile(model.vision_states, fullgraph=True, dynamic=False, backend=backend)
     for canvas in canvases:
         image = picture(canvas)
-        ratio = torch.tensor([image.layout.aspect_ratio_id])
+        ratio = image.tensors[1]
         with torch.inference_mode():
-            got = encode(image.pixel_values[None], ratio)
-            expected = model.vision_states(image.pixel_values[None], ratio)
+            got = encode(image.tensors[0][None], ratio)
+            expected = model.vision_states(image.tensors[0][None], ratio)
         assert distance(got, expected) < TOLERANCE
 
 

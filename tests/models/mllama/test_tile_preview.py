@@ -87,7 +87,7 @@ def test_each_tile_has_its_number_in_its_corner(monkeypatch):
     assert list(numbers) == ["1", "2", "3", "4"]
     assert numbers["1"][1] == numbers["2"][1] < numbers["3"][1] == numbers["4"][1]
     assert numbers["1"][0] == numbers["3"][0] < numbers["2"][0] == numbers["4"][0]
-    assert written[0][0] == "dog.png"
+    assert "dog.png" in [text for text, _ in written]
 
 
 def test_a_full_canvas_has_no_hatching():

@@ -15,7 +15,7 @@ from mmchat.models.mllama.tiling import (
     supported_aspect_ratios,
 )
 
-VISION_11B = find_spec("llama3.2-11B").config.vision_config
+CONFIG_11B = find_spec("llama3.2-11B").config
 
 # (width, height) -> (tiles_h, tiles_w) on tiles of 560 pixels, from runs of Meta's reference.
 META_CASES = {
@@ -78,17 +78,17 @@ def test_the_grid_is_metas(size, grid):
     ],
 )
 def test_facts_are_in_words_of_tiles(height, width, placed, cut):
-    told = facts(VISION_11B, height, width)
+    told = facts(CONFIG_11B, height, width)
     assert (told.placed, told.cut) == (placed, cut)
     assert told.lines[0] == ("canvas", f"{placed.rpartition('canvas of ')[2]}, {cut}")
     assert told.tokens == 1601 * math.prod(told.grid)
 
 
 def test_a_picture_can_be_had_for_each_number_of_tiles_up_to_the_most():
-    sizes = [picture_size(VISION_11B, tiles) for tiles in range(6)]
+    sizes = [picture_size(CONFIG_11B, tiles) for tiles in range(6)]
     assert (sizes[0], sizes[5]) == (None, None)
-    assert [math.prod(facts(VISION_11B, *size).grid) for size in sizes[1:5]] == [1, 2, 3, 4]
-    assert math.prod(footprint(find_spec("llama3.2-11B").config).largest_picture.grid) == 4
+    assert [math.prod(facts(CONFIG_11B, *size).grid) for size in sizes[1:5]] == [1, 2, 3, 4]
+    assert math.prod(footprint(CONFIG_11B).largest_picture.grid) == 4
 
 
 def test_an_unenlarged_picture_keeps_its_size():

@@ -9,8 +9,9 @@ from mmchat.catalog.spec import load_spec
 from mmchat.errors import ParamsError
 from mmchat.models.family import parameter_count
 from mmchat.models.mllama.family import MllamaFamily
+from mmchat.models.mllama.meta_format import from_makers, from_meta_params
 from mmchat.models.mllama.tensor_names import hf_shapes
-from mmchat.models.mllama.translate import from_hf_config, from_makers, from_meta_params
+from mmchat.models.mllama.translate import from_hf_config
 from mmchat.strict_json import Where
 
 WHERE = Where("config.json")
@@ -228,11 +229,14 @@ def test_cross_attention_layers_are_placed_from_the_last_layer_downwards(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dim": 10**9}, "dim: expected an integer from 8 to 32,768, found 1000000000"),
+        ({"dim": 10**9}, "dim: 1000000000 is out of range; 8 to 32,768 is possible"),
         ({"dim": 4096.0}, "dim: expected an integer"),
         ({"n_layers": True}, "n_layers: expected an integer"),
         ({"vision_chunk_size": None}, "vision_chunk_size: missing; .* not the params of a vision"),
-        ({"vision_num_cross_attention_layers": 99}, "expected an integer from 1 to 32, found 99"),
+        (
+            {"vision_num_cross_attention_layers": 99},
+            "99 cross-attention layers do not fit",
+        ),
         ({"n_layers": 5, "vision_num_cross_attention_layers": 4}, "do not fit among 5 layers"),
         ({"ffn_dim_multiplier": 1e9}, "ffn_dim_multiplier"),
         ({"multiple_of": 0}, "multiple_of"),

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from mmchat.images import load_image
 from mmchat.models.base import Batch, Watch
 from mmchat.models.mllama import tiling
-from mmchat.models.mllama.image_processor import preprocess
+from mmchat.models.mllama.processor import preprocess
 from mmchat.models.prompt import PlacedMedia, Prompt
 from mmchat.nn.attention import attention_weights
 from tests.models.mllama import oracle
@@ -82,7 +82,7 @@ def test_the_weights_are_those_of_transformers(case, ours, weights):
     for position, (seen, shares) in watch.read.items():
         row = expected[position].unflatten(0, (len(pictures), slots * tokens))
         parts = [
-            row[places.index(at), : len(pictures[places.index(at)].pixel_values) * tokens]
+            row[places.index(at), : len(pictures[places.index(at)].tensors[0]) * tokens]
             for at in seen
         ]
         assert float(shares.sum()) == pytest.approx(1, abs=EPSILON)
@@ -132,17 +132,17 @@ def test_a_planted_patch_lights_up_at_its_pixels(canvas, is_turned, tmp_path):
     plain = PILImage.fromarray(drawn)
     image = load_image(turned(plain, tmp_path) if is_turned else plain)
     assert (image.height, image.width) == (height, width)
-    tiled = preprocess(image, vision, CONFIG.image_processor)
-    assert tiled.layout.aspect_ratio == canvas
+    tiled = preprocess(image, replace(CONFIG, vision_config=vision))
+    assert tiled.facts.grid == canvas
     patch, grid = vision.patch_size, SIDE // vision.patch_size
-    means = tiled.pixel_values.mean(1).unflatten(1, (grid, patch)).unflatten(3, (grid, patch))
+    means = tiled.tensors[0].mean(1).unflatten(1, (grid, patch)).unflatten(3, (grid, patch))
     brightest = int(means.mean((2, 4)).flatten(1).argmax())  # over tiles and patches
     tile, inside = divmod(brightest, grid * grid)
     keys = torch.randn(1, tiled.facts.tokens, 8) * 0.1
     query = 6 * torch.ones(1, 1, 8)
     keys[0, tile * vision.tokens_per_tile + 1 + inside] = query[0, 0]
     shares = attention_weights(query, keys)[0].numpy()
-    places = tiling.patches(vision, height, width)
+    places = tiling.patches(replace(CONFIG, vision_config=vision), height, width)
     row, column = np.unravel_index((heat := shares[np.array(places.token)]).argmax(), heat.shape)
     assert heat.max() > 0.9
     assert row * places.cell[0] <= y + 12
@@ -154,7 +154,8 @@ def test_a_planted_patch_lights_up_at_its_pixels(canvas, is_turned, tmp_path):
 @pytest.mark.parametrize("size", [(560, 560), (30, 900), (1111, 700), (5, 5), (3000, 10)])
 def test_no_patch_of_padding_and_none_twice(size):
     vision = replace(CONFIG.vision_config, image_size=560)
-    layout, places = tiling.layout_of(vision, *size), tiling.patches(vision, *size)
+    layout = tiling.layout_of(vision, *size)
+    places = tiling.patches(replace(CONFIG, vision_config=vision), *size)
     tokens = [token for row in places.token for token in row]
     assert len(set(tokens)) == len(tokens)
     assert max(tokens) < layout.num_tiles * vision.tokens_per_tile

@@ -7,17 +7,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmchat.checkpoints.checkpoint import open_checkpoint
-from mmchat.checkpoints.mapping import to_target
+from mmchat.checkpoints.mapping import source_shapes
 from mmchat.checkpoints.verify import check_entries
 from mmchat.errors import CheckpointError
 from mmchat.models.family import OtherConfigError
+from mmchat.models.mllama.build import MllamaBuild
 from mmchat.models.mllama.config import ImageProcessorConfig, MllamaConfig, TextConfig, VisionConfig
-from mmchat.models.mllama.meta_format import meta_rules, meta_shapes, shard_dims
+from mmchat.models.mllama.meta_format import meta_rules, shard_dims
 from mmchat.models.mllama.tensor_names import hf_shapes
-from mmchat.models.mllama.weights import iter_weights
 from tests.meta_checkpoint import meta_tensors, split_as_meta_does
 from tests.models.mllama.test_parity_meta import CONFIG as GOLDEN_CONFIG
 from tests.models.mllama.test_parity_meta import GOLDEN
+
+BUILD = MllamaBuild()
 
 
 def small_config(tile_size: int = 42, layers: int = 7) -> MllamaConfig:
@@ -61,12 +63,13 @@ NORM = "language_model.model.norm.weight"
 
 def random_meta(config: MllamaConfig = CONFIG) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    shapes = meta_shapes(config)
+    shapes = source_shapes(meta_rules(config))
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def to_hub(weights: dict[str, Tensor], config: MllamaConfig = CONFIG) -> dict[str, Tensor]:
-    return dict(to_target(meta_rules(config), weights.__getitem__))
+    rules = meta_rules(config)
+    return {r.target: r.transform([weights[name] for name in r.sources]) for r in rules}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +84,7 @@ def save(folder: Path, weights: dict[str, Tensor]) -> Path:
 
 def load(path: Path, config: MllamaConfig = CONFIG, wanted: object = None) -> dict[str, Tensor]:
     with open_checkpoint(path, merge_rules=shard_dims) as checkpoint:
-        weights = iter_weights(checkpoint, config, wanted)  # type: ignore[arg-type]
+        weights = BUILD.iter_weights(checkpoint, config, wanted)  # type: ignore[arg-type]
         return {name: tensor.clone() for name, tensor in weights}
 
 
@@ -97,7 +100,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_meta_names_and_shapes_equal_those_that_metas_own_code_has():
     golden = load_file(GOLDEN / "mllama_meta_weights.safetensors")
     found = {name: tuple(tensor.shape) for name, tensor in golden.items()}
-    assert found == meta_shapes(GOLDEN_CONFIG)
+    assert found == source_shapes(meta_rules(GOLDEN_CONFIG))
 
 
 def test_translated_tensors_have_the_models_shapes():
@@ -329,7 +332,7 @@ def test_tensors_come_in_the_order_of_the_file(tmp_path):
     torch.save(dict(reversed(random_meta().items())), tmp_path / "consolidated.pth")
     with open_checkpoint(tmp_path) as checkpoint:
         order = list(checkpoint.entries)
-        names = [name for name, _ in iter_weights(checkpoint, CONFIG)]
+        names = [name for name, _ in BUILD.iter_weights(checkpoint, CONFIG)]
     places = {rule.target: order.index(rule.sources[0]) for rule in meta_rules(CONFIG)}
     assert names == sorted(places, key=places.__getitem__)
 
@@ -410,7 +413,7 @@ def test_a_fault_is_reported_before_any_tensor_is_read(tmp_path, hub, fault):
         open_checkpoint(save(tmp_path, change(hub))) as checkpoint,
         pytest.raises(CheckpointError) as caught,
     ):
-        iter_weights(checkpoint, CONFIG)  # not even the first is asked for
+        BUILD.iter_weights(checkpoint, CONFIG)  # not even the first is asked for
     message = str(caught.value)
     assert message.isprintable()
     assert "model.safetensors" in message

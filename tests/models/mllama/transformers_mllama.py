@@ -134,9 +134,9 @@ def inputs_of(rows: Sequence[Row], side: str = "right") -> dict[str, Tensor]:
         batch["attention_mask"][row, place] = 1
         seen = cross_mask(ids, IMAGE)
         for i, image in enumerate(images):
-            used = len(image.pixel_values)
-            batch["pixel_values"][row, i, :used] = image.pixel_values
-            batch["aspect_ratio_ids"][row, i] = image.layout.aspect_ratio_id
+            used = len(image.tensors[0])
+            batch["pixel_values"][row, i, :used] = image.tensors[0]
+            batch["aspect_ratio_ids"][row, i] = image.tensors[1].item()
             batch["aspect_ratio_mask"][row, i, :used] = 1
             batch["cross_attention_mask"][row, place, i, :used] = seen[:, i, None].long()
         assert len(image_positions(ids)) == len(images)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmchat.models.embedding_cache import EmbeddingCache
+from mmchat.models.embedding_model import EmbeddingCache
 from mmchat.models.qwen_vl import text, vision
 from mmchat.models.qwen_vl.config import TextConfig
 from mmchat.nn.norm import RMSNorm

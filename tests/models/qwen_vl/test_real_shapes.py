@@ -11,9 +11,8 @@ from mmchat.catalog.known import answering_sibling, find_spec
 from mmchat.hub.client import HubFile
 from mmchat.hub.selection import select
 from mmchat.models.qwen_vl.config import QwenVLConfig
-from mmchat.models.qwen_vl.footprint import footprint
 from mmchat.models.qwen_vl.model import QwenVLForConditionalGeneration
-from mmchat.models.qwen_vl.tensor_names import VISION, hub_name, hub_shapes
+from mmchat.models.qwen_vl.tensor_names import VISION, footprint, hub_name, hub_shapes
 from mmchat.models.qwen_vl.translate import from_hub
 from mmchat.nn.shapes_only import shapes_only
 from mmchat.strict_json import Where
