@@ -109,7 +109,7 @@ class TransformersMllama:
 
     def _picture_inputs(self, prompt: PicturePrompt) -> dict[str, Tensor]:
         """The picture padded with empty tiles, as transformers' processor gives it."""
-        tiles, layout = prompt.image.pixel_values, prompt.image.layout
+        tiles, aspect_ratio_ids = prompt.image.tensors
         slots = self.config.vision_config.max_num_tiles
         pixels = tiles.new_zeros(1, 1, slots, *tiles.shape[1:])
         pixels[0, 0, : len(tiles)] = tiles
@@ -119,7 +119,7 @@ class TransformersMllama:
         inputs = {
             "input_ids": torch.tensor([prompt.token_ids]),
             "pixel_values": pixels,
-            "aspect_ratio_ids": torch.tensor([[layout.aspect_ratio_id]]),
+            "aspect_ratio_ids": aspect_ratio_ids[None],
             "aspect_ratio_mask": used,
             "cross_attention_mask": seen,
         }

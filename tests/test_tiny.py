@@ -1,9 +1,11 @@
 """The built-in model: whole, small enough, and right about pictures that it never saw."""
 
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mmchat
 from mmchat.catalog.find import find_model
@@ -158,3 +160,29 @@ def test_it_is_right_about_most_held_out_scenes(dtype):
     model = mmchat.load("tiny", device="cpu", dtype=dtype)
     verdicts = list(judge_scenes(model, heldout_scenes(150)))
     assert report(verdicts).overall.accuracy > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ASSETS / "tiny" / "train.py").exists(), reason="a wheel has no training")
+def test_what_trained_it_still_draws_what_it_knows(monkeypatch):
+    """The loss of the released weights on training batches of every kind, as training takes it."""
+    monkeypatch.syspath_prepend(str(ASSETS / "tiny"))
+    from batches import BATCHES, Chat, training_batch
+    from trainee import Trainee, tiny_config
+
+    chat = Chat(TINY / "tokenizer.model")
+    trainee = Trainee(tiny_config(chat.vocab_size))
+    trainee.model.load_state_dict(load_file(TINY / "model.safetensors"))
+    kinds = set()
+    for index in range(200):
+        kind = Random(f"batch 1 {index}").choices(tuple(BATCHES), tuple(BATCHES.values()))[0]
+        if kind in kinds:
+            continue
+        kinds.add(kind)
+        batch = training_batch(index, chat, trainee.model.config, seed=1)
+        logits, auxiliary = trainee(batch)
+        loss = torch.nn.functional.cross_entropy(logits, batch.targets)
+        assert loss < 0.5, kind
+        (loss + auxiliary).backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in trainee.parameters())
+    assert kinds == set(BATCHES)

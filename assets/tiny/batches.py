@@ -14,7 +14,6 @@ import numpy as np
 import tiktoken
 import torch
 from loosen import loosen
-from mmchat.models.mllama.image_processor import preprocess
 from PIL import Image as PILImage
 from textures import LEARNT
 from torch import Tensor
@@ -23,8 +22,9 @@ from mmchat.conversation import Image
 from mmchat.evals.scenes import Question, Scene, make_scene
 from mmchat.evals.scenes.questions import Asker
 from mmchat.evals.scenes.world import COLOURS, KINDS, WORDS, View
-from mmchat.models.mllama.config import ImageProcessorConfig, VisionConfig
-from mmchat.models.mllama.tiling import TileLayout
+from mmchat.models.mllama.config import ImageProcessorConfig, MllamaConfig, VisionConfig
+from mmchat.models.mllama.processor import preprocess
+from mmchat.models.mllama.tiling import TileLayout, layout_of
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -160,7 +160,8 @@ def _moved(values: dict[str, Any], device: str | torch.device) -> dict[str, Any]
 def patch_labels(view: View, layout: TileLayout, config: VisionConfig) -> dict[str, np.ndarray]:
     """For every auxiliary head the label of each vision token of a picture: [T·P]."""
     tiles_h, tiles_w = layout.aspect_ratio
-    grid, patch = config.patches_per_side, config.patch_size
+    patch = config.patch_size
+    grid = config.image_size // patch
     planes = {n: np.full((tiles_h * grid, tiles_w * grid), -1, np.int64) for n in AUXILIARY}
     inside_h, inside_w = (-(-side // patch) for side in layout.resized)
     if view.texture is not None:
@@ -226,7 +227,7 @@ def choose_questions(rng: Random, questions: Sequence[Question], count: int) -> 
 def make_batch(
     scenes: Sequence[Scene],
     chat: Chat,
-    config: VisionConfig,
+    config: MllamaConfig,
     rng: Random | None = None,
     rows: Sequence[Row] | None = None,
 ) -> Batch:
@@ -251,12 +252,15 @@ def make_batch(
         for view, picture in zip(scene.views, scene.pictures, strict=True):
             if rng and rng.random() < 0.2:
                 picture = as_jpeg(picture, rng.randint(60, 95))
-            tiled.append(preprocess(Image(picture, "", ""), config, CLIP))
-            labels.append(patch_labels(view, tiled[-1].layout, config))
+            tiled.append(preprocess(Image(picture, "", ""), config).tensors)
+            vision = config.vision_config
+            layout = layout_of(vision, picture.height, picture.width)
+            labels.append(patch_labels(view, layout, vision))
+    tiles, aspect_ratio_ids = zip(*tiled, strict=True)
     return Batch(
         tuple(parts),
-        torch.stack([each.pixel_values for each in tiled]),
-        torch.tensor([each.layout.aspect_ratio_id for each in tiled]),
+        torch.stack(tiles),
+        torch.cat(aspect_ratio_ids),
         {name: torch.from_numpy(np.stack([each[name] for each in labels])) for name in AUXILIARY},
     )
 
@@ -307,7 +311,7 @@ BATCHES = {"single": 70, "turns": 8, "pair": 12, "talk": 3, "later": 4, "outside
 
 
 def training_batch(
-    index: int, chat: Chat, config: VisionConfig, seed: int, larger: int = 1
+    index: int, chat: Chat, config: MllamaConfig, seed: int, larger: int = 1
 ) -> Batch:
     """Batch number `index`: pictures of one number of tiles, about five questions for each."""
     rng = Random(f"batch {seed} {index}")  # noqa: S311

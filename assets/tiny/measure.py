@@ -43,7 +43,8 @@ def _judge(trainee: Trainee, scenes: Iterable[Scene], chat: Chat) -> Iterator[Ve
     for scene in scenes:
         tiles = scene.canvas and scene.canvas[0] * scene.canvas[1]
         groups[len(scene.views), tiles].append(scene)
-    config, device = trainee.model.config.vision_config, trainee.model.device
+    config = trainee.model.config
+    device = next(trainee.parameters()).device
     for members in groups.values():
         for start in range(0, len(members), SCENES_AT_ONCE):
             asked = members[start : start + SCENES_AT_ONCE]

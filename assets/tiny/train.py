@@ -32,7 +32,7 @@ from trainee import Trainee, plain_attention, tiny_config
 from widen import widen
 
 from mmchat.evals.scenes import heldout_scenes
-from mmchat.models.mllama.config import VisionConfig
+from mmchat.models.mllama.config import MllamaConfig
 
 HERE = Path(__file__).parent
 
@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 class Batches(IterableDataset):
     """Training batches from number `start` on."""
 
-    def __init__(self, args: argparse.Namespace, config: VisionConfig, start: int) -> None:
+    def __init__(self, args: argparse.Namespace, config: MllamaConfig, start: int) -> None:
         self.args, self.config, self.start = args, config, start
 
     def __iter__(self) -> Iterator[Batch]:
@@ -138,7 +138,7 @@ class Run:
 
     def learn(self) -> None:
         """Train until the schedule is over."""
-        data = Batches(self.args, self.config.vision_config, self.step)
+        data = Batches(self.args, self.config, self.step)
         loader = DataLoader(data, batch_size=None, num_workers=self.args.workers, prefetch_factor=8)
         sums: dict[str, float] = defaultdict(float)
         saved = evaluated = clock = time.time()

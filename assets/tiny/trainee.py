@@ -11,10 +11,10 @@ from batches import AUXILIARY, CLIP, Batch, Rows
 from torch import Tensor, nn
 
 from mmchat.models import base
-from mmchat.models.mllama.cache import PlacedImage
 from mmchat.models.mllama.config import MllamaConfig, RopeScaling, TextConfig, VisionConfig
 from mmchat.models.mllama.model import MllamaForConditionalGeneration
 from mmchat.models.mllama.text import SeenSteps
+from mmchat.models.row_cache import Place
 from mmchat.nn.attention import KeyValue, attend
 
 AUXILIARY_WEIGHTS = {
@@ -99,7 +99,7 @@ class Trainee(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits of the wanted tokens, [N, V], and the auxiliary loss."""
         pictures: list[KeyValue] = []
-        auxiliary = torch.zeros((), device=self.model.device)
+        auxiliary = torch.zeros((), device=batch.parts[0].input_ids.device)
         if batch.tiles is not None and batch.aspect_ratio_ids is not None:
             features = self.model.vision_model(batch.tiles, batch.aspect_ratio_ids)
             states = self.model.multi_modal_projector(features)
@@ -132,7 +132,7 @@ class Trainee(nn.Module):
         rows, length = ids.shape
         cache = self.model.new_cache(rows, length)
         for row, placed in enumerate(part.pictures):
-            cache.images[row] = tuple(PlacedImage(at, str(number)) for at, number in placed)
+            cache.places[row] = tuple(Place(at, at + 1, str(number)) for at, number in placed)
         split = [list(zip(*(x.split(1) for x in pair), strict=True)) for pair in pictures]
         for number, key_values in enumerate(zip(*split, strict=True)):
             cache.keep_media(str(number), key_values)
@@ -197,7 +197,7 @@ def initialise(trainee: Trainee) -> None:
             nn.init.zeros_(parameter)
     vision = trainee.model.vision_model
     config, positions = vision.config, vision.gated_positional_embedding
-    grid = config.patches_per_side
+    grid = config.image_size // config.patch_size
     with torch.no_grad():
         positions.embedding.copy_(_waves(grid, 0, 0, config.hidden_size))
         table = positions.tile_embedding.weight.zero_()

@@ -24,8 +24,8 @@ class PictureProcessor(FakeProcessor):
         return self._with_pictures(super().raw(message), message)
 
     def _with_pictures(self, prompt: Prompt, message: Message) -> Prompt:
-        vision = known_spec("tiny").config.vision_config
-        facts = [tiling.facts(vision, i.height, i.width) for i in message.images]
+        config = known_spec("tiny").config
+        facts = [tiling.facts(config, i.height, i.width) for i in message.images]
         media: Any = [SimpleNamespace(content_hash="", facts=one) for one in facts]
         return replace(prompt, media=tuple(PlacedMedia(0, 0, one) for one in media))
 

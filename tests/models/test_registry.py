@@ -28,7 +28,8 @@ ALLOWED = {
     "cli/bench.py": {"tile"},  # help of `bench --vision`
     "cli/doctor.py": {"tile"},  # the note below its table
     "cli/eval.py": {"tile"},  # `--by tiles`
-    "cli/options.py": {"tile", "qwen"},  # help of --dry-run and --tokenizer-path
+    "cli/generate.py": {"tile"},  # help of --dry-run
+    "cli/options.py": {"qwen"},  # help of --tokenizer-path
     "cli/tiles.py": {"tile"},  # the command
     "cli/wrong_names.py": {"tile"},  # the command
     "server/app.py": {"tile"},  # the route `/page/tiles`
