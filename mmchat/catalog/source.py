@@ -80,7 +80,8 @@ class ModelSource:
         """The format of the weights, as loading will find it; "hf" where there are none."""
         if self.checkpoint and is_stored_in_gguf(self.checkpoint):
             return "gguf"
-        with suppress(CheckpointError), replace(self, kept=None).open_weights() as files:
+        source = replace(self, kept=None) if self.kept else self
+        with suppress(CheckpointError), source.open_weights() as files:
             return files.format  # where it cannot be opened, loading says what is wrong
         return "hf"
 

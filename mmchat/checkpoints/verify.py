@@ -85,7 +85,8 @@ def _fault(
     fits = len(entry.shape) <= 1 if is_scalar else entry.shape == shape
     if fits and entry.dtype in kinds:
         return None
-    wanted = f"{list(shape)}" if not fits else f"one of {', '.join(kinds)}"
+    any_of = "one of " * (len(kinds) > 1) + ", ".join(kinds)
+    wanted = any_of if fits else f"{list(shape)}"
     found = f"{list(entry.shape)} {entry.dtype}"
     return f"{_place(entry)}: expected {wanted}, found {found}"
 

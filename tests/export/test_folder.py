@@ -142,10 +142,10 @@ def test_weights_that_do_not_fit_are_all_named(folder):
 @pytest.mark.parametrize(
     ("quantize", "ending", "wrong", "message"),
     [
-        ("int8", "weight_scale", torch.bfloat16, r"bfloat16, expected \[\d+\] float32"),
-        ("int4", "weight_zero", torch.float32, "float32, expected .* bfloat16"),
-        ("int4", "gate_up_proj.weight", torch.int8, "int8, expected .* uint8"),
-        ("none", "layernorm_pre.weight", torch.float16, "float16, expected .* float32"),
+        ("int8", "weight_scale", torch.bfloat16, r"expected float32, found \[\d+\] bfloat16"),
+        ("int4", "weight_zero", torch.float32, "expected bfloat16, found .* float32"),
+        ("int4", "gate_up_proj.weight", torch.int8, "expected uint8, found .* int8"),
+        ("none", "layernorm_pre.weight", torch.float16, "expected float32, found .* float16"),
     ],
 )
 def test_what_is_stored_in_another_dtype_is_refused(tmp_path, quantize, ending, wrong, message):
