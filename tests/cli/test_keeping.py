@@ -213,7 +213,7 @@ def test_verify_repairs_a_local_dir(machine, tmp_path):
     folder = tmp_path / "here"
     machine.run("download", REPO, "--local-dir", str(folder))
     flip(folder / "tokenizer.json")
-    assert "tokenizer.json: its content" in machine.run("verify", str(folder)).stdout
+    assert "tokenizer.json: is not what was recorded" in machine.run("verify", str(folder)).stdout
     assert machine.run("verify", str(folder), "--repair").exit_code == 0
     assert (folder / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
 
@@ -258,7 +258,7 @@ def test_verify_knows_the_hashes_of_a_download_by_another_tool(machine):
     assert "(names in the cache)" in machine.run("verify", REPO).stdout
     for name in ("model.safetensors", "config.json"):
         flip(machine.snapshot / name)
-        assert f"{name}: its content" in machine.run("verify", REPO).stdout
+        assert f"{name}: is not what was recorded" in machine.run("verify", REPO).stdout
 
 
 def test_verify_reads_metas_checklist(machine, tmp_path):
@@ -275,7 +275,7 @@ def test_verify_reads_metas_checklist(machine, tmp_path):
     (folder / "params.json").unlink()
     done = machine.run("verify", str(folder))
     assert done.exit_code == 3
-    assert "consolidated.00.pth: its content" in done.stdout
+    assert "consolidated.00.pth: is not what was recorded" in done.stdout
     assert "params.json: is missing" in done.stdout
 
 
