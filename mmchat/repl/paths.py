@@ -11,7 +11,6 @@ import itertools
 import re
 import shlex
 import unicodedata
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -27,9 +26,10 @@ _DATA = re.compile(r"data:(image/|application/pdf[;,])", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:\\")  # of Windows
 # Not \s: names of files hold no-break spaces.
 _BARE = re.compile(r"(?:[^ \t\r\n\\]++|\\.|\\$)++", re.DOTALL)
-_QUOTED = re.compile(
-    r"""(?:[^ \t\r\n"'\\]++|\\.|\\$|"(?:[^"\\]++|\\.)*+"|'[^']*+')++""", re.DOTALL
-)  # a word as a shell reads it
+_PIECE = re.compile(
+    r"""[^ \t\r\n"'\\]++|\\.|\\$|"(?:[^"\\]++|\\.)*+"|'[^']*+'""", re.DOTALL
+)  # of a word as a shell reads it; shlex joins its characters, in time that grows with the square
+_QUOTED = re.compile(f"(?:{_PIECE.pattern})++", re.DOTALL)
 _OPENING, _CLOSING = "([{<\"'", "\"'.,;:!?)]}>"
 _BESIDE = " \t\n,;:\"'()[]{}<>"  # between pictures that stand together
 _SENTENCE_ENDS = ("?", "!", ".", ":", "…", "？", "。", "！")
@@ -274,11 +274,20 @@ def _local_path(name: str) -> Path:
 
 def plain(word: str) -> str:
     """A word as a shell reads it, without quotes and escapes; as it is if it is not one word."""
-    if len(word) <= _PATH_CHARACTERS:
-        with suppress(ValueError):  # a quote that is open
-            pieces = shlex.split(word)
-            return pieces[0] if len(pieces) == 1 else word
-    return word
+    pieces: list[str] = []
+    end = 0
+    for match in _PIECE.finditer(word):
+        if match.start() != end:
+            return word
+        piece, end = match[0], match.end()
+        if piece[0] == "'":
+            piece = piece[1:-1]
+        elif piece[0] == '"':
+            piece = re.sub(r'\\(["\\$`])', r"\1", piece[1:-1])
+        elif piece[0] == "\\":
+            piece = piece[1:]
+        pieces.append(piece)
+    return "".join(pieces) if end == len(word) else word
 
 
 def looks_like_picture(name: str) -> bool:
