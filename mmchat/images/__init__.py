@@ -6,12 +6,11 @@ in a process of their own (`worker`); what is in memory already is converted her
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmchat import limits
 from mmchat.conversation import Image
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image as PILImage
 
-    from mmchat.images.colour import Alpha, Box
+    from mmchat.images.colour import Alpha
 
     Held = PILImage.Image | np.ndarray | torch.Tensor  # what a program holds in memory
 
@@ -103,41 +102,42 @@ def load_each(
     already: int = 0,
 ) -> list[list[Image]]:
     """`load_images`, with the pictures of each source by themselves."""
-    have = [*beside, *(source for source in sources if isinstance(source, Image))]
-    _check_together(_pixels(have))
-    opened: list[list[Image | Held | Encoded]] = []
+    have = _pixels([*beside, *(source for source in sources if isinstance(source, Image))])
+    _check_together(have)
+    opened: list[list[tuple[Any, str | None]]] = []
     size = 0
     for source, name in zip(sources, names or [None] * len(sources), strict=True):
         if isinstance(source, Image) or pixel_count(source) is not None:
-            opened.append([source])  # type: ignore[list-item]
+            opened.append([(source, name)])
             continue
         encoded = read_source(source, name=name)  # type: ignore[arg-type]
         size += len(encoded.data)
         if size > limits.IMAGES_BYTES:
             most = limits.IMAGES_BYTES // limits.MIB
             raise MemoryError_(f"the files of the pictures have more than {most:,} MiB together")
-        opened.append([*_pages(encoded)])
+        opened.append([(page, None) for page in _pages(encoded)])
     count = sum(map(len, opened))
     if (all_of_them := already + count) > max(limits.IMAGES_PER_PROMPT, len(sources)):
         raise ImageError(
             f"the pages and pictures are {all_of_them} together, and one prompt takes at most"
             f" {limits.IMAGES_PER_PROMPT}; name fewer pages, as in 'paper.pdf#1-3'"
         )
-    if _pixels(have) + count * limits.IMAGE_PIXELS > limits.IMAGES_PIXELS:
-        _check_together(_pixels(have) + sum(_announced(one) for group in opened for one in group))
+    if have + count * limits.IMAGE_PIXELS > limits.IMAGES_PIXELS:
+        _check_together(have + sum(_announced(one) for group in opened for one, _ in group))
     each: list[list[Image]] = []
-    for index, group in enumerate(opened):
+    for group in opened:
         each.append([])
-        for one in group:
-            if isinstance(one, Encoded):
-                image = _decode(one, alpha)
-            elif isinstance(one, Image):
-                image = one
-            else:
-                image = load_image(one, alpha=alpha, name=names[index] if names else None)
+        for source, name in group:
+            if isinstance(source, Image):
+                each[-1].append(source)
+                continue
+            is_file = isinstance(source, Encoded)
+            image = (
+                _decode(source, alpha) if is_file else load_image(source, alpha=alpha, name=name)
+            )
             each[-1].append(image)
-            have.append(image)
-            _check_together(_pixels(have))  # a file may hold more than its header says
+            have += image.width * image.height
+            _check_together(have)  # a file may hold more than its header says
     return each
 
 
@@ -170,8 +170,10 @@ def _pixels(images: Iterable[Image]) -> int:
 
 def _announced(source: Encoded | Held | Image) -> int:
     """The pixels that a picture will take more than it does now, by its header."""
+    if isinstance(source, Image):
+        return 0
     if not isinstance(source, Encoded):
-        return 0 if isinstance(source, Image) else pixel_count(source) or 0
+        return pixel_count(source) or 0
     with _asked(source, only_size=True) as (_, answer):
         width, height = answer["size"]
     return width * height
@@ -187,13 +189,9 @@ def _check_together(pixels: int) -> None:
 
 
 def _decode(encoded: Encoded, alpha: Alpha) -> Image:
-    from mmchat.images.colour import strips
-
     with _asked(encoded, alpha=alpha) as (decoder, answer):
-        width, height = size = tuple(answer["size"])
-        check_size(size, limits.IMAGE_PIXELS)
-        sent = ((box, decoder.read(3 * width * (box[3] - box[1]))) for box in strips(width, height))
-        return _joined(size, sent, encoded.name, answer["notices"])
+        picture, content_hash = _receive(decoder, tuple(answer["size"]))
+        return Image(picture, encoded.name, content_hash, tuple(answer["notices"]))
 
 
 @contextmanager
@@ -225,26 +223,39 @@ def _asked(encoded: Encoded, **request: Any) -> Iterator[tuple[worker.Worker, di
     raise error(f"{shown} {answer['reason']}")
 
 
-def _joined(
-    size: tuple[int, int], strips: Iterable[tuple[Box, bytes]], name: str, notices: Iterable[str]
-) -> Image:
-    """The picture of RGB strips that cover it; its hash too, which holds mode and size, so that
-    equal bytes of another shape differ."""
+def _receive(decoder: worker.Worker, size: tuple[int, int]) -> tuple[PILImage.Image, str]:
+    """Put the picture together from the pixels that the worker sends; its hash as well."""
     from PIL import Image as PILImage
 
-    picture = PILImage.new("RGB", size, None)  # None: not filled
-    digest = hashlib.sha256("RGB {} {}\n".format(*size).encode())
-    for box, pixels in strips:
+    from mmchat.images.colour import new_hash, strips
+
+    check_size(size, limits.IMAGE_PIXELS)
+    picture = None
+    digest = new_hash(*size)
+    for box in strips(*size):
+        strip_size = size[0], box[3] - box[1]
+        pixels = decoder.read(3 * strip_size[0] * strip_size[1])
         digest.update(pixels)
-        picture.paste(PILImage.frombytes("RGB", (size[0], box[3] - box[1]), pixels), box)
-    return Image(picture, name, digest.hexdigest(), tuple(notices))
+        strip = PILImage.frombytes("RGB", strip_size, pixels)
+        if strip_size == size:
+            picture = strip
+        else:
+            picture = picture or PILImage.new("RGB", size, None)  # None: not filled
+            picture.paste(strip, box)
+    return cast("PILImage.Image", picture), digest.hexdigest()
 
 
 def from_pil(picture: PILImage.Image, *, source: str = "picture", alpha: Alpha = "white") -> Image:
     """Make an Image of a Pillow picture in memory; no orientation is applied."""
-    from mmchat.images.colour import eight_bits, quiet_pillow, rgb_strips
+    from PIL import Image as PILImage
 
+    from mmchat.images.colour import eight_bits, new_hash, quiet_pillow, rgb_strips
+
+    digest = new_hash(*picture.size)
     with quiet_pillow():
         picture, notices = eight_bits(picture)
-        strips = ((box, strip.tobytes()) for box, strip in rgb_strips(picture, alpha))
-        return _joined(picture.size, strips, source, notices)
+        rgb = PILImage.new("RGB", picture.size)
+        for box, strip in rgb_strips(picture, alpha):
+            digest.update(strip.tobytes())
+            rgb.paste(strip, box)
+    return Image(rgb, source, digest.hexdigest(), tuple(notices))

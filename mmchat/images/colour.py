@@ -8,6 +8,7 @@ byte stays). Here we differ from both on purpose: Pillow's own conversion makes 
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import warnings
 from collections.abc import Iterator
@@ -63,6 +64,14 @@ def rgb_strips(picture: PILImage.Image, alpha: Alpha) -> Iterator[tuple[Box, PIL
             strip = strip.copy()
             del strip.info["transparency"]
         yield box, strip if strip.mode == "RGB" else strip.convert("RGB")
+
+
+def new_hash(width: int, height: int) -> hashlib._Hash:
+    """The hash of a picture, which waits for the pixels.
+
+    It begins with mode and size, so that equal bytes of another shape differ.
+    """
+    return hashlib.sha256(f"RGB {width} {height}\n".encode())
 
 
 def eight_bits(picture: PILImage.Image) -> tuple[PILImage.Image, list[str]]:

@@ -6,11 +6,12 @@ Decides by the form of what was given, reads at most `limits.IMAGE_BYTES`, decod
 from __future__ import annotations
 
 import base64
+import errno
+import io
 import itertools
 import os
 import re
 import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,6 @@ from mmchat.errors import ImageError, UsageError, quoted
 from mmchat.images.formats import PAGED, explain_foreign, picture_format
 from mmchat.images.pages import HOW, split_pages
 from mmchat.spelling import closest
-from mmchat.storage.safe_files import open_regular
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 
@@ -29,6 +29,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _ENTRIES_SEARCHED = 2_000  # of a folder, for a name like the one that is missing
 _URL_LETTERS = bytes.maketrans(b"-_", b"+/")
 _DATA_KINDS = ("application/octet-stream", "application/pdf")
+_REASONS = {
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links go round in a circle",
+    errno.EIO: "the disk reports an error",
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,11 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
         except ValueError:  # of Python's own reading of addresses: stray bytes, half a bracket
             raise ImageError(f"{quoted(source)} is not a valid address") from None
     if isinstance(source, os.PathLike):
-        path = os.fsdecode(source)
-        return _read_path(path, name or path)
+        try:
+            path = Path(source)
+        except TypeError:  # of an object that gives bytes, or anything else
+            raise UsageError(f"{type(source).__name__} gives no path as text") from None
+        return _read_path(str(path), name or str(path))
     if hasattr(source, "read"):
         return Encoded(_read_stream(source, name or "stream"), name or "stream")
     each = "; give each of them by itself" if isinstance(source, list | tuple) else ""
@@ -74,7 +82,8 @@ def read_source(source: Source, *, name: str | None = None, allow_fetch: bool = 
 
 
 def _read_text(text: str, name: str | None, allow_fetch: bool) -> Encoded:
-    scheme = _scheme(text)
+    found = _SCHEME.match(text)
+    scheme = found[1].lower() if found else ""
     if scheme == "data":
         return Encoded(_read_data_url(text), name or "data: URL")
     if scheme in ("http", "https"):
@@ -88,65 +97,68 @@ def _read_text(text: str, name: str | None, allow_fetch: bool) -> Encoded:
             return Encoded(data, name or place, pages)
         return Encoded(data, name or text)
     if scheme == "file":
-        text = _file_url_path(text)
-    elif scheme and "://" in text[:32]:
+        path = str(_file_url_path(text))
+        return _read_path(path, name or path)
+    if "://" in text[:32] and found:
         raise ImageError(
             f"{quoted(text)} cannot be opened: addresses start with http: or https:; "
             "download the picture and give the file"
         )
-    elif not text:
+    if not text:
         raise ImageError("the name of the picture is empty; give a file or an address")
     return _read_path(text, name or text)
-
-
-def _scheme(text: str) -> str:
-    """How an address begins, in small letters; "" of a path."""
-    found = _SCHEME.match(text)
-    return found[1].lower() if found else ""
 
 
 def _read_path(path: str, name: str) -> Encoded:
     """A file, or pages of one: what is there by its whole name has no pages behind it."""
     file, pages = split_pages(path)
     if not pages or _is_there(path):
-        return Encoded(_read_file(path), name)
-    return Encoded(_read_file(file), file if name == path else name, pages)
+        return Encoded(_read_file(Path(path)), name)
+    return Encoded(_read_file(Path(file)), file if name == path else name, pages)
 
 
 def _is_there(path: str) -> bool:
-    return os.path.lexists(os.path.expanduser(path))  # noqa: PTH111 - unlike pathlib's it never fails
+    try:
+        return os.path.lexists(Path(path).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
-def _file_url_path(url: str) -> str:
+def _file_url_path(url: str) -> Path:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise ImageError(f"{quoted(url)} names another computer; file: works for this one only")
     path = unquote(url[len("file:") :].removeprefix("//" + parts.netloc))
     if not path.startswith("/"):
         raise ImageError(f"{quoted(url)} names no file; write file:///folder/picture.png")
-    return path
+    return Path(path)
 
 
-def _read_file(path: str) -> bytes:
+def _read_file(path: Path) -> bytes:
     """Read a file, or a pipe such as a shell's `<(…)`. Raises ImageError with the reason."""
     shown = quoted(path)
-    path = os.path.expanduser(path)  # noqa: PTH111 - as in _is_there
     try:
+        path = path.expanduser()
         # Opening a pipe would wait for its writer: O_NONBLOCK, then look at what was opened.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise ImageError(f"{shown} does not exist{_suggestion(Path(path))}") from None
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or "it is no usable file name"
+        raise ImageError(f"{shown} does not exist{_suggestion(path)}") from None
+    except NotADirectoryError:
+        raise ImageError(f"{shown} does not exist: a part of the path is no folder") from None
+    except PermissionError:
+        raise ImageError(f"{shown} may not be read: permission denied") from None
+    except (OSError, ValueError, RuntimeError) as problem:  # RuntimeError: no such ~user
+        reason = _REASONS.get(getattr(problem, "errno", None) or 0, "it is no usable file name")
         raise ImageError(f"{shown} cannot be opened: {reason}") from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
         os.set_blocking(descriptor, True)  # a pipe that nobody writes to ends at once all the same
         with os.fdopen(descriptor, "rb") as file:
-            return _read_stream(file, path)
+            return _read_stream(file, str(path))
     os.close(descriptor)
-    kind = "folder" if stat.S_ISDIR(mode) else "device"
-    raise ImageError(f"{shown} is a {kind}; give a picture file")
+    if stat.S_ISDIR(mode):
+        raise ImageError(f"{shown} is a folder; give a picture file")
+    raise ImageError(f"{shown} is a device, not a file; give a picture file")
 
 
 def check_file(source: str) -> None:
@@ -154,11 +166,15 @@ def check_file(source: str) -> None:
 
     Nothing is asked of the network, and no pipe is read, which cannot be read again.
     """
-    if _scheme(source) in ("data", "http", "https"):
+    found = _SCHEME.match(source)
+    scheme = found[1].lower() if found else ""
+    if scheme in ("data", "http", "https"):
         return
-    with suppress(OSError, ValueError, RuntimeError):  # reading it says why
-        if Path(split_pages(source)[0]).expanduser().is_fifo():
+    try:
+        if stat.S_ISFIFO(Path(split_pages(source)[0]).expanduser().stat().st_mode):
             return
+    except (OSError, ValueError, RuntimeError):  # reading it says why
+        pass
     encoded = read_source(source)
     kind = picture_format(encoded.data)
     if kind is None:
@@ -178,10 +194,12 @@ def check_paged(encoded: Encoded, kind: str) -> None:
 def holds_picture(path: Path) -> bool:
     """Whether a file begins like a picture, whatever its name."""
     try:
-        with open_regular(path.resolve()) as file:
-            return picture_format(file.read(512)) is not None
-    except (OSError, ValueError, RuntimeError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError):
         return False
+    with os.fdopen(descriptor, "rb") as file:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return is_file and picture_format(file.read(512)) is not None
 
 
 def _suggestion(path: Path) -> str:
@@ -213,8 +231,11 @@ def _read_stream(stream: BinaryIO, name: str) -> bytes:
                 raise _too_large(name)
     except UnicodeDecodeError:
         raise UsageError(f"{quoted(name)} is opened as text; open it with mode 'rb'") from None
-    except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or "it is closed, or not opened for reading"
+    except (OSError, ValueError) as problem:  # ValueError: closed
+        is_closed = getattr(stream, "closed", False)
+        reason = "it is closed" if is_closed else "the device reports an error"
+        if isinstance(problem, io.UnsupportedOperation):
+            reason = "it is not opened for reading"
         raise ImageError(f"{quoted(name)} cannot be read: {reason}") from None
     return b"".join(chunks)
 
@@ -227,10 +248,12 @@ def _read_data_url(url: str) -> bytes:
         raise ImageError("the data: URL has no comma; write data:image/png;base64,…")
     if kind and not (kind.startswith("image/") or kind in _DATA_KINDS):
         raise ImageError(f"the data: URL holds {quoted(kind)}, not a picture")
-    data = unquote_to_bytes(body)
-    if "base64" in (parameter.strip() for parameter in parameters):
-        data = _decode_base64(data)
-    return _capped(data, "data: URL")
+    is_base64 = "base64" in (parameter.strip() for parameter in parameters)
+    if not is_base64:
+        if len(body) - 2 * body.count("%") > limits.IMAGE_BYTES:
+            raise _too_large("data: URL")
+        return _capped(unquote_to_bytes(body), "data: URL")
+    return _capped(_decode_base64(unquote_to_bytes(body)), "data: URL")
 
 
 def _decode_base64(text: bytes) -> bytes:

@@ -400,7 +400,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
     assert "dog.png" in message
     assert "is it" not in reject(tmp_path / "zebra.webp")
     assert "there is no folder" in reject(tmp_path / "no" / "dog.png")
-    assert "cannot be opened: Not a directory" in reject(tmp_path / "dog.png" / "x.png")
+    assert "a part of the path is no folder" in reject(tmp_path / "dog.png" / "x.png")
 
 
 def test_a_macos_screenshot_name_is_suggested(tmp_path):
@@ -417,11 +417,11 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     assert "is a device" in reject("/dev/zero")
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    assert "Too many levels of symbolic links" in reject(loop)
+    assert "circle" in reject(loop)
     assert "cannot be opened" in reject("a\0b.png")
-    assert "File name too long" in reject("x" * 5000)
+    assert "too long" in reject("x" * 5000)
     assert "is empty" in reject("")
-    assert "there is no folder" in reject("~no-such-user-here/x.png")
+    assert "cannot be opened" in reject("~no-such-user-here/x.png")
 
 
 def test_a_pipe_is_read_to_its_end():
@@ -440,7 +440,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    assert "locked.png' cannot be opened: Permission denied" in reject(path)
+    assert "locked.png' may not be read: permission denied" in reject(path)
 
 
 def test_names_are_escaped_in_messages(tmp_path):
