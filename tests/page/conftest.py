@@ -1,4 +1,4 @@
-"""One Chromium for the session, one page a test, before the fake server.
+"""One Chromium a file, one page a test, before the fake server.
 
 MMCHAT_SCREENSHOTS names a folder that the pictures of the page are kept in.
 """
@@ -30,7 +30,7 @@ PHONE = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop runs on, and another file may need its own
 def browser() -> Iterator[Any]:
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:

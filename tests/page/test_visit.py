@@ -410,7 +410,9 @@ def test_an_answer_is_followed_only_from_its_end(visit):
     scroll = visit.page.locator("#scroll")
     end = "e => e.scrollHeight - e.scrollTop - e.clientHeight"
     visit.answers.locator("p").nth(40).wait_for()
-    assert scroll.evaluate(end) < 5
+    visit.page.wait_for_function(  # a line is followed in the frame after it
+        f"e => ({end})(e) < 5", arg=scroll.element_handle()
+    )
     scroll.evaluate("e => e.scrollTo(0, 0)")
     visit.page.locator(".stats").wait_for()
     assert scroll.evaluate("e => e.scrollTop") == 0

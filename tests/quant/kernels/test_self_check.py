@@ -173,7 +173,7 @@ def test_a_source_without_a_fault_is_used(load_edited: Callable[[str, str], Load
         ("for (; b < blocks; b++)", "for (; b < blocks - 1; b++)"),
         ("for (; m < m1; m++) { CALL(one", "for (; m + 1 < m1; m++) { CALL(one"),
         ("k < columns; k += BLOCK)\n", "k < columns - BLOCK; k += BLOCK)\n"),
-        ("sums + t * each * PANEL", "sums"),
+        ("p * size + t * each * PANEL", "p * size"),
         ("each > MOST - 2 ? MOST - each : 2", "2"),
         ("k / SPAN * tiles + t0", "k / SPAN * tiles"),
         ("place][row], &given", "at][row], &given"),
