@@ -1,9 +1,10 @@
 """The only loop in the house: many answers, each step one token further and one slice of reading.
 
-A step reads one token, or a draft, of all rows that write, in one forward; then it does one slice
-of reading: of the pictures that new prompts wait for, or pieces of their text. So those who write
-wait for no one's long prompt, and nobody who waits to be read is forgotten. The engine has no
-thread: whoever calls `step` does the work, one at a time.
+A step reads one token, or a draft, of all rows that write, and does one slice of reading: pieces of
+the text of new prompts, or of the pictures that these wait for. So those who write wait for no
+one's long prompt, and nobody who waits to be read is forgotten. Where rows may be of any length,
+pieces are read in the same forward as the tokens, which then cost little: the weights are read
+once. The engine has no thread: whoever calls `step` does the work, one at a time.
 """
 
 from __future__ import annotations
@@ -124,10 +125,21 @@ class Engine:
         with self._lock, self._working():
             self._step_began = time.monotonic()
             self._drop_cancelled()
-            self._write([row for row in self._active if row.is_writing])
-            self._admit()  # who came meanwhile, and where rows are over, is read in this step
-            if self._turns:
-                self._read()
+            tokens = self._next_tokens()
+            self._admit()  # who came meanwhile is read in this step
+            first = self._turns[0] if self._turns else None
+            if first and first.unencoded(self.cache):
+                self._forward(tokens)
+                self._encode()
+                if self._turns and self._turns[0] is first:
+                    self._turns.rotate(-1)
+            else:
+                pieces = self._next_pieces() if first else []
+                if self.cache.fixed or any(row.watch for row, _ in pieces):
+                    self._forward(tokens)
+                    self._forward(pieces)
+                else:
+                    self._forward([*tokens, *pieces])
             return self.has_work
 
     def fail(self, error: BaseException) -> None:
@@ -250,16 +262,7 @@ class Engine:
                 if memory_error(error) is None:
                     raise
 
-    # ---- one slice of reading
-
-    def _read(self) -> None:
-        row = self._turns[0]
-        if not row.unencoded(self.cache):
-            self._read_pieces()
-            return
-        self._encode()
-        if self._turns and self._turns[0] is row:
-            self._turns.rotate(-1)
+    # ---- one slice of pictures
 
     def _encode(self) -> None:
         """One slice of the pictures that were begun, or of the first that somebody waits for.
@@ -295,7 +298,21 @@ class Engine:
                 if not row.unencoded(self.cache):
                     row.encoded()
 
-    def _read_pieces(self) -> None:
+    # ---- one step of rows
+
+    def _next_tokens(self) -> list[tuple[Row, Tensor]]:
+        """What those read that write: their last token, or a draft."""
+        read = []
+        for row in [row for row in self._active if row.is_writing]:
+            with self._ending(row):
+                tokens = row.reads()
+                if not row.is_over:
+                    read.append((row, tokens))
+        if read:
+            self.steps[len(read)] += 1
+        return read
+
+    def _next_pieces(self) -> list[tuple[Row, Tensor]]:
         """Pieces of the prompts whose pictures are encoded, as many as a slice takes.
 
         Every second slice may be of short ones alone, so that these do not wait for a long one of
@@ -322,20 +339,7 @@ class Engine:
                 break
         if not self._short_first:  # else it is still the turn of who was first
             self._turns.rotate(-1)
-        self._forward(read)
-
-    # ---- one step of rows
-
-    def _write(self, rows: Sequence[Row]) -> None:
-        read = []
-        for row in rows:
-            with self._ending(row):
-                tokens = row.reads()
-                if not row.is_over:
-                    read.append((row, tokens))
-        if read:
-            self.steps[len(read)] += 1
-            self._forward(read)
+        return read
 
     def _forward(self, read: Read) -> None:
         """One step of these rows. If it fails, each takes it alone, and the guilty ends.
@@ -343,6 +347,8 @@ class Engine:
         Where memory runs out it is tried again with what idle slots gave back, and then without
         the last row, the youngest, which ends: the older have more to lose.
         """
+        if not read:
+            return
         begin = time.perf_counter()
         logits = self._logits(read)
         if isinstance(logits, MemoryError_):

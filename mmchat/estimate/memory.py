@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,7 @@ class Setup:
         pictures = () if self.text_only else (self.sizes.largest_picture,)
         return Workload(positions, min(USUAL_PROMPT, positions), pictures)
 
-    @property
+    @cached_property
     def sizes(self) -> Sizes:
         return self.spec.family.sizes(self.spec.config)
 

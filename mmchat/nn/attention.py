@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -97,23 +98,27 @@ def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
 
     query: [N, H, D] -> [N, H, D]. Nothing is padded, whatever the lengths are.
     """
+    singles = list(takewhile(partial(_is_single, query), rows))
+    parts, at = [], 0
+    if len(singles) > 1:  # those that write, which come first
+        keys, values = [row.key for row in singles], [row.value for row in singles]
+        at, rows = len(singles), rows[len(singles) :]
+        parts.append(ops.attend_rows(query[:at], keys, values))
     if len(rows) > 1 and _are_causal_of_one_length(rows):
         # new prompts, as in training: one product, for which their keys are copied
         key, value = torch.cat([row.key for row in rows]), torch.cat([row.value for row in rows])
-        together = query.unflatten(0, (len(rows), -1)).transpose(1, 2)
-        return attend(together, key, value, causal=True).transpose(1, 2).flatten(0, 1)
-    if (
-        len(rows) > 1
-        and all(row.queries == 1 for row in rows)
-        and all(_reads_fast(query, row.key, row.value) for row in rows)
-    ):
-        return ops.attend_rows(query, [row.key for row in rows], [row.value for row in rows])
-    parts, at = [], 0
+        together = query[at:].unflatten(0, (len(rows), -1)).transpose(1, 2)
+        parts.append(attend(together, key, value, causal=True).transpose(1, 2).flatten(0, 1))
+        rows = ()
     for count, key, value, is_causal in rows:
         part = query[at : at + count].transpose(0, 1)[None]
         parts.append(attend(part, key, value, causal=is_causal)[0].transpose(0, 1))
         at += count
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _is_single(query: Tensor, row: Row) -> bool:
+    return row.queries == 1 and _reads_fast(query, row.key, row.value)
 
 
 def _are_causal_of_one_length(rows: Sequence[Row]) -> bool:

@@ -29,6 +29,7 @@ from mmchat.errors import (
 )
 from mmchat.evals.run import judge_scenes
 from mmchat.evals.scenes import heldout_scenes
+from mmchat.models.base import Watch
 from mmchat.models.prompt import PlacedMedia, Prompt
 from tests.fake_model import EOT, VOCAB_SIZE, ByteTokenizer, FakeCache
 
@@ -227,10 +228,25 @@ def test_a_long_prompt_is_read_in_pieces_while_others_write():
     sizes = engine._model.runtime.sizes
     before = len(sizes)
     engine.step()
-    assert sizes[before:] == [(1, 1), (1, engine_module.PIECE)]
     for _ in range(3):
         engine.step()
-    assert sizes[before + 2 :: 2][:3] == [(1, 1)] * 3  # between two pieces everybody writes on
+    both = (2, 1 + engine_module.PIECE)  # with each piece everybody writes on, in one forward
+    assert sizes[before:] == [both] * 4
+
+
+@pytest.mark.parametrize("apart", ["fixed slots", "a watched row"])
+def test_what_is_computed_in_another_way_is_read_beside_those_who_write(apart, monkeypatch):
+    monkeypatch.setattr(FakeCache, "fixed", apart == "fixed slots")
+    engine = Engine(fake_model(), rows=2)
+    engine.submit(Request(Prompt((1, 2, 3)), replace(GREEDY, max_new_tokens=9), ignore_stop=True))
+    for _ in range(2):
+        engine.step()
+    sizes = engine._model.runtime.sizes
+    before = len(sizes)
+    watch = Watch(0) if apart == "a watched row" else None
+    engine.submit(Request(Prompt((4, 5, 6)), GREEDY, watch=watch))
+    engine.step()
+    assert sizes[before:] == [(1, 1), (1, 3)]
 
 
 def test_two_long_prompts_are_read_in_turns_while_another_writes():
@@ -258,7 +274,7 @@ def test_a_long_prompt_lets_others_begin_where_there_are_several_rows():
     engine.step()
     assert any(isinstance(event, TextDelta) for event in short.take())
     engine.step()
-    assert sizes[1:] == [(1, 3), (1, 1), (1, engine_module.PIECE)]
+    assert sizes[1:] == [(1, 3), (2, 1 + engine_module.PIECE)]
 
 
 def test_short_prompts_without_end_do_not_keep_a_long_one_from_being_read():
@@ -276,7 +292,7 @@ def test_short_prompts_without_end_do_not_keep_a_long_one_from_being_read():
     assert sum(answer.is_over for answer in short) >= steps - 3
 
 
-def test_who_comes_while_others_write_is_read_in_that_step():
+def test_who_comes_while_others_write_is_read_in_the_next_step():
     engine = Engine(fake_model(), rows=2)
     endless_one = replace(GREEDY, max_new_tokens=40)
     came: list[Any] = []
@@ -290,6 +306,7 @@ def test_who_comes_while_others_write_is_read_in_that_step():
     answer = engine.submit(request, tell)
     while not came:
         engine.step()
+    engine.step()
     assert any(isinstance(event, TextDelta) for event in came[0].take())
 
 

@@ -53,6 +53,24 @@ def test_one_bfloat16_query_has_the_gradient_of_torchs_attention(
         torch.testing.assert_close(mine, other, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "read", [[(1, 9), (1, 5), (1, 7), (4, 4), (4, 4)], [(1, 9), (6, 8), (1, 3)], [(1, 9), (6, 6)]]
+)
+def test_rows_that_write_and_rows_that_read_attend_as_each_alone(
+    read: list[tuple[int, int]], dtype: torch.dtype
+) -> None:
+    query = numbers(sum(count for count, _ in read), HEADS, DIM, seed=1).detach().to(dtype)
+    pairs = keys_and_values(tuple(length for _, length in read))
+    rows = [
+        Row(count, key.detach().to(dtype), value.detach().to(dtype), is_causal=count > 1)
+        for (count, _), (key, value) in zip(read, pairs, strict=True)
+    ]
+    parts = query.split([row.queries for row in rows])
+    alone = [attend_rows(part, [row]) for part, row in zip(parts, rows, strict=True)]
+    torch.testing.assert_close(attend_rows(query, rows), torch.cat(alone))
+
+
 @pytest.mark.parametrize("wide_bytes", [1, 2**24])
 @pytest.mark.parametrize("form", ["causal", "mask of each", "mask of all", "none"])
 def test_keys_and_values_in_int8_are_read_as_what_they_stand_for(
