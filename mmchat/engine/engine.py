@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Pace
 from mmchat.engine.prefix import Place, Prefixes
-from mmchat.engine.reading import Encoding, Read, joinable, joined
+from mmchat.engine.reading import Encoding, Read, apart, joinable, joined
 from mmchat.engine.request import Answer, Request
 from mmchat.engine.room import Queue, Room
 from mmchat.engine.row import Row, unanswered
@@ -126,6 +126,9 @@ class Engine:
             self._step_began = time.monotonic()
             self._drop_cancelled()
             tokens = self._next_tokens()
+            if self.cache.fixed:  # who comes is put in place while the device works on these
+                self._forward(tokens)
+                tokens = []
             self._admit()  # who came meanwhile is read in this step
             first = self._turns[0] if self._turns else None
             if first and first.unencoded(self.cache):
@@ -135,11 +138,10 @@ class Engine:
                     self._turns.rotate(-1)
             else:
                 pieces = self._next_pieces() if first else []
-                if self.cache.fixed or any(row.watch for row, _ in pieces):
+                if any(row.watch for row, _ in pieces):
                     self._forward(tokens)
-                    self._forward(pieces)
-                else:
-                    self._forward([*tokens, *pieces])
+                    tokens = []
+                self._forward([*tokens, *pieces])
             return self.has_work
 
     def fail(self, error: BaseException) -> None:
@@ -344,8 +346,9 @@ class Engine:
     def _forward(self, read: Read) -> None:
         """One step of these rows. If it fails, each takes it alone, and the guilty ends.
 
-        Where memory runs out it is tried again with what idle slots gave back, and then without
-        the last row, the youngest, which ends: the older have more to lose.
+        Where memory runs out it is tried again with what idle slots gave back, then those who write
+        and those who read their prompts apart, and then without the last row, the youngest, which
+        ends: the older have more to lose.
         """
         if not read:
             return
@@ -358,6 +361,9 @@ class Engine:
             for (row, _), part in zip(read, logits, strict=True):
                 with self._ending(row):
                     self._has_read(row, part, begin if len(read) == 1 else None)
+        elif isinstance(logits, MemoryError_) and len(parts := apart(read)) > 1:
+            for part in parts:
+                self._forward(part)
         elif len(read) == 1 or isinstance(logits, MemoryError_):
             self._end(read[-1][0], logits)
             if len(read) > 1:

@@ -64,6 +64,13 @@ def joinable(ready: Sequence[Row]) -> Sequence[Row]:
     return [row for row in ready if not row.watch]
 
 
+def apart(read: Read) -> list[Read]:
+    """Those who write and those who read their prompts, as far as there are such."""
+    writing = [one for one in read if one[0].is_writing]
+    reading = [one for one in read if not one[0].is_writing]
+    return [part for part in (writing, reading) if part]
+
+
 def joined(read: Read, lengths: Sequence[int]) -> tuple[Batch, list[int]]:
     """The batch, and how many logits each row gets of it. lengths: positions of each slot so far.
 

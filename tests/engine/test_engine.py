@@ -292,7 +292,10 @@ def test_short_prompts_without_end_do_not_keep_a_long_one_from_being_read():
     assert sum(answer.is_over for answer in short) >= steps - 3
 
 
-def test_who_comes_while_others_write_is_read_in_the_next_step():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_who_comes_while_others_write_is_read_at_once(fixed, monkeypatch):
+    """In the next forward: where one reads tokens and prompts, that is in the next step."""
+    monkeypatch.setattr(FakeCache, "fixed", fixed)
     engine = Engine(fake_model(), rows=2)
     endless_one = replace(GREEDY, max_new_tokens=40)
     came: list[Any] = []
@@ -306,7 +309,8 @@ def test_who_comes_while_others_write_is_read_in_the_next_step():
     answer = engine.submit(request, tell)
     while not came:
         engine.step()
-    engine.step()
+    if not fixed:
+        engine.step()
     assert any(isinstance(event, TextDelta) for event in came[0].take())
 
 
@@ -626,6 +630,47 @@ def test_memory_that_runs_out_ends_one_row():
     for answer, prompt in zip(answers, prompts, strict=True):
         assert answer.finished is not None
         assert answer.finished.output_ids == expected(prompt, 12)
+
+
+def test_memory_that_runs_out_for_who_writes_ends_nobody_who_is_read():
+    """Here it is the writer's fault, though the other is the younger."""
+    model = fake_model()
+    model.runtime.error = RuntimeError("can't allocate memory")
+    engine = Engine(model, rows=2)
+    params = replace(GREEDY, speculate="off")
+    bad = engine.submit(Request(Prompt((1, CURSED)), params, ignore_stop=True))
+    for _ in range(2):
+        engine.step()
+    long = Prompt(tuple(range(200)) * 8)
+    answer = engine.submit(Request(long, GREEDY))
+    while engine.step():
+        pass
+    assert isinstance(bad.error, MemoryError_)
+    assert answer.finished is not None
+    assert answer.finished.output_ids == expected(long, 12)
+
+
+def test_what_memory_does_not_allow_in_one_forward_is_read_in_two(monkeypatch):
+    engine = Engine(fake_model(), rows=2)
+    forward = engine._runtime.forward
+
+    def narrow(batch, cache):
+        if len(batch.token_ids) > engine_module.PIECE:
+            raise MemoryError
+        return forward(batch, cache)
+
+    monkeypatch.setattr(engine._runtime, "forward", narrow)
+    first = engine.submit(Request(Prompt((1, 2, 3)), GREEDY, ignore_stop=True))
+    for _ in range(2):
+        engine.step()
+    long = Prompt(tuple(range(200)) * 8)
+    second = engine.submit(Request(long, GREEDY))
+    while engine.step():
+        pass
+    assert first.finished is not None
+    assert first.finished.output_ids == endless([1, 2, 3], 12)
+    assert second.finished is not None
+    assert second.finished.output_ids == expected(long, 12)
 
 
 def test_a_copy_that_fails_leaves_nothing_that_is_taken_for_read(monkeypatch):
