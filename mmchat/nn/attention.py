@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import NamedTuple
@@ -98,27 +98,30 @@ def attend_rows(query: Tensor, rows: Sequence[Row]) -> Tensor:
 
     query: [N, H, D] -> [N, H, D]. Nothing is padded, whatever the lengths are.
     """
-    singles = list(takewhile(partial(_is_single, query), rows))
-    parts, at = [], 0
-    if len(singles) > 1:  # those that write, which come first
-        keys, values = [row.key for row in singles], [row.value for row in singles]
-        at, rows = len(singles), rows[len(singles) :]
+    writing = list(takewhile(lambda row: row.queries == 1, rows))  # who does comes first
+    reading = rows[len(writing) :]
+    at, parts = len(writing), []
+    if at > 1 and all(_reads_fast(query, row.key, row.value) for row in writing):
+        keys, values = [row.key for row in writing], [row.value for row in writing]
         parts.append(ops.attend_rows(query[:at], keys, values))
-    if len(rows) > 1 and _are_causal_of_one_length(rows):
+    else:
+        parts += _each(query[:at], writing)
+    if len(reading) > 1 and _are_causal_of_one_length(reading):
         # new prompts, as in training: one product, for which their keys are copied
-        key, value = torch.cat([row.key for row in rows]), torch.cat([row.value for row in rows])
-        together = query[at:].unflatten(0, (len(rows), -1)).transpose(1, 2)
+        key = torch.cat([row.key for row in reading])
+        value = torch.cat([row.value for row in reading])
+        together = query[at:].unflatten(0, (len(reading), -1)).transpose(1, 2)
         parts.append(attend(together, key, value, causal=True).transpose(1, 2).flatten(0, 1))
-        rows = ()
-    for count, key, value, is_causal in rows:
-        part = query[at : at + count].transpose(0, 1)[None]
-        parts.append(attend(part, key, value, causal=is_causal)[0].transpose(0, 1))
-        at += count
+    else:
+        parts += _each(query[at:], reading)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _is_single(query: Tensor, row: Row) -> bool:
-    return row.queries == 1 and _reads_fast(query, row.key, row.value)
+def _each(query: Tensor, rows: Sequence[Row]) -> Iterator[Tensor]:
+    parts = query.split([row.queries for row in rows])
+    for part, (_, key, value, is_causal) in zip(parts, rows, strict=True):
+        part = part.transpose(0, 1)[None]
+        yield attend(part, key, value, causal=is_causal)[0].transpose(0, 1)
 
 
 def _are_causal_of_one_length(rows: Sequence[Row]) -> bool:
