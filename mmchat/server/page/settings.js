@@ -6,8 +6,8 @@ import { saveSettings, settings } from "./store.js";
 const NUMBERS = [
   ["temperature", "Temperature", { min: 0, max: 2, step: 0.05 }, "0 always takes the likeliest word"],
   ["topP", "Top p", { min: 0, max: 1, step: 0.01 }, "keeps the likeliest words of this share"],
-  ["maxTokens", "Longest answer", { min: 1, max: 131072, step: 1 }, "in tokens"],
-  ["seed", "Seed", { min: 0, max: 4294967295, step: 1 }, "the same seed, the same answer"],
+  ["maxTokens", "Longest answer", { min: 1, max: 131072, step: 1 }, "in tokens", "1024"],
+  ["seed", "Seed", { min: 0, max: 4294967295, step: 1 }, "the same seed, the same answer", "another each time"],
 ];
 
 const SHORTCUTS = [
@@ -90,8 +90,8 @@ export function schemaProblem(text) {
   }
 }
 
-function numberField([name, label, limits, hint]) {
-  const input = h("input", { type: "number", placeholder: "model's own", inputmode: "decimal",
+function numberField([name, label, limits, hint, unset = "model's own"]) {
+  const input = h("input", { type: "number", placeholder: unset, inputmode: "decimal",
     ...Object.fromEntries(Object.entries(limits).map(([key, value]) => [key, String(value)])),
     oninput: () => input.validity.valid && saveSettings({ [name]: input.value }) });
   input.value = settings[name];
