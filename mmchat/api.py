@@ -134,8 +134,8 @@ class Model(loader.LoadedModel):
                     check_message(self, question)
                     message = question
                 else:
-                    given = question if isinstance(question, tuple) else (question, ())
-                    message = user_message(self, *given, image_tags=image_tags)
+                    text, pictures = _text_and_pictures(question)
+                    message = user_message(self, text, pictures, image_tags=image_tags)
                 return (yield self.request(self.processor.chat([message]), params))
             except MmchatError as error:
                 if not return_exceptions:
@@ -144,6 +144,18 @@ class Model(loader.LoadedModel):
 
         each = questions if urls is None else _with_pictures(questions, urls)
         return hold(self.engine_of(rows), map(talk, each))
+
+
+def _text_and_pictures(question: Any) -> tuple[Any, Any]:
+    """Raises UsageError for a tuple that is not of two; who is given them looks at the rest."""
+    if not isinstance(question, tuple):
+        return question, ()
+    if len(question) != 2:
+        raise UsageError(
+            f"a question of {len(question)} parts; give a text and its pictures, of which several"
+            ' are a list: ("What changed?", ["before.jpg", "after.jpg"])'
+        )
+    return question
 
 
 def _with_pictures(

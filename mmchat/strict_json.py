@@ -138,8 +138,9 @@ def loads(data: bytes) -> Any:
             parse_constant=_real,
         )
     except json.JSONDecodeError as error:
+        what = error.msg.removesuffix(" at")  # "Unterminated string starting at"
         place = f"line {error.lineno} column {error.colno}"
-        raise ValueError(f"not valid JSON: {error.msg} at {place}") from None
+        raise ValueError(f"not valid JSON: {what} at {place}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -153,7 +154,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
-        raise ValueError(f"integer with {len(digits):,} digits")
+        raise ValueError(
+            f"integer with {len(digits):,} digits; at most {MAX_INTEGER_DIGITS} are possible"
+        )
     return int(digits)
 
 

@@ -106,6 +106,7 @@ def test_each_fault_names_file_key_and_reason(change, message):
         ("{'a': 1}", "not valid JSON"),
         ('{"a": 1} x', "not valid JSON: Extra data at line 1 column 10"),
         ('{"a": "\n"}', "not valid JSON: Invalid control character"),
+        ('{"a', "not valid JSON: Unterminated string starting at line 1 column 2"),
         ("", "not valid JSON"),
         ('"' + '\\"' * 500_000, "not valid JSON"),
         ('{"a":' * 32 + "[" + "}" * 32, "nested more than 32"),

@@ -83,7 +83,12 @@ def bench(
     rounds: Annotated[int, of_how(min=1, help="Rounds, interleaved.")] = 5,
     seconds: Annotated[
         float,
-        of_how(metavar="S", min=0, max=1e6, help="Of each measurement: begin no round beyond this; one is always run."),
+        of_how(
+            metavar="S",
+            min=0,
+            max=1e6,
+            help="Of each measurement: begin no round beyond this; one is always run.",
+        ),
     ] = 60.0,
     as_json: options.Json = False,
     output: options.RecordFile = None,

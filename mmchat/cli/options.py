@@ -165,7 +165,7 @@ LOADING: Mapping[str, Any] = {
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Name, alias or folder of a model; 'tiny' if left out, or what 'mmchat config' says.",
+            help="Name, alias or folder of a model; 'tiny', or what 'mmchat config' says.",
             autocompletion=complete_model,
             callback=model_name,
         ),

@@ -214,6 +214,8 @@ def _suggestion(path: Path) -> str:
         return f": there is no folder {quoted(path.parent)}"
     except (OSError, ValueError):
         return ""
+    if path.name in names:
+        return ": it is a link that leads nowhere"
     close = closest(path.name, names, cutoff=0.6)
     return f"; is it {quoted(path.parent / close[0])}?" if close else ""
 

@@ -82,7 +82,7 @@ class Call:
         try:
             self.body = await self.digest(strict_json.parse_object, bytes(data))
         except ValueError as error:  # its text is ours
-            raise ApiError("invalid_json", f"the body is {error}") from None
+            raise ApiError("invalid_json", f"the body: {error}") from None
 
     async def digest(self, work: Callable[..., T], *args: Any) -> T:
         """Do something with the body: in a thread if it is large, since all others would wait."""

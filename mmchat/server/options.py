@@ -86,7 +86,8 @@ def read_keys(file: Path | None, key: str | None) -> dict[str, str]:
         for number, line in enumerate(lines, start=1):
             name, _, value = line.partition("#")[0].strip().rpartition(":")
             if value.strip():
-                _add_key(keys, name.strip() or f"key{number}", value.strip())
+                place = f"{where.file}: line {number}: "
+                _add_key(keys, name.strip() or f"key{number}", value.strip(), place)
         if not keys:
             raise where.fail("there is no key in it; write one a line")
     if key:
@@ -94,12 +95,12 @@ def read_keys(file: Path | None, key: str | None) -> dict[str, str]:
     return keys
 
 
-def _add_key(keys: dict[str, str], name: str, key: str) -> None:
+def _add_key(keys: dict[str, str], name: str, key: str, place: str = "") -> None:
     if len(key) < SHORTEST_KEY or not (key.isascii() and key.isprintable()):
         raise UsageError(
-            f"the key {quoted(name)} must have {SHORTEST_KEY} or more printable ASCII characters;"
-            " make one with: openssl rand -hex 24"
+            f"{place}the key {quoted(name)} must have {SHORTEST_KEY} or more printable ASCII"
+            " characters; make one with: openssl rand -hex 24"
         )
     if name in keys:
-        raise UsageError(f"two keys are called {quoted(name)}; give each its own name")
+        raise UsageError(f"{place}two keys are called {quoted(name)}; give each its own name")
     keys[name] = key

@@ -866,12 +866,14 @@ def test_many_questions_are_answered_in_their_order(monkeypatch):
 def test_one_question_that_fails_can_leave_the_others():
     model = mmchat.load("tiny", dtype="float32", max_seq_len=64)
     good = ("What's in this image?", "assets/dog.jpg")
-    questions = [("What is it?", "nope.jpg"), good, "many words " * 99, 5, good]
+    three = ("What is it?", "assets/dog.jpg", "assets/fish.jpg")
+    questions = [("What is it?", "nope.jpg"), good, "many words " * 99, 5, good, three]
     with pytest.raises(ImageError, match="does not exist"):
         list(model.generate_many(questions, GREEDY))  # type: ignore[arg-type]
     found = list(model.generate_many(questions, GREEDY, rows=2, return_exceptions=True))  # type: ignore[arg-type]
     texts = [end.text if isinstance(end, Finished) else end.__class__ for end in found]
     answer = "A brown dog."
-    assert texts == [ImageError, answer, ContextLengthExceeded, UsageError, answer]
+    assert texts == [ImageError, answer, ContextLengthExceeded, UsageError, answer, UsageError]
+    assert "a question of 3 parts; give a text and its pictures" in str(found[-1])
     assert isinstance(found[0], ImageError)
     assert found[0].__traceback__ is None

@@ -403,6 +403,11 @@ def test_a_missing_file_names_the_nearest(tmp_path):
     assert "a part of the path is no folder" in reject(tmp_path / "dog.png" / "x.png")
 
 
+def test_a_link_that_leads_nowhere_is_said(tmp_path):
+    (tmp_path / "dog.png").symlink_to(tmp_path / "gone.png")
+    assert reject(tmp_path / "dog.png").endswith("does not exist: it is a link that leads nowhere")
+
+
 def test_a_macos_screenshot_name_is_suggested(tmp_path):
     (tmp_path / "Screenshot 2026-01-02 at 3.04.05\u202fPM.png").touch()
     message = reject(tmp_path / "Screenshot 2026-01-02 at 3.04.05 PM.png")
