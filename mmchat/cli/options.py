@@ -165,7 +165,7 @@ LOADING: Mapping[str, Any] = {
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="Name, alias or folder of a model; 'tiny', or what 'mmchat config' says.",
+            help="Name, alias or folder; 'tiny', or what 'mmchat config' says, if left out.",
             autocompletion=complete_model,
             callback=model_name,
         ),

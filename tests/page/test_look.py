@@ -57,6 +57,18 @@ def test_a_word_under_the_pointer_lights_its_place(looked, screenshot):
     assert len(looked.server.bodies) == 2  # it is known
 
 
+def test_the_picture_of_an_earlier_answer_covers_nothing(looked):
+    looked.server.answers = ["A line.\n\n" * 60]
+    looked.ask("And else?")
+    note = looked.page.locator(".look-note")
+    at_top = note.evaluate("""e => {
+      e.scrollIntoView({ block: "start" });
+      const { left, top } = e.getBoundingClientRect();
+      return e === document.elementFromPoint(left + 5, top + 5);
+    }""")
+    assert at_top
+
+
 def test_by_keyboard(looked):
     keys = looked.page.keyboard
     assert lit(looked) == 0  # the first word has the focus
