@@ -47,7 +47,7 @@ int omp_get_thread_num(void);  // omp.h does not come with every compiler that h
 #ifdef HAVE_VNNI
 #define MANY 5
 #else
-#define MANY 13
+#define MANY 18
 #endif
 #define MANY_INT4 9
 #define MANY_PACKED (LANES == 16 ? 41 : INT64_MAX)
@@ -563,7 +563,7 @@ static void packed_products(PackedTile tile, int64_t group, int64_t count) {
 #ifdef HAVE_VNNI
 #define KIND_INT8 ((Kind){.group = BLOCK, .offset = 128})
 #else
-#define KIND_INT8 ((Kind){.group = BLOCK, .is_signed = 1})
+#define KIND_INT8 ((Kind){.group = BLOCK, .is_signed = 1, .is_parted = 1})
 #endif
 DEFINE_PANEL_TILES(INT8_TILES, KIND_INT8)
 
@@ -668,6 +668,29 @@ DEFINE(128)
 #define OF_GROUP(name, group) (group == 32 ? name##_32 : group == 64 ? name##_64 : name##_128)
 #define INT4_TILES_128 INT4_TILES_64
 
+#ifndef HAVE_VNNI
+// Parts the levels of a block and LANES rows, as panels.h says.
+INLINE void part_block(uint8_t (*level)[PANEL][4], int32_t *start, Rest *rest) {
+    const __m256i one = _mm256_set1_epi16(1);
+    const __m256i most = _mm256_set1_epi8(64), least = _mm256_set1_epi8(-64);
+    __m256i total = _mm256_setzero_si256();
+    rest->count = 0;
+    for (int i = 0; i < BLOCK / 4; i++) {
+        const __m256i levels = _mm256_loadu_si256((const __m256i *)level[i]);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), levels);
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(pairs, one));
+        const __m256i large = _mm256_cmpgt_epi16(_mm256_abs_epi16(pairs), _mm256_set1_epi16(128));
+        if (_mm256_testz_si256(large, large)) continue;
+        const __m256i part = _mm256_max_epi8(_mm256_min_epi8(levels, most), least);
+        _mm256_storeu_si256((__m256i *)level[i], part);
+        _mm256_storeu_si256((__m256i *)rest->level[rest->count], _mm256_sub_epi8(levels, part));
+        rest->from[rest->count++] = (uint8_t)(4 * i);
+    }
+    const __m256i zero = _mm256_setzero_si256();
+    _mm256_storeu_si256((__m256i *)start, _mm256_sub_epi32(zero, _mm256_slli_epi32(total, 7)));
+}
+#endif
+
 static void unpack_int8(const Weights *of, int64_t n, int64_t column, int64_t columns, Panel *to) {
     for (int r = 0; r < PANEL; r += 8) {
         const int8_t *rows[8];
@@ -675,8 +698,13 @@ static void unpack_int8(const Weights *of, int64_t n, int64_t column, int64_t co
             const int64_t row = n + r + i < of->N ? n + r + i : of->N - 1;
             rows[i] = (const int8_t *)of->w + row * of->K + column;
         }
-        for (int64_t k = 0; k < columns; k += BLOCK)
-            turn_block(rows, k, (uint8_t(*)[PANEL][4])to->level[k / 4][r]);
+        for (int64_t k = 0; k < columns; k += BLOCK) {
+            uint8_t (*level)[PANEL][4] = (uint8_t(*)[PANEL][4])to->level[k / 4][r];
+            turn_block(rows, k, level);
+#ifndef HAVE_VNNI
+            part_block(level, to->start[k / BLOCK] + r, &to->rest[k / BLOCK][r / LANES]);
+#endif
+        }
     }
 }
 #endif

@@ -76,8 +76,8 @@ INLINE __m256 bf16_lanes(const uint16_t *bits) {
     return widen_bf16(_mm_loadu_si128((const __m128i *)bits));
 }
 
-// a: unsigned, b: signed; sums of four neighbouring products, added to c. With plain AVX2 the
-// products of two pairs must fit int16, which |b| <= 127 and a <= 127 ensure.
+// a: unsigned, b: signed; sums of four neighbouring products, added to c. With plain AVX2 two products
+// must fit int16 together, which |b| <= 127 and a <= 127 ensure, or else panels.h.
 INLINE __m256i dot4(__m256i c, __m256i a, __m256i b) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VL__)
     return _mm256_dpbusd_epi32(c, a, b);

@@ -44,7 +44,7 @@ TOKENS = (1, 2, 3, 4, 5, 8, 15, 66)
 MANY_TOKENS = (*range(1, 10), 66)
 ROWS = 35  # which neither 4 nor 16 divides
 ACTIVATIONS = ("random", "127", "-127", "127 and -127 in turn")
-INT8 = ("random", "-128", "127", "-128 and 127 in turn")
+INT8 = ("random", "-128", "127", "-128 and 127 in turn", "64", "64 and 65 in turn")
 INT4 = ("random", "0", "15", "0 and 15 in turn")
 
 pytestmark = [needs_compiler, pytest.mark.process]  # compiles each set anew

@@ -172,7 +172,7 @@ def test_a_source_without_a_fault_is_used(load_edited: Callable[[str, str], Load
         ("for (; g < groups; g++) {", "for (; g + 1 < groups; g++) {"),
         ("for (; b < blocks; b++)", "for (; b < blocks - 1; b++)"),
         ("for (; m < m1; m++) { CALL(one", "for (; m + 1 < m1; m++) { CALL(one"),
-        ("k < columns; k += BLOCK)\n", "k < columns - BLOCK; k += BLOCK)\n"),
+        ("; k += BLOCK) {\n            uint8_t", " - BLOCK; k += BLOCK) {\n            uint8_t"),
         ("p * size + t * each * PANEL", "p * size"),
         ("each > MOST - 2 ? MOST - each : 2", "2"),
         ("k / SPAN * tiles + t0", "k / SPAN * tiles"),
