@@ -231,6 +231,11 @@ def attend_many(
     library = native.library()
     if library is None or library.instructions == "portable C":
         return None
+    # With vectors of 32 bytes torch takes 0.7 of the time for 65 queries in float32, and 0.95 for
+    # 1,601; up to 1.4 where queries see only what comes before them.
+    few = not causal or query.shape[2] < 2 * MANY_QUERIES
+    if few and query.dtype == torch.float32 and library.instructions in ("AVX2", "AVX VNNI"):
+        return None
     if not library.attends_many(query, key, value, mask):
         return None
     return torch.ops.mmchat.attend_many(query, key, value, mask, causal)  # also of fake tensors

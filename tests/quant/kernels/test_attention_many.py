@@ -186,13 +186,14 @@ def test_many_queries_attend_by_it_where_there_are_kernels(
         monkeypatch.setattr(native, "library", lambda: None)
     elif native.library() is None:
         pytest.skip("no kernels")
-    query = projected(1, LEAST, 4, 16)
-    key, value = torch.randn(2, 1, 2, LEAST + 9, 16)
+    query = projected(1, 2 * LEAST, 4, 16)
+    key, value = torch.randn(2, 1, 2, 2 * LEAST + 9, 16)
     found = attend(query, key, value, causal=causal)
     assert relative(found, exact(query, key, value, causal=causal)) < 1e-6
     by_kernel = ops.attend_many(query, key, value, None, causal=causal)
     library = native.library()
-    assert (by_kernel is None) == (library is None or library.instructions == "portable C")
+    slow = ("portable C",) if causal else ("portable C", "AVX2", "AVX VNNI")
+    assert (by_kernel is None) == (library is None or library.instructions in slow)
     if by_kernel is not None:
         assert torch.equal(found, by_kernel)
 
