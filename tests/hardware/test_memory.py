@@ -195,3 +195,18 @@ print(before.total // MIB, (before.available - after.available) // MIB, after.li
     total, taken, folder = done.stdout.split()
     assert (int(total), folder) == (512, str(control_group))
     assert 95 <= int(taken) <= 110
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("wish", [None, "0"])
+def test_large_tensors_lie_in_large_pages_unless_the_user_forbids_it(wish):
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("this kernel has no large pages")
+    told = "import mmchat, torch; x = torch.ones(2**23); print(open('/proc/self/smaps').read())"
+    given = {name: text for name, text in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    given |= {} if wish is None else {"THP_MEM_ALLOC_ENABLE": wish}
+    done = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, env=given
+    )
+    flags = [line.split() for line in done.stdout.splitlines() if line.startswith("VmFlags:")]
+    assert any("hg" in line for line in flags) == (wish is None)  # asked for, whoever grants it

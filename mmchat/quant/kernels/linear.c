@@ -829,8 +829,7 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
 }
 
 #ifdef HAVE_AVX2
-// to: uint8_t [N / PACKED, packed_bytes]; N is a multiple of PACKED. Pages of 2 MB are not asked for:
-// products with one token would take 0.9 of the time, but packing four times as long.
+// to: uint8_t [N / PACKED, packed_bytes]; N is a multiple of PACKED.
 void mmchat_pack_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *zero, uint8_t *to,
                       int64_t N, int64_t K, int64_t group, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
