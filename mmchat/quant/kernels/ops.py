@@ -25,6 +25,7 @@ from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
 # bfloat16 weights where their products are not fast.
 FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
+FEW_TOKENS_OF_ROUNDED = 64  # beside matrix units: widening the weights alone takes as long
 MANY_QUERIES = 32  # from which on they fill the kernel's tiles
 MANY_TOKENS = 16  # from which on a product by oneDNN makes up for what its call takes
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
@@ -62,7 +63,9 @@ def probe() -> list[Choice]:
     fast = has_fast_bf16()
     many = "bfloat16 products" if fast else "float32 products"
     wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
-    rounded = wide if has_tiles() else "C, int8 activations"
+    rounded = "C, int8 activations"
+    if has_tiles():
+        rounded += f", up to {FEW_TOKENS_OF_ROUNDED} tokens, then {many}"
     found = [wide, rounded, rounded, _ATTENTION]
     if native.library() is None:
         whole = f"{many} for many tokens"
@@ -110,7 +113,7 @@ def rounded(
     kernel: Callable[..., Tensor], widen: Callable[..., Tensor], x: Tensor, *weight: Tensor
 ) -> Tensor:
     """By a kernel that rounds x to int8, but many tokens where there are matrix units."""
-    if tokens(x) <= FEW_TOKENS or not has_tiles():
+    if tokens(x) <= FEW_TOKENS_OF_ROUNDED or not has_tiles():
         return by_kernel(kernel, x, *weight)
     return in_chunks(widen, x, *weight)
 
