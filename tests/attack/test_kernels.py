@@ -6,17 +6,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mmchat.quant.kernels import native
 from tests.attack.conftest import Figures, rounds
+from tests.quant.kernels.kept_objects import keeping
 
 ROOT = Path(__file__).parents[2]
 CASES = 3_500  # of each build
 SANITIZERS = (
-    "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
+    "-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
     "-fno-omit-frame-pointer",
 )  # fmt: skip
 BUILDS = {"this processor's": ("-march=native",), "plain C": ()}
@@ -31,6 +33,16 @@ def runtime_of(sanitizer: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found if Path(found).is_absolute() else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def objects_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of a source that is changed in one file, that one is compiled."""
+    folder = tmp_path_factory.mktemp("compiler") / "objects"
+    keeping(folder, native._compiler())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", str(folder / "cc"))
+        yield
 
 
 pytestmark = [
@@ -84,6 +96,6 @@ def test_the_sanitizers_see_a_kernel_that_leaves_its_tensors(tmp_path: Path) -> 
     right, wrong = "q[n * K + k] =", "q[n * K + k + 1] ="
     assert right in source.read_text()
     source.write_text(source.read_text().replace(right, wrong))
-    done = run(build(tmp_path / "kernels.so", ("-O0",), tmp_path), 0, 20)
+    done = run(build(tmp_path / "kernels.so", BUILDS["this processor's"], tmp_path), 0, 20)
     assert "AddressSanitizer" in done.stderr
     assert done.returncode != 0

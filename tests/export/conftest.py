@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from mmchat.export import ExportPlan, export_model
 from mmchat.images import from_pil
 from mmchat.loading.options import LoadOptions
 from tests.loading.test_loader import finish
+from tests.made_once import made_once
 
 GREEDY = SamplingParams(temperature=0.0, speculate="off", max_new_tokens=64)
 
@@ -26,20 +25,13 @@ def answers(model: Any, question: str, pictures: Any) -> tuple[int, ...]:
 
 
 def shared_export(tmp_path_factory: pytest.TempPathFactory, format: Any) -> Path:
-    """The built-in model, exported in float32 for 1,024 positions and three pictures.
+    """The built-in model, exported in float32 for 1,024 positions and three pictures."""
 
-    The first worker of a parallel run makes it, and the others wait for it.
-    """
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / f"tiny-{format}"
-    with (shared / f"tiny-{format}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():  # it appears when it is whole
-            options = LoadOptions(dtype="float32", max_seq_len=1024)
-            plan = ExportPlan(options, folder, format, max_images=3)
-            export_model(plan)
-    return folder
+    def export(folder: Path) -> None:  # it appears when it is whole
+        options = LoadOptions(dtype="float32", max_seq_len=1024)
+        export_model(ExportPlan(options, folder, format, max_images=3))
+
+    return made_once(tmp_path_factory, f"tiny-{format}", export)
 
 
 @pytest.fixture(scope="session")

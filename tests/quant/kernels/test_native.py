@@ -25,12 +25,8 @@ def nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache folder; what was loaded before is forgotten for the test.
-
-    What is compiled into it is the same code, at -O0, which takes a fifth of the time.
-    """
-    monkeypatch.setattr(native, "_FLAGS", ("-O0", *native._FLAGS[1:]))
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick_compiler: None) -> Path:
+    """An empty cache folder; what was loaded before is forgotten for the test."""
     monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "kernels")
     return tmp_path / "kernels"
 
@@ -128,7 +124,7 @@ def test_what_a_kill_after_the_compilation_left_is_removed(fresh: Path) -> None:
 @needs_compiler
 def test_what_a_killed_compilation_left_is_removed(fresh: Path) -> None:
     begin = "import os; from mmchat.quant.kernels import native; "
-    begin += "native._FLAGS = ('-O0', *native._FLAGS[1:]); "
+    begin += "native._FLAGS = ('-Og', *native._FLAGS[1:]); "
     script = "native._compile = lambda *_: os.kill(os.getpid(), 9); native.prepare()"
     environment = {**os.environ, "XDG_CACHE_HOME": str(fresh)}
     killed = subprocess.run([sys.executable, "-c", begin + script], env=environment, check=False)

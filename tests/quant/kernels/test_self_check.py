@@ -135,11 +135,10 @@ Load = Callable[[], tuple[Library | None, str]]
 
 
 @pytest.fixture
-def load_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Load]:
-    """What loads the kernels of a source with `new` in the place of `old`.
-
-    At -O0, a fifth of the time, where a source without a fault has none.
-    """
+def load_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_compiler: None
+) -> Callable[[str, str], Load]:
+    """What loads the kernels of a source with `new` in the place of `old`."""
 
     def edited(old: str, new: str) -> Load:
         changed = 0
@@ -151,7 +150,6 @@ def load_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
         return native._load.__wrapped__
 
-    monkeypatch.setattr(native, "_FLAGS", ("-O0", *native._FLAGS[1:]))
     monkeypatch.setattr(native, "_shipped", lambda: None)
     monkeypatch.setattr(native, "cache_folder", lambda: tmp_path / "kernels")
     return edited
