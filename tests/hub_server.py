@@ -104,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     name: str
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each body waits 40 ms behind its head
 
     def log_message(self, *_: object) -> None:
         pass

@@ -7,9 +7,11 @@ line of JSON on stdin, and says on stdout how the child ended.
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -229,9 +231,16 @@ def _serve(answer: Callable[[dict], dict]) -> None:
         sys.stdout.flush()
 
 
-if __name__ == "__main__":
-    import httpx2  # noqa: F401  before the forks
-    import huggingface_hub  # noqa: F401
+def _import_all() -> None:
+    """Run each once, so that no child imports and compiles anew what all of them need."""
+    for scenario in SCENARIOS.values():
+        with tempfile.TemporaryDirectory() as folder:
+            scenario(Path(folder)).write("new")
+    gc.collect()
+    gc.freeze()
 
+
+if __name__ == "__main__":
     torch.set_num_threads(1)
+    _import_all()
     _serve(_run)

@@ -85,13 +85,41 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
             process.stdin.close()
 
 
-def prepared(runner: Runner, name: str, folder: Path, *, has_old: bool) -> Scenario:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    scenario = SCENARIOS[name](folder)
-    if has_old:
-        assert runner.run(name, folder, "old")["outcome"] == "done"
-    return scenario
+class Begin:
+    """What is there before a run, and how many calls a run makes: a download now and then more."""
+
+    def __init__(self, runner: Runner, name: str, place: Path, *, has_old: bool) -> None:
+        self.runner, self.name, self._kept = runner, name, place / "kept"
+        self._kept.mkdir(parents=True)
+        if has_old:
+            assert runner.run(name, self._kept, "old")["outcome"] == "done"
+        runs = []
+        for number in range(3):
+            scenario = self.copy(place / str(number))
+            runs.append(runner.run(name, scenario.folder, "new"))
+        assert {run["outcome"] for run in runs} == {"done"}
+        self.calls = min(run["calls"] for run in runs)
+
+    def copy(self, folder: Path) -> Scenario:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self._kept, folder, symlinks=True)
+        return SCENARIOS[self.name](folder)
+
+    def kill(self, folder: Path, nth: int, action: int) -> Scenario:
+        """At the nth call, or at one before that if this run made fewer."""
+        scenario = self.copy(folder)
+        killed = self.runner.run(self.name, folder, "new", nth, action)
+        if killed["outcome"] == "done" and nth > 1:
+            return self.kill(folder, nth - 1, action)
+        assert killed["outcome"] == "killed", (nth, killed)
+        return scenario
+
+
+@pytest.fixture
+def begins(runner: Runner, name: str, tmp_path: Path) -> dict[bool, Begin]:
+    """Whether there is an earlier result -> what a run begins with."""
+    cases = (False,) if name == "download" else (False, True)
+    return {old: Begin(runner, name, tmp_path / f"begin {old}", has_old=old) for old in cases}
 
 
 def completes(runner: Runner, name: str, scenario: Scenario) -> None:
@@ -108,18 +136,13 @@ def has_old(name: str, draw: random.Random) -> bool:
 
 @pytest.mark.parametrize("name", KILLS)
 def test_a_kill_at_any_call_leaves_old_or_new_and_the_next_run_completes(
-    runner: Runner, name: str, tmp_path: Path, figures: Figures
+    runner: Runner, name: str, begins: dict[bool, Begin], tmp_path: Path, figures: Figures
 ) -> None:
     draw, kills = random.Random(name), rounds(KILLS[name])
     for _ in range(kills):
         old = has_old(name, draw)
-        scenario = prepared(runner, name, tmp_path / "work", has_old=old)
-        shutil.copytree(scenario.folder, tmp_path / "count", symlinks=True)
-        calls = runner.run(name, tmp_path / "count", "new")["calls"]
-        shutil.rmtree(tmp_path / "count")
-        nth, action = draw.randint(1, calls), draw.choice((KILL_BEFORE, KILL_AFTER))
-        killed = runner.run(name, scenario.folder, "new", nth, action)
-        assert killed["outcome"] == "killed", (nth, killed)
+        nth, action = draw.randint(1, begins[old].calls), draw.choice((KILL_BEFORE, KILL_AFTER))
+        scenario = begins[old].kill(tmp_path / "work", nth, action)
         assert scenario.read() in (("old", "new") if old else (None, "new")), nth
         completes(runner, name, scenario)
     figures(kills=kills)
@@ -127,16 +150,13 @@ def test_a_kill_at_any_call_leaves_old_or_new_and_the_next_run_completes(
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_failing_call_is_an_error_or_no_matter_and_the_next_run_completes(
-    runner: Runner, name: str, tmp_path: Path, figures: Figures
+    runner: Runner, name: str, begins: dict[bool, Begin], tmp_path: Path, figures: Figures
 ) -> None:
     draw, faults = random.Random(f"{name} 2"), rounds(FAULTS[name])
     said = 0
     for _ in range(faults):
         old = has_old(name, draw)
-        scenario = prepared(runner, name, tmp_path / "work", has_old=old)
-        shutil.copytree(scenario.folder, tmp_path / "count", symlinks=True)
-        calls = runner.run(name, tmp_path / "count", "new")["calls"]
-        shutil.rmtree(tmp_path / "count")
+        scenario, calls = begins[old].copy(tmp_path / "work"), begins[old].calls
         nth, error = draw.randint(1, calls), draw.choice(ERRORS)
         done = runner.run(name, scenario.folder, "new", nth, FAIL, error)
         case = f"call {nth} of {calls}: {errno.errorcode[error]}: {done}"
