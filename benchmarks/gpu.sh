@@ -12,7 +12,7 @@ model="--shapes 11B --device cuda --dtype bfloat16 --context 64,1024 --prompt-to
 model+=" --vision 1,4 --rows 8,32 --rounds 5 --seconds 4"
 if [ "${2:-}" = --dry-run ]; then
   model="--shapes tiny --device cpu --dtype float32 --context 16 --prompt-tokens 16"
-  model+=" --vision 1 --rows 2 --rounds 1 --threads 1"
+  model+=" --layers 2 --vision-layers 3 --vision 1 --rows 2 --rounds 1 --threads 1"
   dry=yes
 fi
 

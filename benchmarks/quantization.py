@@ -52,7 +52,7 @@ PLAIN_ROUNDING = "int4, plain rounding"
 CALIBRATED = ", calibrated"
 WAYS = ("int8", "int4", PLAIN_ROUNDING)
 BUILT_IN_WAYS = (*WAYS, f"int4{CALIBRATED}", "int4-b32", f"int4-b32{CALIBRATED}")
-SAMPLES, QUESTIONS = 128, 8  # scenes to calibrate on, and single questions about each at most
+QUESTIONS = 8  # single questions about each scene to calibrate on, at most
 TEXT_TOKENS = 48  # of random text at 11B's widths
 TIMED = ("none", "int8", "int4", "int4-b32", "nf4", "int6", "int8-b32")
 COPIES, ROUNDS = 8, 9  # of each weight, which exceed the caches together; of all formats in turn
@@ -142,13 +142,13 @@ def draw_samples(folder: Path, scenes: int) -> Path:
     return folder
 
 
-def built_in(scenes: int) -> dict[str, Any]:
+def built_in(scenes: int, samples: int) -> dict[str, Any]:
     expected, right = answer_logits(mmchat.load("tiny", dtype="float32"), scenes)
     found, rights = {}, {"float32": right}
     with tempfile.TemporaryDirectory() as place:
-        samples = draw_samples(Path(place) / "samples", SAMPLES)
+        folder = draw_samples(Path(place) / "samples", samples)
         for way in BUILT_IN_WAYS:
-            logits, rights[way] = answer_logits(built_in_as(way, samples), scenes)
+            logits, rights[way] = answer_logits(built_in_as(way, folder), scenes)
             found[way] = compare_logits(logits, expected)
     return {
         "model": "tiny", "scenes": scenes, "right": rights, "against": "float32", "ways": found,
@@ -260,13 +260,14 @@ def rounded(value: Any) -> Any:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--samples", type=int, default=128, help="scenes to calibrate on")
     parser.add_argument("--shapes", default="11B")
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     versions = {"versions": {"mmchat": mmchat.__version__, "torch": torch.__version__}}
     record = {
-        "built_in": versions | built_in(given.scenes),
+        "built_in": versions | built_in(given.scenes, given.samples),
         "wide": versions | wide(given.shapes),
         "speed": versions | speeds(given.width),
     }
