@@ -46,7 +46,10 @@ def bind(options: ServerOptions) -> list[socket.socket]:
 def _bound(host: str, port: int, advice: str) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        bound = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        # Connections inherit it. Without it a body waits for who acknowledges its head: 40 ms.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return bound
     except OSError as error:
         raise UsageError(
             # Python adds the address once more

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from threading import Thread
 
 import pytest
 
+from mmchat.server import running
+from mmchat.server.options import ServerOptions
 from tests.server.serving import serving
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
@@ -140,6 +143,15 @@ options = ServerOptions(port=0)
 sockets = running.bind(options)
 sys.exit(running.serve(options, sockets, lambda: [load_model(LoadOptions())], ready))
 """
+
+
+def test_a_body_does_not_wait_until_its_head_is_acknowledged():
+    """On a connection that stays open, that took 40 ms of each answer."""
+    [listening] = running.bind(ServerOptions(port=0))
+    with listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_end_of_the_engine_ends_the_server():
