@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from mmchat.cli import app
 from tests.attack.conftest import Figures, rounds
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("HOME", str(tmp_path / "home")), ("XDG_DATA_HOME", str(tmp_path / "data")),
         ("XDG_CONFIG_HOME", str(tmp_path / "config")), ("HF_HOME", str(tmp_path / "hf")),
         ("TERM", "dumb"), ("OMP_NUM_THREADS", "1"), ("COLUMNS", "200"),
+        ("MMCHAT_NATIVE_KERNELS", "0"),  # whose cache is in the other home
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
     (tmp_path / "home").mkdir()
@@ -120,6 +122,10 @@ def check(words: list[str], code: int, said: str) -> None:
 
 
 def test_no_command_crashes_hangs_or_lets_a_name_act(place: Path, figures: Figures) -> None:
+    import torch  # noqa: F401  before the forks, as what the commands import
+
+    for command in app.COMMANDS:
+        app.load(command)
     cases = [(command, name) for command in COMMANDS for name in HOSTILE]
     chosen = random.Random(1).sample(cases, rounds(len(cases)))
     for command, name in chosen:
