@@ -51,6 +51,9 @@ class ChatTerminal(Terminal):
             "PYTHONPATH": str(ROOT),
             "XDG_STATE_HOME": str(folder / "state"),
             "HOME": str(folder),
+            # compiled kernels are in this user's: to make them anew takes half a minute
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
+            "HF_HOME": str(folder / "huggingface"),
             "XTERM_VERSION": "pyte",
             "TERM": "xterm-256color",
             "COLORTERM": "truecolor",
