@@ -127,7 +127,7 @@ def test_every_body_is_answered_or_refused(client, path, count):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("count", some([15, 60], [15]))
+@pytest.mark.parametrize("count", some([15, 200], [15]))
 def test_every_body_is_answered_or_refused_over_a_socket(count):
     with serving() as served, httpx.Client(base_url=served.url, timeout=60) as client:
         for path in FIELDS:
