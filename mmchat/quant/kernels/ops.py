@@ -25,7 +25,8 @@ from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
 # bfloat16 weights where their products are not fast.
 FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
-FEW_TOKENS_OF_ROUNDED = 64  # beside matrix units: widening the weights alone takes as long
+# Beside matrix units: with AVX-512 VNNI, which those CPUs have, widening takes far longer.
+FEW_TOKENS_OF_ROUNDED = 64
 MANY_QUERIES = 32  # from which on they fill the kernel's tiles
 MANY_TOKENS = 16  # from which on a product by oneDNN makes up for what its call takes
 CHUNK_BYTES = 16 * 1024**2  # of widened weights at a time, so that they stay in the cache
@@ -55,7 +56,9 @@ class Choice:
     reason: str
 
 
-_ATTENTION = f"C for the next token in bfloat16 or int8, and for {MANY_QUERIES} or more, else torch"
+_ATTENTION = (
+    f"C for the next token in bfloat16 or int8, for {MANY_QUERIES} or more if faster, else torch"
+)
 
 
 def probe() -> list[Choice]:

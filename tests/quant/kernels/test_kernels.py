@@ -71,6 +71,19 @@ def test_an_int8_product_is_that_of_the_rounded_weights(machine: str, tokens: in
     assert relative(INT8.product(x, weight, scale), expected) < 0.012
 
 
+@needs_kernels
+@pytest.mark.parametrize(("tokens", "by_kernel"), [(5, True), (64, True), (65, False)])
+def test_matrix_units_take_over_where_widening_pays(
+    tokens: int, by_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops, "has_tiles", lambda: True)
+    library = native.library()
+    assert library
+    x, held = torch.randn(tokens, 192), INT8.quantize(torch.randn(70, 192))
+    of_kernel = library.linear_int8(x, *held)
+    assert torch.equal(INT8.product(x, *held), of_kernel) == by_kernel
+
+
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize("group", GROUPS)
 def test_an_int4_product_is_that_of_the_rounded_weights(
