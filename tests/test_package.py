@@ -268,12 +268,10 @@ def test_oracles_and_test_tools_are_no_newer_than_the_last_green_run():
         assert versions.split("<=")[1] == tested[name], name
 
 
-def resolved(requirements: list[str]) -> dict[str, str] | str:
-    """Name -> the release that pip would take, nothing pinned; else what pip says."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
-    done = subprocess.run(
-        [*command, "--quiet", "--report", "-", *requirements], capture_output=True, text=True
-    )
+def resolved(requirements: list[str], *options: str) -> dict[str, str] | str:
+    """Name -> the release that pip would install, nothing pinned; else what pip says."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--report", "-"]
+    done = subprocess.run([*command, *options, *requirements], capture_output=True, text=True)
     if done.returncode:
         return done.stderr
     packages = [entry["metadata"] for entry in json.loads(done.stdout)["install"]]
@@ -288,12 +286,14 @@ def numbers(version: str) -> list[int]:
 @pytest.mark.timeout(1800)
 def test_all_extras_resolve_together_on_the_newest_releases():
     """So each does alone. Were one in another's way, pip would go back to an older release."""
-    if isinstance(resolved(["packaging"]), str):
+    if isinstance(resolved(["packaging"], "--ignore-installed"), str):
         pytest.skip("NOT TESTED: whether the extras resolve; no index of packages is reached")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"].values()
     wanted = [*project["dependencies"], *(line for lines in extras for line in lines)]
-    found = resolved([line for line in wanted if not line.startswith("mmchat[")])
+    asked = [line for line in wanted if not line.startswith("mmchat[")]
+    # What is installed is none of its work where there is no newer release.
+    found = resolved(asked, "--upgrade", "--upgrade-strategy", "eager")
     assert isinstance(found, dict), found
     lines = (ROOT / ".ci/constraints.txt").read_text("utf-8").splitlines()
     tested = dict(line.split("==") for line in lines if "==" in line)
