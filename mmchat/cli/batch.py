@@ -107,6 +107,7 @@ def batch(
         from mmchat.batch.run import Defaults, still_to_do
 
         todo = still_to_do(asked, {**out.answered, **out.failed})
+        again = {row.custom_id for row in todo}
         if todo and not check:
             defaults = Defaults(question, system, sampling.for_model(source.spec))
             lines = _answered(ray, cluster.Job(model, source, defaults, rows), todo)
@@ -114,9 +115,13 @@ def batch(
                 code = INTERRUPTED_EXIT_CODE
             todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
         missing = {row.custom_id for row in todo}
-        failed = sum(r.custom_id in out.failed and r.custom_id not in missing for r in asked)
-    done = len(asked) - failed - len(missing)
-    counts = {"rows": len(asked), "answered": done, "failed": failed, "missing": len(missing)}
+        kept = out.failed.keys() - missing
+        failed = [row.custom_id for row in asked if row.custom_id in kept]
+    done = len(asked) - len(failed) - len(missing)
+    counts = {"rows": len(asked), "answered": done, "failed": len(failed), "missing": len(missing)}
+    if before := [quoted(name) for name in failed if name not in again]:
+        more = f" and {len(before) - MOST_SHOWN:,} more" if len(before) > MOST_SHOWN else ""
+        console.note(f"failed before, not asked again: {', '.join(before[:MOST_SHOWN])}{more}")
     if as_json:
         console.print_json(counts)
     elif check:

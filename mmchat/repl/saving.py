@@ -216,6 +216,8 @@ def _turn(entry: TurnRecord, images: dict[str, Image], where: Where) -> Turn:
             parts.append(Image(image.pixels, part.source, image.content_hash))
         else:
             raise where.fail(f"picture {quoted(part.image)} is not in the chat")
+    if not parts:
+        raise where.fail("a question has neither text nor a picture")
     return Turn(Message("user", tuple(parts)), entry.answer, entry.finish_reason)
 
 

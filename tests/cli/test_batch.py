@@ -302,6 +302,20 @@ def test_notes_say_what_was_asked_and_done(batch):
     assert 'no question is given; asking "What\'s in this image?"' in done.stderr
     assert "'bad.png' is empty" in done.stderr
     assert "2 rows, 1 answered, 1 failed, 0 missing" in done.stderr
+    assert "failed before" not in done.stderr
+
+
+def test_a_rerun_names_the_rows_that_it_leaves_failed(batch):
+    draw("a.png")
+    for name in "vwxyz":
+        Path(f"{name}.png").write_bytes(b"")
+    files = [f"{name}.png" for name in "avwxyz"]
+    Command(lambda: None)("batch", *files, *ASK[1:])
+    for more in ([], ["--check"]):
+        done = Command(lambda: None)("batch", *files, *ASK[1:], *more)
+        said = "failed before, not asked again: 'v.png', 'w.png', 'x.png' and 2 more"
+        assert said in done.stderr
+        assert done.exit_code == 8
 
 
 def test_answers_obey_a_schema(batch):

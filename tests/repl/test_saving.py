@@ -93,6 +93,10 @@ BROKEN = [
     (lambda d: change(d, system=5), "system"),
     (lambda d: change(d, turns=[{"question": [], "answer": "x"}]), "missing key 'finish_reason'"),
     (lambda d: change(d, images=[{"content_hash": "../../etc/passwd"}]), "no hash of a picture"),
+    (
+        lambda d: change(d, turns=[{**d["turns"][0], "question": []}]),
+        "a question has neither text nor a picture",
+    ),
     (lambda d: change(d, images=[]), "is not in the chat"),
     (lambda d: change(d, images=[{**d["images"][0], "data": "%%"}]), "not valid base64"),
     (lambda d: change(d, images=[{**d["images"][0], "data": "AAAA"}]), "is not a picture|picture"),
