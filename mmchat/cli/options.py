@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,9 +18,6 @@ from mmchat.cli.wrong_names import model_name
 from mmchat.input_text import checked
 from mmchat.offline import go_offline
 from mmchat.quant import schemes
-
-if TYPE_CHECKING:
-    pass
 
 # An option in one of the groups of the help page
 of_input = partial(typer.Option, rich_help_panel="Input")
