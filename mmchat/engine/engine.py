@@ -62,7 +62,6 @@ class Engine:
         self._runtime = model.runtime
         self._pace = Pace()
         self._room = Room(self.cache, self.prefixes, model, memory)
-        self._coming: deque[Answer] = deque()  # not in the queue yet
         self._waiting = Queue(rows)
         self._active: list[Row] = []
         self._turns: deque[Row] = deque()  # of those that read their prompt
@@ -77,12 +76,12 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._active or self._waiting or self._coming)
+        return bool(self._active or self._waiting)
 
     @property
     def waiting(self) -> int:
         """How many wait for a row."""
-        return len(self._coming) + len(self._waiting)
+        return len(self._waiting)
 
     @property
     def running(self) -> int:
@@ -106,7 +105,7 @@ class Engine:
         """
         self._room.check(request)
         answer = Answer(request, tell)
-        self._coming.append(answer)  # what a running step does not look at: nobody waits for it
+        self._waiting.add(answer)
         return answer
 
     def cancel(self, answer: Answer) -> None:
@@ -147,7 +146,6 @@ class Engine:
     def fail(self, error: BaseException) -> None:
         """End all answers with this error, as when nobody will step any more."""
         with self._lock, self._working():
-            self._queue_up()
             for answer in list(self._waiting):
                 self._waiting.remove(answer)
                 answer.fail(error)
@@ -167,12 +165,7 @@ class Engine:
 
     # ---- who is there
 
-    def _queue_up(self) -> None:
-        while self._coming:
-            self._waiting.add(self._coming.popleft())
-
     def _admit(self) -> None:
-        self._queue_up()
         while self.prefixes.has_room:
             answer = self._waiting.next(Counter(row.answer.request.owner for row in self._active))
             place = None if answer is None else self._room.place(answer.request)
@@ -207,7 +200,6 @@ class Engine:
             self.known += len(row.prompt.media) - len(row.unencoded(self.cache))
 
     def _drop_cancelled(self) -> None:
-        self._queue_up()
         for answer in [answer for answer in self._waiting if answer.is_cancelled]:
             self._waiting.remove(answer)
             answer.add(unanswered(answer.request))

@@ -46,24 +46,32 @@ class Queue:
     """Answers that wait: those of one owner in the order in which they came, the owners in turns.
 
     So nobody who sends many requests keeps others from being heard, and nobody is overtaken by
-    a smaller request: what does not fit into memory yet is waited for.
+    a smaller request: what does not fit into memory yet is waited for. Any thread may `add` and ask
+    how many there are; the rest is for one at a time.
     """
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
+        self._coming: deque[Answer] = deque()  # not among the others yet
         self._by_owner: dict[str, deque[Answer]] = {}  # who is next comes first
 
     def __iter__(self) -> Iterator[Answer]:
+        self._queue_up()
         return (answer for answers in self._by_owner.values() for answer in answers)
 
     def __len__(self) -> int:
-        return sum(map(len, list(self._by_owner.values())))
+        return len(self._coming) + sum(map(len, list(self._by_owner.values())))
 
     def __bool__(self) -> bool:
-        return bool(self._by_owner)
+        return bool(self._by_owner or self._coming)
 
     def add(self, answer: Answer) -> None:
-        self._by_owner.setdefault(answer.request.owner, deque()).append(answer)
+        self._coming.append(answer)
+
+    def _queue_up(self) -> None:
+        while self._coming:
+            answer = self._coming.popleft()
+            self._by_owner.setdefault(answer.request.owner, deque()).append(answer)
 
     def next(self, running: Counter[str]) -> Answer | None:
         """Who gets the next free row. running: rows of each owner; one at least is free.
@@ -72,6 +80,7 @@ class Queue:
         once, nor more than half of the rows while others wait. The owner "" may take all rows:
         where owners are not told apart there is only this one.
         """
+        self._queue_up()
         free = self._rows - running.total()
         for owner, answers in self._by_owner.items():
             rows = running[owner]
