@@ -23,7 +23,7 @@ from benchmarks.serve.asking import (
 )  # fmt: skip
 from benchmarks.serve.figure import Figure
 from benchmarks.serve.server import Said, serving
-from mmchat.engine.engine import PIECE
+from mmchat.engine.reading import PIECE
 from mmchat.server.ask import JOIN_SECONDS
 
 

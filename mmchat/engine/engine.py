@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Pace
 from mmchat.engine.prefix import Place, Prefixes
-from mmchat.engine.reading import Encoding, Read, apart, joinable, joined
+from mmchat.engine.reading import Encoding, Read, Turns, apart, joined
 from mmchat.engine.request import Answer, Request
 from mmchat.engine.room import Queue, Room
-from mmchat.engine.row import Row, unanswered
+from mmchat.engine.row import Row
 from mmchat.errors import MemoryError_, NumericalError, RankError
 from mmchat.hardware.allocation import memory_error
 
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmchat.loading.loader import LoadedModel
+    from mmchat.models.prompt import Media
 
-# Positions of prompts that are read at once where there are several rows: large enough that
-# products of matrices run at full speed, on a CPU and on a device, and small enough that those who
-# write or come meanwhile, and whoever cancels, do not wait long.
-PIECE, DEVICE_PIECE = 256, 512
-SHORT = 64  # positions of a prompt that need not wait for a piece of a longer one
 INITIAL_POSITIONS = 256  # beyond a prompt; a row grows when they are used
 
 
@@ -63,9 +59,8 @@ class Engine:
         self._pace = Pace()
         self._room = Room(self.cache, self.prefixes, model, memory)
         self._waiting = Queue(rows)
-        self._active: list[Row] = []
-        self._turns: deque[Row] = deque()  # of those that read their prompt
-        self._short_first = False  # whether the last piece was of short prompts before their turn
+        self._active: list[Row] = []  # the oldest first
+        self._turns = Turns(rows, self._runtime.device)  # of those that read their prompts
         self._encoding: Encoding | None = None  # what some of them wait for
         self._lock = threading.RLock()
         self._is_stepping = False
@@ -129,18 +124,13 @@ class Engine:
                 self._forward(tokens)
                 tokens = []
             self._admit()  # who came meanwhile is read in this step
-            first = self._turns[0] if self._turns else None
-            if first and first.unencoded(self.cache):
+            pieces = self._turns.next_pieces()
+            if any(row.watch for row, _ in pieces):  # no other row may be read beside it
                 self._forward(tokens)
-                self._encode()
-                if self._turns and self._turns[0] is first:
-                    self._turns.rotate(-1)
-            else:
-                pieces = self._next_pieces() if first else []
-                if any(row.watch for row, _ in pieces):
-                    self._forward(tokens)
-                    tokens = []
-                self._forward([*tokens, *pieces])
+                tokens = []
+            self._forward([*tokens, *pieces])
+            if not pieces:  # it is the turn of one who waits for a picture, or nobody reads
+                self._encode(self._turns.next_pictures())
             return self.has_work
 
     def fail(self, error: BaseException) -> None:
@@ -176,43 +166,31 @@ class Engine:
 
     def _take(self, answer: Answer, place: Place) -> None:
         try:
-            self._room.take(place, answer.request)
-            row = Row(answer, place.slot, place.shared, self._model, self._pace)
+            row = Row(answer, place, self.cache, self._model, self._pace)
         except BaseException as error:
-            self._room.leave(place.slot, [])
+            self._room.free(place.slot)  # so that the next one has more memory
             answer.fail(memory_error(error) or error)
             if not isinstance(error, Exception):
                 raise
             return
         self._active.append(row)
-        self._turns.append(row)
-        slot, marks = row.slot, row.slot.marks
+        self._turns.add(row)
         with self._ending(row):
-            if place.source is not slot and row.shared:
-                slot.marks = []  # until it holds them: copying may run out of memory
-                self.cache.truncate(slot.number, 0)
-                self.cache.copy(place.source.number, slot.number, row.shared)
-                slot.marks = marks
-            else:
-                self.cache.truncate(slot.number, row.shared)
-            self._room.begin(slot, row.prompt)
-            row.unseen = row.prompt.unread(row.shared)
-            self.known += len(row.prompt.media) - len(row.unencoded(self.cache))
+            self._room.take(place, answer.request)
+            self.known += len(row.prompt.media) - len(row.unencoded())
 
     def _drop_cancelled(self) -> None:
         for answer in [answer for answer in self._waiting if answer.is_cancelled]:
             self._waiting.remove(answer)
-            answer.add(unanswered(answer.request))
+            answer.add(answer.request.unanswered())
         for row in [row for row in self._active if row.answer.is_cancelled]:
             row.finish("interrupted")
-            read = self.cache.lengths[row.slot.number]
-            self._leave(row, row.marks() if row.is_writing else row.prompt.fingerprint[:read])
+            self._leave(row, row.marks())
 
     def _leave(self, row: Row, marks: Sequence[int | str]) -> None:
         """The row is over; its slot keeps the positions of `marks` for those who share them."""
         self._active.remove(row)
-        if row in self._turns:
-            self._turns.remove(row)
+        self._turns.remove(row)
         if self._encoding and not any(map(self._encoding.is_for, self._turns)):
             self._encoding = None
         self._room.leave(row.slot, marks)
@@ -229,8 +207,7 @@ class Engine:
         except Exception as error:
             failure = memory_error(error) or error
         except BaseException as error:
-            row.answer.fail(error)
-            self._leave(row, row.slot.marks)
+            self._end(row, error)
             raise
         # After the handler nothing holds what the failed call had allocated.
         if failure is not None:
@@ -238,7 +215,7 @@ class Engine:
         elif row.is_over:
             self._leave(row, row.marks())
 
-    def _end(self, row: Row, failure: Exception) -> None:
+    def _end(self, row: Row, failure: BaseException) -> None:
         row.answer.fail(failure)
         # what was not a number lies in the slot, and would spoil whoever is read there next
         self._leave(row, [] if isinstance(failure, NumericalError) else row.slot.marks)
@@ -258,24 +235,24 @@ class Engine:
 
     # ---- one slice of pictures
 
-    def _encode(self) -> None:
+    def _encode(self, wanted: Sequence[tuple[Row, Media]]) -> None:
         """One slice of the pictures that were begun, or of the first that somebody waits for.
 
-        Those of all rows are offered: what a model encodes together costs it less. If that fails,
-        the first is tried alone; if it fails too, the row that waits for it ends.
+        wanted: those of all rows, and all are offered: what a model encodes together costs it less.
+        If that fails, the first is tried alone; if it fails too, the row that waits for it ends.
         """
-        wanted = (media for row in self._turns for media in row.unencoded(self.cache))
-        each_once = {media.content_hash: media for media in wanted}
+        if not wanted:
+            return
+        each_once = {media.content_hash: media for _, media in wanted}
         encoding = self._encoding or Encoding(list(each_once.values()))
         self._encoding = None  # unless it goes on
-        row = next(row for row in self._turns if encoding.is_for(row))
+        row = next(row for row, _ in wanted if encoding.is_for(row))
         with self._ending(row):
             if encoding.step(self._runtime, self.cache, self.release):
                 if any(map(encoding.is_for, self._turns)):  # else the row of the first is gone
                     self._encoding = encoding
                 return
-            waited = [row for row in self._turns if row.unseen]
-            waiting = Counter(one.content_hash for row in waited for one in row.unseen)
+            waiting = Counter(media.content_hash for _, media in wanted)
             for media in encoding.media:
                 rows = waiting[media.content_hash]
                 if not rows:  # its row is gone, and what was promised to it
@@ -288,8 +265,8 @@ class Engine:
                 import torch
 
                 torch.cuda.synchronize(self._runtime.device)
-            for row in waited:
-                if not row.unencoded(self.cache):
+            for row in dict(wanted):
+                if not row.unencoded():
                     row.encoded()
 
     # ---- one step of rows
@@ -299,40 +276,11 @@ class Engine:
         read = []
         for row in [row for row in self._active if row.is_writing]:
             with self._ending(row):
-                tokens = row.reads()
+                tokens = row.next_tokens()
                 if not row.is_over:
                     read.append((row, tokens))
         if read:
             self.steps[len(read)] += 1
-        return read
-
-    def _next_pieces(self) -> list[tuple[Row, Tensor]]:
-        """Pieces of the prompts whose pictures are encoded, as many as a slice takes.
-
-        Every second slice may be of short ones alone, so that these do not wait for a long one of
-        others, nor that one for ever.
-        """
-        import torch
-
-        ready = joinable([row for row in self._turns if not row.unencoded(self.cache)])
-        short = [row for row in ready if row.unread(self.cache) <= SHORT]
-        self._short_first = bool(short) and len(short) < len(ready) and not self._short_first
-        if self._short_first:
-            ready = short
-        left = PIECE if self._runtime.device.type == "cpu" else DEVICE_PIECE
-        if self.rows == 1:  # nobody else can begin meanwhile
-            left = max(left, len(ready[0].prompt.token_ids))
-        read = []
-        for row in ready:
-            start = self.cache.lengths[row.slot.number]
-            end = row.scores.end(start, min(start + left, len(row.prompt.token_ids)))
-            piece = row.prompt.token_ids[start:end]
-            read.append((row, torch.tensor(piece, device=self._runtime.device)))
-            left -= len(piece)
-            if not left:
-                break
-        if not self._short_first:  # else it is still the turn of who was first
-            self._turns.rotate(-1)
         return read
 
     def _forward(self, read: Read) -> None:
@@ -352,14 +300,15 @@ class Engine:
         if not isinstance(logits, Exception):
             for (row, _), part in zip(read, logits, strict=True):
                 with self._ending(row):
-                    self._has_read(row, part, begin if len(read) == 1 else None)
+                    row.has_read(part, begin if len(read) == 1 else None)
+                    if row.is_writing:  # all of its prompt is read
+                        self._turns.remove(row)
         elif isinstance(logits, MemoryError_) and len(parts := apart(read)) > 1:
             for part in parts:
                 self._forward(part)
         elif len(read) == 1 or isinstance(logits, MemoryError_):
             self._end(read[-1][0], logits)
-            if len(read) > 1:
-                self._forward(read[:-1])
+            self._forward(read[:-1])
         else:
             for one in read:
                 self._forward([one])
@@ -367,25 +316,12 @@ class Engine:
     def _logits(self, read: Read) -> Sequence[Tensor] | Exception:
         """Of what each row wants, without rows of the head that stand for no token; or why none."""
         try:
-            batch, counts = joined(read, self.cache.lengths)
+            batch, counts = joined(read)
             logits = self._runtime.forward(batch, self.cache)
             return logits[:, : self._model.vocab_size].split(counts)
         except Exception as error:
             return memory_error(error) or error
         except BaseException as error:
             for row, _ in read:
-                row.answer.fail(error)
-                self._leave(row, row.slot.marks)
+                self._end(row, error)
             raise
-
-    def _has_read(self, row: Row, logits: Tensor, begin: float | None) -> None:
-        slot = row.slot.number
-        if row.is_writing:
-            row.has_stepped(logits, begin)
-            if self.cache.lengths[slot] > row.positions:  # tokens of a draft that were wrong
-                self.cache.truncate(slot, row.positions)
-            return
-        row.scores.read(logits, self.cache.lengths[slot])
-        if self.cache.lengths[slot] == len(row.prompt.token_ids):
-            self._turns.remove(row)
-            row.has_read(logits[-1:])

@@ -65,30 +65,30 @@ class Prefixes:
         """
         free = [slot for slot in self.slots if not slot.is_taken]
         source, shared = self._best(request, free)
-        if not shared:
-            return Place(min(free, key=_age), source, 0)
-        if source.is_taken or (shared < len(source.marks) and any(not s.marks for s in free)):
+        is_kept = shared < len(source.marks) and any(not slot.marks for slot in free)
+        if shared and (source.is_taken or is_kept):
             others = [slot for slot in free if slot is not source]
             return Place(min(others, key=_age), source, shared)
         return Place(source, source, shared)
 
-    def take(self, place: Place, request: Request) -> None:
-        """Give the request its slot."""
+    def take(self, slot: Slot, owner: str) -> None:
+        """Give a free slot to a request of this owner."""
         self._clock += 1
-        slot = place.slot
-        slot.marks, slot.owner = list(request.prompt.fingerprint[: place.shared]), request.owner
+        slot.marks, slot.owner = [], owner
         slot.is_taken, slot.used = True, self._clock
 
     def _best(self, request: Request, free: list[Slot]) -> tuple[Slot, int]:
+        """Where nothing that is worth it is shared, the slot to read the prompt in, and 0."""
         marks, most = request.prompt.fingerprint, request.shareable
-        best, shared = free[0], 0
+        oldest = min(free, key=_age)
+        best, shared = oldest, 0
         for slot in self.slots:
             if slot.owner == request.owner:
                 found = min(common_prefix(slot.marks, marks), most)
                 if found > shared:
                     best, shared = slot, found
         is_long = shared >= min(SHORTEST_SHARED, len(marks) // 8)
-        return (best, shared) if is_long else (free[0], 0)
+        return (best, shared) if is_long else (oldest, 0)
 
 
 def _age(slot: Slot) -> tuple[bool, int]:

@@ -1,7 +1,9 @@
-"""How prompts are read: pictures slice by slice, and tokens of several rows as one batch."""
+"""How prompts are read: in turns, pictures slice by slice, tokens of several rows as one batch."""
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,66 @@ if TYPE_CHECKING:
 
 Read = Sequence[tuple["Row", "Tensor"]]  # rows, each with the tokens [S] that it reads now
 
+# Positions of prompts that are read at once where there are several rows: large enough that
+# products of matrices run at full speed, on a CPU and on a device, and small enough that those who
+# write or come meanwhile, and whoever cancels, do not wait long.
+PIECE, DEVICE_PIECE = 256, 512
+SHORT = 64  # positions of a prompt that need not wait for a piece of a longer one
+
+
+class Turns:
+    """Rows that read their prompts; whose turn is next comes first. rows: of all that there are."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        piece = PIECE if device.type == "cpu" else DEVICE_PIECE
+        self._most = piece if rows > 1 else sys.maxsize  # nobody else can begin meanwhile
+        self._rows: deque[Row] = deque()
+        self._short_first = False  # whether the last piece was of short prompts before their turn
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def add(self, row: Row) -> None:
+        self._rows.append(row)
+
+    def remove(self, row: Row) -> None:
+        """It writes, or is over; nothing changes if it has been removed."""
+        if row in self._rows:
+            self._rows.remove(row)
+
+    def next_pieces(self) -> list[tuple[Row, Tensor]]:
+        """Pieces of prompts for one forward; none if it is the turn of one who waits for a picture.
+
+        One that is watched is read alone, in its turn. Every second time the pieces may be of short
+        prompts alone, so that these do not wait for a long one of others, nor that one for ever.
+        """
+        first = self._rows[0] if self._rows else None
+        if first is None or first.unencoded():
+            return []
+        ready = [row for row in self._rows if not (row.watch or row.unencoded())]
+        if first.watch:
+            ready = [first]
+        short = [row for row in ready if row.unread <= SHORT]
+        self._short_first = bool(short) and len(short) < len(ready) and not self._short_first
+        if self._short_first:  # it is still the turn of who was first
+            ready = short
+        else:
+            self._rows.rotate(-1)
+        pieces, left = [], self._most
+        for row in ready:
+            piece = row.next_piece(left)
+            pieces.append((row, piece))
+            left -= len(piece)
+            if not left:
+                break
+        return pieces
+
+    def next_pictures(self) -> list[tuple[Row, Media]]:
+        """All pictures that are waited for, each with who waits; that was the turn of the first."""
+        wanted = [(row, media) for row in self._rows for media in row.unencoded()]
+        self._rows.rotate(-1)
+        return wanted
+
 
 class Encoding:
     """media: what is offered to the model, which takes the first and as many others as it likes;
@@ -32,7 +94,7 @@ class Encoding:
     def is_for(self, row: Row) -> bool:
         """Whether the row waits for any of these pictures."""
         hashes = {media.content_hash for media in self.media}
-        return any(media.content_hash in hashes for media in row.unseen)
+        return any(media.content_hash in hashes for media in row.unencoded())
 
     def step(self, runtime: Runtime, cache: Cache, release: Callable[[], object]) -> bool:
         """One slice; whether there are more. Raises what fails twice.
@@ -57,13 +119,6 @@ class Encoding:
         return True
 
 
-def joinable(ready: Sequence[Row]) -> Sequence[Row]:
-    """Those that may be read in one forward: one that is watched is read alone, in its turn."""
-    if ready[0].watch:
-        return ready[:1]
-    return [row for row in ready if not row.watch]
-
-
 def apart(read: Read) -> list[Read]:
     """Those who write and those who read their prompts, as far as there are such."""
     writing = [one for one in read if one[0].is_writing]
@@ -71,8 +126,8 @@ def apart(read: Read) -> list[Read]:
     return [part for part in (writing, reading) if part]
 
 
-def joined(read: Read, lengths: Sequence[int]) -> tuple[Batch, list[int]]:
-    """The batch, and how many logits each row gets of it. lengths: positions of each slot so far.
+def joined(read: Read) -> tuple[Batch, list[int]]:
+    """The batch, and how many logits each row gets of it.
 
     A row that writes gets those of all its tokens; one that reads its prompt those of the last,
     and of tokens before such as are scored.
@@ -80,7 +135,7 @@ def joined(read: Read, lengths: Sequence[int]) -> tuple[Batch, list[int]]:
     import torch
 
     slots = tuple(row.slot.number for row, _ in read)
-    starts = tuple(lengths[slot] for slot in slots)
+    starts = tuple(row.held for row, _ in read)
     counts = tuple(len(tokens) for _, tokens in read)
     wanted: list[int] = []
     of_rows: list[int] = []

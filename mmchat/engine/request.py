@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mmchat import words
-from mmchat.engine.events import Event, Finished, Timings
+from mmchat.engine.events import Event, Finished, Timings, Usage
 from mmchat.errors import ContextLengthExceeded
 
 if TYPE_CHECKING:
@@ -54,6 +54,19 @@ class Request:
         if self.score_from is not None:
             most = min(most, self.score_from - 1)
         return most if self.watch is None else min(most, self.watch.first)
+
+    def unanswered(self) -> Finished:
+        """The end of an answer that was cancelled before it was begun."""
+        pictures = tuple(placed.media.facts for placed in self.prompt.media)
+        usage = Usage(
+            prompt_tokens=len(self.prompt.token_ids),
+            cached_tokens=0,
+            completion_tokens=0,
+            image_count=len(pictures),
+            image_tokens=sum(facts.tokens for facts in pictures),
+        )
+        seed, ids = self.sampling.seed or 0, self.prompt.token_ids
+        return Finished("interrupted", "", usage, self.timings, ids, (), (), seed, pictures)
 
 
 def request_within(

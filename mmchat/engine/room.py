@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmchat.engine.request import Answer, Request
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.base import Cache
-    from mmchat.models.prompt import Media, Prompt
+    from mmchat.models.prompt import Media
 
 STEP = 256  # positions; no cache makes room in larger steps
 CPU_ROWS, DEVICE_ROWS = 8, 64  # answers written at once; beyond the first a CPU gains little
@@ -168,21 +168,26 @@ class Room:
                 return place
 
     def take(self, place: Place, request: Request) -> None:
-        """Promise the request its memory."""
-        self._prefixes.take(place, request)
-        if self.limit is not None:
-            place.slot.need = self._need(request)
-            if self._cache.fixed:
-                self._longest = max(self._longest, place.slot.need.positions)
-        for placed in request.prompt.media:
-            if (content_hash := placed.media.content_hash) in self._pictures:
-                self._pictures[content_hash] = self._pictures.pop(content_hash)
-
-    def begin(self, slot: Slot, prompt: Prompt) -> None:
-        """The slot, which holds what it shares with it, is to read a prompt.
+        """Give the request its slot, and promise it its memory; the cache begins its prompt there.
 
         What was promised is allocated once: growing holds the old and the new at the same time.
         """
+        slot, prompt = place.slot, request.prompt
+        self._prefixes.take(slot, request.owner)
+        if self.limit is not None:
+            slot.need = self._need(request)
+            if self._cache.fixed:
+                self._longest = max(self._longest, slot.need.positions)
+        for placed in prompt.media:
+            if (content_hash := placed.media.content_hash) in self._pictures:
+                self._pictures[content_hash] = self._pictures.pop(content_hash)
+        if place.source is slot:
+            self._cache.truncate(slot.number, place.shared)
+        else:
+            self._cache.truncate(slot.number, 0)
+            self._cache.copy(place.source.number, slot.number, place.shared)
+        # not before it holds them: copying may run out of memory
+        slot.marks = list(prompt.fingerprint[: place.shared])
         if self.limit is not None:
             self._cache.shrink(slot.number)
             self._cache.reserve(slot.number, slot.need.positions)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mmchat.engine.drafts import Drafter, Pace
-from mmchat.engine.events import Finished, FinishReason, Progress, TextDelta, TokenLogprob, Usage
+from mmchat.engine.events import FinishReason, Progress, TextDelta, TokenLogprob
 from mmchat.engine.sampling import NOT_FINITE, PromptScores, Sampler, token_logprobs
 from mmchat.engine.text import AnswerText
 from mmchat.errors import NumericalError
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mmchat.engine.prefix import Slot
-    from mmchat.engine.request import Answer, Request
+    from mmchat.engine.prefix import Place
+    from mmchat.engine.request import Answer
     from mmchat.loading.loader import LoadedModel
     from mmchat.models.base import Cache
     from mmchat.models.prompt import Media
@@ -36,18 +36,17 @@ class Row:
     """
 
     def __init__(
-        self, answer: Answer, slot: Slot, shared: int, model: LoadedModel, pace: Pace
+        self, answer: Answer, place: Place, cache: Cache, model: LoadedModel, pace: Pace
     ) -> None:
         request = answer.request
         prompt, params = request.prompt, request.sampling
-        self.answer, self.slot, self.shared = answer, slot, shared
+        self.answer, self.slot, self.shared = answer, place.slot, place.shared
         self.prompt, self.params, self.timings = prompt, params, request.timings
-        self.unseen: list[Media] = []
         self.watch = request.watch
         self.scores = PromptScores(prompt.token_ids, request.score_from, params.logprobs)
         self.token: Tensor | None = None
         self._logits: Tensor | None = None
-        self._model = model
+        self._cache, self._model = cache, model
         device = model.runtime.device
         self._sampler = Sampler(params, list(prompt.token_ids), model.vocab_size, device)
         self._stop_ids = () if request.ignore_stop else model.processor.stop_ids
@@ -78,25 +77,23 @@ class Row:
     def is_writing(self) -> bool:
         return self.token is not None
 
-    def unencoded(self, cache: Cache) -> list[Media]:
-        """The pictures that must be encoded before it reads on."""
-        self.unseen = cache_lacks(cache, self.unseen)
-        return self.unseen
-
-    def unread(self, cache: Cache) -> int:
-        """Positions of its prompt that are still to be read."""
-        return len(self.prompt.token_ids) - cache.lengths[self.slot.number]
-
     @property
     def is_over(self) -> bool:
         return self.answer.is_over
 
     @property
-    def positions(self) -> int:
-        """How many of its positions are right, once its tokens are known."""
-        # a token on its way is not among the ids yet; one that has arrived is, but is not read
-        unread = 0 if self._arriving else 1
-        return len(self.prompt.token_ids) + len(self._ids) - unread
+    def held(self) -> int:
+        """How many positions its slot holds."""
+        return self._cache.lengths[self.slot.number]
+
+    @property
+    def unread(self) -> int:
+        """Positions of its prompt that are still to be read."""
+        return len(self.prompt.token_ids) - self.held
+
+    def unencoded(self) -> list[Media]:
+        """The pictures that must be encoded before it reads on."""
+        return cache_lacks(self._cache, self.prompt.unread(self.held))
 
     @property
     def _left(self) -> int:
@@ -109,14 +106,16 @@ class Row:
         self.timings.vision_seconds = clock() - self.began
         self.began = clock()
 
-    def has_read(self, logits: Tensor) -> None:
-        """The prompt is read; logits: [1, V] of its last position."""
-        self._sampled(self._sample(logits), logits)
-        if not self._may_run_ahead():
-            self._arrive()
+    def next_piece(self, most: int) -> Tensor:
+        """What is read next of its prompt: [S], at most so many."""
+        import torch
 
-    def reads(self) -> Tensor:
-        """What the next step reads of this row: [S], the last token and a draft after it."""
+        start = self.held
+        end = self.scores.end(start, min(start + most, len(self.prompt.token_ids)))
+        return torch.tensor(self.prompt.token_ids[start:end], device=self._model.runtime.device)
+
+    def next_tokens(self) -> Tensor:
+        """What it reads next where it writes: [S], the last token and a draft after it."""
         import torch
 
         if self._arriving and not self._may_run_ahead():
@@ -131,11 +130,28 @@ class Row:
             return token[0]
         return torch.cat((token[0], torch.tensor(self._draft, device=token.device)))
 
-    def has_stepped(self, logits: Tensor, begin: float | None) -> None:
-        """What `reads` said was read. logits: [S, V] of all of it.
+    def has_read(self, logits: Tensor, begin: float | None) -> None:
+        """What was to be read next was read. logits: [W, V] of what was wanted of it.
 
         begin: when the step began; None if other rows took part, which tells nothing of drafts.
         """
+        if self.is_writing:
+            self._has_stepped(logits, begin)
+            # a token on its way is not among the ids yet; one that has arrived is, but is not read
+            unread = 0 if self._arriving else 1
+            right = len(self.prompt.token_ids) + len(self._ids) - unread
+            if self.held > right:  # tokens of a draft that were wrong
+                self._cache.truncate(self.slot.number, right)
+            return
+        self.scores.read(logits, self.held)
+        if not self.unread:
+            last = logits[-1:]
+            self._sampled(self._sample(last), last)
+            if not self._may_run_ahead():
+                self._arrive()
+
+    def _has_stepped(self, logits: Tensor, begin: float | None) -> None:
+        """What `next_tokens` gave was read. logits: [S, V] of all of it."""
         if self._arriving:
             upcoming = self._sample(logits)  # queued before the host waits in `_arrive`
             self._arrive()
@@ -248,7 +264,7 @@ class Row:
 
     def marks(self) -> list[int | str]:
         """Fingerprint of the positions that its slot may keep: the last token may be unread."""
-        return [*self.prompt.fingerprint, *self._ids[:-1]]
+        return [*self.prompt.fingerprint, *self._ids[:-1]][: self.held]
 
     def finish(self, reason: FinishReason) -> None:
         tail = self._text.flush()
@@ -256,7 +272,7 @@ class Row:
             self._pieces.append(tail)
             self.answer.add(TextDelta(tail, None))
         self.timings.peak_memory_bytes = self._model.peak_memory()
-        empty = unanswered(self.answer.request)
+        empty = self.answer.request.unanswered()
         self.answer.add(
             replace(
                 empty,
@@ -275,23 +291,6 @@ class Row:
                 seed=self._sampler.seed,
             )
         )
-
-
-def unanswered(request: Request) -> Finished:
-    """The end of an answer that was cancelled before it was begun."""
-    prompt = request.prompt
-    pictures = tuple(placed.media.facts for placed in prompt.media)
-    usage = Usage(
-        prompt_tokens=len(prompt.token_ids),
-        cached_tokens=0,
-        completion_tokens=0,
-        image_count=len(pictures),
-        image_tokens=sum(facts.tokens for facts in pictures),
-    )
-    seed = request.sampling.seed or 0
-    return Finished(
-        "interrupted", "", usage, request.timings, prompt.token_ids, (), (), seed, pictures
-    )
 
 
 def is_asynchronous(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 import mmchat
 from mmchat.conversation import Message, Text
-from mmchat.engine import engine as engine_module
+from mmchat.engine import reading as reading_module
 from mmchat.engine.driver import hold, run
 from mmchat.engine.engine import Engine
 from mmchat.engine.events import Finished, Progress, TextDelta
@@ -155,7 +155,7 @@ def prompt_of(draw: random.Random, shared: list[int]) -> Prompt:
 )
 def test_each_row_says_what_it_says_alone_whatever_goes_on_beside_it(sequences, monkeypatch):
     """Ten random requests a sequence: queued, cancelled, failing, sharing beginnings, drafting."""
-    monkeypatch.setattr(engine_module, "PIECE", 7)
+    monkeypatch.setattr(reading_module, "PIECE", 7)
     shared_positions = 0
     for seed in sequences:
         draw = random.Random(seed)
@@ -229,7 +229,7 @@ def test_a_long_prompt_is_read_in_pieces_while_others_write():
     before = len(sizes)
     for _ in range(4):
         engine.step()
-    both = (2, 1 + engine_module.PIECE)  # with each piece everybody writes on, in one forward
+    both = (2, 1 + reading_module.PIECE)  # with each piece everybody writes on, in one forward
     assert sizes[before:] == [both] * 4
 
 
@@ -259,7 +259,7 @@ def test_two_long_prompts_are_read_in_turns_while_another_writes():
     for _ in range(6):
         engine.step()
         read.append(engine.cache.lengths[1:])
-    piece = engine_module.PIECE
+    piece = reading_module.PIECE
     assert read[:4] == [[piece, 0], [piece, piece], [2 * piece, piece], [2 * piece, 2 * piece]]
 
 
@@ -268,12 +268,12 @@ def test_a_long_prompt_lets_others_begin_where_there_are_several_rows():
     engine.submit(Request(Prompt(tuple(range(200)) * 8), GREEDY))
     engine.step()
     sizes = engine._model.runtime.sizes
-    assert sizes == [(1, engine_module.PIECE)]
+    assert sizes == [(1, reading_module.PIECE)]
     short = engine.submit(Request(Prompt((1, 2, 3)), GREEDY))
     engine.step()
     assert any(isinstance(event, TextDelta) for event in short.take())
     engine.step()
-    assert sizes[1:] == [(1, 3), (2, 1 + engine_module.PIECE)]
+    assert sizes[1:] == [(1, 3), (2, 1 + reading_module.PIECE)]
 
 
 def test_short_prompts_without_end_do_not_keep_a_long_one_from_being_read():
@@ -287,7 +287,7 @@ def test_short_prompts_without_end_do_not_keep_a_long_one_from_being_read():
         engine.step()
         if any(isinstance(event, TextDelta) for event in long.take()):
             break
-    assert steps <= 2 * -(-1_600 // engine_module.PIECE)
+    assert steps <= 2 * -(-1_600 // reading_module.PIECE)
     assert sum(answer.is_over for answer in short) >= steps - 3
 
 
@@ -343,8 +343,8 @@ def test_prompts_that_are_read_together_share_the_positions_of_a_piece():
     engine = Engine(fake_model(), rows=5)
     engine.submit(Request(Prompt((1, 2, 3)), replace(GREEDY, max_new_tokens=99), ignore_stop=True))
     engine.step()
-    piece = engine_module.PIECE
-    for length in (piece // 2, piece, engine_module.SHORT + 1):
+    piece = reading_module.PIECE
+    for length in (piece // 2, piece, reading_module.SHORT + 1):
         ids = (length % 250, *range(200), *range(200), *range(200))
         engine.submit(Request(Prompt(ids[:length]), GREEDY))
     read = []
@@ -353,7 +353,7 @@ def test_prompts_that_are_read_together_share_the_positions_of_a_piece():
         read.append(engine.cache.lengths[1:4])
     half = piece // 2
     assert read[0] == [half, half, 0]
-    assert read[1][1:] == [piece, engine_module.SHORT + 1]
+    assert read[1][1:] == [piece, reading_module.SHORT + 1]
 
 
 @pytest.mark.parametrize(
@@ -654,7 +654,7 @@ def test_what_memory_does_not_allow_in_one_forward_is_read_in_two(monkeypatch):
     forward = engine._runtime.forward
 
     def narrow(batch, cache):
-        if len(batch.token_ids) > engine_module.PIECE:
+        if len(batch.token_ids) > reading_module.PIECE:
             raise MemoryError
         return forward(batch, cache)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import mmchat
-from mmchat.engine import engine as engine_module
+from mmchat.engine import reading as reading_module
 from mmchat.engine.driver import run
 from mmchat.engine.engine import Engine
 from mmchat.engine.prefix import Place, Prefixes, Slot
@@ -271,7 +271,7 @@ def test_memory_that_runs_out_while_a_slot_is_shrunk_costs_what_it_holds(monkeyp
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_engine_keeps_within_its_memory_and_answers_everybody(sequences, fixed, monkeypatch):
     """Ten random requests a sequence, of four owners, cancelled now and then."""
-    monkeypatch.setattr(engine_module, "PIECE", 7)
+    monkeypatch.setattr(reading_module, "PIECE", 7)
     waited = 0
     for seed in sequences:
         draw = random.Random(seed)
@@ -358,11 +358,6 @@ def random_request(draw: random.Random, begin: list[int]) -> Request:
 def begin_row(room: Room, cache: CountedCache, place: Place, asked: Request) -> None:
     """What the engine does first."""
     room.take(place, asked)
-    if place.source is place.slot:
-        cache.truncate(place.slot.number, place.shared)
-    else:
-        cache.copy(place.source.number, place.slot.number, place.shared)
-    room.begin(place.slot, asked.prompt)
     for media in asked.prompt.unread(place.shared):
         if not cache.has_media(media.content_hash):
             cache.sizes[media.content_hash] = media.facts.tokens * TOKEN_BYTES

@@ -106,7 +106,7 @@ def same(left: Look, right: Look) -> bool:
 def test_neighbours_and_pieces_change_nothing(tiny, dog, monkeypatch):
     prompt = asked(tiny, dog, QUESTION)
     alone = look(tiny, prompt, [dog], "A brown dog, I think.")
-    monkeypatch.setattr("mmchat.engine.engine.PIECE", 5)
+    monkeypatch.setattr("mmchat.engine.reading.PIECE", 5)
     engine = Engine(tiny, rows=3)
     request = look_request(tiny, prompt, "A brown dog, I think.")
     params = SamplingParams(temperature=0.0, max_new_tokens=8)
