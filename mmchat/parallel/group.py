@@ -160,7 +160,8 @@ class Group:
     @property
     def ranks_here(self) -> int:
         """How many of them share this machine's memory."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks))
+        text = os.environ.get("LOCAL_WORLD_SIZE", "")  # a launcher may leave it empty
+        return int(text) if text.isdecimal() else self.ranks
 
     def device_of(self, device: torch.device) -> torch.device:
         """This rank's device of the kind. Raises DeviceError."""

@@ -248,7 +248,7 @@ def test_lm_eval_gets_the_same_answers_from_our_server(tiny, tmp_path):
     with serving("--dtype", "float32", "--device", "cpu", "--max-rows", "4") as server:
         command = re.search(r"(?<=```bash lm_eval\n)lm_eval run .*?(?=\n```)", docs(), re.DOTALL)
         assert command, "docs/evaluation.md shows the command"
-        line = command[0].replace("\\\n", " ").replace("http://localhost:8000", server.url)
+        line = command[0].replace("\\\n", " ").replace("http://127.0.0.1:5000", server.url)
         line = line.replace("llama3.2-11B", "tiny").replace("mmmu_val", "drawn_scenes")
         more = ["--include_path", str(TASKS), "--limit", str(count), "--output_path", str(tmp_path)]
         args = [sys.executable, "-m", *shlex.split(line), *more]

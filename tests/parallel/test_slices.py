@@ -18,6 +18,7 @@ from mmchat.quant.formats.blocks import BLOCKS4, BLOCKS6, BLOCKS8
 from mmchat.quant.formats.int4 import Int4
 from mmchat.quant.formats.int8 import INT8
 from mmchat.quant.schemes import make_plan
+from tests.parallel.thread_group import Board, ThreadGroup
 
 NAMES = ("tiny", "llama3.2-11B", "llama3.2-90B", "llava", "llava:13b", "qwen-vl-chat")
 
@@ -155,3 +156,11 @@ def test_released_models_in_blocks_are_shared_by_any_number_of_ranks(name):
     for ranks in able(spec):
         for rank in range(ranks):
             check_groups(model, Shares(spec.family.cuts(spec.config), rank, ranks))
+
+
+@pytest.mark.parametrize(("said", "here"), [(None, 4), ("", 4), ("two", 4), ("2", 2)])
+def test_ranks_of_this_machine_are_all_unless_the_launcher_says_how_many(monkeypatch, said, here):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if said is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", said)
+    assert ThreadGroup(Board(4), 0).ranks_here == here
