@@ -178,8 +178,8 @@ def test_the_server_is_asked_as_the_page_says(port, kind, tmp_path):
 def test_every_block_of_commands_is_of_a_kind_that_is_run():
     kinds = set(re.findall(r"^```((?:sh|bash|console|python).*)$", EVERYTHING, re.M))
     assert kinds == {
-        "sh", "sh slow", "sh real", "sh terminal", "sh native", "sh serve", "sh server", "python",
-        "python server", "bash slurm", "bash lm_eval", "sh eval", "sh ray",
+        "sh", "sh slow", "sh real", "sh terminal", "sh export", "sh native", "sh serve",
+        "sh server", "python", "python server", "bash slurm", "bash lm_eval", "sh eval", "sh ray",
         "sh deploy",  # needs Docker, systemd, an hour: tests/test_deploy.py runs what it can
     }  # fmt: skip
 

@@ -11,7 +11,8 @@ from benchmarks.contestants import Mmchat
 from benchmarks.traffic import decode_bytes
 from benchmarks.workloads import Field, Workload
 from mmchat.cli.app import app
-from tests.export.conftest import answers
+from tests.export.conftest import answers, commands_of_the_page
+from tests.test_readme import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -20,6 +21,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 def models(tiny_aoti):
     """The model and its export, both in float32."""
     return mmchat.load(None, device="cpu", dtype="float32"), mmchat.load(tiny_aoti)
+
+
+def test_it_answers_as_the_page_says(tiny_aoti):
+    [_, asks] = commands_of_the_page()
+    done = run(asks, TMPDIR=str(tiny_aoti.parent))
+    assert (done.returncode, done.stdout) == (0, "A brown dog.\n"), done.stderr
 
 
 def test_the_weights_are_used_where_they_lie(models):
