@@ -197,7 +197,7 @@ INLINE uint16_t rounded_bf16(float x) {
 }
 
 // Writes the sums of `count` queries, `apart` from each other, divided by their totals.
-static void write(const Room *room, int64_t count, int64_t D, int is_bf16, void *out, int64_t at,
+static void write_rows(const Room *room, int64_t count, int64_t D, int is_bf16, void *out, int64_t at,
                   int64_t apart) {
     for (int64_t i = 0; i < count; i++) {
         const float *sum = room->sums + (QUERIES + i / STRIP * STRIP) * D + i % STRIP;
@@ -256,7 +256,7 @@ int mmchat_attend_many(const void *query, const void *key, const void *value, co
                 if (!room) continue;
                 task(&q, from + s * q.row, count, keys + g * size, keys + (together + g) * size,
                      biases + b * padded, N, first + s + 1, D, scale, room);
-                write(room, count, D, q.is_bf16, out, ((b * S + s) * H + h) * D, H * D);
+                write_rows(room, count, D, q.is_bf16, out, ((b * S + s) * H + h) * D, H * D);
             }
         }
         free(room);

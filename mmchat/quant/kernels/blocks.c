@@ -391,7 +391,7 @@ int mmchat_linear_blocks(const uint8_t *w, const uint8_t *table, const float *x,
     const int64_t blocks = K / BLOCK, groups = K / group_of((int)bits);
     const int64_t bytes = panel_bytes((int)bits, K);
 #ifdef HAVE_AVX2
-    if (M >= MANY) {
+    if (M >= MANY && may_use_tiles()) {
         const Kind kind = kind_of((int)bits);
         const Weights of = {
             .unpack = OF_BITS(unpack, bits),

@@ -67,9 +67,11 @@ def _x86(name: str, needs: str, *flags: str) -> Variant:
 _V2 = "ssse3 sse4_1 sse4_2 popcnt"
 _V3 = f"{_V2} avx avx2 bmi1 bmi2 f16c fma abm movbe"
 _V4 = f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+_VNNI = "-march=x86-64-v4", "-mavx512vnni"
 VARIANTS = {
     "x86_64": (
-        _x86("avx512vnni", f"{_V4} avx512_vnni", "-march=x86-64-v4", "-mavx512vnni"),
+        _x86("amx", f"{_V4} avx512_vnni amx_tile amx_int8", *_VNNI, "-mamx-tile", "-mamx-int8"),
+        _x86("avx512vnni", f"{_V4} avx512_vnni", *_VNNI),
         _x86("avxvnni", f"{_V3} avx_vnni", "-march=x86-64-v3", "-mavxvnni"),
         _x86("avx2", _V3, "-march=x86-64-v3"),
         _x86("portable", _V2, "-march=x86-64-v2"),

@@ -741,7 +741,7 @@ int mmchat_linear_int8(const int8_t *w, const float *wscale, const float *x, flo
                        int64_t N, int64_t K, int threads) {
     const int64_t blocks = K / BLOCK, window = tokens_at_once(K);
 #ifdef HAVE_AVX2
-    if (M >= MANY) {
+    if (M >= MANY && may_use_tiles()) {
         const Kind kind = KIND_INT8;
         const Weights of = {
             .unpack = unpack_int8,
@@ -781,7 +781,7 @@ int mmchat_linear_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *
                        int threads) {
     const int64_t blocks = K / BLOCK, groups = K / group, window = tokens_at_once(K);
 #ifdef HAVE_AVX2
-    if (M >= MANY_INT4) {
+    if (M >= MANY_INT4 && may_use_tiles()) {
         const Kind kind = KIND_INT4(group < BLOCK ? (int)group : BLOCK);
         const Weights of = {
             .unpack = OF_GROUP(unpack_int4, group),
@@ -842,7 +842,7 @@ int mmchat_linear_packed_int4(const uint8_t *w, const float *x, float *y, int64_
     const int64_t each = group < BLOCK ? group : BLOCK;  // columns of a sum
     const int64_t blocks = K / BLOCK, groups = K / each, bytes = packed_bytes(K, group);
     const int64_t panels = N / PACKED, pairs = (panels + 1) / 2;
-    if (M >= MANY_PACKED) {
+    if (M >= MANY_PACKED && may_use_tiles()) {
         const Kind kind = KIND_INT4((int)each);
         const Weights of = {
             .unpack = OF_GROUP(unpack_packed_int4, group),
@@ -907,6 +907,9 @@ int mmchat_linear_bf16(const uint16_t *w, const float *x, float *y, int64_t M, i
 }
 
 const char *mmchat_instructions(void) {
+#ifdef HAVE_AMX
+    if (may_use_tiles()) return "AMX";
+#endif
 #if defined(HAVE_AVX2) && defined(__AVX512VNNI__) && defined(__AVX512VL__)
     return "AVX-512 VNNI";
 #elif defined(HAVE_AVX2) && defined(__AVXVNNI__)

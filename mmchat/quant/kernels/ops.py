@@ -25,7 +25,7 @@ from mmchat.quant.kernels.library import BLOCK, PANEL, Library
 # Tokens up to which a kernel that reads the weights once beats a matrix product; the second for
 # bfloat16 weights where their products are not fast.
 FEW_TOKENS, FEW_TOKENS_OF_BF16 = 4, 64
-# Beside matrix units: with AVX-512 VNNI, which those CPUs have, widening takes far longer.
+# Beside matrix units that the kernels may not use: with AVX-512 VNNI widening takes far longer.
 FEW_TOKENS_OF_ROUNDED = 64
 MANY_QUERIES = 32  # from which on they fill the kernel's tiles
 MANY_TOKENS = 16  # from which on a product by oneDNN makes up for what its call takes
@@ -42,9 +42,16 @@ def has_fast_bf16() -> bool:
 
 @functools.cache
 def has_tiles() -> bool:
-    """Whether this CPU has matrix units (AMX), beside which the kernels of int8 and int4 are slow
-    for many tokens. Other bfloat16 instructions do half of what those of int8 do."""
+    """Whether this CPU has matrix units (AMX). Other bfloat16 instructions do half of what those of
+    int8 do."""
     return bool(torch.cpu._is_amx_tile_supported())
+
+
+def widens_many() -> bool:
+    """Whether the kernels of int8 and int4 are slow for many tokens, beside matrix units that only
+    torch uses: the compiler did not know them, or Linux did not give them."""
+    library = native.library()
+    return has_tiles() and library is not None and library.instructions != "AMX"
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def probe() -> list[Choice]:
     many = "bfloat16 products" if fast else "float32 products"
     wide = f"C up to {FEW_TOKENS if fast else FEW_TOKENS_OF_BF16} tokens, then {many}"
     rounded = "C, int8 activations"
-    if has_tiles():
+    if widens_many():
         rounded += f", up to {FEW_TOKENS_OF_ROUNDED} tokens, then {many}"
     found = [wide, rounded, rounded, _ATTENTION]
     if native.library() is None:
@@ -115,8 +122,8 @@ def by_kernel(kernel: Callable[..., Tensor], x: Tensor, *weight: Tensor) -> Tens
 def rounded(
     kernel: Callable[..., Tensor], widen: Callable[..., Tensor], x: Tensor, *weight: Tensor
 ) -> Tensor:
-    """By a kernel that rounds x to int8, but many tokens where there are matrix units."""
-    if tokens(x) <= FEW_TOKENS_OF_ROUNDED or not has_tiles():
+    """By a kernel that rounds x to int8, but many tokens where widening is faster."""
+    if tokens(x) <= FEW_TOKENS_OF_ROUNDED or not widens_many():
         return by_kernel(kernel, x, *weight)
     return in_chunks(widen, x, *weight)
 

@@ -6,6 +6,8 @@
 // no lanes are added to each other, and scales serve where they lie. Activations of MOST tokens lie
 // together too, block by block. Unpacking costs as much as some tokens, so that few are better off
 // with the weights as they lie.
+//
+// Matrix units (AMX) read the same panels and activations: 16 such vectors are one of their tiles.
 
 #ifndef MMCHAT_PANELS_H
 #define MMCHAT_PANELS_H
@@ -17,16 +19,19 @@
 
 #ifdef HAVE_AVX2
 
-#ifdef __AVX512VNNI__
+#ifdef HAVE_AMX
 #define LANES 16
-#define MOST 6  // tokens of a tile; 8 take 1.1 times as long each, though registers hold their sums
+#define MOST 16  // tokens of a tile, which has so many rows
+#elif defined(__AVX512VNNI__)
+#define LANES 16
+#define MOST 6  // 8 take 1.1 times as long each, though registers hold their sums
 #else
 #define LANES 8
 #define MOST 4
 #endif
 #define PANEL (2 * LANES)
 #define SPAN 512
-#define MANY_TILES 44    // that meet a panel while it is unpacked
+#define MANY_TILES (MOST == 16 ? 16 : 44)  // that meet a panel while it is unpacked
 // panels that meet a span of activations before the next one, which thus stays in 512 KB of cache
 #define TOGETHER (LANES == 16 ? 1 : 4)
 #define SMALLEST 16      // columns of a block that share a scale
@@ -102,12 +107,14 @@ typedef struct {
     int64_t each;
 } Ahead;
 
-typedef void PanelTile(const Panel *panel, const Slab *x, int64_t columns, Ahead ahead, float *out);
+// tokens: of the slabs; out: their sums [tokens, PANEL], to which the products are added.
+typedef void PanelTile(const Panel *panel, const Slab *x, int64_t columns, int tokens, Ahead ahead,
+                       float *out);
 
 // Weights that can be unpacked. Rows behind the last one are unpacked too, as anything.
 typedef struct Weights {
     void (*unpack)(const struct Weights *of, int64_t n, int64_t column, int64_t columns, Panel *to);
-    PanelTile *const *tile;     // for MOST tokens, one less and two less
+    PanelTile *const *tile;     // for MOST tokens, one less and two less, where that is a constant
     const uint8_t *w;
     int64_t unit, stride;       // rows that lie together, and their bytes
     const uint16_t *shared[2];  // scales and zeros of groups, where they lie elsewhere
@@ -151,6 +158,100 @@ INLINE PanelWhole panel_sums(const Kind kind, PanelWhole c) {
     (void)kind;
     return c;
 }
+
+// Adds the products of a group's levels with those of token t, scaled, to what stands at `out`.
+INLINE void add_scaled(const Kind kind, PanelWhole sum, const Slab *x, int t, int g,
+                       const float *scale, const float *zero, float *out) {
+    PanelReal total, step = x->scale[t] - (PanelReal){0}, other;
+    memcpy(&total, out, sizeof(total));
+    if (kind.has_scale) {
+        memcpy(&other, scale, sizeof(other));
+        step *= other;
+    }
+    if (kind.has_zero) {
+        memcpy(&other, zero, sizeof(other));
+        total = panel_fused(other, x->of[g][t].sum - (PanelReal){0}, total);
+    }
+    total = panel_fused(__builtin_convertvector(sum, PanelReal), step, total);
+    memcpy(out, &total, sizeof(total));
+}
+
+#ifdef HAVE_AMX
+// LDTILECFG's operand: bytes of a row and rows of each tile.
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+} __attribute__((aligned(64))) Tiles;
+
+// The compiler is to finish what it writes, of which gcc's intrinsics do not say that they read it.
+#define READS(pointer) __asm__ volatile("" ::"r"(pointer) : "memory")
+
+// Columns of which four stand in a vector, without a gap in activations: where the groups of a split
+// block are smaller than it, the even columns of a group and its odd ones are apart.
+INLINE int run_of(const Kind kind) {
+    return kind.is_split && kind.group < BLOCK ? kind.group / 8 : kind.group / 4;
+}
+
+// Tiles 0 and 1 have sums, 2 activations, 3 and 4 levels.
+static void configure(const Kind kind, int tokens) {
+    const uint8_t run = (uint8_t)run_of(kind), rows = (uint8_t)tokens;
+    const Tiles tiles = {
+        .palette = 1,
+        .bytes = {64, 64, 4 * run, 64, 64},
+        .rows = {rows, rows, rows, run, run},
+    };
+    READS(&tiles);
+    _tile_loadconfig(&tiles);
+}
+
+// Asks Linux for the units, which it gives a process only then; whether it has.
+INLINE int may_use_tiles(void) {
+    const int request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return !syscall(SYS_arch_prctl, request, tile_data);
+}
+
+INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, const Slab *x,
+                       int64_t columns, Ahead ahead, float *out) {
+    const int run = run_of(kind), parts = kind.group / 4 / run;
+    const uint8_t *w = panel->level[0][0];
+    const float *scale = panel->scale[0], *zero = panel->zero[0];
+    PanelWhole dot[2][MOST];
+    for (int64_t k = 0; k < columns; k += BLOCK, x = slab_after(kind, x, 1)) {
+        for (int64_t i = 0; i < ahead.each; i++) _mm_prefetch(*ahead.line++, _MM_HINT_T0);
+        for (int g = 0; g < BLOCK / kind.group; g++, scale += PANEL, zero += PANEL) {
+            READS(x);
+            _tile_zero(0);
+            _tile_zero(1);
+            for (int part = 0; part < parts; part++, w += run * 4 * PANEL) {
+                const int8_t *q = x->q[0] + 4 * run * g + part * BLOCK / 2;
+                _tile_loadd(2, q, BLOCK);
+                _tile_loadd(3, w, 4 * PANEL);
+                _tile_loadd(4, w + 4 * LANES, 4 * PANEL);
+                _tile_dpbsud(0, 2, 3);
+                _tile_dpbsud(1, 2, 4);
+            }
+            _tile_stored(0, dot[0], sizeof(PanelWhole));
+            _tile_stored(1, dot[1], sizeof(PanelWhole));
+            for (int t = 0; t < tokens; t++)
+                for (int r = 0; r < 2; r++) {
+                    const PanelWhole start = (PanelWhole){0} + (kind.offset ? x->of[g][t].start : 0);
+                    add_scaled(kind, dot[r][t] + start, x, t, g, scale + r * LANES,
+                               zero + r * LANES, out + t * PANEL + r * LANES);
+                }
+        }
+    }
+}
+
+#define DEFINE_PANEL_TILES(name, kind)                                                            \
+    static void name##_any(const Panel *panel, const Slab *x, int64_t columns, int tokens,        \
+                           Ahead ahead, float *out) {                                             \
+        panel_tile(kind, tokens, panel, x, columns, ahead, out);                                  \
+    }                                                                                             \
+    static PanelTile *const name[3] = {name##_any, name##_any, name##_any};
+
+#else
+INLINE int may_use_tiles(void) { return 1; }  // which are made of vectors
 
 INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, const Slab *x,
                        int64_t columns, Ahead ahead, float *out) {
@@ -212,29 +313,18 @@ INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, co
                     }
                 }
             for (int t = 0; t < tokens; t++)
-                for (int r = 0; r < 2; r++) {
-                    float *at = out + t * PANEL + r * LANES;
-                    PanelReal total, step = x->scale[t] - (PanelReal){0}, other;
-                    memcpy(&total, at, sizeof(total));
-                    if (kind.has_scale) {
-                        memcpy(&other, scale + r * LANES, sizeof(other));
-                        step *= other;
-                    }
-                    if (kind.has_zero) {
-                        memcpy(&other, zero + r * LANES, sizeof(other));
-                        total = panel_fused(other, x->of[g][t].sum - (PanelReal){0}, total);
-                    }
-                    const PanelWhole sum = panel_sums(kind, dot[t][r]) + before[t][r];
-                    total = panel_fused(__builtin_convertvector(sum, PanelReal), step, total);
-                    memcpy(at, &total, sizeof(total));
-                }
+                for (int r = 0; r < 2; r++)
+                    add_scaled(kind, panel_sums(kind, dot[t][r]) + before[t][r], x, t, g,
+                               scale + r * LANES, zero + r * LANES, out + t * PANEL + r * LANES);
         }
     }
 }
 
 #define DEFINE_PANEL_TILE(name, kind, less)                                                       \
     static __attribute__((noinline)) void name##_##less(const Panel *panel, const Slab *x,        \
-                                                        int64_t columns, Ahead ahead, float *out) { \
+                                                        int64_t columns, int tokens, Ahead ahead, \
+                                                        float *out) {                             \
+        (void)tokens;                                                                             \
         panel_tile(kind, MOST - less, panel, x, columns, ahead, out);                             \
     }
 #define DEFINE_PANEL_TILES(name, kind)                                                            \
@@ -242,6 +332,7 @@ INLINE void panel_tile(const Kind kind, const int tokens, const Panel *panel, co
     DEFINE_PANEL_TILE(name, kind, 1)                                                              \
     DEFINE_PANEL_TILE(name, kind, 2)                                                              \
     static PanelTile *const name[3] = {name##_0, name##_1, name##_2};
+#endif
 
 #define MOST_LINES (PANEL * (SPAN * 5 / 4 / 64 + 1))
 
@@ -301,6 +392,9 @@ static int many_products(const Kind *kind, const Weights *of, const float *x, fl
                 fill_slab(kind, x + m * K + b * BLOCK, slab_after(*kind, slabs, place),
                           (int)(m % each));
             }
+#ifdef HAVE_AMX
+        configure(*kind, (int)each);
+#endif
         Panel panel;
         const char *line[MOST_LINES];
         float sums[TOGETHER * MANY_TILES * MOST * PANEL] __attribute__((aligned(64)));
@@ -326,7 +420,7 @@ static int many_products(const Kind *kind, const Weights *of, const float *x, fl
                     for (int64_t t = 0; t < count; t++, ahead.line += blocks * ahead.each) {
                         if (ahead.line + blocks * ahead.each > line + lines) ahead.each = 0;
                         const int64_t place = (k / SPAN * tiles + t0 + t) * together;
-                        tile(&panel, slab_after(*kind, slabs, place), columns, ahead,
+                        tile(&panel, slab_after(*kind, slabs, place), columns, (int)each, ahead,
                              sums + p * size + t * each * PANEL);
                     }
                 }
@@ -336,6 +430,9 @@ static int many_products(const Kind *kind, const Weights *of, const float *x, fl
                                                    (of->row_scale ? of->row_scale[n0 + r] : 1.0f);
             }
         }
+#ifdef HAVE_AMX
+        _tile_release();
+#endif
     }
     free(slabs);
     return 0;

@@ -17,6 +17,12 @@
 #define HAVE_VNNI 1
 #endif
 
+#if defined(HAVE_VNNI) && defined(__AVX512VNNI__) && defined(__AMX_INT8__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define HAVE_AMX 1
+#endif
+
 #define BLOCK 64  // activations that share a scale
 
 #define INLINE static inline __attribute__((always_inline))

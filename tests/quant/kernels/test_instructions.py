@@ -1,4 +1,4 @@
-"""Each branch of the C kernels, whatever this processor has: VNNI emulated, and portable C.
+"""Each branch of the C kernels, whatever this processor has: VNNI and AMX emulated, and portable C.
 
 Activations are whole numbers with 127 in each block, so that rounding leaves them as they are, and
 scales are powers of two. The products are then whole numbers, which must come out exactly.
@@ -19,7 +19,7 @@ from mmchat.quant.kernels import blocks_reference, layout, native, reference, se
 from mmchat.quant.kernels.library import BLOCK, Library
 from tests.quant.kernels.available import needs_compiler
 
-HEADER = Path(__file__).with_name("emulated_vnni.h")
+HEADER = Path(__file__).with_name("emulated_instructions.h")
 AVX2 = ("-mavx2", "-mfma")
 EMULATED = (*AVX2, "-include", str(HEADER))
 BUILDS = {
@@ -27,6 +27,7 @@ BUILDS = {
     "AVX2": AVX2,
     "AVX2, AVX-512": (*AVX2, "-mavx512f"),
     "AVX-512 VNNI": (*EMULATED, "-DEMULATE_AVX512_VNNI"),
+    "AMX": (*EMULATED, "-DEMULATE_AVX512_VNNI", "-DEMULATE_AMX=0"),
     "AVX VNNI": (*EMULATED, "-DEMULATE_AVX_VNNI"),
 }
 NEON = {
@@ -37,6 +38,7 @@ NEON = {
 if is_arm():  # other processors emulate it, in test_arm
     BUILDS = {name: native.arm_flags(features) for name, features in NEON.items()}
 VNNI = {
+    "AMX": (*AVX2, "-mavx512vl", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     "AVX-512 VNNI": (*AVX2, "-mavx512vl", "-mavx512vnni"),
     "AVX VNNI": (*AVX2, "-mavxvnni"),
 }
@@ -49,32 +51,36 @@ INT4 = ("random", "0", "15", "0 and 15 in turn")
 
 pytestmark = [needs_compiler, pytest.mark.process]  # compiles each set anew
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="x86 intrinsics")
+CAPABLE = torch.backends.cpu.get_cpu_capability()
 
 
 @pytest.fixture(scope="module", params=BUILDS)
 def build(request: pytest.FixtureRequest) -> str:
     """One set of instructions; a name of BUILDS."""
     name: str = request.param
-    capable = torch.backends.cpu.get_cpu_capability()
     if name in NEON:
         if set(NEON[name]) - set(processor_flags()):
             pytest.skip(f"this processor has not got {name}")
-    elif name != "portable C" and not capable.startswith(("AVX2", "AVX512")):
-        pytest.skip(f"runs on AVX2; this is {capable}")
-    elif name == "AVX2, AVX-512" and not capable.startswith("AVX512"):
-        pytest.skip(f"runs on AVX-512; this is {capable}")
+    elif name != "portable C" and not CAPABLE.startswith(("AVX2", "AVX512")):
+        pytest.skip(f"runs on AVX2; this is {CAPABLE}")
+    elif name == "AVX2, AVX-512" and not CAPABLE.startswith("AVX512"):
+        pytest.skip(f"runs on AVX-512; this is {CAPABLE}")
     return name
 
 
 @pytest.fixture(scope="module")
 def library(build: str, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """The kernels with these instructions; at -Og, which takes a third of the time to compile."""
-    target = tmp_path_factory.mktemp("kernels") / "kernels.so"
+    """The kernels with these instructions."""
+    return compiled(tmp_path_factory.mktemp("kernels"), BUILDS[build])
+
+
+def compiled(folder: Path, instructions: tuple[str, ...]) -> Library:
+    """At -Og, which takes a third of the time to compile."""
     kept = [flag for flag in native._FLAGS if not flag.startswith(("-march=", "-O"))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "_FLAGS", ("-Og", *kept, *BUILDS[build]))
-        native._compile(native._compiler(), target)
-    return Library(target)
+        patch.setattr(native, "_FLAGS", ("-Og", *kept, *instructions))
+        native._compile(native._compiler(), folder / "kernels.so")
+    return Library(folder / "kernels.so")
 
 
 def whole(kind: str, low: int, high: int, *shape: int) -> torch.Tensor:
@@ -100,6 +106,14 @@ def test_the_library_has_these_instructions_and_passes_its_own_check(
     build: str, library: Library
 ) -> None:
     assert library.instructions == build.split(",")[0]  # those of the products
+    assert self_check.first_fault(library) is None
+
+
+@pytest.mark.skipif(not CAPABLE.startswith("AVX"), reason=f"runs on AVX2; this is {CAPABLE}")
+def test_where_linux_refuses_matrix_units_vectors_are_taken(tmp_path: Path) -> None:
+    refused = (*EMULATED, "-DEMULATE_AVX512_VNNI", "-DEMULATE_AMX=-1")
+    library = compiled(tmp_path, refused)
+    assert library.instructions == "AVX-512 VNNI"
     assert self_check.first_fault(library) is None
 
 
@@ -255,4 +269,5 @@ def test_the_real_instructions_are_compiled(name: str, tmp_path: Path) -> None:
         text = assembly.read_text()
         assert "vpdpbusd" in text
         assert "vpmaddubsw" not in text
+        assert ("tdpbsud" in text) == (name == "AMX")
         assert name in text or source == "blocks.c"

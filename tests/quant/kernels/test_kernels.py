@@ -72,13 +72,22 @@ def test_an_int8_product_is_that_of_the_rounded_weights(machine: str, tokens: in
 
 
 @needs_kernels
-@pytest.mark.parametrize(("tokens", "by_kernel"), [(5, True), (64, True), (65, False)])
-def test_matrix_units_take_over_where_widening_pays(
-    tokens: int, by_kernel: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("instructions", "tokens", "by_kernel"),
+    [
+        ("AVX-512 VNNI", 5, True),
+        ("AVX-512 VNNI", 64, True),
+        ("AVX-512 VNNI", 65, False),
+        ("AMX", 65, True),
+    ],
+)
+def test_matrix_units_take_over_where_the_kernel_has_none(
+    instructions: str, tokens: int, by_kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ops, "has_tiles", lambda: True)
     library = native.library()
     assert library
+    monkeypatch.setattr(ops, "has_tiles", lambda: True)
+    monkeypatch.setattr(library, "instructions", instructions)
     x, held = torch.randn(tokens, 192), INT8.quantize(torch.randn(70, 192))
     of_kernel = library.linear_int8(x, *held)
     assert torch.equal(INT8.product(x, *held), of_kernel) == by_kernel
