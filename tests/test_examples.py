@@ -94,8 +94,11 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.process
 def test_a_pipe_collects_what_is_found(tmp_path):
-    done = shell(f"sh examples/collect.sh assets 'a dog' {tmp_path}/dogs", ROOT)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "assets/dog.jpg\n", "")
+    (tmp_path / "photos").mkdir()
+    for photo in (ROOT / "assets").glob("*.jpg"):  # on the picture of the page there is a dog too
+        (tmp_path / "photos" / photo.name).symlink_to(photo)
+    done = shell(f"sh examples/collect.sh {tmp_path}/photos 'a dog' {tmp_path}/dogs", ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/photos/dog.jpg\n", "")
     assert [path.name for path in (tmp_path / "dogs").iterdir()] == ["dog.jpg"]
 
 

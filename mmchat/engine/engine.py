@@ -173,9 +173,9 @@ class Engine:
             if not isinstance(error, Exception):
                 raise
             return
-        self._active.append(row)
-        self._turns.add(row)
-        with self._ending(row):
+        with self._ending(row):  # from the first moment on: it holds what its slot held before
+            self._active.append(row)
+            self._turns.add(row)
             self._room.take(place, answer.request)
             self.known += len(row.prompt.media) - len(row.unencoded())
 
@@ -183,17 +183,24 @@ class Engine:
         for answer in [answer for answer in self._waiting if answer.is_cancelled]:
             self._waiting.remove(answer)
             answer.add(answer.request.unanswered())
-        for row in [row for row in self._active if row.answer.is_cancelled]:
-            row.finish("interrupted")
-            self._leave(row, row.marks())
+        for row in list(self._active):
+            if row.answer.is_over:  # Ctrl-C came while it left
+                self._leave(row, row.slot.marks)
+            elif row.answer.is_cancelled:
+                row.finish("interrupted")
+                self._leave(row, row.marks())
 
     def _leave(self, row: Row, marks: Sequence[int | str]) -> None:
-        """The row is over; its slot keeps the positions of `marks` for those who share them."""
-        self._active.remove(row)
+        """The row is over; its slot keeps the positions of `marks` for those who share them.
+
+        It is active until its slot is free, so that Ctrl-C in between loses none.
+        """
         self._turns.remove(row)
         if self._encoding and not any(map(self._encoding.is_for, self._turns)):
             self._encoding = None
         self._room.leave(row.slot, marks)
+        if row in self._active:  # else it was just about to come in
+            self._active.remove(row)
 
     @contextmanager
     def _ending(self, row: Row) -> Iterator[None]:

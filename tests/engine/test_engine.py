@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from pathlib import Path
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +36,9 @@ from mmchat.evals.scenes import heldout_scenes
 from mmchat.models.base import Watch
 from mmchat.models.prompt import PlacedMedia, Prompt
 from tests.fake_model import EOT, VOCAB_SIZE, ByteTokenizer, FakeCache
+from tests.kinds import some
 
+ENGINE = Path(reading_module.__file__).parent
 GUILTY = 251  # a token that breaks every step that reads it
 CURSED = 252  # breaks every step that goes on more than two tokens after a prompt with it
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
@@ -729,6 +735,58 @@ def test_ctrl_c_in_the_middle_of_the_work_frees_the_slot(place, monkeypatch):
     assert not any(slot.is_taken for slot in engine.prefixes.slots)
     [*_, (_, end)] = run(engine, [engine.submit(Request(prompt, GREEDY))])
     assert end.output_ids == expected(prompt, 12)
+
+
+def interrupted_at(line: int, work: Callable[[], object]) -> int:
+    """Ctrl-C before so many lines of the engine have run; returns how many did."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if Path(frame.f_code.co_filename).parent != ENGINE:
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with suppress(KeyboardInterrupt):
+            work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("every", some([17, 199], [199]))
+def test_ctrl_c_at_any_line_leaves_the_engine_whole(every):
+    """No slot is lost, and none keeps positions that it does not hold: answers would be wrong."""
+    with_picture = Prompt((1, 2, 7), (PlacedMedia(0, 1, picture("p")),))
+    prompts = [Prompt((1, 2, 3, 4)), with_picture, Prompt((1, 2, 3, 9))]
+
+    def answers(engine: Engine, *asked: Prompt) -> list[Any]:
+        submitted = [engine.submit(Request(prompt, GREEDY)) for prompt in asked]
+        ends = dict(run(engine, submitted))
+        return [ends[answer].output_ids for answer in submitted]
+
+    def attempt(line: int) -> int:
+        engine = Engine(fake_model(), rows=2)
+        answers(engine, prompts[0])
+        count = interrupted_at(line, lambda: answers(engine, *prompts[1:]))
+        for prompt in (*prompts, prompts[0]):
+            assert answers(engine, prompt) == [expected(prompt, 12)], line
+        assert engine.running == 0
+        assert not any(slot.is_taken for slot in engine.prefixes.slots), line
+        return count
+
+    lines = attempt(0)  # at none
+    assert lines > 1_000
+    for line in range(1, lines, every):
+        assert attempt(line) == line
 
 
 def test_a_reader_that_is_collected_within_a_step_is_dropped_after_it(monkeypatch):
