@@ -79,6 +79,8 @@ def _said(
             notes.append(f"{quoted(model)} is taken as the model; ./{model} is what lies here")
     if len(texts) == 1 and not _is_sentence(texts[0]):
         notes.append(f"{quoted(texts[0])} is no model and no picture; taken as the question")
+    elif len(texts) > 1 and any(map(_is_sentence, texts)):  # not a question without quotes
+        notes.append(f"{' '.join(map(quoted, texts))} are taken as one question")
     return Said(models[0] if models else None, question, tuple(pictures), tuple(notes))
 
 

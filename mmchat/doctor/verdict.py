@@ -67,7 +67,11 @@ def _recommended(best: Outlook) -> Verdict:
     flag = "" if best.scheme == "none" else f" --quantize {best.scheme}"
     scheme = "unquantised" if best.scheme == "none" else f"in {best.scheme}"
     speed = _speed(best) or None
-    about = f": about {pace(speed)} tokens/s with a picture" if speed else ""
+    about = (
+        f": about {pace(speed)} tokens/s with a picture"
+        if speed
+        else "; its speed was not measured"
+    )
     commands = [f"mmchat chat {best.short}{flag}"]
     if holding(best.spec.repo or "").state not in ("present", "unrecorded"):
         theirs = (model for model in ollama_models() if find_spec(model.name) is best.spec)

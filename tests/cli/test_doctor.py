@@ -170,7 +170,9 @@ def test_too_little_memory_leaves_the_built_in_model():
 
 def test_without_a_measurement_the_verdict_tells_no_pace():
     chosen = said(written_down(24, reading=None))
-    assert chosen.text == "This machine runs llama3.2-11B unquantised."
+    assert chosen.text == (
+        "This machine runs llama3.2-11B unquantised; its speed was not measured."
+    )
 
 
 @pytest.mark.usefixtures("with_gpu")

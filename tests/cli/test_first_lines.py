@@ -79,6 +79,8 @@ def test_words_are_the_model_the_question_and_pictures(here, line, said):
         ("describe dog.jpg", "describe", "'describe' is no model and no picture; taken as the"),
         ("Caption", "Caption", "'Caption' is no model and no picture; taken as the question"),
         ("is it tiny dog.jpg", "is it tiny", "'tiny' is taken as a word of the question; -m tiny"),
+        ("gemma 'Is it?'", "gemma Is it?", "'gemma' 'Is it?' are taken as one question"),
+        ("'Is it?' dog.jpg So?", "Is it? So?", "'Is it?' 'So?' are taken as one question"),
     ],
 )  # fmt: skip
 def test_what_could_be_something_else_is_said(here, line, question, note):

@@ -314,3 +314,12 @@ def test_a_model_that_would_be_faster_with_the_c_kernels_says_so(monkeypatch):
     assert mmchat.load("tiny").runtime.notices == []
     monkeypatch.setenv("MMCHAT_NATIVE_KERNELS", "0")
     assert mmchat.load("tiny", quantize="int8").runtime.notices == []
+
+
+def test_what_pictures_need_is_compiled_while_loading(monkeypatch):
+    told = []
+    monkeypatch.setattr(native, "prepare", told.append)
+    mmchat.load("tiny", text_only=True)
+    assert not told
+    mmchat.load("tiny", progress=(progress := lambda *stage: None))
+    assert told == [progress]
