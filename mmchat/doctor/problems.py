@@ -52,7 +52,8 @@ def find_problems(machine: Machine) -> Iterator[Problem]:
         yield Problem(
             f"the machine is busy (load {machine.load:.1f} on {machine.cores} processors), so"
             + (" the speeds above are low" if machine.reading else " no speeds are given"),
-            "run mmchat doctor again when it is idle",
+            "run mmchat doctor again when it is idle; while it is not, fewer threads"
+            " (OMP_NUM_THREADS=1) may be faster, as each step waits for the slowest",
         )
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
