@@ -41,11 +41,12 @@ class ChatFolder:
 
     path: Path
     _descriptor: int
+    was_asked_for: bool = False  # somebody was told that this name brings it back
 
     @property
     def is_named(self) -> bool:
-        """Whether somebody chose its name."""
-        return not _TIME.fullmatch(self.path.name)
+        """Whether somebody chose its name, or was told of it."""
+        return self.was_asked_for or not _TIME.fullmatch(self.path.name)
 
     def write(self, chat: saving.SavedChat) -> None:
         """Raises DiskError."""
@@ -253,11 +254,12 @@ class Keeper:
     def save_as(self, name: str, chat: Conversation) -> None:
         """Give the chat a name; it goes on under that. Raises UsageError, DiskError.
 
-        A chat that somebody named before stays under that name, too.
+        A chat that was saved by a name before stays under that name, too.
         """
         before = self.folder
         if before is not None and before.path == self.chats / name:
             before.write(self.as_saved(chat))
+            before.was_asked_for = True
             return
         if not name.isprintable() or name.startswith(".") or len(name.encode()) > NAME_BYTES:
             raise UsageError(
@@ -279,6 +281,7 @@ class Keeper:
             before.remove()
         self.start_new()
         self.folder = folder
+        folder.was_asked_for = True
 
     def save_sometimes(self, chat: Callable[[], Conversation]) -> None:
         """Save if the last time was a while ago."""

@@ -85,6 +85,17 @@ def test_a_name_is_given_to_the_chat_and_never_taken_from_another(keeper, tmp_pa
     assert answers(tmp_path / "trip") == ["one"]
 
 
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_name_by_the_time_that_was_told_stays_as_a_chosen_one_does(saves, keeper, tmp_path):
+    kept, name = keeper(saves=saves), "2026-12-02_150000"
+    kept.save(talk("one"))
+    kept.save_as(kept.folder.path.name if saves else name, talk("one"))
+    first = kept.folder.path
+    kept.save_as("trip", talk("one", "two"))
+    assert answers(first) == ["one"]
+    assert answers(tmp_path / "trip") == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", [".hidden", "x" * 300, "a\nb", "\x1b[2J", "ä" * 101, ".."])
 def test_what_is_no_name_for_a_chat_is_refused(name, keeper, tmp_path):
     with pytest.raises(UsageError, match="is no name for a chat"):
