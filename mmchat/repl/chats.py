@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class ChatFolder:
     path: Path
     _descriptor: int
     was_asked_for: bool = False  # somebody was told that this name brings it back
+    is_empty: bool = False  # nothing is asked in it, as far as this program made or wrote it
 
     @property
     def is_named(self) -> bool:
@@ -51,6 +52,7 @@ class ChatFolder:
     def write(self, chat: saving.SavedChat) -> None:
         """Raises DiskError."""
         saving.write_folder(self.path, chat)
+        self.is_empty = not chat.conversation.turns
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -92,6 +94,7 @@ def new_chat(chats: Path, name: str | None = None) -> ChatFolder:
         with making, contextlib.suppress(FileExistsError):
             path.mkdir(mode=saving.PRIVATE_FOLDER)
             if made := hold(path):
+                made.is_empty = True
                 return made
     raise AssertionError("numbers do not end")
 
@@ -159,8 +162,8 @@ def _documents(chats: Path) -> list[Path]:
 
 def latest_chat(chats: Path) -> Path:
     """The chat that was changed last. Raises SavedChatError if there is none."""
-    if found := _documents(chats):
-        return found[0].parent
+    for found in _chats(chats):
+        return found.path
     raise SavedChatError(f"there is no chat to continue in {quoted(chats)}")
 
 
@@ -182,7 +185,12 @@ class ChatFacts:
 
 def list_chats(chats: Path) -> list[ChatFacts]:
     """All chats, the one that was changed last first."""
-    return [_facts(file) for file in _documents(chats)]
+    return list(_chats(chats))
+
+
+def _chats(chats: Path) -> Iterator[ChatFacts]:
+    """Those in which something is asked, or that cannot be read."""
+    return (one for one in map(_facts, _documents(chats)) if one.turns or one.problem)
 
 
 def _facts(file: Path) -> ChatFacts:
@@ -215,8 +223,11 @@ class Keeper:
     _saved_at: float = 0.0
 
     def start_new(self) -> None:
-        """What comes next is another chat; this one is free for other programs."""
+        """What comes next is another chat; this one is free for others, or gone if it is empty."""
         if self.folder is not None:
+            if self.folder.is_empty:
+                with contextlib.suppress(MmchatError):
+                    self.folder.remove()
             self.folder.close()
         self.folder = None
 

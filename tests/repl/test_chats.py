@@ -154,6 +154,37 @@ def test_removing_a_chat_leaves_what_is_not_of_it(keeper, tmp_path):
     assert not (tmp_path / "whole").exists()
 
 
+def test_a_chat_in_which_nothing_is_asked_is_not_kept_and_never_the_latest(keeper, tmp_path):
+    asked = keeper()
+    asked.save_as("asked", talk("one"))
+    undone = keeper()
+    undone.save_as("undone", talk("one"))
+    undone.save(talk())
+    failed = keeper()
+    failed.save(talk(""))  # while the question is answered
+    failed.save(talk())
+    names = [path.name for path in tmp_path.iterdir()]
+    assert len(names) == 3  # so far, since more may be asked
+    os.utime(tmp_path / "asked" / "chat.json", ns=(1, 1))
+    assert chats.latest_chat(tmp_path) == tmp_path / "asked"
+    assert [chat.path.name for chat in chats.list_chats(tmp_path)] == ["asked"]
+    for kept in (asked, undone, failed):
+        kept.start_new()
+    assert [path.name for path in tmp_path.iterdir()] == ["asked"]
+
+
+@pytest.mark.process
+def test_a_chat_whose_only_question_was_taken_back_is_gone_when_it_is_left(tmp_path):
+    place = tmp_path / "state" / "mmchat" / "chats"
+    chat = ChatTerminal(tmp_path, ["It is red."])
+    chat.line("What colour?")
+    chat.line("\\undo")
+    assert len(list(place.iterdir())) == 1
+    chat.send("\x04")
+    assert chat.end() == 0
+    assert list(place.iterdir()) == []
+
+
 @pytest.mark.process
 def test_two_windows_go_on_with_one_chat_and_no_turn_is_lost(tmp_path):
     place = tmp_path / "state" / "mmchat" / "chats"
