@@ -233,6 +233,8 @@ class Keeper:
 
     def go_on(self, path: Path) -> None:
         """What comes next belongs to the chat at `path`, or to a copy if another program has it."""
+        if self.saves and self.folder is not None and self.folder.path == path:
+            return  # to leave it first would remove it where it is empty
         self.start_new()
         if not self.saves:
             return

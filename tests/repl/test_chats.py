@@ -163,6 +163,9 @@ def test_a_chat_in_which_nothing_is_asked_is_not_kept_and_never_the_latest(keepe
     failed = keeper()
     failed.save(talk(""))  # while the question is answered
     failed.save(talk())
+    undone.go_on(tmp_path / "undone")  # which it has already
+    undone.save(talk())
+    assert undone.notes == []
     names = [path.name for path in tmp_path.iterdir()]
     assert len(names) == 3  # so far, since more may be asked
     os.utime(tmp_path / "asked" / "chat.json", ns=(1, 1))
