@@ -326,12 +326,13 @@ class Chat:
         settings that stay as they are.
         """
         self.written = {("chat", path.resolve())}
-        self.keeper.start_new()
         if path.parent == self.keeper.chats:
             self.keeper.go_on(path)
+        else:
+            self.keeper.start_new()
         taken = {name: value for name, value in saved.settings.items() if name not in given}
         self.sampling = replace(self.sampling, **taken)
-        self.change(saved.conversation)
+        self.session.conversation = saved.conversation  # saved with the first change
         turns, images = saved.conversation.turns, saved.conversation.images
         counts = f"{plural(len(turns), 'turn')} with {plural(len(images), 'picture')}"
         self.screen.note(f"going on after {counts}")

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,15 +41,18 @@ class ChatFolder:
 
     path: Path
     _descriptor: int
+    was_asked_for: bool = False  # somebody was told that this name brings it back
+    is_empty: bool = False  # nothing is asked in it, as far as this program made or wrote it
 
     @property
     def is_named(self) -> bool:
-        """Whether somebody chose its name."""
-        return not _TIME.fullmatch(self.path.name)
+        """Whether somebody chose its name, or was told of it."""
+        return self.was_asked_for or not _TIME.fullmatch(self.path.name)
 
     def write(self, chat: saving.SavedChat) -> None:
         """Raises DiskError."""
         saving.write_folder(self.path, chat)
+        self.is_empty = not chat.conversation.turns
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -91,6 +94,7 @@ def new_chat(chats: Path, name: str | None = None) -> ChatFolder:
         with making, contextlib.suppress(FileExistsError):
             path.mkdir(mode=saving.PRIVATE_FOLDER)
             if made := hold(path):
+                made.is_empty = True
                 return made
     raise AssertionError("numbers do not end")
 
@@ -158,8 +162,8 @@ def _documents(chats: Path) -> list[Path]:
 
 def latest_chat(chats: Path) -> Path:
     """The chat that was changed last. Raises SavedChatError if there is none."""
-    if found := _documents(chats):
-        return found[0].parent
+    for found in _chats(chats):
+        return found.path
     raise SavedChatError(f"there is no chat to continue in {quoted(chats)}")
 
 
@@ -181,7 +185,12 @@ class ChatFacts:
 
 def list_chats(chats: Path) -> list[ChatFacts]:
     """All chats, the one that was changed last first."""
-    return [_facts(file) for file in _documents(chats)]
+    return list(_chats(chats))
+
+
+def _chats(chats: Path) -> Iterator[ChatFacts]:
+    """Those in which something is asked, or that cannot be read."""
+    return (one for one in map(_facts, _documents(chats)) if one.turns or one.problem)
 
 
 def _facts(file: Path) -> ChatFacts:
@@ -214,13 +223,18 @@ class Keeper:
     _saved_at: float = 0.0
 
     def start_new(self) -> None:
-        """What comes next is another chat; this one is free for other programs."""
+        """What comes next is another chat; this one is free for others, or gone if it is empty."""
         if self.folder is not None:
+            if self.folder.is_empty:
+                with contextlib.suppress(MmchatError):
+                    self.folder.remove()
             self.folder.close()
         self.folder = None
 
     def go_on(self, path: Path) -> None:
         """What comes next belongs to the chat at `path`, or to a copy if another program has it."""
+        if self.saves and self.folder is not None and self.folder.path == path:
+            return  # to leave it first would remove it where it is empty
         self.start_new()
         if not self.saves:
             return
@@ -253,11 +267,12 @@ class Keeper:
     def save_as(self, name: str, chat: Conversation) -> None:
         """Give the chat a name; it goes on under that. Raises UsageError, DiskError.
 
-        A chat that somebody named before stays under that name, too.
+        A chat that was saved by a name before stays under that name, too.
         """
         before = self.folder
         if before is not None and before.path == self.chats / name:
             before.write(self.as_saved(chat))
+            before.was_asked_for = True
             return
         if not name.isprintable() or name.startswith(".") or len(name.encode()) > NAME_BYTES:
             raise UsageError(
@@ -279,6 +294,7 @@ class Keeper:
             before.remove()
         self.start_new()
         self.folder = folder
+        folder.was_asked_for = True
 
     def save_sometimes(self, chat: Callable[[], Conversation]) -> None:
         """Save if the last time was a while ago."""

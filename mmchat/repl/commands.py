@@ -104,7 +104,9 @@ def _undo(chat: Chat, argument: str) -> None:
 @command("retry", "[NAME VALUE]", complete=settings.candidates, aliases=("r",))
 def _retry(chat: Chat, argument: str) -> None:
     """Answer again; NAME VALUE counts for this once."""
-    sampling = settings.changed(chat.sampling, argument) if argument else chat.sampling
+    sampling = chat.sampling
+    if argument:
+        sampling = settings.changed(sampling, argument, "retry")
     chat.retry(sampling)
 
 

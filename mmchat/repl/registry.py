@@ -90,7 +90,7 @@ def find(line: str) -> tuple[Command, str] | None:
         if argument and not known[word].usage:
             raise UsageError(f"\\{known[word].name} takes no argument; nothing was done")
         return known[word], argument
-    close = closest(word, known, cutoff=0.7 if text[0] == "/" else 0.5)
+    close = closest(word, known, cutoff=0.7)
     if text[0] == "/" and (not close or paths.existing(text.strip())):
         return None
     advice = f"did you mean \\{close[0]}?" if close else "\\help lists the commands"

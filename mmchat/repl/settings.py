@@ -46,8 +46,8 @@ def candidates(chat: Chat, argument: str) -> Iterable[str]:
     return dict.fromkeys(f"{words[0]} {v}" for v in [current, *known.get(words[0], [])])
 
 
-def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
-    """Raises UsageError for an unknown name or a value that does not fit."""
+def changed(sampling: SamplingParams, argument: str, command: str = "set") -> SamplingParams:
+    """Raises UsageError for an unknown name or a value that does not fit; command: who asks."""
     name, _, text = argument.partition(" ")
     text = text.strip()
     settings = facts.setting_names(sampling)
@@ -57,7 +57,7 @@ def changed(sampling: SamplingParams, argument: str) -> SamplingParams:
         raise UsageError(f"there is no setting {quoted(name)}; {advice}")
     if not text:
         shown = facts.shown(getattr(sampling, name))
-        raise UsageError(f"\\set {name} needs a value; it is {shown}")
+        raise UsageError(f"write \\{command} {name} VALUE; it is {shown} now")
     return replace(sampling, **{name: _value(name, text)})
 
 

@@ -157,7 +157,9 @@ def test_image_of_the_arguments_is_asked_about_first(mmchat_command):
         ("\\set temperature hot", "mmchat: error: temperature is a number, not 'hot'", 2),
         ("\\set temperature -1", "mmchat: error: temperature must be between 0 and 100, not -1", 2),
         ("\\set top_k 1.5", "mmchat: error: top_k must be a whole number, not 1.5", 2),
-        ("\\set top_k", "mmchat: error: \\set top_k needs a value; it is 0", 2),
+        ("\\set top_k", "mmchat: error: write \\set top_k VALUE; it is 0 now", 2),
+        ("\\retry top_k", "mmchat: error: write \\retry top_k VALUE; it is 0 now", 2),
+        ("\\foo", "mmchat: error: there is no command \\foo; \\help lists the commands", 2),
         ("\\load nothing", "mmchat: error: no saved chat 'nothing'", 1),
         ("\\save", "mmchat: error: nothing has been asked yet", 2),
         ("\\export pdf", "mmchat: error: write \\export md, json or html, not 'pdf'", 2),
@@ -322,6 +324,22 @@ def test_piped_chats_are_not_kept_unless_they_continue_one(mmchat_command, folde
     assert done.stderr.startswith("going on after 1 turn with 0 pictures\n")
     saved = json.loads((place / "first" / "chat.json").read_text())
     assert [turn["answer"] for turn in saved["turns"]] == ["Hello.", "On."]
+
+
+def test_to_open_a_chat_changes_nothing(mmchat_command, folder):
+    for name in ("old", "new"):
+        piped(mmchat_command, ["Hi", f"\\save {name}"], b"Hello.")
+    place = folder / "state" / "mmchat" / "chats"
+    os.utime(place / "old" / "chat.json", ns=(1, 1))
+    for name in ("old", "./copy.json"):
+        piped(mmchat_command, ["Hi", "\\save copy.json"] if "/" in name else [], b"Hello.")
+        done = piped(
+            mmchat_command, ["\\show", "\\load old"], args=["--resume", name, "--seed", "9"]
+        )
+        assert (done.stderr.count("going on after 1 turn"), done.exit_code) == (2, 0)
+    assert chats.latest_chat(place) == place / "new"
+    assert {path.name for path in place.iterdir()} == {"old", "new"}
+    assert "seed" not in (place / "old" / "chat.json").read_text()
 
 
 def test_a_copy_at_a_path_is_never_saved_to_unasked(mmchat_command, folder):
@@ -575,7 +593,8 @@ def test_set_and_drop_alone_do_something_sensible(mmchat_command):
 def test_settings_come_back_with_the_chat_unless_others_are_given(mmchat_command, folder):
     lines = ["\\set temperature 0.8", "\\set stop END", "\\set seed 7", "Hi", "\\save first"]
     piped(mmchat_command, lines, b"Hello.")
-    shown = piped(mmchat_command, ["\\set"], b"x", args=["--resume", "first", "--seed", "9"])
+    args = ["--resume", "first", "--seed", "9"]
+    shown = piped(mmchat_command, ["\\set", "Hu"], b"x", args=args)
     assert "as before: temperature 0.8, stop 'END'\n" in shown.stderr
     for row in ("temperature +0.8", "seed +9", "stop +'END'", "top_p +0.9"):
         assert re.search(f"(?m)^{row}$", shown.stdout), row

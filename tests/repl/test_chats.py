@@ -85,6 +85,17 @@ def test_a_name_is_given_to_the_chat_and_never_taken_from_another(keeper, tmp_pa
     assert answers(tmp_path / "trip") == ["one"]
 
 
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_name_by_the_time_that_was_told_stays_as_a_chosen_one_does(saves, keeper, tmp_path):
+    kept, name = keeper(saves=saves), "2026-12-02_150000"
+    kept.save(talk("one"))
+    kept.save_as(kept.folder.path.name if saves else name, talk("one"))
+    first = kept.folder.path
+    kept.save_as("trip", talk("one", "two"))
+    assert answers(first) == ["one"]
+    assert answers(tmp_path / "trip") == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", [".hidden", "x" * 300, "a\nb", "\x1b[2J", "ä" * 101, ".."])
 def test_what_is_no_name_for_a_chat_is_refused(name, keeper, tmp_path):
     with pytest.raises(UsageError, match="is no name for a chat"):
@@ -141,6 +152,40 @@ def test_removing_a_chat_leaves_what_is_not_of_it(keeper, tmp_path):
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert left == [tmp_path / "mixed" / "images" / "notes.png"]
     assert not (tmp_path / "whole").exists()
+
+
+def test_a_chat_in_which_nothing_is_asked_is_not_kept_and_never_the_latest(keeper, tmp_path):
+    asked = keeper()
+    asked.save_as("asked", talk("one"))
+    undone = keeper()
+    undone.save_as("undone", talk("one"))
+    undone.save(talk())
+    failed = keeper()
+    failed.save(talk(""))  # while the question is answered
+    failed.save(talk())
+    undone.go_on(tmp_path / "undone")  # which it has already
+    undone.save(talk())
+    assert undone.notes == []
+    names = [path.name for path in tmp_path.iterdir()]
+    assert len(names) == 3  # so far, since more may be asked
+    os.utime(tmp_path / "asked" / "chat.json", ns=(1, 1))
+    assert chats.latest_chat(tmp_path) == tmp_path / "asked"
+    assert [chat.path.name for chat in chats.list_chats(tmp_path)] == ["asked"]
+    for kept in (asked, undone, failed):
+        kept.start_new()
+    assert [path.name for path in tmp_path.iterdir()] == ["asked"]
+
+
+@pytest.mark.process
+def test_a_chat_whose_only_question_was_taken_back_is_gone_when_it_is_left(tmp_path):
+    place = tmp_path / "state" / "mmchat" / "chats"
+    chat = ChatTerminal(tmp_path, ["It is red."])
+    chat.line("What colour?")
+    chat.line("\\undo")
+    assert len(list(place.iterdir())) == 1
+    chat.send("\x04")
+    assert chat.end() == 0
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.process
