@@ -15,7 +15,7 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import check_model, refuse_overwriting
+from mmchat.cli.prompt_input import check_model, keep_own_files, refuse_overwriting
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
 from mmchat.input_text import checked
@@ -25,7 +25,7 @@ from mmchat.words import USUAL_QUESTION
 if TYPE_CHECKING:
     from mmchat.batch.cluster import Job
     from mmchat.batch.output import Output
-    from mmchat.batch.rows import Row
+    from mmchat.batch.rows import Asked, Row
     from mmchat.batch.run import Line
     from mmchat.catalog.source import ModelSource
 
@@ -93,7 +93,13 @@ def batch(
     if not question.strip():
         raise UsageError("the prompt is empty; give a question with --prompt TEXT")
     refuse_overwriting(output, inputs, "-o", "the input")
-    asked = [row for row in read_rows(inputs) if row.is_in(part)]
+    keep_own_files(output, "-o", model, sampling.schema)
+
+    def keep(row: Asked) -> None:
+        refuse_overwriting(output, row.sources, "-o", "a picture of the input")
+
+    every = read_rows(inputs, keep)
+    asked = [row for row in every if row.is_in(part)]
     source = model.find() if check else find_or_offer(model)
     has_pictures = any(row.asked and row.asked.images for row in asked)
     check_model(source.spec, has_pictures=has_pictures, system=system)
