@@ -302,6 +302,13 @@ def test_the_file_of_a_schema_is_not_replaced(batch):
     assert "would replace the schema" in done.stderr
 
 
+def test_stdout_is_refused_for_a_rerun_could_not_read_it(batch):
+    draw("a.png")
+    done = Command(lambda: None)("batch", "a.png", "-o", "-")
+    assert (done.exit_code, batch.loads, Path("-").exists()) == (7, 0, False)
+    assert "'-': stdout is not possible here; give the name of a file" in done.stderr
+
+
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(batch, monkeypatch):
     for number in range(6):
         draw(f"in/{number}.png")

@@ -380,6 +380,16 @@ def test_no_output_replaces_a_file_of_the_model(command, option, mmchat_command,
     assert "would replace a file of the model" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("bench", "-o"), ("eval", "scenes", "-o"), ("export", "-o")])
+def test_stdout_is_no_place_for_what_has_one_of_its_own(
+    command, mmchat_command, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    done = mmchat_command(*command, "-")
+    assert "stdout is not possible here" in done.stderr
+    assert (done.exit_code > 0, [*tmp_path.iterdir()], mmchat_command.loaded) == (True, [], [])
+
+
 def test_a_base_model_is_said_to_continue_the_text_unless_that_is_asked(mmchat_command):
     mmchat_command.use(b"x", b"x", params="llama3.2-11B-vision")
     note = "Llama-3.2-11B-Vision is a base model, which continues the text; llama3.2-11B answers\n"
