@@ -65,6 +65,11 @@ class Row:
     file: Path = Path()
     line: tuple[int, int, int] = (0, 0, 0)
 
+    @property
+    def place(self) -> str:
+        """Where it is asked, for messages."""
+        return f"line {self.line[0]} of {quoted(self.file)}" if self.line[0] else "a picture"
+
     def read(self) -> Asked:
         """Raises UsageError if the file was changed since."""
         if self.asked is not None:
@@ -97,10 +102,10 @@ def read_rows(
             check(asked)
             other = rows.setdefault(row.custom_id, row)
             if other is not row:
-                places = " and ".join(str(r.line[0] or "a picture") for r in (other, row))
+                places = " and ".join(r.place for r in (other, row))
                 raise UsageError(
-                    f"two rows of {quoted(one)} have the custom_id {quoted(row.custom_id)} (lines"
-                    f" {places}); give each its own"
+                    f"two rows have the custom_id {quoted(row.custom_id)}: {places}; give each its"
+                    " own"
                 )
         if len(rows) == before:
             kind = "pictures" if Path(one).is_dir() else "rows"
