@@ -20,7 +20,7 @@ from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.loading.options import LoadOptions
-from mmchat.words import USUAL_QUESTION
+from mmchat.words import USUAL_QUESTION, plural
 
 if TYPE_CHECKING:
     from mmchat.batch.cluster import Job
@@ -112,22 +112,32 @@ def batch(
     with Output(output, run, force=force and not check, read_only=check) as out:
         from mmchat.batch.run import Defaults, still_to_do
 
-        todo = still_to_do(asked, {**out.answered, **out.failed})
+        before = {**out.answered, **out.failed}
+        todo = still_to_do(asked, before)
         again = {row.custom_id for row in todo}
         if todo and not check:
             defaults = Defaults(question, system, sampling.for_model(source.spec))
             lines = _answered(ray, cluster.Job(model, source, defaults, rows), todo)
             if _write(out, lines, [row.custom_id for row in todo], max_errors):
                 code = INTERRUPTED_EXIT_CODE
-            todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
-        missing = {row.custom_id for row in todo}
+        now = {**out.answered, **out.failed}
+        # without a line, or with that of what was asked before
+        missing = {
+            name
+            for name in again
+            if name not in now or (now[name] and now[name] == before.get(name))
+        }
         kept = out.failed.keys() - missing
+        others = len(now.keys() - {row.custom_id for row in every})
         failed = [row.custom_id for row in asked if row.custom_id in kept]
     done = len(asked) - len(failed) - len(missing)
     counts = {"rows": len(asked), "answered": done, "failed": len(failed), "missing": len(missing)}
-    if before := [quoted(name) for name in failed if name not in again]:
-        more = f" and {len(before) - MOST_SHOWN:,} more" if len(before) > MOST_SHOWN else ""
-        console.note(f"failed before, not asked again: {', '.join(before[:MOST_SHOWN])}{more}")
+    if left := [quoted(name) for name in failed if name not in again]:
+        more = f" and {len(left) - MOST_SHOWN:,} more" if len(left) > MOST_SHOWN else ""
+        console.note(f"failed before, not asked again: {', '.join(left[:MOST_SHOWN])}{more}")
+    if others:
+        lines = plural(others, "line")
+        console.note(f"{quoted(output)} has {lines} of rows that are not asked any more; they stay")
     if as_json:
         console.print_json(counts)
     elif check:

@@ -309,6 +309,33 @@ def test_stdout_is_refused_for_a_rerun_could_not_read_it(batch):
     assert "'-': stdout is not possible here; give the name of a file" in done.stderr
 
 
+def test_lines_of_rows_that_are_gone_stay_and_are_told(batch):
+    for name in ("in/a.png", "in/b.png"):
+        draw(name)
+    batch("in")
+    Path("in/a.png").unlink()
+    for more in ((), ("--check",)):
+        done = Command(lambda: None)("batch", "in", *ASK[1:], *more)
+        assert done.exit_code == 0
+        assert "'out.jsonl' has 1 line of rows that are not asked any more" in done.stderr
+    assert set(batch.rows) == {"in/a.png", "in/b.png"}
+
+
+def test_check_counts_as_the_run_did(batch):
+    """A row whose failure may pass has failed, though it is asked again; none is missing."""
+    Path("bad.png").write_bytes(b"")
+    draw("a.png")
+    Path("r.jsonl").write_text(
+        '{"image": "http://127.0.0.1:9/a.png"}\n{"image": "bad.png"}\n{"image": "a.png"}\n'
+    )
+    counts = {"rows": 3, "answered": 1, "failed": 2, "missing": 0}
+    assert json.loads(batch("r.jsonl", "--json").stdout) == counts
+    assert json.loads(batch("r.jsonl", "--json", "--check").stdout) == counts
+    draw("a.png", (0, 0, 9))
+    missing = {**counts, "answered": 0, "missing": 1}
+    assert json.loads(batch("r.jsonl", "--json", "--check").stdout) == missing
+
+
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(batch, monkeypatch):
     for number in range(6):
         draw(f"in/{number}.png")
