@@ -7,13 +7,14 @@ import glob
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mmchat import limits
+from mmchat.chat.foreign import sources_of
 from mmchat.errors import ImageError, UsageError, quoted
 from mmchat.images.sources import holds_picture, read_source
 from mmchat.input_text import NotTextError, decoded
@@ -34,6 +35,12 @@ class Asked:
     prompt: str | None = None
     system: str | None = None
     body: Mapping[str, Any] | None = None
+
+    @property
+    def sources(self) -> Iterator[str]:
+        """Of all its pictures, those in a body too."""
+        yield from self.images
+        yield from sources_of((self.body or {}).get("messages"))
 
     def digest(self) -> str:
         """Names what is asked: texts, and the bytes of files. Nothing is fetched for it."""
@@ -58,6 +65,11 @@ class Row:
     file: Path = Path()
     line: tuple[int, int, int] = (0, 0, 0)
 
+    @property
+    def place(self) -> str:
+        """Where it is asked, for messages."""
+        return f"line {self.line[0]} of {quoted(self.file)}" if self.line[0] else "a picture"
+
     def read(self) -> Asked:
         """Raises UsageError if the file was changed since."""
         if self.asked is not None:
@@ -76,18 +88,24 @@ class Row:
         return int.from_bytes(hashed[:8], "big") % shard[1] == shard[0]
 
 
-def read_rows(inputs: Iterable[str]) -> list[Row]:
-    """The rows of all inputs. Raises UsageError if one is none, or two have one `custom_id`."""
+def read_rows(
+    inputs: Iterable[str], check: Callable[[Asked], object] = lambda _: None
+) -> list[Row]:
+    """The rows of all inputs. Raises UsageError if one is none, or two have one `custom_id`.
+
+    check: is called with what each row asks, also where that is read again when it is its turn.
+    """
     rows: dict[str, Row] = {}
     for one in inputs:
         before = len(rows)
-        for row in rows_of(one):
+        for row, asked in rows_of(one):
+            check(asked)
             other = rows.setdefault(row.custom_id, row)
             if other is not row:
-                places = " and ".join(str(r.line[0] or "a picture") for r in (other, row))
+                places = " and ".join(r.place for r in (other, row))
                 raise UsageError(
-                    f"two rows of {quoted(one)} have the custom_id {quoted(row.custom_id)} (lines"
-                    f" {places}); give each its own"
+                    f"two rows have the custom_id {quoted(row.custom_id)}: {places}; give each its"
+                    " own"
                 )
         if len(rows) == before:
             kind = "pictures" if Path(one).is_dir() else "rows"
@@ -95,7 +113,8 @@ def read_rows(inputs: Iterable[str]) -> list[Row]:
     return list(rows.values())
 
 
-def rows_of(place: str) -> Iterator[Row]:
+def rows_of(place: str) -> Iterator[tuple[Row, Asked]]:
+    """The rows of one input, each with what it asks."""
     path = Path(place)
     ending = path.suffix.lower()
     if ending in (".jsonl", ".ndjson") and path.is_file():
@@ -103,7 +122,9 @@ def rows_of(place: str) -> Iterator[Row]:
     elif ending in (".csv", ".tsv") and path.is_file():
         yield from _of_csv(path, "\t" if ending == ".tsv" else ",")
     else:
-        yield from (Row(name, Asked((name,))) for name in pictures(place))
+        for name in pictures(place):
+            asked = Asked((name,))
+            yield Row(name, asked), asked
 
 
 def pictures(place: str) -> list[str]:
@@ -146,7 +167,7 @@ def _where(path: Path, number: int) -> Where:
     return Where(str(path), f"line {number}", UsageError)
 
 
-def _of_jsonl(path: Path) -> Iterator[Row]:
+def _of_jsonl(path: Path) -> Iterator[tuple[Row, Asked]]:
     most, begin, number = limits.REQUEST_BYTES, 0, 0
     with opened(path) as file:
         while line := file.readline(most + 1):
@@ -155,8 +176,8 @@ def _of_jsonl(path: Path) -> Iterator[Row]:
             if len(line) > most:
                 raise where.fail(f"longer than {most // limits.MIB} MiB")
             if line.strip():
-                custom_id, _ = _parsed(line, where)
-                yield Row(custom_id, file=path, line=(number, begin, len(line)))
+                custom_id, asked = _parsed(line, where)
+                yield Row(custom_id, file=path, line=(number, begin, len(line))), asked
             begin += len(line)
 
 
@@ -190,7 +211,7 @@ def _asked(found: Mapping[str, Any], where: Where) -> tuple[str, Asked]:
     return custom_id or usual, Asked(tuple(images), prompt, system)
 
 
-def _of_csv(path: Path, delimiter: str) -> Iterator[Row]:
+def _of_csv(path: Path, delimiter: str) -> Iterator[tuple[Row, Asked]]:
     with opened(path) as file:
         try:
             text = decoded(file.read(), str(path))
@@ -205,7 +226,7 @@ def _of_csv(path: Path, delimiter: str) -> Iterator[Row]:
         number = reader.line_num + 1
         for found in reader:
             custom_id, asked = _asked(found, _where(path, number))
-            yield Row(custom_id, asked, path, (number, 0, 0))
+            yield Row(custom_id, asked, path, (number, 0, 0)), asked
             number = reader.line_num + 1
     except csv.Error as error:
         raise _where(path, number).fail(str(error)) from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -81,6 +82,13 @@ def as_messages(given: list[Any], alpha: Literal["white", "drop"], tag: str = ""
             one = Message(role, arranged(content, (IMAGE_MARK, tag)))
         messages.append(one)
     return messages
+
+
+def sources_of(given: Any) -> Iterator[str]:
+    """The addresses and paths of pictures in messages, as far as these have the form."""
+    for index, message in enumerate(given if isinstance(given, list) else ()):
+        with suppress(UsageError):
+            yield from [place for place, _ in _parts(message, index)[1] if place]
 
 
 def _parts(message: Any, index: int) -> tuple[Any, list[tuple[str, str]]]:

@@ -15,17 +15,17 @@ import typer
 
 from mmchat.cli import console, model_choice, options
 from mmchat.cli.offer import find_or_offer
-from mmchat.cli.prompt_input import check_model, refuse_overwriting
+from mmchat.cli.prompt_input import check_model, keep_own_files, refuse_overwriting
 from mmchat.cli.sampling_options import SamplingOptions
 from mmchat.errors import INTERRUPTED_EXIT_CODE, UsageError, quoted
 from mmchat.input_text import checked
 from mmchat.loading.options import LoadOptions
-from mmchat.words import USUAL_QUESTION
+from mmchat.words import USUAL_QUESTION, plural
 
 if TYPE_CHECKING:
     from mmchat.batch.cluster import Job
     from mmchat.batch.output import Output
-    from mmchat.batch.rows import Row
+    from mmchat.batch.rows import Asked, Row
     from mmchat.batch.run import Line
     from mmchat.catalog.source import ModelSource
 
@@ -93,7 +93,13 @@ def batch(
     if not question.strip():
         raise UsageError("the prompt is empty; give a question with --prompt TEXT")
     refuse_overwriting(output, inputs, "-o", "the input")
-    asked = [row for row in read_rows(inputs) if row.is_in(part)]
+    keep_own_files(output, "-o", model, sampling.schema)
+
+    def keep(row: Asked) -> None:
+        refuse_overwriting(output, row.sources, "-o", "a picture of the input")
+
+    every = read_rows(inputs, keep)
+    asked = [row for row in every if row.is_in(part)]
     source = model.find() if check else find_or_offer(model)
     has_pictures = any(row.asked and row.asked.images for row in asked)
     check_model(source.spec, has_pictures=has_pictures, system=system)
@@ -106,22 +112,32 @@ def batch(
     with Output(output, run, force=force and not check, read_only=check) as out:
         from mmchat.batch.run import Defaults, still_to_do
 
-        todo = still_to_do(asked, {**out.answered, **out.failed})
+        before = {**out.answered, **out.failed}
+        todo = still_to_do(asked, before)
         again = {row.custom_id for row in todo}
         if todo and not check:
             defaults = Defaults(question, system, sampling.for_model(source.spec))
             lines = _answered(ray, cluster.Job(model, source, defaults, rows), todo)
             if _write(out, lines, [row.custom_id for row in todo], max_errors):
                 code = INTERRUPTED_EXIT_CODE
-            todo = [row for row in todo if row.custom_id not in out.answered.keys() | out.failed]
-        missing = {row.custom_id for row in todo}
+        now = {**out.answered, **out.failed}
+        # without a line, or with that of what was asked before
+        missing = {
+            name
+            for name in again
+            if name not in now or (now[name] and now[name] == before.get(name))
+        }
         kept = out.failed.keys() - missing
+        others = len(now.keys() - {row.custom_id for row in every})
         failed = [row.custom_id for row in asked if row.custom_id in kept]
     done = len(asked) - len(failed) - len(missing)
     counts = {"rows": len(asked), "answered": done, "failed": len(failed), "missing": len(missing)}
-    if before := [quoted(name) for name in failed if name not in again]:
-        more = f" and {len(before) - MOST_SHOWN:,} more" if len(before) > MOST_SHOWN else ""
-        console.note(f"failed before, not asked again: {', '.join(before[:MOST_SHOWN])}{more}")
+    if left := [quoted(name) for name in failed if name not in again]:
+        more = f" and {len(left) - MOST_SHOWN:,} more" if len(left) > MOST_SHOWN else ""
+        console.note(f"failed before, not asked again: {', '.join(left[:MOST_SHOWN])}{more}")
+    if others:
+        lines = plural(others, "line")
+        console.note(f"{quoted(output)} has {lines} of rows that are not asked any more; they stay")
     if as_json:
         console.print_json(counts)
     elif check:

@@ -146,6 +146,8 @@ def export(
     else:
         named = model.name or model.checkpoint_path or BUILT_IN
         folder = output or Path(f"{Path(named).expanduser().absolute().name}-{format}")
+    if folder == Path("-"):
+        raise UsageError("--output '-' is no folder: stdout is not possible here; name a new one")
     folder = folder.expanduser().absolute()
     if folder.name in ("", ".", ".."):
         raise UsageError("--output must name a new folder")

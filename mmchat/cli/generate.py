@@ -130,6 +130,7 @@ def generate(
     if images:
         prompt_input.expect_pictures()
     shown.check(images)
+    prompt_input.keep_own_files(shown.file, "--output", model, sampling.schema)
     prompt_input.check_pictures(images)
     given = prompt_input.gather(prompt, images, allow_blank=raw)
     has_pictures = bool(given.sources) or image_tags

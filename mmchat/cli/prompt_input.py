@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -16,6 +16,7 @@ from mmchat import limits
 from mmchat.cli import console
 from mmchat.errors import ImageError, PromptError, UsageError
 from mmchat.input_text import NotTextError, checked, decoded
+from mmchat.loading.options import PATHS, LoadOptions
 from mmchat.storage import atomic_file
 from mmchat.words import TEXT_ALONE, USUAL_QUESTION
 
@@ -123,17 +124,33 @@ def check_output(
 
 
 def refuse_overwriting(
-    output: Path, sources: Sequence[str], option: str, what: str = "the picture that is asked about"
+    output: Path, sources: Iterable[str], option: str, what: str = "the picture that is asked about"
 ) -> None:
-    """Raises UsageError if a file that is to be written is one of those that are read."""
-    from mmchat.repl.paths import without_pages
+    """Raises UsageError if a file that is to be written is one of those that are read.
 
-    if not output.exists():
+    Whatever it is called there: by a link, another path, a `file:` address or with pages behind it.
+    """
+    from mmchat.images.sources import file_of
+
+    try:
+        written = output.stat()
+    except (OSError, ValueError):
         return
-    for source in chain.from_iterable((s, without_pages(s)) for s in sources):
-        with suppress(OSError, ValueError, RuntimeError):  # one is not there, or is no name
-            if Path(source).expanduser().samefile(output):
+    for source in sources:
+        with suppress(OSError, ValueError, RuntimeError, ImageError):  # not there, or no name
+            file = file_of(source)
+            if file is not None and os.path.samestat(file.stat(), written):
                 raise UsageError(f"{option} {str(output)!r} would replace {what}")
+
+
+def keep_own_files(
+    output: Path | None, option: str, model: LoadOptions, schema: str | None = None
+) -> None:
+    """Raises UsageError if `output` is a file that the model or a schema is read from."""
+    if output is not None:
+        named = [str(path) for name in PATHS if (path := getattr(model, name)) is not None]
+        refuse_overwriting(output, named, option, "a file of the model")
+        refuse_overwriting(output, [schema] if schema else [], option, "the schema")
 
 
 def check_model(

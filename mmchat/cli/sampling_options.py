@@ -34,9 +34,8 @@ def _schema(value: str | None) -> str | None:
     """Refused before a model is loaded, if it is."""
     if value is None:
         return None
-    text = schema.read(value)
-    grammar.check(text)
-    return text
+    grammar.check(schema.read(value))
+    return value
 
 
 def _option(*names: str, **settings: Any) -> Any:
@@ -115,6 +114,8 @@ class SamplingOptions:
         given = {name: value for name, value in asdict(self).items() if value not in (None, [])}
         if "stop" in given:
             given["stop"] = tuple(given["stop"])
+        if self.schema is not None:
+            given["schema"] = schema.read(self.schema)
         if self.speculate.isdecimal():
             given["speculate"] = int(self.speculate)
         return given

@@ -61,7 +61,7 @@ def export_model(plan: ExportPlan, progress: ProgressCallback = lambda *_: None)
     begin = time.perf_counter()
     source = replace(plan.model.find(), kept=None)
     plan.check_family(source.spec)
-    replaces = _replaces(plan.folder, source, force=plan.force)
+    replaces = _replaces(plan, source)
     if source.checkpoint:
         papers_beside(source.checkpoint)  # raises now, not after minutes
     with _opened(plan, source, progress) as model:
@@ -127,11 +127,9 @@ def _write_manifest(work: Path, record: ExportRecord | None, source: ModelSource
     write_manifest(work / MANIFEST_NAME, manifest)
 
 
-def _replaces(folder: Path, source: ModelSource, *, force: bool) -> bool:
-    """Whether an export of `source` to `folder` replaces what is there.
-
-    Raises UsageError, DiskError.
-    """
+def _replaces(plan: ExportPlan, source: ModelSource) -> bool:
+    """Whether an export of `source` replaces what is there. Raises UsageError, DiskError."""
+    folder = plan.folder
     if not folder.parent.is_dir():
         raise DiskError(f"the folder {quoted(folder.parent, 300)} does not exist")
     if not os.access(folder.parent, os.W_OK):
@@ -142,8 +140,8 @@ def _replaces(folder: Path, source: ModelSource, *, force: bool) -> bool:
         raise UsageError(f"{quoted(folder, 300)} is no folder; name another with --output")
     if not any(folder.iterdir()):
         return False
-    _check_not_precious(folder, source)
-    if not force and not _is_ours(folder):
+    _check_not_precious(plan, source)
+    if not plan.force and not _is_ours(folder):
         raise UsageError(
             f"{quoted(folder, 300)} holds what mmchat export did not write, or what was changed"
             " since; name a new folder with --output, or give --force to replace it"
@@ -151,9 +149,14 @@ def _replaces(folder: Path, source: ModelSource, *, force: bool) -> bool:
     return True
 
 
-def _check_not_precious(folder: Path, source: ModelSource) -> None:
-    """Not even --force replaces a folder that holds home, the model, or where the user stands."""
-    inside = [Path.home(), Path.cwd(), source.checkpoint, source.tokenizer]
+def _check_not_precious(plan: ExportPlan, source: ModelSource) -> None:
+    """Not even --force replaces a folder that holds home, what is read, or where one stands."""
+    folder, params = plan.folder, plan.model.params_path
+    inside = [
+        *(Path.home(), Path.cwd(), source.checkpoint, source.tokenizer, source.companion),
+        *(adapter.folder for adapter in source.adapters),
+        *(plan.calibrate, Path(params) if params else None),
+    ]
     for path in filter(None, inside):
         if path.resolve().is_relative_to(folder.resolve()):
             raise UsageError(

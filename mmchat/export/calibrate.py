@@ -62,10 +62,10 @@ def find_samples(folder: Path) -> Samples:
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     files = [path for path in found if not HIDDEN.search(str(path.relative_to(folder)))]
     tables = [path for path in files if path.suffix.lower() in TABLES]
-    rows = [row for path in tables for row in rows_of(str(path))]
+    rows = [row for path in tables for row, _ in rows_of(str(path))]
     named = {Path(image).absolute() for row in rows for image in row.read().images}
     alone = [path for path in pictures(str(folder)) if Path(path).absolute() not in named]
-    rows += [row for path in alone for row in rows_of(path)]
+    rows += [row for path in alone for row, _ in rows_of(path)]
     texts = [_text(path) for path in files if path.suffix.lower() == ".txt"]
     texts = [text for text in texts if text.strip()]
     if not rows and not texts:

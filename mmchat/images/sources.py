@@ -161,19 +161,29 @@ def _read_file(path: Path) -> bytes:
     raise ImageError(f"{shown} is a device, not a file; give a picture file")
 
 
+def file_of(source: str) -> Path | None:
+    """The file that a text names as a picture; None for an address.
+
+    Raises ImageError, ValueError or RuntimeError if it can be none.
+    """
+    found = _SCHEME.match(source)
+    scheme = found[1].lower() if found else ""
+    if scheme in ("data", "http", "https"):
+        return None
+    path = str(_file_url_path(source)) if scheme == "file" else source
+    return Path(path if _is_there(path) else split_pages(path)[0]).expanduser()
+
+
 def check_file(source: str) -> None:
     """Raise ImageError if a path or `file:` address is no picture by its first bytes.
 
     Nothing is asked of the network, and no pipe is read, which cannot be read again.
     """
-    found = _SCHEME.match(source)
-    scheme = found[1].lower() if found else ""
-    if scheme in ("data", "http", "https"):
-        return
     try:
-        if stat.S_ISFIFO(Path(split_pages(source)[0]).expanduser().stat().st_mode):
+        file = file_of(source)
+        if file is None or stat.S_ISFIFO(file.stat().st_mode):
             return
-    except (OSError, ValueError, RuntimeError):  # reading it says why
+    except (OSError, ValueError, RuntimeError, ImageError):  # reading it says why
         pass
     encoded = read_source(source)
     kind = picture_format(encoded.data)

@@ -13,10 +13,12 @@ from mmchat.storage.safe_files import sync, temporary_file
 def check_writable(path: Path) -> None:
     """Fail before the long work if `path` cannot be written later.
 
-    Raises DiskError if the folder is missing or not writable, or `path` is a folder or no possible
-    name.
+    Raises DiskError if the folder is missing or not writable, or `path` is a folder, no possible
+    name, or `-`, which people write for stdout.
     """
     folder = path.parent
+    if path == Path("-"):
+        raise DiskError("cannot write '-': stdout is not possible here; give the name of a file")
     try:
         target = path if _is_special(path) else folder
     except (OSError, ValueError) as error:

@@ -100,7 +100,10 @@ def test_a_request_of_openai_is_read_when_it_is_its_turn():
         ('{"prompt": "a", "Image_Path": "b"}', "line 1: has 'Image_Path' and no image"),
         ('{"body": {}}', "line 1: needs a custom_id"),
         ('{"custom_id": "x", "url": "/v1/embeddings", "body": {}}', "url is '/v1/embeddings'"),
-        ('{"image": "a.png"}\n{"image": "a.png", "prompt": "x"}', r"'a.png' \(lines 1 and 2\)"),
+        (
+            '{"image": "a.png"}\n{"image": "a.png", "prompt": "x"}',
+            "'a.png': line 1 of 'rows.jsonl' and line 2 of 'rows.jsonl'; give each",
+        ),
         ("", "'rows.jsonl' holds no rows"),
         ("\xff", "line 1: not UTF-8|line 1: not valid JSON"),
     ],
@@ -109,6 +112,15 @@ def test_a_jsonl_that_is_wrong_is_refused_with_its_line(text, reason):
     Path("rows.jsonl").write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match=reason):
         read_rows(["rows.jsonl"])
+
+
+def test_rows_of_two_inputs_with_one_custom_id_are_named_by_their_files(tmp_path):
+    Path("r.jsonl").write_text('{"prompt": "x"}\n{"image": "dog.jpg"}\n')
+    draw("dog.jpg")
+    for inputs in (["r.jsonl", "dog.jpg"], ["dog.jpg", "r.jsonl"]):
+        with pytest.raises(UsageError, match=r"'dog.jpg': .*line 2 of 'r.jsonl'") as refused:
+            read_rows(inputs)
+        assert "a picture" in str(refused.value)
 
 
 def test_a_csv_has_a_column_image():

@@ -258,6 +258,84 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(batch, args, reaso
     assert reason in done.stderr
 
 
+BODY = '{"custom_id": "x", "body": {"messages": [{"role": "user", "content": [%s]}]}}'
+URL = '{"type": "image_url", "image_url": {"url": "%s"}}'
+
+
+@pytest.mark.parametrize(
+    ("rows", "output"),
+    [
+        ("in", "in/a.png"),
+        ("in/*.png", "in/a.png"),
+        ("in", "link.png"),
+        ("in", "in/../in/a.png"),
+        ("in/paper.pdf#1", "in/paper.pdf"),
+        ('{"prompt": "no picture"}\n{"image": ["b.png", "in/a.png"]}', "in/a.png"),
+        ('{"image": "in/a.png"}', "link.png"),
+        ('{"image": "FOLDER/in/a.png"}', "in/a.png"),
+        ('{"image": "file://FOLDER/in/a.png"}', "in/a.png"),
+        (BODY % (URL % "in/a.png"), "in/a.png"),
+        ("image\nin/a.png\n", "in/a.png"),
+    ],
+)
+@pytest.mark.parametrize("more", [("--force",), (), ("--force", "--shard", "0/9")])
+def test_no_picture_that_is_asked_about_is_replaced(batch, rows, output, more, tmp_path):
+    for name in ("in/a.png", "b.png"):
+        draw(name)
+    Path("in/paper.pdf").write_bytes(b"%PDF-1.4\n")
+    Path("link.png").symlink_to("in/a.png")
+    ending = {"{": "jsonl", "i": "csv"}[rows[0]] if "\n" in rows or "{" in rows else ""
+    if ending:
+        Path(f"rows.{ending}").write_text(rows.replace("FOLDER", str(tmp_path)))
+    before = Path(output).read_bytes()
+    done = Command(lambda: None)("batch", f"rows.{ending}" if ending else rows, "-o", output, *more)
+    assert (done.exit_code, batch.loads) == (2, 0)
+    assert f"-o '{Path(output)}' would replace" in done.stderr
+    assert Path(output).read_bytes() == before
+
+
+def test_the_file_of_a_schema_is_not_replaced(batch):
+    draw("a.png")
+    Path("s.json").write_text('{"type": "object"}')
+    done = Command(lambda: None)("batch", "a.png", "--schema", "s.json", "-o", "s.json", "--force")
+    assert (done.exit_code, Path("s.json").read_text()) == (2, '{"type": "object"}')
+    assert "would replace the schema" in done.stderr
+
+
+def test_stdout_is_refused_for_a_rerun_could_not_read_it(batch):
+    draw("a.png")
+    done = Command(lambda: None)("batch", "a.png", "-o", "-")
+    assert (done.exit_code, batch.loads, Path("-").exists()) == (7, 0, False)
+    assert "'-': stdout is not possible here; give the name of a file" in done.stderr
+
+
+def test_lines_of_rows_that_are_gone_stay_and_are_told(batch):
+    for name in ("in/a.png", "in/b.png"):
+        draw(name)
+    batch("in")
+    Path("in/a.png").unlink()
+    for more in ((), ("--check",)):
+        done = Command(lambda: None)("batch", "in", *ASK[1:], *more)
+        assert done.exit_code == 0
+        assert "'out.jsonl' has 1 line of rows that are not asked any more" in done.stderr
+    assert set(batch.rows) == {"in/a.png", "in/b.png"}
+
+
+def test_check_counts_as_the_run_did(batch):
+    """A row whose failure may pass has failed, though it is asked again; none is missing."""
+    Path("bad.png").write_bytes(b"")
+    draw("a.png")
+    Path("r.jsonl").write_text(
+        '{"image": "http://127.0.0.1:9/a.png"}\n{"image": "bad.png"}\n{"image": "a.png"}\n'
+    )
+    counts = {"rows": 3, "answered": 1, "failed": 2, "missing": 0}
+    assert json.loads(batch("r.jsonl", "--json").stdout) == counts
+    assert json.loads(batch("r.jsonl", "--json", "--check").stdout) == counts
+    draw("a.png", (0, 0, 9))
+    missing = {**counts, "answered": 0, "missing": 1}
+    assert json.loads(batch("r.jsonl", "--json", "--check").stdout) == missing
+
+
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(batch, monkeypatch):
     for number in range(6):
         draw(f"in/{number}.png")

@@ -354,6 +354,42 @@ def test_the_output_may_not_replace_the_picture(mmchat_command, picture):
     assert picture.read_bytes() == before
 
 
+def test_nor_by_its_file_address(mmchat_command, picture):
+    address, before = picture.absolute().as_uri(), picture.read_bytes()
+    done = mmchat_command("generate", "-p", "x", "-i", address, "-o", str(picture))
+    assert (done.exit_code, picture.read_bytes() == before) == (2, True)
+    assert "would replace the picture" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "-p", "x", "-o"),
+        ("bench", "-o"),
+        ("eval", "scenes", "-o"),
+        ("eval", "scenes", "--wrong"),
+        ("batch", "a.png", "--force", "-o"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--checkpoint-path", "--tokenizer-path", "--params-path"])
+def test_no_output_replaces_a_file_of_the_model(command, option, mmchat_command, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to("mine")
+    done = mmchat_command(*command, str(tmp_path / "link"), option, str(tmp_path / "mine"))
+    assert (done.exit_code, (tmp_path / "mine").read_text()) == (2, "mine")
+    assert "would replace a file of the model" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("bench", "-o"), ("eval", "scenes", "-o"), ("export", "-o")])
+def test_stdout_is_no_place_for_what_has_one_of_its_own(
+    command, mmchat_command, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    done = mmchat_command(*command, "-")
+    assert "stdout is not possible here" in done.stderr
+    assert (done.exit_code > 0, [*tmp_path.iterdir()], mmchat_command.loaded) == (True, [], [])
+
+
 def test_a_base_model_is_said_to_continue_the_text_unless_that_is_asked(mmchat_command):
     mmchat_command.use(b"x", b"x", params="llama3.2-11B-vision")
     note = "Llama-3.2-11B-Vision is a base model, which continues the text; llama3.2-11B answers\n"

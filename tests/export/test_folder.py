@@ -259,6 +259,15 @@ def test_not_even_force_replaces_home_or_the_model_itself(folder, monkeypatch, t
     plan = ExportPlan(LoadOptions(folder), folder, "safetensors", force=True)
     with pytest.raises(UsageError, match="is not replaced"):
         export_model(plan)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.txt").write_text("mine")
+    samples = ExportPlan(
+        LoadOptions(quantize="int4"), tmp_path / "own", "safetensors", force=True,
+        calibrate=tmp_path / "own",
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="is not replaced"):
+        export_model(samples)
+    assert (tmp_path / "own" / "a.txt").exists()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home" / "inner").mkdir(parents=True)
     with pytest.raises(UsageError, match="is not replaced"):
