@@ -103,6 +103,22 @@ def test_a_pipe_collects_what_is_found(tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "usage: sh examples/collect.sh FOLDER WHAT INTO"),
+        ("assets/dog.jpg 'a fish' {}/fish", "no picture shows a fish by 50 % or more"),
+        ("{}/none 'a dog' {}/dogs", "none' does not exist"),
+    ],
+)
+def test_a_pipe_that_collects_nothing_says_why(arguments, said, tmp_path):
+    done = shell(f"sh examples/collect.sh {arguments.replace('{}', str(tmp_path))}", ROOT)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
 def test_a_batch_becomes_a_page_by_the_two_commands_of_the_example(tmp_path):
     (tmp_path / "assets").symlink_to(ROOT / "assets")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
