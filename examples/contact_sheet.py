@@ -2,6 +2,9 @@
 
 mmchat batch assets/*.jpg -o answers.jsonl
 python examples/contact_sheet.py answers.jsonl sheet.html
+
+Where rows have a custom_id of their own, give the JSONL that was asked as a third argument: it says
+which picture is meant. Without it such an answer has none.
 """
 
 import html
@@ -19,26 +22,35 @@ figure { margin: 0; width: 16em } img { width: 100% } .failed { color: #b00 }
 """
 
 
-def figure(row: dict) -> str:
-    path = Path(row["custom_id"])
-    link = html.escape(path.resolve().as_uri())
+def figure(row: dict, picture: str) -> str:
+    address = picture.startswith(("http:", "https:", "data:"))
+    link = html.escape(picture if address else Path(picture).resolve().as_uri())
+    image = f'<a href="{link}"><img loading="lazy" alt="" src="{link}"></a>'
     failed = row["error"]
     said = f'<span class="failed">{html.escape(failed["message"])}</span>' if failed else ""
     return (
-        f'<figure><a href="{link}"><img loading="lazy" alt="" src="{link}"></a><figcaption>'
-        f"<small>{html.escape(str(path))}</small><br>{said or html.escape(row['text'])}"
+        f"<figure>{image if address or Path(picture).is_file() else ''}<figcaption>"
+        f"<small>{html.escape(row['custom_id'])}</small><br>{said or html.escape(row['text'])}"
         "</figcaption></figure>\n"
     )
 
 
-def main(answers: str, page: str) -> None:
-    rows = [json.loads(line) for line in Path(answers).read_text("utf-8").splitlines()]
-    rows.sort(key=lambda row: row["custom_id"])
-    Path(page).write_text(HEAD + "".join(map(figure, rows)) + "</main>\n", "utf-8")
+def lines(file: str) -> list[dict]:
+    return [json.loads(line) for line in Path(file).read_text("utf-8").split("\n") if line.strip()]
+
+
+def main(answers: str, page: str, asked: str | None = None) -> None:
+    pictures = {}
+    for row in lines(asked) if asked else []:
+        image = row.get("image") or None
+        pictures[row.get("custom_id")] = image[0] if isinstance(image, list) else image
+    rows = sorted(lines(answers), key=lambda row: row["custom_id"])
+    figures = [figure(row, pictures.get(row["custom_id"]) or row["custom_id"]) for row in rows]
+    Path(page).write_text(HEAD + "".join(figures) + "</main>\n", "utf-8")
     print(f"{page}: {len(rows)} pictures")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -225,6 +225,15 @@ def test_edit_asks_another_question_in_place_of_the_last():
     assert [m.text for m in session.messages] == ["Hi", "one", "Stay", "three"]
 
 
+def test_edit_takes_a_text_and_keeps_the_pictures():
+    session = ChatSession(fake_model(b"one", b"two"))
+    image = from_pil(PILImage.new("RGB", (3, 2)))
+    finish(session.send("Hi", image))
+    finish(session.edit("Stay"))
+    [turn] = session.conversation.turns
+    assert (turn.question.text, turn.answer, turn.question.images) == ("Stay", "two", (image,))
+
+
 def test_an_interrupted_answer_is_marked_and_an_empty_one_is_not_kept():
     session = ChatSession(fake_model(b"A long answer", b"\xf0\x9f\x90\xb6", b"x"))
     for event in session.send("Hi"):

@@ -76,12 +76,34 @@ def test_the_answers_of_a_batch_are_a_page(monkeypatch, tmp_path):
         "".join(json.dumps(row) + "\n" for row in rows), "utf-8"
     )
     [arguments] = commands("contact_sheet.py")
+    (tmp_path / "b ü.png").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", arguments[1:])
     runpy.run_path(str(ROOT / arguments[1]), run_name="__main__")
     page = (tmp_path / "sheet.html").read_text("utf-8")
     assert page.index("is empty") < page.index("&lt;A &amp; B&gt;")
     assert f'<img loading="lazy" alt="" src="{(tmp_path / "b ü.png").as_uri()}">' in page
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_row_with_an_id_of_its_own_has_its_picture_or_none(is_told, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        {"custom_id": "r1", "image": ["a.png", "b.png"]},
+        {"custom_id": "r2", "image": "https://example.org/c.png"},
+        {"custom_id": "r3", "prompt": "Hi"},
+    ]
+    answered = [{"custom_id": row["custom_id"], "text": "A dog.", "error": None} for row in asked]
+    for name, rows in (("rows.jsonl", asked), ("answers.jsonl", answered)):
+        Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    Path("a.png").touch()
+    told = ["rows.jsonl"] if is_told else []
+    monkeypatch.setattr(sys, "argv", ["contact_sheet.py", "answers.jsonl", "sheet.html", *told])
+    runpy.run_path(str(ROOT / "examples/contact_sheet.py"), run_name="__main__")
+    page = Path("sheet.html").read_text("utf-8")
+    wanted = [(tmp_path / "a.png").as_uri(), "https://example.org/c.png"] if is_told else []
+    assert re.findall(r' src="(.*?)"', page) == wanted
+    assert page.count("A dog.") == 3
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -100,6 +122,22 @@ def test_a_pipe_collects_what_is_found(tmp_path):
     done = shell(f"sh examples/collect.sh {tmp_path}/photos 'a dog' {tmp_path}/dogs", ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/photos/dog.jpg\n", "")
     assert [path.name for path in (tmp_path / "dogs").iterdir()] == ["dog.jpg"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "usage: sh examples/collect.sh FOLDER WHAT INTO"),
+        ("assets/dog.jpg 'a fish' {}/fish", "no picture shows a fish by 50 % or more"),
+        ("{}/none 'a dog' {}/dogs", "none' does not exist"),
+    ],
+)
+def test_a_pipe_that_collects_nothing_says_why(arguments, said, tmp_path):
+    done = shell(f"sh examples/collect.sh {arguments.replace('{}', str(tmp_path))}", ROOT)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.process

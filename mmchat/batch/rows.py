@@ -25,6 +25,8 @@ from mmchat.words import PICTURE_ENDINGS
 # What others call the pictures of a row; else it would be answered without them.
 _PICTURE = re.compile(r"(?i)(images?|img|pictures?|photos?)([_-]?(paths?|urls?|files?))?")
 CHAT_URL = "/v1/chat/completions"
+_INPUTS = "a folder, a glob, JSONL or CSV"
+_JSONL, _CSV = (".jsonl", ".ndjson"), (".csv", ".tsv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def read_rows(
                 )
         if len(rows) == before:
             kind = "pictures" if Path(one).is_dir() else "rows"
-            raise UsageError(f"{quoted(one)} holds no {kind}; give a folder, a glob, JSONL or CSV")
+            raise UsageError(f"{quoted(one)} holds no {kind}; give {_INPUTS}")
     return list(rows.values())
 
 
@@ -117,18 +119,23 @@ def rows_of(place: str) -> Iterator[tuple[Row, Asked]]:
     """The rows of one input, each with what it asks."""
     path = Path(place)
     ending = path.suffix.lower()
-    if ending in (".jsonl", ".ndjson") and path.is_file():
+    if ending in _JSONL and path.is_file():
         yield from _of_jsonl(path)
-    elif ending in (".csv", ".tsv") and path.is_file():
+    elif ending in _CSV and path.is_file():
         yield from _of_csv(path, "\t" if ending == ".tsv" else ",")
     else:
-        for name in pictures(place):
+        for name in pictures(place, _INPUTS):
             asked = Asked((name,))
             yield Row(name, asked), asked
 
 
-def pictures(place: str) -> list[str]:
-    """The paths of a folder, a glob or a picture. Raises UsageError if nothing is there."""
+def pictures(place: str, takes: str = "a folder, a glob, or pictures") -> list[str]:
+    """The paths of a folder, a glob or a picture.
+
+    Raises UsageError, which says what the command `takes`, if nothing is there, or rows are.
+    """
+    if Path(place).suffix.lower() in _JSONL + _CSV and Path(place).is_file():
+        raise UsageError(f"{quoted(place)} holds rows, for mmchat batch; give {takes}")
     if Path(place).is_dir():
         return list(_below(place))
     if os.path.lexists(place) or place.startswith(("http://", "https://")):
@@ -136,7 +143,7 @@ def pictures(place: str) -> list[str]:
     if found := [n for n in sorted(glob.glob(place, recursive=True)) if not Path(n).is_dir()]:  # noqa: PTH207
         return found
     problem = "matches no file" if glob.has_magic(place) else "does not exist"
-    raise UsageError(f"{quoted(place)} {problem}; give a folder, a glob, JSONL or CSV")
+    raise UsageError(f"{quoted(place)} {problem}; give {takes}")
 
 
 def _below(folder: str) -> Iterator[str]:

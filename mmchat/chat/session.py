@@ -11,7 +11,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmchat import limits
-from mmchat.conversation import Conversation, Image, Message, Turn, called, question
+from mmchat.conversation import Conversation, Image, Message, Turn, called, edited, question
 from mmchat.engine.events import Event, Finished, Progress, Timings
 from mmchat.engine.request import Answer, Request
 from mmchat.engine.sampling import SamplingParams
@@ -124,11 +124,21 @@ class ChatSession:
         """Answer the last question again; the old answer stays until the new one is complete."""
         return self.edit(self.last_turn().question, sampling)
 
-    def edit(self, message: Message, sampling: SamplingParams | None = None) -> Iterator[Event]:
-        """Ask `message` in place of the last question."""
-        self.last_turn()
+    def edit(
+        self, message: str | Message, sampling: SamplingParams | None = None
+    ) -> Iterator[Event]:
+        """Ask `message` in place of the last question, whose pictures a text keeps."""
+        old = self.last_turn().question
         self._interrupt.clear()
-        return self._turn(message, sampling, replaces=True)
+
+        def events() -> Iterator[Event]:
+            asked = message
+            if isinstance(asked, str):
+                processor = self.loaded.processor
+                asked = edited(old, asked, tag=processor.image_tag, names=processor.name_tags)
+            yield from self._turn(asked, sampling, replaces=True)
+
+        return events()
 
     def undo(self) -> Turn:
         """Take back the last question and its answer. Raises UsageError if there is none."""

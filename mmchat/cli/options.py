@@ -80,7 +80,7 @@ Color = Annotated[
 Quiet = Annotated[
     bool, of_output("-q", "--quiet", callback=console.set_quiet, help="No notes on stderr.")
 ]
-Json = Annotated[bool, of_output("--json", help="Print one JSON object.")]
+Json = Annotated[bool, of_output("--json", help="Print JSON, for programs.")]
 RecordFile = Annotated[
     Path | None, of_output("-o", "--output", metavar="FILE", help="Write JSON to FILE as well.")
 ]

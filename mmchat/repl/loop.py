@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PROMPT = "> "
 CONTINUED = "  "
 LEAVE_SECONDS = 3.0  # two Ctrl-C within this time leave
+ESCAPE_SECONDS = 0.05  # what comes later than this after Esc is no key with Alt
 LOOK_SECONDS = 0.1  # how often the prompt looks how far loading is
 
 
@@ -129,6 +130,7 @@ class Prompt:
                 }
             ),
         )
+        self._session.app.ttimeoutlen = ESCAPE_SECONDS
 
     def read(self) -> str:
         """The next message or command.
@@ -246,8 +248,10 @@ class Prompt:
         def leave(event: KeyPressEvent) -> None:
             event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
 
+        # Keys with Alt, as Alt-Enter, begin with Esc too, and the rest of them comes with it.
+        is_alone = Condition(lambda: not self._session.app.key_processor.input_queue)
         is_editing = Condition(lambda: self._is_editing)
-        keys.add("escape", filter=is_editing & ~is_searching)(leave)
+        keys.add("escape", filter=is_editing & ~is_searching, eager=is_alone)(leave)
 
         @keys.add("c-c", filter=~is_searching)
         @keys.add("<sigint>")

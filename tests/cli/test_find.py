@@ -81,12 +81,16 @@ def test_a_picture_that_cannot_be_read_is_said(find):
     ("args", "reason"),
     [
         ((" ", "in"), "TEXT is empty"),
-        (("a dog", "none"), "'none' does not exist"),
+        (("a dog", "none"), "'none' does not exist; give a folder, a glob, or pictures\n"),
+        (("a dog", "in", "rows.jsonl"), "'rows.jsonl' holds rows, for mmchat batch; give a folder"),
+        (("a dog", "rows.CSV"), "'rows.CSV' holds rows, for mmchat batch; give a folder"),
         (("a dog", "empty"), "there are no pictures"),
     ],
 )
 def test_wrong_arguments_are_refused(find, args, reason):
     Path("empty").mkdir()
+    Path("rows.jsonl").write_text('{"image": "in/dog.jpg"}\n')
+    Path("rows.CSV").write_text("image\nin/dog.jpg\n")
     done = find(*args)
     assert (done.exit_code, done.stdout) == (2, "")
     assert reason in done.stderr

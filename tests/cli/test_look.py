@@ -1,5 +1,7 @@
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from mmchat.cli.look import heat_of
 from mmchat.conversation import Conversation
 from mmchat.loading.options import LoadOptions
 
+ROOT = Path(__file__).parents[2]
 DOG = str(data_path("assets", "dog.jpg"))
 ASK = ("look", "What's in this image?", DOG)
 
@@ -27,6 +30,18 @@ def test_the_words_of_the_answer_and_where_they_looked(run_real):
         assert 0 <= y <= 179
         assert 0 < float(share.rstrip("%")) <= 100
     assert (done.stderr, done.exit_code) == ("", 0)
+
+
+def test_the_objects_of_the_documented_picture_are_where_their_words_looked(run_real):
+    pages = [(ROOT / page).read_text("utf-8") for page in ("README.md", "docs/ask.md")]
+    lines = re.findall(r"(?m)^mmchat look (.*)$", "\n".join(pages))
+    assert len(lines) == 5
+    assert all("assets/street.jpg" in line for line in lines)
+    done = run_real("look", ASK[1], str(data_path("assets", "street.jpg")), "-q")
+    rows = [row.split("\t") for row in done.stdout.splitlines()[2:]]
+    seen = {word.strip(",."): int(place.partition(",")[0]) for word, place, _ in rows}
+    between = {"car": (20, 105), "tree": (147, 198), "house": (229, 314)}  # pixels from the left
+    assert all(left <= seen[word] <= right for word, (left, right) in between.items()), seen
 
 
 @pytest.mark.slow

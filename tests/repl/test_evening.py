@@ -178,6 +178,28 @@ def test_keys_at_the_prompt(folder):
     assert chat.end() == 130
 
 
+def test_what_is_typed_soon_after_esc_is_the_next_line(folder):
+    chat = ChatTerminal(folder, ["one", "two", "three"])
+    chat.line("old")
+    chat.send("\\edit\r")
+    chat.wait("Esc or Ctrl-C keeps the old one")
+    chat.send("\x1b")
+    chat.watch(0.3)
+    chat.send("new")
+    chat.wait("> new")
+    assert "edit (Esc keeps the old)> old\nnothing is changed\n" in chat.text()
+    chat.line("")
+    assert "two" in chat.lines()
+    chat.send("\\edit\r")
+    chat.wait("Esc or Ctrl-C keeps the old one")
+    chat.send("\x1bb\x1b[Ca\x1b\r")  # Alt-B to the word's begin, Right, and Alt-Enter
+    chat.wait(r"> na\n  ew")
+    chat.line("")
+    assert "three" in chat.lines()
+    chat.send("\x04")
+    assert chat.end() == 0
+
+
 def test_ctrl_c_twice_aborts_an_answer_hard(folder):
     chat = ChatTerminal(folder, ["never ends " * 50], delay=1.0)
     chat.send("Hi\r")
