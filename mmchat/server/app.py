@@ -47,7 +47,6 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/ps", models.ps),
     ("GET", "/api/version", models.version),
     ("POST", "/api/pull", models.pull),
-    *(("POST", f"/api/{name}", models.refused) for name in models.REFUSED),
 )
 
 

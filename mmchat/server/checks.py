@@ -21,6 +21,11 @@ from mmchat.server.service import Service
 GONE = 499  # in the log: the client went before there was an answer
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(\d{1,5}))?")
+# Of Ollama: a server of models was emptied that way, and nothing is embedded here
+_NOT_DONE = re.compile(
+    r"POST /api/(push|create|copy|delete|embed|embeddings)"
+    r"|DELETE /api/delete|(HEAD|POST) /api/blobs/[^/]+"
+)
 _LOCAL = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _SINGLE = (
     "host", "origin", "sec-fetch-site", "content-length", "content-type", "content-encoding",
@@ -90,6 +95,8 @@ class Checks:
         except ApiError as error:
             response = error_response(error, scope["path"])
             if asked.method not in ("GET", "HEAD") or _LENGTHS & {*asked.headers}:
+            if _is_not_done(asked):  # whatever its body is, which may be a model
+                raise ApiError("not_implemented")
                 # it may have a body, which is not read: nothing behind it can be
                 response.headers["connection"] = "close"
             return response
@@ -159,7 +166,7 @@ def _check_form(asked: Request) -> None:
     for name in _SINGLE:
         if len(headers.getlist(name)) > 1:
             raise ApiError("invalid_request", f"there are two headers {name}")
-    if asked.method not in METHODS:
+    if asked.method not in METHODS and not _is_not_done(asked):
         raise ApiError("method_not_allowed")
     if not asked.scope["path"].startswith("/"):
         raise ApiError("invalid_request", "the target must be a path")
@@ -171,6 +178,10 @@ def _check_body(asked: Request) -> None:
     headers = asked.headers
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError("unsupported_media_type", "send the body without Content-Encoding")
+def _is_not_done(asked: Request) -> bool:
+    return _NOT_DONE.fullmatch(f"{asked.method} {asked.scope['path']}") is not None
+
+
     length = headers.get("content-length", "0")
     if len(length) > 18 or not length.isdecimal() or int(length) > limits.REQUEST_BYTES:
         raise ApiError("body_too_large")

@@ -29,7 +29,7 @@ _TABLE: dict[str, tuple[int, str]] = {
     "rate_limit_exceeded": (429, "too many requests wait already"),
     "server_error": (500, "the server failed; its log says where"),
     "numerical_error": (500, "the model gave no finite numbers"),
-    "not_implemented": (501, "this is not done over the network"),
+    "not_implemented": (501, "models are not managed over the network, nor embedded"),
     "overloaded": (503, "no answer could be begun in time; try again"),
     "loading": (503, "the model is being loaded; try again"),
     "draining": (503, "the server is ending"),

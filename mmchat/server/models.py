@@ -25,7 +25,6 @@ from mmchat.server.stream import LINES, Fields, Json, Stream
 
 STARTED = int(time.time())
 VERSION = "0.24.0"  # the last that ran this model; clients compare it with what they need
-REFUSED = ("push", "create", "copy", "delete", "embed", "embeddings", "blobs/{digest}")
 _is_gguf = cache(is_stored_in_gguf)
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -150,11 +149,6 @@ async def pull(call: Call) -> Response:
             yield {"status": status}
 
     return Stream(lines(), LINES)
-
-
-async def refused(call: Call) -> Response:
-    """Models are not managed over the network: a server of them was emptied that way."""
-    raise ApiError("not_implemented", "models are not managed over the network, nor embedded")
 
 
 async def _check(call: Call) -> Named:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
+from mmchat import limits
 from mmchat.checkpoints import ollama_folder
 from mmchat.checkpoints.ollama_folder import OllamaModel
 from mmchat.engine.sampling import SamplingParams
@@ -19,9 +20,11 @@ from mmchat.server import service as service_module
 from mmchat.server.app import make_app
 from mmchat.server.ollama import Options
 from mmchat.server.options import ServerOptions
+from mmchat.server.service import Service
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 GREEDY = {"temperature": 0}
+BLOB = f"/api/blobs/sha256:{64 * '0'}"
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +277,37 @@ def test_what_is_wrong_is_said_in_ollamas_form(client, route, body, status, text
 
 @pytest.mark.parametrize(
     "name", ["tiny", "Tiny", "tiny:latest", "mllama-tiny", "llama3.2-vision", "llama3.2-vision:90b"]
+@pytest.mark.parametrize(
+    ("method", "route"),
+    [("POST", f"/api/{name}") for name in ("push", "create", "copy", "embed", "embeddings")]
+    + [("DELETE", "/api/delete"), ("HEAD", BLOB), ("POST", BLOB)],
+)
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {},
+        {"json": {"model": "tiny"}},
+        {"content": b"GGUF\x00\xff"},
+        {"headers": {"content-length": str(limits.REQUEST_BYTES + 1)}, "content": b""},
+    ],
+)
+def test_models_are_not_managed_by_any_route_of_ollama(client, method, route, sent):
+    """Whatever is sent: a blob is a file of weights, which is not even read."""
+    response = client.request(method, route, **sent)
+    assert response.status_code == 501
+    if method != "HEAD":
+        text = "models are not managed over the network, nor embedded"
+        assert response.json() == {"error": text}
+    assert client.request(method, f"{route}/more").status_code in (404, 405)
+
+
+def test_who_may_not_ask_is_not_told_what_is_not_done():
+    app = make_app(Service(ServerOptions(keys={"me": "x" * 20})))
+    guarded = TestClient(app, base_url="http://localhost")
+    assert guarded.request("DELETE", "/api/delete").status_code == 401
+    assert guarded.request("DELETE", "/api/chat").status_code == 405
+
+
 )
 def test_the_model_has_its_names_and_that_of_what_ollama_dropped(client, name):
     assert client.post("/api/show", json={"model": name}).status_code == 200
