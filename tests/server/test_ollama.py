@@ -308,6 +308,18 @@ def test_who_may_not_ask_is_not_told_what_is_not_done():
     assert guarded.request("DELETE", "/api/chat").status_code == 405
 
 
+def test_what_is_shown_is_what_is_used(client, service, monkeypatch):
+    shown = client.post("/api/show", json={"model": "tiny"}).json()["parameters"]
+    assert shown == "temperature 0.8\ntop_k 40\ntop_p 0.9"
+    settings = Options().sampling(5)
+    assert shown == "\n".join(f"{name} {value}" for name, value in settings.items())
+    monkeypatch.setattr(service, "ollama_sampling", {"top_p": 0.5})
+    shown = client.post("/api/show", json={"model": "tiny"}).json()["parameters"]
+    assert shown == "temperature 0.8\ntop_k 40\ntop_p 0.5"
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "Tiny", "tiny:latest", "mllama-tiny", "llama3.2-vision", "llama3.2-vision:90b"]
 )
 def test_the_model_has_its_names_and_that_of_what_ollama_dropped(client, name):
     assert client.post("/api/show", json={"model": name}).status_code == 200
