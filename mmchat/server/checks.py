@@ -57,7 +57,7 @@ class Checks:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begin, status = time.perf_counter(), 0
+        begin, status, route = time.perf_counter(), 0, "(refused)"
 
         async def guarded(message: Message) -> None:
             nonlocal status
@@ -71,14 +71,18 @@ class Checks:
 
         try:
             response = self._refusal(scope)
-            app = self._app if response is None else response
-            await app(scope, receive, guarded)
+            if response is None:
+                route = "(unknown)"
+                await self._app(scope, receive, guarded)
+            else:
+                await response(scope, receive, guarded)
         except Exception as failure:
             log.bug(failure)
             if not status:
                 response = error_response(ApiError("server_error"), scope["path"])
                 await response(scope, receive, guarded)
-        route = getattr(scope.get("endpoint"), "route", "-")
+        method = scope["method"] if scope["method"] in (*METHODS, "DELETE") else "-"
+        route = f"{method} {getattr(scope.get('endpoint'), 'route', route)}"
         seconds = time.perf_counter() - begin
         self._metrics.requests[_api(scope["path"]), status or GONE] += 1
         log.request(scope.get(OWNER, ""), route, status or GONE, scope.get(TOKENS, 0), seconds)
@@ -91,12 +95,12 @@ class Checks:
             if asked.method == "OPTIONS":
                 return self._preflight(asked.headers)
             scope[OWNER] = self._owner(asked)
+            if _is_not_done(asked):  # whatever its body is, which may be a model
+                raise ApiError("not_implemented")
             _check_body(asked)
         except ApiError as error:
             response = error_response(error, scope["path"])
             if asked.method not in ("GET", "HEAD") or _LENGTHS & {*asked.headers}:
-            if _is_not_done(asked):  # whatever its body is, which may be a model
-                raise ApiError("not_implemented")
                 # it may have a body, which is not read: nothing behind it can be
                 response.headers["connection"] = "close"
             return response
@@ -174,14 +178,14 @@ def _check_form(asked: Request) -> None:
         raise ApiError("invalid_request", "Content-Length and Transfer-Encoding exclude another")
 
 
-def _check_body(asked: Request) -> None:
-    headers = asked.headers
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError("unsupported_media_type", "send the body without Content-Encoding")
 def _is_not_done(asked: Request) -> bool:
     return _NOT_DONE.fullmatch(f"{asked.method} {asked.scope['path']}") is not None
 
 
+def _check_body(asked: Request) -> None:
+    headers = asked.headers
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError("unsupported_media_type", "send the body without Content-Encoding")
     length = headers.get("content-length", "0")
     if len(length) > 18 or not length.isdecimal() or int(length) > limits.REQUEST_BYTES:
         raise ApiError("body_too_large")
