@@ -203,6 +203,14 @@ def test_memory_for_three_writes_three_at_once(serve):
         assert [task.result().status for task in tasks] == [200] * 10
         refused = await begin(app, 1_500)
         assert (refused.status, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert "ask for a shorter answer (max_tokens), " in refused.json()["error"]["message"]
+        for path, asked, field in (
+            ("/v1/responses", {"input": "x", "max_output_tokens": 1_500}, "max_output_tokens"),
+            ("/api/generate", {"prompt": "x", "options": {"num_predict": 1_500}}, "num_predict"),
+        ):
+            sent = json.dumps({"model": "tiny", **asked}).encode()
+            told = (await call(app, scope("POST", path), [sent])).body.decode()
+            assert f"ask for a shorter answer ({field}), " in told
 
     asyncio.run(run())
     assert 1 < most <= 3

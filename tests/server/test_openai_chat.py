@@ -218,6 +218,7 @@ def test_a_second_turn_reads_only_what_is_new(client, dog):
     details = second["usage"]["prompt_tokens_details"]
     assert details["cached_tokens"] >= answer["usage"]["prompt_tokens"] - 1
     assert second["timings"]["cache_n"] == details["cached_tokens"]
+    assert error["message"].endswith("or raise the server's --max-seq-len")  # no client can
 
 
 def test_the_model_is_named_and_others_are_refused_if_that_is_asked(tiny, client):
