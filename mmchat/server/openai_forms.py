@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mmchat.engine.events import Finished, TokenLogprob
+from mmchat.errors import quoted
 from mmchat.server.call import Call
 from mmchat.server.errors import ApiError, invalid
 from mmchat.server.fields import Body, Bool, Flag, Logprobs, Sampled, Tools
@@ -100,7 +101,10 @@ def served_name(call: Call) -> str:
     if asked is not None and not isinstance(asked, str):
         raise invalid("model", "model: input should be a valid string")
     if call.service.options.strict_model and not is_known(call, asked or ""):
-        raise ApiError("model_not_found", f"this server has {' and '.join(names(call))}", "model")
+        served = f"this server has {' and '.join(names(call))}"
+        if not asked:
+            raise invalid("model", f"model is missing; {served}")
+        raise ApiError("model_not_found", f"there is no model {quoted(asked)}; {served}", "model")
     return call.served.names.listed[0]
 
 

@@ -227,7 +227,13 @@ def test_the_model_is_named_and_others_are_refused_if_that_is_asked(tiny, client
     strict = TestClient(make_app(service), base_url="http://localhost")
     for model in ("tiny", "mllama-tiny", "TINY"):
         assert ask(strict, model=model)["model"] == "tiny"
-    assert ask(strict, 404, model="gpt-4o")["error"]["code"] == "model_not_found"
+    other = ask(strict, 404, model="gpt-4o")["error"]
+    assert other["code"] == "model_not_found"
+    assert other["message"] == "there is no model 'gpt-4o'; this server has tiny and mllama-tiny"
+    for missing in ({}, {"model": None}, {"model": ""}):
+        refused = ask(strict, 400, **missing)["error"]
+        assert refused["message"] == "model is missing; this server has tiny and mllama-tiny"
+        assert refused["param"] == "model"
     assert ask(client, 400, model=5)["error"]["param"] == "model"
     service.close()
     listed = client.get("/v1/models").json()
