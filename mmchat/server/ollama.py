@@ -72,7 +72,7 @@ class Asked(fields.Body):
 
     model: str = ""
     stream: Bool = True
-    format: Annotated[dict[str, Any] | None, fields.plain(_schema)] = None
+    format: Annotated[dict[str, Any] | None, fields.plain(_schema, dict)] = None
     options: Options = Options()
     keep_alive: Annotated[Any, BeforeValidator(_duration)] = None
     think: Bool | str = False

@@ -6,7 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -44,11 +44,13 @@ class Chatted(Streamed):
     tools: Tools = []
     tool_choice: Any = "auto"
     parallel_tool_calls: Bool = True
+    flat_tools: ClassVar[bool] = False  # without `function` around each
     top_logprobs: Logprobs | None = None
 
     @property
     def plan(self) -> Plan:
-        return plan_of(self.tools, self.tool_choice, self.parallel_tool_calls)
+        choice, parallel = self.tool_choice, self.parallel_tool_calls
+        return plan_of(self.tools, choice, parallel, self.flat_tools)
 
 
 class JsonSchema(Body):
